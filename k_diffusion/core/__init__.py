@@ -1,0 +1,1 @@
+"""The ground everything stands on: tensors, modules, randomness, pictures, names and files. Knows no diffusion."""

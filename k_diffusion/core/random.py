@@ -1,0 +1,32 @@
+"""Randomness named by what it is for: a draw is a function of (seed, keys), never of who draws it or when.
+
+So that neither the batch size nor the number of workers or processes nor a pause can change a result.
+"""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, *keys: int | str) -> int:
+    """A 63-bit seed for the stream named by the keys: equal names give equal seeds, different ones unrelated seeds."""
+    digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'little') >> 1
+
+
+def generator(seed: int, *keys: int | str, device: Any = 'cpu') -> torch.Generator:
+    """A fresh generator for the stream named by the keys."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, *keys) if keys else seed)
+
+
+def randn_items(shape: Sequence[int], seeds: Sequence[int], device: Any = 'cpu', dtype: torch.dtype | None = None) -> Tensor:
+    """Unit Gaussian noise [B, *shape] whose item i depends on seeds[i] alone, bit for bit."""
+    out = torch.empty(len(seeds), *shape, device=device, dtype=dtype or torch.get_default_dtype())
+    source = torch.Generator(out.device)
+    for item, seed in zip(out, seeds):
+        item.normal_(generator=source.manual_seed(seed))
+    return out

@@ -1,0 +1,80 @@
+"""Weights on disk: .pth read without running code, .safetensors with their config in the metadata."""
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from .extras import require
+from .files import read_json, whole_file
+
+
+def load_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> Any:
+    """Reads a .pth file that holds tensors, numbers, strings, lists and dicts; anything else is refused, nothing runs.
+
+    A missing, empty, cut or foreign file raises one sentence that names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'no checkpoint at {path}; give the path of a .pth or .safetensors file')
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if 'Weights only load failed' not in str(error):
+            raise ValueError(f'{path} is damaged or not a checkpoint; use an older one from the same folder') from None
+        raise ValueError(f'{path} holds more than tensors, numbers and text, so that reading it could run code; '
+                         'it is refused: save its state_dict alone where it comes from') from None
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f'{path} is damaged, cut short or not a checkpoint ({error or "it is empty"}); '
+                         'use an older one from the same folder') from None
+
+
+def save_checkpoint(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes a .pth file, whole or not at all."""
+    with whole_file(path) as temporary:
+        torch.save(value, temporary)
+
+
+def get_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a .safetensors file (text by name), without its tensors."""
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
+def load_safetensors(path: str | os.PathLike[str], device: Any = 'cpu') -> dict[str, Tensor]:
+    """The tensors of a .safetensors file by name."""
+    with _open(path, str(device)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def load_safetensors_config(path: str | os.PathLike[str]) -> Any:
+    """The config that travels in the metadata of a .safetensors file."""
+    metadata = get_safetensors_metadata(path)
+    if 'config' not in metadata:
+        raise ValueError(f'{path} carries no config in its metadata; name the config file beside it with --config')
+    return read_json(metadata['config'], f'the config inside {path}')
+
+
+def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: Any = None) -> None:
+    """Writes tensors, and a config as the metadata key "config", whole or not at all."""
+    require('numpy', 'train', 'writing .safetensors')
+    metadata = None if config is None else {'config': json.dumps(config, indent=4)}
+    with whole_file(path) as temporary:
+        safetensors.torch.save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
+
+
+def _open(path: str | os.PathLike[str], device: str = 'cpu') -> Any:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no file at {path}; give the path of a .safetensors file')
+    try:
+        return safetensors.safe_open(path, framework='pt', device=device)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f'{path} is damaged, cut short or not a .safetensors file ({error})') from None
