@@ -15,8 +15,10 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; what is written there is synced and takes the name at the end, or vanishes.
+def whole_file(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
+    """Yields a temporary name beside `path`; what is written there takes the name at the end, or vanishes.
+
+    It is synced to the disk first, unless `sync` is False (for files that are cheap to make again).
 
     with whole_file('a.png') as temporary: image.save(temporary)
     """
@@ -24,13 +26,15 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp{path.suffix}')
     try:
         yield temporary
-        with open(temporary, 'rb+') as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(temporary, 'rb+') as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

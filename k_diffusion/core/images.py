@@ -37,6 +37,14 @@ def pil_bytes(x: Image) -> Tensor:
     return raw.view(x.height, x.width, len(x.getbands())).permute(2, 0, 1)
 
 
+def raw_bytes(x: Tensor) -> bytearray:
+    """The elements of a uint8 tensor, last axis fastest (without numpy; `bytes(storage)` would go byte by byte)."""
+    buffer = bytearray(x.numel())
+    if buffer:
+        torch.frombuffer(buffer, dtype=torch.uint8).view(x.shape).copy_(x)
+    return buffer
+
+
 def to_pil_image(x: Tensor) -> Image:
     """A tensor [C, H, W] or [1, C, H, W] in [-1, 1] as a picture: 1 channel L, 3 channels RGB, 4 channels RGBA."""
     if x.ndim == 4 and x.shape[0] == 1:
@@ -49,21 +57,20 @@ def to_pil_image(x: Tensor) -> Image:
 
 def _from_pil_bytes(x: Tensor, mode: str) -> Image:
     pil = require('PIL.Image', 'train', 'making pictures')
-    flat = x.permute(1, 2, 0).contiguous().flatten()
-    return pil.frombytes(mode, (x.shape[2], x.shape[1]), bytes(flat.untyped_storage())[:flat.numel()])
+    return pil.frombytes(mode, (x.shape[2], x.shape[1]), raw_bytes(x.permute(1, 2, 0)))
 
 
 def save_image(path: str | os.PathLike[str], x: Tensor) -> None:
     """Writes a tensor [C, H, W] in [-1, 1] as a picture, whole or not at all; the file's ending tells the format."""
-    with whole_file(path) as temporary:
+    with whole_file(path, sync=False) as temporary:
         to_pil_image(x).save(temporary)
 
 
 def make_grid(images: Tensor | Sequence[Tensor], columns: int | None = None, padding: int = 0, fill: float = -1.) -> Tensor:
     """Images [N, C, H, W] side by side, row by row, as one [C, H', W']; ceil(sqrt(N)) columns where none are given."""
-    images = images if isinstance(images, Tensor) else torch.stack(list(images))
     if len(images) == 0:
         raise ValueError('make_grid got no images; it needs at least one')
+    images = images if isinstance(images, Tensor) else torch.stack(list(images))
     n, c, h, w = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

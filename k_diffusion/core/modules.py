@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils import checkpoint as torch_checkpoint
 
 
@@ -74,3 +75,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if get_checkpointing() and torch.is_grad_enabled():
         return torch_checkpoint.checkpoint(function, *args, use_reentrant=False, **kwargs)
     return function(*args, **kwargs)
+
+
+def forward_mode() -> bool:
+    """Whether forward-mode derivatives (torch.func.jvp) are being taken, which torch's fastest kernels do not know."""
+    return forward_ad._current_level >= 0

@@ -1,0 +1,41 @@
+# Two commands do all their own set-up on a machine with Python 3.10+ and make:
+#   make demo    train on digits for a minute, then look at what the model draws
+#   make test    lint, types and every test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow bench clean
+.DEFAULT_GOAL := test
+
+demo: $(VENV)/.demo
+	@$(BIN)/k-diffusion demo
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m 'not slow'
+
+test-slow: $(VENV)/.test
+	$(BIN)/pytest -m slow
+
+bench: $(VENV)/.test
+	@for bench in benchmarks/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "k-diffusion needs Python 3.10 or later")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	@echo 'installing what the demo needs into $(VENV) (once)'
+	@$(PIP) -q -e '.[train]'
+	@touch $@
+
+$(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
+	@echo 'installing what the tests need into $(VENV) (once)'
+	@$(PIP) -q -e '.[dev]'
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

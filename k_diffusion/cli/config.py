@@ -1,0 +1,34 @@
+"""k-diffusion config: the config that an inference file (.safetensors) or a checkpoint (.pth) carries, as a .json file."""
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..config import read_weights
+from ..core.files import write_json
+from ..core.weights import load_safetensors_config
+from .entry import Parser, guarded
+
+_EXAMPLE = 'example:\n  k-diffusion config demo.safetensors -o demo.json'
+
+
+def config(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Writes the config inside a .safetensors or .pth file as JSON and returns the path of what it wrote."""
+    found = load_safetensors_config(checkpoint) if Path(checkpoint).suffix == '.safetensors' else read_weights(checkpoint)[1]
+    if found is None:
+        raise ValueError(f'{checkpoint} carries no config')
+    path = Path(out) if out is not None else Path(checkpoint).with_suffix('.json')
+    write_json(path, found)
+    return path
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion config') -> int:
+    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
+    parser.add_argument('checkpoint', help='the .safetensors or .pth file')
+    parser.add_argument('-o', '--output', '--out', dest='out', help='the file to write (default: the checkpoint with the ending .json)')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        print(config(args.checkpoint, args.out))
+    return guarded(prog, work)

@@ -1,0 +1,70 @@
+"""Progress of a training run: a live line on a terminal, plain lines elsewhere, always on stderr."""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+
+class Display:
+    """Shows what the trainer reports: step of total, smoothed loss, images per second, time left, memory."""
+
+    def __init__(self, name: str, shown: bool = True, every: float = 10.) -> None:
+        self.name = name
+        self.shown = shown
+        self.every = every
+        self.live: Progress | None = None
+        self.shown_at = -float('inf')
+        if shown and sys.stderr.isatty():
+            columns = TextColumn('[bold]{task.description}'), BarColumn(bar_width=None), TextColumn('{task.fields[text]}')
+            self.live = Progress(*columns, console=Console(stderr=True), expand=True, refresh_per_second=4)
+            self.task = self.live.add_task(name, total=None, text='starting')
+
+    def __enter__(self) -> Display:
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.live:
+            self.live.stop()
+
+    def __call__(self, values: Mapping[str, Any]) -> None:
+        text = describe(values)
+        last = values['step'] == values.get('end_step')
+        if self.live:
+            self.live.update(self.task, completed=values['step'], total=values.get('end_step'), text=text)
+        elif self.shown and (last or time.monotonic() - self.shown_at >= self.every):
+            self.shown_at = time.monotonic()
+            print(f'{self.name}: {text}', file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line above the progress."""
+        if self.live:
+            self.live.console.print(text, markup=False, highlight=False)
+        elif self.shown:
+            print(text, file=sys.stderr, flush=True)
+
+
+def describe(values: Mapping[str, Any]) -> str:
+    """The trainer's report as one line; what is not known yet is left out."""
+    end = values['end_step']
+    parts = [f'step {values["step"]:,}' + (f' of {end:,}' if end else '')]
+    for key, text in (('smoothed_loss', 'loss {:.4f}'), ('images_per_second', '{:,.0f} images/s'), ('seconds_left', '{} left'),
+                      ('memory_bytes', '{:.2f} GiB')):
+        value = values[key]
+        if value is not None:
+            parts.append(text.format(clock(value) if key == 'seconds_left' else value / 2**30 if key == 'memory_bytes' else value))
+    return ' | '.join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:42, 12:05 or 3:20:00."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

@@ -1,0 +1,92 @@
+"""`k-diffusion COMMAND`: which command is meant, and how each of them ends."""
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from .. import __version__
+from ..core.registry import nearest
+
+#: command -> (its file, what it does)
+COMMANDS = {
+    'demo': ('demo', 'train on the shipped digits for a minute and draw a grid of samples'),
+    'train': ('train', 'train a model, or go on with a run that was stopped'),
+    'sample': ('sample', 'draw images from a trained model'),
+    'grid': ('grid', 'put pictures side by side'),
+    'convert': ('convert', 'turn a training checkpoint into a file for inference'),
+    'config': ('config', 'write out the config that an inference file carries'),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that names the nearest option when it is given an unknown one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        words = message.removeprefix('unrecognized arguments: ').split() if message.startswith('unrecognized') else []
+        hints = [(word, nearest(word.split('=')[0], self._option_string_actions)) for word in words if word.startswith('-')]
+        meant = [f'{word}: did you mean {near}?' for word, near in hints if near]
+        self.exit(2, f'{self.prog}: {message}' + ''.join(f'\n  {line}' for line in meant) + f'\n  {self.prog} --help lists the options\n')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `k-diffusion COMMAND ...`; the exit status is 0, 1 (it failed, one sentence says why) or 2 (wrong usage)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ('-h', '--help'):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] == '--version':
+        print(f'k-diffusion {__version__}')
+        return 0
+    if argv[0] not in COMMANDS:
+        near = nearest(argv[0], COMMANDS)
+        print(f'k-diffusion: no command {argv[0]!r}' + (f', did you mean {near!r}?' if near else '') +
+              f'; the commands are {", ".join(COMMANDS)}', file=sys.stderr)
+        return 2
+    command = importlib.import_module(f'.{COMMANDS[argv[0]][0]}', __package__)
+    return int(command.main(argv[1:]))
+
+
+def guarded(prog: str, work: Callable[[], int | None]) -> int:
+    """Runs a command's work; a mistake or a fault of the world ends in one sentence and status 1, without a traceback.
+
+    (With K_DIFFUSION_TRACEBACK=1 in the environment the traceback is shown, for a report.)
+    """
+    warnings.showwarning = _show_warning
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        print(f'\n{prog}: interrupted', file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stdout = None  # type: ignore[assignment]
+        return 1
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        if os.environ.get('K_DIFFUSION_TRACEBACK') == '1':
+            raise
+        print(f'{prog}: {_sentence(error)}', file=sys.stderr)
+        return 1
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f'{error.strerror}: {error.filename}'
+    return ' '.join(str(error).split()) or f'failed with {type(error).__name__}'
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f'note: {message}', file=sys.stderr)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f'  {name:<{width}}  {text}' for name, (_, text) in COMMANDS.items()]
+    return '\n'.join(['k-diffusion trains, samples and measures diffusion models.', '', 'usage: k-diffusion COMMAND [OPTIONS]', '', *lines, '',
+                      'k-diffusion COMMAND --help says more; try: k-diffusion demo'])

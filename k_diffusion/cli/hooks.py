@@ -1,0 +1,77 @@
+"""What a training run shows of itself: demo grids, and a word about evaluation; none of it touches training randomness."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.extras import require
+from ..core.images import make_grid, save_image
+from ..core.modules import eval_mode
+from ..core.random import derive_seed
+from ..generation import generate
+from ..sampling import get_sigmas_karras
+from ..training import Trainer
+
+
+@dataclasses.dataclass
+class DemoHook:
+    """Draws `n` samples of the averaged model, the same noises and classes each time, as NAME_demo_STEP.png."""
+
+    every: int
+    folder: Path
+    name: str
+    denoiser: nn.Module
+    model: Mapping[str, Any]
+    num_classes: int
+    n: int
+    batch_size: int
+    say: Callable[[str], None]
+    steps: int = 50
+    at_end = True
+
+    def __call__(self, trainer: Trainer) -> None:
+        if not self.every or not trainer.accelerator.is_main_process:
+            return
+        sigmas = get_sigmas_karras(self.steps, self.model['sigma_min'], self.model['sigma_max'])
+        cond = {'class_cond': torch.arange(self.n) % self.num_classes} if self.num_classes else None
+        shape = [self.model['input_channels'], *self.model['input_size']]
+        with eval_mode(self.denoiser), trainer.accelerator.autocast():
+            images = generate(self.denoiser, shape, sigmas, 'dpmpp_2m_sde', [derive_seed(trainer.seed, 'demo', i) for i in range(self.n)],
+                              cond, batch_size=self.batch_size, device=trainer.accelerator.device,
+                              options={'eta': 0., 'solver_type': 'heun'})
+        path = self.folder / f'{self.name}_demo_{trainer.step:08}.png'
+        save_image(path, make_grid(images))
+        self.say(f'demo grid: {path}')
+
+
+@dataclasses.dataclass
+class EvaluationNotice:
+    """Says once, when an evaluation is due, that no feature extractor is at hand."""
+
+    every: int
+    say: Callable[[str], None]
+    said: bool = False
+
+    def __call__(self, trainer: Trainer) -> None:
+        if not self.said and trainer.accelerator.is_main_process:
+            self.said = True
+            self.say('evaluation is skipped: this version has no feature extractor; training goes on (--evaluate-n 0 hides this line)')
+
+
+class WandbHook:
+    """Sends what the log says to Weights & Biases."""
+
+    def __init__(self, project: str, entity: str | None, group: str | None, config: Mapping[str, Any], every: int) -> None:
+        self.every = every
+        self.wandb = require('wandb', 'wandb', '--wandb-project')
+        self.wandb.init(project=project, entity=entity, group=group, config=dict(config), save_code=False)
+
+    def __call__(self, trainer: Trainer) -> None:
+        values = {'epoch': trainer.loader.epoch(trainer.items), 'loss': trainer.ema_stats.get('loss'), 'lr': trainer.lr,
+                  'ema_decay': trainer.ema_decay}
+        self.wandb.log(values, step=trainer.step)

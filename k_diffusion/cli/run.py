@@ -1,0 +1,217 @@
+"""A training run put together: networks, data, loss, hooks, and the folder it lives in."""
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..augmentation import BatchedAugmentation
+from ..config import load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
+from ..config.load import Sections
+from ..core.extras import require
+from ..core.files import write_json
+from ..core.modules import checkpointing, n_params
+from ..core.random import derive_seed
+from ..data import Loader, open_dataset
+from ..training import CheckpointHook, GradientNoiseHook, Hook, LogHook, RunFolder, Trainer, load_weights, read_training_checkpoint
+from .display import Display
+from .hooks import DemoHook, EvaluationNotice, WandbHook
+from .objective import make_loss
+
+LOG_EVERY = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What a run can be told; a None is the config's value. The flags of `k-diffusion train` bear these names."""
+
+    config: str | os.PathLike[str] | dict[str, Any]     # the config: a path, or the dict itself
+    name: str = 'model'                                 # names the run and its files
+    run_dir: str | os.PathLike[str] | None = None       # where it lives (default: runs/NAME)
+    batch_size: int | None = None                       # images per micro-step and process
+    end_step: int | None = None                         # optimizer steps in all; None there too: until stopped
+    lr: float | None = None
+    grad_accum_steps: int = 1                           # micro-steps per optimizer step
+    mixed_precision: str | None = None                  # no, fp16, bf16: of the computation; weights stay float32
+    checkpointing: bool = False                         # recompute activations in the backward pass
+    compile: bool = False                               # torch.compile the network
+    seed: int | None = None                             # default: the run's own, else 0
+    device: str | None = None                           # cpu, or None for the fastest there is
+    num_workers: int = 8                                # processes that decode pictures, at most one per core
+    start_method: str = 'spawn'                         # how they start
+    allow_code: bool = False                            # whether a "custom" data set may run its file
+    save_every: int = 10000                             # steps between checkpoints
+    demo_every: int = 500                               # steps between demo grids; 0: none
+    sample_n: int = 64                                  # samples in a grid
+    evaluate_every: int = 10000
+    evaluate_n: int = 2000                              # 0: no evaluation
+    evaluate_only: bool = False
+    evaluate_with: str = 'inception'
+    clip_model: str = 'ViT-B/16'
+    dinov2_model: str = 'vitl14'
+    gns: bool = False                                   # follow the gradient noise scale
+    wandb_project: str | None = None
+    wandb_entity: str | None = None
+    wandb_group: str | None = None
+    wandb_save_model: bool = False
+    resume: str | None = None                           # a checkpoint (default: the run's latest)
+    resume_inference: str | None = None                 # a .safetensors file to start from
+    reset_ema: bool = False                             # the average starts anew
+
+    def __post_init__(self) -> None:
+        for key in ('batch_size', 'end_step', 'grad_accum_steps', 'save_every', 'sample_n', 'evaluate_every'):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
+        for key in ('num_workers', 'demo_every', 'evaluate_n'):
+            if getattr(self, key) < 0:
+                raise ValueError(f'--{key.replace("_", "-")} is {getattr(self, key)}; it must be at least 0')
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f'--lr is {self.lr}; it must be above 0')
+        if self.evaluate_only:
+            raise ValueError('--evaluate-only needs a feature extractor, and this version has none; leave it out to train')
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What became of a run."""
+
+    name: str
+    folder: Path
+    checkpoint: Path
+    step: int
+    status: str         # done, interrupted, or 'already done'
+    loss: float | None  # smoothed
+    processes: int
+
+    def summary(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(self).items()}
+
+
+def train(settings: RunSettings) -> Run:
+    """Trains, or goes on training, the model of a config; the whole run lives in one folder. Returns what became of it."""
+    config = load_config(settings.config, strict=True)
+    sections = sections_of(config)
+    end_step = settings.end_step or sections.training.end_step
+    accelerator = _accelerator(settings)
+    main = accelerator.is_main_process
+    if not main:
+        warnings.simplefilter('ignore')
+    with Display(settings.name, main) as display:
+        folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, {'config': config})
+        path, state = _resume_from(settings, folder)
+        display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
+                    f'{accelerator.device.type}, folder {folder.path}')
+        if path and state and end_step and state['step'] >= end_step:
+            display.say(f'{settings.name} is done: it has reached step {state["step"]:,} of {end_step:,} (--end-step goes further)')
+            return Run(settings.name, folder.path, path, state['step'], 'already done', None, accelerator.num_processes)
+        trainer = _assemble(settings, config, sections, accelerator, folder, state, display, end_step)
+        if state:
+            trainer.load_state_dict(state, path, settings.reset_ema)
+            display.say(f'goes on from {path}, step {trainer.step:,}')
+        del state
+        with checkpointing(settings.checkpointing):
+            status = trainer.run()
+    return _closed(settings, trainer, folder, status, accelerator)
+
+
+def _accelerator(settings: RunSettings) -> Any:
+    accelerate = require('accelerate', 'train', 'training')
+    require('PIL', 'train', 'training')
+    if settings.device not in (None, 'cpu', 'cuda', 'mps'):
+        raise ValueError(f'--device is {settings.device!r}; it is cpu, cuda or mps (which card: CUDA_VISIBLE_DEVICES)')
+    if settings.device in ('cuda', 'mps') and not getattr(torch, settings.device).is_available():
+        raise ValueError(f'--device is {settings.device} and this machine has none; leave it out')
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return accelerate.Accelerator(mixed_precision=settings.mixed_precision, cpu=settings.device == 'cpu')
+
+
+def _resume_from(settings: RunSettings, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
+    if settings.resume:
+        return Path(settings.resume), read_training_checkpoint(settings.resume)
+    return folder.newest() or (None, None)
+
+
+def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, folder: RunFolder,
+              state: dict[str, Any] | None, display: Display, end_step: int | None) -> Trainer:
+    seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
+    network = _network(settings, config, sections, seed, accelerator.device)
+    display.say(f'{n_params(network):,} parameters')
+    with accelerator.main_process_first():
+        loader = _loader(settings, config, sections, accelerator, seed, display)
+    ema_model = copy.deepcopy(network).requires_grad_(False).eval()
+    optimizer = sections.optimizer.make(network, settings.lr)
+    lr_sched = sections.lr_sched.make(optimizer, end_step)
+    model, optimizer = accelerator.prepare(torch.compile(network) if settings.compile else network, optimizer)
+    wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
+    loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
+    if accelerator.is_main_process:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        write_json(folder.path / f'{settings.name}_config.json', config)
+    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), model)
+    parts = {'gns_stats': hook for hook in hooks if isinstance(hook, GradientNoiseHook)}
+    return Trainer(accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader, hooks, end_step=end_step,
+                   grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed, parts=parts)
+
+
+def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device) -> nn.Module:
+    """The network as it starts: drawn from the seed, or an inference file's."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, 'weights'))
+        network = make_model(config)
+    if settings.resume_inference:
+        load_weights(network, read_weights(settings.resume_inference)[0], settings.resume_inference)
+    return network.to(device, memory_format=_memory_format(sections))  # type: ignore[call-overload]
+
+
+def _memory_format(sections: Sections) -> torch.memory_format:
+    convolutional = sections.model.type in ('image_v1',)
+    return torch.channels_last if sections.training.channels_last and convolutional else torch.contiguous_format
+
+
+def _loader(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, seed: int, display: Display) -> Loader:
+    base = Path(settings.config).parent if isinstance(settings.config, (str, os.PathLike)) else Path()
+    model = sections.model
+    dataset = open_dataset(sections.dataset, tuple(model.input_size), model.input_channels, base, settings.allow_code)
+    display.say(f'{len(dataset):,} images' + (f' in {dataset.num_classes} classes' if sections.dataset.num_classes else ''))
+    for path, reason in dataset.skipped[:10]:
+        display.say(f'  skipped {path}: {reason}')
+    if len(dataset.skipped) > 10:
+        display.say(f'  skipped {len(dataset.skipped)} in all')
+    augmentation = BatchedAugmentation(model.augment_prob) if model.augment_prob else None
+    return Loader(dataset, settings.batch_size or sections.training.batch_size, seed=seed, rank=accelerator.process_index,
+                  world_size=accelerator.num_processes, grad_accum_steps=settings.grad_accum_steps, augmentation=augmentation,
+                  num_workers=min(settings.num_workers, os.cpu_count() or 1), start_method=settings.start_method, device=accelerator.device)
+
+
+def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module, model: nn.Module) -> list[Hook]:
+    hooks: list[Hook] = [LogHook(folder.path / f'{settings.name}_log.jsonl', LOG_EVERY, display)]
+    if settings.gns:
+        hooks.append(GradientNoiseHook(model))
+    if settings.wandb_project:
+        hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY))
+    if settings.demo_every:
+        batch = settings.batch_size or config['training']['batch_size']
+        hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config['model'], config['dataset']['num_classes'],
+                              settings.sample_n, batch, display.say))
+    if settings.evaluate_n:
+        hooks.append(EvaluationNotice(settings.evaluate_every, display.say))
+    return [*hooks, CheckpointHook(folder, settings.save_every)]
+
+
+def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: str, accelerator: Any) -> Run:
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    path = trainer.last_checkpoint or folder.checkpoint_path(trainer.step)
+    if accelerator.is_main_process:
+        again = '' if status == 'done' else '; the same command goes on from there'
+        print(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}', file=sys.stderr)
+    return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes)

@@ -1,0 +1,178 @@
+"""k-diffusion sample: images from a trained model."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..config import load_model
+from ..core.files import read_json, whole_file
+from ..core.images import make_grid, save_image
+from ..core.random import derive_seed
+from ..generation import generate
+from ..guidance import classifier_free
+from ..sampling import SAMPLERS
+from ..schedules import SCHEDULES
+from .entry import Parser, guarded
+
+_EXAMPLE = '''examples:
+  k-diffusion sample --checkpoint runs/demo -n 64 --seed 1
+  k-diffusion sample --checkpoint model.safetensors -n 16 --classes 3,5 --guidance 1.5 --sampler heun --steps 30'''
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What `sample` drew: images [N, C, H, W] in [-1, 1], their classes (or None), and where they were written."""
+
+    images: Tensor
+    labels: list[int] | None
+    pictures: list[Path]
+    grid: Path
+
+
+def sample(
+    checkpoint: str | os.PathLike[str],     # a .pth or .safetensors file, or a run's folder (its latest checkpoint)
+    n: int = 64,                            # how many
+    out: str | os.PathLike[str] | None = None,  # folder to write to: images/, grid.png, labels.txt (default: samples, samples-2, ...)
+    prefix: str | None = None,              # instead of a folder: {prefix}_00000.png ... and {prefix}_grid.png
+    config: str | None = None,              # the config, where the checkpoint carries none
+    batch_size: int = 64,                   # how many at a time; changes no image
+    steps: int = 20,                        # how many steps the sampler takes
+    sampler: str = 'dpmpp_2m',              # one of K.sampling.SAMPLERS
+    schedule: str = 'karras',               # how the noise levels are spaced: one of K.schedules.SCHEDULES
+    sigma_min: float | None = None,         # the least noise level before 0 (default: the config's)
+    sigma_max: float | None = None,         # the noise level to start from (default: the config's)
+    seed: int = 0,                          # image i is drawn from (seed, i) alone
+    classes: Sequence[int] | None = None,   # classes in turn (default: each class in turn)
+    guidance: float = 1.,                   # classifier-free guidance scale; 1 is none
+    device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
+    ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
+    show: bool = True,                      # a progress bar, on a terminal
+) -> Samples:
+    """Draws n images from a trained model and writes them, one by one and as a grid."""
+    if n < 1 or steps < 1:
+        raise ValueError(f'-n is {n} and --steps is {steps}; both must be at least 1')
+    folder = _folder(out) if prefix is None else None
+    device = device or best_device()
+    denoiser, filled = load_model(find_checkpoint(checkpoint), device, config, ema)
+    model, num_classes = filled['model'], filled['dataset']['num_classes']
+    labels = _labels(classes, num_classes, n)
+    sigmas = SCHEDULES[schedule](steps, sigma_min or model['sigma_min'], sigma_max or model['sigma_max'])
+    denoise = classifier_free(denoiser, {'class_cond': num_classes}, guidance) if labels else denoiser
+    if guidance != 1 and not labels:
+        raise ValueError(f'--guidance is {guidance} and the model knows no classes to guide towards; leave it out')
+    SAMPLERS[sampler.removeprefix('sample_')]
+    with tqdm(total=-(-n // batch_size) * steps, unit='step', disable=None if show else True) as bar:
+        images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, sampler,
+                          [derive_seed(seed, 'sample', i) for i in range(n)],
+                          {'class_cond': torch.tensor(labels)} if labels else None,
+                          callback=lambda *_: bar.update(), batch_size=batch_size, device=device)
+    return _write(images, labels, folder, prefix)
+
+
+def best_device() -> str:
+    """cuda or mps where there is one, else cpu."""
+    return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Path:
+    """A checkpoint file as it is; for the folder of a run, the latest checkpoint that its state file names."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    states = sorted(path.glob('*_state.json'))
+    if len(states) != 1:
+        found = ', '.join(state.name for state in states) or 'none'
+        raise ValueError(f'{path} is a folder with {len(states)} runs ({found}); give the path of a .pth or .safetensors file')
+    return path / Path(read_json(states[0].read_text(), str(states[0]))['latest_checkpoint']).name
+
+
+def _labels(classes: Sequence[int] | None, num_classes: int, n: int) -> list[int] | None:
+    if not num_classes:
+        if classes:
+            raise ValueError('the model was trained without classes; leave --classes out')
+        return None
+    chosen = list(classes) if classes else list(range(num_classes))
+    odd = [label for label in chosen if not 0 <= label < num_classes]
+    if odd:
+        raise ValueError(f'class {odd[0]} is not known to the model; its classes are 0 to {num_classes - 1}')
+    return [chosen[i % len(chosen)] for i in range(n)]
+
+
+def _folder(out: str | os.PathLike[str] | None) -> Path:
+    """The folder asked for, which must hold no images yet; without one, samples, samples-2, ..., the first that is free."""
+    if out is not None:
+        if (Path(out) / 'images').exists():
+            raise ValueError(f'{out} holds samples already; name another folder with --out, or remove it')
+        return Path(out)
+    number = 1
+    while (folder := Path('samples' if number == 1 else f'samples-{number}')).exists():
+        number += 1
+    return folder
+
+
+def _write(images: Tensor, labels: list[int] | None, folder: Path | None, prefix: str | None) -> Samples:
+    if folder is not None:
+        (folder / 'images').mkdir(parents=True)
+        names, grid, text = [folder / 'images' / f'{i:05}.png' for i in range(len(images))], folder / 'grid.png', folder / 'labels.txt'
+    else:
+        names, grid, text = [Path(f'{prefix}_{i:05}.png') for i in range(len(images))], Path(f'{prefix}_grid.png'), Path(f'{prefix}_labels.txt')
+        grid.parent.mkdir(parents=True, exist_ok=True)
+    for name, image in zip(names, images):
+        save_image(name, image)
+    save_image(grid, make_grid(images))
+    if labels is not None:
+        with whole_file(text) as temporary:
+            temporary.write_text(''.join(f'{label}\n' for label in labels))
+    return Samples(images, labels, names, grid)
+
+
+def _integers(text: str) -> list[int]:
+    return [int(word) for word in text.split(',')]
+
+
+def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
+    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
+    add = parser.add_argument
+    add('--checkpoint', required=True, help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    add('--config', help='the config, where the checkpoint carries none')
+    add('-n', type=int, default=64, help='how many images (default: 64)')
+    add('--batch-size', type=int, default=64, help='how many at a time; changes no image (default: 64)')
+    add('--steps', type=int, help='how many steps the sampler takes (default: %(default)s)')
+    add('--sampler', help='the sampler (default: %(default)s): ' + ', '.join(SAMPLERS))
+    add('--schedule', default='karras', help='the spacing of noise levels (default: karras): ' + ', '.join(SCHEDULES))
+    add('--sigma-min', type=float, help="the least noise level before 0 (default: the config's)")
+    add('--sigma-max', type=float, help="the noise level to start from (default: the config's)")
+    add('--seed', type=int, default=0, help='image i is drawn from (seed, i) alone (default: 0)')
+    add('--classes', type=_integers, metavar='3,5', help='classes in turn (default: each class in turn)')
+    add('--guidance', type=float, default=1., help='classifier-free guidance scale (default: 1, none)')
+    add('--out', help='folder to write to (default: samples, samples-2, ...)')
+    add('--prefix', help='write {prefix}_00000.png ... instead of a folder (default: %(default)s)')
+    add('--device', help='cpu, cuda, mps (default: the fastest there is)')
+    add('--raw', dest='ema', action='store_false', help='the raw weights of a .pth, not the averaged ones')
+    add('--json', action='store_true', help='one machine-readable line on stdout')
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion sample', **defaults: Any) -> int:
+    """The command; `defaults` are those of the door it is called through."""
+    args = vars(_parser(prog, {'steps': 20, 'sampler': 'dpmpp_2m', **defaults}).parse_args(argv))
+    if args['out'] is not None:
+        args['prefix'] = None
+    as_json = args.pop('json')
+
+    def work() -> None:
+        drawn = sample(**args)
+        summary = {'n': len(drawn.pictures), 'first': str(drawn.pictures[0]), 'grid': str(drawn.grid), 'seed': args['seed']}
+        print(json.dumps(summary) if as_json else f'{len(drawn.pictures)} images, {drawn.pictures[0]} to {drawn.pictures[-1].name}\ngrid: {drawn.grid}')
+    return guarded(prog, work)
+
+

@@ -1,0 +1,62 @@
+"""From a config to the objects it describes."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .. import augmentation, denoisers, models, schedules
+from ..core.protocols import Density
+from .load import load_config, sections_of
+from .schema import Findings, read_section
+
+
+def round_to_power_of_two(x: float, tol: float) -> int:
+    """x rounded to the multiple of the largest power of two that keeps it within the relative tolerance.
+
+    (An MLP's width 8/3 of 384 becomes 1024.)
+    """
+    for power in range(math.ceil(math.log2(x)), -1, -1):
+        multiple = round(x / 2**power) * 2**power
+        if abs(x - multiple) / x <= tol:
+            return int(multiple)
+    return int(x)
+
+
+def make_model(config: Mapping[str, Any]) -> nn.Module:
+    """The network of a config, its weights drawn from torch's global generator."""
+    sections = sections_of(load_config(config))
+    classes = sections.dataset.num_classes
+    network: nn.Module = sections.model.build(num_classes=classes + 1 if classes else 0)
+    return augmentation.KarrasAugmentWrapper(network) if sections.model.augment_wrapper else network
+
+
+def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn.Module]:
+    """What turns the network of a config into its denoiser: a function from the network to D(x, sigma)."""
+    model = sections_of(load_config(config)).model
+    if model.loss_config == 'simple':
+        if model.has_variance:
+            raise ValueError("model.loss_config is 'simple' and model.has_variance is true, and that loss learns no variance; "
+                             'set one of them back')
+        return lambda inner: denoisers.SimpleLossDenoiser(inner, sigma_data=model.sigma_data)
+    if model.has_variance:
+        return lambda inner: denoisers.DenoiserWithVariance(inner, sigma_data=model.sigma_data)
+    return lambda inner: denoisers.Denoiser(inner, sigma_data=model.sigma_data, weighting=model.loss_weighting,
+                                            scales=model.loss_scales)
+
+
+def make_sample_density(config: Mapping[str, Any]) -> Density:
+    """The density of training noise levels from the MODEL section of a config: (shape, device=...) -> sigma."""
+    findings = Findings()
+    kind = models.MODELS[config.get('type', 'image_v1')]
+    model = read_section(kind, config, 'model', findings)
+    if model is None:
+        raise ValueError('the model section cannot be used: ' + '; '.join(findings.errors))
+    section = model.sigma_sample_density
+    density = read_section(schedules.DENSITIES[section.get('type', '')], section, 'model.sigma_sample_density', findings)
+    if density is None:
+        raise ValueError('the model section cannot be used: ' + '; '.join(findings.errors))
+    filled: Density = density.filled(model)
+    return filled

@@ -1,0 +1,165 @@
+"""A config file: read, checked against the dataclasses of its owners, filled with their defaults."""
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from .. import data, models, schedules, training
+from ..core.files import read_json
+from ..core.registry import Registry, unknown
+from ..core.weights import load_safetensors_config
+from .schema import Findings, near_miss, read_section
+
+#: What the original gives the optimizer of each network unless the config says otherwise.
+_ADAMW = {'image_v1': {'lr': 1e-4, 'betas': (0.95, 0.999), 'eps': 1e-6, 'weight_decay': 1e-3}}
+_ADAMW_TRANSFORMER = {'lr': 5e-4, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 1e-4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """A checked config: one instance per section, of the dataclass that its type names."""
+
+    model: Any
+    density: Any
+    dataset: Any
+    optimizer: Any
+    lr_sched: Any
+    ema_sched: Any
+    training: training.TrainingConfig
+
+
+def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, Any], strict: bool = False) -> dict[str, Any]:
+    """Reads a config and fills in the defaults of its sections.
+
+    Takes the path of a .json file or of a .safetensors file that carries one, an open file, or a dict. Unknown keys are
+    kept, with one warning, since programs built on this package read their own; `strict` refuses them. A key that is
+    nearly a known one is refused with the suggestion. All errors are reported in one go.
+    """
+    raw, name = _read(path_or_dict)
+    sections, findings = read_sections(raw)
+    if strict:
+        findings.errors += [f'{key} is not a key of this config; take it out' for key in findings.unknown]
+    if findings.errors or sections is None:
+        raise ValueError(f'{name} cannot be used: ' + '; '.join(findings.errors))
+    if findings.unknown:
+        warnings.warn(f'{name} has keys that nothing here reads: {", ".join(findings.unknown)}', stacklevel=2)
+    return _filled(raw, sections)
+
+
+def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]:
+    """The sections of a config as dataclass instances (None where there are errors), and what was found on the way."""
+    findings = Findings()
+    known = [field.name for field in dataclasses.fields(Sections) if field.name != 'density']
+    for key in config:
+        if key not in known:
+            near = near_miss(key, known)
+            if near and near not in config:
+                findings.errors.append(f'{key} is not a section; did you mean {near}?')
+            else:
+                findings.unknown.append(key)
+    if 'model' not in config:
+        findings.errors.append('model is missing; it is the section that describes the network')
+        return None, findings
+    model = _choose(models.MODELS, config['model'], 'model', findings)
+    kind = getattr(model, 'type', None)
+    adamw = _ADAMW.get(str(kind), _ADAMW_TRANSFORMER)
+    parts = dict(
+        model=model,
+        density=_density(model, findings),
+        dataset=_choose(data.DATASETS, config.get('dataset', {}), 'dataset', findings, 'imagefolder'),
+        optimizer=_choose(training.OPTIMIZERS, config.get('optimizer', {}), 'optimizer', findings, 'adamw',
+                          {'adamw': adamw, 'adam8bit': adamw}),
+        lr_sched=_choose(training.LR_SCHEDS, config.get('lr_sched', {}), 'lr_sched', findings, 'constant'),
+        ema_sched=_choose(training.EMA_SCHEDS, config.get('ema_sched', {}), 'ema_sched', findings, 'inverse'),
+        training=read_section(training.TrainingConfig, config.get('training', {}), 'training', findings),
+    )
+    return (None if findings.errors else Sections(**parts)), findings
+
+
+def sections_of(config: Mapping[str, Any]) -> Sections:
+    """The sections of a config that load_config has passed."""
+    sections, findings = read_sections(config)
+    if sections is None:
+        raise ValueError('the config cannot be used: ' + '; '.join(findings.errors))
+    return sections
+
+
+def _read(source: str | os.PathLike[str] | IO[str] | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    if isinstance(source, Mapping):
+        return source, 'the config'
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if path.suffix == '.safetensors':
+            raw, name = load_safetensors_config(path), f'the config inside {path}'
+        else:
+            raw, name = _read_text(path), str(path)
+    else:
+        name = str(getattr(source, 'name', 'the config'))
+        raw = read_json(source.read(), name)
+    if not isinstance(raw, Mapping):
+        raise ValueError(f'{name} holds {type(raw).__name__}; a config is a JSON object with a "model" section')
+    return raw, name
+
+
+def _read_text(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f'no config at {path}; give the path of a .json file (the shipped ones are in configs/)')
+    try:
+        return read_json(path.read_text('utf-8'), str(path))
+    except UnicodeDecodeError:
+        raise ValueError(f'{path} is not text; a config is a .json file or a .safetensors file that carries one') from None
+
+
+def _choose(kinds: Registry[type], section: Any, path: str, findings: Findings, default: str | None = None,
+            defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
+    """Reads a section with the dataclass that its "type" names."""
+    if not isinstance(section, Mapping):
+        findings.errors.append(f'{path} is {section!r}; it must be an object')
+        return None
+    kind = section.get('type', default)
+    if kind is None:
+        near = next((key for key in section if near_miss(key, ['type'])), None)
+        findings.errors.append(f'{path}.type is missing' + (f' (you wrote {near!r})' if near else '') + f'; it takes {" or ".join(kinds)}')
+        return None
+    if kind not in kinds:
+        findings.errors.append(f'{path}.type: {unknown("type", kind, kinds)}')
+        return None
+    return read_section(kinds[kind], section, path, findings, (defaults or {}).get(kind))
+
+
+def _density(model: Any, findings: Findings) -> Any:
+    section = getattr(model, 'sigma_sample_density', None)
+    if section is None:
+        return None
+    density = _choose(schedules.DENSITIES, section, 'model.sigma_sample_density', findings)
+    return None if density is None else density.filled(model)
+
+
+def _filled(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
+    """The config with every default written out, unknown keys where they were, as plain JSON values."""
+    filled = dict(raw)
+    for field in dataclasses.fields(Sections):
+        if field.name != 'density':
+            instance = getattr(sections, field.name)
+            filled[field.name] = {**raw.get(field.name, {}), **_plain(dataclasses.asdict(instance))}
+    return filled
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def shipped_config(name: str) -> Path:
+    """The path of a configuration that comes with the package, by its name without the ending ('config_demo')."""
+    package = Path(__file__).resolve().parents[1]
+    folders = [package / 'configs', package.parent / 'configs']     # installed; in a clone
+    for folder in folders:
+        if (folder / f'{name}.json').is_file():
+            return folder / f'{name}.json'
+    raise FileNotFoundError(f'{unknown("shipped config", name, sorted({p.stem for f in folders for p in f.glob("*.json")}))}')

@@ -1,0 +1,163 @@
+"""JSON into dataclasses: every error of a section found in one go, each with the path of its key."""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin
+
+
+@dataclasses.dataclass
+class Findings:
+    """What reading a config found: errors, and unknown keys that are not mistakes of a known one."""
+
+    errors: list[str] = dataclasses.field(default_factory=list)
+    unknown: list[str] = dataclasses.field(default_factory=list)
+
+
+class Mismatch(ValueError):
+    """A value of another type than the key takes."""
+
+
+def near_miss(key: str, known: Iterable[str]) -> str | None:
+    """The known key that this one was probably meant to be: a letter added, lost, changed or swapped, or nearly all the same."""
+    for other in known:
+        matcher = difflib.SequenceMatcher(None, key, other)
+        same = sum(block.size for block in matcher.get_matching_blocks())
+        one_edit = abs(len(key) - len(other)) <= 1 and max(len(key), len(other)) - same <= 1 and len(key) > 2
+        swapped = len(key) == len(other) and sorted(key) == sorted(other) and len(key) - same <= 1
+        if one_edit or swapped or key.lower() == other or matcher.ratio() >= 0.85:
+            return other
+    return None
+
+
+def read_section(cls: type, value: Any, path: str, findings: Findings, defaults: Mapping[str, Any] | None = None) -> Any:
+    """An instance of a dataclass from a JSON object, or None where the object has errors (collected in findings).
+
+    `defaults` replace the dataclass's own, for sections whose defaults hang on another section.
+    """
+    if not isinstance(value, Mapping):
+        findings.errors.append(f'{path} is {_show(value)}; it must be an object with the keys {", ".join(_fields(cls))}')
+        return None
+    before = len(findings.errors)
+    _sort_unknown(value, _fields(cls), path, findings)
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        if field.name in value:
+            _read_key(arguments, field.name, hints[field.name], value[field.name], f'{path}.{field.name}', findings)
+        elif defaults and field.name in defaults:
+            arguments[field.name] = defaults[field.name]
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            findings.errors.append(f'{path}.{field.name} is missing; it takes {describe(hints[field.name])}')
+    if len(findings.errors) > before:
+        return None
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        findings.errors.append(f'{path}.{error}')
+        return None
+
+
+def _fields(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _sort_unknown(value: Mapping[str, Any], known: list[str], path: str, findings: Findings) -> None:
+    for key in value:
+        if key not in known:
+            near = near_miss(str(key), known)
+            if near and near not in value:
+                findings.errors.append(f'{path}.{key} is not a key; did you mean {path}.{near}?')
+            else:
+                findings.unknown.append(f'{path}.{key}')
+
+
+def _read_key(arguments: dict[str, Any], name: str, hint: Any, value: Any, path: str, findings: Findings) -> None:
+    try:
+        arguments[name] = coerce(hint, value, path, findings)
+    except Mismatch:
+        findings.errors.append(f'{path} is {_show(value)}; it takes {describe(hint)}')
+
+
+def coerce(hint: Any, value: Any, path: str, findings: Findings) -> Any:
+    """The value as the type takes it; raises Mismatch where it does not fit. A whole float serves as an int."""
+    origin = get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _first_that_fits(get_args(hint), value, path, findings)
+    if origin is Literal:
+        return _expect(value in get_args(hint), value)
+    if dataclasses.is_dataclass(hint):
+        return read_section(typing.cast(type, hint), value, path, findings)
+    if origin in (list, tuple):
+        return _sequence(hint, value, path, findings)
+    if hint is dict or origin is dict:
+        return dict(_expect(isinstance(value, Mapping), value))
+    return _scalar(hint, value)
+
+
+def _first_that_fits(hints: tuple[Any, ...], value: Any, path: str, findings: Findings) -> Any:
+    for hint in hints:
+        try:
+            return coerce(hint, value, path, findings)
+        except Mismatch:
+            continue
+    raise Mismatch
+
+
+def _sequence(hint: Any, value: Any, path: str, findings: Findings) -> Any:
+    inner = get_args(hint)
+    _expect(isinstance(value, (list, tuple)), value)
+    if get_origin(hint) is list:
+        return [coerce(inner[0], item, f'{path}[{i}]', findings) for i, item in enumerate(value)]
+    if len(inner) == 2 and inner[1] is Ellipsis:
+        inner = (inner[0],) * len(value)
+    _expect(len(inner) == len(value), value)
+    return tuple(coerce(h, item, f'{path}[{i}]', findings) for i, (h, item) in enumerate(zip(inner, value)))
+
+
+def _scalar(hint: Any, value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return int(_expect(number and math.isfinite(value) and value == int(value), value))
+    if hint is float:
+        try:
+            return float(_expect(number and math.isfinite(value), value))
+        except OverflowError:
+            raise Mismatch from None
+    if hint is type(None):
+        return _expect(value is None, value)
+    return _expect(isinstance(value, hint), value)
+
+
+def _expect(fits: bool, value: Any) -> Any:
+    if not fits:
+        raise Mismatch
+    return value
+
+
+def describe(hint: Any) -> str:
+    """A type in the words of a JSON file."""
+    origin, inner = get_origin(hint), get_args(hint)
+    words = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false', type(None): 'null', Any: 'anything'}
+    if hint in words:
+        return words[hint]
+    if origin in (Union, types.UnionType):
+        return ' or '.join(describe(h) for h in inner)
+    if origin is Literal:
+        return ' or '.join(repr(v) for v in inner)
+    if origin is list:
+        return f'a list, each item {describe(inner[0])}'
+    if origin is tuple:
+        return f'a list of {len(inner)}, each item {describe(inner[0])}'
+    return 'an object'
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + '...'

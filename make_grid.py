@@ -1,0 +1,8 @@
+#!/usr/bin/env python3
+"""The door of the original to `k-diffusion grid`, with its flags and defaults."""
+import sys
+
+from k_diffusion.cli.grid import main
+
+if __name__ == '__main__':
+    sys.exit(main(prog='make_grid.py'))

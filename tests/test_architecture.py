@@ -1,0 +1,122 @@
+"""Who may import whom (the table of the house), what `import k_diffusion` loads, and how large things may get."""
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / 'k_diffusion'
+ROOMS = sorted({p.stem if p.is_file() else p.name for p in PACKAGE.iterdir()
+                if p.suffix == '.py' and p.stem != '__init__' or (p / '__init__.py').exists()})
+
+#: room -> the other rooms it may import, anywhere in its files.
+MAY_IMPORT = {
+    'core': (), 'gns': (),
+    'schedules': ('core',), 'guidance': ('core',), 'augmentation': ('core',),
+    'layers': ('core',), 'sampling': ('core',),
+    'denoisers': ('core', 'schedules'),
+    'models': ('core', 'layers'),
+    'data': ('core', 'augmentation'),
+    'encoders': ('core', 'models'),
+    'evaluation': ('core', 'sampling'),
+    'generation': ('core', 'sampling', 'schedules', 'guidance'),
+    'external': ('core', 'denoisers', 'schedules'),
+    'training': ('core', 'gns', 'schedules'),
+    'config': ('core', 'schedules', 'denoisers', 'models', 'augmentation', 'data', 'encoders', 'training'),
+    'cli': tuple(room for room in ROOMS if room not in ('webui', 'utils')),
+    'webui': tuple(room for room in ROOMS if room != 'utils'),
+    'utils': tuple(ROOMS),
+}
+#: room -> what its face (__init__.py) alone may import besides: old names that live elsewhere.
+FACE_MAY_IMPORT = {'layers': ('denoisers',), 'sampling': ('schedules', 'utils')}
+
+#: third parties at the top of a file; everything else is imported where it is used.
+ANYWHERE = {'torch', 'tqdm', 'safetensors', *sys.stdlib_module_names}
+PICTURES = {'data', 'cli', 'core/images.py'}
+
+
+def files():
+    return sorted(p for p in PACKAGE.rglob('*.py') if p != PACKAGE / '__init__.py')
+
+
+def room_of(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def imported_rooms(path):
+    """The rooms that a file imports, wherever in it the import stands."""
+    package = ('k_diffusion', *path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else ()
+            module = (*base, *(node.module or '').split('.')) if node.module else base
+            names = [module] if len(module) > 1 else [(*module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [tuple(alias.name.split('.')) for alias in node.names]
+        yield from (name[1] for name in names if name[0] == 'k_diffusion' and len(name) > 1 and name[1] in ROOMS)
+
+
+def test_every_room_is_in_the_table():
+    assert set(ROOMS) <= set(MAY_IMPORT)
+    assert 'core' in ROOMS and 'sampling' in ROOMS
+
+
+@pytest.mark.parametrize('path', files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_keep_to_the_table(path):
+    room = room_of(path)
+    allowed = {room, *MAY_IMPORT[room], *(FACE_MAY_IMPORT.get(room, ()) if path.name == '__init__.py' else ())}
+    assert set(imported_rooms(path)) - allowed == set()
+
+
+def test_the_table_is_enforced(tmp_path):
+    """The reader of imports sees relative, absolute and nested ones."""
+    fake = PACKAGE / 'sampling' / 'never_written.py'
+    source = 'def f():\n    from ..models import x\n    import k_diffusion.training.ema\n    from .. import data\n'
+    path = type('P', (), {'read_text': lambda self: source, 'relative_to': lambda self, base: fake.relative_to(base)})()
+    assert set(imported_rooms(path)) == {'models', 'training', 'data'}
+
+
+@pytest.mark.parametrize('path', files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_third_parties_at_the_top_are_few(path):
+    room = room_of(path)
+    allowed = ANYWHERE | ({'PIL', 'rich'} if room in PICTURES or str(path.relative_to(PACKAGE)) in PICTURES else set())
+    tree = ast.parse(path.read_text())
+    tops = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name.split('.')[0] for node in tops if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module.split('.')[0] for node in tops if isinstance(node, ast.ImportFrom) and not node.level}
+    assert names - allowed - {'k_diffusion', '__future__'} == set()
+
+
+def test_files_and_functions_stay_small():
+    for path in files():
+        text = path.read_text()
+        assert text.count('\n') <= 500, f'{path.name} has {text.count(chr(10))} lines'
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f'{path.name}: {node.name}'
+
+
+def modules_after(statement):
+    script = f'{statement}\nimport sys; print(chr(10).join(sys.modules))'
+    return set(subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_package_loads_nothing_that_torch_does_not():
+    extra = {name.split('.')[0] for name in modules_after('import k_diffusion, torch') - modules_after('import torch')}
+    assert extra <= {'k_diffusion'}
+
+
+def test_samplers_need_torch_and_tqdm_alone():
+    extra = {name.split('.')[0] for name in modules_after('import k_diffusion as K; K.sampling.sample_euler') - modules_after('import torch')}
+    assert extra - set(sys.stdlib_module_names) <= {'k_diffusion', 'tqdm'}
+    assert 'k_diffusion' in extra
+
+
+def test_rooms_are_attributes_after_one_import():
+    script = ('import k_diffusion as K\nfor room in K.ROOMS: assert getattr(K, room).__name__ == "k_diffusion." + room, room\n'
+              'assert K.Denoiser is K.layers.Denoiser is K.denoisers.Denoiser and K.__version__ and "sampling" in dir(K)\nprint("fine")')
+    assert subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True).stdout == 'fine\n'
