@@ -57,7 +57,7 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
     for key in config:
         if key not in known:
             near = near_miss(key, known)
-            if near and near not in config:
+            if near:
                 findings.errors.append(f'{key} is not a section; did you mean {near}?')
             else:
                 findings.unknown.append(key)

@@ -70,7 +70,7 @@ def _sort_unknown(value: Mapping[str, Any], known: list[str], path: str, finding
     for key in value:
         if key not in known:
             near = near_miss(str(key), known)
-            if near and near not in value:
+            if near:
                 findings.errors.append(f'{path}.{key} is not a key; did you mean {path}.{near}?')
             else:
                 findings.unknown.append(f'{path}.{key}')
@@ -122,14 +122,11 @@ def _sequence(hint: Any, value: Any, path: str, findings: Findings) -> Any:
 
 
 def _scalar(hint: Any, value: Any) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63
     if hint is int:
-        return int(_expect(number and math.isfinite(value) and value == int(value), value))
+        return int(_expect(number and value == int(value), value))
     if hint is float:
-        try:
-            return float(_expect(number and math.isfinite(value), value))
-        except OverflowError:
-            raise Mismatch from None
+        return float(_expect(number or (isinstance(value, float) and math.isfinite(value)), value))
     if hint is type(None):
         return _expect(value is None, value)
     return _expect(isinstance(value, hint), value)

@@ -45,7 +45,7 @@ class Registry(Mapping[str, T], Generic[T]):
             raise ValueError(unknown(self.kind, name, self._entries)) from None
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return isinstance(name, str) and name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 
 @lru_cache
+@torch.inference_mode(False)  # what is kept must serve training too
 def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
     """The orthonormal DCT-II of length n as a matrix [n, n]: row k is the k-th cosine."""
     k, i = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n, dtype=torch.float64)[None]
@@ -29,6 +30,7 @@ def dct(x: Tensor) -> Tensor:
 
 
 @lru_cache
+@torch.inference_mode(False)  # what is kept must serve training too
 def freq_weight_1d(n: int, scales: int = 0, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
     """-log2 of the n frequencies from 0.5 / n to 0.5, at most `scales` where scales >= 1."""
     weight = -torch.log2(torch.linspace(0.5 / n, 0.5, n, dtype=dtype, device=device))
@@ -36,6 +38,7 @@ def freq_weight_1d(n: int, scales: int = 0, dtype: torch.dtype | None = None, de
 
 
 @lru_cache
+@torch.inference_mode(False)  # what is kept must serve training too
 def freq_weight_nd(shape: Sequence[int], scales: int = 0, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
     """The elementwise minimum of the axes' weights, shaped [*shape]."""
     weights = [freq_weight_1d(n, scales, dtype, device) for n in shape]

@@ -1,0 +1,20 @@
+"""Data sets by name, decoded once where they fit, and the stream of training batches."""
+from .caching import MEMORY_LIMIT, decode_once
+from .cifar import CIFAR10Config
+from .custom import CustomConfig
+from .datasets import Dataset, Images
+from .demo import DemoConfig
+from .folders import FolderOfImages, ImageFolderClassConfig, ImageFolderConfig, find_pictures
+from .huggingface import HuggingFaceConfig, hf_datasets_augs_helper
+from .loading import Loader, permutation
+from .mnist import MNISTConfig
+from .opening import DATASETS, DatasetConfig, open_dataset
+from .pictures import EXTENSIONS, PIXEL_LIMIT, UnreadablePicture, load_picture, picture_bytes
+from .synthetic import icons
+
+__all__ = [
+    'DATASETS', 'EXTENSIONS', 'MEMORY_LIMIT', 'PIXEL_LIMIT', 'CIFAR10Config', 'CustomConfig', 'Dataset', 'DatasetConfig', 'DemoConfig',
+    'FolderOfImages', 'HuggingFaceConfig', 'ImageFolderClassConfig', 'ImageFolderConfig', 'Images', 'Loader', 'MNISTConfig',
+    'UnreadablePicture', 'decode_once', 'find_pictures', 'hf_datasets_augs_helper', 'icons', 'load_picture', 'open_dataset', 'permutation',
+    'picture_bytes',
+]

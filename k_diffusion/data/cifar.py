@@ -1,0 +1,153 @@
+"""CIFAR-10, from its published archives or what they unpack to; nothing in them is ever run or written to disk."""
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .datasets import Dataset, Images
+from .opening import DATASETS, LocatedConfig, Request
+from .published import CIFAR10, fetch, missing
+
+_PYTHON = [f'data_batch_{i}' for i in range(1, 6)]
+_BINARY = [f'data_batch_{i}.bin' for i in range(1, 6)]
+_PIXELS = 3 * 32 * 32
+#: The most bytes that a batch may have (the published ones have 31 million).
+BATCH_LIMIT = 2**26
+
+
+@DATASETS.register('cifar10')
+@dataclass(kw_only=True)
+class CIFAR10Config(LocatedConfig):
+    """The 50,000 training pictures: location is the archive (python or binary), its unpacked folder, or the folder of either."""
+
+    type: Literal['cifar10'] = 'cifar10'
+    download: bool = True
+
+    def open(self, request: Request) -> Dataset:
+        batches = _find(self.place())
+        if batches is None:
+            searched = f'{self.place()} (an archive or its unpacked folder)'
+            if not self.download:
+                raise FileNotFoundError(missing(CIFAR10, self.place(), searched))
+            fetch(CIFAR10, self.place(), searched)
+            batches = _find(self.place()) or []
+        images, labels = (torch.cat(parts) for parts in zip(*(_parse(name, data) for name, data in batches)))
+        return Images(images, labels, CIFAR10.class_names, str(self.place())).framed(request.size, request.channels)
+
+
+def _find(place: Path) -> list[tuple[str, bytes]] | None:
+    """The five batches (name, contents), or None where there are none."""
+    for folder, names in ((place, _PYTHON), (place / 'cifar-10-batches-py', _PYTHON), (place, _BINARY),
+                          (place / 'cifar-10-batches-bin', _BINARY)):
+        if (folder / names[0]).is_file():
+            return [(str(folder / name), _contents(folder / name)) for name in names]
+    for archive in (place, place / 'cifar-10-python.tar.gz', place / 'cifar-10-binary.tar.gz'):
+        if archive.is_file():
+            return _unpacked(archive)
+    return None
+
+
+def _contents(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f'{path} is missing; all five batches must lie in one folder')
+    with open(path, 'rb') as file:
+        return _limited(file.read(BATCH_LIMIT + 1), str(path))
+
+
+def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
+    """The batches inside an archive, read in one pass; members of other names or kinds are passed over."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, 'r|*') as file:
+            for member in file:
+                name = member.name.rpartition('/')[2]
+                if member.isreg() and name in (*_PYTHON, *_BINARY):
+                    data = file.extractfile(member)
+                    found[name] = _limited(data.read(BATCH_LIMIT + 1) if data else b'', f'{archive}: {name}')
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise ValueError(f'{archive} is cut short, damaged or not a .tar.gz archive ({error}); fetch it again') from None
+    for names in (_PYTHON, _BINARY):
+        if all(name in found for name in names):
+            return [(f'{archive}: {name}', found[name]) for name in names]
+    raise ValueError(f'{archive} does not hold the five files {_PYTHON[0]} ... {_PYTHON[-1]}, with or without .bin; fetch it again')
+
+
+def _limited(data: bytes, name: str) -> bytes:
+    if len(data) > BATCH_LIMIT:
+        raise ValueError(f'{name} has more than {BATCH_LIMIT} bytes, far more than a batch of CIFAR-10; fetch it again')
+    return data
+
+
+def _parse(name: str, data: bytes) -> tuple[Tensor, Tensor]:
+    """One batch as images uint8 [N, 3, 32, 32] and labels int64 [N]."""
+    if name.endswith('.bin'):
+        if not data or len(data) % (1 + _PIXELS):
+            raise ValueError(f'{name} has {len(data)} bytes, which is no multiple of {1 + _PIXELS}; it is cut short: fetch it again')
+        records = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, 1 + _PIXELS)
+        return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
+    batch = read_arrays(name, data)
+    images, labels = batch.get(b'data'), batch.get(b'labels')
+    if not isinstance(images, Tensor) or images.ndim != 2 or images.shape[1] != _PIXELS or not isinstance(labels, list):
+        raise ValueError(f'{name} is not a batch of CIFAR-10: it lacks an array "data" of [N, {_PIXELS}] bytes or a list "labels"')
+    return images.view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)
+
+
+def read_arrays(name: str, data: bytes) -> dict[Any, Any]:
+    """A pickled dict of byte arrays (as uint8 tensors), text, numbers, lists and dicts; one that names anything else is refused."""
+    try:
+        value = _ArrayUnpickler(io.BytesIO(data), encoding='bytes').load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'{name} is refused: {error}') from None
+    except Exception as error:  # a damaged pickle makes the reader raise almost anything
+        raise ValueError(f'{name} is cut short or damaged ({type(error).__name__}: {error}); fetch it again') from None
+    if not isinstance(value, dict):
+        raise ValueError(f'{name} holds {type(value).__name__}, not a dict of arrays')
+    return {key: entry.tensor() if isinstance(entry, _Array) else entry for key, entry in value.items()}
+
+
+class _Array:
+    """What stands in for numpy's array while a pickle is read: it keeps the state it is given and does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        self.state: Any = None
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def tensor(self) -> Tensor:
+        _, shape, dtype, fortran, raw = self.state
+        if dtype.code not in (b'u1', 'u1') or fortran:
+            raise ValueError(f'an array of {dtype.code!r} is not one of bytes, row by row')
+        return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(*shape)
+
+
+class _Dtype(_Array):
+    def __init__(self, code: Any = None, *_: Any) -> None:
+        super().__init__()
+        self.code = code
+
+
+def _text_to_bytes(text: Any, encoding: Any) -> bytes:
+    return str(text).encode('latin1')
+
+
+_STAND_INS: dict[str, Callable[..., Any]] = {
+    'numpy.core.multiarray._reconstruct': _Array, 'numpy._core.multiarray._reconstruct': _Array,
+    'numpy.ndarray': _Array, 'numpy.dtype': _Dtype, '_codecs.encode': _text_to_bytes,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if f'{module}.{name}' not in _STAND_INS:
+            raise pickle.UnpicklingError(f'it names {module}.{name}, and only arrays of bytes, text and numbers are read')
+        return _STAND_INS[f'{module}.{name}']

@@ -1,0 +1,82 @@
+"""A data set of one's own: a Python file with a function that returns it."""
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..core.extras import require
+from .datasets import Dataset
+from .opening import DATASETS, LocatedConfig, Request
+from .pictures import UnreadablePicture, picture_bytes
+
+
+@DATASETS.register('custom')
+@dataclass(kw_only=True)
+class CustomConfig(LocatedConfig):
+    """location: a .py file, relative to the config file; get_dataset: its function, called as get_dataset(config, transform=...).
+
+    It returns a sequence of items; an item's picture is at image_key and, with num_classes, its class at class_key. The
+    transform makes a Pillow picture into the uint8 tensor [C, H, W] that the picture must be; a Pillow picture itself serves too.
+    """
+
+    type: Literal['custom'] = 'custom'
+    get_dataset: str = 'get_dataset'
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def open(self, request: Request) -> Dataset:
+        path = request.base_dir / Path(self.given_location()).expanduser()
+        if not request.allow_code:
+            raise ValueError(f'this config wants to run the Python file {path}, which is refused unless you allow it; '
+                             'read it, and if you trust it add the flag --allow-code')
+        if not path.is_file():
+            raise FileNotFoundError(f'there is no file {path}; dataset.location must be a .py file, relative to the config file')
+        return CustomItems(path, self, request.size, request.channels)
+
+
+class CustomItems(Dataset):
+    """The items that a function in a file returns. (Each worker process calls it anew: what a file defines does not travel.)"""
+
+    def __init__(self, path: Path, section: CustomConfig, size: tuple[int, int], channels: int) -> None:
+        super().__init__((channels, *size), [str(i) for i in range(section.num_classes)])
+        self.source = f'the data set of {path}'
+        self._arguments = path, section, size, channels
+        self.section = section
+        self.transform = partial(picture_bytes, size=size, channels=channels)
+        self.items = _function(path, section.get_dataset)(section.config, transform=self.transform)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CustomItems, self._arguments
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            item = self.items[index]
+            image = item[self.section.image_key]
+            if isinstance(image, require('PIL.Image', 'train', 'reading pictures').Image):
+                image = self.transform(image)
+        except OSError as error:  # what Pillow raises at a damaged file
+            raise UnreadablePicture(str(error)) from error
+        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != self.image_shape:
+            found = f'{image.dtype} {list(image.shape)}' if isinstance(image, Tensor) else type(image).__name__
+            raise ValueError(f'the picture of item {index} of {self.source} is {found}; '
+                             f'it must be a uint8 tensor {list(self.image_shape)}, as the transform makes, or a Pillow picture')
+        return {'image': image} | ({'class_cond': int(item[self.section.class_key])} if self.num_classes else {})
+
+
+def _function(path: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location('custom_dataset', path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f'{path} is not a Python file; dataset.location must be a .py file')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+        raise ValueError(f'{path} has no function {name!r}; dataset.get_dataset must name one')
+    return getattr(module, name)

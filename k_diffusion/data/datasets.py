@@ -1,0 +1,72 @@
+"""What a data set is: pictures of one size by number, each with its class where there are classes."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.images import from_bytes, to_pil_image
+from .pictures import picture_bytes
+
+
+class Dataset(ABC):
+    """Pictures of one size, each with its class where the set has classes.
+
+    ds[i] -> dict(image uint8 [C, H, W], class_cond int), without class_cond where there are none. A picture that cannot be
+    read raises UnreadablePicture. `skipped` lists those found so far: (name, reason).
+    """
+
+    #: What the set is called in messages.
+    source: str
+
+    def __init__(self, image_shape: tuple[int, int, int], class_names: Sequence[str] = ()) -> None:
+        self.image_shape = image_shape
+        self.class_names = list(class_names)
+        self.skipped: list[tuple[str, str]] = []
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, 0 where the pictures have none."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def name(self, index: int) -> str:
+        """What a picture is called in lists of skipped ones."""
+        return f'picture {index}'
+
+    def fingerprint(self) -> str | None:
+        """A text that changes when the pictures do, or None where they may differ from one reading to the next."""
+        return None
+
+
+class Images(Dataset):
+    """Pictures already decoded: images uint8 [N, C, H, W] in memory or mapped from a file, labels int64 [N]."""
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None, class_names: Sequence[str] = (), source: str = 'the images') -> None:
+        super().__init__((images.shape[1], images.shape[2], images.shape[3]), class_names)
+        self.images, self.labels, self.source = images, labels, source
+        if labels is not None and (len(labels) != len(images) or not set(labels.unique().tolist()) <= set(range(self.num_classes))):
+            raise ValueError(f'{source} has {len(images)} images and {len(labels)} labels; '
+                             f'there must be one for each, from 0 to {self.num_classes - 1}')
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item: dict[str, Any] = {'image': self.images[index]}
+        return item if self.labels is None else item | {'class_cond': int(self.labels[index])}
+
+    def framed(self, size: tuple[int, int], channels: int) -> Images:
+        """The same pictures with another size and number of channels."""
+        if self.image_shape == (channels, *size):
+            return self
+        images = torch.stack([picture_bytes(to_pil_image(from_bytes(image)), size, channels) for image in self.images])
+        return Images(images, self.labels, self.class_names, self.source)

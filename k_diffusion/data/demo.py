@@ -1,0 +1,27 @@
+"""The data set inside the package: 10,000 MNIST digits (LeCun, Cortes and Burges, CC BY-SA 3.0) at 16x16."""
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Literal
+
+import safetensors.torch
+
+from .datasets import Dataset, Images
+from .opening import DATASETS, DatasetConfig, Request
+from .published import MNIST
+
+
+@DATASETS.register('demo')
+@dataclass(kw_only=True)
+class DemoConfig(DatasetConfig):
+    """The shipped digits; they need no location and no network."""
+
+    type: Literal['demo'] = 'demo'
+
+    def open(self, request: Request) -> Dataset:
+        packed = files(__package__).joinpath('mnist16.safetensors.gz').read_bytes()
+        tensors = safetensors.torch.load(gzip.decompress(packed))
+        images = Images(tensors['images'], tensors['labels'].long(), MNIST.class_names, 'the shipped digits')
+        return images.framed(request.size, request.channels)

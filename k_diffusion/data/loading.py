@@ -1,0 +1,116 @@
+"""The stream of training batches: a function of the data, the seed and the position in it, and of nothing else.
+
+Item p of the stream is picture `permutation(seed, p // N, N)[p % N]`, augmented by a generator of (seed, p). An optimizer step
+takes the next batch_size * world_size * grad_accum_steps items, so that its micro-step m on rank r takes batch_size of them from
+base + (m * world_size + r) * batch_size on. Neither workers nor a pause can change anything, and how the items of a step are
+spread over processes and micro-steps changes only who takes them.
+"""
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..augmentation import BatchedAugmentation
+from ..core.images import from_bytes
+from ..core.random import derive_seed, generator
+from .datasets import Dataset
+from .reading import Batch, read
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """The order in which an epoch takes its n pictures, int64 [n] (kept: do not change it)."""
+    return torch.randperm(n, generator=generator(seed, 'epoch', epoch))
+
+
+class Loader:
+    """Endless micro-batches of one process.
+
+    A batch is a dict: image float32 [B, C, H, W] in [-1, 1] and, where there are, class_cond int64 [B] and aug_cond
+    float32 [B, 9], on the device; item int64 [B] on the CPU, the positions in the stream.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,                    # per process and micro-step
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        grad_accum_steps: int = 1,
+        augmentation: BatchedAugmentation | None = None,
+        num_workers: int = 0,               # processes that decode what is not decoded yet; 0: this one does
+        start_method: str = 'spawn',        # how they start: spawn, fork or forkserver
+        device: Any = 'cpu',
+    ) -> None:
+        self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
+        self.rank, self.world_size, self.grad_accum_steps = rank, world_size, grad_accum_steps
+        self.augmentation, self.num_workers, self.start_method, self.device = augmentation, num_workers, start_method, torch.device(device)
+        self.items_per_step = batch_size * world_size * grad_accum_steps
+        self._check()
+
+    def _check(self) -> None:
+        for name in ('batch_size', 'world_size', 'grad_accum_steps'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} is {getattr(self, name)}; it must be at least 1')
+        if self.num_workers < 0:
+            raise ValueError(f'num_workers is {self.num_workers}; it must be at least 0 (0: this process reads the pictures)')
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f'rank is {self.rank}; with a world_size of {self.world_size} it must be from 0 to {self.world_size - 1}')
+        if len(self.dataset) < self.items_per_step:
+            raise ValueError(f'{self.dataset.source} has {len(self.dataset)} images, fewer than the {self.items_per_step} of one step '
+                             f'(batch size {self.batch_size} x {self.world_size} processes x {self.grad_accum_steps} accumulation steps); '
+                             'lower the batch size or add images')
+
+    def epoch(self, items: int) -> int:
+        """The epoch that the item at a position belongs to, from 0."""
+        return items // len(self.dataset)
+
+    def indices(self, position: int) -> Tensor:
+        """Which pictures the batch_size items from a position on are: int64 [B]."""
+        n = len(self.dataset)
+        epoch, offset = divmod(position, n)
+        chosen = permutation(self.seed, epoch, n)[offset:offset + self.batch_size]
+        missing = self.batch_size - len(chosen)
+        return torch.cat([chosen, permutation(self.seed, epoch + 1, n)[:missing]]) if missing else chosen
+
+    def iterate(self, items: int = 0) -> Iterator[dict[str, Tensor]]:
+        """The micro-batches of this rank from the position `items` of the stream on, each made while the one before is in use."""
+        with closing(self._batches(items + self.rank * self.batch_size)) as batches, ThreadPoolExecutor(1) as thread:
+            batch = next(batches)  # in this thread, so that workers start from it
+            while True:
+                coming = thread.submit(next, batches)
+                yield batch
+                batch = coming.result()
+
+    def _batches(self, first: int) -> Generator[dict[str, Tensor], None, None]:
+        positions = range(first, 2**63, self.batch_size * self.world_size)
+        with closing(read(self.dataset, map(self.indices, positions), self.num_workers, self.start_method)) as batches:
+            for position, batch in zip(positions, batches):
+                self._note(batch.skipped)
+                yield self._finished(position, batch)
+
+    def _note(self, skipped: list[tuple[str, str]]) -> None:
+        self.dataset.skipped += [entry for entry in dict.fromkeys(skipped) if entry not in self.dataset.skipped]
+
+    def _finished(self, position: int, batch: Batch) -> dict[str, Tensor]:
+        positions = range(position, position + self.batch_size)
+        images = self._to_device(batch.images)
+        result = {'item': torch.tensor(positions)}
+        if self.augmentation is None:
+            result['image'] = from_bytes(images)
+        else:
+            seeds = [derive_seed(self.seed, 'augment', p) for p in positions]
+            result['image'], result['aug_cond'] = self.augmentation(images, seeds)
+        if batch.labels is not None:
+            result['class_cond'] = self._to_device(batch.labels)
+        return result
+
+    def _to_device(self, x: Tensor) -> Tensor:
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == 'cuda' else x.to(self.device)

@@ -1,0 +1,87 @@
+"""MNIST and what is published in its format, IDX."""
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import IO, Literal
+
+import torch
+from torch import Tensor
+
+from .datasets import Dataset, Images
+from .opening import DATASETS, LocatedConfig, Request
+from .published import FASHION_MNIST, MNIST, Published, PublishedFile, fetch, missing
+
+#: The most bytes that an IDX file may hold, by what its header says.
+IDX_LIMIT = 2**31
+
+
+@DATASETS.register('mnist', 'fashion-mnist')
+@dataclass(kw_only=True)
+class MNISTConfig(LocatedConfig):
+    """The training pictures of MNIST or Fashion-MNIST: IDX files, plain or .gz, in location or location/MNIST/raw (FashionMNIST/raw)."""
+
+    type: Literal['mnist', 'fashion-mnist'] = 'mnist'
+    download: bool = True
+
+    def open(self, request: Request) -> Dataset:
+        published = FASHION_MNIST if self.type == 'fashion-mnist' else MNIST
+        images, labels = (read_idx(path) for path in self._files(published))
+        if images.ndim != 3 or labels.ndim != 1:
+            raise ValueError(f'{self.place()}: the images have the shape {list(images.shape)} and the labels {list(labels.shape)}; '
+                             'they must be [N, height, width] and [N]')
+        return Images(images[:, None], labels.long(), published.class_names, str(self.place())).framed(request.size, request.channels)
+
+    def _files(self, published: Published) -> list[Path]:
+        below = self.place() / ('FashionMNIST' if self.type == 'fashion-mnist' else 'MNIST') / 'raw'
+        for folder in (self.place(), below):
+            paths = [_present(folder / file.name) for file in published.files]
+            if all(paths):
+                return [path for path in paths if path]
+        searched = f'{self.place()} or {below}'
+        if not self.download:
+            raise FileNotFoundError(missing(published, below, searched))
+        fetch(published, below, searched)
+        for file in published.files:
+            _check_content(below / file.name, file)
+        return [below / file.name for file in published.files]
+
+
+def _present(path: Path) -> Path | None:
+    """The file, with or without .gz, where it is there."""
+    return next((found for found in (path.with_suffix(''), path) if found.is_file()), None)
+
+
+def _check_content(path: Path, file: PublishedFile) -> None:
+    if file.content is not None and hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest() != file.content:
+        raise ValueError(f'{path} was downloaded and does not hold what was published; delete it and fetch it by other means')
+
+
+def read_idx(path: Path) -> Tensor:
+    """An IDX file of bytes, plain or .gz, as a uint8 tensor: 0 0 8, the number of axes, each length as 4 bytes (big-endian), the data."""
+    try:
+        with open(path, 'rb') as plain, gzip.open(plain) as unzipped:
+            return _parse_idx(unzipped if path.suffix == '.gz' else plain)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f'{path} is cut short or damaged ({error}); fetch it again') from None
+    except ValueError as error:
+        raise ValueError(f'{path} {error}; fetch it again') from None
+
+
+def _parse_idx(file: IO[bytes] | gzip.GzipFile) -> Tensor:
+    head = file.read(4)
+    if len(head) < 4 or head[:3] != b'\0\0\x08' or not 1 <= head[3] <= 4:
+        raise ValueError('is not an IDX file of bytes')
+    lengths = file.read(4 * head[3])
+    shape = [int.from_bytes(lengths[i:i + 4], 'big') for i in range(0, len(lengths), 4)]
+    size = prod(shape)
+    if len(shape) < head[3] or len(lengths) % 4 or not 0 < size <= IDX_LIMIT:
+        raise ValueError(f'claims the shape {shape}, which is empty, cut short or more than {IDX_LIMIT} bytes')
+    data = file.read(size + 1)
+    if len(data) != size:
+        raise ValueError(f'holds {"more" if len(data) > size else "fewer"} than the {size} bytes of the shape {shape}')
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape)

@@ -1,0 +1,94 @@
+"""The data set that a config names: its section, and opening it."""
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.registry import Registry
+from .caching import MEMORY_LIMIT, decode_once
+from .datasets import Dataset
+from .pictures import check_frame
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a data set is opened for: pictures of the size (h, w), and where and whether code of a config may be run."""
+
+    size: tuple[int, int]
+    channels: int
+    base_dir: Path
+    allow_code: bool
+
+
+@dataclass(kw_only=True)
+class DatasetConfig(ABC):
+    """The keys that all data sets share.
+
+    image_key, class_key: where an item holds its picture and its class ("huggingface": the column, by name or number; "custom").
+    num_classes: how many classes the model is told of, 0 for none; cond_dropout_rate: how often it is not told in training.
+    """
+
+    type: str = ''
+    image_key: int | str = 0
+    class_key: int | str = 1
+    num_classes: int = 0
+    cond_dropout_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 0:
+            raise ValueError(f'num_classes is {self.num_classes}; it must be at least 0 (0: no classes)')
+        if not 0 <= self.cond_dropout_rate <= 1:
+            raise ValueError(f'cond_dropout_rate is {self.cond_dropout_rate}; it must be a probability from 0 to 1')
+
+    @abstractmethod
+    def open(self, request: Request) -> Dataset:
+        """The data set, decoded or to be decoded picture by picture."""
+
+
+#: The "type" of a config's dataset section -> its dataclass.
+DATASETS: Registry[type[DatasetConfig]] = Registry('dataset type')
+
+
+@dataclass(kw_only=True)
+class LocatedConfig(DatasetConfig):
+    """The keys of data sets that lie somewhere: a folder or file (from the current folder; ~ is the home folder), or a name."""
+
+    location: str = ''
+
+    def place(self) -> Path:
+        """The location as a path."""
+        return Path(self.given_location()).expanduser()
+
+    def given_location(self) -> str:
+        """The location as it was given; a missing one is missed here, since sampling does without."""
+        if not self.location:
+            raise ValueError(f'dataset.location is missing; the dataset type {self.type!r} needs it to find its pictures')
+        return self.location
+
+
+def open_dataset(section: DatasetConfig, size: tuple[int, int], channels: int = 3, base_dir: str | os.PathLike[str] | None = None,
+                 allow_code: bool = False, *, memory_limit: int = MEMORY_LIMIT, cache_dir: str | os.PathLike[str] | None = None,
+                 progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """The data set of a config section, its pictures of the size (h, w).
+
+    base_dir: the folder of the config file (a "custom" data set is named relative to it); allow_code: whether that may run.
+    A set that takes at most `memory_limit` bytes is decoded now, into memory; a larger one into a file in `cache_dir`, where
+    there is one, and else picture by picture as it is read. `progress(done, total)` is called while pictures are decoded.
+    """
+    check_frame(size, channels)
+    request = Request((size[0], size[1]), channels, Path(base_dir or ''), allow_code)
+    dataset = section.open(request)
+    _check_classes(section.num_classes, dataset)
+    return decode_once(dataset, memory_limit, cache_dir, progress)
+
+
+def _check_classes(wanted: int, dataset: Dataset) -> None:
+    if wanted and not dataset.num_classes:
+        raise ValueError(f'dataset.num_classes is {wanted}, but {dataset.source} has no classes; set it to 0, or, for a folder '
+                         'whose subfolders are the classes, set dataset.labels to "folders"')
+    if wanted and dataset.num_classes > wanted:
+        raise ValueError(f'dataset.num_classes is {wanted}, but {dataset.source} has {dataset.num_classes} classes; '
+                         f'set it to {dataset.num_classes}')

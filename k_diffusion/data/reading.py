@@ -1,0 +1,108 @@
+"""Reading the pictures of a batch: from memory, one after another, or by worker processes."""
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.images import raw_bytes
+from .datasets import Dataset, Images
+from .pictures import UnreadablePicture
+
+#: How many batches each worker has waiting.
+_AHEAD = 2
+#: How many pictures in a row may be unreadable before that is an error.
+_ATTEMPTS = 100
+
+
+class Batch(NamedTuple):
+    """Pictures uint8 [B, C, H, W], their classes [B], and what could not be read: (name, reason)."""
+
+    images: Tensor
+    labels: Tensor | None
+    skipped: list[tuple[str, str]]
+
+
+def read(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str) -> Generator[Batch, None, None]:
+    """The batches of a stream of indices [B], in order. Workers serve a data set that is still to be decoded; another needs none."""
+    if isinstance(dataset, Images):
+        return (_from_memory(dataset, index) for index in indices)
+    if workers == 0:
+        return (_one_by_one(dataset, index.tolist()) for index in indices)
+    return _by_workers(dataset, indices, workers, start_method)
+
+
+def _from_memory(dataset: Images, index: Tensor) -> Batch:
+    return Batch(dataset.images[index], None if dataset.labels is None else dataset.labels[index], [])
+
+
+def _one_by_one(dataset: Dataset, indices: list[int]) -> Batch:
+    skipped: list[tuple[str, str]] = []
+    items = [_first_readable(dataset, index, skipped) for index in indices]
+    labels = torch.tensor([item['class_cond'] for item in items]) if 'class_cond' in items[0] else None
+    return Batch(torch.stack([item['image'] for item in items]), labels, skipped)
+
+
+def _first_readable(dataset: Dataset, index: int, skipped: list[tuple[str, str]]) -> dict[str, Any]:
+    """The item, or in place of one that cannot be read the next that can: the same whoever reads it."""
+    for step in range(min(_ATTEMPTS, len(dataset))):
+        at = (index + step) % len(dataset)
+        try:
+            return dataset[at]
+        except UnreadablePicture as error:
+            skipped.append((dataset.name(at), str(error)))
+    name, reason = skipped[-1]
+    raise ValueError(f'{dataset.source} has many pictures in a row that cannot be read (the last, {name}: {reason}); are they pictures?')
+
+
+def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str) -> Generator[Batch, None, None]:
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method), _start_worker, (dataset,))
+    waiting: deque[Future[Any]] = deque()
+    try:
+        for index in indices:
+            waiting.append(pool.submit(_work, index.tolist()))
+            if len(waiting) > _AHEAD * workers:
+                pictures, labels, skipped = waiting.popleft().result()
+                images = torch.frombuffer(pictures, dtype=torch.uint8).view(-1, *dataset.image_shape)
+                yield Batch(images, None if labels is None else torch.tensor(labels), skipped)
+    except BrokenProcessPool:
+        raise RuntimeError(f'a process that reads {dataset.source} died (killed, or out of memory); '
+                           'lower the number of workers, or set it to 0, and start again: training resumes where it was') from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+_dataset: Dataset | None = None
+
+
+def _start_worker(dataset: Dataset) -> None:
+    """In a worker: one thread (its fellows have the other cores), interrupts left to the parent, and an end with the parent."""
+    global _dataset
+    _dataset = dataset
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+def _work(indices: list[int]) -> tuple[bytearray, list[int] | None, list[tuple[str, str]]]:
+    """In a worker: a batch as plain bytes (shared memory is scarce in containers, and must be cleaned up after)."""
+    if _dataset is None:
+        raise RuntimeError('a worker was not started; this is an error of the program')
+    batch = _one_by_one(_dataset, indices)
+    return raw_bytes(batch.images), None if batch.labels is None else batch.labels.tolist(), batch.skipped

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import k_diffusion as K
+from k_diffusion.cli import config, convert, entry, grid, sample
+
+
+def pixels(path):
+    return torch.frombuffer(bytearray(Image.open(path).tobytes()), dtype=torch.uint8)
+
+
+def test_samples_do_not_depend_on_the_batch_size(trained, tmp_path):
+    a, b = (sample.sample(trained, 5, tmp_path / str(size), batch_size=size, steps=4, seed=3, device='cpu') for size in (5, 2))
+    assert torch.allclose(a.images, b.images, atol=1e-5)
+    assert all((pixels(x).int() - pixels(y).int()).abs().max() <= 1 for x, y in zip(a.pictures, b.pictures))
+    assert a.labels == [0, 1, 2, 3, 4] and (tmp_path / '5' / 'labels.txt').read_text() == '0\n1\n2\n3\n4\n'
+    assert sorted(p.name for p in (tmp_path / '5').iterdir()) == ['grid.png', 'images', 'labels.txt']
+    assert Image.open(a.grid).size == (48, 32) and a.images.std() > 0.1
+
+
+def test_seed_class_and_guidance_matter(trained, tmp_path):
+    def draw(name, **options):
+        return sample.sample(trained, 2, tmp_path / name, steps=3, device='cpu', **options).images
+    base = draw('a', classes=[1])
+    assert torch.equal(base, draw('b', classes=[1]))
+    for i, options in enumerate(({'seed': 1, 'classes': [1]}, {'classes': [2]}, {'classes': [1], 'guidance': 3.}, {'classes': [1], 'sampler': 'heun'},
+                                 {'classes': [1], 'schedule': 'exponential'}, {'classes': [1], 'ema': False})):
+        assert not torch.allclose(base, draw(f'c{i}', **options)), options
+
+
+def test_the_original_door(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = convert.convert(trained / 'tiny_00000003.pth', 'm.safetensors')
+    assert sample.main(['--checkpoint', str(file), '-n', '2', '--batch-size', '1'], 'sample.py', sampler='lms', steps=5, prefix='out') == 0
+    assert sorted(p.name for p in tmp_path.glob('out*')) == ['out_00000.png', 'out_00001.png', 'out_grid.png', 'out_labels.txt']
+
+
+def test_each_default_folder_is_new(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert sample.main(['--checkpoint', str(trained), '-n', '1', '--steps', '2', '--device', 'cpu', '--json']) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line['grid'] for line in lines] == ['samples/grid.png', 'samples-2/grid.png']
+
+
+def test_convert_and_config_write_what_the_original_writes(trained, tmp_path, capsys):
+    out = tmp_path / 'm.safetensors'
+    assert convert.main([str(trained / 'tiny_00000003.pth'), '-o', str(out)]) == 0
+    with safe_open(out, 'pt') as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}
+        carried = json.loads(file.metadata()['config'])
+    assert config.main([str(out), '-o', str(tmp_path / 'c.json')]) == 0
+    assert json.loads((tmp_path / 'c.json').read_text()) == carried == json.loads((trained / 'tiny_config.json').read_text())
+    half, filled = K.load_model(out)
+    full, _ = K.load_model(trained / 'tiny_00000003.pth')
+    x, sigma = torch.randn(2, 1, 16, 16), torch.tensor([0.5, 2.])
+    expected = full(x, sigma, class_cond=torch.tensor([1, 2]))
+    assert torch.allclose(half(x, sigma, class_cond=torch.tensor([1, 2])), expected, atol=0.02) and expected.std() > 0.1
+    assert filled['model']['type'] == 'image_v1' and not any(p.requires_grad for p in full.parameters()) and not full.training
+
+
+def test_grid(trained, tmp_path, capsys):
+    names = []
+    for i, colour in enumerate(('red', 'lime', 'blue')):
+        names.append(str(tmp_path / f'{i}.png'))
+        Image.new('RGB', (4, 3), colour).save(names[-1])
+    assert grid.main([*names, '-o', str(tmp_path / 'g.png')]) == 0
+    picture = Image.open(tmp_path / 'g.png')
+    assert picture.size == (8, 6) and picture.getpixel((5, 1)) == (0, 255, 0) and picture.getpixel((1, 4)) == (0, 0, 255)
+    Image.new('L', (4, 3)).save(tmp_path / 'odd.png')
+    assert grid.main([*names, str(tmp_path / 'odd.png'), '-o', str(tmp_path / 'h.png')]) == 1
+    assert 'one mode and size' in capsys.readouterr().err and not (tmp_path / 'h.png').exists()
+
+
+@pytest.mark.parametrize('arguments, complaint', [
+    (['--checkpoint', 'nowhere.pth'], 'no checkpoint at nowhere.pth'),
+    (['--checkpoint', '{run}', '--classes', '11'], 'class 11 is not known'),
+    (['--checkpoint', '{run}', '--sampler', 'heunn'], "did you mean 'heun'"),
+    (['--checkpoint', '{run}', '--schedule', 'karas'], "did you mean 'karras'"),
+    (['--checkpoint', '{run}', '--steps', '0'], 'at least 1'),
+    (['--checkpoint', '{run}', '--sigma-min', '-1'], 'sigma_min'),
+])
+def test_a_mistake_is_one_sentence(trained, tmp_path, monkeypatch, capsys, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main([text.format(run=trained) for text in arguments] + ['-n', '1']) == 1
+    err = capsys.readouterr().err
+    assert complaint in err and 'Traceback' not in err and list(tmp_path.iterdir()) == []
+
+
+def test_samples_are_never_mixed_with_older_ones(trained, tmp_path, capsys):
+    arguments = ['--checkpoint', str(trained), '-n', '1', '--steps', '2', '--out', str(tmp_path / 'o')]
+    assert sample.main(arguments) == 0
+    assert sample.main(arguments) == 1 and 'holds samples already' in capsys.readouterr().err
+
+
+def test_the_program(capsys):
+    assert entry.main(['--version']) == 0 and K.__version__ in capsys.readouterr().out
+    assert entry.main(['--help']) == 0 and 'k-diffusion COMMAND' in capsys.readouterr().out
+    assert entry.main(['smaple']) == 2 and "did you mean 'sample'" in capsys.readouterr().err
+    for command in entry.COMMANDS:
+        with pytest.raises(SystemExit) as left:
+            entry.main([command, '--help'])
+        assert left.value.code == 0 and 'example' in capsys.readouterr().out

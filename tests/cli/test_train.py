@@ -1,0 +1,149 @@
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from k_diffusion.cli.train import main
+from k_diffusion.core.weights import load_checkpoint
+
+
+def run(config, folder, *more):
+    return main(['--config', config, '--run-dir', str(folder), '--name', 'tiny', '--device', 'cpu', '--demo-every', '0', '--evaluate-n', '0', *more])
+
+
+def same(a, b):
+    """Whether two checkpoints hold the same numbers, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_a_run_leaves_what_the_original_leaves(trained):
+    names = sorted(path.name for path in trained.iterdir())
+    assert names == ['tiny_00000003.pth', 'tiny_config.json', 'tiny_demo_00000002.png', 'tiny_demo_00000003.png', 'tiny_log.jsonl',
+                     'tiny_state.json']
+    assert json.loads((trained / 'tiny_state.json').read_text()) == {'latest_checkpoint': 'tiny_00000003.pth'}
+    checkpoint = load_checkpoint(trained / 'tiny_00000003.pth')
+    original = {'config', 'model', 'model_ema', 'opt', 'sched', 'ema_sched', 'epoch', 'step', 'gns_stats', 'ema_stats', 'demo_gen', 'elapsed'}
+    assert original <= checkpoint.keys() and checkpoint['step'] == 3
+    assert Image.open(trained / 'tiny_demo_00000003.png').size == (32, 32)
+    log = [json.loads(line) for line in (trained / 'tiny_log.jsonl').read_text().splitlines()]
+    assert log[-1]['step'] == 3 and log[-1]['loss'] > 0
+    filled = json.loads((trained / 'tiny_config.json').read_text())
+    assert filled['model']['skip_stages'] == 0 and filled['lr_sched']['type'] == 'constant'
+
+
+def test_stopping_and_going_on_changes_nothing(tiny, tmp_path, capsys):
+    config = tiny()
+    accumulated = ['--grad-accum-steps', '2', '--batch-size', '4']
+    assert run(config, tmp_path / 'straight', '--end-step', '4', *accumulated) == 0
+    assert run(config, tmp_path / 'parted', '--end-step', '2', *accumulated) == 0
+    assert run(config, tmp_path / 'parted', '--end-step', '4', *accumulated) == 0
+    straight, parted = (load_checkpoint(tmp_path / name / 'tiny_00000004.pth') for name in ('straight', 'parted'))
+    for key in ('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'step', 'items', 'ema_stats'):
+        assert same(straight[key], parted[key]), key
+    assert not same(straight['model'], straight['model_ema'])
+
+
+def test_looking_changes_nothing(tiny, tmp_path):
+    config = tiny()
+    assert run(config, tmp_path / 'blind', '--end-step', '2') == 0
+    assert main(['--config', config, '--run-dir', str(tmp_path / 'seeing'), '--name', 'tiny', '--device', 'cpu', '--demo-every', '1',
+                 '--sample-n', '2', '--end-step', '2']) == 0
+    blind, seeing = (load_checkpoint(tmp_path / name / 'tiny_00000002.pth')['model'] for name in ('blind', 'seeing'))
+    assert same(blind, seeing)
+
+
+def test_the_end_is_reached_once(trained, capsys):
+    before = (trained / 'tiny_00000003.pth').stat().st_mtime_ns
+    assert run(str(trained.parent / 'tiny.json'), trained, '--end-step', '3') == 0
+    assert 'tiny is done' in capsys.readouterr().err
+    assert (trained / 'tiny_00000003.pth').stat().st_mtime_ns == before
+
+
+def test_the_seed_decides(tiny, tmp_path):
+    config = tiny()
+    for name, seed in (('a', '1'), ('b', '1'), ('c', '2')):
+        assert run(config, tmp_path / name, '--end-step', '1', '--seed', seed) == 0
+    a, b, c = (load_checkpoint(tmp_path / name / 'tiny_00000001.pth')['model'] for name in 'abc')
+    assert same(a, b) and not same(a, c)
+
+
+def test_json_line(tiny, tmp_path, capsys):
+    assert run(tiny(), tmp_path / 'run', '--end-step', '1', '--json') == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done['step'] == 1 and done['status'] == 'done' and done['processes'] == 1 and done['loss'] > 0
+
+
+@pytest.mark.parametrize('change, complaint', [
+    (('model', 'sigma_dat', 0.5), 'did you mean model.sigma_data'),
+    (('model', 'my_key', 1), 'model.my_key is not a key'),
+    (('dataset', 'num_classes', 'ten'), "dataset.num_classes is 'ten'; it takes a whole number"),
+    (('model', 'channels', '32'), 'model.channels'),
+    (('dataset', 'type', 'dmeo'), "did you mean 'demo'"),
+    (('training', 'batch_size', 20000), '10000 images, fewer than the 20000'),
+    (('optimizer', 'type', 'adam'), 'unknown type'),
+])
+def test_a_mistake_is_one_sentence(tiny, tmp_path, capsys, change, complaint):
+    assert run(tiny(change), tmp_path / 'run', '--end-step', '1') == 1
+    err = capsys.readouterr().err
+    assert complaint in err and 'Traceback' not in err
+    assert not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_all_mistakes_of_a_config_are_told_at_once(tiny, tmp_path, capsys):
+    assert run(tiny(('model', 'input_chanels', 1), ('optimizer', 'betas', 3), ('lr_sched', 'type', 'x')), tmp_path / 'run') == 1
+    err = capsys.readouterr().err
+    assert 'model.input_channels' in err and 'optimizer.betas' in err and 'lr_sched.type' in err
+
+
+def test_another_shape_is_told(tiny, trained, capsys):
+    assert run(tiny(('model', 'channels', [16, 32])), trained, '--end-step', '9') == 1
+    err = capsys.readouterr().err
+    assert 'of shape' in err and 'config it was trained with' in err
+
+
+def test_a_missing_folder_and_an_empty_one(tiny, tmp_path, capsys):
+    for location in ('nowhere', 'empty'):
+        (tmp_path / 'empty').mkdir(exist_ok=True)
+        config = tiny(('dataset', 'type', 'imagefolder'), ('dataset', 'location', str(tmp_path / location)), ('dataset', 'num_classes', 0))
+        assert run(config, tmp_path / 'run', '--end-step', '1') == 1
+        assert location in capsys.readouterr().err
+
+
+def test_nan_stops_the_run_and_saves_nothing(tiny, tmp_path, capsys):
+    assert run(tiny(('optimizer', 'lr', 1e30)), tmp_path / 'run', '--end-step', '30') == 1
+    err = capsys.readouterr().err
+    assert 'not finite' in err or 'the loss is' in err
+    assert 'no checkpoint was saved before' in err and not list((tmp_path / 'run').glob('*.pth'))
+
+
+def test_a_picture_folder_trains_and_names_what_it_skips(tiny, tmp_path, capsys):
+    folder = tmp_path / 'pictures' / 'deep'
+    folder.mkdir(parents=True)
+    for i in range(10):
+        Image.new('RGB', (40, 20 + i), (25 * i, 0, 0)).save(folder / f'{i}.png')
+    (folder / 'broken.png').write_bytes(b'no picture')
+    config = tiny(('dataset', 'type', 'imagefolder'), ('dataset', 'location', str(tmp_path / 'pictures')), ('dataset', 'num_classes', 0),
+                  ('model', 'input_channels', 3))
+    assert run(config, tmp_path / 'run', '--end-step', '2', '--num-workers', '0') == 0
+    assert 'broken.png' in capsys.readouterr().err
+
+
+def test_wrong_usage_names_the_nearest_option(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(['--config', 'x', '--batchsize', '3'])
+    assert left.value.code == 2 and 'did you mean --batch-size' in capsys.readouterr().err
+
+
+def test_weights_of_an_inference_file_start_a_run(tiny, trained, tmp_path, capsys):
+    from k_diffusion.cli.convert import convert
+    file = convert(trained / 'tiny_00000003.pth', tmp_path / 'w.safetensors', 'fp32')
+    assert run(tiny(('optimizer', 'lr', 1e-9), ('optimizer', 'adamw_lr', 1e-9)), tmp_path / 'run', '--end-step', '1', '--resume-inference', str(file)) == 0
+    new, old = load_checkpoint(tmp_path / 'run' / 'tiny_00000001.pth')['model'], load_checkpoint(trained / 'tiny_00000003.pth')['model_ema']
+    assert all(torch.allclose(new[key], old[key], atol=1e-6) for key in old)

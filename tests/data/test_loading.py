@@ -1,0 +1,160 @@
+"""The stream of batches: each picture once an epoch, and the same whoever reads it and wherever it is taken up again."""
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import signal
+import time
+from contextlib import closing
+
+import pytest
+import torch
+
+from k_diffusion.augmentation import BatchedAugmentation
+from k_diffusion.core.images import from_bytes
+from k_diffusion.core.random import derive_seed, generator
+from k_diffusion.data import ImageFolderClassConfig, Images, Loader, icons, open_dataset, permutation
+
+
+@pytest.fixture
+def dataset():
+    return Images(icons(22, 8), torch.arange(22) % 3, 'abc')
+
+
+def take(loader, n, items=0):
+    with closing(loader.iterate(items)) as batches:
+        return list(itertools.islice(batches, n))
+
+
+def same(a, b):
+    assert len(a) == len(b) and len(a) > 0
+    for one, other in zip(a, b):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_permutation():
+    assert torch.equal(permutation(3, 1, 50), torch.randperm(50, generator=generator(3, 'epoch', 1)))
+    assert permutation(3, 1, 50) is permutation(3, 1, 50)
+    orders = [permutation(3, 0, 50), permutation(3, 1, 50), permutation(4, 0, 50)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(orders, 2))
+
+
+def test_a_batch(dataset):
+    batch = take(Loader(dataset, 5, seed=7), 1)[0]
+    order = permutation(7, 0, 22)[:5]
+    assert batch.keys() == {'image', 'item', 'class_cond'}
+    assert torch.equal(batch['image'], from_bytes(dataset.images[order])) and batch['image'].dtype == torch.float32
+    assert batch['item'].tolist() == [0, 1, 2, 3, 4] and torch.equal(batch['class_cond'], order % 3)
+    augmented = take(Loader(dataset, 5, seed=7, augmentation=BatchedAugmentation(0.5)), 1)[0]
+    expected = BatchedAugmentation(0.5)(dataset.images[order], [derive_seed(7, 'augment', p) for p in range(5)])
+    assert torch.equal(augmented['image'], expected[0]) and torch.equal(augmented['aug_cond'], expected[1])
+    assert augmented['aug_cond'].shape == (5, 9) and augmented['aug_cond'].ne(0).any()
+    assert 'class_cond' not in take(Loader(Images(icons(9, 8)), 2), 1)[0]
+
+
+def test_every_picture_once_an_epoch(dataset):
+    """Whatever the batch size, batches that reach into the next epoch included."""
+    dataset.images[:, 0, 0, 0] = torch.arange(22, dtype=torch.uint8)  # a picture's number
+    loader = Loader(dataset, 5)
+    seen = torch.cat([(batch['image'][:, 0, 0, 0] + 1) * 127.5 for batch in take(loader, 13)]).round().int()
+    for epoch in range(2):
+        assert sorted(seen[22 * epoch:22 * epoch + 22].tolist()) == list(range(22))
+    assert not torch.equal(seen[:22], seen[22:44])
+    assert [loader.epoch(items) for items in (0, 21, 22, 44)] == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize('items', [0, 5, 20, 23, 25 * 44])
+def test_taken_up_anywhere(dataset, items):
+    loader = Loader(dataset, 5, seed=1, augmentation=BatchedAugmentation(0.5))
+    assert loader.items_per_step == 5
+    straight = take(Loader(dataset, 1, seed=1, augmentation=BatchedAugmentation(0.5)), 10, items)
+    resumed = take(loader, 2, items)
+    for key in resumed[0]:
+        assert torch.equal(torch.cat([b[key] for b in resumed]), torch.cat([b[key] for b in straight]))
+    same(take(loader, 1, items + 5), resumed[1:])
+
+
+@pytest.mark.parametrize(('world_size', 'grad_accum_steps'), [(1, 4), (2, 2), (4, 1)])
+def test_ranks_and_accumulation_share_out_the_same_items(dataset, world_size, grad_accum_steps):
+    augmentation = BatchedAugmentation(0.5)
+    expected = take(Loader(dataset, 4, augmentation=augmentation), 8)
+    parts = {}
+    for rank in range(world_size):
+        loader = Loader(dataset, 4, rank=rank, world_size=world_size, grad_accum_steps=grad_accum_steps, augmentation=augmentation)
+        assert loader.items_per_step == 16
+        for batch in take(loader, 2 * grad_accum_steps):
+            parts[int(batch['item'][0])] = batch
+    same([parts[position] for position in sorted(parts)], expected)
+
+
+def test_observing_and_torch_s_seed_change_nothing(dataset):
+    loader = Loader(dataset, 4, augmentation=BatchedAugmentation(0.5))
+    torch.manual_seed(1)
+    first = take(loader, 3)
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    same(first, take(loader, 3))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(('keys', 'message'), [
+    ({'batch_size': 0}, 'batch_size is 0'), ({'world_size': 0}, 'world_size is 0'), ({'grad_accum_steps': 0}, 'grad_accum_steps is 0'),
+    ({'num_workers': -1}, 'num_workers is -1'), ({'rank': 2, 'world_size': 2}, 'rank is 2'),
+    ({'batch_size': 4, 'world_size': 3, 'grad_accum_steps': 2}, r'has 22 images, fewer than the 24 of one step .*lower the batch size'),
+])
+def test_errors(dataset, keys, message):
+    with pytest.raises(ValueError, match=message):
+        Loader(dataset, **{'batch_size': 1, **keys})
+
+
+# Reading by workers
+
+
+@pytest.fixture
+def streamed(tmp_path, write_pictures):
+    """A folder of two classes that is decoded as it is read; the second picture is broken."""
+    write_pictures(tmp_path / 'a', 6)
+    write_pictures(tmp_path / 'b', 6, seed=1)
+    (tmp_path / 'a' / '0001.png').write_bytes(b'broken')
+    return open_dataset(ImageFolderClassConfig(location=str(tmp_path)), (8, 8), memory_limit=0)
+
+
+def test_broken_pictures_make_room_for_the_next(streamed):
+    batch = take(Loader(streamed, 12), 1)[0]
+    at = int((permutation(0, 0, 12) == 1).nonzero())
+    assert torch.equal(batch['image'][at], from_bytes(streamed[2]['image'])) and batch['class_cond'].sum() == 6
+    assert len(streamed.skipped) == 1 and streamed.skipped[0][0].endswith('0001.png')
+    take(Loader(streamed, 12), 2)
+    assert len(streamed.skipped) == 1
+
+
+def test_only_broken_pictures(streamed):
+    for path in streamed.paths:
+        path.write_bytes(b'broken')
+    with pytest.raises(ValueError, match='many pictures in a row'):
+        take(Loader(streamed, 2), 1)
+
+
+@pytest.mark.parametrize(('num_workers', 'start_method'), [(1, 'fork'), (2, 'fork'), (2, 'spawn')])
+@pytest.mark.filterwarnings('ignore:.*fork')
+def test_workers_change_nothing(streamed, num_workers, start_method):
+    def loader(**keys):
+        return Loader(streamed, 5, augmentation=BatchedAugmentation(0.5), **keys)
+    same(take(loader(num_workers=num_workers, start_method=start_method), 8, items=3), take(loader(), 8, items=3))
+    assert len(streamed.skipped) == 1
+    deadline = time.monotonic() + 20
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.filterwarnings('ignore:.*fork')
+def test_a_dead_worker_ends_the_stream_with_a_sentence(streamed):
+    with closing(Loader(streamed, 4, num_workers=2, start_method='fork').iterate()) as batches:
+        next(batches)
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        with pytest.raises(RuntimeError, match=r'died \(killed, or out of memory\)'):
+            for _ in range(1000):
+                next(batches)
