@@ -35,7 +35,8 @@ def main() -> None:
     floor = min(times['import torch'])
     for statement in statements:
         extra = sorted(packages(statement) - packages('import torch') - {'k_diffusion'})
-        print(f'{statement:52} {min(times[statement]):6.3f} s   {min(times[statement]) / floor:5.2f} x   new packages: {", ".join(extra) or "none"}')
+        best = min(times[statement])
+        print(f'{statement:52} {best:6.3f} s   {best / floor:5.2f} x   new packages: {", ".join(extra) or "none"}')
 
 
 if __name__ == '__main__':

@@ -26,7 +26,8 @@ def config(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | Non
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion config') -> int:
     parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
     parser.add_argument('checkpoint', help='the .safetensors or .pth file')
-    parser.add_argument('-o', '--output', '--out', dest='out', help='the file to write (default: the checkpoint with the ending .json)')
+    parser.add_argument('-o', '--output', '--out', dest='out',
+                        help='the file to write (default: the checkpoint with the ending .json)')
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -16,7 +16,8 @@ _DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 _EXAMPLE = 'example:\n  k-diffusion convert runs/demo/demo_00001500.pth -o demo.safetensors --dtype fp16'
 
 
-def convert(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, dtype: str = 'fp16', config: str | None = None) -> Path:
+def convert(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, dtype: str = 'fp16',
+            config: str | None = None) -> Path:
     """Writes the EMA weights of a .pth checkpoint, cast to dtype, with the config in the metadata; returns the new path."""
     weights, carried = read_weights(checkpoint)
     source = config if config is not None else carried
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion convert') -
     parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
     parser.add_argument('checkpoint', help='the .pth checkpoint')
     parser.add_argument('--config', help='its config, where the checkpoint carries none')
-    parser.add_argument('-o', '--output', '--out', dest='out', help='the file to write (default: the checkpoint with the ending .safetensors)')
+    parser.add_argument('-o', '--output', '--out', dest='out',
+                        help='the file to write (default: the checkpoint with the ending .safetensors)')
     parser.add_argument('--dtype', choices=tuple(_DTYPES), default='fp16', help='the type of the weights (default: fp16)')
     args = parser.parse_args(argv)
 

@@ -43,6 +43,14 @@ class Display:
             self.shown_at = time.monotonic()
             print(f'{self.name}: {text}', file=sys.stderr, flush=True)
 
+    def decoding(self, done: int, total: int) -> None:
+        """Tells how far the decoding of a data set is."""
+        if self.live:
+            self.live.update(self.task, completed=done, total=total, text=f'decoding pictures, {done:,} of {total:,}')
+        elif self.shown and time.monotonic() - self.shown_at >= self.every:
+            self.shown_at = time.monotonic()
+            print(f'{self.name}: decoding pictures, {done:,} of {total:,}', file=sys.stderr, flush=True)
+
     def say(self, text: str) -> None:
         """A line above the progress."""
         if self.live:

@@ -26,8 +26,8 @@ COMMANDS = {
 class Parser(argparse.ArgumentParser):
     """An argument parser that names the nearest option when it is given an unknown one."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+    def __init__(self, prog: str, description: str | None, epilog: str) -> None:
+        super().__init__(prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         words = message.removeprefix('unrecognized arguments: ').split() if message.startswith('unrecognized') else []
@@ -66,7 +66,7 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
         print(f'\n{prog}: interrupted', file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 1
     except (ValueError, OSError, ImportError, MemoryError) as error:
         if os.environ.get('K_DIFFUSION_TRACEBACK') == '1':
@@ -88,5 +88,6 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f'  {name:<{width}}  {text}' for name, (_, text) in COMMANDS.items()]
-    return '\n'.join(['k-diffusion trains, samples and measures diffusion models.', '', 'usage: k-diffusion COMMAND [OPTIONS]', '', *lines, '',
+    return '\n'.join(['k-diffusion trains, samples and measures diffusion models.', '',
+                      'usage: k-diffusion COMMAND [OPTIONS]', '', *lines, '',
                       'k-diffusion COMMAND --help says more; try: k-diffusion demo'])

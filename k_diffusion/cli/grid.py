@@ -18,7 +18,7 @@ def grid(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] =
     """Writes the pictures, all of one mode and size, as one picture of `nrow` per row (ceil(sqrt(n)) where not given)."""
     if nrow is not None and nrow < 1:
         raise ValueError(f'--nrow is {nrow}; it must be at least 1')
-    pictures = [Image.open(path) for path in images]
+    pictures: list[Image.Image] = [Image.open(path) for path in images]
     first = pictures[0]
     for path, picture in zip(images, pictures):
         if (picture.mode, picture.size) != (first.mode, first.size):

@@ -63,6 +63,24 @@ class EvaluationNotice:
             self.say('evaluation is skipped: this version has no feature extractor; training goes on (--evaluate-n 0 hides this line)')
 
 
+@dataclasses.dataclass
+class SkippedNotice:
+    """Names the pictures that could not be read, the first ten of them, and counts the rest as they turn up."""
+
+    every: int
+    skipped: list[tuple[str, str]]
+    say: Callable[[str], None]
+    told: int = 0
+    at_end = True
+
+    def __call__(self, trainer: Trainer) -> None:
+        for path, reason in self.skipped[self.told:10]:
+            self.say(f'skipped {path}: {reason}')
+        if len(self.skipped) > max(10, self.told):
+            self.say(f'skipped {len(self.skipped):,} pictures in all')
+        self.told = len(self.skipped)
+
+
 class WandbHook:
     """Sends what the log says to Weights & Biases."""
 

@@ -22,7 +22,7 @@ from ..core.random import derive_seed
 from ..data import Loader, open_dataset
 from ..training import CheckpointHook, GradientNoiseHook, Hook, LogHook, RunFolder, Trainer, load_weights, read_training_checkpoint
 from .display import Display
-from .hooks import DemoHook, EvaluationNotice, WandbHook
+from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
 from .objective import make_loss
 
 LOG_EVERY = 10
@@ -146,7 +146,7 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     network = _network(settings, config, sections, seed, accelerator.device)
     display.say(f'{n_params(network):,} parameters')
     with accelerator.main_process_first():
-        loader = _loader(settings, config, sections, accelerator, seed, display)
+        loader = _loader(settings, sections, accelerator, seed, folder, display)
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network, settings.lr)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
@@ -156,10 +156,12 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     if accelerator.is_main_process:
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json(folder.path / f'{settings.name}_config.json', config)
-    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), model)
-    parts = {'gns_stats': hook for hook in hooks if isinstance(hook, GradientNoiseHook)}
-    return Trainer(accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader, hooks, end_step=end_step,
-                   grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed, parts=parts)
+    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped)
+    noise_scale = GradientNoiseHook(model) if settings.gns else None
+    return Trainer(
+        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
+        [noise_scale, *hooks] if noise_scale else hooks, end_step=end_step, grad_accum_steps=settings.grad_accum_steps,
+        clip_norm=sections.training.grad_clip, seed=seed, parts={'gns_stats': noise_scale} if noise_scale else {})
 
 
 def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device) -> nn.Module:
@@ -177,25 +179,22 @@ def _memory_format(sections: Sections) -> torch.memory_format:
     return torch.channels_last if sections.training.channels_last and convolutional else torch.contiguous_format
 
 
-def _loader(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, seed: int, display: Display) -> Loader:
+def _loader(settings: RunSettings, sections: Sections, accelerator: Any, seed: int, folder: RunFolder, display: Display) -> Loader:
     base = Path(settings.config).parent if isinstance(settings.config, (str, os.PathLike)) else Path()
     model = sections.model
-    dataset = open_dataset(sections.dataset, tuple(model.input_size), model.input_channels, base, settings.allow_code)
+    dataset = open_dataset(sections.dataset, tuple(model.input_size), model.input_channels, base, settings.allow_code,
+                           cache_dir=folder.path / 'cache', progress=display.decoding)
     display.say(f'{len(dataset):,} images' + (f' in {dataset.num_classes} classes' if sections.dataset.num_classes else ''))
-    for path, reason in dataset.skipped[:10]:
-        display.say(f'  skipped {path}: {reason}')
-    if len(dataset.skipped) > 10:
-        display.say(f'  skipped {len(dataset.skipped)} in all')
     augmentation = BatchedAugmentation(model.augment_prob) if model.augment_prob else None
     return Loader(dataset, settings.batch_size or sections.training.batch_size, seed=seed, rank=accelerator.process_index,
                   world_size=accelerator.num_processes, grad_accum_steps=settings.grad_accum_steps, augmentation=augmentation,
                   num_workers=min(settings.num_workers, os.cpu_count() or 1), start_method=settings.start_method, device=accelerator.device)
 
 
-def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module, model: nn.Module) -> list[Hook]:
-    hooks: list[Hook] = [LogHook(folder.path / f'{settings.name}_log.jsonl', LOG_EVERY, display)]
-    if settings.gns:
-        hooks.append(GradientNoiseHook(model))
+def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module,
+           skipped: list[tuple[str, str]]) -> list[Hook]:
+    hooks: list[Hook] = [LogHook(folder.path / f'{settings.name}_log.jsonl', LOG_EVERY, display),
+                         SkippedNotice(LOG_EVERY, skipped, display.say)]
     if settings.wandb_project:
         hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY))
     if settings.demo_every:

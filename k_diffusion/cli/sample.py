@@ -121,9 +121,11 @@ def _folder(out: str | os.PathLike[str] | None) -> Path:
 def _write(images: Tensor, labels: list[int] | None, folder: Path | None, prefix: str | None) -> Samples:
     if folder is not None:
         (folder / 'images').mkdir(parents=True)
-        names, grid, text = [folder / 'images' / f'{i:05}.png' for i in range(len(images))], folder / 'grid.png', folder / 'labels.txt'
+        names = [folder / 'images' / f'{i:05}.png' for i in range(len(images))]
+        grid, text = folder / 'grid.png', folder / 'labels.txt'
     else:
-        names, grid, text = [Path(f'{prefix}_{i:05}.png') for i in range(len(images))], Path(f'{prefix}_grid.png'), Path(f'{prefix}_labels.txt')
+        names = [Path(f'{prefix}_{i:05}.png') for i in range(len(images))]
+        grid, text = Path(f'{prefix}_grid.png'), Path(f'{prefix}_labels.txt')
         grid.parent.mkdir(parents=True, exist_ok=True)
     for name, image in zip(names, images):
         save_image(name, image)
@@ -172,7 +174,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion sample', **
     def work() -> None:
         drawn = sample(**args)
         summary = {'n': len(drawn.pictures), 'first': str(drawn.pictures[0]), 'grid': str(drawn.grid), 'seed': args['seed']}
-        print(json.dumps(summary) if as_json else f'{len(drawn.pictures)} images, {drawn.pictures[0]} to {drawn.pictures[-1].name}\ngrid: {drawn.grid}')
+        words = f'{len(drawn.pictures)} images, {drawn.pictures[0]} to {drawn.pictures[-1].name}\ngrid: {drawn.grid}'
+        print(json.dumps(summary) if as_json else words)
     return guarded(prog, work)
 
 

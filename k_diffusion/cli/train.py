@@ -56,7 +56,8 @@ def _watching_options(parser: argparse.ArgumentParser) -> None:
     add('--evaluate-only', action='store_true', help='evaluate instead of training')
     add('--evaluate-with', choices=('inception', 'clip', 'dinov2'), default='inception', help='the feature extractor (default: inception)')
     add('--clip-model', default='ViT-B/16', help='the CLIP model to evaluate with (default: ViT-B/16)')
-    add('--dinov2-model', choices=('vits14', 'vitb14', 'vitl14', 'vitg14'), default='vitl14', help='the DINOv2 model to evaluate with (default: vitl14)')
+    add('--dinov2-model', choices=('vits14', 'vitb14', 'vitl14', 'vitg14'), default='vitl14',
+        help='the DINOv2 model to evaluate with (default: vitl14)')
     add('--gns', action='store_true', help='measure the gradient noise scale (needs several processes)')
     add('--wandb-project', help='log to this wandb project')
     add('--wandb-entity', help='the wandb entity')

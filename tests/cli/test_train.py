@@ -9,7 +9,8 @@ from k_diffusion.core.weights import load_checkpoint
 
 
 def run(config, folder, *more):
-    return main(['--config', config, '--run-dir', str(folder), '--name', 'tiny', '--device', 'cpu', '--demo-every', '0', '--evaluate-n', '0', *more])
+    quiet = ['--demo-every', '0', '--evaluate-n', '0', '--device', 'cpu']
+    return main(['--config', config, '--run-dir', str(folder), '--name', 'tiny', *quiet, *more])
 
 
 def same(a, b):
@@ -29,7 +30,8 @@ def test_a_run_leaves_what_the_original_leaves(trained):
                      'tiny_state.json']
     assert json.loads((trained / 'tiny_state.json').read_text()) == {'latest_checkpoint': 'tiny_00000003.pth'}
     checkpoint = load_checkpoint(trained / 'tiny_00000003.pth')
-    original = {'config', 'model', 'model_ema', 'opt', 'sched', 'ema_sched', 'epoch', 'step', 'gns_stats', 'ema_stats', 'demo_gen', 'elapsed'}
+    original = {'config', 'model', 'model_ema', 'opt', 'sched', 'ema_sched', 'epoch', 'step', 'gns_stats', 'ema_stats', 'demo_gen',
+                'elapsed'}
     assert original <= checkpoint.keys() and checkpoint['step'] == 3
     assert Image.open(trained / 'tiny_demo_00000003.png').size == (32, 32)
     log = [json.loads(line) for line in (trained / 'tiny_log.jsonl').read_text().splitlines()]
@@ -144,6 +146,7 @@ def test_wrong_usage_names_the_nearest_option(capsys):
 def test_weights_of_an_inference_file_start_a_run(tiny, trained, tmp_path, capsys):
     from k_diffusion.cli.convert import convert
     file = convert(trained / 'tiny_00000003.pth', tmp_path / 'w.safetensors', 'fp32')
-    assert run(tiny(('optimizer', 'lr', 1e-9), ('optimizer', 'adamw_lr', 1e-9)), tmp_path / 'run', '--end-step', '1', '--resume-inference', str(file)) == 0
+    still = tiny(('optimizer', 'lr', 1e-9), ('optimizer', 'adamw_lr', 1e-9))
+    assert run(still, tmp_path / 'run', '--end-step', '1', '--resume-inference', str(file)) == 0
     new, old = load_checkpoint(tmp_path / 'run' / 'tiny_00000001.pth')['model'], load_checkpoint(trained / 'tiny_00000003.pth')['model_ema']
     assert all(torch.allclose(new[key], old[key], atol=1e-6) for key in old)

@@ -1,0 +1,74 @@
+"""Samplers: how a denoiser turns noise into data. Each is a plain function sample_<name>(model, x, sigmas, ...).
+
+Programs also replace names here (`k_diffusion.sampling.torch = ...`) to change what the samplers draw or show, so a name set on
+this module is set in every file of the room that holds the same object under it.
+"""
+# ruff: noqa: F401
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm, trange
+
+from ..schedules import append_zero, get_sigmas_exponential, get_sigmas_karras, get_sigmas_polyexponential, get_sigmas_vp
+from .catalogue import SAMPLERS, Sampler, State, find_sampler, iterate, sampler
+from .coefficients import (
+    adams_weights,
+    exponential_weights,
+    get_ancestral_step,
+    linear_multistep_coeff,
+    phi,
+    to_d,
+)
+from .controllers import PIDStepSizeController
+from .dpm import sample_dpm_2, sample_dpm_2_ancestral, sample_dpm_adaptive, sample_dpm_fast
+from .dpm_solver import DPMSolver
+from .dpmpp import (
+    sample_dpmpp_2m,
+    sample_dpmpp_2m_sde,
+    sample_dpmpp_2s_ancestral,
+    sample_dpmpp_3m_sde,
+    sample_dpmpp_sde,
+)
+from .euler import sample_euler, sample_euler_ancestral
+from .heun import sample_heun
+from .likelihood import log_likelihood
+from .loop import Step, levels, steps
+from .multistep import sample_lms
+from .noise import BatchedBrownianTree, BrownianTreeNoiseSampler, default_noise_sampler, seeded_noise_sampler
+
+# Names that old programs find here, loaded when asked for: (module, attribute).
+_LAZY = {'utils': ('k_diffusion.utils', None), 'integrate': ('scipy.integrate', None),
+         'odeint': ('torchdiffeq', 'odeint'), 'torchsde': ('torchsde', None)}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    module, attribute = _LAZY[name]
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise AttributeError(f'{__name__}.{name} needs the package {module.split(".")[0]!r}, which cannot be imported: {error}') from None
+    return getattr(found, attribute) if attribute else found
+
+
+class _Face(ModuleType):
+    """This module: names set on it reach the files behind it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in vars(self):
+            before = vars(self)[name]
+            for path, module in list(sys.modules.items()):
+                if path.startswith(f'{self.__name__}.') and vars(module).get(name) is before:
+                    setattr(module, name, value)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

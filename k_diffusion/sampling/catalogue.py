@@ -1,0 +1,156 @@
+"""Samplers as a list of named things: how one is made from a generator, found, and walked step by step."""
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn, NoiseSampler
+from ..core.registry import Registry
+from .loop import Watch
+
+P = ParamSpec('P')
+R = TypeVar('R')
+Run: TypeAlias = Generator[Tensor, Any, R]
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler: its plain function, and what it promises.
+
+    order: of its error in the step size. nfe: model calls per step. stochastic: whether it draws noise by default.
+    body: the generator that the function runs; it yields x at the end of each step and goes on with what it is sent.
+    """
+    name: str
+    function: Callable[..., Any]
+    body: Callable[..., Run[Any]]
+    order: int
+    nfe: int
+    stochastic: bool
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What it wants to know of the noise levels: ('sigmas',) or ('sigma_min', 'sigma_max') with or without 'n'."""
+        parameters = inspect.signature(self.function).parameters
+        return tuple(name for name in ('sigmas', 'sigma_min', 'sigma_max', 'n') if name in parameters)
+
+
+SAMPLERS: Registry[Sampler] = Registry('sampler')
+
+
+def drain(run: Run[R]) -> R:
+    """Runs a generator of states to its end, each state sent back as it came, and gives what it returns."""
+    state = None
+    try:
+        while True:
+            state = run.send(state)
+    except StopIteration as end:
+        return end.value
+
+
+def drained(body: Callable[P, Run[R]]) -> Callable[P, R]:
+    """A generator of states as the plain function that runs it to its end."""
+    @functools.wraps(body)
+    def function(*args: P.args, **kwargs: P.kwargs) -> R:
+        return drain(body(*args, **kwargs))
+    return function
+
+
+def sampler(order: int, nfe: int = 1, stochastic: bool = False) -> Callable[[Callable[P, Run[R]]], Callable[P, R]]:
+    """Makes sample_<name>, written as a generator of states, a plain function under no_grad and enters it in SAMPLERS.
+
+    The state is float32 at least whatever the dtype of x; the model is given, and the result has, the dtype of x.
+    """
+    def make(body: Callable[P, Run[R]]) -> Callable[P, R]:
+        @functools.wraps(body)
+        def sample(*args: P.args, **kwargs: P.kwargs) -> R:
+            with torch.no_grad():
+                run, watch = _start(entry, *args, **kwargs)
+                result = drain(run)
+                watch.check()
+            return _cast(result, watch.dtype)
+
+        signature = inspect.signature(body)
+        entry = Sampler(body.__name__.removeprefix('sample_'), sample, body, order, nfe, stochastic)
+        vars(sample).update(__signature__=signature.replace(return_annotation='Tensor'), entry=entry)
+        SAMPLERS.register(entry.name)(entry)
+        return sample
+    return make
+
+
+def find_sampler(sampler: str | Sampler | Callable[..., Any]) -> Sampler:
+    """The entry of a sampler given by name (with or without sample_) or as a function; one from elsewhere counts as a single step."""
+    if isinstance(sampler, Sampler):
+        return sampler
+    if not callable(sampler):
+        return SAMPLERS[str(sampler).removeprefix('sample_')]
+    if hasattr(sampler, 'entry'):
+        return sampler.entry
+    return Sampler(getattr(sampler, '__name__', 'sampler'), sampler, functools.partial(_one_step, sampler), 1, 1, True)
+
+
+def _one_step(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Run[Tensor]:
+    return (yield function(*args, **kwargs))
+
+
+@dataclass
+class State:
+    """Where a sampler stands after step i: x at the level sigma, to be looked at and edited; denoised, the step's first
+    answer of the model (None where none was asked); nfe, the model calls so far."""
+    x: Tensor
+    i: int
+    sigma: float
+    denoised: Tensor | None
+    nfe: int
+
+
+def iterate(sampler: str | Sampler | Callable[..., Any], model: DenoiseFn, x: Tensor, *args: Any, **kwargs: Any) -> Iterator[State]:
+    """The states of a sampler after each of its steps, called as sample_<name>(model, x, ...) is.
+
+    The next step begins from state.x as the caller leaves it; leaving the loop ends the run, and holding on to the iterator
+    keeps it for later. The last state holds the result, in the precision it was computed in.
+    """
+    run, watch = _start(find_sampler(sampler), model, x, *args, **kwargs)
+    state = None
+    while True:
+        try:
+            with torch.no_grad():
+                x = run.send(None if state is None else state.x)
+        except StopIteration:
+            return watch.check()
+        state = State(x, watch.i, watch.sigma, watch.denoised, watch.nfe)
+        yield state
+
+
+def _start(entry: Sampler, *args: Any, **kwargs: Any) -> tuple[Run[Any], Watch]:
+    """The generator of a run, and the watch over its model."""
+    bound = inspect.signature(entry.function).bind(*args, **kwargs)
+    given = bound.arguments
+    model, x = list(given)[:2]
+    dtype = given[x].dtype
+    if not dtype.is_floating_point:
+        raise ValueError(f'x has dtype {dtype}; a sampler starts from noise: give it float32, float64, float16 or bfloat16')
+    watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name))
+    given.update({model: watch, x: given[x].to(torch.promote_types(dtype, torch.float32))})
+    if given.get('noise_sampler') is not None:
+        given['noise_sampler'] = _adapted(given['noise_sampler'], given[x].dtype)
+    return entry.body(*bound.args, **bound.kwargs), watch
+
+
+def _adapted(noise_sampler: NoiseSampler, dtype: torch.dtype) -> NoiseSampler:
+    """A noise sampler from outside, which knows levels as 0-d tensors and may draw in half precision."""
+    def noise(sigma: Any, sigma_next: Any) -> Tensor:
+        pair = torch.tensor([float(sigma), float(sigma_next)], dtype=torch.float64)
+        return noise_sampler(pair[0], pair[1]).to(dtype)
+    return noise
+
+
+def _cast(result: Any, dtype: torch.dtype | None) -> Any:
+    if isinstance(result, tuple):
+        return (result[0].to(dtype), *result[1:])
+    return result.to(dtype)

@@ -1,0 +1,76 @@
+"""The numbers of a step: derivatives, the ancestral split, phi functions, Adams and exponential Adams weights. All float64."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..core.tensors import append_dims
+
+
+def to_d(x: Tensor, sigma: Any, denoised: Tensor) -> Tensor:
+    """dx/dsigma = (x - D) / sigma, the slope of the probability flow; sigma a number or [B]."""
+    if isinstance(sigma, Tensor):
+        return (x - denoised) / append_dims(sigma, x.ndim)
+    return (x - denoised).mul_(1 / sigma)
+
+
+def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: float = 1.) -> tuple[Any, Any]:
+    """(sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_to^2: how far to denoise, and how much noise to add.
+
+    sigma_up = eta sigma_to sqrt(1 - sigma_to^2 / sigma_from^2), at most sigma_to. Numbers give numbers, 0-d tensors tensors.
+    """
+    if not eta:
+        return sigma_to, 0.
+    if isinstance(sigma_to, Tensor):
+        down, up = get_ancestral_step(float(sigma_from), float(sigma_to), eta)
+        return sigma_to.new_tensor(down), sigma_to.new_tensor(up)
+    sigma_up = min(sigma_to, eta * (sigma_to ** 2 * (sigma_from ** 2 - sigma_to ** 2) / sigma_from ** 2) ** 0.5)
+    return (sigma_to ** 2 - sigma_up ** 2) ** 0.5, sigma_up
+
+
+def phi(k: int, z: float) -> float:
+    """phi_0 = e^z, phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z, phi_k(0) = 1 / k!; by its series where that cancels."""
+    if k == 0:
+        return math.exp(z)
+    if abs(z) < 1.:
+        return math.fsum(z ** n / math.factorial(n + k) for n in range(18))
+    return (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z
+
+
+def lagrange(nodes: Sequence[float]) -> list[list[float]]:
+    """The polynomials that are 1 at one node and 0 at the others, as rows of coefficients, the constant first."""
+    rows = []
+    for own in nodes:
+        row = [1.]
+        for other in nodes:
+            if other != own:
+                row = [(low - other * high) / (own - other) for low, high in zip([0., *row], [*row, 0.])]
+        rows.append(row)
+    return rows
+
+
+def adams_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
+    """w_j = the integral of l_j from start to end, l_j the Lagrange polynomials of the (distinct) nodes."""
+    h = end - start
+    rows = lagrange([(node - start) / h for node in nodes])
+    return [h * math.fsum(c / (k + 1) for k, c in enumerate(row)) for row in rows]
+
+
+def exponential_weights(nodes: Sequence[float], h: float) -> list[float]:
+    """b_j = h times the integral of e^{-h (1 - s)} l_j(s) over s in [0, 1]: x' = e^-h x + sum b_j D_j.
+
+    nodes: where the D_j were evaluated, from the start of the step in units of the step (0, -r1, ... and 1 for a corrector).
+    h: the step in log sigma, times 1 + eta for an SDE. b_j = sum_k c_jk k! h phi_{k+1}(-h) (Hochbruck and Ostermann 2010).
+    """
+    moments = [math.factorial(k) * h * phi(k + 1, -h) for k in range(len(nodes))]
+    return [math.fsum(c * m for c, m in zip(row, moments)) for row in lagrange(nodes)]
+
+
+def linear_multistep_coeff(order: int, t: Any, i: int, j: int) -> float:
+    """The Adams-Bashforth weight over [t[i], t[i + 1]] of the derivative at t[i - j], with nodes t[i], ..., t[i - order + 1]."""
+    if order - 1 > i:
+        raise ValueError(f'order {order} needs {order - 1} past levels and step {i} has {i}; give an order of at most {i + 1}')
+    return adams_weights([float(t[i - k]) for k in range(order)], float(t[i]), float(t[i + 1]))[j]

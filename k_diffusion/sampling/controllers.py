@@ -1,0 +1,37 @@
+"""Step size control for adaptive solvers."""
+from __future__ import annotations
+
+import math
+
+
+class PIDStepSizeController:
+    """Proposes the next step h from the last three errors, by a PID controller on log h, with a smooth limit on its change.
+
+    An error of 1 is just at the tolerance. factor = prod (1 / error_k) ** b_k; a step is accepted where the limited factor is
+    at least accept_safety, and h takes the factor either way (Soderlind 2003, doi:10.1145/641876.641877).
+    """
+
+    def __init__(self, h: float, pcoeff: float, icoeff: float, dcoeff: float, order: float = 1, accept_safety: float = 0.81,
+                 eps: float = 1e-8) -> None:
+        self.h = h
+        self.b1 = (pcoeff + icoeff + dcoeff) / order
+        self.b2 = -(pcoeff + 2 * dcoeff) / order
+        self.b3 = dcoeff / order
+        self.accept_safety = accept_safety
+        self.eps = eps
+        self.errs: list[float] = []
+
+    def limiter(self, x: float) -> float:
+        """1 + atan(x - 1): x near 1, and never below 0.2 or above 2.6."""
+        return 1 + math.atan(x - 1)
+
+    def propose_step(self, error: float) -> bool:
+        """Whether the step with this error is accepted; changes h for the next one."""
+        inverse = 1 / (float(error) + self.eps)
+        self.errs = [inverse, *self.errs[1:]] if self.errs else [inverse] * 3
+        factor = self.limiter(self.errs[0] ** self.b1 * self.errs[1] ** self.b2 * self.errs[2] ** self.b3)
+        accept = factor >= self.accept_safety
+        if accept:
+            self.errs = [inverse, inverse, self.errs[1]]
+        self.h *= factor
+        return accept

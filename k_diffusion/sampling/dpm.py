@@ -1,0 +1,104 @@
+"""The samplers of DPM-Solver: second order on a schedule, with and without the ancestral split; fast and adaptive between two levels."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..core.protocols import DenoiseFn, NoiseSampler
+from .catalogue import Run, sampler
+from .coefficients import get_ancestral_step, to_d
+from .dpm_solver import DPMSolver
+from .loop import Callback, ExtraArgs, Sigmas, Step, steps
+from .noise import churn, default_noise_sampler
+
+
+@sampler(order=2, nfe=2)
+def sample_dpm_2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                 disable: bool | None = None, s_churn: float = 0., s_tmin: float = 0., s_tmax: float = math.inf,
+                 s_noise: float = 1., noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+    """DPM-Solver-2: the slope at the middle of log sigma, optionally with churn. 2 NFE, but 1 for the step to 0."""
+    noise_sampler = noise_sampler or default_noise_sampler(x)
+    for step in steps(model, x, sigmas, extra_args, callback, disable, repeats=s_churn > 0):
+        x, sigma_hat = churn(x, step, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
+        x = _midpoint(step, x, sigma_hat, step.sigma_next)
+        x = yield x
+    return x
+
+
+@sampler(order=2, nfe=2, stochastic=True)
+def sample_dpm_2_ancestral(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                           disable: bool | None = None, eta: float = 1., s_noise: float = 1.,
+                           noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+    """A DPM-Solver-2 step to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0."""
+    noise_sampler = noise_sampler or default_noise_sampler(x)
+    for step in steps(model, x, sigmas, extra_args, callback, disable):
+        sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
+        x = _midpoint(step, x, step.sigma, sigma_down)
+        if sigma_up:
+            x = torch.add(x, noise_sampler(step.sigma, step.sigma_next), alpha=s_noise * sigma_up)
+        x = yield x
+    return x
+
+
+def _midpoint(step: Step, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    d = to_d(x, sigma, step.denoise(x, sigma))
+    if sigma_next > 0:
+        middle = math.sqrt(sigma * sigma_next)
+        x_2 = torch.add(x, d, alpha=middle - sigma)
+        d = to_d(x_2, middle, step.denoise(x_2, middle))
+    return torch.add(x, d, alpha=sigma_next - sigma)
+
+
+@sampler(order=2)
+def sample_dpm_fast(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor, n: int,
+                    extra_args: ExtraArgs = None, callback: Callback = None, disable: bool | None = None, eta: float = 0.,
+                    s_noise: float = 1., noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+    """DPM-Solver-fast: n model calls in all, in steps of order 3 with the rest at the end; ends at sigma_min, not at 0."""
+    t_start, t_end = _times(sigma_min, sigma_max)
+    with tqdm(total=n, disable=disable) as bar:
+        solver = DPMSolver(model, extra_args, bar.update, _with_levels(callback, x))
+        return (yield from solver.fast(x, t_start, t_end, n, eta, s_noise, noise_sampler))
+
+
+@sampler(order=3, nfe=3)
+def sample_dpm_adaptive(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor,
+                        extra_args: ExtraArgs = None, callback: Callback = None, disable: bool | None = None, order: int = 3,
+                        rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05, pcoeff: float = 0., icoeff: float = 1.,
+                        dcoeff: float = 0., accept_safety: float = 0.81, eta: float = 0., s_noise: float = 1.,
+                        noise_sampler: NoiseSampler | None = None, return_info: bool = False,
+                        max_steps: int = 10_000) -> Run[Any]:
+    """DPM-Solver-12 or -23 with adaptive steps; ends at sigma_min, not at 0. The error is that of the whole batch.
+
+    return_info: whether to give (x, {'steps', 'nfe', 'n_accept', 'n_reject'}). The callback is called after each attempt.
+    max_steps: attempts after which a ValueError is raised.
+    """
+    t_start, t_end = _times(sigma_min, sigma_max)
+    with tqdm(disable=disable) as bar:
+        solver = DPMSolver(model, extra_args, bar.update, _with_levels(callback, x))
+        x, info = yield from solver.adaptive(x, t_start, t_end, order, rtol, atol, h_init, pcoeff, icoeff, dcoeff, accept_safety,
+                                             eta, s_noise, noise_sampler, max_steps)
+    return (x, info) if return_info else x
+
+
+def _times(sigma_min: float | Tensor, sigma_max: float | Tensor) -> tuple[float, float]:
+    """The times -log sigma from sigma_max to sigma_min."""
+    low, high = float(sigma_min), float(sigma_max)
+    if not 0 < low < high < math.inf:
+        raise ValueError(f'sigma_min={low} and sigma_max={high} are no range of noise levels; '
+                         f'this sampler works in log sigma, so give 0 < sigma_min < sigma_max')
+    return -math.log(high), -math.log(low)
+
+
+def _with_levels(callback: Callback, x: Tensor) -> Callback:
+    """The callback of a sampler as DPMSolver calls it: sigma and sigma_hat added, levels, times and errors as 0-d tensors."""
+    if callback is None:
+        return None
+
+    def info_callback(info: dict[str, Any]) -> None:
+        info = {'sigma': math.exp(-info['t']), 'sigma_hat': math.exp(-info['t_up']), **info}
+        callback({key: x.new_full((), value) if isinstance(value, float) else value for key, value in info.items()})
+    return info_callback

@@ -1,0 +1,185 @@
+"""DPM-Solver (Lu et al. 2022, arXiv:2206.00927): exponential Runge-Kutta steps in eps = (x - D) / sigma and t = -log sigma."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ..core.protocols import DenoiseFn, NoiseSampler
+from .catalogue import Run, drained
+from .coefficients import get_ancestral_step, phi
+from .controllers import PIDStepSizeController
+from .loop import Callback, ExtraArgs, Watch
+from .noise import default_noise_sampler
+
+Cache: TypeAlias = dict[str, Tensor]
+
+
+class DPMSolver(nn.Module):
+    """The steps of DPM-Solver-1, -2 and -3 from time t to t_next (numbers or 0-d tensors), and the two ways to chain them.
+
+    `fast` and `adaptive` are generators of states; dpm_solver_fast and dpm_solver_adaptive run them to the end.
+    eps_callback() is called after each model call, info_callback(dict) once in each step.
+    """
+
+    def __init__(self, model: DenoiseFn, extra_args: ExtraArgs = None, eps_callback: Callable[[], Any] | None = None,
+                 info_callback: Callback = None) -> None:
+        super().__init__()
+        self.model = model
+        self.watch = model if isinstance(model, Watch) else Watch(model, name='DPMSolver')
+        self.extra_args = extra_args or {}
+        self.eps_callback = eps_callback
+        self.info_callback = info_callback or (lambda info: None)
+
+    def t(self, sigma: Any) -> float:
+        """-log sigma."""
+        return -math.log(sigma)
+
+    def sigma(self, t: Any) -> float:
+        """e^-t."""
+        return math.exp(-t)
+
+    def denoise(self, x: Tensor, t: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """D at time t."""
+        denoised = self.watch(x, x.new_full((x.shape[0],), self.sigma(t)), *args, **self.extra_args, **kwargs)
+        if self.eps_callback is not None:
+            self.eps_callback()
+        return denoised
+
+    def eps(self, eps_cache: Cache, key: str, x: Tensor, t: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Cache]:
+        """(x - D) / sigma at time t, and the cache with it under the key; taken from the cache where it is there already."""
+        if key in eps_cache:
+            return eps_cache[key], eps_cache
+        eps = (x - self.denoise(x, t, *args, **kwargs)) / self.sigma(t)
+        return eps, {key: eps, **eps_cache}
+
+    def dpm_solver_1_step(self, x: Tensor, t: Any, t_next: Any, eps_cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """First order: DDIM."""
+        eps, cache = self.eps(eps_cache or {}, 'eps', x, t)
+        return self._transfer(x, t, t_next, eps), cache
+
+    def dpm_solver_2_step(self, x: Tensor, t: Any, t_next: Any, r1: float = 1 / 2,
+                          eps_cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Second order, with a stage at the share r1 of the step."""
+        h = float(t_next - t)
+        eps, cache = self.eps(eps_cache or {}, 'eps', x, t)
+        s1 = t + r1 * h
+        eps_r1, cache = self.eps(cache, 'eps_r1', self._transfer(x, t, s1, eps), s1)
+        gain = self.sigma(t_next) * math.expm1(h) / (2 * r1)
+        return torch.add(self._transfer(x, t, t_next, eps), eps_r1 - eps, alpha=-gain), cache
+
+    def dpm_solver_3_step(self, x: Tensor, t: Any, t_next: Any, r1: float = 1 / 3, r2: float = 2 / 3,
+                          eps_cache: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Third order, with stages at the shares r1 and r2 of the step."""
+        h = float(t_next - t)
+        eps, cache = self.eps(eps_cache or {}, 'eps', x, t)
+        s1, s2 = t + r1 * h, t + r2 * h
+        eps_r1, cache = self.eps(cache, 'eps_r1', self._transfer(x, t, s1, eps), s1)
+        gain = self.sigma(s2) * r2 / r1 * r2 * h * phi(2, r2 * h)
+        u2 = torch.add(self._transfer(x, t, s2, eps), eps_r1 - eps, alpha=-gain)
+        eps_r2, cache = self.eps(cache, 'eps_r2', u2, s2)
+        gain = self.sigma(t_next) / r2 * h * phi(2, h)
+        return torch.add(self._transfer(x, t, t_next, eps), eps_r2 - eps, alpha=-gain), cache
+
+    def fast(self, x: Tensor, t_start: Any, t_end: Any, nfe: int, eta: float = 0., s_noise: float = 1.,
+             noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+        """x at t_end after nfe model calls, in uniform steps of order 3 with the rest at the end."""
+        if nfe < 1:
+            raise ValueError(f'{nfe} model calls make no step; give at least 1')
+        t, t_end, noise_sampler = *_ends(t_start, t_end, eta), noise_sampler or default_noise_sampler(x)
+        single_steps = (self.dpm_solver_1_step, self.dpm_solver_2_step, self.dpm_solver_3_step)
+        orders = [3] * (nfe // 3 - 1) + [2, 1] if nfe % 3 == 0 else [3] * (nfe // 3) + [nfe % 3]
+        for i, order in enumerate(orders):
+            t_next = t + (t_end - t) / (len(orders) - i)
+            t_down, sigma_up = self._split(t, t_next, t_end, eta)
+            self.watch.begin(i, self.sigma(t_next))
+            denoised = self.denoise(x, t)
+            self.info_callback({'x': x, 'i': i, 't': t, 't_up': t, 'denoised': denoised})
+            x, _ = single_steps[order - 1](x, t, t_down, eps_cache={'eps': (x - denoised) / self.sigma(t)})
+            x = self._renoise(x, t, t_next, s_noise * sigma_up, noise_sampler)
+            x = yield x
+            t = t_next
+        return x
+
+    def adaptive(self, x: Tensor, t_start: Any, t_end: Any, order: int = 3, rtol: float = 0.05, atol: float = 0.0078,
+                 h_init: float = 0.05, pcoeff: float = 0., icoeff: float = 1., dcoeff: float = 0., accept_safety: float = 0.81,
+                 eta: float = 0., s_noise: float = 1., noise_sampler: NoiseSampler | None = None,
+                 max_steps: int = 10_000) -> Run[tuple[Tensor, dict[str, int]]]:
+        """x at t_end, each step as long as the tolerances allow, and a count of what that took.
+
+        A state follows each attempt; after a rejected one x is what it was.
+        """
+        if order not in (2, 3):
+            raise ValueError(f'order={order} has no adaptive pair; it is 2 (DPM-Solver-12) or 3 (DPM-Solver-23)')
+        t, t_end, noise_sampler = *_ends(t_start, t_end, eta), noise_sampler or default_noise_sampler(x)
+        sign = 1 if t_end > t else -1
+        pid = PIDStepSizeController(abs(h_init) * sign, pcoeff, icoeff, dcoeff, 1.5 if eta else order, accept_safety)
+        info = {'steps': 0, 'nfe': 0, 'n_accept': 0, 'n_reject': 0}
+        x_prev = x
+        while sign * (t_end - t) > 1e-5:
+            if info['steps'] == max_steps:
+                raise ValueError(f'{self.watch.name}: {max_steps} attempts ended at sigma {self.sigma(t):g}; '
+                                 f'raise rtol and atol, or max_steps')
+            t_next = sign * min(sign * t_end, sign * (t + pid.h))
+            t_down, sigma_up = self._split(t, t_next, t_end, eta)
+            self.watch.begin(info['steps'], self.sigma(t_next))
+            low, high, denoised = self._pair(x, t, t_down, order)
+            error = _error(low, high, x_prev, rtol, atol)
+            if not math.isfinite(error):
+                raise ValueError(f'{self.watch.name}: the error of step {info["steps"]}, at sigma {self.sigma(t):g}, is {error}; '
+                                 f'check the model there')
+            accept = pid.propose_step(error)
+            if accept:
+                x_prev, x = low, self._renoise(high, t, t_next, s_noise * sigma_up, noise_sampler)
+                t = t_next
+            self.watch.sigma = self.sigma(t)
+            for key, count in {'steps': 1, 'nfe': order, 'n_accept': accept, 'n_reject': not accept}.items():
+                info[key] += count
+            self.info_callback({'x': x, 'i': info['steps'] - 1, 't': t, 't_up': t, 'denoised': denoised, 'error': error,
+                                'h': pid.h, **info})
+            x = yield x
+        return x, info
+
+    dpm_solver_fast = drained(fast)
+    dpm_solver_adaptive = drained(adaptive)
+
+    def _transfer(self, x: Tensor, t: Any, t_next: Any, eps: Tensor) -> Tensor:
+        """The step for a constant eps."""
+        return torch.add(x, eps, alpha=-self.sigma(t_next) * math.expm1(t_next - t))
+
+    def _pair(self, x: Tensor, t: float, t_next: float, order: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A step of order - 1 and one of the order that shares its model calls, and D at its start."""
+        if order == 2:
+            low, cache = self.dpm_solver_1_step(x, t, t_next)
+            high, cache = self.dpm_solver_2_step(x, t, t_next, eps_cache=cache)
+        else:
+            low, cache = self.dpm_solver_2_step(x, t, t_next, r1=1 / 3)
+            high, cache = self.dpm_solver_3_step(x, t, t_next, eps_cache=cache)
+        return low, high, torch.add(x, cache['eps'], alpha=-self.sigma(t))
+
+    def _split(self, t: float, t_next: float, t_end: float, eta: float) -> tuple[float, float]:
+        """The time to denoise to, t_next or later, and the noise that leads back to t_next."""
+        if not eta:
+            return t_next, 0.
+        sigma_down, _ = get_ancestral_step(self.sigma(t), self.sigma(t_next), eta)
+        t_down = min(t_end, self.t(sigma_down)) if sigma_down > 0 else t_end
+        return t_down, math.sqrt(max(0., self.sigma(t_next) ** 2 - self.sigma(t_down) ** 2))
+
+    def _renoise(self, x: Tensor, t: float, t_next: float, scale: float, noise_sampler: NoiseSampler) -> Tensor:
+        return torch.add(x, noise_sampler(self.sigma(t), self.sigma(t_next)), alpha=scale) if scale else x
+
+
+def _ends(t_start: Any, t_end: Any, eta: float) -> tuple[float, float]:
+    t_start, t_end = float(t_start), float(t_end)
+    if eta and not t_end > t_start:
+        raise ValueError(f'eta={eta} adds noise while the time goes back from {t_start} to {t_end}; give eta=0 to sample in reverse')
+    return t_start, t_end
+
+
+def _error(low: Tensor, high: Tensor, previous: Tensor, rtol: float, atol: float) -> float:
+    """The distance of two results in units of the tolerance, over the whole batch."""
+    delta = (rtol * torch.maximum(low.abs(), previous.abs())).clamp(min=atol)
+    return float(torch.linalg.vector_norm((low - high) / delta)) / math.sqrt(low.numel())

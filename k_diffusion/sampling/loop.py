@@ -1,0 +1,121 @@
+"""The one loop: a schedule walked step by step, every call of the model watched."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn, TypeAlias
+
+import torch
+from torch import Tensor
+from tqdm.auto import trange
+
+from ..core.protocols import DenoiseFn
+
+Sigmas: TypeAlias = Tensor | Sequence[float]
+ExtraArgs: TypeAlias = dict[str, Any] | None
+Callback: TypeAlias = Callable[[dict[str, Any]], Any] | None
+
+
+def levels(sigmas: Sigmas) -> list[float]:
+    """A schedule as Python floats, read from its device once; a ValueError where it is no descending list of levels."""
+    if not isinstance(sigmas, Tensor):
+        sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
+    if sigmas.ndim != 1 or not len(sigmas):
+        raise ValueError(f'sigmas has shape {tuple(sigmas.shape)}; a schedule is one list of noise levels, so give it shape [n + 1]')
+    values = [float(sigma) for sigma in sigmas.tolist()]
+    for i, (before, sigma) in enumerate(zip([math.inf, *values], values)):
+        if not 0 <= sigma < math.inf:
+            raise ValueError(f'sigmas[{i}] is {sigma}; noise levels must be finite and at least 0')
+        if sigma > before:
+            raise ValueError(f'sigmas rise from {before} to {sigma} at index {i}; '
+                             f'samplers go from high noise to low, so sort them in descending order')
+    return values
+
+
+class Watch:
+    """A model as samplers call it: in the caller's dtype, its calls counted, its answers looked at.
+
+    An answer that is not finite raises a ValueError with sampler, step and sigma: at once on the CPU; elsewhere when `check`
+    is called at the end of the run, so that no step waits for the device.
+    """
+
+    def __init__(self, model: DenoiseFn, dtype: torch.dtype | None = None, name: str = 'sampler') -> None:
+        self.model, self.dtype, self.name = model, dtype, name
+        self.nfe = 0
+        self._unseen: list[tuple[int, Tensor, Tensor]] = []
+        self.begin(0, math.nan)
+
+    def begin(self, i: int, sigma_next: float) -> None:
+        """Notes that step i begins, which will end at sigma_next."""
+        self.i, self.sigma = i, sigma_next
+        self.denoised: Tensor | None = None
+
+    def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> Tensor:
+        dtype = self.dtype or x.dtype
+        denoised = _as(self.model(_as(x, dtype), _as(sigma, dtype), *args, **cond), x.dtype)
+        self.nfe += 1
+        if self.denoised is None:
+            self.denoised = denoised.detach()
+        total = denoised.detach().sum()
+        if not x.is_cpu:
+            self._unseen.append((self.i, sigma, total))
+        elif not math.isfinite(total.item()):
+            self._refuse(self.i, sigma)
+        return denoised
+
+    def check(self) -> None:
+        """Raises at the first of the answers not looked at yet that was not finite."""
+        unseen, self._unseen = self._unseen, []
+        if unseen:
+            finite = torch.stack([total for _, _, total in unseen]).isfinite().tolist()
+            if not all(finite):
+                self._refuse(*unseen[finite.index(False)][:2])
+
+    def _refuse(self, i: int, sigma: Tensor) -> NoReturn:
+        raise ValueError(f'{self.name}: the model returned NaN or infinity in step {i}, at sigma {sigma[0].item():g}; '
+                         f'check its weights and precision, and that x was scaled by the first sigma')
+
+
+def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)  # .to() alone costs as much as a small tensor's arithmetic
+
+
+class Step:
+    """Step i of n, from the level sigma to sigma_next (Python floats)."""
+
+    def __init__(self, watch: Watch, i: int, n: int, sigma: float, sigma_next: float, extra_args: ExtraArgs, callback: Callback) -> None:
+        self.i, self.n, self.sigma, self.sigma_next = i, n, sigma, sigma_next
+        self.last = i == n - 1
+        self._watch, self._extra_args, self._callback = watch, extra_args or {}, callback
+
+    def denoise(self, x: Tensor, sigma: float | None = None) -> Tensor:
+        """D(x, sigma), by default at the step's own level. The first answer of a step is shown to the callback."""
+        sigma = self.sigma if sigma is None else sigma
+        first = self._watch.denoised is None
+        denoised = self._watch(x, x.new_full((x.shape[0],), sigma), **self._extra_args)
+        if first:
+            self.show(x, sigma, denoised)
+        return denoised
+
+    def show(self, x: Tensor, sigma_hat: float, denoised: Tensor) -> None:
+        """Calls the callback: x and denoised are the live tensors, which it may edit in place before they are used."""
+        if self._callback is not None:
+            self._callback({'x': x, 'i': self.i, 'sigma': x.new_full((), self.sigma), 'sigma_hat': x.new_full((), sigma_hat),
+                            'denoised': denoised})
+
+
+def steps(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+          disable: bool | None = None, repeats: bool = False) -> Iterator[Step]:
+    """The steps of a schedule, one after another, under a progress bar (disable as in tqdm: None hides it off a terminal).
+
+    A step between equal levels would do nothing and is passed over, except with `repeats`, where noise makes it something.
+    """
+    values = levels(sigmas)
+    watch = model if isinstance(model, Watch) else Watch(model, x.dtype)
+    n = len(values) - 1
+    for i in trange(n, disable=disable):
+        sigma, sigma_next = values[i:i + 2]
+        if sigma == sigma_next and not (repeats and sigma):
+            continue
+        watch.begin(i, sigma_next)
+        yield Step(watch, i, n, sigma, sigma_next, extra_args, callback)

@@ -1,0 +1,117 @@
+"""Where samplers take their noise from: independent draws, draws per item, a Brownian path; and the churn that uses it.
+
+A noise sampler is called with two levels, (sigma, sigma_next), and gives noise of unit variance like x.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import NoiseSampler
+from ..core.random import derive_seed, randn_items
+from .brownian import BrownianPath
+from .loop import Step
+
+
+def default_noise_sampler(x: Tensor) -> NoiseSampler:
+    """Independent noise from torch's global generator."""
+    return lambda sigma, sigma_next: torch.randn_like(x)
+
+
+def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int]) -> NoiseSampler:
+    """Independent noise in which item i depends on the i-th seed alone, whatever else is in its batch.
+
+    One number serves as the seed of the whole batch: item i is then the i-th of that seed. The k-th call gives the k-th noise.
+    """
+    seeds = _item_seeds(x, seed)
+    calls = 0
+
+    def noise(sigma: Any, sigma_next: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return randn_items(x.shape[1:], [derive_seed(item, 'step', calls) for item in seeds], x.device, x.dtype)
+    return noise
+
+
+class BatchedBrownianTree:
+    """A Brownian path per item over any times, negative ones included: called with t0, t1 it gives W(t1) - W(t0).
+
+    seed: a number per item, or one for the batch (item i of it is the same in a batch of any size); None draws one from
+    torch's global generator. The sign turns where the path was laid from a later time t0 to an earlier t1. Nothing is special
+    about times outside [t0, t1]. Further options of torchsde's tree (w0, tol, ...) are accepted and have no effect on increments.
+    """
+
+    def __init__(self, x: Tensor, t0: Any, t1: Any, seed: int | Sequence[int] | None = None, **kwargs: Any) -> None:
+        seeds = _item_seeds(x, seed)
+        self.sign = 1 if t0 <= t1 else -1
+        self._dtype = x.dtype
+        self._after = BrownianPath(x, seeds)
+        self._before = BrownianPath(x, [derive_seed(item, 'before 0') for item in seeds])
+
+    def __call__(self, t0: Any, t1: Any) -> Tensor:
+        start, end = self._at(t0), self._at(t1)
+        return (end - start if self.sign > 0 else start - end).to(self._dtype)
+
+    def still(self, t: float) -> Tensor:
+        """Unit noise for a step between equal times, where the path does not move."""
+        return self._after.draw(f'still {t!r}').to(self._dtype)
+
+    def _at(self, t: Any) -> Tensor:
+        time = float(t)
+        if not math.isfinite(time):
+            raise ValueError(f'a Brownian path has no value at time {time}; ask for finite times (is a log of sigma 0 taken?)')
+        return self._after(time) if time >= 0 else self._before(-time)
+
+
+class BrownianTreeNoiseSampler:
+    """Noise from one Brownian path in the time transform(sigma): the same for any number of steps between the same levels.
+
+    seed: as in BatchedBrownianTree. Levels outside [sigma_min, sigma_max] are as good as those inside.
+    """
+
+    def __init__(self, x: Tensor, sigma_min: Any, sigma_max: Any, seed: int | Sequence[int] | None = None,
+                 transform: Callable[[Any], Any] = lambda x: x) -> None:
+        self.transform = transform
+        self.tree = BatchedBrownianTree(x, self._time(sigma_min), self._time(sigma_max), seed)
+
+    def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
+        t0, t1 = self._time(sigma), self._time(sigma_next)
+        if t0 == t1:
+            return self.tree.still(t0)
+        return self.tree(t0, t1) / math.sqrt(abs(t1 - t0))
+
+    def _time(self, sigma: Any) -> float:
+        return float(self.transform(torch.tensor(float(sigma), dtype=torch.float64)))
+
+
+def churn(x: Tensor, step: Step, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float,
+          noise_sampler: NoiseSampler) -> tuple[Tensor, float]:
+    """Noise added before a step, and the level sigma_hat it leads to (Karras et al. 2022, algorithm 2, lines 4 to 6).
+
+    Draws in every step if s_churn > 0, also outside [s_tmin, s_tmax], so that the limits do not shift the later draws.
+    """
+    if not s_churn > 0:
+        return x, step.sigma
+    gamma = min(s_churn / step.n, math.sqrt(2) - 1) if s_tmin <= step.sigma <= s_tmax else 0.
+    sigma_hat = step.sigma * (1 + gamma)
+    noise = noise_sampler(step.sigma, sigma_hat)
+    if gamma > 0:
+        x = torch.add(x, noise, alpha=s_noise * math.sqrt(sigma_hat ** 2 - step.sigma ** 2))
+    return x, sigma_hat
+
+
+def _item_seeds(x: Tensor, seed: Any) -> list[int]:
+    """A seed for each item of x."""
+    if seed is None:
+        seed = torch.randint(0, 2 ** 63 - 1, [])
+    try:
+        seeds = [int(item) for item in seed]
+    except TypeError:  # one number, or a 0-d tensor
+        return [derive_seed(int(seed), 'item', i) for i in range(len(x))]
+    if len(seeds) != len(x):
+        raise ValueError(f'{len(seeds)} seeds were given for a batch of {len(x)}; give one number, or a seed for each item')
+    return seeds

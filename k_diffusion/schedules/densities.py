@@ -1,0 +1,227 @@
+"""How training noise levels are distributed: a Density is drawn by a call and read off at quantiles.
+
+It is at the same time the config section of its "type" (DENSITIES has them all), with the original's keys and defaults; what it
+leaves None, `filled(model)` takes from the model section around it.
+"""
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeVar
+
+from torch import Tensor
+
+from ..core.registry import Registry
+from . import draws
+
+D = TypeVar('D', bound='Density')
+DENSITIES: Registry[type[Density]] = Registry('sigma density')
+
+
+@dataclass(frozen=True)
+class Density(ABC):
+    """A distribution of noise levels: what draws from it, its inverse CDF, and the parameters both take."""
+
+    rand: ClassVar[Callable[..., Tensor]]
+    inverse_cdf: ClassVar[Callable[..., Tensor]]
+
+    @property
+    @abstractmethod
+    def parameters(self) -> tuple[float, ...]:
+        """As rand and inverse_cdf take them, none of them None."""
+
+    def __call__(self, shape: Sequence[int], device: Any = 'cpu') -> Tensor:
+        """Levels in float32 from torch's global generator; stratified within enable_stratified."""
+        return self.rand(shape, *self.parameters, device=device)
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The levels that shares u in (0, 1) of all lie below, in u's dtype."""
+        return self.inverse_cdf(u, *self.parameters)
+
+    def defaults(self, model: Any) -> dict[str, float]:
+        """What None stands for, from a model's sigma_data, sigma_min, sigma_max and input_size."""
+        return {}
+
+    def filled(self: D, model: Any) -> D:
+        """The density with nothing left None."""
+        return replace(self, **{key: value for key, value in self.defaults(model).items() if getattr(self, key) is None})
+
+
+@DENSITIES.register('lognormal')
+@dataclass(frozen=True, kw_only=True)
+class LogNormal(Density):
+    """rand_log_normal; mean and std are other names for loc and scale."""
+
+    type: Literal['lognormal'] = 'lognormal'
+    mean: float | None = None
+    std: float | None = None
+    loc: float | None = None
+    scale: float | None = None
+
+    rand = staticmethod(draws.rand_log_normal)
+    inverse_cdf = staticmethod(draws.log_normal)
+
+    def __post_init__(self) -> None:
+        _check_above_0(std=self.parameters[1])
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        return _one_of(self, 'mean', 'loc'), _one_of(self, 'std', 'scale')
+
+
+@DENSITIES.register('split-lognormal')
+@dataclass(frozen=True, kw_only=True)
+class SplitLogNormal(Density):
+    """rand_split_log_normal; mean, std_1 and std_2 are other names for loc, scale_1 and scale_2."""
+
+    type: Literal['split-lognormal'] = 'split-lognormal'
+    mean: float | None = None
+    std_1: float | None = None
+    std_2: float | None = None
+    loc: float | None = None
+    scale_1: float | None = None
+    scale_2: float | None = None
+
+    rand = staticmethod(draws.rand_split_log_normal)
+    inverse_cdf = staticmethod(draws.split_log_normal)
+
+    def __post_init__(self) -> None:
+        _check_above_0(std_1=self.parameters[1], std_2=self.parameters[2])
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        return _one_of(self, 'mean', 'loc'), _one_of(self, 'std_1', 'scale_1'), _one_of(self, 'std_2', 'scale_2')
+
+
+@DENSITIES.register('loglogistic')
+@dataclass(frozen=True, kw_only=True)
+class LogLogistic(Density):
+    """rand_log_logistic."""
+
+    type: Literal['loglogistic'] = 'loglogistic'
+    loc: float | None = None                        # None: ln sigma_data
+    scale: float = 0.5
+    min_value: float = 0.
+    max_value: float = math.inf
+
+    rand = staticmethod(draws.rand_log_logistic)
+    inverse_cdf = staticmethod(draws.log_logistic)
+
+    def __post_init__(self) -> None:
+        _check_above_0(scale=self.scale)
+        _check_range(self.min_value, self.max_value)
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        return _given(self, 'loc'), self.scale, self.min_value, self.max_value
+
+    def defaults(self, model: Any) -> dict[str, float]:
+        return {'loc': math.log(model.sigma_data)}
+
+
+@DENSITIES.register('loguniform')
+@dataclass(frozen=True, kw_only=True)
+class LogUniform(Density):
+    """rand_log_uniform."""
+
+    type: Literal['loguniform'] = 'loguniform'
+    min_value: float | None = None                  # None: sigma_min
+    max_value: float | None = None                  # None: sigma_max
+
+    rand = staticmethod(draws.rand_log_uniform)
+    inverse_cdf = staticmethod(draws.log_uniform)
+
+    def __post_init__(self) -> None:
+        _check_above_0(min_value=self.min_value)
+        _check_range(self.min_value, self.max_value)
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        return _given(self, 'min_value'), _given(self, 'max_value')
+
+    def defaults(self, model: Any) -> dict[str, float]:
+        return {'min_value': model.sigma_min, 'max_value': model.sigma_max}
+
+
+@DENSITIES.register('v-diffusion', 'cosine')
+@dataclass(frozen=True, kw_only=True)
+class VDiffusion(Density):
+    """rand_v_diffusion."""
+
+    type: Literal['v-diffusion', 'cosine'] = 'v-diffusion'
+    sigma_data: float | None = None                 # None: the model's
+    min_value: float = 1e-3
+    max_value: float = 1e3
+
+    rand = staticmethod(draws.rand_v_diffusion)
+    inverse_cdf = staticmethod(draws.v_diffusion)
+
+    def __post_init__(self) -> None:
+        _check_above_0(sigma_data=self.sigma_data)
+        _check_range(self.min_value, self.max_value)
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        return _given(self, 'sigma_data'), self.min_value, self.max_value
+
+    def defaults(self, model: Any) -> dict[str, float]:
+        return {'sigma_data': model.sigma_data}
+
+
+@DENSITIES.register('cosine-interpolated')
+@dataclass(frozen=True, kw_only=True)
+class CosineInterpolated(Density):
+    """rand_cosine_interpolated."""
+
+    type: Literal['cosine-interpolated'] = 'cosine-interpolated'
+    image_d: float | None = None                    # None: the longer side of input_size
+    noise_d_low: float = 32
+    noise_d_high: float | None = None               # None: the longer side of input_size
+    sigma_data: float | None = None                 # None: the model's
+    min_value: float | None = None                  # None: sigma_min, or 1e-3 if that is less
+    max_value: float | None = None                  # None: sigma_max, or 1e3 if that is more
+
+    rand = staticmethod(draws.rand_cosine_interpolated)
+    inverse_cdf = staticmethod(draws.cosine_interpolated)
+
+    def __post_init__(self) -> None:
+        keys = ('image_d', 'noise_d_low', 'noise_d_high', 'sigma_data', 'min_value')
+        _check_above_0(**{key: getattr(self, key) for key in keys})
+        _check_range(self.min_value, self.max_value)
+
+    @property
+    def parameters(self) -> tuple[float, ...]:
+        keys = ('image_d', 'noise_d_low', 'noise_d_high', 'sigma_data', 'min_value', 'max_value')
+        return tuple(_given(self, key) for key in keys)
+
+    def defaults(self, model: Any) -> dict[str, float]:
+        side = max(model.input_size)
+        return {'image_d': side, 'noise_d_high': side, 'sigma_data': model.sigma_data,
+                'min_value': min(model.sigma_min, 1e-3), 'max_value': max(model.sigma_max, 1e3)}
+
+
+def _given(density: Density, key: str) -> float:
+    value: float | None = getattr(density, key)
+    if value is None:
+        raise ValueError(f'{key} is None, which is for the model to fill; give it a number or call filled(model)')
+    return value
+
+
+def _one_of(density: Density, *keys: str) -> float:
+    given = [value for key in keys if (value := getattr(density, key)) is not None]
+    if len(given) != 1:
+        raise ValueError(f'{keys[0]} is {"missing" if not given else "given twice"}; give it once, as {" or as ".join(keys)}')
+    return float(given[0])
+
+
+def _check_above_0(**values: float | None) -> None:
+    for key, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f'{key} is {value}; it must be above 0')
+
+
+def _check_range(min_value: float | None, max_value: float | None) -> None:
+    if min_value is not None and max_value is not None and not 0 <= min_value < max_value:
+        raise ValueError(f'min_value is {min_value} and max_value is {max_value}; it must be at least 0 and below max_value')

@@ -1,0 +1,280 @@
+"""What every sampler holds to: which inputs it takes and refuses, its precision, its steps, its randomness per item."""
+import inspect
+import itertools
+import math
+
+import pytest
+import torch
+
+from k_diffusion import sampling
+
+NAMES = list(sampling.SAMPLERS)
+ON_SCHEDULE = [name for name in NAMES if sampling.SAMPLERS[name].takes == ('sigmas',)]
+WITH_NOISE = [name for name in NAMES if 'noise_sampler' in inspect.signature(sampling.SAMPLERS[name].function).parameters]
+SIGMAS = torch.tensor([10., 4., 1., 0.3, 0.])
+
+
+def denoiser(x, sigma, **cond):
+    s = sigma.reshape(-1, *[1] * (x.ndim - 1))
+    return torch.tanh(3 * x / (1 + s ** 2)) / (1 + 0.2 * s)
+
+
+def noise(*shape, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=dtype) * 10
+
+
+def run(name, x, sigmas=SIGMAS, model=denoiser, **options):
+    entry = sampling.SAMPLERS[name]
+    given = {'sigmas': sigmas, 'sigma_min': 0.05, 'sigma_max': 10., 'n': 7}
+    return entry.function(model, x, disable=True, **{key: given[key] for key in entry.takes}, **options)
+
+
+@pytest.mark.parametrize('name', ON_SCHEDULE)
+@pytest.mark.parametrize(('sigmas', 'sentence'), [
+    ([], 'sigmas has shape (0,)'),
+    ([[4., 1.], [4., 1.]], 'sigmas has shape (2, 2)'),
+    ([1., 4.], 'sigmas rise from 1.0 to 4.0 at index 1'),
+    ([4., math.nan, 0.], 'sigmas[1] is nan'),
+    ([math.inf, 1., 0.], 'sigmas[0] is inf'),
+    ([4., -1.], 'sigmas[1] is -1.0'),
+])
+def test_refused_schedules(name, sigmas, sentence):
+    for given in (sigmas, torch.tensor(sigmas)):
+        with pytest.raises(ValueError) as refusal:
+            run(name, noise(2, 3), given)
+        assert sentence in str(refusal.value) and str(refusal.value).count('\n') == 0
+
+
+@pytest.mark.parametrize('name', ['dpm_fast', 'dpm_adaptive'])
+@pytest.mark.parametrize('bounds', [(0., 10.), (-1., 10.), (10., 0.05), (0.05, math.inf), (math.nan, 1.)])
+def test_refused_bounds(name, bounds):
+    more = {'n': 5} if name == 'dpm_fast' else {}
+    with pytest.raises(ValueError, match='no range of noise levels'):
+        sampling.SAMPLERS[name].function(denoiser, noise(2, 3), *bounds, disable=True, **more)
+
+
+def test_other_refusals():
+    for function, options, words in [
+        (sampling.sample_lms, {'order': 0}, 'order=0'),
+        (sampling.sample_dpmpp_sde, {'r': 0.}, 'r=0.0'),
+        (sampling.sample_dpmpp_2m_sde, {'solver_type': 'midpiont'}, "did you mean 'midpoint'"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            function(denoiser, noise(2, 3), SIGMAS, disable=True, **options)
+    with pytest.raises(ValueError, match='give at least 1'):
+        sampling.sample_dpm_fast(denoiser, noise(2, 3), 0.05, 10., 0, disable=True)
+    with pytest.raises(ValueError, match='order=4'):
+        sampling.sample_dpm_adaptive(denoiser, noise(2, 3), 0.05, 10., order=4, disable=True)
+    with pytest.raises(ValueError, match=r'torch\.int64'):
+        sampling.sample_euler(denoiser, torch.ones(2, 3, dtype=torch.int64), SIGMAS)
+    with pytest.raises(ValueError, match="did you mean 'dpmpp_2m'"):
+        sampling.find_sampler('dpmpp2m')
+    with pytest.raises(ValueError, match=r'eta=1\.0'):
+        sampling.DPMSolver(denoiser).dpm_solver_fast(noise(2, 3), 3., -2., 6, eta=1.)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_nan_stops_the_run(name):
+    calls = 0
+
+    def model(x, sigma):
+        nonlocal calls
+        calls += 1
+        return denoiser(x, sigma) * (math.nan if sigma[0] < 0.5 else 1.)
+
+    with pytest.raises(ValueError, match=rf'sample_{name}: the model returned NaN or infinity in step \d+, at sigma 0\.\d+;'):
+        run(name, noise(2, 3), model=model)
+    assert calls < 30
+
+
+def test_nan_is_found_at_the_end_where_looking_would_wait():
+    """What happens off the CPU: answers are noted, and `check` names the first bad one."""
+    watch = sampling.loop.Watch(denoiser, torch.float32, 'sample_x')
+    for i, value in enumerate([1., math.inf, math.nan]):
+        watch._unseen.append((i, torch.tensor([4. / (i + 1)]), torch.tensor(value)))
+    with pytest.raises(ValueError, match='sample_x: the model returned NaN or infinity in step 1, at sigma 2;'):
+        watch.check()
+    watch.check()
+
+
+def test_dpm_adaptive_has_a_cap():
+    with pytest.raises(ValueError, match=r'sample_dpm_adaptive: 5 attempts ended at sigma [\d.]+; raise rtol and atol'):
+        run('dpm_adaptive', noise(2, 3), rtol=1e-9, atol=1e-9, max_steps=5)
+
+
+@pytest.mark.parametrize('name', ON_SCHEDULE)
+def test_one_step_schedules(name):
+    x = noise(2, 3)
+    torch.testing.assert_close(run(name, x, [10., 0.]), denoiser(x, torch.full([2], 10., dtype=torch.float64)))
+    ended_early = run(name, x, [10., 4.])
+    assert ended_early.isfinite().all() and 0 < (ended_early - x).abs().max() < 40
+    assert torch.equal(run(name, x, [10.]), x)  # no step at all, as with an img2img of strength 0
+
+
+@pytest.mark.parametrize('name', ON_SCHEDULE)
+def test_equal_neighbours_change_nothing(name):
+    options = {'noise_sampler': sampling.seeded_noise_sampler(noise(2, 3), [1, 2])} if name in WITH_NOISE else {}
+    plain = run(name, noise(2, 3), [10., 4., 1., 0.3, 0.], **options)
+    options = {'noise_sampler': sampling.seeded_noise_sampler(noise(2, 3), [1, 2])} if name in WITH_NOISE else {}
+    assert torch.equal(run(name, noise(2, 3), [10., 10., 4., 4., 4., 1., 0.3, 0., 0.], **options), plain)
+
+
+@pytest.mark.parametrize('name', ['euler', 'heun', 'dpm_2'])
+def test_equal_neighbours_with_churn_are_steps(name):
+    seen = []
+    out = run(name, noise(2, 3), [10., 4., 4., 1.], s_churn=1., callback=lambda info: seen.append(info['i']))
+    assert seen == [0, 1, 2] and out.isfinite().all()
+
+
+def test_a_schedule_need_not_end_in_zero_or_be_a_tensor():
+    x = noise(2, 3)
+    half_way = sampling.sample_dpm_2(denoiser, x, SIGMAS[:3], disable=True)
+    out = sampling.sample_dpm_2(denoiser, half_way, SIGMAS[2:].tolist(), disable=True)
+    assert torch.equal(out, sampling.sample_dpm_2(denoiser, x, SIGMAS, disable=True))
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision(name, dtype):
+    """The model is fed the given dtype and answers in it; the state is kept in float32, so the error is the model's rounding."""
+    given = set()
+
+    def model(x, sigma):
+        given.update([x.dtype, sigma.dtype])
+        return denoiser(x.float(), sigma.float()).to(dtype)
+
+    x = noise(4, 8).to(dtype)
+    options = {'eta': 0.} if 'eta' in inspect.signature(sampling.SAMPLERS[name].function).parameters else {}
+    out = run(name, x, model=model, **options)
+    assert out.dtype == dtype and given == {dtype}
+    exact = run(name, x.double(), **options)
+    assert (out.double() - exact).abs().max() < 40 * torch.finfo(dtype).eps
+
+
+def test_half_precision_survives_many_steps():
+    sigmas = sampling.get_sigmas_karras(100, 0.01, 80.)
+    x = noise(64).to(torch.bfloat16) * 8
+    out = sampling.sample_dpmpp_2m(lambda x, s: torch.tanh(x.float() / s.float() ** 2).to(x.dtype), x, sigmas, disable=True)
+    exact = sampling.sample_dpmpp_2m(lambda x, s: torch.tanh(x / s ** 2), x.double(), sigmas, disable=True)
+    assert (out.double() - exact).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize('name', WITH_NOISE)
+def test_a_batch_of_one_is_the_item_of_a_batch(name):
+    if name == 'dpm_adaptive':
+        pytest.skip('the step sizes follow the error of the whole batch')
+    parameters = inspect.signature(sampling.SAMPLERS[name].function).parameters
+    options = {'s_churn': 3.} if 's_churn' in parameters else {'eta': 1.}
+    x, seeds = noise(4, 2, 3), [11, 22, 33, 44]
+    for make in (sampling.seeded_noise_sampler, lambda x, seeds: sampling.BrownianTreeNoiseSampler(x, 0.05, 10., seeds)):
+        batch = run(name, x, noise_sampler=make(x, seeds), **options)
+        one = run(name, x[2:3], noise_sampler=make(x[2:3], seeds[2:3]), **options)
+        assert torch.equal(batch[2:3], one)
+        other = run(name, x[2:3], noise_sampler=make(x[2:3], [55]), **options)
+        assert (other - one).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('name', ['euler', 'heun', 'dpm_2'])
+def test_churn_draws_only_when_it_is_on(name):
+    torch.manual_seed(0)
+    run(name, noise(2, 3))
+    assert torch.randn(()) == torch.randn((), generator=torch.Generator().manual_seed(0))
+    draws = []
+
+    def recorded(sigma, sigma_next):
+        draws.append((float(sigma), float(sigma_next)))
+        return torch.zeros(2, 3)
+
+    run(name, noise(2, 3), s_churn=1., s_tmin=0.5, s_tmax=5., noise_sampler=recorded)
+    assert draws == [(10., 10.), (4., 5.), (1., 1.25), (pytest.approx(0.3),) * 2]
+
+
+def test_noise_samplers_from_outside_get_tensors_and_may_be_half():
+    seen = []
+
+    def outside(sigma, sigma_next):
+        seen.append((sigma.log().item(), sigma_next.item()))
+        return torch.ones(2, 3, dtype=torch.float16)
+
+    out = sampling.sample_euler_ancestral(denoiser, noise(2, 3), SIGMAS, disable=True, noise_sampler=outside)
+    assert out.dtype == torch.float64 and seen[0] == (pytest.approx(math.log(10)), 4.) and len(seen) == 3
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_callbacks_see_live_tensors(name):
+    """An edit of x or of denoised in the callback acts (of dpm_adaptive's, which comes after the step, the edit of x)."""
+    def edit(info):
+        info['x' if name == 'dpm_adaptive' else 'denoised'].mul_(0.5)
+
+    plain = run(name, noise(2, 3), callback=lambda info: None, **eta_off(name))
+    assert (run(name, noise(2, 3), callback=edit, **eta_off(name)) - plain).abs().max() > 0.01
+
+
+def eta_off(name):
+    return {'eta': 0.} if 'eta' in inspect.signature(sampling.SAMPLERS[name].function).parameters else {}
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_iterate_is_the_sampler_step_by_step(name):
+    entry = sampling.SAMPLERS[name]
+    given = {'sigmas': SIGMAS, 'sigma_min': 0.05, 'sigma_max': 10., 'n': 7}
+    options = {**{key: given[key] for key in entry.takes}, **eta_off(name), 'disable': True}
+    grad = torch.is_grad_enabled()
+    states = []
+    for state in sampling.iterate(name, denoiser, noise(2, 3), **options):
+        assert torch.is_grad_enabled() == grad and not state.x.requires_grad
+        states.append(state)
+    assert torch.equal(states[-1].x, entry.function(denoiser, noise(2, 3), **options))
+    assert states[-1].sigma == pytest.approx(0. if entry.takes == ('sigmas',) else 0.05, rel=1e-4)
+    assert [state.i for state in states] == list(range(len(states)))
+    assert all(state.nfe > before.nfe for before, state in itertools.pairwise(states))
+    first = denoiser(noise(2, 3), torch.full([2], 10., dtype=torch.float64))
+    torch.testing.assert_close(states[0].denoised, first)
+
+
+def test_iterate_can_be_edited_left_and_taken_up_again():
+    walk = sampling.iterate('euler', denoiser, noise(2, 3), SIGMAS, disable=True)
+    state = next(walk)
+    assert (state.i, state.sigma, state.nfe) == (0, 4., 1)
+    state.x = torch.zeros(2, 3, dtype=torch.float64)
+    rest = list(walk)
+    assert len(rest) == 3 and rest[-1].x.abs().max() == 0
+    for state in sampling.iterate(sampling.sample_euler, denoiser, noise(2, 3), SIGMAS, disable=True):
+        if state.i == 1:
+            break
+    torch.testing.assert_close(state.x, sampling.sample_euler(denoiser, noise(2, 3), SIGMAS[:3], disable=True))
+
+
+def test_plain_functions_serve_as_samplers():
+    def sample_pasted(denoise, x, sigmas, extra_args=None):
+        for sigma, sigma_next in itertools.pairwise(sigmas):
+            x = x + (x - denoise(x, sigma * x.new_ones([len(x)]))) * (sigma_next / sigma - 1)
+        return x
+
+    state, = sampling.iterate(sample_pasted, denoiser, noise(2, 3), SIGMAS)
+    torch.testing.assert_close(state.x, sampling.sample_euler(denoiser, noise(2, 3), SIGMAS, disable=True))
+    assert state.nfe == 4
+
+
+def test_a_new_sampler_is_one_generator():
+    try:
+        @sampling.sampler(order=1)
+        def sample_ddim_of_the_test(model, x, sigmas, extra_args=None, callback=None, disable=None, gain: float = 1.):
+            for step in sampling.steps(model, x, sigmas, extra_args, callback, disable):
+                x = yield torch.lerp(step.denoise(x) * gain, x, step.sigma_next / step.sigma)
+            return x
+
+        assert list(inspect.signature(sample_ddim_of_the_test).parameters)[-1] == 'gain'
+        assert sampling.SAMPLERS['ddim_of_the_test'].takes == ('sigmas',)
+        torch.testing.assert_close(sample_ddim_of_the_test(denoiser, noise(2, 3), SIGMAS, disable=True),
+                                   sampling.sample_euler(denoiser, noise(2, 3), SIGMAS, disable=True))
+    finally:
+        sampling.SAMPLERS._entries.pop('ddim_of_the_test', None)
+
+
+def test_samplers_leave_x_and_grad_mode_alone():
+    x = noise(2, 3)
+    before = x.clone()
+    for name in NAMES:
+        out = run(name, x)
+        assert torch.equal(x, before) and torch.is_grad_enabled() and not out.requires_grad

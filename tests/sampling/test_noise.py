@@ -1,0 +1,135 @@
+"""Noise per item, and the Brownian path: variance of any increment, additivity, independence of the number of steps."""
+import itertools
+import math
+
+import pytest
+import torch
+
+from k_diffusion import sampling
+from k_diffusion.sampling.brownian import CELLS_PER_OCTAVE, POINTS, BrownianPath
+
+X = torch.zeros(2, 30_000)
+
+
+@pytest.mark.parametrize(('sigma', 'sigma_next'), [
+    (10., 5.), (499., 0.31), (0.31, 0.), (600., 400.), (0.2, 0.1), (0.1, 0.), (1e-12, 0.), (1e12, 1e11),   # inside and outside
+    (5., 5.001), (5., 5. * (1 + 1e-6)), (2., 4.),                                                        # close, and rising
+])
+@pytest.mark.parametrize('seed', [3, [5, 6]])
+def test_unit_variance(sigma, sigma_next, seed):
+    noise = sampling.BrownianTreeNoiseSampler(X, 0.3, 500., seed=seed)(sigma, sigma_next)
+    assert noise.shape == X.shape and noise.std().item() == pytest.approx(1, abs=0.015) and abs(noise.mean().item()) < 0.02
+    assert abs((noise[0] * noise[1]).mean().item()) < 0.03
+
+
+@pytest.mark.parametrize('transform', [lambda s: s.log(), lambda s: -s.log(), lambda s: 1 / s, lambda s: 999 * s.atan()])
+def test_any_clock(transform):
+    noise = sampling.BrownianTreeNoiseSampler(X, 0.3, 500., seed=1, transform=transform)
+    draws = torch.stack([noise(a, b) for a, b in itertools.pairwise([400., 20., 3., 1.1, 0.9, 0.3])]).flatten(1)
+    torch.testing.assert_close(draws @ draws.T / draws.shape[1], torch.eye(5), rtol=0, atol=0.02)
+
+
+def test_increments_of_a_walk_are_independent():
+    noise = sampling.BrownianTreeNoiseSampler(X, 0.0292, 14.6146, seed=0)
+    sigmas = sampling.get_sigmas_karras(12, 0.0292, 14.6146).tolist()
+    draws = torch.stack([noise(a, b) for a, b in itertools.pairwise(sigmas)]).flatten(1)
+    torch.testing.assert_close(draws @ draws.T / draws.shape[1], torch.eye(12), rtol=0, atol=0.025)
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_additive(seed):
+    times = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(6).sub(3).exp().tolist()
+    a, b, c = sorted(times)
+    tree = sampling.BatchedBrownianTree(torch.zeros(1, 100), 0.1, 10., seed=seed)
+    torch.testing.assert_close(tree(a, c), tree(a, b) + tree(b, c), rtol=0, atol=1e-5)
+    torch.testing.assert_close(tree(c, a), -tree(a, c))
+
+
+def test_the_sign_turns_with_the_range():
+    up, down = (sampling.BatchedBrownianTree(X, *ends, seed=1) for ends in ((1., 9.), (9., 1.)))
+    assert torch.equal(up(2., 3.), -down(2., 3.)) and up(2., 3.).abs().max() > 0
+    assert up(2., 2.).abs().max() == 0
+
+
+@pytest.mark.parametrize(('few', 'many'), [(5, 10), (10, 20), (10, 100)])
+def test_the_same_path_for_any_number_of_steps(few, many):
+    def walk(n):
+        noise = sampling.BrownianTreeNoiseSampler(torch.zeros(2, 50), 0.05, 20., seed=[1, 2])
+        sigmas = torch.linspace(math.log(20.), math.log(0.05), n + 1, dtype=torch.float64).exp().tolist()
+        return torch.stack([noise(a, b) * math.sqrt(a - b) for a, b in itertools.pairwise(sigmas)])
+
+    torch.testing.assert_close(walk(many).unflatten(0, (few, many // few)).sum(1), walk(few), rtol=0, atol=1e-5)
+
+
+def test_the_order_of_questions_does_not_matter():
+    times = [8., 0.4, 3., 0.05, 20., 1., 7.]
+    values = []
+    for order in (times, times[::-1], sorted(times)):
+        path = BrownianPath(torch.zeros(1, 10), [7])
+        asked = {time: path(time) for time in order}
+        values.append(torch.stack([asked[time] for time in times]))
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(values[0], values[2])
+
+
+def test_a_thousand_crowded_steps():
+    """The original runs into RecursionError here: most levels differ by less than its tree resolves."""
+    sigmas = sampling.get_sigmas_polyexponential(1000, 0.0292, 14.6146, rho=7.)
+    x = torch.zeros(1, 4000)
+    noise = sampling.BrownianTreeNoiseSampler(x, 0.0292, 14.6146, seed=0)
+    stds = torch.stack([noise(a, b).std() for a, b in itertools.pairwise(sigmas)])
+    assert stds.min() > 0.94 and stds.max() < 1.06 and stds.mean().item() == pytest.approx(1, abs=2e-3)
+    torch.manual_seed(0)
+    model = lambda x, sigma: x / (1 + sigma[:, None] ** 2)
+    start = torch.randn(1, 4000) * (1 + 14.6146 ** 2) ** 0.5
+    assert sampling.sample_dpmpp_2m_sde(model, start, sigmas[:-1], disable=True).std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_a_few_draws_a_step_and_bounded_memory(monkeypatch):
+    draws, original = [], BrownianPath.draw
+    monkeypatch.setattr(BrownianPath, 'draw', lambda self, key: draws.append(key) or original(self, key))
+    for n, limit in ((20, 6.5), (50, 5.), (1000, 2.)):
+        draws.clear()
+        path = BrownianPath(torch.zeros(1, 4), [0])
+        for sigma in sampling.get_sigmas_karras(n, 0.0292, 14.6146)[:-1].tolist():
+            path(sigma)
+        assert len(draws) / n < limit
+        assert len(path._nodes) + len(path._points) <= 11 + POINTS
+    assert 2 ** (1 / CELLS_PER_OCTAVE) < 1.03
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_the_dtype_of_x(dtype):
+    x = torch.zeros(1, 2000, dtype=dtype)
+    noise = sampling.BrownianTreeNoiseSampler(x, 0.1, 10., seed=0)
+    assert noise(5., 4.999).dtype == dtype and noise(5., 4.999).float().std().item() == pytest.approx(1, abs=0.07)
+
+
+def test_seeds():
+    torch.manual_seed(0)
+    first = sampling.BrownianTreeNoiseSampler(X, 0.1, 10.)(5., 4.)
+    after = torch.randn(())
+    torch.manual_seed(0)
+    torch.randint(0, 2 ** 63 - 1, [])
+    assert after == torch.randn(())  # one global draw, as in the original
+    torch.manual_seed(0)
+    assert torch.equal(sampling.BrownianTreeNoiseSampler(X, 0.1, 10.)(5., 4.), first)
+    for kind in (sampling.seeded_noise_sampler, lambda x, seed: sampling.BrownianTreeNoiseSampler(x, 0.1, 10., seed)):
+        batch, one = kind(torch.zeros(4, 9), [1, 2, 3, 4])(5., 4.), kind(torch.zeros(1, 9), [3])(5., 4.)
+        assert torch.equal(batch[2:3], one) and not torch.equal(batch[0], batch[1])
+        assert torch.equal(kind(torch.zeros(4, 9), 7)(5., 4.)[:2], kind(torch.zeros(2, 9), torch.tensor(7))(5., 4.))
+        with pytest.raises(ValueError, match='3 seeds were given for a batch of 2'):
+            kind(torch.zeros(2, 9), [1, 2, 3])
+
+
+def test_seeded_noise_changes_from_call_to_call():
+    noise = sampling.seeded_noise_sampler(X, 0)
+    first, second = noise(5., 4.), noise(4., 3.)
+    assert abs((first * second).mean().item()) < 0.02 and second.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_steps_of_no_length_and_times_without_value():
+    noise = sampling.BrownianTreeNoiseSampler(X, 0.1, 10., seed=0)
+    assert noise(5., 5.).std().item() == pytest.approx(1, abs=0.02)
+    with pytest.raises(ValueError, match='no value at time -inf'):
+        sampling.BrownianTreeNoiseSampler(X, 0.1, 10., seed=0, transform=torch.log)(1., 0.)
