@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / 'k_diffusion'
 ROOMS = sorted({p.stem if p.is_file() else p.name for p in PACKAGE.iterdir()
-                if p.suffix == '.py' and p.stem != '__init__' or (p / '__init__.py').exists()})
+                if (p.suffix == '.py' and p.stem != '__init__') or (p / '__init__.py').exists()})
 
 #: room -> the other rooms it may import, anywhere in its files.
 MAY_IMPORT = {
@@ -111,7 +111,8 @@ def test_importing_the_package_loads_nothing_that_torch_does_not():
 
 
 def test_samplers_need_torch_and_tqdm_alone():
-    extra = {name.split('.')[0] for name in modules_after('import k_diffusion as K; K.sampling.sample_euler') - modules_after('import torch')}
+    loaded = modules_after('import k_diffusion as K; K.sampling.sample_euler') - modules_after('import torch')
+    extra = {name.split('.')[0] for name in loaded}
     assert extra - set(sys.stdlib_module_names) <= {'k_diffusion', 'tqdm'}
     assert 'k_diffusion' in extra
 

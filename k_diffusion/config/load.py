@@ -67,16 +67,16 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
     model = _choose(models.MODELS, config['model'], 'model', findings)
     kind = getattr(model, 'type', None)
     adamw = _ADAMW.get(str(kind), _ADAMW_TRANSFORMER)
-    parts = dict(
-        model=model,
-        density=_density(model, findings),
-        dataset=_choose(data.DATASETS, config.get('dataset', {}), 'dataset', findings, 'imagefolder'),
-        optimizer=_choose(training.OPTIMIZERS, config.get('optimizer', {}), 'optimizer', findings, 'adamw',
-                          {'adamw': adamw, 'adam8bit': adamw}),
-        lr_sched=_choose(training.LR_SCHEDS, config.get('lr_sched', {}), 'lr_sched', findings, 'constant'),
-        ema_sched=_choose(training.EMA_SCHEDS, config.get('ema_sched', {}), 'ema_sched', findings, 'inverse'),
-        training=read_section(training.TrainingConfig, config.get('training', {}), 'training', findings),
-    )
+    parts = {
+        'model': model,
+        'density': _density(model, findings),
+        'dataset': _choose(data.DATASETS, config.get('dataset', {}), 'dataset', findings, 'imagefolder'),
+        'optimizer': _choose(training.OPTIMIZERS, config.get('optimizer', {}), 'optimizer', findings, 'adamw',
+                              {'adamw': adamw, 'adam8bit': adamw}),
+        'lr_sched': _choose(training.LR_SCHEDS, config.get('lr_sched', {}), 'lr_sched', findings, 'constant'),
+        'ema_sched': _choose(training.EMA_SCHEDS, config.get('ema_sched', {}), 'ema_sched', findings, 'inverse'),
+        'training': read_section(training.TrainingConfig, config.get('training', {}), 'training', findings),
+    }
     return (None if findings.errors else Sections(**parts)), findings
 
 

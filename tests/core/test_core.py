@@ -137,7 +137,8 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert target.read_text() == 'new' and list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize('text, complaint', [('{"a": 1, "a": 2}', "'a' is given twice"), ('{"a": NaN}', 'NaN'), ('{"a": -Infinity}', 'Infinity'),
+@pytest.mark.parametrize('text, complaint', [('{"a": 1, "a": 2}', "'a' is given twice"), ('{"a": NaN}', 'NaN'),
+                                             ('{"a": -Infinity}', 'Infinity'),
                                              ('{"a": ', 'line 1'), ('[' * 100000, 'too deeply')])
 def test_bad_json_is_refused_by_name(text, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
