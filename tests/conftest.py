@@ -1,12 +1,16 @@
-"""What the tests share: one thread (two torch programs on a small machine starve each other) and the golden numbers."""
+"""What the tests share: one thread, here and in the processes they start (more of them starve each other), and the golden numbers."""
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / 'golden'
 

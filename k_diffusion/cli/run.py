@@ -131,7 +131,14 @@ def _accelerator(settings: RunSettings) -> Any:
     if settings.device in ('cuda', 'mps') and not getattr(torch, settings.device).is_available():
         raise ValueError(f'--device is {settings.device} and this machine has none; leave it out')
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    return accelerate.Accelerator(mixed_precision=settings.mixed_precision, cpu=settings.device == 'cpu')
+    # Told that it is to use the CPU, or accelerate starts no process group there.
+    on_cpu = settings.device == 'cpu' or not torch.accelerator.is_available()
+    accelerator = accelerate.Accelerator(mixed_precision=settings.mixed_precision, cpu=on_cpu)
+    launched = int(os.environ.get('WORLD_SIZE', 1))
+    if accelerator.num_processes != launched:
+        raise ValueError(f'{launched} processes were launched and {accelerator.num_processes} found each other; '
+                         'launch them with torchrun --nproc-per-node N train.py ...')
+    return accelerator
 
 
 def _resume_from(settings: RunSettings, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:

@@ -1,0 +1,74 @@
+"""What all denoisers made of a network share: D = c_skip x + c_out F(c_in x) and the target that trains F, written once."""
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.tensors import append_dims, mean_per_item
+from .scalings import Scalings
+
+
+class PreconditionedDenoiser(nn.Module, ABC):
+    """A network F as a denoiser D(x, sigma, **cond). A subclass says `scalings` and, where F takes something else than
+    (c_in x, sigma), `network`.
+
+    x [B, ...] of any floating dtype, sigma [B] or one number. The arithmetic is done in float32 at least, whatever x is; the
+    network is fed its own dtype, and D comes back in x's.
+    """
+
+    def __init__(self, inner_model: Callable[..., Any], sigma_data: float = 1.) -> None:
+        super().__init__()
+        self.inner_model = inner_model
+        self.sigma_data = sigma_data
+
+    @abstractmethod
+    def scalings(self, sigma: Tensor) -> Scalings:
+        """(c_skip, c_out, c_in), each [B]."""
+
+    def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Any:
+        """F at the scaled x (in the network's dtype) for sigma (in float32 at least)."""
+        return self.inner_model(x, sigma.to(x.dtype), **cond)
+
+    def forward(self, input: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        """D(x, sigma), shaped like x."""
+        x, sigma = at_least_float32(input, sigma)
+        c_skip, c_out, c_in = (append_dims(c, x.ndim) for c in self.scalings(sigma))
+        return (self.predict(x * c_in, sigma, **cond) * c_out + x * c_skip).to(input.dtype)
+
+    def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        """[B]: the mean squared error of F at x = input + sigma noise."""
+        x, sigma, target = self.example(input, noise, sigma)
+        return mean_per_item((self.predict(x, sigma, **cond) - target)**2)
+
+    def example(self, input: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What F is shown and asked for: (c_in x, sigma [B], (input - c_skip x) / c_out) at x = input + sigma noise."""
+        input, sigma = at_least_float32(input, sigma)
+        c_skip, c_out, c_in = (append_dims(c, input.ndim) for c in self.scalings(sigma))
+        x = input + noise * append_dims(sigma, input.ndim)
+        return x * c_in, sigma, (input - c_skip * x) / c_out
+
+    def predict(self, x: Tensor, sigma: Tensor, **cond: Any) -> Any:
+        """`network` in its own dtype, answered in x's; a network that gives several tensors is answered with several."""
+        dtype = own_dtype(self.inner_model, x.dtype)
+        output = self.network(x.to(dtype), sigma, **{key: _cast(value, dtype) for key, value in cond.items()})
+        return output.to(x.dtype) if isinstance(output, Tensor) else tuple(t.to(x.dtype) for t in output)
+
+
+def at_least_float32(x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    """x in float32 or its own wider dtype, and sigma as [B] in the same."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+
+
+def own_dtype(network: Any, default: torch.dtype) -> torch.dtype:
+    """The dtype a network computes in: that of its first floating parameter, or the default where it has none."""
+    parameters = network.parameters() if isinstance(network, nn.Module) else ()
+    return next((p.dtype for p in parameters if p.is_floating_point()), default)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -1,0 +1,96 @@
+"""Attention over the pixels of a feature map: among themselves, and to a sequence from elsewhere (a text, say)."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..core.modules import forward_mode
+from .conditioning import ConditionedModule, zero_init
+
+
+class SelfAttention2d(ConditionedModule):
+    """x + out(attention over the H W pixels of norm(x)); x [B, C, H, W]. `norm(c_in)` makes the normalisation."""
+
+    def __init__(self, c_in: int, n_head: int, norm: Callable[[int], nn.Module], dropout_rate: float = 0.) -> None:
+        super().__init__()
+        check_heads(c_in, n_head)
+        self.n_head = n_head
+        self.norm_in = norm(c_in)
+        self.qkv_proj = nn.Conv2d(c_in, c_in * 3, 1)
+        self.out_proj = zero_init(nn.Conv2d(c_in, c_in, 1))
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        qkv = self.qkv_proj(self.norm_in(input, cond))
+        q, k, v = (split_heads(tokens(t), self.n_head) for t in qkv.chunk(3, dim=1))
+        y = attend(q, k, v, dropout_rate=self.dropout.p if self.training else 0.)
+        return input + self.out_proj(image(join_heads(y), input))
+
+
+class CrossAttention2d(ConditionedModule):
+    """x + out(attention of the pixels of norm(x) to a sequence); x [B, C, H, W].
+
+    The condition holds the sequence [B, N, c_enc] under `cond_key` and, where it is padded, [B, N] under `cond_key_padding`:
+    1 at tokens to be left out.
+    """
+
+    def __init__(self, c_dec: int, c_enc: int, n_head: int, norm_dec: Callable[[int], nn.Module], dropout_rate: float = 0.,
+                 cond_key: str = 'cross', cond_key_padding: str = 'cross_padding') -> None:
+        super().__init__()
+        check_heads(c_dec, n_head)
+        self.n_head = n_head
+        self.cond_key = cond_key
+        self.cond_key_padding = cond_key_padding
+        self.norm_enc = nn.LayerNorm(c_enc)
+        self.norm_dec = norm_dec(c_dec)
+        self.q_proj = nn.Conv2d(c_dec, c_dec, 1)
+        self.kv_proj = nn.Linear(c_enc, c_dec * 2)
+        self.out_proj = zero_init(nn.Conv2d(c_dec, c_dec, 1))
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        q = split_heads(tokens(self.q_proj(self.norm_dec(input, cond))), self.n_head)
+        kv = self.kv_proj(self.norm_enc(cond[self.cond_key]))
+        k, v = (split_heads(t, self.n_head) for t in kv.chunk(2, dim=-1))
+        padding = cond.get(self.cond_key_padding)
+        # A large finite number, so that a sequence padded everywhere gives a mean and no NaN.
+        mask = None if padding is None else padding[:, None, None, :].to(q.dtype) * -10000
+        y = attend(q, k, v, mask, dropout_rate=self.dropout.p if self.training else 0.)
+        return input + self.out_proj(image(join_heads(y), input))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout_rate: float = 0.,
+           scale: float | None = None) -> Tensor:
+    """softmax(q k^T scale + mask) v; q [B, heads, N, D], k and v [B, heads, M, D]. The scale is 1 / sqrt(D) unless given."""
+    with sdpa_kernel(SDPBackend.MATH) if forward_mode() else nullcontext():
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout_rate, scale=scale)
+
+
+def check_heads(channels: int, n_head: int) -> None:
+    """Refuses a width that its heads cannot share."""
+    if channels % n_head:
+        raise ValueError(f'{channels} channels cannot be shared by {n_head} attention heads; choose a multiple of {n_head}')
+
+
+def tokens(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H W, C]; a view, which in channels_last is dense."""
+    return x.flatten(2).mT
+
+
+def image(x: Tensor, like: Tensor) -> Tensor:
+    """[B, H W, C] -> [B, C, H, W] with the sides of `like`; a view, dense in channels_last."""
+    return x.mT.unflatten(2, like.shape[2:])
+
+
+def split_heads(x: Tensor, n_head: int) -> Tensor:
+    """[B, N, heads D] -> [B, heads, N, D]."""
+    return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """[B, heads, N, D] -> [B, N, heads D]."""
+    return x.transpose(1, 2).flatten(2)

@@ -1,0 +1,44 @@
+"""What the "model" section of every config holds, whatever its "type"."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(kw_only=True)
+class ModelSection:
+    """The shape of the data, the noise levels and the loss; each network's config adds its own keys."""
+
+    input_channels: int
+    input_size: tuple[int, int]                     # H, W
+    augment_prob: float = 0.                        # of each of Karras's augmentations
+    sigma_data: float = 1.                          # standard deviation of the data
+    sigma_min: float                                # noise levels of sampling
+    sigma_max: float
+    sigma_sample_density: dict[str, Any]            # noise levels of training: one of K.schedules.DENSITIES
+    has_variance: bool = False
+    loss_config: Literal['karras', 'simple'] = 'karras'
+    loss_weighting: Literal['karras', 'soft-min-snr', 'snr'] = 'karras'
+    loss_scales: int = 1
+
+    def __post_init__(self) -> None:
+        check_above(0, input_channels=self.input_channels, input_size=min(self.input_size), sigma_data=self.sigma_data,
+                    sigma_min=self.sigma_min)
+        check_above(-1, loss_scales=self.loss_scales)
+        check_share(augment_prob=self.augment_prob)
+        if self.sigma_max <= self.sigma_min:
+            raise ValueError(f'sigma_max is {self.sigma_max}; it must be above sigma_min, {self.sigma_min}')
+
+
+def check_above(bound: float, **values: float) -> None:
+    """Refuses a value that is not above the bound, under its key."""
+    for key, value in values.items():
+        if not value > bound:
+            raise ValueError(f'{key} is {value}; it must be above {bound}')
+
+
+def check_share(**values: float) -> None:
+    """Refuses a value outside [0, 1], under its key."""
+    for key, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f'{key} is {value}; it must be from 0 to 1')
