@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +12,30 @@ from torch import Tensor
 
 from .core.protocols import DenoiseFn, NoiseSampler
 from .core.random import derive_seed, randn_items
+from .core.registry import unknown
 from .sampling import SAMPLERS, BrownianTreeNoiseSampler, seeded_noise_sampler
+from .schedules import SCHEDULES
+
+
+@dataclass
+class SamplingConfig:
+    """The config section "sampling": how a model is best sampled, which travels with it; the command line wins."""
+
+    sampler: str = 'dpmpp_2m'
+    steps: int = 20
+    schedule: str = 'karras'
+    guidance: float = 1.                                    # scale of classifier-free guidance; 1: none
+    guidance_interval: tuple[float, float] | None = None    # the noise levels it acts at; null: all
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f'steps is {self.steps}; it must be at least 1')
+        for key, known in (('sampler', SAMPLERS), ('schedule', SCHEDULES)):
+            if getattr(self, key) not in known:
+                raise ValueError(f'{key}: {unknown(key, getattr(self, key), known)}')
+        low, high = self.guidance_interval or (0., math.inf)
+        if not 0 <= low < high:
+            raise ValueError(f'guidance_interval is {self.guidance_interval}; it must hold two noise levels, the lower one first')
 
 
 @torch.no_grad()

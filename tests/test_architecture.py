@@ -25,7 +25,7 @@ MAY_IMPORT = {
     'generation': ('core', 'sampling', 'schedules', 'guidance'),
     'external': ('core', 'denoisers', 'schedules'),
     'training': ('core', 'gns', 'schedules'),
-    'config': ('core', 'schedules', 'denoisers', 'models', 'augmentation', 'data', 'encoders', 'training'),
+    'config': ('core', 'schedules', 'denoisers', 'models', 'augmentation', 'data', 'encoders', 'generation', 'training'),
     'cli': tuple(room for room in ROOMS if room not in ('webui', 'utils')),
     'webui': tuple(room for room in ROOMS if room != 'utils'),
     'utils': tuple(ROOMS),

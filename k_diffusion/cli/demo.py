@@ -14,12 +14,12 @@ from .sample import Samples, sample
 _EXAMPLE = 'example:\n  k-diffusion demo --name first'
 
 
-def demo(name: str = 'demo', run_dir: str | None = None, n: int = 64, guidance: float = 1.0) -> tuple[Run, Samples]:
+def demo(name: str = 'demo', run_dir: str | None = None, n: int = 64) -> tuple[Run, Samples]:
     """Trains configs/config_demo.json as the run `name` (or finds it trained) and samples a grid of n digits beside it."""
     run = train(RunSettings(shipped_config('config_demo'), name, run_dir, demo_every=0, evaluate_n=0))
     folder = run.folder / 'samples'
     shutil.rmtree(folder, ignore_errors=True)
-    return run, sample(run.checkpoint, n, folder, guidance=guidance)
+    return run, sample(run.checkpoint, n, folder)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion demo') -> int:

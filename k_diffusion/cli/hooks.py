@@ -16,6 +16,7 @@ from ..core.random import derive_seed
 from ..generation import generate
 from ..sampling import get_sigmas_karras
 from ..training import Trainer
+from .sample import guided, how_to_sample
 
 
 @dataclasses.dataclass
@@ -26,8 +27,7 @@ class DemoHook:
     folder: Path
     name: str
     denoiser: nn.Module
-    model: Mapping[str, Any]
-    num_classes: int
+    config: Mapping[str, Any]
     n: int
     batch_size: int
     say: Callable[[str], None]
@@ -37,11 +37,13 @@ class DemoHook:
     def __call__(self, trainer: Trainer) -> None:
         if not self.every or not trainer.accelerator.is_main_process:
             return
-        sigmas = get_sigmas_karras(self.steps, self.model['sigma_min'], self.model['sigma_max'])
-        cond = {'class_cond': torch.arange(self.n) % self.num_classes} if self.num_classes else None
-        shape = [self.model['input_channels'], *self.model['input_size']]
+        model, num_classes = self.config['model'], self.config['dataset']['num_classes']
+        sigmas = get_sigmas_karras(self.steps, model['sigma_min'], model['sigma_max'])
+        cond = {'class_cond': torch.arange(self.n) % num_classes} if num_classes else None
+        denoise = guided(self.denoiser, num_classes, how_to_sample(self.config)) if num_classes else self.denoiser
+        shape = [model['input_channels'], *model['input_size']]
         with eval_mode(self.denoiser), trainer.accelerator.autocast():
-            images = generate(self.denoiser, shape, sigmas, 'dpmpp_2m_sde', [derive_seed(trainer.seed, 'demo', i) for i in range(self.n)],
+            images = generate(denoise, shape, sigmas, 'dpmpp_2m_sde', [derive_seed(trainer.seed, 'demo', i) for i in range(self.n)],
                               cond, batch_size=self.batch_size, device=trainer.accelerator.device,
                               options={'eta': 0., 'solver_type': 'heun'})
         path = self.folder / f'{self.name}_demo_{trainer.step:08}.png'

@@ -206,8 +206,7 @@ def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, dis
         hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY))
     if settings.demo_every:
         batch = settings.batch_size or config['training']['batch_size']
-        hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config['model'], config['dataset']['num_classes'],
-                              settings.sample_n, batch, display.say))
+        hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say))
     if settings.evaluate_n:
         hooks.append(EvaluationNotice(settings.evaluate_every, display.say))
     return [*hooks, CheckpointHook(folder, settings.save_every)]

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from tqdm.auto import tqdm
 from ..config import load_model
 from ..core.files import read_json, whole_file
 from ..core.images import make_grid, save_image
+from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
-from ..generation import generate
+from ..generation import SamplingConfig, generate
 from ..guidance import classifier_free
 from ..sampling import SAMPLERS
 from ..schedules import SCHEDULES
@@ -44,37 +46,52 @@ def sample(
     prefix: str | None = None,              # instead of a folder: {prefix}_00000.png ... and {prefix}_grid.png
     config: str | None = None,              # the config, where the checkpoint carries none
     batch_size: int = 64,                   # how many at a time; changes no image
-    steps: int = 20,                        # how many steps the sampler takes
-    sampler: str = 'dpmpp_2m',              # one of K.sampling.SAMPLERS
-    schedule: str = 'karras',               # how the noise levels are spaced: one of K.schedules.SCHEDULES
+    steps: int | None = None,               # how many steps the sampler takes (default: the config's, else 20)
+    sampler: str | None = None,             # one of K.sampling.SAMPLERS (default: the config's, else dpmpp_2m)
+    schedule: str | None = None,            # how the noise levels are spaced: one of K.schedules.SCHEDULES (the config's, else karras)
     sigma_min: float | None = None,         # the least noise level before 0 (default: the config's)
     sigma_max: float | None = None,         # the noise level to start from (default: the config's)
     seed: int = 0,                          # image i is drawn from (seed, i) alone
     classes: Sequence[int] | None = None,   # classes in turn (default: each class in turn)
-    guidance: float = 1.,                   # classifier-free guidance scale; 1 is none
+    guidance: float | None = None,          # classifier-free guidance scale (default: the config's, else 1, which is none)
+    guidance_interval: tuple[float, float] | None = None,   # the noise levels it acts at (default: the config's, else all)
     device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
     ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
     show: bool = True,                      # a progress bar, on a terminal
 ) -> Samples:
     """Draws n images from a trained model and writes them, one by one and as a grid."""
-    if n < 1 or steps < 1:
-        raise ValueError(f'-n is {n} and --steps is {steps}; both must be at least 1')
+    if n < 1:
+        raise ValueError(f'-n is {n}; it must be at least 1')
     folder = _folder(out) if prefix is None else None
     device = device or best_device()
     denoiser, filled = load_model(find_checkpoint(checkpoint), device, config, ema)
     model, num_classes = filled['model'], filled['dataset']['num_classes']
+    how = how_to_sample(filled, sampler=sampler and sampler.removeprefix('sample_'), steps=steps, schedule=schedule, guidance=guidance,
+                        guidance_interval=guidance_interval)
     labels = _labels(classes, num_classes, n)
-    sigmas = SCHEDULES[schedule](steps, sigma_min or model['sigma_min'], sigma_max or model['sigma_max'])
-    denoise = classifier_free(denoiser, {'class_cond': num_classes}, guidance) if labels else denoiser
-    if guidance != 1 and not labels:
+    if guidance not in (None, 1) and not labels:
         raise ValueError(f'--guidance is {guidance} and the model knows no classes to guide towards; leave it out')
-    SAMPLERS[sampler.removeprefix('sample_')]
-    with tqdm(total=-(-n // batch_size) * steps, unit='step', disable=None if show else True) as bar:
-        images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, sampler,
+    sigmas = SCHEDULES[how.schedule](how.steps, model['sigma_min'] if sigma_min is None else sigma_min,
+                                     model['sigma_max'] if sigma_max is None else sigma_max)
+    denoise = guided(denoiser, num_classes, how) if labels else denoiser
+    with tqdm(total=-(-n // batch_size) * how.steps, unit='step', disable=None if show else True) as bar:
+        images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, how.sampler,
                           [derive_seed(seed, 'sample', i) for i in range(n)],
                           {'class_cond': torch.tensor(labels)} if labels else None,
                           callback=lambda *_: bar.update(), batch_size=batch_size, device=device)
     return _write(images, labels, folder, prefix)
+
+
+def guided(denoiser: DenoiseFn, num_classes: int, how: SamplingConfig) -> DenoiseFn:
+    """The denoiser of a class-conditional model with the guidance of a "sampling" section."""
+    return classifier_free(denoiser, {'class_cond': num_classes}, how.guidance, how.guidance_interval or (0., math.inf))
+
+
+def how_to_sample(config: Mapping[str, Any], **asked: Any) -> SamplingConfig:
+    """The "sampling" section of a filled config, with what was asked for (and is not None) in its place."""
+    known = {field.name for field in dataclasses.fields(SamplingConfig)}
+    kept = {key: value for key, value in config['sampling'].items() if key in known}
+    return SamplingConfig(**{**kept, **{key: value for key, value in asked.items() if value is not None}})
 
 
 def best_device() -> str:
@@ -140,6 +157,11 @@ def _integers(text: str) -> list[int]:
     return [int(word) for word in text.split(',')]
 
 
+def _levels(text: str) -> tuple[float, float]:
+    low, high = text.split(',')
+    return float(low), float(high)
+
+
 def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
     parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
     add = parser.add_argument
@@ -147,14 +169,16 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
     add('--config', help='the config, where the checkpoint carries none')
     add('-n', type=int, default=64, help='how many images (default: 64)')
     add('--batch-size', type=int, default=64, help='how many at a time; changes no image (default: 64)')
-    add('--steps', type=int, help='how many steps the sampler takes (default: %(default)s)')
-    add('--sampler', help='the sampler (default: %(default)s): ' + ', '.join(SAMPLERS))
-    add('--schedule', default='karras', help='the spacing of noise levels (default: karras): ' + ', '.join(SCHEDULES))
+    usual = SamplingConfig()
+    add('--steps', type=int, help=f"how many steps the sampler takes (default: {defaults.get('steps', f'the config, else {usual.steps}')})")
+    add('--sampler', help=f"the sampler (default: {defaults.get('sampler', f'the config, else {usual.sampler}')}): " + ', '.join(SAMPLERS))
+    add('--schedule', help=f"the spacing of noise levels (default: the config's, else {usual.schedule}): " + ', '.join(SCHEDULES))
     add('--sigma-min', type=float, help="the least noise level before 0 (default: the config's)")
     add('--sigma-max', type=float, help="the noise level to start from (default: the config's)")
     add('--seed', type=int, default=0, help='image i is drawn from (seed, i) alone (default: 0)')
     add('--classes', type=_integers, metavar='3,5', help='classes in turn (default: each class in turn)')
-    add('--guidance', type=float, default=1., help='classifier-free guidance scale (default: 1, none)')
+    add('--guidance', type=float, help="classifier-free guidance scale (default: the config's, else 1, which is none)")
+    add('--guidance-interval', type=_levels, metavar='LOW,HIGH', help="the noise levels it acts at (default: the config's, else all)")
     add('--out', help='folder to write to (default: samples, samples-2, ...)')
     add('--prefix', help='write {prefix}_00000.png ... instead of a folder (default: %(default)s)')
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
@@ -166,7 +190,7 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion sample', **defaults: Any) -> int:
     """The command; `defaults` are those of the door it is called through."""
-    args = vars(_parser(prog, {'steps': 20, 'sampler': 'dpmpp_2m', **defaults}).parse_args(argv))
+    args = vars(_parser(prog, defaults).parse_args(argv))
     if args['out'] is not None:
         args['prefix'] = None
     as_json = args.pop('json')

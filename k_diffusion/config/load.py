@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from .. import data, models, schedules, training
+from .. import data, generation, models, schedules, training
 from ..core.files import read_json
 from ..core.registry import Registry, unknown
 from ..core.weights import load_safetensors_config
@@ -30,6 +30,7 @@ class Sections:
     lr_sched: Any
     ema_sched: Any
     training: training.TrainingConfig
+    sampling: generation.SamplingConfig
 
 
 def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, Any], strict: bool = False) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
         'lr_sched': _choose(training.LR_SCHEDS, config.get('lr_sched', {}), 'lr_sched', findings, 'constant'),
         'ema_sched': _choose(training.EMA_SCHEDS, config.get('ema_sched', {}), 'ema_sched', findings, 'inverse'),
         'training': read_section(training.TrainingConfig, config.get('training', {}), 'training', findings),
+        'sampling': read_section(generation.SamplingConfig, config.get('sampling', {}), 'sampling', findings),
     }
     return (None if findings.errors else Sections(**parts)), findings
 

@@ -1,0 +1,172 @@
+"""Exponential moving averages of weights: how strongly to average at each step, and the averaging itself."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..core.registry import Registry
+
+EMAPairs = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
+
+
+class EMASched(Protocol):
+    """The decay of an average as a function of the steps taken: `get_value` for this step, then `step`."""
+
+    def get_value(self) -> float: ...
+
+    def step(self) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None: ...
+
+
+class EMAWarmup:
+    """decay(k) = 1 - (1 + k / inv_gamma)^-power, clamped to [min_value, max_value], k = last_epoch - start_at.
+
+    With inv_gamma 1, a power of 2/3 suits runs of about a million steps, 3/4 shorter ones. The first decay is 0, so
+    that the average starts as the model.
+    """
+
+    def __init__(self, inv_gamma: float = 1., power: float = 1., min_value: float = 0., max_value: float = 1.,
+                 start_at: int = 0, last_epoch: int = 0) -> None:
+        self.inv_gamma = inv_gamma
+        self.power = power
+        self.min_value = min_value
+        self.max_value = max_value
+        self.start_at = start_at
+        self.last_epoch = last_epoch
+
+    def get_value(self) -> float:
+        k = max(0, self.last_epoch - self.start_at)
+        return max(self.min_value, min(self.max_value, 1 - (1 + k / self.inv_gamma) ** -self.power))
+
+    def step(self) -> None:
+        self.last_epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        _update(self, state_dict)
+
+
+class PowerEMA:
+    """decay(t) = (1 - 1/t)^(g + 1) at step t = 1, 2, ...: an average whose width is a fixed share of the run so far.
+
+    Step s of a run of t steps weighs as (s/t)^g; `width` is the standard deviation of that profile divided by t,
+    w^2 = (g + 1) / ((g + 2)^2 (g + 3)). Karras et al. 2024, arXiv 2312.02696, section 3.1.
+    """
+
+    def __init__(self, width: float = 0.10, last_epoch: int = 0) -> None:
+        self.width = width
+        self.last_epoch = last_epoch
+        self._exponent = power_ema_exponent(width)
+
+    def get_value(self) -> float:
+        return (1 - 1 / (self.last_epoch + 1)) ** (self._exponent + 1)
+
+    def step(self) -> None:
+        self.last_epoch += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'width': self.width, 'last_epoch': self.last_epoch}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        _update(self, state_dict)
+        self._exponent = power_ema_exponent(self.width)
+
+
+def _update(sched: EMASched, state_dict: Mapping[str, Any]) -> None:
+    """Takes over what both kinds know, so that a run may change from one kind to the other."""
+    known = sched.state_dict()
+    sched.__dict__.update({key: value for key, value in state_dict.items() if key in known})
+
+
+def power_ema_exponent(width: float) -> float:
+    """The g >= 0 of a power profile of relative width `width`: w^2 = (g + 1) / ((g + 2)^2 (g + 3))."""
+    if not 0 < width <= 12 ** -0.5:
+        raise ValueError(f'width is {width}; it must be above 0 and at most 0.288, the plain average of all steps '
+                         '(0.05 to 0.15 is usual)')
+    low, high = 0., 1 / width
+    while low < (g := (low + high) / 2) < high:
+        low, high = (g, high) if (g + 1) / ((g + 2) ** 2 * (g + 3)) > width ** 2 else (low, g)
+    return g
+
+
+def ema_pairs(model: nn.Module, averaged_model: nn.Module) -> EMAPairs:
+    """(parameters, averaged parameters, buffers, averaged buffers) of two models that must have the same names."""
+    lists: list[list[Tensor]] = []
+    for kind in ('parameters', 'buffers'):
+        own, averaged = (dict(getattr(m, f'named_{kind}')()) for m in (model, averaged_model))
+        if odd := sorted(own.keys() ^ averaged.keys()):
+            where = 'the model' if odd[0] in own else 'the averaged model'
+            raise ValueError(f'only {where} has {odd[0]!r} among its {kind}; average a model into a copy of itself '
+                             '(copy.deepcopy, unwrapped and not compiled)')
+        lists += [list(own.values()), [averaged[name] for name in own]]
+    return lists[0], lists[1], lists[2], lists[3]
+
+
+@torch.no_grad()
+def ema_update_pairs(pairs: EMAPairs, decay: float) -> None:
+    """`ema_update` for the lists that `ema_pairs` found, once for a whole run."""
+    params, averaged, buffers, averaged_buffers = pairs
+    if params:
+        torch._foreach_lerp_(averaged, [p.to(a.device, a.dtype) for p, a in zip(params, averaged)], 1 - decay)
+    for buffer, copy in zip(buffers, averaged_buffers):
+        copy.copy_(buffer)
+
+
+def ema_update(model: nn.Module, averaged_model: nn.Module, decay: float) -> None:
+    """averaged <- decay averaged + (1 - decay) model for parameters; buffers are copied. The names must agree."""
+    ema_update_pairs(ema_pairs(model, averaged_model), decay)
+
+
+def ema_update_dict(values: dict[str, float], updates: Mapping[str, float], decay: float) -> dict[str, float]:
+    """Averages numbers by name in place; a name seen for the first time starts at its value."""
+    for name, update in updates.items():
+        values[name] = decay * values[name] + (1 - decay) * update if name in values else update
+    return values
+
+
+EMA_SCHEDS: Registry[type] = Registry('ema_sched type')
+
+
+@EMA_SCHEDS.register('inverse')
+@dataclass
+class InverseEMAConfig:
+    """`EMAWarmup`."""
+    type: Literal['inverse'] = 'inverse'
+    power: float = 0.6667
+    max_value: float = 0.9999
+    inv_gamma: float = 1.
+    min_value: float = 0.
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_value <= self.max_value <= 1:
+            raise ValueError(f'max_value is {self.max_value} and min_value {self.min_value}; '
+                             'they must satisfy 0 <= min_value <= max_value <= 1')
+        for key in ('power', 'inv_gamma'):
+            if not getattr(self, key) > 0:
+                raise ValueError(f'{key} is {getattr(self, key)}; it must be above 0')
+
+    def make(self) -> EMAWarmup:
+        return EMAWarmup(self.inv_gamma, self.power, self.min_value, self.max_value)
+
+
+@EMA_SCHEDS.register('power')
+@dataclass
+class PowerEMAConfig:
+    """`PowerEMA`: width is relative to the length of the run."""
+    type: Literal['power'] = 'power'
+    width: float = 0.10
+
+    def __post_init__(self) -> None:
+        power_ema_exponent(self.width)
+
+    def make(self) -> PowerEMA:
+        return PowerEMA(self.width)

@@ -1,0 +1,61 @@
+"""What is done beside the steps of a run: the contract, checkpoints, gradient statistics (the log: logs.py)."""
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from ..gns import DDPGradientStatsHook, GradientNoiseScale
+from .checkpoint import RunFolder
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+class Hook(Protocol):
+    """Called after every `every`-th finished step (0: never), on all processes, and also when the run ends or is
+    interrupted if it has a true attribute `at_end`. It must leave the model's modes as they were."""
+    every: int
+
+    def __call__(self, trainer: Trainer) -> None: ...
+
+
+class CheckpointHook:
+    """Saves the run, unless its losses or weights have stopped being finite (Diverged)."""
+    at_end = True
+
+    def __init__(self, folder: RunFolder, every: int = 10_000) -> None:
+        self.folder = folder
+        self.every = every
+
+    def __call__(self, trainer: Trainer) -> None:
+        trainer.check_finite()
+        state = trainer.state_dict()
+        if trainer.accelerator.is_main_process:
+            self.folder.save(state)
+        trainer.last_checkpoint = self.folder.checkpoint_path(trainer.step)
+
+
+class GradientNoiseHook:
+    """Follows the gradient noise scale of a DistributedDataParallel model; waits for the device at each step.
+
+    A part of the Trainer under 'gns_stats'. Under fp16 both norms carry the loss scale; their ratio is free of it.
+    """
+    every = 1
+
+    def __init__(self, ddp_model: torch.nn.Module) -> None:
+        self.gradients = DDPGradientStatsHook(ddp_model)
+        self.noise_scale = GradientNoiseScale()
+
+    def __call__(self, trainer: Trainer) -> None:
+        small, large = self.gradients.get_stats()
+        if math.isfinite(small) and math.isfinite(large):
+            n_large = trainer.loader.items_per_step
+            self.noise_scale.update(small, large, n_large // trainer.accelerator.num_processes, n_large)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.noise_scale.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.noise_scale.load_state_dict(state_dict)

@@ -1,0 +1,110 @@
+"""The log of a run: JSON lines for programs, comma-separated rows for metrics."""
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..core.files import whole_file
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+
+class LogHook:
+    """Writes a line of JSON per `every` steps and hands its values to `display`, on the main process.
+
+    step, end_step, epoch, loss, smoothed_loss, images_per_second, seconds_left, memory_bytes, lr, ema_decay, elapsed;
+    null where unknown. After a resume, lines of steps that are taken again are replaced.
+    """
+    at_end = True
+
+    def __init__(self, path: str | os.PathLike[str] | None, every: int = 25,
+                 display: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        self.every = every
+        self.display = display
+        self._last: tuple[int, float] | None = None
+        self._written = False
+
+    def __call__(self, trainer: Trainer) -> None:
+        trainer.read_losses()
+        if not trainer.accelerator.is_main_process:
+            return
+        values = self._values(trainer)
+        if self.path is not None:
+            self._write(self.path, values)
+        if self.display is not None:
+            self.display(values)
+
+    def _values(self, trainer: Trainer) -> dict[str, Any]:
+        now = time.monotonic()
+        steps, seconds = (trainer.step - self._last[0], now - self._last[1]) if self._last else (0, 0.)
+        self._last = trainer.step, now
+        rate = steps / seconds if steps and seconds else None
+        left = None if trainer.end_step is None or rate is None else (trainer.end_step - trainer.step) / rate
+        return {
+            'step': trainer.step, 'end_step': trainer.end_step, 'epoch': trainer.loader.epoch(trainer.items),
+            'loss': _finite(trainer.last_loss), 'smoothed_loss': _finite(trainer.ema_stats.get('loss', math.nan)),
+            'images_per_second': None if rate is None else rate * trainer.loader.items_per_step, 'seconds_left': left,
+            'memory_bytes': memory_bytes(trainer.accelerator.device), 'lr': trainer.lr, 'ema_decay': trainer.ema_decay,
+            'elapsed': trainer.elapsed,
+        }
+
+    def _write(self, path: Path, values: dict[str, Any]) -> None:
+        if not self._written:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            keep = [line for line in read_log(path) if line.get('step', 0) < values['step']]
+            with whole_file(path) as temporary:
+                temporary.write_text(''.join(json.dumps(line) + '\n' for line in keep))
+            self._written = True
+        with open(path, 'a') as file:
+            file.write(json.dumps(values) + '\n')
+
+
+class CSVLogger:
+    """Rows of comma-separated values under a header line; an existing file is gone on with."""
+
+    def __init__(self, filename: str | os.PathLike[str], columns: list[str]) -> None:
+        self.filename = Path(filename)
+        self.columns = columns
+        is_new = not self.filename.exists()
+        self.file = open(self.filename, 'a')  # noqa: SIM115 - open for as long as the logger lives
+        if is_new:
+            self.write(*columns)
+
+    def write(self, *values: Any) -> None:
+        print(*values, sep=',', file=self.file, flush=True)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a JSON-lines log; a line cut short by a crash is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return [line for line in lines if isinstance(line, dict)]
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """The most memory this process has used: of the GPU if it trains there, else of the machine; None if unknown."""
+    if device.type == 'cuda':
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

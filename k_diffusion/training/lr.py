@@ -1,0 +1,192 @@
+"""Learning-rate schedules, one value per optimizer step."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..core.registry import Registry
+
+Shape = Literal['linear', 'cosine']
+
+
+class _WarmedLR(LRScheduler):
+    """lr(k) = (1 - warmup^(k + 1)) * `_warm_lr(base_lr)`, k = last_epoch.
+
+    `verbose` stands in the signatures for old callers and does nothing: torch dropped it.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: float, last_epoch: int) -> None:
+        _check_warmup(warmup)
+        self.warmup = warmup
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        warm = 1 - self.warmup ** (self.last_epoch + 1)
+        return [warm * self._warm_lr(base_lr) for base_lr in self.base_lrs]
+
+    def _warm_lr(self, base_lr: Any) -> Any:
+        return base_lr
+
+
+class InverseLR(_WarmedLR):
+    """lr(k) = (1 - warmup^(k + 1)) * max(min_lr, base_lr * (1 + k / inv_gamma)^-power)."""
+
+    def __init__(self, optimizer: Optimizer, inv_gamma: float = 1., power: float = 1., warmup: float = 0.,
+                 min_lr: float = 0., last_epoch: int = -1, verbose: object = False) -> None:
+        self.inv_gamma = inv_gamma
+        self.power = power
+        self.min_lr = min_lr
+        super().__init__(optimizer, warmup, last_epoch)
+
+    def _warm_lr(self, base_lr: Any) -> Any:
+        return max(self.min_lr, base_lr * (1 + self.last_epoch / self.inv_gamma) ** -self.power)
+
+
+class ExponentialLR(_WarmedLR):
+    """lr(k) = (1 - warmup^(k + 1)) * max(min_lr, base_lr * decay^(k / num_steps))."""
+
+    def __init__(self, optimizer: Optimizer, num_steps: float, decay: float = 0.5, warmup: float = 0.,
+                 min_lr: float = 0., last_epoch: int = -1, verbose: object = False) -> None:
+        self.num_steps = num_steps
+        self.decay = decay
+        self.min_lr = min_lr
+        super().__init__(optimizer, warmup, last_epoch)
+
+    def _warm_lr(self, base_lr: Any) -> Any:
+        return max(self.min_lr, base_lr * self.decay ** (self.last_epoch / self.num_steps))
+
+
+class ConstantLRWithWarmup(_WarmedLR):
+    """lr(k) = (1 - warmup^(k + 1)) * base_lr."""
+
+    def __init__(self, optimizer: Optimizer, warmup: float = 0., last_epoch: int = -1, verbose: object = False) -> None:
+        super().__init__(optimizer, warmup, last_epoch)
+
+
+class WarmupDecayLR(LRScheduler):
+    """A rate tied to the length of the run: up over `warmup_steps`, flat, then down to `final` at `num_steps`.
+
+    lr(k) = base_lr * min(1, (k + 1) / warmup_steps) * (1 - (1 - final) s(p)), where p is the share of the decay that
+    is done, 0 up to step decay_start * num_steps and 1 from num_steps on; s = p (linear), (1 - cos(pi p)) / 2 (cosine).
+    The shape is of the command, not of the state: a run resumed with another length follows the new one.
+    """
+
+    def __init__(self, optimizer: Optimizer, num_steps: int, warmup_steps: int = 100, decay_start: float = 0.4,
+                 final: float = 0.02, shape: Shape = 'linear', last_epoch: int = -1) -> None:
+        _check_decay(num_steps, warmup_steps, decay_start, final, shape)
+        self.num_steps = num_steps
+        self.warmup_steps = warmup_steps
+        self.decay_start = decay_start
+        self.final = final
+        self.shape = shape
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        warm = min(1., (self.last_epoch + 1) / max(1, self.warmup_steps))
+        start = self.decay_start * self.num_steps
+        done = min(1., max(0., (self.last_epoch - start) / max(self.num_steps - start, 1.)))
+        s = done if self.shape == 'linear' else (1 - math.cos(math.pi * done)) / 2
+        return [base_lr * warm * (1 - (1 - self.final) * s) for base_lr in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        shape = ('num_steps', 'warmup_steps', 'decay_start', 'final', 'shape')
+        return {key: value for key, value in super().state_dict().items() if key not in shape}
+
+
+def _check_warmup(warmup: float) -> None:
+    if not 0 <= warmup < 1:
+        raise ValueError(f'warmup is {warmup}; it must be at least 0 and below 1 (0: none; 0.99: some hundred steps)')
+
+
+def _check_decay(num_steps: int | None, warmup_steps: int, decay_start: float, final: float, shape: str) -> None:
+    if num_steps is not None and num_steps < 1:
+        raise ValueError(f'num_steps is {num_steps}; it must be at least 1, the length of the run in optimizer steps')
+    if warmup_steps < 0:
+        raise ValueError(f'warmup_steps is {warmup_steps}; it must be 0 (no warm-up) or a number of optimizer steps')
+    if not 0 <= decay_start <= 1:
+        raise ValueError(f'decay_start is {decay_start}; it must lie in [0, 1], a share of the run')
+    if not 0 <= final <= 1:
+        raise ValueError(f'final is {final}; it must lie in [0, 1], the share of the rate that is left at the end')
+    if shape not in get_args(Shape):
+        raise ValueError(f'shape is {shape!r}; it must be one of {", ".join(get_args(Shape))}')
+
+
+LR_SCHEDS: Registry[type] = Registry('lr_sched type')
+
+
+@LR_SCHEDS.register('constant')
+@dataclass(kw_only=True)
+class ConstantLRConfig:
+    """`ConstantLRWithWarmup`."""
+    type: Literal['constant'] = 'constant'
+    warmup: float = 0.
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
+
+    def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
+        return ConstantLRWithWarmup(optimizer, self.warmup)
+
+
+@LR_SCHEDS.register('inverse')
+@dataclass(kw_only=True)
+class InverseLRConfig:
+    """`InverseLR`."""
+    type: Literal['inverse'] = 'inverse'
+    inv_gamma: float = 1.
+    power: float = 1.
+    warmup: float = 0.
+    min_lr: float = 0.
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
+        if not self.inv_gamma > 0:
+            raise ValueError(f'inv_gamma is {self.inv_gamma}; it must be above 0, steps that halve the rate at power 1')
+
+    def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
+        return InverseLR(optimizer, self.inv_gamma, self.power, self.warmup, self.min_lr)
+
+
+@LR_SCHEDS.register('exponential')
+@dataclass(kw_only=True)
+class ExponentialLRConfig:
+    """`ExponentialLR`: the rate falls by the factor `decay` every `num_steps` steps."""
+    type: Literal['exponential'] = 'exponential'
+    num_steps: float
+    decay: float = 0.5
+    warmup: float = 0.
+    min_lr: float = 0.
+
+    def __post_init__(self) -> None:
+        _check_warmup(self.warmup)
+        if not self.num_steps > 0:
+            raise ValueError(f'num_steps is {self.num_steps}; it must be above 0, the steps per factor `decay`')
+
+    def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
+        return ExponentialLR(optimizer, self.num_steps, self.decay, self.warmup, self.min_lr)
+
+
+@LR_SCHEDS.register('warmup-decay')
+@dataclass(kw_only=True)
+class WarmupDecayLRConfig:
+    """`WarmupDecayLR`; num_steps null is the --end-step of the run."""
+    type: Literal['warmup-decay'] = 'warmup-decay'
+    num_steps: int | None = None
+    warmup_steps: int = 100
+    decay_start: float = 0.4
+    final: float = 0.02
+    shape: Shape = 'linear'
+
+    def __post_init__(self) -> None:
+        _check_decay(self.num_steps, self.warmup_steps, self.decay_start, self.final, self.shape)
+
+    def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
+        num_steps = self.num_steps if self.num_steps is not None else end_step
+        if num_steps is None:
+            raise ValueError('num_steps of the lr_sched is null and the run has no end; warmup-decay needs one: '
+                             'give --end-step, or num_steps in the config')
+        return WarmupDecayLR(optimizer, num_steps, self.warmup_steps, self.decay_start, self.final, self.shape)

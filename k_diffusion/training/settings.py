@@ -1,0 +1,22 @@
+"""The config section "training": how long and in what portions a run trains, where the command line does not say."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainingConfig:
+    """Settings of a run that belong to a recipe; a flag of the same name on the command line wins."""
+
+    batch_size: int = 64            # images per step, process and micro-step
+    end_step: int | None = None     # optimizer steps in all; null trains until it is stopped
+    grad_clip: float = 1.           # the largest norm of the gradient
+    channels_last: bool = True      # convolutional networks keep their tensors in this order; faster on most devices
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f'batch_size is {self.batch_size}; it must be at least 1')
+        if self.end_step is not None and self.end_step < 1:
+            raise ValueError(f'end_step is {self.end_step}; it must be at least 1, or null')
+        if not self.grad_clip > 0:
+            raise ValueError(f'grad_clip is {self.grad_clip}; it must be above 0 (1 is usual)')

@@ -1,0 +1,273 @@
+"""The training loop: a loss, a loader and hooks in; weights, their average and checkpoints out."""
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ..core.random import derive_seed, generator
+from .checkpoint import load_weights, unwrap
+from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs
+from .hooks import Hook
+from .interrupts import on_interrupt
+from .optim import clip_gradients, match_strides
+
+Batch = dict[str, Any]
+Status = Literal['done', 'interrupted']
+
+
+class Diverged(ValueError):
+    """The loss or the weights are no longer finite numbers; nothing was saved since they were."""
+
+
+class BatchSource(Protocol):
+    """Endless micro-batches of this process from a position in the stream of training items on."""
+    items_per_step: int
+
+    def iterate(self, items: int = 0) -> Iterator[Batch]: ...
+
+    def epoch(self, items: int) -> int: ...
+
+
+class Part(Protocol):
+    """Something of a run that has a state, kept in its checkpoints."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any) -> None: ...
+
+
+@dataclass(eq=False, repr=False)
+class Trainer:
+    """Trains a network step by step; `step` counts the optimizer steps that are finished.
+
+    What is drawn is a function of the seed and of positions in the stream of items: each batch is given `u` (float64
+    [B] on the CPU, one quantile of the noise density per item, stratified over the whole step), and the global
+    generators are seeded before each forward pass, for dropout. Losses stay on the device until `read_losses` fetches
+    them, every `read_every` steps and whenever a hook asks.
+    """
+
+    accelerator: Any                            # accelerate.Accelerator, its own gradient accumulation left at 1
+    model: nn.Module                            # the network as accelerator.prepare returned it, weights in float32
+    loss: Callable[[Batch], Tensor]             # batch -> [B], calls the model
+    optimizer: Optimizer                        # prepared
+    lr_sched: LRScheduler                       # not prepared (accelerate would step it once per process)
+    ema_sched: EMASched
+    ema_model: nn.Module                        # a deep copy of the network as it was before `prepare`, on the device
+    loader: BatchSource
+    hooks: Sequence[Hook] = ()
+    _: KW_ONLY
+    end_step: int | None = None                 # None: until interrupted
+    grad_accum_steps: int = 1                   # micro-batches per step; the loader must know the same number
+    clip_norm: float | None = 1.                # largest norm of the gradient; None: not clipped
+    seed: int = 0
+    parts: Mapping[str, Part] = field(default_factory=dict)     # kept in checkpoints under these keys, e.g. gns_stats
+    read_every: int = 25
+
+    def __post_init__(self) -> None:
+        _check(self.accelerator, self.model, self.loader, self.grad_accum_steps)
+        self.step = 0                           # optimizer steps finished
+        self.items = 0                          # position in the stream of training items
+        self.last_loss = math.nan               # of the last step that read_losses has seen
+        self.lr = self.optimizer.param_groups[0]['lr']
+        self.ema_decay = 0.
+        self.ema_stats: dict[str, float] = {}   # the loss, averaged like the weights
+        self.demo_gen = generator(self.seed, 'demo')
+        self.last_checkpoint: Path | None = None
+        self.stopping = False
+        self._asked_to_stop = self._agreed_to_stop = False
+        self._unread: list[tuple[Tensor, float]] = []
+        self._parameters = list(self.model.parameters())
+        self._ema_pairs = ema_pairs(unwrap(self.model), self.ema_model)
+        self._elapsed = 0.
+        self._began: float | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.end_step is not None and self.step >= self.end_step
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training, those before a resume included."""
+        return self._elapsed + (0. if self._began is None else time.monotonic() - self._began)
+
+    def request_stop(self) -> None:
+        """Asks to stop after a finished step; several processes stop at the next reading of losses, all at one step."""
+        self._asked_to_stop = True
+
+    def run(self) -> Status:
+        """Trains up to end_step, or until it is asked to stop, then calls the hooks that run `at_end`. Raises Diverged.
+
+        The first Ctrl-C asks: the step under way is finished. A second one raises at once.
+        """
+        self.model.train()
+        batches = self.loader.iterate(self.items)
+        self._began = time.monotonic()
+        try:
+            with on_interrupt(self.request_stop):
+                while not self.done and not self.stopping:
+                    self.train_step(batches)
+                    self._after_step()
+        finally:
+            if isinstance(batches, Generator):
+                batches.close()
+            self._elapsed, self._began = self.elapsed, None
+            self.stopping = self._asked_to_stop = self._agreed_to_stop = False
+        return 'done' if self.done else 'interrupted'
+
+    def train_step(self, batches: Iterator[Batch]) -> None:
+        """One optimizer step of `grad_accum_steps` micro-batches; nothing in it waits for the device."""
+        quantiles = self._quantiles()
+        losses = []
+        for micro in range(self.grad_accum_steps):
+            batch = next(batches)
+            batch['u'] = quantiles[batch['item'] - self.items]
+            self._seed_dropout(micro)
+            last = micro == self.grad_accum_steps - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss = self.loss(batch).mean() / self.grad_accum_steps
+                self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        self._update()
+        self._unread.append((losses[0] if len(losses) == 1 else torch.stack(losses).sum(), self.ema_decay))
+        self.step += 1
+        self.items += self.loader.items_per_step
+
+    def _quantiles(self) -> Tensor:
+        """[G] in (0, 1), one in each of G equal strata, in random order: for the G items of a step."""
+        n = self.loader.items_per_step
+        source = generator(self.seed, 'sigma', self.items)
+        order = torch.randperm(n, generator=source)
+        return (order + torch.rand(n, generator=source, dtype=torch.float64)) / n
+
+    def _seed_dropout(self, micro: int) -> None:
+        """torch.manual_seed for the devices in use alone, which costs a tenth of it."""
+        seed = derive_seed(self.seed, 'dropout', self.step, self.accelerator.process_index, micro)
+        torch.default_generator.manual_seed(seed)
+        if self.accelerator.device.type != 'cpu':
+            torch.get_device_module(self.accelerator.device).manual_seed(seed)
+
+    def _update(self) -> None:
+        if self.clip_norm is not None:
+            clip_gradients(self.accelerator, self._parameters, self.clip_norm)
+        self.lr = self.optimizer.param_groups[0]['lr']
+        self.optimizer.step()
+        for p in self._parameters:
+            p.grad = None
+        self.lr_sched.step()
+        self.ema_decay = self.ema_sched.get_value()
+        ema_update_pairs(self._ema_pairs, self.ema_decay)
+        self.ema_sched.step()
+
+    def _after_step(self) -> None:
+        if self.done or self.step % self.read_every == 0:
+            self.read_losses()
+        self.stopping = self._asked_to_stop if self.accelerator.num_processes == 1 else self._agreed_to_stop
+        last = self.done or self.stopping
+        for hook in self.hooks:
+            if (hook.every and self.step % hook.every == 0) or (last and getattr(hook, 'at_end', False)):
+                hook(self)
+
+    def read_losses(self) -> None:
+        """Fetches the losses since the last call into `last_loss` and `ema_stats`. Raises Diverged.
+
+        One wait for the device and one exchange between the processes, all of which must call it at the same step.
+        """
+        if not self._unread:
+            return
+        losses = [loss for loss, _ in self._unread]
+        asked = torch.full_like(losses[0], float(self._asked_to_stop))
+        *values, stop = self.accelerator.reduce(torch.stack([*losses, asked]).float(), 'mean').tolist()
+        unread, self._unread = self._unread, []
+        for back, (value, (_, decay)) in enumerate(zip(values, unread), 1 - len(unread)):
+            if not math.isfinite(value):
+                raise self._diverged(f'the loss is {value} at step {self.step + back}')
+            ema_update_dict(self.ema_stats, {'loss': value}, decay)
+            self.last_loss = value
+        self._agreed_to_stop = stop > 0
+
+    def check_finite(self) -> None:
+        """Raises Diverged where a loss so far or a weight is not a finite number (which a last update can leave)."""
+        self.read_losses()
+        norms = torch.stack([p.detach().norm() for p in self._parameters])
+        if not norms.isfinite().all():
+            raise self._diverged(f'the weights are not finite after step {self.step}')
+
+    def _diverged(self, what: str) -> Diverged:
+        saved = self.last_checkpoint
+        good = 'no checkpoint was saved before' if saved is None else f'the last good checkpoint is {saved}'
+        return Diverged(f'{what}; {good}: lower the learning rate, or look for broken items in the data, and run again')
+
+    def state_dict(self) -> dict[str, Any]:
+        """The whole run, under the original's keys and a few more. Call it on every process."""
+        scaler = self.accelerator.scaler
+        return {
+            'model': unwrap(self.model).state_dict(),
+            'model_ema': self.ema_model.state_dict(),
+            'opt': self.optimizer.state_dict(),
+            'sched': self.lr_sched.state_dict(),
+            'ema_sched': self.ema_sched.state_dict(),
+            'epoch': self.loader.epoch(self.items),
+            'step': self.step,
+            'gns_stats': None,
+            'ema_stats': dict(self.ema_stats),
+            'demo_gen': self.demo_gen.get_state(),
+            'elapsed': self.elapsed,
+            'items': self.items,
+            'seed': self.seed,
+            'scaler': None if scaler is None else scaler.state_dict(),
+            **{name: part.state_dict() for name, part in self.parts.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], source: Path | None = None, reset_ema: bool = False) -> None:
+        """Goes on from a checkpoint, of ours or of the original (whose `step` names the data position too).
+
+        With reset_ema the average starts anew from the weights. Raises ValueError where it does not fit.
+        """
+        name = source or 'the checkpoint'
+        load_weights(unwrap(self.model), state['model'], name)
+        load_weights(self.ema_model, state['model' if reset_ema else 'model_ema'], name)
+        try:
+            self.optimizer.load_state_dict(state['opt'])
+        except (ValueError, KeyError) as error:
+            raise ValueError(f'the optimizer state in {name} does not fit ({error}); '
+                             'resume with the optimizer it was trained with') from None
+        match_strides(self.optimizer)
+        self.lr_sched.load_state_dict(state['sched'])
+        if not reset_ema:
+            self.ema_sched.load_state_dict(state['ema_sched'])
+        self.step = state['step']
+        self.items = state.get('items', self.step * self.loader.items_per_step)
+        self.ema_stats = dict(state.get('ema_stats') or {})
+        self._elapsed = state.get('elapsed', 0.)
+        if state.get('demo_gen') is not None:
+            self.demo_gen.set_state(state['demo_gen'])
+        if self.accelerator.scaler is not None and state.get('scaler'):
+            self.accelerator.scaler.load_state_dict(state['scaler'])
+        for key, part in self.parts.items():
+            if state.get(key) is not None:
+                part.load_state_dict(state[key])
+        self.last_checkpoint = source
+
+
+def _check(accelerator: Any, model: nn.Module, loader: BatchSource, grad_accum_steps: int) -> None:
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(f'the accelerator has gradient_accumulation_steps={accelerator.gradient_accumulation_steps}; '
+                         'leave it at 1 there and give the number to the Trainer as grad_accum_steps')
+    if loader.items_per_step % (grad_accum_steps * accelerator.num_processes):
+        raise ValueError(f'the loader hands out {loader.items_per_step} items per step, which '
+                         f'{accelerator.num_processes} processes of {grad_accum_steps} micro-batches cannot share '
+                         'evenly; make it with the same world_size and grad_accum_steps')
+    half = [name for name, p in model.named_parameters() if p.is_floating_point() and p.element_size() < 4]
+    if half:
+        raise ValueError(f'the parameter {half[0]} is in half precision; keep weights in float32 and let the '
+                         "accelerator compute in less (mixed_precision='bf16')")
