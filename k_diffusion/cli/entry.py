@@ -68,7 +68,7 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         sys.stdout = None
         return 1
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if os.environ.get('K_DIFFUSION_TRACEBACK') == '1':
             raise
         print(f'{prog}: {_sentence(error)}', file=sys.stderr)
@@ -78,7 +78,8 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f'{error.strerror}: {error.filename}'
-    return ' '.join(str(error).split()) or f'failed with {type(error).__name__}'
+    text = ' '.join(str(error).split()) or f'failed with {type(error).__name__}'
+    return f'{text} (K_DIFFUSION_TRACEBACK=1 shows where)' if isinstance(error, RuntimeError) else text
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -17,6 +17,7 @@ from ..config import load_config, make_denoiser_wrapper, make_model, read_weight
 from ..config.load import Sections
 from ..core.extras import require
 from ..core.files import write_json
+from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
 from ..data import Loader, open_dataset
@@ -102,6 +103,8 @@ def train(settings: RunSettings) -> Run:
     sections = sections_of(config)
     end_step = settings.end_step or sections.training.end_step
     accelerator = _accelerator(settings)
+    if accelerator.device.type == 'cpu':
+        keep_freed_memory()
     main = accelerator.is_main_process
     if not main:
         warnings.simplefilter('ignore')

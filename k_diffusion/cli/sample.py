@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from ..config import load_model
 from ..core.files import read_json, whole_file
 from ..core.images import make_grid, save_image
+from ..core.memory import keep_freed_memory
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
 from ..generation import SamplingConfig, generate
@@ -64,6 +65,8 @@ def sample(
         raise ValueError(f'-n is {n}; it must be at least 1')
     folder = _folder(out) if prefix is None else None
     device = device or best_device()
+    if device == 'cpu':
+        keep_freed_memory()
     denoiser, filled = load_model(find_checkpoint(checkpoint), device, config, ema)
     model, num_classes = filled['model'], filled['dataset']['num_classes']
     how = how_to_sample(filled, sampler=sampler and sampler.removeprefix('sample_'), steps=steps, schedule=schedule, guidance=guidance,

@@ -1,7 +1,6 @@
 """From a config to the objects it describes."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,20 +8,9 @@ from torch import nn
 
 from .. import augmentation, denoisers, models, schedules
 from ..core.protocols import Density
+from ..models.image_transformer_v1 import round_to_power_of_two as round_to_power_of_two
 from .load import load_config, sections_of
 from .schema import Findings, read_section
-
-
-def round_to_power_of_two(x: float, tol: float) -> int:
-    """x rounded to the multiple of the largest power of two that keeps it within the relative tolerance.
-
-    (An MLP's width 8/3 of 384 becomes 1024.)
-    """
-    for power in range(math.ceil(math.log2(x)), -1, -1):
-        multiple = round(x / 2**power) * 2**power
-        if abs(x - multiple) / x <= tol:
-            return int(multiple)
-    return int(x)
 
 
 def make_model(config: Mapping[str, Any]) -> nn.Module:

@@ -81,13 +81,13 @@ class Loader:
         return torch.cat([chosen, permutation(self.seed, epoch + 1, n)[:missing]]) if missing else chosen
 
     def iterate(self, items: int = 0) -> Iterator[dict[str, Tensor]]:
-        """The micro-batches of this rank from the position `items` of the stream on, each made while the one before is in use."""
-        with closing(self._batches(items + self.rank * self.batch_size)) as batches, ThreadPoolExecutor(1) as thread:
-            batch = next(batches)  # in this thread, so that workers start from it
-            while True:
-                coming = thread.submit(next, batches)
-                yield batch
-                batch = coming.result()
+        """The micro-batches of this rank from the position `items` of the stream on.
+
+        Beside an accelerator each is made while the one before is in use; on the CPU, when it is asked for, since a second
+        thread that computes there takes more from the training than it gives.
+        """
+        with closing(self._batches(items + self.rank * self.batch_size)) as batches:
+            yield from batches if self.device.type == 'cpu' else _ahead(batches)
 
     def _batches(self, first: int) -> Generator[dict[str, Tensor], None, None]:
         positions = range(first, 2**63, self.batch_size * self.world_size)
@@ -114,3 +114,13 @@ class Loader:
 
     def _to_device(self, x: Tensor) -> Tensor:
         return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == 'cuda' else x.to(self.device)
+
+
+def _ahead(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The same, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches)
+        while True:
+            batch = coming.result()
+            coming = thread.submit(next, batches)
+            yield batch

@@ -30,10 +30,9 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, sc
     check_kernel_size(kernel_size, height, width)
     rows, columns = tiles(height, kernel_size, q.device), tiles(width, kernel_size, q.device)
     keys = _places(rows.keys, columns.keys, width)
-    seen = _pairs(rows.seen, columns.seen).flatten(0, 1).flatten(1, 2).flatten(2)
-    mask = seen[:, None].expand(q.shape[0], *seen[:, None].shape).flatten(0, 1)
-    y = F.scaled_dot_product_attention(_take(q, _places(rows.queries, columns.queries, width)), _take(k, keys), _take(v, keys),
-                                       mask, scale=scale)
+    queries = _places(rows.queries, columns.queries, width)
+    mask = _pairs(rows.seen, columns.seen)[None, :, None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
+    y = F.scaled_dot_product_attention(_take(q, queries), _take(k, keys), _take(v, keys), mask, scale=scale)
     return _untile(y, rows.queries.shape, columns.queries.shape, q.shape)
 
 
@@ -45,11 +44,12 @@ def neighborhood_mask(height: int, width: int, kernel_size: int, device: torch.d
     return (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1).flatten(1)
 
 
-def check_kernel_size(kernel_size: int, height: int, width: int) -> None:
-    """Refuses a neighbourhood without a centre, or larger than the grid."""
-    if kernel_size < 1 or kernel_size % 2 == 0 or kernel_size > min(height, width):
-        raise ValueError(f'kernel_size is {kernel_size}; on a grid of {height}x{width} tokens it must be an odd number up to '
-                         f'{min(height, width)}')
+def check_kernel_size(kernel_size: int, *sides: int) -> None:
+    """Refuses a neighbourhood without a centre, or larger than a grid of these sides."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f'kernel_size is {kernel_size}; it must be an odd number, so that a neighbourhood has a centre')
+    if sides and kernel_size > min(sides):
+        raise ValueError(f'kernel_size is {kernel_size} on a grid of {"x".join(map(str, sides))} tokens; it must be at most {min(sides)}')
 
 
 def tiles(length: int, kernel_size: int, device: torch.device | str | None = None) -> Tiles:
@@ -69,8 +69,8 @@ def _sees(query: Tensor, key: Tensor, length: int, kernel_size: int) -> Tensor:
 
 
 def _pairs(rows: Tensor, columns: Tensor) -> Tensor:
-    """[n, T, S] of each axis -> [n, n, T, T, S, S], true where both are."""
-    return rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]
+    """[n, T, S] of each axis -> [n n, T T, S S], true where both are."""
+    return (rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]).flatten(4).flatten(2, 3).flatten(0, 1)
 
 
 def _places(rows: Tensor, columns: Tensor, width: int) -> Tensor:

@@ -1,10 +1,17 @@
 """The networks, each in a file with its Config; MODELS names the configs by their "type"."""
 from ..core.modules import checkpointing, get_checkpointing
 from ..core.registry import Registry
-from . import flops
+from . import axial_rope, flags, flops
+from .image_transformer_v1 import ImageTransformerDenoiserModelV1, ImageTransformerV1Config
+from .image_transformer_v2 import ImageTransformerDenoiserModelV2, ImageTransformerV2Config
 from .image_v1 import ImageDenoiserModelV1, ImageV1Config
 
 MODELS: Registry[type] = Registry('model type')
 MODELS.register('image_v1')(ImageV1Config)
+MODELS.register('image_transformer_v1')(ImageTransformerV1Config)
+MODELS.register('image_transformer_v2')(ImageTransformerV2Config)
 
-__all__ = ['MODELS', 'ImageDenoiserModelV1', 'ImageV1Config', 'checkpointing', 'flops', 'get_checkpointing']
+__all__ = [
+    'MODELS', 'ImageDenoiserModelV1', 'ImageTransformerDenoiserModelV1', 'ImageTransformerDenoiserModelV2', 'ImageTransformerV1Config',
+    'ImageTransformerV2Config', 'ImageV1Config', 'axial_rope', 'checkpointing', 'flags', 'flops', 'get_checkpointing',
+]

@@ -1,0 +1,170 @@
+"""Self-attention by cosine similarity, with a learned scale and rotary positions for each head: everywhere, nearby, or in windows."""
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers.conditioning import zero_init
+from ..layers.neighborhood import check_kernel_size, neighborhood_attention
+from . import flags
+from .tagging import apply_wd
+from .transformer_blocks import AdaRMSNorm
+from .windows import attend_in_windows, shifted_unwindow, shifted_window
+
+
+@flags.compile_wrap
+def scale_for_cosine_sim(q: Tensor, k: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """q and k [..., D] as unit vectors times sqrt(scale), so that q . k is scale cos(q, k); scale broadcasts against [..., 1]."""
+    dtype = torch.promote_types(torch.promote_types(q.dtype, scale.dtype), torch.float32)
+    root = scale.to(dtype).sqrt()
+
+    def scaled(x: Tensor) -> Tensor:
+        wide = x.to(dtype)
+        return (wide * (torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + eps) * root)).to(x.dtype)
+
+    return scaled(q), scaled(k)
+
+
+def scale_for_cosine_sim_qkv(qkv: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """qkv [..., 3, heads, D] with q and k as scale_for_cosine_sim gives them; scale [heads]."""
+    q, k, v = qkv.unbind(-3)
+    return torch.stack([*scale_for_cosine_sim(q, k, scale[:, None], eps), v], dim=-3)
+
+
+def _turned(x: Tensor, theta: Tensor, conj: bool) -> tuple[Tensor, Tensor]:
+    """The first n and the next n features of x, turned by the angles theta [..., n], in float32 at least."""
+    wide = torch.promote_types(x.dtype, torch.promote_types(theta.dtype, torch.float32))
+    n = theta.shape[-1]
+    a, b = x[..., :n].to(wide), x[..., n:2 * n].to(wide)
+    cos, sin = theta.cos(), -theta.sin() if conj else theta.sin()
+    return a * cos - b * sin, b * cos + a * sin
+
+
+def apply_rotary_emb(x: Tensor, theta: Tensor, conj: bool = False) -> Tensor:
+    """Turns the features i and n + i of x [..., D] by the angle i of theta [..., n] (back, with conj); those from 2 n on stay."""
+    a, b = _turned(x, theta, conj)
+    return torch.cat([a.to(x.dtype), b.to(x.dtype), x[..., 2 * theta.shape[-1]:]], dim=-1)
+
+
+class ApplyRotaryEmbeddingInplace(torch.autograd.Function):
+    """apply_rotary_emb that writes over x: less memory, for programs that need no forward-mode gradients, vmap or compile."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, theta: Tensor, conj: bool) -> Tensor:
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(theta)
+        ctx.conj = conj
+        n = theta.shape[-1]
+        x[..., :n], x[..., n:2 * n] = _turned(x, theta, conj)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        theta, = ctx.saved_tensors
+        return apply_rotary_emb(grad, theta, not ctx.conj), None, None
+
+
+def apply_rotary_emb_(x: Tensor, theta: Tensor) -> Tensor:
+    """apply_rotary_emb in place; theta takes no gradient."""
+    out: Tensor = ApplyRotaryEmbeddingInplace.apply(x, theta, False)
+    return out
+
+
+class AxialRoPE(nn.Module):
+    """The angles of a place: pos [..., 2] -> [..., n_heads, dim / 2], the first half from the height, the second from the width.
+
+    The frequencies are fixed, from pi to 10 pi, evenly spaced in the logarithm over all heads.
+    """
+
+    freqs: Tensor
+
+    def __init__(self, dim: int, n_heads: int) -> None:
+        super().__init__()
+        freqs = torch.linspace(math.log(math.pi), math.log(10 * math.pi), n_heads * dim // 4 + 1)[:-1].exp()
+        self.register_buffer('freqs', freqs.view(dim // 4, n_heads).mT.contiguous())
+
+    def forward(self, pos: Tensor) -> Tensor:
+        freqs = self.freqs.to(pos.dtype)
+        return torch.cat([pos[..., None, :1] * freqs, pos[..., None, 1:] * freqs], dim=-1)
+
+
+class CosineAttentionBlock(nn.Module, ABC):
+    """x + out(dropout(attention among the tokens of norm(x, cond))): x [B, H, W, d_model] at pos [H, W, 2]."""
+
+    def __init__(self, d_model: int, d_head: int, cond_features: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        check_heads(d_model, d_head)
+        self.d_head = d_head
+        self.n_heads = d_model // d_head
+        self.norm = AdaRMSNorm(d_model, cond_features)
+        self.qkv_proj = apply_wd(nn.Linear(d_model, d_model * 3, bias=False))
+        self.scale = nn.Parameter(torch.full([self.n_heads], 10.0))
+        self.pos_emb = AxialRoPE(d_head // 2, self.n_heads)
+        self.dropout = nn.Dropout(dropout)
+        self.out_proj = apply_wd(zero_init(nn.Linear(d_model, d_model, bias=False)))
+
+    def forward(self, x: Tensor, pos: Tensor, cond: Tensor) -> Tensor:
+        return x + self.out_proj(self.dropout(self.attend(self.norm(x, cond), pos)))
+
+    def project(self, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [..., d_model] at pos [..., 2] -> q, k, v [..., heads, d_head], ready for attention of scale 1."""
+        q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.n_heads, self.d_head)).unbind(-3)
+        q, k = scale_for_cosine_sim(q, k, self.scale[:, None], 1e-6)
+        theta = self.pos_emb(pos)
+        return apply_rotary_emb(q, theta), apply_rotary_emb(k, theta), v
+
+    @abstractmethod
+    def attend(self, x: Tensor, pos: Tensor) -> Tensor:
+        """Attention among the tokens x [B, H, W, d_model] at pos [H, W, 2] -> the same shape."""
+
+
+class SelfAttentionBlock(CosineAttentionBlock):
+    """Attention of each token to all."""
+
+    def attend(self, x: Tensor, pos: Tensor) -> Tensor:
+        q, k, v = (y.flatten(1, 2).transpose(1, 2) for y in self.project(x, pos))
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(x.shape)
+
+
+class NeighborhoodSelfAttentionBlock(CosineAttentionBlock):
+    """Attention of each token to the kernel_size x kernel_size around it."""
+
+    def __init__(self, d_model: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0) -> None:
+        super().__init__(d_model, d_head, cond_features, dropout=dropout)
+        check_kernel_size(kernel_size)
+        self.kernel_size = kernel_size
+
+    def attend(self, x: Tensor, pos: Tensor) -> Tensor:
+        return neighborhood_attention(*self.project(x, pos), self.kernel_size, scale=1.0).flatten(-2)
+
+
+class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
+    """Attention within windows of window_size x window_size, on the grid shifted by window_shift."""
+
+    def __init__(self, d_model: int, d_head: int, cond_features: int, window_size: int, window_shift: int,
+                 dropout: float = 0.0) -> None:
+        super().__init__(d_model, d_head, cond_features, dropout=dropout)
+        self.window_size = window_size
+        self.window_shift = window_shift
+
+    def attend(self, x: Tensor, pos: Tensor) -> Tensor:
+        # Cut before the projection: one copy of x instead of one of q, of k and of v.
+        x, pos = (shifted_window(self.window_size, self.window_shift, y) for y in (x, pos))
+        q, k, v = self.project(x.contiguous(), pos)
+        return shifted_unwindow(self.window_shift, attend_in_windows(q, k, v, self.window_shift, scale=1.0).flatten(-2))
+
+
+def check_heads(width: int, d_head: int) -> None:
+    """Refuses a width that does not make whole heads, and heads that rotary positions cannot share."""
+    if d_head < 1 or d_head % 8 or width % d_head:
+        raise ValueError(f'd_head is {d_head} and the width is {width}; d_head must be a multiple of 8 that divides the width')
+
+
+def use_flash_2(x: Tensor) -> bool:
+    """Whether attention among tensors like this one may run as flash attention: in half precision on CUDA."""
+    return flags.get_use_flash_attention_2() and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)

@@ -1,0 +1,206 @@
+"""The hourglass diffusion transformer (Crowson et al., 2024, arXiv 2401.11605): levels of tokens, finest first, merged by fours.
+
+Fine levels attend nearby, the coarsest everywhere; on the way back each level is mixed with what it was.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.nn import Linear
+
+from ..core.modules import checkpoint
+from ..core.registry import unknown
+from ..layers.conditioning import zero_init
+from .axial_rope import make_axial_pos
+from .cosine_attention import (
+    ApplyRotaryEmbeddingInplace,
+    AxialRoPE,
+    NeighborhoodSelfAttentionBlock,
+    SelfAttentionBlock,
+    ShiftedWindowSelfAttentionBlock,
+    apply_rotary_emb,
+    apply_rotary_emb_,
+    scale_for_cosine_sim,
+    scale_for_cosine_sim_qkv,
+    use_flash_2,
+)
+from .section import check_above, check_share
+from .tagging import apply_wd, filter_params, tag_module, tag_param
+from .transformer_blocks import (
+    AdaRMSNorm,
+    ConditionedTransformer,
+    FeedForwardBlock,
+    LinearGEGLU,
+    MappingFeedForwardBlock,
+    MappingNetwork,
+    RMSNorm,
+    linear_geglu,
+    rms_norm,
+)
+from .transformer_config import TransformerSection
+from .transformer_levels import (
+    AttentionSpec,
+    GlobalAttentionSpec,
+    GlobalTransformerLayer,
+    Level,
+    LevelSpec,
+    MappingSpec,
+    NeighborhoodAttentionSpec,
+    NeighborhoodTransformerLayer,
+    NoAttentionSpec,
+    NoAttentionTransformerLayer,
+    ShiftedWindowAttentionSpec,
+    ShiftedWindowTransformerLayer,
+    TokenMerge,
+    TokenSplit,
+    TokenSplitWithoutSkip,
+    downscale_pos,
+)
+from .windows import apply_window_attention, make_shifted_window_masks, shifted_unwindow, shifted_window, unwindow, window
+
+__all__ = [
+    'AdaRMSNorm', 'ApplyRotaryEmbeddingInplace', 'AxialRoPE', 'FeedForwardBlock', 'GlobalAttentionSpec',
+    'GlobalTransformerLayer', 'ImageTransformerDenoiserModelV2', 'ImageTransformerV2Config', 'Level', 'LevelSpec', 'Linear',
+    'LinearGEGLU', 'MappingFeedForwardBlock', 'MappingNetwork', 'MappingSpec', 'NeighborhoodAttentionSpec',
+    'NeighborhoodSelfAttentionBlock', 'NeighborhoodTransformerLayer', 'NoAttentionSpec', 'NoAttentionTransformerLayer', 'RMSNorm',
+    'SelfAttentionBlock', 'ShiftedWindowAttentionSpec', 'ShiftedWindowSelfAttentionBlock', 'ShiftedWindowTransformerLayer',
+    'TokenMerge', 'TokenSplit', 'TokenSplitWithoutSkip', 'apply_rotary_emb', 'apply_rotary_emb_', 'apply_wd',
+    'apply_window_attention', 'checkpoint', 'downscale_pos', 'filter_params', 'linear_geglu', 'make_shifted_window_masks',
+    'rms_norm', 'scale_for_cosine_sim', 'scale_for_cosine_sim_qkv', 'shifted_unwindow', 'shifted_window', 'tag_module',
+    'tag_param', 'unwindow', 'use_flash_2', 'window', 'zero_init',
+]
+
+
+class ImageTransformerDenoiserModelV2(ConditionedTransformer):
+    """F(x, sigma): [B, in_channels, H, W] -> [B, out_channels, H, W].
+
+    `levels` are described finest first; each merges the tokens of the one before two by two. `num_classes` counts the class
+    that stands for none; with classes class_cond [B] must be given, with mapping_cond_dim mapping_cond [B, mapping_cond_dim].
+    """
+
+    def __init__(self, levels: Sequence[LevelSpec], mapping: MappingSpec, in_channels: int, out_channels: int,
+                 patch_size: Sequence[int], num_classes: int = 0, mapping_cond_dim: int = 0) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        *outer, inner = levels
+        self.patch_in = TokenMerge(in_channels, levels[0].width, patch_size)
+        self.make_condition(mapping.depth, mapping.width, mapping.d_ff, mapping.dropout, num_classes, mapping_cond_dim)
+        self.down_levels = nn.ModuleList([level.layers(mapping.width) for level in outer])
+        self.up_levels = nn.ModuleList([level.layers(mapping.width, first=level.depth) for level in outer])
+        self.mid_level = inner.layers(mapping.width)
+        self.merges = nn.ModuleList([TokenMerge(fine.width, coarse.width) for fine, coarse in pairwise(levels)])
+        self.splits = nn.ModuleList([TokenSplit(coarse.width, fine.width) for fine, coarse in pairwise(levels)])
+        self.out_norm = RMSNorm(levels[0].width)
+        self.patch_out = zero_init(TokenSplitWithoutSkip(levels[0].width, out_channels, patch_size))
+
+    def forward(self, x: Tensor, sigma: Tensor, aug_cond: Tensor | None = None, class_cond: Tensor | None = None,
+                mapping_cond: Tensor | None = None) -> Tensor:
+        self._check_sides(*x.shape[2:])
+        cond = self.condition(sigma, aug_cond, class_cond, mapping_cond)
+        x = self.patch_in(x.movedim(1, -1))
+        height, width = x.shape[1:3]
+        pos = make_axial_pos(height, width, device=x.device).view(height, width, 2)
+        skips = []
+        for down, merge in zip(self.down_levels, self.merges):
+            x = down(x, pos, cond)
+            skips.append((x, pos))
+            x, pos = merge(x), downscale_pos(pos)
+        x = self.mid_level(x, pos, cond)
+        for up, split, (skip, pos) in reversed(list(zip(self.up_levels, self.splits, skips))):
+            x = up(split(x, skip), pos, cond)
+        return self.patch_out(self.out_norm(x)).movedim(-1, 1)
+
+    def hidden_modules(self) -> list[nn.Module]:
+        return [self.down_levels, self.up_levels, self.mid_level, self.merges, self.splits]
+
+    def _check_sides(self, height: int, width: int) -> None:
+        units = [side * 2**len(self.merges) for side in self.patch_in.patch_size]
+        if height % units[0] or width % units[1]:
+            raise ValueError(f'the input is {height}x{width}; this model takes sides that are multiples of {units[0]} and {units[1]}: '
+                             'pad, crop or resize it')
+
+
+#: The kinds of attention by their "type", with the defaults of their keys.
+ATTENTIONS: dict[str, tuple[type[AttentionSpec], dict[str, int]]] = {
+    'global': (GlobalAttentionSpec, {'d_head': 64}),
+    'neighborhood': (NeighborhoodAttentionSpec, {'d_head': 64, 'kernel_size': 7}),
+    'shifted-window': (ShiftedWindowAttentionSpec, {'d_head': 64}),
+    'none': (NoAttentionSpec, {}),
+}
+
+
+def attention_spec(section: dict[str, Any]) -> AttentionSpec:
+    """An attention from its object in a config, {"type": ..., ...}."""
+    kind = section.get('type')
+    if kind not in ATTENTIONS:
+        raise ValueError(f'type: {unknown("type", kind, ATTENTIONS)}')
+    spec, defaults = ATTENTIONS[kind]
+    values = {**defaults, **section}
+    del values['type']
+    names = [field.name for field in fields(spec)]
+    for name in [*names, *values]:
+        if name not in names:
+            raise ValueError(f'{name}: {unknown("key", name, names)}')
+        if not isinstance(values.get(name), int):
+            raise ValueError(f'{name} is {values.get(name, "missing")}; it takes a whole number')
+    return spec(**values)
+
+
+@dataclass(kw_only=True)
+class ImageTransformerV2Config(TransformerSection):
+    """The "model" section of a config for ImageTransformerDenoiserModelV2."""
+
+    type: Literal['image_transformer_v2'] = 'image_transformer_v2'
+    depths: list[int]                               # these five: an entry for each level, finest first
+    widths: list[int]
+    d_ffs: list[int] | None = None                  # 3 times the width
+    self_attns: list[dict[str, Any]] | None = None  # neighborhoods of 7, at the coarsest level global
+    dropout_rate: list[float] | float | None = None
+    mapping_width: int = 256
+    mapping_depth: int = 2
+    mapping_d_ff: int | None = None                 # 3 times the width
+    mapping_cond_dim: int = 0
+    mapping_dropout_rate: float = 0.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        n, rates = len(self.widths), self.dropout_rate
+        self.d_ffs = d_ffs = self.d_ffs or [3 * width for width in self.widths]
+        self.dropout_rate = dropout_rate = rates if isinstance(rates, list) else [rates or 0.] * n
+        self.self_attns = self_attns = self.self_attns or [{'type': 'neighborhood'}] * (n - 1) + [{'type': 'global'}]
+        self.mapping_d_ff = self.mapping_d_ff or 3 * self.mapping_width
+        for name, values in (('depths', self.depths), ('d_ffs', d_ffs), ('self_attns', self_attns), ('dropout_rate', dropout_rate)):
+            if len(values) != n or n == 0:
+                raise ValueError(f'{name} has {len(values)} entries and widths has {n}; give one for each level, and at least one level')
+        check_above(0, depths=min(self.depths), widths=min(self.widths), d_ffs=min(d_ffs), mapping_width=self.mapping_width,
+                    mapping_d_ff=self.mapping_d_ff)
+        check_above(-1, mapping_depth=self.mapping_depth, mapping_cond_dim=self.mapping_cond_dim)
+        check_share(mapping_dropout_rate=self.mapping_dropout_rate)
+        for rate in dropout_rate:
+            check_share(dropout_rate=rate)
+        if self.mapping_width % 2:
+            raise ValueError(f'mapping_width is {self.mapping_width}; it must be even, half cosines and half sines')
+        self.check_sides(n)
+        self.mapping = MappingSpec(self.mapping_depth, self.mapping_width, self.mapping_d_ff, self.mapping_dropout_rate)
+        self.levels = [LevelSpec(*level) for level in zip(self.depths, self.widths, d_ffs, self._attentions(self_attns), dropout_rate)]
+        self.self_attns = [{'type': given['type'], **asdict(level.self_attn)} for given, level in zip(self_attns, self.levels)]
+
+    def _attentions(self, sections: list[dict[str, Any]]) -> list[AttentionSpec]:
+        """The attention of each level, fit for its width and its grid of tokens."""
+        specs = []
+        for i, (section, width) in enumerate(zip(sections, self.widths)):
+            try:
+                specs.append(attention_spec(section))
+                specs[i].check(width, *(side // patch // 2**i for side, patch in zip(self.input_size, self.patch_size)))
+            except ValueError as error:
+                raise ValueError(f'self_attns[{i}].{error}') from None
+        return specs
+
+    def build(self, num_classes: int = 0) -> ImageTransformerDenoiserModelV2:
+        """The network; `num_classes` counts the class that stands for none."""
+        return ImageTransformerDenoiserModelV2(self.levels, self.mapping, self.input_channels, self.input_channels, self.patch_size,
+                                               num_classes=num_classes, mapping_cond_dim=self.mapping_cond_dim)

@@ -1,0 +1,202 @@
+"""The levels of the hourglass transformer: their descriptions, their layers, and the ways from one level to the next."""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..core.modules import checkpoint
+from ..layers.neighborhood import check_kernel_size
+from .cosine_attention import NeighborhoodSelfAttentionBlock, SelfAttentionBlock, ShiftedWindowSelfAttentionBlock, check_heads
+from .tagging import apply_wd
+from .transformer_blocks import FeedForwardBlock
+from .windows import from_patches, to_patches
+
+
+class TransformerLayer(nn.Module):
+    """Attention, if there is any, and the feed-forward block; each recomputed in the backward pass under checkpointing."""
+
+    def __init__(self, self_attn: nn.Module | None, ff: nn.Module) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.ff = ff
+
+    def forward(self, x: Tensor, pos: Tensor, cond: Tensor) -> Tensor:
+        if self.self_attn is not None:
+            x = checkpoint(self.self_attn, x, pos, cond)
+        y: Tensor = checkpoint(self.ff, x, cond)
+        return y
+
+
+class GlobalTransformerLayer(TransformerLayer):
+    """A layer whose tokens attend to all."""
+
+    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, dropout: float = 0.0) -> None:
+        super().__init__(SelfAttentionBlock(d_model, d_head, cond_features, dropout=dropout),
+                         FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
+
+
+class NeighborhoodTransformerLayer(TransformerLayer):
+    """A layer whose tokens attend to the kernel_size x kernel_size around them."""
+
+    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0) -> None:
+        super().__init__(NeighborhoodSelfAttentionBlock(d_model, d_head, cond_features, kernel_size, dropout=dropout),
+                         FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
+
+
+class ShiftedWindowTransformerLayer(TransformerLayer):
+    """A layer whose tokens attend to those of their window; every other one, by index, has its windows shifted by half."""
+
+    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, window_size: int, index: int,
+                 dropout: float = 0.0) -> None:
+        shift = window_size // 2 if index % 2 else 0
+        super().__init__(ShiftedWindowSelfAttentionBlock(d_model, d_head, cond_features, window_size, shift, dropout=dropout),
+                         FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
+
+
+class NoAttentionTransformerLayer(TransformerLayer):
+    """A layer whose tokens keep to themselves."""
+
+    def __init__(self, d_model: int, d_ff: int, cond_features: int, dropout: float = 0.0) -> None:
+        super().__init__(None, FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
+
+
+@dataclass
+class GlobalAttentionSpec:
+    """Each token attends to all."""
+
+    d_head: int
+
+    def layer(self, level: LevelSpec, cond_features: int, index: int) -> TransformerLayer:
+        return GlobalTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, dropout=level.dropout)
+
+    def check(self, width: int, height_tokens: int, width_tokens: int) -> None:
+        check_heads(width, self.d_head)
+
+
+@dataclass
+class NeighborhoodAttentionSpec:
+    """Each token attends to the kernel_size x kernel_size around it."""
+
+    d_head: int
+    kernel_size: int
+
+    def layer(self, level: LevelSpec, cond_features: int, index: int) -> TransformerLayer:
+        return NeighborhoodTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, self.kernel_size,
+                                            dropout=level.dropout)
+
+    def check(self, width: int, height_tokens: int, width_tokens: int) -> None:
+        check_heads(width, self.d_head)
+        check_kernel_size(self.kernel_size, height_tokens, width_tokens)
+
+
+@dataclass
+class ShiftedWindowAttentionSpec:
+    """Each token attends to those of its window_size x window_size window."""
+
+    d_head: int
+    window_size: int
+
+    def layer(self, level: LevelSpec, cond_features: int, index: int) -> TransformerLayer:
+        return ShiftedWindowTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, self.window_size, index,
+                                             dropout=level.dropout)
+
+    def check(self, width: int, height_tokens: int, width_tokens: int) -> None:
+        check_heads(width, self.d_head)
+        if self.window_size < 1 or height_tokens % self.window_size or width_tokens % self.window_size:
+            raise ValueError(f'window_size is {self.window_size}; it must divide the sides of its level, '
+                             f'{height_tokens}x{width_tokens} tokens')
+
+
+@dataclass
+class NoAttentionSpec:
+    """No token attends to any."""
+
+    def layer(self, level: LevelSpec, cond_features: int, index: int) -> TransformerLayer:
+        return NoAttentionTransformerLayer(level.width, level.d_ff, cond_features, dropout=level.dropout)
+
+    def check(self, width: int, height_tokens: int, width_tokens: int) -> None:
+        pass
+
+
+AttentionSpec = GlobalAttentionSpec | NeighborhoodAttentionSpec | ShiftedWindowAttentionSpec | NoAttentionSpec
+
+
+@dataclass
+class LevelSpec:
+    """One level: its layers (on each way, down and up), features, hidden features of the feed-forward blocks, and attention."""
+
+    depth: int
+    width: int
+    d_ff: int
+    self_attn: AttentionSpec
+    dropout: float
+
+    def layers(self, cond_features: int, first: int = 0) -> Level:
+        """The layers of one way, whose numbers start at `first`."""
+        return Level([self.self_attn.layer(self, cond_features, first + i) for i in range(self.depth)])
+
+
+@dataclass
+class MappingSpec:
+    """The mapping network: its blocks, features, hidden features."""
+
+    depth: int
+    width: int
+    d_ff: int
+    dropout: float
+
+
+class Level(nn.ModuleList):
+    """Layers, one after the other: x [B, H, W, D] at pos [H, W, 2], cond [B, F]."""
+
+    def forward(self, x: Tensor, pos: Tensor, cond: Tensor) -> Tensor:
+        for layer in self:
+            x = layer(x, pos, cond)
+        return x
+
+
+class TokenMerge(nn.Module):
+    """Each patch of tokens becomes one: [..., H, W, in_features] -> [..., H / a, W / b, out_features]."""
+
+    def __init__(self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)) -> None:
+        super().__init__()
+        self.patch_size = tuple(patch_size)
+        self.proj = apply_wd(nn.Linear(in_features * math.prod(patch_size), out_features, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(to_patches(x, self.patch_size).flatten(-3))
+
+
+class TokenSplitWithoutSkip(nn.Module):
+    """Each token becomes a patch: [..., H, W, in_features] -> [..., a H, b W, out_features]."""
+
+    def __init__(self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)) -> None:
+        super().__init__()
+        self.patch_size = tuple(patch_size)
+        self.proj = apply_wd(nn.Linear(in_features, out_features * math.prod(patch_size), bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return from_patches(self.proj(x).unflatten(-1, (*self.patch_size, -1)))
+
+
+class TokenSplit(nn.Module):
+    """Each token becomes a patch, mixed with what the finer level had on the way down: skip + fac (split - skip), fac learned."""
+
+    def __init__(self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)) -> None:
+        super().__init__()
+        self.patch_size = tuple(patch_size)
+        self.fac = nn.Parameter(torch.full([1], 0.5))
+        self.proj = apply_wd(nn.Linear(in_features, out_features * math.prod(patch_size), bias=False))
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        x = from_patches(self.proj(x).unflatten(-1, (*self.patch_size, -1)))
+        return torch.lerp(skip, x, self.fac.to(x.dtype))
+
+
+def downscale_pos(pos: Tensor) -> Tensor:
+    """The places of tokens merged two by two: [H, W, 2] -> [H / 2, W / 2, 2]."""
+    return to_patches(pos, (2, 2)).mean(dim=(-3, -2))
