@@ -164,7 +164,7 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
     if accelerator.is_main_process:
-        folder.path.mkdir(parents=True, exist_ok=True)
+        _make_folder(folder.path)
         write_json(folder.path / f'{settings.name}_config.json', config)
     hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped)
     noise_scale = GradientNoiseHook(model) if settings.gns else None
@@ -172,6 +172,13 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
         accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
         [noise_scale, *hooks] if noise_scale else hooks, end_step=end_step, grad_accum_steps=settings.grad_accum_steps,
         clip_norm=sections.training.grad_clip, seed=seed, parts={'gns_stats': noise_scale} if noise_scale else {})
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f'the run cannot live in {path} ({error.strerror}); choose another folder with --run-dir') from None
 
 
 def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device) -> nn.Module:

@@ -1,6 +1,7 @@
 """k-diffusion sample: images from a trained model."""
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -157,12 +158,18 @@ def _write(images: Tensor, labels: list[int] | None, folder: Path | None, prefix
 
 
 def _integers(text: str) -> list[int]:
-    return [int(word) for word in text.split(',')]
+    try:
+        return [int(word) for word in text.split(',')]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no list of whole numbers such as 3,5') from None
 
 
 def _levels(text: str) -> tuple[float, float]:
-    low, high = text.split(',')
-    return float(low), float(high)
+    try:
+        low, high = text.split(',')
+        return float(low), float(high)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no pair of noise levels such as 0.2,2') from None
 
 
 def _parser(prog: str, defaults: dict[str, Any]) -> Parser:

@@ -30,8 +30,8 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
     except pickle.UnpicklingError as error:
         if 'Weights only load failed' not in str(error):
             raise ValueError(f'{path} is damaged or not a checkpoint; use an older one from the same folder') from None
-        raise ValueError(f'{path} holds more than tensors, numbers and text, so that reading it could run code; '
-                         'it is refused: save its state_dict alone where it comes from') from None
+        raise ValueError(f'{path} is no checkpoint of tensors, numbers and text alone; anything else is refused, since reading it '
+                         'could run code: save a state_dict where it comes from') from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise ValueError(f'{path} is damaged, cut short or not a checkpoint ({error or "it is empty"}); '
                          'use an older one from the same folder') from None

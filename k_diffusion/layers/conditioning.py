@@ -86,8 +86,8 @@ class AdaGN(ConditionedModule):
         return f'num_groups={self.num_groups}, eps={self.eps}, cond_key={self.cond_key!r}'
 
 
-def zero_init(module: nn.Module) -> Any:
-    """The module with all its parameters set to zero, so that its branch starts as nothing."""
-    for parameter in module.parameters():
+def zero_init(layer: nn.Module) -> Any:
+    """The layer with all its parameters set to zero, so that its branch starts as nothing."""
+    for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    return module
+    return layer

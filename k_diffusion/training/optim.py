@@ -59,17 +59,9 @@ class AdamWConfig:
 
 @OPTIMIZERS.register('adam8bit')
 @dataclass
-class Adam8bitConfig:
+class Adam8bitConfig(AdamWConfig):
     """Adam with 8-bit state, of the package bitsandbytes."""
-    type: Literal['adam8bit'] = 'adam8bit'
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-4
-
-    def __post_init__(self) -> None:
-        _check_at_least_0(self, 'lr', 'eps', 'weight_decay')
-        _check_betas(self.betas)
+    type: Literal['adam8bit'] = 'adam8bit'  # type: ignore[assignment]
 
     def make(self, model: Trainable, lr: float | None = None) -> Optimizer:
         try:
