@@ -165,14 +165,14 @@ def warp(images: Tensor, maps: Tensor) -> Tensor:
     mirrored about the centres of its outermost pixels.
     """
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
-    maps = maps.to(images.device)
+    maps = maps.to(images.device, torch.float32 if images.device.type == 'mps' else torch.float64)      # MPS has no float64
     return torch.cat([_warp(i, m) for i, m in zip(images.split(at_once), maps.split(at_once))])
 
 
 def _warp(images: Tensor, maps: Tensor) -> Tensor:
     b, c, h, w = images.shape
-    y = torch.arange(h, dtype=torch.float64, device=images.device)[:, None]
-    x = torch.arange(w, dtype=torch.float64, device=images.device)
+    y = torch.arange(h, dtype=maps.dtype, device=images.device)[:, None]
+    x = torch.arange(w, dtype=maps.dtype, device=images.device)
     columns, across = _taps(maps[:, 0], x, y, w)
     rows, down = _taps(maps[:, 1], x, y, h)
 
