@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,19 +93,26 @@ def download_file(path: str | os.PathLike[str], url: str, digest: str | None = N
     """
     path = Path(path)
     algorithm = 'md5' if digest is not None and len(digest) == 32 else 'sha256'
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            try:
-                with urllib.request.urlopen(url, timeout=30) as response, open(temporary, 'wb') as file:
-                    _copy(response, file, progress)
-            except (urllib.error.URLError, OSError) as error:
-                reason = getattr(error, 'reason', error)
-                raise OSError(f'could not download {url} ({reason}); fetch it by other means and place it at {path}') from None
-            _check(temporary, digest, algorithm, url)
-    else:
+    if path.exists():
         _check(path, digest, algorithm, str(path))
+        return path
+    try:
+        with urllib.request.urlopen(url, timeout=10) as response:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(path) as temporary:
+                with open(temporary, 'wb') as file:
+                    _copy(response, file, progress)
+                _check(temporary, digest, algorithm, url)
+    except WrongContent:
+        raise
+    except OSError as error:
+        reason = getattr(error, 'reason', error)
+        raise OSError(f'could not download {url} ({reason}); fetch it by other means and place it at {path}') from None
     return path
+
+
+class WrongContent(OSError):
+    """A file is not the one whose digest is known."""
 
 
 def _copy(response: Any, file: BinaryIO, progress: Callable[[int, int | None], None] | None) -> None:
@@ -126,5 +132,5 @@ def _check(path: Path, digest: str | None, algorithm: str, source: str) -> None:
         return
     found = digest_of(path, algorithm)
     if found != digest.lower():
-        raise OSError(f'{source} has the {algorithm.upper()} {found}, not the published {digest}; '
-                      'the file is damaged or another one: delete it and fetch it again')
+        raise WrongContent(f'{source} has the {algorithm.upper()} {found}, not the published {digest}; '
+                           'the file is damaged or another one: delete it and fetch it again')

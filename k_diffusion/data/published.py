@@ -63,4 +63,5 @@ def fetch(published: Published, folder: Path, searched: str) -> None:
 def missing(published: Published, folder: Path, searched: str) -> str:
     """The sentence that says which files are not there, where they were looked for, and where they can be had."""
     names = ' and '.join(file.name for file in published.files)
-    return f'{published.title} is not in {searched}: download {names} from {published.addresses[0]} and place it in {folder}'
+    them = 'it' if len(published.files) == 1 else 'them'
+    return f'{published.title} is not in {searched}: download {names} from {published.addresses[0]} and place {them} in {folder}'

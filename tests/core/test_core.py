@@ -198,3 +198,9 @@ def test_safetensors_carry_their_config(tmp_path):
     path.write_bytes(path.read_bytes()[:12])
     with pytest.raises(ValueError, match='damaged'):
         weights.load_safetensors(path)
+
+
+def test_a_download_that_fails_leaves_no_folder(tmp_path):
+    with pytest.raises(OSError, match='could not download'):
+        files.download_file(tmp_path / 'a' / 'b' / 'file', (tmp_path / 'gone').as_uri())
+    assert list(tmp_path.iterdir()) == []
