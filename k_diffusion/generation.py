@@ -16,6 +16,9 @@ from .core.registry import unknown
 from .sampling import SAMPLERS, BrownianTreeNoiseSampler, seeded_noise_sampler
 from .schedules import SCHEDULES
 
+#: The schedules that go from one noise level to another (the vp one has levels of its own).
+BETWEEN = {name: schedule for name, schedule in SCHEDULES.items() if 'sigma_max' in inspect.signature(schedule).parameters}
+
 
 @dataclass
 class SamplingConfig:
@@ -30,7 +33,7 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f'steps is {self.steps}; it must be at least 1')
-        for key, known in (('sampler', SAMPLERS), ('schedule', SCHEDULES)):
+        for key, known in (('sampler', SAMPLERS), ('schedule', BETWEEN)):
             if getattr(self, key) not in known:
                 raise ValueError(f'{key}: {unknown(key, getattr(self, key), known)}')
         low, high = self.guidance_interval or (0., math.inf)
@@ -63,6 +66,8 @@ def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: 
             raise ValueError(f'the condition {key!r} has {len(value)} entries for {len(seeds)} seeds; give one each')
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}; it must be at least 1')
+    if SAMPLERS[sampler.removeprefix('sample_')].takes == ('sigma_min', 'sigma_max'):
+        batch_size = 1      # an adaptive step suits its whole batch, and an item's image must not depend on its neighbours
     batches = []
     for start in range(0, len(seeds), batch_size):
         chosen = seeds[start:start + batch_size]

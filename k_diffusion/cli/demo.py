@@ -1,10 +1,8 @@
 """k-diffusion demo: trains on the shipped digits for about a minute, then draws a grid of samples."""
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from ..config import shipped_config
 from .entry import Parser, guarded
@@ -14,12 +12,17 @@ from .sample import Samples, sample
 _EXAMPLE = 'example:\n  k-diffusion demo --name first'
 
 
-def demo(name: str = 'demo', run_dir: str | None = None, n: int = 64) -> tuple[Run, Samples]:
-    """Trains configs/config_demo.json as the run `name` (or finds it trained) and samples a grid of n digits beside it."""
+def demo(name: str = 'demo', run_dir: str | None = None, n: int = 64) -> tuple[Run, Samples | None]:
+    """Trains configs/config_demo.json as the run `name` (or finds it trained) and samples a grid of n digits beside it.
+
+    There are no samples where the training was interrupted.
+    """
+    if n < 1:
+        raise ValueError(f'-n is {n}; it must be at least 1')
     run = train(RunSettings(shipped_config('config_demo'), name, run_dir, demo_every=0, evaluate_n=0))
-    folder = run.folder / 'samples'
-    shutil.rmtree(folder, ignore_errors=True)
-    return run, sample(run.checkpoint, n, folder)
+    if run.status == 'interrupted':
+        return run, None
+    return run, sample(run.checkpoint, n, run.folder / 'samples', overwrite=True)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion demo') -> int:
@@ -32,17 +35,19 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion demo') -> i
     def work() -> None:
         start = time.monotonic()
         run, drawn = demo(args.name, args.run_dir, args.n)
-        print(_closing(run, drawn.grid, time.monotonic() - start))
+        if drawn is not None:
+            print(_closing(run, drawn, args.run_dir, time.monotonic() - start))
     return guarded(prog, work)
 
 
-def _closing(run: Run, grid: Path, seconds: float) -> str:
+def _closing(run: Run, drawn: Samples, run_dir: str | None, seconds: float) -> str:
+    where = '' if run_dir is None else f' --run-dir {run_dir}'
     return f"""
-{run.step:,} steps and {len(list(grid.parent.glob('images/*.png')))} samples in {seconds:.0f} s.
-The grid of digits your machine learned to draw:  {grid}
+{run.step:,} steps and {len(drawn.pictures)} samples in {seconds:.0f} s.
+The grid of digits your machine learned to draw:  {drawn.grid}
 
 Try next:
   k-diffusion sample --checkpoint {run.folder} -n 100 --classes 3,7 --seed 1      more of them
   k-diffusion train --config configs/config_icons.json --name mine             after setting "location" to your folder of pictures
-  k-diffusion train --config configs/config_demo.json --name {run.name} --end-step {2 * run.step}     go on with this run
+  k-diffusion train --config configs/config_demo.json --name {run.name}{where} --end-step {2 * run.step}     go on with this run
 (In a clone without an activated environment: .venv/bin/k-diffusion ...)"""

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from ..core.extras import require
 
 
 class Display:
@@ -18,11 +17,13 @@ class Display:
         self.name = name
         self.shown = shown
         self.every = every
-        self.live: Progress | None = None
+        self.live: Any = None
         self.shown_at = -float('inf')
         if shown and sys.stderr.isatty():
-            columns = TextColumn('[bold]{task.description}'), BarColumn(bar_width=None), TextColumn('{task.fields[text]}')
-            self.live = Progress(*columns, console=Console(stderr=True), expand=True, refresh_per_second=4)
+            rich = require('rich.progress', 'train', 'the progress display')
+            columns = rich.TextColumn('[bold]{task.description}'), rich.BarColumn(bar_width=None), rich.TextColumn('{task.fields[text]}')
+            console = require('rich.console', 'train', 'the progress display').Console(stderr=True)
+            self.live = rich.Progress(*columns, console=console, expand=True, refresh_per_second=4)
             self.task = self.live.add_task(name, total=None, text='starting')
 
     def __enter__(self) -> Display:
@@ -64,8 +65,8 @@ def describe(values: Mapping[str, Any]) -> str:
     end = values['end_step']
     parts = [f'step {values["step"]:,}' + (f' of {end:,}' if end else '')]
     for key, text in (('smoothed_loss', 'loss {:.4f}'), ('images_per_second', '{:,.0f} images/s'), ('seconds_left', '{} left'),
-                      ('memory_bytes', '{:.2f} GiB')):
-        value = values[key]
+                      ('gns', 'noise scale {:.0f}'), ('memory_bytes', '{:.2f} GiB')):
+        value = values.get(key)
         if value is not None:
             parts.append(text.format(clock(value) if key == 'seconds_left' else value / 2**30 if key == 'memory_bytes' else value))
     return ' | '.join(parts)

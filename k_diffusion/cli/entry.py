@@ -68,7 +68,7 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         sys.stdout = None
         return 1
-    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+    except Exception as error:  # whatever it is, nobody is helped by a traceback they did not ask for
         if os.environ.get('K_DIFFUSION_TRACEBACK') == '1':
             raise
         print(f'{prog}: {_sentence(error)}', file=sys.stderr)
@@ -78,8 +78,10 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f'{error.strerror}: {error.filename}'
-    text = ' '.join(str(error).split()) or f'failed with {type(error).__name__}'
-    return f'{text} (K_DIFFUSION_TRACEBACK=1 shows where)' if isinstance(error, RuntimeError) else text
+    text = ' '.join(str(error).split())
+    if isinstance(error, (ValueError, OSError, ImportError)) and text:
+        return text
+    return f'{type(error).__name__}: {text} (this looks like a fault of the program; K_DIFFUSION_TRACEBACK=1 shows where)'
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

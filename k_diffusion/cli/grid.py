@@ -5,10 +5,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from torch import Tensor
 
-from ..core.files import whole_file
-from ..core.images import from_pil_image, make_grid, to_pil_image
+from ..core.extras import require
+from ..core.images import from_pil_image, make_grid, save_image
 from .entry import Parser, guarded
 
 _EXAMPLE = 'example:\n  k-diffusion grid samples/images/*.png -o grid.png --nrow 10'
@@ -18,18 +18,23 @@ def grid(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] =
     """Writes the pictures, all of one mode and size, as one picture of `nrow` per row (ceil(sqrt(n)) where not given)."""
     if nrow is not None and nrow < 1:
         raise ValueError(f'--nrow is {nrow}; it must be at least 1')
-    pictures: list[Image.Image] = [Image.open(path) for path in images]
-    first = pictures[0]
-    for path, picture in zip(images, pictures):
-        if (picture.mode, picture.size) != (first.mode, first.size):
-            raise ValueError(f'{path} is {picture.mode} {picture.width}x{picture.height} and {images[0]} is {first.mode} '
-                             f'{first.width}x{first.height}; a grid takes pictures of one mode and size')
-    if first.mode not in ('L', 'LA', 'RGB', 'RGBA'):
-        pictures = [picture.convert('RGBA' if 'transparency' in first.info else 'RGB') for picture in pictures]
-    whole = to_pil_image(make_grid([from_pil_image(picture) for picture in pictures], nrow))
-    with whole_file(out) as temporary:
-        whole.save(temporary)
+    if not Path(out).absolute().parent.is_dir():
+        raise ValueError(f'the folder of {out} does not exist; make it, or name another file with -o')
+    loaded = [_load(path) for path in images]
+    for path, (kind, _) in zip(images, loaded):
+        if kind != loaded[0][0]:
+            raise ValueError(f'{path} is {kind} and {images[0]} is {loaded[0][0]}; a grid takes pictures of one mode and size')
+    save_image(out, make_grid([picture for _, picture in loaded], nrow))
     return Path(out)
+
+
+def _load(path: str | os.PathLike[str]) -> tuple[str, Tensor]:
+    """What a picture is, in words, and its pixels."""
+    with require('PIL.Image', 'train', 'reading pictures').open(path) as picture:
+        kind = f'{picture.mode} {picture.width}x{picture.height}'
+        if picture.mode not in ('L', 'LA', 'RGB', 'RGBA'):
+            picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB')
+        return kind, from_pil_image(picture)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion grid') -> int:

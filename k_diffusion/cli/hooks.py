@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from ..core.extras import require
+from ..core.files import whole_file
 from ..core.images import make_grid, save_image
 from ..core.modules import eval_mode
 from ..core.random import derive_seed
 from ..generation import generate
 from ..sampling import get_sigmas_karras
 from ..training import Trainer
+from ..training.logs import values_of_parts
 from .sample import guided, how_to_sample
 
 
@@ -35,6 +37,7 @@ class DemoHook:
     at_end = True
 
     def __call__(self, trainer: Trainer) -> None:
+        trainer.check_finite()
         if not self.every or not trainer.accelerator.is_main_process:
             return
         model, num_classes = self.config['model'], self.config['dataset']['num_classes']
@@ -67,31 +70,41 @@ class EvaluationNotice:
 
 @dataclasses.dataclass
 class SkippedNotice:
-    """Names the pictures that could not be read, the first ten of them, and counts the rest as they turn up."""
+    """Lists the pictures that could not be read in NAME_skipped.txt, names the first ten of them and counts the rest."""
 
     every: int
     skipped: list[tuple[str, str]]
+    path: Path
     say: Callable[[str], None]
     told: int = 0
     at_end = True
 
     def __call__(self, trainer: Trainer) -> None:
+        if len(self.skipped) == self.told or not trainer.accelerator.is_main_process:
+            return
         for path, reason in self.skipped[self.told:10]:
             self.say(f'skipped {path}: {reason}')
-        if len(self.skipped) > max(10, self.told):
-            self.say(f'skipped {len(self.skipped):,} pictures in all')
+        if len(self.skipped) > 10:
+            self.say(f'skipped {len(self.skipped):,} pictures in all, listed in {self.path}')
+        with whole_file(self.path, sync=False) as temporary:
+            temporary.write_text(''.join(f'{path}: {reason}\n' for path, reason in self.skipped))
         self.told = len(self.skipped)
 
 
 class WandbHook:
-    """Sends what the log says to Weights & Biases."""
+    """Sends what the log says to Weights & Biases, and with `save_model` each new checkpoint too (from the main process)."""
 
-    def __init__(self, project: str, entity: str | None, group: str | None, config: Mapping[str, Any], every: int) -> None:
-        self.every = every
+    def __init__(self, project: str, entity: str | None, group: str | None, config: Mapping[str, Any], every: int,
+                 save_model: bool) -> None:
+        self.every, self.save_model = every, save_model
+        self.sent: Path | None = None
         self.wandb = require('wandb', 'wandb', '--wandb-project')
         self.wandb.init(project=project, entity=entity, group=group, config=dict(config), save_code=False)
 
     def __call__(self, trainer: Trainer) -> None:
         values = {'epoch': trainer.loader.epoch(trainer.items), 'loss': trainer.ema_stats.get('loss'), 'lr': trainer.lr,
-                  'ema_decay': trainer.ema_decay}
+                  'ema_decay': trainer.ema_decay, **values_of_parts(trainer)}
         self.wandb.log(values, step=trainer.step)
+        if self.save_model and trainer.last_checkpoint not in (None, self.sent):
+            self.sent = trainer.last_checkpoint
+            self.wandb.save(str(self.sent), base_path=str(self.sent.parent))

@@ -15,6 +15,7 @@ from torch import nn
 from ..augmentation import BatchedAugmentation
 from ..config import load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
 from ..config.load import Sections
+from ..core.devices import choose_device
 from ..core.extras import require
 from ..core.files import write_json
 from ..core.memory import keep_freed_memory
@@ -44,7 +45,7 @@ class RunSettings:
     checkpointing: bool = False                         # recompute activations in the backward pass
     compile: bool = False                               # torch.compile the network
     seed: int | None = None                             # default: the run's own, else 0
-    device: str | None = None                           # cpu, or None for the fastest there is
+    device: str | None = None                           # cpu, cuda, mps; None: the fastest there is
     num_workers: int = 8                                # processes that decode pictures, at most one per core
     start_method: str = 'spawn'                         # how they start
     allow_code: bool = False                            # whether a "custom" data set may run its file
@@ -71,6 +72,8 @@ class RunSettings:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
+        if Path(self.name).name != self.name or not self.name.strip('.'):
+            raise ValueError(f'--name is {self.name!r}; it must be a plain name (the folder is said by --run-dir)')
         for key in ('num_workers', 'demo_every', 'evaluate_n'):
             if getattr(self, key) < 0:
                 raise ValueError(f'--{key.replace("_", "-")} is {getattr(self, key)}; it must be at least 0')
@@ -102,7 +105,8 @@ def train(settings: RunSettings) -> Run:
     config = load_config(settings.config, strict=True)
     sections = sections_of(config)
     end_step = settings.end_step or sections.training.end_step
-    accelerator = _accelerator(settings)
+    _refuse(sections)
+    accelerator = _accelerator(settings, find_unused=getattr(sections.model, 'skip_stages', 0) > 0)
     if accelerator.device.type == 'cpu':
         keep_freed_memory()
     main = accelerator.is_main_process
@@ -121,22 +125,36 @@ def train(settings: RunSettings) -> Run:
             trainer.load_state_dict(state, path, settings.reset_ema)
             display.say(f'goes on from {path}, step {trainer.step:,}')
         del state
+        if main:
+            _make_folder(folder.path)
+            write_json(folder.path / f'{settings.name}_config.json', config)
         with checkpointing(settings.checkpointing):
             status = trainer.run()
     return _closed(settings, trainer, folder, status, accelerator)
 
 
-def _accelerator(settings: RunSettings) -> Any:
+def _refuse(sections: Sections) -> None:
+    """Configs that can be loaded, since the original took them, but would not be trained as they say."""
+    model = sections.model
+    if model.augment_prob and model.type == 'image_v1' and not model.augment_wrapper:
+        raise ValueError(f'model.augment_prob is {model.augment_prob} and model.augment_wrapper is false, so that the network would learn '
+                         'augmented pictures as real ones; set augment_wrapper to true or augment_prob to 0')
+    if (model.has_variance or model.loss_config == 'simple') and (model.loss_weighting != 'karras' or model.loss_scales != 1):
+        raise ValueError('model.loss_weighting and model.loss_scales have no effect with has_variance or the simple loss; leave them out')
+    for key in ('mapping_cond_dim', 'unet_cond_dim', 'cross_cond_dim'):
+        if getattr(model, key, 0):
+            raise ValueError(f'model.{key} is {getattr(model, key)}, and no data set here gives that condition; set it to 0')
+
+
+def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     accelerate = require('accelerate', 'train', 'training')
     require('PIL', 'train', 'training')
-    if settings.device not in (None, 'cpu', 'cuda', 'mps'):
-        raise ValueError(f'--device is {settings.device!r}; it is cpu, cuda or mps (which card: CUDA_VISIBLE_DEVICES)')
-    if settings.device in ('cuda', 'mps') and not getattr(torch, settings.device).is_available():
-        raise ValueError(f'--device is {settings.device} and this machine has none; leave it out')
+    device = choose_device(settings.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     # Told that it is to use the CPU, or accelerate starts no process group there.
-    on_cpu = settings.device == 'cpu' or not torch.accelerator.is_available()
-    accelerator = accelerate.Accelerator(mixed_precision=settings.mixed_precision, cpu=on_cpu)
+    accelerator = accelerate.Accelerator(
+        mixed_precision=settings.mixed_precision, cpu=device.type == 'cpu',
+        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused)])
     launched = int(os.environ.get('WORLD_SIZE', 1))
     if accelerator.num_processes != launched:
         raise ValueError(f'{launched} processes were launched and {accelerator.num_processes} found each other; '
@@ -163,10 +181,7 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     model, optimizer = accelerator.prepare(torch.compile(network) if settings.compile else network, optimizer)
     wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
-    if accelerator.is_main_process:
-        _make_folder(folder.path)
-        write_json(folder.path / f'{settings.name}_config.json', config)
-    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped)
+    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process)
     noise_scale = GradientNoiseHook(model) if settings.gns else None
     return Trainer(
         accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
@@ -209,17 +224,19 @@ def _loader(settings: RunSettings, sections: Sections, accelerator: Any, seed: i
 
 
 def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module,
-           skipped: list[tuple[str, str]]) -> list[Hook]:
+           skipped: list[tuple[str, str]], main: bool) -> list[Hook]:
     hooks: list[Hook] = [LogHook(folder.path / f'{settings.name}_log.jsonl', LOG_EVERY, display),
-                         SkippedNotice(LOG_EVERY, skipped, display.say)]
-    if settings.wandb_project:
-        hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY))
+                         SkippedNotice(LOG_EVERY, skipped, folder.path / f'{settings.name}_skipped.txt', display.say)]
+    hooks.append(CheckpointHook(folder, settings.save_every))
+    if settings.wandb_project and main:
+        hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY,
+                               settings.wandb_save_model))
     if settings.demo_every:
         batch = settings.batch_size or config['training']['batch_size']
         hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say))
     if settings.evaluate_n:
         hooks.append(EvaluationNotice(settings.evaluate_every, display.say))
-    return [*hooks, CheckpointHook(folder, settings.save_every)]
+    return hooks
 
 
 def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: str, accelerator: Any) -> Run:

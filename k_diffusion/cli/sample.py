@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import load_model
-from ..core.files import read_json, whole_file
+from ..core.devices import choose_device
+from ..core.files import whole_file
 from ..core.images import make_grid, save_image
 from ..core.memory import keep_freed_memory
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
-from ..generation import SamplingConfig, generate
+from ..generation import BETWEEN, SamplingConfig, generate
 from ..guidance import classifier_free
 from ..sampling import SAMPLERS
-from ..schedules import SCHEDULES
 from .entry import Parser, guarded
 
 _EXAMPLE = '''examples:
@@ -50,7 +52,7 @@ def sample(
     batch_size: int = 64,                   # how many at a time; changes no image
     steps: int | None = None,               # how many steps the sampler takes (default: the config's, else 20)
     sampler: str | None = None,             # one of K.sampling.SAMPLERS (default: the config's, else dpmpp_2m)
-    schedule: str | None = None,            # how the noise levels are spaced: one of K.schedules.SCHEDULES (the config's, else karras)
+    schedule: str | None = None,            # how the noise levels are spaced: karras, ... (the config's, else karras)
     sigma_min: float | None = None,         # the least noise level before 0 (default: the config's)
     sigma_max: float | None = None,         # the noise level to start from (default: the config's)
     seed: int = 0,                          # image i is drawn from (seed, i) alone
@@ -59,31 +61,32 @@ def sample(
     guidance_interval: tuple[float, float] | None = None,   # the noise levels it acts at (default: the config's, else all)
     device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
     ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
+    overwrite: bool = False,                # replace what an earlier call left in `out`
     show: bool = True,                      # a progress bar, on a terminal
 ) -> Samples:
     """Draws n images from a trained model and writes them, one by one and as a grid."""
     if n < 1:
         raise ValueError(f'-n is {n}; it must be at least 1')
-    folder = _folder(out) if prefix is None else None
-    device = device or best_device()
-    if device == 'cpu':
+    target = Target.of(out, prefix, overwrite)
+    chosen = choose_device(device)
+    if chosen.type == 'cpu':
         keep_freed_memory()
-    denoiser, filled = load_model(find_checkpoint(checkpoint), device, config, ema)
+    denoiser, filled = load_model(checkpoint, chosen, config, ema)
     model, num_classes = filled['model'], filled['dataset']['num_classes']
     how = how_to_sample(filled, sampler=sampler and sampler.removeprefix('sample_'), steps=steps, schedule=schedule, guidance=guidance,
                         guidance_interval=guidance_interval)
     labels = _labels(classes, num_classes, n)
     if guidance not in (None, 1) and not labels:
         raise ValueError(f'--guidance is {guidance} and the model knows no classes to guide towards; leave it out')
-    sigmas = SCHEDULES[how.schedule](how.steps, model['sigma_min'] if sigma_min is None else sigma_min,
+    sigmas = BETWEEN[how.schedule](how.steps, model['sigma_min'] if sigma_min is None else sigma_min,
                                      model['sigma_max'] if sigma_max is None else sigma_max)
     denoise = guided(denoiser, num_classes, how) if labels else denoiser
-    with tqdm(total=-(-n // batch_size) * how.steps, unit='step', disable=None if show else True) as bar:
+    with tqdm(total=-(-n // max(1, batch_size)) * how.steps, unit='step', disable=None if show else True) as bar:
         images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, how.sampler,
                           [derive_seed(seed, 'sample', i) for i in range(n)],
                           {'class_cond': torch.tensor(labels)} if labels else None,
-                          callback=lambda *_: bar.update(), batch_size=batch_size, device=device)
-    return _write(images, labels, folder, prefix)
+                          callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen)
+    return target.write(images, labels)
 
 
 def guided(denoiser: DenoiseFn, num_classes: int, how: SamplingConfig) -> DenoiseFn:
@@ -98,23 +101,6 @@ def how_to_sample(config: Mapping[str, Any], **asked: Any) -> SamplingConfig:
     return SamplingConfig(**{**kept, **{key: value for key, value in asked.items() if value is not None}})
 
 
-def best_device() -> str:
-    """cuda or mps where there is one, else cpu."""
-    return 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-
-
-def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint file as it is; for the folder of a run, the latest checkpoint that its state file names."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    states = sorted(path.glob('*_state.json'))
-    if len(states) != 1:
-        found = ', '.join(state.name for state in states) or 'none'
-        raise ValueError(f'{path} is a folder with {len(states)} runs ({found}); give the path of a .pth or .safetensors file')
-    return path / Path(read_json(states[0].read_text(), str(states[0]))['latest_checkpoint']).name
-
-
 def _labels(classes: Sequence[int] | None, num_classes: int, n: int) -> list[int] | None:
     if not num_classes:
         if classes:
@@ -127,34 +113,49 @@ def _labels(classes: Sequence[int] | None, num_classes: int, n: int) -> list[int
     return [chosen[i % len(chosen)] for i in range(n)]
 
 
-def _folder(out: str | os.PathLike[str] | None) -> Path:
-    """The folder asked for, which must hold no images yet; without one, samples, samples-2, ..., the first that is free."""
-    if out is not None:
-        if (Path(out) / 'images').exists():
-            raise ValueError(f'{out} holds samples already; name another folder with --out, or remove it')
-        return Path(out)
-    number = 1
-    while (folder := Path('samples' if number == 1 else f'samples-{number}')).exists():
-        number += 1
-    return folder
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where samples go: a folder, as images/ with grid.png and labels.txt beside it, or PREFIX_00000.png and so on."""
+
+    folder: Path | None
+    prefix: str | None
+
+    @classmethod
+    def of(cls, out: str | os.PathLike[str] | None, prefix: str | None, overwrite: bool) -> Target:
+        """The target asked for, made so far that a place that cannot be written to is found before anything is drawn."""
+        if prefix is not None:
+            Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+            return cls(None, prefix)
+        folder = Path(out) if out is not None else _first_free('samples')
+        if (folder / 'images').exists() and not overwrite:
+            raise ValueError(f'{folder} holds samples already; name another folder with --out, or replace them with --overwrite')
+        folder.mkdir(parents=True, exist_ok=True)
+        return cls(folder, None)
+
+    def write(self, images: Tensor, labels: list[int] | None) -> Samples:
+        """Writes the samples; in a folder, images/ takes its name when all is written."""
+        head = f'{self.prefix}_' if self.folder is None else f'{self.folder}/'
+        images_head = head if self.folder is None else f'{head}.images/'
+        if self.folder is not None:
+            shutil.rmtree(images_head, ignore_errors=True)
+            Path(images_head).mkdir()
+        names = [Path(f'{images_head}{i:05}.png') for i in range(len(images))]
+        for name, image in zip(names, images):
+            save_image(name, image)
+        save_image(f'{head}grid.png', make_grid(images))
+        if labels is not None:
+            with whole_file(f'{head}labels.txt', sync=False) as temporary:
+                temporary.write_text(''.join(f'{label}\n' for label in labels))
+        if self.folder is not None:
+            shutil.rmtree(self.folder / 'images', ignore_errors=True)
+            final = Path(images_head).replace(self.folder / 'images')
+            names = [final / name.name for name in names]
+        return Samples(images, labels, names, Path(f'{head}grid.png'))
 
 
-def _write(images: Tensor, labels: list[int] | None, folder: Path | None, prefix: str | None) -> Samples:
-    if folder is not None:
-        (folder / 'images').mkdir(parents=True)
-        names = [folder / 'images' / f'{i:05}.png' for i in range(len(images))]
-        grid, text = folder / 'grid.png', folder / 'labels.txt'
-    else:
-        names = [Path(f'{prefix}_{i:05}.png') for i in range(len(images))]
-        grid, text = Path(f'{prefix}_grid.png'), Path(f'{prefix}_labels.txt')
-        grid.parent.mkdir(parents=True, exist_ok=True)
-    for name, image in zip(names, images):
-        save_image(name, image)
-    save_image(grid, make_grid(images))
-    if labels is not None:
-        with whole_file(text) as temporary:
-            temporary.write_text(''.join(f'{label}\n' for label in labels))
-    return Samples(images, labels, names, grid)
+def _first_free(name: str) -> Path:
+    """name, name-2, name-3, ...: the first that is not there."""
+    return next(path for i in itertools.count(1) if not (path := Path(name if i == 1 else f'{name}-{i}')).exists())
 
 
 def _integers(text: str) -> list[int]:
@@ -182,7 +183,7 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
     usual = SamplingConfig()
     add('--steps', type=int, help=f"how many steps the sampler takes (default: {defaults.get('steps', f'the config, else {usual.steps}')})")
     add('--sampler', help=f"the sampler (default: {defaults.get('sampler', f'the config, else {usual.sampler}')}): " + ', '.join(SAMPLERS))
-    add('--schedule', help=f"the spacing of noise levels (default: the config's, else {usual.schedule}): " + ', '.join(SCHEDULES))
+    add('--schedule', help=f"the spacing of noise levels (default: the config's, else {usual.schedule}): " + ', '.join(BETWEEN))
     add('--sigma-min', type=float, help="the least noise level before 0 (default: the config's)")
     add('--sigma-max', type=float, help="the noise level to start from (default: the config's)")
     add('--seed', type=int, default=0, help='image i is drawn from (seed, i) alone (default: 0)')
@@ -190,6 +191,7 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
     add('--guidance', type=float, help="classifier-free guidance scale (default: the config's, else 1, which is none)")
     add('--guidance-interval', type=_levels, metavar='LOW,HIGH', help="the noise levels it acts at (default: the config's, else all)")
     add('--out', help='folder to write to (default: samples, samples-2, ...)')
+    add('--overwrite', action='store_true', help='replace the samples that are in --out already')
     add('--prefix', help='write {prefix}_00000.png ... instead of a folder (default: %(default)s)')
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
     add('--raw', dest='ema', action='store_false', help='the raw weights of a .pth, not the averaged ones')

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 
 from .entry import Parser, guarded
@@ -79,6 +80,6 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion train') -> 
 
     def work() -> None:
         done = train(RunSettings(**args))
-        if as_json:
+        if as_json and int(os.environ.get('RANK', 0)) == 0:
             print(json.dumps(done.summary()))
     return guarded(prog, work)

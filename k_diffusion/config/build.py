@@ -9,13 +9,13 @@ from torch import nn
 from .. import augmentation, denoisers, models, schedules
 from ..core.protocols import Density
 from ..models.image_transformer_v1 import round_to_power_of_two as round_to_power_of_two
-from .load import load_config, sections_of
+from .load import sections_of
 from .schema import Findings, read_section
 
 
 def make_model(config: Mapping[str, Any]) -> nn.Module:
     """The network of a config, its weights drawn from torch's global generator."""
-    sections = sections_of(load_config(config))
+    sections = sections_of(config)
     classes = sections.dataset.num_classes
     network: nn.Module = sections.model.build(num_classes=classes + 1 if classes else 0)
     return augmentation.KarrasAugmentWrapper(network) if sections.model.augment_wrapper else network
@@ -23,7 +23,7 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
 
 def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn.Module]:
     """What turns the network of a config into its denoiser: a function from the network to D(x, sigma)."""
-    model = sections_of(load_config(config)).model
+    model = sections_of(config).model
     if model.loss_config == 'simple':
         if model.has_variance:
             raise ValueError("model.loss_config is 'simple' and model.has_variance is true, and that loss learns no variance; "

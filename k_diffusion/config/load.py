@@ -1,6 +1,7 @@
 """A config file: read, checked against the dataclasses of its owners, filled with their defaults."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import warnings
@@ -36,7 +37,8 @@ class Sections:
 def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, Any], strict: bool = False) -> dict[str, Any]:
     """Reads a config and fills in the defaults of its sections.
 
-    Takes the path of a .json file or of a .safetensors file that carries one, an open file, or a dict. Unknown keys are
+    Takes the path of a .json file or of a .safetensors file that carries one, an open file, or a dict; where there is no
+    file configs/NAME.json, the shipped configuration of that name. Unknown keys are
     kept, with one warning, since programs built on this package read their own; `strict` refuses them. A key that is
     nearly a known one is refused with the suggestion. All errors are reported in one go.
     """
@@ -108,6 +110,9 @@ def _read(source: str | os.PathLike[str] | IO[str] | Mapping[str, Any]) -> tuple
 
 
 def _read_text(path: Path) -> Any:
+    if not path.is_file() and path.parent.name == 'configs':
+        with contextlib.suppress(FileNotFoundError):
+            path = shipped_config(path.stem)
     if not path.is_file():
         raise FileNotFoundError(f'no config at {path}; give the path of a .json file (the shipped ones are in configs/)')
     try:
@@ -138,7 +143,11 @@ def _density(model: Any, findings: Findings) -> Any:
     if section is None:
         return None
     density = _choose(schedules.DENSITIES, section, 'model.sigma_sample_density', findings)
-    return None if density is None else density.filled(model)
+    try:
+        return None if density is None else density.filled(model)
+    except ValueError as error:
+        findings.errors.append(f'model.sigma_sample_density.{error}')
+        return None
 
 
 def _filled(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:

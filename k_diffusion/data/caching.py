@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,8 @@ from .pictures import UnreadablePicture
 
 #: The most bytes of pictures that are held in memory.
 MEMORY_LIMIT = 2 * 2**30
+#: The most bytes, and the largest share of what is free on the disk, that a cache file takes; larger sets are read as they are.
+DISK_LIMIT, DISK_SHARE = 32 * 2**30, 0.25
 #: How many pictures are decoded ahead of the one that is stored.
 _AHEAD = 512
 
@@ -28,17 +31,26 @@ def decode_once(dataset: Dataset, memory_limit: int = MEMORY_LIMIT, cache_dir: s
                 progress: Progress | None = None) -> Dataset:
     """The data set with its pictures decoded, or as it is where that is not wanted.
 
-    That is where it neither fits into memory nor has a cache folder, and where its pictures may differ from one reading to the next.
+    That is where it fits neither into memory nor on the disk of its cache folder, and where its pictures may differ from one
+    reading to the next.
     Pictures that cannot be read are left out and listed in `.skipped`.
     """
     fingerprint = dataset.fingerprint()
     if isinstance(dataset, Images) or fingerprint is None:
         return dataset
-    if len(dataset) * _bytes_each(dataset) <= memory_limit:
+    size = len(dataset) * _bytes_each(dataset)
+    if size <= memory_limit:
         return _in_memory(dataset, progress)
-    if cache_dir is not None:
+    if cache_dir is not None and size <= min(DISK_LIMIT, DISK_SHARE * _free(Path(cache_dir))):
         return _on_disk(dataset, fingerprint, Path(cache_dir), progress)
     return dataset
+
+
+def _free(folder: Path) -> int:
+    """The free bytes of the disk on which a folder is, or is to be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _bytes_each(dataset: Dataset) -> int:

@@ -59,7 +59,7 @@ class CustomItems(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             item = self.items[index]
-            image = item[self.section.image_key]
+            image = self._part(item, 'image_key')
             if isinstance(image, require('PIL.Image', 'train', 'reading pictures').Image):
                 image = self.transform(image)
         except OSError as error:  # what Pillow raises at a damaged file
@@ -68,7 +68,15 @@ class CustomItems(Dataset):
             found = f'{image.dtype} {list(image.shape)}' if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(f'the picture of item {index} of {self.source} is {found}; '
                              f'it must be a uint8 tensor {list(self.image_shape)}, as the transform makes, or a Pillow picture')
-        return {'image': image} | ({'class_cond': int(item[self.section.class_key])} if self.num_classes else {})
+        return {'image': image} | ({'class_cond': self.checked_class(self._part(item, 'class_key'), index)} if self.num_classes else {})
+
+    def _part(self, item: Any, name: str) -> Any:
+        key = getattr(self.section, name)
+        try:
+            return item[key]
+        except (KeyError, IndexError, TypeError):
+            raise ValueError(f'dataset.{name} is {key!r}, and the items of {self.source} have no such entry; '
+                             'name the one that holds it') from None
 
 
 def _function(path: Path, name: str) -> Any:

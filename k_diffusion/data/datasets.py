@@ -38,6 +38,17 @@ class Dataset(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
+    def checked_class(self, label: Any, index: int) -> int:
+        """The class of an item, which must be a whole number below num_classes."""
+        try:
+            found = int(label)
+        except (TypeError, ValueError):
+            found = -1
+        if not 0 <= found < self.num_classes:
+            raise ValueError(f'the class of {self.name(index)} of {self.source} is {label!r}; it must be a whole number from 0 to '
+                             f'{self.num_classes - 1} (dataset.num_classes is {self.num_classes})')
+        return found
+
     def name(self, index: int) -> str:
         """What a picture is called in lists of skipped ones."""
         return f'picture {index}'

@@ -59,7 +59,7 @@ class HuggingFaceRows(Dataset):
         channels, *size = self.image_shape
         row = self.rows[index]
         item: dict[str, Any] = {'image': _decoded(row[self.image_key], (size[0], size[1]), channels)}
-        return item | {'class_cond': int(row[self.class_key])} if self.class_key else item
+        return item | {'class_cond': self.checked_class(row[self.class_key], index)} if self.class_key else item
 
     def name(self, index: int) -> str:
         return f'row {index}'

@@ -54,6 +54,11 @@ class GradientNoiseHook:
             n_large = trainer.loader.items_per_step
             self.noise_scale.update(small, large, n_large // trainer.accelerator.num_processes, n_large)
 
+    def logged(self) -> dict[str, float | None]:
+        """The gradient noise scale, for the log."""
+        value = self.noise_scale.get_gns()
+        return {'gns': value if math.isfinite(value) else None}
+
     def state_dict(self) -> dict[str, Any]:
         return self.noise_scale.state_dict()
 

@@ -56,7 +56,7 @@ class LogHook:
             'loss': _finite(trainer.last_loss), 'smoothed_loss': _finite(trainer.ema_stats.get('loss', math.nan)),
             'images_per_second': None if rate is None else rate * trainer.loader.items_per_step, 'seconds_left': left,
             'memory_bytes': memory_bytes(trainer.accelerator.device), 'lr': trainer.lr, 'ema_decay': trainer.ema_decay,
-            'elapsed': trainer.elapsed,
+            'elapsed': trainer.elapsed, **values_of_parts(trainer),
         }
 
     def _write(self, path: Path, values: dict[str, Any]) -> None:
@@ -104,6 +104,11 @@ def memory_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == 'darwin' else peak * 1024
+
+
+def values_of_parts(trainer: Trainer) -> dict[str, Any]:
+    """What the parts of a run have to say in its log: their `logged()`, where they have one."""
+    return {name: value for part in trainer.parts.values() if hasattr(part, 'logged') for name, value in part.logged().items()}
 
 
 def _finite(value: float) -> float | None:

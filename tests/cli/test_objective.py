@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -51,10 +53,12 @@ def test_share_is_uniform():
     assert values.mean().item() == pytest.approx(0.5, abs=0.02) and values.std().item() == pytest.approx(12**-0.5, abs=0.01)
 
 
-def test_skipped_pictures_are_told_once_and_counted():
+def test_skipped_pictures_are_told_once_counted_and_listed(tmp_path):
     said, skipped = [], [(f'{i}.png', 'cut short') for i in range(12)]
-    notice = SkippedNotice(1, skipped, said.append)
-    notice(None)
-    assert len(said) == 11 and said[0] == 'skipped 0.png: cut short' and said[-1] == 'skipped 12 pictures in all'
-    notice(None)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True))
+    notice = SkippedNotice(1, skipped, tmp_path / 'skipped.txt', said.append)
+    notice(trainer)
+    assert len(said) == 11 and said[0] == 'skipped 0.png: cut short' and 'skipped 12 pictures in all' in said[-1]
+    assert len((tmp_path / 'skipped.txt').read_text().splitlines()) == 12
+    notice(trainer)
     assert len(said) == 11

@@ -82,19 +82,44 @@ def test_grid(trained, tmp_path, capsys):
     (['--checkpoint', '{run}', '--sampler', 'heunn'], "did you mean 'heun'"),
     (['--checkpoint', '{run}', '--schedule', 'karas'], "did you mean 'karras'"),
     (['--checkpoint', '{run}', '--steps', '0'], 'at least 1'),
+    (['--checkpoint', '{run}', '--schedule', 'vp'], 'unknown schedule'),
+    (['--checkpoint', '{run}', '--device', 'quantum'], "--device is 'quantum'"),
+    (['--checkpoint', '{run}', '--batch-size', '0'], 'batch_size is 0'),
     (['--checkpoint', '{run}', '--sigma-min', '-1'], 'sigma_min'),
 ])
 def test_a_mistake_is_one_sentence(trained, tmp_path, monkeypatch, capsys, arguments, complaint):
     monkeypatch.chdir(tmp_path)
     assert sample.main([text.format(run=trained) for text in arguments] + ['-n', '1']) == 1
     err = capsys.readouterr().err
-    assert complaint in err and 'Traceback' not in err and list(tmp_path.iterdir()) == []
+    assert complaint in err and 'Traceback' not in err and not list(tmp_path.rglob('*.png'))
 
 
 def test_samples_are_never_mixed_with_older_ones(trained, tmp_path, capsys):
     arguments = ['--checkpoint', str(trained), '-n', '1', '--steps', '2', '--out', str(tmp_path / 'o')]
     assert sample.main(arguments) == 0
     assert sample.main(arguments) == 1 and 'holds samples already' in capsys.readouterr().err
+    assert sample.main([*arguments, '-n', '2', '--overwrite']) == 0
+    assert sorted(path.name for path in (tmp_path / 'o').rglob('*.*')) == ['00000.png', '00001.png', 'grid.png', 'labels.txt']
+
+
+def test_weights_without_a_config_take_it_from_elsewhere(trained, tmp_path):
+    tensors = K.core.weights.load_checkpoint(trained / 'tiny_00000003.pth')['model_ema']
+    K.core.weights.save_safetensors(tmp_path / 'bare.safetensors', tensors)
+    with pytest.raises(ValueError, match='carries no config'):
+        K.load_model(tmp_path / 'bare.safetensors')
+    denoiser, _ = K.load_model(tmp_path / 'bare.safetensors', config=trained / 'tiny_config.json')
+    whole, _ = K.load_model(trained)
+    x, sigma = torch.randn(1, 1, 16, 16), torch.ones(1)
+    assert torch.equal(denoiser(x, sigma), whole(x, sigma)) and whole(x, sigma).std() > 0.1
+
+
+def test_unknown_keys_of_a_checkpoint_are_told_once(trained, tmp_path):
+    checkpoint = K.core.weights.load_checkpoint(trained / 'tiny_00000003.pth')
+    checkpoint['config']['model']['of_a_fork'] = 1
+    K.core.weights.save_checkpoint(tmp_path / 'fork.pth', checkpoint)
+    with pytest.warns(UserWarning, match='of_a_fork') as caught:
+        K.load_model(tmp_path / 'fork.pth')
+    assert len(caught) == 1
 
 
 def test_the_program(capsys):

@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,12 +93,16 @@ def test_json_line(tiny, tmp_path, capsys):
     (('dataset', 'type', 'dmeo'), "did you mean 'demo'"),
     (('training', 'batch_size', 20000), '10000 images, fewer than the 20000'),
     (('optimizer', 'type', 'adam'), 'unknown type'),
+    (('model', 'augment_wrapper', False), 'would learn augmented pictures as real ones'),
+    (('model', 'mapping_cond_dim', 3), 'no data set here gives that condition'),
+    (('model', 'sigma_sample_density', {'type': 'loguniform', 'min_value': 100}), 'model.sigma_sample_density.min_value is 100'),
+    (('sampling', 'schedule', 'vp'), 'sampling.schedule: unknown schedule'),
 ])
 def test_a_mistake_is_one_sentence(tiny, tmp_path, capsys, change, complaint):
     assert run(tiny(change), tmp_path / 'run', '--end-step', '1') == 1
     err = capsys.readouterr().err
     assert complaint in err and 'Traceback' not in err
-    assert not list((tmp_path / 'run').glob('*.pth'))
+    assert not (tmp_path / 'run').exists()
 
 
 def test_all_mistakes_of_a_config_are_told_at_once(tiny, tmp_path, capsys):
@@ -104,10 +111,12 @@ def test_all_mistakes_of_a_config_are_told_at_once(tiny, tmp_path, capsys):
     assert 'model.input_channels' in err and 'optimizer.betas' in err and 'lr_sched.type' in err
 
 
-def test_another_shape_is_told(tiny, trained, capsys):
+def test_another_shape_is_told_and_nothing_is_touched(tiny, trained, capsys):
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
     assert run(tiny(('model', 'channels', [16, 32])), trained, '--end-step', '9') == 1
     err = capsys.readouterr().err
     assert 'of shape' in err and 'config it was trained with' in err
+    assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
 
 def test_a_missing_folder_and_an_empty_one(tiny, tmp_path, capsys):
@@ -135,6 +144,7 @@ def test_a_picture_folder_trains_and_names_what_it_skips(tiny, tmp_path, capsys)
                   ('model', 'input_channels', 3))
     assert run(config, tmp_path / 'run', '--end-step', '2', '--num-workers', '0') == 0
     assert 'broken.png' in capsys.readouterr().err
+    assert 'broken.png' in (tmp_path / 'run' / 'tiny_skipped.txt').read_text()
 
 
 def test_wrong_usage_names_the_nearest_option(capsys):
@@ -150,3 +160,29 @@ def test_weights_of_an_inference_file_start_a_run(tiny, trained, tmp_path, capsy
     assert run(still, tmp_path / 'run', '--end-step', '1', '--resume-inference', str(file)) == 0
     new, old = load_checkpoint(tmp_path / 'run' / 'tiny_00000001.pth')['model'], load_checkpoint(trained / 'tiny_00000003.pth')['model_ema']
     assert all(torch.allclose(new[key], old[key], atol=1e-6) for key in old)
+
+
+def test_two_processes_are_one_run(tiny, tmp_path):
+    """train.py under torchrun: the same items, noise and weights as one process with the whole batch."""
+    config = tiny(('model', 'dropout_rate', 0.), ('model', 'skip_stages', 1))
+    quiet = ['--config', config, '--name', 'tiny', '--demo-every', '0', '--evaluate-n', '0', '--end-step', '3', '--device', 'cpu']
+    door = Path(__file__).parents[2] / 'train.py'
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(door), *quiet, '--batch-size', '4',
+               '--run-dir', str(tmp_path / 'two'), '--json']
+    launched = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert 'tiny: 2 processes on cpu' in launched.stderr, launched.stderr
+    assert [json.loads(line)['processes'] for line in launched.stdout.splitlines()] == [2]
+    assert main([*quiet, '--batch-size', '8', '--run-dir', str(tmp_path / 'one')]) == 0
+    one, two = (load_checkpoint(tmp_path / name / 'tiny_00000003.pth') for name in ('one', 'two'))
+    assert one['items'] == two['items'] == 24
+    for key, value in one['model'].items():
+        torch.testing.assert_close(two['model'][key], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_state_is_saved_before_a_grid_is_drawn(tiny, tmp_path, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise OSError('No space left on device')
+    monkeypatch.setattr('k_diffusion.cli.hooks.save_image', broken)
+    assert main(['--config', tiny(), '--run-dir', str(tmp_path / 'run'), '--name', 'tiny', '--device', 'cpu', '--end-step', '1',
+                 '--demo-every', '5', '--sample-n', '1']) == 1
+    assert 'No space left' in capsys.readouterr().err and (tmp_path / 'run' / 'tiny_00000001.pth').exists()

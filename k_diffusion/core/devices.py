@@ -1,0 +1,18 @@
+"""Which device to compute on."""
+from __future__ import annotations
+
+import torch
+
+
+def choose_device(asked: str | None = None) -> torch.device:
+    """The device asked for, or the fastest there is; one that this machine lacks raises a ValueError."""
+    if asked is None:
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return torch.device('cpu') if found is None else found
+    try:
+        device = torch.device(asked)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise ValueError(f'--device is {asked!r}, which this machine or this build of torch does not have; '
+                         'leave it out for the fastest there is, or take cpu') from None
+    return device
