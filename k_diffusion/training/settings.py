@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass
 class TrainingConfig:
-    """Settings of a run that belong to a recipe; a flag of the same name on the command line wins."""
+    """Settings of a run that belong to a recipe; --batch-size and --end-step on the command line win."""
 
     batch_size: int = 64            # images per step, process and micro-step
     end_step: int | None = None     # optimizer steps in all; null trains until it is stopped

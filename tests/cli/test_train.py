@@ -167,7 +167,8 @@ def test_two_processes_are_one_run(tiny, tmp_path):
     config = tiny(('model', 'dropout_rate', 0.), ('model', 'skip_stages', 1))
     quiet = ['--config', config, '--name', 'tiny', '--demo-every', '0', '--evaluate-n', '0', '--end-step', '3', '--device', 'cpu']
     door = Path(__file__).parents[2] / 'train.py'
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', str(door), *quiet, '--batch-size', '4',
+    launcher = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2']
+    command = [*launcher, str(door), *quiet, '--batch-size', '4',
                '--run-dir', str(tmp_path / 'two'), '--json']
     launched = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert 'tiny: 2 processes on cpu' in launched.stderr, launched.stderr
