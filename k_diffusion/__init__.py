@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = '0.3.0'
 
-ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'generation', 'gns', 'guidance', 'layers', 'models',
+ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'external', 'generation', 'gns', 'guidance', 'layers', 'models',
          'sampling', 'schedules', 'training', 'utils')
 _NAMES = {'Denoiser': 'denoisers', 'load_model': 'config'}
 

@@ -13,7 +13,7 @@ from ..training import load_weights
 from .entry import Parser, guarded
 
 _DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
-_EXAMPLE = 'example:\n  k-diffusion convert runs/demo/demo_00001400.pth -o demo.safetensors --dtype fp16'
+_EXAMPLE = 'example:\n  k-diffusion convert runs/demo/demo_00001450.pth -o demo.safetensors --dtype fp16'
 
 
 def convert(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, dtype: str = 'fp16',

@@ -65,9 +65,12 @@ def at_least_float32(x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
 
 
 def own_dtype(network: Any, default: torch.dtype) -> torch.dtype:
-    """The dtype a network computes in: that of its first floating parameter, or the default where it has none."""
-    parameters = network.parameters() if isinstance(network, nn.Module) else ()
-    return next((p.dtype for p in parameters if p.is_floating_point()), default)
+    """The dtype a network computes in: that of its first parameter of 16 bits or more, or the default where it has none.
+
+    A plain object that holds the network in an attribute counts as it.
+    """
+    modules = (m for m in (network, *getattr(network, '__dict__', {}).values()) if isinstance(m, nn.Module))
+    return next((p.dtype for m in modules for p in m.parameters() if p.is_floating_point() and p.itemsize > 1), default)
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:

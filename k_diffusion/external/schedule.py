@@ -1,0 +1,85 @@
+"""The table of noise levels that a network was trained at, and the way between a level and its place in the table."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..schedules import append_zero
+
+Self = TypeVar('Self', bound='DiscreteSchedule')
+
+
+class DiscreteSchedule(nn.Module):
+    """T ascending levels; t in [0, T - 1] is a place among them, and log sigma is linear in t between two neighbours.
+
+    Levels beyond either end of the table have the t of that end. With quantize, t is the nearest place, an integer.
+    The tables `sigmas` and `log_sigmas` are buffers that keep their dtype when the module is cast: half precision would merge levels.
+    """
+
+    sigmas: Tensor
+    log_sigmas: Tensor
+
+    def __init__(self, sigmas: Tensor, quantize: bool) -> None:
+        super().__init__()
+        self.quantize = quantize
+        self.set_sigmas(sigmas)
+
+    def set_sigmas(self, sigmas: Tensor) -> None:
+        """Replace both tables by those of the levels sigmas [T]."""
+        if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas > 0).all() or (sigmas.diff() < 0).any():
+            raise ValueError(f'sigmas of shape {tuple(sigmas.shape)} that begin {sigmas.flatten()[:3].tolist()} are no table of levels; '
+                             'give at least two in one dimension, all above 0 and ascending')
+        sigmas = sigmas.to(torch.promote_types(sigmas.dtype, torch.float32))
+        self.register_buffer('sigmas', sigmas)
+        self.register_buffer('log_sigmas', sigmas.log())
+
+    @property
+    def sigma_min(self) -> Tensor:
+        """The lowest level, 0-d."""
+        return self.sigmas[0]
+
+    @property
+    def sigma_max(self) -> Tensor:
+        """The highest level, 0-d."""
+        return self.sigmas[-1]
+
+    def get_sigmas(self, n: int | None = None) -> Tensor:
+        """n levels evenly spaced in t, or all of the table, descending, then 0: [n + 1]."""
+        if n is None:
+            return append_zero(self.sigmas.flip(0))
+        return append_zero(self.t_to_sigma(torch.linspace(len(self.sigmas) - 1, 0, n, device=self.sigmas.device)))
+
+    def sigma_to_t(self, sigma: Tensor, quantize: bool | None = None) -> Tensor:
+        """The t of each sigma, in its shape; in float32 at least, or int64 where quantized."""
+        sigma, table = _alike(sigma, self.log_sigmas)
+        log_sigma = sigma.log()
+        low = (torch.searchsorted(table, log_sigma, right=True) - 1).clamp(0, len(table) - 2)
+        gap = (table[low + 1] - table[low]).clamp(min=torch.finfo(table.dtype).tiny)  # not 0 where two levels are equal
+        t = low + ((log_sigma - table[low]) / gap).clamp(0, 1)
+        return t.round().long() if (self.quantize if quantize is None else quantize) else t
+
+    def t_to_sigma(self, t: Tensor) -> Tensor:
+        """The sigma of each t, in its shape and in float32 at least."""
+        t, table = _alike(t, self.log_sigmas)
+        t = t.clamp(0, len(table) - 1)
+        low = t.floor().long()
+        return torch.lerp(table[low], table[t.ceil().long()], t - low).exp()
+
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.sigmas, self.log_sigmas
+        super()._apply(fn, recurse)
+        self.sigmas, self.log_sigmas = map(_moved_only, before, (self.sigmas, self.log_sigmas))
+        return self
+
+
+def _alike(value: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the wider of their dtypes, float32 at least, on the table's device."""
+    dtype = torch.promote_types(torch.promote_types(value.dtype, table.dtype), torch.float32)
+    return value.to(table.device, dtype), table.to(dtype)
+
+
+def _moved_only(before: Tensor, after: Tensor) -> Tensor:
+    return after if after.dtype == before.dtype else before.to(after.device)
