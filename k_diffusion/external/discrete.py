@@ -17,6 +17,8 @@ from .schedule import DiscreteSchedule
 class DiscreteDenoiser(DiscreteSchedule, PreconditionedDenoiser):
     """What the two kinds share: a table of levels sigma = sqrt((1 - a) / a), from alphas_cumprod a [T], descending."""
 
+    inner_model: Any
+
     def __init__(self, model: Any, alphas_cumprod: Tensor, quantize: bool) -> None:
         PreconditionedDenoiser.__init__(self, model)
         self.quantize = quantize

@@ -58,7 +58,8 @@ class DiscreteSchedule(nn.Module):
         log_sigma = sigma.log()
         low = (torch.searchsorted(table, log_sigma, right=True) - 1).clamp(0, len(table) - 2)
         gap = (table[low + 1] - table[low]).clamp(min=torch.finfo(table.dtype).tiny)  # not 0 where two levels are equal
-        t = low + ((log_sigma - table[low]) / gap).clamp(0, 1)
+        w = ((log_sigma - table[low]) / gap).clamp(0, 1)
+        t = (1 - w) * low + w * (low + 1)  # low + w, rounded as in the original
         return t.round().long() if (self.quantize if quantize is None else quantize) else t
 
     def t_to_sigma(self, t: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 """Small folders of pictures."""
 from __future__ import annotations
 
+import urllib.error
+import urllib.request
+
 import pytest
 
 from k_diffusion.core.images import from_bytes, save_image
@@ -17,3 +20,15 @@ def write_pictures():
             save_image(folder / f'{i:04}.png', from_bytes(image))
         return images
     return write
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Each attempt to reach the network fails at once, and is listed."""
+    asked = []
+
+    def fail(url, **_):
+        asked.append(url)
+        raise urllib.error.URLError('Name or service not known')
+    monkeypatch.setattr(urllib.request, 'urlopen', fail)
+    return asked

@@ -51,9 +51,9 @@ def test_golden_v(numbers):
 def test_golden_discrete(numbers, single, name, quantize):
     denoiser = getattr(K.external, name)(latent(alphas=single['alphas_cumprod']), quantize)
     case = f'{name}.q{quantize:d}'
-    # cos(0.37 t) turns the rounding of t, 6e-5 at 999, into 2e-5 of F.
-    close(denoiser(single['input'], single['sigma'], cond=None), numbers[f'{case}.forward'], 1e-4)
-    close(denoiser.loss(single['input'], single['noise'], single['sigma'], cond=None), numbers[f'{case}.loss'], 1e-4)
+    # One rounding of t, 6e-5 above 512, may differ on another CPU; cos(0.37 t) makes 2e-5 of it.
+    close(denoiser(single['input'], single['sigma'], cond=None), numbers[f'{case}.forward'], 5e-5)
+    close(denoiser.loss(single['input'], single['noise'], single['sigma'], cond=None), numbers[f'{case}.loss'], 5e-5)
     t = denoiser.sigma_to_t(single['sigma'])
     assert t.dtype == numbers[f'{case}.sigma_to_t'].dtype
     close(t, numbers[f'{case}.sigma_to_t'], 2e-6)
@@ -62,13 +62,13 @@ def test_golden_discrete(numbers, single, name, quantize):
 def test_golden_table(numbers, single):
     denoiser = K.external.CompVisDenoiser(latent(alphas=single['alphas_cumprod']))
     close(denoiser.get_sigmas(11), numbers['discrete.get_sigmas_11'])
-    close(denoiser.t_to_sigma(torch.tensor([0., 17.25, 500.5, 999.])), numbers['discrete.t_to_sigma'])
+    close(denoiser.t_to_sigma(torch.tensor([0., 3.25, 500.5, 999.])), numbers['discrete.t_to_sigma'])
 
 
 def test_golden_openai(numbers, single):
     denoiser = K.external.OpenAIDenoiser(lambda x, t: torch.cat([network(x, t), x], 1),
                                          SimpleNamespace(alphas_cumprod=single['alphas_cumprod'].double().numpy()))
-    close(denoiser(single['input'], single['sigma']), numbers['OpenAIDenoiser.forward'], 1e-4)
+    close(denoiser(single['input'], single['sigma']), numbers['OpenAIDenoiser.forward'], 5e-5)
 
 
 # Exact networks behind each wrapper
@@ -228,7 +228,7 @@ def test_v_diffusion_time():
     close(denoiser.t_to_sigma(denoiser.sigma_to_t(sigma)), sigma, 1e-10)
     assert denoiser.sigma_to_t(torch.tensor(1.)) == 0.5 and denoiser.t_to_sigma(torch.tensor(0.)) == 0
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        assert 1e6 < denoiser.t_to_sigma(torch.tensor(1., dtype=dtype))
+        assert denoiser.t_to_sigma(torch.tensor(1., dtype=dtype)) > 1e6
     levels = denoiser.t_to_sigma(torch.linspace(1, 0, 11))
     assert (levels.diff() < 0).all() and levels[-1] == 0
     sampled = K.sampling.sample_euler(K.external.VDenoiser(truth('continuous')), torch.randn(2, 3) * levels[0], levels, disable=True)
@@ -310,7 +310,7 @@ def test_casting_the_wrapper_leaves_the_table(name, dtype):
     out = denoiser(x.to(dtype), sigma)
     assert out.dtype == dtype
     close(denoiser.inner_model.t.float(), t)
-    close(out.float(), exact, 2e-2 * 10)
+    close(out.float(), exact, 0.1)
     close(denoiser(x, sigma), exact, 0.1)
 
 

@@ -1,0 +1,144 @@
+"""Data sets from the Hugging Face Hub and from a Python file of one's own."""
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import types
+
+import pytest
+import torch
+from PIL import Image
+
+from k_diffusion.core.images import from_bytes, to_pil_image
+from k_diffusion.data import (
+    CustomConfig,
+    HuggingFaceConfig,
+    UnreadablePicture,
+    hf_datasets_augs_helper,
+    icons,
+    open_dataset,
+)
+
+# The Hugging Face Hub
+
+
+class Rows(list):
+    """What this package uses of datasets.Dataset."""
+
+    def __init__(self, rows, features):
+        super().__init__(rows)
+        self.features, self.column_names, self._fingerprint = features, list(features), 'f00d'
+
+    def cast_column(self, name, feature):
+        assert not feature.decode
+        return self
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the package datasets that holds one data set of three icons; returns those."""
+    images = icons(3, 12)
+    files = []
+    for image in images:
+        buffer = io.BytesIO()
+        to_pil_image(from_bytes(image)).save(buffer, 'png')
+        files.append({'bytes': buffer.getvalue(), 'path': None})
+    module = types.ModuleType('datasets')
+    module.Image = type('Image', (), {'__init__': lambda self, decode=True: setattr(self, 'decode', decode)})
+    features = {'image': module.Image(), 'label': types.SimpleNamespace(names=['disc', 'box'])}
+
+    def load_dataset(name, split):
+        if name != 'some/icons':
+            raise FileNotFoundError(f'no data set {name}')
+        assert split == 'train'
+        return Rows([{'image': file, 'label': i % 2} for i, file in enumerate(files)], features)
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, 'datasets', module)
+    return types.SimpleNamespace(images=images, files=files, module=module, features=features)
+
+
+@pytest.mark.parametrize('keys', [{}, {'image_key': 'image', 'class_key': 'label'}])
+def test_huggingface(hub, keys):
+    section = HuggingFaceConfig(location='some/icons', num_classes=2, **keys)
+    dataset = open_dataset(section, (12, 12))
+    assert torch.equal(dataset.images, hub.images) and dataset.labels.tolist() == [0, 1, 0] and dataset.class_names == ['disc', 'box']
+    assert open_dataset(HuggingFaceConfig(location='some/icons', **keys), (12, 12)).num_classes == 0
+    streamed = open_dataset(section, (12, 12), memory_limit=0)
+    assert torch.equal(streamed[2]['image'], hub.images[2]) and streamed[1]['class_cond'] == 1
+
+
+def test_huggingface_with_pictures_decoded_elsewhere_or_broken(hub):
+    hub.features['image'] = None  # a column of no declared kind
+    hub.files[0] = to_pil_image(from_bytes(hub.images[0]))
+    hub.files[1] = None
+    dataset = open_dataset(HuggingFaceConfig(location='some/icons'), (12, 12))
+    assert torch.equal(dataset.images, hub.images[[0, 2]]) and dataset.skipped == [('row 1', 'the row holds no picture')]
+
+
+def test_huggingface_errors(hub, monkeypatch):
+    with pytest.raises(ValueError, match="image_key is 'img', but the columns of the data set are image, label"):
+        open_dataset(HuggingFaceConfig(location='some/icons', image_key='img'), (12, 12))
+    with pytest.raises(ValueError, match="'some/other' cannot be loaded"):
+        open_dataset(HuggingFaceConfig(location='some/other'), (12, 12))
+    monkeypatch.setitem(sys.modules, 'datasets', None)
+    with pytest.raises(ImportError, match=r'k-diffusion\[hf\]'):
+        open_dataset(HuggingFaceConfig(location='some/icons'), (12, 12))
+
+
+def test_helper_of_old():
+    examples = {'image': [Image.new('L', (2, 2)), Image.new('RGBA', (2, 2))], 'label': [0, 1]}
+    assert hf_datasets_augs_helper(examples, lambda picture: picture.mode, 'image') == {'image': ['RGB', 'RGB']}
+    assert hf_datasets_augs_helper(examples, lambda picture: picture.mode, 'image', 'L') == {'image': ['L', 'L']}
+
+
+# Code of one's own
+
+
+CODE = '''
+from PIL import Image
+
+def get_dataset(config, transform):
+    pictures = [Image.new('RGB', (9, 9), (i, 0, 0)) for i in range(config['n'])]
+    return [{'picture': transform(p), 'kind': i % 2, 'raw': p, 'wrong': [1]} for i, p in enumerate(pictures)]
+'''
+
+
+@pytest.fixture
+def custom(tmp_path):
+    (tmp_path / 'mine.py').write_text(CODE)
+    return lambda allow_code=True, **keys: open_dataset(
+        CustomConfig(**{'location': 'mine.py', 'image_key': 'picture', 'class_key': 'kind', 'config': {'n': 4}, **keys}),
+        (6, 6), base_dir=tmp_path, allow_code=allow_code)
+
+
+@pytest.mark.parametrize('image_key', ['picture', 'raw'])
+def test_custom(custom, image_key):
+    dataset = custom(num_classes=2, image_key=image_key)
+    assert len(dataset) == 4 and dataset[3]['class_cond'] == 1
+    assert torch.equal(dataset[3]['image'], torch.tensor([3, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 6, 6))
+    assert 'class_cond' not in custom()[0]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert len(again) == 4 and torch.equal(again[2]['image'], dataset[2]['image'])
+
+
+def test_custom_runs_only_where_it_is_let(custom, tmp_path):
+    (tmp_path / 'mine.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")\n' + CODE)
+    with pytest.raises(ValueError, match='--allow-code'):
+        custom(allow_code=False)
+    assert not (tmp_path / 'ran').exists()
+    custom()
+    assert (tmp_path / 'ran').exists()
+
+
+def test_custom_errors(custom, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'there is no file .*other\.py'):
+        custom(location='other.py')
+    with pytest.raises(ValueError, match="has no function 'make'"):
+        custom(get_dataset='make')
+    with pytest.raises(ValueError, match=r'is list; it must be a uint8 tensor \[3, 6, 6\]'):
+        custom(image_key='wrong')[0]
+    (tmp_path / 'mine.py').write_text("def get_dataset(config, transform):\n    class A(list):\n        def __getitem__(self, i):\n"
+                                      "            raise OSError('cut')\n    return A([1])\n")
+    with pytest.raises(UnreadablePicture, match='cut'):
+        custom()[0]
