@@ -1,6 +1,6 @@
 """What image_v1's resampling and layout are worth: training steps against dense and depthwise resampling written out here.
 
-    python benchmarks/networks.py [--config configs/config_demo.json] [--batch-size 64] [--rounds 20] [--bf16]
+    python benchmarks/networks.py [--config configs/config_demo.json] [--batch-size 64] [--rounds 20] [--bf16] [--device cuda]
 
 A step is the loss, forward and backward. All variants hold the same weights and run in turn within each round, on one thread;
 the median round of each counts.
@@ -59,7 +59,13 @@ def plain_layout() -> mock._patch[object]:
     return mock.patch.object(image_v1, 'channels_last', lambda x: x)
 
 
-def measure(config: ImageV1Config, batch_size: int, rounds: int, bf16: bool) -> dict[str, float]:
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
+    if device != 'cpu':
+        torch.accelerator.synchronize()
+
+
+def measure(config: ImageV1Config, batch_size: int, rounds: int, bf16: bool, device: str) -> dict[str, float]:
     """Seconds per step, by variant."""
     model = config.build()
     for parameter in model.parameters():
@@ -76,9 +82,11 @@ def measure(config: ImageV1Config, batch_size: int, rounds: int, bf16: bool) -> 
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds + 1):
         for name, (network, layout) in variants.items():
-            with layout(), torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            with layout(), torch.autocast(device, torch.bfloat16, enabled=bf16):
+                wait(device)
                 start = time.perf_counter()
                 Denoiser(network).loss(x, noise, sigma).mean().backward()
+                wait(device)
                 seconds[name].append(time.perf_counter() - start)
             network.zero_grad()
     return {name: statistics.median(values[1:]) for name, values in seconds.items()}
@@ -90,11 +98,13 @@ def main() -> None:
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--bf16', action='store_true', help='under bf16 autocast')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda, mps (default: cpu)')
     args = parser.parse_args()
     torch.set_num_threads(1)
+    torch.set_default_device(args.device)
     with open(args.config) as file:
         config = ImageV1Config(**json.load(file)['model'])
-    seconds = measure(config, args.batch_size, args.rounds, args.bf16)
+    seconds = measure(config, args.batch_size, args.rounds, args.bf16, args.device)
     slowest = seconds['dense, plain layout']
     for name, value in seconds.items():
         print(f'{name:24}{args.batch_size / value:8.0f} samples/s  {slowest / value:5.2f}x')

@@ -40,7 +40,13 @@ def candidates(x: Tensor, sigmas: Tensor, steps: int) -> dict[str, Callable[...,
     return runs
 
 
-def measure(shape: tuple[int, ...], steps: int, rounds: int) -> dict[str, tuple[float, int]]:
+def wait(device: str) -> None:
+    """Until the device has done what it was given."""
+    if device != 'cpu':
+        torch.accelerator.synchronize()
+
+
+def measure(shape: tuple[int, ...], steps: int, rounds: int, device: str) -> dict[str, tuple[float, int]]:
     """Seconds per model call and the number of calls, by name."""
     x = torch.randn(shape) * 14.6
     sigmas = sampling.get_sigmas_karras(steps, 0.0292, 14.6146)
@@ -55,8 +61,10 @@ def measure(shape: tuple[int, ...], steps: int, rounds: int) -> dict[str, tuple[
     best: dict[str, tuple[float, int]] = {}
     for _ in range(rounds):
         for name, run in candidates(x, sigmas, steps).items():
+            wait(device)
             calls, start = 0, time.perf_counter()
             run(model)
+            wait(device)
             seconds = (time.perf_counter() - start) / calls
             best[name] = min(best.get(name, (seconds, calls)), (seconds, calls))
     return best
@@ -67,10 +75,12 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=30)
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--shape', action='append', help='of x, comma-separated; may be given several times')
+    parser.add_argument('--device', default='cpu', help='cpu, cuda, mps (default: cpu)')
     args = parser.parse_args()
     torch.set_num_threads(1)
+    torch.set_default_device(args.device)
     shapes = [tuple(map(int, shape.split(','))) for shape in args.shape or ['1,4,64,64', '16,4,64,64']]
-    tables = [measure(shape, args.steps, args.rounds) for shape in shapes]
+    tables = [measure(shape, args.steps, args.rounds, args.device) for shape in shapes]
     print('| sampler | model calls |' + ''.join(f' {"x".join(map(str, shape))} |' for shape in shapes))
     print('|---|---|' + '---|' * len(shapes))
     for name, (_, calls) in tables[0].items():

@@ -28,6 +28,12 @@ from k_diffusion.training import OPTIMIZERS, LogHook, Trainer
 from k_diffusion.training.ema import ema_pairs, ema_update_pairs
 
 
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type != 'cpu':
+        torch.accelerator.synchronize()
+
+
 class TakeTurns:
     """A hook that times the step just done and then a bare one."""
     every = 1
@@ -39,8 +45,10 @@ class TakeTurns:
         self.began = time.perf_counter()
 
     def __call__(self, trainer: Trainer) -> None:
+        wait(trainer.accelerator.device)
         middle = time.perf_counter()
         self.bare_step()
+        wait(trainer.accelerator.device)
         end = time.perf_counter()
         self.ours.append(middle - self.began)
         self.bare.append(end - middle)
@@ -50,15 +58,16 @@ class TakeTurns:
 def bare_step(network: nn.Module, optimizer: torch.optim.Optimizer, wrapper: Callable[[nn.Module], Any], sections: Any,
               images: torch.Tensor, labels: torch.Tensor | None, batch_size: int) -> Callable[[], None]:
     """The same work without a trainer."""
+    device = next(network.parameters()).device
     denoiser, pairs = wrapper(network), ema_pairs(network, copy.deepcopy(network))
     position = 0
 
     def step() -> None:
         nonlocal position
         index = torch.arange(position, position + batch_size) % len(images)
-        x = (images[index] * (2 / 255) - 1).contiguous(memory_format=torch.channels_last)
-        cond = {} if labels is None else {'class_cond': labels[index]}
-        denoiser.loss(x, torch.randn_like(x), sections.density([batch_size]), **cond).mean().backward()
+        x = (images[index].to(device) * (2 / 255) - 1).contiguous(memory_format=torch.channels_last)
+        cond = {} if labels is None else {'class_cond': labels[index].to(device)}
+        denoiser.loss(x, torch.randn_like(x), sections.density([batch_size], device=device), **cond).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         ema_update_pairs(pairs, 0.99)
@@ -71,6 +80,7 @@ def main() -> None:
     parser.add_argument('--config', default=Path(__file__).parents[1] / 'configs' / 'config_demo.json')
     parser.add_argument('--steps', type=int, default=100)
     parser.add_argument('--optimizer', choices=list(OPTIMIZERS), help="instead of the config's")
+    parser.add_argument('--device', choices=('cpu', 'cuda', 'mps'), default='cpu')
     args = parser.parse_args()
 
     config = load_config(args.config)
@@ -83,17 +93,17 @@ def main() -> None:
     labels = torch.randint(classes, (len(images),)) if classes else None
     wrapper = make_denoiser_wrapper(config)
 
-    networks = [make_model(config).to(memory_format=torch.channels_last)]
+    accelerator = Accelerator(cpu=args.device == 'cpu')
+    networks = [make_model(config).to(accelerator.device, memory_format=torch.channels_last)]
     networks.append(copy.deepcopy(networks[0]))
     ours, theirs = (sections.optimizer.make(network) for network in networks)
     turns = TakeTurns(bare_step(networks[1], theirs, wrapper, sections, images, labels, batch_size))
-    accelerator = Accelerator(cpu=True)
     averaged = copy.deepcopy(networks[0])
     lr_sched = sections.lr_sched.make(ours, args.steps)
     model, optimizer = accelerator.prepare(networks[0], ours)
     loss = make_loss(wrapper(model), sections.density, 0, classes, sections.dataset.cond_dropout_rate, torch.channels_last)
     names = [str(i) for i in range(classes)]
-    loader = Loader(Images(images, labels, names), batch_size)
+    loader = Loader(Images(images, labels, names), batch_size, device=accelerator.device)
     with tempfile.TemporaryDirectory() as folder:
         hooks = [LogHook(Path(folder, 'log.jsonl'), 10), turns]
         Trainer(accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), averaged, loader, hooks,

@@ -23,7 +23,8 @@ def test_every_key_of_a_config_is_on_the_page(section):
 
 def test_every_type_is_on_the_page():
     page = (ROOT / 'docs' / 'config.md').read_text()
-    kinds = [*K.models.MODELS, *K.schedules.DENSITIES, *K.data.DATASETS, *K.training.OPTIMIZERS, *K.training.LR_SCHEDS, *K.training.EMA_SCHEDS]
+    kinds = [*K.models.MODELS, *K.schedules.DENSITIES, *K.data.DATASETS, *K.training.OPTIMIZERS, *K.training.LR_SCHEDS,
+             *K.training.EMA_SCHEDS]
     for name in kinds:
         assert f'`{name}`' in page, name
 

@@ -65,7 +65,7 @@ def describe(values: Mapping[str, Any]) -> str:
     end = values['end_step']
     parts = [f'step {values["step"]:,}' + (f' of {end:,}' if end else '')]
     for key, text in (('smoothed_loss', 'loss {:.4f}'), ('images_per_second', '{:,.0f} images/s'), ('seconds_left', '{} left'),
-                      ('gns', 'noise scale {:.0f}'), ('memory_bytes', '{:.2f} GiB')):
+                      ('gns', 'noise scale {:.3g}'), ('memory_bytes', '{:.2f} GiB')):
         value = values.get(key)
         if value is not None:
             parts.append(text.format(clock(value) if key == 'seconds_left' else value / 2**30 if key == 'memory_bytes' else value))

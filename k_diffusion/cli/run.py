@@ -159,6 +159,8 @@ def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     if accelerator.num_processes != launched:
         raise ValueError(f'{launched} processes were launched and {accelerator.num_processes} found each other; '
                          'launch them with torchrun --nproc-per-node N train.py ...')
+    if settings.gns and launched == 1:
+        raise ValueError('--gns compares the gradients of several processes, and there is one; launch two or more, or leave it out')
     return accelerator
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+import k_diffusion as K
 from k_diffusion.cli.train import main
 from k_diffusion.core.weights import load_checkpoint
 
@@ -187,3 +188,30 @@ def test_the_state_is_saved_before_a_grid_is_drawn(tiny, tmp_path, capsys, monke
     assert main(['--config', tiny(), '--run-dir', str(tmp_path / 'run'), '--name', 'tiny', '--device', 'cpu', '--end-step', '1',
                  '--demo-every', '5', '--sample-n', '1']) == 1
     assert 'No space left' in capsys.readouterr().err and (tmp_path / 'run' / 'tiny_00000001.pth').exists()
+
+
+def test_a_checkpoint_of_the_original_is_gone_on_with(tiny, tmp_path, capsys):
+    """Its keys, its optimizer (not fused), its schedule's state with `verbose`, its place in NAME_state.json."""
+    config = tiny(('optimizer', 'type', 'adamw'))
+    filled = K.config.load_config(config)
+    model = K.config.make_model(filled)
+    optimizer = torch.optim.AdamW(model.param_groups(1e-4), betas=(0.95, 0.999), eps=1e-6, weight_decay=1e-3)
+    model(torch.randn(2, 1, 16, 16), torch.ones(2)).square().mean().backward()
+    optimizer.step()
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    sched = {'warmup': 0., 'base_lrs': [1e-4, 1e-4], 'last_epoch': 7, 'verbose': False, '_step_count': 8, '_get_lr_called_within_step': False,
+             '_last_lr': [1e-4, 1e-4]}
+    ema_sched = {'inv_gamma': 1., 'power': 0.6667, 'min_value': 0., 'max_value': 0.9999, 'start_at': 0, 'last_epoch': 7}
+    state = {'config': json.loads(Path(config).read_text()), 'model': weights, 'model_ema': weights, 'opt': optimizer.state_dict(), 'sched': sched,
+             'ema_sched': ema_sched, 'epoch': 0, 'step': 7, 'gns_stats': None, 'ema_stats': {'loss': 0.5},
+             'demo_gen': torch.Generator().get_state(), 'elapsed': 12.5}
+    torch.save(state, tmp_path / 'tiny_00000007.pth')
+    (tmp_path / 'tiny_state.json').write_text(json.dumps({'latest_checkpoint': 'tiny_00000007.pth'}))
+    assert run(config, tmp_path, '--end-step', '9') == 0
+    assert 'goes on from' in capsys.readouterr().err
+    after = load_checkpoint(tmp_path / 'tiny_00000009.pth')
+    assert (after['step'], after['ema_sched']['last_epoch'], after['sched']['last_epoch']) == (9, 9, 9) and after['elapsed'] > 12.5
+    moved = [key for key in weights if not torch.equal(after['model'][key], weights[key])]
+    assert 'inner_model.proj_in.weight' in moved
+    denoiser, _ = K.load_model(tmp_path / 'tiny_00000007.pth')
+    assert denoiser(torch.randn(1, 1, 16, 16), torch.ones(1)).shape == (1, 1, 16, 16)
