@@ -203,7 +203,8 @@ def test_a_checkpoint_of_the_original_is_gone_on_with(tiny, tmp_path, capsys):
              '_get_lr_called_within_step': False, '_last_lr': [1e-4, 1e-4]}
     ema_sched = {'inv_gamma': 1., 'power': 0.6667, 'min_value': 0., 'max_value': 0.9999, 'start_at': 0, 'last_epoch': 7}
     state = {'config': json.loads(Path(config).read_text()), 'model': weights, 'model_ema': weights,
-             'opt': optimizer.state_dict(), 'sched': sched, 'ema_sched': ema_sched, 'epoch': 0, 'step': 7, 'gns_stats': None, 'ema_stats': {'loss': 0.5},
+             'opt': optimizer.state_dict(), 'sched': sched, 'ema_sched': ema_sched, 'epoch': 0, 'step': 7, 'gns_stats': None,
+             'ema_stats': {'loss': 0.5},
              'demo_gen': torch.Generator().get_state(), 'elapsed': 12.5}
     torch.save(state, tmp_path / 'tiny_00000007.pth')
     (tmp_path / 'tiny_state.json').write_text(json.dumps({'latest_checkpoint': 'tiny_00000007.pth'}))
