@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from ..config import shipped_config
 from .entry import Parser, guarded
-from .run import Run, RunSettings, train
-from .sample import Samples, sample
+from .output import Samples
+from .run import train
+from .sample import sample
+from .settings import Run, RunSettings
 
 _EXAMPLE = 'example:\n  k-diffusion demo --name first'
 

@@ -3,23 +3,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..config import load_model
 from ..core.devices import choose_device
-from ..core.files import whole_file
-from ..core.images import make_grid, save_image
 from ..core.memory import keep_freed_memory
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
@@ -27,20 +21,11 @@ from ..generation import BETWEEN, SamplingConfig, generate
 from ..guidance import classifier_free
 from ..sampling import SAMPLERS
 from .entry import Parser, guarded
+from .output import Samples, Target
 
 _EXAMPLE = '''examples:
   k-diffusion sample --checkpoint runs/demo -n 64 --seed 1
   k-diffusion sample --checkpoint model.safetensors -n 16 --classes 3,5 --guidance 1.5 --sampler heun --steps 30'''
-
-
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """What `sample` drew: images [N, C, H, W] in [-1, 1], their classes (or None), and where they were written."""
-
-    images: Tensor
-    labels: list[int] | None
-    pictures: list[Path]
-    grid: Path
 
 
 def sample(
@@ -111,51 +96,6 @@ def _labels(classes: Sequence[int] | None, num_classes: int, n: int) -> list[int
     if odd:
         raise ValueError(f'class {odd[0]} is not known to the model; its classes are 0 to {num_classes - 1}')
     return [chosen[i % len(chosen)] for i in range(n)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Where samples go: a folder, as images/ with grid.png and labels.txt beside it, or PREFIX_00000.png and so on."""
-
-    folder: Path | None
-    prefix: str | None
-
-    @classmethod
-    def of(cls, out: str | os.PathLike[str] | None, prefix: str | None, overwrite: bool) -> Target:
-        """The target asked for, made so far that a place that cannot be written to is found before anything is drawn."""
-        if prefix is not None:
-            Path(prefix).parent.mkdir(parents=True, exist_ok=True)
-            return cls(None, prefix)
-        folder = Path(out) if out is not None else _first_free('samples')
-        if (folder / 'images').exists() and not overwrite:
-            raise ValueError(f'{folder} holds samples already; name another folder with --out, or replace them with --overwrite')
-        folder.mkdir(parents=True, exist_ok=True)
-        return cls(folder, None)
-
-    def write(self, images: Tensor, labels: list[int] | None) -> Samples:
-        """Writes the samples; in a folder, images/ takes its name when all is written."""
-        head = f'{self.prefix}_' if self.folder is None else f'{self.folder}/'
-        images_head = head if self.folder is None else f'{head}.images/'
-        if self.folder is not None:
-            shutil.rmtree(images_head, ignore_errors=True)
-            Path(images_head).mkdir()
-        names = [Path(f'{images_head}{i:05}.png') for i in range(len(images))]
-        for name, image in zip(names, images):
-            save_image(name, image)
-        save_image(f'{head}grid.png', make_grid(images))
-        if labels is not None:
-            with whole_file(f'{head}labels.txt', sync=False) as temporary:
-                temporary.write_text(''.join(f'{label}\n' for label in labels))
-        if self.folder is not None:
-            shutil.rmtree(self.folder / 'images', ignore_errors=True)
-            final = Path(images_head).replace(self.folder / 'images')
-            names = [final / name.name for name in names]
-        return Samples(images, labels, names, Path(f'{head}grid.png'))
-
-
-def _first_free(name: str) -> Path:
-    """name, name-2, name-3, ...: the first that is not there."""
-    return next(path for i in itertools.count(1) if not (path := Path(name if i == 1 else f'{name}-{i}')).exists())
 
 
 def _integers(text: str) -> list[int]:

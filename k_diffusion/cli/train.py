@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 
 from .entry import Parser, guarded
-from .run import RunSettings, train
+from .run import train
+from .settings import RunSettings
 
 __all__ = ['RunSettings', 'main', 'train']
 
