@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ..config import load_config, make_model, read_weights
+from ..config import find_checkpoint, load_config, make_model, read_weights
 from ..core.weights import save_safetensors
 from ..training import load_weights
 from .entry import Parser, guarded
@@ -19,6 +19,9 @@ _EXAMPLE = 'example:\n  k-diffusion convert runs/demo/demo_00001450.pth -o demo.
 def convert(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, dtype: str = 'fp16',
             config: str | None = None) -> Path:
     """Writes the EMA weights of a .pth checkpoint, cast to dtype, with the config in the metadata; returns the new path."""
+    checkpoint = find_checkpoint(checkpoint)
+    if out is not None and Path(out).suffix != '.safetensors':
+        raise ValueError(f'-o is {out}; the file written is a .safetensors file and must be named so')
     weights, carried = read_weights(checkpoint)
     source = config if config is not None else carried
     if source is None:

@@ -50,8 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'k-diffusion: no command {argv[0]!r}' + (f', did you mean {near!r}?' if near else '') +
               f'; the commands are {", ".join(COMMANDS)}', file=sys.stderr)
         return 2
-    command = importlib.import_module(f'.{COMMANDS[argv[0]][0]}', __package__)
-    return int(command.main(argv[1:]))
+    try:
+        command = importlib.import_module(f'.{COMMANDS[argv[0]][0]}', __package__)
+        return int(command.main(argv[1:]))
+    except KeyboardInterrupt:       # before the command has begun its work
+        return 130
 
 
 def guarded(prog: str, work: Callable[[], int | None]) -> int:

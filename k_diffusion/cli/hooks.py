@@ -38,7 +38,8 @@ class DemoHook:
 
     def __call__(self, trainer: Trainer) -> None:
         trainer.check_finite()
-        if not self.every or not trainer.accelerator.is_main_process:
+        interrupted = trainer.stopping and not trainer.done
+        if not self.every or interrupted or not trainer.accelerator.is_main_process:
             return
         model, num_classes = self.config['model'], self.config['dataset']['num_classes']
         sigmas = get_sigmas_karras(self.steps, model['sigma_min'], model['sigma_max'])

@@ -53,7 +53,9 @@ class Target:
         for name, image in zip(names, images):
             save_image(name, image)
         save_image(f'{head}grid.png', make_grid(images))
-        if labels is not None:
+        if labels is None:
+            Path(f'{head}labels.txt').unlink(missing_ok=True)
+        else:
             with whole_file(f'{head}labels.txt', sync=False) as temporary:
                 temporary.write_text(''.join(f'{label}\n' for label in labels))
         if self.folder is not None:

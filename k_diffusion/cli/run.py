@@ -148,11 +148,21 @@ def _loader(settings: RunSettings, sections: Sections, accelerator: Any, seed: i
     model = sections.model
     dataset = open_dataset(sections.dataset, tuple(model.input_size), model.input_channels, base, settings.allow_code,
                            cache_dir=folder.path / 'cache', progress=display.decoding)
-    display.say(f'{len(dataset):,} images' + (f' in {dataset.num_classes} classes' if sections.dataset.num_classes else ''))
+    display.say(f'{len(dataset):,} images' + _classes(dataset.class_names, sections.dataset.num_classes))
     augmentation = BatchedAugmentation(model.augment_prob) if model.augment_prob else None
     return Loader(dataset, settings.batch_size or sections.training.batch_size, seed=seed, rank=accelerator.process_index,
                   world_size=accelerator.num_processes, grad_accum_steps=settings.grad_accum_steps, augmentation=augmentation,
                   num_workers=min(settings.num_workers, os.cpu_count() or 1), start_method=settings.start_method, device=accelerator.device)
+
+
+def _classes(names: list[str], told: int) -> str:
+    """The classes of a data set in words, and whether the model is told of them."""
+    if not names:
+        return ''
+    shown = ', '.join(f'{i} {name}' for i, name in enumerate(names[:10])) + (', ...' if len(names) > 10 else '')
+    unused = ' (unused: dataset.num_classes is 0)' if not told else ''
+    never = f' (the model is told of {told}, so some are never seen)' if told > len(names) else ''
+    return f' in {len(names)} classes: {shown}{unused}{never}'
 
 
 def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module,

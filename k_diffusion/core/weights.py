@@ -69,6 +69,9 @@ def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]
     metadata = None if config is None else {'config': json.dumps(config, indent=4)}
     with whole_file(path) as temporary:
         safetensors.torch.save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)     # safetensors writes files that only their owner may read
 
 
 def _open(path: str | os.PathLike[str], device: str = 'cpu') -> Any:

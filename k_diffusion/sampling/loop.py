@@ -53,6 +53,9 @@ class Watch:
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> Tensor:
         dtype = self.dtype or x.dtype
         denoised = _as(self.model(_as(x, dtype), _as(sigma, dtype), *args, **cond), x.dtype)
+        if denoised.shape != x.shape:
+            raise ValueError(f'{self.name}: the model answered with shape {tuple(denoised.shape)} to x of shape {tuple(x.shape)}; '
+                             'a denoiser gives its estimate of the clean data, shaped like x')
         self.nfe += 1
         if self.denoised is None:
             self.denoised = denoised.detach()

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import k_diffusion as K
-from k_diffusion.cli import config, convert, entry, grid, sample
+from k_diffusion.cli import config, convert, entry, grid, output, sample
 
 
 def pixels(path):
@@ -50,6 +51,10 @@ def test_each_default_folder_is_new(trained, tmp_path, monkeypatch, capsys):
 def test_convert_and_config_write_what_the_original_writes(trained, tmp_path, capsys):
     out = tmp_path / 'm.safetensors'
     assert convert.main([str(trained / 'tiny_00000003.pth'), '-o', str(out)]) == 0
+    umask = os.umask(0)
+    os.umask(umask)
+    assert out.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert convert.main([str(trained), '-o', str(tmp_path / 'm.pt')]) == 1 and 'must be named so' in capsys.readouterr().err
     with safe_open(out, 'pt') as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}
         carried = json.loads(file.metadata()['config'])
@@ -100,6 +105,8 @@ def test_samples_are_never_mixed_with_older_ones(trained, tmp_path, capsys):
     assert sample.main(arguments) == 1 and 'holds samples already' in capsys.readouterr().err
     assert sample.main([*arguments, '-n', '2', '--overwrite']) == 0
     assert sorted(path.name for path in (tmp_path / 'o').rglob('*.*')) == ['00000.png', '00001.png', 'grid.png', 'labels.txt']
+    output.Target(tmp_path / 'o', None).write(torch.zeros(1, 1, 4, 4), None)
+    assert sorted(path.name for path in (tmp_path / 'o').rglob('*.*')) == ['00000.png', 'grid.png']
 
 
 def test_weights_without_a_config_take_it_from_elsewhere(trained, tmp_path):

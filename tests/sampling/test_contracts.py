@@ -278,3 +278,11 @@ def test_samplers_leave_x_and_grad_mode_alone():
     for name in NAMES:
         out = run(name, x)
         assert torch.equal(x, before) and torch.is_grad_enabled() and not out.requires_grad
+
+
+@pytest.mark.parametrize('shape', [(2, 1, 4, 4), (1, 3, 4, 4), (2, 3, 1, 1)])
+@pytest.mark.parametrize('name', ['euler', 'dpmpp_2m_sde'])
+def test_an_answer_of_another_shape_is_refused(name, shape):
+    x, sigmas = torch.randn(2, 3, 4, 4), sampling.get_sigmas_karras(3, 0.1, 10.)
+    with pytest.raises(ValueError, match='shaped like x'):
+        getattr(sampling, f'sample_{name}')(lambda x, sigma: torch.zeros(shape), x, sigmas, disable=True)
