@@ -159,10 +159,11 @@ def _classes(names: list[str], told: int) -> str:
     """The classes of a data set in words, and whether the model is told of them."""
     if not names:
         return ''
-    shown = ', '.join(f'{i} {name}' for i, name in enumerate(names[:10])) + (', ...' if len(names) > 10 else '')
+    numbers = names == [str(i) for i in range(len(names))]
+    shown = '' if numbers else ': ' + ', '.join(f'{i} {name}' for i, name in enumerate(names[:10])) + (', ...' if len(names) > 10 else '')
     unused = ' (unused: dataset.num_classes is 0)' if not told else ''
     never = f' (the model is told of {told}, so some are never seen)' if told > len(names) else ''
-    return f' in {len(names)} classes: {shown}{unused}{never}'
+    return f' in {len(names)} classes{shown}{unused}{never}'
 
 
 def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module,
