@@ -129,7 +129,10 @@ def iterate(sampler: str | Sampler | Callable[..., Any], model: DenoiseFn, x: Te
 
 def _start(entry: Sampler, *args: Any, **kwargs: Any) -> tuple[Run[Any], Watch]:
     """The generator of a run, and the watch over its model."""
-    bound = inspect.signature(entry.function).bind(*args, **kwargs)
+    try:
+        bound = inspect.signature(entry.function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f'sample_{entry.name} is called with (model, x, {", ".join(entry.takes)}, ...): {error}') from None
     given = bound.arguments
     model, x = list(given)[:2]
     dtype = given[x].dtype

@@ -286,3 +286,9 @@ def test_an_answer_of_another_shape_is_refused(name, shape):
     x, sigmas = torch.randn(2, 3, 4, 4), sampling.get_sigmas_karras(3, 0.1, 10.)
     with pytest.raises(ValueError, match='shaped like x'):
         getattr(sampling, f'sample_{name}')(lambda x, sigma: torch.zeros(shape), x, sigmas, disable=True)
+
+
+def test_a_wrong_call_says_what_the_sampler_takes():
+    x = torch.randn(1, 1, 4, 4)
+    with pytest.raises(TypeError, match='sample_dpm_fast is called with .model, x, sigma_min, sigma_max, n'):
+        next(sampling.iterate('dpm_fast', lambda x, sigma: x / 2, x, sampling.get_sigmas_karras(3, 0.1, 10.)))
