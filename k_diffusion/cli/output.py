@@ -32,18 +32,22 @@ class Target:
 
     @classmethod
     def of(cls, out: str | os.PathLike[str] | None, prefix: str | None, overwrite: bool) -> Target:
-        """The target asked for, made so far that a place that cannot be written to is found before anything is drawn."""
+        """The target asked for; a folder that holds samples is refused, unless they are to be replaced."""
         if prefix is not None:
-            Path(prefix).parent.mkdir(parents=True, exist_ok=True)
             return cls(None, prefix)
         folder = Path(out) if out is not None else _first_free('samples')
         if (folder / 'images').exists() and not overwrite:
             raise ValueError(f'{folder} holds samples already; name another folder with --out, or replace them with --overwrite')
-        folder.mkdir(parents=True, exist_ok=True)
         return cls(folder, None)
+
+    def make(self) -> None:
+        """Makes its folder: to be called before the drawing, so that a place that cannot be written to is found in time."""
+        folder = Path(f'{self.prefix}_').parent if self.folder is None else self.folder
+        folder.mkdir(parents=True, exist_ok=True)
 
     def write(self, images: Tensor, labels: list[int] | None) -> Samples:
         """Writes the samples; in a folder, images/ takes its name when all is written."""
+        self.make()
         head = f'{self.prefix}_' if self.folder is None else f'{self.folder}/'
         images_head = head if self.folder is None else f'{head}.images/'
         if self.folder is not None:

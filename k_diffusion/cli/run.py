@@ -49,6 +49,7 @@ def train(settings: RunSettings) -> Run:
                     f'{accelerator.device.type}, folder {folder.path}')
         if path and state and end_step and state['step'] >= end_step:
             display.say(f'{settings.name} is done: it has reached step {state["step"]:,} of {end_step:,} (--end-step goes further)')
+            accelerator.end_training()
             return Run(settings.name, folder.path, path, state['step'], 'already done', None, accelerator.num_processes)
         trainer = _assemble(settings, config, sections, accelerator, folder, state, display, end_step)
         if state:

@@ -50,8 +50,9 @@ def sample(
     show: bool = True,                      # a progress bar, on a terminal
 ) -> Samples:
     """Draws n images from a trained model and writes them, one by one and as a grid."""
-    if n < 1:
-        raise ValueError(f'-n is {n}; it must be at least 1')
+    for name, value in ('-n', n), ('--batch-size', batch_size):
+        if value < 1:
+            raise ValueError(f'{name} is {value}; it must be at least 1')
     target = Target.of(out, prefix, overwrite)
     chosen = choose_device(device)
     if chosen.type == 'cpu':
@@ -66,7 +67,8 @@ def sample(
     sigmas = BETWEEN[how.schedule](how.steps, model['sigma_min'] if sigma_min is None else sigma_min,
                                      model['sigma_max'] if sigma_max is None else sigma_max)
     denoise = guided(denoiser, num_classes, how) if labels else denoiser
-    with tqdm(total=-(-n // max(1, batch_size)) * how.steps, unit='step', disable=None if show else True) as bar:
+    target.make()
+    with tqdm(total=-(-n // batch_size) * how.steps, unit='step', disable=None if show else True) as bar:
         images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, how.sampler,
                           [derive_seed(seed, 'sample', i) for i in range(n)],
                           {'class_cond': torch.tensor(labels)} if labels else None,
