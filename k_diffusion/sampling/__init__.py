@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm, trange
 
 from ..schedules import append_zero, get_sigmas_exponential, get_sigmas_karras, get_sigmas_polyexponential, get_sigmas_vp
-from .catalogue import SAMPLERS, Sampler, State, find_sampler, iterate, sampler
+from .catalogue import SAMPLERS, SampleFn, Sampler, State, find_sampler, iterate, plain_function, sampler
 from .coefficients import (
     adams_weights,
     exponential_weights,
@@ -39,9 +39,16 @@ from .dpmpp import (
 from .euler import sample_euler, sample_euler_ancestral
 from .heun import sample_heun
 from .likelihood import log_likelihood
-from .loop import Step, levels, steps
+from .loop import Step, levels, steps, walk
 from .multistep import sample_lms
-from .noise import BatchedBrownianTree, BrownianTreeNoiseSampler, default_noise_sampler, seeded_noise_sampler
+from .noise import (
+    BatchedBrownianTree,
+    BrownianTreeNoiseSampler,
+    default_noise_sampler,
+    generator_noise_sampler,
+    make_noise_sampler,
+    seeded_noise_sampler,
+)
 
 # Names that old programs find here, loaded when asked for: (module, attribute).
 _LAZY = {'utils': ('k_diffusion.utils', None), 'integrate': ('scipy.integrate', None),

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,10 +13,31 @@ from torch import Tensor
 from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import Registry
 from .loop import Watch
+from .noise import Generators, NoiseKind, make_noise_sampler
 
 P = ParamSpec('P')
 R = TypeVar('R')
 Run: TypeAlias = Generator[Tensor, Any, R]
+
+#: What every sampler takes besides its own options; `SampleFn` says what they mean.
+SHARED = tuple(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation) for name, annotation in
+               {'seed': 'int | Sequence[int] | None', 'generator': 'Generators | None', 'afs': 'bool | float | None'}.items())
+
+
+class SampleFn(Protocol):
+    """A sampler as it is called: sample_<name>(model, x, sigmas, ...) with its own options, and with these of every sampler.
+
+    seed: a number per item, or one for the batch; item i of the result then depends on its own seed alone, whatever else is in
+    the batch. generator: a torch.Generator, or one per item, that the noise is drawn from. Both change the noise of the steps
+    only (x is given), and stand in for noise_sampler.
+    afs: the analytical first step, which saves the first model call (its answer counts in all else as the model's). True: the
+    noise is taken for x / sqrt(1 + sigma^2) (Dockhorn et al. 2022, arXiv:2210.05475, section 3.3); a number: x for Gaussian
+    data of mean 0 and that standard deviation s, D = s^2 / (s^2 + sigma^2) x.
+    """
+    entry: Sampler
+
+    def __call__(self, model: DenoiseFn, x: Tensor, *args: Any, seed: int | Sequence[int] | None = None,
+                 generator: Generators | None = None, afs: bool | float | None = None, **options: Any) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -25,6 +46,7 @@ class Sampler:
 
     order: of its error in the step size. nfe: model calls per step. stochastic: whether it draws noise by default.
     body: the generator that the function runs; it yields x at the end of each step and goes on with what it is sent.
+    noise: what a seed becomes: a 'path', the same for any number of steps, or 'independent' noise where levels are revisited.
     """
     name: str
     function: Callable[..., Any]
@@ -32,12 +54,23 @@ class Sampler:
     order: int
     nfe: int
     stochastic: bool
+    noise: NoiseKind = 'path'
 
     @property
     def takes(self) -> tuple[str, ...]:
         """What it wants to know of the noise levels: ('sigmas',) or ('sigma_min', 'sigma_max') with or without 'n'."""
-        parameters = inspect.signature(self.function).parameters
-        return tuple(name for name in ('sigmas', 'sigma_min', 'sigma_max', 'n') if name in parameters)
+        return tuple(name for name in ('sigmas', 'sigma_min', 'sigma_max', 'n') if name in self.options)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The names of its own parameters."""
+        return tuple(self.signature.parameters)
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """What the body takes: the function's signature without what every sampler takes."""
+        signature = inspect.signature(self.function)
+        return signature.replace(parameters=[p for p in signature.parameters.values() if p not in SHARED])
 
 
 SAMPLERS: Registry[Sampler] = Registry('sampler')
@@ -61,26 +94,36 @@ def drained(body: Callable[P, Run[R]]) -> Callable[P, R]:
     return function
 
 
-def sampler(order: int, nfe: int = 1, stochastic: bool = False) -> Callable[[Callable[P, Run[R]]], Callable[P, R]]:
+def sampler(order: int, nfe: int = 1, stochastic: bool = False, noise: NoiseKind = 'path',
+            ) -> Callable[[Callable[..., Run[Any]]], SampleFn]:
     """Makes sample_<name>, written as a generator of states, a plain function under no_grad and enters it in SAMPLERS.
 
     The state is float32 at least whatever the dtype of x; the model is given, and the result has, the dtype of x.
     """
-    def make(body: Callable[P, Run[R]]) -> Callable[P, R]:
-        @functools.wraps(body)
-        def sample(*args: P.args, **kwargs: P.kwargs) -> R:
-            with torch.no_grad():
-                run, watch = _start(entry, *args, **kwargs)
-                result = drain(run)
-                watch.check()
-            return _cast(result, watch.dtype)
-
-        signature = inspect.signature(body)
-        entry = Sampler(body.__name__.removeprefix('sample_'), sample, body, order, nfe, stochastic)
-        vars(sample).update(__signature__=signature.replace(return_annotation='Tensor'), entry=entry)
-        SAMPLERS.register(entry.name)(entry)
-        return sample
+    def make(body: Callable[..., Run[Any]]) -> SampleFn:
+        name = body.__name__.removeprefix('sample_')
+        function = plain_function(body, name, order, nfe, stochastic, noise)
+        SAMPLERS.register(name)(function.entry)
+        return function
     return make
+
+
+def plain_function(body: Callable[..., Run[Any]], name: str, order: int, nfe: int = 1, stochastic: bool = False,
+                   noise: NoiseKind = 'path') -> SampleFn:
+    """The function that runs a generator of states to its end, with its `entry`; entered nowhere."""
+    def sample(*args: Any, **kwargs: Any) -> Any:
+        with torch.no_grad():
+            run, watch = _start(entry, *args, **kwargs)
+            result = drain(run)
+            watch.check()
+        return _cast(result, watch.dtype)
+
+    functools.update_wrapper(sample, body)
+    entry = Sampler(name, sample, body, order, nfe, stochastic, noise)
+    signature = inspect.signature(body)
+    parameters = [*signature.parameters.values(), *SHARED]
+    vars(sample).update(__signature__=signature.replace(parameters=parameters, return_annotation='Tensor'), entry=entry)
+    return cast(SampleFn, sample)
 
 
 def find_sampler(sampler: str | Sampler | Callable[..., Any]) -> Sampler:
@@ -100,10 +143,12 @@ def _one_step(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Run
 
 @dataclass
 class State:
-    """Where a sampler stands after step i: x at the level sigma, to be looked at and edited; denoised, the step's first
-    answer of the model (None where none was asked); nfe, the model calls so far."""
+    """Where a sampler stands after step i of n (None where the number follows from the model's answers): x at the level sigma,
+    to be looked at and edited; denoised, the step's first answer of the model (None where none was asked); nfe, the model calls
+    so far."""
     x: Tensor
     i: int
+    n: int | None
     sigma: float
     denoised: Tensor | None
     nfe: int
@@ -123,14 +168,15 @@ def iterate(sampler: str | Sampler | Callable[..., Any], model: DenoiseFn, x: Te
                 x = run.send(None if state is None else state.x)
         except StopIteration:
             return watch.check()
-        state = State(x, watch.i, watch.sigma, watch.denoised, watch.nfe)
+        state = State(x, watch.i, watch.n, watch.sigma, watch.denoised, watch.nfe)
         yield state
 
 
-def _start(entry: Sampler, *args: Any, **kwargs: Any) -> tuple[Run[Any], Watch]:
+def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, afs: bool | float | None = None,
+           **kwargs: Any) -> tuple[Run[Any], Watch]:
     """The generator of a run, and the watch over its model."""
     try:
-        bound = inspect.signature(entry.function).bind(*args, **kwargs)
+        bound = entry.signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f'sample_{entry.name} is called with (model, x, {", ".join(entry.takes)}, ...): {error}') from None
     given = bound.arguments
@@ -138,10 +184,14 @@ def _start(entry: Sampler, *args: Any, **kwargs: Any) -> tuple[Run[Any], Watch]:
     dtype = given[x].dtype
     if not dtype.is_floating_point:
         raise ValueError(f'x has dtype {dtype}; a sampler starts from noise: give it float32, float64, float16 or bfloat16')
-    watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name))
+    watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name), afs)
     given.update({model: watch, x: given[x].to(torch.promote_types(dtype, torch.float32))})
     if given.get('noise_sampler') is not None:
+        if seed is not None or generator is not None:
+            raise ValueError(f'{watch.name} was given a noise_sampler and a seed or generator as well; give one source of noise')
         given['noise_sampler'] = _adapted(given['noise_sampler'], given[x].dtype)
+    elif 'noise_sampler' in entry.options and (seed is not None or generator is not None):
+        given['noise_sampler'] = make_noise_sampler(given[x], entry.noise, seed, generator)
     return entry.body(*bound.args, **bound.kwargs), watch
 
 

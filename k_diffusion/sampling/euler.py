@@ -13,7 +13,7 @@ from .loop import Callback, ExtraArgs, Sigmas, steps
 from .noise import churn, default_noise_sampler
 
 
-@sampler(order=1)
+@sampler(order=1, noise='independent')
 def sample_euler(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                  disable: bool | None = None, s_churn: float = 0., s_tmin: float = 0., s_tmax: float = math.inf,
                  s_noise: float = 1., noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:

@@ -1,6 +1,7 @@
 """The one loop: a schedule walked step by step, every call of the model watched."""
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeAlias
@@ -10,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from ..core.protocols import DenoiseFn
+from ..core.tensors import append_dims
 
 Sigmas: TypeAlias = Tensor | Sequence[float]
 ExtraArgs: TypeAlias = dict[str, Any] | None
@@ -39,18 +41,24 @@ class Watch:
     is called at the end of the run, so that no step waits for the device.
     """
 
-    def __init__(self, model: DenoiseFn, dtype: torch.dtype | None = None, name: str = 'sampler') -> None:
+    def __init__(self, model: DenoiseFn, dtype: torch.dtype | None = None, name: str = 'sampler',
+                 afs: bool | float | None = None) -> None:
         self.model, self.dtype, self.name = model, dtype, name
         self.nfe = 0
+        self._afs = _analytic(afs)
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
         self.begin(0, math.nan)
 
-    def begin(self, i: int, sigma_next: float) -> None:
-        """Notes that step i begins, which will end at sigma_next."""
-        self.i, self.sigma = i, sigma_next
+    def begin(self, i: int, sigma_next: float, n: int | None = None) -> None:
+        """Notes that step i (of n) begins, which will end at sigma_next."""
+        self.i, self.sigma, self.n = i, sigma_next, n
         self.denoised: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> Tensor:
+        if self._afs is not None:
+            analytic, self._afs = self._afs, None
+            self.denoised = analytic(x, append_dims(sigma, x.ndim))
+            return self.denoised
         dtype = self.dtype or x.dtype
         denoised = _as(self.model(_as(x, dtype), _as(sigma, dtype), *args, **cond), x.dtype)
         if denoised.shape != x.shape:
@@ -77,6 +85,17 @@ class Watch:
     def _refuse(self, i: int, sigma: Tensor) -> NoReturn:
         raise ValueError(f'{self.name}: the model returned NaN or infinity in step {i}, at sigma {sigma[0].item():g}; '
                          f'check its weights and precision, and that x was scaled by the first sigma')
+
+
+def _analytic(afs: bool | float | None) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The denoiser that answers the first call in place of the model (`SampleFn` says which), or None."""
+    if afs is None or afs is False:
+        return None
+    if afs is True:
+        return lambda x, sigma: x - x * (sigma / (1 + sigma ** 2).sqrt())
+    if not 0 < afs < math.inf:
+        raise ValueError(f'afs={afs} is no standard deviation of data; give True, or a finite number above 0')
+    return lambda x, sigma: x * (afs ** 2 / (afs ** 2 + sigma ** 2))
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -114,11 +133,17 @@ def steps(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = N
     A step between equal levels would do nothing and is passed over, except with `repeats`, where noise makes it something.
     """
     values = levels(sigmas)
+    for step in walk(model, x, list(itertools.pairwise(values)), extra_args, callback, disable):
+        if step.sigma != step.sigma_next or (repeats and step.sigma):
+            yield step
+
+
+def walk(model: DenoiseFn, x: Tensor, pairs: Sequence[tuple[float, float]], extra_args: ExtraArgs = None, callback: Callback = None,
+         disable: bool | None = None) -> Iterator[Step]:
+    """The steps (sigma, sigma_next) of a list, which need not begin where the one before ended."""
     watch = model if isinstance(model, Watch) else Watch(model, x.dtype)
-    n = len(values) - 1
+    n = len(pairs)
     for i in trange(n, disable=disable):
-        sigma, sigma_next = values[i:i + 2]
-        if sigma == sigma_next and not (repeats and sigma):
-            continue
-        watch.begin(i, sigma_next)
+        sigma, sigma_next = pairs[i]
+        watch.begin(i, sigma_next, n)
         yield Step(watch, i, n, sigma, sigma_next, extra_args, callback)

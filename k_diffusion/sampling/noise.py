@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,13 +16,16 @@ from ..core.random import derive_seed, randn_items
 from .brownian import BrownianPath
 from .loop import Step
 
+NoiseKind: TypeAlias = Literal['path', 'independent']
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
+
 
 def default_noise_sampler(x: Tensor) -> NoiseSampler:
     """Independent noise from torch's global generator."""
     return lambda sigma, sigma_next: torch.randn_like(x)
 
 
-def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int]) -> NoiseSampler:
+def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSampler:
     """Independent noise in which item i depends on the i-th seed alone, whatever else is in its batch.
 
     One number serves as the seed of the whole batch: item i is then the i-th of that seed. The k-th call gives the k-th noise.
@@ -35,6 +38,36 @@ def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int]) -> NoiseSampler:
         calls += 1
         return randn_items(x.shape[1:], [derive_seed(item, 'step', calls) for item in seeds], x.device, x.dtype)
     return noise
+
+
+def generator_noise_sampler(x: Tensor, generator: Generators) -> NoiseSampler:
+    """Independent noise from a torch.Generator, or from one for each item; drawn where the generator lives."""
+    if isinstance(generator, torch.Generator):
+        source = generator
+        return lambda sigma, sigma_next: torch.randn(x.shape, generator=source, device=source.device, dtype=x.dtype).to(x.device)
+    items = list(generator)
+    if len(items) != len(x):
+        raise ValueError(f'{len(items)} generators were given for a batch of {len(x)}; give one, or one for each item')
+    return lambda sigma, sigma_next: torch.stack(
+        [torch.randn(x.shape[1:], generator=item, device=item.device, dtype=x.dtype).to(x.device) for item in items])
+
+
+def make_noise_sampler(x: Tensor, kind: NoiseKind, seed: int | Sequence[int] | None = None,
+                       generator: Generators | None = None) -> NoiseSampler:
+    """The noise of a run from a seed or a generator (or one per item).
+
+    'path' is a Brownian path in sigma (its seed is drawn from the generator where one is given); 'independent' suits samplers
+    that go back and forth over the same levels.
+    """
+    if seed is not None and generator is not None:
+        raise ValueError('a seed and a generator were given; give one source of noise')
+    if kind == 'independent':
+        return generator_noise_sampler(x, generator) if generator is not None else seeded_noise_sampler(x, seed)
+    if isinstance(generator, torch.Generator):
+        seed = _drawn_seed(generator)
+    elif generator is not None:
+        seed = [_drawn_seed(item) for item in generator]
+    return BrownianTreeNoiseSampler(x, 0., 1., seed)
 
 
 class BatchedBrownianTree:
@@ -102,6 +135,10 @@ def churn(x: Tensor, step: Step, s_churn: float, s_tmin: float, s_tmax: float, s
     if gamma > 0:
         x = torch.add(x, noise, alpha=s_noise * math.sqrt(sigma_hat ** 2 - step.sigma ** 2))
     return x, sigma_hat
+
+
+def _drawn_seed(generator: torch.Generator) -> int:
+    return int(torch.randint(0, 2 ** 63 - 1, [], generator=generator, device=generator.device))
 
 
 def _item_seeds(x: Tensor, seed: Any) -> list[int]:
