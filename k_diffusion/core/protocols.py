@@ -12,6 +12,12 @@ class DenoiseFn(Protocol):
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor: ...
 
 
+class GuidedFn(DenoiseFn, Protocol):
+    """A guided denoiser that also shows the estimate without the guidance: `pair` gives (guided, unconditional)."""
+
+    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]: ...
+
+
 class NoiseSampler(Protocol):
     """Noise of unit variance, shaped like the sample it was made for, for the step from sigma to sigma_next."""
 

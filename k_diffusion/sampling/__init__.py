@@ -18,6 +18,7 @@ from tqdm.auto import tqdm, trange
 
 from ..schedules import append_zero, get_sigmas_exponential, get_sigmas_karras, get_sigmas_polyexponential, get_sigmas_vp
 from .catalogue import SAMPLERS, SampleFn, Sampler, State, find_sampler, iterate, plain_function, sampler
+from .cfg_pp import sample_dpmpp_2m_cfg_pp, sample_euler_ancestral_cfg_pp, sample_euler_cfg_pp
 from .coefficients import (
     adams_weights,
     exponential_weights,
@@ -37,10 +38,12 @@ from .dpmpp import (
     sample_dpmpp_sde,
 )
 from .euler import sample_euler, sample_euler_ancestral
-from .heun import sample_heun
+from .exponential import sample_dpmpp_3m, sample_exp_ab, sample_res_multistep
+from .fewstep import sample_lcm, sample_tcd
+from .heun import sample_heun, sample_heunpp2
 from .likelihood import log_likelihood
 from .loop import Step, levels, steps, walk
-from .multistep import sample_lms
+from .multistep import sample_deis, sample_gradient_estimation, sample_ipndm, sample_ipndm_v, sample_lms
 from .noise import (
     BatchedBrownianTree,
     BrownianTreeNoiseSampler,
@@ -49,6 +52,9 @@ from .noise import (
     make_noise_sampler,
     seeded_noise_sampler,
 )
+from .stages import sample_exp_heun_2_x0, sample_res_2s, sample_res_3s, sample_seeds_2, sample_seeds_3
+from .stochastic import sample_ddim, sample_ddpm, sample_er_sde, sample_restart, sample_sa_solver, sample_sa_solver_pece
+from .unipc import sample_uni_pc, sample_uni_pc_bh2
 
 # Names that old programs find here, loaded when asked for: (module, attribute).
 _LAZY = {'utils': ('k_diffusion.utils', None), 'integrate': ('scipy.integrate', None),

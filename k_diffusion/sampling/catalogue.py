@@ -31,7 +31,7 @@ class SampleFn(Protocol):
     the batch. generator: a torch.Generator, or one per item, that the noise is drawn from. Both change the noise of the steps
     only (x is given), and stand in for noise_sampler.
     afs: the analytical first step, which saves the first model call (its answer counts in all else as the model's). True: the
-    noise is taken for x / sqrt(1 + sigma^2) (Dockhorn et al. 2022, arXiv:2210.05475, section 3.3); a number: x for Gaussian
+    noise is taken for x / sqrt(1 + sigma^2) (Dockhorn et al. 2022, arXiv:2210.05475); a number: x for Gaussian
     data of mean 0 and that standard deviation s, D = s^2 / (s^2 + sigma^2) x.
     """
     entry: Sampler

@@ -55,18 +55,36 @@ class Watch:
         self.denoised: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> Tensor:
+        """D(x, sigma, **cond)."""
+        return self._ask(lambda *given, **cond: (self.model(*given, **cond),), x, sigma, *args, **cond)[0]
+
+    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """The guided and the unconditional estimate, from a model that has both (one call)."""
+        if not hasattr(self.model, 'pair'):
+            raise ValueError(f'{self.name} needs the unconditional estimate beside the guided one, and this model shows one only; '
+                             'give it a guided denoiser, made by K.guidance.classifier_free(...) say')
+        answers = self._ask(self.model.pair, x, sigma, **cond)
+        return answers[0], answers[-1]
+
+    def _ask(self, model: Callable[..., Any], x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> list[Tensor]:
         if self._afs is not None:
             analytic, self._afs = self._afs, None
             self.denoised = analytic(x, append_dims(sigma, x.ndim))
-            return self.denoised
+            return [self.denoised]
         dtype = self.dtype or x.dtype
-        denoised = _as(self.model(_as(x, dtype), _as(sigma, dtype), *args, **cond), x.dtype)
+        answer = model(_as(x, dtype), _as(sigma, dtype), *args, **cond)
+        answers = [self._seen(x, sigma, denoised) for denoised in answer]
+        self.nfe += 1
+        if self.denoised is None:
+            self.denoised = answers[0].detach()
+        return answers
+
+    def _seen(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+        """An answer in x's dtype, its shape checked, its values looked at or noted for later."""
+        denoised = _as(denoised, x.dtype)
         if denoised.shape != x.shape:
             raise ValueError(f'{self.name}: the model answered with shape {tuple(denoised.shape)} to x of shape {tuple(x.shape)}; '
                              'a denoiser gives its estimate of the clean data, shaped like x')
-        self.nfe += 1
-        if self.denoised is None:
-            self.denoised = denoised.detach()
         total = denoised.detach().sum()
         if not x.is_cpu:
             self._unseen.append((self.i, sigma, total))
@@ -119,11 +137,17 @@ class Step:
             self.show(x, sigma, denoised)
         return denoised
 
-    def show(self, x: Tensor, sigma_hat: float, denoised: Tensor) -> None:
+    def denoise_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The guided and the unconditional estimate at the step's level. The callback is shown both."""
+        guided, unconditional = self._watch.pair(x, x.new_full((x.shape[0],), self.sigma), **self._extra_args)
+        self.show(x, self.sigma, guided, uncond_denoised=unconditional)
+        return guided, unconditional
+
+    def show(self, x: Tensor, sigma_hat: float, denoised: Tensor, **more: Tensor) -> None:
         """Calls the callback: x and denoised are the live tensors, which it may edit in place before they are used."""
         if self._callback is not None:
             self._callback({'x': x, 'i': self.i, 'sigma': x.new_full((), self.sigma), 'sigma_hat': x.new_full((), sigma_hat),
-                            'denoised': denoised})
+                            'denoised': denoised, **more})
 
 
 def steps(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,

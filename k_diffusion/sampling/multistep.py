@@ -1,31 +1,159 @@
-"""Linear multistep methods in sigma: past derivatives, extrapolated."""
+"""Linear multistep methods: past slopes eps = (x - D) / sigma, extrapolated; x' = x + sum w_j eps_j.
+
+They differ in the weights alone: which variable the slopes are interpolated in, or none.
+"""
 from __future__ import annotations
 
+import functools
+import math
 from collections import deque
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from .catalogue import Run, sampler
-from .coefficients import adams_weights, to_d
-from .loop import Callback, ExtraArgs, Sigmas, steps
+from .coefficients import adams_weights, lagrange, to_d
+from .exponential import past_levels
+from .loop import Callback, ExtraArgs, Sigmas, levels, steps
+from .quadrature import integral
+
+#: Adams-Bashforth for equal steps, by order.
+EQUAL_STEPS = {1: (1.,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
+
+
+def walk_slopes(model: DenoiseFn, x: Tensor, sigmas: Sequence[float], extra_args: ExtraArgs, callback: Callback, disable: bool | None,
+                weights: Sequence[Sequence[float]]) -> Run[Tensor]:
+    """The steps of a table of weights, those of the newest slope first."""
+    history: deque[Tensor] = deque(maxlen=max(map(len, weights), default=1))
+    for step in steps(model, x, sigmas, extra_args, callback, disable):
+        history.appendleft(to_d(x, step.sigma, step.denoise(x)))
+        for weight, d in zip(weights[step.i], history):
+            x = torch.add(x, d, alpha=weight)
+        x = yield x
+    return x
+
+
+def table_of(rule: Callable[[Sequence[float], float], Sequence[float]], sigmas: Sequence[float], order: int) -> list[Sequence[float]]:
+    """The weights of every step by a rule (past levels, sigma_next) -> weights; none for a step between equal levels."""
+    return [rule(past, sigma_next) if past[0] != sigma_next else () for past, sigma_next in zip(past_levels(sigmas, order), sigmas[1:])]
+
+
+def adams(past: Sequence[float], sigma_next: float) -> list[float]:
+    """Exact Adams-Bashforth in sigma."""
+    return adams_weights(past, past[0], sigma_next)
+
+
+def _order(order: int, most: float = math.inf) -> None:
+    if not 1 <= order <= most:
+        allowed = 'at least 1' if most == math.inf else f'1 to {most:.0f} (lms has exact weights of any order)'
+        raise ValueError(f'order={order} is no number of slopes to use; give {allowed}')
 
 
 @sampler(order=4)
 def sample_lms(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                disable: bool | None = None, order: int = 4) -> Run[Tensor]:
-    """Variable-step Adams-Bashforth in sigma: the last `order` derivatives, exact weights. 1 NFE.
+    """Variable-step Adams-Bashforth in sigma: the last `order` slopes, exact weights. 1 NFE.
 
     The order rises 1, 2, .. over the first steps, and the error of the very first limits what is seen: about 3.4 at order 4.
     """
-    if order < 1:
-        raise ValueError(f'order={order} uses no derivative; give an order of at least 1')
-    history: deque[tuple[float, Tensor]] = deque(maxlen=order)
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
-        history.appendleft((step.sigma, to_d(x, step.sigma, step.denoise(x))))
-        weights = adams_weights([sigma for sigma, _ in history], step.sigma, step.sigma_next)
-        for weight, (_, d) in zip(weights, history):
-            x = torch.add(x, d, alpha=weight)
-        x = yield x
-    return x
+    _order(order)
+    sigmas = levels(sigmas)
+    weights = table_of(adams, sigmas, order)
+    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+
+
+@sampler(order=2)
+def sample_ipndm(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                 disable: bool | None = None, order: int = 4) -> Run[Tensor]:
+    """iPNDM: the Adams-Bashforth weights of equal steps whatever the steps are. 1 NFE.
+
+    Liu et al. (2022), arXiv:2202.09778, without the Runge-Kutta start, as Zhang & Chen (2022), arXiv:2204.13902, appendix H, have it.
+    Order 2 on smooth schedules whatever `order` (1 to 4) is, 1 on irregular ones; among the best at few steps all the same.
+    """
+    _order(order, 4)
+    sigmas = levels(sigmas)
+    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * weight for weight in EQUAL_STEPS[len(past)]], sigmas, order)
+    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+
+
+@sampler(order=3)
+def sample_ipndm_v(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                   disable: bool | None = None, order: int = 3) -> Run[Tensor]:
+    """iPNDM with the published weights for steps that vary, of order 1 to 3; those of order 3 are exact on smooth schedules only. 1 NFE."""
+    _order(order, 3)
+    sigmas = levels(sigmas)
+    weights = table_of(_varying, sigmas, order)
+    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+
+
+def _varying(past: Sequence[float], sigma_next: float) -> Sequence[float]:
+    if len(past) < 3:
+        return adams(past, sigma_next)
+    h, h_1, h_2 = sigma_next - past[0], past[0] - past[1], past[1] - past[2]
+    t = (1 - h ** 2 / (3 * h_1 * (h_1 + h_2))) / 2  # exact would be h (2 h + 3 h_1) / (6 h_1 (h_1 + h_2))
+    q = h / h_1
+    return h * (1 + q / 2 + t), -h * (q / 2 + t * (1 + h_1 / h_2)), h * t * h_1 / h_2
+
+
+@sampler(order=3)
+def sample_deis(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                disable: bool | None = None, order: int = 3) -> Run[Tensor]:
+    """DEIS tAB: the last `order` slopes interpolated in the time of the VP SDE that fits the schedule. 1 NFE.
+
+    Zhang & Chen (2022), arXiv:2204.13902; the paper counts the degree of the polynomial, order - 1.
+    """
+    _order(order)
+    sigmas = levels(sigmas)
+    weights = table_of(functools.partial(_in_time, vp_clock(sigmas)), sigmas, order)
+    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+
+
+def vp_clock(sigmas: Sequence[float]) -> tuple[float, float]:
+    """(b, c) of log(1 + sigma^2) = b t + c t^2 / 2 with t = 1 at the highest level and 1e-3 at the lowest above 0."""
+    positive = [sigma for sigma in sigmas if sigma > 0] or [1.]
+    high, low, end = math.log1p(max(positive) ** 2), math.log1p(min(positive) ** 2), 1e-3
+    c = max(0., 2 * (low / end - high) / (end - 1))  # 0 where the lowest level is so high that the clock would turn back
+    return high - c / 2, c
+
+
+def _in_time(clock: tuple[float, float], past: Sequence[float], sigma_next: float) -> list[float]:
+    b, c = clock
+
+    def time(sigma: float) -> float:
+        y = math.log1p(sigma ** 2)
+        return (math.sqrt(max(b * b + 2 * c * y, 0.)) - b) / c if c else y / b
+
+    def weight(row: Sequence[float]) -> float:
+        return math.fsum(integral(lambda sigma: _polynomial(row, time(sigma)), *piece) for piece in _pieces(past[0], sigma_next))
+
+    return [weight(row) for row in lagrange([time(sigma) for sigma in past])]
+
+
+def _pieces(start: float, end: float) -> list[tuple[float, float]]:
+    """An interval of levels cut where they halve, for a quadrature in sigma; a step to 0 is cut six times."""
+    cuts = [start]
+    while cuts[-1] / 2 > end and len(cuts) < (7 if end == 0 else 60):
+        cuts.append(cuts[-1] / 2)
+    return list(zip(cuts, [*cuts[1:], end]))
+
+
+def _polynomial(row: Sequence[float], t: float) -> float:
+    value = 0.
+    for coefficient in reversed(row):
+        value = value * t + coefficient
+    return value
+
+
+@sampler(order=1)
+def sample_gradient_estimation(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                               disable: bool | None = None, ge_gamma: float = 2.) -> Run[Tensor]:
+    """Euler along ge_gamma eps + (1 - ge_gamma) eps of the step before. 1 NFE.
+
+    Permenter & Yuan (2023), arXiv:2306.04848. ge_gamma = 3/2 is ipndm of order 2; any other value has order 1.
+    """
+    sigmas = levels(sigmas)
+    gains = {1: (1.,), 2: (ge_gamma, 1 - ge_gamma)}
+    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * gain for gain in gains[len(past)]], sigmas, 2)
+    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))

@@ -1,0 +1,163 @@
+"""The exponential multistep core: x' = a x + sum b_j D_j + s z, with a row of weights for each step computed before the first.
+
+The weights come from interpolating D in log sigma through the last values and integrating exactly against the linear part of
+the flow (or of the reverse SDE of strength eta). Which values are interpolated is all that tells the methods apart.
+"""
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn, NoiseSampler
+from ..core.registry import unknown
+from .catalogue import Run, sampler
+from .coefficients import exponential_weights
+from .loop import Callback, ExtraArgs, Sigmas, Step, levels, steps
+from .noise import default_noise_sampler
+from .stages import res_2s_step
+
+
+class Row(NamedTuple):
+    """The weights of a step from sigma: x' = a x + sum b_j D_j + s z, the D_j newest first.
+
+    correct: once D at sigma is known, what it and the older values do to the step that led here: x += sum correct_j D_j.
+    """
+    a: float
+    b: list[float]
+    s: float = 0.
+    correct: list[float] | None = None
+
+
+Table: TypeAlias = Sequence[Row]
+
+#: The step to sigma 0: the estimate itself. The weights of a higher order do not tend to it by themselves.
+LAST = Row(0., [1.])
+#: Between equal levels.
+STAY = Row(1., [])
+
+
+def past_levels(sigmas: Sequence[float], order: int) -> list[list[float]]:
+    """For each step, the levels of the last `order` values of the model, newest first (equal neighbours are one level)."""
+    seen: list[float] = []
+    pasts = []
+    for sigma in sigmas[:-1]:
+        if not seen or sigma != seen[0]:
+            seen = [sigma, *seen]
+        pasts.append(seen[:order])
+    return pasts
+
+
+def lowered(pasts: list[list[float]], sigmas: Sequence[float]) -> list[list[float]]:
+    """The pasts cut so that the order is at most the number of steps left, where the schedule ends in 0."""
+    if sigmas[-1] > 0:
+        return pasts
+    left = [len(set(sigmas[i + 1:])) for i in range(len(pasts))]
+    return [past[:max(n, 1)] for past, n in zip(pasts, left)]
+
+
+def nodes_of(past: Sequence[float], sigma_next: float) -> list[float]:
+    """Where the past levels lie in log sigma, from the start of the step in units of the step: 0, -r1, -r2, ..."""
+    h = math.log(past[0] / sigma_next)
+    return [math.log(past[0] / sigma) / h for sigma in past]
+
+
+def exponential_row(past: Sequence[float], sigma_next: float, eta: float = 0.) -> Row:
+    """The exact weights of the interpolation through the past levels: order len(past)."""
+    if past[0] == sigma_next:
+        return STAY
+    if sigma_next == 0:
+        return LAST
+    h = math.log(past[0] / sigma_next)
+    H = (1 + eta) * h
+    return Row(math.exp(-H), exponential_weights(nodes_of(past, sigma_next), H), sigma_next * math.sqrt(-math.expm1(-2 * eta * h)))
+
+
+def corrected(row: Row, past: Sequence[float], sigma_next: float, eta: float = 0.) -> list[float]:
+    """What the value at sigma_next adds to the step `row` made: exact weights on it and on the past, less those of the row."""
+    H = (1 + eta) * math.log(past[0] / sigma_next)
+    weights = exponential_weights([1., *nodes_of(past, sigma_next)], H)
+    return [weights[0], *(c - b for c, b in zip(weights[1:], row.b))]
+
+
+def adams_table(sigmas: Sequence[float], order: int, eta: float = 0., lower_order_final: bool = False) -> Table:
+    """Rows of exponential Adams-Bashforth: the order rises 1, 2, .. over the first steps."""
+    if order < 1:
+        raise ValueError(f'order={order} uses no value of the model; give an order of at least 1')
+    pasts = past_levels(sigmas, order)
+    pasts = lowered(pasts, sigmas) if lower_order_final else pasts
+    return [exponential_row(past, sigma_next, eta) for past, sigma_next in zip(pasts, sigmas[1:])]
+
+
+def combine(x: Tensor, a: float, weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
+    """a x + sum weights_j terms_j, as a new tensor."""
+    x = x * a
+    for weight, term in zip(weights, terms):
+        x.add_(term, alpha=weight)
+    return x
+
+
+def walk_table(model: DenoiseFn, x: Tensor, sigmas: Sequence[float], extra_args: ExtraArgs, callback: Callback, disable: bool | None,
+               table: Table, s_noise: float = 1., noise_sampler: NoiseSampler | None = None, evaluate_again: bool = False,
+               start: Callable[[Step, Tensor, Tensor], Tensor] | None = None) -> Run[Tensor]:
+    """The steps of a table. evaluate_again: D is asked for once more at the corrected x (PECE). start: makes the first steps
+    instead, from (step, x, D), until there are as many values as the method takes."""
+    order = max((len(row.b) for row in table), default=1)
+    noise_sampler = noise_sampler or default_noise_sampler(x)
+    history: deque[Tensor] = deque(maxlen=order)
+    for step in steps(model, x, sigmas, extra_args, callback, disable):
+        row = table[step.i]
+        denoised = step.denoise(x)
+        if row.correct:
+            x = combine(x, 1., row.correct, [denoised, *history])
+            denoised = step.denoise(x) if evaluate_again else denoised
+        history.appendleft(denoised)
+        if start is not None and len(history) < order and step.sigma_next > 0:
+            x = start(step, x, denoised)
+        else:
+            x = combine(x, row.a, row.b, history)
+        if row.s and s_noise:
+            x = torch.add(x, noise_sampler(step.sigma, step.sigma_next), alpha=s_noise * row.s)
+        x = yield x
+    return x
+
+
+@sampler(order=3)
+def sample_exp_ab(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                  disable: bool | None = None, order: int = 3, eta: float = 0., s_noise: float = 1.,
+                  noise_sampler: NoiseSampler | None = None, lower_order_final: bool = False, startup: str = 'ramp') -> Run[Tensor]:
+    """Exponential Adams-Bashforth with exact weights, of any order, for the flow or the reverse SDE of strength eta. 1 NFE.
+
+    startup: 'ramp', orders 1, 2, ..; or 'res_2s', which makes the first order - 1 steps by RES-2S (2 NFE each) and so keeps the
+    full order 3 (a ramp's first step has an error of h^2). lower_order_final: at most as many values as there are steps left.
+    Hochbruck & Ostermann (2010), doi:10.1017/S0962492910000048, section 2.5.
+    """
+    starts = {'ramp': None, 'res_2s': res_2s_step}
+    if startup not in starts:
+        raise ValueError(unknown('startup', startup, starts))
+    if eta and startup != 'ramp':
+        raise ValueError(f'startup={startup!r} makes steps without noise and eta is {eta}; take startup="ramp", or eta=0')
+    sigmas = levels(sigmas)
+    table = adams_table(sigmas, order, eta, lower_order_final)
+    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler, start=starts[startup]))
+
+
+@sampler(order=2)
+def sample_res_multistep(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                         disable: bool | None = None, order: int = 2) -> Run[Tensor]:
+    """Exponential Adams-Bashforth of order 2 (or another) by the name it bears in RES (Zhang et al. 2023, arXiv:2308.02157). 1 NFE."""
+    sigmas = levels(sigmas)
+    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, adams_table(sigmas, order)))
+
+
+@sampler(order=3)
+def sample_dpmpp_3m(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                    disable: bool | None = None, lower_order_final: bool = True) -> Run[Tensor]:
+    """DPM-Solver++(3M) with the exact curvature term, of which the published one is half (order 3 against 2). 1 NFE."""
+    sigmas = levels(sigmas)
+    table = adams_table(sigmas, 3, lower_order_final=lower_order_final)
+    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table))

@@ -1,0 +1,150 @@
+"""Exponential Runge-Kutta: steps of several stages in log sigma, for the flow (RES) and for the reverse SDE (SEEDS).
+
+Throughout h = log(sigma / sigma_next), H = (1 + eta) h; a stage c lies at the level sigma e^{-c h}, and lerp(D, x, e^{-c H}) is
+x there for a constant D.
+"""
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn, NoiseSampler
+from .catalogue import Run, sampler
+from .coefficients import phi
+from .loop import Callback, ExtraArgs, Sigmas, Step, steps
+from .noise import default_noise_sampler
+
+
+def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: float = 0.,
+                noises: Sequence[Tensor | None] = (None, None)) -> Tensor:
+    """From x and D at the start: x' = e^-H x + H ((phi_1 - phi_2 / c) D + phi_2 / c D_c), phi_k = phi_k(-H); second order."""
+    h = math.log(step.sigma / step.sigma_next)
+    H, sigma_c = (1 + eta) * h, step.sigma * math.exp(-c * h)
+    x_c = _with(torch.lerp(denoised, x, math.exp(-c * H)), noises[0], sigma_c)
+    denoised_c = step.denoise(x_c, sigma_c)
+    x = torch.lerp(denoised, x, math.exp(-H))
+    x = torch.add(x, denoised_c - denoised, alpha=H * phi(2, -H) / c)
+    return _with(x, noises[1], step.sigma_next)
+
+
+def res_3s_step(step: Step, x: Tensor, denoised: Tensor, c2: float = 1 / 3, c3: float = 2 / 3, eta: float = 0.,
+                noises: Sequence[Tensor | None] = (None, None, None)) -> Tensor:
+    """Third order, from x and D at the start: the weights of the stages D_2 and D_3 satisfy the stiff conditions of
+    Hochbruck & Ostermann (2005), doi:10.1137/040611434."""
+    h = math.log(step.sigma / step.sigma_next)
+    H = (1 + eta) * h
+    sigma_2, sigma_3 = step.sigma * math.exp(-c2 * h), step.sigma * math.exp(-c3 * h)
+    gamma = (3 * c3 - 2) * c3 / ((2 - 3 * c2) * c2)
+    a32 = gamma * c2 * phi(2, -c2 * H) + c3 ** 2 / c2 * phi(2, -c3 * H)
+    b3 = phi(2, -H) / (gamma * c2 + c3)
+    x_2 = _with(torch.lerp(denoised, x, math.exp(-c2 * H)), noises[0], sigma_2)
+    change_2 = step.denoise(x_2, sigma_2) - denoised
+    x_3 = torch.add(torch.lerp(denoised, x, math.exp(-c3 * H)), change_2, alpha=H * a32)
+    x_3 = _with(x_3, noises[1], sigma_3)
+    change_3 = step.denoise(x_3, sigma_3) - denoised
+    x = torch.lerp(denoised, x, math.exp(-H))
+    x = torch.add(torch.add(x, change_2, alpha=H * gamma * b3), change_3, alpha=H * b3)
+    return _with(x, noises[2], step.sigma_next)
+
+
+def stage_noises(step: Step, shares: Sequence[float], eta: float, s_noise: float, noise_sampler: NoiseSampler) -> list[Tensor | None]:
+    """The noise of the reverse SDE at each share c of a step, in units of the level there, each continuing the one before:
+
+    n_c = e^{-d} n + sqrt(1 - e^{-2 d}) z, d = eta h (c - the share before). Nothing is drawn where eta is 0.
+    """
+    h = math.log(step.sigma / step.sigma_next)
+    noise: Tensor | None = None
+    noises, at = [], 0.
+    for share in shares:
+        d = eta * h * (share - at)
+        if d > 0:
+            z = noise_sampler(step.sigma * math.exp(-at * h), step.sigma * math.exp(-share * h))
+            z = z * (s_noise * math.sqrt(-math.expm1(-2 * d)))
+            noise = z if noise is None else torch.add(z, noise, alpha=math.exp(-d))
+        noises.append(noise)
+        at = share
+    return noises
+
+
+def _with(x: Tensor, noise: Tensor | None, sigma: float) -> Tensor:
+    return x if noise is None else torch.add(x, noise, alpha=sigma)
+
+
+def _check_stages(*shares: float) -> None:
+    if not all(0 < c <= 1 for c in shares) or any(c >= d for c, d in itertools.pairwise(shares)):
+        raise ValueError(f'the stages {shares} do not lie one after another in (0, 1]; give shares of the step, 1/2 or 1/3 and 2/3 say')
+    if len(shares) == 2 and math.isclose(shares[0], 2 / 3):
+        raise ValueError('a first stage at 2/3 leaves no weights of order 3; place it elsewhere, at 1/3 say')
+
+
+def _two_stages(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs, callback: Callback, disable: bool | None,
+                c: float, eta: float = 0., s_noise: float = 1., noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+    _check_stages(c)
+    noise_sampler = noise_sampler or default_noise_sampler(x)
+    for step in steps(model, x, sigmas, extra_args, callback, disable):
+        denoised = step.denoise(x)
+        if step.sigma_next == 0:
+            x = denoised
+        else:
+            x = res_2s_step(step, x, denoised, c, eta, stage_noises(step, (c, 1.), eta, s_noise, noise_sampler))
+        x = yield x
+    return x
+
+
+def _three_stages(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs, callback: Callback, disable: bool | None,
+                  c2: float, c3: float, eta: float = 0., s_noise: float = 1.,
+                  noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+    _check_stages(c2, c3)
+    noise_sampler = noise_sampler or default_noise_sampler(x)
+    for step in steps(model, x, sigmas, extra_args, callback, disable):
+        denoised = step.denoise(x)
+        if step.sigma_next == 0:
+            x = denoised
+        else:
+            x = res_3s_step(step, x, denoised, c2, c3, eta, stage_noises(step, (c2, c3, 1.), eta, s_noise, noise_sampler))
+        x = yield x
+    return x
+
+
+@sampler(order=2, nfe=2)
+def sample_res_2s(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                  disable: bool | None = None, c2: float = 1 / 2) -> Run[Tensor]:
+    """RES with two stages, the second at the share c2 of the step (Zhang et al. 2023, arXiv:2308.02157). 2 NFE, but 1 for the step to 0."""
+    return (yield from _two_stages(model, x, sigmas, extra_args, callback, disable, c2))
+
+
+@sampler(order=3, nfe=3)
+def sample_res_3s(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                  disable: bool | None = None, c2: float = 1 / 3, c3: float = 2 / 3) -> Run[Tensor]:
+    """RES with three stages at the shares 0, c2 and c3 of the step. 3 NFE, but 1 for the step to 0."""
+    return (yield from _three_stages(model, x, sigmas, extra_args, callback, disable, c2, c3))
+
+
+@sampler(order=2, nfe=2)
+def sample_exp_heun_2_x0(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                         disable: bool | None = None) -> Run[Tensor]:
+    """Exponential Heun: RES with its second stage at the end of the step. 2 NFE, but 1 for the step to 0."""
+    return (yield from _two_stages(model, x, sigmas, extra_args, callback, disable, 1.))
+
+
+@sampler(order=2, nfe=2, stochastic=True)
+def sample_seeds_2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                   disable: bool | None = None, eta: float = 1., s_noise: float = 1., noise_sampler: NoiseSampler | None = None,
+                   r: float = 1 / 2) -> Run[Tensor]:
+    """SEEDS-2: RES-2S for the reverse SDE, with noise that the stage at the share r and the end have in common. 2 NFE.
+
+    Gonzalez et al. (2023), arXiv:2305.14267. eta = 0 is res_2s; r = 1 is exponential Heun for the SDE.
+    """
+    return (yield from _two_stages(model, x, sigmas, extra_args, callback, disable, r, eta, s_noise, noise_sampler))
+
+
+@sampler(order=3, nfe=3, stochastic=True)
+def sample_seeds_3(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+                   disable: bool | None = None, eta: float = 1., s_noise: float = 1., noise_sampler: NoiseSampler | None = None,
+                   r_1: float = 1 / 3, r_2: float = 2 / 3) -> Run[Tensor]:
+    """SEEDS-3: RES-3S for the reverse SDE; order 3 in the mean, 2 in the variance. 3 NFE. Gonzalez et al. (2023), arXiv:2305.14267."""
+    return (yield from _three_stages(model, x, sigmas, extra_args, callback, disable, r_1, r_2, eta, s_noise, noise_sampler))
