@@ -1,5 +1,6 @@
 import pytest
 import torch
+from sampler_cases import suited
 
 from k_diffusion.core.random import derive_seed, randn_items
 from k_diffusion.generation import generate
@@ -17,9 +18,9 @@ def denoise(x, sigma, shift=None):
 
 @pytest.mark.parametrize('name', SAMPLERS)
 def test_an_image_is_its_seed_whatever_the_batch(name):
-    together = generate(denoise, [1, 4, 4], SIGMAS, name, [3, 4, 5, 6, 7], batch_size=5)
+    together = generate(suited(name, denoise), [1, 4, 4], SIGMAS, name, [3, 4, 5, 6, 7], batch_size=5)
     assert together.shape == (5, 1, 4, 4) and together.std() > 0.1 and together.isfinite().all()
-    apart = generate(denoise, [1, 4, 4], SIGMAS, name, [3, 4, 5, 6, 7], batch_size=2)
+    apart = generate(suited(name, denoise), [1, 4, 4], SIGMAS, name, [3, 4, 5, 6, 7], batch_size=2)
     torch.testing.assert_close(apart, together, atol=1e-6, rtol=1e-5)
     assert not torch.allclose(together[0], together[1])
 

@@ -48,8 +48,9 @@ class _ClassifierFree:
                 for key, value in cond.items()}
         without, with_ = self.denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), **both).chunk(2)
         low, high = self.interval
-        weight = torch.where((sigma > low) & (sigma <= high), self.scale, 1.)
-        return torch.lerp(without, with_, append_dims(weight, x.ndim).to(with_)), without
+        scale, one = (with_.new_full((), value) for value in (self.scale, 1.))
+        weight = torch.where((sigma > low) & (sigma <= high), scale, one)
+        return torch.lerp(without, with_, append_dims(weight, x.ndim)), without
 
 
 def _null(value: Tensor | float | int, like: Tensor) -> Tensor:

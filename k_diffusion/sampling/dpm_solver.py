@@ -95,7 +95,7 @@ class DPMSolver(nn.Module):
         for i, order in enumerate(orders):
             t_next = t + (t_end - t) / (len(orders) - i)
             t_down, sigma_up = self._split(t, t_next, t_end, eta)
-            self.watch.begin(i, self.sigma(t_next))
+            self.watch.begin(i, self.sigma(t_next), len(orders))
             denoised = self.denoise(x, t)
             self.info_callback({'x': x, 'i': i, 't': t, 't_up': t, 'denoised': denoised})
             x, _ = single_steps[order - 1](x, t, t_down, eps_cache={'eps': (x - denoised) / self.sigma(t)})

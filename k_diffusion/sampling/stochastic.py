@@ -180,7 +180,7 @@ def restart_pairs(sigmas: Sequence[float], intervals: Sequence[tuple[float, floa
     """The steps of a schedule with the ways down from each interval's high end put in, the highest interval first."""
     knots = [sigma for sigma in sigmas if sigma > 0]
     inserted: dict[float, list[tuple[float, float]]] = {}
-    n = inner_steps or max(1, (len(sigmas) - 1) // 4)
+    n = inner_steps or max(1, (len(set(sigmas)) - 1) // 4)
     for low, high in sorted(intervals, reverse=True):
         if not 0 < low < high < math.inf:
             raise ValueError(f'the restart interval {(low, high)} is no range of noise levels; give 0 < low < high')

@@ -12,7 +12,23 @@ def denoise(x, sigma, class_cond, shift=0.):
 
 
 def test_scale_1_is_the_denoiser_itself():
-    assert classifier_free(denoise, {'class_cond': 9}, 1.) is denoise
+    seen = []
+
+    def recorded(x, sigma, **cond):
+        seen.append(len(x))
+        return denoise(x, sigma, **cond)
+
+    x, sigma, label = torch.randn(4, 3), torch.rand(4) + 0.1, torch.tensor([0, 1, 2, 3])
+    assert torch.equal(classifier_free(recorded, {'class_cond': 9}, 1.)(x, sigma, class_cond=label), denoise(x, sigma, label))
+    assert seen == [4]
+
+
+def test_the_pair_is_the_guided_and_the_unconditional_estimate():
+    x, sigma, label = torch.randn(4, 3), torch.rand(4) + 0.1, torch.tensor([0, 1, 2, 3])
+    for scale in (0.4, 1., 2.):
+        guided, unconditional = classifier_free(denoise, {'class_cond': 9}, scale).pair(x, sigma, class_cond=label)
+        torch.testing.assert_close(unconditional, denoise(x, sigma, torch.full((4,), 9)))
+        torch.testing.assert_close(guided, unconditional + scale * (denoise(x, sigma, label) - unconditional))
 
 
 @pytest.mark.parametrize('scale', [0., 0.5, 3.])

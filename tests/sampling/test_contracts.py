@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from sampler_cases import suited, with_noise, without_noise
 
 from k_diffusion import sampling
 
@@ -26,7 +27,7 @@ def noise(*shape, dtype=torch.float64):
 def run(name, x, sigmas=SIGMAS, model=denoiser, **options):
     entry = sampling.SAMPLERS[name]
     given = {'sigmas': sigmas, 'sigma_min': 0.05, 'sigma_max': 10., 'n': 7}
-    return entry.function(model, x, disable=True, **{key: given[key] for key in entry.takes}, **options)
+    return entry.function(suited(name, model), x, disable=True, **{key: given[key] for key in entry.takes}, **options)
 
 
 @pytest.mark.parametrize('name', ON_SCHEDULE)
@@ -144,7 +145,7 @@ def test_half_precision(name, dtype):
         return denoiser(x.float(), sigma.float()).to(dtype)
 
     x = noise(4, 8).to(dtype)
-    options = {'eta': 0.} if 'eta' in inspect.signature(sampling.SAMPLERS[name].function).parameters else {}
+    options = without_noise(name)
     out = run(name, x, model=model, **options)
     assert out.dtype == dtype and given == {dtype}
     exact = run(name, x.double(), **options)
@@ -163,8 +164,7 @@ def test_half_precision_survives_many_steps():
 def test_a_batch_of_one_is_the_item_of_a_batch(name):
     if name == 'dpm_adaptive':
         pytest.skip('the step sizes follow the error of the whole batch')
-    parameters = inspect.signature(sampling.SAMPLERS[name].function).parameters
-    options = {'s_churn': 3.} if 's_churn' in parameters else {'eta': 1.}
+    options = with_noise(name)
     x, seeds = noise(4, 2, 3), [11, 22, 33, 44]
     for make in (sampling.seeded_noise_sampler, lambda x, seeds: sampling.BrownianTreeNoiseSampler(x, 0.05, 10., seeds)):
         batch = run(name, x, noise_sampler=make(x, seeds), **options)
@@ -206,27 +206,26 @@ def test_callbacks_see_live_tensors(name):
     def edit(info):
         info['x' if name == 'dpm_adaptive' else 'denoised'].mul_(0.5)
 
-    plain = run(name, noise(2, 3), callback=lambda info: None, **eta_off(name))
-    assert (run(name, noise(2, 3), callback=edit, **eta_off(name)) - plain).abs().max() > 0.01
-
-
-def eta_off(name):
-    return {'eta': 0.} if 'eta' in inspect.signature(sampling.SAMPLERS[name].function).parameters else {}
+    quiet = without_noise(name)
+    plain = run(name, noise(2, 3), callback=lambda info: None, **quiet)
+    assert (run(name, noise(2, 3), callback=edit, **quiet) - plain).abs().max() > 0.01
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_iterate_is_the_sampler_step_by_step(name):
     entry = sampling.SAMPLERS[name]
     given = {'sigmas': SIGMAS, 'sigma_min': 0.05, 'sigma_max': 10., 'n': 7}
-    options = {**{key: given[key] for key in entry.takes}, **eta_off(name), 'disable': True}
+    options = {**{key: given[key] for key in entry.takes}, **without_noise(name), 'disable': True}
+    model = suited(name, denoiser)
     grad = torch.is_grad_enabled()
     states = []
-    for state in sampling.iterate(name, denoiser, noise(2, 3), **options):
+    for state in sampling.iterate(name, model, noise(2, 3), **options):
         assert torch.is_grad_enabled() == grad and not state.x.requires_grad
         states.append(state)
-    assert torch.equal(states[-1].x, entry.function(denoiser, noise(2, 3), **options))
+    assert torch.equal(states[-1].x, entry.function(model, noise(2, 3), **options))
     assert states[-1].sigma == pytest.approx(0. if entry.takes == ('sigmas',) else 0.05, rel=1e-4)
     assert [state.i for state in states] == list(range(len(states)))
+    assert {state.n for state in states} == {None if name == 'dpm_adaptive' else len(states)}
     assert all(state.nfe > before.nfe for before, state in itertools.pairwise(states))
     first = denoiser(noise(2, 3), torch.full([2], 10., dtype=torch.float64))
     torch.testing.assert_close(states[0].denoised, first)

@@ -1,0 +1,40 @@
+"""What tests of all samplers share: how each is called, without its noise and with it."""
+from __future__ import annotations
+
+from k_diffusion import sampling
+
+#: Options that leave no noise in a sampler.
+WITHOUT_NOISE = {
+    'restart': {'intervals': ()}, 'er_sde': {'noise_scaler': lambda sigma: sigma}, 'sa_solver': {'tau': 0.}, 'sa_solver_pece': {'tau': 0.},
+    'lcm': {'s_noise': 0.}, 'tcd': {'gamma': 0.}, 'ddpm': {'s_noise': 0.},
+}
+#: Options that leave most of it in.
+WITH_NOISE = {'sa_solver': {'interval': (0., 1.)}, 'sa_solver_pece': {'interval': (0., 1.)}}
+
+
+def without_noise(name):
+    if name in WITHOUT_NOISE:
+        return WITHOUT_NOISE[name]
+    return {'eta': 0.} if 'eta' in sampling.SAMPLERS[name].options else {}
+
+
+def with_noise(name):
+    options = sampling.SAMPLERS[name].options
+    return WITH_NOISE.get(name, {'s_churn': 3.} if 's_churn' in options else {'eta': 1.} if 'eta' in options else {})
+
+
+class Pair:
+    """A denoiser that shows two estimates, as the samplers of CFG++ want it; the second here is the first by default."""
+
+    def __init__(self, model, other=None):
+        self.model, self.other = model, other or model
+
+    def __call__(self, x, sigma, **cond):
+        return self.model(x, sigma, **cond)
+
+    def pair(self, x, sigma, **cond):
+        return self.model(x, sigma, **cond), self.other(x, sigma, **cond)
+
+
+def suited(name, model):
+    return Pair(model) if 'cfg_pp' in name else model
