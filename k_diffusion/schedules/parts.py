@@ -53,7 +53,7 @@ def finish(sigmas: Tensor, sigma_min: float, sigma_max: float, device: Any) -> T
 
 def distinct(sigmas: Tensor) -> Tensor:
     """Without the levels that equal the one before: a step between equal levels would do nothing, at the price of a whole one."""
-    return sigmas[torch.cat([sigmas.new_ones([1], dtype=torch.bool), sigmas.diff() != 0])]
+    return torch.cat([sigmas[:1], sigmas[1:][sigmas.diff() != 0]])
 
 
 def within(sigmas: Tensor, sigma_min: float, sigma_max: float, device: Any) -> Tensor:

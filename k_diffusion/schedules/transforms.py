@@ -38,9 +38,8 @@ def quantize_sigmas(sigmas: Tensor | Sequence[float], table: Table) -> Tensor:
     levels, trained = _levels(sigmas), table_levels(table)
     positive = levels[levels > 0]
     middles = (trained[:-1] * trained[1:]).sqrt()
-    nearest = trained[torch.bucketize(positive.detach().cpu().double(), middles)]
-    rounded = distinct(nearest) if len(nearest) else nearest
-    return final_denoise(rounded.to(levels), bool(levels[-1] == 0))
+    nearest = trained[torch.bucketize(positive.detach().cpu().double(), middles)].to(levels)
+    return final_denoise(distinct(nearest), bool(levels[-1] == 0))
 
 
 def discard_penultimate_sigma(sigmas: Tensor | Sequence[float]) -> Tensor:
