@@ -28,8 +28,8 @@ def get_sigmas_beta(n: int, sigma_min: float, sigma_max: float, alpha: float = 0
 def get_sigmas_kl_optimal(n: int, sigma_min: float, sigma_max: float, sigma_data: float = 1., device: Any = 'cpu') -> Tensor:
     """Uniform in atan(sigma / sigma_data): [n + 1].
 
-    Euler's method takes Gaussian data of that standard deviation least wrong on it: each step scales their spread by the cosine of its
-    angle, and equal angles make the largest product (Sabour et al. 2024, arXiv:2404.14507, section 3.1).
+    Where Euler's method errs least on Gaussian data of that standard deviation: of the spread due to them each step keeps the cosine of
+    its angle, and equal angles make the largest product (Sabour et al. 2024, arXiv:2404.14507, section 3.1).
     """
     low, high = bounds(n, sigma_min, sigma_max)
     check_positive('the standard deviation of the data', sigma_data=sigma_data)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -118,7 +119,7 @@ def test_kl_optimal_is_the_best_for_euler_on_gaussian_data():
     """The spread of the result over that of the data: below 1, and nearest to it on this schedule."""
     def kept(sigmas):
         x = torch.full([1], math.hypot(0.5, sigmas[0]), dtype=torch.float64)
-        for sigma, sigma_next in zip(sigmas[:-2], sigmas[1:-1]):
+        for sigma, sigma_next in pairwise(sigmas[:-1]):
             x = x + (sigma_next - sigma) * sigma / (0.25 + sigma ** 2) * x
         return x.item() / math.hypot(0.5, sigmas[-2])
 
