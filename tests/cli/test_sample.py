@@ -37,7 +37,7 @@ def test_seed_class_and_guidance_matter(trained, tmp_path):
 @pytest.mark.parametrize('schedule', BETWEEN)
 def test_every_schedule_between_two_levels_is_offered(trained, tmp_path, schedule, capsys):
     images = sample.sample(trained, 1, tmp_path / 'a', steps=4, schedule=schedule, device='cpu').images
-    assert images.isfinite().all() and images.std() > 0.1
+    assert images.isfinite().all() and images.std() > 0.03
     with pytest.raises(SystemExit):
         sample.main(['--help'])
     assert schedule in capsys.readouterr().out
