@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .extras import require
-from .files import read_json, whole_file
+from .files import HashingFile, Written, read_json, whole_file
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> Any:
@@ -37,10 +37,13 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
                          'use an older one from the same folder') from None
 
 
-def save_checkpoint(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a .pth file, whole or not at all."""
-    with whole_file(path) as temporary:
-        torch.save(value, temporary)
+def save_checkpoint(path: str | os.PathLike[str], value: Any) -> Written:
+    """Writes a .pth file, whole or not at all; returns its size and SHA-256."""
+    with whole_file(path) as temporary, open(temporary, 'wb') as plain:
+        file = HashingFile(plain)
+        torch.save(value, file)
+        plain.flush()
+        return file.written()
 
 
 def get_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
