@@ -19,6 +19,7 @@ COMMANDS = {
     'sample': ('sample', 'draw images from a trained model'),
     'grid': ('grid', 'put pictures side by side'),
     'convert': ('convert', 'turn a training checkpoint into a file for inference'),
+    'checkpoints': ('checkpoints', 'list and verify the checkpoints of a run, pin those that are to stay'),
     'config': ('config', 'write out the config that an inference file carries'),
 }
 

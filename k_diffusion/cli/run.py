@@ -5,6 +5,7 @@ import copy
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,21 @@ from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
 from ..data import Loader, open_dataset
-from ..training import CheckpointHook, GradientNoiseHook, Hook, LogHook, RunFolder, Trainer, load_weights, read_training_checkpoint
+from ..training import (
+    CheckpointHook,
+    GradientNoiseHook,
+    Hook,
+    LogHook,
+    Retention,
+    RunFolder,
+    Trainer,
+    load_weights,
+    run_lock,
+)
 from .display import Display
 from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
 from .objective import make_loss
+from .resuming import resume_from
 from .settings import Run, RunSettings
 
 LOG_EVERY = 10
@@ -42,9 +54,10 @@ def train(settings: RunSettings) -> Run:
     main = accelerator.is_main_process
     if not main:
         warnings.simplefilter('ignore')
-    with Display(settings.name, main) as display:
-        folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, {'config': config})
-        path, state = _resume_from(settings, folder)
+    folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, {'config': config},
+                       Retention(settings.keep_last, settings.keep_best))
+    with Display(settings.name, main) as display, run_lock(folder.path, folder.name) if main else nullcontext():
+        path, state = resume_from(settings.resume, folder, accelerator)
         display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
                     f'{accelerator.device.type}, folder {folder.path}')
         if path and state and end_step and state['step'] >= end_step:
@@ -57,10 +70,10 @@ def train(settings: RunSettings) -> Run:
             display.say(f'goes on from {path}, step {trainer.step:,}')
         del state
         if main:
-            _make_folder(folder.path)
             write_json(folder.path / f'{settings.name}_config.json', config)
         with checkpointing(settings.checkpointing):
             status = trainer.run()
+        accelerator.wait_for_everyone()
     return _closed(settings, trainer, folder, status, accelerator)
 
 
@@ -95,12 +108,6 @@ def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     return accelerator
 
 
-def _resume_from(settings: RunSettings, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
-    if settings.resume:
-        return Path(settings.resume), read_training_checkpoint(settings.resume)
-    return folder.newest() or (None, None)
-
-
 def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, folder: RunFolder,
               state: dict[str, Any] | None, display: Display, end_step: int | None) -> Trainer:
     seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
@@ -120,13 +127,6 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
         accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
         [noise_scale, *hooks] if noise_scale else hooks, end_step=end_step, grad_accum_steps=settings.grad_accum_steps,
         clip_norm=sections.training.grad_clip, seed=seed, parts={'gns_stats': noise_scale} if noise_scale else {})
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f'the run cannot live in {path} ({error.strerror}); choose another folder with --run-dir') from None
 
 
 def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device) -> nn.Module:
@@ -190,4 +190,5 @@ def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: 
     if accelerator.is_main_process:
         again = '' if status == 'done' else '; the same command goes on from there'
         print(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}', file=sys.stderr)
-    return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes)
+    return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes,
+               trainer.stopped_by)

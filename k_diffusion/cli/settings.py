@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ class RunSettings:
     start_method: str = 'spawn'                         # how they start
     allow_code: bool = False                            # whether a "custom" data set may run its file
     save_every: int = 10000                             # steps between checkpoints
+    keep_last: int = 0                                  # checkpoints kept besides the best; 0: all of them
+    keep_best: int = 1                                  # how many of the smallest smoothed loss are kept besides
     demo_every: int = 500                               # steps between demo grids; 0: none
     sample_n: int = 64                                  # samples in a grid
     evaluate_every: int = 10000
@@ -51,7 +54,7 @@ class RunSettings:
                 raise ValueError(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
         if Path(self.name).name != self.name or not self.name.strip('.'):
             raise ValueError(f'--name is {self.name!r}; it must be a plain name (the folder is said by --run-dir)')
-        for key in ('num_workers', 'demo_every', 'evaluate_n'):
+        for key in ('num_workers', 'demo_every', 'evaluate_n', 'keep_last', 'keep_best'):
             if getattr(self, key) < 0:
                 raise ValueError(f'--{key.replace("_", "-")} is {getattr(self, key)}; it must be at least 0')
         if self.lr is not None and not self.lr > 0:
@@ -71,6 +74,12 @@ class Run:
     status: str         # done, interrupted, or 'already done'
     loss: float | None  # smoothed
     processes: int
+    signal: int | None = None   # what interrupted it
+
+    @property
+    def exit_status(self) -> int:
+        """0, also after Ctrl-C, which leaves nothing undone; 143 after SIGTERM, by which a cluster knows its own doing."""
+        return 143 if self.status == 'interrupted' and self.signal == signal.SIGTERM else 0
 
     def summary(self) -> dict[str, Any]:
         """As plain JSON values."""

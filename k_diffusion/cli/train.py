@@ -51,6 +51,8 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 def _watching_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--save-every', type=int, default=10000, help='save a checkpoint every so many steps (default: 10000)')
+    add('--keep-last', type=int, default=0, help='delete older checkpoints than the last so many (default: 0, none is deleted)')
+    add('--keep-best', type=int, default=1, help='... but keep so many of the smallest smoothed loss (default: 1)')
     add('--demo-every', type=int, default=500, help='draw a grid of samples every so many steps (default: 500; 0: never)')
     add('--sample-n', type=int, default=64, help='how many samples the grid holds (default: 64)')
     add('--evaluate-every', type=int, default=10000, help='evaluate every so many steps (default: 10000)')
@@ -79,8 +81,9 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion train') -> 
     args = vars(_parser(prog).parse_args(argv))
     as_json = args.pop('json')
 
-    def work() -> None:
+    def work() -> int:
         done = train(RunSettings(**args))
         if as_json and int(os.environ.get('RANK', 0)) == 0:
             print(json.dumps(done.summary()))
+        return done.exit_status
     return guarded(prog, work)

@@ -6,7 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import safetensors
 import safetensors.torch
@@ -41,7 +41,7 @@ def save_checkpoint(path: str | os.PathLike[str], value: Any) -> Written:
     """Writes a .pth file, whole or not at all; returns its size and SHA-256."""
     with whole_file(path) as temporary, open(temporary, 'wb') as plain:
         file = HashingFile(plain)
-        torch.save(value, file)
+        torch.save(value, cast(IO[bytes], file))     # torch writes, and asks nothing else of it
         plain.flush()
         return file.written()
 
