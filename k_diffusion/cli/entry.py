@@ -20,6 +20,7 @@ COMMANDS = {
     'grid': ('grid', 'put pictures side by side'),
     'convert': ('convert', 'turn a training checkpoint into a file for inference'),
     'checkpoints': ('checkpoints', 'list and verify the checkpoints of a run, pin those that are to stay'),
+    'ema': ('ema', 'put together averaged weights of any width from the snapshots of a run'),
     'config': ('config', 'write out the config that an inference file carries'),
 }
 

@@ -29,6 +29,7 @@ from ..training import (
     LogHook,
     Retention,
     RunFolder,
+    SnapshotHook,
     Trainer,
     load_weights,
     run_lock,
@@ -122,11 +123,21 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
     hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process)
-    noise_scale = GradientNoiseHook(model) if settings.gns else None
+    parts: dict[str, Any] = {'gns_stats': GradientNoiseHook(model)} if settings.gns else {}
+    if snapshots := _snapshots(settings, sections, config, folder, ema_model, end_step):
+        parts['posthoc'] = snapshots
     return Trainer(
-        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
-        [noise_scale, *hooks] if noise_scale else hooks, end_step=end_step, grad_accum_steps=settings.grad_accum_steps,
-        clip_norm=sections.training.grad_clip, seed=seed, parts={'gns_stats': noise_scale} if noise_scale else {})
+        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader, [*parts.values(), *hooks],
+        end_step=end_step, grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed, parts=parts)
+
+
+def _snapshots(settings: RunSettings, sections: Sections, config: dict[str, Any], folder: RunFolder, ema_model: nn.Module,
+               end_step: int | None) -> SnapshotHook | None:
+    wanted = sections.training.ema_snapshots if settings.ema_snapshots is None else settings.ema_snapshots
+    if not wanted:
+        return None
+    every = settings.save_every if end_step is None else max(1, -(-end_step // wanted))
+    return SnapshotHook(ema_model, folder.path, folder.name, every, config, sections.training.ema_widths)
 
 
 def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device) -> nn.Module:

@@ -30,6 +30,7 @@ class RunSettings:
     save_every: int = 10000                             # steps between checkpoints
     keep_last: int = 0                                  # checkpoints kept besides the best; 0: all of them
     keep_best: int = 1                                  # how many of the smallest smoothed loss are kept besides
+    ema_snapshots: int | None = None                    # snapshots for `k-diffusion ema` over the run; 0: none
     demo_every: int = 500                               # steps between demo grids; 0: none
     sample_n: int = 64                                  # samples in a grid
     evaluate_every: int = 10000
@@ -54,8 +55,8 @@ class RunSettings:
                 raise ValueError(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
         if Path(self.name).name != self.name or not self.name.strip('.'):
             raise ValueError(f'--name is {self.name!r}; it must be a plain name (the folder is said by --run-dir)')
-        for key in ('num_workers', 'demo_every', 'evaluate_n', 'keep_last', 'keep_best'):
-            if getattr(self, key) < 0:
+        for key in ('num_workers', 'demo_every', 'evaluate_n', 'keep_last', 'keep_best', 'ema_snapshots'):
+            if (getattr(self, key) or 0) < 0:
                 raise ValueError(f'--{key.replace("_", "-")} is {getattr(self, key)}; it must be at least 0')
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f'--lr is {self.lr}; it must be above 0')

@@ -53,6 +53,7 @@ def _watching_options(parser: argparse.ArgumentParser) -> None:
     add('--save-every', type=int, default=10000, help='save a checkpoint every so many steps (default: 10000)')
     add('--keep-last', type=int, default=0, help='delete older checkpoints than the last so many (default: 0, none is deleted)')
     add('--keep-best', type=int, default=1, help='... but keep so many of the smallest smoothed loss (default: 1)')
+    add('--ema-snapshots', type=int, help="write so many snapshots for `k-diffusion ema` over the run (default: the config's, else 0)")
     add('--demo-every', type=int, default=500, help='draw a grid of samples every so many steps (default: 500; 0: never)')
     add('--sample-n', type=int, default=64, help='how many samples the grid holds (default: 64)')
     add('--evaluate-every', type=int, default=10000, help='evaluate every so many steps (default: 10000)')

@@ -48,13 +48,13 @@ def save_checkpoint(path: str | os.PathLike[str], value: Any) -> Written:
 
 def get_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The metadata of a .safetensors file (text by name), without its tensors."""
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         return file.metadata() or {}
 
 
 def load_safetensors(path: str | os.PathLike[str], device: Any = 'cpu') -> dict[str, Tensor]:
     """The tensors of a .safetensors file by name."""
-    with _open(path, str(device)) as file:
+    with open_safetensors(path, str(device)) as file:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
@@ -77,7 +77,8 @@ def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]
         temporary.chmod(0o666 & ~umask)     # safetensors writes files that only their owner may read
 
 
-def _open(path: str | os.PathLike[str], device: str = 'cpu') -> Any:
+def open_safetensors(path: str | os.PathLike[str], device: str = 'cpu') -> Any:
+    """A .safetensors file whose tensors are read one by one: a context of keys(), get_tensor(name), metadata()."""
     if not Path(path).is_file():
         raise FileNotFoundError(f'no file at {path}; give the path of a .safetensors file')
     try:
