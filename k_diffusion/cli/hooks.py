@@ -18,6 +18,7 @@ from ..generation import generate
 from ..sampling import get_sigmas_karras
 from ..training import Trainer
 from ..training.logs import values_of_parts
+from .report import redacted
 from .sample import guided, how_to_sample
 
 
@@ -131,11 +132,12 @@ class WandbHook:
     optional = True
 
     def __init__(self, project: str, entity: str | None, group: str | None, config: Mapping[str, Any], every: int,
-                 save_model: bool) -> None:
+                 save_model: bool, offline: bool = False) -> None:
         self.every, self.save_model = every, save_model
         self.sent: Path | None = None
         self.wandb = require('wandb', 'wandb', '--wandb-project')
-        self.wandb.init(project=project, entity=entity, group=group, config=dict(config), save_code=False)
+        self.wandb.init(project=project, entity=entity, group=group, config=redacted(config), save_code=False,
+                        **({'mode': 'offline'} if offline else {}))
 
     def __call__(self, trainer: Trainer) -> None:
         values = {'epoch': trainer.loader.epoch(trainer.items), 'loss': trainer.ema_stats.get('loss'), 'lr': trainer.lr,

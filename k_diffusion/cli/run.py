@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import sys
 import warnings
@@ -33,12 +34,17 @@ from ..training import (
     Trainer,
     load_weights,
     run_lock,
+    shard,
 )
 from .display import Display
 from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
 from .objective import make_loss
+from .plan import plan
+from .portions import compiled, portions
+from .report import ReportHook
 from .resuming import resume_from
 from .settings import Run, RunSettings
+from .tensorboard import TensorboardHook
 
 LOG_EVERY = 10
 
@@ -70,12 +76,23 @@ def train(settings: RunSettings) -> Run:
             trainer.load_state_dict(state, path, settings.reset_ema)
             display.say(f'goes on from {path}, step {trainer.step:,}')
         del state
+        if settings.dry_run:
+            return _planned(settings, trainer, folder, path, display)
         if main:
             write_json(folder.path / f'{settings.name}_config.json', config)
         with checkpointing(settings.checkpointing):
             status = trainer.run()
         accelerator.wait_for_everyone()
     return _closed(settings, trainer, folder, status, accelerator)
+
+
+def _planned(settings: RunSettings, trainer: Trainer, folder: RunFolder, path: Path | None, display: Display) -> Run:
+    """What a dry run has to say."""
+    for name, text in plan(settings, trainer, folder, path).items():
+        display.say(f'  {name:<13} {text}')
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return Run(settings.name, folder.path, path or folder.checkpoint_path(0), 0, 'dry run', None, trainer.accelerator.num_processes)
 
 
 def _refuse(sections: Sections) -> None:
@@ -114,17 +131,27 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
     network = _network(settings, config, sections, seed, accelerator.device)
     display.say(f'{n_params(network):,} parameters')
+    wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
+    batch_size, grad_accum_steps = portions(settings, sections, network, wrapper, accelerator, display.say)
+    settings = dataclasses.replace(settings, batch_size=batch_size, grad_accum_steps=grad_accum_steps)
     with accelerator.main_process_first():
         loader = _loader(settings, sections, accelerator, seed, folder, display)
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network, settings.lr)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
-    model, optimizer = accelerator.prepare(torch.compile(network) if settings.compile else network, optimizer)
-    wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
+    snapshots = _snapshots(settings, sections, config, folder, ema_model, end_step)
+    if settings.shard:
+        if accelerator.num_processes == 1:
+            raise ValueError('--shard cuts the network over several processes, and there is one; launch more, or leave it out')
+        shard([network, ema_model, *(snapshots.averages if snapshots else [])], optimizer, accelerator.device)
+    fast = compiled(network, sections, wrapper, batch_size, accelerator, display.say) if settings.compile else network
+    # (Pieces are exchanged by the network itself: it must not be wrapped in DistributedDataParallel.)
+    model = accelerator.prepare_model(fast, evaluation_mode=settings.shard)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
     hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process)
     parts: dict[str, Any] = {'gns_stats': GradientNoiseHook(model)} if settings.gns else {}
-    if snapshots := _snapshots(settings, sections, config, folder, ema_model, end_step):
+    if snapshots:
         parts['posthoc'] = snapshots
     return Trainer(
         accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader, [*parts.values(), *hooks],
@@ -185,13 +212,23 @@ def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, dis
     hooks.append(CheckpointHook(folder, settings.save_every))
     if settings.wandb_project and main:
         hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY,
-                               settings.wandb_save_model))
+                               settings.wandb_save_model, settings.wandb_offline))
+    if settings.tensorboard:
+        hooks.append(TensorboardHook(folder.path, LOG_EVERY))
     if settings.demo_every:
         batch = settings.batch_size or config['training']['batch_size']
         hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say))
     if settings.evaluate_n:
         hooks.append(EvaluationNotice(settings.evaluate_every, display.say))
+    if settings.report:
+        hooks.append(ReportHook(settings.demo_every or settings.save_every, folder.path, settings.name, config, _noise_edges(config)))
     return hooks
+
+
+def _noise_edges(config: dict[str, Any], bins: int = 8) -> list[float]:
+    """The noise levels between which the log tells the loss."""
+    quantiles = torch.linspace(0, 1, bins + 1, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    return [float(sigma) for sigma in sections_of(config).density.quantile(quantiles)]
 
 
 def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: str, accelerator: Any) -> Run:

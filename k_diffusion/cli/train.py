@@ -30,9 +30,12 @@ def _parser(prog: str) -> Parser:
     add('--end-step', type=int, help='stop after so many optimizer steps in all')
     add('--lr', type=float, help="the learning rate (default: the config's)")
     add('--grad-accum-steps', type=int, default=1, help='gradient accumulation steps (default: 1)')
+    add('--micro-batch', help="take so many of a batch at a time, or 'auto': what fits into memory (default: all)")
     add('--mixed-precision', choices=('no', 'fp16', 'bf16'), help='the type of the computation; weights stay float32')
     add('--checkpointing', action='store_true', help='recompute activations to save memory, where the model can')
+    add('--shard', action='store_true', help='cut weights, average and optimizer state into pieces, one for each process (FSDP2)')
     add('--compile', action='store_true', help='compile the model')
+    add('--dry-run', action='store_true', help='say what would be done and what it costs, draw the first batch, and leave')
     add('--seed', type=int, help="the seed (default: the run's own, else 0)")
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
     _data_options(parser)
@@ -68,6 +71,9 @@ def _watching_options(parser: argparse.ArgumentParser) -> None:
     add('--wandb-entity', help='the wandb entity')
     add('--wandb-group', help='the wandb group')
     add('--wandb-save-model', action='store_true', help='upload checkpoints to wandb')
+    add('--wandb-offline', action='store_true', help='keep what is for wandb on the disk (`wandb sync` sends it later)')
+    add('--tensorboard', action='store_true', help='write event files for TensorBoard')
+    add('--no-report', dest='report', action='store_false', help='write no NAME_report.html')
     add('--json', action='store_true', help='one machine-readable line on stdout at the end')
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.files import read_json
-from ..core.weights import get_safetensors_metadata, load_checkpoint, load_safetensors
+from ..core.weights import get_safetensors_metadata, load_safetensors
 from ..training import load_weights
+from ..training.checkpoint import load_state
 from .build import make_denoiser_wrapper, make_model
 from .load import load_config
 
@@ -41,7 +42,7 @@ def read_weights(path: str | os.PathLike[str], ema: bool = True) -> tuple[dict[s
     if Path(path).suffix == '.safetensors':
         carried = get_safetensors_metadata(path).get('config')
         return load_safetensors(path), None if carried is None else read_json(carried, f'the config inside {path}')
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_state(path)
     key = 'model_ema' if ema else 'model'
     if not isinstance(checkpoint, Mapping) or key not in checkpoint:
         raise ValueError(f'{path} has no entry {key!r}; give a checkpoint that training wrote or a .safetensors file')
@@ -51,7 +52,7 @@ def read_weights(path: str | os.PathLike[str], ema: bool = True) -> tuple[dict[s
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     """A checkpoint file as it is; for the folder of a run, the latest checkpoint that its state file names."""
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() or path.suffix == '.shards':
         return path
     states = sorted(path.glob('*_state.json'))
     if len(states) != 1:

@@ -33,6 +33,7 @@ from .optim import OPTIMIZERS, Adam8bitConfig, AdamWConfig, MuonConfig, SGDConfi
 from .posthoc import Snapshot, SnapshotHook, combination, find_snapshots, reconstruct
 from .retention import Retention
 from .settings import TrainingConfig
+from .sharding import shard
 from .trainer import Diverged, Trainer
 
 __all__ = [
@@ -83,5 +84,6 @@ __all__ = [
     'read_training_checkpoint',
     'reconstruct',
     'run_lock',
+    'shard',
     'unwrap',
 ]

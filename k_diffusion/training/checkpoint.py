@@ -3,24 +3,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.weights import load_checkpoint
+from .sharding import cut_state
 
 _NEEDED = ('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'step')
 
 
 def read_training_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A checkpoint that training can go on from, of ours or of the original; nothing in it is run."""
-    state = load_checkpoint(path)
+    state = load_state(path)
     missing = [key for key in _NEEDED if key not in state] if isinstance(state, dict) else list(_NEEDED)
     if missing:
         raise ValueError(f'{path} lacks {", ".join(missing)}; training resumes from a checkpoint that train wrote '
                          '(weights alone are taken by --resume-inference)')
     return state
+
+
+def load_state(path: str | os.PathLike[str]) -> Any:
+    """A checkpoint in one file or, where the path is a folder, in pieces; nothing in it is run."""
+    if Path(path).is_dir():
+        from .shards import read_shards
+        return read_shards(Path(path))
+    return load_checkpoint(path)
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object = 'the checkpoint') -> None:
@@ -30,7 +40,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object
         if name in weights and weights[name].shape != own.shape:
             raise ValueError(f'{source} holds {name} of shape {list(weights[name].shape)}, '
                              f'and the model has {list(own.shape)}; {fix}')
-    keys = model.load_state_dict(weights, strict=False)
+    keys = model.load_state_dict(cut_state(weights, model.state_dict()), strict=False)
     for odd, where in (keys.missing_keys, 'in the model and not in'), (keys.unexpected_keys, 'not in the model but in'):
         if odd:
             raise ValueError(f'{odd[0]} is {where} {source} ({len(odd)} such in all); {fix}')

@@ -66,6 +66,10 @@ class RunFolder:
     def writing(self, path: Path, step: int) -> _Writing:
         """Around the writing of a checkpoint: the record of one that it replaces is dropped, and a full disk is told as such."""
         self.manifest.drop(path.name)
+        return self.failures(step)
+
+    def failures(self, step: int) -> _Writing:
+        """Around writing: what the system refuses is told in a sentence that names the last whole checkpoint."""
         return _Writing(self, step)
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from ..gns import DDPGradientStatsHook, GradientNoiseScale
 from .folder import RunFolder
+from .shards import has_pieces, save_shards
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -34,7 +35,12 @@ class CheckpointHook:
     def __call__(self, trainer: Trainer) -> None:
         trainer.check_finite()
         state = trainer.state_dict()
-        if trainer.accelerator.is_main_process:
+        accelerator = trainer.accelerator
+        if has_pieces(state['model']):
+            trainer.last_checkpoint = save_shards(self.folder, state, trainer.ema_stats, accelerator.process_index,
+                                                  accelerator.num_processes)
+            return
+        if accelerator.is_main_process:
             self.folder.save(state, trainer.ema_stats)
         trainer.last_checkpoint = self.folder.checkpoint_path(trainer.step)
 

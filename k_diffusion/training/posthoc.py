@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..core.weights import get_safetensors_metadata, load_safetensors, open_safetensors, save_safetensors
 from .checkpoint import unwrap
 from .ema import PowerEMA, ema_pairs, ema_update_pairs, power_ema_exponent
-from .sharding import whole_state
+from .sharding import cut_state, whole_state
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -80,7 +80,7 @@ class SnapshotHook:
                 raise ValueError(f'the checkpoint has averages of the widths {", ".join(state)} and the run asks for {sched.width:g}; '
                                  'keep the widths of a run that is gone on with')
             sched.load_state_dict(held['sched'])
-            average.load_state_dict(held['model'])
+            average.load_state_dict(cut_state(held['model'], average.state_dict()))
 
 
 def snapshot_path(folder: Path, name: str, step: int) -> Path:

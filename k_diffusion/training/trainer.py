@@ -22,7 +22,7 @@ from .hooks import Hook
 from .interrupts import on_interrupt
 from .noise_levels import LossByNoise
 from .optim import clip_gradients, match_strides
-from .sharding import local
+from .sharding import cut_optimizer, local
 
 Batch = dict[str, Any]
 Status = Literal['done', 'interrupted']
@@ -323,6 +323,7 @@ class Trainer:
         except (ValueError, KeyError) as error:
             raise ValueError(f'the optimizer state in {name} does not fit ({error}); '
                              'resume with the optimizer it was trained with') from None
+        cut_optimizer(self.optimizer)
         match_strides(self.optimizer)
         self.lr_sched.load_state_dict(state['sched'])
         if not reset_ema:

@@ -31,7 +31,7 @@ def same(a, b):
 def test_a_run_leaves_what_the_original_leaves(trained):
     names = sorted(path.name for path in trained.iterdir())
     assert names == ['tiny_00000003.pth', 'tiny_config.json', 'tiny_demo_00000002.png', 'tiny_demo_00000003.png', 'tiny_log.csv',
-                     'tiny_log.jsonl', 'tiny_manifest.json', 'tiny_state.json']
+                     'tiny_log.jsonl', 'tiny_manifest.json', 'tiny_report.html', 'tiny_state.json']
     assert json.loads((trained / 'tiny_state.json').read_text()) == {'latest_checkpoint': 'tiny_00000003.pth'}
     checkpoint = load_checkpoint(trained / 'tiny_00000003.pth')
     original = {'config', 'model', 'model_ema', 'opt', 'sched', 'ema_sched', 'epoch', 'step', 'gns_stats', 'ema_stats', 'demo_gen',

@@ -110,7 +110,8 @@ def test_an_archive_travels_to_worker_processes(tmp_path):
 
 
 def test_inspection_counts(tmp_path):
-    for name, picture in {'a': Image.new('RGB', (20, 10), 'red'), 'b': Image.new('RGB', (20, 10), 'red'), 'c': Image.new('L', (8, 8), 0)}.items():
+    red_one, black_one = Image.new('RGB', (20, 10), 'red'), Image.new('L', (8, 8), 0)
+    for name, picture in {'a': red_one, 'b': red_one, 'c': black_one}.items():
         picture.save(tmp_path / f'{name}.png')
     exif = Image.Exif()
     exif[0x0112] = 6
