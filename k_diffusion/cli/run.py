@@ -39,6 +39,7 @@ from ..training import (
 from .display import Display
 from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
 from .objective import make_loss
+from .peers import told_of_peers
 from .plan import plan
 from .portions import compiled, portions
 from .report import ReportHook
@@ -80,7 +81,7 @@ def train(settings: RunSettings) -> Run:
             return _planned(settings, trainer, folder, path, display)
         if main:
             write_json(folder.path / f'{settings.name}_config.json', config)
-        with checkpointing(settings.checkpointing):
+        with checkpointing(settings.checkpointing), told_of_peers(trainer):
             status = trainer.run()
         accelerator.wait_for_everyone()
     return _closed(settings, trainer, folder, status, accelerator)
