@@ -5,31 +5,30 @@ import copy
 import pytest
 import torch
 
-from k_diffusion.training import PowerEMA, Snapshot, SnapshotHook, combination, ema_update, find_snapshots, reconstruct
-from k_diffusion.training.posthoc import profile_product
+from k_diffusion.training import PowerEMA, Snapshot, SnapshotHook, combination, ema_update, find_snapshots, power_ema_exponent, reconstruct
+from k_diffusion.training.posthoc import remainder_product
 
 
-def test_profile_product_is_the_integral():
+def test_remainder_product_is_the_integral():
     t = torch.linspace(0, 1, 200_001, dtype=torch.float64)
-    from k_diffusion.training import power_ema_exponent
 
-    def profile(step, width):
-        g = power_ema_exponent(width)
-        return torch.where(t <= step, (g + 1) / step * (t / step) ** g, 0.)
+    def remainder(step, width):
+        return 1 - (t / step).clamp(max=1) ** (power_ema_exponent(width) + 1)
     for a in ((0.5, 0.05), (1., 0.1)):
         for b in ((1., 0.2), (0.5, 0.1)):
-            expected = torch.trapezoid(profile(*a) * profile(*b), t).item()
-            assert profile_product(*a, *b) == pytest.approx(expected, rel=1e-3)
+            expected = torch.trapezoid(remainder(*a) * remainder(*b), t).item()
+            assert remainder_product(*a, *b) == pytest.approx(expected, rel=1e-5)
+            assert remainder_product(*b, *a) == pytest.approx(remainder_product(*a, *b), rel=1e-12)
 
 
 def test_a_tracked_width_is_itself():
     known = [(step, width) for step in (250, 500, 750, 1000) for width in (0.05, 0.1)]
     factors = combination(known, 1000, 0.1)
-    assert factors[known.index((1000, 0.1))].item() == pytest.approx(1, abs=1e-6)
-    assert factors.abs().sum().item() == pytest.approx(1, abs=1e-5)
+    assert factors[known.index((1000, 0.1))].item() == pytest.approx(1, abs=1e-4)
+    assert factors.abs().sum().item() == pytest.approx(1, abs=1e-3)
 
 
-@pytest.mark.parametrize('width', [0.03, 0.07, 0.15, 0.2])
+@pytest.mark.parametrize('width', [0.03, 0.07, 0.12, 0.15, 0.2])
 def test_other_widths_are_rebuilt_along_a_noisy_path(width):
     """Averages of a random walk with a pull, tracked directly and put together from 8 snapshots of each width."""
     n, dim = 2000, 400
