@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._pytree import tree_flatten
 
 ROOT = Path(__file__).parents[2]
 TINY = {
@@ -54,12 +56,7 @@ def program(tmp_path):
 @pytest.fixture
 def same():
     def compare(a, b):
-        import torch
-        if isinstance(a, torch.Tensor):
-            return torch.equal(a, b)
-        if isinstance(a, dict):
-            return a.keys() == b.keys() and all(compare(a[key], b[key]) for key in a)
-        if isinstance(a, (list, tuple)):
-            return len(a) == len(b) and all(map(compare, a, b))
-        return a == b
+        leaves, others = tree_flatten(a), tree_flatten(b)
+        return leaves[1] == others[1] and all(
+            torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(leaves[0], others[0]))
     return compare

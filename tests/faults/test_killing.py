@@ -183,6 +183,19 @@ def test_pieces_are_gone_on_with_by_another_number_of_processes(program):
     assert len(listed['tiny_00000004.shards']['files']) == 4
 
 
+def test_grids_drawn_by_two_processes_are_those_of_one(program):
+    from PIL import Image
+
+    from k_diffusion.core.images import pil_bytes
+    for processes, batch in ((2, 4), (1, 8)):
+        done = program.run('--batch-size', str(batch), '--end-step', '3', '--demo-every', '3', '--sample-n', '5', processes=processes,
+                           run_dir=program.folder / str(processes))
+        assert done.returncode == 0, done.stderr
+    two, one = (pil_bytes(Image.open(program.folder / name / 'tiny_demo_00000003.png')).int() for name in '21')
+    assert two.shape == one.shape == (1, 32, 48)
+    assert (two - one).abs().max() <= 2 and one.float().std() > 5
+
+
 @pytest.mark.skipif(shutil.which('ip') is None or os.geteuid() != 0, reason='needs the right to make network namespaces')
 def test_two_network_namespaces_are_two_machines(program):
     """Two launchers, each alone in its network, joined by a wire."""
