@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..core.files import read_json
 from ..core.weights import get_safetensors_metadata, load_safetensors
-from ..training import load_weights
+from ..training import RunFolder, load_weights
 from ..training.checkpoint import load_state
 from .build import make_denoiser_wrapper, make_model
 from .load import load_config
@@ -52,7 +52,7 @@ def read_weights(path: str | os.PathLike[str], ema: bool = True) -> tuple[dict[s
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint file as it is; for the folder of a run, the latest checkpoint that its state file names."""
+    """A checkpoint file as it is; for the folder of a run, the latest checkpoint that its state file names, verified where on record."""
     path = Path(path)
     if not path.is_dir() or path.suffix == '.shards':
         return path
@@ -63,4 +63,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     state = read_json(states[0].read_text(), str(states[0]))
     if not isinstance(state, Mapping) or not isinstance(state.get('latest_checkpoint'), str):
         raise ValueError(f'{states[0]} names no checkpoint; give the path of a .pth or .safetensors file')
-    return path / Path(state['latest_checkpoint']).name
+    name = Path(state['latest_checkpoint']).name
+    record = RunFolder(path, states[0].name.removesuffix('_state.json')).manifest.read().get(name)
+    if record is not None and (fault := record.fault(path)):
+        raise ValueError(f'{fault}; `k-diffusion checkpoints {path}` lists those that are whole')
+    return path / name

@@ -10,6 +10,7 @@ import stat
 import pytest
 import torch
 
+import k_diffusion as K
 from k_diffusion.cli import main as kd
 from k_diffusion.cli.train import main
 from k_diffusion.training import Retention, RunFolder, Taken, run_lock
@@ -37,6 +38,8 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_gone_on_from(train,
     assert train('--end-step', '4', '--save-every', '2') == 0
     flip(train.folder.checkpoint_path(4))
     torch.load(train.folder.checkpoint_path(4), weights_only=True)      # torch itself says nothing
+    with pytest.raises(ValueError, match=r'its SHA-256 is not .*; `k-diffusion checkpoints'):
+        K.load_model(train.folder.path)
     assert kd(['checkpoints', str(train.folder.path)]) == 1
     assert 'DAMAGED: tiny_00000004.pth is damaged: its SHA-256' in capsys.readouterr().out
     assert train('--end-step', '6', '--save-every', '2') == 0
