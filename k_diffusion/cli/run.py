@@ -36,6 +36,7 @@ from ..training import (
     run_lock,
     shard,
 )
+from ..training.heartbeat import heartbeat
 from .display import Display
 from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
 from .objective import make_loss
@@ -81,7 +82,8 @@ def train(settings: RunSettings) -> Run:
             return _planned(settings, trainer, folder, path, display)
         if main:
             write_json(folder.path / f'{settings.name}_config.json', config)
-        with checkpointing(settings.checkpointing), told_of_peers(trainer):
+        alive = heartbeat(accelerator.process_index, accelerator.num_processes)
+        with checkpointing(settings.checkpointing), told_of_peers(trainer), alive:
             status = trainer.run()
         accelerator.wait_for_everyone()
     return _closed(settings, trainer, folder, status, accelerator)

@@ -125,6 +125,22 @@ def test_a_dead_rank_ends_the_run_and_is_named(program):
     assert done.returncode == 0 and 'goes on from' in done.stderr, done.stderr
 
 
+def test_a_rank_that_hangs_ends_the_run_and_is_named(program):
+    process = program.start('--save-every', '5', '--keep-last', '2', '--batch-size', '4', '--no-report', processes=2)
+    folder = RunFolder(program.run_dir, 'tiny')
+    wait_for(lambda: len(folder.checkpoints()) > 1)
+    children = subprocess.run(['ps', '--ppid', str(process.pid), '-o', 'pid='], capture_output=True, text=True).stdout.split()
+    ranks = {Path(f'/proc/{pid}/environ').read_text().split('\0LOCAL_RANK=')[1][0]: int(pid) for pid in children}
+    time.sleep(5)
+    began = time.monotonic()
+    os.kill(ranks['1'], signal.SIGSTOP)
+    wait_for(lambda: not Path(f'/proc/{ranks["0"]}').exists() or 'Z' in Path(f'/proc/{ranks["0"]}/stat').read_text().split()[2])
+    assert time.monotonic() - began < 60
+    os.kill(ranks['1'], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert 'process 1 has not been heard of for 30 s' in err and process.returncode != 0
+
+
 def test_torchrun_restarts_resume(program, monkeypatch):
     # Without it the new processes find the old ones' addresses in the launcher's store (torch 2.13; docs/training.md says so).
     monkeypatch.setenv('TORCH_DISABLE_SHARE_RDZV_TCP_STORE', '1')
