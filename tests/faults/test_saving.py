@@ -182,6 +182,25 @@ def test_a_fault_of_the_data_saves_the_finished_steps(train, monkeypatch, capsys
     assert 'a process that reads died' in capsys.readouterr().err and train.folder.newest()[1]['step'] == 3
 
 
+def test_one_percent_of_broken_pictures_is_skipped_and_listed(train, tmp_path, capsys):
+    from PIL import Image
+
+    from .conftest import TINY
+    pictures = tmp_path / 'pictures'
+    pictures.mkdir()
+    for i in range(200):
+        Image.new('L', (16, 16), i).save(pictures / f'{i:03}.png')
+    broken = [pictures / '050.png', pictures / '150.png']
+    broken[0].write_bytes(b'')
+    os.truncate(broken[1], 45)
+    config = {**TINY, 'dataset': {'type': 'imagefolder', 'location': str(pictures)}}
+    (tmp_path / 'tiny.json').write_text(json.dumps(config))
+    assert train('--end-step', '3', '--num-workers', '0') == 0
+    assert '198 images' in capsys.readouterr().err
+    listed = (train.folder.path / 'tiny_skipped.txt').read_text().splitlines()
+    assert [line.split(': ')[0] for line in listed] == [str(path) for path in broken]
+
+
 def test_code_in_a_checkpoint_is_not_run(train, tmp_path, capsys):
     class Evil:
         def __reduce__(self):
