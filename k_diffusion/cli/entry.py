@@ -19,6 +19,9 @@ COMMANDS = {
     'sample': ('sample', 'draw images from a trained model'),
     'grid': ('grid', 'put pictures side by side'),
     'convert': ('convert', 'turn a training checkpoint into a file for inference'),
+    'checkpoints': ('checkpoints', 'list and verify the checkpoints of a run, pin those that are to stay'),
+    'ema': ('ema', 'put together averaged weights of any width from the snapshots of a run'),
+    'dataset': ('dataset', 'look through a folder of pictures: counts, broken ones, duplicates, a contact sheet, sigma_data'),
     'config': ('config', 'write out the config that an inference file carries'),
 }
 

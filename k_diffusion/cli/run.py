@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,30 @@ from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
 from ..data import Loader, open_dataset
-from ..training import CheckpointHook, GradientNoiseHook, Hook, LogHook, RunFolder, Trainer, load_weights, read_training_checkpoint
+from ..training import (
+    CheckpointHook,
+    GradientNoiseHook,
+    Hook,
+    LogHook,
+    Retention,
+    RunFolder,
+    SnapshotHook,
+    Trainer,
+    load_weights,
+    run_lock,
+    shard,
+)
+from ..training.heartbeat import heartbeat
 from .display import Display
 from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
 from .objective import make_loss
+from .peers import told_of_peers
+from .plan import plan
+from .portions import compiled, portions
+from .report import ReportHook
+from .resuming import resume_from
 from .settings import Run, RunSettings
+from .tensorboard import TensorboardHook
 
 LOG_EVERY = 10
 
@@ -42,9 +63,10 @@ def train(settings: RunSettings) -> Run:
     main = accelerator.is_main_process
     if not main:
         warnings.simplefilter('ignore')
-    with Display(settings.name, main) as display:
-        folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, {'config': config})
-        path, state = _resume_from(settings, folder)
+    folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, {'config': config},
+                       Retention(settings.keep_last, settings.keep_best))
+    with Display(settings.name, main) as display, run_lock(folder.path, folder.name) if main else nullcontext():
+        path, state = resume_from(settings.resume, folder, accelerator)
         display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
                     f'{accelerator.device.type}, folder {folder.path}')
         if path and state and end_step and state['step'] >= end_step:
@@ -56,12 +78,24 @@ def train(settings: RunSettings) -> Run:
             trainer.load_state_dict(state, path, settings.reset_ema)
             display.say(f'goes on from {path}, step {trainer.step:,}')
         del state
+        if settings.dry_run:
+            return _planned(settings, trainer, folder, path, display)
         if main:
-            _make_folder(folder.path)
             write_json(folder.path / f'{settings.name}_config.json', config)
-        with checkpointing(settings.checkpointing):
+        alive = heartbeat(accelerator.process_index, accelerator.num_processes)
+        with checkpointing(settings.checkpointing), told_of_peers(trainer), alive:
             status = trainer.run()
+        accelerator.wait_for_everyone()
     return _closed(settings, trainer, folder, status, accelerator)
+
+
+def _planned(settings: RunSettings, trainer: Trainer, folder: RunFolder, path: Path | None, display: Display) -> Run:
+    """What a dry run has to say."""
+    for name, text in plan(settings, trainer, folder, path).items():
+        display.say(f'  {name:<13} {text}')
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return Run(settings.name, folder.path, path or folder.checkpoint_path(0), 0, 'dry run', None, trainer.accelerator.num_processes)
 
 
 def _refuse(sections: Sections) -> None:
@@ -95,38 +129,45 @@ def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     return accelerator
 
 
-def _resume_from(settings: RunSettings, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
-    if settings.resume:
-        return Path(settings.resume), read_training_checkpoint(settings.resume)
-    return folder.newest() or (None, None)
-
-
 def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, folder: RunFolder,
               state: dict[str, Any] | None, display: Display, end_step: int | None) -> Trainer:
     seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
     network = _network(settings, config, sections, seed, accelerator.device)
     display.say(f'{n_params(network):,} parameters')
+    wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
+    batch_size, grad_accum_steps = portions(settings, sections, network, wrapper, accelerator, display.say)
+    settings = dataclasses.replace(settings, batch_size=batch_size, grad_accum_steps=grad_accum_steps)
     with accelerator.main_process_first():
         loader = _loader(settings, sections, accelerator, seed, folder, display)
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network, settings.lr)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
-    model, optimizer = accelerator.prepare(torch.compile(network) if settings.compile else network, optimizer)
-    wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
+    snapshots = _snapshots(settings, sections, config, folder, ema_model, end_step)
+    if settings.shard:
+        if accelerator.num_processes == 1:
+            raise ValueError('--shard cuts the network over several processes, and there is one; launch more, or leave it out')
+        shard([network, ema_model, *(snapshots.averages if snapshots else [])], optimizer, accelerator.device)
+    fast = compiled(network, sections, wrapper, batch_size, accelerator, display.say) if settings.compile else network
+    # (Pieces are exchanged by the network itself: it must not be wrapped in DistributedDataParallel.)
+    model = accelerator.prepare_model(fast, evaluation_mode=settings.shard)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
     hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process)
-    noise_scale = GradientNoiseHook(model) if settings.gns else None
+    parts: dict[str, Any] = {'gns_stats': GradientNoiseHook(model)} if settings.gns else {}
+    if snapshots:
+        parts['posthoc'] = snapshots
     return Trainer(
-        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
-        [noise_scale, *hooks] if noise_scale else hooks, end_step=end_step, grad_accum_steps=settings.grad_accum_steps,
-        clip_norm=sections.training.grad_clip, seed=seed, parts={'gns_stats': noise_scale} if noise_scale else {})
+        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader, [*parts.values(), *hooks],
+        end_step=end_step, grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed, parts=parts)
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f'the run cannot live in {path} ({error.strerror}); choose another folder with --run-dir') from None
+def _snapshots(settings: RunSettings, sections: Sections, config: dict[str, Any], folder: RunFolder, ema_model: nn.Module,
+               end_step: int | None) -> SnapshotHook | None:
+    wanted = sections.training.ema_snapshots if settings.ema_snapshots is None else settings.ema_snapshots
+    if not wanted:
+        return None
+    every = settings.save_every if end_step is None else max(1, -(-end_step // wanted))
+    return SnapshotHook(ema_model, folder.path, folder.name, every, config, sections.training.ema_widths)
 
 
 def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device) -> nn.Module:
@@ -174,13 +215,23 @@ def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, dis
     hooks.append(CheckpointHook(folder, settings.save_every))
     if settings.wandb_project and main:
         hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY,
-                               settings.wandb_save_model))
+                               settings.wandb_save_model, settings.wandb_offline))
+    if settings.tensorboard:
+        hooks.append(TensorboardHook(folder.path, LOG_EVERY))
     if settings.demo_every:
         batch = settings.batch_size or config['training']['batch_size']
         hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say))
     if settings.evaluate_n:
         hooks.append(EvaluationNotice(settings.evaluate_every, display.say))
+    if settings.report:
+        hooks.append(ReportHook(settings.demo_every or settings.save_every, folder.path, settings.name, config, _noise_edges(config)))
     return hooks
+
+
+def _noise_edges(config: dict[str, Any], bins: int = 8) -> list[float]:
+    """The noise levels between which the log tells the loss."""
+    quantiles = torch.linspace(0, 1, bins + 1, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    return [float(sigma) for sigma in sections_of(config).density.quantile(quantiles)]
 
 
 def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: str, accelerator: Any) -> Run:
@@ -190,4 +241,5 @@ def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: 
     if accelerator.is_main_process:
         again = '' if status == 'done' else '; the same command goes on from there'
         print(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}', file=sys.stderr)
-    return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes)
+    return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes,
+               trainer.stopped_by)

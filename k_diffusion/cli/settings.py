@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,20 @@ class RunSettings:
     end_step: int | None = None                         # optimizer steps in all; None there too: until stopped
     lr: float | None = None
     grad_accum_steps: int = 1                           # micro-steps per optimizer step
+    micro_batch: str | int | None = None                # how many of a batch are taken at a time; 'auto': what fits into memory
     mixed_precision: str | None = None                  # no, fp16, bf16: of the computation; weights stay float32
     checkpointing: bool = False                         # recompute activations in the backward pass
     compile: bool = False                               # torch.compile the network
+    shard: bool = False                                 # cut the network into pieces, one for each process (FSDP2)
     seed: int | None = None                             # default: the run's own, else 0
     device: str | None = None                           # cpu, cuda, mps; None: the fastest there is
     num_workers: int = 8                                # processes that decode pictures, at most one per core
     start_method: str = 'spawn'                         # how they start
     allow_code: bool = False                            # whether a "custom" data set may run its file
     save_every: int = 10000                             # steps between checkpoints
+    keep_last: int = 0                                  # checkpoints kept besides the best; 0: all of them
+    keep_best: int = 1                                  # how many of the smallest smoothed loss are kept besides
+    ema_snapshots: int | None = None                    # snapshots for `k-diffusion ema` over the run; 0: none
     demo_every: int = 500                               # steps between demo grids; 0: none
     sample_n: int = 64                                  # samples in a grid
     evaluate_every: int = 10000
@@ -40,6 +46,10 @@ class RunSettings:
     wandb_entity: str | None = None
     wandb_group: str | None = None
     wandb_save_model: bool = False
+    wandb_offline: bool = False                         # keep what is for wandb on the disk
+    tensorboard: bool = False                           # write event files for TensorBoard
+    report: bool = True                                 # write NAME_report.html
+    dry_run: bool = False                               # say what would be done, and leave
     resume: str | None = None                           # a checkpoint (default: the run's latest)
     resume_inference: str | None = None                 # a .safetensors file to start from
     reset_ema: bool = False                             # the average starts anew
@@ -51,9 +61,16 @@ class RunSettings:
                 raise ValueError(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
         if Path(self.name).name != self.name or not self.name.strip('.'):
             raise ValueError(f'--name is {self.name!r}; it must be a plain name (the folder is said by --run-dir)')
-        for key in ('num_workers', 'demo_every', 'evaluate_n'):
-            if getattr(self, key) < 0:
+        for key in ('num_workers', 'demo_every', 'evaluate_n', 'keep_last', 'keep_best', 'ema_snapshots'):
+            if (getattr(self, key) or 0) < 0:
                 raise ValueError(f'--{key.replace("_", "-")} is {getattr(self, key)}; it must be at least 0')
+        for key in ('gns', 'compile'):
+            if self.shard and getattr(self, key):
+                raise ValueError(f'--shard does not go together with --{key}; leave one of them out')
+        if self.shard and self.mixed_precision == 'fp16':
+            raise ValueError('--shard does not go with --mixed-precision fp16, whose loss scaling is of whole gradients; take bf16')
+        if self.micro_batch not in (None, 'auto') and not (str(self.micro_batch).isdecimal() and int(str(self.micro_batch)) > 0):
+            raise ValueError(f"--micro-batch is {self.micro_batch!r}; it must be 'auto' or a number that divides the batch size")
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f'--lr is {self.lr}; it must be above 0')
         if self.evaluate_only:
@@ -68,9 +85,15 @@ class Run:
     folder: Path
     checkpoint: Path
     step: int
-    status: str         # done, interrupted, or 'already done'
+    status: str         # done, interrupted, 'already done' or 'dry run'
     loss: float | None  # smoothed
     processes: int
+    signal: int | None = None   # what interrupted it
+
+    @property
+    def exit_status(self) -> int:
+        """0, also after Ctrl-C, which leaves nothing undone; 143 after SIGTERM, by which a cluster knows its own doing."""
+        return 143 if self.status == 'interrupted' and self.signal == signal.SIGTERM else 0
 
     def summary(self) -> dict[str, Any]:
         """As plain JSON values."""

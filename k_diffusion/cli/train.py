@@ -30,9 +30,12 @@ def _parser(prog: str) -> Parser:
     add('--end-step', type=int, help='stop after so many optimizer steps in all')
     add('--lr', type=float, help="the learning rate (default: the config's)")
     add('--grad-accum-steps', type=int, default=1, help='gradient accumulation steps (default: 1)')
+    add('--micro-batch', help="take so many of a batch at a time, or 'auto': what fits into memory (default: all)")
     add('--mixed-precision', choices=('no', 'fp16', 'bf16'), help='the type of the computation; weights stay float32')
     add('--checkpointing', action='store_true', help='recompute activations to save memory, where the model can')
+    add('--shard', action='store_true', help='cut weights, average and optimizer state into pieces, one for each process (FSDP2)')
     add('--compile', action='store_true', help='compile the model')
+    add('--dry-run', action='store_true', help='say what would be done and what it costs, draw the first batch, and leave')
     add('--seed', type=int, help="the seed (default: the run's own, else 0)")
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
     _data_options(parser)
@@ -51,6 +54,9 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
 def _watching_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--save-every', type=int, default=10000, help='save a checkpoint every so many steps (default: 10000)')
+    add('--keep-last', type=int, default=0, help='delete older checkpoints than the last so many (default: 0, none is deleted)')
+    add('--keep-best', type=int, default=1, help='... but keep so many of the smallest smoothed loss (default: 1)')
+    add('--ema-snapshots', type=int, help="write so many snapshots for `k-diffusion ema` over the run (default: the config's, else 0)")
     add('--demo-every', type=int, default=500, help='draw a grid of samples every so many steps (default: 500; 0: never)')
     add('--sample-n', type=int, default=64, help='how many samples the grid holds (default: 64)')
     add('--evaluate-every', type=int, default=10000, help='evaluate every so many steps (default: 10000)')
@@ -65,6 +71,9 @@ def _watching_options(parser: argparse.ArgumentParser) -> None:
     add('--wandb-entity', help='the wandb entity')
     add('--wandb-group', help='the wandb group')
     add('--wandb-save-model', action='store_true', help='upload checkpoints to wandb')
+    add('--wandb-offline', action='store_true', help='keep what is for wandb on the disk (`wandb sync` sends it later)')
+    add('--tensorboard', action='store_true', help='write event files for TensorBoard')
+    add('--no-report', dest='report', action='store_false', help='write no NAME_report.html')
     add('--json', action='store_true', help='one machine-readable line on stdout at the end')
 
 
@@ -79,8 +88,9 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion train') -> 
     args = vars(_parser(prog).parse_args(argv))
     as_json = args.pop('json')
 
-    def work() -> None:
+    def work() -> int:
         done = train(RunSettings(**args))
         if as_json and int(os.environ.get('RANK', 0)) == 0:
             print(json.dumps(done.summary()))
+        return done.exit_status
     return guarded(prog, work)

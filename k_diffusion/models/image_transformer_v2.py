@@ -136,7 +136,7 @@ ATTENTIONS: dict[str, tuple[type[AttentionSpec], dict[str, int]]] = {
 def attention_spec(section: dict[str, Any]) -> AttentionSpec:
     """An attention from its object in a config, {"type": ..., ...}."""
     kind = section.get('type')
-    if kind not in ATTENTIONS:
+    if not isinstance(kind, str) or kind not in ATTENTIONS:
         raise ValueError(f'type: {unknown("type", kind, ATTENTIONS)}')
     spec, defaults = ATTENTIONS[kind]
     values = {**defaults, **section}

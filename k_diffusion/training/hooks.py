@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ..gns import DDPGradientStatsHook, GradientNoiseScale
-from .checkpoint import RunFolder
+from .folder import RunFolder
+from .shards import has_pieces, save_shards
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 class Hook(Protocol):
     """Called after every `every`-th finished step (0: never), on all processes, and also when the run ends or is
-    interrupted if it has a true attribute `at_end`. It must leave the model's modes as they were."""
+    interrupted if it has a true attribute `at_end`. It must leave the model's modes as they were. One that takes long asks
+    `trainer.stop_asked()` now and then; a true attribute `optional` says that a full disk in it is no reason to end the run,
+    `rescue` that it is called before a fault ends the run."""
     every: int
 
     def __call__(self, trainer: Trainer) -> None: ...
@@ -23,7 +26,7 @@ class Hook(Protocol):
 
 class CheckpointHook:
     """Saves the run, unless its losses or weights have stopped being finite (Diverged)."""
-    at_end = True
+    at_end = rescue = True
 
     def __init__(self, folder: RunFolder, every: int = 10_000) -> None:
         self.folder = folder
@@ -32,8 +35,13 @@ class CheckpointHook:
     def __call__(self, trainer: Trainer) -> None:
         trainer.check_finite()
         state = trainer.state_dict()
-        if trainer.accelerator.is_main_process:
-            self.folder.save(state)
+        accelerator = trainer.accelerator
+        if has_pieces(state['model']):
+            trainer.last_checkpoint = save_shards(self.folder, state, trainer.ema_stats, accelerator.process_index,
+                                                  accelerator.num_processes)
+            return
+        if accelerator.is_main_process:
+            self.folder.save(state, trainer.ema_stats)
         trainer.last_checkpoint = self.folder.checkpoint_path(trainer.step)
 
 
