@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..augmentation import BatchedAugmentation
-from ..config import load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
+from ..config import grow_model, load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
 from ..config.load import Sections
 from ..core.devices import choose_device
 from ..core.extras import require
@@ -21,7 +21,17 @@ from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
 from ..data import Loader, open_dataset
-from ..training import CheckpointHook, GradientNoiseHook, Hook, LogHook, RunFolder, Trainer, load_weights, read_training_checkpoint
+from ..training import (
+    CheckpointHook,
+    GradientNoiseHook,
+    Hook,
+    LogHook,
+    NewLayersWarmup,
+    RunFolder,
+    Trainer,
+    load_weights,
+    read_training_checkpoint,
+)
 from .display import Display
 from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
 from .objective import make_loss
@@ -104,22 +114,28 @@ def _resume_from(settings: RunSettings, folder: RunFolder) -> tuple[Path | None,
 def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, folder: RunFolder,
               state: dict[str, Any] | None, display: Display, end_step: int | None) -> Trainer:
     seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
-    network = _network(settings, config, sections, seed, accelerator.device)
-    display.say(f'{n_params(network):,} parameters')
+    network, new = _network(settings, config, sections, seed, accelerator.device, fresh=state is None)
+    display.say(f'{n_params(network):,} parameters' + (f', {_count(network, new):,} of them new' if new else ''))
     with accelerator.main_process_first():
         loader = _loader(settings, sections, accelerator, seed, folder, display)
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network, settings.lr)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
+    parts: dict[str, Any] = {}
+    if settings.grow_warmup or (state or {}).get('growing'):
+        parts['growing'] = NewLayersWarmup(network, new, settings.grow_warmup)
+        parts['growing'].attach(optimizer)
     model, optimizer = accelerator.prepare(torch.compile(network) if settings.compile else network, optimizer)
     wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
     hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process)
     noise_scale = GradientNoiseHook(model) if settings.gns else None
+    if noise_scale:
+        parts['gns_stats'] = noise_scale
     return Trainer(
         accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
         [noise_scale, *hooks] if noise_scale else hooks, end_step=end_step, grad_accum_steps=settings.grad_accum_steps,
-        clip_norm=sections.training.grad_clip, seed=seed, parts={'gns_stats': noise_scale} if noise_scale else {})
+        clip_norm=sections.training.grad_clip, seed=seed, parts=parts)
 
 
 def _make_folder(path: Path) -> None:
@@ -129,14 +145,27 @@ def _make_folder(path: Path) -> None:
         raise OSError(f'the run cannot live in {path} ({error.strerror}); choose another folder with --run-dir') from None
 
 
-def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device) -> nn.Module:
-    """The network as it starts: drawn from the seed, or an inference file's."""
+def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device,
+             fresh: bool) -> tuple[nn.Module, list[str]]:
+    """The network as it starts (drawn from the seed, an inference file's, or grown) and the names of what growing added.
+
+    A run that goes on has its weights in its checkpoint, so that what it was grown from may be gone by then.
+    """
+    new: list[str] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 'weights'))
-        network = make_model(config)
+        if settings.grow and fresh:
+            network, new = grow_model(config, settings.grow, settings.grow_config)
+        else:
+            network = make_model(config)
     if settings.resume_inference:
         load_weights(network, read_weights(settings.resume_inference)[0], settings.resume_inference)
-    return network.to(device, memory_format=_memory_format(sections))  # type: ignore[call-overload]
+    return network.to(device, memory_format=_memory_format(sections)), new  # type: ignore[call-overload]
+
+
+def _count(network: nn.Module, names: list[str]) -> int:
+    parameters = dict(network.named_parameters())
+    return sum(parameters[name].numel() for name in names)
 
 
 def _memory_format(sections: Sections) -> torch.memory_format:

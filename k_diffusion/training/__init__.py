@@ -12,6 +12,7 @@ from .ema import (
     ema_update_dict,
     power_ema_exponent,
 )
+from .growing import NewLayersWarmup
 from .hooks import CheckpointHook, GradientNoiseHook, Hook
 from .logs import CSVLogger, LogHook, read_log
 from .lr import (
@@ -33,7 +34,7 @@ from .trainer import Diverged, Trainer
 __all__ = [
     'EMA_SCHEDS', 'LR_SCHEDS', 'OPTIMIZERS', 'Adam8bitConfig', 'AdamWConfig', 'CSVLogger', 'CheckpointHook',
     'ConstantLRConfig', 'ConstantLRWithWarmup', 'Diverged', 'EMAWarmup', 'ExponentialLR', 'ExponentialLRConfig',
-    'GradientNoiseHook', 'Hook', 'InverseEMAConfig', 'InverseLR', 'InverseLRConfig', 'LogHook', 'Muon', 'MuonConfig',
+    'GradientNoiseHook', 'Hook', 'InverseEMAConfig', 'InverseLR', 'InverseLRConfig', 'LogHook', 'Muon', 'MuonConfig', 'NewLayersWarmup',
     'PowerEMA', 'PowerEMAConfig', 'RunFolder', 'SGDConfig', 'Trainer', 'TrainingConfig', 'WarmupDecayLR',
     'WarmupDecayLRConfig', 'ema_update', 'ema_update_dict', 'load_weights', 'make_optimizer', 'power_ema_exponent',
     'read_log', 'read_training_checkpoint', 'unwrap',
