@@ -71,8 +71,11 @@ def get_checkpointing() -> bool:
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """function(*args, **kwargs), its activations recomputed in the backward pass where checkpointing is on."""
-    if get_checkpointing() and torch.is_grad_enabled():
+    """function(*args, **kwargs), its activations recomputed in the backward pass where checkpointing is on.
+
+    (Not under forward-mode differentiation, which keeps no activations and which torch's checkpoint does not pass on.)
+    """
+    if get_checkpointing() and torch.is_grad_enabled() and not forward_mode():
         return torch_checkpoint.checkpoint(function, *args, use_reentrant=False, **kwargs)
     return function(*args, **kwargs)
 

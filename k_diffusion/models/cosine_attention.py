@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.attention import attend
 from ..layers.conditioning import zero_init
-from ..layers.neighborhood import check_kernel_size, neighborhood_attention
-from . import flags
+from ..layers.neighborhood import check_kernel_size
+from ..layers.neighborhood_backends import attend_nearby, choose_backend
+from . import flags, flops
 from .tagging import apply_wd
 from .transformer_blocks import AdaRMSNorm
 from .windows import attend_in_windows, shifted_unwindow, shifted_window
@@ -128,19 +129,24 @@ class SelfAttentionBlock(CosineAttentionBlock):
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
         q, k, v = (y.flatten(1, 2).transpose(1, 2) for y in self.project(x, pos))
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(x.shape)
+        return attend(q, k, v, scale=1.0).transpose(1, 2).reshape(x.shape)
 
 
 class NeighborhoodSelfAttentionBlock(CosineAttentionBlock):
-    """Attention of each token to the kernel_size x kernel_size around it."""
+    """Attention of each token to the kernel_size x kernel_size around it; `backend` is one of choose_backend's."""
 
-    def __init__(self, d_model: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0) -> None:
+    def __init__(self, d_model: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0,
+                 backend: str = 'auto') -> None:
         super().__init__(d_model, d_head, cond_features, dropout=dropout)
         check_kernel_size(kernel_size)
         self.kernel_size = kernel_size
+        self.backend = choose_backend(backend, kernel_size, d_head)
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
-        return neighborhood_attention(*self.project(x, pos), self.kernel_size, scale=1.0).flatten(-2)
+        q, k, v = self.project(x, pos)
+        if self.backend != 'tiles' and q.is_cuda:
+            flops.op(flops.op_natten, q, k, v, self.kernel_size)
+        return attend_nearby(self.backend, q, k, v, self.kernel_size, scale=1.0).flatten(-2)
 
 
 class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):

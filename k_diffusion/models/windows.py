@@ -4,8 +4,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ..layers.attention import attend
 
 
 def to_patches(x: Tensor, patch_size: Sequence[int]) -> Tensor:
@@ -63,7 +64,7 @@ def attend_in_windows(q: Tensor, k: Tensor, v: Tensor, window_shift: int, scale:
         mask = make_shifted_window_masks(n_h, n_w, s_h, s_w, window_shift, q.device).flatten(4).flatten(2, 3)
         mask = mask.expand(batch, *mask.shape).flatten(0, 2)[:, None]
     q_seq, k_seq, v_seq = (x.flatten(3, 4).flatten(0, 2).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q_seq, k_seq, v_seq, mask, scale=scale).transpose(1, 2).reshape(q.shape)
+    return attend(q_seq, k_seq, v_seq, mask, scale=scale).transpose(1, 2).reshape(q.shape)
 
 
 def apply_window_attention(window_size: int, window_shift: int, q: Tensor, k: Tensor, v: Tensor,
