@@ -96,13 +96,13 @@ def fastest(kernel_size: int, d_head: int) -> str:
 
 
 def _milliseconds(name: str, side: int, kernel_size: int, d_head: int, rounds: int = 10) -> float:
-    qkv = torch.randn(3, 4, side, side, 4, d_head, device='cuda', dtype=torch.bfloat16, requires_grad=True)
+    q, k, v = torch.randn(3, 4, side, side, 4, d_head, device='cuda', dtype=torch.bfloat16, requires_grad=True).unbind()
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     for i in range(-3, rounds):
         if i == 0:
             start.record()
-        BACKENDS[name](*qkv, kernel_size, 1.).sum().backward()
+        BACKENDS[name](q, k, v, kernel_size, 1.).sum().backward()
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))

@@ -97,7 +97,7 @@ class UBlock(UNetLevel):
                                        self_attn, cross_attn, c_enc), nn.Identity())
         self.set_upsample(upsample)
 
-    def forward(self, input: Tensor, cond: Mapping[str, Tensor],
+    def forward(self, input: Tensor, cond: Mapping[str, Tensor],  # type: ignore[override]  # Sequential takes one
                 skip: Tensor | None = None) -> Tensor:
         return super().forward(input if skip is None else torch.cat([input, skip], dim=1), cond)
 
