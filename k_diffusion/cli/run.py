@@ -17,6 +17,7 @@ from ..config.load import Sections
 from ..core.devices import choose_device
 from ..core.extras import require
 from ..core.files import write_json
+from ..core.machine import memory_bytes
 from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
@@ -152,6 +153,7 @@ def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, 
     A run that goes on has its weights in its checkpoint, so that what it was grown from may be gone by then.
     """
     new: list[str] = []
+    _check_memory(config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 'weights'))
         if settings.grow and fresh:
@@ -161,6 +163,16 @@ def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, 
     if settings.resume_inference:
         load_weights(network, read_weights(settings.resume_inference)[0], settings.resume_inference)
     return network.to(device, memory_format=_memory_format(sections)), new  # type: ignore[call-overload]
+
+
+def _check_memory(config: dict[str, Any], device: torch.device) -> None:
+    """Refuses a network whose weights, gradients, moments and average alone are more than the device holds, before any are made."""
+    with torch.device('meta'):
+        parameters = n_params(make_model(config))
+    needed, there = 5 * 4 * parameters, memory_bytes(device)
+    if there is not None and needed > there:
+        raise ValueError(f'the model has {parameters:,} parameters; training it takes {needed / 2**30:,.0f} GiB before any activation, and '
+                         f'{device.type} has {there / 2**30:,.0f}: make it smaller (k-diffusion info says what a config costs)')
 
 
 def _count(network: nn.Module, names: list[str]) -> int:
