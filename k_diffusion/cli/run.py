@@ -78,7 +78,7 @@ def train(settings: RunSettings) -> Run:
 def _refuse(sections: Sections) -> None:
     """Configs that can be loaded, since the original took them, but would not be trained as they say."""
     model = sections.model
-    if model.augment_prob and model.type == 'image_v1' and not model.augment_wrapper:
+    if model.augment_prob and model.type in ('image_v1', 'image_v2') and not model.augment_wrapper:
         raise ValueError(f'model.augment_prob is {model.augment_prob} and model.augment_wrapper is false, so that the network would learn '
                          'augmented pictures as real ones; set augment_wrapper to true or augment_prob to 0')
     if (model.has_variance or model.loss_config == 'simple') and (model.loss_weighting != 'karras' or model.loss_scales != 1):
@@ -122,6 +122,7 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network, settings.lr)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
+    _keep_projected(network, optimizer)
     parts: dict[str, Any] = {}
     if settings.grow_warmup or (state or {}).get('growing'):
         parts['growing'] = NewLayersWarmup(network, new, settings.grow_warmup)
@@ -175,13 +176,20 @@ def _check_memory(config: dict[str, Any], device: torch.device) -> None:
                          f'{device.type} has {there / 2**30:,.0f}: make it smaller (k-diffusion info says what a config costs)')
 
 
+def _keep_projected(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Has a network that holds its weights to a constraint (`proj_`) do so after each step."""
+    project = getattr(getattr(network, 'inner_model', network), 'proj_', None)
+    if project is not None:
+        optimizer.register_step_post_hook(lambda *_: project())
+
+
 def _count(network: nn.Module, names: list[str]) -> int:
     parameters = dict(network.named_parameters())
     return sum(parameters[name].numel() for name in names)
 
 
 def _memory_format(sections: Sections) -> torch.memory_format:
-    convolutional = sections.model.type in ('image_v1',)
+    convolutional = sections.model.type in ('image_v1', 'image_v2')
     return torch.channels_last if sections.training.channels_last and convolutional else torch.contiguous_format
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from .image_transformer_v1 import ImageTransformerDenoiserModelV1
 from .image_transformer_v2 import ImageTransformerDenoiserModelV2
 from .image_v1 import ImageDenoiserModelV1
+from .image_v2 import ImageDenoiserModelV2
 
 
 class Growth(NamedTuple):
@@ -68,6 +69,13 @@ def _unet(network: ImageDenoiserModelV1, old: Any) -> Growth:
         # The kernels of resampling are constants, and stand where the levels in use are.
         return None if name.endswith('.kernel') or (pixels and name.startswith('proj_')) else name
     return Growth(heir, [*ends, *woken])
+
+
+@plan.register
+def _magnitude_preserving(network: ImageDenoiserModelV2, old: Any) -> Growth:
+    same = network.patch_size == old.patch_size
+    return Growth(lambda name: name if same or name not in ('conv_in.weight', 'conv_out.weight', 'out_gain') else None,
+                  [] if same else [network.conv_in, network.conv_out])
 
 
 @plan.register

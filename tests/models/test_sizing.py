@@ -19,6 +19,7 @@ SECTIONS = {
     'image_v1': UNET,
     'image_v1, every condition': {'type': 'image_v1', **UNET, 'cross_attn_depths': [True, False], 'cross_cond_dim': 5, 'unet_cond_dim': 3,
                                   'mapping_cond_dim': 7, 'patch_size': 2, 'has_variance': True},
+    'image_v2': UNET,
     'image_transformer_v1': {'patch_size': [2, 4], 'depth': 2, 'width': 64},
     'image_transformer_v2': {'patch_size': [1, 2], 'depths': [2, 1, 1], 'widths': [32, 32, 64], 'self_attns': ATTENTIONS,
                              'mapping_width': 32, 'mapping_cond_dim': 7},
