@@ -80,7 +80,8 @@ def lines(found: Info) -> list[str]:
     """The same in words."""
     channels, height, width = found.input
     memory = f' ({found.device} has {size(found.memory_bytes)})' if found.memory_bytes else ''
-    per_second = f'about {found.images_per_second:,.3g} images/s'
+    rate = found.images_per_second
+    per_second = f'about {rate:,.0f} images/s' if rate >= 100 else f'about {rate:.2g} images/s'
     rows = [
         ('model', f'{found.type}, pictures of {width}x{height}, {channels} channel{"s" * (channels > 1)}'),
         ('parameters', f'{found.parameters:,}'),
