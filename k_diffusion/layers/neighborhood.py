@@ -32,7 +32,8 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, sc
     rows, columns = tiles(height, kernel_size, q.device), tiles(width, kernel_size, q.device)
     keys = _places(rows.keys, columns.keys, width)
     queries = _places(rows.queries, columns.queries, width)
-    mask = _pairs(rows.seen, columns.seen)[None, :, None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
+    heads = q.shape[3]
+    mask = _pairs(rows.seen, columns.seen).repeat(heads, 1, 1)[None]
     y = attend(_take(q, queries), _take(k, keys), _take(v, keys), mask, scale=scale)
     return _untile(y, rows.queries.shape, columns.queries.shape, q.shape)
 
@@ -80,13 +81,13 @@ def _places(rows: Tensor, columns: Tensor, width: int) -> Tensor:
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:
-    """x [B, H, W, heads, D] at places [n, T] -> [B n, heads, T, D]."""
-    taken = x.flatten(1, 2).index_select(1, places.flatten())
-    return taken.unflatten(1, places.shape).flatten(0, 1).transpose(1, 2)
+    """x [B, H, W, heads, D] at places [n, T] -> [B, heads n, T, D]."""
+    taken = x.flatten(1, 2).transpose(1, 2).index_select(2, places.flatten())
+    return taken.unflatten(2, places.shape).flatten(1, 2)
 
 
 def _untile(y: Tensor, rows: torch.Size, columns: torch.Size, shape: torch.Size) -> Tensor:
-    """y [B n n, heads, T T, D] -> [B, H, W, heads, D], without what hangs over."""
+    """y [B, heads n n, T T, D] -> [B, H, W, heads, D], without what hangs over."""
     batch, height, width, heads, d = shape
-    y = y.transpose(1, 2).reshape(batch, rows[0], columns[0], rows[1], columns[1], heads, d)
-    return y.transpose(2, 3).reshape(batch, rows.numel(), columns.numel(), heads, d)[:, :height, :width]
+    y = y.reshape(batch, heads, rows[0], columns[0], rows[1], columns[1], d).permute(0, 2, 4, 3, 5, 1, 6)
+    return y.reshape(batch, rows.numel(), columns.numel(), heads, d)[:, :height, :width]

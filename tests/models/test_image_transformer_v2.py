@@ -75,7 +75,7 @@ def inputs_of(height, width):
 
 def dense(block, mask, x, pos, cond):
     """What the block computes, written as attention of all tokens to all under a mask."""
-    q, k, v = (y.flatten(1, 2).transpose(1, 2) for y in block.project(block.norm(x, cond), pos))
+    q, k, v = block.project(block.norm(x, cond).flatten(1, 2), pos.flatten(0, 1))
     y = F.scaled_dot_product_attention(q, k, v, mask, scale=1.)
     return x + block.out_proj(y.transpose(1, 2).reshape(x.shape))
 
