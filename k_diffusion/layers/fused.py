@@ -54,7 +54,7 @@ class ScaledRMSNorm(torch.autograd.Function):
         return (y * inverse).mul_(scale[:, None]).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # of one output
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
             return _again(lambda x, scale, eps: plain_rms_norm(x, scale[:, None], eps), (x, scale, ctx.eps), (grad,))
@@ -74,45 +74,54 @@ def scaled_rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     return y.view(x.shape)
 
 
-def plain_geglu(x: Tensor) -> Tensor:
-    """The first half of the features times gelu of the second."""
-    value, gate = x.chunk(2, dim=-1)
-    return value * F.gelu(gate)
+def plain_linear_geglu(x: Tensor, weight: Tensor) -> Tensor:
+    """value * gelu(gate), where the linear map gives value and gate, in this order (Shazeer, 2020, arXiv 2002.05202)."""
+    # Two products with half the weight each: the halves of one product would be strided, and slow to work on.
+    w_value, w_gate = weight.chunk(2)
+    return F.linear(x, w_value) * F.gelu(F.linear(x, w_gate))
 
 
-class GEGLU(torch.autograd.Function):
-    """plain_geglu."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        value, gate = x.chunk(2, dim=-1)
-        weight = F.gelu(gate)
-        ctx.save_for_backward(x, weight)
-        return value * weight
+class LinearGEGLU(torch.autograd.Function):
+    """plain_linear_geglu of x [N, D] and weight [2 F, D]."""
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # of one output
-        x, weight = ctx.saved_tensors
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        w_value, w_gate = weight.chunk(2)
+        value, gate = x @ w_value.mT, x @ w_gate.mT
+        opened = F.gelu(gate)
+        ctx.save_for_backward(x, weight, value, gate, opened)
+        return value * opened
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, value, gate, opened = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(plain_geglu, (x,), (grad,))
-        value, gate = x.chunk(2, dim=-1)
-        d_x = torch.empty_like(x)
-        d_value, d_gate = d_x.chunk(2, dim=-1)
-        torch.mul(grad, weight, out=d_value)
-        torch.ops.aten.gelu_backward(grad * value, gate, grad_input=d_gate)
-        return (d_x,)
+            return _again(plain_linear_geglu, (x, weight), (grad,))
+        w_value, w_gate = weight.chunk(2)
+        d_value, d_gate = grad * opened, grad * value
+        torch.ops.aten.gelu_backward(d_gate, gate, grad_input=d_gate)
+        d_x = (d_value @ w_value).addmm_(d_gate, w_gate) if ctx.needs_input_grad[0] else None
+        d_weight = torch.empty_like(weight)
+        for part, d in zip(d_weight.chunk(2), (d_value, d_gate)):
+            torch.mm(d.mT, x, out=part)
+        return d_x, d_weight
 
 
-def geglu(x: Tensor) -> Tensor:
-    """value * gelu(gate), x the two side by side along the last axis (Shazeer, 2020, arXiv 2002.05202)."""
-    y: Tensor = GEGLU.apply(x) if fusible() else plain_geglu(x)
-    return y
+def linear_geglu(x: Tensor, weight: Tensor) -> Tensor:
+    """plain_linear_geglu of x [..., D] and weight [2 F, D]."""
+    if not fusible():
+        return plain_linear_geglu(x, weight)
+    if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight = x.to(dtype), weight.to(dtype)
+    y: Tensor = LinearGEGLU.apply(x.flatten(0, -2), weight)
+    return y.view(*x.shape[:-1], -1)
 
 
-def plain_rotated_cosines(qkv: Tensor, scale: Tensor, theta: Tensor, eps: float) -> Tensor:
+def plain_rotated_cosines(qkv: Tensor, scale: Tensor, theta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """q and k as unit vectors times sqrt(scale), their features i and n + i turned by the angle i of theta; v as it is.
 
-    qkv [B, N, 3, heads, D], scale [heads], theta [W, N, heads, n] with 2 n <= D -> [3, B, heads, N, D]. W divides B: the items of a
+    qkv [B, N, 3, heads, D], scale [heads], theta [W, N, heads, n] with 2 n <= D -> 3 [B, heads, N, D]. W divides B: the items of a
     batch take the angles in turn.
     """
     dtype = wide(qkv.dtype, scale.dtype, theta.dtype)
@@ -126,66 +135,65 @@ def plain_rotated_cosines(qkv: Tensor, scale: Tensor, theta: Tensor, eps: float)
         a, b = y[..., :n], y[..., n:2 * n]
         return torch.cat([a * cos - b * sin, b * cos + a * sin, y[..., 2 * n:]], dim=-1).flatten(0, 1).to(x.dtype)
 
-    return torch.stack([turned(q), turned(k), v]).transpose(2, 3)
+    return turned(q).transpose(1, 2), turned(k).transpose(1, 2), v.transpose(1, 2)
 
 
 class RotatedCosines(torch.autograd.Function):
     """plain_rotated_cosines; theta takes no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, scale: Tensor, theta: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, scale: Tensor, theta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         batch, n_tokens, _, heads, d = qkv.shape
-        both = qkv[:, :, :2].permute(2, 0, 3, 1, 4)
         dtype = wide(qkv.dtype, scale.dtype, theta.dtype)
+        both = qkv[:, :, :2].permute(2, 0, 3, 1, 4)
         inverse = torch.rsqrt(torch.linalg.vector_norm(both, dim=-1, keepdim=True, dtype=dtype).square_().add_(eps))
         cos, sin = (t.to(dtype).transpose(1, 2).contiguous() for t in (theta.cos(), theta.sin()))
         out = qkv.new_empty(3, batch, heads, n_tokens, d)
         exact = out[:2] if out.dtype == dtype else out.new_empty(out[:2].shape, dtype=dtype)
-        torch.mul(both, inverse * scale.to(dtype).sqrt()[:, None, None], out=exact)
-        turn_(exact, cos, sin)
+        size, n = inverse * scale.to(dtype).sqrt()[:, None, None], 2 * theta.shape[-1]
+        turn(both[..., :n] * size, exact[..., :n], cos, sin)
+        torch.mul(both[..., n:], size, out=exact[..., n:])
         if exact.dtype != out.dtype:
             out[:2].copy_(exact)
         out[2].copy_(qkv[:, :, 2].transpose(1, 2))
         ctx.save_for_backward(qkv, scale, theta, inverse, cos, sin)
         ctx.eps = eps
-        return out
+        return out[0], out[1], out[2]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]  # of one output
+    def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor | None, ...]:
         qkv, scale, theta, inverse, cos, sin = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(plain_rotated_cosines, (qkv, scale, theta, ctx.eps), (grad,))
-        dtype = inverse.dtype
+            return _again(plain_rotated_cosines, (qkv, scale, theta, ctx.eps), (d_q, d_k, d_v))
+        dtype, n = inverse.dtype, 2 * theta.shape[-1]
         both = qkv[:, :, :2].permute(2, 0, 3, 1, 4)
-        g = torch.empty(grad[:2].shape, dtype=dtype, device=grad.device).copy_(grad[:2])
-        turn_(g, cos, -sin)
+        g = torch.empty_like(both, dtype=dtype, memory_format=torch.contiguous_format)
+        for into, d in zip(g.split(1), (d_q, d_k)):
+            turn(d[None, ..., :n], into[..., :n], cos, -sin)
+            into[..., n:].copy_(d[None, ..., n:])
         root = scale.to(dtype).sqrt()[:, None, None]
         dot = (g * both).sum(-1, keepdim=True).mul_(inverse)
         d_scale = (dot.sum((0, 1, 3, 4)) / (2 * root[:, 0, 0])).to(scale.dtype)
-        inverse = inverse * root
-        g.mul_(inverse).addcmul_(both, dot.mul_(inverse).mul_(inverse / root), value=-1)
+        g.mul_(inverse * root).addcmul_(both, dot.mul_(inverse.square()).mul_(root), value=-1)
         d_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
         d_qkv[:, :, :2].permute(2, 0, 3, 1, 4).copy_(g)
-        d_qkv[:, :, 2].transpose(1, 2).copy_(grad[2])
+        d_qkv[:, :, 2].transpose(1, 2).copy_(d_v)
         return d_qkv, d_scale, None, None
 
 
-def turn_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turns the features i and n + i of x [2, B, heads, N, D] in place by angles of these cosines and sines [W, heads, N, n]."""
-    n = cos.shape[-1]
-    x = x.unflatten(1, (-1, len(cos)))
-    a, b = x[..., :n], x[..., n:2 * n]
-    turned = (a * cos).addcmul_(b, sin, value=-1)
-    b.mul_(cos).addcmul_(a, sin)
-    a.copy_(turned)
+def turn(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Turns the features i and n + i of x [S, B, heads, N, 2 n] by angles of these cosines and sines [W, heads, N, n], into out."""
+    (a, b), (out_a, out_b) = (t.unflatten(1, (-1, len(cos))).chunk(2, dim=-1) for t in (x, out))
+    torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
+    torch.mul(b, cos, out=out_b).addcmul_(a, sin)
 
 
-def rotated_cosines(qkv: Tensor, scale: Tensor, theta: Tensor, eps: float = 1e-6) -> Tensor:
-    """q, k [B, heads, N, D] ready for attention of scale 1 by cosine similarity and rotary positions, and v, stacked.
+def rotated_cosines(qkv: Tensor, scale: Tensor, theta: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k [B, heads, N, D] ready for attention of scale 1 by cosine similarity and rotary positions, and v.
 
     qkv [B, N, 3, heads, D], scale [heads], theta [W, N, heads, n]: item b of the batch takes theta[b % W]. Theta takes no gradient.
     """
     if not fusible():
         return plain_rotated_cosines(qkv, scale, theta, eps)
-    out: Tensor = RotatedCosines.apply(qkv, scale, theta, eps)
-    return out
+    q, k, v = RotatedCosines.apply(qkv, scale, theta, eps)
+    return q, k, v

@@ -120,7 +120,7 @@ class CosineAttentionBlock(nn.Module, ABC):
         """
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.n_heads, self.d_head))
         theta = self.pos_emb(pos)
-        return rotated_cosines(qkv, self.scale, theta if theta.ndim == 4 else theta[None]).unbind()
+        return rotated_cosines(qkv, self.scale, theta if theta.ndim == 4 else theta[None])
 
     @abstractmethod
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:

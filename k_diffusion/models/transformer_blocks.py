@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import fused
 from ..layers.conditioning import zero_init
 from ..layers.embeddings import FourierFeatures
-from ..layers.fused import geglu, plain_geglu, plain_rms_norm, scaled_rms_norm
 from . import flags
 from .tagging import apply_wd, filter_params, param_groups, tag_module
 
@@ -18,13 +18,16 @@ from .tagging import apply_wd, filter_params, param_groups, tag_module
 @flags.compile_wrap
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     """scale x / sqrt(mean x^2 + eps) over the last axis, computed in float32 at least (Zhang & Sennrich, 2019, arXiv 1910.07467)."""
-    return plain_rms_norm(x, scale, eps)
+    return fused.plain_rms_norm(x, scale, eps)
 
 
 @flags.compile_wrap
 def linear_geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """value * gelu(gate), where the linear map gives value and gate, in this order (Shazeer, 2020, arXiv 2002.05202)."""
-    return plain_geglu(F.linear(x, weight, bias))
+    if bias is None:
+        return fused.plain_linear_geglu(x, weight)
+    value, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
+    return value * F.gelu(gate)
 
 
 class LinearGEGLU(nn.Linear):
@@ -34,7 +37,8 @@ class LinearGEGLU(nn.Linear):
         super().__init__(in_features, out_features * 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_geglu(x, self.weight, self.bias) if flags.get_use_compile() else geglu(F.linear(x, self.weight, self.bias))
+        plain = flags.get_use_compile() or self.bias is not None
+        return linear_geglu(x, self.weight, self.bias) if plain else fused.linear_geglu(x, self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -48,7 +52,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if flags.get_use_compile() or self.scale.ndim > 1:
             return rms_norm(x, self.scale, self.eps)
-        return scaled_rms_norm(x[None], self.scale[None], self.eps)[0]
+        return fused.scaled_rms_norm(x[None], self.scale[None], self.eps)[0]
 
 
 class AdaRMSNorm(nn.Module):
@@ -63,7 +67,7 @@ class AdaRMSNorm(nn.Module):
         scale = self.linear(cond) + 1
         if flags.get_use_compile():
             return rms_norm(x, scale.view(scale.shape[0], *[1] * (x.ndim - 2), -1), self.eps)
-        return scaled_rms_norm(x, scale, self.eps)
+        return fused.scaled_rms_norm(x, scale, self.eps)
 
 
 class FeedForwardBlock(nn.Module):

@@ -50,7 +50,8 @@ def make_shifted_window_masks(n_h_w: int, n_w_w: int, w_h: int, w_w: int, shift:
     In the first row and the first column of windows, what came from the other side of the grid is kept apart.
     """
     def together(n: int, w: int) -> Tensor:
-        wrapped = (torch.arange(n * w, device=device) < shift).view(n, w)
+        # As numbers: torch's compiler fails at comparing truth values with each other.
+        wrapped = (torch.arange(n * w, device=device) < shift).long().view(n, w)
         return wrapped[:, :, None] == wrapped[:, None, :]
 
     return together(n_h_w, w_h)[:, None, :, None, :, None] & together(n_w_w, w_w)[None, :, None, :, None, :]

@@ -16,11 +16,11 @@ def plain_rms(x, scale):
 
 
 def cosines(qkv, scale, theta):
-    return fused.rotated_cosines(qkv, scale, theta)
+    return torch.stack(fused.rotated_cosines(qkv, scale, theta))
 
 
 def plain_cosines(qkv, scale, theta):
-    return fused.plain_rotated_cosines(qkv, scale, theta, 1e-6)
+    return torch.stack(fused.plain_rotated_cosines(qkv, scale, theta, 1e-6))
 
 
 def leaf(*shape):
@@ -31,17 +31,18 @@ def positive(*shape):
     return (torch.rand(*shape, dtype=torch.float64) + 0.5).requires_grad_()
 
 
-THETA = torch.randn(1, 7, 2, 2, dtype=torch.float64)
-TWO = torch.randn(2, 7, 2, 2, dtype=torch.float64)
+THETA = torch.randn(1, 3, 2, 1, dtype=torch.float64)
+ALL = THETA.repeat(1, 1, 1, 2)
+TWO = torch.randn(2, 3, 2, 1, dtype=torch.float64)
 CASES = {
     'norm': (rms, plain_rms, lambda: (leaf(3, 4, 5, 8), positive(3, 8))),
     'norm, one scale': (rms, plain_rms, lambda: (leaf(3, 4, 5, 8), positive(1, 8))),
-    'geglu': (fused.geglu, fused.plain_geglu, lambda: (leaf(3, 5, 8),)),
-    'cosines': (lambda x, s: cosines(x, s, THETA), lambda x, s: plain_cosines(x, s, THETA), lambda: (leaf(3, 7, 3, 2, 8), positive(2))),
-    'cosines, all turned': (lambda x, s: cosines(x, s, THETA.repeat(1, 1, 1, 2)), lambda x, s: plain_cosines(x, s, THETA.repeat(1, 1, 1, 2)),
-                            lambda: (leaf(3, 7, 3, 2, 8), positive(2))),
+    'geglu': (fused.linear_geglu, fused.plain_linear_geglu, lambda: (leaf(3, 5, 8), leaf(6, 8))),
+    'cosines': (lambda x, s: cosines(x, s, THETA), lambda x, s: plain_cosines(x, s, THETA), lambda: (leaf(2, 3, 3, 2, 4), positive(2))),
+    'cosines, all turned': (lambda x, s: cosines(x, s, ALL),
+                            lambda x, s: plain_cosines(x, s, ALL), lambda: (leaf(2, 3, 3, 2, 4), positive(2))),
     'cosines, angles in turn': (lambda x, s: cosines(x, s, TWO), lambda x, s: plain_cosines(x, s, TWO),
-                                lambda: (leaf(6, 7, 3, 2, 8), positive(2))),
+                                lambda: (leaf(4, 3, 3, 2, 4), positive(2))),
 }
 
 
@@ -96,7 +97,7 @@ def test_half_precision(case, dtype):
 def test_the_fused_one_runs_where_it_may(monkeypatch):
     assert fused.fusible()
     x = leaf(2, 3, 8)
-    assert 'GEGLUBackward' in type(fused.geglu(x).grad_fn).__name__
+    assert 'LinearGEGLUBackward' in type(fused.linear_geglu(x, leaf(6, 8)).grad_fn.next_functions[0][0]).__name__
     seen = []
     torch.func.vmap(lambda x: seen.append(fused.fusible()) or x)(x)
     torch.func.jvp(lambda x: seen.append(fused.fusible()) or x, (x.detach(),), (x.detach(),))
