@@ -111,7 +111,7 @@ def linear_geglu(x: Tensor, weight: Tensor) -> Tensor:
     """plain_linear_geglu of x [..., D] and weight [2 F, D]."""
     if not fusible():
         return plain_linear_geglu(x, weight)
-    if x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type):
+    if x.device.type != 'meta' and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
     y: Tensor = LinearGEGLU.apply(x.flatten(0, -2), weight)
