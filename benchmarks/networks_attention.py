@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from _timing import wait
 from torch import Tensor
 
 from k_diffusion.core.memory import keep_freed_memory
@@ -54,11 +55,6 @@ def kept(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> int:
     for x in (q, k, v, out):
         storages.pop(x.untyped_storage().data_ptr(), None)
     return sum(storages.values())
-
-
-def wait(device: str) -> None:
-    if device != 'cpu':
-        torch.accelerator.synchronize()
 
 
 def measure(attends: dict[str, Attention], inputs: tuple[Tensor, ...], rounds: int, device: str) -> dict[str, float]:

@@ -12,18 +12,16 @@ from __future__ import annotations
 import argparse
 import copy
 import math
-import statistics
-import time
 from types import MethodType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _timing import awake, training_seconds
 from torch import Tensor, nn
 
 from k_diffusion.core.memory import keep_freed_memory
 from k_diffusion.core.modules import n_params
-from k_diffusion.denoisers import Denoiser
 from k_diffusion.layers.neighborhood import neighborhood_mask
 from k_diffusion.models import ImageTransformerV2Config
 from k_diffusion.models.cosine_attention import (
@@ -128,18 +126,10 @@ def composed(model: nn.Module) -> nn.Module:
     return model
 
 
-def wait(device: str) -> None:
-    if device != 'cpu':
-        torch.accelerator.synchronize()
-
-
 def measure(config: ImageTransformerV2Config, args: argparse.Namespace) -> dict[str, float]:
     """Seconds per sample of each."""
     torch.manual_seed(0)
-    model = config.build()
-    for parameter in model.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
+    model = awake(config.build())
     variants = {'composition': composed(model), 'ours': model}
     batch_size = max(1, args.batch_size * 28**2 // math.prod(config.input_size))
     x, noise = torch.randn(2, batch_size, 1, *config.input_size)
@@ -151,17 +141,8 @@ def measure(config: ImageTransformerV2Config, args: argparse.Namespace) -> dict[
     networks: dict[str, Any] = dict(variants)
     if args.compile:
         networks['ours, compiled'] = torch.compile(model)
-    seconds: dict[str, list[float]] = {name: [] for name in networks}
-    for _ in range(args.rounds + 2):
-        for name, network in networks.items():
-            with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
-                wait(args.device)
-                start = time.perf_counter()
-                Denoiser(network).loss(x, noise, sigma).mean().backward()
-                wait(args.device)
-                seconds[name].append(time.perf_counter() - start)
-            network.zero_grad()
-    return {name: statistics.median(values[2:]) / batch_size for name, values in seconds.items()}
+    seconds = training_seconds(networks, x, noise, sigma, args.rounds, args.device, args.bf16)
+    return {name: value / batch_size for name, value in seconds.items()}
 
 
 def main() -> None:

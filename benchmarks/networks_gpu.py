@@ -13,6 +13,7 @@ import statistics
 import time
 
 import torch
+from _timing import wait
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -31,11 +32,6 @@ def measured_peak(device: str) -> float:
         wait(device)
         best = min(best, time.perf_counter() - start)
     return 2 * len(a)**3 / best
-
-
-def wait(device: str) -> None:
-    if device != 'cpu':
-        torch.accelerator.synchronize()
 
 
 def main() -> None:

@@ -8,18 +8,16 @@ backward, with the same layout of memory for all convolutional ones. All run in 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from _timing import awake, training_seconds
 from torch import Tensor, nn
 
 from k_diffusion.config import load_config, make_model
 from k_diffusion.core.memory import keep_freed_memory
 from k_diffusion.core.modules import n_params
-from k_diffusion.denoisers import Denoiser
 from k_diffusion.models import MODELS
 from k_diffusion.models.flops import flop_counter
 
@@ -61,11 +59,6 @@ def networks(size: str) -> dict[str, nn.Module]:
     return {**ours, 'diffusers UNet2DModel': Peer(*PEERS[size])}
 
 
-def wait(device: str) -> None:
-    if device != 'cpu':
-        torch.accelerator.synchronize()
-
-
 def measure(size: str, args: argparse.Namespace) -> None:
     made = networks(size)
     x, noise = torch.randn(2, args.batch_size, 1, 28, 28)
@@ -73,26 +66,14 @@ def measure(size: str, args: argparse.Namespace) -> None:
     print(f'{size}, batch {args.batch_size}, {"bf16" if args.bf16 else "fp32"}, {"compiled" if args.compile else "eager"}')
     work = {}
     for name, network in made.items():
-        for parameter in network.parameters():
-            if not parameter.any():
-                nn.init.normal_(parameter, std=0.02)
+        awake(network)
         with flop_counter() as counter, torch.no_grad():
             network(x[:1], sigma[:1])
         work[name] = counter.flops
     running: dict[str, Any] = {name: torch.compile(network) if args.compile else network for name, network in made.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(args.rounds + 2):
-        for name, network in running.items():
-            with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
-                wait(args.device)
-                start = time.perf_counter()
-                Denoiser(network).loss(x, noise, sigma).mean().backward()
-                wait(args.device)
-                seconds[name].append(time.perf_counter() - start)
-            network.zero_grad()
-    peer = statistics.median(seconds['diffusers UNet2DModel'][2:])
-    for name, values in seconds.items():
-        step = statistics.median(values[2:])
+    seconds = training_seconds(running, x, noise, sigma, args.rounds, args.device, args.bf16)
+    peer = seconds['diffusers UNet2DModel']
+    for name, step in seconds.items():
         rate = args.batch_size / step
         print(f'  {name:24}{n_params(made[name]) / 1e6:6.2f} M{work[name] / 1e6:9,.0f} million multiply-adds{rate:9.1f} samples/s'
               f'{peer / step:7.2f}x{6 * work[name] * rate / 1e9:9.0f} GFLOP/s', flush=True)
