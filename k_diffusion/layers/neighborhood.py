@@ -16,6 +16,8 @@ from .attention import attend
 
 TILE = 8  # the longest side of a tile of queries; the fastest of 4, 7, 8 and 14 on a CPU, for kernel 7
 
+WORTHWHILE = 0.4  # tiles are cut where they pair at most this share of all tokens with each other
+
 
 class Tiles(NamedTuple):
     """One axis cut into n tiles of T queries, which share S keys: positions [n, T] and [n, S], and who sees whom [n, T, S]."""
@@ -30,12 +32,21 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, sc
     height, width = q.shape[1:3]
     check_kernel_size(kernel_size, height, width)
     rows, columns = tiles(height, kernel_size, q.device), tiles(width, kernel_size, q.device)
+    if rows.seen.numel() * columns.seen.numel() > WORTHWHILE * (height * width)**2:
+        return _dense(q, k, v, kernel_size, scale)
     keys = _places(rows.keys, columns.keys, width)
     queries = _places(rows.queries, columns.queries, width)
     heads = q.shape[3]
     mask = _pairs(rows.seen, columns.seen).repeat(heads, 1, 1)[None]
     y = attend(_take(q, queries), _take(k, keys), _take(v, keys), mask, scale=scale)
     return _untile(y, rows.queries.shape, columns.queries.shape, q.shape)
+
+
+def _dense(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None) -> Tensor:
+    """The same on a grid so small that tiles would see most of it anyway."""
+    mask = neighborhood_mask(q.shape[1], q.shape[2], kernel_size, q.device)
+    flat_q, flat_k, flat_v = (x.flatten(1, 2).transpose(1, 2) for x in (q, k, v))
+    return attend(flat_q, flat_k, flat_v, mask, scale=scale).transpose(1, 2).reshape(q.shape)
 
 
 def neighborhood_mask(height: int, width: int, kernel_size: int, device: torch.device | str | None = None) -> Tensor:
