@@ -30,7 +30,8 @@ def test_every_type_is_on_the_page():
         assert f'`{name}`' in page, name
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/config.md', 'docs/training.md', 'docs/schedules.md', 'CHANGELOG.md'])
+@pytest.mark.parametrize('page', ['README.md', 'docs/config.md', 'docs/networks.md', 'docs/training.md', 'docs/schedules.md',
+                                  'CHANGELOG.md'])
 def test_what_a_page_points_to_is_there(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r'\]\(([^)#]+)\)', text):

@@ -18,6 +18,7 @@ COMMANDS = {
     'train': ('train', 'train a model, or go on with a run that was stopped'),
     'sample': ('sample', 'draw images from a trained model'),
     'grid': ('grid', 'put pictures side by side'),
+    'info': ('info', 'say what a model costs: parameters, arithmetic, memory, time'),
     'convert': ('convert', 'turn a training checkpoint into a file for inference'),
     'checkpoints': ('checkpoints', 'list and verify the checkpoints of a run, pin those that are to stay'),
     'ema': ('ema', 'put together averaged weights of any width from the snapshots of a run'),

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from ..augmentation import BatchedAugmentation
-from ..config import load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
+from ..config import grow_model, load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
 from ..config.load import Sections
 from ..core.devices import choose_device
 from ..core.extras import require
 from ..core.files import write_json
+from ..core.machine import memory_bytes
 from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
@@ -28,6 +29,7 @@ from ..training import (
     GradientNoiseHook,
     Hook,
     LogHook,
+    NewLayersWarmup,
     Retention,
     RunFolder,
     SnapshotHook,
@@ -101,7 +103,7 @@ def _planned(settings: RunSettings, trainer: Trainer, folder: RunFolder, path: P
 def _refuse(sections: Sections) -> None:
     """Configs that can be loaded, since the original took them, but would not be trained as they say."""
     model = sections.model
-    if model.augment_prob and model.type == 'image_v1' and not model.augment_wrapper:
+    if model.augment_prob and model.type in ('image_v1', 'image_v2') and not model.augment_wrapper:
         raise ValueError(f'model.augment_prob is {model.augment_prob} and model.augment_wrapper is false, so that the network would learn '
                          'augmented pictures as real ones; set augment_wrapper to true or augment_prob to 0')
     if (model.has_variance or model.loss_config == 'simple') and (model.loss_weighting != 'karras' or model.loss_scales != 1):
@@ -132,8 +134,8 @@ def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
 def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, folder: RunFolder,
               state: dict[str, Any] | None, display: Display, end_step: int | None) -> Trainer:
     seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
-    network = _network(settings, config, sections, seed, accelerator.device)
-    display.say(f'{n_params(network):,} parameters')
+    network, new = _network(settings, config, sections, seed, accelerator.device, fresh=state is None)
+    display.say(f'{n_params(network):,} parameters' + (f', {_count(network, new):,} of them new' if new else ''))
     wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
     batch_size, grad_accum_steps = portions(settings, sections, network, wrapper, accelerator, display.say)
     settings = dataclasses.replace(settings, batch_size=batch_size, grad_accum_steps=grad_accum_steps)
@@ -142,6 +144,11 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network, settings.lr)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
+    _keep_projected(network, optimizer)
+    parts: dict[str, Any] = {}
+    if settings.grow_warmup or (state or {}).get('growing'):
+        parts['growing'] = NewLayersWarmup(network, new, settings.grow_warmup)
+        parts['growing'].attach(optimizer)
     snapshots = _snapshots(settings, sections, config, folder, ema_model, end_step)
     if settings.shard:
         if accelerator.num_processes == 1:
@@ -153,12 +160,13 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     optimizer = accelerator.prepare_optimizer(optimizer)
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
     hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process)
-    parts: dict[str, Any] = {'gns_stats': GradientNoiseHook(model)} if settings.gns else {}
+    watching: dict[str, Any] = {'gns_stats': GradientNoiseHook(model)} if settings.gns else {}
     if snapshots:
-        parts['posthoc'] = snapshots
+        watching['posthoc'] = snapshots
     return Trainer(
-        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader, [*parts.values(), *hooks],
-        end_step=end_step, grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed, parts=parts)
+        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader, [*watching.values(), *hooks],
+        end_step=end_step, grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed,
+        parts={**parts, **watching})
 
 
 def _snapshots(settings: RunSettings, sections: Sections, config: dict[str, Any], folder: RunFolder, ema_model: nn.Module,
@@ -170,18 +178,49 @@ def _snapshots(settings: RunSettings, sections: Sections, config: dict[str, Any]
     return SnapshotHook(ema_model, folder.path, folder.name, every, config, sections.training.ema_widths)
 
 
-def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device) -> nn.Module:
-    """The network as it starts: drawn from the seed, or an inference file's."""
+def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device,
+             fresh: bool) -> tuple[nn.Module, list[str]]:
+    """The network as it starts (drawn from the seed, an inference file's, or grown) and the names of what growing added.
+
+    A run that goes on has its weights in its checkpoint, so that what it was grown from may be gone by then.
+    """
+    new: list[str] = []
+    _check_memory(config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 'weights'))
-        network = make_model(config)
+        if settings.grow and fresh:
+            network, new = grow_model(config, settings.grow, settings.grow_config)
+        else:
+            network = make_model(config)
     if settings.resume_inference:
         load_weights(network, read_weights(settings.resume_inference)[0], settings.resume_inference)
-    return network.to(device, memory_format=_memory_format(sections))  # type: ignore[call-overload]
+    return network.to(device, memory_format=_memory_format(sections)), new  # type: ignore[call-overload]
+
+
+def _check_memory(config: dict[str, Any], device: torch.device) -> None:
+    """Refuses a network whose weights, gradients, moments and average alone are more than the device holds, before any are made."""
+    with torch.device('meta'):
+        parameters = n_params(make_model(config))
+    needed, there = 5 * 4 * parameters, memory_bytes(device)
+    if there is not None and needed > there:
+        raise ValueError(f'the model has {parameters:,} parameters; training it takes {needed / 2**30:,.0f} GiB before any activation, and '
+                         f'{device.type} has {there / 2**30:,.0f}: make it smaller (k-diffusion info says what a config costs)')
+
+
+def _keep_projected(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Has a network that holds its weights to a constraint (`proj_`) do so after each step."""
+    project = getattr(getattr(network, 'inner_model', network), 'proj_', None)
+    if project is not None:
+        optimizer.register_step_post_hook(lambda *_: project())
+
+
+def _count(network: nn.Module, names: list[str]) -> int:
+    parameters = dict(network.named_parameters())
+    return sum(parameters[name].numel() for name in names)
 
 
 def _memory_format(sections: Sections) -> torch.memory_format:
-    convolutional = sections.model.type in ('image_v1',)
+    convolutional = sections.model.type in ('image_v1', 'image_v2')
     return torch.channels_last if sections.training.channels_last and convolutional else torch.contiguous_format
 
 

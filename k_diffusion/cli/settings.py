@@ -53,6 +53,9 @@ class RunSettings:
     resume: str | None = None                           # a checkpoint (default: the run's latest)
     resume_inference: str | None = None                 # a .safetensors file to start from
     reset_ema: bool = False                             # the average starts anew
+    grow: str | None = None                             # a checkpoint of a smaller network to start from
+    grow_config: str | os.PathLike[str] | dict[str, Any] | None = None     # its config, where it carries none
+    grow_warmup: int = 0                                # steps over which the learning rate of the new layers rises
 
     def __post_init__(self) -> None:
         for key in ('batch_size', 'end_step', 'grad_accum_steps', 'save_every', 'sample_n', 'evaluate_every'):
@@ -61,7 +64,7 @@ class RunSettings:
                 raise ValueError(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
         if Path(self.name).name != self.name or not self.name.strip('.'):
             raise ValueError(f'--name is {self.name!r}; it must be a plain name (the folder is said by --run-dir)')
-        for key in ('num_workers', 'demo_every', 'evaluate_n', 'keep_last', 'keep_best', 'ema_snapshots'):
+        for key in ('num_workers', 'demo_every', 'evaluate_n', 'keep_last', 'keep_best', 'ema_snapshots', 'grow_warmup'):
             if (getattr(self, key) or 0) < 0:
                 raise ValueError(f'--{key.replace("_", "-")} is {getattr(self, key)}; it must be at least 0')
         for key in ('gns', 'compile'):
@@ -71,6 +74,10 @@ class RunSettings:
             raise ValueError('--shard does not go with --mixed-precision fp16, whose loss scaling is of whole gradients; take bf16')
         if self.micro_batch not in (None, 'auto') and not (str(self.micro_batch).isdecimal() and int(str(self.micro_batch)) > 0):
             raise ValueError(f"--micro-batch is {self.micro_batch!r}; it must be 'auto' or a number that divides the batch size")
+        if (self.grow_config is not None or self.grow_warmup) and self.grow is None:
+            raise ValueError('--grow-config and --grow-warmup say how to grow, and --grow is missing; name the checkpoint to grow from')
+        if self.grow is not None and self.resume_inference:
+            raise ValueError('--grow and --resume-inference both say what weights to start from; leave one of them out')
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f'--lr is {self.lr}; it must be above 0')
         if self.evaluate_only:

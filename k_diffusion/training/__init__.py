@@ -13,6 +13,7 @@ from .ema import (
     power_ema_exponent,
 )
 from .folder import RunFolder, find_runs
+from .growing import NewLayersWarmup
 from .hooks import CheckpointHook, GradientNoiseHook, Hook
 from .lock import Taken, run_lock
 from .logs import CSVLogger, LogHook, read_log
@@ -59,6 +60,7 @@ __all__ = [
     'Manifest',
     'Muon',
     'MuonConfig',
+    'NewLayersWarmup',
     'PowerEMA',
     'PowerEMAConfig',
     'Record',

@@ -65,6 +65,17 @@ def test_looking_changes_nothing(tiny, tmp_path):
     assert same(blind, seeing)
 
 
+def test_weights_held_to_a_constraint_stay_there(tiny, tmp_path):
+    config = tiny(('model', 'type', 'image_v2'), ('model', 'channels', [32, 32]), ('optimizer', 'type', 'adamw'), ('optimizer', 'lr', 0.01))
+    assert run(config, tmp_path / 'run', '--end-step', '2') == 0
+    weights = load_checkpoint(tmp_path / 'run' / 'tiny_00000002.pth')['model']
+    convolutions = [value for name, value in weights.items() if name.endswith('weight')]
+    assert max((w.flatten(1).square().mean(1).sqrt() - 1).abs().max() for w in convolutions) < 1e-3
+    assert weights['inner_model.out_gain'] != 0
+    denoiser, _ = K.load_model(tmp_path / 'run')
+    assert type(denoiser) is K.layers.DenoiserWithVariance
+
+
 def test_the_end_is_reached_once(trained, capsys):
     before = (trained / 'tiny_00000003.pth').stat().st_mtime_ns
     assert run(str(trained.parent / 'tiny.json'), trained, '--end-step', '3') == 0
