@@ -16,13 +16,18 @@ from ..core.random import derive_seed, generator
 from ..core.weights import load_safetensors, load_safetensors_config, save_safetensors
 
 SIDE = 32       # larger pictures are brought to this size
+RECIPE = 1      # changes when the network or its training does, so that kept classifiers and features are not mixed
 
 
 class Classifier(nn.Module):
     """Two convolutions and a hidden layer of 64, whose values are the features: [B, C, H, W] in [-1, 1] -> [B, 64].
 
+    They are scaled so that on the pictures it learnt from their variance is 1 on average.
+
     `accuracy`: the share of held-out pictures that it classified rightly after its training.
     """
+
+    scale: Tensor
 
     def __init__(self, channels: int, size: tuple[int, int], classes: int) -> None:
         super().__init__()
@@ -33,9 +38,10 @@ class Classifier(nn.Module):
             nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
             nn.Flatten(), nn.Linear(32 * _quarter(height) * _quarter(width), 64), nn.ReLU())
         self.head = nn.Linear(64, classes)
+        self.register_buffer('scale', torch.ones(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.body(self._framed(x))
+        return self.body(self._framed(x)) / self.scale
 
     def logits(self, x: Tensor) -> Tensor:
         """Of the classes: [B, K]."""
@@ -72,16 +78,24 @@ def train_classifier(images: Tensor, labels: Tensor, classes: int, seed: int = 0
             if report is not None:
                 report(step + 1, steps)
     network.eval().requires_grad_(False)
+    _scale(network, images[train[:5000]])
     right = [network.logits(from_bytes(images[part])).argmax(1) == labels[part] for part in held.split(1000)]
     network.accuracy = torch.cat(right).double().mean().item()
-    network.fingerprint = f'classifier {content_digest(images, labels)} {seed} {steps} {batch_size}'
+    network.fingerprint = f'classifier {RECIPE} {content_digest(images, labels)} {seed} {steps} {batch_size}'
     return network
+
+
+def _scale(network: Classifier, images: Tensor) -> None:
+    """Divides the features by their deviation, and gives the head its own back."""
+    deviation = torch.cat([network(from_bytes(part)) for part in images.split(1000)]).var(0).mean().sqrt().clamp_min(1e-6)
+    network.scale.copy_(deviation)
+    network.head.weight.mul_(deviation)
 
 
 def cached_classifier(folder: str | os.PathLike[str], images: Tensor, labels: Tensor, classes: int, seed: int = 0,
                       report: Callable[[int, int], None] | None = None) -> Classifier:
     """The classifier of these pictures from the folder, or trained now and kept there."""
-    path = Path(folder) / f'classifier-{content_digest(images, labels)}-{seed}.safetensors'
+    path = Path(folder) / f'classifier-{RECIPE}-{content_digest(images, labels)}-{seed}.safetensors'
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         trained = train_classifier(images, labels, classes, seed, report=report)

@@ -58,17 +58,31 @@ def _kid(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
 
 @metric('precision_recall', 'the share of samples like the data, and of data like the samples')
 def _precision_recall(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
-    return dict(zip(('precision', 'recall'), precision_recall(x, y)))
+    return dict(zip(('precision', 'recall'), precision_recall(*_as_many(x, y))))
 
 
 @metric('density_coverage', 'the same, less moved by single odd pictures')
 def _density_coverage(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
-    return dict(zip(('density', 'coverage'), density_coverage(x, y)))
+    return dict(zip(('density', 'coverage'), density_coverage(*_as_many(x, y))))
+
+
+@metric('floor', 'the Frechet distance that as many real pictures have to the rest of the reference set: what perfect samples score')
+def _floor(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
+    if len(y) < 2 * len(x):
+        raise ValueError(f'floor compares {len(x):,} pictures of the reference set with the rest of it, and it has {len(y):,}; '
+                         'measure it with fewer samples (-n)')
+    return {'floor': fid(y[:len(x)], y[len(x):]).item()}
 
 
 @metric('cmmd', 'Gaussian kernel distance of unit-length embeddings, times 1000; with CLIP features, CMMD')
 def _cmmd(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
     return {'cmmd': cmmd(x, y).item()}
+
+
+def _as_many(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """As many of one as of the other: these shares depend on the numbers, and are comparable at equal ones."""
+    n = min(len(x), len(y))
+    return x[:n], y[:n]
 
 
 def measure(samples: Tensor, reference: Tensor, names: Iterable[str] = ('fid', 'kid'), replicates: int = 0) -> dict[str, float]:

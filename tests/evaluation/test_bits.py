@@ -43,8 +43,8 @@ def test_more_points_tighten_the_bound():
     """On pictures of one level each, under a density narrower than a level."""
     model = Gaussian(torch.tensor(127 / 127.5 - 1), torch.tensor(0.0005))
     images = torch.full([40, 1, 1, 1], 127, dtype=torch.uint8)
-    one, many = (E.image_bits(model, images, 1e-5, 80., range(40), points=points, steps=12, data_std=0.0005, data_mean=model.mean).mean().item()
-                 for points in (1, 64))
+    prior = {'data_std': 0.0005, 'data_mean': model.mean}
+    one, many = (E.image_bits(model, images, 1e-5, 80., range(40), points=points, steps=12, **prior).mean().item() for points in (1, 64))
     assert one > 10 and 0 <= many + 0.05 < 0.5
 
 

@@ -162,9 +162,10 @@ def test_compute_features_takes_as_many_as_asked():
 
 
 def test_measure_gives_all_that_was_asked():
-    x, y = torch.randn(200, 5), torch.randn(300, 5)
+    x, y = torch.randn(200, 5), torch.randn(400, 5)
     values = E.measure(x, y, E.METRICS, replicates=10)
     assert values.keys() == {'fid', 'fid_stderr', 'fid_low', 'fid_high', 'fid_infinity', 'fid_infinity_stderr', 'kid', 'kid_stderr',
-                             'precision', 'recall', 'density', 'coverage', 'cmmd'}
+                             'precision', 'recall', 'density', 'coverage', 'floor', 'cmmd'}
+    assert values['floor'] == E.fid(y[:200], y[200:]).item() and values['coverage'] == E.density_coverage(x, y[:200])[1]
     assert values['fid'] == E.fid(x, y).item() and values['recall'] > 0.5
     assert 'fewer than 10,000' in E.caution(9_999) and E.caution(10_000) is None
