@@ -20,10 +20,11 @@ from ..core.files import write_json
 from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
-from ..data import Loader, open_dataset
+from ..data import Dataset, Loader, open_dataset
 from ..training import CheckpointHook, GradientNoiseHook, Hook, LogHook, RunFolder, Trainer, load_weights, read_training_checkpoint
 from .display import Display
-from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
+from .hooks import DemoHook, SkippedNotice, WandbHook
+from .metrics_hook import EvaluationHook
 from .objective import make_loss
 from .settings import Run, RunSettings
 
@@ -47,7 +48,7 @@ def train(settings: RunSettings) -> Run:
         path, state = _resume_from(settings, folder)
         display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
                     f'{accelerator.device.type}, folder {folder.path}')
-        if path and state and end_step and state['step'] >= end_step:
+        if path and state and end_step and state['step'] >= end_step and not settings.evaluate_only:
             display.say(f'{settings.name} is done: it has reached step {state["step"]:,} of {end_step:,} (--end-step goes further)')
             accelerator.end_training()
             return Run(settings.name, folder.path, path, state['step'], 'already done', None, accelerator.num_processes)
@@ -59,8 +60,11 @@ def train(settings: RunSettings) -> Run:
         if main:
             _make_folder(folder.path)
             write_json(folder.path / f'{settings.name}_config.json', config)
-        with checkpointing(settings.checkpointing):
-            status = trainer.run()
+        if settings.evaluate_only:
+            status = _evaluated(trainer)
+        else:
+            with checkpointing(settings.checkpointing):
+                status = trainer.run()
     return _closed(settings, trainer, folder, status, accelerator)
 
 
@@ -114,7 +118,7 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     model, optimizer = accelerator.prepare(torch.compile(network) if settings.compile else network, optimizer)
     wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
-    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process)
+    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset, accelerator.is_main_process)
     noise_scale = GradientNoiseHook(model) if settings.gns else None
     return Trainer(
         accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
@@ -168,19 +172,32 @@ def _classes(names: list[str], told: int) -> str:
 
 
 def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module,
-           skipped: list[tuple[str, str]], main: bool) -> list[Hook]:
+           dataset: Dataset, main: bool) -> list[Hook]:
     hooks: list[Hook] = [LogHook(folder.path / f'{settings.name}_log.jsonl', LOG_EVERY, display),
-                         SkippedNotice(LOG_EVERY, skipped, folder.path / f'{settings.name}_skipped.txt', display.say)]
+                         SkippedNotice(LOG_EVERY, dataset.skipped, folder.path / f'{settings.name}_skipped.txt', display.say)]
     hooks.append(CheckpointHook(folder, settings.save_every))
+    listeners = []
     if settings.wandb_project and main:
-        hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY,
-                               settings.wandb_save_model))
+        wandb = WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY, settings.wandb_save_model)
+        hooks.append(wandb)
+        listeners.append(wandb.metrics)
+    batch = settings.batch_size or config['training']['batch_size']
     if settings.demo_every:
-        batch = settings.batch_size or config['training']['batch_size']
         hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say))
     if settings.evaluate_n:
-        hooks.append(EvaluationNotice(settings.evaluate_every, display.say))
+        hooks.append(EvaluationHook(settings.evaluate_every, folder.path, settings.name, denoiser, config, settings.evaluate_n, batch,
+                                    display.say, dataset, settings.extractor, settings.evaluate_against, settings.allow_code, listeners))
     return hooks
+
+
+def _evaluated(trainer: Trainer) -> str:
+    """Evaluates the checkpoint that was loaded, and takes no step."""
+    if not trainer.step:
+        raise ValueError('--evaluate-only found no checkpoint of this run; train it first, or name one with --resume')
+    for hook in trainer.hooks:
+        if isinstance(hook, EvaluationHook):
+            hook(trainer)
+    return 'evaluated'
 
 
 def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: str, accelerator: Any) -> Run:
@@ -188,6 +205,6 @@ def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: 
     accelerator.end_training()
     path = trainer.last_checkpoint or folder.checkpoint_path(trainer.step)
     if accelerator.is_main_process:
-        again = '' if status == 'done' else '; the same command goes on from there'
+        again = '' if status in ('done', 'evaluated') else '; the same command goes on from there'
         print(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}', file=sys.stderr)
     return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes)

@@ -52,11 +52,10 @@ class Probes:
 
 
 class ExactTrace:
-    """The trace itself, from as many backward passes as an item has elements, `chunk` at a time: [B, 1].
+    """The trace itself, from as many backward passes as an item has elements: [B, 1].
 
-    Where an operation of the model cannot be batched by vmap, a chunk of 1 goes without.
+    `chunk` of them at a time by vmap, where the model's operations can be batched so, and else one by one.
     """
-
     count = 1
 
     def __init__(self, chunk: int = 64) -> None:
@@ -66,6 +65,16 @@ class ExactTrace:
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:
         size = x[0].numel()
+        if self.chunk > 1:
+            try:
+                return self._sum(y, x, size)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self.chunk = 1      # an operation without a batching rule
+        return self._sum(y, x, size)
+
+    def _sum(self, y: Tensor, x: Tensor, size: int) -> Tensor:
         return torch.stack([self._part(y, x, first, min(self.chunk, size - first)) for first in range(0, size, self.chunk)]).sum(0)[:, None]
 
     def _part(self, y: Tensor, x: Tensor, first: int, count: int) -> Tensor:
@@ -76,4 +85,4 @@ class ExactTrace:
         outward = basis.view(count, 1, *x.shape[1:]).expand(count, *x.shape)
         batched = count > 1
         gradient, = torch.autograd.grad(y, x, outward if batched else outward[0], retain_graph=True, is_grads_batched=batched)
-        return gradient.view(count, len(x), -1)[rows, :, first + rows].sum(0)
+        return gradient.reshape(count, len(x), -1)[rows, :, first + rows].sum(0)
