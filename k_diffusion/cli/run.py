@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import sys
 import warnings
@@ -37,6 +38,7 @@ def train(settings: RunSettings) -> Run:
     sections = sections_of(config)
     end_step = settings.end_step or sections.training.end_step
     _refuse(sections)
+    settings = _split_for_noise_scale(settings, sections.training.batch_size)
     accelerator = _accelerator(settings, find_unused=getattr(sections.model, 'skip_stages', 0) > 0)
     if accelerator.device.type == 'cpu':
         keep_freed_memory()
@@ -81,6 +83,16 @@ def _refuse(sections: Sections) -> None:
             raise ValueError(f'model.{key} is {getattr(model, key)}, and no data set here gives that condition; set it to 0')
 
 
+def _split_for_noise_scale(settings: RunSettings, usual: int) -> RunSettings:
+    """With --gns in one process each batch is taken in two halves, whose gradients are compared with the whole's."""
+    if not settings.gns or settings.grad_accum_steps > 1 or int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        return settings
+    batch_size = settings.batch_size or usual
+    if batch_size % 2:
+        raise ValueError(f'--gns in one process takes the batch in two halves, and the batch size is {batch_size}; make it even')
+    return dataclasses.replace(settings, batch_size=batch_size // 2, grad_accum_steps=2)
+
+
 def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     accelerate = require('accelerate', 'train', 'training')
     require('PIL', 'train', 'training')
@@ -94,8 +106,6 @@ def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     if accelerator.num_processes != launched:
         raise ValueError(f'{launched} processes were launched and {accelerator.num_processes} found each other; '
                          'launch them with torchrun --nproc-per-node N train.py ...')
-    if settings.gns and launched == 1:
-        raise ValueError('--gns compares the gradients of several processes, and there is one; launch two or more, or leave it out')
     return accelerator
 
 
@@ -119,7 +129,7 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
     hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset, accelerator.is_main_process)
-    noise_scale = GradientNoiseHook(model) if settings.gns else None
+    noise_scale = GradientNoiseHook(model, settings.grad_accum_steps) if settings.gns else None
     return Trainer(
         accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
         [noise_scale, *hooks] if noise_scale else hooks, end_step=end_step, grad_accum_steps=settings.grad_accum_steps,

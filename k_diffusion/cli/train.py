@@ -62,7 +62,7 @@ def _watching_options(parser: argparse.ArgumentParser) -> None:
     add('--evaluate-against', help=f'a held-out data set to compare with (default: the training set): {DATASET_WORDS}')
     add('--clip-model', default='ViT-B/16', help='the CLIP model to evaluate with, or its folder (default: ViT-B/16)')
     add('--dinov2-model', default='vitl14', help='the DINOv2 model to evaluate with, or its folder (default: vitl14)')
-    add('--gns', action='store_true', help='measure the gradient noise scale (needs several processes)')
+    add('--gns', action='store_true', help='follow the gradient noise scale (one process takes each batch in two halves for it)')
     add('--wandb-project', help='log to this wandb project')
     add('--wandb-entity', help='the wandb entity')
     add('--wandb-group', help='the wandb group')
