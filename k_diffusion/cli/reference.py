@@ -27,7 +27,8 @@ EXTRACTORS = ('inception', 'clip', 'dinov2', 'classifier')
 LEARNT_FROM = 20_000    # pictures at most, for the classifier
 
 #: For --help.
-DATASET_WORDS = ("a folder of pictures, TYPE or TYPE:LOCATION (mnist:data/mnist), or a .json file with a \"dataset\" section; "
+DATASET_WORDS = ("a folder of pictures, TYPE:LOCATION (mnist:data/mnist, or mnist/test:data/mnist for its test pictures), or a .json file "
+                 "with a \"dataset\" section; "
                  "default: the data set of the model's config")
 EXTRACTOR_WORDS = ('inception, clip or clip:NAME, dinov2 or dinov2:NAME (a NAME may be a folder), classifier (trained in seconds on the '
                    "config's labelled data set), or a TorchScript file")
@@ -51,10 +52,14 @@ def _section(which: str, num_classes: int) -> dict[str, Any]:
         return found['dataset']
     if Path(which).is_dir():
         return {'type': 'imagefolder', 'location': which, 'num_classes': 0}
-    kind, _, location = which.partition(':')
+    told, _, location = which.partition(':')
+    kind, _, split = told.partition('/')
+    if kind in DATASETS and split and 'split' not in DATASETS[kind].__dataclass_fields__:
+        raise ValueError(f'--dataset is {which!r}, and the type {kind!r} has no splits to choose from; leave /{split} out')
     if kind not in DATASETS:
         raise ValueError(f'--dataset is {which!r}, which is no folder, no .json file and no type: {unknown("type", kind, DATASETS)}')
-    return {'type': kind, 'num_classes': num_classes, **({'location': location} if location else {})}
+    given = {'location': location, 'split': split}
+    return {'type': kind, 'num_classes': num_classes, **{key: value for key, value in given.items() if value}}
 
 
 def chosen_pictures(dataset: Dataset, most: int, seed: int = 0) -> list[int]:

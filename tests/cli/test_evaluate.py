@@ -147,6 +147,8 @@ def test_a_folder_of_pictures_is_a_reference(trained, script, tmp_path):
     (['--extractor', 'incepton'], "did you mean 'inception'"),
     (['--extractor', 'nowhere.pt'], 'no feature extractor at nowhere.pt'),
     (['--dataset', 'dmeo'], "did you mean 'demo'"),
+    (['--dataset', 'demo/test'], "'demo' has no splits"),
+    (['--dataset', 'mnist/tset:nowhere'], "split is 'tset'"),
     (['-n', '1'], '-n is 1; it must be at least 2'),
     (['--checkpoint', 'nowhere.pth'], 'no checkpoint at nowhere.pth'),
 ])
