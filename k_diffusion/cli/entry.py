@@ -17,6 +17,8 @@ COMMANDS = {
     'demo': ('demo', 'train on the shipped digits for a minute and draw a grid of samples'),
     'train': ('train', 'train a model, or go on with a run that was stopped'),
     'sample': ('sample', 'draw images from a trained model'),
+    'evaluate': ('evaluate', 'measure how good the samples of a model are'),
+    'likelihood': ('likelihood', 'bits per dimension of pictures under a model'),
     'grid': ('grid', 'put pictures side by side'),
     'info': ('info', 'say what a model costs: parameters, arithmetic, memory, time'),
     'convert': ('convert', 'turn a training checkpoint into a file for inference'),

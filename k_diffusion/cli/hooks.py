@@ -1,4 +1,4 @@
-"""What a training run shows of itself: demo grids, and a word about evaluation; none of it touches training randomness."""
+"""What a training run shows of itself: demo grids, skipped pictures, Weights & Biases; none of it touches training randomness."""
 from __future__ import annotations
 
 import dataclasses
@@ -90,20 +90,6 @@ def gather_in_order(mine: torch.Tensor, n: int, accelerator: Any) -> torch.Tenso
 
 
 @dataclasses.dataclass
-class EvaluationNotice:
-    """Says once, when an evaluation is due, that no feature extractor is at hand."""
-
-    every: int
-    say: Callable[[str], None]
-    said: bool = False
-
-    def __call__(self, trainer: Trainer) -> None:
-        if not self.said and trainer.accelerator.is_main_process:
-            self.said = True
-            self.say('evaluation is skipped: this version has no feature extractor; training goes on (--evaluate-n 0 hides this line)')
-
-
-@dataclasses.dataclass
 class SkippedNotice:
     """Lists the pictures that could not be read in NAME_skipped.txt, names the first ten of them and counts the rest."""
 
@@ -146,3 +132,7 @@ class WandbHook:
         if self.save_model and trainer.last_checkpoint not in (None, self.sent):
             self.sent = trainer.last_checkpoint
             self.wandb.save(str(self.sent), base_path=str(self.sent.parent))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Sends the values of an evaluation, under the original's names."""
+        self.wandb.log({key.upper() if key in ('fid', 'kid') else key: value for key, value in values.items()}, step=step)

@@ -23,7 +23,7 @@ from ..core.machine import memory_bytes
 from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
-from ..data import Loader, open_dataset
+from ..data import Dataset, Loader, open_dataset
 from ..training import (
     CheckpointHook,
     GradientNoiseHook,
@@ -40,7 +40,8 @@ from ..training import (
 )
 from ..training.heartbeat import heartbeat
 from .display import Display
-from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
+from .hooks import DemoHook, SkippedNotice, WandbHook
+from .metrics_hook import EvaluationHook
 from .objective import make_loss
 from .peers import told_of_peers
 from .plan import plan
@@ -59,6 +60,7 @@ def train(settings: RunSettings) -> Run:
     sections = sections_of(config)
     end_step = settings.end_step or sections.training.end_step
     _refuse(sections)
+    settings = _split_for_noise_scale(settings, sections.training.batch_size)
     accelerator = _accelerator(settings, find_unused=getattr(sections.model, 'skip_stages', 0) > 0)
     if accelerator.device.type == 'cpu':
         keep_freed_memory()
@@ -71,7 +73,7 @@ def train(settings: RunSettings) -> Run:
         path, state = resume_from(settings.resume, folder, accelerator)
         display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
                     f'{accelerator.device.type}, folder {folder.path}')
-        if path and state and end_step and state['step'] >= end_step:
+        if path and state and end_step and state['step'] >= end_step and not settings.evaluate_only:
             display.say(f'{settings.name} is done: it has reached step {state["step"]:,} of {end_step:,} (--end-step goes further)')
             accelerator.end_training()
             return Run(settings.name, folder.path, path, state['step'], 'already done', None, accelerator.num_processes)
@@ -86,7 +88,7 @@ def train(settings: RunSettings) -> Run:
             write_json(folder.path / f'{settings.name}_config.json', config)
         alive = heartbeat(accelerator.process_index, accelerator.num_processes)
         with checkpointing(settings.checkpointing), told_of_peers(trainer), alive:
-            status = trainer.run()
+            status = _evaluated(trainer) if settings.evaluate_only else trainer.run()
         accelerator.wait_for_everyone()
     return _closed(settings, trainer, folder, status, accelerator)
 
@@ -113,6 +115,16 @@ def _refuse(sections: Sections) -> None:
             raise ValueError(f'model.{key} is {getattr(model, key)}, and no data set here gives that condition; set it to 0')
 
 
+def _split_for_noise_scale(settings: RunSettings, usual: int) -> RunSettings:
+    """With --gns in one process each batch is taken in two halves, whose gradients are compared with the whole's."""
+    if not settings.gns or settings.grad_accum_steps > 1 or int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        return settings
+    batch_size = settings.batch_size or usual
+    if batch_size % 2:
+        raise ValueError(f'--gns in one process takes the batch in two halves, and the batch size is {batch_size}; make it even')
+    return dataclasses.replace(settings, batch_size=batch_size // 2, grad_accum_steps=2)
+
+
 def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     accelerate = require('accelerate', 'train', 'training')
     require('PIL', 'train', 'training')
@@ -126,8 +138,6 @@ def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     if accelerator.num_processes != launched:
         raise ValueError(f'{launched} processes were launched and {accelerator.num_processes} found each other; '
                          'launch them with torchrun --nproc-per-node N train.py ...')
-    if settings.gns and launched == 1:
-        raise ValueError('--gns compares the gradients of several processes, and there is one; launch two or more, or leave it out')
     return accelerator
 
 
@@ -159,8 +169,8 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     model = accelerator.prepare_model(fast, evaluation_mode=settings.shard)
     optimizer = accelerator.prepare_optimizer(optimizer)
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
-    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process)
-    watching: dict[str, Any] = {'gns_stats': GradientNoiseHook(model)} if settings.gns else {}
+    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset, accelerator.is_main_process)
+    watching: dict[str, Any] = {'gns_stats': GradientNoiseHook(model, settings.grad_accum_steps)} if settings.gns else {}
     if snapshots:
         watching['posthoc'] = snapshots
     return Trainer(
@@ -248,20 +258,24 @@ def _classes(names: list[str], told: int) -> str:
 
 
 def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module,
-           skipped: list[tuple[str, str]], main: bool) -> list[Hook]:
+           dataset: Dataset, main: bool) -> list[Hook]:
     hooks: list[Hook] = [LogHook(folder.path / f'{settings.name}_log.jsonl', LOG_EVERY, display),
-                         SkippedNotice(LOG_EVERY, skipped, folder.path / f'{settings.name}_skipped.txt', display.say)]
+                         SkippedNotice(LOG_EVERY, dataset.skipped, folder.path / f'{settings.name}_skipped.txt', display.say)]
     hooks.append(CheckpointHook(folder, settings.save_every))
+    listeners = []
     if settings.wandb_project and main:
-        hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY,
-                               settings.wandb_save_model, settings.wandb_offline))
+        wandb = WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY,
+                          settings.wandb_save_model, settings.wandb_offline)
+        hooks.append(wandb)
+        listeners.append(wandb.metrics)
     if settings.tensorboard:
         hooks.append(TensorboardHook(folder.path, LOG_EVERY))
+    batch = settings.batch_size or config['training']['batch_size']
     if settings.demo_every:
-        batch = settings.batch_size or config['training']['batch_size']
         hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say))
     if settings.evaluate_n:
-        hooks.append(EvaluationNotice(settings.evaluate_every, display.say))
+        hooks.append(EvaluationHook(settings.evaluate_every, folder.path, settings.name, denoiser, config, settings.evaluate_n, batch,
+                                    display.say, dataset, settings.extractor, settings.evaluate_against, settings.allow_code, listeners))
     if settings.report:
         hooks.append(ReportHook(settings.demo_every or settings.save_every, folder.path, settings.name, config, _noise_edges(config)))
     return hooks
@@ -273,12 +287,22 @@ def _noise_edges(config: dict[str, Any], bins: int = 8) -> list[float]:
     return [float(sigma) for sigma in sections_of(config).density.quantile(quantiles)]
 
 
+def _evaluated(trainer: Trainer) -> str:
+    """Evaluates the checkpoint that was loaded, and takes no step."""
+    if not trainer.step:
+        raise ValueError('--evaluate-only found no checkpoint of this run; train it first, or name one with --resume')
+    for hook in trainer.hooks:
+        if isinstance(hook, EvaluationHook):
+            hook(trainer)
+    return 'evaluated'
+
+
 def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: str, accelerator: Any) -> Run:
     accelerator.wait_for_everyone()
     accelerator.end_training()
     path = trainer.last_checkpoint or folder.checkpoint_path(trainer.step)
     if accelerator.is_main_process:
-        again = '' if status == 'done' else '; the same command goes on from there'
+        again = '' if status in ('done', 'evaluated') else '; the same command goes on from there'
         print(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}', file=sys.stderr)
     return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes,
                trainer.stopped_by)

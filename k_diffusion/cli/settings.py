@@ -35,10 +35,11 @@ class RunSettings:
     ema_snapshots: int | None = None                    # snapshots for `k-diffusion ema` over the run; 0: none
     demo_every: int = 500                               # steps between demo grids; 0: none
     sample_n: int = 64                                  # samples in a grid
-    evaluate_every: int = 10000
-    evaluate_n: int = 2000                              # 0: no evaluation
-    evaluate_only: bool = False
-    evaluate_with: str = 'inception'
+    evaluate_every: int = 10000                         # steps between evaluations
+    evaluate_n: int = 2000                              # samples of an evaluation; 0: none
+    evaluate_only: bool = False                         # evaluate the latest checkpoint instead of training
+    evaluate_with: str = 'inception'                    # inception, clip, dinov2, classifier or a TorchScript file
+    evaluate_against: str | None = None                 # a held-out data set (default: the training set)
     clip_model: str = 'ViT-B/16'
     dinov2_model: str = 'vitl14'
     gns: bool = False                                   # follow the gradient noise scale
@@ -80,8 +81,14 @@ class RunSettings:
             raise ValueError('--grow and --resume-inference both say what weights to start from; leave one of them out')
         if self.lr is not None and not self.lr > 0:
             raise ValueError(f'--lr is {self.lr}; it must be above 0')
-        if self.evaluate_only:
-            raise ValueError('--evaluate-only needs a feature extractor, and this version has none; leave it out to train')
+        if self.evaluate_n == 1 or (self.evaluate_only and not self.evaluate_n):
+            raise ValueError(f'--evaluate-n is {self.evaluate_n}; an evaluation takes at least 2 samples')
+
+    @property
+    def extractor(self) -> str:
+        """What --evaluate-with, --clip-model and --dinov2-model name together."""
+        model = {'clip': self.clip_model, 'dinov2': self.dinov2_model}.get(self.evaluate_with)
+        return self.evaluate_with if model is None else f'{self.evaluate_with}:{model}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +99,7 @@ class Run:
     folder: Path
     checkpoint: Path
     step: int
-    status: str         # done, interrupted, 'already done' or 'dry run'
+    status: str         # done, interrupted, 'already done', 'evaluated' or 'dry run'
     loss: float | None  # smoothed
     processes: int
     signal: int | None = None   # what interrupted it

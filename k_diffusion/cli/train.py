@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 from .entry import Parser, guarded
+from .reference import DATASET_WORDS
 from .run import train
 from .settings import RunSettings
 
@@ -61,12 +62,13 @@ def _watching_options(parser: argparse.ArgumentParser) -> None:
     add('--sample-n', type=int, default=64, help='how many samples the grid holds (default: 64)')
     add('--evaluate-every', type=int, default=10000, help='evaluate every so many steps (default: 10000)')
     add('--evaluate-n', type=int, default=2000, help='how many samples to evaluate (default: 2000; 0: never)')
-    add('--evaluate-only', action='store_true', help='evaluate instead of training')
-    add('--evaluate-with', choices=('inception', 'clip', 'dinov2'), default='inception', help='the feature extractor (default: inception)')
-    add('--clip-model', default='ViT-B/16', help='the CLIP model to evaluate with (default: ViT-B/16)')
-    add('--dinov2-model', choices=('vits14', 'vitb14', 'vitl14', 'vitg14'), default='vitl14',
-        help='the DINOv2 model to evaluate with (default: vitl14)')
-    add('--gns', action='store_true', help='measure the gradient noise scale (needs several processes)')
+    add('--evaluate-only', action='store_true', help='evaluate the latest checkpoint instead of training')
+    add('--evaluate-with', default='inception', help='the feature extractor: inception, clip, dinov2, classifier (trained in seconds on '
+        'the labelled data set, without a download) or a TorchScript file (default: inception)')
+    add('--evaluate-against', help=f'a held-out data set to compare with (default: the training set): {DATASET_WORDS}')
+    add('--clip-model', default='ViT-B/16', help='the CLIP model to evaluate with, or its folder (default: ViT-B/16)')
+    add('--dinov2-model', default='vitl14', help='the DINOv2 model to evaluate with, or its folder (default: vitl14)')
+    add('--gns', action='store_true', help='follow the gradient noise scale (one process takes each batch in two halves for it)')
     add('--wandb-project', help='log to this wandb project')
     add('--wandb-entity', help='the wandb entity')
     add('--wandb-group', help='the wandb group')

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from ..gns import DDPGradientStatsHook, GradientNoiseScale
+from ..gns import DDPGradientStatsHook, GradientNoiseScale, SplitGradientStats
 from .folder import RunFolder
 from .shards import has_pieces, save_shards
 
@@ -46,21 +46,24 @@ class CheckpointHook:
 
 
 class GradientNoiseHook:
-    """Follows the gradient noise scale of a DistributedDataParallel model; waits for the device at each step.
+    """Follows the gradient noise scale; waits for the device at each step.
 
+    Of a DistributedDataParallel model, from the gradients of the processes; of another, from those of the micro-batches of a step.
     A part of the Trainer under 'gns_stats'. Under fp16 both norms carry the loss scale; their ratio is free of it.
     """
     every = 1
 
-    def __init__(self, ddp_model: torch.nn.Module) -> None:
-        self.gradients = DDPGradientStatsHook(ddp_model)
+    def __init__(self, model: torch.nn.Module, grad_accum_steps: int = 1) -> None:
+        over_processes = hasattr(model, 'register_comm_hook')
+        self.gradients = DDPGradientStatsHook(model) if over_processes else SplitGradientStats(model, grad_accum_steps)
+        self.parts = None if over_processes else grad_accum_steps
         self.noise_scale = GradientNoiseScale()
 
     def __call__(self, trainer: Trainer) -> None:
         small, large = self.gradients.get_stats()
         if math.isfinite(small) and math.isfinite(large):
             n_large = trainer.loader.items_per_step
-            self.noise_scale.update(small, large, n_large // trainer.accelerator.num_processes, n_large)
+            self.noise_scale.update(small, large, n_large // (self.parts or trainer.accelerator.num_processes), n_large)
 
     def logged(self) -> dict[str, float | None]:
         """The gradient noise scale, for the log."""

@@ -227,3 +227,18 @@ def test_a_checkpoint_of_the_original_is_gone_on_with(tiny, tmp_path, capsys):
     assert 'inner_model.proj_in.weight' in moved
     denoiser, _ = K.load_model(tmp_path / 'tiny_00000007.pth')
     assert denoiser(torch.randn(1, 1, 16, 16), torch.ones(1)).shape == (1, 1, 16, 16)
+
+
+def test_the_noise_scale_in_one_process(tiny, tmp_path, capsys):
+    """It is logged, and taking batches in halves leaves the run what it was."""
+    config = tiny(('model', 'dropout_rate', 0.))
+    assert run(config, tmp_path / 'plain', '--end-step', '10') == 0
+    assert run(config, tmp_path / 'followed', '--end-step', '10', '--gns') == 0
+    last = json.loads((tmp_path / 'followed' / 'tiny_log.jsonl').read_text().splitlines()[-1])
+    assert last['step'] == 10 and last['gns'] > 0
+    plain, followed = (load_checkpoint(tmp_path / name / 'tiny_00000010.pth') for name in ('plain', 'followed'))
+    assert plain['items'] == followed['items'] == 80 and followed['gns_stats']['ema_var'] > 0
+    for key, value in plain['model'].items():
+        torch.testing.assert_close(followed['model'][key], value, atol=1e-3, rtol=1e-2)
+    assert run(config, tmp_path / 'odd', '--end-step', '1', '--gns', '--batch-size', '7') == 1
+    assert 'make it even' in capsys.readouterr().err
