@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 
@@ -29,11 +30,31 @@ def test_every_type_is_on_the_page():
         assert f'`{name}`' in page, name
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/config.md', 'docs/training.md', 'CHANGELOG.md'])
+@pytest.mark.parametrize('page', ['README.md', 'docs/config.md', 'docs/training.md', 'docs/schedules.md', 'CHANGELOG.md'])
 def test_what_a_page_points_to_is_there(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r'\]\(([^)#]+)\)', text):
         assert target.startswith('http') or (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize('names', [K.schedules.SCHEDULES, K.schedules.DISCRETE_SCHEDULES], ids=lambda names: names.kind)
+def test_every_schedule_and_its_parameters_are_on_the_page(names):
+    rows = [line for line in (ROOT / 'docs' / 'schedules.md').read_text().splitlines() if line.startswith('| `')]
+    for name, function in names.items():
+        row = ''.join(line for line in rows if line.startswith(f'| `{name}` '))
+        assert row, name
+        if names is K.schedules.SCHEDULES:
+            own = inspect.signature(function).parameters.keys() - {'n', 'sigma_min', 'sigma_max', 'device'}
+            assert not [key for key in own if f'`{key}`' not in row], name
+
+
+def test_the_examples_of_the_page_on_schedules_run():
+    page = (ROOT / 'docs' / 'schedules.md').read_text()
+    names: dict = {}
+    exec('\n'.join(re.findall(r'```python\n(.*?)```', page, re.S)), names)
+    assert names['sigmas'].shape == (21,) and names['x'].shape == (1, 3, 64, 64)
+    for name in re.findall(r'`(\w+_sigmas?|sigmas_for\w+|final_denoise)\(', page):
+        assert hasattr(K.sampling, name), name
 
 
 def test_the_readme_shows_commands_that_exist():

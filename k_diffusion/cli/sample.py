@@ -68,7 +68,7 @@ def sample(
                                      model['sigma_max'] if sigma_max is None else sigma_max)
     denoise = guided(denoiser, num_classes, how) if labels else denoiser
     target.make()
-    with tqdm(total=-(-n // batch_size) * how.steps, unit='step', disable=None if show else True) as bar:
+    with tqdm(total=-(-n // batch_size) * (len(sigmas) - 1), unit='step', disable=None if show else True) as bar:
         images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, how.sampler,
                           [derive_seed(seed, 'sample', i) for i in range(n)],
                           {'class_cond': torch.tensor(labels)} if labels else None,

@@ -16,7 +16,32 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm, trange
 
-from ..schedules import append_zero, get_sigmas_exponential, get_sigmas_karras, get_sigmas_polyexponential, get_sigmas_vp
+from ..schedules import (
+    append_zero,
+    cap_sigmas,
+    discard_penultimate_sigma,
+    final_denoise,
+    flow_table,
+    flux_shift,
+    get_sigmas_ays,
+    get_sigmas_beta,
+    get_sigmas_beta_table,
+    get_sigmas_ddim_uniform,
+    get_sigmas_exponential,
+    get_sigmas_flow,
+    get_sigmas_karras,
+    get_sigmas_kl_optimal,
+    get_sigmas_laplace,
+    get_sigmas_linear_quadratic,
+    get_sigmas_normal,
+    get_sigmas_polyexponential,
+    get_sigmas_sgm_uniform,
+    get_sigmas_simple,
+    get_sigmas_vp,
+    quantize_sigmas,
+    shift_sigmas,
+    sigmas_for_strength,
+)
 from .catalogue import SAMPLERS, SampleFn, Sampler, State, find_sampler, iterate, plain_function, sampler
 from .cfg_pp import sample_dpmpp_2m_cfg_pp, sample_euler_ancestral_cfg_pp, sample_euler_cfg_pp
 from .coefficients import (

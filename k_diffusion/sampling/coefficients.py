@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ..core.tensors import append_dims
 
+INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(40)]
+
 
 def to_d(x: Tensor, sigma: Any, denoised: Tensor) -> Tensor:
     """dx/dsigma = (x - D) / sigma, the slope of the probability flow; sigma a number or [B]."""
@@ -32,12 +34,25 @@ def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: float = 1.) -> tuple
 
 
 def phi(k: int, z: float) -> float:
-    """phi_0 = e^z, phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z, phi_k(0) = 1 / k!; by its series where that cancels."""
-    if k == 0:
-        return math.exp(z)
-    if abs(z) < 1.:
-        return math.fsum(z ** n / math.factorial(n + k) for n in range(18))
-    return (phi(k - 1, z) - 1 / math.factorial(k - 1)) / z
+    """phi_0 = e^z, phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z, phi_k(0) = 1 / k!."""
+    return math.exp(z) if k == 0 else phis(k, z)[k]
+
+
+def phis(most: int, z: float) -> list[float]:
+    """phi_0(z) to phi_most(z): by the series of the last and the recurrence downwards where it would cancel upwards."""
+    if abs(z) >= 1:
+        values = [math.exp(z), math.expm1(z) / z]
+        for k in range(1, most):
+            values.append((values[k] - INVERSE_FACTORIALS[k]) / z)
+        return values[:most + 1]
+    last, power = 0., 1.
+    for n in range(18):
+        last += power * INVERSE_FACTORIALS[n + most]
+        power *= z
+    values = [last]
+    for k in range(most - 1, -1, -1):
+        values.append(z * values[-1] + INVERSE_FACTORIALS[k])
+    return values[::-1]
 
 
 def lagrange(nodes: Sequence[float]) -> list[list[float]]:
@@ -65,7 +80,7 @@ def exponential_weights(nodes: Sequence[float], h: float) -> list[float]:
     nodes: where the D_j were evaluated, from the start of the step in units of the step (0, -r1, ... and 1 for a corrector).
     h: the step in log sigma, times 1 + eta for an SDE. b_j = sum_k c_jk k! h phi_{k+1}(-h) (Hochbruck and Ostermann 2010).
     """
-    moments = [math.factorial(k) * h * phi(k + 1, -h) for k in range(len(nodes))]
+    moments = [math.factorial(k) * h * value for k, value in enumerate(phis(len(nodes), -h)[1:])]
     return [math.fsum(c * m for c, m in zip(row, moments)) for row in lagrange(nodes)]
 
 

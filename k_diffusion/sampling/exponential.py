@@ -5,6 +5,8 @@ the flow (or of the reverse SDE of strength eta). Which values are interpolated 
 """
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,34 +27,37 @@ from .stages import res_2s_step
 class Row(NamedTuple):
     """The weights of a step from sigma: x' = a x + sum b_j D_j + s z, the D_j newest first.
 
-    correct: once D at sigma is known, what it and the older values do to the step that led here: x += sum correct_j D_j.
+    correct: what D at sigma, once it is known, and the older values do to the step that led here: x += sum correct_j D_j.
     """
     a: float
-    b: list[float]
+    b: tuple[float, ...]
     s: float = 0.
-    correct: list[float] | None = None
+    correct: tuple[float, ...] | None = None
 
 
 Table: TypeAlias = Sequence[Row]
 
 #: The step to sigma 0: the estimate itself. The weights of a higher order do not tend to it by themselves.
-LAST = Row(0., [1.])
+LAST = Row(0., (1.,))
 #: Between equal levels.
-STAY = Row(1., [])
+STAY = Row(1., ())
 
 
-def past_levels(sigmas: Sequence[float], order: int) -> list[list[float]]:
+Past: TypeAlias = tuple[float, ...]
+
+
+def past_levels(sigmas: Sequence[float], order: int) -> list[Past]:
     """For each step, the levels of the last `order` values of the model, newest first (equal neighbours are one level)."""
-    seen: list[float] = []
+    past: Past = ()
     pasts = []
     for sigma in sigmas[:-1]:
-        if not seen or sigma != seen[0]:
-            seen = [sigma, *seen]
-        pasts.append(seen[:order])
+        if not past or sigma != past[0]:
+            past = (sigma, *past[:order - 1])
+        pasts.append(past)
     return pasts
 
 
-def lowered(pasts: list[list[float]], sigmas: Sequence[float]) -> list[list[float]]:
+def lowered(pasts: list[Past], sigmas: Sequence[float]) -> list[Past]:
     """The pasts cut so that the order is at most the number of steps left, where the schedule ends in 0."""
     if sigmas[-1] > 0:
         return pasts
@@ -60,13 +65,14 @@ def lowered(pasts: list[list[float]], sigmas: Sequence[float]) -> list[list[floa
     return [past[:max(n, 1)] for past, n in zip(pasts, left)]
 
 
-def nodes_of(past: Sequence[float], sigma_next: float) -> list[float]:
+def nodes_of(past: Past, sigma_next: float) -> list[float]:
     """Where the past levels lie in log sigma, from the start of the step in units of the step: 0, -r1, -r2, ..."""
     h = math.log(past[0] / sigma_next)
     return [math.log(past[0] / sigma) / h for sigma in past]
 
 
-def exponential_row(past: Sequence[float], sigma_next: float, eta: float = 0.) -> Row:
+@functools.lru_cache(4096)
+def exponential_row(past: Past, sigma_next: float, eta: float = 0.) -> Row:
     """The exact weights of the interpolation through the past levels: order len(past)."""
     if past[0] == sigma_next:
         return STAY
@@ -74,14 +80,22 @@ def exponential_row(past: Sequence[float], sigma_next: float, eta: float = 0.) -
         return LAST
     h = math.log(past[0] / sigma_next)
     H = (1 + eta) * h
-    return Row(math.exp(-H), exponential_weights(nodes_of(past, sigma_next), H), sigma_next * math.sqrt(-math.expm1(-2 * eta * h)))
+    weights = exponential_weights(nodes_of(past, sigma_next), H)
+    return Row(math.exp(-H), tuple(weights), sigma_next * math.sqrt(-math.expm1(-2 * eta * h)))
 
 
-def corrected(row: Row, past: Sequence[float], sigma_next: float, eta: float = 0.) -> list[float]:
+@functools.lru_cache(4096)
+def corrected(row: Row, past: Past, sigma_next: float, eta: float = 0.) -> tuple[float, ...]:
     """What the value at sigma_next adds to the step `row` made: exact weights on it and on the past, less those of the row."""
     H = (1 + eta) * math.log(past[0] / sigma_next)
     weights = exponential_weights([1., *nodes_of(past, sigma_next)], H)
-    return [weights[0], *(c - b for c, b in zip(weights[1:], row.b))]
+    return (weights[0], *(c - b for c, b in zip(weights[1:], row.b)))
+
+
+def folded(row: Row, correct: tuple[float, ...] | None) -> Row:
+    """A row and the correction before it in one, so that the corrected x need not be formed."""
+    padded = itertools.zip_longest(row.b, correct or (), fillvalue=0.)
+    return row._replace(b=tuple(b + row.a * c for b, c in padded))
 
 
 def adams_table(sigmas: Sequence[float], order: int, eta: float = 0., lower_order_final: bool = False) -> Table:
@@ -95,8 +109,13 @@ def adams_table(sigmas: Sequence[float], order: int, eta: float = 0., lower_orde
 
 def combine(x: Tensor, a: float, weights: Sequence[float], terms: Sequence[Tensor]) -> Tensor:
     """a x + sum weights_j terms_j, as a new tensor."""
-    x = x * a
-    for weight, term in zip(weights, terms):
+    pairs = zip(weights, terms)
+    if a == 1:
+        weight, term = next(pairs)
+        x = torch.add(x, term, alpha=weight)
+    else:
+        x = x * a
+    for weight, term in pairs:
         x.add_(term, alpha=weight)
     return x
 

@@ -23,7 +23,7 @@ def sample_lcm(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArg
     Song et al. (2023), arXiv:2303.01469, algorithm 1; for latents Luo et al. (2023), arXiv:2310.04378.
     """
     sigmas = levels(sigmas)
-    table = [Row(0., [1.], sigma_next) for sigma_next in sigmas[1:]]
+    table = [Row(0., (1.,), sigma_next) for sigma_next in sigmas[1:]]
     return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler))
 
 
@@ -46,7 +46,7 @@ def sample_tcd(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArg
         if sigma_next and 0 < gamma < 1:
             sigma_s = float(to_sigma((1 - gamma) * to_time(sigma_next)))
         share = sigma_s / sigma if sigma else 0.
-        table.append(Row(share, [1 - share], math.sqrt(max(0., sigma_next ** 2 - sigma_s ** 2))))
+        table.append(Row(share, (1 - share,), math.sqrt(max(0., sigma_next ** 2 - sigma_s ** 2))))
     return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler))
 
 

@@ -56,28 +56,32 @@ class Watch:
 
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> Tensor:
         """D(x, sigma, **cond)."""
-        return self._ask(lambda *given, **cond: (self.model(*given, **cond),), x, sigma, *args, **cond)[0]
+        if self._afs is not None:
+            return self._analytic(x, sigma)
+        dtype = self.dtype or x.dtype
+        denoised = self._seen(x, sigma, self.model(_as(x, dtype), _as(sigma, dtype), *args, **cond))
+        self.nfe += 1
+        if self.denoised is None:
+            self.denoised = denoised.detach()
+        return denoised
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """The guided and the unconditional estimate, from a model that has both (one call)."""
         if not hasattr(self.model, 'pair'):
             raise ValueError(f'{self.name} needs the unconditional estimate beside the guided one, and this model shows one only; '
                              'give it a guided denoiser, made by K.guidance.classifier_free(...) say')
-        answers = self._ask(self.model.pair, x, sigma, **cond)
-        return answers[0], answers[-1]
-
-    def _ask(self, model: Callable[..., Any], x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> list[Tensor]:
         if self._afs is not None:
-            analytic, self._afs = self._afs, None
-            self.denoised = analytic(x, append_dims(sigma, x.ndim))
-            return [self.denoised]
+            return (self._analytic(x, sigma),) * 2
         dtype = self.dtype or x.dtype
-        answer = model(_as(x, dtype), _as(sigma, dtype), *args, **cond)
-        answers = [self._seen(x, sigma, denoised) for denoised in answer]
+        guided, unconditional = self.model.pair(_as(x, dtype), _as(sigma, dtype), **cond)
         self.nfe += 1
-        if self.denoised is None:
-            self.denoised = answers[0].detach()
-        return answers
+        self.denoised = self._seen(x, sigma, guided)
+        return self.denoised, self._seen(x, sigma, unconditional)
+
+    def _analytic(self, x: Tensor, sigma: Tensor) -> Tensor:
+        analytic, self._afs = self._afs, None
+        self.denoised = analytic(x, append_dims(sigma, x.ndim)) if analytic else x
+        return self.denoised
 
     def _seen(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
         """An answer in x's dtype, its shape checked, its values looked at or noted for later."""
@@ -88,7 +92,7 @@ class Watch:
         total = denoised.detach().sum()
         if not x.is_cpu:
             self._unseen.append((self.i, sigma, total))
-        elif not math.isfinite(total.item()):
+        elif not math.isfinite(total):
             self._refuse(self.i, sigma)
         return denoised
 

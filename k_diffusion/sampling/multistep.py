@@ -9,13 +9,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from .catalogue import Run, sampler
 from .coefficients import adams_weights, lagrange, to_d
-from .exponential import past_levels
+from .exponential import Past, combine, past_levels
 from .loop import Callback, ExtraArgs, Sigmas, levels, steps
 from .quadrature import integral
 
@@ -29,20 +28,20 @@ def walk_slopes(model: DenoiseFn, x: Tensor, sigmas: Sequence[float], extra_args
     history: deque[Tensor] = deque(maxlen=max(map(len, weights), default=1))
     for step in steps(model, x, sigmas, extra_args, callback, disable):
         history.appendleft(to_d(x, step.sigma, step.denoise(x)))
-        for weight, d in zip(weights[step.i], history):
-            x = torch.add(x, d, alpha=weight)
+        x = combine(x, 1., weights[step.i], history)
         x = yield x
     return x
 
 
-def table_of(rule: Callable[[Sequence[float], float], Sequence[float]], sigmas: Sequence[float], order: int) -> list[Sequence[float]]:
+def table_of(rule: Callable[[Past, float], Sequence[float]], sigmas: Sequence[float], order: int) -> list[Sequence[float]]:
     """The weights of every step by a rule (past levels, sigma_next) -> weights; none for a step between equal levels."""
     return [rule(past, sigma_next) if past[0] != sigma_next else () for past, sigma_next in zip(past_levels(sigmas, order), sigmas[1:])]
 
 
-def adams(past: Sequence[float], sigma_next: float) -> list[float]:
+@functools.lru_cache(4096)
+def adams(past: Past, sigma_next: float) -> tuple[float, ...]:
     """Exact Adams-Bashforth in sigma."""
-    return adams_weights(past, past[0], sigma_next)
+    return tuple(adams_weights(past, past[0], sigma_next))
 
 
 def _order(order: int, most: float = math.inf) -> None:
@@ -88,7 +87,7 @@ def sample_ipndm_v(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extr
     return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
 
 
-def _varying(past: Sequence[float], sigma_next: float) -> Sequence[float]:
+def _varying(past: Past, sigma_next: float) -> Sequence[float]:
     if len(past) < 3:
         return adams(past, sigma_next)
     h, h_1, h_2 = sigma_next - past[0], past[0] - past[1], past[1] - past[2]
@@ -118,7 +117,8 @@ def vp_clock(sigmas: Sequence[float]) -> tuple[float, float]:
     return high - c / 2, c
 
 
-def _in_time(clock: tuple[float, float], past: Sequence[float], sigma_next: float) -> list[float]:
+@functools.lru_cache(4096)
+def _in_time(clock: tuple[float, float], past: Past, sigma_next: float) -> tuple[float, ...]:
     b, c = clock
 
     def time(sigma: float) -> float:
@@ -128,7 +128,7 @@ def _in_time(clock: tuple[float, float], past: Sequence[float], sigma_next: floa
     def weight(row: Sequence[float]) -> float:
         return math.fsum(integral(lambda sigma: _polynomial(row, time(sigma)), *piece) for piece in _pieces(past[0], sigma_next))
 
-    return [weight(row) for row in lagrange([time(sigma) for sigma in past])]
+    return tuple(weight(row) for row in lagrange([time(sigma) for sigma in past]))
 
 
 def _pieces(start: float, end: float) -> list[tuple[float, float]]:

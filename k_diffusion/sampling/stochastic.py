@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.protocols import DenoiseFn, NoiseSampler
 from .catalogue import Run, sampler
 from .coefficients import get_ancestral_step, to_d
-from .exponential import LAST, STAY, Row, Table, corrected, exponential_row, past_levels, walk_table
+from .exponential import LAST, STAY, Past, Row, Table, corrected, exponential_row, folded, past_levels, walk_table
 from .loop import Callback, ExtraArgs, Sigmas, levels, walk
 from .noise import default_noise_sampler
 from .quadrature import integral
@@ -41,36 +41,36 @@ def _ddim_table(sigmas: Sequence[float], eta: float) -> Table:
     table = []
     for sigma, sigma_next in itertools.pairwise(sigmas):
         sigma_down, sigma_up = get_ancestral_step(sigma, sigma_next, eta) if sigma else (0., 0.)
-        table.append(Row(sigma_down / sigma, [1 - sigma_down / sigma], sigma_up) if sigma else STAY)
+        table.append(Row(sigma_down / sigma, (1 - sigma_down / sigma,), sigma_up) if sigma else STAY)
     return table
 
 
 def sa_table(sigmas: Sequence[float], tau: float | Callable[[float], float], interval: tuple[float, float], predictor_order: int,
-             corrector_order: int) -> Table:
+             corrector_order: int, pece: bool) -> Table:
     """Rows of SA-Solver: exponential Adams predictor and corrector with eta = tau(sigma)^2 at the start of each step. A number
-    tau acts in the share `interval` of the steps and is 0 elsewhere."""
+    tau acts in the share `interval` of the steps and is 0 elsewhere. With pece the corrections stand by themselves."""
     if predictor_order < 1 or corrector_order not in (0, *range(2, predictor_order + 2)):
         raise ValueError(f'predictor_order={predictor_order} and corrector_order={corrector_order} make no pair; the predictor takes '
                          'at least 1, the corrector 0 (none) or 2 to one more than the predictor')
     n = len(sigmas) - 1
     table: list[Row] = []
-    correct: list[float] | None = None
+    correct: tuple[float, ...] | None = None
     for i, (past, sigma_next) in enumerate(zip(past_levels(sigmas, predictor_order), sigmas[1:])):
         if past[0] == sigma_next:
             table.append(STAY)
             continue
         eta = (tau(past[0]) if callable(tau) else tau if interval[0] <= i / n <= interval[1] else 0.) ** 2
         row = exponential_row(past, sigma_next, eta)
-        table.append(row._replace(correct=correct))
+        table.append(row._replace(correct=correct) if pece else folded(row, correct))
         behind = past[:corrector_order - 1]
-        correct = _matched(row, behind, past, sigma_next, eta) if corrector_order and sigma_next > 0 else None
+        correct = _matched(row, behind, sigma_next, eta) if corrector_order and sigma_next > 0 else None
     return table
 
 
-def _matched(row: Row, behind: Sequence[float], past: Sequence[float], sigma_next: float, eta: float) -> list[float]:
+def _matched(row: Row, behind: Past, sigma_next: float, eta: float) -> tuple[float, ...]:
     """The correction by D at sigma_next and at the levels behind, of a row that used all of the past."""
     padded = row._replace(b=row.b[:len(behind)])
-    return [*corrected(padded, behind, sigma_next, eta), *(-b for b in row.b[len(behind):])]
+    return (*corrected(padded, behind, sigma_next, eta), *(-b for b in row.b[len(behind):]))
 
 
 @sampler(order=4, stochastic=True)
@@ -84,7 +84,7 @@ def sample_sa_solver(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Ex
     steps; or a function of sigma. The correction keeps the noise that the prediction drew. pece: D is asked for again after it.
     """
     sigmas = levels(sigmas)
-    table = sa_table(sigmas, tau, interval, predictor_order, corrector_order)
+    table = sa_table(sigmas, tau, interval, predictor_order, corrector_order, pece)
     return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler, pece))
 
 
@@ -95,7 +95,7 @@ def sample_sa_solver_pece(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_arg
                           predictor_order: int = 3, corrector_order: int = 4) -> Run[Tensor]:
     """SA-Solver that asks for D again after each correction. 2 NFE, but 1 in the first step."""
     sigmas = levels(sigmas)
-    table = sa_table(sigmas, tau, interval, predictor_order, corrector_order)
+    table = sa_table(sigmas, tau, interval, predictor_order, corrector_order, True)
     return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler, True))
 
 
@@ -104,7 +104,7 @@ def er_noise_scaler(sigma: float) -> float:
     return sigma * (math.exp(min(sigma ** 0.3, 600.)) + 10)
 
 
-def er_row(past: Sequence[float], sigma_next: float, scaler: Callable[[float], float], exact: bool) -> Row:
+def er_row(past: Past, sigma_next: float, scaler: Callable[[float], float], exact: bool) -> Row:
     """x' = r x + (1 - r) D + P D' + Q D'' + sqrt(sigma'^2 - r^2 sigma^2) z, r = phi(sigma') / phi(sigma), the derivatives in sigma
     by differences of the past values."""
     sigma = past[0]
@@ -129,7 +129,7 @@ def er_row(past: Sequence[float], sigma_next: float, scaler: Callable[[float], f
     if variance < -1e-9 * sigma_next ** 2:
         raise ValueError(f'noise_scaler falls short between sigma {sigma:g} and {sigma_next:g}; noise_scaler(sigma) / sigma must not '
                          'decrease as sigma grows')
-    return Row(r, b[:len(past)], math.sqrt(max(0., variance)))
+    return Row(r, tuple(b[:len(past)]), math.sqrt(max(0., variance)))
 
 
 @sampler(order=2, stochastic=True)

@@ -1,19 +1,20 @@
 """UniPC (Zhao et al. 2023, arXiv:2302.04867): each model call corrects the step that led to it and predicts the next."""
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
 
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from ..core.registry import unknown
 from .catalogue import Run, sampler
-from .exponential import LAST, STAY, Row, Table, corrected, exponential_row, lowered, nodes_of, past_levels, walk_table
+from .exponential import LAST, STAY, Past, Row, Table, corrected, exponential_row, folded, lowered, nodes_of, past_levels, walk_table
 from .loop import Callback, ExtraArgs, Sigmas, levels
 
 
-def unipc_table(sigmas: Sequence[float], order: int, variant: str = 'bh1', corrector: bool = True,
+@functools.lru_cache(64)
+def unipc_table(sigmas: tuple[float, ...], order: int, variant: str = 'bh1', corrector: bool = True,
                 lower_order_final: bool = True) -> Table:
     """Rows of UniP-p with UniC-p. The weights are the exact exponential ones but in two places, where the paper sets a single
     unknown to 1/2: the predictor of order 2, and the corrector that has no past. There B(h) shows: h (bh1) or 1 - e^-h (bh2)."""
@@ -24,13 +25,13 @@ def unipc_table(sigmas: Sequence[float], order: int, variant: str = 'bh1', corre
     pasts = past_levels(sigmas, order)
     pasts = lowered(pasts, sigmas) if lower_order_final else pasts
     table: list[Row] = []
-    correct: list[float] | None = None
+    correct: tuple[float, ...] | None = None
     for past, sigma_next in zip(pasts, sigmas[1:]):
         if past[0] == sigma_next:
             table.append(STAY)
             continue
         row = _predictor(past, sigma_next, variant)
-        table.append(row._replace(correct=correct))
+        table.append(folded(row, correct))
         correct = _corrector(row, past, sigma_next, variant) if corrector and sigma_next > 0 else None
     return table
 
@@ -39,21 +40,21 @@ def _b(h: float, variant: str) -> float:
     return h if variant == 'bh1' else -math.expm1(-h)
 
 
-def _predictor(past: Sequence[float], sigma_next: float, variant: str) -> Row:
+def _predictor(past: Past, sigma_next: float, variant: str) -> Row:
     if sigma_next == 0:
         return LAST
     if len(past) != 2:
         return exponential_row(past, sigma_next)
     h = math.log(past[0] / sigma_next)
     gain = _b(h, variant) / 2 / nodes_of(past, sigma_next)[1]  # of D_1 - D_0, over -r
-    return Row(math.exp(-h), [-math.expm1(-h) - gain, gain])
+    return Row(math.exp(-h), (-math.expm1(-h) - gain, gain))
 
 
-def _corrector(row: Row, past: Sequence[float], sigma_next: float, variant: str) -> list[float]:
+def _corrector(row: Row, past: Past, sigma_next: float, variant: str) -> tuple[float, ...]:
     if len(past) > 1:
         return corrected(row, past, sigma_next)
     gain = _b(math.log(past[0] / sigma_next), variant) / 2
-    return [gain, -gain]
+    return gain, -gain
 
 
 @sampler(order=4)
@@ -66,7 +67,7 @@ def sample_uni_pc(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extra
     as there are steps left.
     """
     sigmas = levels(sigmas)
-    table = unipc_table(sigmas, order, variant, corrector, lower_order_final)
+    table = unipc_table(tuple(sigmas), order, variant, corrector, lower_order_final)
     return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table))
 
 
@@ -76,5 +77,5 @@ def sample_uni_pc_bh2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: E
                       lower_order_final: bool = True) -> Run[Tensor]:
     """UniPC of the variant bh2, as sample_uni_pc. 1 NFE."""
     sigmas = levels(sigmas)
-    table = unipc_table(sigmas, order, 'bh2', corrector, lower_order_final)
+    table = unipc_table(tuple(sigmas), order, 'bh2', corrector, lower_order_final)
     return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table))

@@ -1,5 +1,6 @@
 """Noise levels: the descending lists that samplers walk, and the distributions that training draws from."""
 # ruff: noqa: F401
+from .align_your_steps import AYS_LEVELS, get_sigmas_ays
 from .densities import (
     DENSITIES,
     CosineInterpolated,
@@ -10,6 +11,14 @@ from .densities import (
     SplitLogNormal,
     VDiffusion,
 )
+from .discrete import (
+    DISCRETE_SCHEDULES,
+    get_sigmas_beta_table,
+    get_sigmas_ddim_uniform,
+    get_sigmas_normal,
+    get_sigmas_sgm_uniform,
+    get_sigmas_simple,
+)
 from .draws import (
     rand_cosine_interpolated,
     rand_log_logistic,
@@ -18,12 +27,23 @@ from .draws import (
     rand_split_log_normal,
     rand_v_diffusion,
 )
-from .sigmas import (
-    SCHEDULES,
-    append_zero,
-    get_sigmas_exponential,
-    get_sigmas_karras,
-    get_sigmas_polyexponential,
-    get_sigmas_vp,
+from .flow import (
+    flow_table,
+    flow_time_to_sigma,
+    flux_shift,
+    get_sigmas_flow,
+    get_sigmas_linear_quadratic,
+    sigma_to_flow_time,
 )
+from .parts import SCHEDULES, append_zero
+from .sigmas import get_sigmas_exponential, get_sigmas_karras, get_sigmas_polyexponential, get_sigmas_vp
+from .spacings import get_sigmas_beta, get_sigmas_kl_optimal, get_sigmas_laplace
 from .stratified import enable_stratified, enable_stratified_accelerate, stratified_uniform, stratified_with_settings
+from .transforms import (
+    cap_sigmas,
+    discard_penultimate_sigma,
+    final_denoise,
+    quantize_sigmas,
+    shift_sigmas,
+    sigmas_for_strength,
+)

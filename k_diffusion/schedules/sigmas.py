@@ -1,61 +1,22 @@
-"""Noise schedules for sampling: n descending levels in float32, then 0."""
+"""The original's noise schedules: n descending levels in float32, then 0."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.registry import Registry
-
-SCHEDULES: Registry[Callable[..., Tensor]] = Registry('schedule')
-
-
-def append_zero(x: Tensor) -> Tensor:
-    """x [n] with a zero at its end."""
-    return torch.cat([x, x.new_zeros([1])])
-
-
-def _bounds(n: int, sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
-    """The two bounds as Python floats; 0-d tensors serve too."""
-    _count(n)
-    low, high = float(sigma_min), float(sigma_max)
-    if not 0 < low <= high < math.inf:
-        raise ValueError(f'sigma_min={low} and sigma_max={high} are no range of noise levels; '
-                         f'give 0 < sigma_min <= sigma_max, both finite')
-    return low, high
-
-
-def _count(n: int) -> None:
-    if n < 1:
-        raise ValueError(f'n={n} levels make no schedule; n must be at least 1')
-
-
-def _rho(rho: float) -> None:
-    if not 0 < rho < math.inf:
-        raise ValueError(f'rho={rho} bends no schedule; rho must be positive and finite (7 is usual for karras)')
-
-
-def _ramp(start: float, end: float, n: int) -> Tensor:
-    return torch.linspace(start, end, n, dtype=torch.float64)
-
-
-def _finish(sigmas: Tensor, sigma_min: float, sigma_max: float, device: Any) -> Tensor:
-    """Float32 with exact ends, whatever the powers and logarithms rounded, and the zero."""
-    sigmas[-1] = sigma_min
-    sigmas[0] = sigma_max
-    return append_zero(sigmas.float()).to(device)
+from .parts import SCHEDULES, append_zero, bounds, check_count, finish, ramp
 
 
 @SCHEDULES.register('karras')
 def get_sigmas_karras(n: int, sigma_min: float, sigma_max: float, rho: float = 7., device: Any = 'cpu') -> Tensor:
     """Uniform in sigma ** (1 / rho): [n + 1] (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
-    low, high = _bounds(n, sigma_min, sigma_max)
+    low, high = bounds(n, sigma_min, sigma_max)
     _rho(rho)
     start, end = high ** (1 / rho), low ** (1 / rho)
-    return _finish((start + _ramp(0, 1, n) * (end - start)) ** rho, low, high, device)
+    return finish((start + ramp(0, 1, n) * (end - start)) ** rho, low, high, device)
 
 
 @SCHEDULES.register('exponential')
@@ -67,16 +28,21 @@ def get_sigmas_exponential(n: int, sigma_min: float, sigma_max: float, device: A
 @SCHEDULES.register('polyexponential')
 def get_sigmas_polyexponential(n: int, sigma_min: float, sigma_max: float, rho: float = 1., device: Any = 'cpu') -> Tensor:
     """log sigma falls as a ramp from 1 to 0 to the power rho: [n + 1]."""
-    low, high = _bounds(n, sigma_min, sigma_max)
+    low, high = bounds(n, sigma_min, sigma_max)
     _rho(rho)
-    return _finish((_ramp(1, 0, n) ** rho * math.log(high / low) + math.log(low)).exp(), low, high, device)
+    return finish((ramp(1, 0, n) ** rho * math.log(high / low) + math.log(low)).exp(), low, high, device)
 
 
 @SCHEDULES.register('vp')
 def get_sigmas_vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: float = 1e-3, device: Any = 'cpu') -> Tensor:
     """sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t from 1 to eps_s: [n + 1] (Song et al. 2021, arXiv:2011.13456, VP SDE)."""
-    _count(n)
+    check_count(n)
     if not 0 < eps_s <= 1:
         raise ValueError(f'eps_s={eps_s} ends no schedule; the last time must lie in (0, 1]')
     t = torch.linspace(1, eps_s, n)  # float32 as in the original: exp - 1 cancels at small t, and what it gives there is expected
     return append_zero((torch.exp(beta_d * t ** 2 / 2 + beta_min * t) - 1).sqrt()).to(device)
+
+
+def _rho(rho: float) -> None:
+    if not 0 < rho < math.inf:
+        raise ValueError(f'rho={rho} bends no schedule; rho must be positive and finite (7 is usual for karras)')

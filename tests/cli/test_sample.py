@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 import k_diffusion as K
 from k_diffusion.cli import config, convert, entry, grid, output, sample
+from k_diffusion.generation import BETWEEN
 
 
 def pixels(path):
@@ -31,6 +32,15 @@ def test_seed_class_and_guidance_matter(trained, tmp_path):
     changes = {'seed': 1}, {'classes': [2]}, {'guidance': 3.}, {'sampler': 'heun'}, {'schedule': 'exponential'}, {'ema': False}
     for i, changed in enumerate(changes):
         assert not torch.allclose(base, draw(f'c{i}', **{'classes': [1], **changed})), changed
+
+
+@pytest.mark.parametrize('schedule', BETWEEN)
+def test_every_schedule_between_two_levels_is_offered(trained, tmp_path, schedule, capsys):
+    images = sample.sample(trained, 1, tmp_path / 'a', steps=4, schedule=schedule, device='cpu').images
+    assert images.isfinite().all() and images.std() > 0.03
+    with pytest.raises(SystemExit):
+        sample.main(['--help'])
+    assert schedule in capsys.readouterr().out
 
 
 def test_the_original_door(trained, tmp_path, monkeypatch, capsys):

@@ -54,7 +54,7 @@ def test_refused_bounds(name, bounds):
 
 def test_other_refusals():
     for name in schedules.SCHEDULES:
-        options = {} if name == 'vp' else {'sigma_min': 0.1, 'sigma_max': 1.}
+        options = {} if name in ('vp', 'ays') else {'sigma_min': 0.1, 'sigma_max': 1.}
         with pytest.raises(ValueError, match='n=0 levels'):
             schedules.SCHEDULES[name](0, **options)
     for name in ('karras', 'polyexponential'):

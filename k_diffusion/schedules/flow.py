@@ -1,0 +1,82 @@
+"""Schedules in the time t of flow models (x_t = (1 - t) x_0 + t noise), as levels sigma = t / (1 - t) that every sampler here takes.
+
+The shift of t' = s t / (1 + (s - 1) t) is sigma' = s sigma. Time 1 is an infinite level; it becomes sigma_max.
+"""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from .parts import SCHEDULES, bounds, check_count, check_positive, ramp, within
+
+
+@SCHEDULES.register('flow')
+def get_sigmas_flow(n: int, sigma_min: float = 1e-4, sigma_max: float = 4096., shift: float = 1., device: Any = 'cpu') -> Tensor:
+    """sigma = shift t / (1 - t), t = 1 - i / n for i from 0 to n - 1: at most [n + 1].
+
+    Levels outside the bounds are brought to them, and equal neighbours dropped. shift is 3 for Stable Diffusion 3 (Esser et al. 2024,
+    arXiv:2403.03206, section 5.3.2), flux_shift(tokens) for Flux.
+    """
+    low, high = bounds(n, sigma_min, sigma_max)
+    check_positive('1 is none, 3 is usual', shift=shift)
+    return within(shift * flow_time_to_sigma(ramp(1, 0, n + 1)[:-1]), low, high, device)
+
+
+@SCHEDULES.register('linear_quadratic')
+def get_sigmas_linear_quadratic(n: int, sigma_min: float, sigma_max: float, threshold_noise: float = 0.025,
+                                linear_steps: int | None = None, device: Any = 'cpu') -> Tensor:
+    """Flow time falls from 1 in L small equal steps by threshold_noise, then as a parabola to 0, slope continuous: at most [n + 1].
+
+    1 - t_i = threshold i / L up to i = L = linear_steps (None: n // 2), then threshold + threshold (i - L) / L + c (i - L)^2 with
+    t_n = 0. Levels outside the bounds are brought to them, and equal neighbours dropped. From the video model Mochi.
+    """
+    low, high = bounds(n, sigma_min, sigma_max)
+    i = ramp(0, n, n + 1)[:-1]
+    if n == 1:
+        return within(flow_time_to_sigma(1 - i), low, high, device)
+    linear = n // 2 if linear_steps is None else linear_steps
+    _check_linear(n, linear, threshold_noise)
+    slope, rest = threshold_noise / linear, n - linear
+    curve = (1 - threshold_noise - slope * rest) / rest ** 2
+    done = slope * i + curve * (i - linear).clamp(min=0) ** 2
+    return within(flow_time_to_sigma(1 - done), low, high, device)
+
+
+def flow_time_to_sigma(t: Tensor) -> Tensor:
+    """t / (1 - t), infinite at 1."""
+    return t / (1 - t)
+
+
+def sigma_to_flow_time(sigma: Tensor) -> Tensor:
+    """sigma / (1 + sigma), 1 at infinity."""
+    return 1 / (1 + 1 / sigma)
+
+
+def flow_table(shift: float = 1., n: int = 1000, sigma_max: float = 4096.) -> Tensor:
+    """The ascending levels [n] of a flow model that is trained at t = 1/n, 2/n, ..., 1: a table for the schedules of discrete models."""
+    check_count(n)
+    check_positive('the defaults are usual', shift=shift, sigma_max=sigma_max)
+    return (shift * flow_time_to_sigma(ramp(1, n, n) / n)).clamp(max=sigma_max).float()
+
+
+def flux_shift(tokens: int, low: tuple[int, float] = (256, 0.5), high: tuple[int, float] = (4096, 1.15)) -> float:
+    """The shift e^mu for an image of so many tokens: mu is linear through the two points (tokens, mu), Flux's by default.
+
+    Flux has a token per 16 x 16 pixels: 1024 x 1024 pixels are 4096 tokens and shift by 3.16.
+    """
+    if tokens < 1:
+        raise ValueError(f'tokens={tokens} make no image; give how many the transformer sees, at least 1')
+    (x, start), (x_end, end) = low, high
+    if x == x_end:
+        raise ValueError(f'low={low} and high={high} fix no line; give two points with different numbers of tokens')
+    return math.exp(start + (end - start) * (tokens - x) / (x_end - x))
+
+
+def _check_linear(n: int, linear: int, threshold: float) -> None:
+    if not 1 <= linear < n:
+        raise ValueError(f'linear_steps={linear} of n={n} steps leave no parabola; give 1 to {n - 1}, or None for half')
+    most = 2 * linear / (n + linear)        # beyond it the parabola would turn round before t = 0
+    if not 0 < threshold <= most:
+        raise ValueError(f'threshold_noise={threshold} is too much for {linear} linear steps of {n}; give above 0 and at most {most:g}')
