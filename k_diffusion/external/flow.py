@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..denoisers.base import PreconditionedDenoiser
 from ..denoisers.scalings import Scalings, flow
-from ..schedules import append_zero
+from ..schedules import flow_time_to_sigma, get_sigmas_flow, sigma_to_flow_time
 
 
 class FlowDenoiser(PreconditionedDenoiser):
@@ -34,18 +34,16 @@ class FlowDenoiser(PreconditionedDenoiser):
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
         """The flow's time in [0, 1), in sigma's shape."""
-        return sigma / (1 + sigma)
+        return sigma_to_flow_time(sigma)
 
     def t_to_sigma(self, t: Tensor) -> Tensor:
         """sigma = t / (1 - t), at most sigma_max, in t's shape and float32 at least."""
         t = t.to(torch.promote_types(t.dtype, torch.float32))
-        return (t / (1 - t)).clamp(max=self.sigma_max)
+        return flow_time_to_sigma(t).clamp(max=self.sigma_max)
 
     def get_sigmas(self, n: int, shift: float | None = None, device: Any = 'cpu') -> Tensor:
-        """n steps evenly spaced in the time before the shift, t = 1, 1 - 1/n, ..., 1/n, then 0: [n + 1]. sigma is shift t / (1 - t)."""
-        t = torch.linspace(1, 1 / n, n, dtype=torch.float64)
-        sigmas = (t / (1 - t) * (self.shift if shift is None else shift)).clamp(max=self.sigma_max)
-        return append_zero(sigmas.to(device, torch.float32))
+        """n steps evenly spaced in the time before the shift, then 0: [n + 1]. K.schedules.get_sigmas_flow with what is known here."""
+        return get_sigmas_flow(n, sigma_max=self.sigma_max, shift=self.shift if shift is None else shift, device=device)
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         t = self.sigma_to_t(sigma) * self.time_scale

@@ -9,17 +9,16 @@ from torch import Tensor
 from ..core.tensors import append_dims
 
 
-def partial_noise(image: Tensor, sigmas: Tensor, strength: float, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """(x, the rest of the schedule): what a sampler is to go on from for a picture like `image`.
+def partial_noise(image: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
+    """x = image + sigmas[0] noise: what a sampler goes on from along `sigmas` to a picture like `image`.
 
-    strength in [0, 1] is the share of the schedule's steps that are taken: 0 gives the image back, 1 is sampling from (nearly)
-    nothing but noise. noise: unit Gaussian, [B, C, H, W]; several noises for one image are variations of it.
+    sigmas: the rest of a schedule, as K.schedules.sigmas_for_strength cuts it; the higher it begins, the less is left of the
+    image. noise: unit Gaussian, [B, C, H, W]; several noises for one image [C, H, W] are variations of it.
     Meng et al. (2021), arXiv 2108.01073.
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f'strength is {strength}; it must be from 0 (the image as it is) to 1 (every step)')
-    rest = sigmas[round((1 - strength) * (len(sigmas) - 1)):]
-    return image + noise * rest[0].to(noise), rest
+    if noise.shape[-image.ndim:] != image.shape and noise.shape != image.shape:
+        raise ValueError(f'noise of shape {list(noise.shape)} does not fit an image of {list(image.shape)}; give noise for each variation')
+    return image + noise * sigmas[0].to(noise)
 
 
 def blended_noise(a: Tensor, b: Tensor, amount: float | Tensor) -> Tensor:

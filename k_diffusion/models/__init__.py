@@ -5,6 +5,7 @@ from . import axial_rope, flags, flops
 from .image_transformer_v1 import ImageTransformerDenoiserModelV1, ImageTransformerV1Config
 from .image_transformer_v2 import ImageTransformerDenoiserModelV2, ImageTransformerV2Config
 from .image_v1 import ImageDenoiserModelV1, ImageV1Config
+from .text_encoder import TextEncoder
 
 MODELS: Registry[type] = Registry('model type')
 MODELS.register('image_v1')(ImageV1Config)
@@ -13,5 +14,5 @@ MODELS.register('image_transformer_v2')(ImageTransformerV2Config)
 
 __all__ = [
     'MODELS', 'ImageDenoiserModelV1', 'ImageTransformerDenoiserModelV1', 'ImageTransformerDenoiserModelV2', 'ImageTransformerV1Config',
-    'ImageTransformerV2Config', 'ImageV1Config', 'axial_rope', 'checkpointing', 'flags', 'flops', 'get_checkpointing',
+    'ImageTransformerV2Config', 'ImageV1Config', 'TextEncoder', 'axial_rope', 'checkpointing', 'flags', 'flops', 'get_checkpointing',
 ]
