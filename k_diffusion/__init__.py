@@ -1,7 +1,8 @@
 """k-diffusion: train, sample, guide and measure diffusion models.
 
 The rooms are attributes of this package, imported when first touched: `K.sampling`, `K.external`, `K.layers`, `K.models`,
-`K.config`, `K.augmentation`, `K.utils` and so on. `K.load_model(path)` gives the denoiser of a trained checkpoint.
+`K.config`, `K.augmentation`, `K.utils` and so on. `K.load_model(path)` gives the denoiser of a trained checkpoint,
+`K.sample(denoiser, shape)` samples from it.
 """
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ __version__ = '0.3.0'
 
 ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'external', 'generation', 'gns', 'guidance', 'layers', 'models',
          'sampling', 'schedules', 'training', 'utils')
-_NAMES = {'Denoiser': 'denoisers', 'load_model': 'config'}
+_NAMES = {'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation'}
 
 if TYPE_CHECKING:
     from .config import load_model as load_model
     from .denoisers import Denoiser as Denoiser
+    from .generation import sample as sample
 
 
 def __getattr__(name: str) -> Any:

@@ -10,18 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .core.protocols import DenoiseFn, NoiseSampler
+from .core.protocols import DenoiseFn
 from .core.random import derive_seed, randn_items
 from .core.registry import unknown
-from .guidance import time_travel
-from .sampling import SAMPLERS, BrownianTreeNoiseSampler, seeded_noise_sampler
+from .guidance import classifier_free
+from .sampling import SAMPLERS, Sampler, find_sampler, make_noise_sampler
 from .schedules import SCHEDULES
 
 #: The schedules that go from one noise level to another (the vp one has levels of its own).
 BETWEEN = {name: schedule for name, schedule in SCHEDULES.items() if 'sigma_max' in inspect.signature(schedule).parameters}
-
-#: How often each step in an interval of noise levels is taken, and the interval.
-Travel = tuple[int, tuple[float, float]]
 
 
 @dataclass
@@ -45,11 +42,103 @@ class SamplingConfig:
             raise ValueError(f'guidance_interval is {self.guidance_interval}; it must hold two noise levels, the lower one first')
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """A sampler, the schedule it walks, the least level before 0, and the sampler's options."""
+
+    sampler: str
+    schedule: str
+    sigma_min: float
+    options: Mapping[str, Any]
+
+
+def recommended(steps: int) -> Recipe:
+    """The training-free recipe that came closest to the end of the probability flow in so many model calls (docs/samplers.md)."""
+    return next(recipe for most, recipe in RECIPES if steps <= most)
+
+
+#: (up to so many model calls, what to use), as measured by benchmarks/quality.py.
+RECIPES: list[tuple[float, Recipe]] = [
+    (6, Recipe('ipndm_v', 'exponential', 0.08, {'afs': True})),
+    (12, Recipe('uni_pc_bh2', 'exponential', 0.05, {'order': 2, 'afs': True})),
+    (math.inf, Recipe('ipndm', 'karras', 0.01, {'order': 3, 'afs': True})),
+]
+
+
+def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int = 20, sampler: Any = None, schedule: str | None = None,
+           seeds: int | Sequence[int] | None = None, sigma_min: float | None = None, sigma_max: float | None = None,
+           cond: Mapping[str, Tensor] | None = None, guidance: float = 1., null: Mapping[str, Any] | None = None,
+           guidance_interval: tuple[float, float] | None = None, callback: Callable[[int, dict[str, Any]], None] | None = None,
+           batch_size: int = 64, device: Any = None, options: Mapping[str, Any] | None = None) -> Tensor:
+    """Draws samples [B, ...] from a denoiser in one call, float32, on its device.
+
+    digits = K.sample(denoiser, [10, 1, 16, 16], seeds=0, cond={'class_cond': torch.arange(10)})
+
+    Arguments:
+        shape_or_x: the shape of the batch; or where to start from, x [B, ...] at the level sigma_max, noise included.
+        steps: how many; with neither sampler nor schedule given, the number of model calls, spent in the best way we measured.
+        sampler: a name, a function sample_<name>, or another of its kind; dpmpp_2m where only a schedule is given.
+        schedule: a name of K.schedules.SCHEDULES (karras where only a sampler is given).
+        seeds: one number (item i is then drawn from it and i), or a number per item; None takes a number from torch's global
+            generator. An item depends on its seed and its condition alone, whatever the batch size.
+        sigma_min, sigma_max: the range of noise levels; by default the denoiser's own (its attributes of these names), else
+            0.002 and 80.
+        cond: tensors with one entry per item. guidance, null, guidance_interval: as K.guidance.classifier_free takes them.
+        callback: (how many samples are finished, the sampler's own dict), at each step.
+        options: the sampler's own named options.
+    """
+    x = shape_or_x if isinstance(shape_or_x, Tensor) else None
+    shape = [int(side) for side in (shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x)]
+    if len(shape) < 2:
+        raise ValueError(f'the shape is {shape}; give that of a batch, [4, 3, 64, 64] say')
+    sigmas, sampler, options = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {})
+    if guidance != 1 or null is not None:
+        if null is None:
+            raise ValueError(f'guidance is {guidance} and null is missing; '
+                             "name what stands for no condition, null={'class_cond': 10} say")
+        denoiser = classifier_free(denoiser, null, guidance, guidance_interval or (0., math.inf))
+    device = device or (x.device if x is not None else _device_of(denoiser))
+    return generate(denoiser, shape[1:], sigmas, sampler, _seeds(seeds, shape[0]), cond, None, callback, batch_size, device, options,
+                    x).to(device)
+
+
+def plan(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None, sigma_min: float | None, sigma_max: float | None,
+         options: Mapping[str, Any]) -> tuple[Tensor, Any, Mapping[str, Any]]:
+    """The levels, the sampler and its options of `sample`; the recommended ones where neither sampler nor schedule is named."""
+    if steps < 1:
+        raise ValueError(f'steps is {steps}; it must be at least 1')
+    high = float(getattr(denoiser, 'sigma_max', 80.) if sigma_max is None else sigma_max)
+    low = float(getattr(denoiser, 'sigma_min', 0.002) if sigma_min is None else sigma_min)
+    if sampler is None and schedule is None:
+        recipe = recommended(steps)
+        options = {**recipe.options, **options}
+        low = max(low, min(recipe.sigma_min, high)) if sigma_min is None else low
+        return SCHEDULES[recipe.schedule](steps + bool(options.get('afs')), low, high), recipe.sampler, options
+    made = SCHEDULES[schedule or 'karras']
+    bounds = (low, high) if 'sigma_max' in inspect.signature(made).parameters else ()
+    return made(steps, *bounds), sampler or 'dpmpp_2m', options
+
+
+def _device_of(denoiser: Any) -> Any:
+    parameters = denoiser.parameters() if isinstance(denoiser, torch.nn.Module) else ()
+    return next((parameter.device for parameter in parameters), torch.device('cpu'))
+
+
+def _seeds(seeds: int | Sequence[int] | None, n: int) -> list[int]:
+    if seeds is None:
+        seeds = int(torch.randint(0, 2 ** 63 - 1, []))
+    if isinstance(seeds, int):
+        return [derive_seed(seeds, 'sample', i) for i in range(n)]
+    if len(seeds) != n:
+        raise ValueError(f'{len(seeds)} seeds were given for {n} samples; give one number, or a seed for each')
+    return [int(seed) for seed in seeds]
+
+
 @torch.no_grad()
-def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: str = 'dpmpp_2m', seeds: Sequence[int] = (0,),
+def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: Any = 'dpmpp_2m', seeds: Sequence[int] = (0,),
              cond: Mapping[str, Tensor] | None = None, decode: Callable[[Tensor], Tensor] | None = None,
              callback: Callable[[int, dict[str, Any]], None] | None = None, batch_size: int = 64, device: Any = 'cpu',
-             options: Mapping[str, Any] | None = None, init: Tensor | None = None, travel: Travel | None = None) -> Tensor:
+             options: Mapping[str, Any] | None = None, x: Tensor | None = None) -> Tensor:
     """Draws one sample per seed: [len(seeds), *shape] on the CPU, float32.
 
     A sample depends on its seed and its condition alone, not on its neighbours or the batch size: the start noise and the
@@ -58,72 +147,52 @@ def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: 
     Arguments:
         shape: of one item, [C, H, W].
         sigmas: the descending noise levels, as get_sigmas_* give them.
-        sampler: a registered name, with or without `sample_`.
+        sampler: a registered name, with or without `sample_`, or anything else that find_sampler takes.
         cond: tensors with one entry per seed, passed to the denoiser batch by batch.
         decode: what turns a batch of samples into images (nothing, in pixel space).
         callback: (how many samples are finished, the sampler's own dict), at each step.
         options: the sampler's own named options, {'eta': 0.} say.
-        init: what to go on from instead of nothing, [C, H, W] or one per seed: noise of sigmas[0] is laid over it.
-        travel: (times, interval of noise levels), K.guidance.time_travel.
+        x: [len(seeds), *shape] at the first level, in place of the start noise.
     """
-    cond = cond or {}
+    cond, entry = cond or {}, find_sampler(sampler)
     for key, value in cond.items():
         if len(value) != len(seeds):
             raise ValueError(f'the condition {key!r} has {len(value)} entries for {len(seeds)} seeds; give one each')
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}; it must be at least 1')
-    if SAMPLERS[sampler.removeprefix('sample_')].takes == ('sigma_min', 'sigma_max'):
-        batch_size = 1      # an adaptive step suits its whole batch, and an item's image must not depend on its neighbours
+    if entry.name == 'dpm_adaptive':    # an item's steps must not depend on its neighbours
+        options = {'per_item': True, **(options or {})}
+        batch_size = 1 if options.get('eta') else batch_size
     batches = []
     for start in range(0, len(seeds), batch_size):
-        chosen = seeds[start:start + batch_size]
-        here = {key: value[start:start + batch_size].to(device) for key, value in cond.items()}
+        part = slice(start, start + batch_size)
+        here = {key: value[part].to(device) for key, value in cond.items()}
         report = None if callback is None else lambda info, start=start: callback(start, info)
-        begin = init[start:start + batch_size] if init is not None and init.ndim > len(shape) else init
-        x = sample_batch(denoise, shape, sigmas, sampler, chosen, here, report, device, options or {}, begin, travel)
-        batches.append((decode(x) if decode else x).float().cpu())
+        given = None if x is None else x[part].to(device)
+        drawn = sample_batch(denoise, shape, sigmas, entry, seeds[part], here, report, device, options or {}, given)
+        batches.append((decode(drawn) if decode else drawn).float().cpu())
     return torch.cat(batches) if batches else torch.empty(0, *shape)
 
 
-def sample_batch(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: str, seeds: Sequence[int],
+def sample_batch(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, entry: Sampler, seeds: Sequence[int],
                  cond: Mapping[str, Tensor], callback: Callable[[dict[str, Any]], None] | None, device: Any,
-                 options: Mapping[str, Any], init: Tensor | None = None, travel: Travel | None = None) -> Tensor:
+                 options: Mapping[str, Any], x: Tensor | None = None) -> Tensor:
     """One batch of `generate`: start noise of the largest sigma, then the sampler, each item with its own noise."""
-    function = SAMPLERS[sampler.removeprefix('sample_')].function
-    takes = inspect.signature(function).parameters
-    odd = sorted(options.keys() - takes.keys())
+    takes = list(inspect.signature(entry.function).parameters)
+    odd = sorted(options.keys() - set(takes))
     if odd:
-        raise ValueError(f'sample_{sampler} has no option {odd[0]!r}; its options are {", ".join(list(takes)[3:])}')
-    x = randn_items(shape, [derive_seed(seed, 'start') for seed in seeds], device) * float(sigmas[0])
-    x = x if init is None else x + init.to(x)
-    arguments: dict[str, Any] = dict(extra_args=dict(cond), callback=callback, disable=True, **options)
-    if 'noise_sampler' in takes and 'noise_sampler' not in options:
-        arguments['noise_sampler'] = _step_noise(x, sigmas, [derive_seed(seed, 'steps') for seed in seeds],
-                                                 churns='s_churn' in takes or travel is not None)
-    if travel is not None:
-        function = _travelling(function, takes, travel, seeded_noise_sampler(x, [derive_seed(seed, 'travel') for seed in seeds]))
+        raise ValueError(f'sample_{entry.name} has no option {odd[0]!r}; its options are {", ".join(takes[3:])}')
+    if x is None:
+        x = randn_items(shape, [derive_seed(seed, 'start') for seed in seeds], device) * float(sigmas[0])
+    arguments: dict[str, Any] = {'extra_args': dict(cond), 'callback': callback, 'disable': True, **options}
+    if 'noise_sampler' in takes and not options.keys() & {'noise_sampler', 'seed', 'generator'}:
+        arguments['noise_sampler'] = make_noise_sampler(x, entry.noise, [derive_seed(seed, 'steps') for seed in seeds])
+    arguments = {key: value for key, value in arguments.items() if key in takes}
     if 'sigmas' in takes:
-        return function(denoise, x, sigmas.to(device), **arguments)
+        return entry.function(denoise, x, sigmas.to(device), **arguments)
     positive = sigmas[sigmas > 0]
     arguments.update(sigma_min=float(positive[-1]), sigma_max=float(positive[0]))
     if 'n' in takes:
         arguments['n'] = len(sigmas) - 1
-    x = function(denoise, x, **arguments)
+    x = entry.function(denoise, x, **arguments)
     return denoise(x, x.new_full([len(x)], float(positive[-1])), **cond)
-
-
-def _travelling(function: Any, takes: Mapping[str, Any], travel: Travel, noise: NoiseSampler) -> Any:
-    if 'sigmas' not in takes:
-        raise ValueError(f'{function.__name__} chooses its own steps, so none can be taken again; take another sampler for time travel')
-    return time_travel(function, *travel, noise)
-
-
-def _step_noise(x: Tensor, sigmas: Tensor, seeds: Sequence[int], churns: bool) -> NoiseSampler:
-    """Noise of each item's own: from a Brownian path, so that another number of steps follows the same path.
-
-    (Churn and time travel walk back and forth over the same levels and need independent noise each time.)
-    """
-    if churns:
-        return seeded_noise_sampler(x, seeds)
-    positive = sigmas[sigmas > 0]
-    return BrownianTreeNoiseSampler(x, float(positive[-1]), float(positive[0]), seeds)

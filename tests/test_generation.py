@@ -2,8 +2,9 @@ import pytest
 import torch
 from sampler_cases import suited
 
+import k_diffusion as K
 from k_diffusion.core.random import derive_seed, randn_items
-from k_diffusion.generation import generate
+from k_diffusion.generation import RECIPES, generate, recommended, sample
 from k_diffusion.sampling import SAMPLERS, get_sigmas_karras
 
 SIGMAS = get_sigmas_karras(6, 0.1, 10.)
@@ -53,3 +54,92 @@ def test_refusals_name_what_is_allowed():
         generate(denoise, [1, 2, 2], SIGMAS, cond={'shift': torch.zeros(2)})
     with pytest.raises(ValueError, match='batch_size is 0'):
         generate(denoise, [1, 2, 2], SIGMAS, batch_size=0)
+
+
+@pytest.mark.parametrize('steps', [1, 2, 5, 8, 15, 40])
+def test_sample_spends_the_steps_as_model_calls(steps):
+    calls = []
+
+    def counted(x, sigma):
+        calls.append(sigma[0].item())
+        return denoise(x, sigma)
+
+    images = sample(counted, [3, 1, 4, 4], steps, seeds=0)
+    assert len(calls) == steps and images.shape == (3, 1, 4, 4) and images.dtype == torch.float32
+    assert max(calls) <= 80 and calls == sorted(calls, reverse=True)
+    if steps >= 5:
+        assert images.std().item() == pytest.approx(0.5, abs=0.15)
+
+
+def test_sample_names_what_it_uses():
+    assert [recommended(n) for n in (1, 10 ** 6)] == [RECIPES[0][1], RECIPES[-1][1]]
+    for most, recipe in RECIPES:
+        assert recipe.sampler in SAMPLERS and not SAMPLERS[recipe.sampler].stochastic
+        assert recommended(most) == recipe
+        assert recipe.options.keys() <= {*SAMPLERS[recipe.sampler].options, 'afs'}
+
+
+def test_sample_with_a_sampler_or_a_schedule_of_choice():
+    seen = []
+    K.sample(denoise, [2, 1, 4, 4], 6, 'heun', 'exponential', seeds=0, sigma_min=0.1, sigma_max=10.,
+             callback=lambda done, info: seen.append(info['sigma'].item()))
+    assert seen == pytest.approx(K.sampling.get_sigmas_exponential(6, 0.1, 10.)[:-1].tolist())
+    by_function = K.sample(denoise, [2, 1, 4, 4], 6, K.sampling.sample_heun, seeds=0)
+    assert torch.equal(by_function, K.sample(denoise, [2, 1, 4, 4], 6, 'heun', 'karras', seeds=0))
+    assert not torch.equal(by_function, K.sample(denoise, [2, 1, 4, 4], 6, schedule='karras', seeds=0))
+
+
+def test_sample_takes_the_range_of_the_denoiser():
+    class Ranged:
+        sigma_min, sigma_max = torch.tensor(0.2), torch.tensor(5.)
+
+        def __call__(self, x, sigma):
+            seen.append(sigma[0].item())
+            return denoise(x, sigma)
+
+    seen = []
+    K.sample(Ranged(), [1, 1, 4, 4], 5, 'euler', seeds=0)
+    assert (seen[0], seen[-1]) == (5., pytest.approx(0.2))
+
+
+def test_sample_seeds():
+    whole = K.sample(denoise, [4, 1, 4, 4], 5, 'euler_ancestral', seeds=7)
+    assert torch.equal(whole, K.sample(denoise, [4, 1, 4, 4], 5, 'euler_ancestral', seeds=7, batch_size=1))
+    chosen = [derive_seed(7, 'sample', i) for i in (2, 0)]
+    assert torch.equal(whole[[2, 0]], K.sample(denoise, [2, 1, 4, 4], 5, 'euler_ancestral', seeds=chosen))
+    torch.manual_seed(3)
+    first, second = (K.sample(denoise, [2, 1, 4, 4], 5) for _ in range(2))
+    torch.manual_seed(3)
+    assert torch.equal(first, K.sample(denoise, [2, 1, 4, 4], 5)) and not torch.equal(first, second)
+    with pytest.raises(ValueError, match='3 seeds were given for 2 samples'):
+        K.sample(denoise, [2, 1, 4, 4], 5, seeds=[1, 2, 3])
+
+
+def test_sample_from_a_given_start():
+    x = torch.randn(3, 1, 4, 4) * 10
+    out = K.sample(denoise, x, 6, 'dpmpp_2m', seeds=0, sigma_min=0.1, sigma_max=10., batch_size=2)
+    torch.testing.assert_close(out, K.sampling.sample_dpmpp_2m(denoise, x, SIGMAS, disable=True))
+
+
+def test_sample_guides():
+    def conditional(x, sigma, shift):
+        return denoise(x, sigma, shift)
+
+    shift = torch.tensor([1., 2.])
+    plain = K.sample(conditional, [2, 1, 8, 8], 20, seeds=0, cond={'shift': shift})
+    guided = K.sample(conditional, [2, 1, 8, 8], 20, seeds=0, cond={'shift': shift}, guidance=3., null={'shift': 0.})
+    assert (guided.mean((1, 2, 3)) / plain.mean((1, 2, 3)) > 1.5).all()
+    same = K.sample(conditional, [2, 1, 8, 8], 20, seeds=0, cond={'shift': shift}, guidance=1., null={'shift': 0.})
+    assert torch.equal(same, plain)
+
+
+@pytest.mark.parametrize(('arguments', 'sentence'), [
+    ({'shape_or_x': [4]}, r'the shape is \[4\]'), ({'steps': 0}, 'steps is 0'), ({'sampler': 'eulr'}, "did you mean 'euler'"),
+    ({'schedule': 'karas'}, "did you mean 'karras'"), ({'guidance': 2.}, 'null is missing'),
+    ({'options': {'etta': 1.}}, "no option 'etta'"),
+    ({'sigma_min': 9., 'sigma_max': 3.}, 'no range of noise levels'),
+])
+def test_sample_refuses(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        K.sample(denoise, **{'shape_or_x': [2, 1, 4, 4], 'seeds': 0, **arguments})
+    assert str(refusal.value).count('\n') == 0

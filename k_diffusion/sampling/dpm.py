@@ -11,9 +11,11 @@ from tqdm.auto import tqdm
 from ..core.protocols import DenoiseFn, NoiseSampler
 from .catalogue import Run, sampler
 from .coefficients import get_ancestral_step, to_d
+from .controllers import PIDStepSizeController
 from .dpm_solver import DPMSolver
 from .loop import Callback, ExtraArgs, Sigmas, Step, steps
 from .noise import churn, default_noise_sampler
+from .per_item import adaptive_per_item
 
 
 @sampler(order=2, nfe=2, noise='independent')
@@ -70,15 +72,24 @@ def sample_dpm_adaptive(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, 
                         rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05, pcoeff: float = 0., icoeff: float = 1.,
                         dcoeff: float = 0., accept_safety: float = 0.81, eta: float = 0., s_noise: float = 1.,
                         noise_sampler: NoiseSampler | None = None, return_info: bool = False,
-                        max_steps: int = 10_000) -> Run[Any]:
+                        max_steps: int = 10_000, per_item: bool = False) -> Run[Any]:
     """DPM-Solver-12 or -23 with adaptive steps; ends at sigma_min, not at 0. The error is that of the whole batch.
 
-    return_info: whether to give (x, {'steps', 'nfe', 'n_accept', 'n_reject'}). The callback is called after each attempt.
-    max_steps: attempts after which a ValueError is raised.
+    return_info: whether to give (x, {'steps', 'nfe', 'n_accept', 'n_reject'}). The callback is called after each attempt; where it
+    edits denoised the step is made again from it. max_steps: attempts after which a ValueError is raised. per_item: each item by
+    its own error and steps, so that it is the same whatever else is in its batch (eta = 0 only; levels, times, errors and counts
+    are then given for each).
     """
     t_start, t_end = _times(sigma_min, sigma_max)
     with tqdm(disable=disable) as bar:
-        solver = DPMSolver(model, extra_args, bar.update, _with_levels(callback, x))
+        solver = DPMSolver(model, extra_args, bar.update, callback if per_item else _with_levels(callback, x))
+        if per_item:
+            if eta or order not in (2, 3):
+                raise ValueError(f'per_item takes no noise and order 2 or 3, and eta is {eta}, order={order}; '
+                                 'give eta=0, or leave per_item out')
+            pids = [PIDStepSizeController(h_init, pcoeff, icoeff, dcoeff, order, accept_safety) for _ in x]
+            x, info = yield from adaptive_per_item(solver, x, t_start, t_end, order, rtol, atol, pids, max_steps)
+            return (x, info) if return_info else x
         x, info = yield from solver.adaptive(x, t_start, t_end, order, rtol, atol, h_init, pcoeff, icoeff, dcoeff, accept_safety,
                                              eta, s_noise, noise_sampler, max_steps)
     return (x, info) if return_info else x

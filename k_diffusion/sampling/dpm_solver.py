@@ -1,6 +1,7 @@
 """DPM-Solver (Lu et al. 2022, arXiv:2206.00927): exponential Runge-Kutta steps in eps = (x - D) / sigma and t = -log sigma."""
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -110,7 +111,8 @@ class DPMSolver(nn.Module):
                  max_steps: int = 10_000) -> Run[tuple[Tensor, dict[str, int]]]:
         """x at t_end, each step as long as the tolerances allow, and a count of what that took.
 
-        A state follows each attempt; after a rejected one x is what it was.
+        A state follows each attempt; after a rejected one x is what it was. Where info_callback, which comes after the step,
+        edits denoised, the step is made again from it.
         """
         if order not in (2, 3):
             raise ValueError(f'order={order} has no adaptive pair; it is 2 (DPM-Solver-12) or 3 (DPM-Solver-23)')
@@ -131,15 +133,18 @@ class DPMSolver(nn.Module):
             if not math.isfinite(error):
                 raise ValueError(f'{self.watch.name}: the error of step {info["steps"]}, at sigma {self.sigma(t):g}, is {error}; '
                                  f'check the model there')
-            accept = pid.propose_step(error)
+            accept, edit = pid.propose_step(error), Edit(denoised)
             if accept:
-                x_prev, x = low, self._renoise(high, t, t_next, s_noise * sigma_up, noise_sampler)
-                t = t_next
+                noise = sigma_up and noise_sampler(self.sigma(t), self.sigma(t_next)) * (s_noise * sigma_up)
+                again = functools.partial(self._pair, x, t, t_down, order)
+                x_prev, x, t = low, high + noise, t_next
             self.watch.sigma = self.sigma(t)
             for key, count in {'steps': 1, 'nfe': order, 'n_accept': accept, 'n_reject': not accept}.items():
                 info[key] += count
             self.info_callback({'x': x, 'i': info['steps'] - 1, 't': t, 't_up': t, 'denoised': denoised, 'error': error,
                                 'h': pid.h, **info})
+            if accept and edit.made():
+                x = again(denoised)[1] + noise
             x = yield x
         return x, info
 
@@ -150,13 +155,14 @@ class DPMSolver(nn.Module):
         """The step for a constant eps."""
         return torch.add(x, eps, alpha=-self.sigma(t_next) * math.expm1(t_next - t))
 
-    def _pair(self, x: Tensor, t: float, t_next: float, order: int) -> tuple[Tensor, Tensor, Tensor]:
-        """A step of order - 1 and one of the order that shares its model calls, and D at its start."""
+    def _pair(self, x: Tensor, t: float, t_next: float, order: int, denoised: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """A step of order - 1 and one of the order that shares its model calls, and D at its start (asked for where not given)."""
+        known = {} if denoised is None else {'eps': (x - denoised) / self.sigma(t)}
         if order == 2:
-            low, cache = self.dpm_solver_1_step(x, t, t_next)
+            low, cache = self.dpm_solver_1_step(x, t, t_next, eps_cache=known)
             high, cache = self.dpm_solver_2_step(x, t, t_next, eps_cache=cache)
         else:
-            low, cache = self.dpm_solver_2_step(x, t, t_next, r1=1 / 3)
+            low, cache = self.dpm_solver_2_step(x, t, t_next, r1=1 / 3, eps_cache=known)
             high, cache = self.dpm_solver_3_step(x, t, t_next, eps_cache=cache)
         return low, high, torch.add(x, cache['eps'], alpha=-self.sigma(t))
 
@@ -170,6 +176,17 @@ class DPMSolver(nn.Module):
 
     def _renoise(self, x: Tensor, t: float, t_next: float, scale: float, noise_sampler: NoiseSampler) -> Tensor:
         return torch.add(x, noise_sampler(self.sigma(t), self.sigma(t_next)), alpha=scale) if scale else x
+
+
+class Edit:
+    """Notices that a tensor was changed in place."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x, self.before = x, x.clone()
+
+    def made(self) -> bool:
+        """Whether the tensor is another than it was."""
+        return not torch.equal(self.x, self.before)
 
 
 def _ends(t_start: Any, t_end: Any, eta: float) -> tuple[float, float]:

@@ -160,10 +160,8 @@ def test_half_precision_survives_many_steps():
     assert (out.double() - exact).abs().mean() < 0.02
 
 
-@pytest.mark.parametrize('name', WITH_NOISE)
+@pytest.mark.parametrize('name', [name for name in WITH_NOISE if name != 'dpm_adaptive'])
 def test_a_batch_of_one_is_the_item_of_a_batch(name):
-    if name == 'dpm_adaptive':
-        pytest.skip('the step sizes follow the error of the whole batch')
     options = with_noise(name)
     x, seeds = noise(4, 2, 3), [11, 22, 33, 44]
     for make in (sampling.seeded_noise_sampler, lambda x, seeds: sampling.BrownianTreeNoiseSampler(x, 0.05, 10., seeds)):
@@ -172,6 +170,39 @@ def test_a_batch_of_one_is_the_item_of_a_batch(name):
         assert torch.equal(batch[2:3], one)
         other = run(name, x[2:3], noise_sampler=make(x[2:3], [55]), **options)
         assert (other - one).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize('order', [2, 3])
+def test_dpm_adaptive_by_item(order):
+    """Each item takes its own steps: the same alone, in a batch, and as the plain sampler takes for one item."""
+    x = noise(4, 2, 3) * torch.tensor([1., 0.1, 3., 0.01], dtype=torch.float64).reshape(4, 1, 1)
+    batch, info = run('dpm_adaptive', x, order=order, per_item=True, return_info=True)
+    assert len(set(info['n_accept'])) > 1 and info['steps'] >= max(info['n_accept'])
+    for i in range(4):
+        one = run('dpm_adaptive', x[i:i + 1], order=order, per_item=True)
+        plain, plain_info = run('dpm_adaptive', x[i:i + 1], order=order, return_info=True)
+        assert torch.equal(batch[i:i + 1], one) and plain_info['n_accept'] == info['n_accept'][i]
+        torch.testing.assert_close(one, plain, rtol=1e-9, atol=1e-9)
+    together = run('dpm_adaptive', x, order=order)
+    assert (together - batch).abs().max() > 1e-6
+    with pytest.raises(ValueError, match=r'eta is 1\.0'):
+        run('dpm_adaptive', x, per_item=True, eta=1.)
+
+
+@pytest.mark.parametrize('per_item', [False, True])
+def test_dpm_adaptive_makes_a_step_again_from_an_edited_estimate(per_item):
+    def edit(info):
+        info['denoised'].mul_(0.5)
+
+    plain, edited = (run('dpm_adaptive', noise(2, 3), order=2, per_item=per_item, callback=callback) for callback in (None, edit))
+    assert (plain - edited).abs().max() > 0.01
+    halved = run('dpm_adaptive', noise(2, 3), order=2, per_item=per_item, h_init=99., rtol=1e9, callback=edit)
+    x, u = noise(2, 3), math.log(10. / 0.05)
+    eps = (x - 0.5 * denoiser(x, x.new_full([2], 10.))) / 10
+    middle = 10. * math.exp(-u / 2)
+    x_2 = x - middle * math.expm1(u / 2) * eps
+    expected = x - 0.05 * math.expm1(u) * (x_2 - denoiser(x_2, x.new_full([2], middle))) / middle
+    torch.testing.assert_close(halved, expected)
 
 
 @pytest.mark.parametrize('name', ['euler', 'heun', 'dpm_2'])
@@ -202,13 +233,18 @@ def test_noise_samplers_from_outside_get_tensors_and_may_be_half():
 
 @pytest.mark.parametrize('name', NAMES)
 def test_callbacks_see_live_tensors(name):
-    """An edit of x or of denoised in the callback acts (of dpm_adaptive's, which comes after the step, the edit of x)."""
+    """An edit of denoised in the callback acts in every sampler; so does one of x."""
     def edit(info):
-        info['x' if name == 'dpm_adaptive' else 'denoised'].mul_(0.5)
+        info['denoised'].mul_(0.5)
+
+    def edit_x(info):
+        info['x'].mul_(0.5)
 
     quiet = without_noise(name)
     plain = run(name, noise(2, 3), callback=lambda info: None, **quiet)
     assert (run(name, noise(2, 3), callback=edit, **quiet) - plain).abs().max() > 0.01
+    if name not in ('lcm', 'dpm_fast'):  # where x is forgotten, or is looked at before the step
+        assert (run(name, noise(2, 3), callback=edit_x, **quiet) - plain).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize('name', NAMES)

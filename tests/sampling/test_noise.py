@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from sampler_cases import suited, with_noise, without_noise
 
 from k_diffusion import sampling
 from k_diffusion.sampling.brownian import CELLS_PER_OCTAVE, POINTS, BrownianPath
@@ -133,3 +134,95 @@ def test_steps_of_no_length_and_times_without_value():
     assert noise(5., 5.).std().item() == pytest.approx(1, abs=0.02)
     with pytest.raises(ValueError, match='no value at time -inf'):
         sampling.BrownianTreeNoiseSampler(X, 0.1, 10., seed=0, transform=torch.log)(1., 0.)
+
+
+SIGMAS = sampling.get_sigmas_karras(6, 0.1, 10.)
+
+
+def toy(x, sigma):
+    return torch.tanh(x / (1 + sigma[:, None, None]))
+
+
+def run(name, x, **options):
+    entry = sampling.SAMPLERS[name]
+    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10., 'n': 6}
+    return entry.function(suited(name, toy), x, disable=True, **{key: given[key] for key in entry.takes}, **with_noise(name), **options)
+
+
+def deterministic(name):
+    """Whether it draws nothing even with what `with_noise` gives."""
+    return not sampling.SAMPLERS[name].stochastic and 's_churn' not in sampling.SAMPLERS[name].options and not with_noise(name)
+
+
+@pytest.mark.parametrize('name', [name for name in sampling.SAMPLERS if name != 'dpm_adaptive'])
+def test_a_seed_for_every_sampler(name):
+    """An item depends on its own seed alone; the global generator is neither used nor moved."""
+    x = torch.randn(4, 2, 3) * 10
+    before = torch.get_rng_state()
+    batch, one = run(name, x, seed=[1, 2, 3, 4]), run(name, x[2:3], seed=[3])
+    torch.testing.assert_close(batch[2:3], one, rtol=1e-5, atol=1e-6)
+    assert torch.equal(batch, run(name, x, seed=[1, 2, 3, 4])) and torch.equal(torch.get_rng_state(), before)
+    other = run(name, x, seed=[1, 2, 9, 4])
+    assert torch.equal(other[[0, 1, 3]], batch[[0, 1, 3]])
+    assert torch.equal(other[2], batch[2]) == deterministic(name)
+    assert torch.equal(run(name, x, seed=5)[:2], run(name, x[:2], seed=5))
+
+
+@pytest.mark.parametrize('name', ['euler', 'euler_ancestral', 'dpmpp_2m_sde', 'restart', 'er_sde'])
+def test_a_generator_for_every_sampler(name):
+    x = torch.randn(3, 2, 3) * 10
+    seeded = lambda *seeds: [torch.Generator().manual_seed(seed) for seed in seeds]
+    before = torch.get_rng_state()
+    first, again = (run(name, x, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first, run(name, x, generator=torch.Generator().manual_seed(2)))
+    batch = run(name, x, generator=seeded(1, 2, 3))
+    torch.testing.assert_close(batch[1:2], run(name, x[1:2], generator=seeded(2)), rtol=1e-5, atol=1e-6)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_seeds_follow_one_path_where_levels_are_passed_once():
+    """Twice the steps by the same seed end near; by another seed they do not. Restart draws anew at each visit."""
+    x = torch.randn(8, 2, 3) * 10
+    few, many = (sampling.sample_dpmpp_2m_sde(toy, x, sampling.get_sigmas_karras(n, 0.1, 10.), seed=1, disable=True) for n in (30, 60))
+    other = sampling.sample_dpmpp_2m_sde(toy, x, sampling.get_sigmas_karras(60, 0.1, 10.), seed=2, disable=True)
+    assert (few - many).square().mean() < 0.25 * (other - many).square().mean()
+
+
+def test_one_source_of_noise():
+    x, both = torch.randn(2, 2, 3) * 10, {'seed': 1, 'generator': torch.Generator()}
+    with pytest.raises(ValueError, match='a seed and a generator were given'):
+        run('euler_ancestral', x, **both)
+    with pytest.raises(ValueError, match='give one source of noise'):
+        run('euler_ancestral', x, seed=1, noise_sampler=sampling.default_noise_sampler(x))
+    with pytest.raises(ValueError, match='3 seeds were given for a batch of 2'):
+        run('euler_ancestral', x, seed=[1, 2, 3])
+    with pytest.raises(ValueError, match='1 generators were given for a batch of 2'):
+        run('euler', x, generator=[torch.Generator()])
+
+
+@pytest.mark.parametrize('name', sampling.SAMPLERS)
+def test_afs_saves_the_first_call(name):
+    calls = []
+
+    def counted(x, sigma):
+        calls.append(sigma[0].item())
+        return toy(x, sigma)
+
+    x, entry = torch.randn(2, 2, 3) * 10, sampling.SAMPLERS[name]
+    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10., 'n': 6}
+    options = {**{key: given[key] for key in entry.takes}, **without_noise(name), 'disable': True}
+    states = list(sampling.iterate(name, suited(name, counted), x, **options, afs=True))
+    pairs = 'cfg_pp' in name    # the stand-in asks twice for a pair
+    assert states[-1].nfe == len(calls) / (2 if pairs else 1) and calls[0] < 10
+    torch.testing.assert_close(states[0].denoised, x * (1 - 10 / math.sqrt(101)), rtol=1e-4, atol=1e-4)
+    spread = next(sampling.iterate(name, suited(name, toy), x, **options, afs=0.5)).denoised
+    torch.testing.assert_close(spread, x * 0.25 / 100.25, rtol=1e-4, atol=1e-5)
+
+
+def test_afs_is_exact_where_it_is_the_model():
+    x, model = torch.randn(2, 2, 3) * 10, lambda x, sigma: x * (0.25 / (0.25 + sigma[:, None, None] ** 2))
+    for name in ('ipndm', 'heun', 'uni_pc'):
+        torch.testing.assert_close(sampling.SAMPLERS[name].function(model, x, SIGMAS, afs=0.5, disable=True),
+                                   sampling.SAMPLERS[name].function(model, x, SIGMAS, disable=True), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match='afs=-1'):
+        sampling.sample_euler(model, x, SIGMAS, afs=-1., disable=True)
