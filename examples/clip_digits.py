@@ -14,7 +14,7 @@ from torch import nn
 
 import k_diffusion as K
 from k_diffusion.core.images import from_bytes, make_grid, save_image
-from k_diffusion.data import DemoConfig, open_dataset
+from k_diffusion.data import DemoConfig, load_picture, open_dataset
 from k_diffusion.models import TextEncoder
 
 WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
@@ -110,6 +110,11 @@ def draw(denoise, encoder, n=100, scale=50., steps=25, clamp=None, sampler='eule
     guided = K.guidance.clip_guidance(denoise, encoder.encode_images, targets, scale=scale, size=encoder.size, clamp=clamp)
     sigmas = K.sampling.get_sigmas_karras(steps, 0.05, 40.) if sigmas is None else sigmas
     return K.generation.generate(guided, [1, 16, 16], sigmas, sampler, range(seed, seed + n), {'clip_targets': targets}, batch_size=n)
+
+
+def pictures(folder):
+    """The pictures of a folder of samples, [N, 1, 16, 16]."""
+    return torch.stack([from_bytes(load_picture(path, (16, 16), 1)) for path in sorted(folder.glob('*.png'))])
 
 
 def main():

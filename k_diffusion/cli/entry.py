@@ -17,6 +17,7 @@ COMMANDS = {
     'demo': ('demo', 'train on the shipped digits for a minute and draw a grid of samples'),
     'train': ('train', 'train a model, or go on with a run that was stopped'),
     'sample': ('sample', 'draw images from a trained model'),
+    'clip': ('clip', 'draw images towards texts and pictures, with a CLIP model'),
     'grid': ('grid', 'put pictures side by side'),
     'convert': ('convert', 'turn a training checkpoint into a file for inference'),
     'config': ('config', 'write out the config that an inference file carries'),

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,12 @@ class Samples:
     labels: list[int] | None
     pictures: list[Path]
     grid: Path
+
+    def told(self, seed: int, as_json: bool) -> str:
+        """What was drawn, for stdout: one machine-readable line, or two for people."""
+        if as_json:
+            return json.dumps({'n': len(self.pictures), 'first': str(self.pictures[0]), 'grid': str(self.grid), 'seed': seed})
+        return f'{len(self.pictures)} images, {self.pictures[0]} to {self.pictures[-1].name}\ngrid: {self.grid}'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -149,11 +148,4 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion sample', **
         args['prefix'] = None
     as_json = args.pop('json')
 
-    def work() -> None:
-        drawn = sample(**args)
-        summary = {'n': len(drawn.pictures), 'first': str(drawn.pictures[0]), 'grid': str(drawn.grid), 'seed': args['seed']}
-        words = f'{len(drawn.pictures)} images, {drawn.pictures[0]} to {drawn.pictures[-1].name}\ngrid: {drawn.grid}'
-        print(json.dumps(summary) if as_json else words)
-    return guarded(prog, work)
-
-
+    return guarded(prog, lambda: print(sample(**args).told(args['seed'], as_json)))

@@ -26,6 +26,9 @@ def clip_guidance(denoise: DenoiseFn, encode: Callable[[Tensor], Tensor], target
     guidance back; None reaches the prompts more often. After Crowson (2021).
     """
     weights = torch.ones(targets.shape[-2]) if weights is None else weights
+    if weights.shape != targets.shape[-2:-1]:
+        raise ValueError(f'targets of shape {list(targets.shape)} and weights of shape {list(weights.shape)} do not fit; '
+                         'give embeddings [P, E] or [B, P, E], and a weight for each of the P')
     distance = ClipDistance(encode, targets, weights, size, n_views, power, seed, decode)
     return loss_guidance(denoise, distance, scale, through, clamp, spread)
 
@@ -49,6 +52,9 @@ class ClipDistance:
         found = self.encode(views(images, self.size, sigma, self.n_views, self.power, self.seed))
         found = found.unflatten(0, (self.n_views, len(images)))[:, :, None]                    # [views, B, 1, E]
         targets = (self.targets if clip_targets is None else clip_targets).to(found)
+        if targets.shape[-2] != len(self.weights):
+            raise ValueError(f'clip_targets has {targets.shape[-2]} targets for each item and there are {len(self.weights)} weights; '
+                             'give as many')
         return (spherical_distance(found, targets) * self.weights.to(found)).sum(-1).mean(0)
 
 
