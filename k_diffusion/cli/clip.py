@@ -19,9 +19,11 @@ from ..core.memory import keep_freed_memory
 from ..core.pretrained import ClipModel
 from ..core.random import derive_seed, randn_items
 from ..data import UnreadablePicture, load_picture
+from ..encoders import LatentEncoder
 from ..generation import BETWEEN, generate
 from ..guidance import clip_guidance, time_travel
 from ..sampling import SAMPLERS
+from .encoding import encoder_of
 from .entry import Parser, guarded
 from .output import Samples, Target
 
@@ -74,19 +76,23 @@ def clip(
     denoiser, filled = load_model(checkpoint, chosen, config)
     model = filled['model']
     shape = [model['input_channels'], *model['input_size']]
+    encoder = encoder_of(filled, chosen)
+    decode = None if encoder is None else encoder.decode
     judge = ClipModel(clip_model, chosen)
     targets, weights = embedded(judge, prompts, images)
     guided = clip_guidance(denoiser, judge.encode_images, targets, weights, clip_guidance_scale, judge.size, cutn, cut_pow, seed,
-                           (-1., 1.) if clamp else None, model['sigma_data'] if normalise else None)
+                           (-1., 1.) if clamp and encoder is None else None, model['sigma_data'] if normalise else None,
+                           decode=decode)
     sigmas = BETWEEN[schedule](steps, model['sigma_min'] if sigma_min is None else sigma_min,
                                model['sigma_max'] if sigma_max is None else sigma_max)
     seeds = [derive_seed(seed, 'sample', i) for i in range(n)]
-    sigmas, x = _begun(sigmas, init, sigma_start, shape, seeds)
+    sigmas, x = _begun(sigmas, init, sigma_start, shape, seeds, encoder)
     travelling = _travelling(sampler, time_travel_steps, time_travel_interval)
     target.make()
     total = -(-n // batch_size) * (len(sigmas) - 1)
     with tqdm(total=total if time_travel_steps == 1 else None, unit='step', disable=None if show else True) as bar:
-        drawn = generate(guided, shape, sigmas, travelling, seeds, callback=_shown(bar, preview), batch_size=batch_size, device=chosen, x=x)
+        drawn = generate(guided, shape, sigmas, travelling, seeds, decode=decode, callback=_shown(bar, preview, decode),
+                         batch_size=batch_size, device=chosen, x=x)
     return target.write(drawn, None)
 
 
@@ -123,7 +129,7 @@ def _picture(path: str, size: tuple[int, int], channels: int) -> Tensor:
 
 
 def _begun(sigmas: Tensor, init: str | None, sigma_start: float | None, shape: Sequence[int],
-           seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+           seeds: Sequence[int], encoder: LatentEncoder | None) -> tuple[Tensor, Tensor | None]:
     """The levels that are walked, and the init picture with noise of the first of them (None: noise alone)."""
     if init is None:
         if sigma_start is not None:
@@ -135,7 +141,11 @@ def _begun(sigmas: Tensor, init: str | None, sigma_start: float | None, shape: S
             raise ValueError(f'--sigma-start is {sigma_start}; it must lie within the schedule, above {sigmas[-2]:g} and '
                              f'at most {sigmas[0]:g}')
         sigmas = torch.cat([sigmas.new_tensor([sigma_start]), sigmas[sigmas < sigma_start]])
-    picture = _picture(init, (shape[1], shape[2]), shape[0])
+    if encoder is None:
+        picture = _picture(init, (shape[1], shape[2]), shape[0])
+    else:
+        pixels = _picture(init, (shape[1] * encoder.factor, shape[2] * encoder.factor), encoder.input_channels)
+        picture = encoder.encode(pixels[None].to(encoder.mean.device))[0].cpu()
     return sigmas, picture + randn_items(shape, [derive_seed(seed, 'start') for seed in seeds]) * sigmas[0]
 
 
@@ -149,12 +159,14 @@ def _travelling(sampler: str, times: int, interval: tuple[float, float]) -> Any:
     return replace(entry, function=time_travel(entry.function, times, interval), noise='independent')
 
 
-def _shown(bar: Any, preview: str | os.PathLike[str] | None) -> Callable[[int, dict[str, Any]], None]:
+def _shown(bar: Any, preview: str | os.PathLike[str] | None,
+           decode: Callable[[Tensor], Tensor] | None) -> Callable[[int, dict[str, Any]], None]:
     """What is shown after each step: the bar, and the grid of the batch's estimates, every fifth step."""
     def show(done: int, info: dict[str, Any]) -> None:
         bar.update()
         if preview is not None and info['i'] % 5 == 0:
-            save_image(preview, make_grid(info['denoised'].detach().float().cpu()))
+            denoised = info['denoised'].detach()
+            save_image(preview, make_grid((denoised if decode is None else decode(denoised)).float().cpu()))
     return show
 
 

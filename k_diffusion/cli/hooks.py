@@ -18,6 +18,7 @@ from ..generation import generate
 from ..sampling import get_sigmas_karras
 from ..training import Trainer
 from ..training.logs import values_of_parts
+from .encoding import decoder_of
 from .sample import guided, how_to_sample
 
 
@@ -49,7 +50,7 @@ class DemoHook:
         with eval_mode(self.denoiser), trainer.accelerator.autocast():
             images = generate(denoise, shape, sigmas, 'dpmpp_2m_sde', [derive_seed(trainer.seed, 'demo', i) for i in range(self.n)],
                               cond, batch_size=self.batch_size, device=trainer.accelerator.device,
-                              options={'eta': 0., 'solver_type': 'heun'})
+                              options={'eta': 0., 'solver_type': 'heun'}, decode=decoder_of(self.config, trainer.accelerator.device))
         path = self.folder / f'{self.name}_demo_{trainer.step:08}.png'
         save_image(path, make_grid(images))
         self.say(f'demo grid: {path}')

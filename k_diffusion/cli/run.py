@@ -23,6 +23,7 @@ from ..core.random import derive_seed
 from ..data import Loader, open_dataset
 from ..training import CheckpointHook, GradientNoiseHook, Hook, LogHook, RunFolder, Trainer, load_weights, read_training_checkpoint
 from .display import Display
+from .encoding import encoded, encoder_of, picture_frame
 from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
 from .objective import make_loss
 from .settings import Run, RunSettings
@@ -107,7 +108,7 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     network = _network(settings, config, sections, seed, accelerator.device)
     display.say(f'{n_params(network):,} parameters')
     with accelerator.main_process_first():
-        loader = _loader(settings, sections, accelerator, seed, folder, display)
+        loader = _loader(settings, config, sections, accelerator, seed, folder, display)
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network, settings.lr)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
@@ -144,12 +145,16 @@ def _memory_format(sections: Sections) -> torch.memory_format:
     return torch.channels_last if sections.training.channels_last and convolutional else torch.contiguous_format
 
 
-def _loader(settings: RunSettings, sections: Sections, accelerator: Any, seed: int, folder: RunFolder, display: Display) -> Loader:
+def _loader(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, seed: int, folder: RunFolder,
+            display: Display) -> Loader:
     base = Path(settings.config).parent if isinstance(settings.config, (str, os.PathLike)) else Path()
     model = sections.model
-    dataset = open_dataset(sections.dataset, tuple(model.input_size), model.input_channels, base, settings.allow_code,
+    encoder = encoder_of(config, accelerator.device)
+    dataset = open_dataset(sections.dataset, *picture_frame(model, encoder), base, settings.allow_code,
                            cache_dir=folder.path / 'cache', progress=display.decoding)
     display.say(f'{len(dataset):,} images' + _classes(dataset.class_names, sections.dataset.num_classes))
+    if encoder is not None:
+        dataset = encoded(dataset, encoder, config, folder.path / 'cache', accelerator.device, display.decoding)
     augmentation = BatchedAugmentation(model.augment_prob) if model.augment_prob else None
     return Loader(dataset, settings.batch_size or sections.training.batch_size, seed=seed, rank=accelerator.process_index,
                   world_size=accelerator.num_processes, grad_accum_steps=settings.grad_accum_steps, augmentation=augmentation,

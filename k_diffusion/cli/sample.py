@@ -19,6 +19,7 @@ from ..core.random import derive_seed
 from ..generation import BETWEEN, SamplingConfig, generate
 from ..guidance import classifier_free
 from ..sampling import SAMPLERS
+from .encoding import decoder_of
 from .entry import Parser, guarded
 from .output import Samples, Target
 
@@ -66,12 +67,13 @@ def sample(
     sigmas = BETWEEN[how.schedule](how.steps, model['sigma_min'] if sigma_min is None else sigma_min,
                                      model['sigma_max'] if sigma_max is None else sigma_max)
     denoise = guided(denoiser, num_classes, how) if labels else denoiser
+    decode = decoder_of(filled, chosen)
     target.make()
     with tqdm(total=-(-n // batch_size) * (len(sigmas) - 1), unit='step', disable=None if show else True) as bar:
         images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, how.sampler,
                           [derive_seed(seed, 'sample', i) for i in range(n)],
                           {'class_cond': torch.tensor(labels)} if labels else None,
-                          callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen)
+                          callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen, decode=decode)
     return target.write(images, labels)
 
 

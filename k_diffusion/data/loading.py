@@ -104,7 +104,7 @@ class Loader:
         images = self._to_device(batch.images)
         result = {'item': torch.tensor(positions)}
         if self.augmentation is None:
-            result['image'] = from_bytes(images)
+            result['image'] = from_bytes(images) if images.dtype == torch.uint8 else images     # latents are numbers already
         else:
             seeds = [derive_seed(self.seed, 'augment', p) for p in positions]
             result['image'], result['aug_cond'] = self.augmentation(images, seeds)

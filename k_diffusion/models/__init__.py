@@ -2,6 +2,7 @@
 from ..core.modules import checkpointing, get_checkpointing
 from ..core.registry import Registry
 from . import axial_rope, flags, flops
+from .autoencoder import Autoencoder, AutoencoderConfig
 from .image_transformer_v1 import ImageTransformerDenoiserModelV1, ImageTransformerV1Config
 from .image_transformer_v2 import ImageTransformerDenoiserModelV2, ImageTransformerV2Config
 from .image_v1 import ImageDenoiserModelV1, ImageV1Config
@@ -13,6 +14,7 @@ MODELS.register('image_transformer_v1')(ImageTransformerV1Config)
 MODELS.register('image_transformer_v2')(ImageTransformerV2Config)
 
 __all__ = [
-    'MODELS', 'ImageDenoiserModelV1', 'ImageTransformerDenoiserModelV1', 'ImageTransformerDenoiserModelV2', 'ImageTransformerV1Config',
-    'ImageTransformerV2Config', 'ImageV1Config', 'TextEncoder', 'axial_rope', 'checkpointing', 'flags', 'flops', 'get_checkpointing',
+    'MODELS', 'Autoencoder', 'AutoencoderConfig', 'ImageDenoiserModelV1', 'ImageTransformerDenoiserModelV1',
+    'ImageTransformerDenoiserModelV2', 'ImageTransformerV1Config', 'ImageTransformerV2Config', 'ImageV1Config', 'TextEncoder', 'axial_rope',
+    'checkpointing', 'flags', 'flops', 'get_checkpointing',
 ]

@@ -123,14 +123,14 @@ def test_the_command_reaches_its_prompt(tmp_path, monkeypatch, capsys):
     digits = example()
     images, labels = digits.digits()
     captions = [[f'a photo of the digit {word}', f'the digit {word}', word] for word in digits.WORDS]
-    folder = make_clip(tmp_path / 'clip', WORDS, train=taught_digits(captions, images, labels))
+    folder = make_clip(tmp_path / 'clip', WORDS, train=taught_digits(captions, images, labels, 700))
     assert main(['demo', '--name', 'demo', '-n', '4']) == 0
     right, off = {}, {}
     for scale in (0, 50):
         shown, distance = 0., 0.
         for d, word in enumerate(digits.WORDS):
-            flags = ['--checkpoint', 'runs/demo', '--clip-model', str(folder), '-n', '10', '--steps', '25', '-cgs', str(scale), '--no-clamp',
-                     '--sampler', 'euler_ancestral', '--seed', str(d), '--out', f'{scale}-{d}', '--json']
+            flags = ['--checkpoint', 'runs/demo', '--clip-model', str(folder), '-n', '10', '--steps', '25', '-cgs', str(scale),
+                     '--no-clamp', '--sampler', 'euler_ancestral', '--seed', str(d), '--out', f'{scale}-{d}', '--json']
             assert main(['clip', f'a photo of the digit {word}', *flags]) == 0
             assert json.loads(capsys.readouterr().out.splitlines()[-1])['n'] == 10
             samples = digits.pictures(tmp_path / f'{scale}-{d}' / 'images')
