@@ -27,7 +27,7 @@ from .display import Display
 from .entry import Parser, guarded
 
 _EXAMPLE = '''example:
-  k-diffusion train-autoencoder --config configs/config_icons_autoencoder.json --name icons-ae
+  k-diffusion train-autoencoder --config configs/autoencoders/icons.json --name icons-ae
 
 Then "encoder": {"type": "autoencoder", "location": "runs/icons-ae"} in the config of a model has it trained on latents.'''
 

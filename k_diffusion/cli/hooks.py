@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.extras import require
 from ..core.files import whole_file
@@ -35,6 +35,8 @@ class DemoHook:
     batch_size: int
     say: Callable[[str], None]
     steps: int = 50
+    told: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)    # conditions besides the classes, one for each sample
+    null: Mapping[str, Any] = dataclasses.field(default_factory=dict)       # what stands in place of conditions that are not told
     at_end = True
 
     def __call__(self, trainer: Trainer) -> None:
@@ -44,8 +46,9 @@ class DemoHook:
             return
         model, num_classes = self.config['model'], self.config['dataset']['num_classes']
         sigmas = get_sigmas_karras(self.steps, model['sigma_min'], model['sigma_max'])
-        cond = {'class_cond': torch.arange(self.n) % num_classes} if num_classes else None
-        denoise = guided(self.denoiser, num_classes, how_to_sample(self.config)) if num_classes else self.denoiser
+        cond = {'class_cond': torch.arange(self.n) % num_classes} if num_classes else {}
+        cond.update(self.told)
+        denoise = guided(self.denoiser, self.null, how_to_sample(self.config)) if cond else self.denoiser
         shape = [model['input_channels'], *model['input_size']]
         with eval_mode(self.denoiser), trainer.accelerator.autocast():
             images = generate(denoise, shape, sigmas, 'dpmpp_2m_sde', [derive_seed(trainer.seed, 'demo', i) for i in range(self.n)],

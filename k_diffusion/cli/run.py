@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..augmentation import BatchedAugmentation
 from ..config import load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
@@ -22,6 +22,7 @@ from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
 from ..data import Loader, open_dataset
 from ..training import CheckpointHook, GradientNoiseHook, Hook, LogHook, RunFolder, Trainer, load_weights, read_training_checkpoint
+from .conditioning import conditions_of, first_of, null_of
 from .display import Display
 from .encoding import encoded, encoder_of, picture_frame
 from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
@@ -73,9 +74,6 @@ def _refuse(sections: Sections) -> None:
                          'augmented pictures as real ones; set augment_wrapper to true or augment_prob to 0')
     if (model.has_variance or model.loss_config == 'simple') and (model.loss_weighting != 'karras' or model.loss_scales != 1):
         raise ValueError('model.loss_weighting and model.loss_scales have no effect with has_variance or the simple loss; leave them out')
-    for key in ('mapping_cond_dim', 'unet_cond_dim', 'cross_cond_dim'):
-        if getattr(model, key, 0):
-            raise ValueError(f'model.{key} is {getattr(model, key)}, and no data set here gives that condition; set it to 0')
 
 
 def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
@@ -114,8 +112,12 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     lr_sched = sections.lr_sched.make(optimizer, end_step)
     model, optimizer = accelerator.prepare(torch.compile(network) if settings.compile else network, optimizer)
     wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
-    loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
-    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process)
+    conditions = conditions_of(sections, loader.dataset, accelerator.device)
+    loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections),
+                     conditions)
+    shown = first_of(conditions, loader.dataset, settings.sample_n, seed)
+    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process,
+                   shown, null_of(dataset.num_classes, conditions))
     noise_scale = GradientNoiseHook(model) if settings.gns else None
     return Trainer(
         accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
@@ -173,7 +175,7 @@ def _classes(names: list[str], told: int) -> str:
 
 
 def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module,
-           skipped: list[tuple[str, str]], main: bool) -> list[Hook]:
+           skipped: list[tuple[str, str]], main: bool, told: dict[str, Tensor], null: dict[str, Any]) -> list[Hook]:
     hooks: list[Hook] = [LogHook(folder.path / f'{settings.name}_log.jsonl', LOG_EVERY, display),
                          SkippedNotice(LOG_EVERY, skipped, folder.path / f'{settings.name}_skipped.txt', display.say)]
     hooks.append(CheckpointHook(folder, settings.save_every))
@@ -182,7 +184,8 @@ def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, dis
                                settings.wandb_save_model))
     if settings.demo_every:
         batch = settings.batch_size or config['training']['batch_size']
-        hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say))
+        hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say,
+                              told=told, null=null))
     if settings.evaluate_n:
         hooks.append(EvaluationNotice(settings.evaluate_every, display.say))
     return hooks

@@ -33,6 +33,7 @@ class Sections:
     training: training.TrainingConfig
     sampling: generation.SamplingConfig
     encoder: Any
+    conditions: list[Any]
 
 
 def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, Any], strict: bool = False) -> dict[str, Any]:
@@ -82,6 +83,7 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
         'training': read_section(training.TrainingConfig, config.get('training', {}), 'training', findings),
         'sampling': read_section(generation.SamplingConfig, config.get('sampling', {}), 'sampling', findings),
         'encoder': choose(encoders.ENCODERS, config.get('encoder', {}), 'encoder', findings, 'pixels'),
+        'conditions': _conditions(config.get('conditions', []), findings),
     }
     return (None if findings.errors else Sections(**parts)), findings
 
@@ -141,6 +143,13 @@ def choose(kinds: Registry[type], section: Any, path: str, findings: Findings, d
     return read_section(kinds[kind], section, path, findings, (defaults or {}).get(kind))
 
 
+def _conditions(entries: Any, findings: Findings) -> list[Any]:
+    if not isinstance(entries, (list, tuple)):
+        findings.errors.append(f'conditions is {entries!r}; it must be a list of objects, each with a type')
+        return []
+    return [choose(encoders.CONDITIONS, entry, f'conditions[{i}]', findings) for i, entry in enumerate(entries)]
+
+
 def _density(model: Any, findings: Findings) -> Any:
     section = getattr(model, 'sigma_sample_density', None)
     if section is None:
@@ -159,6 +168,9 @@ def _filled(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
     for field in dataclasses.fields(Sections):
         if field.name != 'density':
             instance = getattr(sections, field.name)
+            if isinstance(instance, list):
+                filled[field.name] = [plain(dataclasses.asdict(entry)) for entry in instance]
+                continue
             filled[field.name] = {**raw.get(field.name, {}), **plain(dataclasses.asdict(instance))}
     return filled
 
