@@ -24,8 +24,8 @@ from ..generation import BETWEEN, generate
 from ..guidance import clip_guidance, time_travel
 from ..sampling import SAMPLERS
 from .encoding import encoder_of
-from .entry import Parser, guarded
-from .output import Samples, Target
+from .entry import Parser
+from .output import Samples, Target, drawn_by
 
 _EXAMPLE = '''examples:
   k-diffusion clip "a photo of the digit seven" --checkpoint runs/demo --clip-model my_clip_folder --no-clamp -cgs 50
@@ -212,9 +212,4 @@ def _guidance_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion clip', **defaults: Any) -> int:
     """The command; `defaults` are those of the door it is called through."""
-    args = vars(_parser(prog, defaults).parse_args(argv))
-    if args['out'] is not None:
-        args['prefix'] = None
-    as_json = args.pop('json')
-
-    return guarded(prog, lambda: print(clip(**args).told(args['seed'], as_json)))
+    return drawn_by(_parser(prog, defaults), clip, argv)

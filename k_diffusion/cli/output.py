@@ -6,12 +6,14 @@ import itertools
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from ..core.files import whole_file
 from ..core.images import make_grid, save_image
+from .entry import Parser, guarded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,15 @@ class Target:
             final = Path(images_head).replace(self.folder / 'images')
             names = [final / name.name for name in names]
         return Samples(images, labels, names, Path(f'{head}grid.png'))
+
+
+def drawn_by(parser: Parser, draw: Callable[..., Samples], argv: Sequence[str] | None) -> int:
+    """A command that draws: its flags are the function's arguments; --out sets --prefix aside, --json tells it in one line."""
+    args = vars(parser.parse_args(argv))
+    if args['out'] is not None:
+        args['prefix'] = None
+    as_json = args.pop('json')
+    return guarded(parser.prog, lambda: print(draw(**args).told(args['seed'], as_json)))
 
 
 def _first_free(name: str) -> Path:

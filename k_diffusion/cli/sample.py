@@ -21,8 +21,8 @@ from ..guidance import classifier_free
 from ..sampling import SAMPLERS
 from .conditioning import asked_of, conditions_of, null_of
 from .encoding import encoder_of
-from .entry import Parser, guarded
-from .output import Samples, Target
+from .entry import Parser
+from .output import Samples, Target, drawn_by
 
 _EXAMPLE = '''examples:
   k-diffusion sample --checkpoint runs/demo -n 64 --seed 1
@@ -153,9 +153,4 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion sample', **defaults: Any) -> int:
     """The command; `defaults` are those of the door it is called through."""
-    args = vars(_parser(prog, defaults).parse_args(argv))
-    if args['out'] is not None:
-        args['prefix'] = None
-    as_json = args.pop('json')
-
-    return guarded(prog, lambda: print(sample(**args).told(args['seed'], as_json)))
+    return drawn_by(_parser(prog, defaults), sample, argv)

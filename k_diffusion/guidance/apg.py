@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn, GuidedFn
 from ..core.tensors import append_dims
-from .streams import Null, all_outside, ask_all, check_interval, check_scale, inside, without
+from .streams import Null, TwoEstimates, ask_all, check_strength, inside, without
 
 
 def adaptive_projected(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf), eta: float = 0.,
@@ -22,15 +22,14 @@ def adaptive_projected(denoise: DenoiseFn, null: Null, scale: float, interval: t
     that is with each new sample. With scale 1 the denoiser is called as it is; eta 1 and nothing else is classifier-free
     guidance. Sadat et al. (2024), arXiv 2410.02416, section 4.
     """
-    check_scale(scale)
-    check_interval(interval)
+    check_strength(scale, interval)
     if norm is not None and not norm > 0:
         raise ValueError(f'norm is {norm}; it must be above 0, or None for no bound')
     return _AdaptiveProjected(denoise, null, scale, interval, eta, norm, momentum, joined)
 
 
 @dataclass
-class _AdaptiveProjected:
+class _AdaptiveProjected(TwoEstimates):
     denoise: DenoiseFn
     null: Null
     scale: float
@@ -40,11 +39,6 @@ class _AdaptiveProjected:
     momentum: float
     joined: bool
     _before: tuple[Tensor, Tensor] | None = field(default=None, init=False)     # (push, sigma) of the last call
-
-    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        if self.scale == 1 or all_outside(sigma, self.interval):
-            return self.denoise(x, sigma, **cond)
-        return self.pair(x, sigma, **cond)[0]
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null), cond], self.joined)

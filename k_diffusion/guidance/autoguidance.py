@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn, GuidedFn
-from .streams import all_outside, check_interval, check_scale, inside
+from .streams import TwoEstimates, check_strength, inside
 
 
 def autoguidance(denoise: DenoiseFn, worse: DenoiseFn, scale: float, interval: tuple[float, float] = (0., math.inf)) -> GuidedFn:
@@ -19,22 +19,16 @@ def autoguidance(denoise: DenoiseFn, worse: DenoiseFn, scale: float, interval: t
     shorter time. It needs no conditions, so that unconditional models are guided too. With scale 1 `worse` is not called. The
     result's `pair` gives (D', D_worse). Karras et al. (2024), arXiv 2406.02507.
     """
-    check_scale(scale)
-    check_interval(interval)
+    check_strength(scale, interval)
     return _Autoguidance(denoise, worse, scale, interval)
 
 
 @dataclass(frozen=True)
-class _Autoguidance:
+class _Autoguidance(TwoEstimates):
     denoise: DenoiseFn
     worse: DenoiseFn
     scale: float
     interval: tuple[float, float]
-
-    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        if self.scale == 1 or all_outside(sigma, self.interval):
-            return self.denoise(x, sigma, **cond)
-        return self.pair(x, sigma, **cond)[0]
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         good, worse = self.denoise(x, sigma, **cond), self.worse(x, sigma, **cond)

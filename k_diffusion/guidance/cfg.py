@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn, GuidedFn
-from .streams import Null, all_outside, ask_all, check_interval, check_scale, inside, without
+from .streams import Null, TwoEstimates, ask_all, check_strength, inside, without
 
 
 def classifier_free(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf), rescale: float = 0.,
@@ -25,26 +25,20 @@ def classifier_free(denoise: DenoiseFn, null: Null, scale: float, interval: tupl
     Lin et al. (2023), arXiv 2305.08891, section 3.4. The result's `pair` gives (D', D(x | null)), as the samplers of CFG++ want
     it, with the paper's lambda as the scale.
     """
-    check_scale(scale)
-    check_interval(interval)
+    check_strength(scale, interval)
     if not 0 <= rescale <= 1:
         raise ValueError(f'rescale is {rescale}; it must be a share from 0 (none) to 1')
     return _ClassifierFree(denoise, null, scale, interval, rescale, joined)
 
 
 @dataclass(frozen=True)
-class _ClassifierFree:
+class _ClassifierFree(TwoEstimates):
     denoise: DenoiseFn
     null: Null
     scale: float
     interval: tuple[float, float]
     rescale: float
     joined: bool
-
-    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        if self.scale == 1 or all_outside(sigma, self.interval):
-            return self.denoise(x, sigma, **cond)
-        return self.pair(x, sigma, **cond)[0]
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null), cond], self.joined)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
-from .streams import check_scale
+from .streams import check_strength
 
 
 def loss_guidance(denoise: DenoiseFn, loss: Callable[..., Tensor], scale: float, through: bool = True,
@@ -29,7 +29,7 @@ def loss_guidance(denoise: DenoiseFn, loss: Callable[..., Tensor], scale: float,
 
     Crowson's CLIP guidance; Bansal et al. (2023), arXiv 2302.07121; without the network: He et al. (2023), arXiv 2311.16424.
     """
-    check_scale(scale, '0')
+    check_strength(scale, nothing='0')
     if spread is not None and not spread > 0:
         raise ValueError(f'spread is {spread}; it must be a standard deviation above 0, or None')
     if clamp is not None and not clamp[0] < clamp[1]:
@@ -79,7 +79,7 @@ def classifier_guidance(denoise: DenoiseFn, log_prob: Callable[..., Tensor], sca
     log_prob(x, sigma, y) gives [B]: of a classifier trained on noisy x = clean + noise. keep: whether the denoiser itself is
     also told y. With scale 0 the classifier is not asked. Dhariwal & Nichol (2021), arXiv 2105.05233, section 4.2.
     """
-    check_scale(scale, '0')
+    check_strength(scale, nothing='0')
 
     def guided(x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         if key not in cond:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,17 +56,30 @@ def _null(key: str, value: Tensor | float | int, like: Any) -> Any:
     return value.expand_as(like)
 
 
-def check_interval(interval: tuple[float, float]) -> None:
-    """Refuses what is no interval of noise levels."""
+def check_strength(scale: float, interval: tuple[float, float] = (0., math.inf), nothing: str = '1') -> None:
+    """Refuses a scale that is not a number, and what is no interval of noise levels."""
+    if not math.isfinite(scale):
+        raise ValueError(f'the guidance scale is {scale}; it must be a finite number ({nothing} is no guidance)')
     low, high = interval
     if not 0 <= low < high:
         raise ValueError(f'the guidance interval is {interval}; it must hold two noise levels, the lower one first')
 
 
-def check_scale(scale: float, nothing: str = '1') -> None:
-    """Refuses a scale that is not a number."""
-    if not math.isfinite(scale):
-        raise ValueError(f'the guidance scale is {scale}; it must be a finite number ({nothing} is no guidance)')
+class TwoEstimates(ABC):
+    """A guided denoiser made of two estimates: with scale 1, and outside the interval, the denoiser is asked alone."""
+
+    denoise: DenoiseFn
+    scale: float
+    interval: tuple[float, float]
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        if self.scale == 1 or all_outside(sigma, self.interval):
+            return self.denoise(x, sigma, **cond)
+        return self.pair(x, sigma, **cond)[0]
+
+    @abstractmethod
+    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """(guided, unconditional)."""
 
 
 def inside(sigma: Tensor, interval: tuple[float, float], ndim: int) -> Tensor:

@@ -34,8 +34,8 @@ def autoencoder(tmp_path_factory):
 def test_an_autoencoder_is_trained_and_gone_on_with(autoencoder, tmp_path, capsys):
     assert autoencoder.path.exists() and autoencoder.pictures.exists() and autoencoder.step == 4
     (tmp_path / 'c.json').write_text(json.dumps(AUTOENCODER))
-    flags = ['train-autoencoder', '--config', str(tmp_path / 'c.json'), '--run-dir', str(tmp_path / 'run'), '--name', 'ae', '--device', 'cpu',
-             '--json']
+    flags = ['train-autoencoder', '--config', str(tmp_path / 'c.json'), '--run-dir', str(tmp_path / 'run'), '--name', 'ae',
+             '--device', 'cpu', '--json']
     assert main([*flags, '--end-step', '2']) == 0 and main(flags) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told['step'] == 4
