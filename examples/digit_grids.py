@@ -41,6 +41,11 @@ def inpainted(denoiser, config, images, seed=0):
     return mask, [K.generation.generate(d, [1, 16, 16], sigmas, 'heun', seeds, batch_size=len(images)) for d in guided]
 
 
+def larger(picture, times=2):
+    """A picture with each pixel as a square of pixels."""
+    return picture.repeat_interleave(times, 1).repeat_interleave(times, 2)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--checkpoint', default='runs/demo')
@@ -54,7 +59,7 @@ def main():
     label, (without, with_) = classes(denoiser, config)
     gap = torch.full((10, 1, 1, 16, 16), -1.)
     rows = torch.cat([without.unflatten(0, (10, 10)), gap, with_.unflatten(0, (10, 10))], 1).flatten(0, 1)
-    save_image(args.out / 'classes.png', make_grid(rows, 21))
+    save_image(args.out / 'classes.png', larger(make_grid(rows, 21)))
     right = [nearest_label(x, images, labels).eq(label).float().mean().item() for x in (without, with_)]
     print(f'shows its class: without guidance {right[0]:.2f}, with it {right[1]:.2f}')
 
@@ -62,7 +67,7 @@ def main():
     mask, drawn = inpainted(denoiser, config, images[chosen])
     known = torch.where(mask > 0.5, images[chosen], torch.zeros(()))
     rows = torch.cat([x[:16] for x in (images[chosen], known, *drawn)])
-    save_image(args.out / 'inpainting.png', make_grid(rows, 16, padding=1, fill=0.))
+    save_image(args.out / 'inpainting.png', larger(make_grid(rows, 16, padding=1, fill=0.)))
     others = torch.ones(len(images), dtype=torch.bool)
     others[chosen] = False          # or each digit would be its own nearest picture
     kept = [nearest_label(x, images[others], labels[others]).eq(labels[chosen]).float().mean().item() for x in (images[chosen], *drawn)]
