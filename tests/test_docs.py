@@ -12,7 +12,8 @@ import k_diffusion as K
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = [*K.models.MODELS.values(), *K.schedules.DENSITIES.values(), *K.data.DATASETS.values(), *K.training.OPTIMIZERS.values(),
-            *K.training.LR_SCHEDS.values(), *K.training.EMA_SCHEDS.values(), K.training.TrainingConfig, K.generation.SamplingConfig]
+            *K.training.LR_SCHEDS.values(), *K.training.EMA_SCHEDS.values(), K.training.TrainingConfig, K.generation.SamplingConfig,
+            *K.encoders.ENCODERS.values(), *K.encoders.CONDITIONS.values(), K.models.AutoencoderConfig]
 
 
 @pytest.mark.parametrize('section', SECTIONS, ids=lambda s: s.__name__)
@@ -25,13 +26,13 @@ def test_every_key_of_a_config_is_on_the_page(section):
 def test_every_type_is_on_the_page():
     page = (ROOT / 'docs' / 'config.md').read_text()
     kinds = [*K.models.MODELS, *K.schedules.DENSITIES, *K.data.DATASETS, *K.training.OPTIMIZERS, *K.training.LR_SCHEDS,
-             *K.training.EMA_SCHEDS]
+             *K.training.EMA_SCHEDS, *K.encoders.ENCODERS, *K.encoders.CONDITIONS]
     for name in kinds:
         assert f'`{name}`' in page, name
 
 
 @pytest.mark.parametrize('page', ['README.md', 'docs/config.md', 'docs/networks.md', 'docs/training.md', 'docs/schedules.md',
-                                  'CHANGELOG.md'])
+                                  'CHANGELOG.md', 'docs/guidance.md', 'docs/other_models.md', 'docs/latents.md'])
 def test_what_a_page_points_to_is_there(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r'\]\(([^)#]+)\)', text):

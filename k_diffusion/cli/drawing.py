@@ -20,7 +20,7 @@ class Draw:
                  classes: list[int] | None, batch_size: int, device: torch.device) -> None:
         model, known = config['model'], config['dataset']['num_classes']
         self.labels = (classes or list(range(known))) if known else None
-        self.denoise = guided(denoiser, known, how) if known else denoiser
+        self.denoise = guided(denoiser, {'class_cond': known}, how) if known else denoiser
         self.sigmas = BETWEEN[how.schedule](how.steps, model['sigma_min'], model['sigma_max'])
         self.shape = [model['input_channels'], *model['input_size']]
         self.how, self.seed, self.batch_size, self.device = how, seed, batch_size, device

@@ -16,7 +16,9 @@ from ..core.registry import nearest
 COMMANDS = {
     'demo': ('demo', 'train on the shipped digits for a minute and draw a grid of samples'),
     'train': ('train', 'train a model, or go on with a run that was stopped'),
+    'train-autoencoder': ('autoencoder', 'train the first stage of latent diffusion'),
     'sample': ('sample', 'draw images from a trained model'),
+    'clip': ('clip', 'draw images towards texts and pictures, with a CLIP model'),
     'evaluate': ('evaluate', 'measure how good the samples of a model are'),
     'likelihood': ('likelihood', 'bits per dimension of pictures under a model'),
     'grid': ('grid', 'put pictures side by side'),

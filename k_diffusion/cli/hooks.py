@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.extras import require
 from ..core.files import whole_file
@@ -18,6 +18,7 @@ from ..generation import generate
 from ..sampling import get_sigmas_karras
 from ..training import Trainer
 from ..training.logs import values_of_parts
+from .encoding import decoder_of
 from .report import redacted
 from .sample import guided, how_to_sample
 
@@ -35,6 +36,8 @@ class DemoHook:
     batch_size: int
     say: Callable[[str], None]
     steps: int = 50
+    told: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)    # conditions besides the classes, one for each sample
+    null: Mapping[str, Any] = dataclasses.field(default_factory=dict)       # what stands in place of conditions that are not told
     at_end = optional = True
 
     def __call__(self, trainer: Trainer) -> None:
@@ -56,8 +59,9 @@ class DemoHook:
         model, num_classes = self.config['model'], self.config['dataset']['num_classes']
         mine, n = share_of(self.n, trainer.accelerator)
         sigmas = get_sigmas_karras(self.steps, model['sigma_min'], model['sigma_max'])
-        cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else None
-        denoise = guided(self.denoiser, num_classes, how_to_sample(self.config)) if num_classes else self.denoiser
+        cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else {}
+        cond.update({key: value[mine] for key, value in self.told.items()})
+        denoise = guided(self.denoiser, self.null, how_to_sample(self.config)) if cond else self.denoiser
         shape = [model['input_channels'], *model['input_size']]
 
         def look_up(*_: Any) -> None:
@@ -67,7 +71,7 @@ class DemoHook:
         with eval_mode(self.denoiser), trainer.accelerator.autocast():
             images = generate(denoise, shape, sigmas, 'dpmpp_2m_sde', [derive_seed(trainer.seed, 'demo', i) for i in mine],
                               cond, batch_size=self.batch_size, device=trainer.accelerator.device, callback=look_up,
-                              options={'eta': 0., 'solver_type': 'heun'})
+                              options={'eta': 0., 'solver_type': 'heun'}, decode=decoder_of(self.config, trainer.accelerator.device))
         return gather_in_order(images, n, trainer.accelerator)
 
 

@@ -1,7 +1,7 @@
 """What training minimises: a batch becomes noise levels, noise and conditions, each a function of (seed, item) alone."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,17 +9,19 @@ from torch import Tensor
 
 from ..core.protocols import Density
 from ..core.random import derive_seed, randn_items
+from ..encoders import Condition, ConditionConfig, tell
 
 Loss = Callable[[dict[str, Any]], Tensor]
+Conditions = Sequence[tuple[ConditionConfig, Condition]]
 
 
 def make_loss(denoiser: Any, density: Density, seed: int, num_classes: int = 0, cond_dropout_rate: float = 0.,
-              memory_format: torch.memory_format = torch.contiguous_format) -> Loss:
+              memory_format: torch.memory_format = torch.contiguous_format, conditions: Conditions = ()) -> Loss:
     """The loss of a denoiser as a function from a batch to [B].
 
     The batch holds image [B, C, H, W], item [B] (positions in the stream, from which the noise is drawn), u [B] (quantiles of
     the density) and, as the data set has them, class_cond [B] and aug_cond [B, 9]. A class is replaced by the null class
-    `num_classes` with probability cond_dropout_rate, which is what classifier-free guidance needs.
+    `num_classes` with probability cond_dropout_rate, which is what classifier-free guidance needs; so are the other conditions.
     """
     def loss(batch: dict[str, Any]) -> Tensor:
         reals, items = batch['image'].contiguous(memory_format=memory_format), batch['item'].tolist()
@@ -29,6 +31,7 @@ def make_loss(denoiser: Any, density: Density, seed: int, num_classes: int = 0, 
         if num_classes:
             dropped = torch.tensor([share(seed, 'class', item) < cond_dropout_rate for item in items], device=reals.device)
             cond['class_cond'] = batch['class_cond'].masked_fill(dropped, num_classes)
+        cond.update(tell(conditions, batch, seed, share))
         return denoiser.loss(reals, noise, sigma, **cond)
 
     return loss

@@ -3,14 +3,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from ..core.files import whole_file
 from ..core.images import make_grid, save_image
+from .entry import Parser, guarded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,12 @@ class Samples:
     labels: list[int] | None
     pictures: list[Path]
     grid: Path
+
+    def told(self, seed: int, as_json: bool) -> str:
+        """What was drawn, for stdout: one machine-readable line, or two for people."""
+        if as_json:
+            return json.dumps({'n': len(self.pictures), 'first': str(self.pictures[0]), 'grid': str(self.grid), 'seed': seed})
+        return f'{len(self.pictures)} images, {self.pictures[0]} to {self.pictures[-1].name}\ngrid: {self.grid}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +76,15 @@ class Target:
             final = Path(images_head).replace(self.folder / 'images')
             names = [final / name.name for name in names]
         return Samples(images, labels, names, Path(f'{head}grid.png'))
+
+
+def drawn_by(parser: Parser, draw: Callable[..., Samples], argv: Sequence[str] | None) -> int:
+    """A command that draws: its flags are the function's arguments; --out sets --prefix aside, --json tells it in one line."""
+    args = vars(parser.parse_args(argv))
+    if args['out'] is not None:
+        args['prefix'] = None
+    as_json = args.pop('json')
+    return guarded(parser.prog, lambda: print(draw(**args).told(args['seed'], as_json)))
 
 
 def _first_free(name: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..augmentation import BatchedAugmentation
 from ..config import grow_model, load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
@@ -39,7 +39,9 @@ from ..training import (
     shard,
 )
 from ..training.heartbeat import heartbeat
+from .conditioning import conditions_of, first_of, null_of
 from .display import Display
+from .encoding import encoded, encoder_of, picture_frame
 from .hooks import DemoHook, SkippedNotice, WandbHook
 from .metrics_hook import EvaluationHook
 from .objective import make_loss
@@ -110,9 +112,6 @@ def _refuse(sections: Sections) -> None:
                          'augmented pictures as real ones; set augment_wrapper to true or augment_prob to 0')
     if (model.has_variance or model.loss_config == 'simple') and (model.loss_weighting != 'karras' or model.loss_scales != 1):
         raise ValueError('model.loss_weighting and model.loss_scales have no effect with has_variance or the simple loss; leave them out')
-    for key in ('mapping_cond_dim', 'unet_cond_dim', 'cross_cond_dim'):
-        if getattr(model, key, 0):
-            raise ValueError(f'model.{key} is {getattr(model, key)}, and no data set here gives that condition; set it to 0')
 
 
 def _split_for_noise_scale(settings: RunSettings, usual: int) -> RunSettings:
@@ -150,7 +149,7 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     batch_size, grad_accum_steps = portions(settings, sections, network, wrapper, accelerator, display.say)
     settings = dataclasses.replace(settings, batch_size=batch_size, grad_accum_steps=grad_accum_steps)
     with accelerator.main_process_first():
-        loader = _loader(settings, sections, accelerator, seed, folder, display)
+        loader = _loader(settings, config, sections, accelerator, seed, folder, display)
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network, settings.lr)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
@@ -168,8 +167,12 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
     # (Pieces are exchanged by the network itself: it must not be wrapped in DistributedDataParallel.)
     model = accelerator.prepare_model(fast, evaluation_mode=settings.shard)
     optimizer = accelerator.prepare_optimizer(optimizer)
-    loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections))
-    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset, accelerator.is_main_process)
+    conditions = conditions_of(sections, loader.dataset, accelerator.device)
+    loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections),
+                     conditions)
+    shown = first_of(conditions, loader.dataset, settings.sample_n, seed)
+    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset, accelerator.is_main_process, shown,
+                   null_of(dataset.num_classes, conditions))
     watching: dict[str, Any] = {'gns_stats': GradientNoiseHook(model, settings.grad_accum_steps)} if settings.gns else {}
     if snapshots:
         watching['posthoc'] = snapshots
@@ -234,12 +237,16 @@ def _memory_format(sections: Sections) -> torch.memory_format:
     return torch.channels_last if sections.training.channels_last and convolutional else torch.contiguous_format
 
 
-def _loader(settings: RunSettings, sections: Sections, accelerator: Any, seed: int, folder: RunFolder, display: Display) -> Loader:
+def _loader(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, seed: int, folder: RunFolder,
+            display: Display) -> Loader:
     base = Path(settings.config).parent if isinstance(settings.config, (str, os.PathLike)) else Path()
     model = sections.model
-    dataset = open_dataset(sections.dataset, tuple(model.input_size), model.input_channels, base, settings.allow_code,
+    encoder = encoder_of(config, accelerator.device)
+    dataset = open_dataset(sections.dataset, *picture_frame(model, encoder), base, settings.allow_code,
                            cache_dir=folder.path / 'cache', progress=display.decoding)
     display.say(f'{len(dataset):,} images' + _classes(dataset.class_names, sections.dataset.num_classes))
+    if encoder is not None:
+        dataset = encoded(dataset, encoder, config, folder.path / 'cache', accelerator.device, display.decoding)
     augmentation = BatchedAugmentation(model.augment_prob) if model.augment_prob else None
     return Loader(dataset, settings.batch_size or sections.training.batch_size, seed=seed, rank=accelerator.process_index,
                   world_size=accelerator.num_processes, grad_accum_steps=settings.grad_accum_steps, augmentation=augmentation,
@@ -258,7 +265,7 @@ def _classes(names: list[str], told: int) -> str:
 
 
 def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module,
-           dataset: Dataset, main: bool) -> list[Hook]:
+           dataset: Dataset, main: bool, told: dict[str, Tensor], null: dict[str, Any]) -> list[Hook]:
     hooks: list[Hook] = [LogHook(folder.path / f'{settings.name}_log.jsonl', LOG_EVERY, display),
                          SkippedNotice(LOG_EVERY, dataset.skipped, folder.path / f'{settings.name}_skipped.txt', display.say)]
     hooks.append(CheckpointHook(folder, settings.save_every))
@@ -272,8 +279,11 @@ def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, dis
         hooks.append(TensorboardHook(folder.path, LOG_EVERY))
     batch = settings.batch_size or config['training']['batch_size']
     if settings.demo_every:
-        hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say))
-    if settings.evaluate_n:
+        hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say,
+                              told=told, null=null))
+    if settings.evaluate_n and (told or sections_of(config).encoder.type != 'pixels'):
+        display.say('evaluation is left out: it compares pictures drawn by class, and this model is told more or works on latents')
+    elif settings.evaluate_n:
         hooks.append(EvaluationHook(settings.evaluate_every, folder.path, settings.name, denoiser, config, settings.evaluate_n, batch,
                                     display.say, dataset, settings.extractor, settings.evaluate_against, settings.allow_code, listeners))
     if settings.report:

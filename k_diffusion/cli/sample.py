@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from ..config import load_model
+from ..config import load_model, sections_of
 from ..core.devices import choose_device
 from ..core.memory import keep_freed_memory
 from ..core.protocols import DenoiseFn
@@ -20,8 +19,10 @@ from ..core.random import derive_seed
 from ..generation import BETWEEN, SamplingConfig, generate
 from ..guidance import classifier_free
 from ..sampling import SAMPLERS
-from .entry import Parser, guarded
-from .output import Samples, Target
+from .conditioning import asked_of, conditions_of, null_of
+from .encoding import encoder_of
+from .entry import Parser
+from .output import Samples, Target, drawn_by
 
 _EXAMPLE = '''examples:
   k-diffusion sample --checkpoint runs/demo -n 64 --seed 1
@@ -44,6 +45,7 @@ def sample(
     classes: Sequence[int] | None = None,   # classes in turn (default: each class in turn)
     guidance: float | None = None,          # classifier-free guidance scale (default: the config's, else 1, which is none)
     guidance_interval: tuple[float, float] | None = None,   # the noise levels it acts at (default: the config's, else all)
+    cond: Sequence[str] = (),               # 'type=value' for each condition of the config; several values of a type serve in turn
     device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
     ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
     overwrite: bool = False,                # replace what an earlier call left in `out`
@@ -62,23 +64,28 @@ def sample(
     how = how_to_sample(filled, sampler=sampler and sampler.removeprefix('sample_'), steps=steps, schedule=schedule, guidance=guidance,
                         guidance_interval=guidance_interval)
     labels = _labels(classes, num_classes, n)
-    if guidance not in (None, 1) and not labels:
-        raise ValueError(f'--guidance is {guidance} and the model knows no classes to guide towards; leave it out')
+    sections, encoder = sections_of(filled), encoder_of(filled, chosen)
+    conditions = conditions_of(sections, device=chosen)
+    told = asked_of(conditions, cond, n, sections.model, encoder)
+    if guidance not in (None, 1) and not labels and not told:
+        raise ValueError(f'--guidance is {guidance} and the model knows no classes and no conditions to guide towards; leave it out')
     sigmas = BETWEEN[how.schedule](how.steps, model['sigma_min'] if sigma_min is None else sigma_min,
                                      model['sigma_max'] if sigma_max is None else sigma_max)
-    denoise = guided(denoiser, num_classes, how) if labels else denoiser
+    if labels:
+        told['class_cond'] = torch.tensor(labels)
+    denoise = guided(denoiser, null_of(num_classes, conditions), how) if told else denoiser
     target.make()
     with tqdm(total=-(-n // batch_size) * (len(sigmas) - 1), unit='step', disable=None if show else True) as bar:
         images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, how.sampler,
                           [derive_seed(seed, 'sample', i) for i in range(n)],
-                          {'class_cond': torch.tensor(labels)} if labels else None,
-                          callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen)
+                          told, callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen,
+                          decode=None if encoder is None else encoder.decode)
     return target.write(images, labels)
 
 
-def guided(denoiser: DenoiseFn, num_classes: int, how: SamplingConfig) -> DenoiseFn:
-    """The denoiser of a class-conditional model with the guidance of a "sampling" section."""
-    return classifier_free(denoiser, {'class_cond': num_classes}, how.guidance, how.guidance_interval or (0., math.inf))
+def guided(denoiser: DenoiseFn, null: Mapping[str, Any], how: SamplingConfig) -> DenoiseFn:
+    """The denoiser of a conditional model with the guidance of a "sampling" section; `null` stands for conditions not told."""
+    return classifier_free(denoiser, null, how.guidance, how.guidance_interval or (0., math.inf))
 
 
 def how_to_sample(config: Mapping[str, Any], **asked: Any) -> SamplingConfig:
@@ -132,6 +139,8 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
     add('--classes', type=_integers, metavar='3,5', help='classes in turn (default: each class in turn)')
     add('--guidance', type=float, help="classifier-free guidance scale (default: the config's, else 1, which is none)")
     add('--guidance-interval', type=_levels, metavar='LOW,HIGH', help="the noise levels it acts at (default: the config's, else all)")
+    add('--cond', action='append', default=[], metavar='TYPE=VALUE', help='a condition of the model: text=WORDS, embeddings=ROW, '
+        'super-resolution=PICTURE, inpainting=PICTURE[,TOP,BOTTOM,LEFT,RIGHT]; several serve in turn')
     add('--out', help='folder to write to (default: samples, samples-2, ...)')
     add('--overwrite', action='store_true', help='replace the samples that are in --out already')
     add('--prefix', help='write {prefix}_00000.png ... instead of a folder (default: %(default)s)')
@@ -144,16 +153,4 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion sample', **defaults: Any) -> int:
     """The command; `defaults` are those of the door it is called through."""
-    args = vars(_parser(prog, defaults).parse_args(argv))
-    if args['out'] is not None:
-        args['prefix'] = None
-    as_json = args.pop('json')
-
-    def work() -> None:
-        drawn = sample(**args)
-        summary = {'n': len(drawn.pictures), 'first': str(drawn.pictures[0]), 'grid': str(drawn.grid), 'seed': args['seed']}
-        words = f'{len(drawn.pictures)} images, {drawn.pictures[0]} to {drawn.pictures[-1].name}\ngrid: {drawn.grid}'
-        print(json.dumps(summary) if as_json else words)
-    return guarded(prog, work)
-
-
+    return drawn_by(_parser(prog, defaults), sample, argv)

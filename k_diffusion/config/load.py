@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from .. import data, generation, models, schedules, training
+from .. import data, encoders, generation, models, schedules, training
 from ..core.files import read_json
 from ..core.registry import Registry, unknown
 from ..core.weights import load_safetensors_config
@@ -33,6 +33,8 @@ class Sections:
     ema_sched: Any
     training: training.TrainingConfig
     sampling: generation.SamplingConfig
+    encoder: Any
+    conditions: list[Any]
 
 
 def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, Any], strict: bool = False) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, An
     kept, with one warning, since programs built on this package read their own; `strict` refuses them. A key that is
     nearly a known one is refused with the suggestion. All errors are reported in one go.
     """
-    raw, name = _read(path_or_dict)
+    raw, name = read_source(path_or_dict)
     sections, findings = read_sections(raw)
     if strict:
         findings.errors += [f'{key} is not a key of this config; take it out' for key in findings.unknown]
@@ -68,19 +70,21 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
     if 'model' not in config:
         findings.errors.append('model is missing; it is the section that describes the network')
         return None, findings
-    model = _choose(models.MODELS, config['model'], 'model', findings)
+    model = choose(models.MODELS, config['model'], 'model', findings)
     kind = getattr(model, 'type', None)
     adamw = _ADAMW.get(str(kind), _ADAMW_TRANSFORMER)
     parts = {
         'model': model,
         'density': _density(model, findings),
-        'dataset': _choose(data.DATASETS, config.get('dataset', {}), 'dataset', findings, 'imagefolder'),
-        'optimizer': _choose(training.OPTIMIZERS, config.get('optimizer', {}), 'optimizer', findings, 'adamw',
+        'dataset': choose(data.DATASETS, config.get('dataset', {}), 'dataset', findings, 'imagefolder'),
+        'optimizer': choose(training.OPTIMIZERS, config.get('optimizer', {}), 'optimizer', findings, 'adamw',
                               {'adamw': adamw, 'adam8bit': adamw}),
-        'lr_sched': _choose(training.LR_SCHEDS, config.get('lr_sched', {}), 'lr_sched', findings, 'constant'),
-        'ema_sched': _choose(training.EMA_SCHEDS, config.get('ema_sched', {}), 'ema_sched', findings, 'inverse'),
+        'lr_sched': choose(training.LR_SCHEDS, config.get('lr_sched', {}), 'lr_sched', findings, 'constant'),
+        'ema_sched': choose(training.EMA_SCHEDS, config.get('ema_sched', {}), 'ema_sched', findings, 'inverse'),
         'training': read_section(training.TrainingConfig, config.get('training', {}), 'training', findings),
         'sampling': read_section(generation.SamplingConfig, config.get('sampling', {}), 'sampling', findings),
+        'encoder': choose(encoders.ENCODERS, config.get('encoder', {}), 'encoder', findings, 'pixels'),
+        'conditions': _conditions(config.get('conditions', []), findings),
     }
     return (None if findings.errors else Sections(**parts)), findings
 
@@ -93,7 +97,8 @@ def sections_of(config: Mapping[str, Any]) -> Sections:
     return sections
 
 
-def _read(source: str | os.PathLike[str] | IO[str] | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+def read_source(source: str | os.PathLike[str] | IO[str] | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """What a config holds before it is checked, and what it is called in messages."""
     if isinstance(source, Mapping):
         return source, 'the config'
     if isinstance(source, (str, os.PathLike)):
@@ -122,7 +127,7 @@ def _read_text(path: Path) -> Any:
         raise ValueError(f'{path} is not text; a config is a .json file or a .safetensors file that carries one') from None
 
 
-def _choose(kinds: Registry[type], section: Any, path: str, findings: Findings, default: str | None = None,
+def choose(kinds: Registry[type], section: Any, path: str, findings: Findings, default: str | None = None,
             defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
     """Reads a section with the dataclass that its "type" names."""
     if not isinstance(section, Mapping):
@@ -139,11 +144,18 @@ def _choose(kinds: Registry[type], section: Any, path: str, findings: Findings, 
     return read_section(kinds[kind], section, path, findings, (defaults or {}).get(kind))
 
 
+def _conditions(entries: Any, findings: Findings) -> list[Any]:
+    if not isinstance(entries, (list, tuple)):
+        findings.errors.append(f'conditions is {entries!r}; it must be a list of objects, each with a type')
+        return []
+    return [choose(encoders.CONDITIONS, entry, f'conditions[{i}]', findings) for i, entry in enumerate(entries)]
+
+
 def _density(model: Any, findings: Findings) -> Any:
     section = getattr(model, 'sigma_sample_density', None)
     if section is None:
         return None
-    density = _choose(schedules.DENSITIES, section, 'model.sigma_sample_density', findings)
+    density = choose(schedules.DENSITIES, section, 'model.sigma_sample_density', findings)
     try:
         return None if density is None else density.filled(model)
     except ValueError as error:
@@ -157,14 +169,18 @@ def _filled(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
     for field in dataclasses.fields(Sections):
         if field.name != 'density':
             instance = getattr(sections, field.name)
-            filled[field.name] = {**raw.get(field.name, {}), **_plain(dataclasses.asdict(instance))}
+            if isinstance(instance, list):
+                filled[field.name] = [plain(dataclasses.asdict(entry)) for entry in instance]
+                continue
+            filled[field.name] = {**raw.get(field.name, {}), **plain(dataclasses.asdict(instance))}
     return filled
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as plain JSON has it."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def shipped_config(name: str) -> Path:

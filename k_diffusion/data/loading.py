@@ -33,7 +33,8 @@ class Loader:
     """Endless micro-batches of one process.
 
     A batch is a dict: image float32 [B, C, H, W] in [-1, 1] and, where there are, class_cond int64 [B] and aug_cond
-    float32 [B, 9], on the device; item int64 [B] on the CPU, the positions in the stream.
+    float32 [B, 9], on the device; on the CPU item int64 [B], the positions in the stream, and index [B], which pictures they are
+    (before unreadable ones are replaced).
     """
 
     def __init__(
@@ -102,9 +103,9 @@ class Loader:
     def _finished(self, position: int, batch: Batch) -> dict[str, Tensor]:
         positions = range(position, position + self.batch_size)
         images = self._to_device(batch.images)
-        result = {'item': torch.tensor(positions)}
+        result = {'item': torch.tensor(positions), 'index': self.indices(position)}
         if self.augmentation is None:
-            result['image'] = from_bytes(images)
+            result['image'] = from_bytes(images) if images.dtype == torch.uint8 else images     # latents are numbers already
         else:
             seeds = [derive_seed(self.seed, 'augment', p) for p in positions]
             result['image'], result['aug_cond'] = self.augmentation(images, seeds)

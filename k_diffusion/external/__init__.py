@@ -1,9 +1,15 @@
-"""Networks of other families as denoisers D(x, sigma): v-diffusion, OpenAI's guided-diffusion, CompVis' latent diffusion."""
+"""Networks of other families as denoisers D(x, sigma): v-diffusion, guided-diffusion, CompVis, rectified flow, diffusers, EDM."""
 from .compvis import CompVisDenoiser, CompVisVDenoiser
-from .discrete import DiscreteEpsDDPMDenoiser, DiscreteVDDPMDenoiser
-from .openai import OpenAIDenoiser
+from .diffusers import from_diffusers, scheduler_sigmas
+from .discrete import DiscreteEpsDDPMDenoiser, DiscreteVDDPMDenoiser, DiscreteX0DDPMDenoiser
+from .edm import EDMDenoiser, KarrasTimeDenoiser
+from .flow import FlowDenoiser
+from .openai import OpenAIDenoiser, openai_classifier
+from .published import Published, load_published
+from .recognising import wrap
 from .schedule import DiscreteSchedule
 from .v_diffusion import VDenoiser
 
 __all__ = ['CompVisDenoiser', 'CompVisVDenoiser', 'DiscreteEpsDDPMDenoiser', 'DiscreteSchedule', 'DiscreteVDDPMDenoiser',
-           'OpenAIDenoiser', 'VDenoiser']
+           'DiscreteX0DDPMDenoiser', 'EDMDenoiser', 'FlowDenoiser', 'KarrasTimeDenoiser', 'OpenAIDenoiser', 'Published', 'VDenoiser',
+           'from_diffusers', 'load_published', 'openai_classifier', 'scheduler_sigmas', 'wrap']

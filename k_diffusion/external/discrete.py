@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..denoisers.base import PreconditionedDenoiser
-from ..denoisers.scalings import Scalings, eps, v
+from ..denoisers.scalings import Scalings, eps, v, x0
+from .frozen import differentiable
 from .schedule import DiscreteSchedule
 
 
@@ -23,6 +24,10 @@ class DiscreteDenoiser(DiscreteSchedule, PreconditionedDenoiser):
         PreconditionedDenoiser.__init__(self, model)
         self.quantize = quantize
         self.set_sigmas(ddpm_sigmas(alphas_cumprod))
+
+    def predict(self, x: Tensor, sigma: Tensor, **cond: Any) -> Any:
+        with differentiable(self.inner_model, x):
+            return super().predict(x, sigma, **cond)
 
 
 class DiscreteEpsDDPMDenoiser(DiscreteDenoiser):
@@ -65,6 +70,20 @@ class DiscreteVDDPMDenoiser(DiscreteDenoiser):
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         return self.get_v(x, self.sigma_to_t(sigma).to(x.device), **cond)
+
+
+class DiscreteX0DDPMDenoiser(DiscreteDenoiser):
+    """D = F(x / sqrt(sigma^2 + 1), t(sigma)): the network gives the clean data."""
+
+    def scalings(self, sigma: Tensor) -> Scalings:
+        return x0(sigma, self.sigma_data)
+
+    def get_x0(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The network's estimate of the clean data at (c_in x, t, **cond)."""
+        return self.inner_model(*args, **kwargs)
+
+    def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        return self.get_x0(x, self.sigma_to_t(sigma).to(x.device), **cond)
 
 
 def ddpm_sigmas(alphas_cumprod: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,48 +9,46 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn, GuidedFn
-from ..core.tensors import append_dims
+from .streams import Null, TwoEstimates, ask_all, check_strength, inside, without
 
 
-def classifier_free(denoise: DenoiseFn, null: Mapping[str, Tensor | float | int], scale: float,
-                    interval: tuple[float, float] = (0., math.inf)) -> GuidedFn:
+def classifier_free(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf), rescale: float = 0.,
+                    joined: bool = True) -> GuidedFn:
     """D' = D(x | null) + scale (D(x | cond) - D(x | null)) where sigma lies in (interval[0], interval[1]], else D(x | cond).
 
     `null` names the conditions that are taken away and what stands in their place, one value for every item (a class
-    index, say) or a tensor of one item's shape. Both evaluations are one call on a doubled batch. With scale 1 the denoiser is
-    called as it is. Ho & Salimans (2022), arXiv 2207.12598, eq. 6; the interval: Kynkäänniemi et al. (2024), arXiv 2404.07724,
-    eq. 5. The result's `pair` gives (D', D(x | null)), as the samplers of CFG++ want it, with the paper's lambda as the scale.
+    index, say) or a tensor of one item's shape. Both evaluations are one call on a doubled batch, or two calls with `joined`
+    False. With scale 1 the denoiser is called as it is. `rescale` in [0, 1] is the share by which D' is given the standard
+    deviation of D(x | cond) back, against washed-out colours.
+
+    Ho & Salimans (2022), arXiv 2207.12598, eq. 6; the interval: Kynkäänniemi et al. (2024), arXiv 2404.07724, eq. 5; rescaling:
+    Lin et al. (2023), arXiv 2305.08891, section 3.4. The result's `pair` gives (D', D(x | null)), as the samplers of CFG++ want
+    it, with the paper's lambda as the scale.
     """
-    if not math.isfinite(scale):
-        raise ValueError(f'the guidance scale is {scale}; it must be a finite number (1 is no guidance)')
-    low, high = interval
-    if not 0 <= low < high:
-        raise ValueError(f'the guidance interval is {interval}; it must hold two noise levels, the lower one first')
-    return _ClassifierFree(denoise, null, scale, interval)
+    check_strength(scale, interval)
+    if not 0 <= rescale <= 1:
+        raise ValueError(f'rescale is {rescale}; it must be a share from 0 (none) to 1')
+    return _ClassifierFree(denoise, null, scale, interval, rescale, joined)
 
 
 @dataclass(frozen=True)
-class _ClassifierFree:
+class _ClassifierFree(TwoEstimates):
     denoise: DenoiseFn
-    null: Mapping[str, Tensor | float | int]
+    null: Null
     scale: float
     interval: tuple[float, float]
-
-    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        return self.denoise(x, sigma, **cond) if self.scale == 1 else self.pair(x, sigma, **cond)[0]
+    rescale: float
+    joined: bool
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        absent = sorted(self.null.keys() - cond.keys())
-        if absent:
-            raise ValueError(f'the guided denoiser was called without {absent[0]!r}, which it is to guide towards; pass it as a condition')
-        both = {key: torch.cat([_null(self.null[key], value) if key in self.null else value, value]) if isinstance(value, Tensor) else value
-                for key, value in cond.items()}
-        without, with_ = self.denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), **both).chunk(2)
-        low, high = self.interval
-        scale, one = (with_.new_full((), value) for value in (self.scale, 1.))
-        weight = torch.where((sigma > low) & (sigma <= high), scale, one)
-        return torch.lerp(without, with_, append_dims(weight, x.ndim)), without
+        uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null), cond], self.joined)
+        guided = torch.lerp(uncond, denoised, self.scale)
+        if self.rescale:
+            ratio = _std(denoised) / _std(guided).clamp(min=1e-12)
+            guided = guided * torch.lerp(torch.ones_like(ratio), ratio, self.rescale)
+        return torch.where(inside(sigma, self.interval, x.ndim), guided, denoised), uncond
 
 
-def _null(value: Tensor | float | int, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
+def _std(x: Tensor) -> Tensor:
+    """The standard deviation of each item, [B, 1, ...]."""
+    return x.std(dim=list(range(1, x.ndim)), keepdim=True)

@@ -106,7 +106,7 @@ def test_json_line(tiny, tmp_path, capsys):
     (('training', 'batch_size', 20000), '10000 images, fewer than the 20000'),
     (('optimizer', 'type', 'adam'), 'unknown type'),
     (('model', 'augment_wrapper', False), 'would learn augmented pictures as real ones'),
-    (('model', 'mapping_cond_dim', 3), 'no data set here gives that condition'),
+    (('model', 'mapping_cond_dim', 3), 'model.mapping_cond_dim is 3, and no condition goes there'),
     (('model', 'sigma_sample_density', {'type': 'loguniform', 'min_value': 100}), 'model.sigma_sample_density.min_value is 100'),
     (('sampling', 'schedule', 'vp'), 'sampling.schedule: unknown schedule'),
 ])

@@ -44,7 +44,7 @@ def test_permutation():
 def test_a_batch(dataset):
     batch = take(Loader(dataset, 5, seed=7), 1)[0]
     order = permutation(7, 0, 22)[:5]
-    assert batch.keys() == {'image', 'item', 'class_cond'}
+    assert batch.keys() == {'image', 'item', 'index', 'class_cond'} and torch.equal(batch['index'], order)
     assert torch.equal(batch['image'], from_bytes(dataset.images[order])) and batch['image'].dtype == torch.float32
     assert batch['item'].tolist() == [0, 1, 2, 3, 4] and torch.equal(batch['class_cond'], order % 3)
     augmented = take(Loader(dataset, 5, seed=7, augmentation=BatchedAugmentation(0.5)), 1)[0]

@@ -1,0 +1,68 @@
+"""Latents of a data set computed once: kept on disk with their statistics."""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..core.images import from_bytes
+from ..core.weights import get_safetensors_metadata, load_safetensors, save_safetensors
+from .latents import LatentEncoder
+
+Progress = Callable[[int, int], None]
+
+
+class Pictures(Protocol):
+    """Items by number, each with its `image` uint8 [C, H, W]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+@torch.no_grad()
+def cached_latents(encoder: LatentEncoder, pictures: Pictures, fingerprint: str, folder: str | os.PathLike[str],
+                   batch_size: int = 64, device: Any = 'cpu', progress: Progress | None = None) -> Tensor:
+    """The latents [N, c, h, w] of pictures (items with `image` uint8 [C, H, W]), mean 0 and standard deviation 1 in each channel.
+
+    They are computed once and kept in `folder`, in a file named after the encoder's weights and `fingerprint`, which is to tell
+    one set of pictures from another. The encoder is given their statistics, unless it has some already (as when a run goes on).
+    """
+    path = Path(folder) / f'latents-{_key(encoder, fingerprint)}.safetensors'
+    if path.is_file() and get_safetensors_metadata(path).get('config') is not None:
+        raw = load_safetensors(path)['latents']
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        raw = _encoded(encoder, pictures, batch_size, device, progress)
+        save_safetensors(path, {'latents': raw}, {'latents of': fingerprint})
+    if bool((encoder.mean == 0).all() and (encoder.std == 1).all()):
+        encoder.set_statistics(*statistics(raw))
+    return (raw - encoder.mean.cpu()) / encoder.std.cpu()
+
+
+def statistics(latents: Tensor) -> tuple[list[float], list[float]]:
+    """The mean and the standard deviation of each channel, over all of them."""
+    flat = latents.double().transpose(0, 1).flatten(1)
+    return flat.mean(1).tolist(), flat.std(1).clamp(min=1e-6).tolist()
+
+
+def _encoded(encoder: LatentEncoder, pictures: Pictures, batch_size: int, device: Any, progress: Progress | None) -> Tensor:
+    out = []
+    for start in range(0, len(pictures), batch_size):
+        part = torch.stack([pictures[i]['image'] for i in range(start, min(start + batch_size, len(pictures)))])
+        out.append(encoder.network.encode(from_bytes(part.to(device)))[0].float().cpu())
+        if progress is not None:
+            progress(min(start + batch_size, len(pictures)), len(pictures))
+    return torch.cat(out)
+
+
+def _key(encoder: LatentEncoder, fingerprint: str) -> str:
+    state = hashlib.blake2b(fingerprint.encode(), digest_size=12)
+    for name, value in sorted(encoder.network.state_dict().items()):
+        state.update(f'{name} {list(value.shape)} {value.double().sum().item()!r} {value.double().abs().sum().item()!r}'.encode())
+    return state.hexdigest()

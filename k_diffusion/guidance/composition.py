@@ -1,0 +1,62 @@
+"""Several prompts at once, each with its weight and, if one likes, its place in the picture."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn, GuidedFn
+from .streams import Null, ask_all, without
+
+
+def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Tensor | float | int]], weights: Sequence[float | Tensor],
+             joined: bool = True) -> GuidedFn:
+    """D' = D_u + the sum of w_i (D(x | prompt_i) - D_u), D_u = D(x | null).
+
+    A prompt holds the conditions it replaces, one value for every item or a tensor of one item's shape, like `null`; what else
+    the denoiser is called with is kept. A weight is a number, negative to keep something away, or a map that broadcasts against
+    an item, [H, W] say. One prompt of weight 1 is that prompt alone. `pair` gives (D', D_u).
+
+    Liu et al. (2022), arXiv 2206.01714, eq. 11.
+    """
+    if not prompts or len(prompts) != len(weights):
+        raise ValueError(f'composed got {len(prompts)} prompts and {len(weights)} weights; give one weight for each of at least one prompt')
+    odd = [i for i, prompt in enumerate(prompts) if prompt.keys() != null.keys()]
+    if odd:
+        raise ValueError(f'prompt {odd[0]} holds {sorted(prompts[odd[0]])} and null {sorted(null)}; they must name the same conditions')
+    return _Composed(denoise, null, prompts, weights, joined)
+
+
+@dataclass(frozen=True)
+class _Composed:
+    denoise: DenoiseFn
+    null: Null
+    prompts: Sequence[Null]
+    weights: Sequence[float | Tensor]
+    joined: bool
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        weight = self.weights[0]
+        if len(self.prompts) == 1 and not isinstance(weight, Tensor) and weight == 1:
+            return self.denoise(x, sigma, **without(self._named(x, cond), self.prompts[0]))
+        return self.pair(x, sigma, **cond)[0]
+
+    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        cond = self._named(x, cond)
+        uncond, *each = ask_all(self.denoise, x, sigma, [without(cond, given) for given in (self.null, *self.prompts)], self.joined)
+        guided = uncond
+        for weight, denoised in zip(self.weights, each):
+            guided = guided + (weight.to(x) if isinstance(weight, Tensor) else weight) * (denoised - uncond)
+        return guided, uncond
+
+    def _named(self, x: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
+        """The conditions, with one for each item also where the caller left to the prompts what they hold."""
+        return {key: _one_each(value, len(x), x.device) for key, value in self.null.items()} | cond
+
+
+def _one_each(value: Tensor | float | int, n: int, device: torch.device) -> Tensor:
+    value = torch.as_tensor(value, device=device)
+    return value.expand(n, *value.shape)

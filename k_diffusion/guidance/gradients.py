@@ -1,0 +1,95 @@
+"""Guidance by gradients: of a classifier that knows noise, or of any loss on the denoised estimate."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn
+from ..core.tensors import append_dims
+from .streams import check_strength
+
+
+def loss_guidance(denoise: DenoiseFn, loss: Callable[..., Tensor], scale: float, through: bool = True,
+                  clamp: tuple[float, float] | None = None, spread: float | None = None) -> DenoiseFn:
+    """D' = D - scale sigma^2 grad L(D(x, sigma), sigma, **cond), the gradient taken with respect to x.
+
+    The data is drawn as if its density were multiplied by exp(-scale L), so that the scale is in nats per unit of loss, the
+    same at every noise level. `loss` gives [B]. Conditions that the loss alone needs are named in its attribute `takes`, and
+    are not passed on to the denoiser.
+
+    through: whether the gradient goes through the network. Without (half the cost), sigma^2 grad L becomes grad L at D, times
+    the variance a Gaussian of standard deviation `spread` (1 by default) would still have; samples leave the data more easily.
+    clamp: the range D' is kept in, or None. With scale 0 the denoiser is called as it is.
+    spread, with through: instead of the above, D' is moved by scale posterior standard deviations of such a Gaussian, as a root
+    mean square, along the gradient: a strength that depends neither on the loss's unit nor on the number of pixels.
+
+    Crowson's CLIP guidance; Bansal et al. (2023), arXiv 2302.07121; without the network: He et al. (2023), arXiv 2311.16424.
+    """
+    check_strength(scale, nothing='0')
+    if spread is not None and not spread > 0:
+        raise ValueError(f'spread is {spread}; it must be a standard deviation above 0, or None')
+    if clamp is not None and not clamp[0] < clamp[1]:
+        raise ValueError(f'clamp is {clamp}; it must hold two numbers, the lower one first, or be None')
+    return _LossGuided(denoise, loss, scale, through, clamp, spread)
+
+
+@dataclass(frozen=True)
+class _LossGuided:
+    denoise: DenoiseFn
+    loss: Callable[..., Tensor]
+    scale: float
+    through: bool
+    clamp: tuple[float, float] | None
+    spread: float | None
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        takes = getattr(self.loss, 'takes', ())
+        own = {key: cond.pop(key) for key in takes if key in cond}
+        if self.scale == 0:
+            return self.denoise(x, sigma, **cond)
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            denoised = self.denoise(at, sigma, **cond)
+            if not self.through:
+                at = denoised = denoised.detach().requires_grad_()
+            total = self.loss(denoised, sigma, **own).sum()
+            gradient, = torch.autograd.grad(total, at)
+        guided = denoised.detach() - self.scale * self._step(gradient, append_dims(sigma, x.ndim))
+        return guided if self.clamp is None else guided.clamp(*self.clamp)
+
+    def _step(self, gradient: Tensor, sigma: Tensor) -> Tensor:
+        spread = 1. if self.spread is None else self.spread
+        variance = sigma ** 2 * spread ** 2 / (sigma ** 2 + spread ** 2)
+        if not self.through:
+            return variance * gradient
+        if self.spread is None:
+            return sigma ** 2 * gradient
+        rms = gradient.square().mean(dim=list(range(1, gradient.ndim)), keepdim=True).sqrt()
+        return variance.sqrt() * gradient / rms.clamp(min=torch.finfo(gradient.dtype).tiny)
+
+
+def classifier_guidance(denoise: DenoiseFn, log_prob: Callable[..., Tensor], scale: float = 1., key: str = 'class_cond',
+                        keep: bool = False) -> DenoiseFn:
+    """D' = D + scale sigma^2 grad log p(y | x, sigma), y the condition `key` [B].
+
+    log_prob(x, sigma, y) gives [B]: of a classifier trained on noisy x = clean + noise. keep: whether the denoiser itself is
+    also told y. With scale 0 the classifier is not asked. Dhariwal & Nichol (2021), arXiv 2105.05233, section 4.2.
+    """
+    check_strength(scale, nothing='0')
+
+    def guided(x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        if key not in cond:
+            raise ValueError(f'the guided denoiser was called without {key!r}, which it is to guide towards; pass it as a condition')
+        label = cond[key] if keep else cond.pop(key)
+        denoised = denoise(x, sigma, **cond)
+        if scale == 0:
+            return denoised
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            gradient, = torch.autograd.grad(log_prob(at, sigma, label).sum(), at)
+        return denoised + scale * append_dims(sigma, x.ndim) ** 2 * gradient
+    return guided

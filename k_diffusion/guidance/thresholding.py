@@ -1,0 +1,54 @@
+"""Thresholding: estimates of pictures kept within the range of pictures."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn, GuidedFn
+
+
+def static_thresholding(denoise: DenoiseFn, low: float = -1., high: float = 1.) -> GuidedFn:
+    """D' = D clamped to [low, high]. What lies within is left as it is, to the last bit."""
+    if not low < high:
+        raise ValueError(f'low is {low} and high is {high}; the range must hold two numbers, the lower one first')
+    return _Thresholded(denoise, lambda denoised: denoised.clamp(low, high))
+
+
+def dynamic_thresholding(denoise: DenoiseFn, quantile: float = 0.995, bound: float = 1.) -> GuidedFn:
+    """D' = bound D / s clamped to [-bound, bound], s the quantile of |D| in each item, or the bound where s is less.
+
+    Strong guidance drives more and more pixels to the ends of the range; this draws them all back in. An item whose s is within
+    the bound is only clamped. For pixels in [-1, 1]; latents have no such range. Saharia et al. (2022), arXiv 2205.11487, section 2.3.
+    """
+    if not 0 < quantile <= 1 or not bound > 0:
+        raise ValueError(f'quantile is {quantile} and bound is {bound}; the quantile must be in (0, 1] and the bound above 0')
+
+    def threshold(denoised: Tensor) -> Tensor:
+        sizes = denoised.detach().flatten(1).abs().sort(1).values      # torch.quantile takes at most 2^24 numbers
+        at = quantile * (sizes.shape[1] - 1)
+        low = int(at)
+        s = torch.lerp(sizes[:, low], sizes[:, min(low + 1, sizes.shape[1] - 1)], at - low).clamp(min=bound)
+        s = s.view(-1, *[1] * (denoised.ndim - 1))
+        return denoised.clamp(-s, s) * (bound / s)
+    return _Thresholded(denoise, threshold)
+
+
+@dataclass(frozen=True)
+class _Thresholded:
+    denoise: DenoiseFn
+    threshold: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        return self.threshold(self.denoise(x, sigma, **cond))
+
+    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """(D', the unconditional estimate as it is), where the denoiser is a guided one."""
+        if not hasattr(self.denoise, 'pair'):
+            raise ValueError('a thresholded denoiser shows no unconditional estimate unless it thresholds a guided one; '
+                             'make that with K.guidance.classifier_free(...) say')
+        guided, uncond = self.denoise.pair(x, sigma, **cond)
+        return self.threshold(guided), uncond

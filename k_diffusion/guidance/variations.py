@@ -1,0 +1,31 @@
+"""Image to image: a picture noised in part and denoised again, and noises that are nearly another."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..core.tensors import append_dims
+
+
+def partial_noise(image: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
+    """x = image + sigmas[0] noise: what a sampler goes on from along `sigmas` to a picture like `image`.
+
+    sigmas: the rest of a schedule, as K.schedules.sigmas_for_strength cuts it; the higher it begins, the less is left of the
+    image. noise: unit Gaussian, [B, C, H, W]; several noises for one image [C, H, W] are variations of it.
+    Meng et al. (2021), arXiv 2108.01073.
+    """
+    if noise.shape[-image.ndim:] != image.shape and noise.shape != image.shape:
+        raise ValueError(f'noise of shape {list(noise.shape)} does not fit an image of {list(image.shape)}; give noise for each variation')
+    return image + noise * sigmas[0].to(noise)
+
+
+def blended_noise(a: Tensor, b: Tensor, amount: float | Tensor) -> Tensor:
+    """Unit noise between a (amount 0) and b (amount 1), along a quarter of a circle: cos(phi) a + sin(phi) b, phi = amount pi / 2.
+
+    A little of another noise gives a picture that is a little different. amount: a number, or one for each item [B].
+    """
+    phi = torch.as_tensor(amount, dtype=a.dtype, device=a.device) * (math.pi / 2)
+    phi = append_dims(phi, a.ndim) if phi.ndim else phi
+    return phi.cos() * a + phi.sin() * b

@@ -1,0 +1,137 @@
+"""Latent diffusion and conditions from config to pictures, on a few digits for a few steps."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import k_diffusion as K
+from k_diffusion.cli.autoencoder import train_autoencoder
+from k_diffusion.cli.conditioning import null_of
+from k_diffusion.cli.entry import main
+from k_diffusion.cli.run import train
+from k_diffusion.cli.sample import sample
+from k_diffusion.cli.settings import RunSettings
+from k_diffusion.core.images import save_image
+
+AUTOENCODER = {'model': {'type': 'autoencoder', 'input_channels': 1, 'input_size': [16, 16], 'channels': [16, 16], 'latent_channels': 2},
+               'dataset': {'type': 'demo'}, 'lr_sched': {'type': 'constant'}, 'training': {'batch_size': 8, 'end_step': 4}}
+SAMPLING = {'steps': 3, 'device': 'cpu', 'show': False}
+
+
+def trained(config, path, **settings):
+    usual = {'end_step': 2, 'device': 'cpu', 'demo_every': 2, 'sample_n': 4, 'evaluate_n': 0}
+    return train(RunSettings(str(config), 'm', str(path), **{**usual, **settings}))
+
+
+@pytest.fixture(scope='module')
+def autoencoder(tmp_path_factory):
+    return train_autoencoder(AUTOENCODER, 'ae', tmp_path_factory.mktemp('ae') / 'run', device='cpu')
+
+
+def test_an_autoencoder_is_trained_and_gone_on_with(autoencoder, tmp_path, capsys):
+    assert autoencoder.path.exists() and autoencoder.pictures.exists() and autoencoder.step == 4
+    (tmp_path / 'c.json').write_text(json.dumps(AUTOENCODER))
+    flags = ['train-autoencoder', '--config', str(tmp_path / 'c.json'), '--run-dir', str(tmp_path / 'run'), '--name', 'ae',
+             '--device', 'cpu', '--json']
+    assert main([*flags, '--end-step', '2']) == 0 and main(flags) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told['step'] == 4
+    for name, value in K.core.weights.load_safetensors(told['path']).items():
+        torch.testing.assert_close(value, K.core.weights.load_safetensors(autoencoder.path)[name], msg=name)
+
+
+@pytest.fixture
+def latent(tiny, autoencoder):
+    """A config that is made latent by one key (the shape aside)."""
+    return tiny(('model', 'input_channels', 2), ('model', 'input_size', [8, 8]), ('model', 'augment_prob', 0.), ('model', 'patch_size', 1),
+                ('encoder', 'type', 'autoencoder'), ('encoder', 'location', str(autoencoder.path)))
+
+
+def test_training_and_sampling_in_latents(latent, tmp_path, autoencoder):
+    run = trained(latent, tmp_path / 'run')
+    assert (tmp_path / 'run' / 'm_demo_00000002.png').exists()
+    config = K.load_model(run.checkpoint)[1]
+    assert len(config['encoder']['mean']) == 2 and config['encoder']['std'][0] > 0
+    caches = list((tmp_path / 'run' / 'cache').glob('latents-*.safetensors'))
+    assert len(caches) == 1
+    written = caches[0].stat().st_mtime_ns
+    drawn = sample(run.checkpoint, 4, tmp_path / 'out', **SAMPLING)
+    assert drawn.images.shape == (4, 1, 16, 16) and drawn.images.std() > 0.01
+    in_parts = sample(run.checkpoint, 4, tmp_path / 'b', batch_size=3, **SAMPLING).images
+    torch.testing.assert_close(in_parts, drawn.images, atol=1e-5, rtol=1e-5)
+    trained(latent, tmp_path / 'run', end_step=4)
+    assert caches[0].stat().st_mtime_ns == written
+    whole = trained(latent, tmp_path / 'whole', end_step=4)
+    a, b = (K.load_model(path)[0].state_dict() for path in (tmp_path / 'run', whole.checkpoint))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ((('model', 'input_channels', 1),), 'have 2 channels; set it to 2'),
+    ((('model', 'augment_prob', 0.1),), 'set it to 0'),
+    ((('encoder', 'location', 'none.safetensors'),), 'no file at none.safetensors'),
+    ((('encoder', 'type', 'autoencodr'),), "did you mean 'autoencoder'"),
+])
+def test_mistakes(latent, tmp_path, capsys, changes, message):
+    config = json.loads(Path(latent).read_text())
+    for section, key, value in changes:
+        config[section][key] = value
+    (tmp_path / 'wrong.json').write_text(json.dumps(config))
+    flags = ['--run-dir', str(tmp_path / 'r'), '--device', 'cpu', '--end-step', '1']
+    assert main(['train', '--config', str(tmp_path / 'wrong.json'), *flags]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert message in said[-1] and not any('Traceback' in line for line in said)
+
+
+# Conditions
+
+def conditional(tiny, tmp_path, conditions, **dims):
+    path = tiny(*[('model', key, value) for key, value in dims.items()])
+    config = json.loads(Path(path).read_text())
+    config['conditions'] = conditions
+    (tmp_path / 'conditional.json').write_text(json.dumps(config))
+    return tmp_path / 'conditional.json'
+
+
+def test_text_and_a_coarse_picture_from_config_to_samples(tiny, tmp_path):
+    config = conditional(tiny, tmp_path, [{'type': 'text', 'template': 'the digit {}'}, {'type': 'super-resolution', 'factor': 4}],
+                         cross_cond_dim=64, cross_attn_depths=[False, True], unet_cond_dim=1)
+    run = trained(config, tmp_path / 'run')
+    save_image(tmp_path / 'p.png', torch.rand(1, 16, 16) * 2 - 1)
+    ask = [f'super-resolution={tmp_path}/p.png', 'text=the digit 3', 'text=the digit 7']
+    drawn = sample(run.checkpoint, 4, tmp_path / 'out', cond=ask, guidance=3., **SAMPLING)
+    assert drawn.images.shape == (4, 1, 16, 16)
+    with pytest.raises(ValueError, match="was trained with the condition 'super-resolution'"):
+        sample(run.checkpoint, 4, tmp_path / 'b', cond=['text=x'], **SAMPLING)
+    with pytest.raises(ValueError, match='the model knows these types: text, super-resolution'):
+        sample(run.checkpoint, 4, tmp_path / 'b', cond=['txt=x'], **SAMPLING)
+
+
+def test_conditions_matter_and_guidance_takes_them_away(tiny, tmp_path):
+    config = conditional(tiny, tmp_path, [{'type': 'text', 'into': 'mapping'}], mapping_cond_dim=64)
+    run = trained(config, tmp_path / 'run', end_step=3)
+    denoiser, filled = K.load_model(run.checkpoint)
+    conditions = K.cli.conditioning.conditions_of(K.config.sections_of(filled))
+    a, b = (conditions[0][1].asked(text, None) for text in ('1', '2'))
+    x, sigma = torch.randn(1, 1, 16, 16), torch.tensor([1.])
+    label = {'class_cond': torch.tensor([3])}
+    assert (denoiser(x, sigma, **a, **label) != denoiser(x, sigma, **b, **label)).any()
+    null = null_of(10, conditions)
+    guided = K.guidance.classifier_free(denoiser, null, 2.)(x, sigma, **a, **label)
+    nothing = denoiser(x, sigma, mapping_cond=torch.zeros(1, 64), class_cond=torch.tensor([10]))
+    torch.testing.assert_close(guided, nothing + 2 * (denoiser(x, sigma, **a, **label) - nothing), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('conditions, dims, message', [
+    ([{'type': 'text'}], {}, "model.cross_cond_dim is 0, and the condition 'text' is 64 wide; set it to 64"),
+    ([{'type': 'super-resolution'}, {'type': 'inpainting'}], {'unet_cond_dim': 2}, 'both go into unet_cond'),
+    ([{'type': 'inpaint'}], {}, "conditions[0].type: unknown type 'inpaint', did you mean 'inpainting'"),
+    ([{'type': 'text', 'location': 'none.txt'}], {}, 'there is no such file'),
+])
+def test_mistaken_conditions(tiny, tmp_path, capsys, conditions, dims, message):
+    config = conditional(tiny, tmp_path, conditions, **dims)
+    assert main(['train', '--config', str(config), '--run-dir', str(tmp_path / 'r'), '--device', 'cpu', '--end-step', '1']) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
