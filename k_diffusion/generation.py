@@ -4,7 +4,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -44,12 +44,13 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A sampler, the schedule it walks, the least level before 0, and the sampler's options."""
+    """A sampler, the schedule it walks, the least level before 0, the sampler's options and the schedule's."""
 
     sampler: str
     schedule: str
     sigma_min: float
     options: Mapping[str, Any]
+    spacing: Mapping[str, Any] = field(default_factory=dict)
 
 
 def recommended(steps: int) -> Recipe:
@@ -60,8 +61,10 @@ def recommended(steps: int) -> Recipe:
 #: (up to so many model calls, what to use), as measured by benchmarks/quality.py.
 RECIPES: list[tuple[float, Recipe]] = [
     (6, Recipe('ipndm_v', 'exponential', 0.08, {'afs': True})),
-    (12, Recipe('uni_pc_bh2', 'exponential', 0.05, {'order': 2, 'afs': True})),
-    (math.inf, Recipe('ipndm', 'karras', 0.01, {'order': 3, 'afs': True})),
+    (8, Recipe('gradient_estimation', 'kl_optimal', 0.05, {})),
+    (12, Recipe('uni_pc_bh2', 'exponential', 0.08, {'order': 2, 'afs': True})),
+    (17, Recipe('ipndm', 'karras', 0.002, {'order': 3, 'afs': True}, {'rho': 9.})),
+    (math.inf, Recipe('ipndm_v', 'karras', 0.002, {'afs': True}, {'rho': 5.})),
 ]
 
 
@@ -113,7 +116,7 @@ def plan(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None, si
         recipe = recommended(steps)
         options = {**recipe.options, **options}
         low = max(low, min(recipe.sigma_min, high)) if sigma_min is None else low
-        return SCHEDULES[recipe.schedule](steps + bool(options.get('afs')), low, high), recipe.sampler, options
+        return SCHEDULES[recipe.schedule](steps + bool(options.get('afs')), low, high, **recipe.spacing), recipe.sampler, options
     made = SCHEDULES[schedule or 'karras']
     bounds = (low, high) if 'sigma_max' in inspect.signature(made).parameters else ()
     return made(steps, *bounds), sampler or 'dpmpp_2m', options

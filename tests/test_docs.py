@@ -31,7 +31,7 @@ def test_every_type_is_on_the_page():
         assert f'`{name}`' in page, name
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/config.md', 'docs/networks.md', 'docs/training.md', 'docs/schedules.md',
+@pytest.mark.parametrize('page', ['README.md', 'docs/config.md', 'docs/networks.md', 'docs/training.md', 'docs/schedules.md', 'docs/samplers.md',
                                   'CHANGELOG.md', 'docs/guidance.md', 'docs/other_models.md', 'docs/latents.md'])
 def test_what_a_page_points_to_is_there(page):
     text = (ROOT / page).read_text()
@@ -66,3 +66,11 @@ def test_the_readme_shows_commands_that_exist():
         assert command in K.cli.entry.COMMANDS
     for name in re.findall(r'K\.sampling\.(\w+)', text):
         assert hasattr(K.sampling, name), name
+
+
+def test_every_sampler_is_on_the_page():
+    page = (ROOT / 'docs' / 'samplers.md').read_text()
+    for name, entry in K.sampling.SAMPLERS.items():
+        assert f'| `{name}` | {entry.order or "-"} | {entry.nfe} |' in page, name
+    for _, recipe in K.generation.RECIPES:
+        assert f'`{recipe.sampler}`' in page and recipe.schedule in page
