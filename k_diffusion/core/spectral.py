@@ -29,6 +29,15 @@ def dct(x: Tensor) -> Tensor:
     return x
 
 
+def inverse_dct(x: Tensor) -> Tensor:
+    """What dct was taken of, over the same axes."""
+    if not 3 <= x.ndim <= 5:
+        raise ValueError(f'inverse_dct got a tensor of {x.ndim} dimensions; it takes [B, C, N], [B, C, H, W] or [B, C, D, H, W]')
+    for axis in range(2, x.ndim):
+        x = (x.movedim(axis, -1) @ dct_matrix(x.shape[axis], x.dtype, x.device)).movedim(-1, axis)
+    return x
+
+
 @lru_cache
 @torch.inference_mode(False)  # what is kept must serve training too
 def freq_weight_1d(n: int, scales: int = 0, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:

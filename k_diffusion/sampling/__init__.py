@@ -77,6 +77,9 @@ from .noise import (
     make_noise_sampler,
     seeded_noise_sampler,
 )
+from .power import sample_rab
+from .spectral import sample_sei
+from .spectrum import Spectrum
 from .stages import sample_exp_heun_2_x0, sample_res_2s, sample_res_3s, sample_seeds_2, sample_seeds_3
 from .stochastic import sample_ddim, sample_ddpm, sample_er_sde, sample_restart, sample_sa_solver, sample_sa_solver_pece
 from .unipc import sample_uni_pc, sample_uni_pc_bh2

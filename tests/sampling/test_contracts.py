@@ -106,7 +106,8 @@ def test_dpm_adaptive_has_a_cap():
 @pytest.mark.parametrize('name', ON_SCHEDULE)
 def test_one_step_schedules(name):
     x = noise(2, 3)
-    torch.testing.assert_close(run(name, x, [10., 0.]), denoiser(x, torch.full([2], 10., dtype=torch.float64)))
+    if name != 'sei':   # whose step to 0 is that of its Gaussian
+        torch.testing.assert_close(run(name, x, [10., 0.]), denoiser(x, torch.full([2], 10., dtype=torch.float64)))
     ended_early = run(name, x, [10., 4.])
     assert ended_early.isfinite().all() and 0 < (ended_early - x).abs().max() < 40
     assert torch.equal(run(name, x, [10.]), x)  # no step at all, as with an img2img of strength 0
