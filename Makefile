@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow bench clean
+.PHONY: demo test test-slow test-faults bench clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.demo
@@ -15,10 +15,13 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -m 'not slow and not faults'
 
 test-slow: $(VENV)/.test
 	$(BIN)/pytest -m slow
+
+test-faults: $(VENV)/.test
+	$(BIN)/pytest -m faults
 
 bench: $(VENV)/.test
 	@for bench in benchmarks/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done

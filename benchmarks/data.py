@@ -1,6 +1,7 @@
 """Images per second from memory to training batches: without augmentation, with it, and one picture at a time.
 
     python benchmarks/data.py                            64x64 colour icons, drawn here
+    python benchmarks/data.py --size 256                 larger ones
     python benchmarks/data.py --folder pictures/         a folder of one's own
 
 Each figure is the best of several runs: what the machine can do when nothing disturbs it.
@@ -40,12 +41,14 @@ def main() -> None:
     parser.add_argument('--a-prob', type=float, default=0.12, help='the probability of each change (default: 0.12)')
     parser.add_argument('--runs', type=int, default=7)
     args = parser.parse_args()
+    if args.size == 256 and not args.folder:
+        args.runs = min(args.runs, 3)
 
     start = time.perf_counter()
     if args.folder:
         dataset = open_dataset(ImageFolderConfig(location=args.folder), (args.size, args.size))
     else:
-        dataset = Images(icons(2048, args.size))
+        dataset = Images(icons(2048 if args.size <= 64 else 512, args.size))
     print(f'{len(dataset)} images {list(dataset.image_shape)} in {time.perf_counter() - start:.1f} s, {torch.get_num_threads()} threads')
 
     plain = Loader(dataset, args.batch_size).iterate()

@@ -107,7 +107,7 @@ def main() -> None:
     seconds = measure(config, args.batch_size, args.rounds, args.bf16, args.device)
     slowest = seconds['dense, plain layout']
     for name, value in seconds.items():
-        print(f'{name:24}{args.batch_size / value:8.0f} samples/s  {slowest / value:5.2f}x')
+        print(f'{name:24}{args.batch_size / value:9.1f} samples/s  {slowest / value:5.2f}x')
 
 
 if __name__ == '__main__':

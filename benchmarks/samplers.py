@@ -31,12 +31,11 @@ def minimal_loop(model: Callable[..., Tensor], x: Tensor, sigmas: list[float]) -
 class Free:
     """A denoiser that costs nothing, guided or not; it counts its calls."""
 
-    def __init__(self, answer: Tensor, at_call: Callable[[], object] = lambda: None) -> None:
-        self.answer, self.at_call, self.calls = answer, at_call, 0
+    def __init__(self, answer: Tensor) -> None:
+        self.answer, self.calls = answer, 0
 
     def __call__(self, x: Tensor, sigma: object) -> Tensor:
         self.calls += 1
-        self.at_call()
         return self.answer
 
     def pair(self, x: Tensor, sigma: object) -> tuple[Tensor, Tensor]:
@@ -82,18 +81,22 @@ def measure(shape: tuple[int, ...], steps: int, rounds: int, device: str) -> dic
     return {name: (min(seconds[1:]), seconds[0], calls[name]) for name, seconds in times.items()}
 
 
-def live_tensors(name: str, steps: int) -> int:
-    """How many tensors of x's size a model call of a sampler finds alive at most, x and the answer included."""
-    x, size = torch.randn(1, 1031), 1031
+class Counting(Free):
+    """A denoiser with a new answer each time, which counts the tensors of that size that are alive."""
+
     most = 0
 
-    def count() -> None:
-        nonlocal most
-        tensors = [t for t in gc.get_objects() if isinstance(t, Tensor) and t.numel() == size]
-        most = max(most, len({t.data_ptr() for t in tensors}))
+    def __call__(self, x: Tensor, sigma: object) -> Tensor:
+        alive = {t.data_ptr() for t in gc.get_objects() if type(t) is Tensor and t.numel() == self.answer.numel()}
+        self.most = max(self.most, len(alive - {self.answer.data_ptr()}) + 1)
+        return self.answer.clone()
 
-    candidates(x, sampling.get_sigmas_karras(steps, 0.0292, 14.6146), steps)[name](Free(torch.randn(1, size), count))
-    return most
+
+def live_tensors(name: str, steps: int) -> int:
+    """How many tensors of x's size a model call of a sampler has alive at most, x and the answer included."""
+    model = Counting(torch.randn(1, 1031))
+    candidates(torch.randn(1, 1031), sampling.get_sigmas_karras(steps, 0.0292, 14.6146), steps)[name](model)
+    return model.most
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
 """What the trainer costs: its step, hooks and data included, beside the bare one of the same network.
 
-    python benchmarks/training.py [--config configs/config_demo.json] [--steps 100] [--optimizer adamw]
+    python benchmarks/training.py [--config configs/config_demo.json] [--steps 100] [--optimizer adamw] [--snapshots]
+    python benchmarks/survival.py       saving, two processes, post-hoc averages
 
 Bare is forward, backward, optimizer and average on images in memory, noise from the global generator, no clipping. The
-two take turns on two copies of the network; medians are compared (the bar is 1.05).
+two take turns on two copies of the network; medians are compared (the bar is 1.05). --snapshots adds the two averages of post-hoc EMA.
 """
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from k_diffusion.cli.objective import make_loss
 from k_diffusion.config import load_config, make_denoiser_wrapper, make_model, sections_of
 from k_diffusion.core.modules import n_params
 from k_diffusion.data import Images, Loader
-from k_diffusion.training import OPTIMIZERS, LogHook, Trainer
+from k_diffusion.training import OPTIMIZERS, LogHook, SnapshotHook, Trainer
 from k_diffusion.training.ema import ema_pairs, ema_update_pairs
 
 
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=100)
     parser.add_argument('--optimizer', choices=list(OPTIMIZERS), help="instead of the config's")
     parser.add_argument('--device', choices=('cpu', 'cuda', 'mps'), default='cpu')
+    parser.add_argument('--snapshots', action='store_true', help='keep the two averages of post-hoc EMA too')
     args = parser.parse_args()
 
     config = load_config(args.config)
@@ -105,7 +107,8 @@ def main() -> None:
     names = [str(i) for i in range(classes)]
     loader = Loader(Images(images, labels, names), batch_size, device=accelerator.device)
     with tempfile.TemporaryDirectory() as folder:
-        hooks = [LogHook(Path(folder, 'log.jsonl'), 10), turns]
+        snapshots = [SnapshotHook(averaged, Path(folder), 'x', 10**9)] if args.snapshots else []
+        hooks = [LogHook(Path(folder, 'log.jsonl'), 10), *snapshots, turns]
         Trainer(accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), averaged, loader, hooks,
                 end_step=args.steps).run()
 

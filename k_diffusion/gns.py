@@ -50,6 +50,39 @@ class DDPGradientStatsHook:
         return small, large
 
 
+class SplitGradientStats:
+    """The same in one process, from a batch taken in parts: one backward pass for each, of its mean loss divided by their number.
+
+    `get_stats()` once after the last part, the gradients having been accumulated.
+    """
+
+    def __init__(self, module: torch.nn.Module, parts: int) -> None:
+        if parts < 2:
+            raise ValueError(f'the batch is taken in {parts} part; gradient statistics in one process compare parts of a batch with '
+                             'the whole: take it in two or more (--grad-accum-steps 2)')
+        self.parts = parts
+        self._small: list[Tensor] = []
+        self._large: dict[int, Tensor] = {}
+        for i, parameter in enumerate(module.parameters()):
+            if parameter.requires_grad:
+                parameter.register_hook(lambda gradient: self._small.append(_sq_norm(gradient)))
+                parameter.register_post_accumulate_grad_hook(lambda own, i=i: self._large.update({i: _sq_norm(own.grad)}))
+
+    def get_stats(self) -> tuple[float, float]:
+        """(|G_b|^2 averaged over the parts, |G_B|^2) of the last accumulated gradient."""
+        if not self._large:
+            raise ValueError('there was no backward pass since the last call; call get_stats once after each accumulated gradient')
+        sums = torch.stack([torch.stack(self._small).sum() * self.parts, torch.stack(list(self._large.values())).sum()])
+        self._small.clear()
+        self._large.clear()
+        small, large = sums.tolist()
+        return small, large
+
+
+def _sq_norm(gradient: Tensor) -> Tensor:
+    return gradient.detach().float().square().sum()
+
+
 class GradientNoiseScale:
     """From the squared gradient norms at a small batch b and a large batch B, averaged over steps:
 

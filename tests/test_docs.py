@@ -31,8 +31,8 @@ def test_every_type_is_on_the_page():
         assert f'`{name}`' in page, name
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/config.md', 'docs/training.md', 'docs/schedules.md', 'CHANGELOG.md',
-                                  'docs/guidance.md', 'docs/other_models.md', 'docs/latents.md'])
+@pytest.mark.parametrize('page', ['README.md', 'docs/config.md', 'docs/networks.md', 'docs/training.md', 'docs/schedules.md',
+                                  'CHANGELOG.md', 'docs/guidance.md', 'docs/other_models.md', 'docs/latents.md'])
 def test_what_a_page_points_to_is_there(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r'\]\(([^)#]+)\)', text):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from k_diffusion.gns import DDPGradientStatsHook, GradientNoiseScale
+from k_diffusion.gns import DDPGradientStatsHook, GradientNoiseScale, SplitGradientStats
 
 
 def test_noise_scale_of_known_noise():
@@ -49,3 +49,26 @@ def test_one_batch_size_is_refused():
         GradientNoiseScale().update(1., 1., 8, 8)
     with pytest.raises(ValueError, match='DistributedDataParallel'):
         DDPGradientStatsHook(nn.Linear(2, 2))
+
+
+def test_parts_of_a_batch_in_one_process():
+    """The norms are those of the parts' gradients and of their mean, step after step, whatever a parameter is used for."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    net[0].bias.requires_grad_(False)
+    stats = SplitGradientStats(net, 4)
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    for _ in range(2):
+        x = torch.randn(8, 3)
+        loss = lambda rows: net(rows + net(rows)[:, :1]).square().mean()
+        gradients = [torch.cat([g.flatten() for g in torch.autograd.grad(loss(part), parameters)]) for part in x.chunk(4)]
+        stats._small.clear()
+        for part in x.chunk(4):
+            (loss(part) / 4).backward()
+        small, large = stats.get_stats()
+        assert small == pytest.approx(sum(g.square().sum().item() for g in gradients) / 4, rel=1e-5)
+        assert large == pytest.approx((sum(gradients) / 4).square().sum().item(), rel=1e-5)
+        net.zero_grad()
+    with pytest.raises(ValueError, match='no backward pass'):
+        stats.get_stats()
+    with pytest.raises(ValueError, match='two or more'):
+        SplitGradientStats(net, 1)

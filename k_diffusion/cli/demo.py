@@ -34,11 +34,12 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion demo') -> i
     parser.add_argument('-n', type=int, default=64, help='how many samples the grid shows (default: 64)')
     args = parser.parse_args(argv)
 
-    def work() -> None:
+    def work() -> int:
         start = time.monotonic()
         run, drawn = demo(args.name, args.run_dir, args.n)
         if drawn is not None:
             print(_closing(run, drawn, args.run_dir, time.monotonic() - start))
+        return run.exit_status
     return guarded(prog, work)
 
 

@@ -19,8 +19,14 @@ COMMANDS = {
     'train-autoencoder': ('autoencoder', 'train the first stage of latent diffusion'),
     'sample': ('sample', 'draw images from a trained model'),
     'clip': ('clip', 'draw images towards texts and pictures, with a CLIP model'),
+    'evaluate': ('evaluate', 'measure how good the samples of a model are'),
+    'likelihood': ('likelihood', 'bits per dimension of pictures under a model'),
     'grid': ('grid', 'put pictures side by side'),
+    'info': ('info', 'say what a model costs: parameters, arithmetic, memory, time'),
     'convert': ('convert', 'turn a training checkpoint into a file for inference'),
+    'checkpoints': ('checkpoints', 'list and verify the checkpoints of a run, pin those that are to stay'),
+    'ema': ('ema', 'put together averaged weights of any width from the snapshots of a run'),
+    'dataset': ('dataset', 'look through a folder of pictures: counts, broken ones, duplicates, a contact sheet, sigma_data'),
     'config': ('config', 'write out the config that an inference file carries'),
 }
 

@@ -1,4 +1,4 @@
-"""What a training run shows of itself: demo grids, and a word about evaluation; none of it touches training randomness."""
+"""What a training run shows of itself: demo grids, skipped pictures, Weights & Biases; none of it touches training randomness."""
 from __future__ import annotations
 
 import dataclasses
@@ -19,6 +19,7 @@ from ..sampling import get_sigmas_karras
 from ..training import Trainer
 from ..training.logs import values_of_parts
 from .encoding import decoder_of
+from .report import redacted
 from .sample import guided, how_to_sample
 
 
@@ -37,40 +38,59 @@ class DemoHook:
     steps: int = 50
     told: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)    # conditions besides the classes, one for each sample
     null: Mapping[str, Any] = dataclasses.field(default_factory=dict)       # what stands in place of conditions that are not told
-    at_end = True
+    at_end = optional = True
 
     def __call__(self, trainer: Trainer) -> None:
         trainer.check_finite()
-        interrupted = trainer.stopping and not trainer.done
-        if not self.every or interrupted or not trainer.accelerator.is_main_process:
+        if not self.every or (trainer.stopping and not trainer.done):
             return
+        try:
+            images = self.draw(trainer)
+        except StopAsked:
+            self.say(f'the demo grid of step {trainer.step:,} is given up, since a stop was asked')
+            return
+        if trainer.accelerator.is_main_process:
+            path = self.folder / f'{self.name}_demo_{trainer.step:08}.png'
+            save_image(path, make_grid(images))
+            self.say(f'demo grid: {path}')
+
+    def draw(self, trainer: Trainer) -> torch.Tensor:
+        """The samples [n, C, H, W], each process drawing its share; raises StopAsked on all of them at one step of the sampler."""
         model, num_classes = self.config['model'], self.config['dataset']['num_classes']
+        mine, n = share_of(self.n, trainer.accelerator)
         sigmas = get_sigmas_karras(self.steps, model['sigma_min'], model['sigma_max'])
-        cond = {'class_cond': torch.arange(self.n) % num_classes} if num_classes else {}
-        cond.update(self.told)
+        cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else {}
+        cond.update({key: value[mine] for key, value in self.told.items()})
         denoise = guided(self.denoiser, self.null, how_to_sample(self.config)) if cond else self.denoiser
         shape = [model['input_channels'], *model['input_size']]
+
+        def look_up(*_: Any) -> None:
+            if trainer.stop_asked():
+                raise StopAsked
+
         with eval_mode(self.denoiser), trainer.accelerator.autocast():
-            images = generate(denoise, shape, sigmas, 'dpmpp_2m_sde', [derive_seed(trainer.seed, 'demo', i) for i in range(self.n)],
-                              cond, batch_size=self.batch_size, device=trainer.accelerator.device,
+            images = generate(denoise, shape, sigmas, 'dpmpp_2m_sde', [derive_seed(trainer.seed, 'demo', i) for i in mine],
+                              cond, batch_size=self.batch_size, device=trainer.accelerator.device, callback=look_up,
                               options={'eta': 0., 'solver_type': 'heun'}, decode=decoder_of(self.config, trainer.accelerator.device))
-        path = self.folder / f'{self.name}_demo_{trainer.step:08}.png'
-        save_image(path, make_grid(images))
-        self.say(f'demo grid: {path}')
+        return gather_in_order(images, n, trainer.accelerator)
 
 
-@dataclasses.dataclass
-class EvaluationNotice:
-    """Says once, when an evaluation is due, that no feature extractor is at hand."""
+class StopAsked(Exception):
+    """A stop was asked while something was being looked at."""
 
-    every: int
-    say: Callable[[str], None]
-    said: bool = False
 
-    def __call__(self, trainer: Trainer) -> None:
-        if not self.said and trainer.accelerator.is_main_process:
-            self.said = True
-            self.say('evaluation is skipped: this version has no feature extractor; training goes on (--evaluate-n 0 hides this line)')
+def share_of(n: int, accelerator: Any) -> tuple[list[int], int]:
+    """Which of n things this process does, as many as each of the others (the last ones twice over, if need be), and n."""
+    world = accelerator.num_processes
+    return [min(i, n - 1) for i in range(accelerator.process_index, -(-n // world) * world, world)], n
+
+
+def gather_in_order(mine: torch.Tensor, n: int, accelerator: Any) -> torch.Tensor:
+    """The shares of all processes put together as `share_of` dealt them: [n, ...] on the CPU."""
+    if accelerator.num_processes == 1:
+        return mine
+    together = accelerator.gather(mine.to(accelerator.device)).cpu()
+    return together.unflatten(0, (accelerator.num_processes, len(mine))).transpose(0, 1).flatten(0, 1)[:n]
 
 
 @dataclasses.dataclass
@@ -82,7 +102,7 @@ class SkippedNotice:
     path: Path
     say: Callable[[str], None]
     told: int = 0
-    at_end = True
+    at_end = optional = True
 
     def __call__(self, trainer: Trainer) -> None:
         if len(self.skipped) == self.told or not trainer.accelerator.is_main_process:
@@ -99,12 +119,15 @@ class SkippedNotice:
 class WandbHook:
     """Sends what the log says to Weights & Biases, and with `save_model` each new checkpoint too (from the main process)."""
 
+    optional = True
+
     def __init__(self, project: str, entity: str | None, group: str | None, config: Mapping[str, Any], every: int,
-                 save_model: bool) -> None:
+                 save_model: bool, offline: bool = False) -> None:
         self.every, self.save_model = every, save_model
         self.sent: Path | None = None
         self.wandb = require('wandb', 'wandb', '--wandb-project')
-        self.wandb.init(project=project, entity=entity, group=group, config=dict(config), save_code=False)
+        self.wandb.init(project=project, entity=entity, group=group, config=redacted(config), save_code=False,
+                        **({'mode': 'offline'} if offline else {}))
 
     def __call__(self, trainer: Trainer) -> None:
         values = {'epoch': trainer.loader.epoch(trainer.items), 'loss': trainer.ema_stats.get('loss'), 'lr': trainer.lr,
@@ -113,3 +136,7 @@ class WandbHook:
         if self.save_model and trainer.last_checkpoint not in (None, self.sent):
             self.sent = trainer.last_checkpoint
             self.wandb.save(str(self.sent), base_path=str(self.sent.parent))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Sends the values of an evaluation, under the original's names."""
+        self.wandb.log({key.upper() if key in ('fid', 'kid') else key: value for key, value in values.items()}, step=step)

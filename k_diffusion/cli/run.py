@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,44 @@ import torch
 from torch import Tensor, nn
 
 from ..augmentation import BatchedAugmentation
-from ..config import load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
+from ..config import grow_model, load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
 from ..config.load import Sections
 from ..core.devices import choose_device
 from ..core.extras import require
 from ..core.files import write_json
+from ..core.machine import memory_bytes
 from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
 from ..core.random import derive_seed
-from ..data import Loader, open_dataset
-from ..training import CheckpointHook, GradientNoiseHook, Hook, LogHook, RunFolder, Trainer, load_weights, read_training_checkpoint
+from ..data import Dataset, Loader, open_dataset
+from ..training import (
+    CheckpointHook,
+    GradientNoiseHook,
+    Hook,
+    LogHook,
+    NewLayersWarmup,
+    Retention,
+    RunFolder,
+    SnapshotHook,
+    Trainer,
+    load_weights,
+    run_lock,
+    shard,
+)
+from ..training.heartbeat import heartbeat
 from .conditioning import conditions_of, first_of, null_of
 from .display import Display
 from .encoding import encoded, encoder_of, picture_frame
-from .hooks import DemoHook, EvaluationNotice, SkippedNotice, WandbHook
+from .hooks import DemoHook, SkippedNotice, WandbHook
+from .metrics_hook import EvaluationHook
 from .objective import make_loss
+from .peers import told_of_peers
+from .plan import plan
+from .portions import compiled, portions
+from .report import ReportHook
+from .resuming import resume_from
 from .settings import Run, RunSettings
+from .tensorboard import TensorboardHook
 
 LOG_EVERY = 10
 
@@ -38,18 +62,20 @@ def train(settings: RunSettings) -> Run:
     sections = sections_of(config)
     end_step = settings.end_step or sections.training.end_step
     _refuse(sections)
+    settings = _split_for_noise_scale(settings, sections.training.batch_size)
     accelerator = _accelerator(settings, find_unused=getattr(sections.model, 'skip_stages', 0) > 0)
     if accelerator.device.type == 'cpu':
         keep_freed_memory()
     main = accelerator.is_main_process
     if not main:
         warnings.simplefilter('ignore')
-    with Display(settings.name, main) as display:
-        folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, {'config': config})
-        path, state = _resume_from(settings, folder)
+    folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, {'config': config},
+                       Retention(settings.keep_last, settings.keep_best))
+    with Display(settings.name, main) as display, run_lock(folder.path, folder.name) if main else nullcontext():
+        path, state = resume_from(settings.resume, folder, accelerator)
         display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
                     f'{accelerator.device.type}, folder {folder.path}')
-        if path and state and end_step and state['step'] >= end_step:
+        if path and state and end_step and state['step'] >= end_step and not settings.evaluate_only:
             display.say(f'{settings.name} is done: it has reached step {state["step"]:,} of {end_step:,} (--end-step goes further)')
             accelerator.end_training()
             return Run(settings.name, folder.path, path, state['step'], 'already done', None, accelerator.num_processes)
@@ -58,22 +84,44 @@ def train(settings: RunSettings) -> Run:
             trainer.load_state_dict(state, path, settings.reset_ema)
             display.say(f'goes on from {path}, step {trainer.step:,}')
         del state
+        if settings.dry_run:
+            return _planned(settings, trainer, folder, path, display)
         if main:
-            _make_folder(folder.path)
             write_json(folder.path / f'{settings.name}_config.json', config)
-        with checkpointing(settings.checkpointing):
-            status = trainer.run()
+        alive = heartbeat(accelerator.process_index, accelerator.num_processes)
+        with checkpointing(settings.checkpointing), told_of_peers(trainer), alive:
+            status = _evaluated(trainer) if settings.evaluate_only else trainer.run()
+        accelerator.wait_for_everyone()
     return _closed(settings, trainer, folder, status, accelerator)
+
+
+def _planned(settings: RunSettings, trainer: Trainer, folder: RunFolder, path: Path | None, display: Display) -> Run:
+    """What a dry run has to say."""
+    for name, text in plan(settings, trainer, folder, path).items():
+        display.say(f'  {name:<13} {text}')
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    return Run(settings.name, folder.path, path or folder.checkpoint_path(0), 0, 'dry run', None, trainer.accelerator.num_processes)
 
 
 def _refuse(sections: Sections) -> None:
     """Configs that can be loaded, since the original took them, but would not be trained as they say."""
     model = sections.model
-    if model.augment_prob and model.type == 'image_v1' and not model.augment_wrapper:
+    if model.augment_prob and model.type in ('image_v1', 'image_v2') and not model.augment_wrapper:
         raise ValueError(f'model.augment_prob is {model.augment_prob} and model.augment_wrapper is false, so that the network would learn '
                          'augmented pictures as real ones; set augment_wrapper to true or augment_prob to 0')
     if (model.has_variance or model.loss_config == 'simple') and (model.loss_weighting != 'karras' or model.loss_scales != 1):
         raise ValueError('model.loss_weighting and model.loss_scales have no effect with has_variance or the simple loss; leave them out')
+
+
+def _split_for_noise_scale(settings: RunSettings, usual: int) -> RunSettings:
+    """With --gns in one process each batch is taken in two halves, whose gradients are compared with the whole's."""
+    if not settings.gns or settings.grad_accum_steps > 1 or int(os.environ.get('WORLD_SIZE', 1)) > 1:
+        return settings
+    batch_size = settings.batch_size or usual
+    if batch_size % 2:
+        raise ValueError(f'--gns in one process takes the batch in two halves, and the batch size is {batch_size}; make it even')
+    return dataclasses.replace(settings, batch_size=batch_size // 2, grad_accum_steps=2)
 
 
 def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
@@ -89,61 +137,103 @@ def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     if accelerator.num_processes != launched:
         raise ValueError(f'{launched} processes were launched and {accelerator.num_processes} found each other; '
                          'launch them with torchrun --nproc-per-node N train.py ...')
-    if settings.gns and launched == 1:
-        raise ValueError('--gns compares the gradients of several processes, and there is one; launch two or more, or leave it out')
     return accelerator
-
-
-def _resume_from(settings: RunSettings, folder: RunFolder) -> tuple[Path | None, dict[str, Any] | None]:
-    if settings.resume:
-        return Path(settings.resume), read_training_checkpoint(settings.resume)
-    return folder.newest() or (None, None)
 
 
 def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, folder: RunFolder,
               state: dict[str, Any] | None, display: Display, end_step: int | None) -> Trainer:
     seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
-    network = _network(settings, config, sections, seed, accelerator.device)
-    display.say(f'{n_params(network):,} parameters')
+    network, new = _network(settings, config, sections, seed, accelerator.device, fresh=state is None)
+    display.say(f'{n_params(network):,} parameters' + (f', {_count(network, new):,} of them new' if new else ''))
+    wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
+    batch_size, grad_accum_steps = portions(settings, sections, network, wrapper, accelerator, display.say)
+    settings = dataclasses.replace(settings, batch_size=batch_size, grad_accum_steps=grad_accum_steps)
     with accelerator.main_process_first():
         loader = _loader(settings, config, sections, accelerator, seed, folder, display)
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network, settings.lr)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
-    model, optimizer = accelerator.prepare(torch.compile(network) if settings.compile else network, optimizer)
-    wrapper, dataset = make_denoiser_wrapper(config), sections.dataset
+    _keep_projected(network, optimizer)
+    parts: dict[str, Any] = {}
+    if settings.grow_warmup or (state or {}).get('growing'):
+        parts['growing'] = NewLayersWarmup(network, new, settings.grow_warmup)
+        parts['growing'].attach(optimizer)
+    snapshots = _snapshots(settings, sections, config, folder, ema_model, end_step)
+    if settings.shard:
+        if accelerator.num_processes == 1:
+            raise ValueError('--shard cuts the network over several processes, and there is one; launch more, or leave it out')
+        shard([network, ema_model, *(snapshots.averages if snapshots else [])], optimizer, accelerator.device)
+    fast = compiled(network, sections, wrapper, batch_size, accelerator, display.say) if settings.compile else network
+    # (Pieces are exchanged by the network itself: it must not be wrapped in DistributedDataParallel.)
+    model = accelerator.prepare_model(fast, evaluation_mode=settings.shard)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     conditions = conditions_of(sections, loader.dataset, accelerator.device)
     loss = make_loss(wrapper(model), sections.density, seed, dataset.num_classes, dataset.cond_dropout_rate, _memory_format(sections),
                      conditions)
     shown = first_of(conditions, loader.dataset, settings.sample_n, seed)
-    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset.skipped, accelerator.is_main_process,
-                   shown, null_of(dataset.num_classes, conditions))
-    noise_scale = GradientNoiseHook(model) if settings.gns else None
+    hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset, accelerator.is_main_process, shown,
+                   null_of(dataset.num_classes, conditions))
+    watching: dict[str, Any] = {'gns_stats': GradientNoiseHook(model, settings.grad_accum_steps)} if settings.gns else {}
+    if snapshots:
+        watching['posthoc'] = snapshots
     return Trainer(
-        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
-        [noise_scale, *hooks] if noise_scale else hooks, end_step=end_step, grad_accum_steps=settings.grad_accum_steps,
-        clip_norm=sections.training.grad_clip, seed=seed, parts={'gns_stats': noise_scale} if noise_scale else {})
+        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader, [*watching.values(), *hooks],
+        end_step=end_step, grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed,
+        parts={**parts, **watching})
 
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f'the run cannot live in {path} ({error.strerror}); choose another folder with --run-dir') from None
+def _snapshots(settings: RunSettings, sections: Sections, config: dict[str, Any], folder: RunFolder, ema_model: nn.Module,
+               end_step: int | None) -> SnapshotHook | None:
+    wanted = sections.training.ema_snapshots if settings.ema_snapshots is None else settings.ema_snapshots
+    if not wanted:
+        return None
+    every = settings.save_every if end_step is None else max(1, -(-end_step // wanted))
+    return SnapshotHook(ema_model, folder.path, folder.name, every, config, sections.training.ema_widths)
 
 
-def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device) -> nn.Module:
-    """The network as it starts: drawn from the seed, or an inference file's."""
+def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, seed: int, device: torch.device,
+             fresh: bool) -> tuple[nn.Module, list[str]]:
+    """The network as it starts (drawn from the seed, an inference file's, or grown) and the names of what growing added.
+
+    A run that goes on has its weights in its checkpoint, so that what it was grown from may be gone by then.
+    """
+    new: list[str] = []
+    _check_memory(config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 'weights'))
-        network = make_model(config)
+        if settings.grow and fresh:
+            network, new = grow_model(config, settings.grow, settings.grow_config)
+        else:
+            network = make_model(config)
     if settings.resume_inference:
         load_weights(network, read_weights(settings.resume_inference)[0], settings.resume_inference)
-    return network.to(device, memory_format=_memory_format(sections))  # type: ignore[call-overload]
+    return network.to(device, memory_format=_memory_format(sections)), new  # type: ignore[call-overload]
+
+
+def _check_memory(config: dict[str, Any], device: torch.device) -> None:
+    """Refuses a network whose weights, gradients, moments and average alone are more than the device holds, before any are made."""
+    with torch.device('meta'):
+        parameters = n_params(make_model(config))
+    needed, there = 5 * 4 * parameters, memory_bytes(device)
+    if there is not None and needed > there:
+        raise ValueError(f'the model has {parameters:,} parameters; training it takes {needed / 2**30:,.0f} GiB before any activation, and '
+                         f'{device.type} has {there / 2**30:,.0f}: make it smaller (k-diffusion info says what a config costs)')
+
+
+def _keep_projected(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Has a network that holds its weights to a constraint (`proj_`) do so after each step."""
+    project = getattr(getattr(network, 'inner_model', network), 'proj_', None)
+    if project is not None:
+        optimizer.register_step_post_hook(lambda *_: project())
+
+
+def _count(network: nn.Module, names: list[str]) -> int:
+    parameters = dict(network.named_parameters())
+    return sum(parameters[name].numel() for name in names)
 
 
 def _memory_format(sections: Sections) -> torch.memory_format:
-    convolutional = sections.model.type in ('image_v1',)
+    convolutional = sections.model.type in ('image_v1', 'image_v2')
     return torch.channels_last if sections.training.channels_last and convolutional else torch.contiguous_format
 
 
@@ -175,20 +265,46 @@ def _classes(names: list[str], told: int) -> str:
 
 
 def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, display: Display, denoiser: nn.Module,
-           skipped: list[tuple[str, str]], main: bool, told: dict[str, Tensor], null: dict[str, Any]) -> list[Hook]:
+           dataset: Dataset, main: bool, told: dict[str, Tensor], null: dict[str, Any]) -> list[Hook]:
     hooks: list[Hook] = [LogHook(folder.path / f'{settings.name}_log.jsonl', LOG_EVERY, display),
-                         SkippedNotice(LOG_EVERY, skipped, folder.path / f'{settings.name}_skipped.txt', display.say)]
+                         SkippedNotice(LOG_EVERY, dataset.skipped, folder.path / f'{settings.name}_skipped.txt', display.say)]
     hooks.append(CheckpointHook(folder, settings.save_every))
+    listeners = []
     if settings.wandb_project and main:
-        hooks.append(WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY,
-                               settings.wandb_save_model))
+        wandb = WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config, LOG_EVERY,
+                          settings.wandb_save_model, settings.wandb_offline)
+        hooks.append(wandb)
+        listeners.append(wandb.metrics)
+    if settings.tensorboard:
+        hooks.append(TensorboardHook(folder.path, LOG_EVERY))
+    batch = settings.batch_size or config['training']['batch_size']
     if settings.demo_every:
-        batch = settings.batch_size or config['training']['batch_size']
         hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say,
                               told=told, null=null))
-    if settings.evaluate_n:
-        hooks.append(EvaluationNotice(settings.evaluate_every, display.say))
+    if settings.evaluate_n and (told or sections_of(config).encoder.type != 'pixels'):
+        display.say('evaluation is left out: it compares pictures drawn by class, and this model is told more or works on latents')
+    elif settings.evaluate_n:
+        hooks.append(EvaluationHook(settings.evaluate_every, folder.path, settings.name, denoiser, config, settings.evaluate_n, batch,
+                                    display.say, dataset, settings.extractor, settings.evaluate_against, settings.allow_code, listeners))
+    if settings.report:
+        hooks.append(ReportHook(settings.demo_every or settings.save_every, folder.path, settings.name, config, _noise_edges(config)))
     return hooks
+
+
+def _noise_edges(config: dict[str, Any], bins: int = 8) -> list[float]:
+    """The noise levels between which the log tells the loss."""
+    quantiles = torch.linspace(0, 1, bins + 1, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    return [float(sigma) for sigma in sections_of(config).density.quantile(quantiles)]
+
+
+def _evaluated(trainer: Trainer) -> str:
+    """Evaluates the checkpoint that was loaded, and takes no step."""
+    if not trainer.step:
+        raise ValueError('--evaluate-only found no checkpoint of this run; train it first, or name one with --resume')
+    for hook in trainer.hooks:
+        if isinstance(hook, EvaluationHook):
+            hook(trainer)
+    return 'evaluated'
 
 
 def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: str, accelerator: Any) -> Run:
@@ -196,6 +312,7 @@ def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: 
     accelerator.end_training()
     path = trainer.last_checkpoint or folder.checkpoint_path(trainer.step)
     if accelerator.is_main_process:
-        again = '' if status == 'done' else '; the same command goes on from there'
+        again = '' if status in ('done', 'evaluated') else '; the same command goes on from there'
         print(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}', file=sys.stderr)
-    return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes)
+    return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes,
+               trainer.stopped_by)

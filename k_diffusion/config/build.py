@@ -28,11 +28,11 @@ def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn
         if model.has_variance:
             raise ValueError("model.loss_config is 'simple' and model.has_variance is true, and that loss learns no variance; "
                              'set one of them back')
-        return lambda inner: denoisers.SimpleLossDenoiser(inner, sigma_data=model.sigma_data)
+        return lambda inner: denoisers.SimpleLossDenoiser(inner, sigma_data=model.sigma_data, preconditioning=model.preconditioning)
     if model.has_variance:
-        return lambda inner: denoisers.DenoiserWithVariance(inner, sigma_data=model.sigma_data)
+        return lambda inner: denoisers.DenoiserWithVariance(inner, sigma_data=model.sigma_data, preconditioning=model.preconditioning)
     return lambda inner: denoisers.Denoiser(inner, sigma_data=model.sigma_data, weighting=model.loss_weighting,
-                                            scales=model.loss_scales)
+                                            scales=model.loss_scales, preconditioning=model.preconditioning)
 
 
 def make_sample_density(config: Mapping[str, Any]) -> Density:

@@ -15,8 +15,9 @@ from ..core.registry import Registry, unknown
 from ..core.weights import load_safetensors_config
 from .schema import Findings, near_miss, read_section
 
-#: What the original gives the optimizer of each network unless the config says otherwise.
-_ADAMW = {'image_v1': {'lr': 1e-4, 'betas': (0.95, 0.999), 'eps': 1e-6, 'weight_decay': 1e-3}}
+#: What the optimizer of each network is given unless the config says otherwise: the original's values, and image_v2's own.
+_ADAMW = {'image_v1': {'lr': 1e-4, 'betas': (0.95, 0.999), 'eps': 1e-6, 'weight_decay': 1e-3},
+          'image_v2': {'lr': 1e-2, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.}}
 _ADAMW_TRANSFORMER = {'lr': 5e-4, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 1e-4}
 
 

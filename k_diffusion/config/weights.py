@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.files import read_json
-from ..core.weights import get_safetensors_metadata, load_checkpoint, load_safetensors
-from ..training import load_weights
+from ..core.weights import get_safetensors_metadata, load_safetensors
+from ..training import RunFolder, load_weights
+from ..training.checkpoint import load_state
 from .build import make_denoiser_wrapper, make_model
 from .load import load_config
 
@@ -43,7 +44,7 @@ def read_weights(path: str | os.PathLike[str], ema: bool = True) -> tuple[dict[s
     if Path(path).suffix == '.safetensors':
         carried = get_safetensors_metadata(path).get('config')
         return load_safetensors(path), None if carried is None else read_json(carried, f'the config inside {path}')
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_state(path)
     key = 'model_ema' if ema else 'model'
     if not isinstance(checkpoint, Mapping) or key not in checkpoint:
         raise ValueError(f'{path} has no entry {key!r}; give a checkpoint that training wrote or a .safetensors file')
@@ -51,9 +52,9 @@ def read_weights(path: str | os.PathLike[str], ema: bool = True) -> tuple[dict[s
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint file as it is; for the folder of a run, the latest checkpoint that its state file names."""
+    """A checkpoint file as it is; for the folder of a run, the latest checkpoint that its state file names, verified where on record."""
     path = Path(path)
-    if not path.is_dir():
+    if not path.is_dir() or path.suffix == '.shards':
         return path
     states = sorted(path.glob('*_state.json'))
     if len(states) != 1:
@@ -62,4 +63,8 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
     state = read_json(states[0].read_text(), str(states[0]))
     if not isinstance(state, Mapping) or not isinstance(state.get('latest_checkpoint'), str):
         raise ValueError(f'{states[0]} names no checkpoint; give the path of a .pth or .safetensors file')
-    return path / Path(state['latest_checkpoint']).name
+    name = Path(state['latest_checkpoint']).name
+    record = RunFolder(path, states[0].name.removesuffix('_state.json')).manifest.read().get(name)
+    if record is not None and (fault := record.fault(path)):
+        raise ValueError(f'{fault}; `k-diffusion checkpoints {path}` lists those that are whole')
+    return path / name

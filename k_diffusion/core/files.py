@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 
 @contextmanager
@@ -34,6 +34,32 @@ def whole_file(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path
         raise
     if sync:
         sync_folder(path.parent)
+
+
+class Written(NamedTuple):
+    """What a file is: its size and the SHA-256 of its contents."""
+
+    bytes: int
+    sha256: str
+
+
+class HashingFile:
+    """A file to be written in order, which keeps count and digest of what it was given (not of what the disk made of it)."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self._bytes, self._state = 0, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self._bytes += memoryview(data).nbytes
+        self._state.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def written(self) -> Written:
+        return Written(self._bytes, self._state.hexdigest())
 
 
 def sync_folder(folder: Path) -> None:

@@ -52,27 +52,34 @@ def tf32_mode(cudnn: bool | None = None, matmul: bool | None = None) -> Iterator
 
 
 _state = threading.local()
+_in_compiled_code = False     # the same for torch's compiler, which cannot look into a thread's own state
 
 
 @contextmanager
 def checkpointing(enable: bool = True) -> Iterator[None]:
     """Within it, blocks that support it drop their activations and recompute them in the backward pass (this thread)."""
+    global _in_compiled_code
     before = get_checkpointing()
-    _state.checkpointing = enable
+    _state.checkpointing = _in_compiled_code = enable
     try:
         yield
     finally:
-        _state.checkpointing = before
+        _state.checkpointing = _in_compiled_code = before
 
 
 def get_checkpointing() -> bool:
     """Whether gradient checkpointing is on in this thread."""
+    if torch.compiler.is_compiling():
+        return _in_compiled_code
     return getattr(_state, 'checkpointing', False)
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """function(*args, **kwargs), its activations recomputed in the backward pass where checkpointing is on."""
-    if get_checkpointing() and torch.is_grad_enabled():
+    """function(*args, **kwargs), its activations recomputed in the backward pass where checkpointing is on.
+
+    (Not under forward-mode differentiation, which keeps no activations and which torch's checkpoint does not pass on.)
+    """
+    if get_checkpointing() and torch.is_grad_enabled() and not forward_mode():
         return torch_checkpoint.checkpoint(function, *args, use_reentrant=False, **kwargs)
     return function(*args, **kwargs)
 

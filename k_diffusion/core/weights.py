@@ -6,7 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import safetensors
 import safetensors.torch
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .extras import require
-from .files import read_json, whole_file
+from .files import HashingFile, Written, read_json, whole_file
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> Any:
@@ -37,21 +37,24 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
                          'use an older one from the same folder') from None
 
 
-def save_checkpoint(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a .pth file, whole or not at all."""
-    with whole_file(path) as temporary:
-        torch.save(value, temporary)
+def save_checkpoint(path: str | os.PathLike[str], value: Any) -> Written:
+    """Writes a .pth file, whole or not at all; returns its size and SHA-256."""
+    with whole_file(path) as temporary, open(temporary, 'wb') as plain:
+        file = HashingFile(plain)
+        torch.save(value, cast(IO[bytes], file))     # torch writes, and asks nothing else of it
+        plain.flush()
+        return file.written()
 
 
 def get_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The metadata of a .safetensors file (text by name), without its tensors."""
-    with _open(path) as file:
+    with open_safetensors(path) as file:
         return file.metadata() or {}
 
 
 def load_safetensors(path: str | os.PathLike[str], device: Any = 'cpu') -> dict[str, Tensor]:
     """The tensors of a .safetensors file by name."""
-    with _open(path, str(device)) as file:
+    with open_safetensors(path, str(device)) as file:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
@@ -74,7 +77,8 @@ def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]
         temporary.chmod(0o666 & ~umask)     # safetensors writes files that only their owner may read
 
 
-def _open(path: str | os.PathLike[str], device: str = 'cpu') -> Any:
+def open_safetensors(path: str | os.PathLike[str], device: str = 'cpu') -> Any:
+    """A .safetensors file whose tensors are read one by one: a context of keys(), get_tensor(name), metadata()."""
     if not Path(path).is_file():
         raise FileNotFoundError(f'no file at {path}; give the path of a .safetensors file')
     try:

@@ -1,4 +1,5 @@
 """Data sets by name, decoded once where they fit, and the stream of training batches."""
+from .archives import PictureArchive
 from .caching import MEMORY_LIMIT, decode_once
 from .cifar import CIFAR10Config
 from .custom import CustomConfig
@@ -6,6 +7,7 @@ from .datasets import Dataset, Images
 from .demo import DemoConfig
 from .folders import FolderOfImages, ImageFolderClassConfig, ImageFolderConfig, find_pictures
 from .huggingface import HuggingFaceConfig, hf_datasets_augs_helper
+from .inspection import Inspection, inspect_pictures
 from .loading import Loader, permutation
 from .mnist import MNISTConfig
 from .opening import DATASETS, DatasetConfig, open_dataset
@@ -13,8 +15,32 @@ from .pictures import EXTENSIONS, PIXEL_LIMIT, UnreadablePicture, load_picture, 
 from .synthetic import icons
 
 __all__ = [
-    'DATASETS', 'EXTENSIONS', 'MEMORY_LIMIT', 'PIXEL_LIMIT', 'CIFAR10Config', 'CustomConfig', 'Dataset', 'DatasetConfig', 'DemoConfig',
-    'FolderOfImages', 'HuggingFaceConfig', 'ImageFolderClassConfig', 'ImageFolderConfig', 'Images', 'Loader', 'MNISTConfig',
-    'UnreadablePicture', 'decode_once', 'find_pictures', 'hf_datasets_augs_helper', 'icons', 'load_picture', 'open_dataset', 'permutation',
+    'DATASETS',
+    'EXTENSIONS',
+    'MEMORY_LIMIT',
+    'PIXEL_LIMIT',
+    'CIFAR10Config',
+    'CustomConfig',
+    'Dataset',
+    'DatasetConfig',
+    'DemoConfig',
+    'FolderOfImages',
+    'HuggingFaceConfig',
+    'ImageFolderClassConfig',
+    'ImageFolderConfig',
+    'Images',
+    'Inspection',
+    'Loader',
+    'MNISTConfig',
+    'PictureArchive',
+    'UnreadablePicture',
+    'decode_once',
+    'find_pictures',
+    'hf_datasets_augs_helper',
+    'icons',
+    'inspect_pictures',
+    'load_picture',
+    'open_dataset',
+    'permutation',
     'picture_bytes',
 ]

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch.utils.data
 
 from ..core.extras import require
+from .archives import PictureArchive
 from .datasets import Dataset
 from .opening import DATASETS, LocatedConfig, Request
 from .pictures import EXTENSIONS, load_picture
@@ -19,13 +20,13 @@ from .pictures import EXTENSIONS, load_picture
 @DATASETS.register('imagefolder')
 @dataclass(kw_only=True)
 class ImageFolderConfig(LocatedConfig):
-    """All pictures below a folder; with labels "folders", its first-level subfolders, sorted, are the classes."""
+    """All pictures below a folder or in a .zip or .tar; with labels "folders", its first-level subfolders, sorted, are the classes."""
 
     type: Literal['imagefolder'] = 'imagefolder'
     labels: Literal['folders'] | None = None
 
     def open(self, request: Request) -> Dataset:
-        return PictureFiles(self.place(), request.size, request.channels, by_folder=self.labels == 'folders')
+        return _pictures(self.place(), request, by_folder=self.labels == 'folders')
 
 
 @DATASETS.register('imagefolder-class')
@@ -36,7 +37,12 @@ class ImageFolderClassConfig(LocatedConfig):
     type: Literal['imagefolder-class'] = 'imagefolder-class'
 
     def open(self, request: Request) -> Dataset:
-        return PictureFiles(self.place(), request.size, request.channels, by_folder=True)
+        return _pictures(self.place(), request, by_folder=True)
+
+
+def _pictures(place: Path, request: Request, by_folder: bool) -> Dataset:
+    kind = PictureArchive if place.is_file() else PictureFiles
+    return kind(place, request.size, request.channels, by_folder)
 
 
 class PictureFiles(Dataset):

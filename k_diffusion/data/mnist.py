@@ -23,13 +23,17 @@ IDX_LIMIT = 2**31
 @DATASETS.register('mnist', 'fashion-mnist')
 @dataclass(kw_only=True)
 class MNISTConfig(LocatedConfig):
-    """The training pictures of MNIST or Fashion-MNIST: IDX files, plain or .gz, in location or location/MNIST/raw (FashionMNIST/raw)."""
+    """MNIST or Fashion-MNIST, the training pictures or the test ones: IDX files, plain or .gz, in location or location/MNIST/raw
+    (FashionMNIST/raw)."""
 
     type: Literal['mnist', 'fashion-mnist'] = 'mnist'
     download: bool = True
+    split: Literal['train', 'test'] = 'train'
 
     def open(self, request: Request) -> Dataset:
         published = FASHION_MNIST if self.type == 'fashion-mnist' else MNIST
+        if self.split == 'test':
+            published = published._replace(files=published.test_files)
         images, labels = (read_idx(path) for path in self._files(published))
         if images.ndim != 3 or labels.ndim != 1:
             raise ValueError(f'{self.place()}: the images have the shape {list(images.shape)} and the labels {list(labels.shape)}; '

@@ -16,12 +16,14 @@ class PublishedFile(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A data set: its name, where it is served (tried in this order), the files that training takes, its classes in order."""
+    """A data set: its name, where it is served (tried in this order), the files that training takes, its classes in order, and
+    the files of its test pictures."""
 
     title: str
     addresses: tuple[str, ...]
     files: tuple[PublishedFile, ...]
     class_names: tuple[str, ...]
+    test_files: tuple[PublishedFile, ...] = ()
 
 
 MNIST = Published(
@@ -32,6 +34,10 @@ MNIST = Published(
      PublishedFile('train-labels-idx1-ubyte.gz', 'd53e105ee54ea40749a09fcbcd1e9432',
                    '65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5')),
     tuple('0123456789'),
+    (PublishedFile('t10k-images-idx3-ubyte.gz', '9fb629c4189551a2d022fa330f9573f3',
+                   '0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7'),
+     PublishedFile('t10k-labels-idx1-ubyte.gz', 'ec29112dd5afa0611ce80d1b7f02629c',
+                   'ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2')),
 )
 FASHION_MNIST = Published(
     'Fashion-MNIST',
@@ -39,6 +45,8 @@ FASHION_MNIST = Published(
     (PublishedFile('train-images-idx3-ubyte.gz', '8d4fb7e6c68d591d4c3dfef9ec88bf0d'),
      PublishedFile('train-labels-idx1-ubyte.gz', '25c81989df183df01b3e8a0aad5dffbe')),
     ('T-shirt/top', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'ankle boot'),
+    (PublishedFile('t10k-images-idx3-ubyte.gz', 'bef4ecab320f06d8554ea6380940ec79'),
+     PublishedFile('t10k-labels-idx1-ubyte.gz', 'bb300cfdad3c16e7a12a480ee83cd310')),
 )
 CIFAR10 = Published(
     'CIFAR-10',

@@ -67,6 +67,7 @@ def _first_readable(dataset: Dataset, index: int, skipped: list[tuple[str, str]]
 def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str) -> Generator[Batch, None, None]:
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method), _start_worker, (dataset,))
     waiting: deque[Future[Any]] = deque()
+    processes = pool._processes     # type: ignore[attr-defined, unused-ignore]  # kept, since a broken pool forgets them
     try:
         for index in indices:
             waiting.append(pool.submit(_work, index.tolist()))
@@ -75,10 +76,20 @@ def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start
                 images = torch.frombuffer(pictures, dtype=torch.uint8).view(-1, *dataset.image_shape)
                 yield Batch(images, None if labels is None else torch.tensor(labels), skipped)
     except BrokenProcessPool:
-        raise RuntimeError(f'a process that reads {dataset.source} died (killed, or out of memory); '
-                           'lower the number of workers, or set it to 0, and start again: training resumes where it was') from None
+        raise ChildProcessError(f'a process that reads {dataset.source} died ({_how_it_died(processes)}); '
+                      'lower --num-workers, or set it to 0, and start again: training resumes where it was') from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _how_it_died(processes: Any) -> str:
+    """The first of the processes that did not end by itself: its number, and the signal or status it ended with."""
+    for process in list((processes or {}).values()):
+        code = process.exitcode
+        if code not in (None, 0, -signal.SIGTERM):      # (by SIGTERM the pool ends the others)
+            how = f'signal {signal.Signals(-code).name}' if code < 0 else f'exit status {code}'
+            return f'process {process.pid}, by {how}' + (': out of memory?' if code == -9 else '')
+    return 'killed, or out of memory'
 
 
 _dataset: Dataset | None = None

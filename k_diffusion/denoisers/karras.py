@@ -1,4 +1,4 @@
-"""The denoisers that networks of this house are trained as: the preconditioning of Karras et al. (2022), arXiv 2206.00364."""
+"""The denoisers that networks of this house are trained as, preconditioned after Karras et al. (2022), arXiv 2206.00364, or otherwise."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -10,20 +10,24 @@ from torch import Tensor
 from ..core.spectral import dct, freq_weight_nd
 from ..core.tensors import append_dims, mean_per_item
 from .base import PreconditionedDenoiser
-from .scalings import Scalings, karras
+from .scalings import SCALINGS, Scalings, karras
 from .weightings import WEIGHTINGS, snr
 
 
 class Denoiser(PreconditionedDenoiser):
     """D = c_skip x + c_out F(c_in x, sigma), trained on weight(sigma) |F - target|^2.
 
-    `weighting`: 'karras', 'soft-min-snr', 'snr' or a function of sigma [B]. `scales` other than 1 weighs the squared error
+    `weighting`: one of WEIGHTINGS or a function of sigma [B]. `scales` other than 1 weighs the squared error
     over its spatial frequencies, coarse ones more, over that many octaves (0: over all of them).
+    `preconditioning`, one of SCALINGS, says what F predicts. The loss of D at a given weighting is the same for all of them:
+    |D - clean|^2 weight / c_out^2 with the c_out of Karras et al.
     """
 
     def __init__(self, inner_model: Callable[..., Any], sigma_data: float = 1., weighting: str | Callable[[Tensor], Tensor] = 'karras',
-                 scales: int = 1) -> None:
+                 scales: int = 1, preconditioning: str = 'karras') -> None:
         super().__init__(inner_model, sigma_data)
+        self.preconditioning = preconditioning
+        self._scalings = SCALINGS[preconditioning]
         if scales < 0:
             raise ValueError(f'scales is {scales}; it must be 1 (all frequencies alike), more, or 0 for all octaves')
         self.weighting = weighting if callable(weighting) else partial(WEIGHTINGS[weighting], sigma_data=sigma_data)
@@ -31,7 +35,7 @@ class Denoiser(PreconditionedDenoiser):
 
     def get_scalings(self, sigma: Tensor) -> Scalings:
         """(c_skip, c_out, c_in), each shaped like sigma."""
-        return karras(sigma, self.sigma_data)
+        return self._scalings(sigma, self.sigma_data)
 
     def scalings(self, sigma: Tensor) -> Scalings:
         return self.get_scalings(sigma)
@@ -41,9 +45,15 @@ class Denoiser(PreconditionedDenoiser):
         x, sigma, target = self.example(input, noise, sigma)
         error = self.predict(x, sigma, **cond) - target
         if self.scales == 1:
-            return mean_per_item(error**2) * self.weighting(sigma)
+            return mean_per_item(error**2) * self.weight(sigma)
         frequencies = freq_weight_nd(error.shape[2:], self.scales, dtype=error.dtype, device=error.device)
-        return mean_per_item(dct(error)**2 * frequencies) * self.weighting(sigma)
+        return mean_per_item(dct(error)**2 * frequencies) * self.weight(sigma)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """The weight [B] on the squared error of F: `weighting`, carried over from the error that it is meant for."""
+        if self._scalings is karras:
+            return self.weighting(sigma)
+        return self.weighting(sigma) * (self.scalings(sigma)[1] / karras(sigma, self.sigma_data)[1])**2
 
 
 class DenoiserWithVariance(Denoiser):
@@ -54,9 +64,9 @@ class DenoiserWithVariance(Denoiser):
     """
 
     def __init__(self, inner_model: Callable[..., Any], sigma_data: float = 1., weighting: str | Callable[[Tensor], Tensor] = 'karras',
-                 scales: int = 1) -> None:
+                 scales: int = 1, preconditioning: str = 'karras') -> None:
         _refuse('DenoiserWithVariance', weighting, scales)
-        super().__init__(inner_model, sigma_data)
+        super().__init__(inner_model, sigma_data, preconditioning=preconditioning)
 
     def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         """[B]: the negative log-likelihood of the target, up to a constant."""
@@ -70,9 +80,9 @@ class SimpleLossDenoiser(Denoiser):
     """A denoiser trained on the squared error of the noise it implies, (x - D) / sigma: weighting 'snr' under its old name."""
 
     def __init__(self, inner_model: Callable[..., Any], sigma_data: float = 1., weighting: str | Callable[[Tensor], Tensor] = 'karras',
-                 scales: int = 1) -> None:
+                 scales: int = 1, preconditioning: str = 'karras') -> None:
         _refuse('SimpleLossDenoiser', weighting, scales)
-        super().__init__(inner_model, sigma_data, weighting=partial(snr, sigma_data=sigma_data))
+        super().__init__(inner_model, sigma_data, weighting=partial(snr, sigma_data=sigma_data), preconditioning=preconditioning)
 
 
 def _refuse(name: str, weighting: str | Callable[[Tensor], Tensor], scales: int) -> None:

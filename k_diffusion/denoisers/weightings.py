@@ -1,6 +1,7 @@
 """How much a noise level counts: (sigma, sigma_data) -> weights on the squared error of the network's own prediction.
 
-The weight on the squared error of D is this divided by c_out^2, so that 'karras' is lambda(sigma) of Karras et al. (2022).
+The network is the one preconditioned after Karras et al. (2022): the weight on the squared error of D is this divided by their c_out^2,
+whatever the preconditioning, so that 'karras' is their lambda(sigma).
 """
 from __future__ import annotations
 
@@ -34,6 +35,16 @@ def soft_min_snr(sigma: Tensor, sigma_data: float) -> Tensor:
     Crowson et al. (2024), arXiv 2401.11605, section 4.3; after Hang et al. (2023), arXiv 2303.09556.
     """
     return (sigma * sigma_data)**2 / (sigma**2 + sigma_data**2)**2
+
+
+@WEIGHTINGS.register('flow')
+def flow(sigma: Tensor, sigma_data: float) -> Tensor:
+    """(sigma + sigma_data)^2 / (sigma^2 + sigma_data^2): the squared error of the velocity noise - clean.
+
+    With the density 'lognormal' of mean m and std s it is the loss of flow matching at times t = sigma / (1 + sigma) whose logit
+    is N(m, s^2): Lipman et al. (2022), arXiv 2210.02747; Esser et al. (2024), arXiv 2403.03206.
+    """
+    return (sigma + sigma_data)**2 / (sigma**2 + sigma_data**2)
 
 
 @WEIGHTINGS.register('snr')

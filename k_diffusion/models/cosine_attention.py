@@ -6,15 +6,17 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers.attention import attend
 from ..layers.conditioning import zero_init
-from ..layers.neighborhood import check_kernel_size, neighborhood_attention
-from . import flags
+from ..layers.fused import rotated_cosines
+from ..layers.neighborhood import check_kernel_size
+from ..layers.neighborhood_backends import attend_nearby, choose_backend
+from . import flags, flops
 from .tagging import apply_wd
 from .transformer_blocks import AdaRMSNorm
-from .windows import attend_in_windows, shifted_unwindow, shifted_window
+from .windows import shifted_mask, shifted_unwindow, shifted_window
 
 
 @flags.compile_wrap
@@ -111,12 +113,14 @@ class CosineAttentionBlock(nn.Module, ABC):
     def forward(self, x: Tensor, pos: Tensor, cond: Tensor) -> Tensor:
         return x + self.out_proj(self.dropout(self.attend(self.norm(x, cond), pos)))
 
-    def project(self, x: Tensor, pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., d_model] at pos [..., 2] -> q, k, v [..., heads, d_head], ready for attention of scale 1."""
-        q, k, v = self.qkv_proj(x).unflatten(-1, (3, self.n_heads, self.d_head)).unbind(-3)
-        q, k = scale_for_cosine_sim(q, k, self.scale[:, None], 1e-6)
+    def project(self, x: Tensor, pos: Tensor) -> tuple[Tensor, ...]:
+        """x [B, N, d_model] -> q, k, v [B, heads, N, d_head], ready for attention of scale 1.
+
+        pos [N, 2], or [W, N, 2] where the items of the batch are at W places in turn.
+        """
+        qkv = self.qkv_proj(x).unflatten(-1, (3, self.n_heads, self.d_head))
         theta = self.pos_emb(pos)
-        return apply_rotary_emb(q, theta), apply_rotary_emb(k, theta), v
+        return rotated_cosines(qkv, self.scale, theta if theta.ndim == 4 else theta[None])
 
     @abstractmethod
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
@@ -127,20 +131,25 @@ class SelfAttentionBlock(CosineAttentionBlock):
     """Attention of each token to all."""
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
-        q, k, v = (y.flatten(1, 2).transpose(1, 2) for y in self.project(x, pos))
-        return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).reshape(x.shape)
+        q, k, v = self.project(x.flatten(1, 2), pos.flatten(0, 1))
+        return attend(q, k, v, scale=1.0).transpose(1, 2).reshape(x.shape)
 
 
 class NeighborhoodSelfAttentionBlock(CosineAttentionBlock):
-    """Attention of each token to the kernel_size x kernel_size around it."""
+    """Attention of each token to the kernel_size x kernel_size around it; `backend` is one of choose_backend's."""
 
-    def __init__(self, d_model: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0) -> None:
+    def __init__(self, d_model: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0,
+                 backend: str = 'auto') -> None:
         super().__init__(d_model, d_head, cond_features, dropout=dropout)
         check_kernel_size(kernel_size)
         self.kernel_size = kernel_size
+        self.backend = choose_backend(backend, kernel_size, d_head)
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
-        return neighborhood_attention(*self.project(x, pos), self.kernel_size, scale=1.0).flatten(-2)
+        q, k, v = (y.transpose(1, 2).unflatten(1, x.shape[1:3]) for y in self.project(x.flatten(1, 2), pos.flatten(0, 1)))
+        if self.backend != 'tiles' and q.is_cuda:
+            flops.op(flops.op_natten, q, k, v, self.kernel_size)
+        return attend_nearby(self.backend, q, k, v, self.kernel_size, scale=1.0).flatten(-2)
 
 
 class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
@@ -155,8 +164,10 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
         # Cut before the projection: one copy of x instead of one of q, of k and of v.
         x, pos = (shifted_window(self.window_size, self.window_shift, y) for y in (x, pos))
-        q, k, v = self.project(x.contiguous(), pos)
-        return shifted_unwindow(self.window_shift, attend_in_windows(q, k, v, self.window_shift, scale=1.0).flatten(-2))
+        n_h, n_w, s = x.shape[1:4]
+        q, k, v = self.project(x.reshape(-1, s * s, x.shape[-1]), pos.reshape(n_h * n_w, s * s, 2))
+        y = attend(q, k, v, shifted_mask(n_h, n_w, s, s, self.window_shift, len(x), q.device), scale=1.0)
+        return shifted_unwindow(self.window_shift, y.transpose(1, 2).reshape(x.shape))
 
 
 def check_heads(width: int, d_head: int) -> None:

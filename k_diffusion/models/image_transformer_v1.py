@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.modules import checkpoint as checkpoint_helper
+from ..layers.attention import attend
 from ..layers.conditioning import zero_init
 from . import transformer_blocks as blocks
 from .axial_rope import AxialRoPE, make_axial_pos
@@ -44,7 +45,7 @@ class GEGLU(nn.Module):
 
 def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
     """Attention of q to k and v, each [B, heads, N, D]; torch picks the kernel, flash attention among them."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p)
+    return attend(q, k, v, attn_mask, dropout_p)
 
 
 class RMSNorm(blocks.RMSNorm):

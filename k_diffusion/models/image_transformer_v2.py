@@ -125,9 +125,9 @@ class ImageTransformerDenoiserModelV2(ConditionedTransformer):
 
 
 #: The kinds of attention by their "type", with the defaults of their keys.
-ATTENTIONS: dict[str, tuple[type[AttentionSpec], dict[str, int]]] = {
+ATTENTIONS: dict[str, tuple[type[AttentionSpec], dict[str, Any]]] = {
     'global': (GlobalAttentionSpec, {'d_head': 64}),
-    'neighborhood': (NeighborhoodAttentionSpec, {'d_head': 64, 'kernel_size': 7}),
+    'neighborhood': (NeighborhoodAttentionSpec, {'d_head': 64, 'kernel_size': 7, 'backend': 'auto'}),
     'shifted-window': (ShiftedWindowAttentionSpec, {'d_head': 64}),
     'none': (NoAttentionSpec, {}),
 }
@@ -136,7 +136,7 @@ ATTENTIONS: dict[str, tuple[type[AttentionSpec], dict[str, int]]] = {
 def attention_spec(section: dict[str, Any]) -> AttentionSpec:
     """An attention from its object in a config, {"type": ..., ...}."""
     kind = section.get('type')
-    if kind not in ATTENTIONS:
+    if not isinstance(kind, str) or kind not in ATTENTIONS:
         raise ValueError(f'type: {unknown("type", kind, ATTENTIONS)}')
     spec, defaults = ATTENTIONS[kind]
     values = {**defaults, **section}
@@ -145,7 +145,7 @@ def attention_spec(section: dict[str, Any]) -> AttentionSpec:
     for name in [*names, *values]:
         if name not in names:
             raise ValueError(f'{name}: {unknown("key", name, names)}')
-        if not isinstance(values.get(name), int):
+        if not isinstance(values.get(name), int) and name != 'backend':
             raise ValueError(f'{name} is {values.get(name, "missing")}; it takes a whole number')
     return spec(**values)
 
@@ -187,7 +187,9 @@ class ImageTransformerV2Config(TransformerSection):
         self.check_sides(n)
         self.mapping = MappingSpec(self.mapping_depth, self.mapping_width, self.mapping_d_ff, self.mapping_dropout_rate)
         self.levels = [LevelSpec(*level) for level in zip(self.depths, self.widths, d_ffs, self._attentions(self_attns), dropout_rate)]
-        self.self_attns = [{'type': given['type'], **asdict(level.self_attn)} for given, level in zip(self_attns, self.levels)]
+        # What runs the attention is of the machine, so it stands in a filled config only where the config itself says it.
+        self.self_attns = [{'type': given['type'], **{key: value for key, value in asdict(level.self_attn).items() if value != 'auto'}}
+                           for given, level in zip(self_attns, self.levels)]
 
     def _attentions(self, sections: list[dict[str, Any]]) -> list[AttentionSpec]:
         """The attention of each level, fit for its width and its grid of tokens."""

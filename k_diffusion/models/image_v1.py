@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.modules import checkpoint
 from ..core.tensors import append_dims
 from ..layers.attention import CrossAttention2d, SelfAttention2d
-from ..layers.conditioning import AdaGN, ConditionedResidualBlock, ConditionedSequential, zero_init
+from ..layers.conditioning import AdaGN, ConditionedModule, ConditionedResidualBlock, ConditionedSequential, zero_init
 from ..layers.embeddings import FourierFeatures
 from ..layers.layout import channels_last
 from ..layers.resampling import Downsample2d, Upsample2d
@@ -62,7 +63,16 @@ def block_layers(n_layers: int, feats_in: int, c_in: int, c_mid: int, c_out: int
     return layers
 
 
-class DBlock(ConditionedSequential):
+class UNetLevel(ConditionedSequential):
+    """Layers in a row; the conditioned ones are recomputed in the backward pass under checkpointing."""
+
+    def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]  # Sequential takes one
+        for layer in self:
+            input = checkpoint(layer, input, cond) if isinstance(layer, ConditionedModule) else layer(input)
+        return input
+
+
+class DBlock(UNetLevel):
     """One level on the way down: halve the sides (if asked), then the layers."""
 
     def __init__(self, n_layers: int, feats_in: int, c_in: int, c_mid: int, c_out: int, group_size: int = GROUP_SIZE,
@@ -77,7 +87,7 @@ class DBlock(ConditionedSequential):
         return self
 
 
-class UBlock(ConditionedSequential):
+class UBlock(UNetLevel):
     """One level on the way up: the skip beside the input, the layers, then double the sides (if asked)."""
 
     def __init__(self, n_layers: int, feats_in: int, c_in: int, c_mid: int, c_out: int, group_size: int = GROUP_SIZE,

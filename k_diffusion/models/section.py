@@ -4,6 +4,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+#: The largest numbers that are taken for meant; beyond them a slip of the finger would cost all memory, or a night of building.
+LIMITS = {'input_size': 16_384, 'input_channels': 4_096, 'patch_size': 4_096,
+          **dict.fromkeys(('depth', 'depths', 'mapping_depth'), 1_000),
+          **dict.fromkeys(('channels', 'width', 'widths', 'd_ff', 'd_ffs', 'mapping_out', 'mapping_width', 'mapping_d_ff',
+                           'mapping_cond_dim', 'unet_cond_dim', 'cross_cond_dim'), 131_072)}
+MOST_LEVELS = 16
+
 
 @dataclass(kw_only=True)
 class ModelSection:
@@ -18,16 +25,27 @@ class ModelSection:
     sigma_sample_density: dict[str, Any]            # noise levels of training: one of K.schedules.DENSITIES
     has_variance: bool = False
     loss_config: Literal['karras', 'simple'] = 'karras'
-    loss_weighting: Literal['karras', 'soft-min-snr', 'snr'] = 'karras'
+    loss_weighting: Literal['karras', 'soft-min-snr', 'snr', 'flow'] = 'karras'
+    preconditioning: Literal['karras', 'v', 'eps', 'x0', 'flow'] = 'karras'     # what the network predicts
     loss_scales: int = 1
 
     def __post_init__(self) -> None:
+        self._check_limits()
         check_above(0, input_channels=self.input_channels, input_size=min(self.input_size), sigma_data=self.sigma_data,
                     sigma_min=self.sigma_min)
         check_above(-1, loss_scales=self.loss_scales)
         check_share(augment_prob=self.augment_prob)
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f'sigma_max is {self.sigma_max}; it must be above sigma_min, {self.sigma_min}')
+
+    def _check_limits(self) -> None:
+        for key, limit in LIMITS.items():
+            value = getattr(self, key, None)
+            numbers = value if isinstance(value, (list, tuple)) else [value or 0]
+            if len(numbers) > MOST_LEVELS:
+                raise ValueError(f'{key} has {len(numbers)} entries; a network has at most {MOST_LEVELS} levels')
+            if max(numbers, default=0) > limit:
+                raise ValueError(f'{key} is {value}; it must be at most {limit:,}')
 
 
 def check_above(bound: float, **values: float) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..layers import fused
 from ..layers.conditioning import zero_init
 from ..layers.embeddings import FourierFeatures
 from . import flags
@@ -17,17 +18,16 @@ from .tagging import apply_wd, filter_params, param_groups, tag_module
 @flags.compile_wrap
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
     """scale x / sqrt(mean x^2 + eps) over the last axis, computed in float32 at least (Zhang & Sennrich, 2019, arXiv 1910.07467)."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (wide * (torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * scale)).to(x.dtype)
+    return fused.plain_rms_norm(x, scale, eps)
 
 
 @flags.compile_wrap
 def linear_geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """value * gelu(gate), where the linear map gives value and gate, in this order (Shazeer, 2020, arXiv 2002.05202)."""
-    # Two products with half the weight each: neither they nor their gradients then have to be cut apart or put together.
-    w_value, w_gate = weight.chunk(2)
-    b_value, b_gate = (None, None) if bias is None else bias.chunk(2)
-    return F.linear(x, w_value, b_value) * F.gelu(F.linear(x, w_gate, b_gate))
+    if bias is None:
+        return fused.plain_linear_geglu(x, weight)
+    value, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
+    return value * F.gelu(gate)
 
 
 class LinearGEGLU(nn.Linear):
@@ -37,7 +37,8 @@ class LinearGEGLU(nn.Linear):
         super().__init__(in_features, out_features * 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_geglu(x, self.weight, self.bias)
+        plain = flags.get_use_compile() or self.bias is not None
+        return linear_geglu(x, self.weight, self.bias) if plain else fused.linear_geglu(x, self.weight)
 
 
 class RMSNorm(nn.Module):
@@ -49,7 +50,9 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.scale, self.eps)
+        if flags.get_use_compile() or self.scale.ndim > 1:
+            return rms_norm(x, self.scale, self.eps)
+        return fused.scaled_rms_norm(x[None], self.scale[None], self.eps)[0]
 
 
 class AdaRMSNorm(nn.Module):
@@ -62,7 +65,9 @@ class AdaRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         scale = self.linear(cond) + 1
-        return rms_norm(x, scale.view(scale.shape[0], *[1] * (x.ndim - 2), -1), self.eps)
+        if flags.get_use_compile():
+            return rms_norm(x, scale.view(scale.shape[0], *[1] * (x.ndim - 2), -1), self.eps)
+        return fused.scaled_rms_norm(x, scale, self.eps)
 
 
 class FeedForwardBlock(nn.Module):

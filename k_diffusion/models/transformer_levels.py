@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.modules import checkpoint
 from ..layers.neighborhood import check_kernel_size
+from ..layers.neighborhood_backends import check_backend
 from .cosine_attention import NeighborhoodSelfAttentionBlock, SelfAttentionBlock, ShiftedWindowSelfAttentionBlock, check_heads
 from .tagging import apply_wd
 from .transformer_blocks import FeedForwardBlock
@@ -42,8 +43,9 @@ class GlobalTransformerLayer(TransformerLayer):
 class NeighborhoodTransformerLayer(TransformerLayer):
     """A layer whose tokens attend to the kernel_size x kernel_size around them."""
 
-    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0) -> None:
-        super().__init__(NeighborhoodSelfAttentionBlock(d_model, d_head, cond_features, kernel_size, dropout=dropout),
+    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0,
+                 backend: str = 'auto') -> None:
+        super().__init__(NeighborhoodSelfAttentionBlock(d_model, d_head, cond_features, kernel_size, dropout=dropout, backend=backend),
                          FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
 
 
@@ -79,18 +81,20 @@ class GlobalAttentionSpec:
 
 @dataclass
 class NeighborhoodAttentionSpec:
-    """Each token attends to the kernel_size x kernel_size around it."""
+    """Each token attends to the kernel_size x kernel_size around it; `backend` is auto, tiles, natten or flex."""
 
     d_head: int
     kernel_size: int
+    backend: str = 'auto'
 
     def layer(self, level: LevelSpec, cond_features: int, index: int) -> TransformerLayer:
         return NeighborhoodTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, self.kernel_size,
-                                            dropout=level.dropout)
+                                            dropout=level.dropout, backend=self.backend)
 
     def check(self, width: int, height_tokens: int, width_tokens: int) -> None:
         check_heads(width, self.d_head)
         check_kernel_size(self.kernel_size, height_tokens, width_tokens)
+        check_backend(self.backend)
 
 
 @dataclass

@@ -4,8 +4,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ..layers.attention import attend
 
 
 def to_patches(x: Tensor, patch_size: Sequence[int]) -> Tensor:
@@ -49,21 +50,28 @@ def make_shifted_window_masks(n_h_w: int, n_w_w: int, w_h: int, w_w: int, shift:
     In the first row and the first column of windows, what came from the other side of the grid is kept apart.
     """
     def together(n: int, w: int) -> Tensor:
-        wrapped = (torch.arange(n * w, device=device) < shift).view(n, w)
+        # As numbers: torch's compiler fails at comparing truth values with each other.
+        wrapped = (torch.arange(n * w, device=device) < shift).long().view(n, w)
         return wrapped[:, :, None] == wrapped[:, None, :]
 
     return together(n_h_w, w_h)[:, None, :, None, :, None] & together(n_w_w, w_w)[None, :, None, :, None, :]
 
 
+def shifted_mask(n_h: int, n_w: int, s_h: int, s_w: int, window_shift: int, batch: int,
+                 device: torch.device | str | None = None) -> Tensor | None:
+    """make_shifted_window_masks for attention over the windows of a batch, [batch n_h n_w, 1, s_h s_w, s_h s_w]; None without a shift."""
+    if not window_shift:
+        return None
+    mask = make_shifted_window_masks(n_h, n_w, s_h, s_w, window_shift, device).flatten(4).flatten(2, 3)
+    return mask.expand(batch, *mask.shape).flatten(0, 2)[:, None]
+
+
 def attend_in_windows(q: Tensor, k: Tensor, v: Tensor, window_shift: int, scale: float | None = None) -> Tensor:
     """Attention within each window: q, k, v [B, n, n', s, s, heads, D], of a grid shifted by window_shift -> the same."""
     batch, n_h, n_w, s_h, s_w = q.shape[:5]
-    mask = None
-    if window_shift:
-        mask = make_shifted_window_masks(n_h, n_w, s_h, s_w, window_shift, q.device).flatten(4).flatten(2, 3)
-        mask = mask.expand(batch, *mask.shape).flatten(0, 2)[:, None]
+    mask = shifted_mask(n_h, n_w, s_h, s_w, window_shift, batch, q.device)
     q_seq, k_seq, v_seq = (x.flatten(3, 4).flatten(0, 2).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q_seq, k_seq, v_seq, mask, scale=scale).transpose(1, 2).reshape(q.shape)
+    return attend(q_seq, k_seq, v_seq, mask, scale=scale).transpose(1, 2).reshape(q.shape)
 
 
 def apply_window_attention(window_size: int, window_shift: int, q: Tensor, k: Tensor, v: Tensor,

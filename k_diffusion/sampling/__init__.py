@@ -66,7 +66,7 @@ from .euler import sample_euler, sample_euler_ancestral
 from .exponential import sample_dpmpp_3m, sample_exp_ab, sample_res_multistep
 from .fewstep import sample_lcm, sample_tcd
 from .heun import sample_heun, sample_heunpp2
-from .likelihood import log_likelihood
+from .likelihood import invert, log_likelihood
 from .loop import Step, levels, steps, walk
 from .multistep import sample_deis, sample_gradient_estimation, sample_ipndm, sample_ipndm_v, sample_lms
 from .noise import (

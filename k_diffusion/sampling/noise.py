@@ -30,7 +30,7 @@ def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSa
 
     One number serves as the seed of the whole batch: item i is then the i-th of that seed. The k-th call gives the k-th noise.
     """
-    seeds = _item_seeds(x, seed)
+    seeds = item_seeds(x, seed)
     calls = 0
 
     def noise(sigma: Any, sigma_next: Any) -> Tensor:
@@ -79,7 +79,7 @@ class BatchedBrownianTree:
     """
 
     def __init__(self, x: Tensor, t0: Any, t1: Any, seed: int | Sequence[int] | None = None, **kwargs: Any) -> None:
-        seeds = _item_seeds(x, seed)
+        seeds = item_seeds(x, seed)
         self.sign = 1 if t0 <= t1 else -1
         self._dtype = x.dtype
         self._after = BrownianPath(x, seeds)
@@ -141,7 +141,7 @@ def _drawn_seed(generator: torch.Generator) -> int:
     return int(torch.randint(0, 2 ** 63 - 1, [], generator=generator, device=generator.device))
 
 
-def _item_seeds(x: Tensor, seed: Any) -> list[int]:
+def item_seeds(x: Tensor, seed: Any) -> list[int]:
     """A seed for each item of x."""
     if seed is None:
         seed = torch.randint(0, 2 ** 63 - 1, [])

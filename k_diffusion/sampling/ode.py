@@ -1,12 +1,19 @@
-"""An adaptive solver for ordinary differential equations: Dormand and Prince (1980), orders 5 and 4, doi:10.1016/0771-050X(80)90013-3."""
+"""Solvers for ordinary differential equations: the classical Runge-Kutta step, and steps that suit each item.
+
+Dormand and Prince (1980), orders 5 and 4, doi:10.1016/0771-050X(80)90013-3.
+"""
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
+
+from ..core.tensors import append_dims, mean_per_item
+
+RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 STAGES = (
     (1 / 5,),
@@ -20,50 +27,72 @@ TIMES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1., 1.)
 ERROR = (71 / 57600, 0., -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # fifth order minus fourth
 
 Parts: TypeAlias = tuple[Tensor, ...]
-Slope: TypeAlias = Callable[[float, Parts], Parts]
+Time = TypeVar('Time', float, Tensor)
+Slope: TypeAlias = Callable[[Time, Parts], Parts]
 
 
-def dormand_prince(slope: Slope, y: Parts, start: float, end: float, atol: float, rtol: float,
-                   max_evaluations: int = 10_000) -> tuple[Parts, int]:
-    """(y at end, calls of slope) for dy/dt = slope(t, y), y a tuple of tensors [B, ...].
+def runge_kutta_step(slope: Slope[float], y: Parts, t: float, h: float) -> Parts:
+    """y a step h on, by the classical method of order 4; slope is called 4 times, with the shares RUNGE_KUTTA of the step."""
+    k1 = slope(t, y)
+    k2 = slope(t + h / 2, _combine(y, [k1], (0.5,), h))
+    k3 = slope(t + h / 2, _combine(y, [k2], (0.5,), h))
+    k4 = slope(t + h, _combine(y, [k3], (1.,), h))
+    return _combine(y, [k1, k2, k3, k4], RUNGE_KUTTA, h)
 
-    A step is accepted when in every part and every item the root mean square error is within atol + rtol |y|.
+
+def dormand_prince(slope: Slope[Tensor], y: Parts, start: float, end: float, atol: float, rtol: float,
+                   max_evaluations: int = 10_000, report: Callable[[float], object] | None = None) -> tuple[Parts, int]:
+    """(y at end, calls of slope) for dy/dt = slope(t, y), y a tuple of tensors [B, ...], t float64 [B] on the CPU.
+
+    Each item has a time and steps of its own, so that its result does not depend on the others. Its step is accepted when
+    in every part its root mean square error is within atol + rtol |y|. `report` is given the share of the way that all have gone.
     """
-    t, h = start, (end - start) / 1000
+    for name, tolerance in (('atol', atol), ('rtol', rtol)):
+        if not 0 <= tolerance < math.inf or not atol + rtol > 0:
+            raise ValueError(f'{name} is {tolerance}; tolerances must be at least 0 and one of them above it (1e-4 is usual)')
+    t = torch.full([len(y[0])], start, dtype=torch.float64)
+    h = torch.full_like(t, (end - start) / 1000)
     k, evaluations = [slope(t, y)], 1
-    while t != end:
+    while not (t == end).all():
         if evaluations >= max_evaluations:
-            raise ValueError(f'{evaluations} evaluations ended at t={t:g} on the way to {end:g}; raise atol and rtol, or the limit')
-        h = h if abs(h) < abs(end - t) else end - t
+            slowest = t[(t - end).abs().argmax()].item()
+            raise ValueError(f'{evaluations} evaluations ended at t={slowest:g} on the way to {end:g}; raise atol and rtol, or the limit')
+        h = torch.where(h.abs() < (end - t).abs(), h, end - t)
         for share, weights in zip(TIMES, STAGES):
             y_next = _combine(y, k, weights, h)
             k.append(slope(t + share * h, y_next))
         evaluations += len(STAGES)
         error = _error(y, y_next, _combine(None, k, ERROR, h), atol, rtol)
-        if not math.isfinite(error):
-            raise ValueError(f'the slope is NaN or infinite near t={t:g}; check the model there')
-        if error <= 1:
-            t, y, first = (end if h == end - t else t + h), y_next, k[-1]
-        else:
-            first = k[0]
-        k = [first]
-        h *= min(10., max(0.2, 0.9 * max(error, 1e-10) ** -0.2))
+        if not error.isfinite().all():
+            raise ValueError(f'the slope is NaN or infinite near t={t[~error.isfinite()][0].item():g}; check the model there')
+        accepted = error <= 1
+        y, k = _chosen(accepted, y_next, y), [_chosen(accepted, k[-1], k[0])]
+        t = torch.where(accepted, torch.where(h == end - t, end, t + h), t)
+        h = h * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.)
+        if report is not None:
+            report(((t - start) / (end - start)).min().item())
     return y, evaluations
 
 
-def _combine(y: Parts | None, k: Sequence[Parts], weights: Sequence[float], h: float) -> Parts:
-    """y + h sum of the weighted slopes, part by part."""
+def _combine(y: Parts | None, k: Sequence[Parts], weights: Sequence[float], h: float | Tensor) -> Parts:
+    """y + h sum of the weighted slopes, part by part; h one for all or [B]."""
     sums = []
     for i, slopes in enumerate(zip(*k)):
-        total = torch.zeros_like(slopes[0]) if y is None else y[i]
-        for slope, weight in zip(slopes, weights):
-            total = torch.add(total, slope, alpha=h * weight)
-        sums.append(total)
+        total = slopes[0] * weights[0]
+        for slope, weight in zip(slopes[1:], weights[1:]):
+            total = torch.add(total, slope, alpha=weight)
+        total = total * (append_dims(h.to(total), total.ndim) if isinstance(h, Tensor) else h)
+        sums.append(total if y is None else y[i] + total)
     return tuple(sums)
 
 
-def _error(y: Parts, y_next: Parts, difference: Parts, atol: float, rtol: float) -> float:
-    """The largest error of any part and item, in units of the tolerance."""
-    worst = [(e / (atol + rtol * torch.maximum(a.abs(), b.abs()))).reshape(len(e), -1).square().mean(1).max()
+def _error(y: Parts, y_next: Parts, difference: Parts, atol: float, rtol: float) -> Tensor:
+    """The largest error of any part of an item in units of the tolerance, float64 [B] on the CPU: a step's one wait for the device."""
+    worst = [mean_per_item((e / (atol + rtol * torch.maximum(a.abs(), b.abs()))).reshape(len(e), -1).square())
              for a, b, e in zip(y, y_next, difference)]
-    return math.sqrt(torch.stack(worst).max())
+    return torch.stack(worst).amax(0).cpu().double().sqrt()
+
+
+def _chosen(condition: Tensor, yes: Parts, no: Parts) -> Parts:
+    """Item by item from one or the other."""
+    return tuple(torch.where(append_dims(condition.to(a.device), a.ndim), a, b) for a, b in zip(yes, no))

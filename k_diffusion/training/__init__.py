@@ -1,7 +1,7 @@
 """Training: a loss, a loader and hooks in; weights, their average and checkpoints out."""
 from __future__ import annotations
 
-from .checkpoint import RunFolder, load_weights, read_training_checkpoint, unwrap
+from .checkpoint import load_weights, read_training_checkpoint, unwrap
 from .ema import (
     EMA_SCHEDS,
     EMAWarmup,
@@ -12,7 +12,10 @@ from .ema import (
     ema_update_dict,
     power_ema_exponent,
 )
+from .folder import RunFolder, find_runs
+from .growing import NewLayersWarmup
 from .hooks import CheckpointHook, GradientNoiseHook, Hook
+from .lock import Taken, run_lock
 from .logs import CSVLogger, LogHook, read_log
 from .lr import (
     LR_SCHEDS,
@@ -25,16 +28,64 @@ from .lr import (
     WarmupDecayLR,
     WarmupDecayLRConfig,
 )
+from .manifest import Manifest, Record
 from .muon import Muon
 from .optim import OPTIMIZERS, Adam8bitConfig, AdamWConfig, MuonConfig, SGDConfig, make_optimizer
+from .posthoc import Snapshot, SnapshotHook, combination, find_snapshots, reconstruct
+from .retention import Retention
 from .settings import TrainingConfig
+from .sharding import shard
 from .trainer import Diverged, Trainer
 
 __all__ = [
-    'EMA_SCHEDS', 'LR_SCHEDS', 'OPTIMIZERS', 'Adam8bitConfig', 'AdamWConfig', 'CSVLogger', 'CheckpointHook',
-    'ConstantLRConfig', 'ConstantLRWithWarmup', 'Diverged', 'EMAWarmup', 'ExponentialLR', 'ExponentialLRConfig',
-    'GradientNoiseHook', 'Hook', 'InverseEMAConfig', 'InverseLR', 'InverseLRConfig', 'LogHook', 'Muon', 'MuonConfig',
-    'PowerEMA', 'PowerEMAConfig', 'RunFolder', 'SGDConfig', 'Trainer', 'TrainingConfig', 'WarmupDecayLR',
-    'WarmupDecayLRConfig', 'ema_update', 'ema_update_dict', 'load_weights', 'make_optimizer', 'power_ema_exponent',
-    'read_log', 'read_training_checkpoint', 'unwrap',
+    'EMA_SCHEDS',
+    'LR_SCHEDS',
+    'OPTIMIZERS',
+    'Adam8bitConfig',
+    'AdamWConfig',
+    'CSVLogger',
+    'CheckpointHook',
+    'ConstantLRConfig',
+    'ConstantLRWithWarmup',
+    'Diverged',
+    'EMAWarmup',
+    'ExponentialLR',
+    'ExponentialLRConfig',
+    'GradientNoiseHook',
+    'Hook',
+    'InverseEMAConfig',
+    'InverseLR',
+    'InverseLRConfig',
+    'LogHook',
+    'Manifest',
+    'Muon',
+    'MuonConfig',
+    'NewLayersWarmup',
+    'PowerEMA',
+    'PowerEMAConfig',
+    'Record',
+    'Retention',
+    'RunFolder',
+    'SGDConfig',
+    'Snapshot',
+    'SnapshotHook',
+    'Taken',
+    'Trainer',
+    'TrainingConfig',
+    'WarmupDecayLR',
+    'WarmupDecayLRConfig',
+    'combination',
+    'ema_update',
+    'ema_update_dict',
+    'find_runs',
+    'find_snapshots',
+    'load_weights',
+    'make_optimizer',
+    'power_ema_exponent',
+    'read_log',
+    'read_training_checkpoint',
+    'reconstruct',
+    'run_lock',
+    'shard',
+    'unwrap',
 ]

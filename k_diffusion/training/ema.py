@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.registry import Registry
+from .sharding import local
 
 EMAPairs = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
@@ -107,7 +108,7 @@ def ema_pairs(model: nn.Module, averaged_model: nn.Module) -> EMAPairs:
             where = 'the model' if odd[0] in own else 'the averaged model'
             raise ValueError(f'only {where} has {odd[0]!r} among its {kind}; average a model into a copy of itself '
                              '(copy.deepcopy, unwrapped and not compiled)')
-        lists += [list(own.values()), [averaged[name] for name in own]]
+        lists += [[local(p) for p in own.values()], [local(averaged[name]) for name in own]]
     return lists[0], lists[1], lists[2], lists[3]
 
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from ..gns import DDPGradientStatsHook, GradientNoiseScale
-from .checkpoint import RunFolder
+from ..gns import DDPGradientStatsHook, GradientNoiseScale, SplitGradientStats
+from .folder import RunFolder
+from .shards import has_pieces, save_shards
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 class Hook(Protocol):
     """Called after every `every`-th finished step (0: never), on all processes, and also when the run ends or is
-    interrupted if it has a true attribute `at_end`. It must leave the model's modes as they were."""
+    interrupted if it has a true attribute `at_end`. It must leave the model's modes as they were. One that takes long asks
+    `trainer.stop_asked()` now and then; a true attribute `optional` says that a full disk in it is no reason to end the run,
+    `rescue` that it is called before a fault ends the run."""
     every: int
 
     def __call__(self, trainer: Trainer) -> None: ...
@@ -23,7 +26,7 @@ class Hook(Protocol):
 
 class CheckpointHook:
     """Saves the run, unless its losses or weights have stopped being finite (Diverged)."""
-    at_end = True
+    at_end = rescue = True
 
     def __init__(self, folder: RunFolder, every: int = 10_000) -> None:
         self.folder = folder
@@ -32,27 +35,35 @@ class CheckpointHook:
     def __call__(self, trainer: Trainer) -> None:
         trainer.check_finite()
         state = trainer.state_dict()
-        if trainer.accelerator.is_main_process:
-            self.folder.save(state)
+        accelerator = trainer.accelerator
+        if has_pieces(state['model']):
+            trainer.last_checkpoint = save_shards(self.folder, state, trainer.ema_stats, accelerator.process_index,
+                                                  accelerator.num_processes)
+            return
+        if accelerator.is_main_process:
+            self.folder.save(state, trainer.ema_stats)
         trainer.last_checkpoint = self.folder.checkpoint_path(trainer.step)
 
 
 class GradientNoiseHook:
-    """Follows the gradient noise scale of a DistributedDataParallel model; waits for the device at each step.
+    """Follows the gradient noise scale; waits for the device at each step.
 
+    Of a DistributedDataParallel model, from the gradients of the processes; of another, from those of the micro-batches of a step.
     A part of the Trainer under 'gns_stats'. Under fp16 both norms carry the loss scale; their ratio is free of it.
     """
     every = 1
 
-    def __init__(self, ddp_model: torch.nn.Module) -> None:
-        self.gradients = DDPGradientStatsHook(ddp_model)
+    def __init__(self, model: torch.nn.Module, grad_accum_steps: int = 1) -> None:
+        over_processes = hasattr(model, 'register_comm_hook')
+        self.gradients = DDPGradientStatsHook(model) if over_processes else SplitGradientStats(model, grad_accum_steps)
+        self.parts = None if over_processes else grad_accum_steps
         self.noise_scale = GradientNoiseScale()
 
     def __call__(self, trainer: Trainer) -> None:
         small, large = self.gradients.get_stats()
         if math.isfinite(small) and math.isfinite(large):
             n_large = trainer.loader.items_per_step
-            self.noise_scale.update(small, large, n_large // trainer.accelerator.num_processes, n_large)
+            self.noise_scale.update(small, large, n_large // (self.parts or trainer.accelerator.num_processes), n_large)
 
     def logged(self) -> dict[str, float | None]:
         """The gradient noise scale, for the log."""

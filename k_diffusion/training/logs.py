@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,10 @@ class LogHook:
     """Writes a line of JSON per `every` steps and hands its values to `display`, on the main process.
 
     step, end_step, epoch, loss, smoothed_loss, images_per_second, seconds_left, memory_bytes, lr, ema_decay, elapsed;
-    null where unknown. After a resume, lines of steps that are taken again are replaced.
+    null where unknown, and loss_by_noise, as LossByNoise gives it. After a resume, lines of steps that are taken again are replaced.
+    The same values go as rows into a .csv file beside it.
     """
-    at_end = True
+    at_end = optional = True
 
     def __init__(self, path: str | os.PathLike[str] | None, every: int = 25,
                  display: Callable[[dict[str, Any]], None] | None = None) -> None:
@@ -34,14 +36,16 @@ class LogHook:
         self.display = display
         self._last: tuple[int, float] | None = None
         self._written = False
+        self._table: Table
 
     def __call__(self, trainer: Trainer) -> None:
         trainer.read_losses()
+        by_noise = trainer.loss_by_noise.values(trainer.accelerator)
         if not trainer.accelerator.is_main_process:
             return
-        values = self._values(trainer)
-        if self.path is not None:
-            self._write(self.path, values)
+        values = self._values(trainer) | {'loss_by_noise': by_noise}
+        if self.path is not None and (trainer.done or trainer.step % max(1, self.every) == 0):
+            self._write(self.path, values)     # a pause leaves no line: the log is that of a run without one
         if self.display is not None:
             self.display(values)
 
@@ -65,9 +69,43 @@ class LogHook:
             keep = [line for line in read_log(path) if line.get('step', 0) < values['step']]
             with whole_file(path) as temporary:
                 temporary.write_text(''.join(json.dumps(line) + '\n' for line in keep))
+            self._table = Table(path.with_suffix('.csv'), keep)
             self._written = True
         with open(path, 'a') as file:
             file.write(json.dumps(values) + '\n')
+        if not self._table.add(values):     # it has a column that is new
+            self._table = Table(path.with_suffix('.csv'), read_log(path))
+
+
+class Table:
+    """The lines of a log as comma-separated rows, lists spread over numbered columns; written anew when a column is new."""
+
+    def __init__(self, path: Path, lines: Sequence[dict[str, Any]]) -> None:
+        self.path = path
+        rows = [flat(line) for line in lines]
+        self.columns = list(dict.fromkeys(key for row in rows for key in row))
+        with whole_file(path, sync=False) as temporary, open(temporary, 'w', newline='') as file:
+            writer = csv.DictWriter(file, self.columns)
+            if self.columns:
+                writer.writeheader()
+            writer.writerows(rows)
+
+    def add(self, line: dict[str, Any]) -> bool:
+        """Appends a row; False where the line has a column that the table lacks."""
+        row = flat(line)
+        if not set(row) <= set(self.columns):
+            return False
+        with open(self.path, 'a', newline='') as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+        return True
+
+
+def flat(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a log without lists: a list under `name` becomes name_0, name_1, ..."""
+    out: dict[str, Any] = {}
+    for key, value in line.items():
+        out.update({f'{key}_{i}': item for i, item in enumerate(value)} if isinstance(value, list) else {key: value})
+    return out
 
 
 class CSVLogger:

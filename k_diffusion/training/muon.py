@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from .sharding import local, piece_of, whole
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -66,19 +68,20 @@ class Muon(Optimizer):
 
     def _muon_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group['lr'], group['momentum']
-        grads = _grads(params)
-        averages = [self._state(p, 'momentum_buffer')['momentum_buffer'] for p in params]
+        own, grads = [local(p) for p in params], _grads(params)
+        averages = [local(self._state(p, 'momentum_buffer')['momentum_buffer']) for p in params]
         torch._foreach_lerp_(averages, grads, 1 - momentum)
         updates = torch._foreach_lerp(grads, averages, momentum) if group['nesterov'] else averages
         if group['weight_decay']:
-            torch._foreach_mul_(params, 1 - lr * group['weight_decay'])
+            torch._foreach_mul_(own, 1 - lr * group['weight_decay'])
         same_shape: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for i, p in enumerate(params):
             same_shape[tuple(p.shape)].append(i)
         for shape, indices in same_shape.items():
-            u = newton_schulz(torch.stack([updates[i].flatten(1) for i in indices]), group['ns_steps'])
+            u = newton_schulz(torch.stack([whole(updates[i], params[i]).flatten(1) for i in indices]), group['ns_steps'])
             scale = 0.2 * max(u.shape[-2:]) ** 0.5
-            torch._foreach_add_([params[i] for i in indices], list(u.view(-1, *shape)), alpha=-lr * scale)
+            steps = [piece_of(step, params[i]) for step, i in zip(u.view(-1, *shape), indices)]
+            torch._foreach_add_([own[i] for i in indices], steps, alpha=-lr * scale)
 
     def _adamw_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
         states = [self._state(p, 'exp_avg', 'exp_avg_sq') for p in params]
@@ -86,9 +89,10 @@ class Muon(Optimizer):
             if 'step' not in state:
                 state['step'] = torch.zeros((), dtype=torch.float32, device=p.device if group['fused'] else 'cpu')
         beta1, beta2 = group['betas']
-        adamw(params, _grads(params), [s['exp_avg'] for s in states], [s['exp_avg_sq'] for s in states], [],
-              [s['step'] for s in states], fused=group['fused'], foreach=not group['fused'], amsgrad=False, beta1=beta1,
-              beta2=beta2, lr=group['lr'], weight_decay=group['weight_decay'], eps=group['eps'], maximize=False)
+        adamw([local(p) for p in params], _grads(params), [local(s['exp_avg']) for s in states],
+              [local(s['exp_avg_sq']) for s in states], [], [s['step'] for s in states], fused=group['fused'],
+              foreach=not group['fused'], amsgrad=False, beta1=beta1, beta2=beta2, lr=group['lr'], weight_decay=group['weight_decay'],
+              eps=group['eps'], maximize=False)
 
     def _state(self, p: Tensor, *names: str) -> dict[str, Tensor]:
         state = self.state[p]
@@ -99,4 +103,4 @@ class Muon(Optimizer):
 
 
 def _grads(params: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in params if p.grad is not None]
+    return [local(p.grad) for p in params if p.grad is not None]

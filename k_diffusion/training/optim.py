@@ -12,6 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from ..core.extras import MissingExtra
 from ..core.registry import Registry
 from .muon import Muon
+from .sharding import is_sharded, local
 
 _FUSED_DEVICES = {'cpu', 'cuda', 'mps', 'xpu'}
 _SHARDED = {'FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'XLA'}     # accelerate's names for gradients in pieces
@@ -140,14 +141,32 @@ def make_optimizer(model: Trainable, config: OptimizerConfig, lr: float | None =
 
 
 def clip_gradients(accelerator: Any, params: list[nn.Parameter], max_norm: float) -> None:
-    """accelerator.clip_grad_norm_, in a few kernels where every process holds whole gradients; waits for nothing."""
+    """Scales the gradients so that their norm is at most max_norm, in a few kernels and without a wait for a GPU.
+
+    Gradients whose norm is no finite number become zeros, so that a broken batch does not spoil the weights.
+    """
     if accelerator.distributed_type.value in _SHARDED:
         accelerator.clip_grad_norm_(params, max_norm)
         return
     accelerator.unscale_gradients()
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = [local(p.grad) for p in params if p.grad is not None]
+    norm = _norm(grads, params)
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.).nan_to_num(0.)
+    if norm.device.type != 'cpu' or not norm.isfinite():
+        for grad in grads:
+            grad.nan_to_num_(0., 0., 0.)
+        scale = torch.where(norm.isfinite(), scale, 0.)
+    torch._foreach_mul_(grads, scale)
+
+
+def _norm(grads: list[Tensor], params: list[nn.Parameter]) -> Tensor:
+    """Of all gradients together; where they lie in pieces on several processes, of all pieces."""
     norm = torch.stack(torch._foreach_norm(grads)).norm()
-    torch._foreach_mul_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.))
+    if any(is_sharded(p) for p in params):
+        square = norm.square()
+        torch.distributed.all_reduce(square)
+        norm = square.sqrt()
+    return norm
 
 
 def match_strides(optimizer: Optimizer) -> None:

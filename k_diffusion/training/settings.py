@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .ema import power_ema_exponent
+
 
 @dataclass
 class TrainingConfig:
@@ -11,6 +13,8 @@ class TrainingConfig:
     batch_size: int = 64            # images per step, process and micro-step
     end_step: int | None = None     # optimizer steps in all; null trains until it is stopped
     grad_clip: float = 1.           # the largest norm of the gradient
+    ema_snapshots: int = 0          # how many snapshots of two averages a run writes, for `k-diffusion ema`; 8 are plenty
+    ema_widths: tuple[float, ...] = (0.05, 0.10)    # the relative widths of those averages
     channels_last: bool = True      # convolutional networks keep their tensors in this order; faster on most devices
 
     def __post_init__(self) -> None:
@@ -18,5 +22,9 @@ class TrainingConfig:
             raise ValueError(f'batch_size is {self.batch_size}; it must be at least 1')
         if self.end_step is not None and self.end_step < 1:
             raise ValueError(f'end_step is {self.end_step}; it must be at least 1, or null')
+        if self.ema_snapshots < 0:
+            raise ValueError(f'ema_snapshots is {self.ema_snapshots}; it must be at least 0 (none)')
+        for width in self.ema_widths:
+            power_ema_exponent(width)
         if not self.grad_clip > 0:
             raise ValueError(f'grad_clip is {self.grad_clip}; it must be above 0 (1 is usual)')

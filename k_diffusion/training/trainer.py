@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, dataclass, field
@@ -19,10 +20,14 @@ from .checkpoint import load_weights, unwrap
 from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs
 from .hooks import Hook
 from .interrupts import on_interrupt
+from .noise_levels import LossByNoise
 from .optim import clip_gradients, match_strides
+from .sharding import cut_optimizer, local
 
 Batch = dict[str, Any]
 Status = Literal['done', 'interrupted']
+#: How many of the last so many steps may give a loss that is no number; one more, and the run has diverged.
+BAD_STEPS, BAD_WITHIN = 3, 1000
 
 
 class Diverged(ValueError):
@@ -82,9 +87,15 @@ class Trainer:
         self.ema_decay = 0.
         self.ema_stats: dict[str, float] = {}   # the loss, averaged like the weights
         self.demo_gen = generator(self.seed, 'demo')
+        self.loss_by_noise = LossByNoise(device=self.accelerator.device)
+        self.bad_steps: list[int] = []          # those lately whose loss was no number
         self.last_checkpoint: Path | None = None
         self.stopping = False
-        self._asked_to_stop = self._agreed_to_stop = False
+        self.stopped_by: int | None = None      # the signal that asked for it
+        self._asked_to_stop = False
+        self._asking: tuple[Tensor, Any] | None = None
+        self._between_steps = True
+        self._silenced: set[int] = set()
         self._unread: list[tuple[Tensor, float]] = []
         self._parameters = list(self.model.parameters())
         self._ema_pairs = ema_pairs(unwrap(self.model), self.ema_model)
@@ -100,29 +111,52 @@ class Trainer:
         """Seconds of training, those before a resume included."""
         return self._elapsed + (0. if self._began is None else time.monotonic() - self._began)
 
-    def request_stop(self) -> None:
-        """Asks to stop after a finished step; several processes stop at the next reading of losses, all at one step."""
-        self._asked_to_stop = True
+    def request_stop(self, signal: int | None = None) -> None:
+        """Asks to stop after a finished step; several processes stop all at one step."""
+        self._asked_to_stop, self.stopped_by = True, signal
+
+    def stop_asked(self) -> bool:
+        """Whether a stop was asked of any process; hooks that take long call it on all of them, and give up where it is so."""
+        if self.accelerator.num_processes == 1 or (self._asked_to_stop and self.stopping):
+            return self._asked_to_stop
+        self._send_request()
+        return self._request_heard()
 
     def run(self) -> Status:
         """Trains up to end_step, or until it is asked to stop, then calls the hooks that run `at_end`. Raises Diverged.
 
-        The first Ctrl-C asks: the step under way is finished. A second one raises at once.
+        The first Ctrl-C or SIGTERM asks: the step under way is finished. A second one ends it at once. Where something else
+        ends it, hooks with a true attribute `rescue` are called first, if there is one process.
         """
         self.model.train()
         batches = self.loader.iterate(self.items)
         self._began = time.monotonic()
         try:
-            with on_interrupt(self.request_stop):
+            with on_interrupt(self.request_stop, grace=1. if self.accelerator.num_processes > 1 else 0.):
                 while not self.done and not self.stopping:
                     self.train_step(batches)
                     self._after_step()
+        except Exception as error:
+            self._rescue(error)
+            raise
         finally:
             if isinstance(batches, Generator):
                 batches.close()
             self._elapsed, self._began = self.elapsed, None
-            self.stopping = self._asked_to_stop = self._agreed_to_stop = False
+            self.stopping = self._asked_to_stop = False
+            self._asking = None
         return 'done' if self.done else 'interrupted'
+
+    def _rescue(self, error: Exception) -> None:
+        """Saves the finished steps of a run that ends by a fault which is not its own."""
+        if isinstance(error, Diverged) or not self._between_steps or self.accelerator.num_processes > 1:
+            return
+        for hook in self.hooks:
+            if getattr(hook, 'rescue', False):
+                try:
+                    hook(self)
+                except Exception as another:
+                    warnings.warn(f'the steps since the last checkpoint are lost: {another}', stacklevel=2)
 
     def train_step(self, batches: Iterator[Batch]) -> None:
         """One optimizer step of `grad_accum_steps` micro-batches; nothing in it waits for the device."""
@@ -134,13 +168,18 @@ class Trainer:
             self._seed_dropout(micro)
             last = micro == self.grad_accum_steps - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.loss(batch).mean() / self.grad_accum_steps
+                each = self.loss(batch)
+                loss = each.mean() / self.grad_accum_steps
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
+            self.loss_by_noise.add(batch['u'], each)
+        self._between_steps = False
         self._update()
+        self.loss_by_noise.end_step()
         self._unread.append((losses[0] if len(losses) == 1 else torch.stack(losses).sum(), self.ema_decay))
         self.step += 1
         self.items += self.loader.items_per_step
+        self._between_steps = True
 
     def _quantiles(self) -> Tensor:
         """[G] in (0, 1), one in each of G equal strata, in random order: for the G items of a step."""
@@ -171,35 +210,76 @@ class Trainer:
     def _after_step(self) -> None:
         if self.done or self.step % self.read_every == 0:
             self.read_losses()
-        self.stopping = self._asked_to_stop if self.accelerator.num_processes == 1 else self._agreed_to_stop
+        self.stopping = self._asked_to_stop if self.accelerator.num_processes == 1 else self._agreed()
         last = self.done or self.stopping
         for hook in self.hooks:
             if (hook.every and self.step % hook.every == 0) or (last and getattr(hook, 'at_end', False)):
-                hook(self)
+                self._call(hook)
+
+    def _call(self, hook: Hook) -> None:
+        """A hook that shows a run (`optional`) and meets a fault of the disk does not end it: that is told once."""
+        try:
+            hook(self)
+        except OSError as error:
+            if not getattr(hook, 'optional', False):
+                raise
+            if id(hook) not in self._silenced:
+                self._silenced.add(id(hook))
+                warnings.warn(f'{type(hook).__name__} failed at step {self.step} ({error.strerror or error}'
+                              f'{f": {error.filename}" if error.filename else ""}); training goes on', stacklevel=2)
+
+    def _agreed(self) -> bool:
+        """Whether any process was asked to stop: the same answer on all of them at one step, without a wait for a GPU.
+
+        (There the answer is that of the step before, which has arrived by now.)
+        """
+        before = self._request_heard() if self._asking else False
+        self._send_request()
+        return self._request_heard() or before if self.accelerator.device.type == 'cpu' else before
+
+    def _send_request(self) -> None:
+        flag = torch.full((1,), float(self._asked_to_stop), device=self.accelerator.device)
+        self._asking = flag, torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True)
+
+    def _request_heard(self) -> bool:
+        if self._asking is None:
+            return False
+        flag, work = self._asking
+        self._asking = None
+        work.wait()
+        return bool(flag.item())
 
     def read_losses(self) -> None:
         """Fetches the losses since the last call into `last_loss` and `ema_stats`. Raises Diverged.
 
-        One wait for the device and one exchange between the processes, all of which must call it at the same step.
+        One wait for the device and one exchange between the processes, all of which must call it at the same step. A step
+        whose loss is no number is told and left out (its gradient was, where gradients are clipped); several are too many.
         """
         if not self._unread:
             return
-        losses = [loss for loss, _ in self._unread]
-        asked = torch.full_like(losses[0], float(self._asked_to_stop))
-        *values, stop = self.accelerator.reduce(torch.stack([*losses, asked]).float(), 'mean').tolist()
         unread, self._unread = self._unread, []
+        values = self.accelerator.reduce(torch.stack([loss for loss, _ in unread]).float(), 'mean').tolist()
         for back, (value, (_, decay)) in enumerate(zip(values, unread), 1 - len(unread)):
-            if not math.isfinite(value):
-                raise self._diverged(f'the loss is {value} at step {self.step + back}')
-            ema_update_dict(self.ema_stats, {'loss': value}, decay)
-            self.last_loss = value
-        self._agreed_to_stop = stop > 0
+            if math.isfinite(value):
+                ema_update_dict(self.ema_stats, {'loss': value}, decay)
+                self.last_loss = value
+            else:
+                self._met_bad_step(value, self.step + back)
+
+    def _met_bad_step(self, value: float, step: int) -> None:
+        self.bad_steps = [*(bad for bad in self.bad_steps if bad > step - BAD_WITHIN), step]
+        if self.clip_norm is None or len(self.bad_steps) > BAD_STEPS:
+            times = f', as at {len(self.bad_steps) - 1} others of the last {BAD_WITHIN}' if len(self.bad_steps) > 1 else ''
+            raise self._diverged(f'the loss is {value} at step {step}{times}')
+        last = self.items - (self.step - step) * self.loader.items_per_step
+        warnings.warn(f'the loss is {value} at step {step} (items {last - self.loader.items_per_step:,} to {last - 1:,} of the stream); '
+                      'its gradient is left out and training goes on', stacklevel=2)
 
     def check_finite(self) -> None:
         """Raises Diverged where a loss so far or a weight is not a finite number (which a last update can leave)."""
         self.read_losses()
-        norms = torch.stack([p.detach().norm() for p in self._parameters])
-        if not norms.isfinite().all():
+        finite = torch.stack([local(p).detach().norm() for p in self._parameters]).isfinite().all().float()
+        if self.accelerator.reduce(finite, 'mean').item() < 1:
             raise self._diverged(f'the weights are not finite after step {self.step}')
 
     def _diverged(self, what: str) -> Diverged:
@@ -225,6 +305,8 @@ class Trainer:
             'items': self.items,
             'seed': self.seed,
             'scaler': None if scaler is None else scaler.state_dict(),
+            'loss_by_noise': self.loss_by_noise.state_dict(self.accelerator),
+            'bad_steps': list(self.bad_steps),
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
 
@@ -241,6 +323,7 @@ class Trainer:
         except (ValueError, KeyError) as error:
             raise ValueError(f'the optimizer state in {name} does not fit ({error}); '
                              'resume with the optimizer it was trained with') from None
+        cut_optimizer(self.optimizer)
         match_strides(self.optimizer)
         self.lr_sched.load_state_dict(state['sched'])
         if not reset_ema:
@@ -249,6 +332,9 @@ class Trainer:
         self.items = state.get('items', self.step * self.loader.items_per_step)
         self.ema_stats = dict(state.get('ema_stats') or {})
         self._elapsed = state.get('elapsed', 0.)
+        self.bad_steps = list(state.get('bad_steps') or [])
+        if state.get('loss_by_noise'):
+            self.loss_by_noise.load_state_dict(state['loss_by_noise'])
         if state.get('demo_gen') is not None:
             self.demo_gen.set_state(state['demo_gen'])
         if self.accelerator.scaler is not None and state.get('scaler'):

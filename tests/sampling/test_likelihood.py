@@ -12,10 +12,10 @@ from k_diffusion.sampling.ode import dormand_prince
 @pytest.mark.parametrize('tolerance', [1e-3, 1e-6, 1e-9])
 def test_solver_keeps_its_tolerance(tolerance):
     y = (torch.tensor([[1., 2.]], dtype=torch.float64), torch.tensor([0.], dtype=torch.float64))
-    (a, b), evaluations = dormand_prince(lambda t, y: (y[0] * math.cos(t), y[0].sum(1)), y, 0., 5., tolerance, tolerance)
+    (a, b), evaluations = dormand_prince(lambda t, y: (y[0] * t.cos()[:, None], y[0].sum(1)), y, 0., 5., tolerance, tolerance)
     torch.testing.assert_close(a, y[0] * math.exp(math.sin(5.)), rtol=0, atol=20 * tolerance)
     assert 20 < evaluations < 2000 and b.item() > 0
-    back, _ = dormand_prince(lambda t, y: (y[0] * math.cos(t),), (a,), 5., 0., tolerance, tolerance)
+    back, _ = dormand_prince(lambda t, y: (y[0] * t.cos()[:, None],), (a,), 5., 0., tolerance, tolerance)
     torch.testing.assert_close(back[0], y[0], rtol=0, atol=40 * tolerance)
 
 
@@ -44,6 +44,117 @@ def test_gaussian(high):
     assert error.abs().max() < (2e-2 if high == 5. else 1e-3) and info['fevals'] < 120  # the prior ignores the data's own variance
 
 
+class Rotated:
+    """The denoiser of N(0, Q diag(std^2) Q^T), whose Jacobian is anything but diagonal."""
+
+    def __init__(self, std, seed=0):
+        turns = torch.randn(len(std), len(std), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        self.axes, self.inner = torch.linalg.qr(turns)[0], Gaussian(torch.zeros_like(std), std)
+
+    def __call__(self, x, sigma, **cond):
+        return self.inner(x @ self.axes, sigma) @ self.axes.T
+
+    def log_prob(self, x, sigma):
+        return self.inner.log_prob(x @ self.axes, sigma)
+
+    def draw(self, n, sigma):
+        spread = (self.inner.std ** 2 + sigma ** 2).sqrt()
+        return (torch.randn(n, len(spread), dtype=torch.float64) * spread) @ self.axes.T
+
+
+LOW, HIGH = 0.01, 80.
+FULL = Rotated(torch.logspace(-1, 0, 16, dtype=torch.float64))
+FLAT = Rotated(torch.cat([torch.ones(4, dtype=torch.float64), torch.zeros(12, dtype=torch.float64)]))
+
+
+def rms(ll, model, x):
+    return ((ll - model.log_prob(x, LOW)) / x[0].numel()).square().mean().sqrt().item()
+
+
+def test_new_probes_at_each_call_beat_one_that_stays():
+    x = FULL.draw(200, LOW)
+    ours, info = sampling.log_likelihood(FULL, x, LOW, HIGH, steps=32, seed=1, data_std=0.5)
+    stays, _ = sampling.log_likelihood(FULL, x, LOW, HIGH, seed=1)
+    assert info['fevals'] == 128 and info['stderr'] is None
+    assert rms(ours, FULL, x) < 0.05 < 4 * rms(ours, FULL, x) < rms(stays, FULL, x) * 1.2
+
+
+@pytest.mark.parametrize('model', [FULL, FLAT], ids=['full', 'flat'])
+@pytest.mark.parametrize('std', [0., 0.5])
+def test_the_exact_trace_leaves_the_solvers_error(model, std):
+    x = model.draw(8, LOW)
+    ll, info = sampling.log_likelihood(model, x, LOW, HIGH, steps=32, trace='exact', data_std=std, chunk=5)
+    assert rms(ll, model, x) < 5e-4 and info['stderr'].abs().max() == 0
+    alone, _ = sampling.log_likelihood(model, x, LOW, HIGH, steps=32, trace='exact', data_std=std, chunk=1)
+    torch.testing.assert_close(alone, ll)
+
+
+def test_a_mixture_with_the_exact_trace():
+    means = torch.randn(6, 16, dtype=torch.float64)
+    model = Mixture(means, torch.linspace(0.2, 0.5, 6, dtype=torch.float64))
+    x = means[torch.arange(24) % 6] + 0.3 * torch.randn(24, 16, dtype=torch.float64)
+    ll, _ = sampling.log_likelihood(model, x, LOW, HIGH, steps=32, trace='exact', data_mean=means.mean(0), data_std=1.)
+    assert rms(ll, model, x) < 2e-3
+    finer, _ = sampling.log_likelihood(model, x, LOW, HIGH, steps=64, trace='exact', data_mean=means.mean(0), data_std=1.)
+    assert rms(finer, model, x) < rms(ll, model, x) / 4
+
+
+def test_data_like_the_frame_need_no_steps():
+    """The grid integrates the departure from a Gaussian; there is none here."""
+    mean, std = torch.linspace(-1, 1, 6, dtype=torch.float64), torch.linspace(0.3, 2, 6, dtype=torch.float64)
+    model = Gaussian(mean, std)
+    x = mean + std * torch.randn(5, 6, dtype=torch.float64)
+    ll, info = sampling.log_likelihood(model, x, LOW, 5., steps=1, data_mean=mean, data_std=std)
+    torch.testing.assert_close(ll, model.log_prob(x, LOW))
+    torch.testing.assert_close(info['latent'], model.flow(x, LOW, 5.))
+    adaptive, _ = sampling.log_likelihood(model, x, LOW, 5., data_mean=mean, data_std=std)
+    torch.testing.assert_close(adaptive, model.log_prob(x, LOW), rtol=0, atol=5e-3)
+
+
+def test_standard_errors_cover():
+    x = FULL.draw(1, LOW).expand(200, 16)
+    ll, info = sampling.log_likelihood(FULL, x, LOW, HIGH, steps=32, probes=2, data_std=0.5)
+    within = ((ll - FULL.log_prob(x, LOW)).abs() < 2 * info['stderr']).double().mean()
+    assert 0.91 <= within <= 0.985
+    assert info['stderr'].mean().item() == pytest.approx(ll.std().item(), rel=0.2)
+    ll, info = sampling.log_likelihood(FULL, x, LOW, HIGH, probes=16)      # probes that stay: the spread of 16 integrals
+    assert info['stderr'].mean().item() == pytest.approx(ll.std().item(), rel=0.2)
+
+
+def test_an_item_is_the_same_alone():
+    x = torch.cat([FULL.draw(3, LOW), FULL.draw(1, LOW) * 40])
+    for options in {}, {'steps': 8}, {'steps': 8, 'probes': 3}:
+        together, _ = sampling.log_likelihood(FULL, x, LOW, HIGH, seed=[5, 6, 7, 8], **options)
+        for i, seed in enumerate([5, 6, 7, 8]):
+            alone, _ = sampling.log_likelihood(FULL, x[i:i + 1], LOW, HIGH, seed=[seed], **options)
+            torch.testing.assert_close(alone, together[i:i + 1], rtol=1e-9, atol=1e-9)
+    other, _ = sampling.log_likelihood(FULL, x, LOW, HIGH, seed=[9, 9, 9, 9], steps=8)
+    assert (other - together).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize('options', [{'atol': 1e-7, 'rtol': 1e-7}, {'steps': 64}, {'steps': 64, 'data_std': 0.4}], ids=str)
+def test_inversion_goes_there_and_back(options):
+    x = FULL.draw(5, LOW)
+    noise = sampling.invert(FULL, x, LOW, HIGH, **options)
+    exact = FULL.inner.flow(x @ FULL.axes, LOW, HIGH) @ FULL.axes.T
+    torch.testing.assert_close(noise, exact, rtol=2e-4, atol=1e-3)
+    torch.testing.assert_close(sampling.invert(FULL, noise, HIGH, LOW, **options), x, rtol=0, atol=1e-3)
+    _, info = sampling.log_likelihood(FULL, x, LOW, HIGH, **options)
+    torch.testing.assert_close(info['latent'], noise, rtol=1e-5, atol=1e-4)
+
+
+def test_conditions_reach_the_model_and_the_cap_holds():
+    model = lambda x, sigma, mean: Gaussian(mean, torch.tensor(0.5))(x, sigma)
+    x, mean = torch.randn(3, 2, 4), torch.randn(3, 1, 1)
+    ll, _ = sampling.log_likelihood(model, x, LOW, HIGH, {'mean': mean}, steps=32, data_mean=mean, data_std=0.5,
+                                    dtype=torch.float64)
+    exact = Gaussian(mean.double(), torch.tensor(0.5, dtype=torch.float64)).log_prob(x.double(), LOW)
+    assert ll.dtype == torch.float64
+    torch.testing.assert_close(ll, exact, rtol=0, atol=2e-3)
+    with pytest.raises(ValueError, match='evaluations ended at'):
+        sampling.log_likelihood(model, x, LOW, HIGH, {'mean': mean}, max_evaluations=10)
+
+
 def test_mixture_with_many_probes():
     """The divergence of a mixture is not diagonal, so one probe is right on average only."""
     model = Mixture(torch.tensor([[1., 0.], [-1., 0.7]], dtype=torch.float64), torch.tensor([0.3, 0.4], dtype=torch.float64))
@@ -63,3 +174,13 @@ def test_precision_and_refusals():
         sampling.log_likelihood(model, torch.ones(2, 4), 0., 20.)
     with pytest.raises(ValueError, match='log_likelihood: the model returned NaN'):
         sampling.log_likelihood(lambda x, sigma: x * math.nan, torch.ones(2, 4), 0.1, 20.)
+    with pytest.raises(ValueError, match='no derivative'):
+        sampling.log_likelihood(torch.no_grad()(lambda x, sigma: x / 2), torch.ones(2, 4), 0.1, 20.)
+    with pytest.raises(ValueError, match='probes is 0'):
+        sampling.log_likelihood(lambda x, sigma: x / 2, torch.ones(2, 4), 0.1, 20., probes=0)
+    with pytest.raises(ValueError, match="trace is 'hutch'"):
+        sampling.log_likelihood(lambda x, sigma: x / 2, torch.ones(2, 4), 0.1, 20., trace='hutch')
+    with pytest.raises(ValueError, match='steps is 0'):
+        sampling.invert(lambda x, sigma: x / 2, torch.ones(2, 4), 0.1, 20., steps=0)
+    with pytest.raises(ValueError, match='two different ones'):
+        sampling.invert(lambda x, sigma: x / 2, torch.ones(2, 4), 2., 2.)

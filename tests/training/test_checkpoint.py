@@ -26,7 +26,7 @@ def saved(toy, tmp_path):
 
 def test_a_checkpoint_has_the_original_keys_and_loads_safely(saved):
     folder, trainer = saved
-    assert sorted(p.name for p in folder.path.iterdir()) == ['toy_00000002.pth', 'toy_00000004.pth', 'toy_state.json']
+    assert sorted(p.name for p in folder.path.iterdir()) == ['toy_00000002.pth', 'toy_00000004.pth', 'toy_manifest.json', 'toy_state.json']
     assert json.loads(folder.pointer_path.read_text()) == {'latest_checkpoint': 'toy_00000004.pth'}
     state = load_checkpoint(folder.checkpoint_path(4))
     assert state.keys() >= KEYS
@@ -79,7 +79,7 @@ def test_a_crash_before_the_rename_leaves_the_old_checkpoint(saved, monkeypatch)
         patch.setattr(os, 'replace', crash)
         with pytest.raises(OSError, match='went away'):
             folder.save(state)
-    assert sorted(p.name for p in folder.path.iterdir()) == ['toy_00000002.pth', 'toy_00000004.pth', 'toy_state.json']
+    assert sorted(p.name for p in folder.path.iterdir()) == ['toy_00000002.pth', 'toy_00000004.pth', 'toy_manifest.json', 'toy_state.json']
     assert folder.newest()[1]['elapsed'] > 0
 
 

@@ -204,15 +204,37 @@ def test_a_second_interrupt_raises_at_once_and_saves_nothing(toy, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_loss_that_is_no_number_stops_the_run(toy, tmp_path):
-    folder = RunFolder(tmp_path, 'toy')
-    trainer = toy.make_trainer(hooks=[CheckpointHook(folder, every=4)], read_every=100)
+def nan_at(trainer, bad):
     loss = trainer.loss
-    trainer.loss = lambda batch: loss(batch) * (math.nan if trainer.step == 5 else 1.)
-    with pytest.raises(Diverged, match=r'the loss is nan at step 6; the last good checkpoint is .*toy_00000004\.pth') as error:
+    trainer.loss = lambda batch: loss(batch) * (math.nan if bad(trainer.step) else 1.)
+    return trainer
+
+
+def test_losses_that_stay_no_numbers_stop_the_run(toy, tmp_path):
+    folder = RunFolder(tmp_path, 'toy')
+    trainer = nan_at(toy.make_trainer(hooks=[CheckpointHook(folder, every=4)], read_every=100, end_step=20), lambda step: step >= 5)
+    with pytest.warns(UserWarning, match='left out'), pytest.raises(
+            Diverged, match=r'nan at step 9, as at 3 others of the last 1000; the last good checkpoint is .*toy_00000008\.pth') as error:
         trainer.run()
     assert isinstance(error.value, ValueError)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['toy_00000004.pth', 'toy_state.json']
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['toy_00000004.pth', 'toy_00000008.pth', 'toy_manifest.json', 'toy_state.json']
+
+
+def test_one_broken_batch_is_told_and_left_out(toy):
+    trainer = nan_at(toy.make_trainer(end_step=8), lambda step: step == 5)
+    with pytest.warns(UserWarning, match=r'the loss is nan at step 6 \(items 20 to 23 of the stream\); its gradient is left out'):
+        assert trainer.run() == 'done'
+    plain = toy.make_trainer(end_step=8)
+    plain.run()
+    assert all(p.isfinite().all() for p in trainer.model.parameters()) and math.isfinite(trainer.ema_stats['loss'])
+    assert not equal(trainer.model.state_dict(), plain.model.state_dict()) and trainer.bad_steps == [6]
+    assert not any(value is None for value in trainer.loss_by_noise.values(trainer.accelerator))
+
+
+def test_without_clipping_one_such_loss_is_enough(toy):
+    trainer = nan_at(toy.make_trainer(end_step=8, clip_norm=None), lambda step: step == 5)
+    with pytest.raises(Diverged, match='the loss is nan at step 6; no checkpoint'):
+        trainer.run()
 
 
 def test_weights_that_are_no_numbers_are_not_saved(toy, tmp_path):

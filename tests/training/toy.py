@@ -128,6 +128,8 @@ def main(out, batch_size, steps):
     if rank == 0:
         trainer.request_stop()
     print(f'rank {rank}: {trainer.run()} at step {trainer.step}')
+    # A thread of gloo that lets go of a tensor while Python shuts down aborts the process: nothing may be under way then.
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
 

@@ -1,0 +1,97 @@
+"""k-diffusion dataset: looks through a folder or archive of pictures before training."""
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.files import whole_file
+from ..core.images import from_bytes, make_grid, save_image
+from ..data.inspection import Inspection, inspect_pictures
+from .entry import Parser, guarded
+
+_EXAMPLE = '''example:
+  k-diffusion dataset data/icons --size 32 -o icons.png
+
+Every picture is decoded once, by the rules of training. sigma_data is what to write into the config; the contact sheet shows 64
+pictures as the model will see them.'''
+
+
+def dataset(place: str | os.PathLike[str], size: int = 64, sheet: str | os.PathLike[str] | None = None, progress: Any = None) -> Inspection:
+    """Looks through the pictures of a folder or archive at size x size, and writes a contact sheet where a path is given."""
+    if size < 1:
+        raise ValueError(f'--size is {size}; it must be at least 1')
+    found = inspect_pictures(place, (size, size), progress=progress)
+    if sheet is not None and found.sample is not None:
+        save_image(sheet, make_grid(from_bytes(found.sample), padding=2, fill=1.))
+    return found
+
+
+def report(found: Inspection) -> str:
+    """An inspection in words."""
+    low, high = min(found.sizes, key=_area), max(found.sizes, key=_area)
+    lines = [f'{found.source}: {found.files:,} files, {found.readable:,} pictures that can be read',
+             f'formats    {_counts(found.formats)}', f'modes      {_counts(found.modes)}',
+             f'sizes      {low[0]}x{low[1]} to {high[0]}x{high[1]}; most often '
+             + _counts(Counter({f'{w}x{h}': n for (w, h), n in found.sizes.items()}), 3)]
+    if found.classes:
+        lines.append(f'folders    {len(found.classes)}: {_counts(found.classes)}')
+    if found.turned:
+        lines.append(f'turned     {found.turned:,} are turned by their EXIF tag, as training does')
+    small = sum(n for (w, h), n in found.sizes.items() if w < found.size[1] or h < found.size[0])
+    if small:
+        lines.append(f'small      {small:,} are smaller than {found.size[1]}x{found.size[0]} and are enlarged')
+    lines += [f'broken     {len(found.broken):,}', *(f'  {name}: {why}' for name, why in found.broken[:10])]
+    twice = sum(len(names) - 1 for names in found.duplicates)
+    lines += [f'duplicates {twice:,}', *(f'  {names[0]} = {names[1]}' for names in found.duplicates[:5])]
+    return '\n'.join([*lines, f'for the config: "input_channels": {found.channels}, "sigma_data": {found.sigma_data:.3f}  '
+                              f'(mean {found.mean:+.3f}, at {found.size[1]}x{found.size[0]})'])
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def _counts(counter: Counter[str], most: int = 8) -> str:
+    return ', '.join(f'{name} {n:,}' for name, n in counter.most_common(most)) + (', ...' if len(counter) > most else '')
+
+
+def as_json(found: Inspection) -> dict[str, Any]:
+    """An inspection as plain JSON values."""
+    return {'source': found.source, 'files': found.files, 'readable': found.readable, 'formats': found.formats, 'modes': found.modes,
+            'sizes': {f'{w}x{h}': n for (w, h), n in found.sizes.items()}, 'folders': found.classes, 'broken': found.broken,
+            'duplicates': found.duplicates, 'channels': found.channels, 'mean': found.mean, 'sigma_data': found.sigma_data}
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion dataset') -> int:
+    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
+    parser.add_argument('place', help='a folder, a .zip or a .tar of pictures')
+    parser.add_argument('--size', type=int, default=64, help='the size that the model is to see (default: 64)')
+    parser.add_argument('-o', '--out', help='write a contact sheet of 64 pictures here')
+    parser.add_argument('--broken', metavar='FILE', help='write the list of all broken pictures here')
+    parser.add_argument('--json', action='store_true', help='one machine-readable line on stdout')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        found = dataset(args.place, args.size, args.out, _progress)
+        if args.broken:
+            with whole_file(args.broken) as temporary:
+                temporary.write_text(''.join(f'{name}: {why}\n' for name, why in found.broken), errors='surrogateescape')
+        print(json.dumps(as_json(found)) if args.json else _printable(report(found)))
+        if args.out and not args.json:
+            print(f'contact sheet: {Path(args.out)}')
+    return guarded(prog, work)
+
+
+def _printable(text: str) -> str:
+    """Odd file names as the terminal can show them."""
+    return text.encode('utf-8', 'backslashreplace').decode()
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty() and (done % 64 == 0 or done == total):
+        print(f'\r{done:,} of {total:,}', end='\n' if done == total else '', file=sys.stderr, flush=True)

@@ -1,0 +1,31 @@
+"""Samples by number, for measuring: each from its own seed, with the classes of the pictures they are compared with."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn
+from ..core.random import derive_seed
+from ..generation import BETWEEN, SamplingConfig, generate
+from .sample import guided
+
+
+class Draw:
+    """Sample i is drawn from (seed, i) alone and has the class of the i-th reference picture (each class in turn without)."""
+
+    def __init__(self, denoiser: DenoiseFn, config: Mapping[str, Any], how: SamplingConfig, seed: int,
+                 classes: list[int] | None, batch_size: int, device: torch.device) -> None:
+        model, known = config['model'], config['dataset']['num_classes']
+        self.labels = (classes or list(range(known))) if known else None
+        self.denoise = guided(denoiser, {'class_cond': known}, how) if known else denoiser
+        self.sigmas = BETWEEN[how.schedule](how.steps, model['sigma_min'], model['sigma_max'])
+        self.shape = [model['input_channels'], *model['input_size']]
+        self.how, self.seed, self.batch_size, self.device = how, seed, batch_size, device
+
+    def __call__(self, items: Sequence[int]) -> Tensor:
+        cond = None if self.labels is None else {'class_cond': torch.tensor([self.labels[i % len(self.labels)] for i in items])}
+        return generate(self.denoise, self.shape, self.sigmas, self.how.sampler, [derive_seed(self.seed, 'sample', i) for i in items],
+                        cond, batch_size=self.batch_size, device=self.device).clamp(-1, 1)

@@ -1,0 +1,232 @@
+"""k-diffusion evaluate: how good the samples of a trained model are, by the features of pictures."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..config import find_checkpoint, load_model
+from ..core.files import digest_of, write_json
+from ..core.images import from_bytes, save_image
+from ..core.memory import keep_freed_memory
+from ..core.registry import unknown
+from ..data import Dataset
+from ..evaluation import METRICS, Neighbours, cache_folder, caution, measure, nearest_neighbours, neighbour_picture, reference_features
+from .drawing import Draw
+from .entry import Parser, guarded
+from .processes import World, in_pieces, share_of, world
+from .reference import DATASET_WORDS, EXTRACTOR_WORDS, chosen_pictures, classes_of, make_extractor, open_reference
+from .sample import how_to_sample
+
+_EXAMPLE = '''examples:
+  k-diffusion evaluate --checkpoint runs/demo -n 10000
+  k-diffusion evaluate --checkpoint runs/cifar --metrics fid,fid_infinity,kid --extractor inception -n 50000
+  torchrun --nproc-per-node 2 -m k_diffusion.cli evaluate --checkpoint runs/demo -n 10000
+
+The same command again goes on where it was stopped.'''
+COPIES = 'copies'       # a measure that looks at the training set, whatever the samples are compared with
+PAIRS = 24              # samples shown beside their nearest training pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found: values by name, what they are of, and where they were written."""
+
+    values: dict[str, float]
+    facts: dict[str, Any]
+    file: Path
+    picture: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+    """What an evaluation can be told; a None is the config's value. The flags of `k-diffusion evaluate` bear these names."""
+
+    checkpoint: str | os.PathLike[str]      # a .pth or .safetensors file, or a run's folder (its latest checkpoint)
+    n: int = 10_000                         # how many samples
+    metrics: Sequence[str] = ('fid', 'kid', 'precision_recall')     # names of K.evaluation.METRICS, and 'copies'
+    extractor: Any = None                   # inception, clip, ..., or a callable (default: classifier where there are classes)
+    dataset: str | None = None              # what to compare with (default: the config's own data set)
+    reference_n: int = 50_000               # the most pictures of it that are used
+    out: str | os.PathLike[str] | None = None   # folder to write to (default: evaluation beside the checkpoint)
+    config: str | None = None               # the config, where the checkpoint carries none
+    batch_size: int = 64                    # how many samples at a time; changes no value beyond rounding
+    steps: int | None = None                # how to sample, as in `sample`
+    sampler: str | None = None
+    schedule: str | None = None
+    guidance: float | None = None
+    seed: int = 0                           # sample i is drawn from (seed, i) alone
+    bootstrap: int | None = None            # replicates for the interval of fid (default: 100 for at most 512 features, else 0)
+    device: str | None = None               # cpu, cuda, mps (default: the fastest there is)
+    ema: bool = True                        # the averaged weights, or the raw ones of a .pth
+    allow_code: bool = False                # whether a "custom" data set may run its file
+    cache: str | os.PathLike[str] | None = None     # where reference features are kept (default: the user's cache folder)
+    show: bool = True                       # words and a progress bar on stderr
+
+    def __post_init__(self) -> None:
+        for name, value in ('-n', self.n), ('--batch-size', self.batch_size), ('--reference-n', self.reference_n):
+            if value < 2:
+                raise ValueError(f'{name} is {value}; it must be at least 2')
+        odd = [name for name in self.metrics if name not in (COPIES, *METRICS)]
+        if odd:
+            raise ValueError(f'--metrics: {unknown("metric", odd[0], [COPIES, *METRICS])}')
+
+
+def evaluate(settings: EvaluationSettings) -> Evaluation:
+    """Draws samples, compares their features with those of a reference set, and writes the values as JSON.
+
+    The samples' features are kept in the folder piece by piece, so that an evaluation that was stopped goes on.
+    """
+    with world() as processes:
+        task = _Task(settings, processes)
+        fake = task.features()
+        if processes.main:
+            found = task.measured(fake)
+        else:
+            found = Evaluation({}, task.facts, task.folder / 'metrics.json', None)
+        processes.wait()
+    return found
+
+
+class _Task:
+    """An evaluation put together: the model, what its samples are compared with, and how."""
+
+    def __init__(self, settings: EvaluationSettings, processes: World) -> None:
+        self.settings, self.processes = settings, processes
+        self.path = find_checkpoint(settings.checkpoint)
+        self.device = processes.device(settings.device)
+        if self.device.type == 'cpu':
+            keep_freed_memory()
+        denoiser, config = load_model(self.path, self.device, settings.config, settings.ema)
+        self.folder = Path(settings.out) if settings.out is not None else self.path.parent / 'evaluation'
+        self.cache = Path(settings.cache) if settings.cache is not None else cache_folder() / 'evaluation'
+        self.training_set = lru_cache(lambda: open_reference(config, None, settings.allow_code, self.path.parent))
+        reference = self.training_set() if settings.dataset is None else open_reference(config, settings.dataset, settings.allow_code)
+        self._compare_with(reference, settings.extractor or ('classifier' if config['dataset']['num_classes'] else 'inception'))
+        how = how_to_sample(config, sampler=settings.sampler and settings.sampler.removeprefix('sample_'), steps=settings.steps,
+                            schedule=settings.schedule, guidance=settings.guidance)
+        self.draw = Draw(denoiser, config, how, settings.seed, classes_of(reference, self.indices), settings.batch_size, self.device)
+        self.facts |= {'seed': settings.seed, **dataclasses.asdict(how)}
+
+    def _compare_with(self, reference: Dataset, named: Any) -> None:
+        self.indices = chosen_pictures(reference, self.settings.reference_n)
+        with self.processes.main_first():
+            self.extractor = named if callable(named) else make_extractor(named, self.training_set, self.cache, self.device, self.say)
+            self.real = self._reference_features(reference, self.indices)
+        self.facts = {'checkpoint': str(self.path), 'n': self.settings.n, 'reference': reference.source, 'reference_n': len(self.indices),
+                      'extractor': named if isinstance(named, str) else getattr(named, '__name__', type(named).__name__),
+                      'features': self.real.shape[1]}
+
+    def _reference_features(self, dataset: Dataset, indices: Sequence[int]) -> Tensor:
+        return reference_features(dataset, indices, self.extractor, self.cache, self.settings.batch_size, self.device)
+
+    def say(self, text: str) -> None:
+        if self.settings.show and self.processes.main:
+            print(text, file=sys.stderr, flush=True)
+
+    def features(self) -> Tensor:
+        """Of the samples: [N, D]."""
+        n = self.settings.n
+        self.say(f'{n:,} samples by {self.draw.how.sampler}, {self.draw.how.steps} steps, '
+                 f'against {len(self.indices):,} pictures of {self.facts["reference"]}')
+        determined_by = {**self.facts, 'n': 0, 'checkpoint': digest_of(self.path), 'ema': self.settings.ema, 'classes': self.draw.labels,
+                         'extractor': getattr(self.extractor, 'fingerprint', self.facts['extractor'])}
+        key = hashlib.blake2b(repr(determined_by).encode(), digest_size=8).hexdigest()
+        hidden = not (self.settings.show and self.processes.main) or None
+        with tqdm(total=share_of(n, self.processes), unit='image', disable=hidden) as bar:
+            return in_pieces(self.folder / f'pieces-{key}', n, self._piece, self.processes, lambda done: bar.update(done - bar.n))
+
+    @torch.no_grad()
+    def _piece(self, items: Sequence[int]) -> Tensor:
+        batches = self.draw(items).split(self.settings.batch_size)
+        return torch.cat([self.extractor(batch.to(self.device)).float().cpu() for batch in batches])
+
+    def measured(self, fake: Tensor) -> Evaluation:
+        """The values of the metrics, written down."""
+        settings = self.settings
+        replicates = settings.bootstrap if settings.bootstrap is not None else 100 if fake.shape[1] <= 512 else 0
+        values = measure(fake, self.real, [name for name in settings.metrics if name != COPIES], replicates)
+        picture = None
+        if COPIES in settings.metrics:
+            copied, picture = self._copies(fake)
+            values |= copied
+        write_json(self.folder / 'metrics.json', {**values, **self.facts})
+        if caution(settings.n) and 'fid' in values:
+            self.say(f'note: {caution(settings.n)}')
+        return Evaluation(values, self.facts, self.folder / 'metrics.json', picture)
+
+    def _copies(self, fake: Tensor) -> tuple[dict[str, float], Path]:
+        """The share of samples that look like copies of a training picture; the likeliest ones beside it as a picture."""
+        training_set = self.training_set()
+        indices = chosen_pictures(training_set, self.settings.reference_n)
+        found = nearest_neighbours(fake, self._reference_features(training_set, indices))
+        most = found.ratio.argsort()[:PAIRS].tolist()
+        near = from_bytes(torch.stack([training_set[indices[int(found.index[i])]]['image'] for i in most]))
+        shown = Neighbours(torch.arange(len(most)), found.distance[most], found.ratio[most])
+        save_image(self.folder / 'copies.png', neighbour_picture(self.draw(most), near, shown))
+        return {'copies': found.copies(), 'nearest_ratio': found.ratio.median().item()}, self.folder / 'copies.png'
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(',') if name.strip()]
+
+
+def _parser(prog: str) -> Parser:
+    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
+    add = parser.add_argument
+    add('--checkpoint', required=True, help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    add('-n', type=int, default=10_000, help='how many samples (default: 10000)')
+    add('--metrics', type=_names, default=['fid', 'kid', 'precision_recall'], metavar='fid,kid,...',
+        help='what to measure (default: fid,kid,precision_recall): ' + '; '.join(f'{m.name}: {m.meaning}' for m in METRICS.values())
+        + f'; {COPIES}: the share of samples that copy a training picture, with the likeliest ones as a picture')
+    add('--extractor', help=f'whose features are compared: {EXTRACTOR_WORDS} (default: classifier where there are classes, else inception)')
+    add('--dataset', help=f'what to compare with: {DATASET_WORDS}')
+    add('--reference-n', type=int, default=50_000, help='the most pictures of it that are used (default: 50000)')
+    add('--bootstrap', type=int, help="replicates for the interval of fid (default: 100 for at most 512 features, else 0)")
+    add('--out', help='folder to write to (default: evaluation beside the checkpoint)')
+    add('--config', help='the config, where the checkpoint carries none')
+    add('--batch-size', type=int, default=64, help='how many samples at a time (default: 64)')
+    for name, kind, words in (('--steps', int, 'how many steps the sampler takes'), ('--sampler', str, 'the sampler'),
+                              ('--schedule', str, 'the spacing of noise levels'), ('--guidance', float, 'classifier-free guidance scale')):
+        add(name, type=kind, help=f"{words} (default: the config's)")
+    add('--seed', type=int, default=0, help='sample i is drawn from (seed, i) alone (default: 0)')
+    add('--cache', help="where reference features are kept (default: the user's cache folder)")
+    add('--device', help='cpu, cuda, mps (default: the fastest there is)')
+    add('--raw', dest='ema', action='store_false', help='the raw weights of a .pth, not the averaged ones')
+    add('--allow-code', action='store_true', help='let a "custom" dataset run the Python file that the config names')
+    add('--json', action='store_true', help='one machine-readable line on stdout')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion evaluate') -> int:
+    args = vars(_parser(prog).parse_args(argv))
+    as_json = args.pop('json')
+
+    def work() -> None:
+        found = evaluate(EvaluationSettings(**args))
+        if int(os.environ.get('RANK', 0)):
+            return
+        print(json.dumps({**found.values, **found.facts}) if as_json else in_words(found.values, found.file, found.picture))
+    return guarded(prog, work)
+
+
+def in_words(values: dict[str, float], file: Path, picture: Path | None = None) -> str:
+    """Values as lines, each with its error where there is one."""
+    lines = []
+    for name, value in values.items():
+        if name.endswith(('_stderr', '_low', '_high')):
+            continue
+        error = f' +- {values[f"{name}_stderr"]:.2g}' if f'{name}_stderr' in values else ''
+        between = f' (95 %: {values[f"{name}_low"]:.4g} to {values[f"{name}_high"]:.4g})' if f'{name}_low' in values else ''
+        lines.append(f'{name:<14}{value:.5g}{error}{between}')
+    return '\n'.join([*lines, f'written to {file}' + (f', likeliest copies: {picture}' if picture else '')])

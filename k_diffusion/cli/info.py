@@ -1,0 +1,144 @@
+"""k-diffusion info: what the model of a config or checkpoint costs: parameters, arithmetic, memory and an estimate of time."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import find_checkpoint, load_config, read_weights, sections_of
+from ..core.devices import choose_device
+from ..core.machine import memory_bytes, multiply_rate
+from ..models.sizing import sizes
+from .entry import Parser, guarded
+
+#: The share of the rate of large matrix products that whole training steps were seen to reach: 0.4 to 0.8 on a CPU.
+SHARE = 0.5
+_EXAMPLE = '''examples:
+  k-diffusion info configs/config_icons.json
+  k-diffusion info runs/demo --json
+  k-diffusion info configs/config_256x256_transformer.json --batch-size 32 --rate 3e14'''
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a model costs. Multiply-adds are of a forward pass for one picture; bytes are of training in float32 with AdamW."""
+
+    name: str
+    type: str
+    input: list[int]                    # channels, height, width
+    parameters: int
+    multiply_adds: int
+    sampling_multiply_adds: int         # of one picture, with the steps of the config
+    activation_bytes: int               # of one picture
+    batch_size: int
+    training_bytes: int                 # of a batch
+    memory_bytes: int | None            # of the device
+    device: str
+    rate: float                         # floating-point operations per second
+    images_per_second: float            # of training
+    steps: int | None                   # of the run, as the config has it
+    training_seconds: float | None
+
+
+def info(source: str | os.PathLike[str], batch_size: int | None = None, device: str | None = None, rate: float | None = None) -> Info:
+    """What the model of a config (.json), a checkpoint (.pth, .safetensors) or a run's folder costs; nothing of it is allocated.
+
+    `rate` is how many floating-point operations per second the device does; left out, a third of a second is spent measuring it.
+    """
+    config = load_config(_config_of(source))
+    sections = sections_of(config)
+    model, classes = sections.model, sections.dataset.num_classes
+    found = sizes(model, classes + 1 if classes else 0)
+    where = choose_device(device)
+    batch_size = batch_size or sections.training.batch_size
+    rate = rate or multiply_rate(where)
+    images_per_second = SHARE * rate / (3 * 2 * found.multiply_adds)
+    steps = sections.training.end_step
+    guided = 2 if classes and sections.sampling.guidance != 1 else 1
+    return Info(
+        str(source), model.type, [model.input_channels, *model.input_size], found.parameters, found.multiply_adds,
+        guided * sections.sampling.steps * found.multiply_adds, found.activation_bytes, batch_size, found.training_bytes(batch_size),
+        memory_bytes(where), where.type, rate, images_per_second, steps, steps * batch_size / images_per_second if steps else None)
+
+
+def _config_of(source: str | os.PathLike[str]) -> Any:
+    path = find_checkpoint(source)
+    if path.suffix in ('.json', '.safetensors'):
+        return path
+    if not path.exists() and path.parent.name == 'configs':
+        return path
+    config = read_weights(path)[1]
+    if config is None:
+        raise ValueError(f'{path} carries no config; give the config file it was trained with')
+    return config
+
+
+def lines(found: Info) -> list[str]:
+    """The same in words."""
+    channels, height, width = found.input
+    memory = f' ({found.device} has {size(found.memory_bytes)})' if found.memory_bytes else ''
+    rate = found.images_per_second
+    per_second = f'about {rate:,.0f} images/s' if rate >= 100 else f'about {rate:.2g} images/s'
+    rows = [
+        ('model', f'{found.type}, pictures of {width}x{height}, {channels} channel{"s" * (channels > 1)}'),
+        ('parameters', f'{found.parameters:,}'),
+        ('forward', f'{number(found.multiply_adds)} multiply-adds a picture'),
+        ('sampling', f'{number(found.sampling_multiply_adds)} multiply-adds a picture'),
+        ('activations', f'{size(found.activation_bytes)} a picture, {size(found.activation_bytes * found.batch_size)} a batch of '
+                        f'{found.batch_size}, in float32 (about half in bf16)'),
+        ('training', f'{size(found.training_bytes)}: weights, gradients, AdamW, average, activations{memory}'),
+        ('speed', f'{per_second} of training on {found.device}, at {SHARE:.0%} of {number(found.rate)} operations/s'),
+    ]
+    if found.training_seconds is not None:
+        rows.append(('time', f'about {duration(found.training_seconds)} for the {found.steps:,} steps of the config'))
+    else:
+        rows.append(('time', f'about {duration(1e6 / found.images_per_second)} for each million pictures'))
+    text = [f'{name:13}{value}' for name, value in rows]
+    if found.memory_bytes and found.training_bytes > found.memory_bytes:
+        text.append(f'It does not fit into the memory of {found.device}: take a smaller batch, --checkpointing or a smaller model.')
+    return text
+
+
+def number(value: float) -> str:
+    """1234567 -> '1.23 million'."""
+    for unit, word in ((1e15, ' quadrillion'), (1e12, ' trillion'), (1e9, ' billion'), (1e6, ' million')):
+        if value >= unit:
+            return f'{value / unit:.3g}{word}'
+    return f'{value:,.0f}'
+
+
+def size(value: float) -> str:
+    """Bytes as MiB, GiB, TiB."""
+    for unit, word in ((2**40, 'TiB'), (2**30, 'GiB')):
+        if value >= unit:
+            return f'{value / unit:,.1f} {word}'
+    return f'{value / 2**20:,.1f} MiB'
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for unit, word in ((86400 * 365, 'years'), (86400, 'days'), (3600, 'hours'), (60, 'minutes')):
+        if seconds >= 1.5 * unit:
+            return f'{seconds / unit:,.2g} {word}' if seconds < 100 * unit else f'{seconds / unit:,.0f} {word}'
+    return f'{seconds:.2g} seconds'
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion info') -> int:
+    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
+    parser.add_argument('source', type=Path, metavar='CONFIG|CHECKPOINT', help='a .json config, a .pth or .safetensors file, or a run')
+    parser.add_argument('--batch-size', type=int, help="pictures in a batch (default: the config's)")
+    parser.add_argument('--device', help='cpu, cuda, mps (default: the fastest there is)')
+    parser.add_argument('--rate', type=float, help='floating-point operations per second to reckon with (default: measured here)')
+    parser.add_argument('--json', action='store_true', help='one machine-readable line')
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        for key in ('batch_size', 'rate'):
+            if getattr(args, key) is not None and getattr(args, key) <= 0:
+                raise ValueError(f'--{key.replace("_", "-")} is {getattr(args, key)}; it must be above 0')
+        found = info(args.source, args.batch_size, args.device, args.rate)
+        print(json.dumps(asdict(found)) if args.json else '\n'.join(lines(found)))
+    return guarded(prog, work)

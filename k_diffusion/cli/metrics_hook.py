@@ -1,0 +1,134 @@
+"""Evaluation during training: numbers and curves of sample quality, which take nothing from training randomness."""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.files import whole_file
+from ..core.modules import eval_mode
+from ..core.plots import plot_curves
+from ..data import Dataset
+from ..evaluation import Extractor, caution, compute_features, measure, reference_features
+from ..generation import SamplingConfig
+from ..training import Trainer
+from .drawing import Draw
+from .reference import chosen_pictures, classes_of, make_extractor, open_reference
+from .sample import how_to_sample
+
+COLUMNS = ('step', 'time', 'loss', 'fid', 'kid')    # the original's
+REFERENCE = 10_000      # pictures at most that samples are compared with
+
+
+@dataclasses.dataclass
+class EvaluationHook:
+    """Draws `n` samples of the averaged model, the same noises each time, and compares their features with a reference set's.
+
+    Writes NAME_metrics.csv (step, time, loss, fid, kid) and NAME_metrics.svg. Where there is no extractor, says so once.
+    """
+
+    every: int
+    folder: Path
+    name: str
+    denoiser: nn.Module
+    config: Mapping[str, Any]
+    n: int
+    batch_size: int
+    say: Callable[[str], None]
+    training_set: Dataset
+    extractor: str                  # as --extractor of `k-diffusion evaluate` says it
+    against: str | None = None      # a data set other than the training set, as --dataset says it
+    allow_code: bool = False
+    listeners: Sequence[Callable[[int, Mapping[str, float]], None]] = ()
+
+    def __post_init__(self) -> None:
+        self._ready: tuple[Extractor, Tensor, Draw] | None = None
+        self._given_up = False
+
+    def __call__(self, trainer: Trainer) -> None:
+        trainer.check_finite()
+        if not self._given_up and self._ready is None:
+            self._prepare(trainer)
+        if self._ready is None:
+            return
+        values = self._measured(trainer, *self._ready)
+        if not trainer.accelerator.is_main_process:
+            return
+        rows = self._write(trainer, values)
+        plot_curves(self.folder / f'{self.name}_metrics.svg',
+                    {key: {key: [(row['step'], row[key]) for row in rows]} for key in ('fid', 'kid')})
+        self.say(f'step {trainer.step:,}: fid {values["fid"]:.4g}, kid {values["kid"]:.3g} +- {values["kid_stderr"]:.1g} '
+                 f'({self.n:,} samples, {self.extractor} features)')
+        for listener in self.listeners:
+            listener(trainer.step, values)
+
+    def _prepare(self, trainer: Trainer) -> None:
+        """The extractor and the reference set's features; all processes go on with them or none does."""
+        accelerator, reason = trainer.accelerator, ''
+        with accelerator.main_process_first():
+            try:
+                self._ready = self._opened(accelerator.device)
+            except (OSError, ImportError, ValueError) as error:
+                reason = ' '.join(str(error).split())
+        failed = accelerator.reduce(torch.tensor(float(self._ready is None), device=accelerator.device), 'sum')
+        if failed.item():
+            self._ready, self._given_up = None, True
+            other = '; --evaluate-with classifier needs no download' if self.extractor != 'classifier' else ''
+            self.say(f'evaluation is skipped: {reason or "another process has no extractor"}; training goes on{other} '
+                     '(--evaluate-n 0 hides this line)')
+        elif caution(self.n):
+            self.say(f'note: {caution(self.n)}')
+
+    def _opened(self, device: torch.device) -> tuple[Extractor, Tensor, Draw]:
+        kept = self.folder / 'cache'
+        reference = self.training_set if self.against is None else open_reference(self.config, self.against, self.allow_code)
+        extractor = make_extractor(self.extractor, lambda: self.training_set, kept, device, self.say)
+        indices = chosen_pictures(reference, REFERENCE)
+        features = reference_features(reference, indices, extractor, kept, self.batch_size, device)
+        how = dataclasses.replace(how_to_sample(self.config), sampler='dpmpp_2m', steps=50, schedule='karras')
+        return extractor, features, self._draw(how, classes_of(reference, indices), device)
+
+    def _draw(self, how: SamplingConfig, classes: list[int] | None, device: torch.device) -> Draw:
+        return Draw(self.denoiser, self.config, how, 0, classes, self.batch_size, device)
+
+    def _measured(self, trainer: Trainer, extractor: Extractor, real: Tensor, draw: Draw) -> dict[str, float]:
+        accelerator, drawn = trainer.accelerator, 0
+
+        def sample(count: int) -> Tensor:
+            nonlocal drawn
+            first = drawn + accelerator.process_index * count
+            drawn += accelerator.num_processes * count
+            return draw(range(first, first + count)).to(accelerator.device)
+
+        with eval_mode(self.denoiser), torch.no_grad(), accelerator.autocast():
+            fake = compute_features(accelerator, sample, lambda x: extractor(x).float(), self.n, self.batch_size).cpu()
+        return measure(fake, real, ('fid', 'kid')) if accelerator.is_main_process else {}
+
+    def _write(self, trainer: Trainer, values: Mapping[str, float]) -> list[dict[str, float]]:
+        """Adds a row; after a resume, rows of steps that were taken again are replaced."""
+        path = self.folder / f'{self.name}_metrics.csv'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = {'step': trainer.step, 'time': trainer.elapsed, 'loss': trainer.ema_stats.get('loss', math.nan),
+               'fid': values['fid'], 'kid': values['kid']}
+        rows = [row for row in read_metrics(path) if row['step'] < trainer.step] + [new]
+        with whole_file(path) as temporary:
+            lines = [','.join(f'{row[key]:g}' if key == 'step' else f'{row[key]:.8g}' for key in COLUMNS) for row in rows]
+            temporary.write_text('\n'.join([','.join(COLUMNS), *lines]) + '\n')
+        return rows
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics, ours or the original's; lines that are no such row are left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        fields = line.split(',')
+        try:
+            rows.append(dict(zip(COLUMNS, map(float, fields), strict=True)))
+        except ValueError:
+            continue
+    return rows

@@ -1,0 +1,74 @@
+"""A dry run: what training would do and cost, and its first batch as a picture; nothing is trained or kept."""
+from __future__ import annotations
+
+import itertools
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.images import make_grid, save_image
+from ..core.modules import n_params
+from ..models.flops import flop_counter
+from ..training import RunFolder, Trainer, unwrap
+from .display import clock
+from .settings import RunSettings
+
+
+def plan(settings: RunSettings, trainer: Trainer, folder: RunFolder, path: Path | None) -> dict[str, Any]:
+    """Takes a few steps on a copy that is thrown away; returns the plan by names, the picture's path among it."""
+    parameters = n_params(unwrap(trainer.model))
+    picture = folder.path / f'{folder.name}_first_batch.png'
+    batches = trainer.loader.iterate(trainer.items)
+    first = next(batches)
+    with flop_counter() as counter:
+        trainer.train_step(itertools.chain([first], batches))
+    seconds = min(_timed(trainer, batches) for _ in range(3))
+    if trainer.accelerator.is_main_process:
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        save_image(picture, make_grid(first['image'][:64].cpu(), padding=1))
+    state_bytes = sum(x.numel() * x.element_size() for x in _tensors(trainer.state_dict()))
+    steps = None if trainer.end_step is None else trainer.end_step - trainer.step + 4
+    saves = None if steps is None else -(-steps // settings.save_every)
+    return {
+        'run': f'{folder.name} in {folder.path}', 'begins': f'from {path}' if path else 'anew',
+        'processes': f'{trainer.accelerator.num_processes} on {trainer.accelerator.device.type}',
+        'a step': f'{trainer.loader.items_per_step} images (portions: {trainer.grad_accum_steps})',
+        'steps': 'until it is stopped' if steps is None else f'{steps:,} ({steps * trainer.loader.items_per_step:,} images)',
+        'parameters': f'{parameters:,}', 'work': f'{2 * counter.flops / 1e9:,.1f} GFLOP a step and process, forward and backward',
+        'speed': f'{seconds * 1000:,.1f} ms a step, {trainer.loader.items_per_step / seconds:,.0f} images/s',
+        'time': 'unknown' if steps is None else f'{clock(steps * seconds)} (without grids and saving)',
+        'a checkpoint': f'{state_bytes / 1e6:,.1f} MB every {settings.save_every:,} steps' + _disk(folder.path, state_bytes, saves,
+                                                                                                   settings),
+        'first batch': str(picture),
+    }
+
+
+def _timed(trainer: Trainer, batches: Any) -> float:
+    start = time.perf_counter()
+    trainer.train_step(batches)
+    if trainer.accelerator.device.type != 'cpu':
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def _disk(folder: Path, each: int, saves: int | None, settings: RunSettings) -> str:
+    """What all checkpoints take of the disk, and a word where that is more than there is."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    kept = saves if not settings.keep_last or saves is None else min(saves, settings.keep_last + settings.keep_best)
+    if kept is None:
+        return f', {free / 1e9:,.1f} GB are free'
+    warning = '; NOT ENOUGH: see --keep-last' if kept * each > free else ''
+    return f', {kept} in all: {kept * each / 1e9:,.2f} GB of the {free / 1e9:,.1f} GB that are free{warning}'
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)

@@ -1,0 +1,105 @@
+"""What samples are compared with: the data set of a config or another one, and the extractor of features."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import load_config, sections_of
+from ..core.files import digest_of, read_json
+from ..core.registry import unknown
+from ..data import DATASETS, Dataset, open_dataset, permutation
+from ..evaluation import (
+    CLIPFeatureExtractor,
+    DINOv2FeatureExtractor,
+    Extractor,
+    InceptionV3FeatureExtractor,
+    ScriptFeatureExtractor,
+    cached_classifier,
+)
+from ..evaluation.features import INCEPTION_DIGEST
+
+EXTRACTORS = ('inception', 'clip', 'dinov2', 'classifier')
+LEARNT_FROM = 20_000    # pictures at most, for the classifier
+
+#: For --help.
+DATASET_WORDS = ("a folder of pictures, TYPE:LOCATION (mnist:data/mnist, or mnist/test:data/mnist for its test pictures), or a .json file "
+                 "with a \"dataset\" section; "
+                 "default: the data set of the model's config")
+EXTRACTOR_WORDS = ('inception, clip or clip:NAME, dinov2 or dinov2:NAME (a NAME may be a folder), classifier (trained in seconds on the '
+                   "config's labelled data set), or a TorchScript file")
+
+
+def open_reference(config: Mapping[str, Any], which: str | None = None, allow_code: bool = False, base: Path | None = None,
+                   cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """The data set of a filled config, or another one, its pictures as the model's; `which` as --dataset says it."""
+    section = config['dataset'] if which is None else _section(which, config['dataset'].get('num_classes', 0))
+    sections = sections_of(load_config({**config, 'dataset': section}))
+    size = tuple(sections.model.input_size)
+    return open_dataset(sections.dataset, (size[0], size[1]), sections.model.input_channels, base, allow_code, cache_dir=cache,
+                        progress=progress)
+
+
+def _section(which: str, num_classes: int) -> dict[str, Any]:
+    if Path(which).suffix == '.json' and Path(which).is_file():
+        found = read_json(Path(which).read_text(), which)
+        if not isinstance(found, dict) or not isinstance(found.get('dataset'), dict):
+            raise ValueError(f'{which} has no section "dataset"; give a config, or a file with that section alone')
+        return found['dataset']
+    if Path(which).is_dir():
+        return {'type': 'imagefolder', 'location': which, 'num_classes': 0}
+    told, _, location = which.partition(':')
+    kind, _, split = told.partition('/')
+    if kind in DATASETS and split and 'split' not in DATASETS[kind].__dataclass_fields__:
+        raise ValueError(f'--dataset is {which!r}, and the type {kind!r} has no splits to choose from; leave /{split} out')
+    if kind not in DATASETS:
+        raise ValueError(f'--dataset is {which!r}, which is no folder, no .json file and no type: {unknown("type", kind, DATASETS)}')
+    given = {'location': location, 'split': split}
+    return {'type': kind, 'num_classes': num_classes, **{key: value for key, value in given.items() if value}}
+
+
+def chosen_pictures(dataset: Dataset, most: int, seed: int = 0) -> list[int]:
+    """Which pictures of a data set stand for it: all, or so many drawn from the seed."""
+    return permutation(seed, 0, len(dataset))[:most].tolist()
+
+
+def classes_of(dataset: Dataset, indices: list[int]) -> list[int] | None:
+    """The classes of pictures, or None where there are none."""
+    if not dataset.num_classes:
+        return None
+    labels = getattr(dataset, 'labels', None)
+    return [int(dataset[i]['class_cond'] if labels is None else labels[i]) for i in indices]
+
+
+def make_extractor(which: str, training_set: Callable[[], Dataset], folder: str | os.PathLike[str], device: Any = 'cpu',
+                   say: Callable[[str], None] = lambda text: None) -> Extractor:
+    """The extractor that `which` names, as --extractor says it; a classifier learns from the training set."""
+    kind, _, name = which.partition(':')
+    if Path(which).suffix in ('.pt', '.pth', '.ts') or Path(which).is_file():
+        known = Path(which).is_file() and digest_of(which) == INCEPTION_DIGEST
+        return InceptionV3FeatureExtractor(device, which) if known else ScriptFeatureExtractor(which, device)
+    if kind not in EXTRACTORS:
+        raise ValueError(f'{unknown("extractor", kind, EXTRACTORS)}, or the path of a TorchScript file')
+    if kind == 'inception':
+        return InceptionV3FeatureExtractor(device)
+    if kind == 'clip':
+        return CLIPFeatureExtractor(name or 'ViT-B/16', device)
+    if kind == 'dinov2':
+        return DINOv2FeatureExtractor(name or 'vitl14', device)
+    images, labels, classes = _labelled(training_set())
+    network = cached_classifier(folder, images, labels, classes)
+    say(f'the features are those of a classifier of {classes} classes, {network.accuracy:.1%} right on pictures held out')
+    return network.to(device)
+
+
+def _labelled(dataset: Dataset) -> tuple[Tensor, Tensor, int]:
+    """Pictures uint8 [N, C, H, W] and their classes [N], in an order drawn once."""
+    if not dataset.num_classes:
+        raise ValueError(f'{dataset.source} has no classes for a classifier to learn; choose another extractor: {EXTRACTOR_WORDS}')
+    indices = chosen_pictures(dataset, LEARNT_FROM)
+    items = [dataset[i] for i in indices]
+    return torch.stack([item['image'] for item in items]), torch.tensor([item['class_cond'] for item in items]), dataset.num_classes

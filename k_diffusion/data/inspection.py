@@ -1,0 +1,118 @@
+"""A look at a folder or archive of pictures before training: what is in it, what is broken, what is there twice."""
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.extras import require
+from .archives import PictureArchive
+from .folders import PictureFiles
+from .pictures import UnreadablePicture, load_picture
+
+#: Modes of pictures without colour.
+GREY = frozenset(('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'F'))
+
+
+@dataclass
+class Inspection:
+    """What a set of pictures is: counts by format, mode and size, classes, broken ones, groups of equal ones, sigma_data."""
+
+    source: str
+    files: int = 0
+    readable: int = 0
+    channels: int = 3
+    size: tuple[int, int] = (64, 64)
+    formats: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)
+    turned: int = 0                                     # those whose EXIF tag turns them
+    broken: list[tuple[str, str]] = field(default_factory=list)
+    duplicates: list[list[str]] = field(default_factory=list)
+    mean: float = 0.
+    sigma_data: float = 0.
+    sample: Tensor | None = None                        # uint8 [N, C, H, W], spread evenly over the set
+
+
+def inspect_pictures(place: str | os.PathLike[str], size: tuple[int, int] = (64, 64), channels: int | None = None, sheet: int = 64,
+                     progress: Callable[[int, int], None] | None = None) -> Inspection:
+    """Decodes every picture once. Duplicates are those of the same pixels at the size asked for; sigma_data is the standard
+    deviation of all pixels in [-1, 1] at that size, the value for the config; channels: None for 1 where all are grey, else 3."""
+    files = open_pictures(Path(place), size)
+    found = Inspection(files.source, len(files) + len(files.skipped), size=size, broken=list(files.skipped))
+    chosen = {round(i * (len(files) - 1) / max(1, sheet - 1)) for i in range(sheet)}
+    same: dict[bytes, list[str]] = {}
+    kept, moments = [], torch.zeros(3, dtype=torch.float64)
+    for index, looked in enumerate(_in_threads(files, size)):
+        if isinstance(looked, UnreadablePicture):
+            found.broken.append((files.name(index), str(looked)))
+        else:
+            facts, image = looked
+            _count(found, facts, files, index)
+            same.setdefault(hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest(), []).append(files.name(index))
+            values = image.double().div_(127.5).sub_(1)
+            moments += torch.stack([values.sum(), values.square().sum(), torch.tensor(float(values.numel()))])
+            kept += [image] if index in chosen else []
+        if progress is not None:
+            progress(index + 1, len(files))
+    if not found.readable:
+        raise ValueError(f'none of the {found.files} pictures of {found.source} can be read (the last, {found.broken[-1][0]}: '
+                         f'{found.broken[-1][1]}); are they pictures?')
+    total, squares, count = moments.tolist()
+    found.mean, found.sigma_data = total / count, max(0., squares / count - (total / count) ** 2) ** 0.5
+    found.channels = channels or (1 if all(mode in GREY for mode in found.modes) else 3)
+    found.sample = torch.stack(kept) if kept else None
+    found.duplicates = [names for names in same.values() if len(names) > 1]
+    return found
+
+
+def open_pictures(place: Path, size: tuple[int, int]) -> PictureFiles | PictureArchive:
+    """The pictures of a folder or an archive, with classes where every one lies in a folder of its own."""
+    if place.is_file():
+        return PictureArchive(place, size, 3)
+    return PictureFiles(place, size, 3)
+
+
+def _count(found: Inspection, facts: dict[str, Any], files: PictureFiles | PictureArchive, index: int) -> None:
+    found.readable += 1
+    found.formats[facts['format']] += 1
+    found.modes[facts['mode']] += 1
+    found.sizes[facts['size']] += 1
+    found.turned += facts['turned']
+    folders = files.paths[index].relative_to(files.root).parts if isinstance(files, PictureFiles) else \
+        Path(files.members[index].name).parts
+    if len(folders) > 1:
+        found.classes[folders[0]] += 1
+
+
+def _in_threads(files: PictureFiles | PictureArchive, size: tuple[int, int],
+                ) -> Iterator[tuple[dict[str, Any], Tensor] | UnreadablePicture]:
+    def look(index: int) -> tuple[dict[str, Any], Tensor] | UnreadablePicture:
+        try:
+            data = files.contents(index) if isinstance(files, PictureArchive) else files.paths[index].read_bytes()
+            image = load_picture(io.BytesIO(data), size, 3)     # first, since it checks before it decodes
+            return _facts(data), image
+        except UnreadablePicture as error:
+            return error
+        except OSError as error:
+            return UnreadablePicture(error.strerror or str(error))
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), 256):
+            yield from pool.map(look, range(start, min(start + 256, len(files))))
+
+
+def _facts(data: bytes) -> dict[str, Any]:
+    with require('PIL.Image', 'train', 'reading pictures').open(io.BytesIO(data)) as picture:
+        turned = picture.getexif().get(0x0112, 1) not in (0, 1)
+        return {'format': picture.format or '?', 'mode': picture.mode, 'size': (picture.width, picture.height), 'turned': turned}

@@ -1,0 +1,126 @@
+"""A feature extractor that needs no download: a small classifier, trained in seconds on the labelled pictures at hand."""
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..core.images import from_bytes, raw_bytes
+from ..core.random import derive_seed, generator
+from ..core.weights import load_safetensors, load_safetensors_config, save_safetensors
+
+SIDE = 32       # larger pictures are brought to this size
+RECIPE = 1      # changes when the network or its training does, so that kept classifiers and features are not mixed
+
+
+class Classifier(nn.Module):
+    """Two convolutions and a hidden layer of 64, whose values are the features: [B, C, H, W] in [-1, 1] -> [B, 64].
+
+    They are scaled so that on the pictures it learnt from their variance is 1 on average.
+
+    `accuracy`: the share of held-out pictures that it classified rightly after its training.
+    """
+
+    scale: Tensor
+
+    def __init__(self, channels: int, size: tuple[int, int], classes: int) -> None:
+        super().__init__()
+        height, width = (min(side, SIDE) for side in size)
+        self.size, self.accuracy, self.fingerprint = (height, width), math.nan, ''
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
+            nn.Flatten(), nn.Linear(32 * _quarter(height) * _quarter(width), 64), nn.ReLU())
+        self.head = nn.Linear(64, classes)
+        self.register_buffer('scale', torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self._framed(x)) / self.scale
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Of the classes: [B, K]."""
+        return self.head(self(x))
+
+    def _framed(self, x: Tensor) -> Tensor:
+        return x if x.shape[-2:] == self.size else F.interpolate(x, self.size, mode='bilinear', antialias=True)
+
+
+def train_classifier(images: Tensor, labels: Tensor, classes: int, seed: int = 0, steps: int = 600, batch_size: int = 128,
+                     report: Callable[[int, int], None] | None = None) -> Classifier:
+    """A classifier of pictures uint8 [N, C, H, W], trained on nine tenths of them; the same one for the same pictures and seed.
+
+    It computes on the CPU, where that is so, and neither draws from torch's global generator nor changes it.
+    """
+    if classes < 2 or len(images) < 20 or len(labels) != len(images):
+        raise ValueError(f'{len(images)} pictures with {len(labels)} labels of {classes} classes train no classifier; it takes 20 pictures '
+                         'or more of two classes or more, and another extractor (--extractor) where there are none')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, 'classifier'))
+        network = Classifier(images.shape[1], (images.shape[2], images.shape[3]), classes)
+    order = torch.randperm(len(images), generator=generator(seed, 'classifier split'))
+    held, train = order[:len(order) // 10], order[len(order) // 10:]
+    optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+    draws = generator(seed, 'classifier batches')
+    with torch.enable_grad():
+        for step in range(steps):
+            optimizer.param_groups[0]['lr'] = 2e-3 * math.cos(0.5 * math.pi * step / steps)
+            chosen = train[torch.randint(len(train), [batch_size], generator=draws)]
+            loss = F.cross_entropy(network.logits(from_bytes(images[chosen])), labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if report is not None:
+                report(step + 1, steps)
+    network.eval().requires_grad_(False)
+    _scale(network, images[train[:5000]])
+    right = [network.logits(from_bytes(images[part])).argmax(1) == labels[part] for part in held.split(1000)]
+    network.accuracy = torch.cat(right).double().mean().item()
+    network.fingerprint = f'classifier {RECIPE} {content_digest(images, labels)} {seed} {steps} {batch_size}'
+    return network
+
+
+def _scale(network: Classifier, images: Tensor) -> None:
+    """Divides the features by their deviation, and gives the head its own back."""
+    deviation = torch.cat([network(from_bytes(part)) for part in images.split(1000)]).var(0).mean().sqrt().clamp_min(1e-6)
+    network.scale.copy_(deviation)
+    network.head.weight.mul_(deviation)
+
+
+def cached_classifier(folder: str | os.PathLike[str], images: Tensor, labels: Tensor, classes: int, seed: int = 0,
+                      report: Callable[[int, int], None] | None = None) -> Classifier:
+    """The classifier of these pictures from the folder, or trained now and kept there."""
+    path = Path(folder) / f'classifier-{RECIPE}-{content_digest(images, labels)}-{seed}.safetensors'
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        trained = train_classifier(images, labels, classes, seed, report=report)
+        save_safetensors(path, trained.state_dict(), {'accuracy': trained.accuracy, 'fingerprint': trained.fingerprint})
+        return trained
+    return load_classifier(path, images.shape[1], (images.shape[2], images.shape[3]), classes)
+
+
+def load_classifier(path: str | os.PathLike[str], channels: int, size: tuple[int, int], classes: int) -> Classifier:
+    """A classifier that cached_classifier wrote."""
+    network = Classifier(channels, size, classes)
+    network.load_state_dict(load_safetensors(path))
+    told = load_safetensors_config(path)
+    network.accuracy, network.fingerprint = told['accuracy'], told['fingerprint']
+    return network.eval().requires_grad_(False)
+
+
+def content_digest(*tensors: Tensor) -> str:
+    """A short digest of what tensors hold."""
+    state = hashlib.blake2b(digest_size=12)
+    for x in tensors:
+        state.update(f'{tuple(x.shape)} {x.dtype}'.encode())
+        state.update(raw_bytes(x.contiguous().view(torch.uint8)))
+    return state.hexdigest()
+
+
+def _quarter(side: int) -> int:
+    return -(-side // 4)

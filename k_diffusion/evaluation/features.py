@@ -1,0 +1,158 @@
+"""Feature extractors: pictures [B, C, H, W] in [-1, 1] -> features [B, D]. Any callable serves; here are the usual ones."""
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.extras import require
+from ..core.files import digest_of, download_file
+
+INCEPTION_URL = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
+INCEPTION_DIGEST = 'f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4'
+
+#: The CLIP models by the names their authors gave them -> where transformers finds them.
+CLIP_MODELS = {'ViT-B/32': 'openai/clip-vit-base-patch32', 'ViT-B/16': 'openai/clip-vit-base-patch16',
+               'ViT-L/14': 'openai/clip-vit-large-patch14', 'ViT-L/14@336px': 'openai/clip-vit-large-patch14-336'}
+DINOV2_MODELS = {'vits14': 'facebook/dinov2-small', 'vitb14': 'facebook/dinov2-base', 'vitl14': 'facebook/dinov2-large',
+                 'vitg14': 'facebook/dinov2-giant'}
+
+
+class Extractor(Protocol):
+    """(pictures [B, C, H, W] in [-1, 1]) -> features [B, D].
+
+    One with an attribute `fingerprint`, a text that changes with what it computes, has its features of a reference set kept.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def cache_folder() -> Path:
+    """Where downloads and reference features are kept: $XDG_CACHE_HOME/k-diffusion, or ~/.cache/k-diffusion."""
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'k-diffusion'
+
+
+class InceptionV3FeatureExtractor:
+    """The 2048 features of the Inception network that FID is defined by, from NVIDIA's TorchScript file.
+
+    The file is taken from `path`, or from the cache, where it is downloaded (and checked) if it is missing.
+    """
+
+    def __init__(self, device: Any = 'cpu', path: str | os.PathLike[str] | None = None) -> None:
+        file = Path(path) if path is not None else cache_folder() / 'inception-2015-12-05.pt'
+        if path is None:
+            file = download_file(file, INCEPTION_URL, INCEPTION_DIGEST)
+        self.model = _load_script(file, device)
+        self.fingerprint = f'inception {digest_of(file)}'
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        levels = _resized(_three_channels(x.float()), 299).mul(127.5).add(127.5).clamp(0, 255)
+        return self.model.layers((levels - 128) / 128).flatten(1)
+
+
+class CLIPFeatureExtractor:
+    """CLIP's embeddings of pictures, of length sqrt(D), through transformers.
+
+    name: one of available_models(), a folder that save_pretrained wrote, or a name on the hub.
+    """
+
+    def __init__(self, name: str = 'ViT-B/16', device: Any = 'cpu') -> None:
+        self.model = _load_pretrained('CLIPVisionModelWithProjection', CLIP_MODELS.get(name, name), device)
+        self.size = self.model.config.image_size
+        self.fingerprint = f'clip {_digest(self.model)}'
+
+    @classmethod
+    def available_models(cls) -> list[str]:
+        return list(CLIP_MODELS)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        pixels = _normalised(x, self.size, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+        return _of_length_sqrt_d(self.model(pixel_values=pixels).image_embeds)
+
+
+class DINOv2FeatureExtractor:
+    """DINOv2's class tokens after the last norm, of length sqrt(D), through transformers; the size of pictures is 224.
+
+    name: one of available_models(), a folder that save_pretrained wrote, or a name on the hub.
+    """
+
+    size = 224
+
+    def __init__(self, name: str = 'vitl14', device: Any = 'cpu') -> None:
+        self.model = _load_pretrained('Dinov2Model', DINOV2_MODELS.get(name, name), device)
+        self.fingerprint = f'dinov2 {_digest(self.model)}'
+
+    @classmethod
+    def available_models(cls) -> list[str]:
+        return list(DINOV2_MODELS)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        pixels = _normalised(x, self.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return _of_length_sqrt_d(self.model(pixel_values=pixels).pooler_output)
+
+
+class ScriptFeatureExtractor:
+    """A TorchScript file that takes pictures in [-1, 1] and gives features [B, D] (more axes are flattened)."""
+
+    def __init__(self, path: str | os.PathLike[str], device: Any = 'cpu') -> None:
+        self.model = _load_script(Path(path), device)
+        self.fingerprint = f'script {digest_of(path)}'
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.model(x).flatten(1)
+
+
+def _load_script(path: Path, device: Any) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f'no feature extractor at {path}; give the path of a TorchScript file')
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', DeprecationWarning)     # such files are what is published
+            return torch.jit.load(str(path), map_location=device).eval()
+    except RuntimeError as error:
+        raise ValueError(f'{path} is no TorchScript file ({str(error).splitlines()[0]}); make one with torch.jit.save') from None
+
+
+def _load_pretrained(kind: str, name: str, device: Any) -> Any:
+    """A model of transformers in evaluation mode; code that comes with weights is not run."""
+    transformers = require('transformers', 'clip', f'the feature extractor {name}')
+    try:
+        model = getattr(transformers, kind).from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = ' '.join(str(error).split())[:160]
+        raise FileNotFoundError(f'the feature extractor {name} is neither a folder that save_pretrained wrote nor on this disk, and cannot '
+                                f'be downloaded ({reason}); give the folder of a downloaded model') from None
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _digest(model: Any) -> str:
+    """Of a model's weights, by sums that any change moves."""
+    sums = torch.stack([torch.stack([p.double().sum(), p.double().square().sum()]) for p in model.parameters()])
+    return f'{type(model).__name__} {sums.shape[0]} {sums.sum(0).tolist()} {sums[:, 0].square().sum().item()}'
+
+
+def _normalised(x: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    x = _resized(_three_channels(x.float()) / 2 + 0.5, size)
+    return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
+
+
+def _resized(x: Tensor, size: int) -> Tensor:
+    return F.interpolate(x, (size, size), mode='bicubic', align_corners=False, antialias=True)
+
+
+def _three_channels(x: Tensor) -> Tensor:
+    return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3]
+
+
+def _of_length_sqrt_d(features: Tensor) -> Tensor:
+    return F.normalize(features.float(), dim=-1) * features.shape[-1] ** 0.5

@@ -1,0 +1,103 @@
+"""The probability flow dx/dsigma = (x - D) / sigma from one level to another, and the integral of its divergence on the way."""
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm, trange
+
+from ..core.protocols import DenoiseFn
+from ..core.tensors import sum_per_item
+from .coefficients import to_d
+from .loop import ExtraArgs, Watch
+from .ode import RUNGE_KUTTA, Parts, dormand_prince, runge_kutta_step
+from .trace import Divergence
+
+
+class ProbabilityFlow:
+    """Leads x [B, ...] along the flow of a model; with a `divergence`, integrates the P estimates that it gives.
+
+    mean and std: of the data, numbers or like an item. On a fixed grid the path of Gaussian data of that mean and deviation
+    is followed exactly, and only the departure from it numerically.
+    """
+
+    def __init__(self, model: DenoiseFn, x: Tensor, extra_args: ExtraArgs, mean: float | Tensor, std: float | Tensor,
+                 dtype: torch.dtype | None, name: str, divergence: Divergence | None = None) -> None:
+        if not x.is_floating_point():
+            raise ValueError(f'{name}: x has dtype {x.dtype}; give it in floating point, scaled as in training')
+        self.watch, self.extra_args, self.divergence = Watch(model, x.dtype, name), extra_args or {}, divergence
+        self.start = x.detach().to(dtype or torch.promote_types(x.dtype, torch.float32))
+        self.mean, self.std = (torch.as_tensor(value).to(self.start) for value in (mean, std))
+        self._spreads: list[Tensor] = []
+
+    def adaptive(self, start: float, end: float, atol: float, rtol: float, most: int, disable: bool | None) -> Parts:
+        """(x at end, and the integral [B, P] where there is a divergence), by steps in sigma that suit each item."""
+        def slope(sigma: Tensor, parts: Parts) -> Parts:
+            at = sigma.to(parts[0])
+            denoised, *divergence = self._estimate(parts[0], at)
+            return to_d(parts[0], at, denoised), *(value / at[:, None] for value in divergence)
+
+        with torch.no_grad(), tqdm(total=1., disable=disable, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
+            return dormand_prince(slope, self._parts(self.start), start, end, atol, rtol, most,
+                                  lambda share: bar.update(share - bar.n))[0]
+
+    def fixed(self, start: float, end: float, steps: int, disable: bool | None) -> Parts:
+        """The same by steps of 4 calls, even in ln sigma, for u = (x - mean) / r with r = sqrt(sigma^2 + std^2):
+
+        du/dlns = (c (x - mean) - (D - mean)) / r with c = std^2 / r^2, whose divergence is that of x - D less the sum of 1 - c.
+        """
+        if steps < 1:
+            raise ValueError(f'steps is {steps}; it must be at least 1')
+
+        def slope(log_sigma: float, parts: Parts) -> Parts:
+            sigma = math.exp(log_sigma)
+            r = self.spread(sigma)
+            c = (self.std / r) ** 2
+            offset = r * parts[0]
+            denoised, *divergence = self._estimate(self.mean + offset, offset.new_full((len(offset),), sigma))
+            self._spreads += [value.var(1) / value.shape[1] for value in divergence if value.shape[1] > 1]
+            return (c * offset - (denoised - self.mean)) / r, *(value - self._over_item(1 - c) for value in divergence)
+
+        h = math.log(end / start) / steps
+        parts = self._parts((self.start - self.mean) / self.spread(start))
+        with torch.no_grad():
+            for i in trange(steps, disable=disable):
+                parts = runge_kutta_step(slope, parts, math.log(start) + i * h, h)
+        grown = self._over_item((self.spread(end) / self.spread(start)).log())
+        return self.mean + self.spread(end) * parts[0], *(value + grown for value in parts[1:])
+
+    def stderr(self, start: float, end: float) -> Tensor | None:
+        """The standard error [B] of the integral over a fixed grid, the probes of every call being independent; None with one."""
+        if not self._spreads:
+            return None
+        n = len(self._spreads) // len(RUNGE_KUTTA)
+        squares = [(math.log(end / start) / n * share) ** 2 for share in RUNGE_KUTTA] * n
+        return torch.stack([square * spread for square, spread in zip(squares, self._spreads)]).sum(0).sqrt()
+
+    def log_prior(self, x: Tensor, sigma: float) -> Tensor:
+        """The log density [B] of Gaussian data of that mean and deviation with noise of level sigma."""
+        return sum_per_item(torch.distributions.Normal(self.mean, self.spread(sigma), validate_args=False).log_prob(x))
+
+    def spread(self, sigma: float) -> Tensor:
+        """The deviation sqrt(sigma^2 + std^2) of noisy data."""
+        return (self.std ** 2 + sigma ** 2).sqrt()
+
+    def _over_item(self, value: Tensor) -> Tensor:
+        return value.expand(self.start.shape[1:]).sum()
+
+    def _parts(self, x: Tensor) -> Parts:
+        return (x,) if self.divergence is None else (x, x.new_zeros(len(x), self.divergence.count))
+
+    def _estimate(self, x: Tensor, sigma: Tensor) -> Parts:
+        """(D, and where it is wanted the divergence [B, P] of x - D)."""
+        if self.divergence is None:
+            return (self.watch(x, sigma, **self.extra_args),)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            denoised = self.watch(x, sigma, **self.extra_args)
+            if not denoised.requires_grad:
+                raise ValueError(f"{self.watch.name}: the model's answer knows no derivative with respect to x; "
+                                 'let it run without torch.no_grad and torch.inference_mode inside')
+            divergence = self.divergence(x - denoised, x)
+        return denoised.detach(), divergence.detach()

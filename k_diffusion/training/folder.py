@@ -1,0 +1,188 @@
+"""The folder of a run: checkpoints under the original's names, what they must be, the pointer to the latest, the way back."""
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.files import Written, read_json, sync_folder, write_json
+from ..core.weights import save_checkpoint
+from .checkpoint import read_training_checkpoint
+from .manifest import Manifest, Record
+from .retention import Retention
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+
+
+@dataclass
+class RunFolder:
+    """Where a run writes: checkpoints `NAME_%08d.pth`, their digests in `NAME_manifest.json`, and `NAME_state.json` naming the latest."""
+
+    path: Path
+    name: str = 'model'
+    extra: Mapping[str, Any] | None = None      # goes into every checkpoint, e.g. {'config': ...}
+    keep: Retention = field(default_factory=Retention)
+
+    def checkpoint_path(self, step: int) -> Path:
+        return self.path / f'{self.name}_{step:08}.pth'
+
+    @property
+    def pointer_path(self) -> Path:
+        return self.path / f'{self.name}_state.json'
+
+    @property
+    def manifest(self) -> Manifest:
+        return Manifest(self.path / f'{self.name}_manifest.json')
+
+    @property
+    def pins_path(self) -> Path:
+        return self.path / f'{self.name}_pinned.json'
+
+    def save(self, state: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> Path:
+        """Writes a checkpoint, its record, then the pointer, and only then deletes what is not to be kept.
+
+        A stop in between leaves the pointer at an older, whole checkpoint.
+        """
+        path = self.checkpoint_path(state['step'])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self.writing(path, state['step']):
+            written = save_checkpoint(path, {**(self.extra or {}), **state})
+            self.record(path, state['step'], {path.name: written}, metrics or {})
+        return path
+
+    def record(self, path: Path, step: int, files: dict[str, Written], metrics: Mapping[str, float]) -> None:
+        """Makes a checkpoint that lies there whole the latest one, and lets old ones go."""
+        self.manifest.put(path.name, Record(step, files, dict(metrics), time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())))
+        write_json(self.pointer_path, {'latest_checkpoint': path.name})
+        self.rotate()
+
+    def writing(self, path: Path, step: int) -> _Writing:
+        """Around the writing of a checkpoint: the record of one that it replaces is dropped, and a full disk is told as such."""
+        self.manifest.drop(path.name)
+        return self.failures(step)
+
+    def failures(self, step: int) -> _Writing:
+        """Around writing: what the system refuses is told in a sentence that names the last whole checkpoint."""
+        return _Writing(self, step)
+
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds what was measured of a checkpoint to its record, by which the best may be chosen."""
+        for name, record in self.manifest.read().items():
+            if record.step == step:
+                self.manifest.put(name, Record(step, record.files, {**record.metrics, **metrics}, record.saved))
+
+    def pinned(self) -> set[int]:
+        """The steps whose checkpoints are never deleted (`k-diffusion checkpoints --pin`)."""
+        try:
+            held = read_json(self.pins_path.read_text(), str(self.pins_path)) if self.pins_path.exists() else []
+            return {int(step) for step in held}
+        except (ValueError, TypeError, OSError) as error:
+            raise ValueError(f'{self.pins_path} is not a list of steps ({error}); mend or delete it') from None
+
+    def reasons(self) -> dict[int, list[str]]:
+        """Why each checkpoint is kept, by step; an empty list where it is to go."""
+        metrics = {record.step: record.metrics for record in self.manifest.read().values()}
+        return self.keep.reasons([step_of(path) for path in self.checkpoints()], metrics, self.pinned())
+
+    def rotate(self) -> None:
+        """Deletes the checkpoints that nothing keeps: their records first, so that none is missed later."""
+        if not self.keep.last:
+            return
+        reasons = self.reasons()
+        gone = [path for path in self.checkpoints() if not reasons[step_of(path)]]
+        self.manifest.drop(*(path.name for path in gone))
+        for path in gone:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+        if gone:
+            sync_folder(self.path)
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to resume from: the pointer's, else the newest that is whole; None where there is none.
+
+        Each one passed over is named in a warning. Raises ValueError where there are checkpoints and none can be read.
+        """
+        records = self.manifest.read()
+        passed_over = 0
+        for path in self._candidates():
+            try:
+                if path.name in records and (fault := records[path.name].fault(self.path)):
+                    raise ValueError(fault)
+                return path, read_training_checkpoint(path)
+            except (ValueError, OSError) as error:
+                passed_over += 1
+                warnings.warn(f'{path.name} is passed over: {error}', stacklevel=2)
+        if passed_over:
+            raise ValueError(f'none of the checkpoints of {self.name!r} in {self.path} can be read; '
+                             f'to begin anew, move them and {self.pointer_path.name} away or choose another --name')
+        return None
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints, the newest first."""
+        pattern = re.compile(re.escape(Path(self.name).name) + r'_(\d{8,})\.(pth|shards)')
+        found = [(int(match[1]), path) for path in self.path.glob('*') if (match := pattern.fullmatch(path.name))]
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def _candidates(self) -> Iterator[Path]:
+        first = self._pointed()
+        if first is not None:
+            yield first
+        yield from (path for path in self.checkpoints() if path != first)
+
+    def _pointed(self) -> Path | None:
+        if not self.pointer_path.exists():
+            return None
+        try:
+            return self.path / read_json(self.pointer_path.read_text(), str(self.pointer_path))['latest_checkpoint']
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            warnings.warn(f'{self.pointer_path.name} is passed over: it names no checkpoint ({error})', stacklevel=4)
+            return None
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name tells."""
+    return int(path.stem.rpartition('_')[2])
+
+
+class _Writing:
+    """Turns what a failed write raises into a sentence that says what is lost (nothing) and what to do."""
+
+    def __init__(self, folder: RunFolder, step: int) -> None:
+        self.folder, self.step = folder, step
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        cause = _system_error(error)
+        if cause is None:
+            return
+        last = next((path for path in self.folder.checkpoints() if step_of(path) < self.step), None)
+        safe = 'no earlier one was saved' if last is None else f'the last one, {last}, is whole'
+        full = f'the disk of {self.folder.path} is full' if cause.errno in _FULL else f'{cause.strerror or cause}'
+        raise OSError(f'the checkpoint of step {self.step} could not be written: {full}; {safe}: make room (--keep-last 3 deletes old '
+                      'checkpoints as it goes) or choose another folder with --run-dir, and run again') from None
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The fault of the system behind an exception, which torch hides under one of its own."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
+    """The runs that live in a folder, by their state files, manifests and checkpoints."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f'there is no folder {folder}; give the folder of a run')
+    patterns = r'(.+)_state\.json', r'(.+)_manifest\.json', r'(.+)_\d{8,}\.(?:pth|shards)'
+    names = {match[1] for path in folder.iterdir() for pattern in patterns if (match := re.fullmatch(pattern, path.name))}
+    return [RunFolder(folder, name) for name in sorted(names)]

@@ -1,0 +1,52 @@
+"""A learning rate that rises for some layers alone, while the rest of the network, trained already, goes on at its own."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class NewLayersWarmup:
+    """Over its first `steps` steps k = 0, 1, ..., an optimizer moves the named parameters (k + 1) / steps of the way it would.
+
+    For optimizers whose step is proportional to the learning rate (AdamW, Muon, SGD), this is a learning rate of
+    (k + 1) / steps of the schedule's, without groups of their own, so that the optimizer's state is what it is without it.
+    A part of the Trainer: a resumed run takes the names and the number of steps done from its checkpoint.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], steps: int) -> None:
+        self._parameters: dict[str, Tensor] = dict(model.named_parameters())
+        self.names = list(names)
+        self.steps = steps
+        self.done = 0
+        self._before: list[Tensor] = []
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Watches the steps of an optimizer of the model's parameters."""
+        optimizer.register_step_pre_hook(lambda *_: self._remember())
+        optimizer.register_step_post_hook(lambda *_: self._hold_back())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {'names': list(self.names), 'steps': self.steps, 'done': self.done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        missing = [name for name in state_dict['names'] if name not in self._parameters]
+        if missing:
+            raise ValueError(f'the checkpoint warms up {missing[0]}, which the model does not have; use the config it was trained with')
+        self.names, self.steps, self.done = list(state_dict['names']), state_dict['steps'], state_dict['done']
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        if self.done < self.steps:
+            self._before = [self._parameters[name].clone() for name in self.names]
+
+    @torch.no_grad()
+    def _hold_back(self) -> None:
+        if self.done < self.steps:
+            self.done += 1
+            moved = [self._parameters[name] for name in self.names]
+            torch._foreach_lerp_(moved, self._before, 1 - self.done / self.steps)
+            self._before = []

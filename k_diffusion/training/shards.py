@@ -1,0 +1,98 @@
+"""Checkpoints in pieces: a folder NAME_STEP.shards with one file per process, which any number of processes can go on from.
+
+The first file holds the tree of the state, with {"sharded": i} where a tensor lies in pieces; each file holds its pieces by i, cut
+along their first axis. All are .pth files of tensors, numbers and text.
+"""
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.files import Written, sync_folder
+from ..core.weights import load_checkpoint, save_checkpoint
+from .folder import RunFolder
+from .sharding import is_sharded, local
+
+
+def has_pieces(state: Any) -> bool:
+    """Whether anything in a state lies in pieces on several processes."""
+    if isinstance(state, Mapping):
+        return any(has_pieces(value) for value in state.values())
+    return any(map(has_pieces, state)) if isinstance(state, (list, tuple)) else is_sharded(state)
+
+
+def save_shards(folder: RunFolder, state: Mapping[str, Any], metrics: Mapping[str, float], rank: int, world: int) -> Path:
+    """Writes a checkpoint in pieces; all processes must call it. It takes its name, and its place on record, when all have written."""
+    path = folder.checkpoint_path(state['step']).with_suffix('.shards')
+    temporary = path.with_name(f'.{path.name}.tmp')
+    if rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    torch.distributed.barrier()
+    pieces: list[Tensor] = []
+    tree = _taken_apart({**(folder.extra or {}), **state} if rank == 0 else state, pieces)
+    content = {'world': world, 'pieces': dict(enumerate(pieces)), **({'tree': tree} if rank == 0 else {})}
+    written = _written_by_all(folder, path, temporary, content, state['step'], rank, world)
+    if rank == 0:
+        with folder.writing(path, state['step']):
+            shutil.rmtree(path, ignore_errors=True)
+            sync_folder(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
+            folder.record(path, state['step'], {f'{path.name}/{name}': facts for name, facts in written.items()}, metrics)
+    torch.distributed.barrier()
+    return path
+
+
+def _written_by_all(folder: RunFolder, path: Path, temporary: Path, content: Any, step: int, rank: int, world: int) -> dict[str, Written]:
+    """What each process has written; where one could not, all of them raise."""
+    error: BaseException | None = None
+    mine: tuple[str, Written] | None = None
+    name = f'rank_{rank:05}.pth'
+    try:
+        with folder.failures(step):
+            mine = name, save_checkpoint(temporary / name, content)
+    except OSError as found:
+        error = found
+    everyone: list[Any] = [None] * world
+    torch.distributed.all_gather_object(everyone, mine)
+    if error is not None:
+        raise error
+    missing = [other for other, entry in enumerate(everyone) if entry is None]
+    if missing:
+        raise OSError(f'process {missing[0]} could not write its piece of the checkpoint of step {step} (see what it said)')
+    return {entry[0]: Written(*entry[1]) for entry in everyone}
+
+
+def read_shards(path: Path) -> Any:
+    """A checkpoint in pieces, put together: as `load_checkpoint` gives one of a single file."""
+    first = load_checkpoint(path / 'rank_00000.pth')
+    if not isinstance(first, dict) or 'tree' not in first or not isinstance(first.get('world'), int):
+        raise ValueError(f'{path} is not a checkpoint in pieces; use an older one from the same folder')
+    files = [first, *(load_checkpoint(path / f'rank_{rank:05}.pth') for rank in range(1, first['world']))]
+    whole = {i: torch.cat([file['pieces'][i] for file in files]) for i in first['pieces']}
+    return _put_together(first['tree'], whole)
+
+
+def _taken_apart(value: Any, pieces: list[Tensor]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _taken_apart(item, pieces) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_taken_apart(item, pieces) for item in value]
+    if is_sharded(value):
+        pieces.append(local(value).detach().contiguous())
+        return {'sharded': len(pieces) - 1}
+    return value
+
+
+def _put_together(value: Any, whole: Mapping[int, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {'sharded'}:
+            return whole[value['sharded']]
+        return {key: _put_together(item, whole) for key, item in value.items()}
+    return [_put_together(item, whole) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import io
+import pickle
+import stat
+import tarfile
+import zipfile
+
+import pytest
+import torch
+from PIL import Image
+
+from k_diffusion.data import ImageFolderConfig, PictureArchive, UnreadablePicture, inspect_pictures, open_dataset
+from k_diffusion.data import archives as module
+
+
+def png(colour, size=(8, 8)):
+    buffer = io.BytesIO()
+    Image.new('RGB', size, colour).save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def tar_of(path, members):
+    with tarfile.open(path, 'w') as file:
+        for name, content, kind in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.size = kind, len(content)
+            if kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+                info.linkname = '/etc/passwd'
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+def zip_of(path, members):
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file:
+        for name, content, mode in members:
+            info = zipfile.ZipInfo(name)
+            info.external_attr, info.compress_type = mode << 16, zipfile.ZIP_DEFLATED
+            file.writestr(info, content)
+    return path
+
+
+def test_a_zip_and_a_tar_are_read_as_the_folder_is(tmp_path):
+    files = {f'{kind}/{i}.png': png((20 * i, 7, 200 if kind == 'a' else 0)) for kind in 'ab' for i in range(3)}
+    for name, content in files.items():
+        (tmp_path / 'folder' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'folder' / name).write_bytes(content)
+    zip_of(tmp_path / 'x.zip', [(name, content, stat.S_IFREG | 0o644) for name, content in files.items()])
+    tar_of(tmp_path / 'x.tar', [(name, content, tarfile.REGTYPE) for name, content in files.items()])
+    sets = [open_dataset(ImageFolderConfig(location=str(tmp_path / name), labels='folders', num_classes=2), (8, 8))
+            for name in ('folder', 'x.zip', 'x.tar')]
+    for other in sets[1:]:
+        assert torch.equal(other.images, sets[0].images) and torch.equal(other.labels, sets[0].labels)
+        assert other.class_names == ['a', 'b'] and len(other) == 6
+
+
+def test_what_leads_out_of_an_archive_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
+    place = tmp_path / 'deep' / 'place'
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    good = ('good.png', png('red'), tarfile.REGTYPE)
+    odd = [('../out.png', png('blue'), tarfile.REGTYPE), ('/tmp/out.png', png('blue'), tarfile.REGTYPE),
+           ('link.png', b'', tarfile.SYMTYPE), ('hard.png', b'', tarfile.LNKTYPE), ('device.png', b'', tarfile.CHRTYPE),
+           ('pipe.png', b'', tarfile.FIFOTYPE)]
+    archive = PictureArchive(tar_of(tmp_path / 'x.tar', [good, *odd]), (8, 8), 3)
+    assert [m.name for m in archive.members] == ['good.png'] and archive[0]['image'][0].eq(255).all()
+    why = dict(archive.skipped)
+    assert len(why) == 6 and sum('leads out' in reason for reason in why.values()) == 2
+    assert sum('link or device' in reason for reason in why.values()) == 4
+    members = [('good.png', png('red'), stat.S_IFREG), ('..\\..\\out.png', png('blue'), stat.S_IFREG),
+               ('../../out.png', png('blue'), stat.S_IFREG), ('link.png', b'/etc/passwd', stat.S_IFLNK | 0o777)]
+    archive = PictureArchive(zip_of(tmp_path / 'x.zip', members), (8, 8), 3)
+    assert len(archive) == 1 and len(archive.skipped) == 3
+    assert archive[0]['image'].shape == (3, 8, 8)
+    assert sorted(p.name for p in tmp_path.rglob('*')) == ['deep', 'place', 'x.tar', 'x.zip']
+
+
+def test_a_member_that_unpacks_to_more_than_the_limit_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, 'MEMBER_LIMIT', 10_000)
+    path = zip_of(tmp_path / 'x.zip', [('bomb.png', b'\0' * 50_000_000, stat.S_IFREG), ('good.png', png('red'), stat.S_IFREG)])
+    archive = PictureArchive(path, (8, 8), 3)
+    with pytest.raises(UnreadablePicture, match='50,000,000 bytes, more than 10,000'):
+        archive[0]
+    found = inspect_pictures(path, (8, 8))
+    assert (found.files, found.readable, len(found.broken)) == (2, 1, 1)
+
+
+def test_damaged_archives_are_told_in_a_sentence(tmp_path):
+    path = zip_of(tmp_path / 'x.zip', [(f'{i}.png', png((i, 0, 0)), stat.S_IFREG) for i in range(5)])
+    data = bytearray(path.read_bytes())
+    data[80] ^= 0xFF
+    path.write_bytes(data)
+    archive = PictureArchive(path, (8, 8), 3)
+    with pytest.raises(UnreadablePicture, match='damaged'):
+        archive[0]
+    assert archive[1]['image'].shape == (3, 8, 8)
+    path.write_bytes(data[:60])
+    with pytest.raises(ValueError, match=r'x\.zip cannot be read as an archive'):
+        PictureArchive(path, (8, 8), 3)
+    with tarfile.open(tmp_path / 'x.tar.gz', 'w:gz') as file:
+        file.add(path, 'a.png')
+    with pytest.raises(ValueError, match=r'uncompressed \.tar'):
+        PictureArchive(tmp_path / 'x.tar.gz', (8, 8), 3)
+
+
+def test_an_archive_travels_to_worker_processes(tmp_path):
+    archive = PictureArchive(zip_of(tmp_path / 'x.zip', [('a.png', png('lime'), stat.S_IFREG)]), (8, 8), 3)
+    archive[0]
+    assert torch.equal(pickle.loads(pickle.dumps(archive))[0]['image'], archive[0]['image'])
+
+
+def test_inspection_counts(tmp_path):
+    red_one, black_one = Image.new('RGB', (20, 10), 'red'), Image.new('L', (8, 8), 0)
+    for name, picture in {'a': red_one, 'b': red_one, 'c': black_one}.items():
+        picture.save(tmp_path / f'{name}.png')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (12, 8), 'blue').save(tmp_path / 'd.jpg', exif=exif)
+    (tmp_path / 'e.png').write_bytes(b'')
+    odd = tmp_path.joinpath('f \udcff\n.png')
+    Image.new('RGB', (8, 8), 'white').save(tmp_path / 'x.png')
+    (tmp_path / 'x.png').rename(odd)
+    found = inspect_pictures(tmp_path, (8, 8))
+    assert (found.files, found.readable, found.turned, found.channels) == (6, 5, 1, 3)
+    assert found.modes == {'RGB': 4, 'L': 1} and found.formats == {'PNG': 4, 'JPEG': 1}
+    assert found.sizes[(20, 10)] == 2 and [len(names) for names in found.duplicates] == [2]
+    assert [name.endswith('e.png') for name, _ in found.broken] == [True]
+    red, black, blue, white = ([1., -1., -1.], [-1.] * 3, [-1., -1., 1.], [1.] * 3)
+    pixels = torch.tensor([red, red, black, blue, white])
+    assert found.mean == pytest.approx(pixels.mean().item(), abs=0.02)
+    assert found.sigma_data == pytest.approx(pixels.std(correction=0).item(), abs=0.02)
+
+
+def test_a_folder_of_nothing_readable_is_refused(tmp_path):
+    (tmp_path / 'e.png').write_bytes(b'no picture')
+    with pytest.raises(ValueError, match='none of the 1 pictures'):
+        inspect_pictures(tmp_path)
