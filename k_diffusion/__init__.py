@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = '0.3.0'
 
-ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'encoders', 'evaluation', 'external', 'generation', 'gns', 'guidance',
-         'layers', 'models', 'sampling', 'schedules', 'training', 'utils')
+ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'encoders', 'evaluation', 'external', 'generation', 'gns',
+         'guidance', 'layers', 'models', 'sampling', 'schedules', 'training', 'utils')
 _NAMES = {'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation'}
 
 if TYPE_CHECKING:

@@ -41,7 +41,7 @@ from ..training import (
 from ..training.heartbeat import heartbeat
 from .conditioning import conditions_of, first_of, null_of
 from .display import Display
-from .encoding import encoded, encoder_of, picture_frame
+from .encoding import encoded, encoder_of, picture_frame, pictures_of
 from .hooks import DemoHook, SkippedNotice, WandbHook
 from .metrics_hook import EvaluationHook
 from .objective import make_loss
@@ -285,7 +285,8 @@ def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, dis
         display.say('evaluation is left out: it compares pictures drawn by class, and this model is told more or works on latents')
     elif settings.evaluate_n:
         hooks.append(EvaluationHook(settings.evaluate_every, folder.path, settings.name, denoiser, config, settings.evaluate_n, batch,
-                                    display.say, dataset, settings.extractor, settings.evaluate_against, settings.allow_code, listeners))
+                                    display.say, pictures_of(dataset), settings.extractor, settings.evaluate_against, settings.allow_code,
+                                    listeners))
     if settings.report:
         hooks.append(ReportHook(settings.demo_every or settings.save_every, folder.path, settings.name, config, _noise_edges(config)))
     return hooks

@@ -5,6 +5,6 @@ from .growing import grow_model
 from .load import Sections, load_config, read_sections, sections_of, shipped_config
 from .weights import find_checkpoint, load_model, read_weights
 
-__all__ = ['AutoencoderSections', 'Sections', 'find_checkpoint', 'grow_model', 'load_config', 'load_model', 'make_denoiser_wrapper',
-           'make_model', 'make_sample_density', 'read_autoencoder_config', 'read_sections', 'read_weights', 'round_to_power_of_two', 'sections_of',
-           'shipped_config']
+__all__ = ['AutoencoderSections', 'Sections', 'find_checkpoint', 'grow_model', 'load_config', 'load_model',
+           'make_denoiser_wrapper', 'make_model', 'make_sample_density', 'read_autoencoder_config', 'read_sections',
+           'read_weights', 'round_to_power_of_two', 'sections_of', 'shipped_config']
