@@ -281,8 +281,8 @@ def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, dis
     if settings.demo_every:
         hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say,
                               told=told, null=null))
-    if settings.evaluate_n and (told or sections_of(config).encoder.type != 'pixels'):
-        display.say('evaluation is left out: it compares pictures drawn by class, and this model is told more or works on latents')
+    if settings.evaluate_n and told:
+        display.say('evaluation is left out: it compares pictures drawn by class, and this model is told more')
     elif settings.evaluate_n:
         hooks.append(EvaluationHook(settings.evaluate_every, folder.path, settings.name, denoiser, config, settings.evaluate_n, batch,
                                     display.say, pictures_of(dataset), settings.extractor, settings.evaluate_against, settings.allow_code,

@@ -71,7 +71,8 @@ def test_training_and_sampling_in_latents(latent, tmp_path, autoencoder):
 
 @pytest.mark.slow
 def test_latent_models_are_measured_as_pictures(latent, tmp_path, capsys):
-    run = trained(latent, tmp_path / 'run')
+    run = trained(latent, tmp_path / 'run', evaluate_n=32, evaluate_every=2, evaluate_with='classifier')
+    assert (tmp_path / 'run' / 'm_metrics.csv').exists()
     flags = ['--checkpoint', str(run.checkpoint), '-n', '32', '--device', 'cpu']
     assert main(['evaluate', *flags, '--extractor', 'classifier', '--steps', '2', '--out', str(tmp_path / 'e'), '--json']) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])['fid'] > 0
