@@ -10,6 +10,7 @@ from torch import Tensor
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
 from ..generation import BETWEEN, SamplingConfig, generate
+from .encoding import decoder_of
 from .sample import guided
 
 
@@ -18,14 +19,19 @@ class Draw:
 
     def __init__(self, denoiser: DenoiseFn, config: Mapping[str, Any], how: SamplingConfig, seed: int,
                  classes: list[int] | None, batch_size: int, device: torch.device) -> None:
+        if config.get('conditions'):
+            kinds = ', '.join(entry['type'] for entry in config['conditions'])
+            raise ValueError(f'the model is told more than classes ({kinds}), and measuring draws by classes alone; draw with k-diffusion '
+                             'sample --cond, and measure the folder')
         model, known = config['model'], config['dataset']['num_classes']
         self.labels = (classes or list(range(known))) if known else None
         self.denoise = guided(denoiser, {'class_cond': known}, how) if known else denoiser
         self.sigmas = BETWEEN[how.schedule](how.steps, model['sigma_min'], model['sigma_max'])
         self.shape = [model['input_channels'], *model['input_size']]
+        self.decode = decoder_of(config, device)
         self.how, self.seed, self.batch_size, self.device = how, seed, batch_size, device
 
     def __call__(self, items: Sequence[int]) -> Tensor:
         cond = None if self.labels is None else {'class_cond': torch.tensor([self.labels[i % len(self.labels)] for i in items])}
         return generate(self.denoise, self.shape, self.sigmas, self.how.sampler, [derive_seed(self.seed, 'sample', i) for i in items],
-                        cond, batch_size=self.batch_size, device=self.device).clamp(-1, 1)
+                        cond, self.decode, batch_size=self.batch_size, device=self.device).clamp(-1, 1)

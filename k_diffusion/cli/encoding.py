@@ -14,6 +14,12 @@ from ..encoders import LatentEncoder, cached_latents
 Decode = Callable[[Tensor], Tensor]
 
 
+class Encoded(Images):
+    """Latents in place of pictures, which are kept for what is compared with them."""
+
+    pictures: Images
+
+
 def encoder_of(config: Mapping[str, Any], device: Any = 'cpu') -> LatentEncoder | None:
     """The encoder of a config, checked against its model; None where pixels are diffused."""
     sections = sections_of(config)
@@ -42,13 +48,19 @@ def picture_frame(model: Any, encoder: LatentEncoder | None) -> tuple[tuple[int,
 
 
 def encoded(dataset: Dataset, encoder: LatentEncoder, config: dict[str, Any], folder: Path, device: Any,
-            progress: Callable[[int, int], None] | None = None) -> Images:
+            progress: Callable[[int, int], None] | None = None) -> Encoded:
     """The data set as latents, computed once and kept in `folder`; their statistics are written into the config."""
     if not isinstance(dataset, Images):
         raise ValueError(f'{dataset.source} is too large to be decoded into memory, which latents of it need; take a smaller one')
     fingerprint = f'{dataset.source} {len(dataset)} {dataset.image_shape} {dataset.images.long().sum().item()}'
     latents = cached_latents(encoder, dataset, fingerprint, folder, device=device, progress=progress)
     config['encoder'].update(mean=encoder.mean.flatten().tolist(), std=encoder.std.flatten().tolist())
-    result = Images(latents, dataset.labels, dataset.class_names, dataset.source)
+    result = Encoded(latents, dataset.labels, dataset.class_names, dataset.source)
+    result.pictures = dataset
     result.skipped = dataset.skipped
     return result
+
+
+def pictures_of(dataset: Dataset) -> Dataset:
+    """The pictures behind a data set that may hold latents."""
+    return dataset.pictures if isinstance(dataset, Encoded) else dataset

@@ -102,6 +102,9 @@ class _Task:
         if self.device.type == 'cpu':
             keep_freed_memory()
         self.denoiser, config = load_model(path, self.device, settings.config, settings.ema)
+        if config['encoder']['type'] != 'pixels' or config['conditions']:
+            raise ValueError(f'{path} diffuses latents or is told more than classes, and bits per dimension are of pixels given a class at '
+                             'most; take K.sampling.log_likelihood for the density of latents')
         self.pictures = open_reference(config, settings.dataset, settings.allow_code, path.parent)
         self.indices = chosen_pictures(self.pictures, settings.n, settings.seed)
         labels, known = classes_of(self.pictures, self.indices), config['dataset']['num_classes']

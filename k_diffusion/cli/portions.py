@@ -20,6 +20,10 @@ def made_up_loss(denoiser: Any, sections: Sections, n: int, device: torch.device
     cond = {'class_cond': torch.zeros(n, dtype=torch.long, device=device)} if classes else {}
     if model.augment_prob:
         cond['aug_cond'] = torch.zeros(n, 9, device=device)
+    for key, shape in ('mapping', []), ('cross', [1]), ('unet', [*model.input_size]):
+        width = getattr(model, f'{key}_cond_dim', 0)
+        if width:
+            cond[f'{key}_cond'] = torch.zeros(n, *([*shape, width] if key == 'cross' else [width, *shape]), device=device)
     loss: Tensor = denoiser.loss(x, torch.ones_like(x), torch.full((n,), model.sigma_data, device=device), **cond).mean()
     return loss
 

@@ -22,6 +22,7 @@ from ..evaluation import (
     cached_classifier,
 )
 from ..evaluation.features import INCEPTION_DIGEST
+from .encoding import encoder_of, picture_frame
 
 EXTRACTORS = ('inception', 'clip', 'dinov2', 'classifier')
 LEARNT_FROM = 20_000    # pictures at most, for the classifier
@@ -39,8 +40,7 @@ def open_reference(config: Mapping[str, Any], which: str | None = None, allow_co
     """The data set of a filled config, or another one, its pictures as the model's; `which` as --dataset says it."""
     section = config['dataset'] if which is None else _section(which, config['dataset'].get('num_classes', 0))
     sections = sections_of(load_config({**config, 'dataset': section}))
-    size = tuple(sections.model.input_size)
-    return open_dataset(sections.dataset, (size[0], size[1]), sections.model.input_channels, base, allow_code, cache_dir=cache,
+    return open_dataset(sections.dataset, *picture_frame(sections.model, encoder_of(config)), base, allow_code, cache_dir=cache,
                         progress=progress)
 
 

@@ -41,7 +41,7 @@ from ..training import (
 from ..training.heartbeat import heartbeat
 from .conditioning import conditions_of, first_of, null_of
 from .display import Display
-from .encoding import encoded, encoder_of, picture_frame
+from .encoding import encoded, encoder_of, picture_frame, pictures_of
 from .hooks import DemoHook, SkippedNotice, WandbHook
 from .metrics_hook import EvaluationHook
 from .objective import make_loss
@@ -281,11 +281,12 @@ def _hooks(settings: RunSettings, config: dict[str, Any], folder: RunFolder, dis
     if settings.demo_every:
         hooks.append(DemoHook(settings.demo_every, folder.path, settings.name, denoiser, config, settings.sample_n, batch, display.say,
                               told=told, null=null))
-    if settings.evaluate_n and (told or sections_of(config).encoder.type != 'pixels'):
-        display.say('evaluation is left out: it compares pictures drawn by class, and this model is told more or works on latents')
+    if settings.evaluate_n and told:
+        display.say('evaluation is left out: it compares pictures drawn by class, and this model is told more')
     elif settings.evaluate_n:
         hooks.append(EvaluationHook(settings.evaluate_every, folder.path, settings.name, denoiser, config, settings.evaluate_n, batch,
-                                    display.say, dataset, settings.extractor, settings.evaluate_against, settings.allow_code, listeners))
+                                    display.say, pictures_of(dataset), settings.extractor, settings.evaluate_against, settings.allow_code,
+                                    listeners))
     if settings.report:
         hooks.append(ReportHook(settings.demo_every or settings.save_every, folder.path, settings.name, config, _noise_edges(config)))
     return hooks

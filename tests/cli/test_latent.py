@@ -69,6 +69,16 @@ def test_training_and_sampling_in_latents(latent, tmp_path, autoencoder):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
+def test_latent_models_are_measured_as_pictures(latent, tmp_path, capsys):
+    run = trained(latent, tmp_path / 'run', evaluate_n=32, evaluate_every=2, evaluate_with='classifier')
+    assert (tmp_path / 'run' / 'm_metrics.csv').exists()
+    flags = ['--checkpoint', str(run.checkpoint), '-n', '32', '--device', 'cpu']
+    assert main(['evaluate', *flags, '--extractor', 'classifier', '--steps', '2', '--out', str(tmp_path / 'e'), '--json']) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])['fid'] > 0
+    assert main(['likelihood', *flags]) == 1 and 'bits per dimension are of pixels' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('changes, message', [
     ((('model', 'input_channels', 1),), 'have 2 channels; set it to 2'),
     ((('model', 'augment_prob', 0.1),), 'set it to 0'),
@@ -99,7 +109,7 @@ def conditional(tiny, tmp_path, conditions, **dims):
 def test_text_and_a_coarse_picture_from_config_to_samples(tiny, tmp_path):
     config = conditional(tiny, tmp_path, [{'type': 'text', 'template': 'the digit {}'}, {'type': 'super-resolution', 'factor': 4}],
                          cross_cond_dim=64, cross_attn_depths=[False, True], unet_cond_dim=1)
-    run = trained(config, tmp_path / 'run')
+    run = trained(config, tmp_path / 'run', micro_batch='auto')
     save_image(tmp_path / 'p.png', torch.rand(1, 16, 16) * 2 - 1)
     ask = [f'super-resolution={tmp_path}/p.png', 'text=the digit 3', 'text=the digit 7']
     drawn = sample(run.checkpoint, 4, tmp_path / 'out', cond=ask, guidance=3., **SAMPLING)
