@@ -1,7 +1,7 @@
 """Samples by number, for measuring: each from its own seed, with the classes of the pictures they are compared with."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class Draw:
         self.decode = decoder_of(config, device)
         self.how, self.seed, self.batch_size, self.device = how, seed, batch_size, device
 
-    def __call__(self, items: Sequence[int]) -> Tensor:
+    def __call__(self, items: Sequence[int], callback: Callable[..., None] | None = None) -> Tensor:
         cond = None if self.labels is None else {'class_cond': torch.tensor([self.labels[i % len(self.labels)] for i in items])}
         return generate(self.denoise, self.shape, self.sigmas, self.how.sampler, [derive_seed(self.seed, 'sample', i) for i in items],
-                        cond, self.decode, batch_size=self.batch_size, device=self.device).clamp(-1, 1)
+                        cond, self.decode, callback, batch_size=self.batch_size, device=self.device).clamp(-1, 1)

@@ -18,6 +18,7 @@ from ..evaluation import Extractor, caution, compute_features, measure, referenc
 from ..generation import SamplingConfig
 from ..training import Trainer
 from .drawing import Draw
+from .hooks import StopAsked
 from .reference import chosen_pictures, classes_of, make_extractor, open_reference
 from .sample import how_to_sample
 
@@ -56,7 +57,11 @@ class EvaluationHook:
             self._prepare(trainer)
         if self._ready is None:
             return
-        values = self._measured(trainer, *self._ready)
+        try:
+            values = self._measured(trainer, *self._ready)
+        except StopAsked:
+            self.say(f'the evaluation of step {trainer.step:,} is given up, since a stop was asked')
+            return
         if not trainer.accelerator.is_main_process:
             return
         rows = self._write(trainer, values)
@@ -103,7 +108,11 @@ class EvaluationHook:
             nonlocal drawn
             first = drawn + accelerator.process_index * count
             drawn += accelerator.num_processes * count
-            return draw(range(first, first + count)).to(accelerator.device)
+            return draw(range(first, first + count), look_up).to(accelerator.device)
+
+        def look_up(*_: Any) -> None:
+            if trainer.stop_asked():
+                raise StopAsked
 
         with eval_mode(self.denoiser), torch.no_grad(), accelerator.autocast():
             fake = compute_features(accelerator, sample, lambda x: extractor(x).float(), self.n, self.batch_size).cpu()

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import nn
 
 import k_diffusion as K
+from k_diffusion.cli import drawing
 from k_diffusion.cli.evaluate import EvaluationSettings, evaluate
 from k_diffusion.cli.evaluate import main as evaluate_main
 from k_diffusion.cli.likelihood import LikelihoodSettings, likelihood
@@ -185,6 +187,19 @@ def test_evaluation_during_training_changes_nothing_and_is_written_down(tiny, sc
     assert json.loads(capsys.readouterr().out.splitlines()[-1])['status'] == 'evaluated'
     only = (tmp_path / 'seeing' / 'tiny_metrics.csv').read_text().splitlines()
     assert len(only) == 3 and only[2].split(',')[3:] == rows[2].split(',')[3:]
+
+
+def test_a_stop_in_the_middle_of_an_evaluation(tiny, script, tmp_path, capsys, monkeypatch):
+    """Is heard at the next step of the sampler: the run saves and leaves with the signal's status, and no number is written."""
+    def generate(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return drawing.generate_for_real(*args, **kwargs)
+
+    monkeypatch.setattr(drawing, 'generate_for_real', drawing.generate, raising=False)
+    monkeypatch.setattr(drawing, 'generate', generate)
+    status = train(tiny(), tmp_path / 'run', '--evaluate-every', 2, '--evaluate-n', 20, '--evaluate-with', script, '--end-step', 5)
+    assert status == 143 and 'the evaluation of step 2 is given up' in capsys.readouterr().err
+    assert (tmp_path / 'run' / 'tiny_00000003.pth').exists() and not (tmp_path / 'run' / 'tiny_metrics.csv').exists()
 
 
 def test_without_an_extractor_training_goes_on(tiny, tmp_path, capsys):
