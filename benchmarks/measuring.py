@@ -109,13 +109,14 @@ def likelihood() -> None:
 
 
 def commuting(n: int, d: int) -> tuple[Tensor, Tensor, float]:
-    """Two sets of features [n, d] and their exact distance."""
+    """Two sets of features [n, d], of as many directions as n allows, and their exact distance."""
     source = torch.Generator().manual_seed(0)
-    axes = torch.linalg.qr(torch.randn(d, d, generator=source, dtype=torch.float64))[0]
-    spectra = [10 ** (-1.5 * torch.rand(d, generator=source, dtype=torch.float64)) for _ in range(2)]
+    k = min(d, n - 1)
+    axes = torch.linalg.qr(torch.randn(d, k, generator=source, dtype=torch.float64))[0]
+    spectra = [10 ** (-1.5 * torch.rand(k, generator=source, dtype=torch.float64)) for _ in range(2)]
     sets = []
     for shift, spectrum in enumerate(spectra):
-        z = torch.randn(n, d, generator=source, dtype=torch.float64)
+        z = torch.randn(n, k, generator=source, dtype=torch.float64)
         whitened = torch.linalg.qr(z - z.mean(0))[0] * math.sqrt(n - 1)
         sets.append(((whitened - whitened.mean(0)) * spectrum) @ axes.T + 0.01 * shift)
     return sets[0], sets[1], ((spectra[0] - spectra[1]) ** 2).sum().item() + d * 1e-4

@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import k_diffusion as K
+from k_diffusion.cli.evaluate import COPIES
+from k_diffusion.cli.reference import EXTRACTORS
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = [*K.models.MODELS.values(), *K.schedules.DENSITIES.values(), *K.data.DATASETS.values(), *K.training.OPTIMIZERS.values(),
@@ -76,3 +79,17 @@ def test_every_sampler_is_on_the_page():
         assert f'| `{name}` | {entry.order or "-"} | {entry.nfe} |' in page, name
     for _, recipe in K.generation.RECIPES:
         assert f'`{recipe.sampler}`' in page and recipe.schedule in page
+
+
+def test_every_metric_and_extractor_is_on_the_page():
+    page = (ROOT / 'docs' / 'measuring.md').read_text()
+    for name in (*K.evaluation.METRICS, *EXTRACTORS, COPIES):
+        assert f'| `{name}`' in page, name
+
+
+def test_the_examples_of_the_page_on_measuring_run():
+    names: dict = {}
+    exec('\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'measuring.md').read_text(), re.S)), names)
+    assert names['values']['fid'] == pytest.approx(names['distance'].item(), rel=1e-9) and names['values']['fid'] > 0.3
+    torch.testing.assert_close(names['again'], names['x'], rtol=0, atol=1e-3)
+    assert ((names['log_p'] - names['exact']).abs() < 0.05).all()       # its Jacobian is diagonal
