@@ -42,6 +42,8 @@ from ..schedules import (
     shift_sigmas,
     sigmas_for_strength,
 )
+from .calibrating import calibrate
+from .calibration import Calibration
 from .catalogue import SAMPLERS, SampleFn, Sampler, State, find_sampler, iterate, plain_function, sampler
 from .cfg_pp import sample_dpmpp_2m_cfg_pp, sample_euler_ancestral_cfg_pp, sample_euler_cfg_pp
 from .coefficients import (

@@ -58,7 +58,7 @@ def spectral_table(spectrum: Spectrum, sigmas: Sequence[float], order: int) -> l
     return [(a[where], [weight[where] for weight in weights]) for a, weights in rows]
 
 
-def residual(y: Tensor, denoised: Tensor, variance: Tensor, sigma: float) -> Tensor:
+def residual(y: Tensor, denoised: Tensor, variance: Tensor, sigma: float | Tensor) -> Tensor:
     """Q = (D - G) (s^2 + sigma^2) / sigma^2 for y and D in the spectrum's basis."""
     return (denoised * (variance + sigma ** 2) - variance * y) / sigma ** 2
 

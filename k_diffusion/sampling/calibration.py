@@ -1,0 +1,99 @@
+"""A solver fitted to one model, for one number of model calls: its levels, its weights, and the sampler they make."""
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn
+from ..core.registry import unknown
+from .bases import BASES, ORDER, Number, base_rows, distinct, enter, feature, gaussian_step, leave
+from .catalogue import Run, SampleFn, plain_function
+from .loop import Callback, ExtraArgs, Sigmas, levels, steps
+from .spectrum import Spectrum
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` found for a model, its guidance and a number of model calls.
+
+    base: rab, sei or eab (bases.py). sigmas: sigma_max, n levels and 0, for n model calls: the first step is that of the
+    spectrum's Gaussian. corrections: what is added to the base's weights, a row of three for each model call. scores: distances
+    to converged runs on noises that were not fitted to. model: the fingerprint of the weights it was made for.
+    """
+    base: str
+    sigmas: tuple[float, ...]
+    corrections: tuple[tuple[float, ...], ...]
+    spectrum: Spectrum
+    scores: Mapping[str, float] = field(default_factory=dict)
+    model: str = ''
+    guidance: float = 1.
+    guidance_interval: tuple[float, float] | None = None
+    conditions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.base not in BASES:
+            raise ValueError(unknown('base of a calibration', self.base, BASES))
+        falling = all(high > low >= 0 for high, low in zip(self.sigmas, self.sigmas[1:]))
+        if len(self.sigmas) < 3 or not falling or self.sigmas[-1] != 0 or not self.sigmas[0] < math.inf:
+            raise ValueError(f'a calibration has the levels {list(self.sigmas)}; they must fall strictly from sigma_max to 0, three at least')
+        rows = [row for row in self.corrections if len(row) == ORDER and all(map(math.isfinite, row))]
+        if not len(rows) == len(self.corrections) == len(self.sigmas) - 2:
+            raise ValueError(f'a calibration of {len(self.sigmas) - 2} model calls has {len(self.corrections)} rows of corrections, '
+                             f'{len(rows)} of them sound; it must have a row of {ORDER} finite numbers for each')
+
+    @property
+    def steps(self) -> int:
+        """The number of model calls."""
+        return len(self.corrections)
+
+    @property
+    def levels(self) -> Tensor:
+        """The levels as other schedules are, float32: where a sampler is given with one (`generate`, say)."""
+        return torch.tensor(self.sigmas, dtype=torch.float32)
+
+    def sampler(self) -> SampleFn:
+        """A sampler like any other: a function of (model, x), x at the level sigmas[0]; it walks its own levels alone."""
+        def calibrated(model: DenoiseFn, x: Tensor, sigmas: Sigmas | None = None, extra_args: ExtraArgs = None,
+                       callback: Callback = None, disable: bool | None = None) -> Run[Tensor]:
+            """The solver of a calibration. sigmas: its own levels, or None."""
+            self._check(sigmas)
+            return (yield from self._walk(model, x, extra_args, callback, disable))
+        return plain_function(calibrated, 'calibrated', 0)
+
+    def _check(self, sigmas: Sigmas | None) -> None:
+        given = self.sigmas if sigmas is None else levels(sigmas)
+        if len(given) != len(self.sigmas) or not all(math.isclose(a, b, rel_tol=1e-2) for a, b in zip(given, self.sigmas)):
+            raise ValueError(f'a calibrated sampler was given the levels {[float(f"{sigma:.3g}") for sigma in given]}; '
+                             'it has its own: give None or calibration.levels')
+
+    def _walk(self, model: DenoiseFn, x: Tensor, extra_args: ExtraArgs, callback: Callback, disable: bool | None) -> Run[Tensor]:
+        base, spectrum = self.base, self.spectrum.like(x)
+        variances, which = distinct(self.spectrum)
+
+        def ready(number: Number) -> Number:
+            return number[which].to(x) if isinstance(number, Tensor) else number
+
+        rows = [(ready(row.a), [ready(w) for w in row.weights]) for row in base_rows(base, variances, self.sigmas, self.corrections)]
+        history: deque[Tensor] = deque(maxlen=ORDER)
+        for step in steps(model, x, self.sigmas, extra_args, callback, disable):
+            if step.i:
+                denoised = step.denoise(x)
+            else:
+                denoised = spectrum.denoise(x, step.sigma)
+                step.show(x, step.sigma, denoised)
+            y = enter(base, spectrum, x)
+            history.appendleft(feature(base, spectrum, y, denoised, x.new_tensor(step.sigma)))
+            if step.i:
+                a, weights = rows[step.i - 1]
+                y = a * y
+                for weight, past in zip(weights, history):
+                    y = y + weight * past
+                x = yield leave(base, spectrum, y)
+            else:
+                x = yield gaussian_step(spectrum, x, step.sigma, step.sigma_next)
+        return x

@@ -1,0 +1,112 @@
+"""Calibrations as JSON: small, checked when read, the same solver to the last bit."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.files import read_json
+from ..core.spectral import dct, inverse_dct
+from .calibration import Calibration
+from .spectrum import BANDS, Spectrum, bands
+
+VERSION = 1
+_KEYS = {'version', *(field.name for field in dataclasses.fields(Calibration))}
+
+
+def to_dict(calibration: Calibration) -> dict[str, Any]:
+    """A calibration as plain JSON values."""
+    plain = {field.name: getattr(calibration, field.name) for field in dataclasses.fields(calibration)}
+    return {'version': VERSION, **plain, 'sigmas': list(calibration.sigmas), 'corrections': [list(row) for row in calibration.corrections],
+            'spectrum': spectrum_to_dict(calibration.spectrum), 'scores': dict(calibration.scores),
+            'guidance_interval': calibration.guidance_interval and list(calibration.guidance_interval),
+            'conditions': list(calibration.conditions)}
+
+
+def from_dict(value: Any, name: str = 'the calibration') -> Calibration:
+    """The calibration of such values; anything else raises one sentence."""
+    if not isinstance(value, Mapping) or value.get('version') != VERSION or set(value) != _KEYS:
+        raise ValueError(f'{name} is no calibration of version {VERSION}; make it anew with k-diffusion calibrate')
+    try:
+        interval = value['guidance_interval']
+        return Calibration(
+            _text(value['base']), tuple(map(_number, value['sigmas'])), tuple(tuple(map(_number, row)) for row in value['corrections']),
+            spectrum_from_dict(value['spectrum']), {_text(key): _number(score) for key, score in value['scores'].items()},
+            _text(value['model']), _number(value['guidance']), interval and (_number(interval[0]), _number(interval[1])),
+            tuple(map(_text, value['conditions'])))
+    except (TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError, ValueError) as error:
+        raise ValueError(f'{name} is damaged ({error}); make it anew with k-diffusion calibrate') from None
+
+
+def to_json(calibration: Calibration) -> str:
+    """A calibration as JSON."""
+    return json.dumps(to_dict(calibration), allow_nan=False)
+
+
+def from_json(text: str, name: str = 'the calibration') -> Calibration:
+    """What `to_json` wrote; damaged or foreign text raises one sentence."""
+    return from_dict(read_json(text, name), name)
+
+
+def spectrum_to_dict(spectrum: Spectrum) -> dict[str, Any]:
+    """A spectrum as JSON values, to five digits: of cosines, the lowest frequencies of the mean and a variance per band."""
+    mean, variance = spectrum.mean.double().cpu(), spectrum.variance.double().cpu()
+    basis: Any = spectrum.basis
+    if spectrum.basis == 'cosines' and not isinstance(spectrum.basis, Tensor):
+        mean = dct(mean[None])[0]
+        for axis, n in enumerate(spectrum.variance.shape[1:], 1):
+            mean = mean.narrow(axis, 0, min(n, BANDS))
+            kinds = bands(n)
+            variance = variance.index_select(axis, torch.tensor([kinds.index(band) for band in sorted(set(kinds))]))
+    elif isinstance(spectrum.basis, Tensor):
+        basis = _rounded(spectrum.basis, 9)
+    return {'shape': list(spectrum.variance.shape), 'mean': _rounded(mean, 5), 'variance': _rounded(variance, 5), 'basis': basis}
+
+
+def spectrum_from_dict(value: Any) -> Spectrum:
+    """The spectrum of such values."""
+    shape = [int(_number(side)) for side in value['shape']]
+    mean, variance = _tensor(value['mean']), _tensor(value['variance'])
+    if value['basis'] != 'cosines':
+        found = Spectrum(mean, variance, None if value['basis'] is None else _tensor(value['basis']))
+        if list(variance.shape) != shape or (isinstance(found.basis, Tensor) and list(found.basis.shape) != shape * 2):
+            raise ValueError(f'its spectrum is of items of shape {shape} and holds variances of shape {list(variance.shape)}')
+        return found
+    low = [shape[0], *(min(n, BANDS) for n in shape[1:])]
+    if list(mean.shape) != low or list(variance.shape) != [shape[0], *(len(set(bands(n))) for n in shape[1:])]:
+        raise ValueError(f'its spectrum is of items of shape {shape} and holds tables of shapes {list(mean.shape)} and {list(variance.shape)}')
+    full = torch.zeros(shape, dtype=torch.float64)
+    full[tuple(slice(n) for n in low)] = mean
+    for axis, n in enumerate(shape[1:], 1):
+        variance = variance.index_select(axis, torch.tensor(bands(n)))
+    return Spectrum(inverse_dct(full[None])[0], variance, 'cosines')
+
+
+def _rounded(values: Tensor, digits: int) -> Any:
+    if values.ndim:
+        return [_rounded(value, digits) for value in values]
+    return float(f'{values.item():.{digits}g}')
+
+
+def _tensor(values: Any) -> Tensor:
+    found = torch.tensor(values, dtype=torch.float64)
+    if not bool(found.isfinite().all()):
+        raise ValueError('a number of its spectrum is not finite')
+    return found
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f'{value!r} stands where a finite number should')
+    return float(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r} stands where text should')
+    return value

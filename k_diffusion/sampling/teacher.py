@@ -1,0 +1,87 @@
+"""Where the probability flow leads, to within a tolerance: the end points and the estimates along the way."""
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn
+from ..core.tensors import append_dims, mean_per_item
+from .power import sample_rab
+
+KNOTS = 48
+FINEST = 32
+
+
+class Teacher:
+    """Converged runs from x [B, ...] at sigma_max: their ends [B, ...] at sigma 0, and D along the paths.
+
+    Steps are halved until nine ends of ten move by less than `tolerance` times the spread of the data; where that takes more
+    than 1,536 of them, a warning says so. `change`: how far the ends moved last, as a share of that spread.
+    """
+
+    def __init__(self, denoise: DenoiseFn, x: Tensor, sigma_min: float, sigma_max: float, extra_args: Mapping[str, Any] | None = None,
+                 tolerance: float = 1e-3, batch_size: int = 256, callback: Callable[[], Any] | None = None) -> None:
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f'sigma_min={sigma_min} and sigma_max={sigma_max} are no range of noise levels; '
+                             'give 0 < sigma_min < sigma_max, both finite')
+        self.x, self.extra_args, self.sigma_max = x, dict(extra_args or {}), sigma_max
+        self.levels = _karras(KNOTS + 1, sigma_min, sigma_max)
+        self.log_snr = torch.tensor([-math.log(sigma) for sigma in self.levels], dtype=torch.float64)
+        self.ends, self.change, finer = torch.zeros_like(x), math.inf, 2
+        while finer < FINEST and not self.change < tolerance:
+            finer *= 2
+            parts = [self._run(denoise, slice(start, start + batch_size), finer) for start in range(0, len(x), batch_size)]
+            ends = torch.cat([end for end, _ in parts])
+            self.denoised = torch.cat([path for _, path in parts], 1)
+            self.std = ends.double().std().item()
+            moved = mean_per_item((ends - self.ends).square()).double().sqrt()
+            self.change = moved.quantile(0.9).item() / max(self.std, 1e-12) if finer > 4 else math.inf
+            self.ends = ends
+            if callback is not None:
+                callback()
+        if not self.change < tolerance:
+            warnings.warn(f'the runs that are learned from still moved by {self.change:.1e} of the spread of the data when their '
+                          f'{KNOTS * FINEST // 2} steps were made {KNOTS * FINEST}; the calibration is no better than that', stacklevel=2)
+
+    def _run(self, denoise: DenoiseFn, part: slice, finer: int) -> tuple[Tensor, Tensor]:
+        """The ends of a part of the items, and D at the knots [K, b, ...], with so many steps between two knots."""
+        seen: list[Tensor] = []
+        lambdas = torch.cat([torch.linspace(0, 1, finer + 1, dtype=torch.float64)[:-1] * (b - a) + a
+                             for a, b in zip(self.log_snr[:-1], self.log_snr[1:])])
+        sigmas = [*(-lambdas).exp().tolist(), self.levels[-1], 0.]
+
+        def keep(info: dict[str, Any]) -> None:
+            if info['i'] % finer == 0:
+                seen.append(info['denoised'].clone())
+
+        here = {key: value[part] for key, value in self.extra_args.items()}
+        end = sample_rab(denoise, self.x[part], sigmas, here, keep, disable=True)
+        return end, torch.stack(seen)
+
+    def estimates(self, sigmas: Tensor) -> Tensor:
+        """D on the paths at the levels sigmas [P] (float64), [P, B, ...]."""
+        where = (-sigmas.log()).clamp(self.log_snr[0], self.log_snr[-1])
+        first = (torch.searchsorted(self.log_snr, where, right=True) - 2).clamp(0, len(self.log_snr) - 4)
+        nodes = self.log_snr[first[:, None] + torch.arange(4)]
+        found = torch.zeros_like(self.denoised[:1])
+        for j in range(4):  # cubic interpolation
+            weight = torch.stack([(where - nodes[:, k]) / (nodes[:, j] - nodes[:, k]) for k in range(4) if k != j]).prod(0)
+            found = found + append_dims(weight.to(self.ends), self.denoised.ndim) * self.denoised[(first + j).to(self.ends.device)]
+        return found
+
+    def part(self, items: slice) -> Teacher:
+        """The same of some of the items."""
+        copy = object.__new__(Teacher)
+        copy.__dict__ = {**self.__dict__, 'x': self.x[items], 'ends': self.ends[items], 'denoised': self.denoised[:, items],
+                         'extra_args': {key: value[items] for key, value in self.extra_args.items()}}
+        return copy
+
+
+def _karras(n: int, low: float, high: float) -> list[float]:
+    ramp = torch.linspace(0, 1, n, dtype=torch.float64)
+    return ((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist()
