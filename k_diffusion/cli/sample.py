@@ -19,6 +19,7 @@ from ..core.random import derive_seed
 from ..generation import BETWEEN, SamplingConfig, generate
 from ..guidance import classifier_free
 from ..sampling import SAMPLERS
+from . import calibrations
 from .conditioning import asked_of, conditions_of, null_of
 from .encoding import encoder_of
 from .entry import Parser
@@ -61,8 +62,8 @@ def sample(
         keep_freed_memory()
     denoiser, filled = load_model(checkpoint, chosen, config, ema)
     model, num_classes = filled['model'], filled['dataset']['num_classes']
-    how = how_to_sample(filled, sampler=sampler and sampler.removeprefix('sample_'), steps=steps, schedule=schedule, guidance=guidance,
-                        guidance_interval=guidance_interval)
+    named = None if sampler is None or sampler == calibrations.WORD else sampler.removeprefix('sample_')
+    how = how_to_sample(filled, sampler=named, steps=steps, schedule=schedule, guidance=guidance, guidance_interval=guidance_interval)
     labels = _labels(classes, num_classes, n)
     sections, encoder = sections_of(filled), encoder_of(filled, chosen)
     conditions = conditions_of(sections, device=chosen)
@@ -74,9 +75,14 @@ def sample(
     if labels:
         told['class_cond'] = torch.tensor(labels)
     denoise = guided(denoiser, null_of(num_classes, conditions), how) if told else denoiser
+    walked: Any = how.sampler
+    if calibrations.asked(sampler, schedule, sigma_min):
+        fitted = calibrations.fitting(checkpoint, denoiser, how, told, float(sigmas[0]), sampler is not None)
+        if fitted is not None:
+            sigmas, walked = fitted.levels, fitted.sampler()
     target.make()
     with tqdm(total=-(-n // batch_size) * (len(sigmas) - 1), unit='step', disable=None if show else True) as bar:
-        images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, how.sampler,
+        images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, walked,
                           [derive_seed(seed, 'sample', i) for i in range(n)],
                           told, callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen,
                           decode=None if encoder is None else encoder.decode)

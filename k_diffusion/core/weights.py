@@ -1,6 +1,7 @@
 """Weights on disk: .pth read without running code, .safetensors with their config in the metadata."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .extras import require
 from .files import HashingFile, Written, read_json, whole_file
+from .images import raw_bytes
 
 
 def load_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> Any:
@@ -85,3 +87,14 @@ def open_safetensors(path: str | os.PathLike[str], device: str = 'cpu') -> Any:
         return safetensors.safe_open(path, framework='pt', device=device)
     except safetensors.SafetensorError as error:
         raise ValueError(f'{path} is damaged, cut short or not a .safetensors file ({error})') from None
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of weights by name, whatever their order and device: names, shapes and values as float32."""
+    state = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        values = tensors[name].detach()
+        values = (values.float() if values.is_floating_point() else values.long()).cpu().contiguous()
+        state.update(f'{name} {list(values.shape)} '.encode())
+        state.update(raw_bytes(values.reshape(-1).view(torch.uint8)))
+    return state.hexdigest()

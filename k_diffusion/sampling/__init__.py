@@ -42,6 +42,7 @@ from ..schedules import (
     shift_sigmas,
     sigmas_for_strength,
 )
+from .bases import BASES
 from .calibrating import calibrate
 from .calibration import Calibration
 from .catalogue import SAMPLERS, SampleFn, Sampler, State, find_sampler, iterate, plain_function, sampler

@@ -20,8 +20,10 @@ from .spectral import gaussian_gain, residual, spectral_weights
 from .spectrum import Spectrum
 
 BASES = ('rab', 'sei', 'eab')
-#: How many values a step uses, and the root of sigma that rab interpolates in.
+#: How many values the bases interpolate, and the root of sigma that rab does it in.
 ORDER, RHO = 3, 7.
+#: How many values a fitted step may use.
+HISTORY = 5
 
 Number: TypeAlias = float | Tensor
 
@@ -35,14 +37,16 @@ class Row(NamedTuple):
 
 
 def base_rows(base: str, variances: Tensor, sigmas: Sequence[float], corrections: Sequence[Sequence[float]]) -> list[Row]:
-    """The steps after the first. corrections: what is added to the weights of each, in units of the step's whole weight."""
+    """The steps after the first. corrections: for each, what is added to a, as a share of it, and to the weights of the last
+    HISTORY values, in units of the step's whole weight."""
     rows = []
     for i in range(1, len(sigmas) - 1):
         past = tuple(sigmas[k] for k in range(i, max(i - ORDER, -1), -1))
         a, weights = _exact(base, variances, past, sigmas[i + 1])
         whole = sigmas[i + 1] - sigmas[i] if base == 'rab' else 1 - a
-        given = [*weights, *[0.] * (ORDER - len(weights))]
-        rows.append(Row(sigmas[i], sigmas[i + 1], a, [w + c * whole for w, c in zip(given, corrections[i - 1])][:i + 1]))
+        change, *added = corrections[i - 1]
+        given = [*weights, *[0.] * (HISTORY - len(weights))]
+        rows.append(Row(sigmas[i], sigmas[i + 1], a * (1 + change), [w + c * whole for w, c in zip(given, added)][:i + 1]))
     return rows
 
 

@@ -21,9 +21,9 @@ from .teacher import Teacher
 
 #: The rounds of a fit: of the levels alone, then of everything.
 ROUNDS = (5, 12)
-#: Ways to weigh the estimates along the path against the end: not at all, and strongly (where small errors early on decide
+#: Ways to weigh the estimates along the path against the end: not at all, strongly, very (where small errors early on decide
 #: which picture it becomes).
-PATH_WEIGHTS = (0., 16.)
+PATH_WEIGHTS = (0., 16., 64.)
 #: Below this share of half the first median error, an error counts as none: at the end, and along the path.
 END_SCALE, PATH_SCALE = 0.55, 5.5
 
@@ -68,11 +68,11 @@ def calibrate(denoise: DenoiseFn, x: Tensor, sigma_max: float, sigma_min: float 
     learned, other = teacher.part(slice(0, len(x) - held)), teacher.part(slice(len(x) - held, None))
     found: list[tuple[float, Calibration]] = []
     for k, base in enumerate(bases):
-        students = Students(denoise, learned, spectrum, base, steps, batch_size)
-        judges = Students(denoise, other, spectrum, base, steps, batch_size)
-        share = 1 / len(bases)
-        iterates = _fitted(students, lambda part, k=k: say((k + part) * share, f'{base}, {steps} calls'))
-        found.append(_best(judges, iterates, labels))
+        def told(part: float, k: int = k, base: str = base) -> None:
+            say((k + part) / len(bases), f'{base}, {steps} calls')
+
+        iterates = _fitted(Students(denoise, learned, spectrum, base, steps, batch_size), told)
+        found.append(_best(Students(denoise, other, spectrum, base, steps, batch_size), iterates, labels))
     return min(found, key=lambda pair: pair[0])[1]
 
 
@@ -117,11 +117,11 @@ def _best_start(squares: Sequence[Tensor], weights: Sequence[float]) -> tuple[in
 
 
 def _best(judges: Students, iterates: Sequence[Tensor], labels: Mapping[str, Any]) -> tuple[float, Calibration]:
-    """The iterate that does best on the held-out items: by the product of the rms and the median distance."""
+    """The iterate that does best on the held-out items: by rms distance, and a little by the median."""
     squares = torch.cat([mean_squares((judges.ends(iterates[k:k + 8]) - judges.teacher.ends).flatten(2))
                          for k in range(0, len(iterates), 8)])
     rms, median = squares.mean(1).sqrt().nan_to_num(math.inf), squares.median(1).values.sqrt().nan_to_num(math.inf)
-    score = rms * median
+    score = rms * median ** 0.25
     best = int(score.argmin())
     scores = {'rms': rms[best].item(), 'median': median[best].item(), 'start_rms': rms[0].item(), 'start_median': median[0].item(),
               'teacher_change': judges.teacher.change}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from ..core.registry import unknown
-from .bases import BASES, ORDER, Number, base_rows, distinct, enter, feature, gaussian_step, leave
+from .bases import BASES, HISTORY, Number, base_rows, distinct, enter, feature, gaussian_step, leave
 from .catalogue import Run, SampleFn, plain_function
 from .loop import Callback, ExtraArgs, Sigmas, levels, steps
 from .spectrum import Spectrum
@@ -22,7 +22,7 @@ class Calibration:
     """What `calibrate` found for a model, its guidance and a number of model calls.
 
     base: rab, sei or eab (bases.py). sigmas: sigma_max, n levels and 0, for n model calls: the first step is that of the
-    spectrum's Gaussian. corrections: what is added to the base's weights, a row of three for each model call. scores: distances
+    spectrum's Gaussian. corrections: what is added to the base's weights, a row for each model call (`base_rows`). scores: distances
     to converged runs on noises that were not fitted to. model: the fingerprint of the weights it was made for.
     """
     base: str
@@ -40,11 +40,11 @@ class Calibration:
             raise ValueError(unknown('base of a calibration', self.base, BASES))
         falling = all(high > low >= 0 for high, low in zip(self.sigmas, self.sigmas[1:]))
         if len(self.sigmas) < 3 or not falling or self.sigmas[-1] != 0 or not self.sigmas[0] < math.inf:
-            raise ValueError(f'a calibration has the levels {list(self.sigmas)}; they must fall strictly from sigma_max to 0, three at least')
-        rows = [row for row in self.corrections if len(row) == ORDER and all(map(math.isfinite, row))]
+            raise ValueError(f'a calibration has the levels {list(self.sigmas)}; they must fall from sigma_max to 0, three at least')
+        rows = [row for row in self.corrections if len(row) == 1 + HISTORY and all(map(math.isfinite, row))]
         if not len(rows) == len(self.corrections) == len(self.sigmas) - 2:
             raise ValueError(f'a calibration of {len(self.sigmas) - 2} model calls has {len(self.corrections)} rows of corrections, '
-                             f'{len(rows)} of them sound; it must have a row of {ORDER} finite numbers for each')
+                             f'{len(rows)} of them sound; it must have a row of {1 + HISTORY} finite numbers for each')
 
     @property
     def steps(self) -> int:
@@ -79,7 +79,7 @@ class Calibration:
             return number[which].to(x) if isinstance(number, Tensor) else number
 
         rows = [(ready(row.a), [ready(w) for w in row.weights]) for row in base_rows(base, variances, self.sigmas, self.corrections)]
-        history: deque[Tensor] = deque(maxlen=ORDER)
+        history: deque[Tensor] = deque(maxlen=HISTORY)
         for step in steps(model, x, self.sigmas, extra_args, callback, disable):
             if step.i:
                 denoised = step.denoise(x)

@@ -64,8 +64,8 @@ def spectrum_to_dict(spectrum: Spectrum) -> dict[str, Any]:
             kinds = bands(n)
             variance = variance.index_select(axis, torch.tensor([kinds.index(band) for band in sorted(set(kinds))]))
     elif isinstance(spectrum.basis, Tensor):
-        basis = _rounded(spectrum.basis, 9)
-    return {'shape': list(spectrum.variance.shape), 'mean': _rounded(mean, 5), 'variance': _rounded(variance, 5), 'basis': basis}
+        basis = _written(spectrum.basis, 9)
+    return {'shape': list(spectrum.variance.shape), 'mean': _written(mean, 5), 'variance': _written(variance, 5), 'basis': basis}
 
 
 def spectrum_from_dict(value: Any) -> Spectrum:
@@ -79,7 +79,8 @@ def spectrum_from_dict(value: Any) -> Spectrum:
         return found
     low = [shape[0], *(min(n, BANDS) for n in shape[1:])]
     if list(mean.shape) != low or list(variance.shape) != [shape[0], *(len(set(bands(n))) for n in shape[1:])]:
-        raise ValueError(f'its spectrum is of items of shape {shape} and holds tables of shapes {list(mean.shape)} and {list(variance.shape)}')
+        raise ValueError(f'its spectrum is of items of shape {shape} and its tables have the shapes '
+                         f'{list(mean.shape)} and {list(variance.shape)}')
     full = torch.zeros(shape, dtype=torch.float64)
     full[tuple(slice(n) for n in low)] = mean
     for axis, n in enumerate(shape[1:], 1):
@@ -87,17 +88,16 @@ def spectrum_from_dict(value: Any) -> Spectrum:
     return Spectrum(inverse_dct(full[None])[0], variance, 'cosines')
 
 
-def _rounded(values: Tensor, digits: int) -> Any:
-    if values.ndim:
-        return [_rounded(value, digits) for value in values]
-    return float(f'{values.item():.{digits}g}')
+def _written(values: Tensor, digits: int) -> dict[str, Any]:
+    """A tensor as its shape and one line of numbers."""
+    return {'shape': list(values.shape), 'values': ' '.join(f'{value:.{digits}g}' for value in values.flatten().tolist())}
 
 
-def _tensor(values: Any) -> Tensor:
-    found = torch.tensor(values, dtype=torch.float64)
-    if not bool(found.isfinite().all()):
+def _tensor(value: Any) -> Tensor:
+    numbers = torch.tensor([float(word) for word in _text(value['values']).split()], dtype=torch.float64)
+    if not bool(numbers.isfinite().all()):
         raise ValueError('a number of its spectrum is not finite')
-    return found
+    return numbers.view([int(_number(side)) for side in value['shape']])
 
 
 def _number(value: Any) -> float:

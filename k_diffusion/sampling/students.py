@@ -1,6 +1,7 @@
 """Many solvers that differ a little, run side by side from the same noises: what a fit by finite differences needs."""
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn
-from .bases import ORDER, Number, Row, base_rows, distinct, enter, feature, gaussian_step, leave
+from .bases import HISTORY, Number, Row, base_rows, distinct, enter, feature, gaussian_step, leave
 from .spectrum import Spectrum
 from .teacher import Teacher
 
@@ -16,7 +17,7 @@ from .teacher import Teacher
 class Students:
     """The solvers of one base with n model calls, as functions of their parameters theta [T] (float64).
 
-    theta: the logarithms of the n steps in log sigma, then the corrections of the weights, n rows of three.
+    theta: the logarithms of the n steps in log sigma, then the corrections, n rows of 1 + HISTORY.
     """
 
     def __init__(self, denoise: DenoiseFn, teacher: Teacher, spectrum: Spectrum, base: str, n: int, batch_size: int) -> None:
@@ -24,14 +25,14 @@ class Students:
         self.x = teacher.x
         self.spectrum_given, self.spectrum = spectrum, spectrum.like(self.x)
         self.variances, self.where = distinct(spectrum)
-        #: the step in which each parameter first matters, and whether it is free (step 1 has two values, not three).
-        self.first = [*range(n), *[i for i in range(1, n + 1) for _ in range(ORDER)]]
-        self.free = [True] * n + [j <= i for i in range(1, n + 1) for j in range(ORDER)]
+        #: the step in which each parameter first matters, and whether it is free (step i has i + 1 values).
+        self.first = [*range(n), *[i for i in range(1, n + 1) for _ in range(1 + HISTORY)]]
+        self.free = [True] * n + [j <= i for i in range(1, n + 1) for j in range(-1, HISTORY)]
 
     def start(self, sigmas: Sequence[float]) -> Tensor:
         """theta of the base itself on the levels sigma_max, ..., sigma_n."""
-        steps = [math.log(math.log(high / low)) for high, low in zip(sigmas[:-1], sigmas[1:])]
-        return torch.cat([torch.tensor(steps, dtype=torch.float64), torch.zeros(self.n * ORDER, dtype=torch.float64)])
+        steps = [math.log(math.log(high / low)) for high, low in itertools.pairwise(sigmas)]
+        return torch.cat([torch.tensor(steps, dtype=torch.float64), torch.zeros(self.n * (1 + HISTORY), dtype=torch.float64)])
 
     def levels(self, theta: Tensor) -> list[float]:
         """The levels of a solver, sigma_max first and 0 last."""
@@ -39,7 +40,7 @@ class Students:
         return [self.teacher.sigma_max, *(self.teacher.sigma_max * (-falls).exp()).tolist(), 0.]
 
     def corrections(self, theta: Tensor) -> list[list[float]]:
-        return theta[self.n:].view(self.n, ORDER).tolist()
+        return theta[self.n:].view(self.n, 1 + HISTORY).tolist()
 
     @torch.no_grad()
     def run(self, thetas: Sequence[Tensor], first: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -58,15 +59,14 @@ class Students:
             denoised, new = self._features(y, rows[:active])
             yield torch.tensor([row.sigma for row in rows], dtype=torch.float64), _grown(denoised, P)
             active = _count(first, i + 1)
-            y, *history = (_grown(value, active) for value in (y, new, *history[:ORDER - 1]))
+            y, *history = (_grown(value, active) for value in (y, new, *history[:HISTORY - 1]))
             y = self._combined(y, history, rows[:active])
         yield torch.zeros(P, dtype=torch.float64), leave(self.base, self.spectrum, y.flatten(0, 1)).view_as(y)
 
     def ends(self, thetas: Sequence[Tensor]) -> Tensor:
         """The ends [P, B, ...] of some solvers."""
-        for _, values in self.run(thetas):
-            pass
-        return values
+        *_, (_, ends) = self.run(thetas)
+        return ends
 
     def _first_feature(self) -> Tensor:
         sigma = self.x.new_tensor(self.teacher.sigma_max)

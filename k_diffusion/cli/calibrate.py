@@ -1,0 +1,139 @@
+"""k-diffusion calibrate: a sampler is fitted to a model, so that few steps give what many would."""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..config import load_model, sections_of
+from ..core.devices import choose_device
+from ..core.memory import keep_freed_memory
+from ..core.random import derive_seed, randn_items
+from ..core.weights import fingerprint
+from ..sampling import BASES, Calibration, calibrate
+from ..sampling.teacher import Teacher
+from . import calibrations
+from .conditioning import asked_of, conditions_of, null_of
+from .encoding import encoder_of
+from .entry import Parser, guarded
+from .sample import _integers, _labels, _levels, guided, how_to_sample
+
+_EXAMPLE = '''example:
+  k-diffusion calibrate --checkpoint runs/demo --steps 5,8,10
+  k-diffusion sample --checkpoint runs/demo --steps 8
+
+`sample` then takes the calibrated sampler by itself where the number of steps and the guidance are those of one.'''
+
+
+def calibrate_model(
+    checkpoint: str | os.PathLike[str],     # a .pth or .safetensors file, or a run's folder (its latest checkpoint)
+    steps: Sequence[int] = (5, 8, 10),      # numbers of model calls, a sampler for each
+    noises: int = 16,                       # how many it is fitted to; as many again are held out to choose by
+    sigma_min: float | None = None,         # where the converged runs take their last step, to 0 (default: the config's)
+    sigma_max: float | None = None,         # the noise level to start from (default: the config's)
+    classes: Sequence[int] | None = None,   # classes in turn (default: each class in turn)
+    guidance: float | None = None,          # classifier-free guidance scale (default: the config's, else 1, which is none)
+    guidance_interval: tuple[float, float] | None = None,   # the noise levels it acts at (default: the config's, else all)
+    cond: Sequence[str] = (),               # 'type=value' for each condition of the config; several values of a type serve in turn
+    bases: Sequence[str] = BASES,           # the methods to fit, each at a third of the cost; the best is kept
+    config: str | None = None,              # the config, where the checkpoint carries none
+    batch_size: int = 256,                  # how many items the model is called on at a time
+    seed: int = 0,                          # of the noises
+    device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
+    ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
+    out: str | os.PathLike[str] | None = None,  # the file to write (default: MODEL_calibrated.json beside the checkpoint)
+    show: bool = True,                      # a progress bar
+) -> tuple[list[Calibration], Path]:
+    """Fits a sampler for each number of steps and writes them beside the checkpoint; gives them and the file."""
+    for name, value, least in (('--noises', noises, 2), ('--batch-size', batch_size, 1), ('--steps', min(steps, default=0), 1)):
+        if value < least:
+            raise ValueError(f'{name} is {value}; it must be at least {least}')
+    path = Path(out) if out is not None else calibrations.file_of(checkpoint)
+    calibrations.read(path)     # a damaged file is found before the work
+    chosen = choose_device(device)
+    if chosen.type == 'cpu':
+        keep_freed_memory()
+    denoiser, filled = load_model(checkpoint, chosen, config, ema)
+    model, num_classes = filled['model'], filled['dataset']['num_classes']
+    how = how_to_sample(filled, guidance=guidance, guidance_interval=guidance_interval)
+    sections = sections_of(filled)
+    conditions = conditions_of(sections, device=chosen)
+    told: dict[str, Tensor] = asked_of(conditions, cond, 2 * noises, sections.model, encoder_of(filled, chosen))
+    labels = _labels(classes, num_classes, 2 * noises)
+    if labels:
+        told['class_cond'] = torch.tensor(labels)
+    told = {key: value.to(chosen) for key, value in told.items()}
+    denoise = guided(denoiser, null_of(num_classes, conditions), how) if told else denoiser
+    high = model['sigma_max'] if sigma_max is None else sigma_max
+    shape = [model['input_channels'], *model['input_size']]
+    x = randn_items(shape, [derive_seed(seed, 'calibrate', i) for i in range(2 * noises)], chosen) * high
+    scale = how.guidance if told else 1.
+    named = {'model': fingerprint(denoiser.state_dict()), 'guidance': scale, 'conditions': tuple(sorted(told)),
+             'guidance_interval': how.guidance_interval if scale != 1 else None}
+    with tqdm(total=1000, disable=not show, bar_format='{desc}: {percentage:3.0f}% |{bar}| {elapsed}<{remaining}') as bar, torch.no_grad():
+        bar.set_description('converged runs')
+        teacher = Teacher(denoise, x, model['sigma_min'] if sigma_min is None else sigma_min, high, told, batch_size=batch_size)
+        made = [_one(denoise, teacher, n, bases, batch_size, named, bar, sum(steps[:k]) / sum(steps), n / sum(steps))
+                for k, n in enumerate(steps)]
+    calibrations.add(path, made)
+    return made, path
+
+
+def _one(denoise: Any, teacher: Teacher, n: int, bases: Sequence[str], batch_size: int, named: dict[str, Any], bar: Any,
+         begins: float, share: float) -> Calibration:
+    """A sampler of n calls; the bar is moved over its share of the work."""
+    def tell(part: float, words: str) -> None:
+        bar.set_description(words)
+        bar.update(round(1000 * (begins + share * part)) - bar.n)
+
+    found = calibrate(denoise, teacher.x, teacher.sigma_max, steps=n, bases=bases, batch_size=batch_size, teacher=teacher, callback=tell,
+                      **named)
+    tell(1., f'{n} calls')
+    return found
+
+
+def _parser(prog: str) -> Parser:
+    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
+    add = parser.add_argument
+    add('--checkpoint', required=True, help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    add('--steps', type=_integers, default=[5, 8, 10], metavar='5,8,10', help='numbers of model calls (default: 5,8,10)')
+    add('--noises', type=int, default=16, help='how many noises it is fitted to; as many again are held out to choose by (default: 16)')
+    add('--sigma-min', type=float, help="where the converged runs take their last step, to 0 (default: the config's)")
+    add('--sigma-max', type=float, help="the noise level to start from (default: the config's)")
+    add('--classes', type=_integers, metavar='3,5', help='classes in turn (default: each class in turn)')
+    add('--guidance', type=float, help="classifier-free guidance scale (default: the config's, else 1, which is none)")
+    add('--guidance-interval', type=_levels, metavar='LOW,HIGH', help="the noise levels it acts at (default: the config's, else all)")
+    add('--cond', action='append', default=[], metavar='TYPE=VALUE', help='a condition of the model, as sample takes it; several in turn')
+    add('--bases', type=lambda text: text.split(','), default=list(BASES), metavar='rab,sei,eab',
+        help='the methods to fit, each at a third of the cost; the best is kept (default: all)')
+    add('--config', help='the config, where the checkpoint carries none')
+    add('--batch-size', type=int, default=256, help='how many items the model is called on at a time (default: 256)')
+    add('--seed', type=int, default=0, help='of the noises (default: 0)')
+    add('--device', help='cpu, cuda, mps (default: the fastest there is)')
+    add('--raw', dest='ema', action='store_false', help='the raw weights of a .pth, not the averaged ones')
+    add('--out', help='the file to write (default: MODEL_calibrated.json beside the checkpoint, where sample finds it)')
+    add('--json', action='store_true', help='one machine-readable line on stdout')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion calibrate') -> int:
+    args = vars(_parser(prog).parse_args(argv))
+    as_json = args.pop('json')
+
+    def work() -> None:
+        made, path = calibrate_model(**args)
+        rows = [{'steps': c.steps, 'base': c.base, **c.scores} for c in made]
+        if as_json:
+            print(json.dumps({'file': str(path), 'calibrations': rows}))
+            return
+        for c in made:
+            print(f'{c.steps} steps: distance to converged samples {c.scores["rms"]:.4f}, {c.scores["start_rms"]:.4f} before fitting '
+                  f'(base {c.base})')
+        print(path)
+    return guarded(prog, work)

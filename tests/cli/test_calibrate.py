@@ -1,0 +1,100 @@
+"""k-diffusion calibrate, and sample with what it made."""
+import json
+import shutil
+
+import pytest
+import torch
+
+from k_diffusion.cli import calibrate, calibrations, convert, sample
+from k_diffusion.config import load_model
+from k_diffusion.core.weights import fingerprint, load_checkpoint, save_checkpoint
+
+FAST = ['--noises', '4', '--bases', 'rab', '--device', 'cpu']
+
+
+@pytest.fixture(scope='module')
+def calibrated(trained, tmp_path_factory):
+    """A copy of a run with calibrations for two numbers of steps, without guidance."""
+    folder = tmp_path_factory.mktemp('calibrated') / 'run'
+    shutil.copytree(trained, folder)
+    assert calibrate.main(['--checkpoint', str(folder), '--steps', '2,3', *FAST]) == 0
+    return folder
+
+
+def draw(folder, out, **options):
+    return sample.sample(folder, 2, out, device='cpu', **{'steps': 3, **options}).images
+
+
+def test_what_it_writes(calibrated, capsys):
+    file = calibrated / 'tiny_00000003_calibrated.json'
+    assert file == calibrations.file_of(calibrated) and file.stat().st_size < 20_000
+    assert [c.steps for c in calibrations.read(file)] == [2, 3]
+    assert calibrate.main(['--checkpoint', str(calibrated), '--steps', '2', '--guidance', '2', '--json', *FAST]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told['file'] == str(file) and told['calibrations'][0]['steps'] == 2 and told['calibrations'][0]['rms'] > 0
+    assert [(c.steps, c.guidance) for c in calibrations.read(file)] == [(2, 1.), (2, 2.), (3, 1.)]
+
+
+def test_sample_takes_it_by_itself(calibrated, tmp_path, capsys):
+    ours = draw(calibrated, tmp_path / 'a')
+    assert 'note: drawn by the calibrated sampler for 3 steps' in capsys.readouterr().err
+    assert torch.equal(ours, draw(calibrated, tmp_path / 'b', sampler='calibrated')) and ours.std() > 0.05
+    assert torch.allclose(ours[:1], sample.sample(calibrated, 1, tmp_path / 'one', steps=3, device='cpu').images, atol=1e-5)
+    capsys.readouterr()
+    for i, other in enumerate(({'steps': 4}, {'sampler': 'dpmpp_2m'}, {'schedule': 'karras'}, {'guidance': 3.}, {'sigma_min': 0.05})):
+        assert not torch.equal(ours, draw(calibrated, tmp_path / str(i), **other))
+    assert 'calibrated' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('options', 'words'), [
+    ({'steps': 9}, 'make one with k-diffusion calibrate'), ({'guidance': 3.}, '--guidance 3'),
+    ({'schedule': 'karras'}, 'has its own noise levels')])
+def test_what_was_not_made_is_refused(calibrated, tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        draw(calibrated, tmp_path / 'x', sampler='calibrated', **options)
+    assert not (tmp_path / 'x').exists()
+
+
+def test_other_weights_are_told_apart(calibrated, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    shutil.copytree(calibrated, folder)
+    path = folder / 'tiny_00000003.pth'
+    checkpoint = load_checkpoint(path)
+    name = next(key for key, value in checkpoint['model_ema'].items() if value.is_floating_point() and value.ndim > 1)
+    checkpoint['model_ema'][name] = checkpoint['model_ema'][name] + 1e-3
+    save_checkpoint(path, checkpoint)
+    with pytest.raises(ValueError, match='was made for other weights'):
+        draw(path, tmp_path / 'a', sampler='calibrated')
+    assert draw(path, tmp_path / 'b').std() > 0.05
+    assert 'note: the calibrated sampler in' in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_passed_over_or_refused(calibrated, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    shutil.copytree(calibrated, folder)
+    file = calibrations.file_of(folder)
+    file.write_text(file.read_text()[:300])
+    draw(folder, tmp_path / 'a')
+    assert 'is not valid JSON' in capsys.readouterr().err
+    with pytest.raises(ValueError, match='is not valid JSON'):
+        draw(folder, tmp_path / 'b', sampler='calibrated')
+    assert calibrate.main(['--checkpoint', str(folder), '--steps', '2', *FAST]) == 1
+
+
+def test_the_fingerprint(calibrated, tmp_path):
+    path = calibrated / 'tiny_00000003.pth'
+    file = convert.convert(path, tmp_path / 'm.safetensors', 'fp32')
+    first, second = (fingerprint(load_model(each)[0].state_dict()) for each in (path, file))
+    assert first == second
+    weights = dict(load_model(path)[0].state_dict())
+    assert fingerprint(dict(reversed(weights.items()))) == first
+    assert fingerprint({**weights, 'more': torch.zeros(1)}) != first
+    assert fingerprint({key: value * (1 + 1e-6) if value.is_floating_point() else value for key, value in weights.items()}) != first
+
+
+def test_wrong_usage(trained, capsys):
+    assert calibrate.main(['--checkpoint', str(trained), '--noises', '1']) == 1
+    assert '--noises is 1' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        calibrate.main(['--checkpoint', str(trained), '--step', 'a'])
+    assert stop.value.code == 2

@@ -1,0 +1,212 @@
+"""Calibrated solvers: better than what they start from on noises they have not seen, the same wherever and however they are run."""
+import dataclasses
+import json
+import warnings
+
+import pytest
+import torch
+
+from k_diffusion import sampling
+from k_diffusion.denoisers.analytic import Gaussian, Mixture
+from k_diffusion.generation import generate
+from k_diffusion.sampling.bases import BASES
+from k_diffusion.sampling.calibration_json import from_json, to_json
+from k_diffusion.sampling.least_squares import Loss, fit
+from k_diffusion.sampling.students import Students
+from k_diffusion.sampling.teacher import Teacher
+
+HIGH, N = 40., 6
+MODEL = Mixture(torch.tensor([[1., 0., .5], [-1., 0.7, 0.], [0.2, -1.2, -.5]], dtype=torch.float64),
+                torch.tensor([0.15, 0.3, 0.4], dtype=torch.float64))
+
+
+def noise(n, seed, *shape):
+    return torch.randn(n, *(shape or (3,)), generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * HIGH
+
+
+@pytest.fixture(scope='module')
+def teacher():
+    return Teacher(MODEL, noise(64, 1), 0.002, HIGH)
+
+
+@pytest.fixture(scope='module')
+def test_runs():
+    return Teacher(MODEL, noise(128, 2), 0.002, HIGH, tolerance=1e-5)
+
+
+@pytest.fixture(scope='module')
+def calibration(teacher):
+    return sampling.calibrate(MODEL, teacher.x, HIGH, steps=N, teacher=teacher, model='abc', guidance=2., guidance_interval=(0.5, 3.))
+
+
+def distance(out, runs):
+    return (out - runs.ends).square().mean().sqrt().item()
+
+
+def best_start(teacher, runs):
+    """The least distance of any base with any of the levels that the fits start from."""
+    found = []
+    spectrum = sampling.Spectrum.of(teacher.ends)
+    for base in BASES:
+        students = Students(MODEL, runs, spectrum, base, N, 256)
+        from k_diffusion.sampling.calibrating import schedules
+        starts = [students.start(levels) for levels in schedules(Students(MODEL, teacher, spectrum, base, N, 256))]
+        found += [distance(end, runs) for end in students.ends(starts)]
+    return min(found)
+
+
+def test_the_teacher_has_converged(test_runs):
+    fine = sampling.sample_exp_ab(MODEL, test_runs.x, sampling.get_sigmas_karras(2000, 0.002, HIGH).double(), startup='res_2s', disable=True)
+    assert distance(fine, test_runs) < 1e-4 and test_runs.change < 1e-5
+    sigmas = torch.tensor([7.3, 0.4], dtype=torch.float64)
+    for sigma, estimate in zip(sigmas, test_runs.estimates(sigmas)):
+        path = [*sampling.get_sigmas_karras(400, sigma.item(), HIGH).double().tolist()[:-1]]
+        x = sampling.sample_exp_ab(MODEL, test_runs.x, path, startup='res_2s', disable=True)
+        assert (estimate - MODEL(x, sigma.expand(len(x)))).square().mean().sqrt() < 2e-3
+
+
+def test_twice_as_near_as_the_best_start_on_other_noises(calibration, teacher, test_runs):
+    calls = 0
+
+    def model(x, sigma):
+        nonlocal calls
+        calls += 1
+        return MODEL(x, sigma)
+
+    ours = distance(calibration.sampler()(model, test_runs.x, disable=True), test_runs)
+    assert calls == calibration.steps == N
+    assert 0 < ours < best_start(teacher, test_runs) / 2
+    assert calibration.scores['rms'] < calibration.scores['start_rms'] / 2
+
+
+def test_it_is_the_same_again(calibration, teacher):
+    again = sampling.calibrate(MODEL, teacher.x, HIGH, steps=N, model='abc', guidance=2., guidance_interval=(0.5, 3.))
+    assert again.base == calibration.base and again.sigmas == pytest.approx(calibration.sigmas, rel=1e-4)
+    x = noise(8, 3)
+    ends = [each.sampler()(MODEL, x, disable=True) for each in (again, calibration)]
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-4)     # a matrix product may round otherwise elsewhere in memory
+
+
+@pytest.mark.parametrize('base', BASES)
+def test_a_student_is_the_sampler_it_becomes(base, teacher):
+    """Run side by side with others or alone, from the step where it differs or from the first: the same numbers."""
+    spectrum = sampling.Spectrum.of(teacher.ends)
+    students = Students(MODEL, teacher, spectrum, base, 4, 100)
+    theta = students.start([HIGH, 5., 1., 0.3, 0.05])
+    thetas = [theta, *(theta.clone() for _ in students.free)]
+    for k, other in enumerate(thetas[1:]):
+        other[k] += 0.05
+    order = sorted(range(len(students.first)), key=lambda k: students.first[k])
+    grouped = students.run([theta, *(thetas[1 + k] for k in order)], [-1, *(students.first[k] for k in order)])
+    *_, (_, ends) = grouped
+    for k, end in zip(order[::3], ends[1::3]):
+        plain = sampling.Calibration(base, tuple(students.levels(thetas[1 + k])),
+                                     tuple(map(tuple, students.corrections(thetas[1 + k]))), spectrum)
+        torch.testing.assert_close(plain.sampler()(MODEL, teacher.x, disable=True), end, rtol=1e-9, atol=1e-9)
+
+
+def test_exact_on_a_gaussian():
+    """Where the data is the spectrum's Gaussian, sei without corrections leaves nothing to fit."""
+    model = Gaussian(torch.tensor([1., -2.], dtype=torch.float64), torch.tensor([0.3, 2.], dtype=torch.float64))
+    plain = sampling.Calibration('sei', (HIGH, 3., 0.2, 0.), ((0.,) * 6,) * 2, sampling.Spectrum(model.mean, model.std ** 2))
+    x = noise(4, 3, 2)
+    torch.testing.assert_close(plain.sampler()(model, x, disable=True), model.flow(x, HIGH, 0.), rtol=1e-12, atol=1e-12)
+
+
+def test_json_keeps_every_bit(calibration):
+    again = from_json(to_json(calibration))
+    assert dataclasses.replace(again, spectrum=calibration.spectrum) == calibration
+    x = noise(4, 4)
+    assert torch.equal(again.sampler()(MODEL, x, disable=True), calibration.sampler()(MODEL, x, disable=True))
+
+
+@pytest.mark.parametrize('shape', [(2, 7), (3, 20, 18), (5,), (2, 2, 2, 2, 2)])
+def test_json_of_any_spectrum(shape):
+    spectrum = sampling.Spectrum.of(torch.randn(40, *shape, dtype=torch.float64) + 0.3)
+    one = sampling.Calibration('sei', (HIGH, 2., 0.), ((0., 0.1, 0., 0., 0., 0.),), spectrum)
+    two = from_json(to_json(one))
+    assert to_json(two) == to_json(one)
+    x = noise(2, 5, *shape)
+    a, b = (each.sampler()(lambda x, sigma: 0.3 * x / (1 + sigma[0]), x, disable=True) for each in (one, two))
+    torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def damaged(calibration):
+    good = json.loads(to_json(calibration))
+    for key, value in {'version': 2, 'base': 'xyz', 'sigmas': [1., 2., 0.], 'corrections': [[0., 0.]], 'spectrum': {}, 'model': 3,
+                       'scores': [1], 'guidance': 'much', 'conditions': [1]}.items():
+        yield {**good, key: value}
+    yield {**good, 'more': 1}
+    yield {key: value for key, value in good.items() if key != 'sigmas'}
+    yield {**good, 'spectrum': {**good['spectrum'], 'variance': {'shape': [3], 'values': '-1 1 1'}}}
+    yield {**good, 'spectrum': {**good['spectrum'], 'shape': [4]}}
+    yield {**good, 'corrections': [[True, 0., 0., 0., 0., 0.]] * N}
+    yield [good]
+
+
+def test_foreign_json_is_refused(calibration):
+    for value in damaged(calibration):
+        with pytest.raises(ValueError, match='file.json') as refusal:
+            from_json(json.dumps(value), 'file.json')
+        assert 'calibrate' in str(refusal.value)
+    for text in ('', '{', 'null', to_json(calibration)[:-40], to_json(calibration).replace('2.0', 'NaN')):
+        with pytest.raises(ValueError, match='file.json'):
+            from_json(text, 'file.json')
+
+
+def test_taken_wherever_a_sampler_is(calibration):
+    function, x = calibration.sampler(), noise(5, 6)
+    entry = sampling.find_sampler(function)
+    assert (entry.name, entry.stochastic, entry.takes) == ('calibrated', False, ('sigmas',))
+    states = list(sampling.iterate(function, MODEL, x, disable=True))
+    assert torch.equal(states[-1].x, function(MODEL, x, disable=True)) and [s.nfe for s in states] == [*range(N + 1)]
+    seen = []
+    out = generate(MODEL, [3], calibration.levels, function, seeds=[1, 2, 3], batch_size=2, callback=lambda done, info: seen.append(info['i']))
+    alone = generate(MODEL, [3], calibration.levels, entry, seeds=[3])
+    torch.testing.assert_close(out[2:], alone, rtol=1e-4, atol=1e-5)
+    assert len(seen) == 2 * (N + 1) and out.std() > 0.1
+    torch.testing.assert_close(function(MODEL, x, disable=True)[3:4], function(MODEL, x[3:4], disable=True), rtol=1e-10, atol=1e-10)
+
+
+def test_half_precision_and_callbacks(calibration):
+    x, seen = noise(2, 7).to(torch.bfloat16), []
+    function = calibration.sampler()
+    out = function(lambda x, sigma: MODEL(x.double(), sigma.double()).to(x.dtype), x, calibration.levels, None, seen.append, True)
+    assert out.dtype == torch.bfloat16 and [info['i'] for info in seen] == [*range(N + 1)]
+
+
+def test_refusals(calibration, teacher):
+    x = noise(16, 8)
+    with pytest.raises(ValueError, match='it has its own'):
+        calibration.sampler()(MODEL, x, sampling.get_sigmas_karras(6, 0.1, HIGH), disable=True)
+    with pytest.raises(ValueError, match='steps is 0'):
+        sampling.calibrate(MODEL, x, HIGH, steps=0)
+    with pytest.raises(ValueError, match='are too few'):
+        sampling.calibrate(MODEL, x[:2], HIGH)
+    with pytest.raises(ValueError, match="unknown base 'eib'"):
+        sampling.calibrate(MODEL, x, HIGH, bases=['eib'])
+    with pytest.raises(ValueError, match='no range'):
+        Teacher(MODEL, x, 1., 1.)
+
+
+def test_a_teacher_that_does_not_converge_says_so():
+    def rough(x, sigma):
+        return MODEL(x, sigma) + torch.sin(3e5 * x)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        Teacher(rough, noise(4, 9), 0.002, HIGH)
+    assert 'still moved' in str(caught[0].message)
+
+
+def test_the_robust_fit_finds_a_line_among_outliers():
+    """Levenberg-Marquardt on y = a + b t: items that are far off do not pull."""
+    t = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    y = 2 - 0.7 * t + 0.01 * torch.sin(40 * t)
+    y[::8] += 5
+
+    def blocks(thetas, first):
+        yield torch.stack([(theta[0] + theta[1] * t - y)[:, None] for theta in thetas])
+
+    theta, value = fit(blocks, Loss([1.], [0.02]), torch.zeros(2, dtype=torch.float64), [0, 1], [0, 0], 60, 1e-6)
+    torch.testing.assert_close(theta, torch.tensor([2., -0.7], dtype=torch.float64), atol=0.01, rtol=0)
+    assert value < Loss([1.], [0.02])([y.square()[None]]).item()
