@@ -15,7 +15,7 @@ import argparse
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -108,7 +108,8 @@ def variants(problem: Problem) -> Iterator[tuple[str, str, dict[str, Any], bool]
         if name == 'sei':
             options = {'spectrum': sampling.Spectrum.of(problem.learned.ends)}
         yield words, name, options, False
-        yield words + (' tele' if name == 'sei' else ' +afs'), name, {**options, **({'tele': True} if name == 'sei' else {'afs': 0.5})}, True
+        saved = {'tele': True} if name == 'sei' else {'afs': 0.5}
+        yield words + (' tele' if name == 'sei' else ' +afs'), name, {**options, **saved}, True
 
 
 def rms(distances: Tensor) -> float:
@@ -139,6 +140,12 @@ def calibrated(problem: Problem, calls: int) -> tuple[Tensor, str]:
     return problem.distances(found.sampler(), None, {}, problem.test), words
 
 
+def mean_of(values: Iterable[float]) -> float:
+    """The geometric mean."""
+    values = list(values)
+    return math.prod(values) ** (1 / len(values))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--checkpoint', help='of a class-conditional model, for the problem digits')
@@ -155,19 +162,21 @@ def main() -> None:
         print(f'\n| {calls} model calls | ' + ' | '.join(names) + ' | geometric mean |\n' + '|---' * (len(names) + 2) + '|')
         for words in next(iter(found.values()))[0]:
             rows = [table[words] for table, _ in found.values()]
-            print(f'| {words} | ' + ' | '.join(map(shown, rows)) + f' | {math.prod(map(rms, rows)) ** (1 / len(rows)):.4f} |', flush=True)
+            print(f'| {words} | ' + ' | '.join(map(shown, rows)) + f' | {mean_of(map(rms, rows)):.4f} |', flush=True)
         if calls <= 10:
             ours = {name: calibrated(problem, calls) for name, problem in problems.items()}
             rows = [distances for distances, _ in ours.values()]
-            print('| **calibrated** | ' + ' | '.join(map(shown, rows)) + f' | {math.prod(map(rms, rows)) ** (1 / len(rows)):.4f} |')
-            best = {name: min((table[key] for key in table if not key.startswith(('rab', 'sei'))), key=rms) for name, (table, _) in found.items()}
+            print('| **calibrated** | ' + ' | '.join(map(shown, rows)) + f' | {mean_of(map(rms, rows)):.4f} |')
+            best = {name: min((row for key, row in table.items() if not key.startswith(('rab', 'sei'))), key=rms)
+                    for name, (table, _) in found.items()}
             ratios = [rms(best[name]) / rms(distances) for name, (distances, _) in ours.items()]
             print('| the best published one is farther by | ' + ' | '.join(f'{ratio:.1f} times' for ratio in ratios)
-                  + f' | {math.prod(ratios) ** (1 / len(ratios)):.1f} times |')
+                  + f' | {mean_of(ratios):.1f} times |')
             print('; '.join(f'{name}: {words}' for name, (_, words) in ours.items()))
-        combined = {key: math.prod(scores[key] for _, scores in found.values()) ** (1 / len(found)) for key in next(iter(found.values()))[1]}
+        combined = {key: mean_of(scores[key] for _, scores in found.values()) for key in next(iter(found.values()))[1]}
         best_single = sorted(combined, key=lambda key: combined[key])[:5]
-        print('best fixed choices, where they were chosen: ' + '; '.join(f'{" ".join(key)} {combined[key]:.4f}' for key in best_single), flush=True)
+        words = '; '.join(f'{" ".join(key)} {combined[key]:.4f}' for key in best_single)
+        print(f'best fixed choices, where they were chosen: {words}', flush=True)
 
 
 if __name__ == '__main__':

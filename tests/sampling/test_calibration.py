@@ -56,7 +56,8 @@ def best_start(teacher, runs):
 
 
 def test_the_teacher_has_converged(test_runs):
-    fine = sampling.sample_exp_ab(MODEL, test_runs.x, sampling.get_sigmas_karras(2000, 0.002, HIGH).double(), startup='res_2s', disable=True)
+    sigmas = sampling.get_sigmas_karras(2000, 0.002, HIGH).double()
+    fine = sampling.sample_exp_ab(MODEL, test_runs.x, sigmas, startup='res_2s', disable=True)
     assert distance(fine, test_runs) < 1e-4 and test_runs.change < 1e-5
     sigmas = torch.tensor([7.3, 0.4], dtype=torch.float64)
     for sigma, estimate in zip(sigmas, test_runs.estimates(sigmas)):
@@ -161,7 +162,8 @@ def test_taken_wherever_a_sampler_is(calibration):
     states = list(sampling.iterate(function, MODEL, x, disable=True))
     assert torch.equal(states[-1].x, function(MODEL, x, disable=True)) and [s.nfe for s in states] == [*range(N + 1)]
     seen = []
-    out = generate(MODEL, [3], calibration.levels, function, seeds=[1, 2, 3], batch_size=2, callback=lambda done, info: seen.append(info['i']))
+    out = generate(MODEL, [3], calibration.levels, function, seeds=[1, 2, 3], batch_size=2,
+                   callback=lambda done, info: seen.append(info['i']))
     alone = generate(MODEL, [3], calibration.levels, entry, seeds=[3])
     torch.testing.assert_close(out[2:], alone, rtol=1e-4, atol=1e-5)
     assert len(seen) == 2 * (N + 1) and out.std() > 0.1
