@@ -23,8 +23,9 @@ test-slow: $(VENV)/.test
 test-faults: $(VENV)/.test
 	$(BIN)/pytest -m faults
 
+# (growing.py wants a folder of pictures: python benchmarks/growing.py --folder ICONS)
 bench: $(VENV)/.test
-	@for bench in benchmarks/*.py; do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
+	@for bench in $(filter-out benchmarks/_% benchmarks/growing.py,$(wildcard benchmarks/*.py)); do echo "== $$bench"; $(BIN)/python $$bench || exit 1; done
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "k-diffusion needs Python 3.10 or later")'

@@ -18,6 +18,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from _timing import awake, wait
 from torch import Tensor, nn
 
 from k_diffusion.core.modules import n_params
@@ -59,18 +60,9 @@ def plain_layout() -> mock._patch[object]:
     return mock.patch.object(image_v1, 'channels_last', lambda x: x)
 
 
-def wait(device: str) -> None:
-    """Until the device has done what it was given."""
-    if device != 'cpu':
-        torch.accelerator.synchronize()
-
-
 def measure(config: ImageV1Config, batch_size: int, rounds: int, bf16: bool, device: str) -> dict[str, float]:
     """Seconds per step, by variant."""
-    model = config.build()
-    for parameter in model.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.02)
+    model = awake(config.build())
     dense, depthwise = with_convolutions(model, lambda c: 1), with_convolutions(model, lambda c: c)
     variants = {'dense, plain layout': (dense, plain_layout), 'dense': (dense, nullcontext), 'depthwise': (depthwise, nullcontext),
                 'as built, plain layout': (model, plain_layout), 'as built': (model, nullcontext)}

@@ -17,8 +17,8 @@ from .files import read_json
 #: OpenAI's names of its CLIP models -> where they are on the hub.
 OPENAI_CLIP = {'ViT-B/32': 'openai/clip-vit-base-patch32', 'ViT-B/16': 'openai/clip-vit-base-patch16',
                'ViT-L/14': 'openai/clip-vit-large-patch14', 'ViT-L/14@336px': 'openai/clip-vit-large-patch14-336'}
-#: What CLIP's pictures are normalised by where no preprocessor_config.json says otherwise.
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+#: The mean and standard deviation that CLIP's pictures in [0, 1] are normalised by, where no preprocessor_config.json says otherwise.
+CLIP_NORMALISATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 def load_pretrained(name: str | os.PathLike[str], kind: str = 'AutoModel', purpose: str = 'a pretrained network',
@@ -115,5 +115,5 @@ def _tensor(output: Any) -> Tensor:
 def _normalisation(folder: Path, channels: int) -> tuple[Sequence[float], Sequence[float]]:
     file = folder / 'preprocessor_config.json'
     told = read_json(file.read_text('utf-8'), str(file)) if file.is_file() else {}
-    mean, std = told.get('image_mean', _MEAN), told.get('image_std', _STD)
+    mean, std = told.get('image_mean', CLIP_NORMALISATION[0]), told.get('image_std', CLIP_NORMALISATION[1])
     return (mean, std) if len(mean) == channels else ([sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels)

@@ -11,15 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.extras import require
 from ..core.files import digest_of, download_file
+from ..core.pretrained import CLIP_NORMALISATION, OPENAI_CLIP, load_pretrained
 
 INCEPTION_URL = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
 INCEPTION_DIGEST = 'f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4'
 
-#: The CLIP models by the names their authors gave them -> where transformers finds them.
-CLIP_MODELS = {'ViT-B/32': 'openai/clip-vit-base-patch32', 'ViT-B/16': 'openai/clip-vit-base-patch16',
-               'ViT-L/14': 'openai/clip-vit-large-patch14', 'ViT-L/14@336px': 'openai/clip-vit-large-patch14-336'}
 DINOV2_MODELS = {'vits14': 'facebook/dinov2-small', 'vitb14': 'facebook/dinov2-base', 'vitl14': 'facebook/dinov2-large',
                  'vitg14': 'facebook/dinov2-giant'}
 
@@ -64,17 +61,17 @@ class CLIPFeatureExtractor:
     """
 
     def __init__(self, name: str = 'ViT-B/16', device: Any = 'cpu') -> None:
-        self.model = _load_pretrained('CLIPVisionModelWithProjection', CLIP_MODELS.get(name, name), device)
+        self.model = load_pretrained(OPENAI_CLIP.get(name, name), 'CLIPVisionModelWithProjection', f'the feature extractor {name}', device)
         self.size = self.model.config.image_size
         self.fingerprint = f'clip {_digest(self.model)}'
 
     @classmethod
     def available_models(cls) -> list[str]:
-        return list(CLIP_MODELS)
+        return list(OPENAI_CLIP)
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
-        pixels = _normalised(x, self.size, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+        pixels = _normalised(x, self.size, *CLIP_NORMALISATION)
         return _of_length_sqrt_d(self.model(pixel_values=pixels).image_embeds)
 
 
@@ -87,7 +84,7 @@ class DINOv2FeatureExtractor:
     size = 224
 
     def __init__(self, name: str = 'vitl14', device: Any = 'cpu') -> None:
-        self.model = _load_pretrained('Dinov2Model', DINOV2_MODELS.get(name, name), device)
+        self.model = load_pretrained(DINOV2_MODELS.get(name, name), 'Dinov2Model', f'the feature extractor {name}', device)
         self.fingerprint = f'dinov2 {_digest(self.model)}'
 
     @classmethod
@@ -121,18 +118,6 @@ def _load_script(path: Path, device: Any) -> Any:
             return torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f'{path} is no TorchScript file ({str(error).splitlines()[0]}); make one with torch.jit.save') from None
-
-
-def _load_pretrained(kind: str, name: str, device: Any) -> Any:
-    """A model of transformers in evaluation mode; code that comes with weights is not run."""
-    transformers = require('transformers', 'clip', f'the feature extractor {name}')
-    try:
-        model = getattr(transformers, kind).from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        reason = ' '.join(str(error).split())[:160]
-        raise FileNotFoundError(f'the feature extractor {name} is neither a folder that save_pretrained wrote nor on this disk, and cannot '
-                                f'be downloaded ({reason}); give the folder of a downloaded model') from None
-    return model.to(device).eval().requires_grad_(False)
 
 
 def _digest(model: Any) -> str:

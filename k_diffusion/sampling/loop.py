@@ -57,7 +57,7 @@ class Watch:
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> Tensor:
         """D(x, sigma, **cond)."""
         if self._afs is not None:
-            return self._analytic(x, sigma)
+            return self._analytic(x, sigma, self._afs)
         dtype = self.dtype or x.dtype
         denoised = self._seen(x, sigma, self.model(_as(x, dtype), _as(sigma, dtype), *args, **cond))
         self.nfe += 1
@@ -71,16 +71,16 @@ class Watch:
             raise ValueError(f'{self.name} needs the unconditional estimate beside the guided one, and this model shows one only; '
                              'give it a guided denoiser, made by K.guidance.classifier_free(...) say')
         if self._afs is not None:
-            return (self._analytic(x, sigma),) * 2
+            return (self._analytic(x, sigma, self._afs),) * 2
         dtype = self.dtype or x.dtype
         guided, unconditional = self.model.pair(_as(x, dtype), _as(sigma, dtype), **cond)
         self.nfe += 1
         self.denoised = self._seen(x, sigma, guided)
         return self.denoised, self._seen(x, sigma, unconditional)
 
-    def _analytic(self, x: Tensor, sigma: Tensor) -> Tensor:
-        analytic, self._afs = self._afs, None
-        self.denoised = analytic(x, append_dims(sigma, x.ndim)) if analytic else x
+    def _analytic(self, x: Tensor, sigma: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The formula's answer to the first call, and to no other."""
+        self._afs, self.denoised = None, formula(x, append_dims(sigma, x.ndim))
         return self.denoised
 
     def _seen(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -81,31 +81,20 @@ def _check_stages(*shares: float) -> None:
         raise ValueError('a first stage at 2/3 leaves no weights of order 3; place it elsewhere, at 1/3 say')
 
 
-def _two_stages(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs, callback: Callback, disable: bool | None,
-                c: float, eta: float = 0., s_noise: float = 1., noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
-    _check_stages(c)
+def _walk_stages(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs, callback: Callback, disable: bool | None,
+                 stages: Sequence[float], eta: float = 0., s_noise: float = 1.,
+                 noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+    """The steps with one more stage, or two more, at these shares of each."""
+    _check_stages(*stages)
+    make_step: Callable[..., Tensor] = res_2s_step if len(stages) == 1 else res_3s_step
     noise_sampler = noise_sampler or default_noise_sampler(x)
     for step in steps(model, x, sigmas, extra_args, callback, disable):
         denoised = step.denoise(x)
         if step.sigma_next == 0:
             x = denoised
         else:
-            x = res_2s_step(step, x, denoised, c, eta, stage_noises(step, (c, 1.), eta, s_noise, noise_sampler))
-        x = yield x
-    return x
-
-
-def _three_stages(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs, callback: Callback, disable: bool | None,
-                  c2: float, c3: float, eta: float = 0., s_noise: float = 1.,
-                  noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
-    _check_stages(c2, c3)
-    noise_sampler = noise_sampler or default_noise_sampler(x)
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
-        denoised = step.denoise(x)
-        if step.sigma_next == 0:
-            x = denoised
-        else:
-            x = res_3s_step(step, x, denoised, c2, c3, eta, stage_noises(step, (c2, c3, 1.), eta, s_noise, noise_sampler))
+            noises = stage_noises(step, (*stages, 1.), eta, s_noise, noise_sampler)
+            x = make_step(step, x, denoised, *stages, eta=eta, noises=noises)
         x = yield x
     return x
 
@@ -114,21 +103,21 @@ def _three_stages(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extra
 def sample_res_2s(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                   disable: bool | None = None, c2: float = 1 / 2) -> Run[Tensor]:
     """RES with two stages, the second at the share c2 of the step (Zhang et al. 2023, arXiv:2308.02157). 2 NFE, but 1 for the step to 0."""
-    return (yield from _two_stages(model, x, sigmas, extra_args, callback, disable, c2))
+    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (c2,)))
 
 
 @sampler(order=3, nfe=3)
 def sample_res_3s(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                   disable: bool | None = None, c2: float = 1 / 3, c3: float = 2 / 3) -> Run[Tensor]:
     """RES with three stages at the shares 0, c2 and c3 of the step. 3 NFE, but 1 for the step to 0."""
-    return (yield from _three_stages(model, x, sigmas, extra_args, callback, disable, c2, c3))
+    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (c2, c3)))
 
 
 @sampler(order=2, nfe=2)
 def sample_exp_heun_2_x0(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                          disable: bool | None = None) -> Run[Tensor]:
     """Exponential Heun: RES with its second stage at the end of the step. 2 NFE, but 1 for the step to 0."""
-    return (yield from _two_stages(model, x, sigmas, extra_args, callback, disable, 1.))
+    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (1.,)))
 
 
 @sampler(order=2, nfe=2, stochastic=True)
@@ -139,7 +128,7 @@ def sample_seeds_2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extr
 
     Gonzalez et al. (2023), arXiv:2305.14267. eta = 0 is res_2s; r = 1 is exponential Heun for the SDE.
     """
-    return (yield from _two_stages(model, x, sigmas, extra_args, callback, disable, r, eta, s_noise, noise_sampler))
+    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (r,), eta, s_noise, noise_sampler))
 
 
 @sampler(order=3, nfe=3, stochastic=True)
@@ -147,4 +136,4 @@ def sample_seeds_3(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extr
                    disable: bool | None = None, eta: float = 1., s_noise: float = 1., noise_sampler: NoiseSampler | None = None,
                    r_1: float = 1 / 3, r_2: float = 2 / 3) -> Run[Tensor]:
     """SEEDS-3: RES-3S for the reverse SDE; order 3 in the mean, 2 in the variance. 3 NFE. Gonzalez et al. (2023), arXiv:2305.14267."""
-    return (yield from _three_stages(model, x, sigmas, extra_args, callback, disable, r_1, r_2, eta, s_noise, noise_sampler))
+    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (r_1, r_2), eta, s_noise, noise_sampler))

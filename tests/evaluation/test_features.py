@@ -68,7 +68,7 @@ def test_inception_offline_says_where_it_belongs(tmp_path, monkeypatch):
 
 
 def test_transformers_from_a_folder(tmp_path):
-    transformers = pytest.importorskip('transformers')
+    transformers = pytest.importorskip('transformers', reason='transformers is in the extra "clip"')
     torch.manual_seed(1)
     clip = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16, projection_dim=8))
