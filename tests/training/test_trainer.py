@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -195,8 +196,14 @@ def test_a_second_interrupt_raises_at_once_and_saves_nothing(toy, tmp_path):
     loss = trainer.loss
 
     def interrupted_twice(batch):
+        """The second comes when the first was heard: the system makes one of two that wait together."""
         os.kill(os.getpid(), signal.SIGINT)
+        deadline = time.monotonic() + 10
+        while not trainer.stop_asked() and time.monotonic() < deadline:
+            time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
+        while time.monotonic() < deadline:      # where another thread took it, it is heard a moment later
+            time.sleep(0.001)
         return loss(batch)
     trainer.loss = interrupted_twice
     with pytest.raises(KeyboardInterrupt):
