@@ -191,7 +191,17 @@ def test_an_interrupt_finishes_the_step_and_saves_it(toy, tmp_path):
     assert equal(state_of(resumed), state_of(straight))
 
 
-def test_a_second_interrupt_raises_at_once_and_saves_nothing(toy, tmp_path):
+@pytest.mark.parametrize('before', [signal.default_int_handler, signal.SIG_IGN], ids=['terminal', 'background'])
+def test_a_second_interrupt_raises_at_once_and_saves_nothing(toy, tmp_path, before):
+    """Also where a shell started the program in the background and with that told it to ignore the first."""
+    was = signal.signal(signal.SIGINT, before)
+    try:
+        interrupt_twice(toy, tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, was)
+
+
+def interrupt_twice(toy, tmp_path):
     trainer = toy.make_trainer(hooks=[CheckpointHook(RunFolder(tmp_path, 'toy'))])
     loss = trainer.loss
 
