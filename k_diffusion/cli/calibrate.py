@@ -76,7 +76,8 @@ def calibrate_model(
     scale = how.guidance if told else 1.
     named = {'model': fingerprint(denoiser.state_dict()), 'guidance': scale, 'conditions': tuple(sorted(told)),
              'guidance_interval': how.guidance_interval if scale != 1 else None}
-    with tqdm(total=1000, disable=not show, bar_format='{desc}: {percentage:3.0f}% |{bar}| {elapsed}<{remaining}') as bar, torch.no_grad():
+    how_it_looks = '{desc}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}'
+    with tqdm(total=1000, disable=None if show else True, bar_format=how_it_looks) as bar, torch.no_grad():
         bar.set_description('converged runs')
         teacher = Teacher(denoise, x, model['sigma_min'] if sigma_min is None else sigma_min, high, told, batch_size=batch_size)
         made = [_one(denoise, teacher, n, bases, batch_size, named, bar, sum(steps[:k]) / sum(steps), n / sum(steps))

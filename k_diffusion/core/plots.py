@@ -10,7 +10,7 @@ from .files import whole_file
 
 WIDTH, HEIGHT = 640, 240                    # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 72, 16, 32, 40   # what is left free around its frame
-_COLOURS = ('#1f6fb4', '#d1580f', '#2a8a3e', '#8a4bb0', '#7a5a3a')
+_COLOURS = ('#1f6fb4', '#d1580f', '#2a8a3e', '#8a4bb0', '#7a5a3a', '#c2185b', '#00838f', '#8a8a00')
 
 Points = Sequence[tuple[float, float]]
 
