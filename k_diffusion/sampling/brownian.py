@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..core.random import derive_seed, randn_items
 
-DEPTH = 11                # halvings between (0, inf) and a cell
+DEPTH = 10                # halvings between (0, inf) and a cell
 CELLS = 2 ** DEPTH
-CELLS_PER_OCTAVE = 32     # cells of 2.2 % of the time from 2^-32 to 2^32, and one to either side
+CELLS_PER_OCTAVE = 16     # cells of 4.4 % of the time from 2^-32 to 2^32, and one to either side
 POINTS = 4                # asked-for values that are kept
 
 
@@ -25,12 +25,12 @@ class Point(NamedTuple):
 class BrownianPath:
     """W(time) [B, ...] for every time >= 0: W(0) = 0, increments independent and of variance their length.
 
-    Its nodes lie at the powers of 2^(1/32). Halving (0, inf) in the node's number leads in 11 levels to the cell around a time,
+    Its nodes lie at the powers of 2^(1/16). Halving (0, inf) in the node's number leads in 10 levels to the cell around a time,
     each node drawn given the two around it (a Brownian bridge) by a generator seeded with its number; a time within the cell is
     drawn given the cell's ends, by one seeded with the cell. So W there is a function of the seeds alone, and continuous.
     Of several times in one cell the later asked are drawn given the earlier, as long as these are kept: any two times, however
     close, differ by an increment of the right variance.
-    The nodes on the way to the last cell are kept, so a walk draws only what lies below the fork of two ways: some five a step.
+    The nodes on the way to the last cell are kept, so a walk draws only what lies below the fork of two ways: some four a step.
     """
 
     def __init__(self, x: Tensor, seeds: Sequence[int]) -> None:
