@@ -60,11 +60,10 @@ def recommended(steps: int) -> Recipe:
 
 #: (up to so many model calls, what to use), as measured by benchmarks/quality.py.
 RECIPES: list[tuple[float, Recipe]] = [
-    (6, Recipe('ipndm_v', 'exponential', 0.08, {'afs': True})),
-    (8, Recipe('gradient_estimation', 'kl_optimal', 0.05, {})),
-    (12, Recipe('uni_pc_bh2', 'exponential', 0.08, {'order': 2, 'afs': True})),
-    (17, Recipe('ipndm', 'karras', 0.002, {'order': 3, 'afs': True}, {'rho': 9.})),
-    (math.inf, Recipe('ipndm_v', 'karras', 0.002, {'afs': True}, {'rho': 5.})),
+    (6, Recipe('ipndm_v', 'exponential', 0.06, {'afs': True})),
+    (12, Recipe('ipndm_v', 'exponential', 0.02, {'afs': True})),
+    (17, Recipe('ipndm_v', 'exponential', 0.01, {})),
+    (math.inf, Recipe('ipndm_v', 'karras', 0.002, {}, {'rho': 12.})),
 ]
 
 

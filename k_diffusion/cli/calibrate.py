@@ -134,7 +134,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion calibrate')
             print(json.dumps({'file': str(path), 'calibrations': rows}))
             return
         for c in made:
-            print(f'{c.steps} steps: distance to converged samples {c.scores["rms"]:.4f}, {c.scores["start_rms"]:.4f} before fitting '
-                  f'(base {c.base})')
+            after, before = ((c.scores[f'{when}median'], c.scores[f'{when}rms']) for when in ('', 'start_'))
+            print(f'{c.steps} steps: median distance to converged samples {after[0]:.4f} (rms {after[1]:.4f}), before fitting '
+                  f'{before[0]:.4f} ({before[1]:.4f}); base {c.base}')
         print(path)
     return guarded(prog, work)

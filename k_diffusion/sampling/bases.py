@@ -24,6 +24,8 @@ BASES = ('rab', 'sei', 'eab')
 ORDER, RHO = 3, 7.
 #: How many values a fitted step may use.
 HISTORY = 5
+#: How many numbers correct a step: one for a and one for each weight; in sei two, so that every frequency has its own.
+CORRECTIONS = {'rab': 1 + HISTORY, 'sei': 2 * (1 + HISTORY), 'eab': 1 + HISTORY}
 
 Number: TypeAlias = float | Tensor
 
@@ -38,16 +40,23 @@ class Row(NamedTuple):
 
 def base_rows(base: str, variances: Tensor, sigmas: Sequence[float], corrections: Sequence[Sequence[float]]) -> list[Row]:
     """The steps after the first. corrections: for each, what is added to a, as a share of it, and to the weights of the last
-    HISTORY values, in units of the step's whole weight."""
+    HISTORY values, in units of the step's whole weight; in sei c + d s^2 / (s^2 + sigma^2), all c before all d."""
     rows = []
     for i in range(1, len(sigmas) - 1):
         past = tuple(sigmas[k] for k in range(i, max(i - ORDER, -1), -1))
         a, weights = _exact(base, variances, past, sigmas[i + 1])
         whole = sigmas[i + 1] - sigmas[i] if base == 'rab' else 1 - a
-        change, *added = corrections[i - 1]
+        change, *added = _by_variance(base, variances, sigmas[i], corrections[i - 1])
         given = [*weights, *[0.] * (HISTORY - len(weights))]
         rows.append(Row(sigmas[i], sigmas[i + 1], a * (1 + change), [w + c * whole for w, c in zip(given, added)][:i + 1]))
     return rows
+
+
+def _by_variance(base: str, variances: Tensor, sigma: float, row: Sequence[float]) -> Sequence[Number]:
+    if base != 'sei':
+        return row
+    share = variances / (variances + sigma ** 2)
+    return [c + d * share for c, d in zip(row[:1 + HISTORY], row[1 + HISTORY:])]
 
 
 def _exact(base: str, variances: Tensor, past: tuple[float, ...], sigma_next: float) -> tuple[Number, list[Number]]:

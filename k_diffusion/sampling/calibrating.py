@@ -117,11 +117,12 @@ def _best_start(squares: Sequence[Tensor], weights: Sequence[float]) -> tuple[in
 
 
 def _best(judges: Students, iterates: Sequence[Tensor], labels: Mapping[str, Any]) -> tuple[float, Calibration]:
-    """The iterate that does best on the held-out items: by rms distance, and a little by the median."""
+    """The iterate that does best on the held-out items: by the geometric mean of their distances, and a little by the rms, which
+    the few that end as another picture decide."""
     squares = torch.cat([mean_squares((judges.ends(iterates[k:k + 8]) - judges.teacher.ends).flatten(2))
                          for k in range(0, len(iterates), 8)])
     rms, median = squares.mean(1).sqrt().nan_to_num(math.inf), squares.median(1).values.sqrt().nan_to_num(math.inf)
-    score = rms * median ** 0.25
+    score = (squares + 1e-12).log().mean(1).div(2).exp().nan_to_num(math.inf) * rms ** 0.25
     best = int(score.argmin())
     scores = {'rms': rms[best].item(), 'median': median[best].item(), 'start_rms': rms[0].item(), 'start_median': median[0].item(),
               'teacher_change': judges.teacher.change}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from ..core.registry import unknown
-from .bases import BASES, HISTORY, Number, base_rows, distinct, enter, feature, gaussian_step, leave
+from .bases import BASES, CORRECTIONS, HISTORY, Number, base_rows, distinct, enter, feature, gaussian_step, leave
 from .catalogue import Run, SampleFn, plain_function
 from .loop import Callback, ExtraArgs, Sigmas, levels, steps
 from .spectrum import Spectrum
@@ -41,10 +41,10 @@ class Calibration:
         falling = all(high > low >= 0 for high, low in zip(self.sigmas, self.sigmas[1:]))
         if len(self.sigmas) < 3 or not falling or self.sigmas[-1] != 0 or not self.sigmas[0] < math.inf:
             raise ValueError(f'a calibration has the levels {list(self.sigmas)}; they must fall from sigma_max to 0, three at least')
-        rows = [row for row in self.corrections if len(row) == 1 + HISTORY and all(map(math.isfinite, row))]
+        rows = [row for row in self.corrections if len(row) == CORRECTIONS[self.base] and all(map(math.isfinite, row))]
         if not len(rows) == len(self.corrections) == len(self.sigmas) - 2:
             raise ValueError(f'a calibration of {len(self.sigmas) - 2} model calls has {len(self.corrections)} rows of corrections, '
-                             f'{len(rows)} of them sound; it must have a row of {1 + HISTORY} finite numbers for each')
+                             f'{len(rows)} of them sound; it must have a row of {CORRECTIONS[self.base]} finite numbers for each')
 
     @property
     def steps(self) -> int:

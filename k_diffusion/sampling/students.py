@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn
-from .bases import HISTORY, Number, Row, base_rows, distinct, enter, feature, gaussian_step, leave
+from .bases import CORRECTIONS, HISTORY, Number, Row, base_rows, distinct, enter, feature, gaussian_step, leave
 from .spectrum import Spectrum
 from .teacher import Teacher
 
@@ -17,7 +17,7 @@ from .teacher import Teacher
 class Students:
     """The solvers of one base with n model calls, as functions of their parameters theta [T] (float64).
 
-    theta: the logarithms of the n steps in log sigma, then the corrections, n rows of 1 + HISTORY.
+    theta: the logarithms of the n steps in log sigma, then the corrections, n rows of CORRECTIONS[base].
     """
 
     def __init__(self, denoise: DenoiseFn, teacher: Teacher, spectrum: Spectrum, base: str, n: int, batch_size: int) -> None:
@@ -26,13 +26,13 @@ class Students:
         self.spectrum_given, self.spectrum = spectrum, spectrum.like(self.x)
         self.variances, self.where = distinct(spectrum)
         #: the step in which each parameter first matters, and whether it is free (step i has i + 1 values).
-        self.first = [*range(n), *[i for i in range(1, n + 1) for _ in range(1 + HISTORY)]]
-        self.free = [True] * n + [j <= i for i in range(1, n + 1) for j in range(-1, HISTORY)]
+        self.first = [*range(n), *[i for i in range(1, n + 1) for _ in range(CORRECTIONS[base])]]
+        self.free = [True] * n + [k % (1 + HISTORY) <= i + 1 for i in range(1, n + 1) for k in range(CORRECTIONS[base])]
 
     def start(self, sigmas: Sequence[float]) -> Tensor:
         """theta of the base itself on the levels sigma_max, ..., sigma_n."""
         steps = [math.log(math.log(high / low)) for high, low in itertools.pairwise(sigmas)]
-        return torch.cat([torch.tensor(steps, dtype=torch.float64), torch.zeros(self.n * (1 + HISTORY), dtype=torch.float64)])
+        return torch.cat([torch.tensor(steps, dtype=torch.float64), torch.zeros(self.n * CORRECTIONS[self.base], dtype=torch.float64)])
 
     def levels(self, theta: Tensor) -> list[float]:
         """The levels of a solver, sigma_max first and 0 last."""
@@ -40,7 +40,7 @@ class Students:
         return [self.teacher.sigma_max, *(self.teacher.sigma_max * (-falls).exp()).tolist(), 0.]
 
     def corrections(self, theta: Tensor) -> list[list[float]]:
-        return theta[self.n:].view(self.n, 1 + HISTORY).tolist()
+        return theta[self.n:].view(self.n, CORRECTIONS[self.base]).tolist()
 
     @torch.no_grad()
     def run(self, thetas: Sequence[Tensor], first: Sequence[int] | None = None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,7 +9,7 @@ import torch
 from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Gaussian, Mixture
 from k_diffusion.generation import generate
-from k_diffusion.sampling.bases import BASES
+from k_diffusion.sampling.bases import BASES, CORRECTIONS, base_rows
 from k_diffusion.sampling.calibration_json import from_json, to_json
 from k_diffusion.sampling.least_squares import Loss, fit
 from k_diffusion.sampling.students import Students
@@ -109,9 +109,19 @@ def test_a_student_is_the_sampler_it_becomes(base, teacher):
 def test_exact_on_a_gaussian():
     """Where the data is the spectrum's Gaussian, sei without corrections leaves nothing to fit."""
     model = Gaussian(torch.tensor([1., -2.], dtype=torch.float64), torch.tensor([0.3, 2.], dtype=torch.float64))
-    plain = sampling.Calibration('sei', (HIGH, 3., 0.2, 0.), ((0.,) * 6,) * 2, sampling.Spectrum(model.mean, model.std ** 2))
+    nothing = ((0.,) * CORRECTIONS['sei'],) * 2
+    plain = sampling.Calibration('sei', (HIGH, 3., 0.2, 0.), nothing, sampling.Spectrum(model.mean, model.std ** 2))
     x = noise(4, 3, 2)
     torch.testing.assert_close(plain.sampler()(model, x, disable=True), model.flow(x, HIGH, 0.), rtol=1e-12, atol=1e-12)
+
+
+def test_corrections_of_sei_follow_the_share_of_the_signal():
+    variances, row = torch.tensor([0., 1., 1e12], dtype=torch.float64), [0.] * CORRECTIONS['sei']
+    row[1], row[7] = 0.3, 0.2
+    plain, corrected = (base_rows('sei', variances, [9., 1., 0.5], [values])[0] for values in ([0.] * len(row), row))
+    added = (corrected.weights[0] - plain.weights[0]) / (1 - plain.a)
+    torch.testing.assert_close(added[:2], torch.tensor([0.3, 0.4], dtype=torch.float64))
+    assert added[2].item() == pytest.approx(0.5, rel=1e-3) and torch.equal(plain.a, corrected.a)
 
 
 def test_json_keeps_every_bit(calibration):
@@ -124,7 +134,7 @@ def test_json_keeps_every_bit(calibration):
 @pytest.mark.parametrize('shape', [(2, 7), (3, 20, 18), (5,), (2, 2, 2, 2, 2)])
 def test_json_of_any_spectrum(shape):
     spectrum = sampling.Spectrum.of(torch.randn(40, *shape, dtype=torch.float64) + 0.3)
-    one = sampling.Calibration('sei', (HIGH, 2., 0.), ((0., 0.1, 0., 0., 0., 0.),), spectrum)
+    one = sampling.Calibration('sei', (HIGH, 2., 0.), ((0., 0.1, 0., 0., 0., 0., 0.02, -0.1, 0., 0., 0., 0.),), spectrum)
     two = from_json(to_json(one))
     assert to_json(two) == to_json(one)
     x = noise(2, 5, *shape)
@@ -141,7 +151,7 @@ def damaged(calibration):
     yield {key: value for key, value in good.items() if key != 'sigmas'}
     yield {**good, 'spectrum': {**good['spectrum'], 'variance': {'shape': [3], 'values': '-1 1 1'}}}
     yield {**good, 'spectrum': {**good['spectrum'], 'shape': [4]}}
-    yield {**good, 'corrections': [[True, 0., 0., 0., 0., 0.]] * N}
+    yield {**good, 'corrections': [[True, *row[1:]] for row in good['corrections']]}
     yield [good]
 
 
