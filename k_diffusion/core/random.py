@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def derive_seed(seed: int, *keys: int | str) -> int:
+def derive_seed(seed: int, *keys: float | str) -> int:
     """A 63-bit seed for the stream named by the keys: equal names give equal seeds, different ones unrelated seeds."""
     digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from ..core.random import derive_seed, randn_items
 
-DEPTH = 10                # halvings between (0, inf) and a cell
-CELLS = 2 ** DEPTH
-CELLS_PER_OCTAVE = 16     # cells of 4.4 % of the time from 2^-32 to 2^32, and one to either side
+SPAN = 64                 # the nodes are powers of 2 from 2^-64 to 2^64
+COARSEST, FINEST = 4, 44  # leaves are 2^-4 octaves wide (4.4 % of the time) and down to 2^-44 where steps are that short
 POINTS = 4                # asked-for values that are kept
 
 
@@ -25,62 +24,69 @@ class Point(NamedTuple):
 class BrownianPath:
     """W(time) [B, ...] for every time >= 0: W(0) = 0, increments independent and of variance their length.
 
-    Its nodes lie at the powers of 2^(1/16). Halving (0, inf) in the node's number leads in 10 levels to the cell around a time,
-    each node drawn given the two around it (a Brownian bridge) by a generator seeded with its number; a time within the cell is
-    drawn given the cell's ends, by one seeded with the cell. So W there is a function of the seeds alone, and continuous.
-    Of several times in one cell the later asked are drawn given the earlier, as long as these are kept: any two times, however
-    close, differ by an increment of the right variance.
-    The nodes on the way to the last cell are kept, so a walk draws only what lies below the fork of two ways: some four a step.
+    (0, inf) is halved in the exponent of the time, down to leaves no wider than the step that asks, each node drawn given the two
+    around it (a Brownian bridge) by a generator seeded with its exponent. A time inside a leaf is drawn given the leaf's ends by the
+    generator of the leaf's middle, so that halving on, as a shorter step does, moves W there but little. So W is a function of the
+    seeds, the time and the level of halving, whatever was asked before; and the two times of a step lie in two leaves, so that its
+    increment has the right variance. Steps of 1/16 octave (4.4 %) and more all see one path, exactly; shorter ones see more of
+    its detail, and where the detail changes from step to step two neighbours may be correlated by some 0.05.
+    The nodes on the way to the last leaf are kept, so a walk draws only what lies below the fork of two ways: some four a step.
     """
 
     def __init__(self, x: Tensor, seeds: Sequence[int]) -> None:
         self._like = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
         self._shape, self._seeds = x.shape[1:], seeds
         self._origin = Point(0., self._like.new_zeros(x.shape))
-        self._nodes: dict[int, Point] = {}
-        self._points: list[Point] = []
+        self._nodes: dict[float, Point] = {}
+        self._points: dict[tuple[float, int], Tensor] = {}
 
-    def __call__(self, time: float) -> Tensor:
-        """W at a time."""
-        for point in self._points:
-            if point.time == time:
-                return point.value
-        left, right = low, high = self._cell(time)
-        for point in self._points:
-            if left.time < point.time < time:
-                left = point
-            elif time < point.time < right.time:
-                right = point
-        alone = left is low and right is high
-        point = self._between(left, right, time, f'cell {low.time!r}' if alone else repr(time))
-        self._points = [*self._points[1 - POINTS:], point]
-        return point.value
+    def __call__(self, time: float, other: float = 0.) -> Tensor:
+        """W at a time, as a step between it and the other time sees it."""
+        if time == 0:
+            return self._origin.value
+        level = _level(time, other)
+        value = self._points.get((time, level))
+        if value is None:
+            left, right, key = self._leaf(time, level)
+            value = self._between(left, right, time, key).value
+            self._points[time, level] = value
+            if len(self._points) > POINTS:
+                del self._points[next(iter(self._points))]      # the oldest
+        return value
 
-    def draw(self, key: int | str) -> Tensor:
+    def draw(self, key: float | str) -> Tensor:
         """Unit Gaussian noise named by a key."""
         return randn_items(self._shape, [derive_seed(seed, 'brownian', key) for seed in self._seeds], self._like.device,
                            self._like.dtype)
 
-    def _cell(self, time: float) -> tuple[Point, Point]:
-        """The two nodes around a time, by bisection from (0, inf)."""
-        low, high = 0, CELLS
+    def _leaf(self, time: float, level: int) -> tuple[Point, Point, float]:
+        """The two nodes around a time at a level, and the exponent of the middle between them."""
+        low, high = -float(SPAN), float(SPAN)
         left, right = self._origin, Point(math.inf, self._origin.value)
         way = {}
-        while high - low > 1:
-            number = (low + high) // 2
-            node = self._nodes.get(number)
+        while high - low > 2. ** -level:
+            middle = (low + high) / 2
+            node = self._nodes.get(middle)
             if node is None:
-                node = self._between(left, right, 2. ** ((number - CELLS / 2) / CELLS_PER_OCTAVE), number)
-            way[number] = node
+                node = self._between(left, right, 2. ** middle, middle)
+            way[middle] = node
             if node.time <= time:
-                low, left = number, node
+                low, left = middle, node
             else:
-                high, right = number, node
+                high, right = middle, node
         self._nodes = way
-        return left, right
+        return left, right, (low + high) / 2
 
-    def _between(self, left: Point, right: Point, time: float, key: int | str) -> Point:
+    def _between(self, left: Point, right: Point, time: float, key: float) -> Point:
         """W at a time given two points around it, the right one possibly at infinity."""
         share = (time - left.time) / (right.time - left.time)
         std = math.sqrt((time - left.time) * (1 - share))
         return Point(time, torch.lerp(left.value, right.value, share).add_(self.draw(key), alpha=std))
+
+
+def _level(time: float, other: float) -> int:
+    """How often an octave is halved so that the leaves are at most as wide as the step between two times."""
+    if time <= 0 or other <= 0:
+        return COARSEST
+    octaves = max(2. ** -FINEST, abs(math.log2(time) - math.log2(other)))
+    return max(COARSEST, math.ceil(-math.log2(octaves)))

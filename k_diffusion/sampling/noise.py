@@ -86,18 +86,18 @@ class BatchedBrownianTree:
         self._before = BrownianPath(x, [derive_seed(item, 'before 0') for item in seeds])
 
     def __call__(self, t0: Any, t1: Any) -> Tensor:
-        start, end = self._at(t0), self._at(t1)
+        start, end = self._at(t0, t1), self._at(t1, t0)
         return (end - start if self.sign > 0 else start - end).to(self._dtype)
 
     def still(self, t: float) -> Tensor:
         """Unit noise for a step between equal times, where the path does not move."""
         return self._after.draw(f'still {t!r}').to(self._dtype)
 
-    def _at(self, t: Any) -> Tensor:
-        time = float(t)
+    def _at(self, t: Any, other: Any) -> Tensor:
+        time, other = float(t), float(other)
         if not math.isfinite(time):
             raise ValueError(f'a Brownian path has no value at time {time}; ask for finite times (is a log of sigma 0 taken?)')
-        return self._after(time) if time >= 0 else self._before(-time)
+        return self._after(time, other) if time >= 0 else self._before(-time, -other)
 
 
 class BrownianTreeNoiseSampler:
