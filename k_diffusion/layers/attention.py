@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.modules import forward_mode
 from .conditioning import ConditionedModule, zero_init
+from .pairwise import pairwise_attention, pairwise_pays
 
 
 class SelfAttention2d(ConditionedModule):
@@ -65,7 +66,14 @@ class CrossAttention2d(ConditionedModule):
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout_rate: float = 0.,
            scale: float | None = None) -> Tensor:
-    """softmax(q k^T scale + mask) v; q [B, heads, N, D], k and v [B, heads, M, D]. The scale is 1 / sqrt(D) unless given."""
+    """softmax(q k^T scale + mask) v; q [B, heads, N, D], k and v [B, heads, M, D]. The scale is 1 / sqrt(D) unless given.
+
+    The mask broadcasts against [B, heads, N, M], or is [W, heads or 1, N, M] where the items of the batch take W masks in turn.
+    """
+    if dropout_rate == 0 and not (mask is not None and mask.requires_grad) and pairwise_pays(q, k):
+        return pairwise_attention(q, k, v, mask, q.shape[-1]**-0.5 if scale is None else scale)
+    if mask is not None and mask.ndim == 4 and len(mask) not in (1, len(q)):
+        mask = mask.expand(len(q) // len(mask), *mask.shape).flatten(0, 1)
     with sdpa_kernel(SDPBackend.MATH) if forward_mode() else nullcontext():
         return F.scaled_dot_product_attention(q, k, v, mask, dropout_rate, scale=scale)
 

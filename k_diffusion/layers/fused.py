@@ -27,7 +27,7 @@ def wide(dtype: torch.dtype, *others: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def _again(plain: Callable[..., Any], inputs: tuple[Any, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+def derive_again(plain: Callable[..., Any], inputs: tuple[Any, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
     """The gradients of the plain twin, with a graph of their own: for gradients of gradients."""
     with torch.enable_grad():
         wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
@@ -57,7 +57,7 @@ class ScaledRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(lambda x, scale, eps: plain_rms_norm(x, scale[:, None], eps), (x, scale, ctx.eps), (grad,))
+            return derive_again(lambda x, scale, eps: plain_rms_norm(x, scale[:, None], eps), (x, scale, ctx.eps), (grad,))
         y, g, s = x.to(inverse.dtype), grad.to(inverse.dtype), scale.to(inverse.dtype)
         product = g * y
         dot = product @ s.expand(len(x), -1)[:, :, None]
@@ -96,7 +96,7 @@ class LinearGEGLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, value, gate, opened = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(plain_linear_geglu, (x, weight), (grad,))
+            return derive_again(plain_linear_geglu, (x, weight), (grad,))
         w_value, w_gate = weight.chunk(2)
         d_value, d_gate = grad * opened, grad * value
         torch.ops.aten.gelu_backward(d_gate, gate, grad_input=d_gate)
@@ -164,7 +164,7 @@ class RotatedCosines(torch.autograd.Function):
     def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor | None, ...]:
         qkv, scale, theta, inverse, cos, sin = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _again(plain_rotated_cosines, (qkv, scale, theta, ctx.eps), (d_q, d_k, d_v))
+            return derive_again(plain_rotated_cosines, (qkv, scale, theta, ctx.eps), (d_q, d_k, d_v))
         dtype, n = inverse.dtype, 2 * theta.shape[-1]
         both = qkv[:, :, :2].permute(2, 0, 3, 1, 4)
         g = torch.empty_like(both, dtype=dtype, memory_format=torch.contiguous_format)

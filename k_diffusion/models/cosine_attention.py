@@ -16,7 +16,7 @@ from ..layers.neighborhood_backends import attend_nearby, choose_backend
 from . import flags, flops
 from .tagging import apply_wd
 from .transformer_blocks import AdaRMSNorm
-from .windows import shifted_mask, shifted_unwindow, shifted_window
+from .windows import rearranged, shifted_mask, window_order
 
 
 @flags.compile_wrap
@@ -162,12 +162,13 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
         self.window_shift = window_shift
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
+        (height, width), s = x.shape[1:3], self.window_size
+        order, back = window_order(height, width, s, self.window_shift, x.device)
         # Cut before the projection: one copy of x instead of one of q, of k and of v.
-        x, pos = (shifted_window(self.window_size, self.window_shift, y) for y in (x, pos))
-        n_h, n_w, s = x.shape[1:4]
-        q, k, v = self.project(x.reshape(-1, s * s, x.shape[-1]), pos.reshape(n_h * n_w, s * s, 2))
-        y = attend(q, k, v, shifted_mask(n_h, n_w, s, s, self.window_shift, len(x), q.device), scale=1.0)
-        return shifted_unwindow(self.window_shift, y.transpose(1, 2).reshape(x.shape))
+        cut = rearranged(x.flatten(1, 2), order, back)
+        q, k, v = self.project(cut.view(-1, s * s, x.shape[-1]), pos.flatten(0, 1)[order].view(-1, s * s, 2))
+        y = attend(q, k, v, shifted_mask(height // s, width // s, s, s, self.window_shift, q.device), scale=1.0)
+        return rearranged(y.transpose(1, 2).reshape(cut.shape), back, order).view(x.shape)
 
 
 def check_heads(width: int, d_head: int) -> None:

@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..layers.attention import attend
+from ..layers.fused import fusible
 
 
 def to_patches(x: Tensor, patch_size: Sequence[int]) -> Tensor:
@@ -43,6 +45,38 @@ def shifted_unwindow(window_shift: int, x: Tensor) -> Tensor:
     return torch.roll(x, (-window_shift, -window_shift), dims=(-3, -2)) if window_shift else x
 
 
+class Rearranged(torch.autograd.Function):
+    """x [B, N, D] with its tokens in another order; `back` undoes it, so that the gradient is moved too, and not added up."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(order, back)
+        return x.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        order, back = ctx.saved_tensors
+        return rearranged(grad, back, order), None, None
+
+
+def rearranged(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """x [B, N, D] with its tokens in this order, and `back` that which undoes it."""
+    if not fusible():
+        return x.index_select(1, order)
+    y: Tensor = Rearranged.apply(x, order, back)
+    return y
+
+
+def window_order(height: int, width: int, window_size: int, window_shift: int,
+                 device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """The order that puts the tokens of a grid window after window, and the one that puts them back: a copy where rolling makes three."""
+    places = torch.arange(height * width, device=device)
+    order = shifted_window(window_size, window_shift, places.view(height, width, 1)).flatten()
+    back = torch.empty_like(order)
+    back[order] = places
+    return order, back
+
+
 def make_shifted_window_masks(n_h_w: int, n_w_w: int, w_h: int, w_w: int, shift: int,
                               device: torch.device | str | None = None) -> Tensor:
     """Who may attend to whom in n_h_w x n_w_w shifted windows of w_h x w_w: bool [n_h_w, n_w_w, w_h, w_w, w_h, w_w].
@@ -57,19 +91,19 @@ def make_shifted_window_masks(n_h_w: int, n_w_w: int, w_h: int, w_w: int, shift:
     return together(n_h_w, w_h)[:, None, :, None, :, None] & together(n_w_w, w_w)[None, :, None, :, None, :]
 
 
-def shifted_mask(n_h: int, n_w: int, s_h: int, s_w: int, window_shift: int, batch: int,
+def shifted_mask(n_h: int, n_w: int, s_h: int, s_w: int, window_shift: int,
                  device: torch.device | str | None = None) -> Tensor | None:
-    """make_shifted_window_masks for attention over the windows of a batch, [batch n_h n_w, 1, s_h s_w, s_h s_w]; None without a shift."""
+    """make_shifted_window_masks for attention over windows in turn, [n_h n_w, 1, s_h s_w, s_h s_w]; None without a shift."""
     if not window_shift:
         return None
-    mask = make_shifted_window_masks(n_h, n_w, s_h, s_w, window_shift, device).flatten(4).flatten(2, 3)
-    return mask.expand(batch, *mask.shape).flatten(0, 2)[:, None]
+    mask = make_shifted_window_masks(n_h, n_w, s_h, s_w, window_shift, device)
+    return mask.flatten(4).flatten(2, 3).flatten(0, 1)[:, None]
 
 
 def attend_in_windows(q: Tensor, k: Tensor, v: Tensor, window_shift: int, scale: float | None = None) -> Tensor:
     """Attention within each window: q, k, v [B, n, n', s, s, heads, D], of a grid shifted by window_shift -> the same."""
-    batch, n_h, n_w, s_h, s_w = q.shape[:5]
-    mask = shifted_mask(n_h, n_w, s_h, s_w, window_shift, batch, q.device)
+    n_h, n_w, s_h, s_w = q.shape[1:5]
+    mask = shifted_mask(n_h, n_w, s_h, s_w, window_shift, q.device)
     q_seq, k_seq, v_seq = (x.flatten(3, 4).flatten(0, 2).transpose(1, 2) for x in (q, k, v))
     return attend(q_seq, k_seq, v_seq, mask, scale=scale).transpose(1, 2).reshape(q.shape)
 

@@ -27,6 +27,7 @@ from k_diffusion.models.image_transformer_v2 import (
     shifted_window,
     tag_param,
 )
+from k_diffusion.models.windows import rearranged, window_order
 
 KINDS = [{'type': 'shifted-window', 'd_head': 16, 'window_size': 4}, {'type': 'neighborhood', 'd_head': 16, 'kernel_size': 3},
          {'type': 'none'}, {'type': 'global', 'd_head': 16}]
@@ -112,6 +113,20 @@ def test_windows_and_back():
     assert windows.shape == (2, 2, 3, 4, 4, 3)
     assert torch.equal(windows[:, 0, 0, 1:, 1:], x[:, :3, :3])
     assert torch.equal(shifted_unwindow(1, windows), x)
+
+
+@pytest.mark.parametrize('shift', [0, 1])
+def test_the_order_of_windows(shift):
+    x = torch.randn(2, 8, 12, 3, dtype=torch.float64, requires_grad=True)
+    order, back = window_order(8, 12, 4, shift)
+    cut = rearranged(x.flatten(1, 2), order, back)
+    assert torch.equal(cut, shifted_window(4, shift, x).reshape(2, 96, 3))
+    assert torch.equal(rearranged(cut, back, order).view(x.shape), x)
+    weight = torch.randn_like(cut)
+    assert torch.equal(torch.autograd.grad(cut, x, weight)[0].flatten(1, 2)[:, order], weight)
+    assert torch.autograd.gradgradcheck(lambda x: rearranged(x, order, back)**3, x.detach()[:1, :, :, :1].flatten(1, 2).requires_grad_())
+    tangent = torch.randn_like(x).flatten(1, 2)
+    assert torch.equal(torch.func.jvp(lambda x: rearranged(x, order, back), (x.detach().flatten(1, 2),), (tangent,))[1], tangent[:, order])
 
 
 def test_cosine_similarity_and_rotation():
