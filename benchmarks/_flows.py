@@ -73,7 +73,10 @@ class Ends(NamedTuple):
 
 
 class Flow:
-    """A denoiser, and converged runs: `learned` to fit to and choose by, `test` for nothing but the figures shown."""
+    """A denoiser, and converged runs: `learned` to fit to and choose by, `test` for nothing but the figures shown.
+
+    They take their last step, to 0, at 0.002, and all samplers may go down to there, also in the network.
+    """
 
     low = 0.002
 
@@ -83,12 +86,13 @@ class Flow:
         if name == 'network':
             self.model, config = K.load_model(checkpoint, device)
             model, classes = config['model'], config['dataset']['num_classes']
-            shape, self.high, dtype = (model['input_channels'], *model['input_size']), model['sigma_max'], torch.float32
+            shape, dtype = (model['input_channels'], *model['input_size']), torch.float32
+            self.high, self.model.sigma_min = model['sigma_max'], self.low
             cond = lambda n: {'class_cond': torch.arange(n, device=device) % classes}
         elif name == 'mixture, 8-d':
-            self.model, shape, self.high, dtype = vectors(device), (8,), 80., torch.float64
+            self.model, shape, dtype, self.high = vectors(device), (8,), torch.float64, 80.
         else:
-            self.model, shape, self.high, dtype = pictures(device), (3, 32, 32), 80., torch.float32
+            self.model, shape, dtype, self.high = pictures(device), (3, 32, 32), torch.float32, 80.
 
         def converged(key: str, n: int, tolerance: float) -> Teacher:
             x = randn_items(shape, [derive_seed(7, key, i) for i in range(n)], device, dtype) * self.high

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .core.devices import choose_device
 from .core.protocols import DenoiseFn
 from .core.random import derive_seed, randn_items
 from .core.registry import unknown
 from .guidance import classifier_free
 from .sampling import SAMPLERS, Sampler, find_sampler, make_noise_sampler
+from .sampling.loop import levels
 from .schedules import SCHEDULES
 
 #: The schedules that go from one noise level to another (the vp one has levels of its own).
@@ -37,6 +40,8 @@ class SamplingConfig:
         for key, known in (('sampler', SAMPLERS), ('schedule', BETWEEN)):
             if getattr(self, key) not in known:
                 raise ValueError(f'{key}: {unknown(key, getattr(self, key), known)}')
+        if self.sampler.endswith('_cfg_pp') and self.guidance > 1:
+            raise ValueError(f'guidance is {self.guidance} and {self.sampler} takes a scale of 0 to 1 (it is no weight of plain guidance)')
         low, high = self.guidance_interval or (0., math.inf)
         if not 0 <= low < high:
             raise ValueError(f'guidance_interval is {self.guidance_interval}; it must hold two noise levels, the lower one first')
@@ -61,37 +66,41 @@ def recommended(steps: int) -> Recipe:
 #: (up to so many model calls, what to use), as measured by benchmarks/quality.py.
 RECIPES: list[tuple[float, Recipe]] = [
     (6, Recipe('ipndm_v', 'exponential', 0.06, {'afs': True})),
-    (12, Recipe('ipndm_v', 'exponential', 0.02, {'afs': True})),
-    (17, Recipe('ipndm_v', 'exponential', 0.01, {})),
-    (math.inf, Recipe('ipndm_v', 'karras', 0.002, {}, {'rho': 12.})),
+    (8, Recipe('ipndm_v', 'exponential', 0.02, {'afs': True})),
+    (12, Recipe('ipndm', 'exponential', 0.02, {'order': 3, 'afs': True})),
+    (24, Recipe('ipndm_v', 'exponential', 0.01, {})),
+    (math.inf, Recipe('ipndm_v', 'exponential', 0.005, {})),
 ]
 
 
-def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int = 20, sampler: Any = None, schedule: str | None = None,
-           seeds: int | Sequence[int] | None = None, sigma_min: float | None = None, sigma_max: float | None = None,
-           cond: Mapping[str, Tensor] | None = None, guidance: float = 1., null: Mapping[str, Any] | None = None,
-           guidance_interval: tuple[float, float] | None = None, callback: Callable[[int, dict[str, Any]], None] | None = None,
-           batch_size: int = 64, device: Any = None, options: Mapping[str, Any] | None = None) -> Tensor:
+def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int | None = None, sampler: Any = None,
+           schedule: str | Tensor | Sequence[float] | None = None, seeds: int | Sequence[int] | None = None,
+           sigma_min: float | None = None, sigma_max: float | None = None, cond: Mapping[str, Any] | None = None,
+           guidance: float = 1., null: Mapping[str, Any] | None = None, guidance_interval: tuple[float, float] | None = None,
+           callback: Callable[[int, dict[str, Any]], None] | None = None, batch_size: int = 64, device: Any = None,
+           options: Mapping[str, Any] | None = None) -> Tensor:
     """Draws samples [B, ...] from a denoiser in one call, float32, on its device.
 
     digits = K.sample(denoiser, [10, 1, 16, 16], seeds=0, cond={'class_cond': torch.arange(10)})
 
     Arguments:
-        shape_or_x: the shape of the batch; or where to start from, x [B, ...] at the level sigma_max, noise included.
-        steps: how many; with neither sampler nor schedule given, the number of model calls, spent in the best way we measured.
-        sampler: a name, a function sample_<name>, or another of its kind; dpmpp_2m where only a schedule is given.
-        schedule: a name of K.schedules.SCHEDULES (karras where only a sampler is given).
+        shape_or_x: the shape of the batch; or where to start from, x [B, ...] at the first level, noise included.
+        steps: how many (default: 20); with neither sampler nor schedule given, the number of model calls, spent in the best way
+            we measured.
+        sampler: a name, a function sample_<name>, calibration.sampler() or another of their kind; dpmpp_2m where only a schedule
+            is given.
+        schedule: a name of K.schedules.SCHEDULES (karras where only a sampler is given), or the noise levels themselves.
         seeds: one number (item i is then drawn from it and i), or a number per item; None takes a number from torch's global
             generator. An item depends on its seed and its condition alone, whatever the batch size.
         sigma_min, sigma_max: the range of noise levels; by default the denoiser's own (its attributes of these names), else
             0.002 and 80.
-        cond: tensors with one entry per item. guidance, null, guidance_interval: as K.guidance.classifier_free takes them.
+        cond: an entry per item. guidance, null, guidance_interval: as K.guidance.classifier_free takes them.
         callback: (how many samples are finished, the sampler's own dict), at each step.
         options: the sampler's own named options.
     """
     x = shape_or_x if isinstance(shape_or_x, Tensor) else None
     shape = [int(side) for side in (shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x)]
-    if len(shape) < 2:
+    if len(shape) < 2 or min(shape[1:]) < 1 or shape[0] < 0:
         raise ValueError(f'the shape is {shape}; give that of a batch, [4, 3, 64, 64] say')
     sigmas, sampler, options = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {})
     if guidance != 1 or null is not None:
@@ -99,14 +108,31 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int =
             raise ValueError(f'guidance is {guidance} and null is missing; '
                              "name what stands for no condition, null={'class_cond': 10} say")
         denoiser = classifier_free(denoiser, null, guidance, guidance_interval or (0., math.inf))
-    device = device or (x.device if x is not None else _device_of(denoiser))
-    return generate(denoiser, shape[1:], sigmas, sampler, _seeds(seeds, shape[0]), cond, None, callback, batch_size, device, options,
+    elif guidance_interval is not None:
+        raise ValueError(f'guidance_interval is {guidance_interval} and there is no guidance; give a guidance and null, or leave it out')
+    device = choose_device(device) if device is not None else x.device if x is not None else _device_of(denoiser)
+    told = {key: torch.as_tensor(value) for key, value in (cond or {}).items()}
+    return generate(denoiser, shape[1:], sigmas, sampler, _seeds(seeds, shape[0]), told, None, callback, batch_size, device, options,
                     x).to(device)
 
 
-def plan(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None, sigma_min: float | None, sigma_max: float | None,
+def plan(denoiser: DenoiseFn, steps: int | None, sampler: Any, schedule: Any, sigma_min: float | None, sigma_max: float | None,
          options: Mapping[str, Any]) -> tuple[Tensor, Any, Mapping[str, Any]]:
     """The levels, the sampler and its options of `sample`; the recommended ones where neither sampler nor schedule is named."""
+    own = None if sampler is None else getattr(find_sampler(sampler).function, 'levels', None)
+    if isinstance(schedule, str) or (schedule is None and own is None):
+        return _planned(denoiser, 20 if steps is None else _whole('steps', steps), sampler, schedule, sigma_min, sigma_max, options)
+    walked: Any = own if schedule is None else schedule
+    sigmas = torch.tensor(levels(walked), dtype=torch.float64)
+    calls = len(sigmas) - 1 - (own is not None)         # a calibrated sampler's first step asks the model nothing
+    if steps not in (None, calls) or sigma_min is not None or not math.isclose(sigmas[0], sigma_max or sigmas[0], rel_tol=1e-4):
+        raise ValueError(f'steps={steps}, sigma_min={sigma_min} and sigma_max={sigma_max} were given with noise levels that make '
+                         f'{calls} steps from {sigmas[0]:g}; leave them out')
+    return sigmas, 'dpmpp_2m' if sampler is None else sampler, options
+
+
+def _planned(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None, sigma_min: float | None, sigma_max: float | None,
+             options: Mapping[str, Any]) -> tuple[Tensor, Any, Mapping[str, Any]]:
     if steps < 1:
         raise ValueError(f'steps is {steps}; it must be at least 1')
     high = float(getattr(denoiser, 'sigma_max', 80.) if sigma_max is None else sigma_max)
@@ -116,9 +142,19 @@ def plan(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None, si
         options = {**recipe.options, **options}
         low = max(low, min(recipe.sigma_min, high)) if sigma_min is None else low
         return SCHEDULES[recipe.schedule](steps + bool(options.get('afs')), low, high, **recipe.spacing), recipe.sampler, options
-    made = SCHEDULES[schedule or 'karras']
-    bounds = (low, high) if 'sigma_max' in inspect.signature(made).parameters else ()
-    return made(steps, *bounds), sampler or 'dpmpp_2m', options
+    name, sampler = schedule or 'karras', 'dpmpp_2m' if sampler is None else sampler
+    made = SCHEDULES[name]
+    if name in BETWEEN:
+        return made(steps, low, high), sampler, {**stops_at(sampler, low), **options}
+    if (sigma_min, sigma_max) != (None, None):
+        raise ValueError(f'the schedule {name} has noise levels of its own and sigma_min={sigma_min}, sigma_max={sigma_max} were given; '
+                         f'leave them out, or take one of {", ".join(BETWEEN)}')
+    return made(steps), sampler, options
+
+
+def stops_at(sampler: Any, sigma_min: float) -> dict[str, float]:
+    """The option of samplers that take the two ends in place of a list of levels: where they stop."""
+    return {'sigma_min': sigma_min} if 'sigma_min' in find_sampler(sampler).takes else {}
 
 
 def _device_of(denoiser: Any) -> Any:
@@ -126,14 +162,22 @@ def _device_of(denoiser: Any) -> Any:
     return next((parameter.device for parameter in parameters), torch.device('cpu'))
 
 
-def _seeds(seeds: int | Sequence[int] | None, n: int) -> list[int]:
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f'{name} is {value!r}; it must be a whole number') from None
+
+
+def _seeds(seeds: Any, n: int) -> list[int]:
     if seeds is None:
-        seeds = int(torch.randint(0, 2 ** 63 - 1, []))
-    if isinstance(seeds, int):
-        return [derive_seed(seeds, 'sample', i) for i in range(n)]
+        seeds = torch.randint(0, 2 ** 63 - 1, [])
+    if not hasattr(seeds, '__len__') or getattr(seeds, 'ndim', 1) == 0:
+        seed = _whole('seeds', seeds)
+        return [derive_seed(seed, 'sample', i) for i in range(n)]
     if len(seeds) != n:
         raise ValueError(f'{len(seeds)} seeds were given for {n} samples; give one number, or a seed for each')
-    return [int(seed) for seed in seeds]
+    return [_whole('a seed', seed) for seed in seeds]
 
 
 @torch.no_grad()
@@ -158,12 +202,15 @@ def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: 
     """
     cond, entry = cond or {}, find_sampler(sampler)
     for key, value in cond.items():
-        if len(value) != len(seeds):
-            raise ValueError(f'the condition {key!r} has {len(value)} entries for {len(seeds)} seeds; give one each')
+        if value.ndim == 0 or len(value) != len(seeds):
+            raise ValueError(f'the condition {key!r} has {len(value) if value.ndim else 1} entries for {len(seeds)} seeds; give one each')
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}; it must be at least 1')
+    options = dict(options or {})
+    for key in options.keys() & {'seed', 'generator', 'noise_sampler'}:
+        raise ValueError(f'options holds {key!r}, which would give the items of different batches one noise; give seeds instead')
     if entry.name == 'dpm_adaptive':    # an item's steps must not depend on its neighbours
-        options = {'per_item': True, **(options or {})}
+        options = {'per_item': not options.get('eta'), **options}
         batch_size = 1 if options.get('eta') else batch_size
     batches = []
     for start in range(0, len(seeds), batch_size):
@@ -171,7 +218,7 @@ def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: 
         here = {key: value[part].to(device) for key, value in cond.items()}
         report = None if callback is None else lambda info, start=start: callback(start, info)
         given = None if x is None else x[part].to(device)
-        drawn = sample_batch(denoise, shape, sigmas, entry, seeds[part], here, report, device, options or {}, given)
+        drawn = sample_batch(denoise, shape, sigmas, entry, seeds[part], here, report, device, options, given)
         batches.append((decode(drawn) if decode else drawn).float().cpu())
     return torch.cat(batches) if batches else torch.empty(0, *shape)
 
@@ -187,14 +234,15 @@ def sample_batch(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, entry
     if x is None:
         x = randn_items(shape, [derive_seed(seed, 'start') for seed in seeds], device) * float(sigmas[0])
     arguments: dict[str, Any] = {'extra_args': dict(cond), 'callback': callback, 'disable': True, **options}
-    if 'noise_sampler' in takes and not options.keys() & {'noise_sampler', 'seed', 'generator'}:
+    if 'noise_sampler' in takes:
         arguments['noise_sampler'] = make_noise_sampler(x, entry.noise, [derive_seed(seed, 'steps') for seed in seeds])
     arguments = {key: value for key, value in arguments.items() if key in takes}
     if 'sigmas' in takes:
         return entry.function(denoise, x, sigmas.to(device), **arguments)
     positive = sigmas[sigmas > 0]
-    arguments.update(sigma_min=float(positive[-1]), sigma_max=float(positive[0]))
+    arguments = {'sigma_min': float(positive[-1]), 'sigma_max': float(positive[0]), **arguments}
     if 'n' in takes:
         arguments['n'] = len(sigmas) - 1
-    x = entry.function(denoise, x, **arguments)
-    return denoise(x, x.new_full([len(x)], float(positive[-1])), **cond)
+    found = entry.function(denoise, x, **arguments)
+    x = found[0] if isinstance(found, tuple) else found      # dpm_adaptive gives its info as well where that is asked for
+    return denoise(x, x.new_full([len(x)], arguments['sigma_min']), **cond)

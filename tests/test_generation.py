@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from sampler_cases import suited
@@ -143,3 +144,73 @@ def test_sample_refuses(arguments, sentence):
     with pytest.raises(ValueError, match=sentence) as refusal:
         K.sample(denoise, **{'shape_or_x': [2, 1, 4, 4], 'seeds': 0, **arguments})
     assert str(refusal.value).count('\n') == 0
+
+
+def test_sample_with_levels_of_ones_own():
+    calls = []
+
+    def counted(x, sigma):
+        calls.append(sigma[0].item())
+        return denoise(x, sigma)
+
+    sigmas = [20., 4., 1., 0.2, 0.]
+    ours = K.sample(counted, [3, 1, 4, 4], sampler='euler', schedule=sigmas, seeds=0)
+    assert calls == pytest.approx(sigmas[:-1])
+    torch.testing.assert_close(ours, K.sample(denoise, [3, 1, 4, 4], 4, 'euler', torch.tensor(sigmas), seeds=0, sigma_max=20.))
+    with pytest.raises(ValueError, match='make 4 steps from 20; leave them out'):
+        K.sample(denoise, [3, 1, 4, 4], 5, 'euler', sigmas)
+    with pytest.raises(ValueError, match='ascend|descend|fall'):
+        K.sample(denoise, [3, 1, 4, 4], sampler='euler', schedule=sigmas[::-1])
+
+
+def test_sample_takes_a_calibrated_sampler():
+    noises = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 20
+    fitted = K.sampling.calibrate(lambda x, sigma: x * 0.25 / (0.25 + sigma[:, None] ** 2), noises, 20., 0.02, 3, bases=['rab'])
+    calls = []
+
+    def model(x, sigma):
+        calls.append(sigma[0].item())
+        return x * 0.25 / (0.25 + sigma[:, None] ** 2)
+
+    out = K.sample(model, [400, 3], sampler=fitted.sampler(), seeds=0, batch_size=400)
+    assert calls == pytest.approx(fitted.sigmas[1:-1]) and out.std().item() == pytest.approx(0.5, abs=0.04)
+    assert torch.equal(out, K.sample(model, [400, 3], 3, fitted.sampler(), seeds=0, sigma_max=20., batch_size=400))
+    with pytest.raises(ValueError, match='make 3 steps from 20'):
+        K.sample(model, [4, 3], 5, fitted.sampler())
+
+
+@pytest.mark.parametrize('name', ['dpm_fast', 'dpm_adaptive'])
+def test_samplers_without_a_list_stop_where_the_range_does(name):
+    ends = []
+    for steps in (1, 9):
+        K.sample(lambda x, sigma: ends.append(sigma[0].item()) or denoise(x, sigma), [2, 1, 4, 4], steps, name, seeds=0, sigma_min=0.1,
+                 sigma_max=20.)
+        assert ends[0] == pytest.approx(20.) and ends[-1] == pytest.approx(0.1)
+
+
+def test_dpm_adaptive_with_noise():
+    given = {'eta': 1.}
+    out = K.sample(denoise, [3, 1, 4, 4], 5, 'dpm_adaptive', seeds=0, options=given)
+    torch.testing.assert_close(out, K.sample(denoise, [3, 1, 4, 4], 5, 'dpm_adaptive', seeds=0, options=given, batch_size=1))
+    assert out.std().item() == pytest.approx(0.5, abs=0.2)
+    told = K.sample(denoise, [3, 1, 4, 4], 5, 'dpm_adaptive', seeds=0, options={'return_info': True, 'per_item': False}, batch_size=1)
+    assert told.shape == (3, 1, 4, 4)
+
+
+def test_seeds_of_any_whole_kind():
+    ours = [K.sample(denoise, [2, 1, 4, 4], 3, 'euler', seeds=seeds) for seeds in (3, np.int64(3), torch.tensor(3))]
+    assert torch.equal(ours[0], ours[1]) and torch.equal(ours[0], ours[2])
+    ours = [K.sample(denoise, [2, 1, 4, 4], 3, 'euler', seeds=seeds) for seeds in ([5, 6], np.array([5, 6]), torch.tensor([5, 6]))]
+    assert torch.equal(ours[0], ours[1]) and torch.equal(ours[0], ours[2])
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    ({'seeds': [1.5, 2.5]}, 'a seed is 1.5; it must be a whole number'), ({'seeds': 1.5}, 'seeds is 1.5'), ({'steps': 2.5}, 'steps is 2.5'),
+    ({'sampler': ''}, 'unknown sampler'), ({'schedule': 'vp', 'sigma_max': 20.}, 'has noise levels of its own'),
+    ({'guidance_interval': (0.1, 2.)}, 'there is no guidance'), ({'cond': {'class_cond': 3}}, 'has 1 entries for 2 seeds'),
+    ({'options': {'seed': 3}}, 'give seeds instead'), ({'device': 'moon'}, 'does not have')])
+def test_mistakes_in_one_call(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        K.sample(denoise, [2, 1, 4, 4], **arguments)
+    with pytest.raises(ValueError, match=r'the shape is \[4, -2\]'):
+        K.sample(denoise, [4, -2])

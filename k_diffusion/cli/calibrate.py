@@ -17,6 +17,7 @@ from ..core.memory import keep_freed_memory
 from ..core.random import derive_seed, randn_items
 from ..core.weights import fingerprint
 from ..sampling import BASES, Calibration, calibrate
+from ..sampling.calibrating import check_bases
 from ..sampling.teacher import Teacher
 from . import calibrations
 from .conditioning import asked_of, conditions_of, null_of
@@ -54,8 +55,15 @@ def calibrate_model(
     for name, value, least in (('--noises', noises, 2), ('--batch-size', batch_size, 1), ('--steps', min(steps, default=0), 1)):
         if value < least:
             raise ValueError(f'{name} is {value}; it must be at least {least}')
+    check_bases(bases)
+    steps = list(dict.fromkeys(steps))
     path = Path(out) if out is not None else calibrations.file_of(checkpoint)
-    calibrations.read(path)     # a damaged file is found before the work
+    try:                        # a damaged file is found before the work, and a folder that cannot be written to
+        calibrations.read(path)
+    except ValueError as error:
+        raise ValueError(f'{error}; remove {path}, or give another file with --out') from None
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f'{path.parent} is no folder that can be written to; give another file with --out')
     chosen = choose_device(device)
     if chosen.type == 'cpu':
         keep_freed_memory()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
-from ..generation import BETWEEN, SamplingConfig, generate
+from ..generation import BETWEEN, SamplingConfig, generate, stops_at
 from .encoding import decoder_of
 from .sample import guided
 
@@ -26,7 +26,8 @@ class Draw:
         model, known = config['model'], config['dataset']['num_classes']
         self.labels = (classes or list(range(known))) if known else None
         self.denoise = guided(denoiser, {'class_cond': known}, how) if known else denoiser
-        self.sigmas = BETWEEN[how.schedule](how.steps, model['sigma_min'], model['sigma_max'])
+        self.low: float = model['sigma_min']
+        self.sigmas = BETWEEN[how.schedule](how.steps, self.low, model['sigma_max'])
         self.shape = [model['input_channels'], *model['input_size']]
         self.decode = decoder_of(config, device)
         self.how, self.seed, self.batch_size, self.device = how, seed, batch_size, device
@@ -34,4 +35,5 @@ class Draw:
     def __call__(self, items: Sequence[int], callback: Callable[..., None] | None = None) -> Tensor:
         cond = None if self.labels is None else {'class_cond': torch.tensor([self.labels[i % len(self.labels)] for i in items])}
         return generate(self.denoise, self.shape, self.sigmas, self.how.sampler, [derive_seed(self.seed, 'sample', i) for i in items],
-                        cond, self.decode, callback, batch_size=self.batch_size, device=self.device).clamp(-1, 1)
+                        cond, self.decode, callback, batch_size=self.batch_size, device=self.device,
+                        options=stops_at(self.how.sampler, self.low)).clamp(-1, 1)

@@ -16,7 +16,7 @@ from ..core.devices import choose_device
 from ..core.memory import keep_freed_memory
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
-from ..generation import BETWEEN, SamplingConfig, generate
+from ..generation import BETWEEN, SamplingConfig, generate, stops_at
 from ..guidance import classifier_free
 from ..sampling import SAMPLERS
 from . import calibrations
@@ -70,8 +70,8 @@ def sample(
     told = asked_of(conditions, cond, n, sections.model, encoder)
     if guidance not in (None, 1) and not labels and not told:
         raise ValueError(f'--guidance is {guidance} and the model knows no classes and no conditions to guide towards; leave it out')
-    sigmas = BETWEEN[how.schedule](how.steps, model['sigma_min'] if sigma_min is None else sigma_min,
-                                     model['sigma_max'] if sigma_max is None else sigma_max)
+    low, high = (model[key] if value is None else value for key, value in (('sigma_min', sigma_min), ('sigma_max', sigma_max)))
+    sigmas = BETWEEN[how.schedule](how.steps, low, high)
     if labels:
         told['class_cond'] = torch.tensor(labels)
     denoise = guided(denoiser, null_of(num_classes, conditions), how) if told else denoiser
@@ -84,7 +84,7 @@ def sample(
     with tqdm(total=-(-n // batch_size) * (len(sigmas) - 1), unit='step', disable=None if show else True) as bar:
         images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, walked,
                           [derive_seed(seed, 'sample', i) for i in range(n)],
-                          told, callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen,
+                          told, callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen, options=stops_at(walked, low),
                           decode=None if encoder is None else encoder.decode)
     return target.write(images, labels)
 
@@ -95,9 +95,14 @@ def guided(denoiser: DenoiseFn, null: Mapping[str, Any], how: SamplingConfig) ->
 
 
 def how_to_sample(config: Mapping[str, Any], **asked: Any) -> SamplingConfig:
-    """The "sampling" section of a filled config, with what was asked for (and is not None) in its place."""
+    """The "sampling" section of a filled config, with what was asked for (and is not None) in its place.
+
+    The config's scale of plain guidance is none for a CFG++ sampler, whose own goes from 0 to 1 (default: 1).
+    """
     known = {field.name for field in dataclasses.fields(SamplingConfig)}
     kept = {key: value for key, value in config['sampling'].items() if key in known}
+    if (asked.get('sampler') or '').endswith('_cfg_pp'):
+        kept = {key: value for key, value in kept.items() if not key.startswith('guidance')}
     return SamplingConfig(**{**kept, **{key: value for key, value in asked.items() if value is not None}})
 
 

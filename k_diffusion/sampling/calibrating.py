@@ -54,9 +54,7 @@ def calibrate(denoise: DenoiseFn, x: Tensor, sigma_max: float, sigma_min: float 
     """
     if steps < 1:
         raise ValueError(f'steps is {steps}; a calibrated solver makes at least 1 model call')
-    for base in bases:
-        if base not in BASES:
-            raise ValueError(unknown('base', base, BASES))
+    check_bases(bases)
     held = len(x) // 2 if held_out is None else held_out
     if not 1 <= held <= len(x) - 2:
         raise ValueError(f'{len(x)} items with {held} held out are too few; give at least 16 items of noise, and hold out up to half')
@@ -74,6 +72,15 @@ def calibrate(denoise: DenoiseFn, x: Tensor, sigma_max: float, sigma_min: float 
         iterates = _fitted(Students(denoise, learned, spectrum, base, steps, batch_size), told)
         found.append(_best(Students(denoise, other, spectrum, base, steps, batch_size), iterates, labels))
     return min(found, key=lambda pair: pair[0])[1]
+
+
+def check_bases(bases: Sequence[str]) -> None:
+    """Refuses names of bases that are not known, and none at all."""
+    for base in bases:
+        if base not in BASES:
+            raise ValueError(unknown('base', base, BASES))
+    if not bases:
+        raise ValueError(f'no bases were given to fit; name some of {", ".join(BASES)}')
 
 
 def _fitted(students: Students, say: Callable[[float], None]) -> list[Tensor]:

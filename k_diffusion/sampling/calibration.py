@@ -63,7 +63,9 @@ class Calibration:
             """The solver of a calibration. sigmas: its own levels, or None."""
             self._check(sigmas)
             return (yield from self._walk(model, x, extra_args, callback, disable))
-        return plain_function(calibrated, 'calibrated', 0)
+        function = plain_function(calibrated, 'calibrated', 0)
+        vars(function)['levels'] = self.levels
+        return function
 
     def _check(self, sigmas: Sigmas | None) -> None:
         given = self.sigmas if sigmas is None else levels(sigmas)

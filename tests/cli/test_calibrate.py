@@ -98,3 +98,23 @@ def test_wrong_usage(trained, capsys):
     with pytest.raises(SystemExit) as stop:
         calibrate.main(['--checkpoint', str(trained), '--step', 'a'])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--bases', 'rab,foo'], "unknown base 'foo'"), (['--bases', ''], "unknown base ''"),
+    (['--out', 'nowhere/x.json'], 'no folder that can be written to')])
+def test_mistakes_are_found_before_the_work(calibrated, monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr(calibrate, 'load_model', lambda *_: pytest.fail('the work was begun'))
+    assert calibrate.main(['--checkpoint', str(calibrated), '--device', 'cpu', *arguments]) != 0
+    assert words in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_named_with_the_way_out(calibrated, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    shutil.copytree(calibrated, folder)
+    calibrations.file_of(folder).write_text('{"calibrations": [{}]}')
+    assert calibrate.main(['--checkpoint', str(folder), '--steps', '2', *FAST]) != 0
+    assert 'remove ' in capsys.readouterr().err
+    calibrations.file_of(folder).unlink()
+    assert calibrate.main(['--checkpoint', str(folder), '--steps', '2,2', *FAST]) == 0
+    assert [c.steps for c in calibrations.read(calibrations.file_of(folder))] == [2]

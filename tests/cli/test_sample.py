@@ -147,3 +147,14 @@ def test_the_program(capsys):
         with pytest.raises(SystemExit) as left:
             entry.main([command, '--help'])
         assert left.value.code == 0 and 'example' in capsys.readouterr().out
+
+
+GUIDED = {'sampling': {'guidance': 4.5, 'guidance_interval': [0.3, 1.2]}}
+
+
+def test_plain_guidance_is_none_for_cfg_pp():
+    assert sample.how_to_sample(GUIDED).guidance == 4.5
+    assert sample.how_to_sample(GUIDED, sampler='euler_cfg_pp').guidance == 1
+    assert sample.how_to_sample(GUIDED, sampler='euler_cfg_pp', guidance=0.6).guidance == 0.6
+    with pytest.raises(ValueError, match='takes a scale of 0 to 1'):
+        sample.how_to_sample(GUIDED, sampler='euler_cfg_pp', guidance=4.5)
