@@ -144,8 +144,8 @@ def _one_step(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Run
 @dataclass
 class State:
     """Where a sampler stands after step i of n (None where the number follows from the model's answers): x at the level sigma,
-    to be looked at and edited; denoised, the step's first answer of the model (None where none was asked); nfe, the model calls
-    so far."""
+    to be looked at and edited; denoised, the step's answer of the model that a callback is shown (None where none was asked); nfe,
+    the model calls so far."""
     x: Tensor
     i: int
     n: int | None

@@ -123,14 +123,14 @@ def combine(x: Tensor, a: float, weights: Sequence[float], terms: Sequence[Tenso
 def walk_table(model: DenoiseFn, x: Tensor, sigmas: Sequence[float], extra_args: ExtraArgs, callback: Callback, disable: bool | None,
                table: Table, s_noise: float = 1., noise_sampler: NoiseSampler | None = None, evaluate_again: bool = False,
                start: Callable[[Step, Tensor, Tensor], Tensor] | None = None) -> Run[Tensor]:
-    """The steps of a table. evaluate_again: D is asked for once more at the corrected x (PECE). start: makes the first steps
-    instead, from (step, x, D), until there are as many values as the method takes."""
+    """The steps of a table. evaluate_again: D is asked for once more at the corrected x (PECE), and this answer, which is kept,
+    is the one shown. start: makes the first steps instead, from (step, x, D), until there are as many values as the method takes."""
     order = max((len(row.b) for row in table), default=1)
     noise_sampler = noise_sampler or default_noise_sampler(x)
     history: deque[Tensor] = deque(maxlen=order)
     for step in steps(model, x, sigmas, extra_args, callback, disable):
         row = table[step.i]
-        denoised = step.denoise(x)
+        denoised = step.denoise(x, draft=evaluate_again and bool(row.correct))
         if row.correct:
             x = combine(x, 1., row.correct, [denoised, *history])
             denoised = step.denoise(x) if evaluate_again else denoised

@@ -132,12 +132,14 @@ class Step:
         self.last = i == n - 1
         self._watch, self._extra_args, self._callback = watch, extra_args or {}, callback
 
-    def denoise(self, x: Tensor, sigma: float | None = None) -> Tensor:
-        """D(x, sigma), by default at the step's own level. The first answer of a step is shown to the callback."""
+    def denoise(self, x: Tensor, sigma: float | None = None, draft: bool = False) -> Tensor:
+        """D(x, sigma), by default at the step's own level. The first answer of a step that is no draft is shown to the callback."""
         sigma = self.sigma if sigma is None else sigma
         first = self._watch.denoised is None
         denoised = self._watch(x, x.new_full((x.shape[0],), sigma), **self._extra_args)
-        if first:
+        if draft:
+            self._watch.denoised = None     # the next answer is the step's
+        elif first:
             self.show(x, sigma, denoised)
         return denoised
 

@@ -248,6 +248,18 @@ def test_callbacks_see_live_tensors(name):
         assert (run(name, noise(2, 3), callback=edit_x, **quiet) - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize('name', ['euler', 'sa_solver', 'sa_solver_pece'])
+def test_an_edited_estimate_is_the_end(name):
+    """The estimate that a callback is shown is the one that the sampler goes on with, also where D is asked for again."""
+    seen = []
+    options = {'tau': 1., 'interval': (0., 1.)} if name != 'euler' else {}
+    walk = sampling.iterate(name, denoiser, noise(2, 3), SIGMAS, disable=True, **options,
+                            callback=lambda info: seen.append((info['i'], info['sigma'].item())) or info['denoised'].fill_(7.))
+    states = list(walk)
+    assert seen == [(i, pytest.approx(sigma)) for i, sigma in enumerate(SIGMAS[:-1].tolist())]
+    assert all((state.denoised == 7).all() for state in states) and (states[-1].x == 7).all()
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_iterate_is_the_sampler_step_by_step(name):
     entry = sampling.SAMPLERS[name]
