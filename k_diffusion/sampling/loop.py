@@ -18,6 +18,11 @@ ExtraArgs: TypeAlias = dict[str, Any] | None
 Callback: TypeAlias = Callable[[dict[str, Any]], Any] | None
 
 
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number (numpy's too) of at least so much."""
+    return hasattr(value, '__index__') and value >= least
+
+
 def levels(sigmas: Sigmas) -> list[float]:
     """A schedule as Python floats, read from its device once; a ValueError where it is no descending list of levels."""
     if not isinstance(sigmas, Tensor):

@@ -74,6 +74,23 @@ def test_other_refusals():
         sampling.DPMSolver(denoiser).dpm_solver_fast(noise(2, 3), 3., -2., 6, eta=1.)
 
 
+def test_restart_says_where_its_interval_does_not_fit():
+    for options, words in [({'intervals': ((0.1, 200.),)}, r'\(0\.1, 200\.0\) does not fit into a schedule of the levels 10 to 0\.3'),
+                           ({'intervals': ((0.1, 0.2),)}, 'does not fit'), ({'intervals': (0.1, 2.)}, 'no pairs'),
+                           ({'times': -1}, 'times=-1'),
+                           ({'inner_steps': 0}, 'inner_steps=0'), ({'inner_steps': 2.5}, 'inner_steps=2.5'), ({'times': 1.5}, 'times=1.5')]:
+        with pytest.raises(ValueError, match=words) as refusal:
+            run('restart', noise(2, 3), **options)
+        assert str(refusal.value).count('\n') == 0
+
+
+@pytest.mark.parametrize(('high', 'end'), [(1.5, 1.5), (5., 2.)])
+def test_the_restart_of_a_low_schedule_begins_at_its_top(high, end):
+    seen = []
+    run('restart', noise(2, 3), sampling.get_sigmas_karras(8, 0.01, high), callback=lambda info: seen.append(info['sigma'].item()))
+    assert [sigma for before, sigma in itertools.pairwise(seen) if sigma > before] == [pytest.approx(end)] * 2
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_nan_stops_the_run(name):
     calls = 0
