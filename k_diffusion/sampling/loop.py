@@ -54,6 +54,12 @@ class Watch:
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
         self.begin(0, math.nan)
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the model has (inner_model, a method that a sampler from elsewhere calls)."""
+        if name == 'model' or name.startswith('__'):    # not there yet (a copy being made), or not the model's to answer
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
     def begin(self, i: int, sigma_next: float, n: int | None = None) -> None:
         """Notes that step i (of n) begins, which will end at sigma_next."""
         self.i, self.sigma, self.n = i, sigma_next, n

@@ -1,7 +1,9 @@
 """What every sampler holds to: which inputs it takes and refuses, its precision, its steps, its randomness per item."""
+import copy
 import inspect
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -319,6 +321,22 @@ def test_plain_functions_serve_as_samplers():
     state, = sampling.iterate(sample_pasted, denoiser, noise(2, 3), SIGMAS)
     torch.testing.assert_close(state.x, sampling.sample_euler(denoiser, noise(2, 3), SIGMAS, disable=True))
     assert state.nfe == 4
+
+
+def test_a_plain_function_sees_what_the_model_has():
+    def sample_pasted(model, x, sigmas):
+        return x * model.inner_model.gain * model.doubled(1)
+
+    class Model:
+        inner_model = SimpleNamespace(gain=3.)
+
+        def doubled(self, value):
+            return 2 * value
+
+    state, = sampling.iterate(sample_pasted, Model(), noise(2, 3), SIGMAS)
+    assert torch.equal(state.x, noise(2, 3) * 6)
+    watch = copy.copy(sampling.loop.Watch(denoiser, torch.float32))
+    assert watch.model is denoiser and not hasattr(watch, 'inner_model')
 
 
 def test_a_new_sampler_is_one_generator():
