@@ -17,6 +17,9 @@ Sigmas: TypeAlias = Tensor | Sequence[float]
 ExtraArgs: TypeAlias = dict[str, Any] | None
 Callback: TypeAlias = Callable[[dict[str, Any]], Any] | None
 
+#: The relative difference below which neighbouring levels are one; eight units in the last place of float32.
+SAME = 1e-6
+
 
 def is_whole(value: Any, least: int = 1) -> bool:
     """Whether a value is a whole number (numpy's too) of at least so much."""
@@ -24,7 +27,10 @@ def is_whole(value: Any, least: int = 1) -> bool:
 
 
 def levels(sigmas: Sigmas) -> list[float]:
-    """A schedule as Python floats, read from its device once; a ValueError where it is no descending list of levels."""
+    """A schedule as Python floats, read from its device once; a ValueError where it is no descending list of levels.
+
+    A level within SAME of the one before is made equal to it: a step that short is rounding, and multistep methods divide by it.
+    """
     if not isinstance(sigmas, Tensor):
         sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
     if sigmas.ndim != 1 or not len(sigmas):
@@ -36,6 +42,9 @@ def levels(sigmas: Sigmas) -> list[float]:
         if sigma > before:
             raise ValueError(f'sigmas rise from {before} to {sigma} at index {i}; '
                              f'samplers go from high noise to low, so sort them in descending order')
+    for i in range(1, len(values)):
+        if values[i - 1] - values[i] <= SAME * values[i - 1]:
+            values[i] = values[i - 1]
     return values
 
 

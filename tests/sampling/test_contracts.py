@@ -140,6 +140,30 @@ def test_equal_neighbours_change_nothing(name):
     assert torch.equal(run(name, noise(2, 3), [10., 10., 4., 4., 4., 1., 0.3, 0., 0.], **options), plain)
 
 
+@pytest.mark.parametrize('name', ON_SCHEDULE)
+def test_nearly_equal_neighbours_are_one_level(name):
+    """A multistep method would divide by the step between them, and a stochastic one by it without its noise: 10^4 and more."""
+    calls = []
+
+    def counted(x, sigma):
+        calls.append(sigma[0].item())
+        return denoiser(x, sigma)
+
+    options = {'noise_sampler': sampling.seeded_noise_sampler(noise(2, 3), [1, 2])} if name in WITH_NOISE else {}
+    plain = run(name, noise(2, 3), [20., 5., 1., 0.2, 0.], model=counted, **options)
+    n = len(calls)
+    options = {'noise_sampler': sampling.seeded_noise_sampler(noise(2, 3), [1, 2])} if name in WITH_NOISE else {}
+    assert torch.equal(run(name, noise(2, 3), [20., 5., 4.9999995, 1., 0.2, 0.], model=counted, **options), plain)
+    assert len(calls) == 2 * n and plain.abs().max() < 5
+
+
+def test_close_levels_of_float64_are_kept():
+    fine = torch.linspace(math.log(80.), math.log(0.002), 10 ** 5, dtype=torch.float64).exp()
+    assert sampling.levels(fine) == fine.tolist()
+    drift = [5. * (1 - 4e-7) ** i for i in range(10)]     # never far from its neighbour, but from where it began
+    assert len(set(sampling.levels(drift))) == 4
+
+
 @pytest.mark.parametrize('name', ['euler', 'heun', 'dpm_2'])
 def test_equal_neighbours_with_churn_are_steps(name):
     seen = []
