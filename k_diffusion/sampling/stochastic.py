@@ -17,7 +17,7 @@ from .noise import default_noise_sampler
 from .quadrature import integral
 
 
-@sampler(order=1, stochastic=True)
+@sampler(order=1)
 def sample_ddim(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                 disable: bool | None = None, eta: float = 0., s_noise: float = 1.,
                 noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:

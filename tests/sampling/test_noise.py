@@ -188,6 +188,22 @@ def test_seeds_follow_one_path_where_levels_are_passed_once():
     assert (few - many).square().mean() < 0.25 * (other - many).square().mean()
 
 
+@pytest.mark.parametrize('name', [name for name, entry in sampling.SAMPLERS.items() if not entry.stochastic])
+def test_a_sampler_that_is_not_stochastic_draws_nothing_by_default(name):
+    entry, refused = sampling.SAMPLERS[name], lambda sigma, sigma_next: pytest.fail('noise was drawn')
+    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10., 'n': 6}
+    options = {'noise_sampler': refused} if 'noise_sampler' in entry.options else {}
+    entry.function(suited(name, toy), torch.randn(2, 2, 3) * 10, disable=True, **{key: given[key] for key in entry.takes}, **options)
+
+
+@pytest.mark.parametrize('name', [name for name, entry in sampling.SAMPLERS.items() if entry.stochastic])
+def test_a_stochastic_sampler_draws_by_default(name):
+    x, draws = torch.randn(2, 2, 3) * 10, []
+    sampling.SAMPLERS[name].function(suited(name, toy), x, SIGMAS, disable=True,
+                                     noise_sampler=lambda sigma, sigma_next: draws.append(sigma) or torch.randn_like(x))
+    assert draws
+
+
 def test_one_source_of_noise():
     x, both = torch.randn(2, 2, 3) * 10, {'seed': 1, 'generator': torch.Generator()}
     with pytest.raises(ValueError, match='a seed and a generator were given'):
