@@ -157,6 +157,14 @@ def test_nearly_equal_neighbours_are_one_level(name):
     assert len(calls) == 2 * n and plain.abs().max() < 5
 
 
+def test_the_last_steps_of_heun_are_counted_by_their_levels():
+    for order in (0, 1, 2, 99):
+        plain = run('heun', noise(2, 3), lower_order_final=order)
+        assert torch.equal(run('heun', noise(2, 3), SIGMAS[[0, 1, 1, 2, 2, 3, 3, 4, 4]], lower_order_final=order), plain)
+    with pytest.raises(ValueError, match=r'lower_order_final=1\.5'):
+        run('heun', noise(2, 3), lower_order_final=1.5)
+
+
 def test_close_levels_of_float64_are_kept():
     fine = torch.linspace(math.log(80.), math.log(0.002), 10 ** 5, dtype=torch.float64).exp()
     assert sampling.levels(fine) == fine.tolist()
