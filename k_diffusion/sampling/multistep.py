@@ -113,7 +113,9 @@ def vp_clock(sigmas: Sequence[float]) -> tuple[float, float]:
     """(b, c) of log(1 + sigma^2) = b t + c t^2 / 2 with t = 1 at the highest level and 1e-3 at the lowest above 0."""
     positive = [sigma for sigma in sigmas if sigma > 0] or [1.]
     high, low, end = math.log1p(max(positive) ** 2), math.log1p(min(positive) ** 2), 1e-3
-    c = max(0., 2 * (low / end - high) / (end - 1))  # 0 where the lowest level is so high that the clock would turn back
+    c = 2 * (low / end - high) / (end - 1)
+    if high + c / 2 <= 0:   # the lowest level is so high that the clock, whose rate is b + c at t = 1, would turn back
+        c = 0.
     return high - c / 2, c
 
 
