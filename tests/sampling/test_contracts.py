@@ -122,6 +122,17 @@ def test_dpm_adaptive_has_a_cap():
         run('dpm_adaptive', noise(2, 3), rtol=1e-9, atol=1e-9, max_steps=5)
 
 
+@pytest.mark.parametrize('per_item', [False, True])
+def test_dpm_adaptive_at_the_edges(per_item):
+    for options, words in [({'rtol': 0., 'atol': 0.}, 'atol and rtol are 0, which no step meets'), ({'rtol': -1.}, r'rtol is -1\.0'),
+                           ({'atol': math.nan}, 'atol is nan'), ({'h_init': 0.}, r'h_init, the first step, is 0\.0;')]:
+        with pytest.raises(ValueError, match=words):
+            run('dpm_adaptive', noise(2, 3), per_item=per_item, **options)
+    assert run('dpm_adaptive', noise(0, 3), per_item=per_item).shape == (0, 3)
+    assert torch.equal(run('dpm_adaptive', noise(2, 3), per_item=per_item, h_init=-1.),
+                       run('dpm_adaptive', noise(2, 3), per_item=per_item, h_init=1.))
+
+
 @pytest.mark.parametrize('name', ON_SCHEDULE)
 def test_one_step_schedules(name):
     x = noise(2, 3)
