@@ -181,7 +181,12 @@ def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, 
         raise TypeError(f'sample_{entry.name} is called with (model, x, {", ".join(entry.takes)}, ...): {error}') from None
     given = bound.arguments
     model, x = list(given)[:2]
-    dtype = given[x].dtype
+    if not isinstance(given[x], Tensor) or not given[x].ndim:
+        got = '0-d' if isinstance(given[x], Tensor) else f'a {type(given[x]).__name__}'
+        raise ValueError(f'x is {got}; a sampler starts from a batch of noise: give a tensor [B, ...]')
+    dtype, eta = given[x].dtype, given.get('eta', 0.)
+    if isinstance(eta, (int, float)) and not eta >= 0:
+        raise ValueError(f'eta={eta} is no strength of noise; give 0 (none) or more, 1 is usual')
     if not dtype.is_floating_point:
         raise ValueError(f'x has dtype {dtype}; a sampler starts from noise: give it float32, float64, float16 or bfloat16')
     watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name), afs)

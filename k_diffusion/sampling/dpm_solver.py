@@ -13,7 +13,7 @@ from ..core.protocols import DenoiseFn, NoiseSampler
 from .catalogue import Run, drained
 from .coefficients import get_ancestral_step, phi
 from .controllers import PIDStepSizeController, check_tolerances
-from .loop import Callback, ExtraArgs, Watch
+from .loop import Callback, ExtraArgs, Watch, is_whole
 from .noise import default_noise_sampler
 
 Cache: TypeAlias = dict[str, Tensor]
@@ -88,8 +88,8 @@ class DPMSolver(nn.Module):
     def fast(self, x: Tensor, t_start: Any, t_end: Any, nfe: int, eta: float = 0., s_noise: float = 1.,
              noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
         """x at t_end after nfe model calls, in uniform steps of order 3 with the rest at the end."""
-        if nfe < 1:
-            raise ValueError(f'{nfe} model calls make no step; give at least 1')
+        if not is_whole(nfe):
+            raise ValueError(f'{nfe} model calls make no step; give at least 1, a whole number')
         t, t_end, noise_sampler = *_ends(t_start, t_end, eta), noise_sampler or default_noise_sampler(x)
         single_steps = (self.dpm_solver_1_step, self.dpm_solver_2_step, self.dpm_solver_3_step)
         orders = [3] * (nfe // 3 - 1) + [2, 1] if nfe % 3 == 0 else [3] * (nfe // 3) + [nfe % 3]

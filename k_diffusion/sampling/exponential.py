@@ -19,7 +19,7 @@ from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import unknown
 from .catalogue import Run, sampler
 from .coefficients import exponential_weights
-from .loop import Callback, ExtraArgs, Sigmas, Step, levels, steps
+from .loop import Callback, ExtraArgs, Sigmas, Step, is_whole, levels, steps
 from .noise import default_noise_sampler
 from .stages import res_2s_step
 
@@ -48,6 +48,8 @@ Past: TypeAlias = tuple[float, ...]
 
 def past_levels(sigmas: Sequence[float], order: int) -> list[Past]:
     """For each step, the levels of the last `order` values of the model, newest first (equal neighbours are one level)."""
+    if not is_whole(order):
+        raise ValueError(f'order={order} is no number of values of the model to use; give a whole number of at least 1 (3 is usual)')
     past: Past = ()
     pasts = []
     for sigma in sigmas[:-1]:
@@ -100,8 +102,6 @@ def folded(row: Row, correct: tuple[float, ...] | None) -> Row:
 
 def adams_table(sigmas: Sequence[float], order: int, eta: float = 0., lower_order_final: bool = False) -> Table:
     """Rows of exponential Adams-Bashforth: the order rises 1, 2, .. over the first steps."""
-    if order < 1:
-        raise ValueError(f'order={order} uses no value of the model; give an order of at least 1')
     pasts = past_levels(sigmas, order)
     pasts = lowered(pasts, sigmas) if lower_order_final else pasts
     return [exponential_row(past, sigma_next, eta) for past, sigma_next in zip(pasts, sigmas[1:])]

@@ -32,7 +32,11 @@ def levels(sigmas: Sigmas) -> list[float]:
     A level within SAME of the one before is made equal to it: a step that short is rounding, and multistep methods divide by it.
     """
     if not isinstance(sigmas, Tensor):
-        sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
+        try:
+            sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f'sigmas is {sigmas!r:.60}; a schedule is one list of noise levels, so give numbers in descending order, '
+                             'get_sigmas_karras(20, 0.02, 80.) say') from None
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f'sigmas has shape {tuple(sigmas.shape)}; a schedule is one list of noise levels, so give it shape [n + 1]')
     values = [float(sigma) for sigma in sigmas.tolist()]
@@ -105,6 +109,9 @@ class Watch:
 
     def _seen(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
         """An answer in x's dtype, its shape checked, its values looked at or noted for later."""
+        if not isinstance(denoised, Tensor):
+            raise ValueError(f'{self.name}: the model answered with a {type(denoised).__name__}; '
+                             'a denoiser gives its estimate of the clean data, one tensor shaped like x')
         denoised = _as(denoised, x.dtype)
         if denoised.shape != x.shape:
             raise ValueError(f'{self.name}: the model answered with shape {tuple(denoised.shape)} to x of shape {tuple(x.shape)}; '
@@ -135,9 +142,13 @@ def _analytic(afs: bool | float | None) -> Callable[[Tensor, Tensor], Tensor] | 
         return None
     if afs is True:
         return lambda x, sigma: x - x * (sigma / (1 + sigma ** 2).sqrt())
-    if not 0 < afs < math.inf:
+    try:
+        std = float(afs)
+    except (TypeError, ValueError):
+        std = math.nan
+    if not 0 < std < math.inf:
         raise ValueError(f'afs={afs} is no standard deviation of data; give True, or a finite number above 0')
-    return lambda x, sigma: x * (afs ** 2 / (afs ** 2 + sigma ** 2))
+    return lambda x, sigma: x * (std ** 2 / (std ** 2 + sigma ** 2))
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:

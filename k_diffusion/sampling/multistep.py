@@ -15,7 +15,7 @@ from ..core.protocols import DenoiseFn
 from .catalogue import Run, sampler
 from .coefficients import adams_weights, lagrange, to_d
 from .exponential import Past, combine, past_levels
-from .loop import Callback, ExtraArgs, Sigmas, levels, steps
+from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, steps
 from .quadrature import integral
 
 #: Adams-Bashforth for equal steps, by order.
@@ -45,8 +45,8 @@ def adams(past: Past, sigma_next: float) -> tuple[float, ...]:
 
 
 def _order(order: int, most: float = math.inf) -> None:
-    if not 1 <= order <= most:
-        allowed = 'at least 1' if most == math.inf else f'1 to {most:.0f} (lms has exact weights of any order)'
+    if not is_whole(order) or order > most:
+        allowed = 'a whole number of at least 1' if most == math.inf else f'1 to {most:.0f} (lms has exact weights of any order)'
         raise ValueError(f'order={order} is no number of slopes to use; give {allowed}')
 
 

@@ -49,7 +49,7 @@ def sa_table(sigmas: Sequence[float], tau: float | Callable[[float], float], int
              corrector_order: int, pece: bool) -> Table:
     """Rows of SA-Solver: exponential Adams predictor and corrector with eta = tau(sigma)^2 at the start of each step. A number
     tau acts in the share `interval` of the steps and is 0 elsewhere. With pece the corrections stand by themselves."""
-    if predictor_order < 1 or corrector_order not in (0, *range(2, predictor_order + 2)):
+    if not is_whole(predictor_order) or not is_whole(corrector_order, 0) or corrector_order not in (0, *range(2, predictor_order + 2)):
         raise ValueError(f'predictor_order={predictor_order} and corrector_order={corrector_order} make no pair; the predictor takes '
                          'at least 1, the corrector 0 (none) or 2 to one more than the predictor')
     n = len(sigmas) - 1
@@ -142,9 +142,16 @@ def sample_er_sde(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extra
     er_noise_scaler. exact: k = 3 takes the slope at the step's start where the published one takes it half a step back (order 3
     in place of 2 for the flow).
     """
-    if max_stage not in (1, 2, 3):
+    if not is_whole(max_stage) or max_stage > 3:
         raise ValueError(f'max_stage={max_stage} is not known; ER-SDE has 1, 2 or 3')
-    sigmas, scaler = levels(sigmas), noise_scaler or er_noise_scaler
+
+    def scaler(sigma: float) -> float:
+        value = float((noise_scaler or er_noise_scaler)(sigma))
+        if not 0 < value < math.inf:
+            raise ValueError(f'noise_scaler({sigma:g}) is {value}; it must be positive and finite at every level above 0, sigma ** 2 say')
+        return value
+
+    sigmas = levels(sigmas)
     table = [er_row(past, sigma_next, scaler, exact) for past, sigma_next in zip(past_levels(sigmas, max_stage), sigmas[1:])]
     return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler))
 

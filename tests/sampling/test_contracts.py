@@ -48,6 +48,48 @@ def test_refused_schedules(name, sigmas, sentence):
         assert sentence in str(refusal.value) and str(refusal.value).count('\n') == 0
 
 
+@pytest.mark.parametrize('name', ON_SCHEDULE)
+@pytest.mark.parametrize('sigmas', [None, 'karras', ['4', '1'], [4., None], [[4.], [1., 0.]]])
+def test_what_is_no_list_of_numbers_is_no_schedule(name, sigmas):
+    with pytest.raises(ValueError, match='sigmas is .*; a schedule is one list of noise levels'):
+        run(name, noise(2, 3), sigmas)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_order_or_a_count_is_a_whole_number(name):
+    for option in sorted({'order', 'max_stage', 'predictor_order', 'corrector_order', 'n'} & {*sampling.SAMPLERS[name].options}):
+        for value in (2.5, -1, 'three'):
+            given = {'sigmas': SIGMAS, 'sigma_min': 0.05, 'sigma_max': 10., 'n': 7}
+            options = {**{key: given[key] for key in sampling.SAMPLERS[name].takes}, option: value}
+            with pytest.raises(ValueError, match=str(value)) as refusal:
+                sampling.SAMPLERS[name].function(denoiser, noise(2, 3), disable=True, **options)
+            assert str(refusal.value).count('\n') == 0 and 'math domain' not in str(refusal.value)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_what_is_no_model_no_x_and_no_strength(name):
+    for answer, got in ((None, 'NoneType'), ((noise(2, 3),), 'tuple')):
+        model = suited(name, lambda x, sigma, answer=answer: answer)
+        with pytest.raises(ValueError, match=f'sample_{name}: the model answered with a {got}; a denoiser gives'):
+            run(name, noise(2, 3), model=model)
+    for x, got in (([1., 2.], 'a list'), (None, 'a NoneType'), (torch.tensor(1.), '0-d')):
+        with pytest.raises(ValueError, match=f'x is {got}; a sampler starts from a batch'):
+            run(name, x)
+    for afs in ('yes', [1.], math.nan):
+        with pytest.raises(ValueError, match='is no standard deviation of data; give True'):
+            run(name, noise(2, 3), afs=afs)
+    for eta in (-0.5, math.nan):
+        if 'eta' in sampling.SAMPLERS[name].options:
+            with pytest.raises(ValueError, match=f'eta={eta} is no strength of noise; give 0'):
+                run(name, noise(2, 3), eta=eta)
+
+
+@pytest.mark.parametrize('value', [0., -1., math.inf, math.nan])
+def test_a_noise_scaler_is_positive(value):
+    with pytest.raises(ValueError, match=rf'noise_scaler\(.*\) is {value}; it must be positive'):
+        run('er_sde', noise(2, 3), noise_scaler=lambda sigma: value if sigma < 3 else sigma)
+
+
 @pytest.mark.parametrize('name', ['dpm_fast', 'dpm_adaptive'])
 @pytest.mark.parametrize('bounds', [(0., 10.), (-1., 10.), (10., 0.05), (0.05, math.inf), (math.nan, 1.)])
 def test_refused_bounds(name, bounds):
