@@ -189,7 +189,7 @@ def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, 
         raise ValueError(f'eta={eta} is no strength of noise; give 0 (none) or more, 1 is usual')
     if not dtype.is_floating_point:
         raise ValueError(f'x has dtype {dtype}; a sampler starts from noise: give it float32, float64, float16 or bfloat16')
-    watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name), afs)
+    watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name), afs, given[x])
     given.update({model: watch, x: given[x].to(torch.promote_types(dtype, torch.float32))})
     if given.get('noise_sampler') is not None:
         if seed is not None or generator is not None:

@@ -56,12 +56,13 @@ class Watch:
     """A model as samplers call it: in the caller's dtype, its calls counted, its answers looked at.
 
     An answer that is not finite raises a ValueError with sampler, step and sigma: at once on the CPU; elsewhere when `check`
-    is called at the end of the run, so that no step waits for the device.
+    is called at the end of the run, so that no step waits for the device. Only then is it asked whether the x the run began
+    with, or that of the call where it is known still, was finite.
     """
 
     def __init__(self, model: DenoiseFn, dtype: torch.dtype | None = None, name: str = 'sampler',
-                 afs: bool | float | None = None) -> None:
-        self.model, self.dtype, self.name = model, dtype, name
+                 afs: bool | float | None = None, start: Tensor | None = None) -> None:
+        self.model, self.dtype, self.name, self._start = model, dtype, name, start
         self.nfe = 0
         self._afs = _analytic(afs)
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
@@ -120,7 +121,7 @@ class Watch:
         if not x.is_cpu:
             self._unseen.append((self.i, sigma, total))
         elif not math.isfinite(total):
-            self._refuse(self.i, sigma)
+            self._refuse(self.i, sigma, x)
         return denoised
 
     def check(self) -> None:
@@ -131,9 +132,15 @@ class Watch:
             if not all(finite):
                 self._refuse(*unseen[finite.index(False)][:2])
 
-    def _refuse(self, i: int, sigma: Tensor) -> NoReturn:
-        raise ValueError(f'{self.name}: the model returned NaN or infinity in step {i}, at sigma {sigma[0].item():g}; '
-                         f'check its weights and precision, and that x was scaled by the first sigma')
+    def _refuse(self, i: int, sigma: Tensor, x: Tensor | None = None) -> NoReturn:
+        where = f'in step {i}, at sigma {sigma[0].item():g}'
+        if self._start is not None and not self._start.isfinite().all():
+            raise ValueError(f'{self.name}: the x that was given holds NaN or infinity; give finite noise, scaled by the first sigma')
+        if x is not None and not x.isfinite().all():
+            raise ValueError(f'{self.name}: x holds NaN or infinity {where}, before the model is called; '
+                             'check what the noise_sampler draws and what a callback does to x')
+        raise ValueError(f'{self.name}: the model returned NaN or infinity {where}; check its weights and precision, '
+                         f'that x was scaled by the first sigma{"" if x is not None else ", and what the noise_sampler draws"}')
 
 
 def _analytic(afs: bool | float | None) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -149,6 +149,15 @@ def test_nan_stops_the_run(name):
     assert calls < 30
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_nan_is_not_blamed_on_the_model_where_it_was_given(name):
+    with pytest.raises(ValueError, match=f'sample_{name}: the x that was given holds NaN or infinity; give finite noise'):
+        run(name, torch.cat([noise(2, 3), torch.tensor([[0., 1., math.nan]])]))
+    if name in WITH_NOISE:
+        with pytest.raises(ValueError, match=rf'sample_{name}: x holds NaN or infinity in step \d+, at sigma [\d.]+, before the model'):
+            run(name, noise(2, 3), noise_sampler=lambda sigma, sigma_next: torch.full([2, 3], math.nan), **with_noise(name))
+
+
 def test_nan_is_found_at_the_end_where_looking_would_wait():
     """What happens off the CPU: answers are noted, and `check` names the first bad one."""
     watch = sampling.loop.Watch(denoiser, torch.float32, 'sample_x')
@@ -157,6 +166,10 @@ def test_nan_is_found_at_the_end_where_looking_would_wait():
     with pytest.raises(ValueError, match='sample_x: the model returned NaN or infinity in step 1, at sigma 2;'):
         watch.check()
     watch.check()
+    watch = sampling.loop.Watch(denoiser, torch.float32, 'sample_x', start=torch.tensor([math.nan]))
+    watch._unseen.append((0, torch.tensor([4.]), torch.tensor(math.nan)))
+    with pytest.raises(ValueError, match='the x that was given holds NaN'):
+        watch.check()
 
 
 def test_dpm_adaptive_has_a_cap():
