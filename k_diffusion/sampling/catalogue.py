@@ -195,8 +195,11 @@ def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, 
         if seed is not None or generator is not None:
             raise ValueError(f'{watch.name} was given a noise_sampler and a seed or generator as well; give one source of noise')
         given['noise_sampler'] = _adapted(given['noise_sampler'], given[x].dtype)
-    elif 'noise_sampler' in entry.options and (seed is not None or generator is not None):
-        given['noise_sampler'] = make_noise_sampler(given[x], entry.noise, seed, generator)
+    elif seed is not None or generator is not None:
+        draws = 'noise_sampler' in entry.options
+        noise = make_noise_sampler(given[x], entry.noise if draws else 'independent', seed, generator)  # refuses two, or too few
+        if draws:
+            given['noise_sampler'] = noise
     return entry.body(*bound.args, **bound.kwargs), watch
 
 

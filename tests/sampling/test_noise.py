@@ -204,16 +204,23 @@ def test_a_stochastic_sampler_draws_by_default(name):
     assert draws
 
 
-def test_one_source_of_noise():
+@pytest.mark.parametrize('name', sampling.SAMPLERS)
+def test_one_source_of_noise(name):
+    """Said by those without noise too, where it would not show."""
     x, both = torch.randn(2, 2, 3) * 10, {'seed': 1, 'generator': torch.Generator()}
     with pytest.raises(ValueError, match='a seed and a generator were given'):
-        run('euler_ancestral', x, **both)
-    with pytest.raises(ValueError, match='give one source of noise'):
-        run('euler_ancestral', x, seed=1, noise_sampler=sampling.default_noise_sampler(x))
+        run(name, x, **both)
     with pytest.raises(ValueError, match='3 seeds were given for a batch of 2'):
-        run('euler_ancestral', x, seed=[1, 2, 3])
-    with pytest.raises(ValueError, match='1 generators were given for a batch of 2'):
-        run('euler', x, generator=[torch.Generator()])
+        run(name, x, seed=[1, 2, 3])
+    with pytest.raises(ValueError, match='1 (seeds|generators) were given for a batch of 2'):
+        run(name, x, generator=[torch.Generator()])
+    if 'noise_sampler' in sampling.SAMPLERS[name].options:
+        with pytest.raises(ValueError, match='give one source of noise'):
+            run(name, x, seed=1, noise_sampler=sampling.default_noise_sampler(x))
+    else:
+        generator = torch.Generator().manual_seed(1)
+        before = generator.get_state()
+        assert torch.equal(run(name, x, generator=generator), run(name, x)) and torch.equal(generator.get_state(), before)
 
 
 @pytest.mark.parametrize('name', sampling.SAMPLERS)
