@@ -103,6 +103,12 @@ def test_sample_takes_the_range_of_the_denoiser():
     assert (seen[0], seen[-1]) == (5., pytest.approx(0.2))
 
 
+def test_noise_that_an_option_brings_in_is_the_items_own():
+    whole = K.sample(denoise, [3, 1, 4, 4], 5, 'ddim', seeds=7, options={'eta': 1.})
+    assert torch.equal(whole, K.sample(denoise, [3, 1, 4, 4], 5, 'ddim', seeds=7, options={'eta': 1.}, batch_size=1))
+    assert not torch.equal(whole, K.sample(denoise, [3, 1, 4, 4], 5, 'ddim', seeds=7))
+
+
 def test_sample_seeds():
     whole = K.sample(denoise, [4, 1, 4, 4], 5, 'euler_ancestral', seeds=7)
     assert torch.equal(whole, K.sample(denoise, [4, 1, 4, 4], 5, 'euler_ancestral', seeds=7, batch_size=1))

@@ -144,8 +144,8 @@ def _one_step(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Run
 @dataclass
 class State:
     """Where a sampler stands after step i of n (None where the number follows from the model's answers): x at the level sigma,
-    to be looked at and edited; denoised, the step's first answer of the model (None where none was asked); nfe, the model calls
-    so far."""
+    to be looked at and edited; denoised, the step's answer of the model that a callback is shown (None where none was asked); nfe,
+    the model calls so far."""
     x: Tensor
     i: int
     n: int | None
@@ -181,17 +181,25 @@ def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, 
         raise TypeError(f'sample_{entry.name} is called with (model, x, {", ".join(entry.takes)}, ...): {error}') from None
     given = bound.arguments
     model, x = list(given)[:2]
-    dtype = given[x].dtype
+    if not isinstance(given[x], Tensor) or not given[x].ndim:
+        got = '0-d' if isinstance(given[x], Tensor) else f'a {type(given[x]).__name__}'
+        raise ValueError(f'x is {got}; a sampler starts from a batch of noise: give a tensor [B, ...]')
+    dtype, eta = given[x].dtype, given.get('eta', 0.)
+    if isinstance(eta, (int, float)) and not eta >= 0:
+        raise ValueError(f'eta={eta} is no strength of noise; give 0 (none) or more, 1 is usual')
     if not dtype.is_floating_point:
         raise ValueError(f'x has dtype {dtype}; a sampler starts from noise: give it float32, float64, float16 or bfloat16')
-    watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name), afs)
+    watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name), afs, given[x])
     given.update({model: watch, x: given[x].to(torch.promote_types(dtype, torch.float32))})
     if given.get('noise_sampler') is not None:
         if seed is not None or generator is not None:
             raise ValueError(f'{watch.name} was given a noise_sampler and a seed or generator as well; give one source of noise')
         given['noise_sampler'] = _adapted(given['noise_sampler'], given[x].dtype)
-    elif 'noise_sampler' in entry.options and (seed is not None or generator is not None):
-        given['noise_sampler'] = make_noise_sampler(given[x], entry.noise, seed, generator)
+    elif seed is not None or generator is not None:
+        draws = 'noise_sampler' in entry.options
+        noise = make_noise_sampler(given[x], entry.noise if draws else 'independent', seed, generator)  # refuses two, or too few
+        if draws:
+            given['noise_sampler'] = noise
     return entry.body(*bound.args, **bound.kwargs), watch
 
 

@@ -4,6 +4,15 @@ from __future__ import annotations
 import math
 
 
+def check_tolerances(atol: float, rtol: float) -> None:
+    """Refuses tolerances that no step could meet."""
+    for name, tolerance in (('atol', atol), ('rtol', rtol)):
+        if not 0 <= tolerance < math.inf:
+            raise ValueError(f'{name} is {tolerance}; tolerances must be at least 0 and finite, one of them above 0 (1e-4 is usual)')
+    if not atol + rtol > 0:
+        raise ValueError('atol and rtol are 0, which no step meets; tolerances must be at least 0, one of them above it (1e-4 is usual)')
+
+
 class PIDStepSizeController:
     """Proposes the next step h from the last three errors, by a PID controller on log h, with a smooth limit on its change.
 
@@ -13,6 +22,8 @@ class PIDStepSizeController:
 
     def __init__(self, h: float, pcoeff: float, icoeff: float, dcoeff: float, order: float = 1, accept_safety: float = 0.81,
                  eps: float = 1e-8) -> None:
+        if not 0 < abs(h) < math.inf:
+            raise ValueError(f'h_init, the first step, is {h}; give a finite length in log sigma, other than 0 (0.05 is usual)')
         self.h = h
         self.b1 = (pcoeff + icoeff + dcoeff) / order
         self.b2 = -(pcoeff + 2 * dcoeff) / order

@@ -87,7 +87,7 @@ def sample_dpm_adaptive(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, 
             if eta or order not in (2, 3):
                 raise ValueError(f'per_item takes no noise and order 2 or 3, and eta is {eta}, order={order}; '
                                  'give eta=0, or leave per_item out')
-            pids = [PIDStepSizeController(h_init, pcoeff, icoeff, dcoeff, order, accept_safety) for _ in x]
+            pids = [PIDStepSizeController(abs(h_init), pcoeff, icoeff, dcoeff, order, accept_safety) for _ in x]
             x, info = yield from adaptive_per_item(solver, x, t_start, t_end, order, rtol, atol, pids, max_steps)
             return (x, info) if return_info else x
         x, info = yield from solver.adaptive(x, t_start, t_end, order, rtol, atol, h_init, pcoeff, icoeff, dcoeff, accept_safety,

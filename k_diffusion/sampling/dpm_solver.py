@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..core.protocols import DenoiseFn, NoiseSampler
 from .catalogue import Run, drained
 from .coefficients import get_ancestral_step, phi
-from .controllers import PIDStepSizeController
-from .loop import Callback, ExtraArgs, Watch
+from .controllers import PIDStepSizeController, check_tolerances
+from .loop import Callback, ExtraArgs, Watch, is_whole
 from .noise import default_noise_sampler
 
 Cache: TypeAlias = dict[str, Tensor]
@@ -88,8 +88,8 @@ class DPMSolver(nn.Module):
     def fast(self, x: Tensor, t_start: Any, t_end: Any, nfe: int, eta: float = 0., s_noise: float = 1.,
              noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
         """x at t_end after nfe model calls, in uniform steps of order 3 with the rest at the end."""
-        if nfe < 1:
-            raise ValueError(f'{nfe} model calls make no step; give at least 1')
+        if not is_whole(nfe):
+            raise ValueError(f'{nfe} model calls make no step; give at least 1, a whole number')
         t, t_end, noise_sampler = *_ends(t_start, t_end, eta), noise_sampler or default_noise_sampler(x)
         single_steps = (self.dpm_solver_1_step, self.dpm_solver_2_step, self.dpm_solver_3_step)
         orders = [3] * (nfe // 3 - 1) + [2, 1] if nfe % 3 == 0 else [3] * (nfe // 3) + [nfe % 3]
@@ -116,6 +116,7 @@ class DPMSolver(nn.Module):
         """
         if order not in (2, 3):
             raise ValueError(f'order={order} has no adaptive pair; it is 2 (DPM-Solver-12) or 3 (DPM-Solver-23)')
+        check_tolerances(atol, rtol)
         t, t_end, noise_sampler = *_ends(t_start, t_end, eta), noise_sampler or default_noise_sampler(x)
         sign = 1 if t_end > t else -1
         pid = PIDStepSizeController(abs(h_init) * sign, pcoeff, icoeff, dcoeff, 1.5 if eta else order, accept_safety)
@@ -199,4 +200,4 @@ def _ends(t_start: Any, t_end: Any, eta: float) -> tuple[float, float]:
 def _error(low: Tensor, high: Tensor, previous: Tensor, rtol: float, atol: float) -> float:
     """The distance of two results in units of the tolerance, over the whole batch."""
     delta = (rtol * torch.maximum(low.abs(), previous.abs())).clamp(min=atol)
-    return float(torch.linalg.vector_norm((low - high) / delta)) / math.sqrt(low.numel())
+    return float(torch.linalg.vector_norm((low - high) / delta)) / math.sqrt(max(low.numel(), 1))

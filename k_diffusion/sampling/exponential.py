@@ -19,7 +19,7 @@ from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import unknown
 from .catalogue import Run, sampler
 from .coefficients import exponential_weights
-from .loop import Callback, ExtraArgs, Sigmas, Step, levels, steps
+from .loop import Callback, ExtraArgs, Sigmas, Step, is_whole, levels, steps
 from .noise import default_noise_sampler
 from .stages import res_2s_step
 
@@ -48,6 +48,8 @@ Past: TypeAlias = tuple[float, ...]
 
 def past_levels(sigmas: Sequence[float], order: int) -> list[Past]:
     """For each step, the levels of the last `order` values of the model, newest first (equal neighbours are one level)."""
+    if not is_whole(order):
+        raise ValueError(f'order={order} is no number of values of the model to use; give a whole number of at least 1 (3 is usual)')
     past: Past = ()
     pasts = []
     for sigma in sigmas[:-1]:
@@ -100,8 +102,6 @@ def folded(row: Row, correct: tuple[float, ...] | None) -> Row:
 
 def adams_table(sigmas: Sequence[float], order: int, eta: float = 0., lower_order_final: bool = False) -> Table:
     """Rows of exponential Adams-Bashforth: the order rises 1, 2, .. over the first steps."""
-    if order < 1:
-        raise ValueError(f'order={order} uses no value of the model; give an order of at least 1')
     pasts = past_levels(sigmas, order)
     pasts = lowered(pasts, sigmas) if lower_order_final else pasts
     return [exponential_row(past, sigma_next, eta) for past, sigma_next in zip(pasts, sigmas[1:])]
@@ -123,14 +123,14 @@ def combine(x: Tensor, a: float, weights: Sequence[float], terms: Sequence[Tenso
 def walk_table(model: DenoiseFn, x: Tensor, sigmas: Sequence[float], extra_args: ExtraArgs, callback: Callback, disable: bool | None,
                table: Table, s_noise: float = 1., noise_sampler: NoiseSampler | None = None, evaluate_again: bool = False,
                start: Callable[[Step, Tensor, Tensor], Tensor] | None = None) -> Run[Tensor]:
-    """The steps of a table. evaluate_again: D is asked for once more at the corrected x (PECE). start: makes the first steps
-    instead, from (step, x, D), until there are as many values as the method takes."""
+    """The steps of a table. evaluate_again: D is asked for once more at the corrected x (PECE), and this answer, which is kept,
+    is the one shown. start: makes the first steps instead, from (step, x, D), until there are as many values as the method takes."""
     order = max((len(row.b) for row in table), default=1)
     noise_sampler = noise_sampler or default_noise_sampler(x)
     history: deque[Tensor] = deque(maxlen=order)
     for step in steps(model, x, sigmas, extra_args, callback, disable):
         row = table[step.i]
-        denoised = step.denoise(x)
+        denoised = step.denoise(x, draft=evaluate_again and bool(row.correct))
         if row.correct:
             x = combine(x, 1., row.correct, [denoised, *history])
             denoised = step.denoise(x) if evaluate_again else denoised

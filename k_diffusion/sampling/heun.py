@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.protocols import DenoiseFn, NoiseSampler
 from .catalogue import Run, sampler
 from .coefficients import to_d
-from .loop import Callback, ExtraArgs, Sigmas, levels, steps
+from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, steps
 from .noise import churn, default_noise_sampler
 
 
@@ -22,14 +22,18 @@ def sample_heun(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraAr
     """Karras et al. 2022, arXiv:2206.00364, algorithm 2. 2 NFE, but 1 for the step to 0 and other Euler steps.
 
     Euler steps are those that end at or below the level euler_below (the second slope divides the model's error by that level),
-    and the last lower_order_final ones.
+    and the last lower_order_final ones (steps between equal levels do not count).
     """
+    if not is_whole(lower_order_final, 0):
+        raise ValueError(f'lower_order_final={lower_order_final} is no number of steps; give a whole number of at least 0')
+    sigmas = levels(sigmas)
+    final = set(sorted({*sigmas})[1:lower_order_final + 1])     # where the last steps begin
     noise_sampler = noise_sampler or default_noise_sampler(x)
     for step in steps(model, x, sigmas, extra_args, callback, disable, repeats=s_churn > 0):
         x, sigma_hat = churn(x, step, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
         d = to_d(x, sigma_hat, step.denoise(x, sigma_hat))
         h = step.sigma_next - sigma_hat
-        if step.sigma_next > euler_below and step.i < step.n - lower_order_final:
+        if step.sigma_next > euler_below and step.sigma not in final:
             x_2 = torch.add(x, d, alpha=h)
             d = (d + to_d(x_2, step.sigma_next, step.denoise(x_2, step.sigma_next))) / 2
         x = torch.add(x, d, alpha=h)

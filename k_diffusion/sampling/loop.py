@@ -17,11 +17,26 @@ Sigmas: TypeAlias = Tensor | Sequence[float]
 ExtraArgs: TypeAlias = dict[str, Any] | None
 Callback: TypeAlias = Callable[[dict[str, Any]], Any] | None
 
+#: The relative difference below which neighbouring levels are one; eight units in the last place of float32.
+SAME = 1e-6
+
+
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number (numpy's too) of at least so much."""
+    return hasattr(value, '__index__') and value >= least
+
 
 def levels(sigmas: Sigmas) -> list[float]:
-    """A schedule as Python floats, read from its device once; a ValueError where it is no descending list of levels."""
+    """A schedule as Python floats, read from its device once; a ValueError where it is no descending list of levels.
+
+    A level within SAME of the one before is made equal to it: a step that short is rounding, and multistep methods divide by it.
+    """
     if not isinstance(sigmas, Tensor):
-        sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
+        try:
+            sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f'sigmas is {sigmas!r:.60}; a schedule is one list of noise levels, so give numbers in descending order, '
+                             'get_sigmas_karras(20, 0.02, 80.) say') from None
     if sigmas.ndim != 1 or not len(sigmas):
         raise ValueError(f'sigmas has shape {tuple(sigmas.shape)}; a schedule is one list of noise levels, so give it shape [n + 1]')
     values = [float(sigma) for sigma in sigmas.tolist()]
@@ -31,6 +46,9 @@ def levels(sigmas: Sigmas) -> list[float]:
         if sigma > before:
             raise ValueError(f'sigmas rise from {before} to {sigma} at index {i}; '
                              f'samplers go from high noise to low, so sort them in descending order')
+    for i in range(1, len(values)):
+        if values[i - 1] - values[i] <= SAME * values[i - 1]:
+            values[i] = values[i - 1]
     return values
 
 
@@ -38,16 +56,23 @@ class Watch:
     """A model as samplers call it: in the caller's dtype, its calls counted, its answers looked at.
 
     An answer that is not finite raises a ValueError with sampler, step and sigma: at once on the CPU; elsewhere when `check`
-    is called at the end of the run, so that no step waits for the device.
+    is called at the end of the run, so that no step waits for the device. Only then is it asked whether the x the run began
+    with, or that of the call where it is known still, was finite.
     """
 
     def __init__(self, model: DenoiseFn, dtype: torch.dtype | None = None, name: str = 'sampler',
-                 afs: bool | float | None = None) -> None:
-        self.model, self.dtype, self.name = model, dtype, name
+                 afs: bool | float | None = None, start: Tensor | None = None) -> None:
+        self.model, self.dtype, self.name, self._start = model, dtype, name, start
         self.nfe = 0
         self._afs = _analytic(afs)
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
         self.begin(0, math.nan)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the model has (inner_model, a method that a sampler from elsewhere calls)."""
+        if name == 'model' or name.startswith('__'):    # not there yet (a copy being made), or not the model's to answer
+            raise AttributeError(name)
+        return getattr(self.model, name)
 
     def begin(self, i: int, sigma_next: float, n: int | None = None) -> None:
         """Notes that step i (of n) begins, which will end at sigma_next."""
@@ -85,6 +110,9 @@ class Watch:
 
     def _seen(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
         """An answer in x's dtype, its shape checked, its values looked at or noted for later."""
+        if not isinstance(denoised, Tensor):
+            raise ValueError(f'{self.name}: the model answered with a {type(denoised).__name__}; '
+                             'a denoiser gives its estimate of the clean data, one tensor shaped like x')
         denoised = _as(denoised, x.dtype)
         if denoised.shape != x.shape:
             raise ValueError(f'{self.name}: the model answered with shape {tuple(denoised.shape)} to x of shape {tuple(x.shape)}; '
@@ -93,7 +121,7 @@ class Watch:
         if not x.is_cpu:
             self._unseen.append((self.i, sigma, total))
         elif not math.isfinite(total):
-            self._refuse(self.i, sigma)
+            self._refuse(self.i, sigma, x)
         return denoised
 
     def check(self) -> None:
@@ -104,9 +132,15 @@ class Watch:
             if not all(finite):
                 self._refuse(*unseen[finite.index(False)][:2])
 
-    def _refuse(self, i: int, sigma: Tensor) -> NoReturn:
-        raise ValueError(f'{self.name}: the model returned NaN or infinity in step {i}, at sigma {sigma[0].item():g}; '
-                         f'check its weights and precision, and that x was scaled by the first sigma')
+    def _refuse(self, i: int, sigma: Tensor, x: Tensor | None = None) -> NoReturn:
+        where = f'in step {i}, at sigma {sigma[0].item():g}'
+        if self._start is not None and not self._start.isfinite().all():
+            raise ValueError(f'{self.name}: the x that was given holds NaN or infinity; give finite noise, scaled by the first sigma')
+        if x is not None and not x.isfinite().all():
+            raise ValueError(f'{self.name}: x holds NaN or infinity {where}, before the model is called; '
+                             'check what the noise_sampler draws and what a callback does to x')
+        raise ValueError(f'{self.name}: the model returned NaN or infinity {where}; check its weights and precision, '
+                         f'that x was scaled by the first sigma{"" if x is not None else ", and what the noise_sampler draws"}')
 
 
 def _analytic(afs: bool | float | None) -> Callable[[Tensor, Tensor], Tensor] | None:
@@ -115,9 +149,13 @@ def _analytic(afs: bool | float | None) -> Callable[[Tensor, Tensor], Tensor] | 
         return None
     if afs is True:
         return lambda x, sigma: x - x * (sigma / (1 + sigma ** 2).sqrt())
-    if not 0 < afs < math.inf:
+    try:
+        std = float(afs)
+    except (TypeError, ValueError):
+        std = math.nan
+    if not 0 < std < math.inf:
         raise ValueError(f'afs={afs} is no standard deviation of data; give True, or a finite number above 0')
-    return lambda x, sigma: x * (afs ** 2 / (afs ** 2 + sigma ** 2))
+    return lambda x, sigma: x * (std ** 2 / (std ** 2 + sigma ** 2))
 
 
 def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,12 +170,14 @@ class Step:
         self.last = i == n - 1
         self._watch, self._extra_args, self._callback = watch, extra_args or {}, callback
 
-    def denoise(self, x: Tensor, sigma: float | None = None) -> Tensor:
-        """D(x, sigma), by default at the step's own level. The first answer of a step is shown to the callback."""
+    def denoise(self, x: Tensor, sigma: float | None = None, draft: bool = False) -> Tensor:
+        """D(x, sigma), by default at the step's own level. The first answer of a step that is no draft is shown to the callback."""
         sigma = self.sigma if sigma is None else sigma
         first = self._watch.denoised is None
         denoised = self._watch(x, x.new_full((x.shape[0],), sigma), **self._extra_args)
-        if first:
+        if draft:
+            self._watch.denoised = None     # the next answer is the step's
+        elif first:
             self.show(x, sigma, denoised)
         return denoised
 

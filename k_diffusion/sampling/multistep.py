@@ -15,7 +15,7 @@ from ..core.protocols import DenoiseFn
 from .catalogue import Run, sampler
 from .coefficients import adams_weights, lagrange, to_d
 from .exponential import Past, combine, past_levels
-from .loop import Callback, ExtraArgs, Sigmas, levels, steps
+from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, steps
 from .quadrature import integral
 
 #: Adams-Bashforth for equal steps, by order.
@@ -45,8 +45,8 @@ def adams(past: Past, sigma_next: float) -> tuple[float, ...]:
 
 
 def _order(order: int, most: float = math.inf) -> None:
-    if not 1 <= order <= most:
-        allowed = 'at least 1' if most == math.inf else f'1 to {most:.0f} (lms has exact weights of any order)'
+    if not is_whole(order) or order > most:
+        allowed = 'a whole number of at least 1' if most == math.inf else f'1 to {most:.0f} (lms has exact weights of any order)'
         raise ValueError(f'order={order} is no number of slopes to use; give {allowed}')
 
 
@@ -113,7 +113,9 @@ def vp_clock(sigmas: Sequence[float]) -> tuple[float, float]:
     """(b, c) of log(1 + sigma^2) = b t + c t^2 / 2 with t = 1 at the highest level and 1e-3 at the lowest above 0."""
     positive = [sigma for sigma in sigmas if sigma > 0] or [1.]
     high, low, end = math.log1p(max(positive) ** 2), math.log1p(min(positive) ** 2), 1e-3
-    c = max(0., 2 * (low / end - high) / (end - 1))  # 0 where the lowest level is so high that the clock would turn back
+    c = 2 * (low / end - high) / (end - 1)
+    if high + c / 2 <= 0:   # the lowest level is so high that the clock, whose rate is b + c at t = 1, would turn back
+        c = 0.
     return high - c / 2, c
 
 

@@ -4,7 +4,6 @@ Dormand and Prince (1980), orders 5 and 4, doi:10.1016/0771-050X(80)90013-3.
 """
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.tensors import append_dims, mean_per_item
+from .controllers import check_tolerances
 
 RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
@@ -47,9 +47,7 @@ def dormand_prince(slope: Slope[Tensor], y: Parts, start: float, end: float, ato
     Each item has a time and steps of its own, so that its result does not depend on the others. Its step is accepted when
     in every part its root mean square error is within atol + rtol |y|. `report` is given the share of the way that all have gone.
     """
-    for name, tolerance in (('atol', atol), ('rtol', rtol)):
-        if not 0 <= tolerance < math.inf or not atol + rtol > 0:
-            raise ValueError(f'{name} is {tolerance}; tolerances must be at least 0 and one of them above it (1e-4 is usual)')
+    check_tolerances(atol, rtol)
     t = torch.full([len(y[0])], start, dtype=torch.float64)
     h = torch.full_like(t, (end - start) / 1000)
     k, evaluations = [slope(t, y)], 1

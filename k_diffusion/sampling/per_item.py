@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.tensors import append_dims
 from .catalogue import Run
 from .coefficients import phi
-from .controllers import PIDStepSizeController
+from .controllers import PIDStepSizeController, check_tolerances
 from .dpm_solver import DPMSolver, Edit
 
 
@@ -63,6 +63,7 @@ def adaptive_per_item(solver: DPMSolver, x: Tensor, t_start: float, t_end: float
                       pids: Sequence[PIDStepSizeController], max_steps: int) -> Run[tuple[Tensor, dict[str, Any]]]:
     """x at t_end, each item by steps of its own size, one controller each; and counts: attempts, model calls of the batch, and
     steps accepted and rejected by item. As DPMSolver.adaptive, without noise."""
+    check_tolerances(atol, rtol)
     t, x_prev = [t_start] * len(x), x
     accepts, rejects, steps = [0] * len(x), [0] * len(x), 0
     while any(t_end - time > 1e-5 for time in t):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.protocols import DenoiseFn
 from .catalogue import Run, sampler
 from .coefficients import lagrange
-from .loop import Callback, ExtraArgs, Sigmas, levels
+from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels
 from .multistep import table_of, walk_slopes
 from .quadrature import gauss_legendre
 
@@ -35,8 +35,8 @@ def power_weights(past: Sequence[float], sigma_next: float, rho: float) -> list[
 
 def check_power(order: int, rho: float) -> None:
     """Refuses an order or a rho that makes no method."""
-    if order < 1:
-        raise ValueError(f'order={order} uses no slope; give an order of at least 1 (3 or 4 are usual)')
+    if not is_whole(order):
+        raise ValueError(f'order={order} is no number of slopes to use; give a whole number of at least 1 (3 or 4 are usual)')
     if not 0 < rho < math.inf:
         raise ValueError(f'rho={rho} is no root to take of a noise level; it must be positive and finite (7 is usual)')
 

@@ -50,8 +50,6 @@ def spectral_weights(variance: Tensor, past: Past, sigma_next: float) -> tuple[T
 
 def spectral_table(spectrum: Spectrum, sigmas: Sequence[float], order: int) -> list[tuple[Tensor, list[Tensor]]]:
     """The weights of every step, shaped like the spectrum's variances; each different variance is worked out once."""
-    if order < 1:
-        raise ValueError(f'order={order} uses no value of the model; give an order of at least 1 (3 is usual)')
     different, where = spectrum.variance.detach().double().cpu().unique(return_inverse=True)
     pairs = zip(past_levels(sigmas, order), sigmas[1:])
     rows = [spectral_weights(different, past if past[0] != sigma_next else past[:1], sigma_next) for past, sigma_next in pairs]

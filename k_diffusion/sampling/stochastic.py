@@ -12,12 +12,12 @@ from ..core.protocols import DenoiseFn, NoiseSampler
 from .catalogue import Run, sampler
 from .coefficients import get_ancestral_step, to_d
 from .exponential import LAST, STAY, Past, Row, Table, corrected, exponential_row, folded, past_levels, walk_table
-from .loop import Callback, ExtraArgs, Sigmas, levels, walk
+from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, walk
 from .noise import default_noise_sampler
 from .quadrature import integral
 
 
-@sampler(order=1, stochastic=True)
+@sampler(order=1)
 def sample_ddim(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                 disable: bool | None = None, eta: float = 0., s_noise: float = 1.,
                 noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
@@ -49,7 +49,7 @@ def sa_table(sigmas: Sequence[float], tau: float | Callable[[float], float], int
              corrector_order: int, pece: bool) -> Table:
     """Rows of SA-Solver: exponential Adams predictor and corrector with eta = tau(sigma)^2 at the start of each step. A number
     tau acts in the share `interval` of the steps and is 0 elsewhere. With pece the corrections stand by themselves."""
-    if predictor_order < 1 or corrector_order not in (0, *range(2, predictor_order + 2)):
+    if not is_whole(predictor_order) or not is_whole(corrector_order, 0) or corrector_order not in (0, *range(2, predictor_order + 2)):
         raise ValueError(f'predictor_order={predictor_order} and corrector_order={corrector_order} make no pair; the predictor takes '
                          'at least 1, the corrector 0 (none) or 2 to one more than the predictor')
     n = len(sigmas) - 1
@@ -142,9 +142,16 @@ def sample_er_sde(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extra
     er_noise_scaler. exact: k = 3 takes the slope at the step's start where the published one takes it half a step back (order 3
     in place of 2 for the flow).
     """
-    if max_stage not in (1, 2, 3):
+    if not is_whole(max_stage) or max_stage > 3:
         raise ValueError(f'max_stage={max_stage} is not known; ER-SDE has 1, 2 or 3')
-    sigmas, scaler = levels(sigmas), noise_scaler or er_noise_scaler
+
+    def scaler(sigma: float) -> float:
+        value = float((noise_scaler or er_noise_scaler)(sigma))
+        if not 0 < value < math.inf:
+            raise ValueError(f'noise_scaler({sigma:g}) is {value}; it must be positive and finite at every level above 0, sigma ** 2 say')
+        return value
+
+    sigmas = levels(sigmas)
     table = [er_row(past, sigma_next, scaler, exact) for past, sigma_next in zip(past_levels(sigmas, max_stage), sigmas[1:])]
     return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler))
 
@@ -152,10 +159,12 @@ def sample_er_sde(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extra
 @sampler(order=2, nfe=2, stochastic=True, noise='independent')
 def sample_restart(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                    disable: bool | None = None, s_noise: float = 1., noise_sampler: NoiseSampler | None = None,
-                   intervals: Sequence[tuple[float, float]] = ((0.1, 2.),), times: int = 2, inner_steps: int | None = None) -> Run[Tensor]:
+                   intervals: Sequence[tuple[float, float]] | None = None, times: int = 2,
+                   inner_steps: int | None = None) -> Run[Tensor]:
     """Restart: at the knot nearest to an interval's low end noise leads back to its high end, `times` times, by Heun steps all along.
 
-    Xu et al. (2023), arXiv:2306.14878, section 3.1. inner_steps: of each way down (a quarter of the schedule's by default).
+    Xu et al. (2023), arXiv:2306.14878, section 3.1. intervals: by default from 0.1 to 2, or to the highest level of a schedule
+    below that; none in a schedule without levels in between. inner_steps: of each way down (a quarter of the schedule's by default).
     2 NFE, but 1 for the step to 0.
     """
     sigmas = levels(sigmas)
@@ -175,22 +184,43 @@ def sample_restart(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extr
     return x
 
 
-def restart_pairs(sigmas: Sequence[float], intervals: Sequence[tuple[float, float]], times: int,
+def restart_pairs(sigmas: Sequence[float], intervals: Sequence[tuple[float, float]] | None, times: int,
                   inner_steps: int | None = None) -> list[tuple[float, float]]:
     """The steps of a schedule with the ways down from each interval's high end put in, the highest interval first."""
     knots = [sigma for sigma in sigmas if sigma > 0]
     inserted: dict[float, list[tuple[float, float]]] = {}
-    n = inner_steps or max(1, (len(set(sigmas)) - 1) // 4)
-    for low, high in sorted(intervals, reverse=True):
-        if not 0 < low < high < math.inf:
-            raise ValueError(f'the restart interval {(low, high)} is no range of noise levels; give 0 < low < high')
-        low = min((abs(math.log(sigma / low)), sigma) for sigma in knots)[1] if knots else math.inf
-        if low < high <= sigmas[0]:
-            ends = high ** (1 / 7), low ** (1 / 7)
-            down = [high, *((ends[0] + i / n * (ends[1] - ends[0])) ** 7 for i in range(1, n)), low]
-            inserted[low] = inserted.get(low, []) + times * list(itertools.pairwise(down))
+    n = max(1, (len(set(sigmas)) - 1) // 4) if inner_steps is None else inner_steps
+    if not is_whole(times, 0) or not is_whole(n):
+        raise ValueError(f'times={times} and inner_steps={inner_steps} make no ways down; give whole numbers, times of at least 0 and '
+                         'inner_steps of at least 1, or None')
+    for low, high in _intervals(intervals, knots):
+        ends = high ** (1 / 7), low ** (1 / 7)
+        down = [high, *((ends[0] + i / n * (ends[1] - ends[0])) ** 7 for i in range(1, n)), low]
+        inserted[low] = inserted.get(low, []) + int(times) * list(itertools.pairwise(down))
     pairs = []
     for sigma, sigma_next in itertools.pairwise(sigmas):
         if sigma != sigma_next:
             pairs += [(sigma, sigma_next), *inserted.pop(sigma_next, [])]
     return pairs
+
+
+def _intervals(intervals: Sequence[tuple[float, float]] | None, knots: Sequence[float]) -> list[tuple[float, float]]:
+    """The restart intervals from the highest down, each low end a knot of the schedule; the default one where it has a place."""
+    def knot(low: float) -> float:
+        return min((abs(math.log(sigma / low)), sigma) for sigma in knots)[1] if knots else math.inf
+
+    top = max(knots, default=0.)
+    if intervals is None:
+        low, high = knot(0.1), min(2., top)
+        return [(low, high)] if low < high else []
+    try:
+        pairs = [(float(low), float(high)) for low, high in intervals]
+    except (TypeError, ValueError):
+        raise ValueError(f'intervals={intervals} are no pairs of noise levels; give ((0.1, 2.),) say') from None
+    for low, high in pairs:
+        if not 0 < low < high < math.inf:
+            raise ValueError(f'the restart interval {(low, high)} is no range of noise levels; give 0 < low < high')
+        if not knot(low) < min(high, top) or high > top * (1 + 1e-6):   # the top, which float32 may have rounded down
+            raise ValueError(f'the restart interval {(low, high)} does not fit into a schedule of the levels {top:g} to '
+                             f'{min(knots, default=0.):g} above 0; give one that begins nearest to a level below its end and ends within')
+    return sorted(((knot(low), min(high, top)) for low, high in pairs), reverse=True)

@@ -20,8 +20,6 @@ def unipc_table(sigmas: tuple[float, ...], order: int, variant: str = 'bh1', cor
     unknown to 1/2: the predictor of order 2, and the corrector that has no past. There B(h) shows: h (bh1) or 1 - e^-h (bh2)."""
     if variant not in ('bh1', 'bh2'):
         raise ValueError(unknown('variant', variant, ('bh1', 'bh2')))
-    if order < 1:
-        raise ValueError(f'order={order} uses no value of the model; give an order of at least 1 (3 is usual)')
     pasts = past_levels(sigmas, order)
     pasts = lowered(pasts, sigmas) if lower_order_final else pasts
     table: list[Row] = []

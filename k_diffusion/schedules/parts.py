@@ -20,8 +20,8 @@ def append_zero(x: Tensor) -> Tensor:
 
 
 def check_count(n: int) -> None:
-    if n < 1:
-        raise ValueError(f'n={n} levels make no schedule; n must be at least 1')
+    if not hasattr(n, '__index__') or n < 1:
+        raise ValueError(f'n={n} levels make no schedule; n must be a whole number and at least 1')
 
 
 def check_positive(hint: str, **values: float) -> None:

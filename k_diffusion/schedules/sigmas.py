@@ -40,7 +40,11 @@ def get_sigmas_vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: fl
     if not 0 < eps_s <= 1:
         raise ValueError(f'eps_s={eps_s} ends no schedule; the last time must lie in (0, 1]')
     t = torch.linspace(1, eps_s, n)  # float32 as in the original: exp - 1 cancels at small t, and what it gives there is expected
-    return append_zero((torch.exp(beta_d * t ** 2 / 2 + beta_min * t) - 1).sqrt()).to(device)
+    sigmas = (torch.exp(beta_d * t ** 2 / 2 + beta_min * t) - 1).sqrt()
+    if not (sigmas.isfinite().all() and (sigmas.diff() <= 0).all() and sigmas[0] > 0):
+        raise ValueError(f'beta_d={beta_d} and beta_min={beta_min} lead from the level {sigmas[0].item():g} to {sigmas[-1].item():g}; '
+                         'levels are finite and fall, so give rates of at least 0, beta_d / 2 + beta_min below 88 (19.9 and 0.1 say)')
+    return append_zero(sigmas).to(device)
 
 
 def _rho(rho: float) -> None:

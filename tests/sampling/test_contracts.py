@@ -1,7 +1,9 @@
 """What every sampler holds to: which inputs it takes and refuses, its precision, its steps, its randomness per item."""
+import copy
 import inspect
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,6 +48,48 @@ def test_refused_schedules(name, sigmas, sentence):
         assert sentence in str(refusal.value) and str(refusal.value).count('\n') == 0
 
 
+@pytest.mark.parametrize('name', ON_SCHEDULE)
+@pytest.mark.parametrize('sigmas', [None, 'karras', ['4', '1'], [4., None], [[4.], [1., 0.]]])
+def test_what_is_no_list_of_numbers_is_no_schedule(name, sigmas):
+    with pytest.raises(ValueError, match='sigmas is .*; a schedule is one list of noise levels'):
+        run(name, noise(2, 3), sigmas)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_an_order_or_a_count_is_a_whole_number(name):
+    for option in sorted({'order', 'max_stage', 'predictor_order', 'corrector_order', 'n'} & {*sampling.SAMPLERS[name].options}):
+        for value in (2.5, -1, 'three'):
+            given = {'sigmas': SIGMAS, 'sigma_min': 0.05, 'sigma_max': 10., 'n': 7}
+            options = {**{key: given[key] for key in sampling.SAMPLERS[name].takes}, option: value}
+            with pytest.raises(ValueError, match=str(value)) as refusal:
+                sampling.SAMPLERS[name].function(denoiser, noise(2, 3), disable=True, **options)
+            assert str(refusal.value).count('\n') == 0 and 'math domain' not in str(refusal.value)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_what_is_no_model_no_x_and_no_strength(name):
+    for answer, got in ((None, 'NoneType'), ((noise(2, 3),), 'tuple')):
+        model = suited(name, lambda x, sigma, answer=answer: answer)
+        with pytest.raises(ValueError, match=f'sample_{name}: the model answered with a {got}; a denoiser gives'):
+            run(name, noise(2, 3), model=model)
+    for x, got in (([1., 2.], 'a list'), (None, 'a NoneType'), (torch.tensor(1.), '0-d')):
+        with pytest.raises(ValueError, match=f'x is {got}; a sampler starts from a batch'):
+            run(name, x)
+    for afs in ('yes', [1.], math.nan):
+        with pytest.raises(ValueError, match='is no standard deviation of data; give True'):
+            run(name, noise(2, 3), afs=afs)
+    for eta in (-0.5, math.nan):
+        if 'eta' in sampling.SAMPLERS[name].options:
+            with pytest.raises(ValueError, match=f'eta={eta} is no strength of noise; give 0'):
+                run(name, noise(2, 3), eta=eta)
+
+
+@pytest.mark.parametrize('value', [0., -1., math.inf, math.nan])
+def test_a_noise_scaler_is_positive(value):
+    with pytest.raises(ValueError, match=rf'noise_scaler\(.*\) is {value}; it must be positive'):
+        run('er_sde', noise(2, 3), noise_scaler=lambda sigma: value if sigma < 3 else sigma)
+
+
 @pytest.mark.parametrize('name', ['dpm_fast', 'dpm_adaptive'])
 @pytest.mark.parametrize('bounds', [(0., 10.), (-1., 10.), (10., 0.05), (0.05, math.inf), (math.nan, 1.)])
 def test_refused_bounds(name, bounds):
@@ -74,6 +118,23 @@ def test_other_refusals():
         sampling.DPMSolver(denoiser).dpm_solver_fast(noise(2, 3), 3., -2., 6, eta=1.)
 
 
+def test_restart_says_where_its_interval_does_not_fit():
+    for options, words in [({'intervals': ((0.1, 200.),)}, r'\(0\.1, 200\.0\) does not fit into a schedule of the levels 10 to 0\.3'),
+                           ({'intervals': ((0.1, 0.2),)}, 'does not fit'), ({'intervals': (0.1, 2.)}, 'no pairs'),
+                           ({'times': -1}, 'times=-1'),
+                           ({'inner_steps': 0}, 'inner_steps=0'), ({'inner_steps': 2.5}, 'inner_steps=2.5'), ({'times': 1.5}, 'times=1.5')]:
+        with pytest.raises(ValueError, match=words) as refusal:
+            run('restart', noise(2, 3), **options)
+        assert str(refusal.value).count('\n') == 0
+
+
+@pytest.mark.parametrize(('high', 'end'), [(1.5, 1.5), (5., 2.)])
+def test_the_restart_of_a_low_schedule_begins_at_its_top(high, end):
+    seen = []
+    run('restart', noise(2, 3), sampling.get_sigmas_karras(8, 0.01, high), callback=lambda info: seen.append(info['sigma'].item()))
+    assert [sigma for before, sigma in itertools.pairwise(seen) if sigma > before] == [pytest.approx(end)] * 2
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_nan_stops_the_run(name):
     calls = 0
@@ -88,6 +149,15 @@ def test_nan_stops_the_run(name):
     assert calls < 30
 
 
+@pytest.mark.parametrize('name', NAMES)
+def test_nan_is_not_blamed_on_the_model_where_it_was_given(name):
+    with pytest.raises(ValueError, match=f'sample_{name}: the x that was given holds NaN or infinity; give finite noise'):
+        run(name, torch.cat([noise(2, 3), torch.tensor([[0., 1., math.nan]])]))
+    if name in WITH_NOISE:
+        with pytest.raises(ValueError, match=rf'sample_{name}: x holds NaN or infinity in step \d+, at sigma [\d.]+, before the model'):
+            run(name, noise(2, 3), noise_sampler=lambda sigma, sigma_next: torch.full([2, 3], math.nan), **with_noise(name))
+
+
 def test_nan_is_found_at_the_end_where_looking_would_wait():
     """What happens off the CPU: answers are noted, and `check` names the first bad one."""
     watch = sampling.loop.Watch(denoiser, torch.float32, 'sample_x')
@@ -96,11 +166,26 @@ def test_nan_is_found_at_the_end_where_looking_would_wait():
     with pytest.raises(ValueError, match='sample_x: the model returned NaN or infinity in step 1, at sigma 2;'):
         watch.check()
     watch.check()
+    watch = sampling.loop.Watch(denoiser, torch.float32, 'sample_x', start=torch.tensor([math.nan]))
+    watch._unseen.append((0, torch.tensor([4.]), torch.tensor(math.nan)))
+    with pytest.raises(ValueError, match='the x that was given holds NaN'):
+        watch.check()
 
 
 def test_dpm_adaptive_has_a_cap():
     with pytest.raises(ValueError, match=r'sample_dpm_adaptive: 5 attempts ended at sigma [\d.]+; raise rtol and atol'):
         run('dpm_adaptive', noise(2, 3), rtol=1e-9, atol=1e-9, max_steps=5)
+
+
+@pytest.mark.parametrize('per_item', [False, True])
+def test_dpm_adaptive_at_the_edges(per_item):
+    for options, words in [({'rtol': 0., 'atol': 0.}, 'atol and rtol are 0, which no step meets'), ({'rtol': -1.}, r'rtol is -1\.0'),
+                           ({'atol': math.nan}, 'atol is nan'), ({'h_init': 0.}, r'h_init, the first step, is 0\.0;')]:
+        with pytest.raises(ValueError, match=words):
+            run('dpm_adaptive', noise(2, 3), per_item=per_item, **options)
+    assert run('dpm_adaptive', noise(0, 3), per_item=per_item).shape == (0, 3)
+    assert torch.equal(run('dpm_adaptive', noise(2, 3), per_item=per_item, h_init=-1.),
+                       run('dpm_adaptive', noise(2, 3), per_item=per_item, h_init=1.))
 
 
 @pytest.mark.parametrize('name', ON_SCHEDULE)
@@ -119,6 +204,38 @@ def test_equal_neighbours_change_nothing(name):
     plain = run(name, noise(2, 3), [10., 4., 1., 0.3, 0.], **options)
     options = {'noise_sampler': sampling.seeded_noise_sampler(noise(2, 3), [1, 2])} if name in WITH_NOISE else {}
     assert torch.equal(run(name, noise(2, 3), [10., 10., 4., 4., 4., 1., 0.3, 0., 0.], **options), plain)
+
+
+@pytest.mark.parametrize('name', ON_SCHEDULE)
+def test_nearly_equal_neighbours_are_one_level(name):
+    """A multistep method would divide by the step between them, and a stochastic one by it without its noise: 10^4 and more."""
+    calls = []
+
+    def counted(x, sigma):
+        calls.append(sigma[0].item())
+        return denoiser(x, sigma)
+
+    options = {'noise_sampler': sampling.seeded_noise_sampler(noise(2, 3), [1, 2])} if name in WITH_NOISE else {}
+    plain = run(name, noise(2, 3), [20., 5., 1., 0.2, 0.], model=counted, **options)
+    n = len(calls)
+    options = {'noise_sampler': sampling.seeded_noise_sampler(noise(2, 3), [1, 2])} if name in WITH_NOISE else {}
+    assert torch.equal(run(name, noise(2, 3), [20., 5., 4.9999995, 1., 0.2, 0.], model=counted, **options), plain)
+    assert len(calls) == 2 * n and plain.abs().max() < 5
+
+
+def test_the_last_steps_of_heun_are_counted_by_their_levels():
+    for order in (0, 1, 2, 99):
+        plain = run('heun', noise(2, 3), lower_order_final=order)
+        assert torch.equal(run('heun', noise(2, 3), SIGMAS[[0, 1, 1, 2, 2, 3, 3, 4, 4]], lower_order_final=order), plain)
+    with pytest.raises(ValueError, match=r'lower_order_final=1\.5'):
+        run('heun', noise(2, 3), lower_order_final=1.5)
+
+
+def test_close_levels_of_float64_are_kept():
+    fine = torch.linspace(math.log(80.), math.log(0.002), 10 ** 5, dtype=torch.float64).exp()
+    assert sampling.levels(fine) == fine.tolist()
+    drift = [5. * (1 - 4e-7) ** i for i in range(10)]     # never far from its neighbour, but from where it began
+    assert len(set(sampling.levels(drift))) == 4
 
 
 @pytest.mark.parametrize('name', ['euler', 'heun', 'dpm_2'])
@@ -248,6 +365,18 @@ def test_callbacks_see_live_tensors(name):
         assert (run(name, noise(2, 3), callback=edit_x, **quiet) - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize('name', ['euler', 'sa_solver', 'sa_solver_pece'])
+def test_an_edited_estimate_is_the_end(name):
+    """The estimate that a callback is shown is the one that the sampler goes on with, also where D is asked for again."""
+    seen = []
+    options = {'tau': 1., 'interval': (0., 1.)} if name != 'euler' else {}
+    walk = sampling.iterate(name, denoiser, noise(2, 3), SIGMAS, disable=True, **options,
+                            callback=lambda info: seen.append((info['i'], info['sigma'].item())) or info['denoised'].fill_(7.))
+    states = list(walk)
+    assert seen == [(i, pytest.approx(sigma)) for i, sigma in enumerate(SIGMAS[:-1].tolist())]
+    assert all((state.denoised == 7).all() for state in states) and (states[-1].x == 7).all()
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_iterate_is_the_sampler_step_by_step(name):
     entry = sampling.SAMPLERS[name]
@@ -290,6 +419,22 @@ def test_plain_functions_serve_as_samplers():
     state, = sampling.iterate(sample_pasted, denoiser, noise(2, 3), SIGMAS)
     torch.testing.assert_close(state.x, sampling.sample_euler(denoiser, noise(2, 3), SIGMAS, disable=True))
     assert state.nfe == 4
+
+
+def test_a_plain_function_sees_what_the_model_has():
+    def sample_pasted(model, x, sigmas):
+        return x * model.inner_model.gain * model.doubled(1)
+
+    class Model:
+        inner_model = SimpleNamespace(gain=3.)
+
+        def doubled(self, value):
+            return 2 * value
+
+    state, = sampling.iterate(sample_pasted, Model(), noise(2, 3), SIGMAS)
+    assert torch.equal(state.x, noise(2, 3) * 6)
+    watch = copy.copy(sampling.loop.Watch(denoiser, torch.float32))
+    assert watch.model is denoiser and not hasattr(watch, 'inner_model')
 
 
 def test_a_new_sampler_is_one_generator():

@@ -54,8 +54,8 @@ def error(name, n, **options):
 
 
 #: Stochastic samplers with independent draws; dpmpp_sde needs a path, lcm and tcd a distilled model, the CFG++ one a pair.
-LAWFUL = [name for name, entry in sampling.SAMPLERS.items()
-          if (entry.stochastic or entry.noise == 'independent') and name not in ('dpmpp_sde', 'lcm', 'tcd') and 'cfg_pp' not in name]
+LAWFUL = [name for name, entry in sampling.SAMPLERS.items() if (entry.stochastic or entry.noise == 'independent' or name == 'ddim')
+          and name not in ('dpmpp_sde', 'lcm', 'tcd') and 'cfg_pp' not in name]
 
 
 @pytest.mark.parametrize('name', LAWFUL)

@@ -208,16 +208,39 @@ def test_seeds_follow_one_path_where_levels_are_passed_once():
     assert (few - many).square().mean() < 0.25 * (other - many).square().mean()
 
 
-def test_one_source_of_noise():
+@pytest.mark.parametrize('name', [name for name, entry in sampling.SAMPLERS.items() if not entry.stochastic])
+def test_a_sampler_that_is_not_stochastic_draws_nothing_by_default(name):
+    entry, refused = sampling.SAMPLERS[name], lambda sigma, sigma_next: pytest.fail('noise was drawn')
+    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10., 'n': 6}
+    options = {'noise_sampler': refused} if 'noise_sampler' in entry.options else {}
+    entry.function(suited(name, toy), torch.randn(2, 2, 3) * 10, disable=True, **{key: given[key] for key in entry.takes}, **options)
+
+
+@pytest.mark.parametrize('name', [name for name, entry in sampling.SAMPLERS.items() if entry.stochastic])
+def test_a_stochastic_sampler_draws_by_default(name):
+    x, draws = torch.randn(2, 2, 3) * 10, []
+    sampling.SAMPLERS[name].function(suited(name, toy), x, SIGMAS, disable=True,
+                                     noise_sampler=lambda sigma, sigma_next: draws.append(sigma) or torch.randn_like(x))
+    assert draws
+
+
+@pytest.mark.parametrize('name', sampling.SAMPLERS)
+def test_one_source_of_noise(name):
+    """Said by those without noise too, where it would not show."""
     x, both = torch.randn(2, 2, 3) * 10, {'seed': 1, 'generator': torch.Generator()}
     with pytest.raises(ValueError, match='a seed and a generator were given'):
-        run('euler_ancestral', x, **both)
-    with pytest.raises(ValueError, match='give one source of noise'):
-        run('euler_ancestral', x, seed=1, noise_sampler=sampling.default_noise_sampler(x))
+        run(name, x, **both)
     with pytest.raises(ValueError, match='3 seeds were given for a batch of 2'):
-        run('euler_ancestral', x, seed=[1, 2, 3])
-    with pytest.raises(ValueError, match='1 generators were given for a batch of 2'):
-        run('euler', x, generator=[torch.Generator()])
+        run(name, x, seed=[1, 2, 3])
+    with pytest.raises(ValueError, match='1 (seeds|generators) were given for a batch of 2'):
+        run(name, x, generator=[torch.Generator()])
+    if 'noise_sampler' in sampling.SAMPLERS[name].options:
+        with pytest.raises(ValueError, match='give one source of noise'):
+            run(name, x, seed=1, noise_sampler=sampling.default_noise_sampler(x))
+    else:
+        generator = torch.Generator().manual_seed(1)
+        before = generator.get_state()
+        assert torch.equal(run(name, x, generator=generator), run(name, x)) and torch.equal(generator.get_state(), before)
 
 
 @pytest.mark.parametrize('name', sampling.SAMPLERS)

@@ -8,6 +8,7 @@ from sampler_cases import without_noise
 
 from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Mixture
+from k_diffusion.sampling.multistep import vp_clock
 
 HIGH, LOW = 20., 0.05
 MODEL = Mixture(torch.tensor([[1., 0.], [-1., 0.7], [0.2, -1.2]], dtype=torch.float64), torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64))
@@ -114,6 +115,19 @@ def test_dpm_adaptive_keeps_its_tolerance():
         out = sampling.sample_dpm_adaptive(MODEL, start(), LOW, HIGH, rtol=tolerance, atol=tolerance, disable=True)
         errors.append((out - converged()).abs().max().item() / tolerance)
     assert max(errors) < 3
+
+
+@pytest.mark.parametrize(('sigmas', 'fitted'), [
+    (sampling.get_sigmas_karras(8, 0.002, 80.), True), (sampling.get_sigmas_flow(8), True), (sampling.get_sigmas_flow(4), False),
+])
+def test_the_clock_of_deis(sigmas, fitted):
+    """It is 1 at the highest level and 1e-3 at the lowest as long as it can be and still rise all the way."""
+    positive = sigmas[sigmas > 0].double()
+    b, c = vp_clock(positive.tolist())
+    t = torch.linspace(1e-3, 1, 1000, dtype=torch.float64)
+    y = b * t + c * t ** 2 / 2
+    assert (y.diff() > 0).all() and y[-1].item() == pytest.approx(positive[0].square().log1p().item())
+    assert (y[0].item() == pytest.approx(positive[-1].square().log1p().item())) == fitted
 
 
 #: Model calls of ten steps where they are not ten times those of one.

@@ -62,6 +62,11 @@ def test_other_refusals():
             schedules.SCHEDULES[name](5, 0.1, 1., rho=0)
     with pytest.raises(ValueError, match='eps_s=0'):
         schedules.get_sigmas_vp(5, eps_s=0)
+    for rates in ((-1.,), (19.9, -1.), (3000.,), (0., 0.), (-1., 0.6)):
+        with pytest.raises(ValueError, match=f'beta_d={rates[0]} and beta_min='):
+            schedules.get_sigmas_vp(3, *rates)
+    with pytest.raises(ValueError, match=r'n=2\.5 levels'):
+        schedules.get_sigmas_karras(2.5, 0.1, 1.)
     with pytest.raises(ValueError, match="did you mean 'karras'"):
         schedules.SCHEDULES['karas']
 
