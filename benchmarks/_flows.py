@@ -12,6 +12,7 @@ import k_diffusion as K
 from k_diffusion import sampling
 from k_diffusion.core.random import derive_seed, generator, randn_items
 from k_diffusion.denoisers.analytic import Mixture
+from k_diffusion.guidance import classifier_free
 from k_diffusion.sampling.teacher import Teacher
 
 
@@ -80,14 +81,17 @@ class Flow:
 
     low = 0.002
 
-    def __init__(self, name: str, checkpoint: str | None, device: str) -> None:
-        self.name, (self.fitted, self.held, tested) = name, SIZES[name]
+    def __init__(self, name: str, checkpoint: str | None, device: str, guidance: float = 1.,
+                 interval: tuple[float, float] = (0., math.inf)) -> None:
+        self.name, self.guided, (self.fitted, self.held, tested) = name, guidance != 1, SIZES[name]
         cond: Callable[[int], dict[str, Tensor]] = lambda n: {}
         if name == 'network':
             self.model, config = K.load_model(checkpoint, device)
             model, classes = config['model'], config['dataset']['num_classes']
             shape, dtype = (model['input_channels'], *model['input_size']), torch.float32
             self.high, self.model.sigma_min = model['sigma_max'], self.low
+            if self.guided:
+                self.model = classifier_free(self.model, {'class_cond': classes}, guidance, interval)
             cond = lambda n: {'class_cond': torch.arange(n, device=device) % classes}
         elif name == 'mixture, 8-d':
             self.model, shape, dtype, self.high = vectors(device), (8,), torch.float64, 80.
@@ -106,7 +110,8 @@ class Flow:
         return Ends(distances.nan_to_num(math.inf).clamp_max(1e3), self.test.std)
 
 
-def flows(parts: Sequence[str], checkpoint: str | None, device: str) -> list[Flow]:
-    """Those whose names hold one of the parts; the network only where one is given."""
+def flows(parts: Sequence[str], checkpoint: str | None, device: str, guidance: float, interval: tuple[float, float]) -> list[Flow]:
+    """Those whose names hold one of the parts; the network only where one is given, and only it where there is guidance."""
     named = [name for name in SIZES if any(part in name for part in parts)]
-    return [Flow(name, checkpoint, device) for name in named if name != 'network' or checkpoint is not None]
+    named = [name for name in named if (guidance == 1 if name != 'network' else checkpoint is not None)]
+    return [Flow(name, checkpoint, device, guidance, interval) for name in named]

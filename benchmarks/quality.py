@@ -1,9 +1,10 @@
 """How near samplers come to the end of the probability flow in a given number of model calls.
 
-    python benchmarks/quality.py [--checkpoint runs/demo] [--calls 5,8,10,15,20] [--flows mixture,network] [--device cpu]
+    python benchmarks/quality.py [--checkpoint runs/demo] [--calls 5,8,10,15,20] [--flows mixture,network]
+        [--guidance 3 [--interval 0.3,1.2]] [--device cpu]
 
 Three flows (_flows.py): mixtures of Gaussians in 8 dimensions and of 3x32x32 pictures, with their exact denoisers, and a trained
-class-conditional network (--checkpoint), unguided. A cell is the median over the items of their rms distance from a converged run;
+class-conditional network (--checkpoint). A cell is the median over the items of their rms distance from a converged run;
 in brackets the rms over all items, and the share of those that ended as something else, which decides that rms. Every method, with
 and without a free first step, has its schedule chosen for each flow and number of calls out of 36: the four best on other noises, by
 median, are run on the test noises, and the best of them there counts. `K.sample` has a sampler and a schedule that are the same
@@ -80,7 +81,7 @@ class Trial:
 
     def planned(self) -> Ends:
         """What K.sample does."""
-        sigmas, sampler, options = plan(self.flow.model, self.calls, None, None, None, self.flow.high, {})
+        sigmas, sampler, options = plan(self.flow.model, self.calls, None, None, None, self.flow.high, {}, self.flow.guided)
         return self.flow.distances(sampler, sigmas, dict(options), self.flow.test)
 
     def calibrated(self) -> Ends:
@@ -130,11 +131,14 @@ def main() -> None:
     parser.add_argument('--checkpoint', help='of a class-conditional model')
     parser.add_argument('--calls', default='5,8,10,15,20')
     parser.add_argument('--flows', default='', help='comma-separated parts of the names of those to run (default: all)')
+    parser.add_argument('--guidance', type=float, default=1., help='classifier-free guidance of the network, which alone is run then')
+    parser.add_argument('--interval', default='0,inf', help='the noise levels that guidance acts at')
     parser.add_argument('--device', default='cpu')
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter('ignore')
-    found = flows(args.flows.split(','), args.checkpoint, args.device)
+    low, high = map(float, args.interval.split(','))
+    found = flows(args.flows.split(','), args.checkpoint, args.device, args.guidance, (low, high))
     for calls in map(int, args.calls.split(',')):
         table([Trial(flow, calls) for flow in found], calls)
 

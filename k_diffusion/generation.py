@@ -58,9 +58,12 @@ class Recipe:
     spacing: Mapping[str, Any] = field(default_factory=dict)
 
 
-def recommended(steps: int) -> Recipe:
-    """The training-free recipe that came closest to the end of the probability flow in so many model calls (docs/samplers.md)."""
-    return next(recipe for most, recipe in RECIPES if steps <= most)
+def recommended(steps: int, guided: bool = False) -> Recipe:
+    """The training-free recipe that came closest to the end of the probability flow in so many model calls (docs/samplers.md).
+
+    guided: for a model under guidance, whose flow bends more: lower orders are then the better ones where calls are few.
+    """
+    return next(recipe for most, recipe in (GUIDED_RECIPES if guided else RECIPES) if steps <= most)
 
 
 #: (up to so many model calls, what to use), as measured by benchmarks/quality.py.
@@ -70,6 +73,12 @@ RECIPES: list[tuple[float, Recipe]] = [
     (12, Recipe('ipndm', 'exponential', 0.02, {'order': 3, 'afs': True})),
     (24, Recipe('ipndm_v', 'exponential', 0.01, {})),
     (math.inf, Recipe('ipndm_v', 'exponential', 0.005, {})),
+]
+
+GUIDED_RECIPES: list[tuple[float, Recipe]] = [
+    (6, Recipe('ipndm', 'exponential', 0.04, {'order': 2, 'afs': True})),
+    (12, Recipe('ipndm', 'exponential', 0.02, {'order': 2, 'afs': True})),
+    (math.inf, Recipe('ipndm_v', 'karras', 0.002, {}, {'rho': 12.})),
 ]
 
 
@@ -102,7 +111,7 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
     shape = [int(side) for side in (shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x)]
     if len(shape) < 2 or min(shape[1:]) < 1 or shape[0] < 0:
         raise ValueError(f'the shape is {shape}; give that of a batch, [4, 3, 64, 64] say')
-    sigmas, sampler, options = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {})
+    sigmas, sampler, options = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {}, guidance != 1)
     if guidance != 1 or null is not None:
         if null is None:
             raise ValueError(f'guidance is {guidance} and null is missing; '
@@ -117,11 +126,12 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
 
 
 def plan(denoiser: DenoiseFn, steps: int | None, sampler: Any, schedule: Any, sigma_min: float | None, sigma_max: float | None,
-         options: Mapping[str, Any]) -> tuple[Tensor, Any, Mapping[str, Any]]:
+         options: Mapping[str, Any], guided: bool = False) -> tuple[Tensor, Any, Mapping[str, Any]]:
     """The levels, the sampler and its options of `sample`; the recommended ones where neither sampler nor schedule is named."""
     own = None if sampler is None else getattr(find_sampler(sampler).function, 'levels', None)
     if isinstance(schedule, str) or (schedule is None and own is None):
-        return _planned(denoiser, 20 if steps is None else _whole('steps', steps), sampler, schedule, sigma_min, sigma_max, options)
+        return _planned(denoiser, 20 if steps is None else _whole('steps', steps), sampler, schedule, sigma_min, sigma_max, options,
+                        guided)
     walked: Any = own if schedule is None else schedule
     sigmas = torch.tensor(levels(walked), dtype=torch.float64)
     calls = len(sigmas) - 1 - (own is not None)         # a calibrated sampler's first step asks the model nothing
@@ -132,13 +142,13 @@ def plan(denoiser: DenoiseFn, steps: int | None, sampler: Any, schedule: Any, si
 
 
 def _planned(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None, sigma_min: float | None, sigma_max: float | None,
-             options: Mapping[str, Any]) -> tuple[Tensor, Any, Mapping[str, Any]]:
+             options: Mapping[str, Any], guided: bool) -> tuple[Tensor, Any, Mapping[str, Any]]:
     if steps < 1:
         raise ValueError(f'steps is {steps}; it must be at least 1')
     high = float(getattr(denoiser, 'sigma_max', 80.) if sigma_max is None else sigma_max)
     low = float(getattr(denoiser, 'sigma_min', 0.002) if sigma_min is None else sigma_min)
     if sampler is None and schedule is None:
-        recipe = recommended(steps)
+        recipe = recommended(steps, guided)
         options = {**recipe.options, **options}
         low = max(low, min(recipe.sigma_min, high)) if sigma_min is None else low
         return SCHEDULES[recipe.schedule](steps + bool(options.get('afs')), low, high, **recipe.spacing), recipe.sampler, options

@@ -5,7 +5,7 @@ from sampler_cases import suited
 
 import k_diffusion as K
 from k_diffusion.core.random import derive_seed, randn_items
-from k_diffusion.generation import RECIPES, generate, recommended, sample
+from k_diffusion.generation import GUIDED_RECIPES, RECIPES, generate, recommended, sample
 from k_diffusion.sampling import SAMPLERS, get_sigmas_karras
 
 SIGMAS = get_sigmas_karras(6, 0.1, 10.)
@@ -74,6 +74,8 @@ def test_sample_spends_the_steps_as_model_calls(steps):
 
 def test_sample_names_what_it_uses():
     assert [recommended(n) for n in (1, 10 ** 6)] == [RECIPES[0][1], RECIPES[-1][1]]
+    for most, recipe in GUIDED_RECIPES:
+        assert recommended(most, guided=True) == recipe
     for most, recipe in RECIPES:
         assert recipe.sampler in SAMPLERS and not SAMPLERS[recipe.sampler].stochastic
         assert recommended(most) == recipe
@@ -220,3 +222,17 @@ def test_mistakes_in_one_call(arguments, words):
         K.sample(denoise, [2, 1, 4, 4], **arguments)
     with pytest.raises(ValueError, match=r'the shape is \[4, -2\]'):
         K.sample(denoise, [4, -2])
+
+
+def test_sample_with_guidance_takes_what_suits_it():
+    class Conditional:
+        sigma_min, sigma_max = 0.02, 20.
+
+        def __call__(self, x, sigma, label):
+            return denoise(x, sigma, label.float())
+
+    given = {'cond': {'label': [1, 1]}, 'null': {'label': 0}, 'seeds': 0}
+    guided = K.sample(Conditional(), [2, 1, 4, 4], 5, guidance=2., **given)
+    named = K.sample(Conditional(), [2, 1, 4, 4], 6, 'ipndm', 'exponential', guidance=2., sigma_min=0.04, options={'order': 2, 'afs': True},
+                     **given)
+    assert torch.equal(guided, named) and guided.mean().item() == pytest.approx(2., abs=0.3)
