@@ -156,7 +156,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()     # as k-diffusion train does on a CPU
-    torch.set_default_device(args.device)
+    if args.device != 'cpu':        # a default device makes every call of torch dearer
+        torch.set_default_device(args.device)
     print('training samples/s, and times the composition')
     for name, changes in NETWORKS.items():
         if args.only and args.only not in name:

@@ -23,14 +23,15 @@ def generator(seed: int, *keys: int | str, device: Any = 'cpu') -> torch.Generat
     return torch.Generator(device).manual_seed(derive_seed(seed, *keys) if keys else seed)
 
 
-def randn_items(shape: Sequence[int], seeds: Sequence[int], device: Any = 'cpu', dtype: torch.dtype | None = None) -> Tensor:
-    """Unit Gaussian noise [B, *shape] whose item i depends on seeds[i] alone, bit for bit.
+def randn_items(shape: Sequence[int], seeds: Sequence[int], device: Any = 'cpu', dtype: torch.dtype | None = None,
+                std: float = 1.) -> Tensor:
+    """Gaussian noise [B, *shape] whose item i depends on seeds[i] alone, bit for bit; of unit variance, or another deviation.
 
     (torch's generator for the CPU reads the lower 32 bits of a seed, so in a long run two items may share a noise. That does
     no harm: no two share it and the picture.)
     """
     out = torch.empty(len(seeds), *shape, device=device, dtype=dtype or torch.get_default_dtype())
     source = torch.Generator(out.device)
-    for item, seed in zip(out, seeds):
-        item.normal_(generator=source.manual_seed(seed))
+    for item, seed in zip(out if len(seeds) > 1 else (out,), seeds):
+        item.normal_(std=std, generator=source.manual_seed(seed))
     return out

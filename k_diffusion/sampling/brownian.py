@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.random import derive_seed, randn_items
 
 SPAN = 64                 # the nodes are powers of 2 from 2^-64 to 2^64
-COARSEST, FINEST = 4, 44  # leaves are 2^-4 octaves wide (4.4 % of the time) and down to 2^-44 where steps are that short
+COARSEST, FINEST = 3, 44  # leaves are 2^-3 octaves wide (9 % of the time) and down to 2^-44 where steps are that short
 POINTS = 4                # asked-for values that are kept
 
 
@@ -28,9 +28,9 @@ class BrownianPath:
     around it (a Brownian bridge) by a generator seeded with its exponent. A time inside a leaf is drawn given the leaf's ends by the
     generator of the leaf's middle, so that halving on, as a shorter step does, moves W there but little. So W is a function of the
     seeds, the time and the level of halving, whatever was asked before; and the two times of a step lie in two leaves, so that its
-    increment has the right variance. Steps of 1/16 octave (4.4 %) and more all see one path, exactly; shorter ones see more of
-    its detail, and where the detail changes from step to step two neighbours may be correlated by some 0.05.
-    The nodes on the way to the last leaf are kept, so a walk draws only what lies below the fork of two ways: some four a step.
+    increment has the right variance. Steps of 1/8 octave (9 %) and more all see one path, exactly; shorter ones see more of its
+    detail, and where the detail changes from step to step two neighbours may be correlated by some 0.05.
+    The nodes on the way to the last leaf are kept, so a walk draws only what lies below the fork of two ways: three or four a step.
     """
 
     def __init__(self, x: Tensor, seeds: Sequence[int]) -> None:
@@ -54,10 +54,10 @@ class BrownianPath:
                 del self._points[next(iter(self._points))]      # the oldest
         return value
 
-    def draw(self, key: float | str) -> Tensor:
-        """Unit Gaussian noise named by a key."""
+    def draw(self, key: float | str, std: float = 1.) -> Tensor:
+        """Gaussian noise named by a key."""
         return randn_items(self._shape, [derive_seed(seed, 'brownian', key) for seed in self._seeds], self._like.device,
-                           self._like.dtype)
+                           self._like.dtype, std)
 
     def _leaf(self, time: float, level: int) -> tuple[Point, Point, float]:
         """The two nodes around a time at a level, and the exponent of the middle between them."""
@@ -80,8 +80,8 @@ class BrownianPath:
     def _between(self, left: Point, right: Point, time: float, key: float) -> Point:
         """W at a time given two points around it, the right one possibly at infinity."""
         share = (time - left.time) / (right.time - left.time)
-        std = math.sqrt((time - left.time) * (1 - share))
-        return Point(time, torch.lerp(left.value, right.value, share).add_(self.draw(key), alpha=std))
+        value = self.draw(key, math.sqrt((time - left.time) * (1 - share)))
+        return Point(time, value.add_(left.value, alpha=1 - share).add_(right.value, alpha=share))
 
 
 def _level(time: float, other: float) -> int:

@@ -100,6 +100,10 @@ class BatchedBrownianTree:
         return self._after(time, other) if time >= 0 else self._before(-time, -other)
 
 
+def _same(sigma: Any) -> Any:
+    return sigma
+
+
 class BrownianTreeNoiseSampler:
     """Noise from one Brownian path in the time transform(sigma): the same for any number of steps between the same levels.
 
@@ -107,7 +111,7 @@ class BrownianTreeNoiseSampler:
     """
 
     def __init__(self, x: Tensor, sigma_min: Any, sigma_max: Any, seed: int | Sequence[int] | None = None,
-                 transform: Callable[[Any], Any] = lambda x: x) -> None:
+                 transform: Callable[[Any], Any] = _same) -> None:
         self.transform = transform
         self.tree = BatchedBrownianTree(x, self._time(sigma_min), self._time(sigma_max), seed)
 
@@ -115,9 +119,11 @@ class BrownianTreeNoiseSampler:
         t0, t1 = self._time(sigma), self._time(sigma_next)
         if t0 == t1:
             return self.tree.still(t0)
-        return self.tree(t0, t1) / math.sqrt(abs(t1 - t0))
+        return self.tree(t0, t1).div_(math.sqrt(abs(t1 - t0)))
 
     def _time(self, sigma: Any) -> float:
+        if self.transform is _same:     # spares a tensor at every step
+            return float(sigma)
         return float(self.transform(torch.tensor(float(sigma), dtype=torch.float64)))
 
 

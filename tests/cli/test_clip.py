@@ -43,10 +43,12 @@ def test_images_depend_on_seed_and_prompt_alone(trained, folder, tmp_path):
     first = draw(trained, folder, tmp_path / 'a', cutn=2)
     assert first.shape == (3, 1, 16, 16) and (tmp_path / 'a' / 'grid.png').exists()
     torch.testing.assert_close(draw(trained, folder, tmp_path / 'b', cutn=2, batch_size=2), first, atol=1e-4, rtol=1e-4)
-    changes = [{'seed': 1}, {'clip_guidance_scale': 0.}, {'cutn': 5}, {'sampler': 'euler'}, {'normalise': True}, {'clamp': False},
+    changes = [{'seed': 1}, {'clip_guidance_scale': 0.}, {'cutn': 5}, {'sampler': 'euler'}, {'normalise': True},
                {'time_travel_steps': 2}]
     for i, change in enumerate(changes):
         assert not torch.allclose(draw(trained, folder, tmp_path / f'{i}', **{'cutn': 2, **change}), first, atol=1e-3), change
+    strong = [draw(trained, folder, tmp_path / f'{clamp}', cutn=2, clip_guidance_scale=1e5, clamp=clamp) for clamp in (True, False)]
+    assert not torch.allclose(*strong, atol=1e-3)
     assert not torch.allclose(draw(trained, folder, tmp_path / 'c', 'a photo of the digit one', cutn=2), first, atol=1e-3)
 
 

@@ -45,7 +45,7 @@ def test_additive(seed):
     a, b, c = sorted(times)
     tree = sampling.BatchedBrownianTree(torch.zeros(1, 100), 0.1, 10., seed=seed)
     missed = tree(a, c) - tree(a, b) - tree(b, c)
-    apart = min(c / b, b / a) > 2 ** (1 / 16)       # shorter steps follow the path in more detail
+    apart = min(c / b, b / a) > 2 ** (1 / 8)       # shorter steps follow the path in more detail
     assert missed.abs().max() < 1e-5 if apart else missed.std() < 0.2 * tree(a, c).std()
     torch.testing.assert_close(tree(c, a), -tree(a, c))
 
@@ -56,7 +56,7 @@ def test_the_sign_turns_with_the_range():
     assert up(2., 2.).abs().max() == 0
 
 
-@pytest.mark.parametrize(('few', 'many'), [(5, 10), (10, 20), (10, 100)])
+@pytest.mark.parametrize(('few', 'many'), [(5, 10), (10, 20), (10, 60)])
 def test_the_same_path_for_any_number_of_steps(few, many):
     def walk(n):
         noise = sampling.BrownianTreeNoiseSampler(torch.zeros(2, 50), 0.05, 20., seed=[1, 2])
@@ -64,6 +64,8 @@ def test_the_same_path_for_any_number_of_steps(few, many):
         return torch.stack([noise(a, b) * math.sqrt(a - b) for a, b in itertools.pairwise(sigmas)])
 
     torch.testing.assert_close(walk(many).unflatten(0, (few, many // few)).sum(1), walk(few), rtol=0, atol=1e-5)
+    missed, whole = walk(400).unflatten(0, (few, 400 // few)).sum(1) - walk(few), walk(few)
+    assert 0 < missed.square().mean() < 0.1 * whole.square().mean()     # many short steps see more of the path's detail
 
 
 def test_the_order_of_questions_does_not_matter():
@@ -108,15 +110,15 @@ def test_a_thousand_crowded_steps():
 
 def test_a_few_draws_a_step_and_bounded_memory(monkeypatch):
     draws, original = [], BrownianPath.draw
-    monkeypatch.setattr(BrownianPath, 'draw', lambda self, key: draws.append(key) or original(self, key))
-    for n, limit in ((20, 5.5), (50, 4.), (1000, 2.)):
+    monkeypatch.setattr(BrownianPath, 'draw', lambda self, key, std=1.: draws.append(key) or original(self, key, std))
+    for n, limit in ((20, 4.5), (50, 3.), (1000, 2.)):
         draws.clear()
         path = BrownianPath(torch.zeros(1, 4), [0])
         for sigma in sampling.get_sigmas_karras(n, 0.0292, 14.6146)[:-1].tolist():
             path(sigma)
         assert len(draws) / n < limit
         assert len(path._nodes) + len(path._points) <= 11 + POINTS
-    assert 2 ** 2. ** -COARSEST < 1.05
+    assert 2 ** 2. ** -COARSEST < 1.1
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
