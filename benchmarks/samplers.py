@@ -2,7 +2,7 @@
 
     python benchmarks/samplers.py [--steps 30] [--rounds 15] [--shape 1,4,64,64] [--shape 16,4,64,64]
 
-The minimal loop is x = x + (x - D) * c. All are run in turn within each round, three times each, one thread, and the fastest
+The minimal loop is x = x + (x - D) * c. All are run in turn within each round, eight times each, one thread, and the fastest
 run of each counts.
 Weights that do not depend on x are kept from run to run; the column "first" has the first run of a schedule, which computes them.
 Live tensors: those of x's size, x and the model's answer included, that a model call finds alive, at most; for 10 and 80 steps.
@@ -73,7 +73,7 @@ def measure(shape: tuple[int, ...], steps: int, rounds: int, device: str) -> dic
     for i in range(rounds):
         sigmas = sampling.get_sigmas_karras(steps, 0.0292, 14.6146 + (i == 0))     # the first round's weights serve no other
         for name, run in candidates(x, sigmas, steps).items():
-            for _ in range(3 if i else 1):      # the first of three finds the caches as another sampler left them
+            for _ in range(8 if i else 1):      # the first ones find the caches as another sampler left them
                 wait(device)
                 model.calls, start = 0, time.perf_counter()
                 run(model)
