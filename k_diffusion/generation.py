@@ -75,6 +75,7 @@ RECIPES: list[tuple[float, Recipe]] = [
     (math.inf, Recipe('ipndm_v', 'exponential', 0.005, {})),
 ]
 
+#: The same for a model under classifier-free guidance (benchmarks/quality.py --guidance).
 GUIDED_RECIPES: list[tuple[float, Recipe]] = [
     (6, Recipe('ipndm', 'exponential', 0.04, {'order': 2, 'afs': True})),
     (12, Recipe('ipndm', 'exponential', 0.02, {'order': 2, 'afs': True})),
@@ -111,7 +112,8 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
     shape = [int(side) for side in (shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x)]
     if len(shape) < 2 or min(shape[1:]) < 1 or shape[0] < 0:
         raise ValueError(f'the shape is {shape}; give that of a batch, [4, 3, 64, 64] say')
-    sigmas, sampler, options = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {}, guidance != 1)
+    guided = guidance != 1 or hasattr(denoiser, 'pair')     # guided here, or a guided denoiser already
+    sigmas, sampler, options = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {}, guided)
     if guidance != 1 or null is not None:
         if null is None:
             raise ValueError(f'guidance is {guidance} and null is missing; '

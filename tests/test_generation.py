@@ -214,7 +214,8 @@ def test_seeds_of_any_whole_kind():
 
 @pytest.mark.parametrize(('arguments', 'words'), [
     ({'seeds': [1.5, 2.5]}, 'a seed is 1.5; it must be a whole number'), ({'seeds': 1.5}, 'seeds is 1.5'), ({'steps': 2.5}, 'steps is 2.5'),
-    ({'sampler': ''}, 'unknown sampler'), ({'schedule': 'vp', 'sigma_max': 20.}, 'has noise levels of its own'),
+    ({'sampler': ''}, 'unknown sampler'), ({'sampler': 3}, 'of type int; give a name'),
+    ({'schedule': 'vp', 'sigma_max': 20.}, 'has noise levels of its own'),
     ({'guidance_interval': (0.1, 2.)}, 'there is no guidance'), ({'cond': {'class_cond': 3}}, 'has 1 entries for 2 seeds'),
     ({'options': {'seed': 3}}, 'give seeds instead'), ({'device': 'moon'}, 'does not have')])
 def test_mistakes_in_one_call(arguments, words):
@@ -235,4 +236,6 @@ def test_sample_with_guidance_takes_what_suits_it():
     guided = K.sample(Conditional(), [2, 1, 4, 4], 5, guidance=2., **given)
     named = K.sample(Conditional(), [2, 1, 4, 4], 6, 'ipndm', 'exponential', guidance=2., sigma_min=0.04, options={'order': 2, 'afs': True},
                      **given)
-    assert torch.equal(guided, named) and guided.mean().item() == pytest.approx(2., abs=0.3)
+    already = K.guidance.classifier_free(Conditional(), {'label': 0}, 2.)
+    again = K.sample(already, [2, 1, 4, 4], 5, cond=given['cond'], seeds=0, sigma_max=20.)
+    assert torch.equal(guided, named) and torch.equal(guided, again) and guided.mean().item() == pytest.approx(2., abs=0.3)

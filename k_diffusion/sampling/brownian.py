@@ -29,7 +29,7 @@ class BrownianPath:
     generator of the leaf's middle, so that halving on, as a shorter step does, moves W there but little. So W is a function of the
     seeds, the time and the level of halving, whatever was asked before; and the two times of a step lie in two leaves, so that its
     increment has the right variance. Steps of 1/8 octave (9 %) and more all see one path, exactly; shorter ones see more of its
-    detail, and where the detail changes from step to step two neighbours may be correlated by some 0.05.
+    detail, and where the detail changes from step to step two neighbours may be correlated by up to 0.1.
     The nodes on the way to the last leaf are kept, so a walk draws only what lies below the fork of two ways: three or four a step.
     """
 

@@ -130,8 +130,10 @@ def find_sampler(sampler: str | Sampler | Callable[..., Any]) -> Sampler:
     """The entry of a sampler given by name (with or without sample_) or as a function; one from elsewhere counts as a single step."""
     if isinstance(sampler, Sampler):
         return sampler
+    if isinstance(sampler, str):
+        return SAMPLERS[sampler.removeprefix('sample_')]
     if not callable(sampler):
-        return SAMPLERS[str(sampler).removeprefix('sample_')]
+        raise ValueError(f'sampler is of type {type(sampler).__name__}; give a name or a function, sample_heun or calibration.sampler()')
     if hasattr(sampler, 'entry'):
         return sampler.entry
     return Sampler(getattr(sampler, '__name__', 'sampler'), sampler, functools.partial(_one_step, sampler), 1, 1, True)
