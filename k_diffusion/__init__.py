@@ -13,10 +13,11 @@ __version__ = '0.3.0'
 
 ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'encoders', 'evaluation', 'external', 'generation', 'gns',
          'guidance', 'layers', 'models', 'sampling', 'schedules', 'training', 'utils')
-_NAMES = {'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation'}
+_NAMES = {'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation', 'share': 'core.conditions'}
 
 if TYPE_CHECKING:
     from .config import load_model as load_model
+    from .core.conditions import share as share
     from .denoisers import Denoiser as Denoiser
     from .generation import sample as sample
 

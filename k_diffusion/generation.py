@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .core.conditions import convert_tensors, is_shared, select_entries
 from .core.devices import choose_device
 from .core.protocols import DenoiseFn
 from .core.random import derive_seed, randn_items
 from .core.registry import unknown
+from .core.wrapping import select_items
 from .guidance import classifier_free
 from .sampling import SAMPLERS, Sampler, find_sampler, make_noise_sampler
 from .sampling.loop import levels
-from .schedules import SCHEDULES
+from .schedules import DISCRETE_SCHEDULES, SCHEDULES
 
 #: The schedules that go from one noise level to another (the vp one has levels of its own).
 BETWEEN = {name: schedule for name, schedule in SCHEDULES.items() if 'sigma_max' in inspect.signature(schedule).parameters}
@@ -99,15 +101,20 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
             we measured.
         sampler: a name, a function sample_<name>, calibration.sampler() or another of their kind; dpmpp_2m where only a schedule
             is given.
-        schedule: a name of K.schedules.SCHEDULES (karras where only a sampler is given), or the noise levels themselves.
+        schedule: a name of K.schedules.SCHEDULES (karras where only a sampler is given), of DISCRETE_SCHEDULES where the
+            denoiser has a table of levels (`sigmas`), or the noise levels themselves.
         seeds: one number (item i is then drawn from it and i), or a number per item; None takes a number from torch's global
             generator. An item depends on its seed and its condition alone, whatever the batch size.
         sigma_min, sigma_max: the range of noise levels; by default the denoiser's own (its attributes of these names), else
             0.002 and 80.
-        cond: an entry per item. guidance, null, guidance_interval: as K.guidance.classifier_free takes them.
+        cond: a tree of conditions by name. Tensors whose leading dimension is the number of samples, and lists of as many
+            strings, hold an entry for each; everything else is shared by all (K.share marks a tensor that is, where its
+            leading dimension is the number of samples by chance).
+        guidance, null, guidance_interval: as K.guidance.classifier_free takes them.
         callback: (how many samples are finished, the sampler's own dict), at each step.
         options: the sampler's own named options.
     """
+    refuse_unwrapped(denoiser)
     x = shape_or_x if isinstance(shape_or_x, Tensor) else None
     shape = [int(side) for side in (shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x)]
     if len(shape) < 2 or min(shape[1:]) < 1 or shape[0] < 0:
@@ -122,9 +129,34 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
     elif guidance_interval is not None:
         raise ValueError(f'guidance_interval is {guidance_interval} and there is no guidance; give a guidance and null, or leave it out')
     device = choose_device(device) if device is not None else x.device if x is not None else _device_of(denoiser)
-    told = {key: torch.as_tensor(value) for key, value in (cond or {}).items()}
-    return generate(denoiser, shape[1:], sigmas, sampler, _seeds(seeds, shape[0]), told, None, callback, batch_size, device, options,
+    conditions = {key: as_condition(value, shape[0]) for key, value in (cond or {}).items()}
+    return generate(denoiser, shape[1:], sigmas, sampler, _seeds(seeds, shape[0]), conditions, None, callback, batch_size, device, options,
                     x).to(device)
+
+
+def as_condition(value: Any, n: int) -> Any:
+    """Convert lists of numbers and numpy arrays among the entries of a condition of n items to tensors."""
+    if isinstance(value, Mapping):
+        return {key: as_condition(entry, n) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)) and not all(isinstance(entry, (int, float)) for entry in value):
+        entries = [as_condition(entry, n) for entry in value]
+        return type(value)(*entries) if hasattr(value, '_fields') else type(value)(entries)
+    if isinstance(value, Tensor) or not hasattr(value, '__len__') or isinstance(value, (str, bytes)):
+        return value
+    return torch.as_tensor(value)
+
+
+def refuse_unwrapped(model: Any) -> None:
+    """Refuse what is no denoiser: pipelines and networks of other programs, and things that cannot be called."""
+    families = {base.__module__.split('.')[0] for base in type(model).__mro__}
+    if 'diffusers' in families:
+        raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a {type(model).__name__} of diffusers: '
+                        'wrap its network, K.external.from_diffusers(pipe.unet, pipe.scheduler)')
+    if hasattr(model, 'apply_model') and not hasattr(model, 'sigmas'):
+        raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a {type(model).__name__} with apply_model: '
+                        'wrap it, K.external.wrap(model)')
+    if not callable(model):
+        raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a {type(model).__name__}')
 
 
 def plan(denoiser: DenoiseFn, steps: int | None, sampler: Any, schedule: Any, sigma_min: float | None, sigma_max: float | None,
@@ -155,10 +187,20 @@ def _planned(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None
         low = max(low, min(recipe.sigma_min, high)) if sigma_min is None else low
         return SCHEDULES[recipe.schedule](steps + bool(options.get('afs')), low, high, **recipe.spacing), recipe.sampler, options
     name, sampler = schedule or 'karras', 'dpmpp_2m' if sampler is None else sampler
+    table = getattr(denoiser, 'sigmas', None)
+    whole_range = (sigma_min, sigma_max) == (None, None)
+    if name in DISCRETE_SCHEDULES and (name not in SCHEDULES or (table is not None and whole_range)):
+        if table is None:
+            raise ValueError(f'schedule must not be {name!r} for a denoiser without a table of noise levels (an attribute sigmas); '
+                             f'take one of {", ".join(BETWEEN)}')
+        if not whole_range:
+            raise ValueError(f'sigma_min and sigma_max must be left out with the schedule {name!r}, which takes levels from the '
+                             f"denoiser's table; got {sigma_min} and {sigma_max}")
+        return DISCRETE_SCHEDULES[name](steps, table), sampler, {**stops_at(sampler, low), **options}
     made = SCHEDULES[name]
     if name in BETWEEN:
         return made(steps, low, high), sampler, {**stops_at(sampler, low), **options}
-    if (sigma_min, sigma_max) != (None, None):
+    if not whole_range:
         raise ValueError(f'the schedule {name} has noise levels of its own and sigma_min={sigma_min}, sigma_max={sigma_max} were given; '
                          f'leave them out, or take one of {", ".join(BETWEEN)}')
     return made(steps), sampler, options
@@ -170,8 +212,8 @@ def stops_at(sampler: Any, sigma_min: float) -> dict[str, float]:
 
 
 def _device_of(denoiser: Any) -> Any:
-    parameters = denoiser.parameters() if isinstance(denoiser, torch.nn.Module) else ()
-    return next((parameter.device for parameter in parameters), torch.device('cpu'))
+    parameters = getattr(denoiser, 'parameters', None)
+    return next((parameter.device for parameter in parameters()), torch.device('cpu')) if callable(parameters) else torch.device('cpu')
 
 
 def _whole(name: str, value: Any) -> int:
@@ -194,7 +236,7 @@ def _seeds(seeds: Any, n: int) -> list[int]:
 
 @torch.no_grad()
 def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: Any = 'dpmpp_2m', seeds: Sequence[int] = (0,),
-             cond: Mapping[str, Tensor] | None = None, decode: Callable[[Tensor], Tensor] | None = None,
+             cond: Mapping[str, Any] | None = None, decode: Callable[[Tensor], Tensor] | None = None,
              callback: Callable[[int, dict[str, Any]], None] | None = None, batch_size: int = 64, device: Any = 'cpu',
              options: Mapping[str, Any] | None = None, x: Tensor | None = None) -> Tensor:
     """Draws one sample per seed: [len(seeds), *shape] on the CPU, float32.
@@ -206,7 +248,7 @@ def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: 
         shape: of one item, [C, H, W].
         sigmas: the descending noise levels, as get_sigmas_* give them.
         sampler: a registered name, with or without `sample_`, or anything else that find_sampler takes.
-        cond: tensors with one entry per seed, passed to the denoiser batch by batch.
+        cond: a tree of conditions by name, as `sample` takes it; tensors with an entry per seed are passed batch by batch.
         decode: what turns a batch of samples into images (nothing, in pixel space).
         callback: (how many samples are finished, the sampler's own dict), at each step.
         options: the sampler's own named options, {'eta': 0.} say.
@@ -214,8 +256,7 @@ def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: 
     """
     cond, entry = cond or {}, find_sampler(sampler)
     for key, value in cond.items():
-        if value.ndim == 0 or len(value) != len(seeds):
-            raise ValueError(f'the condition {key!r} has {len(value) if value.ndim else 1} entries for {len(seeds)} seeds; give one each')
+        _check_entries(key, value, len(seeds))
     if batch_size < 1:
         raise ValueError(f'batch_size is {batch_size}; it must be at least 1')
     options = dict(options or {})
@@ -227,16 +268,25 @@ def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: 
     batches = []
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
-        here = {key: value[part].to(device) for key, value in cond.items()}
+        items = torch.arange(len(seeds))[part]
+        here = convert_tensors(select_entries(dict(cond), items, len(seeds)), lambda value: value.to(device))
+        model = select_items(denoise, items, [len(seeds), *shape])
         report = None if callback is None else lambda info, start=start: callback(start, info)
         given = None if x is None else x[part].to(device)
-        drawn = sample_batch(denoise, shape, sigmas, entry, seeds[part], here, report, device, options, given)
+        drawn = sample_batch(model, shape, sigmas, entry, seeds[part], here, report, device, options, given)
         batches.append((decode(drawn) if decode else drawn).float().cpu())
     return torch.cat(batches) if batches else torch.empty(0, *shape)
 
 
+def _check_entries(key: str, value: Any, n: int) -> None:
+    """Refuse a list of values, one per item as it seems, of another length than there are items."""
+    if isinstance(value, Tensor) and value.ndim == 1 and len(value) not in (1, n) and not is_shared(value):
+        raise ValueError(f'the condition {key!r} has {len(value)} entries for {n} seeds; '
+                         'give one each, or K.share(...) for a vector that all samples share')
+
+
 def sample_batch(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, entry: Sampler, seeds: Sequence[int],
-                 cond: Mapping[str, Tensor], callback: Callable[[dict[str, Any]], None] | None, device: Any,
+                 cond: Mapping[str, Any], callback: Callable[[dict[str, Any]], None] | None, device: Any,
                  options: Mapping[str, Any], x: Tensor | None = None) -> Tensor:
     """One batch of `generate`: start noise of the largest sigma, then the sampler, each item with its own noise."""
     takes = list(inspect.signature(entry.function).parameters)

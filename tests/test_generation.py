@@ -216,7 +216,7 @@ def test_seeds_of_any_whole_kind():
     ({'seeds': [1.5, 2.5]}, 'a seed is 1.5; it must be a whole number'), ({'seeds': 1.5}, 'seeds is 1.5'), ({'steps': 2.5}, 'steps is 2.5'),
     ({'sampler': ''}, 'unknown sampler'), ({'sampler': 3}, 'of type int; give a name'),
     ({'schedule': 'vp', 'sigma_max': 20.}, 'has noise levels of its own'),
-    ({'guidance_interval': (0.1, 2.)}, 'there is no guidance'), ({'cond': {'class_cond': 3}}, 'has 1 entries for 2 seeds'),
+    ({'guidance_interval': (0.1, 2.)}, 'there is no guidance'), ({'cond': {'shift': [1., 2., 3.]}}, 'has 3 entries for 2 seeds'),
     ({'options': {'seed': 3}}, 'give seeds instead'), ({'device': 'moon'}, 'does not have')])
 def test_mistakes_in_one_call(arguments, words):
     with pytest.raises(ValueError, match=words):
@@ -239,3 +239,41 @@ def test_sample_with_guidance_takes_what_suits_it():
     already = K.guidance.classifier_free(Conditional(), {'label': 0}, 2.)
     again = K.sample(already, [2, 1, 4, 4], 5, cond=given['cond'], seeds=0, sigma_max=20.)
     assert torch.equal(guided, named) and torch.equal(guided, again) and guided.mean().item() == pytest.approx(2., abs=0.3)
+
+
+class Table:
+    """A denoiser of a discrete model: it has a table of levels."""
+
+    sigmas = torch.linspace(0.05, 1., 20).exp()
+
+    def __call__(self, x, sigma, **cond):
+        return x * 0.5
+
+
+@pytest.mark.parametrize('name', ['simple', 'ddim_uniform', 'normal', 'sgm_uniform', 'beta'])
+def test_schedules_of_discrete_models_walk_the_models_table(name):
+    levels = []
+    wrapped = K.guidance.static_thresholding(Table())
+    K.sample(wrapped, [1, 1, 2, 2], 4, schedule=name, seeds=0, callback=lambda done, info: levels.append(float(info['sigma'])))
+    table = Table.sigmas.tolist()
+    assert all(min(abs(level - known) for known in table) < 0.04 * level for level in levels) and len(levels) == 4
+    if name != 'beta':      # which a model without a table has as well, in the clock of the levels
+        with pytest.raises(ValueError, match='without a table of noise levels'):
+            K.sample(denoise, [1, 1, 2, 2], 4, schedule=name)
+    if name == 'simple':    # every fifth entry from the top
+        assert levels == pytest.approx([table[i] for i in (19, 14, 9, 4)])
+
+
+def test_what_is_no_denoiser_is_named_with_the_way_to_make_one():
+    diffusers = pytest.importorskip('diffusers')
+    network = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8,), norm_num_groups=4,
+                                    down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',))
+    with pytest.raises(TypeError, match='UNet2DModel of diffusers: wrap its network, K.external.from_diffusers'):
+        K.sample(network, [1, 1, 8, 8], 2)
+
+    class Latent:
+        def apply_model(self, x, t, cond): ...
+    with pytest.raises(TypeError, match=r'Latent with apply_model: wrap it, K.external.wrap\(model\)'):
+        K.sample(Latent(), [1, 1, 8, 8], 2)
+    with pytest.raises(TypeError, match='denoiser must be a function .* got a dict'):
+        K.sample({}, [1, 1, 8, 8], 2)

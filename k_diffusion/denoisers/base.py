@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.conditions import cast_floating
 from ..core.tensors import append_dims, mean_per_item
 from .scalings import Scalings
 
@@ -54,7 +55,7 @@ class PreconditionedDenoiser(nn.Module, ABC):
     def predict(self, x: Tensor, sigma: Tensor, **cond: Any) -> Any:
         """`network` in its own dtype, answered in x's; a network that gives several tensors is answered with several."""
         dtype = own_dtype(self.inner_model, x.dtype)
-        output = self.network(x.to(dtype), sigma, **{key: _cast(value, dtype) for key, value in cond.items()})
+        output = self.network(x.to(dtype), sigma, **cast_floating(cond, dtype))
         return output.to(x.dtype) if isinstance(output, Tensor) else tuple(t.to(x.dtype) for t in output)
 
 
@@ -71,7 +72,3 @@ def own_dtype(network: Any, default: torch.dtype) -> torch.dtype:
     """
     modules = (m for m in (network, *getattr(network, '__dict__', {}).values()) if isinstance(m, nn.Module))
     return next((p.dtype for m in modules for p in m.parameters() if p.is_floating_point() and p.itemsize > 1), default)
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

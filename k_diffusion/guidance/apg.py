@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn, GuidedFn
 from ..core.tensors import append_dims
-from .streams import Null, TwoEstimates, ask_all, check_strength, inside, without
+from .streams import Null, TwoEstimates, ask_all, check_strength, without
 
 
 def adaptive_projected(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf), eta: float = 0.,
@@ -38,25 +38,25 @@ class _AdaptiveProjected(TwoEstimates):
     norm: float | None
     momentum: float
     joined: bool
-    _before: tuple[Tensor, Tensor] | None = field(default=None, init=False)     # (push, sigma) of the last call
+    memory: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)     # (push, sigma) of the last call
 
-    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null), cond], self.joined)
+    def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
+        uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null, len(x)), cond], self.joined)
         push = self._remembered(denoised - uncond, sigma)
         if self.norm is not None:
             rms = (_dot(push, push) / push[0].numel()).sqrt()
             push = push * (self.norm / rms.clamp(min=1e-12)).clamp(max=1.)
         along = denoised * (_dot(push, denoised) / _dot(denoised, denoised).clamp(min=1e-12))
         guided = torch.add(denoised, push - along + self.eta * along, alpha=self.scale - 1)
-        return torch.where(inside(sigma, self.interval, x.ndim), guided, denoised), uncond
+        return guided, denoised, uncond
 
     def _remembered(self, push: Tensor, sigma: Tensor) -> Tensor:
         if not self.momentum:
             return push
-        if self._before is not None and self._before[0].shape == push.shape:
-            last, at = self._before
+        if self.memory and self.memory[0][0].shape == push.shape:
+            last, at = self.memory[0]
             push = push + self.momentum * torch.where(append_dims(sigma > at, push.ndim), 0., last.to(push))
-        self._before = push.detach(), sigma
+        self.memory[:] = [(push.detach(), sigma)]
         return push
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn, GuidedFn
-from .streams import TwoEstimates, check_strength, inside
+from .streams import TwoEstimates, check_strength
 
 
 def autoguidance(denoise: DenoiseFn, worse: DenoiseFn, scale: float, interval: tuple[float, float] = (0., math.inf)) -> GuidedFn:
@@ -30,6 +30,7 @@ class _Autoguidance(TwoEstimates):
     scale: float
     interval: tuple[float, float]
 
-    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        good, worse = self.denoise(x, sigma, **cond), self.worse(x, sigma, **cond)
-        return torch.where(inside(sigma, self.interval, x.ndim), torch.lerp(worse, good, self.scale), good), worse
+    def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
+        good = self.denoise(x, sigma, **cond).clone()       # the two may answer in one buffer
+        worse = self.worse(x, sigma, **cond)
+        return torch.lerp(worse, good, self.scale), good, worse

@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn, GuidedFn
-from .streams import Null, TwoEstimates, ask_all, check_strength, inside, without
+from .streams import Null, TwoEstimates, ask_all, check_strength, without
 
 
 def classifier_free(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf), rescale: float = 0.,
                     joined: bool = True) -> GuidedFn:
     """D' = D(x | null) + scale (D(x | cond) - D(x | null)) where sigma lies in (interval[0], interval[1]], else D(x | cond).
 
-    `null` names the conditions that are taken away and what stands in their place, one value for every item (a class
-    index, say) or a tensor of one item's shape. Both evaluations are one call on a doubled batch, or two calls with `joined`
-    False. With scale 1 the denoiser is called as it is. `rescale` in [0, 1] is the share by which D' is given the standard
+    `null` names the conditions that are taken away and what stands in their place: one number for every entry (a class index),
+    a tensor of one item's shape with or without a leading 1, None (the network's own unconditional), or a tree of these. Both
+    evaluations are one call on a doubled batch; two calls with `joined` False and for conditions that one batch cannot hold
+    (numbers, strings, tensors of different lengths). With scale 1 the denoiser is called as it is.
+    `rescale` in [0, 1] is the share by which D' is given the standard
     deviation of D(x | cond) back, against washed-out colours.
 
     Ho & Salimans (2022), arXiv 2207.12598, eq. 6; the interval: Kynkäänniemi et al. (2024), arXiv 2404.07724, eq. 5; rescaling:
@@ -40,13 +42,14 @@ class _ClassifierFree(TwoEstimates):
     rescale: float
     joined: bool
 
-    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null), cond], self.joined)
+    def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
+        uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null, len(x)), cond], self.joined)
         guided = torch.lerp(uncond, denoised, self.scale)
-        if self.rescale:
-            ratio = _std(denoised) / _std(guided).clamp(min=1e-12)
+        if self.rescale and x[0].numel() > 1:       # one element has no spread
+            spread = _std(guided)
+            ratio = torch.where(spread > 0, _std(denoised) / spread.clamp(min=1e-12), 1.)
             guided = guided * torch.lerp(torch.ones_like(ratio), ratio, self.rescale)
-        return torch.where(inside(sigma, self.interval, x.ndim), guided, denoised), uncond
+        return guided, denoised, uncond
 
 
 def _std(x: Tensor) -> Tensor:

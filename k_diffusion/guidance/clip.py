@@ -1,8 +1,8 @@
 """CLIP guidance: towards pictures that a picture-and-text model finds near to prompts."""
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,9 @@ def clip_guidance(denoise: DenoiseFn, encode: Callable[[Tensor], Tensor], target
                   decode: Callable[[Tensor], Tensor] | None = None) -> DenoiseFn:
     """D' = D - scale sigma^2 grad of the spherical distances of D's views to the targets, the gradient through the denoiser.
 
-    encode: pictures [N, C, size, size] in [-1, 1] -> embeddings [N, E], as K.encoders.ClipModel has it. targets: embeddings of texts or
-    pictures, [P, E], pursued together with their weights [P]; or [B, P, E], where each item has its own, as the condition
+    encode: pictures [N, C, size, size] in [-1, 1] -> embeddings [N, E], as k_diffusion.core.pretrained.ClipModel has it.
+    targets: embeddings of texts or pictures, [P, E],
+    pursued together with their weights [P]; or [B, P, E], where each item has its own, as the condition
     `clip_targets` then says in their place. n_views, power: the cutouts (`views`). decode: from the denoiser's space to pictures
     (latent diffusion). clamp, spread and through are those of `loss_guidance`: the clamp is the original's, and holds strong
     guidance back; None reaches the prompts more often. After Crowson (2021).
@@ -46,6 +47,12 @@ class ClipDistance:
     seed: int
     decode: Callable[[Tensor], Tensor] | None = None
     takes = ('clip_targets',)
+
+    def select_items(self, items: Tensor, shape: Sequence[int]) -> ClipDistance:
+        """The loss of some items of a batch, where each has targets of its own."""
+        if self.targets.ndim < 3 or len(self.targets) != shape[0] or shape[0] == 1:
+            return self
+        return replace(self, targets=self.targets[items.to(self.targets.device)])
 
     def __call__(self, denoised: Tensor, sigma: Tensor, clip_targets: Tensor | None = None) -> Tensor:
         images = denoised if self.decode is None else self.decode(denoised)

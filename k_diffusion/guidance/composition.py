@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.conditions import map_leaves
 from ..core.protocols import DenoiseFn, GuidedFn
+from ..core.wrapping import DenoiserWrapper, select_like_x
 from .streams import Null, ask_all, without
 
 
-def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Tensor | float | int]], weights: Sequence[float | Tensor],
+def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Any]], weights: Sequence[float | Tensor],
              joined: bool = True) -> GuidedFn:
     """D' = D_u + the sum of w_i (D(x | prompt_i) - D_u), D_u = D(x | null).
 
@@ -31,22 +33,27 @@ def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Tens
 
 
 @dataclass(frozen=True)
-class _Composed:
+class _Composed(DenoiserWrapper):
     denoise: DenoiseFn
     null: Null
     prompts: Sequence[Null]
     weights: Sequence[float | Tensor]
     joined: bool
+    per_item = ('weights',)
+
+    def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
+        selected = [select_like_x(weight, items, shape) for weight in value]
+        return value if all(a is b for a, b in zip(selected, value)) else selected
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         weight = self.weights[0]
         if len(self.prompts) == 1 and not isinstance(weight, Tensor) and weight == 1:
-            return self.denoise(x, sigma, **without(self._named(x, cond), self.prompts[0]))
+            return self.denoise(x, sigma, **without(self._named(x, cond), self.prompts[0], len(x)))
         return self.pair(x, sigma, **cond)[0]
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         cond = self._named(x, cond)
-        uncond, *each = ask_all(self.denoise, x, sigma, [without(cond, given) for given in (self.null, *self.prompts)], self.joined)
+        uncond, *each = ask_all(self.denoise, x, sigma, [without(cond, given, len(x)) for given in (self.null, *self.prompts)], self.joined)
         guided = uncond
         for weight, denoised in zip(self.weights, each):
             guided = guided + (weight.to(x) if isinstance(weight, Tensor) else weight) * (denoised - uncond)
@@ -54,9 +61,12 @@ class _Composed:
 
     def _named(self, x: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
         """The conditions, with one for each item also where the caller left to the prompts what they hold."""
-        return {key: _one_each(value, len(x), x.device) for key, value in self.null.items()} | cond
+        missing = {key: value for key, value in self.null.items() if key not in cond}
+        return {**map_leaves(lambda value: _one_each(value, len(x), x.device), missing), **cond}
 
 
-def _one_each(value: Tensor | float | int, n: int, device: torch.device) -> Tensor:
+def _one_each(value: Any, n: int, device: torch.device) -> Any:
+    if value is None or isinstance(value, str):
+        return value
     value = torch.as_tensor(value, device=device)
     return value.expand(n, *value.shape)

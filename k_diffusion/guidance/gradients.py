@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
+from ..core.wrapping import DenoiserWrapper
 from .streams import check_strength
 
 
@@ -38,7 +39,7 @@ def loss_guidance(denoise: DenoiseFn, loss: Callable[..., Tensor], scale: float,
 
 
 @dataclass(frozen=True)
-class _LossGuided:
+class _LossGuided(DenoiserWrapper):
     denoise: DenoiseFn
     loss: Callable[..., Tensor]
     scale: float
@@ -80,16 +81,25 @@ def classifier_guidance(denoise: DenoiseFn, log_prob: Callable[..., Tensor], sca
     also told y. With scale 0 the classifier is not asked. Dhariwal & Nichol (2021), arXiv 2105.05233, section 4.2.
     """
     check_strength(scale, nothing='0')
+    return _ClassifierGuided(denoise, log_prob, scale, key, keep)
 
-    def guided(x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        if key not in cond:
-            raise ValueError(f'the guided denoiser was called without {key!r}, which it is to guide towards; pass it as a condition')
-        label = cond[key] if keep else cond.pop(key)
-        denoised = denoise(x, sigma, **cond)
-        if scale == 0:
+
+@dataclass(frozen=True)
+class _ClassifierGuided(DenoiserWrapper):
+    denoise: DenoiseFn
+    log_prob: Callable[..., Tensor]
+    scale: float
+    key: str
+    keep: bool
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        if self.key not in cond:
+            raise ValueError(f'the guided denoiser was called without {self.key!r}, which it is to guide towards; pass it as a condition')
+        label = cond[self.key] if self.keep else cond.pop(self.key)
+        denoised = self.denoise(x, sigma, **cond)
+        if self.scale == 0:
             return denoised
         with torch.enable_grad():
             at = x.detach().requires_grad_()
-            gradient, = torch.autograd.grad(log_prob(at, sigma, label).sum(), at)
-        return denoised + scale * append_dims(sigma, x.ndim) ** 2 * gradient
-    return guided
+            gradient, = torch.autograd.grad(self.log_prob(at, sigma, label).sum(), at)
+        return denoised + self.scale * append_dims(sigma, x.ndim) ** 2 * gradient

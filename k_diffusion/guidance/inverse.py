@@ -1,7 +1,7 @@
 """Pictures from what is known of them: inpainting and other inverse problems y = A(clean) + noise, with any denoiser."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
+from ..core.wrapping import DenoiserWrapper, select_like_x
 
 Operator = Callable[[Tensor], Tensor]
 
@@ -17,17 +18,96 @@ Operator = Callable[[Tensor], Tensor]
 def inpainting(denoise: DenoiseFn, image: Tensor, mask: Tensor, spread: float | None = None) -> DenoiseFn:
     """D' is the image where the mask is 1, and the denoiser's elsewhere; x then follows the image's own noise there.
 
-    image: [C, H, W] or one for each item; mask: broadcasts against it, 1 where the image is known. spread: the standard
-    deviation of the data; with it the unknown is first moved to agree with the known, by the network's gradient
-    (`pseudo_inverse` for A = mask), which makes the two fit at twice the cost. With a mask of 0 the denoiser's answer is left
-    as it is, to the last bit. Wang et al. (2022), arXiv 2212.00490.
-    """
-    if spread is not None:
-        denoise = pseudo_inverse(denoise, lambda clean: clean * mask.to(clean), mask * image, spread, orthonormal=True)
+    With a mask of 0 the denoiser's answer is left as it is, to the last bit. Wang et al. (2022), arXiv 2212.00490.
 
-    def guided(x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        return torch.where(mask.to(x.device) > 0.5, image.to(x), denoise(x, sigma, **cond))
-    return guided
+    Args:
+        image: [C, H, W], or one for each item.
+        mask: broadcasts against the image. Booleans, 0 and 1, integers 0 and 255, or soft values in
+            [0, 1]: D' = mask image + (1 - mask) D.
+        spread: the standard deviation of the data. With it the unknown is first moved to agree with the
+            known by the network's gradient (`pseudo_inverse` for A = mask), which makes the two fit at
+            twice the cost.
+    """
+    mask = as_mask(mask)
+    check_broadcast(image, mask)
+    if spread is not None:
+        denoise = pseudo_inverse(denoise, Masked(mask), mask * image, spread, orthonormal=True)
+    return _Inpainting(denoise, image, mask)
+
+
+def as_mask(mask: Tensor) -> Tensor:
+    """Convert a mask to floating values in [0, 1].
+
+    Args:
+        mask: booleans, numbers in [0, 1], or integers of which each is 0 or 255.
+
+    Raises:
+        ValueError: the mask holds other values.
+    """
+    mask = torch.as_tensor(mask)
+    if mask.dtype == torch.bool:
+        return mask.to(torch.float32)
+    values = mask if mask.is_floating_point() else mask.to(torch.float32)
+    if not mask.is_floating_point() and values.numel() and ((values == 0) | (values == 255)).all():
+        return values / 255
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError('mask must hold booleans, values from 0 to 1, or the integers 0 and 255; '
+                         f'got {mask.dtype} from {values.min().item():g} to {values.max().item():g}')
+    return values
+
+
+def check_broadcast(image: Tensor, mask: Tensor) -> None:
+    """Refuse a mask that does not broadcast against the image."""
+    try:
+        torch.broadcast_shapes(image.shape, mask.shape)
+    except RuntimeError:
+        raise ValueError(f'mask must broadcast against the image of shape {list(image.shape)}; '
+                         f'got shape {list(mask.shape)}') from None
+
+
+@dataclass(frozen=True)
+class Masked:
+    """The linear operator that multiplies by a mask."""
+
+    mask: Tensor
+
+    def __call__(self, clean: Tensor) -> Tensor:
+        return clean * self.mask.to(clean)
+
+    def select_items(self, items: Tensor, shape: Sequence[int]) -> Masked:
+        """The operator for some items of a batch."""
+        mask = select_like_x(self.mask, items, shape)
+        return self if mask is self.mask else Masked(mask)
+
+
+@dataclass(frozen=True)
+class _Inpainting(DenoiserWrapper):
+    denoise: DenoiseFn
+    image: Tensor
+    mask: Tensor
+    per_item = ('image', 'mask')
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        if self.image.ndim == x.ndim and len(self.image) not in (1, len(x)):
+            raise ValueError(f'image must hold one image, or one for each of the {len(x)} items; '
+                             f'got {len(self.image)} images')
+        denoised, mask = self.denoise(x, sigma, **cond), self.mask.to(x)
+        return torch.where(mask > 0, torch.lerp(denoised, self.image.to(x), mask), denoised)
+
+
+class _Measured(DenoiserWrapper):
+    """A denoiser that is guided by measurements y = A(clean), one for all items or one for each."""
+
+    operator: Operator
+    y: Tensor
+    per_item = ('y',)
+
+    def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
+        if value.ndim == 0 or len(value) != shape[0] or shape[0] == 1:
+            return value
+        with torch.no_grad():
+            measured = self.operator(value.new_zeros(tuple(shape)))
+        return value[items.to(value.device)] if value.ndim == measured.ndim else value
 
 
 def pseudo_inverse(denoise: DenoiseFn, operator: Operator, y: Tensor, spread: float = 1., noise: float = 0., orthonormal: bool = False,
@@ -40,26 +120,42 @@ def pseudo_inverse(denoise: DenoiseFn, operator: Operator, y: Tensor, spread: fl
     `iterations` steps of conjugate gradients, exact for as many different singular values. Right for Gaussian data of that
     standard deviation, and near the end for any. Song et al. (2023), Pseudoinverse-guided diffusion models, ICLR.
     """
-    if not spread > 0 or noise < 0:
+    check_spread(spread, noise)
+    return _PseudoInverse(denoise, operator, y, spread, noise, orthonormal, iterations)
+
+
+def check_spread(spread: float, noise: float) -> None:
+    """Refuse standard deviations that are none."""
+    if not spread > 0 or not noise >= 0:
         raise ValueError(f'spread is {spread} and noise is {noise}; spread must be above 0 and noise at least 0')
 
-    def guided(x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+
+@dataclass(frozen=True)
+class _PseudoInverse(_Measured):
+    denoise: DenoiseFn
+    operator: Operator
+    y: Tensor
+    spread: float
+    noise: float
+    orthonormal: bool
+    iterations: int
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         sigma_ = append_dims(sigma, x.ndim)
-        variance = sigma_ ** 2 * spread ** 2 / (sigma_ ** 2 + spread ** 2)
+        variance = sigma_ ** 2 * self.spread ** 2 / (sigma_ ** 2 + self.spread ** 2)
         with torch.enable_grad():
             at = x.detach().requires_grad_()
-            denoised = denoise(at, sigma, **cond)
+            denoised = self.denoise(at, sigma, **cond)
         clean = denoised.detach()
-        a = Linear(operator, clean)
-        residual = y.to(clean) - a(clean)
+        a = Linear(self.operator, clean)
+        residual = self.y.to(clean) - a(clean)
         r2 = append_dims(variance.flatten(), residual.ndim)
-        if orthonormal:
-            solved = residual / (r2 + noise ** 2)
+        if self.orthonormal:
+            solved = residual / (r2 + self.noise ** 2)
         else:
-            solved = conjugate_gradients(lambda v: r2 * a(a.transpose(v)) + noise ** 2 * v, residual, iterations)
+            solved = conjugate_gradients(lambda v: r2 * a(a.transpose(v)) + self.noise ** 2 * v, residual, self.iterations)
         push, = torch.autograd.grad(denoised, at, a.transpose(solved))
         return clean + sigma_ ** 2 * push
-    return guided
 
 
 def posterior_sampling(denoise: DenoiseFn, operator: Operator, y: Tensor, scale: float = 1., spread: float = 1.,
@@ -70,19 +166,28 @@ def posterior_sampling(denoise: DenoiseFn, operator: Operator, y: Tensor, scale:
     A = 1 and Gaussian data of standard deviation `spread`, so that scale 1 is a good start; for an A whose gain is g take
     1 / g^2. With scale 0 the denoiser is called as it is. Chung et al. (2022), arXiv 2209.14687.
     """
-    if not spread > 0 or noise < 0:
-        raise ValueError(f'spread is {spread} and noise is {noise}; spread must be above 0 and noise at least 0')
+    check_spread(spread, noise)
+    return _PosteriorSampling(denoise, operator, y, scale, spread, noise)
 
-    def guided(x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        if scale == 0:
-            return denoise(x, sigma, **cond)
+
+@dataclass(frozen=True)
+class _PosteriorSampling(_Measured):
+    denoise: DenoiseFn
+    operator: Operator
+    y: Tensor
+    scale: float
+    spread: float
+    noise: float
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        if self.scale == 0:
+            return self.denoise(x, sigma, **cond)
         with torch.enable_grad():
             at = x.detach().requires_grad_()
-            denoised = denoise(at, sigma, **cond)
-            gradient, = torch.autograd.grad((y.to(denoised) - operator(denoised)).square().sum() / 2, at)
+            denoised = self.denoise(at, sigma, **cond)
+            gradient, = torch.autograd.grad((self.y.to(denoised) - self.operator(denoised)).square().sum() / 2, at)
         s2 = append_dims(sigma, x.ndim) ** 2
-        return denoised.detach() - scale * s2 / (s2 * spread ** 2 / (s2 + spread ** 2) + noise ** 2) * gradient
-    return guided
+        return denoised.detach() - self.scale * s2 / (s2 * self.spread ** 2 / (s2 + self.spread ** 2) + self.noise ** 2) * gradient
 
 
 @dataclass(frozen=True)

@@ -4,56 +4,50 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..core.conditions import DifferentTrees, join_trees, replace_by_null
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
+from ..core.wrapping import DenoiserWrapper, select_items
 
-Null = Mapping[str, Tensor | float | int]
+#: What stands for each condition that is taken away; `replace_by_null` says what a value may be.
+Null: TypeAlias = Mapping[str, Any]
 
 
 def ask_all(denoise: DenoiseFn, x: Tensor, sigma: Tensor, conditions: Sequence[Mapping[str, Any]], joined: bool = True) -> list[Tensor]:
     """D(x | cond) for each of the conditions, each [B, ...].
 
-    Joined, they are one call on a batch as many times as large, for which their tensors must be of the same shapes; split, the
-    calls follow one another and take no more memory than one.
+    Joined, they are one call on a batch as many times as large. Split, the calls follow one another
+    and take no more memory than one; so do conditions that no one batch can hold: different numbers
+    or strings, tensors of different shapes, trees of different structure.
     """
-    if not joined or len(conditions) == 1:
-        return [denoise(x, sigma, **cond) for cond in conditions]
     n = len(conditions)
-    cond = {key: _joined(key, [c[key] for c in conditions]) for key in conditions[0]}
-    return list(denoise(x.repeat(n, *[1] * (x.ndim - 1)), sigma.repeat(n), **cond).chunk(n))
+    if joined and n > 1:
+        try:
+            cond = join_trees([dict(c) for c in conditions], len(x))
+        except DifferentTrees:
+            pass
+        else:
+            denoise = select_items(denoise, torch.arange(len(x)).repeat(n), x.shape)
+            return list(denoise(x.repeat(n, *[1] * (x.ndim - 1)), sigma.repeat(n), **cond).chunk(n))
+    answers = []
+    for i, condition in enumerate(conditions):
+        answer = denoise(x, sigma, **condition)
+        # A denoiser may answer in one buffer again and again: what outlives the next call is copied.
+        answers.append(answer if i == n - 1 else answer.clone())
+    return answers
 
 
-def _joined(key: str, values: Sequence[Any]) -> Any:
-    if not isinstance(values[0], Tensor):
-        return values[0]
-    if len({value.shape for value in values}) > 1:
-        shapes = ', '.join(str(list(value.shape)) for value in values)
-        raise ValueError(f'the condition {key!r} comes in the shapes {shapes}, which cannot be one batch; '
-                         'pad them to one length, or ask for them one after another with joined=False')
-    return torch.cat(list(values))
-
-
-def without(cond: Mapping[str, Any], null: Null) -> dict[str, Any]:
-    """The conditions with those that `null` names taken away: one value for every item, or a tensor of one item's shape."""
+def without(cond: Mapping[str, Any], null: Null, n: int) -> dict[str, Any]:
+    """The conditions of n items with those that `null` names taken away."""
     absent = sorted(null.keys() - cond.keys())
     if absent:
         raise ValueError(f'the guided denoiser was called without {absent[0]!r}, which it is to guide towards; pass it as a condition')
-    return {key: _null(key, null[key], value) if key in null else value for key, value in cond.items()}
-
-
-def _null(key: str, value: Tensor | float | int, like: Any) -> Any:
-    if not isinstance(like, Tensor):
-        return value
-    value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
-    if value.ndim and value.shape != like.shape[1:] and value.shape != like.shape:
-        raise ValueError(f'what stands for no {key!r} has the shape {list(value.shape)}, and an item of the condition has '
-                         f'{list(like.shape[1:])}; give a tensor of that shape, or one number')
-    return value.expand_as(like)
+    return {key: replace_by_null(key, null[key], value, n) if key in null else value for key, value in cond.items()}
 
 
 def check_strength(scale: float, interval: tuple[float, float] = (0., math.inf), nothing: str = '1') -> None:
@@ -65,10 +59,9 @@ def check_strength(scale: float, interval: tuple[float, float] = (0., math.inf),
         raise ValueError(f'the guidance interval is {interval}; it must hold two noise levels, the lower one first')
 
 
-class TwoEstimates(ABC):
+class TwoEstimates(DenoiserWrapper, ABC):
     """A guided denoiser made of two estimates: with scale 1, and outside the interval, the denoiser is asked alone."""
 
-    denoise: DenoiseFn
     scale: float
     interval: tuple[float, float]
 
@@ -77,9 +70,20 @@ class TwoEstimates(ABC):
             return self.denoise(x, sigma, **cond)
         return self.pair(x, sigma, **cond)[0]
 
-    @abstractmethod
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        """(guided, unconditional)."""
+        """(guided, unconditional); outside the interval, where nothing is guided, the conditional estimate twice."""
+        if all_outside(sigma, self.interval):
+            denoised = self.denoise(x, sigma, **cond)
+            return denoised, denoised
+        guided, denoised, unconditional = self.estimates(x, sigma, **cond)
+        if self.interval == (0., math.inf):
+            return guided, unconditional
+        acts = inside(sigma, self.interval, x.ndim)
+        return torch.where(acts, guided, denoised), torch.where(acts, unconditional, denoised)
+
+    @abstractmethod
+    def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """(guided, conditional, unconditional), as if the interval held every level."""
 
 
 def inside(sigma: Tensor, interval: tuple[float, float], ndim: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Thresholding: estimates of pictures kept within the range of pictures."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn, GuidedFn
+from ..core.wrapping import DenoiserWrapper
 
 
 def static_thresholding(denoise: DenoiseFn, low: float = -1., high: float = 1.) -> GuidedFn:
     """D' = D clamped to [low, high]. What lies within is left as it is, to the last bit."""
     if not low < high:
         raise ValueError(f'low is {low} and high is {high}; the range must hold two numbers, the lower one first')
-    return _Thresholded(denoise, lambda denoised: denoised.clamp(low, high))
+    return _Static(denoise, low, high)
 
 
 def dynamic_thresholding(denoise: DenoiseFn, quantile: float = 0.995, bound: float = 1.) -> GuidedFn:
@@ -26,21 +27,12 @@ def dynamic_thresholding(denoise: DenoiseFn, quantile: float = 0.995, bound: flo
     """
     if not 0 < quantile <= 1 or not bound > 0:
         raise ValueError(f'quantile is {quantile} and bound is {bound}; the quantile must be in (0, 1] and the bound above 0')
-
-    def threshold(denoised: Tensor) -> Tensor:
-        sizes = denoised.detach().flatten(1).abs().sort(1).values      # torch.quantile takes at most 2^24 numbers
-        at = quantile * (sizes.shape[1] - 1)
-        low = int(at)
-        s = torch.lerp(sizes[:, low], sizes[:, min(low + 1, sizes.shape[1] - 1)], at - low).clamp(min=bound)
-        s = s.view(-1, *[1] * (denoised.ndim - 1))
-        return denoised.clamp(-s, s) * (bound / s)
-    return _Thresholded(denoise, threshold)
+    return _Dynamic(denoise, quantile, bound)
 
 
-@dataclass(frozen=True)
-class _Thresholded:
-    denoise: DenoiseFn
-    threshold: Callable[[Tensor], Tensor]
+class _Thresholded(DenoiserWrapper, ABC):
+    @abstractmethod
+    def threshold(self, denoised: Tensor) -> Tensor: ...
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         return self.threshold(self.denoise(x, sigma, **cond))
@@ -52,3 +44,28 @@ class _Thresholded:
                              'make that with K.guidance.classifier_free(...) say')
         guided, uncond = self.denoise.pair(x, sigma, **cond)
         return self.threshold(guided), uncond
+
+
+@dataclass(frozen=True)
+class _Static(_Thresholded):
+    denoise: DenoiseFn
+    low: float
+    high: float
+
+    def threshold(self, denoised: Tensor) -> Tensor:
+        return denoised.clamp(self.low, self.high)
+
+
+@dataclass(frozen=True)
+class _Dynamic(_Thresholded):
+    denoise: DenoiseFn
+    quantile: float
+    bound: float
+
+    def threshold(self, denoised: Tensor) -> Tensor:
+        sizes = denoised.detach().flatten(1).abs().sort(1).values      # torch.quantile takes at most 2^24 numbers
+        at = self.quantile * (sizes.shape[1] - 1)
+        low = int(at)
+        s = torch.lerp(sizes[:, low], sizes[:, min(low + 1, sizes.shape[1] - 1)], at - low).clamp(min=self.bound)
+        s = s.view(-1, *[1] * (denoised.ndim - 1))
+        return denoised.clamp(-s, s) * (self.bound / s)

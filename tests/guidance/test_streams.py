@@ -155,7 +155,8 @@ def test_thresholds():
     (lambda: dynamic_thresholding(denoise, 1.5), 'quantile is 1.5'),
     (lambda: static_thresholding(denoise).pair(None, None), 'unless it thresholds a guided one'),
     (lambda: classifier_free(denoise, NULL, 2.)(torch.ones(1, 1, 1, 1), torch.ones(1)), "without 'class_cond'"),
-    (lambda: classifier_free(denoise, {'c': torch.ones(2)}, 2.)(torch.ones(1, 1), torch.ones(1), c=torch.ones(1, 3)), r"'c'.*\[2\].*\[3\]"),
+    (lambda: classifier_free(denoise, {'c': torch.ones(2)}, 2.)(
+        torch.ones(1, 1), torch.ones(1), c=torch.ones(1, 3)), r"'c'.*\[3\].*got \[2\]"),
 ])
 def test_refusals(wrong, message):
     with pytest.raises(ValueError, match=message):

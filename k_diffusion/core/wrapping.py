@@ -1,0 +1,64 @@
+"""Denoisers around denoisers: what every wrapper passes on, and how it follows the items of a batch."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor
+
+from .protocols import DenoiseFn
+
+W = TypeVar('W', bound='DenoiserWrapper')
+
+
+class DenoiserWrapper:
+    """Base of the dataclasses that wrap a denoiser in their field `denoise`.
+
+    A wrapper has the attributes of what it wraps (noise range, tables, device, experiment), except
+    `pair`, which a wrapper defines where it has two estimates of its own. Fields named in `per_item`
+    may hold an entry for each item of the batch.
+    """
+
+    denoise: DenoiseFn
+    per_item: ClassVar[tuple[str, ...]] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('_') or name in ('denoise', 'pair'):
+            raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
+        return getattr(self.denoise, name)
+
+    def select_items(self: W, items: Tensor, shape: Sequence[int]) -> W:
+        """Return the wrapper for some items of a batch, or itself where it holds none of them.
+
+        Args:
+            items: indices [b] into the batch; they may repeat.
+            shape: the shape [B, ...] of the whole batch x.
+        """
+        changes: dict[str, Any] = {}
+        for field in dataclasses.fields(self):      # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.name in self.per_item:
+                selected = self.select_field(field.name, value, items, shape)
+            else:
+                selected = select_items(value, items, shape)
+            if selected is not value:
+                changes[field.name] = selected
+        return dataclasses.replace(self, **changes) if changes else self     # type: ignore[type-var]
+
+    def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
+        """Select the entries of a field named in `per_item`: of tensors that have them as x has."""
+        return select_like_x(value, items, shape)
+
+
+def select_like_x(value: Any, items: Tensor, shape: Sequence[int]) -> Any:
+    """Select the entries of a tensor [B, ...] with as many dimensions as x; others are kept."""
+    if isinstance(value, Tensor) and value.ndim == len(shape) and len(value) == shape[0] > 1:
+        return value[items.to(value.device)]
+    return value
+
+
+def select_items(denoise: Any, items: Tensor, shape: Sequence[int]) -> Any:
+    """Return a denoiser (or a part of one) for some items of a batch of the given shape."""
+    select = getattr(type(denoise), 'select_items', None)
+    return denoise if select is None else select(denoise, items, shape)
