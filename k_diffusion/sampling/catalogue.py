@@ -163,6 +163,7 @@ def iterate(sampler: str | Sampler | Callable[..., Any], model: DenoiseFn, x: Te
     keeps it for later. The last state holds the result, in the precision it was computed in.
     """
     run, watch = _start(find_sampler(sampler), model, x, *args, **kwargs)
+    watch.retain = True     # a state's denoised is looked at after later calls
     state = None
     while True:
         try:

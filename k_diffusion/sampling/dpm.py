@@ -26,7 +26,7 @@ def sample_dpm_2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraA
     noise_sampler = noise_sampler or default_noise_sampler(x)
     for step in steps(model, x, sigmas, extra_args, callback, disable, repeats=s_churn > 0):
         x, sigma_hat = churn(x, step, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
-        x = _midpoint(step, x, sigma_hat, step.sigma_next)
+        x = _midpoint(step, x, step.slope(x, sigma_hat), sigma_hat, step.sigma_next)
         x = yield x
     return x
 
@@ -39,19 +39,19 @@ def sample_dpm_2_ancestral(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_ar
     noise_sampler = noise_sampler or default_noise_sampler(x)
     for step in steps(model, x, sigmas, extra_args, callback, disable):
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
-        x = _midpoint(step, x, step.sigma, sigma_down)
+        denoised = step.denoise(x, borrow=True)
+        x = _midpoint(step, x, to_d(x, step.sigma, denoised), step.sigma, sigma_down)
         if sigma_up:
             x = torch.add(x, noise_sampler(step.sigma, step.sigma_next), alpha=s_noise * sigma_up)
         x = yield x
     return x
 
 
-def _midpoint(step: Step, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    d = to_d(x, sigma, step.denoise(x, sigma))
+def _midpoint(step: Step, x: Tensor, d: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """A step from sigma to sigma_next along the slope at the middle of log sigma, found along d."""
     if sigma_next > 0:
         middle = math.sqrt(sigma * sigma_next)
-        x_2 = torch.add(x, d, alpha=middle - sigma)
-        d = to_d(x_2, middle, step.denoise(x_2, middle))
+        d = step.slope(torch.add(x, d, alpha=middle - sigma), middle)
     return torch.add(x, d, alpha=sigma_next - sigma)
 
 

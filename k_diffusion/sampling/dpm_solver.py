@@ -33,7 +33,7 @@ class DPMSolver(nn.Module):
         self.watch = model if isinstance(model, Watch) else Watch(model, name='DPMSolver')
         self.extra_args = extra_args or {}
         self.eps_callback = eps_callback
-        self.info_callback = info_callback or (lambda info: None)
+        self.info_callback = info_callback
 
     def t(self, sigma: Any) -> float:
         """-log sigma."""
@@ -97,9 +97,11 @@ class DPMSolver(nn.Module):
             t_next = t + (t_end - t) / (len(orders) - i)
             t_down, sigma_up = self._split(t, t_next, t_end, eta)
             self.watch.begin(i, self.sigma(t_next), len(orders))
-            denoised = self.denoise(x, t)
-            self.info_callback({'x': x, 'i': i, 't': t, 't_up': t, 'denoised': denoised})
-            x, _ = single_steps[order - 1](x, t, t_down, eps_cache={'eps': (x - denoised) / self.sigma(t)})
+            denoised, before = self.denoise(x, t), x
+            if self.info_callback is not None:
+                before = x.clone()      # eps is that of the x that the model saw, in the order of the original
+                self.info_callback({'x': x, 'i': i, 't': t, 't_up': t, 'denoised': denoised})
+            x, _ = single_steps[order - 1](x, t, t_down, eps_cache={'eps': (before - denoised) / self.sigma(t)})
             x = self._renoise(x, t, t_next, s_noise * sigma_up, noise_sampler)
             x = yield x
             t = t_next
@@ -142,8 +144,9 @@ class DPMSolver(nn.Module):
             self.watch.sigma = self.sigma(t)
             for key, count in {'steps': 1, 'nfe': order, 'n_accept': accept, 'n_reject': not accept}.items():
                 info[key] += count
-            self.info_callback({'x': x, 'i': info['steps'] - 1, 't': t, 't_up': t, 'denoised': denoised, 'error': error,
-                                'h': pid.h, **info})
+            if self.info_callback is not None:
+                self.info_callback({'x': x, 'i': info['steps'] - 1, 't': t, 't_up': t, 'denoised': denoised, 'error': error,
+                                    'h': pid.h, **info})
             if accept and edit.made():
                 x = again(denoised)[1] + noise
             x = yield x

@@ -21,8 +21,8 @@ def sample_euler(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraA
     noise_sampler = noise_sampler or default_noise_sampler(x)
     for step in steps(model, x, sigmas, extra_args, callback, disable, repeats=s_churn > 0):
         x, sigma_hat = churn(x, step, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
-        denoised = step.denoise(x, sigma_hat)
-        x = torch.add(x, to_d(x, sigma_hat, denoised), alpha=step.sigma_next - sigma_hat)
+        d = step.slope(x, sigma_hat)
+        x = torch.add(x, d, alpha=step.sigma_next - sigma_hat)
         x = yield x
     return x
 
@@ -35,7 +35,7 @@ def sample_euler_ancestral(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_ar
     noise_sampler = noise_sampler or default_noise_sampler(x)
     for step in steps(model, x, sigmas, extra_args, callback, disable):
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
-        denoised = step.denoise(x)
+        denoised = step.denoise(x, borrow=True)
         x = torch.add(x, to_d(x, step.sigma, denoised), alpha=sigma_down - step.sigma)
         if sigma_up:
             x = torch.add(x, noise_sampler(step.sigma, step.sigma_next), alpha=s_noise * sigma_up)

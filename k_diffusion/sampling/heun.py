@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn, NoiseSampler
 from .catalogue import Run, sampler
-from .coefficients import to_d
 from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, steps
 from .noise import churn, default_noise_sampler
 
@@ -31,11 +30,11 @@ def sample_heun(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraAr
     noise_sampler = noise_sampler or default_noise_sampler(x)
     for step in steps(model, x, sigmas, extra_args, callback, disable, repeats=s_churn > 0):
         x, sigma_hat = churn(x, step, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
-        d = to_d(x, sigma_hat, step.denoise(x, sigma_hat))
+        d = step.slope(x, sigma_hat)
         h = step.sigma_next - sigma_hat
         if step.sigma_next > euler_below and step.sigma not in final:
             x_2 = torch.add(x, d, alpha=h)
-            d = (d + to_d(x_2, step.sigma_next, step.denoise(x_2, step.sigma_next))) / 2
+            d = (d + step.slope(x_2, step.sigma_next)) / 2
         x = torch.add(x, d, alpha=h)
         x = yield x
     return x
@@ -53,10 +52,11 @@ def sample_heunpp2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extr
     knots = list(dict.fromkeys(sigmas))
     for step in steps(model, x, sigmas, extra_args, callback, disable):
         ahead = [*knots[knots.index(step.sigma_next):-1][:2]]    # the levels looked at before the end
-        x_k, slopes, weights = x, [to_d(x, step.sigma, step.denoise(x))], []
+        slopes, weights = [step.slope(x)], []
+        x_k = x
         for sigma, sigma_next in itertools.pairwise([step.sigma, *ahead]):
             x_k = torch.add(x_k, slopes[-1], alpha=sigma_next - sigma)
-            slopes.append(to_d(x_k, sigma_next, step.denoise(x_k, sigma_next)))
+            slopes.append(step.slope(x_k, sigma_next))
             weights.append(sigma_next / (len(ahead) + 1) / knots[0])
         for weight, d in zip([1 - sum(weights), *weights], slopes):
             x = torch.add(x, d, alpha=weight * (step.sigma_next - step.sigma))

@@ -12,6 +12,7 @@ from tqdm.auto import trange
 
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
+from .coefficients import to_d
 
 Sigmas: TypeAlias = Tensor | Sequence[float]
 ExtraArgs: TypeAlias = dict[str, Any] | None
@@ -58,12 +59,16 @@ class Watch:
     An answer that is not finite raises a ValueError with sampler, step and sigma: at once on the CPU; elsewhere when `check`
     is called at the end of the run, so that no step waits for the device. Only then is it asked whether the x the run began
     with, or that of the call where it is known still, was finite.
+
+    A model may answer every call in one buffer (CUDA graphs, inference engines). So an answer is copied; `borrow` gives the
+    model's own tensor, for callers that are done with it before the next call. With `retain` set, `borrow` copies too.
     """
 
     def __init__(self, model: DenoiseFn, dtype: torch.dtype | None = None, name: str = 'sampler',
                  afs: bool | float | None = None, start: Tensor | None = None) -> None:
         self.model, self.dtype, self.name, self._start = model, dtype, name, start
         self.nfe = 0
+        self.retain = False
         self._afs = _analytic(afs)
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
         self.begin(0, math.nan)
@@ -80,14 +85,21 @@ class Watch:
         self.denoised: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> Tensor:
-        """D(x, sigma, **cond)."""
+        """D(x, sigma, **cond), in memory that later calls of the model leave alone."""
+        return self._ask(x, sigma, args, cond, copy=True)
+
+    def borrow(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        """D(x, sigma, **cond), in memory that the next call of the model may overwrite."""
+        return self._ask(x, sigma, (), cond, copy=self.retain)
+
+    def _ask(self, x: Tensor, sigma: Tensor, args: Sequence[Any], cond: dict[str, Any], copy: bool) -> Tensor:
         if self._afs is not None:
             return self._analytic(x, sigma, self._afs)
         dtype = self.dtype or x.dtype
-        denoised = self._seen(x, sigma, self.model(_as(x, dtype), _as(sigma, dtype), *args, **cond))
+        denoised = self._seen(x, sigma, self.model(_as(x, dtype), _as(sigma, dtype), *args, **cond), copy)
         self.nfe += 1
         if self.denoised is None:
-            self.denoised = denoised.detach()
+            self.denoised = denoised.detach() if denoised.requires_grad else denoised
         return denoised
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
@@ -100,24 +112,24 @@ class Watch:
         dtype = self.dtype or x.dtype
         guided, unconditional = self.model.pair(_as(x, dtype), _as(sigma, dtype), **cond)
         self.nfe += 1
-        self.denoised = self._seen(x, sigma, guided)
-        return self.denoised, self._seen(x, sigma, unconditional)
+        self.denoised = self._seen(x, sigma, guided, copy=True)
+        return self.denoised, self._seen(x, sigma, unconditional, copy=True)
 
     def _analytic(self, x: Tensor, sigma: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The formula's answer to the first call, and to no other."""
         self._afs, self.denoised = None, formula(x, append_dims(sigma, x.ndim))
         return self.denoised
 
-    def _seen(self, x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:
+    def _seen(self, x: Tensor, sigma: Tensor, denoised: Tensor, copy: bool) -> Tensor:
         """An answer in x's dtype, its shape checked, its values looked at or noted for later."""
         if not isinstance(denoised, Tensor):
             raise ValueError(f'{self.name}: the model answered with a {type(denoised).__name__}; '
                              'a denoiser gives its estimate of the clean data, one tensor shaped like x')
-        denoised = _as(denoised, x.dtype)
+        denoised = denoised.clone() if copy and denoised.dtype == x.dtype else _as(denoised, x.dtype)
         if denoised.shape != x.shape:
             raise ValueError(f'{self.name}: the model answered with shape {tuple(denoised.shape)} to x of shape {tuple(x.shape)}; '
                              'a denoiser gives its estimate of the clean data, shaped like x')
-        total = denoised.detach().sum()
+        total = (denoised.detach() if denoised.requires_grad else denoised).sum()
         if not x.is_cpu:
             self._unseen.append((self.i, sigma, total))
         elif not math.isfinite(total):
@@ -170,16 +182,37 @@ class Step:
         self.last = i == n - 1
         self._watch, self._extra_args, self._callback = watch, extra_args or {}, callback
 
-    def denoise(self, x: Tensor, sigma: float | None = None, draft: bool = False) -> Tensor:
-        """D(x, sigma), by default at the step's own level. The first answer of a step that is no draft is shown to the callback."""
+    def denoise(self, x: Tensor, sigma: float | None = None, draft: bool = False, borrow: bool = False) -> Tensor:
+        """Return D(x, sigma), and show the first answer of the step to the callback.
+
+        Args:
+            x: Where to ask, [B, ...].
+            sigma: The level; by default that of the step.
+            draft: The answer is not the step's: it is not shown, and the next one counts as the first.
+            borrow: Skip the copy of the answer. The next call of the model may then overwrite it, so neither keep it
+                nor return it as x.
+        """
         sigma = self.sigma if sigma is None else sigma
         first = self._watch.denoised is None
-        denoised = self._watch(x, x.new_full((x.shape[0],), sigma), **self._extra_args)
+        ask = self._watch.borrow if borrow and self._callback is None else self._watch
+        denoised = ask(x, x.new_full((x.shape[0],), sigma), **self._extra_args)
         if draft:
             self._watch.denoised = None     # the next answer is the step's
         elif first:
             self.show(x, sigma, denoised)
         return denoised
+
+    def slope(self, x: Tensor, sigma: float | None = None) -> Tensor:
+        """Return to_d(x, sigma, D(x, sigma)), as a new tensor.
+
+        It is the slope of the x that the model saw, in the order of the original k-diffusion: where the callback edits x, x
+        alone moves. Where it edits denoised, the slope follows.
+        """
+        sigma = self.sigma if sigma is None else sigma
+        if self._callback is None:
+            return to_d(x, sigma, self.denoise(x, sigma, borrow=True))
+        before = x.clone()
+        return to_d(before, sigma, self.denoise(x, sigma))
 
     def denoise_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The guided and the unconditional estimate at the step's level. The callback is shown both."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from .catalogue import Run, sampler
-from .coefficients import adams_weights, lagrange, to_d
+from .coefficients import adams_weights, lagrange
 from .exponential import Past, combine, past_levels
 from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, steps
 from .quadrature import integral
@@ -27,7 +27,7 @@ def walk_slopes(model: DenoiseFn, x: Tensor, sigmas: Sequence[float], extra_args
     """The steps of a table of weights, those of the newest slope first."""
     history: deque[Tensor] = deque(maxlen=max(map(len, weights), default=1))
     for step in steps(model, x, sigmas, extra_args, callback, disable):
-        history.appendleft(to_d(x, step.sigma, step.denoise(x)))
+        history.appendleft(step.slope(x))
         x = combine(x, 1., weights[step.i], history)
         x = yield x
     return x

@@ -87,8 +87,10 @@ def adaptive_per_item(solver: DPMSolver, x: Tensor, t_start: float, t_end: float
         solver.watch.sigma = math.exp(-min(t))
         info = {'steps': steps, 'nfe': order * steps, 'n_accept': accepts, 'n_reject': rejects}
         times, sizes = x.new_tensor(t), x.new_tensor([pid.h for pid in pids])
-        solver.info_callback({'x': x, 'i': steps - 1, 't': times, 't_up': times, 'sigma': (-times).exp(), 'sigma_hat': (-times).exp(),
-                              'denoised': items.denoised, 'error': x.new_tensor(errors), 'h': sizes, **info})
+        if solver.info_callback is not None:
+            levels = (-times).exp()
+            solver.info_callback({'x': x, 'i': steps - 1, 't': times, 't_up': times, 'sigma': levels, 'sigma_hat': levels.clone(),
+                                  'denoised': items.denoised, 'error': x.new_tensor(errors), 'h': sizes, **info})
         if edit.made():
             x = torch.where(taken, Items(solver, start, before, t_next, order, items.denoised).pair()[1], x)
         x = yield x

@@ -68,7 +68,7 @@ def sample_sei(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArg
     """Multistep of the given order that is exact where the data is Gaussian with this spectrum, at any step size. 1 NFE.
 
     spectrum: Spectrum.of(data), some hundred items; None takes mean 0 and the standard deviation `std` everywhere.
-    tele: the first step is the Gaussian's alone and asks the model nothing.
+    tele: the first step is the Gaussian's alone and asks the model nothing. A schedule of one step to 0 without it gives D.
     """
     spectrum = (Spectrum.isotropic(std) if spectrum is None else spectrum).like(x)
     sigmas = levels(sigmas)
@@ -76,11 +76,15 @@ def sample_sei(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArg
     history: deque[Tensor] = deque(maxlen=order)
     for step in steps(model, x, sigmas, extra_args, callback, disable):
         a, weights = table[step.i]
-        if tele and not history:
+        first = not history
+        if tele and first:
             denoised = spectrum.denoise(x, step.sigma)
             step.show(x, step.sigma, denoised)
         else:
             denoised = step.denoise(x)
+        if first and not tele and step.sigma_next == 0:
+            x = yield denoised
+            continue
         y = spectrum.analyse(x)
         history.appendleft(residual(y, spectrum.analyse(denoised), spectrum.variance, step.sigma))
         y = a * y

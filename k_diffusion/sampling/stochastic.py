@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn, NoiseSampler
 from .catalogue import Run, sampler
-from .coefficients import get_ancestral_step, to_d
+from .coefficients import get_ancestral_step
 from .exponential import LAST, STAY, Past, Row, Table, corrected, exponential_row, folded, past_levels, walk_table
 from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, walk
 from .noise import default_noise_sampler
@@ -174,10 +174,10 @@ def sample_restart(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extr
         if step.sigma > at:
             noise = noise_sampler(at, step.sigma)
             x = torch.add(x, noise, alpha=s_noise * math.sqrt(step.sigma ** 2 - at ** 2))
-        d, h = to_d(x, step.sigma, step.denoise(x)), step.sigma_next - step.sigma
+        d, h = step.slope(x), step.sigma_next - step.sigma
         if step.sigma_next > 0:
             x_2 = torch.add(x, d, alpha=h)
-            d = (d + to_d(x_2, step.sigma_next, step.denoise(x_2, step.sigma_next))) / 2
+            d = (d + step.slope(x_2, step.sigma_next)) / 2
         x = torch.add(x, d, alpha=h)
         at = step.sigma_next
         x = yield x

@@ -79,8 +79,9 @@ class Students:
         x = leave(self.base, self.spectrum, flat)
         sigma = x.new_tensor([row.sigma for row in rows]).repeat_interleave(B)
         cond = {key: value.repeat(len(rows), *[1] * (value.ndim - 1)) for key, value in self.teacher.extra_args.items()}
-        parts = [slice(start, start + self.batch_size) for start in range(0, len(x), self.batch_size)]
-        denoised = torch.cat([self.denoise(x[part], sigma[part], **{key: value[part] for key, value in cond.items()}) for part in parts])
+        denoised = torch.empty_like(x)
+        for part in (slice(start, start + self.batch_size) for start in range(0, len(x), self.batch_size)):
+            denoised[part] = self.denoise(x[part], sigma[part], **{key: value[part] for key, value in cond.items()})
         return denoised.view_as(y), feature(self.base, self.spectrum, flat, denoised, sigma).view_as(y)
 
     def _combined(self, y: Tensor, history: Sequence[Tensor], rows: Sequence[Row]) -> Tensor:
