@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,8 +85,7 @@ def read_json(text: str, name: str) -> Any:
     (`Infinity` is refused too: it is not JSON. Write a large number or leave the key out.)
     """
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in items]
-        twice = sorted({key for key in keys if keys.count(key) > 1})
+        twice = sorted(key for key, count in Counter(key for key, _ in items).items() if count > 1)
         if twice:
             raise ValueError(f'{name}: the key {twice[0]!r} is given twice in one object; keep one of them')
         return dict(items)

@@ -1,86 +1,20 @@
-"""Pickles read without running what they say: tensors, numbers, text and containers as they are, all else as inert records.
-
-A pickle is a small program that can call any function there is. Here the only functions it can reach are those that rebuild a
-tensor, and every other name becomes a record of that name and of what it would have been called with.
-"""
+"""Pickles read without running what they say: tensors, numbers, text and containers as they are, all else as inert records."""
 from __future__ import annotations
 
-import collections
-import io
 import os
-import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import torch
-import torch._utils
 from torch import Tensor
 
+from .torch_files import read_torch_file
+from .unpickling import TEXT_LENGTH, Foreign, Record, Unreadable
 
-class Record(dict[Any, Any]):
-    """What stands in a pickle under a name that is not read: its name, what it was to be called with, and its state."""
+__all__ = ['Record', 'read_pickle', 'state_of', 'tensors_of']
 
-    module: str = ''
-    name: str = ''
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Record:
-        record = super().__new__(cls)
-        record.arguments = args
-        return record
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        self.items_added: list[Any] = []
-
-    def __setstate__(self, state: Any) -> None:
-        # A record is plain data: its state is kept beside it, never set as attributes.
-        self.state = state
-
-    def append(self, item: Any) -> None:
-        self.items_added.append(item)
-
-    def extend(self, items: Any) -> None:
-        self.items_added.extend(items)
-
-    def __hash__(self) -> int:     # type: ignore[override]
-        return id(self)
-
-    def __repr__(self) -> str:
-        return f'<{self.module}.{self.name} as a record>'
-
-    arguments: tuple[Any, ...] = ()
-    state: Any = None
-
-
-def _tensor_from_bytes(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), weights_only=True)
-
-
-#: The number that the files of torch before 1.6 begin with.
-_OLD_FORMAT = 0x1950a86a20f9469cfc6c
-_READ = {
-    ('torch._utils', '_rebuild_tensor_v2'): torch._utils._rebuild_tensor_v2,
-    ('torch._utils', '_rebuild_parameter'): torch._utils._rebuild_parameter,
-    ('torch.storage', '_load_from_bytes'): _tensor_from_bytes,
-    ('collections', 'OrderedDict'): collections.OrderedDict,
-    ('torch', 'Size'): torch.Size,
-    ('builtins', 'set'): set,
-    ('builtins', 'frozenset'): frozenset,
-    ('builtins', 'complex'): complex,
-    ('builtins', 'bytearray'): bytearray,
-    **{('torch', name): getattr(torch, name) for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)},
-}
-
-
-class InertUnpickler(pickle.Unpickler):
-    """A reader that finds nothing but what rebuilds tensors; other names become Records."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _READ:
-            return _READ[module, name]
-        return type(name.rsplit('.', 1)[-1], (Record,), {'module': module, 'name': name})
+#: Levels of modules, and modules and tensors in all, that a pickled network may have.
+_LEVELS, _PARTS = 100, 1_000_000
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
@@ -89,28 +23,38 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f'no file at {path}; give the path of a .pkl, .pt or .ckpt file')
     try:
-        with open(path, 'rb') as file:
-            if file.read(4)[:2] == b'PK':
-                return torch.load(path, map_location='cpu', weights_only=False, pickle_module=_MODULE)
-            file.seek(0)
-            content = InertUnpickler(file).load()
-        return torch.load(path, map_location='cpu', weights_only=True) if content == _OLD_FORMAT else content
-    except Exception as error:      # a damaged pickle can fail in any way
-        raise ValueError(f'{path} cannot be read safely ({type(error).__name__}: {error}); it is damaged, or of a form that only running '
-                         'its code would open, which is not done: save a state dict or .safetensors where it comes from') from None
+        return read_torch_file(path, data_only=False)
+    except Foreign as error:
+        raise ValueError(f'{path} cannot be read safely: {error}. Save a state dict or .safetensors where it comes from') from None
+    except Unreadable as error:
+        raise ValueError(f'{path} cannot be read safely: {error}. It is damaged, or of a form that only running its code would open; '
+                         'save a state dict or .safetensors where it comes from') from None
 
 
 def tensors_of(record: Any, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
     """The parameters and buffers of a pickled nn.Module (a Record with its state), under the names of its state dict."""
-    state = state_of(record)
-    dropped = state.get('_non_persistent_buffers_set') or ()
-    for group in ('_parameters', '_buffers'):
-        for name, value in (state.get(group) or {}).items():
-            if isinstance(value, Tensor) and name not in dropped:
-                yield prefix + name, value.detach()
-    for name, module in (state.get('_modules') or {}).items():
-        if module is not None:
-            yield from tensors_of(module, f'{prefix}{name}.')
+    waiting, seen = [(record, prefix, 0)], 0
+    while waiting:
+        module, prefix, level = waiting.pop()
+        seen += 1
+        if seen > _PARTS or level > _LEVELS or len(prefix) > TEXT_LENGTH:
+            raise ValueError(f'the network in this file has more than {_PARTS:,} parts or {_LEVELS} levels, or holds itself')
+        state = state_of(module)
+        dropped = _mapping(state.get('_non_persistent_buffers_set'))
+        for group in ('_parameters', '_buffers'):
+            for name, value in _mapping(state.get(group)).items():
+                seen += 1
+                if isinstance(value, Tensor) and name not in dropped:
+                    yield f'{prefix}{name}', value.detach()
+        inner = [(value, f'{prefix}{name}.', level + 1) for name, value in _mapping(state.get('_modules')).items() if value is not None]
+        waiting += reversed(inner)
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    """A dict of a pickle, where there is one; the names of a set as keys."""
+    if isinstance(value, (set, frozenset)):
+        return dict.fromkeys(value)
+    return value if isinstance(value, dict) else {}
 
 
 def state_of(record: Any) -> dict[str, Any]:
@@ -122,8 +66,3 @@ def state_of(record: Any) -> dict[str, Any]:
         if isinstance(meta, dict) and isinstance(meta.get('state'), dict):      # the persistent objects of EDM
             return meta['state']
     return {}
-
-
-#: What torch.load takes for the module `pickle`: the reader above and nothing else.
-_MODULE: Any = SimpleNamespace(Unpickler=InertUnpickler, load=lambda file, **_: InertUnpickler(file).load(),
-                               UnpicklingError=pickle.UnpicklingError, __name__='inert')

@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
@@ -17,9 +16,11 @@ from torch import Tensor
 from .extras import require
 from .files import HashingFile, Written, read_json, whole_file
 from .images import raw_bytes
+from .torch_files import read_torch_file
+from .unpickling import Foreign, Unreadable
 
 
-def load_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> Any:
+def load_checkpoint(path: str | os.PathLike[str]) -> Any:
     """Reads a .pth file that holds tensors, numbers, strings, lists and dicts; anything else is refused, nothing runs.
 
     A missing, empty, cut or foreign file raises one sentence that names it.
@@ -28,14 +29,12 @@ def load_checkpoint(path: str | os.PathLike[str], map_location: Any = 'cpu') -> 
     if not path.is_file():
         raise FileNotFoundError(f'no checkpoint at {path}; give the path of a .pth or .safetensors file')
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        if 'Weights only load failed' not in str(error):
-            raise ValueError(f'{path} is damaged or not a checkpoint; use an older one from the same folder') from None
-        raise ValueError(f'{path} is no checkpoint of tensors, numbers and text alone; anything else is refused, since reading it '
-                         'could run code: save a state_dict where it comes from') from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f'{path} is damaged, cut short or not a checkpoint ({error or "it is empty"}); '
+        return read_torch_file(path, data_only=True)
+    except Foreign as error:
+        raise ValueError(f'{path} is no checkpoint of tensors, numbers and text alone ({error}); anything else is refused, since '
+                         'reading it could run code: save a state_dict where it comes from') from None
+    except (Unreadable, OSError) as error:
+        raise ValueError(f'{path} is damaged, cut short or not a checkpoint ({error}); '
                          'use an older one from the same folder') from None
 
 

@@ -2,10 +2,9 @@
 from __future__ import annotations
 
 import io
-import pickle
+import math
 import tarfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..core.unpickling import Budget, Foreign, Machine, Record, Unreadable
 from .datasets import Dataset, Images
 from .opening import DATASETS, LocatedConfig, Request
 from .published import CIFAR10, fetch, missing
@@ -22,6 +22,9 @@ _BINARY = [f'data_batch_{i}.bin' for i in range(1, 6)]
 _PIXELS = 3 * 32 * 32
 #: The most bytes that a batch may have (the published ones have 31 million).
 BATCH_LIMIT = 2**26
+#: What numpy's pickles of arrays name.
+_ARRAY_NAMES = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
+                ('numpy', 'ndarray'), ('numpy', 'dtype')}
 
 
 @DATASETS.register('cifar10')
@@ -103,51 +106,28 @@ def _parse(name: str, data: bytes) -> tuple[Tensor, Tensor]:
 
 def read_arrays(name: str, data: bytes) -> dict[Any, Any]:
     """A pickled dict of byte arrays (as uint8 tensors), text, numbers, lists and dicts; one that names anything else is refused."""
+    machine = Machine(io.BytesIO(data), len(data), Budget(len(data)), records=_ARRAY_NAMES, text=False)
     try:
-        value = _ArrayUnpickler(io.BytesIO(data), encoding='bytes').load()
-    except pickle.UnpicklingError as error:
-        raise ValueError(f'{name} is refused: {error}') from None
-    except Exception as error:  # a damaged pickle makes the reader raise almost anything
-        raise ValueError(f'{name} is cut short or damaged ({type(error).__name__}: {error}); fetch it again') from None
-    if not isinstance(value, dict):
+        value = machine.load()
+    except Foreign as error:
+        raise ValueError(f'{name} is refused: {error}, and only arrays of bytes, text and numbers are read') from None
+    except Unreadable as error:
+        raise ValueError(f'{name} is cut short or damaged ({error}); fetch it again') from None
+    if not isinstance(value, dict) or isinstance(value, Record):
         raise ValueError(f'{name} holds {type(value).__name__}, not a dict of arrays')
-    return {key: entry.tensor() if isinstance(entry, _Array) else entry for key, entry in value.items()}
+    return {key: _array(name, entry) if isinstance(entry, Record) else entry for key, entry in value.items()}
 
 
-class _Array:
-    """What stands in for numpy's array while a pickle is read: it keeps the state it is given and does nothing."""
-
-    def __init__(self, *_: Any) -> None:
-        self.state: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def tensor(self) -> Tensor:
-        _, shape, dtype, fortran, raw = self.state
-        if dtype.code not in (b'u1', 'u1') or fortran:
-            raise ValueError(f'an array of {dtype.code!r} is not one of bytes, row by row')
-        return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(*shape)
-
-
-class _Dtype(_Array):
-    def __init__(self, code: Any = None, *_: Any) -> None:
-        super().__init__()
-        self.code = code
-
-
-def _text_to_bytes(text: Any, encoding: Any) -> bytes:
-    return str(text).encode('latin1')
-
-
-_STAND_INS: dict[str, Callable[..., Any]] = {
-    'numpy.core.multiarray._reconstruct': _Array, 'numpy._core.multiarray._reconstruct': _Array,
-    'numpy.ndarray': _Array, 'numpy.dtype': _Dtype, '_codecs.encode': _text_to_bytes,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if f'{module}.{name}' not in _STAND_INS:
-            raise pickle.UnpicklingError(f'it names {module}.{name}, and only arrays of bytes, text and numbers are read')
-        return _STAND_INS[f'{module}.{name}']
+def _array(name: str, record: Record) -> Tensor:
+    """The array of bytes [N, ...] whose making by numpy a record holds."""
+    try:
+        _, shape, dtype, fortran, raw = record.state
+        code = dtype.arguments[0]
+    except (TypeError, ValueError, AttributeError, IndexError):
+        raise ValueError(f'{name} is cut short or damaged (an array of it lacks its data); fetch it again') from None
+    if code not in (b'u1', 'u1') or fortran:
+        raise ValueError(f'{name} is refused: an array of {code!r} is not one of bytes, row by row')
+    if type(raw) is not bytes or type(shape) is not tuple or not all(type(side) is int and side >= 0 for side in shape) \
+            or math.prod(shape) != len(raw):
+        raise ValueError(f'{name} is cut short or damaged (an array of it has another size than it states); fetch it again')
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(*shape) if raw else torch.empty(shape, dtype=torch.uint8)

@@ -122,7 +122,7 @@ def _edm(content: Mapping[str, Any], key: str) -> Published:
     name = str(meta.get('class_name', record.name)) if isinstance(meta, dict) else record.name
     kwargs = {k: v for k, v in dict(state.get('_init_kwargs') or {}).items() if not isinstance(v, Record)}
     file = 'training.networks_edm2' if name == 'Precond' else 'training.networks'
-    weights = {name: tensor.clone() for name, tensor in tensors_of(record)}
+    weights = dict(tensors_of(record))
     if not weights or not all(torch.is_tensor(tensor) for tensor in weights.values()):
         raise ValueError(f'the network {name!r} in this file holds no tensors that can be read without running its code')
     return Published('EDM2' if name == 'Precond' else 'EDM', f'{name} of {file}', weights, kwargs,

@@ -1,0 +1,123 @@
+"""The members of a zip file, read with bounds: stored or deflated, under the lengths that its directory states."""
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+from .unpickling import Budget, Unreadable
+
+#: Members that a file may have.
+MEMBERS = 1 << 18
+_CHUNK = 1 << 20
+_END, _END64, _LOCATOR64, _ENTRY, _LOCAL = b'PK\5\6', b'PK\6\6', b'PK\6\7', b'PK\1\2', b'PK\3\4'
+_WIDE = 0xffffffff
+
+
+class Member(NamedTuple):
+    """Where a member lies: its local header, how it is packed, its size packed and unpacked."""
+
+    header: int
+    method: int
+    packed: int
+    size: int
+
+
+def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
+    """The members of a zip file of `size` bytes, by name."""
+    start, length = _directory(file, size)
+    if start + length > size:
+        raise Unreadable('its directory is damaged')
+    file.seek(start)
+    data, at = file.read(length), 0
+    members: dict[str, Member] = {}
+    while at < len(data):
+        if data[at:at + 4] != _ENTRY or at + 46 > len(data):
+            raise Unreadable('its directory is damaged')
+        flags, method, packed, unpacked, name_length, extra_length, comment_length, header = struct.unpack_from(
+            '<8xHH8xLLHHH8xL', data, at)
+        extra_at = at + 46 + name_length
+        name = data[at + 46:extra_at].decode('utf-8', 'surrogateescape')
+        unpacked, packed, header = _wide(data[extra_at:extra_at + extra_length], [unpacked, packed, header])
+        if flags & 1 or name in members or len(members) >= MEMBERS:
+            raise Unreadable(f'its member {ascii(name)[:80]} is encrypted or there twice, or its members are too many')
+        members[name] = Member(header, method, packed, unpacked)
+        at = extra_at + extra_length + comment_length
+    return members
+
+
+def read_chunks(file: BinaryIO, size: int, member: Member, budget: Budget) -> Iterator[bytes]:
+    """The unpacked contents of a member in pieces, charged to the budget; they have the stated size, or Unreadable is raised."""
+    budget.allocate(member.size)
+    file.seek(member.header)
+    local = file.read(30)
+    if len(local) < 30 or local[:4] != _LOCAL:
+        raise Unreadable('a member of it is damaged')
+    start = member.header + 30 + sum(struct.unpack_from('<HH', local, 26))
+    if start + member.packed > size:
+        raise Unreadable('it is cut short')
+    file.seek(start)
+    chunks = _packed(file, member.packed)
+    if member.method == 8:
+        chunks = _inflated(chunks)
+    elif member.method or member.packed != member.size:
+        raise Unreadable('a member of it is packed in a way that is not read')
+    done = 0
+    for chunk in chunks:
+        done += len(chunk)
+        if done > member.size:
+            break
+        yield chunk
+    if done != member.size:
+        raise Unreadable('a member of it has another size than its directory states')
+
+
+def _packed(file: BinaryIO, left: int) -> Iterator[bytes]:
+    while left:
+        chunk = file.read(min(left, _CHUNK))
+        if not chunk:
+            raise Unreadable('it is cut short')
+        left -= len(chunk)
+        yield chunk
+
+
+def _inflated(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    inflater = zlib.decompressobj(-15)
+    for chunk in chunks:
+        while chunk and not inflater.eof:
+            yield inflater.decompress(chunk, _CHUNK)
+            chunk = inflater.unconsumed_tail
+    yield inflater.flush()
+
+
+def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
+    """Where the directory of a zip file starts, and its length."""
+    file.seek(max(0, size - (1 << 16) - 22))
+    tail = file.read((1 << 16) + 22)
+    at = tail.rfind(_END)
+    if at < 0 or at + 22 > len(tail):
+        raise Unreadable('it is cut short: its directory is not at its end')
+    length, start = struct.unpack_from('<LL', tail, at + 12)
+    if at >= 20 and tail[at - 20:at - 16] == _LOCATOR64:
+        position = struct.unpack_from('<Q', tail, at - 12)[0]
+        if position + 56 > size:
+            raise Unreadable('its directory is damaged')
+        file.seek(position)
+        end = file.read(56)
+        if end[:4] != _END64:
+            raise Unreadable('its directory is damaged')
+        length, start = struct.unpack_from('<QQ', end, 40)
+    return start, length
+
+
+def _wide(extra: bytes, values: list[int]) -> list[int]:
+    """Sizes and offset of an entry, with those that do not fit into 32 bits from its extra field."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from('<HH', extra, at)
+        if kind == 1:
+            numbers = iter(struct.unpack_from(f'<{length // 8}Q', extra[at + 4:at + 4 + length]))
+            return [next(numbers, value) if value == _WIDE else value for value in values]
+        at += 4 + length
+    return values
