@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..denoisers.base import PreconditionedDenoiser
 from ..denoisers.scalings import Scalings, karras, v
 from ..schedules import append_zero, get_sigmas_karras
+from .unwrapping import check_network
 
 
 class EDMDenoiser(nn.Module):
@@ -60,6 +61,9 @@ class KarrasTimeDenoiser(PreconditionedDenoiser):
 
     def __init__(self, inner_model: Any, sigma_data: float = 0.5, prediction: str = 'epsilon', sigma_min: float = 0.002,
                  sigma_max: float = 80.) -> None:
+        check_network('inner_model', inner_model)
+        if prediction not in ('epsilon', 'v_prediction'):
+            raise ValueError(f"prediction must be 'epsilon' or 'v_prediction'; got {prediction!r}")
         super().__init__(inner_model, sigma_data)
         self.prediction, self.sigma_min, self.sigma_max = prediction, sigma_min, sigma_max
 

@@ -1,6 +1,7 @@
 """Rectified flow: Stable Diffusion 3, Flux and their kind."""
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,15 @@ from torch import Tensor
 from ..denoisers.base import PreconditionedDenoiser
 from ..denoisers.scalings import Scalings, flow
 from ..schedules import flow_time_to_sigma, get_sigmas_flow, sigma_to_flow_time
+from .unwrapping import check_network
+
+#: (c_skip, c_out, c_in) by what the network gives at x_t = x / (1 + sigma), t = sigma / (1 + sigma).
+PREDICTIONS: Mapping[str, Callable[[Tensor], Scalings]] = {
+    'flow': flow,
+    'eps': lambda sigma: (torch.ones_like(sigma), -sigma, 1 / (1 + sigma)),
+    'x0': lambda sigma: (torch.zeros_like(sigma), torch.ones_like(sigma), 1 / (1 + sigma)),
+    'v': lambda sigma: ((1 + sigma)**-2, -sigma / (1 + sigma), 1 / (1 + sigma)),
+}
 
 
 class FlowDenoiser(PreconditionedDenoiser):
@@ -19,18 +29,25 @@ class FlowDenoiser(PreconditionedDenoiser):
     `get_sigmas` alone, for D(x, sigma) is the same at any shift. sigma_max stands for infinity, where t is 1; beyond about 1e4
     float32 begins to lose the picture in the noise.
 
+    prediction: what F gives; 'flow' (noise - clean), 'eps' (the noise), 'x0' (clean) or 'v' ((1 - t) noise - t clean).
+
     Liu et al. (2022), arXiv 2209.03003; the shift: Esser et al. (2024), arXiv 2403.03206, eq. 23.
     """
 
-    def __init__(self, inner_model: Any, shift: float = 1., time_scale: float = 1., sigma_max: float = 1e4) -> None:
+    def __init__(self, inner_model: Any, shift: float = 1., time_scale: float = 1., sigma_max: float = 1e4,
+                 prediction: str = 'flow') -> None:
+        check_network('inner_model', inner_model)
         super().__init__(inner_model)
         for name, value in ('shift', shift), ('time_scale', time_scale), ('sigma_max', sigma_max):
             if not value > 0:
-                raise ValueError(f'{name} is {value}; it must be above 0')
+                raise ValueError(f'{name} must be above 0; got {value}')
+        if prediction not in PREDICTIONS:
+            raise ValueError(f'prediction must be one of {", ".join(PREDICTIONS)}; got {prediction!r}')
         self.shift, self.time_scale, self.sigma_max = shift, time_scale, sigma_max
+        self.prediction = prediction
 
     def scalings(self, sigma: Tensor) -> Scalings:
-        return flow(sigma, self.sigma_data)
+        return PREDICTIONS[self.prediction](sigma)
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
         """The flow's time in [0, 1), in sigma's shape."""

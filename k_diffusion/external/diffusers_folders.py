@@ -1,0 +1,100 @@
+"""The network and the scheduler in the folder of a diffusers pipeline, and variants of its weights."""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.extras import require
+
+#: A file of weights, its variant, and its number among several.
+_WEIGHTS = re.compile(r'diffusion_pytorch_model(?:-\d{5}-of-\d{5})?(?:\.(?P<variant>[^.]+?))?'
+                      r'(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)')
+
+
+def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> tuple[Any, Any]:
+    """Load the network and the scheduler of a pipeline's folder, or of one of that name on the hub.
+
+    Args:
+        source: the folder or the name.
+        dtype: the dtype of the network; None for float32.
+        variant: the variant of the weights, 'fp16' for example; None for those without one or, in a
+            folder without those, for the only variant.
+
+    Raises:
+        FileNotFoundError: no such folder or name, or no weights of that variant.
+        ValueError: the pipeline has two networks, or its classes are not of diffusers.
+    """
+    diffusers = require('diffusers', 'diffusers', 'loading a diffusers model')
+    index = _read_index(diffusers, source)
+    parts = {key: index[key] for key in ('unet', 'transformer', 'scheduler')
+             if index.get(key) not in (None, [None, None])}
+    second = next((key for key in ('transformer_2', 'unet_2')
+                   if index.get(key) not in (None, [None, None])), None)
+    if second is not None:
+        raise ValueError(f'source must have one network; {source} has a second, {second}, for other noise '
+                         'levels: load each yourself and give it with the scheduler')
+    for key, (library, name) in parts.items():
+        if library != 'diffusers' or not hasattr(diffusers, name):
+            raise ValueError(f'{source} wants {name} of {library} as its {key}; only classes of diffusers itself are loaded, since others '
+                             'are code that comes with the weights')
+    loaded: dict[str, Any] = {}
+    for key, (_, name) in parts.items():
+        options = {} if key == 'scheduler' else _weight_options(source, key, dtype, variant)
+        try:
+            loaded[key] = getattr(diffusers, name).from_pretrained(source, subfolder=key, **options)
+        except Exception as error:      # whatever a damaged or missing file raises there
+            lines = str(error).strip().splitlines() or ['']
+            kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+            raise kind(f'the {key} of {source} cannot be loaded ({type(error).__name__}: {lines[0]}); the '
+                       f'folder {key} must hold its config and its weights: if they have a variant, give '
+                       'variant=') from error
+    return loaded.get('unet', loaded.get('transformer')), loaded.get('scheduler')
+
+
+def choose_variant(folder: Path, variant: str | None) -> str | None:
+    """Return the variant of a folder's weights that is asked for, or the only one there is.
+
+    Raises:
+        FileNotFoundError: the folder has no weights, or none of that variant.
+        ValueError: none was asked for and several fit.
+    """
+    found = {match['variant'] or '' for file in sorted(folder.iterdir())
+             if (match := _WEIGHTS.fullmatch(file.name))} if folder.is_dir() else set()
+    names = ', '.join(repr(name) for name in sorted(found - {''})) or 'none'
+    if not found:
+        raise FileNotFoundError(f'{folder} holds no weights (diffusion_pytorch_model*.safetensors)')
+    if variant is not None:
+        if variant not in found:
+            raise FileNotFoundError(f'variant must be one of those in {folder}: {names}; got {variant!r}'
+                                    + ('; leave it out for the weights without a variant' if '' in found else ''))
+        return variant
+    if '' in found:
+        return None
+    if len(found) > 1:
+        raise ValueError(f'variant must be given for {folder}, which holds several and none without: {names}')
+    return found.pop()
+
+
+def _weight_options(source: str, key: str, dtype: torch.dtype | None, variant: str | None) -> dict[str, Any]:
+    if Path(source).is_dir():
+        variant = choose_variant(Path(source) / key, variant)
+    return {**({} if dtype is None else {'torch_dtype': dtype}), **({} if variant is None else {'variant': variant})}
+
+
+def _read_index(diffusers: Any, source: str) -> Mapping[str, Any]:
+    path = Path(source)
+    if path.is_file():
+        raise ValueError(f'source must be the folder of a pipeline; {source} is a file: read it with K.external.load_published, or let '
+                         'diffusers convert it (from_single_file) and give the pipeline')
+    try:
+        index: Mapping[str, Any] = diffusers.DiffusionPipeline.load_config(source)
+    except Exception as error:          # hub clients and a damaged file raise many kinds
+        if (path / 'model_index.json').is_file():
+            raise ValueError(f'{path / "model_index.json"} cannot be read ({type(error).__name__}); save the pipeline again') from None
+        where = 'is a folder without model_index.json' if path.is_dir() else 'is no folder here, and no model of that name can be had'
+        raise FileNotFoundError(f'{source} {where}; give the folder of a diffusers pipeline, or a model and its scheduler') from None
+    return index

@@ -1,0 +1,190 @@
+"""Schedulers of diffusers: what a network's answer means under one, and the noise levels it walks."""
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..denoisers.base import PreconditionedDenoiser
+from .discrete import (
+    DiscreteEpsDDPMDenoiser,
+    DiscreteVDDPMDenoiser,
+    DiscreteX0DDPMDenoiser,
+    ddpm_sigmas,
+)
+from .edm import KarrasTimeDenoiser
+from .flow import FlowDenoiser
+from .unwrapping import describe, find_class
+
+_DISCRETE: Mapping[str, Any] = {
+    'epsilon': DiscreteEpsDDPMDenoiser,
+    'v_prediction': DiscreteVDDPMDenoiser,
+    'sample': DiscreteX0DDPMDenoiser,
+}
+#: Predictions under a flow's noise schedule, by what FlowDenoiser calls them.
+_FLOW = {'flow_prediction': 'flow', 'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
+#: Schedulers whose `sigmas` are the times of a flow.
+_FLOW_TIMES = ('FlowMatchEulerDiscreteScheduler', 'FlowMatchHeunDiscreteScheduler',
+               'FlowMatchLCMScheduler', 'LTXEulerAncestralRFScheduler')
+#: Schedulers whose `sigmas` are noise levels, or times of a flow where use_flow_sigmas says so.
+_SIGMAS = (
+    'EulerDiscreteScheduler', 'EulerAncestralDiscreteScheduler', 'HeunDiscreteScheduler',
+    'KDPM2DiscreteScheduler', 'KDPM2AncestralDiscreteScheduler', 'LMSDiscreteScheduler',
+    'DPMSolverSDEScheduler', 'CosineDPMSolverMultistepScheduler', 'EDMEulerScheduler',
+    'EDMDPMSolverMultistepScheduler', 'CMStochasticIterativeScheduler',
+    'DPMSolverMultistepScheduler', 'DPMSolverSinglestepScheduler', 'UniPCMultistepScheduler',
+    'DEISMultistepScheduler', 'SASolverScheduler',
+)
+#: Schedulers that call the network twice for a level and list the level as often.
+_TWO_CALLS = ('HeunDiscreteScheduler', 'KDPM2DiscreteScheduler', 'KDPM2AncestralDiscreteScheduler',
+              'DPMSolverSDEScheduler', 'FlowMatchHeunDiscreteScheduler')
+#: Schedulers that walk places of a table of levels.
+_PLACES = ('DDIMScheduler', 'DDIMParallelScheduler', 'DDPMScheduler', 'DDPMParallelScheduler',
+           'LCMScheduler', 'TCDScheduler', 'PNDMScheduler', 'CogVideoXDDIMScheduler',
+           'CogVideoXDPMScheduler', 'UnCLIPScheduler')
+#: Schedulers with a table of levels under which D is not what a table makes of the answer.
+_OTHER_MEANING = ('CosineDPMSolverMultistepScheduler', 'DDPMWuerstchenScheduler')
+
+
+def scheduler_sigmas(scheduler: Any, sigma_max: float = 1e4) -> Tensor:
+    """Read the noise levels that a scheduler of diffusers walks, after its set_timesteps.
+
+    Times t of a flow become sigma = t / (1 - t). The levels at which a scheduler calls the network
+    twice are listed once.
+
+    Args:
+        scheduler: a scheduler of diffusers, or of a class derived from one.
+        sigma_max: stands for the infinite level of a flow's time 1.
+
+    Returns:
+        The levels [n + 1] as the samplers take them, descending, float64, on the CPU.
+
+    Raises:
+        TypeError: it is no scheduler of diffusers.
+        ValueError: the scheduler's steps do not follow a descending list of levels, it is not
+            known here, or its set_timesteps was not called.
+    """
+    config, name = read_config(scheduler), type(scheduler).__name__
+    if not sigma_max > 0:
+        raise ValueError(f'sigma_max must be above 0; got {sigma_max}')
+    if find_class(scheduler, (*_FLOW_TIMES, *_SIGMAS, *_PLACES)) is None:
+        raise ValueError(f'scheduler must be of a class whose levels are known here; got {name}: '
+                         f'known are {", ".join((*_SIGMAS, *_FLOW_TIMES, *_PLACES))}')
+    if getattr(scheduler, 'num_inference_steps', None) is None \
+            and not getattr(scheduler, 'custom_timesteps', False):
+        raise ValueError(f'scheduler must have its timesteps; got a {name} without: call its '
+                         'set_timesteps(n) first')
+    if find_class(scheduler, _PLACES):
+        return _check_descent(_levels_of_places(scheduler, config), name)
+    sigmas = torch.as_tensor(scheduler.sigmas).detach().cpu().double()
+    if find_class(scheduler, _TWO_CALLS):
+        sigmas = torch.unique_consecutive(sigmas)
+    else:
+        sigmas = sigmas[:len(scheduler.timesteps) + 1]      # log_linear spacing has one more
+    if is_flow(scheduler, config):
+        sigmas = _levels_of_times(sigmas, name, sigma_max)
+    return _check_descent(sigmas, name)
+
+
+def make_denoiser(network: Any, scheduler: Any, quantize: bool = False) -> PreconditionedDenoiser:
+    """Wrap a network as a denoiser of the kind that the scheduler's settings describe.
+
+    Args:
+        network: called as network(x, t, **cond); its `flow_time_scale` multiplies a flow's time.
+        scheduler: a scheduler of diffusers; set_timesteps need not have been called.
+        quantize: ask at the nearest of the T levels the network was trained at.
+
+    Raises:
+        TypeError: it is no scheduler of diffusers.
+        ValueError: the scheduler or its prediction_type is not known here.
+    """
+    config = read_config(scheduler)
+    prediction = str(config.get('prediction_type', 'epsilon'))
+    table = getattr(scheduler, 'alphas_cumprod', None)
+    if is_flow(scheduler, config):
+        made: PreconditionedDenoiser = _make_flow(network, scheduler, config, prediction)
+    elif find_class(scheduler, ('EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler')):
+        made = KarrasTimeDenoiser(network, config['sigma_data'], prediction, config['sigma_min'],
+                                  config['sigma_max'])
+    elif table is None or prediction not in _DISCRETE or find_class(scheduler, _OTHER_MEANING):
+        raise ValueError(
+            f'{type(scheduler).__name__} with prediction_type {prediction!r} is not known here; known '
+            f'are schedulers with alphas_cumprod and {", ".join(_DISCRETE)}, those with '
+            'use_flow_sigmas, FlowMatch* and EDM* ones')
+    elif config.get('timestep_type') == 'continuous' and prediction == 'v_prediction':
+        # Stable Video Diffusion: the v of data of deviation 1, in EDM's time ln(sigma) / 4.
+        levels = ddpm_sigmas(table)
+        low, high = (config.get(key) or float(levels[place])
+                     for key, place in (('sigma_min', 0), ('sigma_max', -1)))
+        made = KarrasTimeDenoiser(network, 1., prediction, low, high)
+    else:
+        return _DISCRETE[prediction](network, table, quantize)
+    if quantize:
+        raise ValueError(f'quantize must be False under {type(scheduler).__name__} with these '
+                         'settings: its network has no table of levels')
+    return made
+
+
+def read_config(scheduler: Any) -> Mapping[str, Any]:
+    """Return a scheduler's settings, or refuse what is no scheduler."""
+    config = getattr(scheduler, 'config', None)
+    if isinstance(scheduler, type) or not isinstance(config, Mapping) \
+            or not hasattr(scheduler, 'set_timesteps'):
+        raise TypeError(f'scheduler must be a scheduler of diffusers, pipeline.scheduler for example; '
+                        f'got {describe(scheduler)}')
+    return config
+
+
+def is_flow(scheduler: Any, config: Mapping[str, Any]) -> bool:
+    """Return True if the scheduler's `sigmas` are times of a flow; refuse flows of other conventions."""
+    name = type(scheduler).__name__
+    flow = find_class(scheduler, _FLOW_TIMES) is not None
+    flow = flow or (bool(config.get('use_flow_sigmas')) and find_class(scheduler, _SIGMAS) is not None)
+    if flow and config.get('invert_sigmas'):
+        raise ValueError(f'{name} with invert_sigmas is not known here: its time runs the other way')
+    if flow and config.get('scale_factors'):
+        raise ValueError(f'{name} with scale_factors is not known here: x changes its size on the way')
+    return flow
+
+
+def _make_flow(network: Any, scheduler: Any, config: Mapping[str, Any], prediction: str) -> FlowDenoiser:
+    if find_class(scheduler, _FLOW_TIMES):
+        prediction = 'flow_prediction'          # these have no such setting
+    if prediction not in _FLOW:
+        raise ValueError(f'{type(scheduler).__name__} with prediction_type {prediction!r} is not known '
+                         f'here; known are {", ".join(_FLOW)}')
+    shift = config.get('shift', config.get('flow_shift', 1.)) or 1.
+    scale = network.flow_time_scale * config.get('num_train_timesteps', 1000) / 1000
+    return FlowDenoiser(network, float(shift), scale, prediction=_FLOW[prediction])
+
+
+def _levels_of_times(times: Tensor, name: str, sigma_max: float) -> Tensor:
+    if (times > 1).any() or (times < 0).any():
+        raise ValueError(f'scheduler must have flow times between 0 and 1; this {name} goes from '
+                         f'{times[0]:g} to {times[-1]:g}: another spacing (use_karras_sigmas, '
+                         'use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas) beside '
+                         'use_flow_sigmas makes levels of a diffusion of them')
+    return (times / (1 - times)).clamp(max=sigma_max)
+
+
+def _levels_of_places(scheduler: Any, config: Mapping[str, Any]) -> Tensor:
+    if config.get('skip_prk_steps') is False:
+        raise ValueError(f'{type(scheduler).__name__} must have skip_prk_steps=True: its Runge-Kutta '
+                         'steps ask the network between the levels they walk')
+    table = ddpm_sigmas(scheduler.alphas_cumprod.detach().cpu().double())
+    final = float(getattr(scheduler, 'final_alpha_cumprod', 1.))
+    last = torch.tensor([math.sqrt((1 - final) / final)], dtype=torch.float64)
+    places = torch.unique_consecutive(torch.as_tensor(scheduler.timesteps).long().cpu())
+    return torch.cat([table[places], last])
+
+
+def _check_descent(sigmas: Tensor, name: str) -> Tensor:
+    """Return the levels without rises that rounding makes; refuse others."""
+    lowered = sigmas.cummin(0).values
+    if len(sigmas) < 2 or (sigmas > lowered * (1 + 1e-5)).any():
+        raise ValueError(f'scheduler must walk from noise to data; the levels of this {name} go from '
+                         f'{sigmas[0]:g} to {sigmas[-1]:g} and do not descend throughout')
+    return lowered
