@@ -164,8 +164,9 @@ def plan(denoiser: DenoiseFn, steps: int | None, sampler: Any, schedule: Any, si
     """The levels, the sampler and its options of `sample`; the recommended ones where neither sampler nor schedule is named."""
     own = None if sampler is None else getattr(find_sampler(sampler).function, 'levels', None)
     if isinstance(schedule, str) or (schedule is None and own is None):
-        return _planned(denoiser, 20 if steps is None else _whole('steps', steps), sampler, schedule, sigma_min, sigma_max, options,
-                        guided)
+        sigmas, sampler, options = _planned(denoiser, 20 if steps is None else _whole('steps', steps), sampler, schedule, sigma_min,
+                                            sigma_max, options, guided)
+        return _known_levels(denoiser, sigmas), sampler, options
     walked: Any = own if schedule is None else schedule
     sigmas = torch.tensor(levels(walked), dtype=torch.float64)
     calls = len(sigmas) - 1 - (own is not None)         # a calibrated sampler's first step asks the model nothing
@@ -204,6 +205,14 @@ def _planned(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None
         raise ValueError(f'the schedule {name} has noise levels of its own and sigma_min={sigma_min}, sigma_max={sigma_max} were given; '
                          f'leave them out, or take one of {", ".join(BETWEEN)}')
     return made(steps), sampler, options
+
+
+def _known_levels(denoiser: DenoiseFn, sigmas: Tensor) -> Tensor:
+    """Return the nearest levels that the denoiser's network knows, where it knows only some."""
+    round_sigma = getattr(denoiser, 'round_sigma', None)
+    if round_sigma is None:
+        return sigmas
+    return torch.where(sigmas > 0, torch.as_tensor(round_sigma(sigmas)).to(sigmas), 0)
 
 
 def stops_at(sampler: Any, sigma_min: float) -> dict[str, float]:

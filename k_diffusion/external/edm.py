@@ -8,34 +8,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.conditions import cast_floating
 from ..denoisers.base import PreconditionedDenoiser
 from ..denoisers.scalings import Scalings, karras, v
 from ..schedules import append_zero, get_sigmas_karras
-from .unwrapping import check_network
+from .unwrapping import check_network, unwrap_network
+
+
+#: The range of noise levels at which EDM and EDM2 are sampled, where the network allows.
+_SAMPLED = (0.002, 80.)
 
 
 class EDMDenoiser(nn.Module):
     """A preconditioned network of EDM or EDM2 (EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond, Precond): D as it gives it.
 
     class_cond [B] takes the place of their one-hot class_labels; the class `label_dim` stands for none. Networks that know a
-    list of noise levels alone (iDDPM) are asked at the nearest one.
+    list of noise levels alone (iDDPM) are asked at the nearest one. What else the network has
+    (img_resolution, img_channels, sigma_data) this has, too.
     """
 
     def __init__(self, inner_model: Any) -> None:
+        check_network('inner_model', inner_model)
         super().__init__()
         self.inner_model = inner_model
-        self.label_dim = int(getattr(inner_model, 'label_dim', 0) or 0)
+        self.label_dim = int(self._own('label_dim', 0) or 0)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            own = vars(self)
+            held = own.get('_modules', {}).get('inner_model', own.get('inner_model'))
+            if name.startswith('_') or held is None:
+                raise
+        return getattr(unwrap_network(held), name)
+
+    def _own(self, name: str, default: Any) -> Any:
+        """Return an attribute of the network inside its wrappers."""
+        return getattr(unwrap_network(self.inner_model), name, default)
 
     @property
     def sigma_min(self) -> float:
-        """The least noise level it was trained at, 0.002 where it knows no least (EDM's way of sampling)."""
-        return max(float(getattr(self.inner_model, 'sigma_min', 0.)), 0.002)
+        """The lowest level of EDM's sampling, 0.002, or the network's own lowest where that is higher."""
+        return max(float(self._own('sigma_min', 0.)), _SAMPLED[0])
 
     @property
     def sigma_max(self) -> float:
-        """The largest, 80 where it knows none."""
-        largest = float(getattr(self.inner_model, 'sigma_max', math.inf))
-        return largest if math.isfinite(largest) else 80.
+        """The highest level of EDM's sampling, 80, or the network's own highest where that is lower."""
+        return min(float(self._own('sigma_max', math.inf)), _SAMPLED[1])
 
     def get_sigmas(self, n: int, device: Any = 'cpu') -> Tensor:
         """Karras et al.'s n levels between them, each brought to one the network knows, then 0: [n + 1]."""
@@ -43,14 +63,24 @@ class EDMDenoiser(nn.Module):
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise levels that the network knows."""
-        theirs = getattr(self.inner_model, 'round_sigma', None)
+        theirs = self._own('round_sigma', None)
         return sigma if theirs is None else torch.as_tensor(theirs(sigma)).to(sigma)
 
-    def forward(self, x: Tensor, sigma: Tensor, class_cond: Tensor | None = None, **cond: Any) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, class_cond: Tensor | int | None = None, **cond: Any) -> Any:
         sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).expand(len(x))
+        cond = cast_floating(cond, torch.float32)
         if class_cond is not None:
-            cond['class_labels'] = F.one_hot(class_cond.long(), self.label_dim + 1)[:, :-1].to(torch.float32)
-        return self.inner_model(x.to(torch.float32), self.round_sigma(sigma), **cond).to(x.dtype)
+            cond['class_labels'] = self._one_hot(torch.as_tensor(class_cond, device=x.device).expand(len(x)))
+        answer = self.inner_model(x.to(torch.float32), self.round_sigma(sigma), **cond)
+        return cast_floating(answer, x.dtype)       # a tuple where return_logvar asks for one
+
+    def _one_hot(self, classes: Tensor) -> Tensor:
+        if not self.label_dim:
+            raise ValueError(f'class_cond must be left out: {type(unwrap_network(self.inner_model)).__name__} has no classes')
+        if classes.is_floating_point() or (classes.is_cpu and ((classes < 0) | (classes > self.label_dim)).any()):
+            raise ValueError(f'class_cond must hold whole numbers from 0 to {self.label_dim}, which stands for no class; '
+                             f'got {classes.tolist()}')
+        return F.one_hot(classes.long(), self.label_dim + 1)[:, :-1].to(torch.float32)
 
 
 class KarrasTimeDenoiser(PreconditionedDenoiser):

@@ -25,6 +25,14 @@ GUIDED_DIFFUSION: dict[str, dict[str, Any]] = {
     '256x256_diffusion_uncond': {**_GUIDED, 'image_size': 256, 'class_cond': False},
     '512x512_diffusion': {**_GUIDED, 'image_size': 512},
     'lsun': {**_GUIDED, 'image_size': 256, 'class_cond': False, 'dropout': 0.1},
+    'lsun_horse_nodropout': {**_GUIDED, 'image_size': 256, 'class_cond': False, 'dropout': 0.},
+}
+#: Those of its upsamplers: arguments of its sr_create_model_and_diffusion.
+_UPSAMPLER: dict[str, Any] = {k: v for k, v in _GUIDED.items() if k != 'num_head_channels'} | {'num_channels': 192}
+GUIDED_UPSAMPLERS: dict[str, dict[str, Any]] = {
+    '64_256_upsampler': {**_UPSAMPLER, 'large_size': 256, 'small_size': 64, 'num_heads': 4},
+    '128_512_upsampler': {**_UPSAMPLER, 'large_size': 512, 'small_size': 128, 'num_head_channels': 64,
+                          'attention_resolutions': '32,16'},
 }
 
 
@@ -44,7 +52,17 @@ class Published:
 
     def into(self, network: Any) -> nn.Module:
         """The weights in a network: an instance, or its class, which is then called with `arguments`. In evaluation mode."""
-        built: nn.Module = network if isinstance(network, nn.Module) else network(**self.arguments)
+        if not isinstance(network, nn.Module) and not callable(network):
+            raise TypeError(f'network must be a network or its class, {self.network}; got {type(network).__name__}')
+        try:
+            built: nn.Module = network if isinstance(network, nn.Module) else network(**self.arguments)
+        except TypeError as error:
+            raise TypeError(f'network must be {self.network}; {getattr(network, "__name__", network)} cannot be made with the arguments '
+                            f'{", ".join(self.arguments) or "none"}: {error}') from error
+        if not isinstance(built, nn.Module):
+            raise TypeError(f'network must be a network or its class; got a function that gives {type(built).__name__}: call it, and give '
+                            'the network')
+        self._check_shapes(built)
         missing, unexpected = built.load_state_dict(self.weights, strict=False)
         persistent = [name for name in missing if name in dict(built.named_parameters())]
         if persistent or unexpected:
@@ -52,6 +70,14 @@ class Published:
             raise ValueError(f'{type(built).__name__} does not fit these weights of {self.family} ({odd} is only in '
                              f'{"the network" if persistent else "the file"}); they need {self.network}. {self.advice}')
         return built.eval().requires_grad_(False)
+
+    def _check_shapes(self, network: nn.Module) -> None:
+        shapes = {name: value.shape for name, value in network.state_dict().items()}
+        odd = next((name for name, value in self.weights.items() if shapes.get(name, value.shape) != value.shape), None)
+        if odd is not None:
+            raise ValueError(f'{type(network).__name__} does not fit these weights of {self.family}: {odd} has the shape '
+                             f'{list(shapes[odd])}, and the file {list(self.weights[odd].shape)}; make the network with the arguments '
+                             f'of the file, {self.arguments}')
 
 
 def load_published(path: str | os.PathLike[str], ema: bool = True) -> Published:
@@ -61,12 +87,19 @@ def load_published(path: str | os.PathLike[str], ema: bool = True) -> Published:
     weights, where a file has both. What is no file of these kinds, or cannot be read safely, is refused with the reason.
     (Folders of diffusers: `from_diffusers`; files of this project: K.load_model.)
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f'path must be the path of a file; got {type(path).__name__}')
     path = Path(path)
     if path.is_dir():
         raise ValueError(f'{path} is a folder; give it to K.external.from_diffusers, or to K.load_model if it is a run of this project')
     content: Any = load_safetensors(path) if path.suffix == '.safetensors' else read_pickle(path)
-    if isinstance(content, Mapping) and isinstance(content.get('ema'), Record):
-        return _edm(content, 'ema')
+    if isinstance(content, Mapping):
+        network = next((key for key in (('ema', 'net') if ema else ('net', 'ema')) if _is_network(content.get(key))), None)
+        if network is not None:
+            return _edm(content, network)
+        if isinstance(content.get('net'), Mapping) and 'optimizer' in content:
+            raise ValueError(f'{path} is the training state of EDM2, which does not say its network; load a snapshot of the run, '
+                             'network-snapshot-*.pkl')
     if isinstance(content, Mapping) and 'model_ema' in content and 'config' in content:
         raise ValueError(f'{path} is a checkpoint of this project; load it with K.load_model')
     if isinstance(content, Mapping) and isinstance(content.get('state_dict'), Mapping):
@@ -109,10 +142,20 @@ def _guided_diffusion(path: Path, weights: dict[str, Tensor]) -> Published:
                          advice='Build it with create_classifier and the flags of its README; guide with K.external.openai_classifier.')
     told = {'class_cond': 'label_emb.weight' in weights, 'learn_sigma': len(weights['out.2.weight']) == 6,
             'num_channels': weights['time_embed.0.weight'].shape[1]}
-    preset = next((flags for name, flags in GUIDED_DIFFUSION.items() if path.stem == name or path.stem.startswith(f'{name}_')), {})
-    return Published('guided-diffusion', 'UNetModel of guided_diffusion.unet', weights, {**preset, **told},
+    if weights['input_blocks.0.0.weight'].shape[1] == 6:       # x beside the low resolution
+        return Published('guided-diffusion', 'SuperResModel of guided_diffusion.unet (an upsampler)', weights,
+                         {**_preset(path, GUIDED_UPSAMPLERS), **told},
+                         advice='Its sr_create_model_and_diffusion takes these arguments over its defaults and gives the network and the '
+                                'diffusion, which K.external.wrap takes; the small picture is the condition low_res.')
+    return Published('guided-diffusion', 'UNetModel of guided_diffusion.unet', weights, {**_preset(path, GUIDED_DIFFUSION), **told},
                      advice='Its create_model_and_diffusion takes these arguments over its defaults and gives the network and the '
                             'diffusion, which K.external.wrap takes.')
+
+
+def _preset(path: Path, presets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings whose name a file's name begins with, those of the longest name if several fit."""
+    fitting = [name for name in presets if path.stem == name or path.stem.startswith(f'{name}_')]
+    return presets[max(fitting, key=len)] if fitting else {}
 
 
 def _edm(content: Mapping[str, Any], key: str) -> Published:
@@ -127,6 +170,11 @@ def _edm(content: Mapping[str, Any], key: str) -> Published:
         raise ValueError(f'the network {name!r} in this file holds no tensors that can be read without running its code')
     return Published('EDM2' if name == 'Precond' else 'EDM', f'{name} of {file}', weights, kwargs,
                      advice='Give that class to .into(...), and the result to K.external.wrap.')
+
+
+def _is_network(value: Any) -> bool:
+    """Return True for a pickled network: a record that holds modules."""
+    return isinstance(value, Record) and '_modules' in state_of(value)
 
 
 def _under(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -13,13 +14,15 @@ from .compvis import CompVisDenoiser, CompVisVDenoiser
 from .diffusers import DiffusersNetwork, from_diffusers
 from .edm import EDMDenoiser
 from .openai import OpenAIDenoiser
+from .published import Published
+from .unwrapping import unwrap_network
 from .v_diffusion import VDenoiser
 
 logger = logging.getLogger(__name__)
 
 _KNOWN = ('a pipeline of diffusers, its folder, or a model with its scheduler; a network of guided-diffusion with its diffusion; an '
-          'object with apply_model and alphas_cumprod (CompVis); a network of EDM or EDM2 (with round_sigma); a network of '
-          'v-diffusion (with a shape and forward(x, t))')
+          'object with apply_model and alphas_cumprod (CompVis); a network of EDM (with round_sigma) or EDM2 (with sigma_data and '
+          'class_labels); a network of v-diffusion (with a shape and forward(x, t))')
 
 
 def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
@@ -27,43 +30,82 @@ def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
 
     partner: the diffusion (guided-diffusion) or the scheduler (diffusers) that belongs to it, where there is one. What it was
     taken for stands in the result's `taken_for`, and in the log at the level INFO. A denoiser of ours is given back as it is. What
-    is not recognised is refused, with a list of what would be.
+    is not recognised is refused, with a list of what would be. A network is recognised under torch.compile,
+    DistributedDataParallel and PEFT, too, and in the dict of a pickle of EDM or EDM2 (its 'ema').
+
+    Raises:
+        TypeError: it is a class, or a record of weights without a network.
+        ValueError: it is not recognised.
     """
-    if isinstance(model, (PreconditionedDenoiser, EDMDenoiser)):
-        return model
-    denoiser, taken_for = _recognised(model, partner, quantize)
+    model = _held_network(model)
+    network = unwrap_network(model)
+    if isinstance(network, (PreconditionedDenoiser, EDMDenoiser)):
+        return model if hasattr(model, 'inner_model') else network     # DDP has no noise range
+    denoiser, taken_for = _recognise(model, network, partner, quantize)
     denoiser.taken_for = taken_for          # type: ignore[assignment]
-    logger.info('%s was taken for %s', type(model).__name__, taken_for)
+    logger.info('%s was taken for %s', type(network).__name__, taken_for)
     return denoiser
 
 
-def _recognised(model: Any, partner: Any, quantize: bool) -> tuple[nn.Module, str]:
-    if isinstance(model, (str, os.PathLike)) or _is_diffusers(model):
+def _held_network(model: Any) -> Any:
+    """Return the network that the contents of a pickle of EDM hold, or what is given; refuse classes."""
+    if isinstance(model, Mapping):
+        held = next((model[key] for key in ('ema', 'net') if isinstance(model.get(key), nn.Module)), None)
+        if held is None:
+            raise TypeError(f'model must be a network; got {type(model).__name__} without one: weights alone '
+                            'do not say how they are called, so load them into their network first')
+        return held
+    if isinstance(model, Published):
+        raise TypeError(f'model must be a network; got published weights: make it of {model.network} with '
+                        'their method into(...)')
+    if isinstance(model, type):
+        raise TypeError(f'model must be a network; got the class {model.__name__}: make an instance of it and '
+                        'load its weights first')
+    return model
+
+
+def _recognise(model: Any, network: Any, partner: Any, quantize: bool) -> tuple[nn.Module, str]:
+    """Return the denoiser and what the model was taken for; network is the model inside its wrappers."""
+    if isinstance(model, (str, os.PathLike)) or _is_diffusers(network) or _is_scheduler(partner):
         denoiser = from_diffusers(model, partner, quantize)
-        network = denoiser.inner_model
-        kind = network.kind if isinstance(network, DiffusersNetwork) else type(network).__name__
+        inner = denoiser.inner_model
+        kind = inner.kind if isinstance(inner, DiffusersNetwork) else type(inner).__name__
         return denoiser, f'{kind} of diffusers, whose scheduler makes it a {type(denoiser).__name__}'
     if hasattr(partner, 'alphas_cumprod'):
         learned = 'LEARNED' in str(getattr(getattr(partner, 'model_var_type', None), 'name', ''))
         wrapped = OpenAIDenoiser(model, partner, quantize, learned)
         answer = 'the clean data' if wrapped.gives_x0 else 'the noise'
         return wrapped, f'a network of guided-diffusion that gives {answer}{" and a variance" * learned}, {len(wrapped.sigmas)} levels'
-    if hasattr(model, 'apply_model') and hasattr(model, 'alphas_cumprod'):
-        kind = getattr(model, 'parameterization', 'eps')
+    if hasattr(network, 'apply_model') and hasattr(network, 'alphas_cumprod'):
+        kind = getattr(network, 'parameterization', 'eps')
         if kind not in ('eps', 'v'):
             raise ValueError(f'the model has apply_model and the parameterization {kind!r}; known are eps and v')
         wrapper = CompVisVDenoiser if kind == 'v' else CompVisDenoiser
-        return wrapper(model, quantize), f'a latent diffusion model of CompVis that gives {kind}'
-    if hasattr(model, 'round_sigma') and hasattr(model, 'sigma_min'):
-        return EDMDenoiser(model), f'a denoiser of EDM ({type(model).__name__})'
-    if isinstance(getattr(model, 'shape', None), tuple) and list(_parameters(model))[:2] in (['input', 't'], ['x', 't']):
-        return VDenoiser(model), f'a network of v-diffusion ({type(model).__name__}) for {"x".join(map(str, model.shape))}'
-    raise ValueError(f'{type(model).__name__}{" with " + type(partner).__name__ if partner is not None else ""} is not recognised. '
+        return wrapper(network, quantize), f'a latent diffusion model of CompVis that gives {kind}'
+    edition = _edm_edition(network)
+    if edition is not None:
+        return EDMDenoiser(model), f'a denoiser of {edition} ({type(network).__name__})'
+    if isinstance(getattr(network, 'shape', None), tuple) and list(_parameters(network))[:2] in (['input', 't'], ['x', 't']):
+        return VDenoiser(model), f'a network of v-diffusion ({type(network).__name__}) for {"x".join(map(str, network.shape))}'
+    raise ValueError(f'{type(network).__name__}{" with " + type(partner).__name__ if partner is not None else ""} is not recognised. '
                      f'Recognised are: {_KNOWN}. For another, write a subclass of K.external.DiscreteEpsDDPMDenoiser or VDenoiser')
+
+
+def _edm_edition(network: Any) -> str | None:
+    """Return which edition a preconditioned network is of: EDM's round levels, EDM2's take x, sigma and labels."""
+    if hasattr(network, 'round_sigma') and hasattr(network, 'sigma_min'):
+        return 'EDM'
+    takes = _parameters(network)
+    classes = 'class_labels' in takes or hasattr(network, 'label_dim')
+    return 'EDM2' if takes[:2] == ['x', 'sigma'] and classes and hasattr(network, 'sigma_data') else None
 
 
 def _is_diffusers(model: Any) -> bool:
     return any(base.__module__.startswith('diffusers.') for base in type(model).__mro__)
+
+
+def _is_scheduler(partner: Any) -> bool:
+    return _is_diffusers(partner) and hasattr(partner, 'set_timesteps')
 
 
 def _parameters(model: Any) -> list[str]:
