@@ -14,7 +14,6 @@ from ..denoisers.scalings import Scalings, karras, v
 from ..schedules import append_zero, get_sigmas_karras
 from .unwrapping import check_network, unwrap_network
 
-
 #: The range of noise levels at which EDM and EDM2 are sampled, where the network allows.
 _SAMPLED = (0.002, 80.)
 

@@ -14,7 +14,7 @@ from .unwrapping import check_network
 
 #: (c_skip, c_out, c_in) by what the network gives at x_t = x / (1 + sigma), t = sigma / (1 + sigma).
 PREDICTIONS: Mapping[str, Callable[[Tensor], Scalings]] = {
-    'flow': flow,
+    'flow': lambda sigma: flow(sigma, 1.),
     'eps': lambda sigma: (torch.ones_like(sigma), -sigma, 1 / (1 + sigma)),
     'x0': lambda sigma: (torch.zeros_like(sigma), torch.ones_like(sigma), 1 / (1 + sigma)),
     'v': lambda sigma: ((1 + sigma)**-2, -sigma / (1 + sigma), 1 / (1 + sigma)),
