@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import read_autoencoder_config
+from ..config.changes import changes_of, check_changes
 from ..core.devices import choose_device
 from ..core.extras import require
 from ..core.files import write_json
@@ -25,6 +26,7 @@ from ..data import Loader, open_dataset
 from ..training import CheckpointHook, Hook, LogHook, RunFolder, Trainer
 from .display import Display
 from .entry import Parser, guarded
+from .resuming import changed_data, facts_of, tell_changes
 
 _EXAMPLE = '''example:
   k-diffusion train-autoencoder --config configs/autoencoders/icons.json --name icons-ae
@@ -51,6 +53,7 @@ def train_autoencoder(
     seed: int = 0,
     device: str | None = None,
     save_every: int = 1000,
+    reset_optimizer: bool = False,          # the optimizer's moments start anew
 ) -> TrainedAutoencoder:
     """Trains an autoencoder, or goes on with a run that was stopped."""
     filled, sections = read_autoencoder_config(config)
@@ -61,11 +64,14 @@ def train_autoencoder(
     if chosen.type == 'cpu':
         keep_freed_memory()
     accelerator = require('accelerate', 'train', 'training').Accelerator(cpu=chosen.type == 'cpu')
-    folder = RunFolder(Path(run_dir or Path('runs') / name), name, {'config': filled})
+    overrides = {'training.batch_size': batch_size, 'training.end_step': end_step}
+    extra: dict[str, Any] = {'config': filled, 'overrides': {key: value for key, value in overrides.items() if value is not None}}
+    folder = RunFolder(Path(run_dir or Path('runs') / name), name, extra)
     folder.path.mkdir(parents=True, exist_ok=True)
     with Display(name) as display:
         dataset = open_dataset(sections.dataset, sections.model.input_size, sections.model.input_channels,
                                cache_dir=folder.path / 'cache', progress=display.decoding)
+        extra['data'] = facts_of(dataset)
         loader = Loader(dataset, batch_size or sections.training.batch_size, seed=seed, device=accelerator.device)
         network = _drawn(sections.model, seed).to(accelerator.device)
         display.say(f'{n_params(network):,} parameters, {len(dataset):,} images')
@@ -79,7 +85,11 @@ def train_autoencoder(
                           clip_norm=sections.training.grad_clip, seed=seed)
         found = folder.newest()
         if found is not None:
-            trainer.load_state_dict(found[1], found[0])
+            changes = changes_of(found[1], filled, extra['overrides'], fill=dict)
+            check_changes(changes, found[0], reset_optimizer)
+            notes = [*map(str, changes), *changed_data(found[1].get('data'), extra['data'], found[0])]
+            trainer.load_state_dict(found[1], found[0], reset_optimizer=reset_optimizer)
+            tell_changes(notes, reset_optimizer, display.say)
         trainer.run()
     write_json(folder.path / f'{name}_config.json', filled)
     return _written(folder.path, name, averaged, filled, loader, trainer.step)
@@ -135,6 +145,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion train-autoe
     add('--seed', type=int, default=0, help='the seed (default: 0)')
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
     add('--save-every', type=int, default=1000, help='save a checkpoint every so many steps (default: 1000)')
+    add('--reset-optimizer', action='store_true', help="start the optimizer's moments anew, as another type of optimizer needs")
     add('--json', action='store_true', help='one machine-readable line on stdout')
     args = vars(parser.parse_args(argv))
     as_json = args.pop('json')

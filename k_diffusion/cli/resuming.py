@@ -1,13 +1,24 @@
-"""Where a run goes on: one process chooses the checkpoint, all of them read it."""
+"""Where a run goes on, and what differs from the run that wrote the checkpoint: one process chooses, all of them read."""
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..config.changes import Change, changes_of, check_changes
+from ..core.images import raw_bytes
+from ..core.weights import fingerprint
+from ..data import Dataset, Images, UnreadablePicture
+from ..encoders import LatentEncoder
 from ..training import RunFolder, read_training_checkpoint
+from .settings import RunSettings
+
+#: Of larger data sets the digest is that of so many pictures, evenly spaced.
+_DIGESTED_BYTES, _DIGESTED = 2**26, 256
 
 Resumed = tuple[Path | None, dict[str, Any] | None]
 
@@ -30,3 +41,92 @@ def resume_from(asked: str | os.PathLike[str] | None, folder: RunFolder, acceler
         raise ValueError(f'process {accelerator.process_index} does not see {chosen[0]}, which the run goes on from; '
                          'put the run on a disk that all machines share (--run-dir)')
     return Path(chosen[0]), read_training_checkpoint(chosen[0])
+
+
+def overrides_of(settings: RunSettings, processes: int, seed: int) -> dict[str, Any]:
+    """Return what the command line sets in place of the config or beside it, by 'section.key'."""
+    flags = {'optimizer.lr': settings.lr, 'training.batch_size': settings.batch_size, 'training.end_step': settings.end_step,
+             'training.ema_snapshots': settings.ema_snapshots}
+    return {
+        **{key: value for key, value in flags.items() if value is not None},
+        'run.grad_accum_steps': settings.grad_accum_steps, 'run.processes': processes, 'run.seed': seed,
+        'run.mixed_precision': settings.mixed_precision or 'no',
+    }
+
+
+def accepted_changes(state: Mapping[str, Any], config: dict[str, Any], overrides: Mapping[str, Any], path: Path | None,
+                     reset_optimizer: bool) -> list[Change]:
+    """Return what differs from the config of a checkpoint and takes effect.
+
+    Statistics of latents that the config leaves to the data are taken over from the checkpoint, whose weights were
+    trained on latents scaled by them.
+
+    Raises:
+        ValueError: What differs changes the meaning or the shape of the weights.
+    """
+    stored = (state.get('config') or {}).get('encoder') or {}
+    for key in ('mean', 'std'):
+        if config['encoder'].get(key, '') is None and stored.get(key) is not None:
+            config['encoder'][key] = stored[key]
+    changes = changes_of(state, config, overrides)
+    check_changes(changes, path, reset_optimizer)
+    return changes
+
+
+def facts_of(dataset: Dataset, encoder: LatentEncoder | None = None) -> dict[str, Any]:
+    """Return what identifies the data of a run: count and digest of the pictures, the digest of the encoder's weights."""
+    n = len(dataset)
+    state = hashlib.blake2b(repr((n, dataset.image_shape, dataset.class_names)).encode(), digest_size=16)
+    if isinstance(dataset, Images):
+        whole = dataset.images.numel() <= _DIGESTED_BYTES
+        state.update(raw_bytes(dataset.images if whole else dataset.images[_spaced(n)]))
+        if dataset.labels is not None:
+            state.update(raw_bytes(dataset.labels.contiguous().view(torch.uint8)))
+    elif dataset.fingerprint() is not None:     # (others may give another picture each time)
+        for index in _spaced(n):
+            state.update(_item_bytes(dataset, index))
+    network = None if encoder is None else fingerprint(encoder.network.state_dict())
+    return {'images': n, 'digest': state.hexdigest(), 'encoder': network}
+
+
+def changed_data(old: Mapping[str, Any] | None, new: Mapping[str, Any], path: Path | None) -> list[str]:
+    """Return a note where the data set is not that of a checkpoint.
+
+    Args:
+        old: What `facts_of` gave then, None where that is not known.
+        new: What it gives now.
+        path: The checkpoint, for messages.
+
+    Raises:
+        ValueError: The encoder is another one.
+    """
+    if not old:
+        return []
+    if old['encoder'] != new['encoder']:
+        raise ValueError(f'{path} was trained on latents of an autoencoder with other weights; set encoder.location to that one, '
+                         'or begin a new run (another --name)')
+    if old['digest'] == new['digest']:
+        return []
+    counts = f'{old["images"]:,} -> {new["images"]:,} images'
+    return [f'the data set {counts if old["images"] != new["images"] else "(other pictures or classes, as many as before)"}']
+
+
+def tell_changes(notes: Sequence[str], reset_optimizer: bool, say: Callable[[str], None]) -> None:
+    """Say in one note what is another than when the checkpoint was saved."""
+    notes = [*notes, *(["the optimizer's moments start anew"] if reset_optimizer else [])]
+    if notes:
+        say(f'note: what differs from before takes effect: {", ".join(notes)}')
+
+
+def _spaced(n: int) -> list[int]:
+    """At most so many numbers below n, evenly spaced, the first and the last among them."""
+    count = min(n, _DIGESTED)
+    return [i * (n - 1) // max(1, count - 1) for i in range(count)]
+
+
+def _item_bytes(dataset: Dataset, index: int) -> bytes:
+    try:
+        item = dataset[index]
+    except UnreadablePicture:
+        return b'unreadable'
+    return bytes(raw_bytes(item['image'])) + str(item.get('class_cond')).encode()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..augmentation import BatchedAugmentation
 from ..config import grow_model, load_config, make_denoiser_wrapper, make_model, read_weights, sections_of
+from ..config.changes import Change
 from ..config.load import Sections
 from ..core.devices import choose_device
 from ..core.extras import require
@@ -49,7 +50,7 @@ from .peers import told_of_peers
 from .plan import plan
 from .portions import compiled, portions
 from .report import ReportHook
-from .resuming import resume_from
+from .resuming import accepted_changes, changed_data, facts_of, overrides_of, resume_from, tell_changes
 from .settings import Run, RunSettings
 from .tensorboard import TensorboardHook
 
@@ -62,14 +63,15 @@ def train(settings: RunSettings) -> Run:
     sections = sections_of(config)
     end_step = settings.end_step or sections.training.end_step
     _refuse(sections)
-    settings = _split_for_noise_scale(settings, sections.training.batch_size)
+    asked, settings = settings, _split_for_noise_scale(settings, sections.training.batch_size)
     accelerator = _accelerator(settings, find_unused=getattr(sections.model, 'skip_stages', 0) > 0)
     if accelerator.device.type == 'cpu':
         keep_freed_memory()
     main = accelerator.is_main_process
     if not main:
         warnings.simplefilter('ignore')
-    folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, {'config': config},
+    extra: dict[str, Any] = {'config': config}
+    folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, extra,
                        Retention(settings.keep_last, settings.keep_best))
     with Display(settings.name, main) as display, run_lock(folder.path, folder.name) if main else nullcontext():
         path, state = resume_from(settings.resume, folder, accelerator)
@@ -79,10 +81,13 @@ def train(settings: RunSettings) -> Run:
             display.say(f'{settings.name} is done: it has reached step {state["step"]:,} of {end_step:,} (--end-step goes further)')
             accelerator.end_training()
             return Run(settings.name, folder.path, path, state['step'], 'already done', None, accelerator.num_processes)
-        trainer = _assemble(settings, config, sections, accelerator, folder, state, display, end_step)
+        seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
+        extra['overrides'] = overrides_of(asked, accelerator.num_processes, seed)
+        changes = accepted_changes(state, config, extra['overrides'], path, settings.reset_optimizer) if state else []
+        trainer = _assemble(settings, config, sections_of(config), accelerator, folder, state, display, end_step, seed)
+        extra['data'] = facts_of(pictures_of(trainer.loader.dataset), encoder_of(config))
         if state:
-            trainer.load_state_dict(state, path, settings.reset_ema)
-            display.say(f'goes on from {path}, step {trainer.step:,}')
+            _go_on(settings, trainer, state, path, changes, extra['data'], display)
         del state
         if settings.dry_run:
             return _planned(settings, trainer, folder, path, display)
@@ -93,6 +98,18 @@ def train(settings: RunSettings) -> Run:
             status = _evaluated(trainer) if settings.evaluate_only else trainer.run()
         accelerator.wait_for_everyone()
     return _closed(settings, trainer, folder, status, accelerator)
+
+
+def _go_on(settings: RunSettings, trainer: Trainer, state: dict[str, Any], path: Path | None, changes: list[Change],
+           data: dict[str, Any], display: Display) -> None:
+    """Loads a checkpoint into the trainer and tells in one note what is another than when it was saved."""
+    notes = [*map(str, changes), *changed_data(state.get('data'), data, path)]
+    if 'posthoc' in trainer.parts and not state.get('posthoc'):
+        raise ValueError(f'{path} has no averages for snapshots, which are of the whole run; leave them out (--ema-snapshots 0), '
+                         'or begin a new run (another --name)')
+    trainer.load_state_dict(state, path, settings.reset_ema, settings.reset_optimizer)
+    display.say(f'goes on from {path}, step {trainer.step:,}')
+    tell_changes(notes, settings.reset_optimizer, display.say)
 
 
 def _planned(settings: RunSettings, trainer: Trainer, folder: RunFolder, path: Path | None, display: Display) -> Run:
@@ -141,8 +158,7 @@ def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
 
 
 def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections, accelerator: Any, folder: RunFolder,
-              state: dict[str, Any] | None, display: Display, end_step: int | None) -> Trainer:
-    seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
+              state: dict[str, Any] | None, display: Display, end_step: int | None, seed: int) -> Trainer:
     network, new = _network(settings, config, sections, seed, accelerator.device, fresh=state is None)
     display.say(f'{n_params(network):,} parameters' + (f', {_count(network, new):,} of them new' if new else ''))
     wrapper, dataset = make_denoiser_wrapper(config), sections.dataset

@@ -54,6 +54,7 @@ class RunSettings:
     resume: str | None = None                           # a checkpoint (default: the run's latest)
     resume_inference: str | None = None                 # a .safetensors file to start from
     reset_ema: bool = False                             # the average starts anew
+    reset_optimizer: bool = False                       # the optimizer's moments start anew; its type may be another
     grow: str | None = None                             # a checkpoint of a smaller network to start from
     grow_config: str | os.PathLike[str] | dict[str, Any] | None = None     # its config, where it carries none
     grow_warmup: int = 0                                # steps over which the learning rate of the new layers rises

@@ -84,6 +84,7 @@ def _resuming_options(parser: argparse.ArgumentParser) -> None:
     add('--resume', help='the checkpoint to go on from (default: the latest of the run)')
     add('--resume-inference', help='a .safetensors file to start the weights from')
     add('--reset-ema', action='store_true', help='start the averaged weights anew from the raw ones')
+    add('--reset-optimizer', action='store_true', help="start the optimizer's moments anew, as another type of optimizer needs")
     add('--grow', metavar='CHECKPOINT', help='start from a network trained on smaller pictures: a .pth, a .safetensors or its run')
     add('--grow-config', metavar='CONFIG', help='its config, where it carries none')
     add('--grow-warmup', type=int, default=0, metavar='STEPS',

@@ -89,6 +89,12 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
     return (None if findings.errors else Sections(**parts)), findings
 
 
+def fill_config(raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a config with its defaults written out, without a word about unknown keys; None where it cannot be read."""
+    sections, _ = read_sections(raw)
+    return None if sections is None else _filled(raw, sections)
+
+
 def sections_of(config: Mapping[str, Any]) -> Sections:
     """The sections of a config that load_config has passed."""
     sections, findings = read_sections(config)

@@ -82,6 +82,12 @@ class PowerEMA:
         self._exponent = power_ema_exponent(self.width)
 
 
+def set_ema_position(sched: EMASched, state: Mapping[str, Any]) -> None:
+    """Move a schedule to the position of a saved one; those of this module keep their own shape, others load all of it."""
+    ours = isinstance(sched, (EMAWarmup, PowerEMA))
+    sched.load_state_dict({'last_epoch': state['last_epoch']} if ours else state)
+
+
 def _update(sched: EMASched, state_dict: Mapping[str, Any]) -> None:
     """Takes over what both kinds know, so that a run may change from one kind to the other."""
     known = sched.state_dict()

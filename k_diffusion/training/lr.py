@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -95,6 +96,22 @@ class WarmupDecayLR(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         shape = ('num_steps', 'warmup_steps', 'decay_start', 'final', 'shape')
         return {key: value for key, value in super().state_dict().items() if key not in shape}
+
+
+def set_lr_position(sched: LRScheduler, state: Mapping[str, Any]) -> None:
+    """Move a schedule to the position of a saved one and set the rates of its optimizer accordingly.
+
+    The schedules of this module keep their own shape and base rates, which are those of the config; others load the
+    whole state.
+    """
+    if isinstance(sched, (_WarmedLR, WarmupDecayLR)):
+        sched.last_epoch = state['last_epoch']
+        sched._step_count = state.get('_step_count', sched.last_epoch + 1)
+        sched._last_lr = sched.get_lr()
+    else:
+        sched.load_state_dict(dict(state))
+    for group, lr in zip(sched.optimizer.param_groups, sched.get_last_lr()):
+        group['lr'] = lr
 
 
 def _check_warmup(warmup: float) -> None:

@@ -17,11 +17,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.random import derive_seed, generator
 from .checkpoint import load_weights, unwrap
-from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs
+from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs, set_ema_position
 from .hooks import Hook
 from .interrupts import on_interrupt
+from .lr import set_lr_position
 from .noise_levels import LossByNoise
 from .optim import clip_gradients, match_strides
+from .optimizer_state import matched_state, original_names, parameter_names
 from .sharding import cut_optimizer, local
 
 Batch = dict[str, Any]
@@ -294,6 +296,7 @@ class Trainer:
             'model': unwrap(self.model).state_dict(),
             'model_ema': self.ema_model.state_dict(),
             'opt': self.optimizer.state_dict(),
+            'opt_names': parameter_names(unwrap(self.model), self.optimizer.param_groups),
             'sched': self.lr_sched.state_dict(),
             'ema_sched': self.ema_sched.state_dict(),
             'epoch': self.loader.epoch(self.items),
@@ -310,24 +313,29 @@ class Trainer:
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], source: Path | None = None, reset_ema: bool = False) -> None:
-        """Goes on from a checkpoint, of ours or of the original (whose `step` names the data position too).
+    def load_state_dict(self, state: Mapping[str, Any], source: Path | None = None, reset_ema: bool = False,
+                        reset_optimizer: bool = False) -> None:
+        """Go on from a checkpoint, of ours or of the original (whose `step` gives the data position too).
 
-        With reset_ema the average starts anew from the weights. Raises ValueError where it does not fit.
+        Rates and schedules stay those of this trainer; the checkpoint gives the position in them.
+
+        Args:
+            state: The checkpoint.
+            source: Its path, for messages.
+            reset_ema: Start the average anew from the weights.
+            reset_optimizer: Start the optimizer's moments anew.
+
+        Raises:
+            ValueError: It does not fit.
         """
         name = source or 'the checkpoint'
         load_weights(unwrap(self.model), state['model'], name)
         load_weights(self.ema_model, state['model' if reset_ema else 'model_ema'], name)
-        try:
-            self.optimizer.load_state_dict(state['opt'])
-        except (ValueError, KeyError) as error:
-            raise ValueError(f'the optimizer state in {name} does not fit ({error}); '
-                             'resume with the optimizer it was trained with') from None
-        cut_optimizer(self.optimizer)
-        match_strides(self.optimizer)
-        self.lr_sched.load_state_dict(state['sched'])
+        if not reset_optimizer:
+            self._load_optimizer(state, name)
+        set_lr_position(self.lr_sched, state['sched'])
         if not reset_ema:
-            self.ema_sched.load_state_dict(state['ema_sched'])
+            set_ema_position(self.ema_sched, state['ema_sched'])
         self.step = state['step']
         self.items = state.get('items', self.step * self.loader.items_per_step)
         self.ema_stats = dict(state.get('ema_stats') or {})
@@ -343,6 +351,21 @@ class Trainer:
             if state.get(key) is not None:
                 part.load_state_dict(state[key])
         self.last_checkpoint = source
+
+    def _load_optimizer(self, state: Mapping[str, Any], name: object) -> None:
+        groups = self.optimizer.param_groups
+        names = parameter_names(unwrap(self.model), groups)
+        saved_names = state.get('opt_names', names)
+        if names is not None and 'items' not in state:      # the original's
+            sizes = [len(group['params']) for group in state['opt']['param_groups']]
+            saved_names = original_names(state['model'], names, sizes)
+        try:
+            self.optimizer.load_state_dict(matched_state(state['opt'], groups, names, saved_names))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f'the optimizer state in {name} does not fit ({error}); resume with the optimizer it was '
+                             'trained with, or start its moments anew (--reset-optimizer)') from None
+        cut_optimizer(self.optimizer)
+        match_strides(self.optimizer)
 
 
 def _check(accelerator: Any, model: nn.Module, loader: BatchSource, grad_accum_steps: int) -> None:

@@ -127,7 +127,7 @@ def test_another_shape_is_told_and_nothing_is_touched(tiny, trained, capsys):
     before = {path.name: path.read_bytes() for path in trained.iterdir()}
     assert run(tiny(('model', 'channels', [16, 32])), trained, '--end-step', '9') == 1
     err = capsys.readouterr().err
-    assert 'of shape' in err and 'config it was trained with' in err
+    assert 'model.channels [16, 16] -> [16, 32]; keep it, or begin a new run' in err
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
 

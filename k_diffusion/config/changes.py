@@ -1,0 +1,164 @@
+"""Going on with a run under another config: which keys may differ, and what differs."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .load import fill_config
+
+_NEW_RUN = 'keep it, or begin a new run (another --name)'
+_GROW = 'keep it, or begin a new run that grows from this one (--grow)'
+_RESET = "keep it, or start the optimizer's moments anew (--reset-optimizer)"
+
+#: Key of a config -> None where a new value takes effect when a run goes on, else the way out of its refusal. The longest
+#: name counts. Refused is what changes the shape of the weights or what they mean.
+RULES: dict[str, str | None] = {
+    'model': _NEW_RUN,
+    'model.input_size': _GROW,
+    'model.patch_size': _GROW,
+    'model.skip_stages': _GROW,
+    'model.depths': _GROW,
+    'model.dropout_rate': None,
+    'model.mapping_dropout_rate': None,
+    'model.augment_prob': None,
+    'model.sigma_min': None,
+    'model.sigma_max': None,
+    'model.sigma_sample_density': None,
+    'model.loss_config': None,
+    'model.loss_weighting': None,
+    'model.loss_scales': None,
+    'model.kl_weight': None,            # of an autoencoder
+    'dataset': None,
+    'dataset.num_classes': _NEW_RUN,
+    'optimizer': None,
+    'optimizer.type': _RESET,
+    'lr_sched': None,
+    'ema_sched': None,
+    'training': None,
+    'training.ema_widths': _NEW_RUN,
+    'sampling': None,
+    'encoder': _NEW_RUN,
+    'encoder.location': None,           # the encoder's weights are compared instead
+    'conditions': _NEW_RUN,
+    'conditions.dropout': None,
+    'conditions.location': None,        # the texts or embeddings of the pictures
+    'conditions.template': None,
+    'conditions.largest': None,
+    'run': None,                        # what the command line alone sets: processes, accumulation, precision, seed
+}
+#: Keys whose new value makes losses before and after incomparable.
+_OF_THE_LOSS = ('model.sigma_sample_density', 'model.loss_config', 'model.loss_weighting', 'model.loss_scales', 'model.kl_weight')
+_ABSENT = object()
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key whose value differs from that of the checkpoint."""
+
+    key: str
+    old: Any
+    new: Any
+
+    @property
+    def way_out(self) -> str | None:
+        """How to go on where the change is refused; None where it takes effect."""
+        return RULES[_rule(self.key)]
+
+    def __str__(self) -> str:
+        return f'{self.key} {_text(self.old)} -> {_text(self.new)}'
+
+
+def changes_of(checkpoint: Mapping[str, Any], config: Mapping[str, Any], overrides: Mapping[str, Any],
+               fill: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = fill_config) -> list[Change]:
+    """Return what differs between the config in effect when a checkpoint was saved and a filled config.
+
+    Args:
+        checkpoint: Its `config` and, in newer ones, `overrides`: what the command line set. Without a config nothing differs.
+        config: The filled config of the run that goes on.
+        overrides: What its command line sets, by 'section.key'.
+        fill: Writes the defaults into the config of the checkpoint.
+    """
+    stored = fill(checkpoint['config']) if isinstance(checkpoint.get('config'), Mapping) else None
+    if stored is None:
+        return []
+    old = with_overrides(stored, checkpoint.get('overrides') or {})
+    return compare_configs(old, with_overrides(config, overrides))
+
+
+def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Return the keys in which two filled configs differ, in the order of the new one; keys that only one has are left out.
+
+    A section of another type is one change, that of its type.
+    """
+    changes = []
+    before = _flat(old)
+    for key, value in _flat(new).items():
+        was = before.get(key, _ABSENT)
+        if was is not _ABSENT and _plain(was) != _plain(value):
+            changes.append(Change(key, was, value))
+    retyped = tuple(change.key.removesuffix('.type') for change in changes if change.key.endswith('.type'))
+    return [change for change in changes if change.key.endswith('.type') or not change.key.startswith(retyped)]
+
+
+def check_changes(changes: list[Change], source: object, reset_optimizer: bool = False) -> None:
+    """Raise ValueError in one sentence where a change is refused.
+
+    Args:
+        changes: What differs from the config of the checkpoint.
+        source: The checkpoint, for the message.
+        reset_optimizer: The optimizer's moments start anew, so that another type is welcome.
+    """
+    refused = [change for change in changes if change.way_out and not (reset_optimizer and change.way_out == _RESET)]
+    if refused:
+        ways = ', '.join(dict.fromkeys(change.way_out for change in refused if change.way_out))
+        raise ValueError(f'{source} does not fit this config: {", ".join(map(str, refused))}; {ways}')
+
+
+def changes_loss(changes: list[Change]) -> bool:
+    """Return whether losses before and after the changes cannot be compared."""
+    return any(change.key.startswith(_OF_THE_LOSS) for change in changes)
+
+
+def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with the values of a command line put in: 'section.key' -> value."""
+    result = {section: dict(value) if isinstance(value, Mapping) else value for section, value in config.items()}
+    for path, value in overrides.items():
+        section, _, key = path.partition('.')
+        result.setdefault(section, {})[key] = value
+    return result
+
+
+def _rule(key: str) -> str:
+    """The longest name in RULES that stands for a key; the number of a condition is left out."""
+    section, _, rest = key.partition('.')
+    parts = [section.partition('[')[0], *rest.split('.')]
+    return next(name for n in range(len(parts), 0, -1) if (name := '.'.join(parts[:n])) in RULES)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config by 'section.key' and 'conditions[i].key'; what lies deeper is one value."""
+    flat: dict[str, Any] = {}
+    for section, value in config.items():
+        if section not in RULES:
+            continue
+        entries = {section: value}
+        if isinstance(value, list):
+            flat[f'{section}.type'] = [entry['type'] for entry in value]
+            entries = {f'{section}[{i}]': entry for i, entry in enumerate(value)}
+        for head, entry in entries.items():
+            flat.update({f'{head}.{key}': item for key, item in entry.items() if head == section or key != 'type'})
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """A value as it is compared: lists and tuples alike, whole floats as ints are by Python."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return '{' + ', '.join(f'{key} {_text(item)}' for key, item in value.items()) + '}'
+    return f'{value:g}' if isinstance(value, float) else str(value)

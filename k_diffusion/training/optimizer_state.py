@@ -1,0 +1,115 @@
+"""Saved optimizer state: matched to the parameters of a network by name, without the rates of the run it was saved in."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+#: Options of a parameter group that tell one type of optimizer from another, and take their values from the config.
+_OF_A_TYPE = ('betas', 'eps', 'momentum', 'dampening', 'nesterov', 'ns_steps', 'muon')
+#: Options that are those of the optimizer at hand, whatever was saved; any other option is state, and is taken over.
+_OWN = ('lr', 'initial_lr', 'weight_decay', *_OF_A_TYPE, 'amsgrad', 'maximize', 'foreach', 'fused', 'capturable',
+        'differentiable', 'decoupled_weight_decay')
+#: State tensors of the shape of their parameter.
+_SHAPED = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer')
+
+
+def parameter_names(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[list[str]] | None:
+    """Return the name of each parameter of each group; None where a parameter is not the model's."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = [[names.get(id(p)) for p in group['params']] for group in groups]
+    return None if any(name is None for group in found for name in group) else found  # type: ignore[return-value]
+
+
+def matched_state(saved: Mapping[str, Any], groups: Sequence[dict[str, Any]], names: list[list[str]] | None,
+                  saved_names: list[list[str]] | None) -> dict[str, Any]:
+    """Return saved optimizer state in the order of `groups`, as Optimizer.load_state_dict takes it.
+
+    Each parameter gets the state that was saved under its name (with unknown names: at its position). Learning rate,
+    weight decay and the other options that a config sets stay those of `groups`.
+
+    Args:
+        saved: What Optimizer.state_dict returned.
+        groups: The parameter groups of the optimizer that goes on.
+        names: The names of their parameters.
+        saved_names: The names of the saved parameters, group by group.
+
+    Raises:
+        ValueError: The state is that of another type of optimizer, of other parameters or of other shapes.
+    """
+    _check_type(saved['param_groups'], groups)
+    sources = [_ids(group) for group in saved['param_groups']]
+    counts = [len(group['params']) for group in groups]
+    if names is None or saved_names is None:
+        names, saved_names = _positions(counts), _positions([len(ids) for ids in sources])
+    if [len(ids) for ids in sources] != [len(group) for group in saved_names]:
+        raise ValueError(f'it has groups of {[len(ids) for ids in sources]} parameters, and the checkpoint names '
+                         f'{[len(group) for group in saved_names]}')
+    source = dict(zip(_flat(saved_names), _flat(sources)))
+    wanted = _flat(names)
+    if source.keys() != set(wanted) or len(source) != len(wanted):
+        odd = next(iter(source.keys() ^ set(wanted)), 'a parameter twice')
+        raise ValueError(f'it is of {len(source)} parameters, and there are {len(wanted)}; {odd} is in one of them only')
+    parameters = [p for group in groups for p in group['params']]
+    state = {}
+    for i, (name, p) in enumerate(zip(wanted, parameters)):
+        if source[name] in saved['state']:
+            state[i] = saved['state'][source[name]]
+            _check_shapes(name, p, state[i])
+    return {'state': state, 'param_groups': _options(saved['param_groups'], groups)}
+
+
+def original_names(order: Iterable[str], names: list[list[str]], sizes: Sequence[int]) -> list[list[str]]:
+    """Return the names of the parameters of a checkpoint that does not tell them, as the original wrote it.
+
+    There each group holds its parameters in the order of registration, which is that of the weights in the checkpoint.
+    The earliest version of the original had one group of all parameters.
+
+    Args:
+        order: The names of the weights in the checkpoint, in its order.
+        names: The names of the parameters of the network, group by group.
+        sizes: How many parameters each saved group has.
+    """
+    place = {name: i for i, name in enumerate(order)}
+    last = len(place)
+    grouped = [sorted(group, key=lambda name: place.get(name, last)) for group in names]
+    return [sorted(_flat(names), key=lambda name: place.get(name, last))] if len(sizes) == 1 else grouped
+
+
+def _positions(counts: Iterable[int]) -> list[list[str]]:
+    return [[f'parameter {i} of group {g}' for i in range(count)] for g, count in enumerate(counts)]
+
+
+def _ids(group: Mapping[str, Any]) -> list[Any]:
+    return list(group['params'])
+
+
+def _flat(groups: Iterable[Iterable[Any]]) -> list[Any]:
+    return [item for group in groups for item in group]
+
+
+def _check_type(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    for group in saved:
+        odd = [key for key in _OF_A_TYPE if (key in group) != (key in groups[0])]
+        if odd:
+            where = 'only there' if odd[0] in group else 'missing there'
+            raise ValueError(f'it is that of another type of optimizer: {odd[0]!r} is {where}')
+
+
+def _check_shapes(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
+    for key in _SHAPED:
+        value = state.get(key)
+        if isinstance(value, Tensor) and value.shape != p.shape:
+            raise ValueError(f'its {key} of {name} has the shape {list(value.shape)}, and {name} has {list(p.shape)}')
+
+
+def _options(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the options of `groups`, those that are state taken over from the saved groups where these correspond."""
+    options, first = [], 0
+    for i, group in enumerate(groups):
+        held = saved[i] if len(saved) == len(groups) else {}
+        kept = {key: value for key, value in held.items() if key not in _OWN}
+        ids = list(range(first, first := first + len(group['params'])))
+        options.append({**group, **kept, 'params': ids})
+    return options
