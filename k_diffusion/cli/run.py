@@ -8,7 +8,7 @@ import sys
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def train(settings: RunSettings) -> Run:
         extra['overrides'] = overrides_of(asked, accelerator.num_processes, seed)
         changes = accepted_changes(state, config, extra['overrides'], path, settings.reset_optimizer) if state else []
         trainer = _assemble(settings, config, sections_of(config), accelerator, folder, state, display, end_step, seed)
-        extra['data'] = facts_of(pictures_of(trainer.loader.dataset), encoder_of(config))
+        extra['data'] = facts_of(pictures_of(cast(Loader, trainer.loader).dataset), encoder_of(config))
         if state:
             _go_on(settings, trainer, state, path, changes, extra['data'], display)
         del state

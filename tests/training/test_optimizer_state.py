@@ -23,23 +23,23 @@ OPTIMIZERS = {'adamw': AdamWConfig, 'sgd': SGDConfig, 'muon': MuonConfig}
 @pytest.mark.parametrize(('kind', 'options'), [
     ('adamw', {}), ('sgd', {}), ('sgd', {'momentum': 0.9, 'nesterov': True, 'weight_decay': 0.1}), ('muon', {})])
 def test_another_learning_rate_takes_effect(toy, kind, options):
-    """A step is proportional to the learning rate, for every parameter: a thousandth of it moves a thousandth as far."""
+    """A step is proportional to the learning rate, for every parameter: a tenth of it moves a tenth as far."""
     config = OPTIMIZERS[kind](lr=0.1, **options)
     first = toy.make_trainer(config, end_step=3)
     first.run()
     state = copy.deepcopy(first.state_dict())
     moves = []
-    for lr in (0.1, 0.0001):
+    for lr in (0.1, 0.01):
         trainer = toy.make_trainer(OPTIMIZERS[kind](lr=0.1, **options), end_step=4, ema_sched=EMAWarmup(power=0.75))
         optimizer = config.make(trainer.model, lr)
         trainer.optimizer, trainer.lr_sched = optimizer, ConstantLRWithWarmup(optimizer, 0.9)
         trainer.load_state_dict(copy.deepcopy(state))
         trainer.run()
-        moves.append([(p - q).double() for p, q in zip(trainer.model.parameters(), state['model'].values())])
+        moves.append([(p - state['model'][name]).double() for name, p in trainer.model.named_parameters()])
     names = [name for name, _ in first.model.named_parameters()]
     for name, far, near in zip(names, *moves):
-        assert far.abs().max() > 1e-4, name
-        torch.testing.assert_close(near * 1000, far, atol=float(far.abs().max()) * 0.1, rtol=0, msg=name)
+        assert far.abs().max() > 1e-6, name
+        torch.testing.assert_close(near * 10, far, atol=float(far.abs().max()) * 0.1, rtol=0, msg=name)
 
 
 def test_schedules_take_their_position_from_the_checkpoint_and_nothing_else(toy):
@@ -213,11 +213,14 @@ DATA = {'dataset': {'type': 'demo', 'num_classes': 0}}
 NOISE = {'input_channels': 1, 'input_size': [16, 16], 'sigma_data': 0.5, 'sigma_min': 0.02, 'sigma_max': 40,
          'sigma_sample_density': {'type': 'lognormal', 'mean': -1.0, 'std': 1.2}}
 SMALL = {
-    'patches': {'type': 'image_v1', 'patch_size': 2, 'mapping_out': 16, 'depths': [2, 1], 'channels': [16, 32], 'self_attn_depths': [False, True]},
-    'everything': {'type': 'image_v1', 'mapping_out': 16, 'depths': [1, 2, 1], 'channels': [16, 16, 32], 'self_attn_depths': [False, True, True],
-                   'cross_attn_depths': [False, False, True], 'cross_cond_dim': 8, 'unet_cond_dim': 2, 'mapping_cond_dim': 3, 'skip_stages': 1,
+    'patches': {'type': 'image_v1', 'patch_size': 2, 'mapping_out': 16, 'depths': [2, 1], 'channels': [16, 32],
+                'self_attn_depths': [False, True]},
+    'everything': {'type': 'image_v1', 'mapping_out': 16, 'depths': [1, 2, 1], 'channels': [16, 16, 32],
+                   'self_attn_depths': [False, True, True], 'cross_attn_depths': [False, False, True],
+                   'cross_cond_dim': 8, 'unet_cond_dim': 2, 'mapping_cond_dim': 3, 'skip_stages': 1,
                    'has_variance': True, 'loss_weighting': 'karras'},
-    'unwrapped': {'type': 'image_v1', 'mapping_out': 16, 'depths': [1, 1], 'channels': [16, 16], 'self_attn_depths': [True, False],
+    'unwrapped': {'type': 'image_v1', 'mapping_out': 16, 'depths': [1, 1], 'channels': [16, 16],
+                  'self_attn_depths': [True, False],
                   'augment_wrapper': False},
     'transformer_v1': {'type': 'image_transformer_v1', 'patch_size': [4, 4], 'depth': 2, 'width': 64},
     'transformer_v2': {'type': 'image_transformer_v2', 'patch_size': [2, 2], 'depths': [1, 2, 1], 'widths': [64, 64, 128],
@@ -237,9 +240,11 @@ def original_checkpoint(filled, network, one_group=False):
     state, saved, first = {}, [], 0
     for group, factor, decayed in groups:
         for name in group:
-            state[first + group.index(name)] = {'step': torch.tensor(7.), 'exp_avg': moments[name].clone(), 'exp_avg_sq': moments[name].square()}
-        options = {'lr': 1e-4 * factor, 'betas': (0.95, 0.999), 'eps': 1e-6, 'weight_decay': 1e-3 * decayed, 'amsgrad': False, 'foreach': None,
-                   'maximize': False, 'capturable': False, 'differentiable': False, 'fused': None, 'initial_lr': 1e-4 * factor}
+            state[first + group.index(name)] = {'step': torch.tensor(7.), 'exp_avg': moments[name].clone(),
+                                                'exp_avg_sq': moments[name].square()}
+        options = {'lr': 1e-4 * factor, 'betas': (0.95, 0.999), 'eps': 1e-6, 'weight_decay': 1e-3 * decayed, 'amsgrad': False,
+                   'foreach': None, 'maximize': False, 'capturable': False, 'differentiable': False, 'fused': None,
+                   'initial_lr': 1e-4 * factor}
         saved.append({**options, 'params': list(range(first, first := first + len(group)))})
     sched = {'warmup': 0., 'base_lrs': [group['lr'] for group in saved], 'last_epoch': 7, 'verbose': False, '_step_count': 8,
              '_last_lr': [group['lr'] for group in saved]}
@@ -276,7 +281,7 @@ def test_the_order_of_the_shipped_configs_is_the_original_one(name):
         pytest.skip('a network that the original does not have')
     with torch.device('meta'):
         network = K.config.make_model(filled)
-    if 'inner_model.class_emb.weight' in network.state_dict():
+    if filled['model']['type'] == 'image_v1' and any(key.endswith('class_emb.weight') for key in network.state_dict()):
         pytest.skip('classes of image_v1, which the original does not have')
     order = order_of(filled)
     groups = [group for group, _, _ in groups_of(filled['model']['type'], [name for name, is_parameter in order if is_parameter])]
