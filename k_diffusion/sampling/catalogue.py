@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import Registry
+from .arguments import check_options, expands, show_value
 from .loop import Watch
 from .noise import Generators, NoiseKind, make_noise_sampler
 
@@ -29,7 +30,8 @@ class SampleFn(Protocol):
 
     seed: a number per item, or one for the batch; item i of the result then depends on its own seed alone, whatever else is in
     the batch. generator: a torch.Generator, or one per item, that the noise is drawn from. Both change the noise of the steps
-    only (x is given), and stand in for noise_sampler.
+    only (x is given), and stand in for noise_sampler. A noise_sampler that is given beside a generator wins: programs that
+    pass what a signature names draw x from the generator. A seed beside either is refused.
     afs: the analytical first step, which saves the first model call (its answer counts in all else as the model's). True: the
     noise is taken for x / sqrt(1 + sigma^2) (Dockhorn et al. 2022, arXiv:2210.05475); a number: x for Gaussian
     data of mean 0 and that standard deviation s, D = s^2 / (s^2 + sigma^2) x.
@@ -187,17 +189,19 @@ def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, 
     if not isinstance(given[x], Tensor) or not given[x].ndim:
         got = '0-d' if isinstance(given[x], Tensor) else f'a {type(given[x]).__name__}'
         raise ValueError(f'x is {got}; a sampler starts from a batch of noise: give a tensor [B, ...]')
-    dtype, eta = given[x].dtype, given.get('eta', 0.)
-    if isinstance(eta, (int, float)) and not eta >= 0:
-        raise ValueError(f'eta={eta} is no strength of noise; give 0 (none) or more, 1 is usual')
+    dtype = given[x].dtype
     if not dtype.is_floating_point:
         raise ValueError(f'x has dtype {dtype}; a sampler starts from noise: give it float32, float64, float16 or bfloat16')
+    if hasattr(entry.function, 'entry'):     # a function from elsewhere defines its own arguments
+        if not callable(given[model]) and not hasattr(given[model], 'pair'):
+            raise TypeError(f'{model} must be a denoiser, a function (x, sigma) -> D; got {show_value(given[model])}')
+        check_options(bound.signature.parameters, given)
     watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name), afs, given[x])
     given.update({model: watch, x: given[x].to(torch.promote_types(dtype, torch.float32))})
     if given.get('noise_sampler') is not None:
-        if seed is not None or generator is not None:
-            raise ValueError(f'{watch.name} was given a noise_sampler and a seed or generator as well; give one source of noise')
-        given['noise_sampler'] = _adapted(given['noise_sampler'], given[x].dtype)
+        if seed is not None:
+            raise ValueError(f'{watch.name} was given a noise_sampler and a seed as well; give one source of noise')
+        given['noise_sampler'] = _adapted(given['noise_sampler'], given[x])
     elif seed is not None or generator is not None:
         draws = 'noise_sampler' in entry.options
         noise = make_noise_sampler(given[x], entry.noise if draws else 'independent', seed, generator)  # refuses two, or too few
@@ -206,11 +210,17 @@ def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, 
     return entry.body(*bound.args, **bound.kwargs), watch
 
 
-def _adapted(noise_sampler: NoiseSampler, dtype: torch.dtype) -> NoiseSampler:
+def _adapted(noise_sampler: NoiseSampler, x: Tensor) -> NoiseSampler:
     """A noise sampler from outside, which knows levels as 0-d tensors and may draw in half precision."""
+    shape, dtype = x.shape, x.dtype
+
     def noise(sigma: Any, sigma_next: Any) -> Tensor:
         pair = torch.tensor([float(sigma), float(sigma_next)], dtype=torch.float64)
-        return noise_sampler(pair[0], pair[1]).to(dtype)
+        drawn = noise_sampler(pair[0], pair[1])
+        if not isinstance(drawn, Tensor) or not expands(drawn.shape, shape):
+            got = f'shape {tuple(drawn.shape)}' if isinstance(drawn, Tensor) else f'a {type(drawn).__name__}'
+            raise ValueError(f'noise_sampler must return a tensor of the shape of x, {tuple(shape)}; got {got}')
+        return drawn.to(dtype)
     return noise
 
 

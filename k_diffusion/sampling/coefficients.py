@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.tensors import append_dims
+from .arguments import check_number, check_whole, show_value
 
 INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(40)]
 
@@ -16,6 +17,8 @@ def to_d(x: Tensor, sigma: Any, denoised: Tensor) -> Tensor:
     """dx/dsigma = (x - D) / sigma, the slope of the probability flow; sigma a number or [B]."""
     if isinstance(sigma, Tensor):
         return (x - denoised) / append_dims(sigma, x.ndim)
+    if not sigma:
+        raise ValueError(f'sigma must be a noise level > 0, where x has a slope; got {show_value(sigma)}')
     return (x - denoised).mul_(1 / sigma)
 
 
@@ -26,15 +29,21 @@ def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: float = 1.) -> tuple
     """
     if not eta:
         return sigma_to, 0.
-    if isinstance(sigma_to, Tensor):
-        down, up = get_ancestral_step(float(sigma_from), float(sigma_to), eta)
-        return sigma_to.new_tensor(down), sigma_to.new_tensor(up)
+    if isinstance(sigma_to, Tensor) or isinstance(sigma_from, Tensor):
+        start, end = check_number('sigma_from', sigma_from), check_number('sigma_to', sigma_to)
+        down, up = get_ancestral_step(start, end, eta)
+        like = sigma_to if isinstance(sigma_to, Tensor) else sigma_from
+        return like.new_tensor(down), like.new_tensor(up)
+    if not 0 <= eta < math.inf or not 0 <= sigma_to <= sigma_from < math.inf or not sigma_from:
+        raise ValueError('get_ancestral_step must be given sigma_from > 0, 0 <= sigma_to <= sigma_from and a finite eta >= 0; '
+                         f'got {show_value(sigma_from)}, {show_value(sigma_to)} and {show_value(eta)}')
     sigma_up = min(sigma_to, eta * (sigma_to ** 2 * (sigma_from ** 2 - sigma_to ** 2) / sigma_from ** 2) ** 0.5)
     return (sigma_to ** 2 - sigma_up ** 2) ** 0.5, sigma_up
 
 
 def phi(k: int, z: float) -> float:
     """phi_0 = e^z, phi_k(z) = (phi_{k-1}(z) - 1 / (k-1)!) / z, phi_k(0) = 1 / k!."""
+    check_whole('k', k, 0)
     return math.exp(z) if k == 0 else phis(k, z)[k]
 
 
@@ -57,6 +66,8 @@ def phis(most: int, z: float) -> list[float]:
 
 def lagrange(nodes: Sequence[float]) -> list[list[float]]:
     """The polynomials that are 1 at one node and 0 at the others, as rows of coefficients, the constant first."""
+    if len(set(nodes)) < len(nodes):
+        raise ValueError(f'the nodes of an interpolation must be distinct; got {[*nodes]}')
     rows = []
     for own in nodes:
         row = [1.]
@@ -70,6 +81,8 @@ def lagrange(nodes: Sequence[float]) -> list[list[float]]:
 def adams_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
     """w_j = the integral of l_j from start to end, l_j the Lagrange polynomials of the (distinct) nodes."""
     h = end - start
+    if not h:
+        raise ValueError(f'start and end of a step must differ; got {start} and {end}')
     rows = lagrange([(node - start) / h for node in nodes])
     return [h * math.fsum(c / (k + 1) for k, c in enumerate(row)) for row in rows]
 
@@ -86,6 +99,9 @@ def exponential_weights(nodes: Sequence[float], h: float) -> list[float]:
 
 def linear_multistep_coeff(order: int, t: Any, i: int, j: int) -> float:
     """The Adams-Bashforth weight over [t[i], t[i + 1]] of the derivative at t[i - j], with nodes t[i], ..., t[i - order + 1]."""
+    check_whole('order', order)
+    if not 0 <= j < order or not 0 <= i < len(t) - 1:
+        raise ValueError(f'step i must lie in the {len(t) - 1} steps of t and j in range(order); got i={i}, j={j} and order={order}')
     if order - 1 > i:
         raise ValueError(f'order {order} needs {order - 1} past levels and step {i} has {i}; give an order of at most {i + 1}')
     return adams_weights([float(t[i - k]) for k in range(order)], float(t[i]), float(t[i + 1]))[j]

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import math
 
+from .arguments import check_number
+
 
 def check_tolerances(atol: float, rtol: float) -> None:
     """Refuses tolerances that no step could meet."""
     for name, tolerance in (('atol', atol), ('rtol', rtol)):
-        if not 0 <= tolerance < math.inf:
+        if isinstance(tolerance, str) or not 0 <= tolerance < math.inf:
             raise ValueError(f'{name} is {tolerance}; tolerances must be at least 0 and finite, one of them above 0 (1e-4 is usual)')
     if not atol + rtol > 0:
         raise ValueError('atol and rtol are 0, which no step meets; tolerances must be at least 0, one of them above it (1e-4 is usual)')
@@ -24,6 +26,10 @@ class PIDStepSizeController:
                  eps: float = 1e-8) -> None:
         if not 0 < abs(h) < math.inf:
             raise ValueError(f'h_init, the first step, is {h}; give a finite length in log sigma, other than 0 (0.05 is usual)')
+        for name, value in {'pcoeff': pcoeff, 'icoeff': icoeff, 'dcoeff': dcoeff, 'accept_safety': accept_safety}.items():
+            check_number(name, value)
+        if not order > 0:
+            raise ValueError(f'order must be > 0, the order of the solver; got {order}')
         self.h = h
         self.b1 = (pcoeff + icoeff + dcoeff) / order
         self.b2 = -(pcoeff + 2 * dcoeff) / order

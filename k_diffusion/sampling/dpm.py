@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.protocols import DenoiseFn, NoiseSampler
+from .arguments import check_number, check_whole
 from .catalogue import Run, sampler
 from .coefficients import get_ancestral_step, to_d
 from .controllers import PIDStepSizeController
@@ -17,16 +19,22 @@ from .loop import Callback, ExtraArgs, Sigmas, Step, steps
 from .noise import churn, default_noise_sampler
 from .per_item import adaptive_per_item
 
+#: The midpoint rule multiplies errors by sigma / middle; from here on its result is far from the data.
+FARTHEST = 32.
+
 
 @sampler(order=2, nfe=2, noise='independent')
 def sample_dpm_2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                  disable: bool | None = None, s_churn: float = 0., s_tmin: float = 0., s_tmax: float = math.inf,
                  s_noise: float = 1., noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
-    """DPM-Solver-2: the slope at the middle of log sigma, optionally with churn. 2 NFE, but 1 for the step to 0."""
+    """DPM-Solver-2: the slope at the middle of log sigma, optionally with churn. 2 NFE, but 1 for the step to 0.
+
+    Diverges in few steps (fewer than 5 from 80 to 0.002), and then warns.
+    """
     noise_sampler = noise_sampler or default_noise_sampler(x)
     for step in steps(model, x, sigmas, extra_args, callback, disable, repeats=s_churn > 0):
         x, sigma_hat = churn(x, step, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
-        x = _midpoint(step, x, step.slope(x, sigma_hat), sigma_hat, step.sigma_next)
+        x = _midpoint('dpm_2', step, x, step.slope(x, sigma_hat), sigma_hat, step.sigma_next)
         x = yield x
     return x
 
@@ -35,22 +43,28 @@ def sample_dpm_2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraA
 def sample_dpm_2_ancestral(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
                            disable: bool | None = None, eta: float = 1., s_noise: float = 1.,
                            noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
-    """A DPM-Solver-2 step to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0."""
+    """A DPM-Solver-2 step to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0.
+
+    Diverges in few steps (fewer than 7 from 80 to 0.002, than 4 from 14.6 to 0.03), and then warns.
+    """
     noise_sampler = noise_sampler or default_noise_sampler(x)
     for step in steps(model, x, sigmas, extra_args, callback, disable):
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
         denoised = step.denoise(x, borrow=True)
-        x = _midpoint(step, x, to_d(x, step.sigma, denoised), step.sigma, sigma_down)
+        x = _midpoint('dpm_2_ancestral', step, x, to_d(x, step.sigma, denoised), step.sigma, sigma_down)
         if sigma_up:
             x = torch.add(x, noise_sampler(step.sigma, step.sigma_next), alpha=s_noise * sigma_up)
         x = yield x
     return x
 
 
-def _midpoint(step: Step, x: Tensor, d: Tensor, sigma: float, sigma_next: float) -> Tensor:
+def _midpoint(name: str, step: Step, x: Tensor, d: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """A step from sigma to sigma_next along the slope at the middle of log sigma, found along d."""
     if sigma_next > 0:
         middle = math.sqrt(sigma * sigma_next)
+        if sigma > FARTHEST * middle:
+            warnings.warn(f'sample_{name}: the step from {step.sigma:.4g} to {step.sigma_next:.4g} is too long for the '
+                          'midpoint rule, whose result will be far from the data; give more steps', stacklevel=2)
         d = step.slope(torch.add(x, d, alpha=middle - sigma), middle)
     return torch.add(x, d, alpha=sigma_next - sigma)
 
@@ -81,6 +95,7 @@ def sample_dpm_adaptive(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, 
     are then given for each).
     """
     t_start, t_end = _times(sigma_min, sigma_max)
+    check_whole('max_steps', max_steps)
     with tqdm(disable=disable) as bar:
         solver = DPMSolver(model, extra_args, bar.update, callback if per_item else _with_levels(callback, x))
         if per_item:
@@ -97,7 +112,7 @@ def sample_dpm_adaptive(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, 
 
 def _times(sigma_min: float | Tensor, sigma_max: float | Tensor) -> tuple[float, float]:
     """The times -log sigma from sigma_max to sigma_min."""
-    low, high = float(sigma_min), float(sigma_max)
+    low, high = check_number('sigma_min', sigma_min, infinite=True), check_number('sigma_max', sigma_max, infinite=True)
     if not 0 < low < high < math.inf:
         raise ValueError(f'sigma_min={low} and sigma_max={high} are no range of noise levels; '
                          f'this sampler works in log sigma, so give 0 < sigma_min < sigma_max')

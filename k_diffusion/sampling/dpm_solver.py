@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.protocols import DenoiseFn, NoiseSampler
+from .arguments import is_whole
 from .catalogue import Run, drained
 from .coefficients import get_ancestral_step, phi
 from .controllers import PIDStepSizeController, check_tolerances
-from .loop import Callback, ExtraArgs, Watch, is_whole
+from .loop import Callback, ExtraArgs, Watch
 from .noise import default_noise_sampler
 
 Cache: TypeAlias = dict[str, Tensor]

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import unknown
+from .arguments import is_whole
 from .catalogue import Run, sampler
 from .coefficients import exponential_weights
-from .loop import Callback, ExtraArgs, Sigmas, Step, is_whole, levels, steps
+from .loop import Callback, ExtraArgs, Sigmas, Step, levels, steps
 from .noise import default_noise_sampler
 from .stages import res_2s_step
 

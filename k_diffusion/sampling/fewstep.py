@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn, NoiseSampler
+from .arguments import show_value
 from .catalogue import Run, sampler
 from .exponential import Row, walk_table
 from .loop import Callback, ExtraArgs, Sigmas, levels
@@ -39,6 +40,8 @@ def sample_tcd(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArg
     if not 0 <= gamma <= 1:
         raise ValueError(f'gamma={gamma} leads to no time between 0 and that of the next level; give 0 (DDIM) to 1 (LCM)')
     sigmas = levels(sigmas)
+    if clock is not None and (not isinstance(clock, Sequence) or len(clock) != 2 or not all(map(callable, clock))):
+        raise TypeError(f'clock must be two functions, sigma to time and time to sigma; got {show_value(clock)}')
     to_time, to_sigma = clock or (_vp_time, _vp_sigma)
     table = []
     for sigma, sigma_next in itertools.pairwise(sigmas):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn, NoiseSampler
+from .arguments import is_whole
 from .catalogue import Run, sampler
-from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, steps
+from .loop import Callback, ExtraArgs, Sigmas, levels, steps
 from .noise import churn, default_noise_sampler
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn
+from .arguments import check_number
 from .loop import ExtraArgs
 from .ode import Parts
 from .probability_flow import ProbabilityFlow
@@ -85,7 +86,7 @@ def _led(flow: ProbabilityFlow, start: float, end: float, steps: int | None, ato
 
 
 def _levels(sigma: float | Tensor, sigma_next: float | Tensor, ascending: bool = False) -> tuple[float, float]:
-    start, end = float(sigma), float(sigma_next)
+    start, end = check_number('sigma_min', sigma, infinite=True), check_number('sigma_max', sigma_next, infinite=True)
     if not (min(start, end) > 0 and max(start, end) < math.inf and (start < end if ascending else start != end)):
         wanted = 'give 0 < sigma_min < sigma_max' if ascending else 'give two different ones above 0'
         raise ValueError(f'sigma_min={start} and sigma_max={end} are no range of noise levels; {wanted}')

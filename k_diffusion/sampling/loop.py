@@ -12,6 +12,7 @@ from tqdm.auto import trange
 
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
+from .arguments import show_value
 from .coefficients import to_d
 
 Sigmas: TypeAlias = Tensor | Sequence[float]
@@ -20,11 +21,6 @@ Callback: TypeAlias = Callable[[dict[str, Any]], Any] | None
 
 #: The relative difference below which neighbouring levels are one; eight units in the last place of float32.
 SAME = 1e-6
-
-
-def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether a value is a whole number (numpy's too) of at least so much."""
-    return hasattr(value, '__index__') and value >= least
 
 
 def levels(sigmas: Sigmas) -> list[float]:
@@ -36,10 +32,12 @@ def levels(sigmas: Sigmas) -> list[float]:
         try:
             sigmas = torch.as_tensor(sigmas, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f'sigmas is {sigmas!r:.60}; a schedule is one list of noise levels, so give numbers in descending order, '
-                             'get_sigmas_karras(20, 0.02, 80.) say') from None
-    if sigmas.ndim != 1 or not len(sigmas):
-        raise ValueError(f'sigmas has shape {tuple(sigmas.shape)}; a schedule is one list of noise levels, so give it shape [n + 1]')
+            raise ValueError(f'sigmas is {show_value(sigmas)}; a schedule is one list of noise levels, so give numbers in '
+                             'descending order, get_sigmas_karras(20, 0.02, 80.) say') from None
+    if sigmas.ndim != 1 or not len(sigmas) or sigmas.is_complex():
+        kind = ' of complex numbers' if sigmas.is_complex() else ''
+        raise ValueError(f'sigmas has shape {tuple(sigmas.shape)}{kind}; a schedule is one list of noise levels, '
+                         'so give it shape [n + 1]')
     values = [float(sigma) for sigma in sigmas.tolist()]
     for i, (before, sigma) in enumerate(zip([math.inf, *values], values)):
         if not 0 <= sigma < math.inf:

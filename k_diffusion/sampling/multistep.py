@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn
+from .arguments import is_whole
 from .catalogue import Run, sampler
 from .coefficients import adams_weights, lagrange
 from .exponential import Past, combine, past_levels
-from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, steps
+from .loop import Callback, ExtraArgs, Sigmas, levels, steps
 from .quadrature import integral
 
 #: Adams-Bashforth for equal steps, by order.

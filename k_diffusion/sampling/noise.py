@@ -5,7 +5,7 @@ A noise sampler is called with two levels, (sigma, sigma_next), and gives noise 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ..core.protocols import NoiseSampler
 from ..core.random import derive_seed, randn_items
+from ..core.registry import unknown
+from .arguments import check_number, is_whole, show_value
 from .brownian import BrownianPath
 from .loop import Step
 
@@ -45,9 +47,7 @@ def generator_noise_sampler(x: Tensor, generator: Generators) -> NoiseSampler:
     if isinstance(generator, torch.Generator):
         source = generator
         return lambda sigma, sigma_next: torch.randn(x.shape, generator=source, device=source.device, dtype=x.dtype).to(x.device)
-    items = list(generator)
-    if len(items) != len(x):
-        raise ValueError(f'{len(items)} generators were given for a batch of {len(x)}; give one, or one for each item')
+    items = _item_generators(x, generator)
     return lambda sigma, sigma_next: torch.stack(
         [torch.randn(x.shape[1:], generator=item, device=item.device, dtype=x.dtype).to(x.device) for item in items])
 
@@ -61,12 +61,14 @@ def make_noise_sampler(x: Tensor, kind: NoiseKind, seed: int | Sequence[int] | N
     """
     if seed is not None and generator is not None:
         raise ValueError('a seed and a generator were given; give one source of noise')
+    if kind not in ('path', 'independent'):
+        raise ValueError(unknown('kind of noise', kind, ('path', 'independent')))
     if kind == 'independent':
         return generator_noise_sampler(x, generator) if generator is not None else seeded_noise_sampler(x, seed)
     if isinstance(generator, torch.Generator):
         seed = _drawn_seed(generator)
     elif generator is not None:
-        seed = [_drawn_seed(item) for item in generator]
+        seed = [_drawn_seed(item) for item in _item_generators(x, generator)]
     return BrownianTreeNoiseSampler(x, 0., 1., seed)
 
 
@@ -80,6 +82,7 @@ class BatchedBrownianTree:
 
     def __init__(self, x: Tensor, t0: Any, t1: Any, seed: int | Sequence[int] | None = None, **kwargs: Any) -> None:
         seeds = item_seeds(x, seed)
+        t0, t1 = check_number('t0', t0), check_number('t1', t1)
         self.sign = 1 if t0 <= t1 else -1
         self._dtype = x.dtype
         self._after = BrownianPath(x, seeds)
@@ -113,7 +116,10 @@ class BrownianTreeNoiseSampler:
     def __init__(self, x: Tensor, sigma_min: Any, sigma_max: Any, seed: int | Sequence[int] | None = None,
                  transform: Callable[[Any], Any] = _same) -> None:
         self.transform = transform
-        self.tree = BatchedBrownianTree(x, self._time(sigma_min), self._time(sigma_max), seed)
+        if not callable(transform):
+            raise TypeError(f'transform must be a function of a noise level; got {show_value(transform)}')
+        low, high = check_number('sigma_min', sigma_min), check_number('sigma_max', sigma_max)
+        self.tree = BatchedBrownianTree(x, self._time(low), self._time(high), seed)
 
     def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
         t0, t1 = self._time(sigma), self._time(sigma_next)
@@ -143,6 +149,15 @@ def churn(x: Tensor, step: Step, s_churn: float, s_tmin: float, s_tmax: float, s
     return x, sigma_hat
 
 
+def _item_generators(x: Tensor, generator: Any) -> list[torch.Generator]:
+    items = list(generator) if isinstance(generator, Sequence) else []
+    if not items or not all(isinstance(item, torch.Generator) for item in items):
+        raise TypeError(f'generator must be a torch.Generator, or a list of one for each item; got {show_value(generator)}')
+    if len(items) != len(x):
+        raise ValueError(f'{len(items)} generators were given for a batch of {len(x)}; give one, or one for each item')
+    return items
+
+
 def _drawn_seed(generator: torch.Generator) -> int:
     return int(torch.randint(0, 2 ** 63 - 1, [], generator=generator, device=generator.device))
 
@@ -151,10 +166,16 @@ def item_seeds(x: Tensor, seed: Any) -> list[int]:
     """A seed for each item of x."""
     if seed is None:
         seed = torch.randint(0, 2 ** 63 - 1, [])
-    try:
-        seeds = [int(item) for item in seed]
-    except TypeError:  # one number, or a 0-d tensor
-        return [derive_seed(int(seed), 'item', i) for i in range(len(x))]
+    if not isinstance(x, Tensor) or not x.ndim:
+        raise TypeError(f'x must be a batch, a tensor [B, ...]; got {show_value(x)}')
+    given: Any = seed.tolist() if hasattr(seed, 'tolist') else seed
+    one = not isinstance(given, Iterable)
+    items: list[Any] = [given] if one else list(given)
+    if isinstance(seed, str) or not all(is_whole(item, -math.inf) for item in items):
+        raise ValueError(f'seed must be a whole number, or one for each item; got {show_value(seed)}')
+    seeds = [int(item) for item in items]
+    if one:
+        return [derive_seed(seeds[0], 'item', i) for i in range(len(x))]
     if len(seeds) != len(x):
         raise ValueError(f'{len(seeds)} seeds were given for a batch of {len(x)}; give one number, or a seed for each item')
     return seeds

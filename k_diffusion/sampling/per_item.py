@@ -88,8 +88,8 @@ def adaptive_per_item(solver: DPMSolver, x: Tensor, t_start: float, t_end: float
         info = {'steps': steps, 'nfe': order * steps, 'n_accept': accepts, 'n_reject': rejects}
         times, sizes = x.new_tensor(t), x.new_tensor([pid.h for pid in pids])
         if solver.info_callback is not None:
-            levels = (-times).exp()
-            solver.info_callback({'x': x, 'i': steps - 1, 't': times, 't_up': times, 'sigma': levels, 'sigma_hat': levels.clone(),
+            sigma = (-times).exp()
+            solver.info_callback({'x': x, 'i': steps - 1, 't': times, 't_up': times, 'sigma': sigma, 'sigma_hat': sigma.clone(),
                                   'denoised': items.denoised, 'error': x.new_tensor(errors), 'h': sizes, **info})
         if edit.made():
             x = torch.where(taken, Items(solver, start, before, t_next, order, items.denoised).pair()[1], x)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn
+from .arguments import is_whole
 from .catalogue import Run, sampler
 from .coefficients import lagrange
-from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels
+from .loop import Callback, ExtraArgs, Sigmas, levels
 from .multistep import table_of, walk_slopes
 from .quadrature import gauss_legendre
 

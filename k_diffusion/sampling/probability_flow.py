@@ -9,6 +9,7 @@ from tqdm.auto import tqdm, trange
 
 from ..core.protocols import DenoiseFn
 from ..core.tensors import sum_per_item
+from .arguments import check_whole, expands, show_value
 from .coefficients import to_d
 from .loop import ExtraArgs, Watch
 from .ode import RUNGE_KUTTA, Parts, dormand_prince, runge_kutta_step
@@ -24,12 +25,28 @@ class ProbabilityFlow:
 
     def __init__(self, model: DenoiseFn, x: Tensor, extra_args: ExtraArgs, mean: float | Tensor, std: float | Tensor,
                  dtype: torch.dtype | None, name: str, divergence: Divergence | None = None) -> None:
-        if not x.is_floating_point():
-            raise ValueError(f'{name}: x has dtype {x.dtype}; give it in floating point, scaled as in training')
+        if not isinstance(x, Tensor) or not x.ndim or not x.is_floating_point():
+            got = f'has dtype {x.dtype} and shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
+            raise ValueError(f'{name}: x {got}; give a batch [B, ...] in floating point, scaled as in training')
+        if not callable(model):
+            raise TypeError(f'{name}: model must be a denoiser, a function (x, sigma) -> D; got {show_value(model)}')
         self.watch, self.extra_args, self.divergence = Watch(model, x.dtype, name), extra_args or {}, divergence
         self.start = x.detach().to(dtype or torch.promote_types(x.dtype, torch.float32))
-        self.mean, self.std = (torch.as_tensor(value).to(self.start) for value in (mean, std))
+        self.mean, self.std = self._per_item('data_mean', mean), self._per_item('data_std', std)
+        if not bool((self.std >= 0).all()):
+            raise ValueError(f'{name}: data_std must be >= 0 everywhere, the deviation of the data; got {show_value(std)}')
         self._spreads: list[Tensor] = []
+
+    def _per_item(self, name: str, value: float | Tensor) -> Tensor:
+        """A number or a tensor like an item, as a tensor."""
+        try:
+            tensor = torch.as_tensor(value).to(self.start)
+        except (TypeError, ValueError, RuntimeError):
+            raise ValueError(f'{name} must be a number or a tensor like an item of x; got {show_value(value)}') from None
+        if not expands(tensor.shape, self.start.shape) or not bool(tensor.isfinite().all()):
+            raise ValueError(f'{name} must be a finite number or a tensor that broadcasts to x, {tuple(self.start.shape)}; '
+                             f'got {show_value(value)}')
+        return tensor
 
     def adaptive(self, start: float, end: float, atol: float, rtol: float, most: int, disable: bool | None) -> Parts:
         """(x at end, and the integral [B, P] where there is a divergence), by steps in sigma that suit each item."""
@@ -47,8 +64,7 @@ class ProbabilityFlow:
 
         du/dlns = (c (x - mean) - (D - mean)) / r with c = std^2 / r^2, whose divergence is that of x - D less the sum of 1 - c.
         """
-        if steps < 1:
-            raise ValueError(f'steps is {steps}; it must be at least 1')
+        check_whole('steps', steps, hint='32 is usual')
 
         def slope(log_sigma: float, parts: Parts) -> Parts:
             sigma = math.exp(log_sigma)

@@ -70,6 +70,8 @@ def sample_sei(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArg
     spectrum: Spectrum.of(data), some hundred items; None takes mean 0 and the standard deviation `std` everywhere.
     tele: the first step is the Gaussian's alone and asks the model nothing. A schedule of one step to 0 without it gives D.
     """
+    if spectrum is not None and not isinstance(spectrum, Spectrum):
+        raise TypeError(f'spectrum must be a Spectrum or None, Spectrum.of(data) makes one; got a {type(spectrum).__name__}')
     spectrum = (Spectrum.isotropic(std) if spectrum is None else spectrum).like(x)
     sigmas = levels(sigmas)
     table = [(a.to(x), [weight.to(x) for weight in weights]) for a, weights in spectral_table(spectrum, sigmas, order)]

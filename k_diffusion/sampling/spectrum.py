@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..core.spectral import dct, inverse_dct
+from .arguments import check_number, expands
 
 #: Frequencies along an axis are taken together in at most so many bands, the low ones singly.
 BANDS = 16
@@ -36,8 +36,7 @@ class Spectrum:
     @classmethod
     def isotropic(cls, std: float, mean: float = 0.) -> Spectrum:
         """The same mean and standard deviation for every entry, whatever the shape."""
-        if not 0 <= std < math.inf:
-            raise ValueError(f'std={std} is no standard deviation; give a finite number of at least 0')
+        std, mean = check_number('std', std, 0., hint='a standard deviation'), check_number('mean', mean)
         return cls(torch.tensor(mean, dtype=torch.float64), torch.tensor(std ** 2, dtype=torch.float64))
 
     @classmethod
@@ -46,6 +45,8 @@ class Spectrum:
 
         Variances of images are averaged over bands of neighbouring frequencies, and the mean keeps the same number of them.
         """
+        if not isinstance(data, Tensor):
+            raise TypeError(f'data must be a tensor of items, [N, D] or [N, C, ...]; got a {type(data).__name__}')
         if data.ndim < 2 or len(data) < 2:
             raise ValueError(f'data has shape {tuple(data.shape)}; a spectrum needs at least two items, [N, D] or [N, C, ...]')
         data = data.detach().double().cpu()
@@ -73,7 +74,7 @@ class Spectrum:
         """The same spectrum in the precision and on the device of x [B, ...], whose items it must fit."""
         matrix = self.basis if isinstance(self.basis, Tensor) else None
         shapes = [self.mean.shape, self.variance.shape] + ([] if matrix is None else [matrix.shape[1:]])
-        if any(_clashes(shape, x.shape[1:]) for shape in shapes):
+        if not all(expands(shape, x.shape[1:]) for shape in shapes):
             raise ValueError(f'the spectrum is of items of shape {tuple(self.variance.shape)} and x holds items of shape '
                              f'{tuple(x.shape[1:])}; make one with Spectrum.of(data) from data like x')
         return dataclasses.replace(self, mean=self.mean.to(x), variance=self.variance.to(x), basis=self.basis if matrix is None
@@ -95,11 +96,6 @@ class Spectrum:
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """The denoiser of this Gaussian: m + s^2 / (s^2 + sigma^2) y."""
         return self.synthesise(self.variance / (self.variance + sigma ** 2) * self.analyse(x))
-
-
-def _clashes(shape: torch.Size, item: torch.Size) -> bool:
-    """Whether something of this shape does not broadcast to an item's."""
-    return len(shape) > len(item) or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(item)))
 
 
 def bands(n: int) -> list[int]:

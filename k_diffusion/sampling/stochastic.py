@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn, NoiseSampler
+from .arguments import check_number, is_whole, show_value
 from .catalogue import Run, sampler
 from .coefficients import get_ancestral_step
 from .exponential import LAST, STAY, Past, Row, Table, corrected, exponential_row, folded, past_levels, walk_table
-from .loop import Callback, ExtraArgs, Sigmas, is_whole, levels, walk
+from .loop import Callback, ExtraArgs, Sigmas, levels, walk
 from .noise import default_noise_sampler
 from .quadrature import integral
 
@@ -52,6 +53,10 @@ def sa_table(sigmas: Sequence[float], tau: float | Callable[[float], float], int
     if not is_whole(predictor_order) or not is_whole(corrector_order, 0) or corrector_order not in (0, *range(2, predictor_order + 2)):
         raise ValueError(f'predictor_order={predictor_order} and corrector_order={corrector_order} make no pair; the predictor takes '
                          'at least 1, the corrector 0 (none) or 2 to one more than the predictor')
+    try:
+        low, high = (check_number('interval', end) for end in interval)
+    except (TypeError, ValueError):
+        raise ValueError(f'interval must be two shares of the steps, (0.2, 0.8) is usual; got {show_value(interval)}') from None
     n = len(sigmas) - 1
     table: list[Row] = []
     correct: tuple[float, ...] | None = None
@@ -59,7 +64,8 @@ def sa_table(sigmas: Sequence[float], tau: float | Callable[[float], float], int
         if past[0] == sigma_next:
             table.append(STAY)
             continue
-        eta = (tau(past[0]) if callable(tau) else tau if interval[0] <= i / n <= interval[1] else 0.) ** 2
+        strength = check_number(f'tau({past[0]:g})', tau(past[0]), 0.) if callable(tau) else tau if low <= i / n <= high else 0.
+        eta = strength ** 2
         row = exponential_row(past, sigma_next, eta)
         table.append(row._replace(correct=correct) if pece else folded(row, correct))
         behind = past[:corrector_order - 1]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.random import generator
 from ..core.tensors import sum_per_item
+from .arguments import check_whole
 from .noise import item_seeds
 
 
@@ -29,8 +30,7 @@ class Probes:
     """
 
     def __init__(self, count: int, fresh: bool, seed: int | Sequence[int] | None = None) -> None:
-        if count < 1:
-            raise ValueError(f'probes is {count}; it must be at least 1')
+        check_whole('probes', count)
         self.count, self.fresh, self.seed = count, fresh, seed
         self._sources: list[torch.Generator] | None = None
         self._kept: list[Tensor] | None = None
@@ -59,8 +59,7 @@ class ExactTrace:
     count = 1
 
     def __init__(self, chunk: int = 64) -> None:
-        if chunk < 1:
-            raise ValueError(f'chunk is {chunk}; it must be at least 1')
+        check_whole('chunk', chunk)
         self.chunk = chunk
 
     def __call__(self, y: Tensor, x: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""Models that answer in one buffer, and callbacks that write into x."""
-import itertools
+"""Models that answer in one buffer."""
 import math
 
 import pytest
@@ -67,39 +66,3 @@ def test_an_answer_may_lie_in_a_buffer_that_is_used_again(name, buffers):
     for state, plain in zip(states, iterate(name, model, x, **options), strict=True):
         assert torch.equal(state.x, plain.x)
         assert plain.denoised is None or torch.equal(state.denoised, plain.denoised)
-
-
-def edited(x):
-    return x * 0.5 + 1
-
-
-def original_with_edits(name, x, sigmas):
-    """The original's loops, deterministic: the slope is taken, the callback edits x, then x moves."""
-    slopes, levels = [], sigmas.tolist()
-    for i, (s, t) in enumerate(itertools.pairwise(levels)):
-        def slope(x, s):
-            return (x - denoise(x, x.new_full([len(x)], s))) / s
-        d = slope(x, s)
-        x = edited(x)
-        if name == 'euler' or (t == 0 and name != 'lms'):
-            x = x + d * (t - s)
-        elif name == 'heun':
-            x = x + (d + slope(x + d * (t - s), t)) / 2 * (t - s)
-        elif name == 'dpm_2':
-            middle = math.exp((math.log(s) + math.log(t)) / 2)
-            x = x + slope(x + d * (middle - s), middle) * (t - s)
-        else:
-            slopes = [d, *slopes][:4]
-            weights = [K.sampling.linear_multistep_coeff(len(slopes), sigmas.numpy(), i, j) for j in range(len(slopes))]
-            x = x + sum(w * d for w, d in zip(weights, slopes))
-    return x
-
-
-@pytest.mark.parametrize('name', ['euler', 'heun', 'dpm_2', 'lms'])
-def test_an_edit_of_x_in_the_callback_moves_x_alone(name):
-    x, sigmas = torch.randn(2, 1, 3, 3, dtype=torch.float64) * 10, SIGMAS.double()
-
-    def callback(info):
-        info['x'].copy_(edited(info['x']))
-    got = SAMPLERS[name].function(denoise, x.clone(), sigmas, callback=callback, disable=True)
-    torch.testing.assert_close(got, original_with_edits(name, x, sigmas), atol=1e-9, rtol=1e-9)

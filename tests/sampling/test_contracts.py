@@ -80,7 +80,7 @@ def test_what_is_no_model_no_x_and_no_strength(name):
             run(name, noise(2, 3), afs=afs)
     for eta in (-0.5, math.nan):
         if 'eta' in sampling.SAMPLERS[name].options:
-            with pytest.raises(ValueError, match=f'eta={eta} is no strength of noise; give 0'):
+            with pytest.raises(ValueError, match='eta must be a finite number >= 0'):
                 run(name, noise(2, 3), eta=eta)
 
 
@@ -94,7 +94,7 @@ def test_a_noise_scaler_is_positive(value):
 @pytest.mark.parametrize('bounds', [(0., 10.), (-1., 10.), (10., 0.05), (0.05, math.inf), (math.nan, 1.)])
 def test_refused_bounds(name, bounds):
     more = {'n': 5} if name == 'dpm_fast' else {}
-    with pytest.raises(ValueError, match='no range of noise levels'):
+    with pytest.raises(ValueError, match=r'no range of noise levels|sigma_min must be a number; got nan'):
         sampling.SAMPLERS[name].function(denoiser, noise(2, 3), *bounds, disable=True, **more)
 
 
@@ -180,7 +180,7 @@ def test_dpm_adaptive_has_a_cap():
 @pytest.mark.parametrize('per_item', [False, True])
 def test_dpm_adaptive_at_the_edges(per_item):
     for options, words in [({'rtol': 0., 'atol': 0.}, 'atol and rtol are 0, which no step meets'), ({'rtol': -1.}, r'rtol is -1\.0'),
-                           ({'atol': math.nan}, 'atol is nan'), ({'h_init': 0.}, r'h_init, the first step, is 0\.0;')]:
+                           ({'atol': math.nan}, 'atol must be a number; got nan'), ({'h_init': 0.}, r'h_init, the first step, is 0\.0;')]:
         with pytest.raises(ValueError, match=words):
             run('dpm_adaptive', noise(2, 3), per_item=per_item, **options)
     assert run('dpm_adaptive', noise(0, 3), per_item=per_item).shape == (0, 3)
@@ -191,8 +191,7 @@ def test_dpm_adaptive_at_the_edges(per_item):
 @pytest.mark.parametrize('name', ON_SCHEDULE)
 def test_one_step_schedules(name):
     x = noise(2, 3)
-    if name != 'sei':   # whose step to 0 is that of its Gaussian
-        torch.testing.assert_close(run(name, x, [10., 0.]), denoiser(x, torch.full([2], 10., dtype=torch.float64)))
+    torch.testing.assert_close(run(name, x, [10., 0.]), denoiser(x, torch.full([2], 10., dtype=torch.float64)))
     ended_early = run(name, x, [10., 4.])
     assert ended_early.isfinite().all() and 0 < (ended_early - x).abs().max() < 40
     assert torch.equal(run(name, x, [10.]), x)  # no step at all, as with an img2img of strength 0

@@ -176,11 +176,11 @@ def test_precision_and_refusals():
         sampling.log_likelihood(lambda x, sigma: x * math.nan, torch.ones(2, 4), 0.1, 20.)
     with pytest.raises(ValueError, match='no derivative'):
         sampling.log_likelihood(torch.no_grad()(lambda x, sigma: x / 2), torch.ones(2, 4), 0.1, 20.)
-    with pytest.raises(ValueError, match='probes is 0'):
+    with pytest.raises(ValueError, match='probes must be a whole number >= 1; got 0'):
         sampling.log_likelihood(lambda x, sigma: x / 2, torch.ones(2, 4), 0.1, 20., probes=0)
     with pytest.raises(ValueError, match="trace is 'hutch'"):
         sampling.log_likelihood(lambda x, sigma: x / 2, torch.ones(2, 4), 0.1, 20., trace='hutch')
-    with pytest.raises(ValueError, match='steps is 0'):
+    with pytest.raises(ValueError, match=r'steps must be a whole number >= 1 \(32 is usual\); got 0'):
         sampling.invert(lambda x, sigma: x / 2, torch.ones(2, 4), 0.1, 20., steps=0)
     with pytest.raises(ValueError, match='two different ones'):
         sampling.invert(lambda x, sigma: x / 2, torch.ones(2, 4), 2., 2.)

@@ -1,4 +1,5 @@
 """Noise per item, and the Brownian path: variance of any increment, additivity, independence of the number of steps."""
+import inspect
 import itertools
 import math
 import random
@@ -271,3 +272,22 @@ def test_afs_is_exact_where_it_is_the_model():
                                    sampling.SAMPLERS[name].function(model, x, SIGMAS, disable=True), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match='afs=-1'):
         sampling.sample_euler(model, x, SIGMAS, afs=-1., disable=True)
+
+
+def call_as_programs_do(sample, x, sigmas, noise_sampler, generator):
+    """Pass noise_sampler and generator where the signature names them, as the k-diffusion pipelines of diffusers do."""
+    named = inspect.signature(sample).parameters
+    options = {'noise_sampler': noise_sampler, 'generator': generator}
+    return sample(suited(sample.__name__[7:], toy), x, sigmas, **{name: value for name, value in options.items() if name in named})
+
+
+@pytest.mark.parametrize('name', [name for name, entry in sampling.SAMPLERS.items() if 'sigmas' in entry.takes])
+def test_a_noise_sampler_wins_over_the_generator_that_drew_x(name):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 2, 3, generator=generator) * 10
+    before = generator.get_state()
+    sample, draw = sampling.SAMPLERS[name].function, lambda sigma, sigma_next: torch.cos(x * (1 + sigma) + sigma_next)
+    got = call_as_programs_do(sample, x, SIGMAS, draw, generator)
+    alone = {'noise_sampler': draw} if 'noise_sampler' in sampling.SAMPLERS[name].options else {}
+    assert torch.equal(got, sample(suited(name, toy), x, SIGMAS, disable=True, **alone))
+    assert torch.equal(generator.get_state(), before)
