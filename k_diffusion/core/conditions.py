@@ -150,7 +150,30 @@ def _holds_item_lists(tree: Tree, n: int) -> bool:
     return False
 
 
-def replace_by_null(name: str, null: Tree, cond: Tree, n: int) -> Tree:
+class NullRows(dict[str, Any]):
+    """Null values for some items of a batch.
+
+    A value's shape tells only beside its condition whether it has an entry for each item, so the
+    entries are selected then.
+    """
+
+    def __init__(self, null: Mapping[str, Any], items: Tensor, total: int) -> None:
+        super().__init__(null)
+        self.rows, self.total = items, total
+        if isinstance(null, NullRows):
+            self.rows, self.total = null.rows[items], null.total
+
+    def select(self, null: Tree, cond: Tree) -> Tree:
+        """Return the entries of a null value that has one for each item of the whole batch."""
+        if _lists_items(null, self.total):
+            return type(null)(null[i] for i in self.rows.tolist())
+        if not isinstance(null, Tensor) or not isinstance(cond, Tensor):
+            return null
+        has_rows = null.ndim == cond.ndim > 0 and len(null) == self.total > 1
+        return null[self.rows.to(null.device)] if has_rows else null
+
+
+def replace_by_null(name: str, null: Tree, cond: Tree, n: int, rows: NullRows | None = None) -> Tree:
     """Replace a condition of n items by what stands for its absence.
 
     Args:
@@ -160,22 +183,25 @@ def replace_by_null(name: str, null: Tree, cond: Tree, n: int) -> Tree:
             keeps the others. One number serves for all leaves of a tree.
         cond: the condition, a tree.
         n: the number of items.
+        rows: selects the entries of null values that have one for each item of a larger batch.
 
     Raises:
         ValueError: the condition's dtype cannot hold the null value, or its shape does not fit.
     """
+    if rows is not None:
+        null = rows.select(null, cond)
     if isinstance(cond, Mapping) and isinstance(null, Mapping):
         unknown = sorted(map(str, null.keys() - cond.keys()))
         if unknown:
             raise ValueError(f'null[{name!r}] must hold keys of the condition {sorted(map(str, cond))}; '
                              f'got {unknown[0]!r}')
-        return {key: replace_by_null(f'{name}.{key}', null[key], value, n) if key in null else value
+        return {key: replace_by_null(f'{name}.{key}', null[key], value, n, rows) if key in null else value
                 for key, value in cond.items()}
     if isinstance(cond, (list, tuple)) and type(cond) is type(null) and len(cond) == len(null):
-        pairs = [replace_by_null(f'{name}.{i}', *pair, n) for i, pair in enumerate(zip(null, cond))]
+        pairs = [replace_by_null(f'{name}.{i}', *pair, n, rows) for i, pair in enumerate(zip(null, cond))]
         return type(cond)(*pairs) if hasattr(cond, '_fields') else type(cond)(pairs)
     if isinstance(null, numbers.Number) and isinstance(cond, (Mapping, list, tuple)):
-        return map_leaves(lambda value: replace_by_null(name, null, value, n), cond)
+        return map_leaves(lambda value: replace_by_null(name, null, value, n, rows), cond)
     if isinstance(cond, Tensor) and isinstance(null, (Tensor, numbers.Number)):
         return _expand_null(name, null, cond, n)
     return null

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.conditions import map_leaves
+from ..core.conditions import NullRows, map_leaves
 from ..core.protocols import DenoiseFn, GuidedFn
 from ..core.wrapping import DenoiserWrapper, select_like_x
 from .streams import Null, ask_all, without
@@ -39,9 +39,13 @@ class _Composed(DenoiserWrapper):
     prompts: Sequence[Null]
     weights: Sequence[float | Tensor]
     joined: bool
-    per_item = ('weights',)
+    per_item = ('weights', 'null', 'prompts')
 
     def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
+        if name == 'null':
+            return NullRows(value, items, shape[0])
+        if name == 'prompts':
+            return [NullRows(prompt, items, shape[0]) for prompt in value]
         selected = [select_like_x(weight, items, shape) for weight in value]
         return value if all(a is b for a, b in zip(selected, value)) else selected
 

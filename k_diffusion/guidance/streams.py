@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..core.conditions import DifferentTrees, join_trees, replace_by_null
+from ..core.conditions import DifferentTrees, NullRows, join_trees, replace_by_null
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
 from ..core.wrapping import DenoiserWrapper, select_items
@@ -47,7 +47,8 @@ def without(cond: Mapping[str, Any], null: Null, n: int) -> dict[str, Any]:
     absent = sorted(null.keys() - cond.keys())
     if absent:
         raise ValueError(f'the guided denoiser was called without {absent[0]!r}, which it is to guide towards; pass it as a condition')
-    return {key: replace_by_null(key, null[key], value, n) if key in null else value for key, value in cond.items()}
+    rows = null if isinstance(null, NullRows) else None
+    return {key: replace_by_null(key, null[key], value, n, rows) if key in null else value for key, value in cond.items()}
 
 
 def check_strength(scale: float, interval: tuple[float, float] = (0., math.inf), nothing: str = '1') -> None:
@@ -64,6 +65,10 @@ class TwoEstimates(DenoiserWrapper, ABC):
 
     scale: float
     interval: tuple[float, float]
+    per_item = ('null',)
+
+    def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
+        return NullRows(value, items, shape[0])
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         if self.scale == 1 or all_outside(sigma, self.interval):
