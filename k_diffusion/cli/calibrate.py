@@ -1,6 +1,7 @@
 """k-diffusion calibrate: a sampler is fitted to a model, so that few steps give what many would."""
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from . import calibrations
 from .conditioning import asked_of, conditions_of, null_of
 from .encoding import encoder_of
 from .entry import Parser, guarded
-from .sample import _integers, _labels, _levels, guided, how_to_sample
+from .sample import _class_words, _levels, class_labels, guided, how_to_sample
 
 _EXAMPLE = '''example:
   k-diffusion calibrate --checkpoint runs/demo --steps 5,8,10
@@ -38,7 +39,7 @@ def calibrate_model(
     noises: int = 16,                       # how many it is fitted to; as many again are held out to choose by
     sigma_min: float | None = None,         # where the converged runs take their last step, to 0 (default: the config's)
     sigma_max: float | None = None,         # the noise level to start from (default: the config's)
-    classes: Sequence[int] | None = None,   # classes in turn (default: each class in turn)
+    classes: Sequence[int | str] | None = None,     # classes in turn, by number or name (default: each class in turn)
     guidance: float | None = None,          # classifier-free guidance scale (default: the config's, else 1, which is none)
     guidance_interval: tuple[float, float] | None = None,   # the noise levels it acts at (default: the config's, else all)
     cond: Sequence[str] = (),               # 'type=value' for each condition of the config; several values of a type serve in turn
@@ -73,7 +74,7 @@ def calibrate_model(
     sections = sections_of(filled)
     conditions = conditions_of(sections, device=chosen)
     told: dict[str, Tensor] = asked_of(conditions, cond, 2 * noises, sections.model, encoder_of(filled, chosen))
-    labels = _labels(classes, num_classes, 2 * noises)
+    labels = class_labels(classes, filled['dataset'], 2 * noises)
     if labels:
         told['class_cond'] = torch.tensor(labels)
     told = {key: value.to(chosen) for key, value in told.items()}
@@ -107,6 +108,13 @@ def _one(denoise: Any, teacher: Teacher, n: int, bases: Sequence[str], batch_siz
     return found
 
 
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(',')]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no list of whole numbers such as 3,5') from None
+
+
 def _parser(prog: str) -> Parser:
     parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
     add = parser.add_argument
@@ -115,7 +123,7 @@ def _parser(prog: str) -> Parser:
     add('--noises', type=int, default=16, help='how many noises it is fitted to; as many again are held out to choose by (default: 16)')
     add('--sigma-min', type=float, help="where the converged runs take their last step, to 0 (default: the config's)")
     add('--sigma-max', type=float, help="the noise level to start from (default: the config's)")
-    add('--classes', type=_integers, metavar='3,5', help='classes in turn (default: each class in turn)')
+    add('--classes', type=_class_words, metavar='3,cat', help='classes in turn, by number or name (default: each class in turn)')
     add('--guidance', type=float, help="classifier-free guidance scale (default: the config's, else 1, which is none)")
     add('--guidance-interval', type=_levels, metavar='LOW,HIGH', help="the noise levels it acts at (default: the config's, else all)")
     add('--cond', action='append', default=[], metavar='TYPE=VALUE', help='a condition of the model, as sample takes it; several in turn')

@@ -260,7 +260,9 @@ def _loader(settings: RunSettings, config: dict[str, Any], sections: Sections, a
     encoder = encoder_of(config, accelerator.device)
     dataset = open_dataset(sections.dataset, *picture_frame(model, encoder), base, settings.allow_code,
                            cache_dir=folder.path / 'cache', progress=display.decoding)
-    display.say(f'{len(dataset):,} images' + _classes(dataset.class_names, sections.dataset.num_classes))
+    names = dataset.class_names
+    display.say(f'{len(dataset):,} images' + _classes(names, sections.dataset.num_classes))
+    config['dataset']['class_names'] = names if sections.dataset.num_classes and names and not _are_numbers(names) else None
     if encoder is not None:
         dataset = encoded(dataset, encoder, config, folder.path / 'cache', accelerator.device, display.decoding)
     augmentation = BatchedAugmentation(model.augment_prob) if model.augment_prob else None
@@ -269,12 +271,17 @@ def _loader(settings: RunSettings, config: dict[str, Any], sections: Sections, a
                   num_workers=min(settings.num_workers, os.cpu_count() or 1), start_method=settings.start_method, device=accelerator.device)
 
 
+def _are_numbers(names: list[str]) -> bool:
+    """Return True if classes are called by their numbers."""
+    return names == [str(i) for i in range(len(names))]
+
+
 def _classes(names: list[str], told: int) -> str:
     """The classes of a data set in words, and whether the model is told of them."""
     if not names:
         return ''
-    numbers = names == [str(i) for i in range(len(names))]
-    shown = '' if numbers else ': ' + ', '.join(f'{i} {name}' for i, name in enumerate(names[:10])) + (', ...' if len(names) > 10 else '')
+    listed = ', '.join(f'{i} {name}' for i, name in enumerate(names[:10])) + (', ...' if len(names) > 10 else '')
+    shown = '' if _are_numbers(names) else f': {listed}'
     unused = ' (unused: dataset.num_classes is 0)' if not told else ''
     never = f' (the model is told of {told}, so some are never seen)' if told > len(names) else ''
     return f' in {len(names)} classes{shown}{unused}{never}'

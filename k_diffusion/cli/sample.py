@@ -16,6 +16,7 @@ from ..core.devices import choose_device
 from ..core.memory import keep_freed_memory
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
+from ..core.registry import nearest
 from ..generation import BETWEEN, SamplingConfig, generate, stops_at
 from ..guidance import classifier_free
 from ..sampling import SAMPLERS
@@ -43,7 +44,7 @@ def sample(
     sigma_min: float | None = None,         # the least noise level before 0 (default: the config's)
     sigma_max: float | None = None,         # the noise level to start from (default: the config's)
     seed: int = 0,                          # image i is drawn from (seed, i) alone
-    classes: Sequence[int] | None = None,   # classes in turn (default: each class in turn)
+    classes: Sequence[int | str] | None = None,     # classes in turn, by number or name (default: each class in turn)
     guidance: float | None = None,          # classifier-free guidance scale (default: the config's, else 1, which is none)
     guidance_interval: tuple[float, float] | None = None,   # the noise levels it acts at (default: the config's, else all)
     cond: Sequence[str] = (),               # 'type=value' for each condition of the config; several values of a type serve in turn
@@ -64,7 +65,7 @@ def sample(
     model, num_classes = filled['model'], filled['dataset']['num_classes']
     named = None if sampler is None or sampler == calibrations.WORD else sampler.removeprefix('sample_')
     how = how_to_sample(filled, sampler=named, steps=steps, schedule=schedule, guidance=guidance, guidance_interval=guidance_interval)
-    labels = _labels(classes, num_classes, n)
+    labels = class_labels(classes, filled['dataset'], n)
     sections, encoder = sections_of(filled), encoder_of(filled, chosen)
     conditions = conditions_of(sections, device=chosen)
     told = asked_of(conditions, cond, n, sections.model, encoder)
@@ -106,23 +107,40 @@ def how_to_sample(config: Mapping[str, Any], **asked: Any) -> SamplingConfig:
     return SamplingConfig(**{**kept, **{key: value for key, value in asked.items() if value is not None}})
 
 
-def _labels(classes: Sequence[int] | None, num_classes: int, n: int) -> list[int] | None:
+def class_labels(classes: Sequence[int | str] | None, dataset: Mapping[str, Any], n: int) -> list[int] | None:
+    """Return the classes of n images, those asked for in turn; None for a model without classes.
+
+    Args:
+        classes: Numbers, or names that the "dataset" section knows. None: each class in turn.
+        dataset: The "dataset" section of a filled config.
+        n: How many images.
+
+    Raises:
+        ValueError: The model does not know a class.
+    """
+    num_classes, names = dataset['num_classes'], dataset.get('class_names') or []
     if not num_classes:
         if classes:
             raise ValueError('the model was trained without classes; leave --classes out')
         return None
-    chosen = list(classes) if classes else list(range(num_classes))
-    odd = [label for label in chosen if not 0 <= label < num_classes]
-    if odd:
-        raise ValueError(f'class {odd[0]} is not known to the model; its classes are 0 to {num_classes - 1}')
+    chosen = [_class_number(name, num_classes, names) for name in classes or range(num_classes)]
     return [chosen[i % len(chosen)] for i in range(n)]
 
 
-def _integers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(',')]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is no list of whole numbers such as 3,5') from None
+def _class_number(name: int | str, num_classes: int, names: Sequence[str]) -> int:
+    if isinstance(name, int) and 0 <= name < num_classes:
+        return name
+    if name in names:
+        return names.index(str(name))
+    near = nearest(str(name), names)
+    known = f'0 to {num_classes - 1}' + (f', called {", ".join(names[:10])}{", ..." if len(names) > 10 else ""}' if names else '')
+    raise ValueError(f'--classes must name classes of the model, which are {known}; got {name}'
+                     + (f': did you mean {near!r}?' if near else ''))
+
+
+def _class_words(text: str) -> list[int | str]:
+    words = [word.strip() for word in text.split(',')]
+    return [int(word) if word.lstrip('-').isdecimal() else word for word in words]
 
 
 def _levels(text: str) -> tuple[float, float]:
@@ -147,7 +165,7 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
     add('--sigma-min', type=float, help="the least noise level before 0 (default: the config's)")
     add('--sigma-max', type=float, help="the noise level to start from (default: the config's)")
     add('--seed', type=int, default=0, help='image i is drawn from (seed, i) alone (default: 0)')
-    add('--classes', type=_integers, metavar='3,5', help='classes in turn (default: each class in turn)')
+    add('--classes', type=_class_words, metavar='3,cat', help='classes in turn, by number or name (default: each class in turn)')
     add('--guidance', type=float, help="classifier-free guidance scale (default: the config's, else 1, which is none)")
     add('--guidance-interval', type=_levels, metavar='LOW,HIGH', help="the noise levels it acts at (default: the config's, else all)")
     add('--cond', action='append', default=[], metavar='TYPE=VALUE', help='a condition of the model: text=WORDS, embeddings=ROW, '

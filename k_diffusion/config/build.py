@@ -1,6 +1,8 @@
 """From a config to the objects it describes."""
 from __future__ import annotations
 
+import dataclasses
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ from torch import nn
 from .. import augmentation, denoisers, models, schedules
 from ..core.protocols import Density
 from ..models.image_transformer_v1 import round_to_power_of_two as round_to_power_of_two
+from ..models.section import DenoiserSection
 from .load import sections_of
 from .schema import Findings, read_section
 
@@ -22,8 +25,11 @@ def make_model(config: Mapping[str, Any]) -> nn.Module:
 
 
 def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn.Module]:
-    """What turns the network of a config into its denoiser: a function from the network to D(x, sigma)."""
-    model = sections_of(config).model
+    """What turns the network of a config into its denoiser: a function from the network to D(x, sigma).
+
+    A config whose model section holds only keys of the denoiser and its loss serves too.
+    """
+    model = _denoiser_section(config)
     if model.loss_config == 'simple':
         if model.has_variance:
             raise ValueError("model.loss_config is 'simple' and model.has_variance is true, and that loss learns no variance; "
@@ -35,16 +41,43 @@ def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn
                                             scales=model.loss_scales, preconditioning=model.preconditioning)
 
 
+def _denoiser_section(config: Mapping[str, Any]) -> Any:
+    """The model section of a whole config, or of one that lacks what only the network needs."""
+    model = config.get('model')
+    if not isinstance(model, Mapping) or 'input_size' in model:
+        return sections_of(config).model
+    kind = models.MODELS[model.get('type', 'image_v1')]
+    keys = [field.name for field in dataclasses.fields(DenoiserSection)]
+    defaults = {field.name: field.default for field in dataclasses.fields(kind) if field.name in keys}
+    return _read(DenoiserSection, {key: model[key] for key in keys if key in model}, 'model', defaults)
+
+
 def make_sample_density(config: Mapping[str, Any]) -> Density:
-    """The density of training noise levels from the MODEL section of a config: (shape, device=...) -> sigma."""
+    """The density of training noise levels from the MODEL section of a config: (shape, device=...) -> sigma.
+
+    The section needs no more than `sigma_sample_density` and what this leaves to the model: sigma_data,
+    sigma_min, sigma_max, input_size.
+    """
+    if 'input_size' in config and 'input_channels' in config:
+        model = _read(models.MODELS[config.get('type', 'image_v1')], config, 'model')
+        section = model.sigma_sample_density
+    else:
+        model, section = types.SimpleNamespace(**{str(key): value for key, value in config.items()}), config.get('sigma_sample_density')
+    if not isinstance(section, Mapping):
+        raise ValueError(f'model.sigma_sample_density must be an object such as {{"type": "lognormal", ...}}; got {section!r}')
+    density = _read(schedules.DENSITIES[section.get('type', '')], section, 'model.sigma_sample_density')
+    try:
+        filled: Density = density.filled(model)
+        return filled
+    except AttributeError as error:
+        raise ValueError(f'model.{error.name} must be given, since model.sigma_sample_density leaves it to the model') from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'model.sigma_sample_density cannot be made from the keys of the model: {error}') from None
+
+
+def _read(kind: type, section: Mapping[str, Any], path: str, defaults: Mapping[str, Any] | None = None) -> Any:
     findings = Findings()
-    kind = models.MODELS[config.get('type', 'image_v1')]
-    model = read_section(kind, config, 'model', findings)
-    if model is None:
+    read = read_section(kind, section, path, findings, defaults)
+    if read is None:
         raise ValueError('the model section cannot be used: ' + '; '.join(findings.errors))
-    section = model.sigma_sample_density
-    density = read_section(schedules.DENSITIES[section.get('type', '')], section, 'model.sigma_sample_density', findings)
-    if density is None:
-        raise ValueError('the model section cannot be used: ' + '; '.join(findings.errors))
-    filled: Density = density.filled(model)
-    return filled
+    return read

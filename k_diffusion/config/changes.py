@@ -86,6 +86,10 @@ def changes_of(checkpoint: Mapping[str, Any], config: Mapping[str, Any], overrid
     return compare_configs(old, with_overrides(config, overrides))
 
 
+#: What training writes into a config itself.
+_WRITTEN = ('dataset.class_names',)
+
+
 def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     """Return the keys in which two filled configs differ, in the order of the new one; keys that only one has are left out.
 
@@ -95,7 +99,7 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chan
     before = _flat(old)
     for key, value in _flat(new).items():
         was = before.get(key, _ABSENT)
-        if was is not _ABSENT and _plain(was) != _plain(value):
+        if key not in _WRITTEN and was is not _ABSENT and _plain(was) != _plain(value):
             changes.append(Change(key, was, value))
     retyped = tuple(change.key.removesuffix('.type') for change in changes if change.key.endswith('.type'))
     return [change for change in changes if change.key.endswith('.type') or not change.key.startswith(retyped)]

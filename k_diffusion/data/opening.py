@@ -29,6 +29,7 @@ class DatasetConfig(ABC):
 
     image_key, class_key: where an item holds its picture and its class ("huggingface": the column, by name or number; "custom").
     num_classes: how many classes the model is told of, 0 for none; cond_dropout_rate: how often it is not told in training.
+    class_names: their names, which training writes into the config of its checkpoints.
     """
 
     type: str = ''
@@ -36,6 +37,7 @@ class DatasetConfig(ABC):
     class_key: int | str = 1
     num_classes: int = 0
     cond_dropout_rate: float = 0.1
+    class_names: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 0:

@@ -13,16 +13,10 @@ MOST_LEVELS = 16
 
 
 @dataclass(kw_only=True)
-class ModelSection:
-    """The shape of the data, the noise levels and the loss; each network's config adds its own keys."""
+class DenoiserSection:
+    """How a network becomes a denoiser, and its loss."""
 
-    input_channels: int
-    input_size: tuple[int, int]                     # H, W
-    augment_prob: float = 0.                        # of each of Karras's augmentations
     sigma_data: float = 1.                          # standard deviation of the data
-    sigma_min: float                                # noise levels of sampling
-    sigma_max: float
-    sigma_sample_density: dict[str, Any]            # noise levels of training: one of K.schedules.DENSITIES
     has_variance: bool = False
     loss_config: Literal['karras', 'simple'] = 'karras'
     loss_weighting: Literal['karras', 'soft-min-snr', 'snr', 'flow'] = 'karras'
@@ -30,10 +24,25 @@ class ModelSection:
     loss_scales: int = 1
 
     def __post_init__(self) -> None:
-        self._check_limits()
-        check_above(0, input_channels=self.input_channels, input_size=min(self.input_size), sigma_data=self.sigma_data,
-                    sigma_min=self.sigma_min)
+        check_above(0, sigma_data=self.sigma_data)
         check_above(-1, loss_scales=self.loss_scales)
+
+
+@dataclass(kw_only=True)
+class ModelSection(DenoiserSection):
+    """The shape of the data, the noise levels and the loss; each network's config adds its own keys."""
+
+    input_channels: int
+    input_size: tuple[int, int]                     # H, W
+    augment_prob: float = 0.                        # of each of Karras's augmentations
+    sigma_min: float                                # noise levels of sampling
+    sigma_max: float
+    sigma_sample_density: dict[str, Any]            # noise levels of training: one of K.schedules.DENSITIES
+
+    def __post_init__(self) -> None:
+        self._check_limits()
+        super().__post_init__()
+        check_above(0, input_channels=self.input_channels, input_size=min(self.input_size), sigma_min=self.sigma_min)
         check_share(augment_prob=self.augment_prob)
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f'sigma_max is {self.sigma_max}; it must be above sigma_min, {self.sigma_min}')

@@ -40,13 +40,14 @@ class Density(ABC):
         """The levels that shares u in (0, 1) of all lie below, in u's dtype."""
         return self.inverse_cdf(u, *self.parameters)
 
-    def defaults(self, model: Any) -> dict[str, float]:
+    def defaults(self) -> dict[str, Callable[[Any], float]]:
         """What None stands for, from a model's sigma_data, sigma_min, sigma_max and input_size."""
         return {}
 
     def filled(self: D, model: Any) -> D:
         """The density with nothing left None."""
-        return replace(self, **{key: value for key, value in self.defaults(model).items() if getattr(self, key) is None})
+        missing = {key: default for key, default in self.defaults().items() if getattr(self, key) is None}
+        return replace(self, **{key: default(model) for key, default in missing.items()})
 
 
 @DENSITIES.register('lognormal')
@@ -117,8 +118,8 @@ class LogLogistic(Density):
     def parameters(self) -> tuple[float, ...]:
         return _given(self, 'loc'), self.scale, self.min_value, self.max_value
 
-    def defaults(self, model: Any) -> dict[str, float]:
-        return {'loc': math.log(model.sigma_data)}
+    def defaults(self) -> dict[str, Callable[[Any], float]]:
+        return {'loc': lambda model: math.log(model.sigma_data)}
 
 
 @DENSITIES.register('loguniform')
@@ -141,8 +142,8 @@ class LogUniform(Density):
     def parameters(self) -> tuple[float, ...]:
         return _given(self, 'min_value'), _given(self, 'max_value')
 
-    def defaults(self, model: Any) -> dict[str, float]:
-        return {'min_value': model.sigma_min, 'max_value': model.sigma_max}
+    def defaults(self) -> dict[str, Callable[[Any], float]]:
+        return {'min_value': lambda model: model.sigma_min, 'max_value': lambda model: model.sigma_max}
 
 
 @DENSITIES.register('v-diffusion', 'cosine')
@@ -166,8 +167,8 @@ class VDiffusion(Density):
     def parameters(self) -> tuple[float, ...]:
         return _given(self, 'sigma_data'), self.min_value, self.max_value
 
-    def defaults(self, model: Any) -> dict[str, float]:
-        return {'sigma_data': model.sigma_data}
+    def defaults(self) -> dict[str, Callable[[Any], float]]:
+        return {'sigma_data': lambda model: model.sigma_data}
 
 
 @DENSITIES.register('cosine-interpolated')
@@ -196,10 +197,11 @@ class CosineInterpolated(Density):
         keys = ('image_d', 'noise_d_low', 'noise_d_high', 'sigma_data', 'min_value', 'max_value')
         return tuple(_given(self, key) for key in keys)
 
-    def defaults(self, model: Any) -> dict[str, float]:
-        side = max(model.input_size)
-        return {'image_d': side, 'noise_d_high': side, 'sigma_data': model.sigma_data,
-                'min_value': min(model.sigma_min, 1e-3), 'max_value': max(model.sigma_max, 1e3)}
+    def defaults(self) -> dict[str, Callable[[Any], float]]:
+        return {
+            'image_d': lambda model: max(model.input_size), 'noise_d_high': lambda model: max(model.input_size),
+            'sigma_data': lambda model: model.sigma_data,
+            'min_value': lambda model: min(model.sigma_min, 1e-3), 'max_value': lambda model: max(model.sigma_max, 1e3)}
 
 
 def _given(density: Density, key: str) -> float:

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import k_diffusion as K
-from k_diffusion.cli import config, convert, entry, grid, output, sample
+from k_diffusion.cli import config, convert, entry, grid, output, sample, train
 from k_diffusion.generation import BETWEEN
 
 
@@ -32,6 +32,28 @@ def test_seed_class_and_guidance_matter(trained, tmp_path):
     changes = {'seed': 1}, {'classes': [2]}, {'guidance': 3.}, {'sampler': 'heun'}, {'schedule': 'exponential'}, {'ema': False}
     for i, changed in enumerate(changes):
         assert not torch.allclose(base, draw(f'c{i}', **{'classes': [1], **changed})), changed
+
+
+def test_classes_by_name(tiny, tmp_path, capsys):
+    """A folder for each class gives the names; the checkpoint and an inference file of it carry them."""
+    for name, shade in ('cat', 40), ('dog', 200), ('zebra', 120):
+        for i in range(4):
+            path = tmp_path / 'pictures' / name / f'{i}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new('L', (16, 16), shade + i).save(path)
+    config_path = tiny(('dataset', 'type', 'imagefolder-class'), ('dataset', 'location', str(tmp_path / 'pictures')),
+                       ('dataset', 'num_classes', 3))
+    assert train.main(['--config', config_path, '--run-dir', str(tmp_path / 'run'), '--name', 'tiny', '--end-step', '2', '--device', 'cpu',
+                       '--demo-every', '0', '--evaluate-n', '0', '--num-workers', '0']) == 0
+    file = convert.convert(tmp_path / 'run' / 'tiny_00000002.pth', tmp_path / 'm.safetensors')
+    for checkpoint, out in (tmp_path / 'run', 'a'), (file, 'b'):
+        arguments = ['--checkpoint', str(checkpoint), '-n', '3', '--steps', '2', '--device', 'cpu']
+        assert sample.main([*arguments, '--out', str(tmp_path / out), '--classes', 'zebra,0']) == 0
+        assert (tmp_path / out / 'labels.txt').read_text() == '2\n0\n2\n'
+    capsys.readouterr()
+    assert sample.main([*arguments, '--out', str(tmp_path / 'c'), '--classes', 'zebar']) == 1
+    message = "--classes must name classes of the model, which are 0 to 2, called cat, dog, zebra; got zebar: did you mean 'zebra'?"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('schedule', BETWEEN)
@@ -93,7 +115,7 @@ def test_grid(trained, tmp_path, capsys):
 
 @pytest.mark.parametrize('arguments, complaint', [
     (['--checkpoint', 'nowhere.pth'], 'no checkpoint at nowhere.pth'),
-    (['--checkpoint', '{run}', '--classes', '11'], 'class 11 is not known'),
+    (['--checkpoint', '{run}', '--classes', '11'], '--classes must name classes of the model, which are 0 to 9; got 11'),
     (['--checkpoint', '{run}', '--sampler', 'heunn'], "did you mean 'heun'"),
     (['--checkpoint', '{run}', '--schedule', 'karas'], "did you mean 'karras'"),
     (['--checkpoint', '{run}', '--steps', '0'], 'at least 1'),

@@ -1,5 +1,6 @@
 import io
 import json
+import math
 import random
 import warnings
 from pathlib import Path
@@ -112,6 +113,34 @@ def test_make_sample_density_takes_the_model_section(golden):
     assert abs(sigma.log().mean() + 1.2) < 0.05 and abs(sigma.log().std() - 1.2) < 0.05
     u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     assert torch.allclose(density.quantile(u)[1], torch.tensor(-1.2, dtype=torch.float64).exp())
+
+
+@pytest.mark.parametrize(('section', 'median'), [
+    ({'sigma_sample_density': {'type': 'lognormal', 'mean': -1.2, 'std': 1.2}}, math.exp(-1.2)),
+    ({'sigma_sample_density': {'type': 'loglogistic'}, 'sigma_data': 0.5}, 0.5),
+    ({'sigma_sample_density': {'type': 'loguniform', 'min_value': 0.01}, 'sigma_max': 100.}, 1.),
+])
+def test_make_sample_density_takes_a_part_of_the_model_section(section, median):
+    density = K.config.make_sample_density(section)
+    assert density.quantile(torch.tensor([0.5], dtype=torch.float64)).item() == pytest.approx(median, rel=1e-6)
+
+
+def test_make_sample_density_names_what_a_part_lacks():
+    with pytest.raises(ValueError, match=r'model\.sigma_max must be given'):
+        K.config.make_sample_density({'sigma_sample_density': {'type': 'loguniform', 'min_value': 0.01}})
+    with pytest.raises(ValueError, match=r'model\.sigma_sample_density must be an object .*; got None'):
+        K.config.make_sample_density({'sigma_data': 1.})
+
+
+def test_make_denoiser_wrapper_takes_a_part_of_a_config():
+    denoiser = K.config.make_denoiser_wrapper({'model': {'sigma_data': 0.5, 'loss_scales': 1}})(torch.nn.Identity())
+    assert type(denoiser) is K.Denoiser and denoiser.sigma_data == 0.5
+    simple = K.config.make_denoiser_wrapper({'model': {'sigma_data': 0.5, 'loss_config': 'simple'}})(torch.nn.Identity())
+    assert type(simple) is K.layers.SimpleLossDenoiser
+    varied = K.config.make_denoiser_wrapper({'model': {'type': 'image_v2', 'sigma_data': 0.5}})(torch.nn.Identity())
+    assert type(varied) is K.layers.DenoiserWithVariance        # image_v2 learns a variance by default
+    with pytest.raises(ValueError, match=r'model\.sigma_data is -1'):
+        K.config.make_denoiser_wrapper({'model': {'sigma_data': -1}})
 
 
 def test_denoisers_by_config():
