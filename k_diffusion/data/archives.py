@@ -11,13 +11,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from .datasets import Dataset
 from .pictures import EXTENSIONS, UnreadablePicture, load_picture
 
-#: The most bytes that one picture's file may have, unpacked.
-MEMBER_LIMIT = 2**28
+#: The most bytes that one picture's file may have, unpacked: 64 MiB.
+MEMBER_LIMIT = 2**26
+_CHUNK = 2**20
 
 
 class Member(NamedTuple):
@@ -63,28 +64,26 @@ class PictureArchive(Dataset):
         item = {'image': load_picture(io.BytesIO(self.contents(index)), (size[0], size[1]), channels)}
         return item | {'class_cond': self.labels[index]} if self.labels else item
 
-    def contents(self, index: int) -> bytes:
+    def contents(self, index: int) -> bytearray:
         """The bytes of a member, at most MEMBER_LIMIT of them, whatever its head says."""
         member = self.members[index]
         if member.size > MEMBER_LIMIT:
             raise UnreadablePicture(f'it has {member.size:,} bytes, more than {MEMBER_LIMIT:,}')
         try:
             with self._lock:
-                data = self._read(member)
+                return self._read(member)
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
-            raise UnreadablePicture(f'the archive is damaged there ({error})') from error
-        if len(data) != member.size:
-            raise UnreadablePicture(f'it has {len(data):,} bytes where the archive tells of {member.size:,}')
-        return data
+            reason = str(error)
+        raise UnreadablePicture(f'the archive is damaged there ({reason})')     # (a chained error would keep what was read)
 
-    def _read(self, member: Member) -> bytes:
+    def _read(self, member: Member) -> bytearray:
         if self._handle is None:
             self._handle = zipfile.ZipFile(self.path) if member.offset < 0 else open(self.path, 'rb')  # noqa: SIM115 - kept open
         if member.offset < 0:
             with self._handle.open(member.name) as file:
-                return bytes(file.read(member.size + 1))
+                return _exactly(file, member.size)
         self._handle.seek(member.offset)
-        return bytes(self._handle.read(member.size))
+        return _exactly(self._handle, member.size, more=True)
 
     def name(self, index: int) -> str:
         return f'{self.path}: {self.members[index].name}'
@@ -94,6 +93,24 @@ class PictureArchive(Dataset):
         facts = self.path.stat()
         text = f'{self.path.absolute()}\0{self.num_classes}\0{facts.st_size}\0{facts.st_mtime_ns}'
         return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
+
+
+def _exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
+    """So many bytes of a file; with fewer, or with further ones unless `more` are expected, it is damaged.
+
+    (In pieces, and to the end: a zip's checksum is looked at there, and reading at once would hold everything twice.)
+    """
+    data = bytearray(size)
+    done = 0
+    while done < size:
+        chunk = file.read(min(_CHUNK, size - done))
+        if not chunk:
+            raise ValueError(f'it has {done:,} bytes where the archive tells of {size:,}')
+        data[done:done + len(chunk)] = chunk
+        done += len(chunk)
+    if not more and file.read(1):
+        raise ValueError(f'it has more than the {size:,} bytes that the archive tells of')
+    return data
 
 
 def _listed(path: Path) -> tuple[list[Member], list[tuple[str, str]]]:
@@ -120,9 +137,18 @@ def _zip(path: Path) -> Iterator[tuple[Member, str | None]]:
 def _tar(path: Path) -> Iterator[tuple[Member, str | None]]:
     with tarfile.open(path, 'r:') as file:
         for info in file:
-            odd = None if info.isreg() else 'it is a link or device'
+            odd = 'it is a link or device' if not info.isreg() else 'it is stored with holes' if info.issparse() else None
             if not info.isdir():
                 yield from _judged(Member(info.name, info.size, info.offset_data), odd)
+        _check_end(path, file.offset)
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Refuse a .tar without the block of zeros that ends one: tarfile takes what is cut or damaged there for the end."""
+    with open(path, 'rb') as file:
+        file.seek(offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError(f'it is cut or damaged at byte {offset:,}, where its next file or its end should be')
 
 
 def _judged(member: Member, odd: str | None) -> Iterator[tuple[Member, str | None]]:

@@ -5,7 +5,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from ..core.files import read_json, whole_file, write_json
 from ..core.images import raw_bytes
 from .datasets import Dataset, Images
 from .pictures import UnreadablePicture
+from .threads import map_in_threads
 
 #: The most bytes of pictures that are held in memory.
 MEMORY_LIMIT = 2 * 2**30
 #: The most bytes, and the largest share of what is free on the disk, that a cache file takes; larger sets are read as they are.
 DISK_LIMIT, DISK_SHARE = 32 * 2**30, 0.25
-#: How many pictures are decoded ahead of the one that is stored.
-_AHEAD = 512
 
 Progress = Callable[[int, int], None]
 
@@ -100,8 +98,8 @@ def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[dict[str,
     """The items that can be read, in order; the others are put on the data set's list."""
     found = 0
     for index, item in enumerate(_in_threads(dataset)):
-        if isinstance(item, UnreadablePicture):
-            dataset.skipped.append((dataset.name(index), str(item)))
+        if isinstance(item, str):
+            dataset.skipped.append((dataset.name(index), item))
         else:
             found += 1
             yield item
@@ -113,14 +111,12 @@ def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[dict[str,
                          'are they pictures?')
 
 
-def _in_threads(dataset: Dataset) -> Iterator[dict[str, Any] | UnreadablePicture]:
-    """Each item, or why it cannot be read, in order. (Decoding and resizing leave Python's lock, so that threads serve.)"""
-    def read(index: int) -> dict[str, Any] | UnreadablePicture:
+def _in_threads(dataset: Dataset) -> Iterator[dict[str, Any] | str]:
+    """Each item in order, or the reason why it cannot be read (as text: an exception would keep what was decoded so far)."""
+    def read(index: int) -> dict[str, Any] | str:
         try:
             return dataset[index]
         except UnreadablePicture as error:
-            return error
+            return str(error)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(dataset), _AHEAD):
-            yield from pool.map(read, range(start, min(start + _AHEAD, len(dataset))))
+    return map_in_threads(read, len(dataset), _bytes_each(dataset))

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.extras import require
 from .archives import PictureArchive
 from .folders import PictureFiles
-from .pictures import UnreadablePicture, load_picture
+from .pictures import UnreadablePicture, picture_bytes, read_picture
+from .threads import map_in_threads
 
 #: Modes of pictures without colour.
 GREY = frozenset(('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'F'))
@@ -54,8 +54,8 @@ def inspect_pictures(place: str | os.PathLike[str], size: tuple[int, int] = (64,
     same: dict[bytes, list[str]] = {}
     kept, moments = [], torch.zeros(3, dtype=torch.float64)
     for index, looked in enumerate(_in_threads(files, size)):
-        if isinstance(looked, UnreadablePicture):
-            found.broken.append((files.name(index), str(looked)))
+        if isinstance(looked, str):
+            found.broken.append((files.name(index), looked))
         else:
             facts, image = looked
             _count(found, facts, files, index)
@@ -95,24 +95,19 @@ def _count(found: Inspection, facts: dict[str, Any], files: PictureFiles | Pictu
         found.classes[folders[0]] += 1
 
 
-def _in_threads(files: PictureFiles | PictureArchive, size: tuple[int, int],
-                ) -> Iterator[tuple[dict[str, Any], Tensor] | UnreadablePicture]:
-    def look(index: int) -> tuple[dict[str, Any], Tensor] | UnreadablePicture:
+def _in_threads(files: PictureFiles | PictureArchive, size: tuple[int, int]) -> Iterator[tuple[dict[str, Any], Tensor] | str]:
+    """Each picture's facts and pixels in order, or the reason why it cannot be read."""
+    def look(index: int) -> tuple[dict[str, Any], Tensor] | str:
         try:
-            data = files.contents(index) if isinstance(files, PictureArchive) else files.paths[index].read_bytes()
-            image = load_picture(io.BytesIO(data), size, 3)     # first, since it checks before it decodes
-            return _facts(data), image
+            source = io.BytesIO(files.contents(index)) if isinstance(files, PictureArchive) else files.paths[index]
+            return read_picture(source, lambda picture: _looked_at(picture, size))
         except UnreadablePicture as error:
-            return error
-        except OSError as error:
-            return UnreadablePicture(error.strerror or str(error))
+            return str(error)
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(files), 256):
-            yield from pool.map(look, range(start, min(start + 256, len(files))))
+    return map_in_threads(look, len(files), 3 * math.prod(size))
 
 
-def _facts(data: bytes) -> dict[str, Any]:
-    with require('PIL.Image', 'train', 'reading pictures').open(io.BytesIO(data)) as picture:
-        turned = picture.getexif().get(0x0112, 1) not in (0, 1)
-        return {'format': picture.format or '?', 'mode': picture.mode, 'size': (picture.width, picture.height), 'turned': turned}
+def _looked_at(picture: Any, size: tuple[int, int]) -> tuple[dict[str, Any], Tensor]:
+    facts = {'format': picture.format or '?', 'mode': picture.mode, 'size': (picture.width, picture.height)}
+    image = picture_bytes(picture, size, 3)
+    return {**facts, 'turned': picture.getexif().get(0x0112, 1) not in (0, 1)}, image

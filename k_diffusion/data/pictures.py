@@ -7,11 +7,17 @@
 - Colour: palettes, CMYK, YCbCr and the rest become RGB; grey (ITU-R 601) where 1 channel is asked for.
 - Size: resized with Pillow's antialiased bicubic filter until the picture just covers the frame, then cropped about its centre.
 - Frames: of an animation or a file of many pages, the first.
+- Limits: a picture of more than PIXEL_LIMIT pixels, or one so thin that covering the frame takes more, is refused by its header,
+  before anything is decoded. Pictures decoded at the same time take at most DECODING_BYTES together (one may always be decoded).
 """
 from __future__ import annotations
 
+import math
 import os
-from typing import IO, TYPE_CHECKING
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,10 +28,14 @@ from ..core.images import pil_bytes, to_pil_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+T = TypeVar('T')
+
 #: The endings of picture files, in lower case.
 EXTENSIONS = frozenset(('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.pbm', '.pnm', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.avif'))
 #: The most pixels a picture may have, by what its header says: a file of a kilobyte can claim gigabytes.
 PIXEL_LIMIT = 2**26
+#: The most bytes of pictures that the threads of a process decode at the same time, at 4 bytes a pixel.
+DECODING_BYTES = 2**28
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
 
@@ -36,22 +46,36 @@ class UnreadablePicture(ValueError):
 def load_picture(source: str | os.PathLike[str] | IO[bytes], size: tuple[int, int], channels: int = 3,
                  pixel_limit: int = PIXEL_LIMIT) -> Tensor:
     """A picture file as uint8 [C, H, W] of the size (h, w); channels: 1 (grey), 3 (RGB) or 4 (RGBA)."""
-    pil = require('PIL.Image', 'train', 'reading pictures')
     check_frame(size, channels)
+    return read_picture(source, lambda picture: picture_bytes(picture, size, channels, pixel_limit))
+
+
+def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Image], T]) -> T:
+    """Return what a function makes of a picture file as Pillow opens it, its pixels not decoded yet.
+
+    Raises:
+        UnreadablePicture: The file cannot be opened or decoded. The exception holds text alone: a chained one would keep the
+            frames of the decoder alive, and with them every byte that it has decoded.
+    """
+    pil = require('PIL.Image', 'train', 'reading pictures')
     try:
         with pil.open(source) as picture:
-            return picture_bytes(picture, size, channels, pixel_limit)
+            return use(picture)
     except (UnreadablePicture, MemoryError):
         raise
+    except OSError as error:
+        reason = str(error)
     except Exception as error:  # a damaged file makes decoders raise almost anything
-        raise UnreadablePicture(f'{type(error).__name__}: {error}' if not isinstance(error, OSError) else str(error)) from error
+        reason = f'{type(error).__name__}: {error}'
+    raise UnreadablePicture(reason)
 
 
 def picture_bytes(picture: Image, size: tuple[int, int], channels: int = 3, pixel_limit: int = PIXEL_LIMIT) -> Tensor:
     """A Pillow picture, decoded or not yet, as uint8 [C, H, W] of the size (h, w)."""
-    operations = require('PIL.ImageOps', 'train', 'reading pictures')
     _check_pixels(picture.width, picture.height, pixel_limit)
-    return pil_bytes(_framed(_in_mode(operations.exif_transpose(picture), _MODES[channels]), size, pixel_limit))
+    _check_covering(picture.width, picture.height, size, pixel_limit)
+    with _DECODING.hold(4 * picture.width * picture.height):
+        return pil_bytes(_framed(_in_mode(_upright(picture), _MODES[channels]), size, pixel_limit))
 
 
 def check_frame(size: tuple[int, int], channels: int) -> None:
@@ -67,6 +91,42 @@ def _check_pixels(width: int, height: int, limit: int) -> None:
         raise UnreadablePicture(f'{width} x {height} is more than {limit} pixels')
 
 
+def _check_covering(width: int, height: int, size: tuple[int, int], limit: int) -> None:
+    """Refuse a picture too thin for the frame, whichever way its EXIF tag turns it (which is known only after decoding)."""
+    if min(math.prod(_covering(width, height, size)), math.prod(_covering(height, width, size))) > limit:
+        raise UnreadablePicture(f'{width} x {height} is so thin that covering {size[1]} x {size[0]} takes more than {limit} pixels')
+
+
+def _upright(picture: Image) -> Image:
+    """The picture, decoded, turned by its EXIF tag where it has one (Pillow would copy any other)."""
+    picture.load()
+    if picture.getexif().get(0x0112, 1) in range(2, 9):
+        return require('PIL.ImageOps', 'train', 'reading pictures').exif_transpose(picture)
+    return picture
+
+
+class _Allowance:
+    """Bytes that threads share: who wants more than is left waits, unless nobody holds any."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.held, self.changed = total, 0, threading.Condition()
+
+    @contextmanager
+    def hold(self, n: int) -> Iterator[None]:
+        with self.changed:
+            self.changed.wait_for(lambda: not self.held or self.held + n <= self.total)
+            self.held += n
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.held -= n
+                self.changed.notify_all()
+
+
+_DECODING = _Allowance(DECODING_BYTES)
+
+
 def _in_mode(picture: Image, mode: str) -> Image:
     pil = require('PIL.Image', 'train', 'reading pictures')
     if picture.mode.startswith('I'):
@@ -79,7 +139,7 @@ def _in_mode(picture: Image, mode: str) -> Image:
             picture = pil.alpha_composite(pil.new('RGBA', picture.size, 'white'), picture)
     elif picture.mode not in ('1', 'L', 'RGB'):
         picture = picture.convert('RGB')
-    return picture.convert(mode)
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _scaled(picture: Image, dtype: torch.dtype, white: int) -> Image:
@@ -88,13 +148,16 @@ def _scaled(picture: Image, dtype: torch.dtype, white: int) -> Image:
     return to_pil_image(values / white * 2 - 1)
 
 
+def _covering(width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
+    """The (width, height) at which a picture just covers the frame (h, w)."""
+    h, w = size
+    return (width * h // height, h) if height * w < width * h else (w, height * w // width)
+
+
 def _framed(picture: Image, size: tuple[int, int], pixel_limit: int) -> Image:
     """Resized so that it just covers the frame (h, w), then cropped to it about the centre."""
     h, w = size
-    if picture.height * w < picture.width * h:
-        width, height = picture.width * h // picture.height, h
-    else:
-        width, height = w, picture.height * w // picture.width
+    width, height = _covering(picture.width, picture.height, size)
     if (width, height) != picture.size:
         _check_pixels(width, height, pixel_limit)
         pil = require('PIL.Image', 'train', 'reading pictures')

@@ -103,6 +103,21 @@ def test_damaged_archives_are_told_in_a_sentence(tmp_path):
         PictureArchive(tmp_path / 'x.tar.gz', (8, 8), 3)
 
 
+@pytest.mark.parametrize('end', ['middle of a head', 'middle of a picture', 'between pictures', 'damaged head'])
+def test_a_tar_that_was_cut_is_refused(tmp_path, end):
+    path = tar_of(tmp_path / 'x.tar', [(f'{i}.png', png((i, 0, 0)), tarfile.REGTYPE) for i in range(5)])
+    with tarfile.open(path) as file:
+        third = file.getmembers()[2]
+    data = bytearray(path.read_bytes())
+    if end == 'damaged head':
+        data[third.offset] ^= 0xFF
+    path.write_bytes(data if end == 'damaged head' else data[:{'middle of a head': third.offset + 100, 'between pictures': third.offset,
+                                                               'middle of a picture': third.offset_data + 20}[end]])
+    with pytest.raises(ValueError, match=r'x\.tar cannot be read as an archive \((it is cut or damaged at|unexpected end)') as error:
+        PictureArchive(path, (8, 8), 3)
+    assert '\n' not in str(error.value)
+
+
 def test_an_archive_travels_to_worker_processes(tmp_path):
     archive = PictureArchive(zip_of(tmp_path / 'x.zip', [('a.png', png('lime'), stat.S_IFREG)]), (8, 8), 3)
     archive[0]

@@ -159,6 +159,22 @@ def test_bombs_are_refused_by_their_header(tmp_path, side, monkeypatch):
         load_picture(tmp_path / 'bomb.png', (8, 8))
 
 
+@pytest.mark.parametrize(('width', 'height'), [(1, 67_000_000), (67_000_000, 1), (2, 30_000_000), (30, 2_000_000)])
+def test_thin_pictures_are_refused_by_their_header(tmp_path, width, height, monkeypatch):
+    (tmp_path / 'thin.png').write_bytes(png_claiming(width, height))
+    monkeypatch.setattr('PIL.ImageFile.ImageFile.load', lambda self: pytest.fail('it was decoded'))
+    with pytest.raises(UnreadablePicture, match=f'{width} x {height} is so thin .* more than 67108864 pixels'):
+        load_picture(tmp_path / 'thin.png', (64, 64))
+
+
+def test_an_error_keeps_nothing_of_the_picture(tmp_path):
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(buffer, 'png')
+    with pytest.raises(UnreadablePicture) as error:
+        load_picture(io.BytesIO(buffer.getvalue()[:2000]), (8, 8))
+    assert error.value.__cause__ is None and error.value.__context__ is None
+
+
 def test_a_thin_line_does_not_become_a_bomb():
     with pytest.raises(UnreadablePicture, match='more than 10000 pixels'):
         picture_bytes(Image.new('L', (900, 1)), (64, 64), 1, pixel_limit=10_000)
