@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.files import whole_file
 from ..core.images import from_bytes, make_grid, save_image
+from ..core.names import escape_name
 from ..data.inspection import Inspection, inspect_pictures
 from .entry import Parser, guarded
 
@@ -80,16 +81,11 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion dataset') -
         found = dataset(args.place, args.size, args.out, _progress)
         if args.broken:
             with whole_file(args.broken) as temporary:
-                temporary.write_text(''.join(f'{name}: {why}\n' for name, why in found.broken), errors='surrogateescape')
-        print(json.dumps(as_json(found)) if args.json else _printable(report(found)))
+                temporary.write_text(''.join(f'{escape_name(name)}: {escape_name(why)}\n' for name, why in found.broken), 'utf-8')
+        print(json.dumps(as_json(found)) if args.json else escape_name(report(found), keep='\n'))
         if args.out and not args.json:
-            print(f'contact sheet: {Path(args.out)}')
+            print(f'contact sheet: {escape_name(Path(args.out))}')
     return guarded(prog, work)
-
-
-def _printable(text: str) -> str:
-    """Odd file names as the terminal can show them."""
-    return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def _progress(done: int, total: int) -> None:

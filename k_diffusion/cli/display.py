@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import Any
 
 from ..core.extras import require
+from ..core.names import escape_name
 
 
 class Display:
     """Shows what the trainer reports: step of total, smoothed loss, images per second, time left, memory."""
 
     def __init__(self, name: str, shown: bool = True, every: float = 10.) -> None:
-        self.name = name
+        self.name = name = escape_name(name)
         self.shown = shown
         self.every = every
         self.live: Any = None
@@ -54,6 +55,7 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line above the progress."""
+        text = escape_name(text, keep='\n')
         if self.live:
             self.live.console.print(text, markup=False, highlight=False)
         elif self.shown:

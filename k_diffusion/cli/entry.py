@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..core.names import escape_name
 from ..core.registry import nearest
 
 #: command -> (its file, what it does)
@@ -72,6 +74,8 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
     (With K_DIFFUSION_TRACEBACK=1 in the environment the traceback is shown, for a report.)
     """
     warnings.showwarning = _show_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):        # (stderr does so by itself)
+        sys.stdout.reconfigure(errors='backslashreplace')
     try:
         return work() or 0
     except KeyboardInterrupt:
@@ -89,15 +93,15 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return f'{error.strerror}: {error.filename}'
-    text = ' '.join(str(error).split())
+        return escape_name(f'{error.strerror}: {error.filename}')
+    text = escape_name(' '.join(str(error).split()))
     if isinstance(error, (ValueError, OSError, ImportError)) and text:
         return text
     return f'{type(error).__name__}: {text} (this looks like a fault of the program; K_DIFFUSION_TRACEBACK=1 shows where)'
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f'note: {message}', file=sys.stderr)
+    print(f'note: {escape_name(str(message))}', file=sys.stderr)
 
 
 def _help() -> str:

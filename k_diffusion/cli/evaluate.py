@@ -19,6 +19,7 @@ from ..config import find_checkpoint, load_model
 from ..core.files import digest_of, write_json
 from ..core.images import from_bytes, save_image
 from ..core.memory import keep_freed_memory
+from ..core.names import escape_name
 from ..core.registry import unknown
 from ..data import Dataset
 from ..evaluation import METRICS, Neighbours, cache_folder, caution, measure, nearest_neighbours, neighbour_picture, reference_features
@@ -132,7 +133,7 @@ class _Task:
 
     def say(self, text: str) -> None:
         if self.settings.show and self.processes.main:
-            print(text, file=sys.stderr, flush=True)
+            print(escape_name(text), file=sys.stderr, flush=True)
 
     def features(self) -> Tensor:
         """Of the samples: [N, D]."""

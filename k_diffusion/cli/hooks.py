@@ -13,6 +13,7 @@ from ..core.extras import require
 from ..core.files import whole_file
 from ..core.images import make_grid, save_image
 from ..core.modules import eval_mode
+from ..core.names import escape_name
 from ..core.random import derive_seed
 from ..generation import generate
 from ..sampling import get_sigmas_karras
@@ -112,7 +113,7 @@ class SkippedNotice:
         if len(self.skipped) > 10:
             self.say(f'skipped {len(self.skipped):,} pictures in all, listed in {self.path}')
         with whole_file(self.path, sync=False) as temporary:
-            temporary.write_text(''.join(f'{path}: {reason}\n' for path, reason in self.skipped))
+            temporary.write_text(''.join(f'{escape_name(path)}: {escape_name(reason)}\n' for path, reason in self.skipped), 'utf-8')
         self.told = len(self.skipped)
 
 

@@ -19,6 +19,7 @@ import torch
 
 from .. import __version__
 from ..core.files import whole_file
+from ..core.names import escape_name
 from ..core.plots import plot_curves
 from ..training import Trainer, read_log
 
@@ -56,12 +57,13 @@ def write_report(folder: Path, name: str, config: Mapping[str, Any], facts: Mapp
     lines = thinned(read_log(folder / f'{name}_log.jsonl'))
     last = lines[-1] if lines else {}
     shown = {**(facts or {}), 'loss': last.get('smoothed_loss'), 'images per second': last.get('images_per_second')}
-    parts = [f'<h1>{html.escape(name)}</h1>', _table(shown), '<h2>Curves</h2>', curves(lines, noise_edges), '<h2>Samples over time</h2>',
+    title = html.escape(escape_name(name))
+    parts = [f'<h1>{title}</h1>', _table(shown), '<h2>Curves</h2>', curves(lines, noise_edges), '<h2>Samples over time</h2>',
              _grids(folder, name), '<h2>Config</h2>', f'<pre>{html.escape(json.dumps(redacted(config), indent=2))}</pre>',
              '<h2>Environment</h2>', _table(environment())]
     path = folder / f'{name}_report.html'
     with whole_file(path, sync=False) as temporary:
-        temporary.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>'
+        temporary.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
                              f'<style>{_STYLE}</style><body>\n' + '\n'.join(parts) + '\n</body></html>\n', encoding='utf-8')
     return path
 

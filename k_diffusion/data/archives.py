@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
+from ..core.names import escape_name
 from .datasets import Dataset
 from .pictures import EXTENSIONS, UnreadablePicture, load_picture
 
@@ -36,7 +37,7 @@ class PictureArchive(Dataset):
     """
 
     def __init__(self, path: Path, size: tuple[int, int], channels: int, by_folder: bool = False) -> None:
-        self.path, self.source = path, f'the archive {path}'
+        self.path, self.source = path, f'the archive {escape_name(path)}'
         self._handle: Any = None
         self._lock = threading.Lock()
         members, refused = _listed(path)
@@ -47,7 +48,7 @@ class PictureArchive(Dataset):
         folders = [PurePosixPath(m.name).parts[0] for m in self.members] if by_folder else []
         super().__init__((channels, *size), sorted(set(folders)))
         self.skipped += refused
-        number = {name: i for i, name in enumerate(self.class_names)}
+        number = {name: i for i, name in enumerate(sorted(set(folders)))}
         self.labels = [number[folder] for folder in folders]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -86,7 +87,7 @@ class PictureArchive(Dataset):
         return _exactly(self._handle, member.size, more=True)
 
     def name(self, index: int) -> str:
-        return f'{self.path}: {self.members[index].name}'
+        return escape_name(f'{self.path}: {self.members[index].name}')
 
     def fingerprint(self) -> str:
         """Of the archive's place, size and time of change."""
@@ -121,7 +122,7 @@ def _listed(path: Path) -> tuple[list[Member], list[tuple[str, str]]]:
         raise ValueError(f'{path} cannot be read as an archive ({error}); pictures are read from a folder, a .zip or an '
                          'uncompressed .tar: unpack or fetch it again') from None
     members = [member for member, why in found if why is None]
-    return members, [(f'{path}: {member.name}', why) for member, why in found if why is not None]
+    return members, [(escape_name(f'{path}: {member.name}'), why) for member, why in found if why is not None]
 
 
 def _zip(path: Path) -> Iterator[tuple[Member, str | None]]:

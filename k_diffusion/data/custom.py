@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.extras import require
+from ..core.names import escape_name
 from .datasets import Dataset
 from .opening import DATASETS, LocatedConfig, Request
 from .pictures import UnreadablePicture, picture_bytes
@@ -44,7 +45,7 @@ class CustomItems(Dataset):
 
     def __init__(self, path: Path, section: CustomConfig, size: tuple[int, int], channels: int) -> None:
         super().__init__((channels, *size), [str(i) for i in range(section.num_classes)])
-        self.source = f'the data set of {path}'
+        self.source = f'the data set of {escape_name(path)}'
         self._arguments = path, section, size, channels
         self.section = section
         self.transform = partial(picture_bytes, size=size, channels=channels)

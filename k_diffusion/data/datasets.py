@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.images import from_bytes, to_pil_image
+from ..core.names import escape_name
 from .pictures import picture_bytes
 
 
@@ -16,7 +17,7 @@ class Dataset(ABC):
     """Pictures of one size, each with its class where the set has classes.
 
     ds[i] -> dict(image uint8 [C, H, W], class_cond int), without class_cond where there are none. A picture that cannot be
-    read raises UnreadablePicture. `skipped` lists those found so far: (name, reason).
+    read raises UnreadablePicture. `skipped` lists those found so far: (name, reason). Names are escaped wherever they are given.
     """
 
     #: What the set is called in messages.
@@ -24,7 +25,7 @@ class Dataset(ABC):
 
     def __init__(self, image_shape: tuple[int, int, int], class_names: Sequence[str] = ()) -> None:
         self.image_shape = image_shape
-        self.class_names = list(class_names)
+        self.class_names = [escape_name(name) for name in class_names]
         self.skipped: list[tuple[str, str]] = []
 
     @property
@@ -63,7 +64,7 @@ class Images(Dataset):
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, class_names: Sequence[str] = (), source: str = 'the images') -> None:
         super().__init__((images.shape[1], images.shape[2], images.shape[3]), class_names)
-        self.images, self.labels, self.source = images, labels, source
+        self.images, self.labels, self.source = images, labels, escape_name(source)
         if labels is not None and (len(labels) != len(images) or not set(labels.unique().tolist()) <= set(range(self.num_classes))):
             raise ValueError(f'{source} has {len(images)} images and {len(labels)} labels; '
                              f'there must be one for each, from 0 to {self.num_classes - 1}')

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch.utils.data
 
 from ..core.extras import require
+from ..core.names import escape_name
 from .archives import PictureArchive
 from .datasets import Dataset
 from .opening import DATASETS, LocatedConfig, Request
@@ -57,9 +58,9 @@ class PictureFiles(Dataset):
             raise ValueError(f'the folder {root} holds no pictures; in {where} must lie files that end in {", ".join(sorted(EXTENSIONS))}')
         folders = [path.relative_to(root).parts[0] for path in self.paths] if by_folder else []
         super().__init__((channels, *size), sorted(set(folders)))
-        self.skipped += [(str(path), 'it lies in no class folder') for path in outside]
-        self.root, self.source = root, f'the folder {root}'
-        number = {name: i for i, name in enumerate(self.class_names)}
+        self.skipped += [(escape_name(path), 'it lies in no class folder') for path in outside]
+        self.root, self.source = root, f'the folder {escape_name(root)}'
+        number = {name: i for i, name in enumerate(sorted(set(folders)))}
         self.labels = [number[folder] for folder in folders]
 
     def __len__(self) -> int:
@@ -71,7 +72,7 @@ class PictureFiles(Dataset):
         return item | {'class_cond': self.labels[index]} if self.labels else item
 
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        return escape_name(self.paths[index])
 
     def fingerprint(self) -> str:
         """Of the files' names, sizes and times of change."""

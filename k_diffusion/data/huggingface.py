@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..core.extras import require
+from ..core.names import escape_name
 from .datasets import Dataset
 from .opening import DATASETS, LocatedConfig, Request
 from .pictures import UnreadablePicture, load_picture, picture_bytes
@@ -50,7 +51,7 @@ class HuggingFaceRows(Dataset):
         given = getattr(rows.features[class_key], 'names', None) if class_key else None
         super().__init__((request.channels, *request.size), given or [str(i) for i in range(num_classes)])
         self.rows, self.image_key, self.class_key = rows, image_key, class_key
-        self.source = f'the Hugging Face data set {name}'
+        self.source = f'the Hugging Face data set {escape_name(name)}'
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.names import escape_name
 from .archives import PictureArchive
 from .folders import PictureFiles
 from .pictures import UnreadablePicture, picture_bytes, read_picture
@@ -92,7 +93,7 @@ def _count(found: Inspection, facts: dict[str, Any], files: PictureFiles | Pictu
     folders = files.paths[index].relative_to(files.root).parts if isinstance(files, PictureFiles) else \
         Path(files.members[index].name).parts
     if len(folders) > 1:
-        found.classes[folders[0]] += 1
+        found.classes[escape_name(folders[0])] += 1
 
 
 def _in_threads(files: PictureFiles | PictureArchive, size: tuple[int, int]) -> Iterator[tuple[dict[str, Any], Tensor] | str]:

@@ -1,0 +1,23 @@
+"""Names of files and classes are data: they are shown and written escaped."""
+from __future__ import annotations
+
+import os
+
+
+def escape_name(name: str | os.PathLike[str], keep: str = '') -> str:
+    """Return a name with every character that does not print as an escape: \\n, \\x1b, \\u202e, and bytes that are not UTF-8 as \\xff.
+
+    What prints stays as it is, backslashes too, so that a name that is escaped already does not change.
+
+    Args:
+        name: A name or a text that holds names.
+        keep: Characters to leave as they are.
+    """
+    return ''.join(c if c.isprintable() or c in keep else _escape(c) for c in os.fspath(name))
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xdc80 <= code <= 0xdcff:        # a byte that is not UTF-8, as Python keeps it in names
+        return f'\\x{code - 0xdc00:02x}'
+    return character.encode('unicode_escape').decode('ascii')
