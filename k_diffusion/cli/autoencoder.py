@@ -71,6 +71,8 @@ def train_autoencoder(
     with Display(name) as display:
         dataset = open_dataset(sections.dataset, sections.model.input_size, sections.model.input_channels,
                                cache_dir=folder.path / 'cache', progress=display.decoding)
+        for note in dataset.notes:
+            display.say(f'note: {note}')
         extra['data'] = facts_of(dataset)
         loader = Loader(dataset, batch_size or sections.training.batch_size, seed=seed, device=accelerator.device)
         network = _drawn(sections.model, seed).to(accelerator.device)

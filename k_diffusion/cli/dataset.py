@@ -13,6 +13,8 @@ from ..core.files import whole_file
 from ..core.images import from_bytes, make_grid, save_image
 from ..core.names import escape_name
 from ..data.inspection import Inspection, inspect_pictures
+from ..data.ranges import range_note
+from ..data.selection import count_kinds
 from .entry import Parser, guarded
 
 _EXAMPLE = '''example:
@@ -22,11 +24,12 @@ Every picture is decoded once, by the rules of training. sigma_data is what to w
 pictures as the model will see them.'''
 
 
-def dataset(place: str | os.PathLike[str], size: int = 64, sheet: str | os.PathLike[str] | None = None, progress: Any = None) -> Inspection:
+def dataset(place: str | os.PathLike[str], size: int = 64, sheet: str | os.PathLike[str] | None = None, progress: Any = None,
+            grey_range: tuple[float, float] | None = None) -> Inspection:
     """Looks through the pictures of a folder or archive at size x size, and writes a contact sheet where a path is given."""
     if size < 1:
         raise ValueError(f'--size is {size}; it must be at least 1')
-    found = inspect_pictures(place, (size, size), progress=progress)
+    found = inspect_pictures(place, (size, size), progress=progress, grey_range=grey_range)
     if sheet is not None and found.sample is not None:
         save_image(sheet, make_grid(from_bytes(found.sample), padding=2, fill=1.))
     return found
@@ -46,9 +49,13 @@ def report(found: Inspection) -> str:
     small = sum(n for (w, h), n in found.sizes.items() if w < found.size[1] or h < found.size[0])
     if small:
         lines.append(f'small      {small:,} are smaller than {found.size[1]}x{found.size[0]} and are enlarged')
+    if found.passed:
+        lines.append(f'passed     {sum(found.passed.values()):,}: {count_kinds(found.passed)} (hidden, of the system, or not pictures)')
     lines += [f'broken     {len(found.broken):,}', *(f'  {name}: {why}' for name, why in found.broken[:10])]
     twice = sum(len(names) - 1 for names in found.duplicates)
     lines += [f'duplicates {twice:,}', *(f'  {names[0]} = {names[1]}' for names in found.duplicates[:5])]
+    note = range_note(found.source, *found.range)
+    lines += [f'note: {note}'] if note else []
     return '\n'.join([*lines, f'for the config: "input_channels": {found.channels}, "sigma_data": {found.sigma_data:.3f}  '
                               f'(mean {found.mean:+.3f}, at {found.size[1]}x{found.size[0]})'])
 
@@ -65,6 +72,7 @@ def as_json(found: Inspection) -> dict[str, Any]:
     """An inspection as plain JSON values."""
     return {'source': found.source, 'files': found.files, 'readable': found.readable, 'formats': found.formats, 'modes': found.modes,
             'sizes': {f'{w}x{h}': n for (w, h), n in found.sizes.items()}, 'folders': found.classes, 'broken': found.broken,
+            'passed': found.passed, 'range': found.range,
             'duplicates': found.duplicates, 'channels': found.channels, 'mean': found.mean, 'sigma_data': found.sigma_data}
 
 
@@ -73,12 +81,13 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion dataset') -
     parser.add_argument('place', help='a folder, a .zip or a .tar of pictures')
     parser.add_argument('--size', type=int, default=64, help='the size that the model is to see (default: 64)')
     parser.add_argument('-o', '--out', help='write a contact sheet of 64 pictures here')
+    parser.add_argument('--grey-range', type=float, nargs=2, metavar=('BLACK', 'WHITE'), help='dataset.grey_range of the config')
     parser.add_argument('--broken', metavar='FILE', help='write the list of all broken pictures here')
     parser.add_argument('--json', action='store_true', help='one machine-readable line on stdout')
     args = parser.parse_args(argv)
 
     def work() -> None:
-        found = dataset(args.place, args.size, args.out, _progress)
+        found = dataset(args.place, args.size, args.out, _progress, args.grey_range)
         if args.broken:
             with whole_file(args.broken) as temporary:
                 temporary.write_text(''.join(f'{escape_name(name)}: {escape_name(why)}\n' for name, why in found.broken), 'utf-8')

@@ -57,7 +57,7 @@ def encoded(dataset: Dataset, encoder: LatentEncoder, config: dict[str, Any], fo
     config['encoder'].update(mean=encoder.mean.flatten().tolist(), std=encoder.std.flatten().tolist())
     result = Encoded(latents, dataset.labels, dataset.class_names, dataset.source)
     result.pictures = dataset
-    result.skipped = dataset.skipped
+    result.skipped, result.names = dataset.skipped, dataset.names
     return result
 
 

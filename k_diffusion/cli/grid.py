@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.extras import require
 from ..core.images import from_pil_image, make_grid, save_image
+from ..data.pictures import readable_formats
 from .entry import Parser, guarded
 
 _EXAMPLE = 'example:\n  k-diffusion grid samples/images/*.png -o grid.png --nrow 10'
@@ -30,7 +31,7 @@ def grid(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] =
 
 def _load(path: str | os.PathLike[str]) -> tuple[str, Tensor]:
     """What a picture is, in words, and its pixels."""
-    with require('PIL.Image', 'train', 'reading pictures').open(path) as picture:
+    with require('PIL.Image', 'train', 'reading pictures').open(path, formats=readable_formats()) as picture:
         kind = f'{picture.mode} {picture.width}x{picture.height}'
         if picture.mode not in ('L', 'LA', 'RGB', 'RGBA'):
             picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB')

@@ -263,6 +263,8 @@ def _loader(settings: RunSettings, config: dict[str, Any], sections: Sections, a
     names = dataset.class_names
     display.say(f'{len(dataset):,} images' + _classes(names, sections.dataset.num_classes))
     config['dataset']['class_names'] = names if sections.dataset.num_classes and names and not _are_numbers(names) else None
+    for note in dataset.notes:
+        display.say(f'note: {note}')
     if encoder is not None:
         dataset = encoded(dataset, encoder, config, folder.path / 'cache', accelerator.device, display.decoding)
     augmentation = BatchedAugmentation(model.augment_prob) if model.augment_prob else None

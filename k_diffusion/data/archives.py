@@ -10,64 +10,58 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ..core.names import escape_name
-from .datasets import Dataset
-from .pictures import EXTENSIONS, UnreadablePicture, load_picture
+from .pictures import UnreadablePicture
+from .selection import PictureSet, Selection, drop_wrapper
 
 #: The most bytes that one picture's file may have, unpacked: 64 MiB.
 MEMBER_LIMIT = 2**26
 _CHUNK = 2**20
+#: Members of more bytes are read and decoded one at a time.
+_LARGE = 2**22
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name, its size by the archive's word, where its bytes begin (of a .tar)."""
+    """A file in an archive: its name, its size by the archive's word, where its bytes begin (of a zip: -1 - its number)."""
 
     name: str
     size: int
     offset: int
 
 
-class PictureArchive(Dataset):
-    """The pictures in an archive, sorted by name; with `by_folder` their first folders are the classes.
+class PictureArchive(PictureSet[Member]):
+    """The pictures in an archive. A folder that holds all of them and has folders in it is a wrapper, and counts as no class.
 
-    Links, devices, encrypted members and names that lead out of the archive are passed over and listed in `skipped`.
+    Links, devices, encrypted members and names that lead out of the archive are skipped.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], channels: int, by_folder: bool = False) -> None:
-        self.path, self.source = path, f'the archive {escape_name(path)}'
+    def __init__(self, path: Path, size: tuple[int, int], channels: int, by_folder: bool = False,
+                 grey_range: tuple[float, float] | None = None) -> None:
         self._handle: Any = None
-        self._lock = threading.Lock()
-        members, refused = _listed(path)
-        self.members = sorted(m for m in members if not by_folder or '/' in m.name)
-        if not self.members:
-            raise ValueError(f'{self.source} holds no pictures{" in folders (each a class)" if by_folder else ""}; '
-                             f'in it must lie files that end in {", ".join(sorted(EXTENSIONS))}')
-        folders = [PurePosixPath(m.name).parts[0] for m in self.members] if by_folder else []
-        super().__init__((channels, *size), sorted(set(folders)))
-        self.skipped += refused
-        number = {name: i for i, name in enumerate(sorted(set(folders)))}
-        self.labels = [number[folder] for folder in folders]
+        self._lock, self._large = threading.Lock(), threading.Lock()
+        found = _listed(path)
+        pictures = drop_wrapper(found.in_order())
+        super().__init__(path, f'the archive {escape_name(path)}', found, pictures, size, channels, by_folder, grey_range)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_handle': None, '_lock': None}
+        return {**self.__dict__, '_handle': None, '_lock': None, '_large': None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock(), _large=threading.Lock())
 
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        channels, *size = self.image_shape
-        item = {'image': load_picture(io.BytesIO(self.contents(index)), (size[0], size[1]), channels)}
-        return item | {'class_cond': self.labels[index]} if self.labels else item
+    @contextmanager
+    def open(self, index: int) -> Iterator[IO[bytes]]:
+        """The contents of a member; of the large ones, one at a time."""
+        with self._large if self.files[index].size > _LARGE else nullcontext():
+            yield io.BytesIO(self.contents(index))
 
     def contents(self, index: int) -> bytearray:
         """The bytes of a member, at most MEMBER_LIMIT of them, whatever its head says."""
-        member = self.members[index]
+        member = self.files[index]
         if member.size > MEMBER_LIMIT:
             raise UnreadablePicture(f'it has {member.size:,} bytes, more than {MEMBER_LIMIT:,}')
         try:
@@ -79,20 +73,23 @@ class PictureArchive(Dataset):
 
     def _read(self, member: Member) -> bytearray:
         if self._handle is None:
-            self._handle = zipfile.ZipFile(self.path) if member.offset < 0 else open(self.path, 'rb')  # noqa: SIM115 - kept open
+            self._handle = zipfile.ZipFile(self.place) if member.offset < 0 else open(self.place, 'rb')  # noqa: SIM115 - kept open
         if member.offset < 0:
-            with self._handle.open(member.name) as file:
+            with self._handle.open(self._handle.infolist()[-1 - member.offset]) as file:
                 return _exactly(file, member.size)
         self._handle.seek(member.offset)
         return _exactly(self._handle, member.size, more=True)
 
     def name(self, index: int) -> str:
-        return escape_name(f'{self.path}: {self.members[index].name}')
+        return self.shown(self.files[index].name)
+
+    def shown(self, name: str) -> str:
+        return escape_name(f'{self.place}: {name}')
 
     def fingerprint(self) -> str:
         """Of the archive's place, size and time of change."""
-        facts = self.path.stat()
-        text = f'{self.path.absolute()}\0{self.num_classes}\0{facts.st_size}\0{facts.st_mtime_ns}'
+        facts = self.place.stat()
+        text = f'{self.rules()}\0{facts.st_size}\0{facts.st_mtime_ns}'
         return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
 
 
@@ -114,25 +111,31 @@ def _exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
     return data
 
 
-def _listed(path: Path) -> tuple[list[Member], list[tuple[str, str]]]:
-    """The picture files of an archive, and what is refused: (name, why)."""
+def _listed(path: Path) -> Selection[Member]:
+    """The files of an archive."""
+    found: Selection[Member] = Selection()
     try:
-        found = list(_zip(path) if zipfile.is_zipfile(path) else _tar(path))
+        for member, odd in _zip(path) if zipfile.is_zipfile(path) else _tar(path):
+            parts = [part for part in member.name.split('/') if part not in ('', '.')]
+            if member.name.startswith('/') or '..' in member.name.replace('\\', '/').split('/') or not parts:
+                odd = 'its name leads out of the archive'
+            found.add(parts, member, f'{path}: {member.name}', odd)
     except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
         raise ValueError(f'{path} cannot be read as an archive ({error}); pictures are read from a folder, a .zip or an '
                          'uncompressed .tar: unpack or fetch it again') from None
-    members = [member for member, why in found if why is None]
-    return members, [(escape_name(f'{path}: {member.name}'), why) for member, why in found if why is not None]
+    return found
 
 
 def _zip(path: Path) -> Iterator[tuple[Member, str | None]]:
+    """The files of a zip, with / for the \\ that some programs write."""
     with zipfile.ZipFile(path) as file:
-        for info in file.infolist():
+        for number, info in enumerate(file.infolist()):
+            name = info.filename.replace('\\', '/')
             kind = stat.S_IFMT(info.external_attr >> 16)
             odd = 'it is a link or device' if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else \
                 'it is encrypted' if info.flag_bits & 1 else None
-            if not info.is_dir():
-                yield from _judged(Member(info.filename, info.file_size, -1), odd)
+            if not name.endswith('/'):
+                yield Member(name, info.file_size, -1 - number), odd
 
 
 def _tar(path: Path) -> Iterator[tuple[Member, str | None]]:
@@ -140,7 +143,7 @@ def _tar(path: Path) -> Iterator[tuple[Member, str | None]]:
         for info in file:
             odd = 'it is a link or device' if not info.isreg() else 'it is stored with holes' if info.issparse() else None
             if not info.isdir():
-                yield from _judged(Member(info.name, info.size, info.offset_data), odd)
+                yield Member(info.name, info.size, info.offset_data), odd
         _check_end(path, file.offset)
 
 
@@ -150,11 +153,3 @@ def _check_end(path: Path, offset: int) -> None:
         file.seek(offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(f'it is cut or damaged at byte {offset:,}, where its next file or its end should be')
-
-
-def _judged(member: Member, odd: str | None) -> Iterator[tuple[Member, str | None]]:
-    parts = PurePosixPath(member.name.replace('\\', '/'))
-    if parts.is_absolute() or '..' in parts.parts:
-        odd = 'its name leads out of the archive'
-    if odd or parts.suffix.lower() in EXTENSIONS:
-        yield member, odd

@@ -1,9 +1,9 @@
 """Decoding a data set once: into memory where it is small, into a file mapped into memory where there is room for one."""
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.files import read_json, whole_file, write_json
 from ..core.images import raw_bytes
+from ..core.names import escape_name
+from .cache_files import CacheFiles, Facts
 from .datasets import Dataset, Images
 from .pictures import UnreadablePicture
 from .threads import map_in_threads
@@ -39,8 +40,11 @@ def decode_once(dataset: Dataset, memory_limit: int = MEMORY_LIMIT, cache_dir: s
     size = len(dataset) * _bytes_each(dataset)
     if size <= memory_limit:
         return _in_memory(dataset, progress)
-    if cache_dir is not None and size <= min(DISK_LIMIT, DISK_SHARE * _free(Path(cache_dir))):
-        return _on_disk(dataset, fingerprint, Path(cache_dir), progress)
+    if cache_dir is None:
+        return dataset
+    cache = CacheFiles(Path(cache_dir), fingerprint, dataset.source, dataset.image_shape)
+    if cache.facts() is not None or size <= min(DISK_LIMIT, DISK_SHARE * _free(Path(cache_dir))):
+        return _on_disk(dataset, cache, progress)
     return dataset
 
 
@@ -58,51 +62,86 @@ def _bytes_each(dataset: Dataset) -> int:
 
 def _in_memory(dataset: Dataset, progress: Progress | None) -> Images:
     images = torch.empty(len(dataset), *dataset.image_shape, dtype=torch.uint8)
+    kept: list[int] = []
     labels: list[int] = []
-    count = 0
-    for item in _readable(dataset, progress):
-        images[count] = item['image']
+    for index, item in _readable(dataset, progress):
+        images[len(kept)] = item['image']
+        kept.append(index)
         labels.append(item.get('class_cond', 0))
-        count += 1
-    return _decoded(dataset, images[:count], labels)
+    return _decoded(dataset, images[:len(kept)], labels, kept)
 
 
-def _on_disk(dataset: Dataset, fingerprint: str, folder: Path, progress: Progress | None) -> Images:
-    """The pictures in one file and what else is known in a second, written last: where it is, the first is whole."""
-    key = hashlib.blake2b(repr((fingerprint, dataset.image_shape)).encode(), digest_size=12).hexdigest()
-    pictures, facts = folder / f'{key}.uint8', folder / f'{key}.json'
-    if not (facts.exists() and pictures.exists()):
-        folder.mkdir(parents=True, exist_ok=True)
-        labels = []
-        with whole_file(pictures) as temporary, open(temporary, 'wb') as file:
-            for item in _readable(dataset, progress):
-                file.write(raw_bytes(item['image']))
-                labels.append(item.get('class_cond', 0))
-        write_json(facts, {'labels': labels, 'skipped': dataset.skipped})
-    known = read_json(facts.read_text(), str(facts))
-    dataset.skipped = [(name, reason) for name, reason in known['skipped']]
-    count = len(known['labels'])
-    if pictures.stat().st_size != count * _bytes_each(dataset):
-        raise ValueError(f'{pictures} is not of the size that {facts.name} beside it tells; delete both, and they are made anew')
-    images = torch.from_file(str(pictures), size=count * _bytes_each(dataset), dtype=torch.uint8)
-    return _decoded(dataset, images.view(count, *dataset.image_shape), known['labels'])
+def _on_disk(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> Images:
+    facts = cache.facts()
+    if facts is None:
+        facts = _write(dataset, cache, progress)
+    else:
+        dataset.skipped = list(facts.skipped)
+        damaged = cache.damaged_blocks(facts)
+        if damaged and _mend(dataset, cache, facts, damaged):
+            dataset.notes.append(f'{len(damaged)} of {len(facts.checksums)} blocks of {escape_name(cache.pictures)} were damaged; '
+                                 'their pictures were decoded again')
+        elif damaged:
+            dataset.notes.append(f'{escape_name(cache.pictures)} was damaged; all pictures are decoded again')
+            dataset.skipped = list(facts.found_before)
+            facts = _write(dataset, cache, progress)
+    cache.remove_older()
+    count = len(facts.kept)
+    images = torch.from_file(str(cache.pictures), size=count * cache.picture_bytes, dtype=torch.uint8)
+    return _decoded(dataset, images.view(count, *dataset.image_shape), facts.labels, facts.kept)
 
 
-def _decoded(dataset: Dataset, images: Tensor, labels: list[int]) -> Images:
+def _write(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> Facts:
+    before = list(dataset.skipped)
+    kept: list[int] = []
+    labels: list[int] = []
+    checksums: list[int] = []
+    with cache.new_pictures() as file:
+        for index, item in _readable(dataset, progress):
+            data = raw_bytes(item['image'])
+            file.write(data)
+            if len(kept) % cache.block == 0:
+                checksums.append(0)
+            checksums[-1] = zlib.crc32(data, checksums[-1])
+            kept.append(index)
+            labels.append(item.get('class_cond', 0))
+    facts = Facts(cache.owner, labels, kept, dataset.skipped, before, cache.block, checksums)
+    cache.write_facts(facts)
+    return facts
+
+
+def _mend(dataset: Dataset, cache: CacheFiles, facts: Facts, damaged: list[int]) -> bool:
+    """Decode the pictures of damaged blocks again; False where they are not what they were."""
+    for number in damaged:
+        data = bytearray()
+        for index in facts.kept[number * facts.block:(number + 1) * facts.block]:
+            try:
+                data += raw_bytes(dataset[index]['image'])
+            except UnreadablePicture:
+                return False
+        if zlib.crc32(data) != facts.checksums[number]:
+            return False
+        cache.replace_block(number, data)
+    return True
+
+
+def _decoded(dataset: Dataset, images: Tensor, labels: list[int], kept: list[int]) -> Images:
     result = Images(images, torch.tensor(labels) if dataset.num_classes else None, dataset.class_names, dataset.source)
-    result.skipped = dataset.skipped
+    result.skipped, result.notes = dataset.skipped, dataset.notes
+    names = dataset.item_names()
+    result.names = None if names is None else [names[index] for index in kept]
     return result
 
 
-def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[dict[str, Any]]:
-    """The items that can be read, in order; the others are put on the data set's list."""
+def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The items that can be read, in order, with their numbers; the others are put on the data set's list."""
     found = 0
     for index, item in enumerate(_in_threads(dataset)):
         if isinstance(item, str):
             dataset.skipped.append((dataset.name(index), item))
         else:
             found += 1
-            yield item
+            yield index, item
         if progress is not None:
             progress(index + 1, len(dataset))
     if not found:

@@ -13,13 +13,13 @@ from torch import Tensor
 from ..core.extras import require
 from ..core.names import escape_name
 from .datasets import Dataset
-from .opening import DATASETS, LocatedConfig, Request
+from .opening import DATASETS, PictureConfig, Request
 from .pictures import UnreadablePicture, picture_bytes
 
 
 @DATASETS.register('custom')
 @dataclass(kw_only=True)
-class CustomConfig(LocatedConfig):
+class CustomConfig(PictureConfig):
     """location: a .py file, relative to the config file; get_dataset: its function, called as get_dataset(config, transform=...).
 
     It returns a sequence of items; an item's picture is at image_key and, with num_classes, its class at class_key. The
@@ -48,7 +48,7 @@ class CustomItems(Dataset):
         self.source = f'the data set of {escape_name(path)}'
         self._arguments = path, section, size, channels
         self.section = section
-        self.transform = partial(picture_bytes, size=size, channels=channels)
+        self.transform = partial(picture_bytes, size=size, channels=channels, grey_range=section.grey_range)
         self.items = _function(path, section.get_dataset)(section.config, transform=self.transform)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -17,7 +17,8 @@ class Dataset(ABC):
     """Pictures of one size, each with its class where the set has classes.
 
     ds[i] -> dict(image uint8 [C, H, W], class_cond int), without class_cond where there are none. A picture that cannot be
-    read raises UnreadablePicture. `skipped` lists those found so far: (name, reason). Names are escaped wherever they are given.
+    read raises UnreadablePicture. `skipped` lists those found so far: (name, reason); `notes` are sentences for who opened the set.
+    Names are escaped wherever they are given.
     """
 
     #: What the set is called in messages.
@@ -27,6 +28,7 @@ class Dataset(ABC):
         self.image_shape = image_shape
         self.class_names = [escape_name(name) for name in class_names]
         self.skipped: list[tuple[str, str]] = []
+        self.notes: list[str] = []
 
     @property
     def num_classes(self) -> int:
@@ -54,6 +56,10 @@ class Dataset(ABC):
         """What a picture is called in lists of skipped ones."""
         return f'picture {index}'
 
+    def item_names(self) -> list[str] | None:
+        """The names of the pictures below their folder or archive, as the files have them; None where they have no names."""
+        return None
+
     def fingerprint(self) -> str | None:
         """A text that changes when the pictures do, or None where they may differ from one reading to the next."""
         return None
@@ -65,6 +71,7 @@ class Images(Dataset):
     def __init__(self, images: Tensor, labels: Tensor | None = None, class_names: Sequence[str] = (), source: str = 'the images') -> None:
         super().__init__((images.shape[1], images.shape[2], images.shape[3]), class_names)
         self.images, self.labels, self.source = images, labels, escape_name(source)
+        self.names: list[str] | None = None
         if labels is not None and (len(labels) != len(images) or not set(labels.unique().tolist()) <= set(range(self.num_classes))):
             raise ValueError(f'{source} has {len(images)} images and {len(labels)} labels; '
                              f'there must be one for each, from 0 to {self.num_classes - 1}')
@@ -75,6 +82,9 @@ class Images(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         item: dict[str, Any] = {'image': self.images[index]}
         return item if self.labels is None else item | {'class_cond': int(self.labels[index])}
+
+    def item_names(self) -> list[str] | None:
+        return self.names
 
     def framed(self, size: tuple[int, int], channels: int) -> Images:
         """The same pictures with another size and number of channels."""

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,92 +15,112 @@ from ..core.extras import require
 from ..core.names import escape_name
 from .archives import PictureArchive
 from .datasets import Dataset
-from .opening import DATASETS, LocatedConfig, Request
-from .pictures import EXTENSIONS, load_picture
+from .opening import DATASETS, PictureConfig, Request
+from .pictures import EXTENSIONS, readable_formats
+from .selection import PictureSet, Selection
 
 
 @DATASETS.register('imagefolder')
 @dataclass(kw_only=True)
-class ImageFolderConfig(LocatedConfig):
+class ImageFolderConfig(PictureConfig):
     """All pictures below a folder or in a .zip or .tar; with labels "folders", its first-level subfolders, sorted, are the classes."""
 
     type: Literal['imagefolder'] = 'imagefolder'
     labels: Literal['folders'] | None = None
 
     def open(self, request: Request) -> Dataset:
-        return _pictures(self.place(), request, by_folder=self.labels == 'folders')
+        return _pictures(self.place(), request, self.labels == 'folders', self.grey_range)
 
 
 @DATASETS.register('imagefolder-class')
 @dataclass(kw_only=True)
-class ImageFolderClassConfig(LocatedConfig):
+class ImageFolderClassConfig(PictureConfig):
     """An "imagefolder" whose labels are its first-level subfolders, under the original's name."""
 
     type: Literal['imagefolder-class'] = 'imagefolder-class'
 
     def open(self, request: Request) -> Dataset:
-        return _pictures(self.place(), request, by_folder=True)
+        return _pictures(self.place(), request, True, self.grey_range)
 
 
-def _pictures(place: Path, request: Request, by_folder: bool) -> Dataset:
+def _pictures(place: Path, request: Request, by_folder: bool, grey_range: tuple[float, float] | None) -> Dataset:
     kind = PictureArchive if place.is_file() else PictureFiles
-    return kind(place, request.size, request.channels, by_folder)
+    return kind(place, request.size, request.channels, by_folder, grey_range)
 
 
-class PictureFiles(Dataset):
-    """The pictures below a folder, decoded when they are asked for."""
+class PictureFiles(PictureSet[Path]):
+    """The pictures below a folder."""
 
-    def __init__(self, root: Path, size: tuple[int, int], channels: int, by_folder: bool = False) -> None:
-        self.paths = find_pictures(root)
-        outside = [path for path in self.paths if path.parent == root] if by_folder else []
-        self.paths = [path for path in self.paths if path.parent != root] if by_folder else self.paths
-        if not self.paths:
-            where = 'subfolders (each a class)' if by_folder else 'it'
-            raise ValueError(f'the folder {root} holds no pictures; in {where} must lie files that end in {", ".join(sorted(EXTENSIONS))}')
-        folders = [path.relative_to(root).parts[0] for path in self.paths] if by_folder else []
-        super().__init__((channels, *size), sorted(set(folders)))
-        self.skipped += [(escape_name(path), 'it lies in no class folder') for path in outside]
-        self.root, self.source = root, f'the folder {escape_name(root)}'
-        number = {name: i for i, name in enumerate(sorted(set(folders)))}
-        self.labels = [number[folder] for folder in folders]
+    def __init__(self, root: Path, size: tuple[int, int], channels: int, by_folder: bool = False,
+                 grey_range: tuple[float, float] | None = None) -> None:
+        found = select_files(root)
+        super().__init__(root, f'the folder {escape_name(root)}', found, found.in_order(), size, channels, by_folder, grey_range)
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def open(self, index: int) -> AbstractContextManager[Path]:
+        return nullcontext(self.files[index])
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        channels, *size = self.image_shape
-        item: dict[str, Any] = {'image': load_picture(self.paths[index], (size[0], size[1]), channels)}
-        return item | {'class_cond': self.labels[index]} if self.labels else item
-
-    def name(self, index: int) -> str:
-        return escape_name(self.paths[index])
+    def shown(self, name: str) -> str:
+        return escape_name(self.place / name)
 
     def fingerprint(self) -> str:
-        """Of the files' names, sizes and times of change."""
-        state = hashlib.blake2b(os.fsencode(f'{self.root.absolute()}\0{self.num_classes}'), digest_size=16)
-        for path in self.paths:
-            facts = path.stat()
-            state.update(os.fsencode(path.relative_to(self.root)) + f'\0{facts.st_size}\0{facts.st_mtime_ns}\0'.encode())
+        """Of the files' names, sizes and times of change; a file that is gone meanwhile counts as gone."""
+        state = hashlib.blake2b(os.fsencode(self.rules()), digest_size=16)
+        for name, path in zip(self.names, self.files):
+            try:
+                facts = path.stat()
+                text = f'{facts.st_size}\0{facts.st_mtime_ns}'
+            except OSError:
+                text = 'gone'
+            state.update(os.fsencode(f'{name}\0{text}\0'))
         return state.hexdigest()
 
 
 def find_pictures(root: str | os.PathLike[str]) -> list[Path]:
-    """The picture files below a folder, told by their endings, sorted; links to folders are followed, but in no circle."""
-    if not Path(root).is_dir():
+    """The pictures below a folder by the rules of `selection`, sorted; links to folders are followed, but in no circle."""
+    return list(select_files(root).in_order().values())
+
+
+def select_files(root: str | os.PathLike[str]) -> Selection[Path]:
+    """Look through a folder and all folders in it; what cannot be looked into is skipped.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
         raise FileNotFoundError(f'there is no folder {root}; set dataset.location to the folder that holds the pictures')
-    return sorted(path for path in _files(os.fspath(root), frozenset()) if path.suffix.lower() in EXTENSIONS)
+    found: Selection[Path] = Selection()
+    waiting: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
+    while waiting:
+        parts, above = waiting.pop()
+        folder = root.joinpath(*parts)
+        try:
+            facts = os.stat(folder)
+            here = (facts.st_dev, facts.st_ino)
+            if here in above:
+                found.add(parts, folder, str(folder), 'it is a link to a folder that holds it')
+                continue
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _select_entry(found, (*parts, entry.name), entry):
+                        waiting.append(((*parts, entry.name), above | {here}))
+        except OSError as error:
+            found.add(parts, folder, str(folder), error.strerror or str(error))
+    return found
 
 
-def _files(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    facts = os.stat(folder)
-    if (facts.st_dev, facts.st_ino) in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _files(entry.path, above | {(facts.st_dev, facts.st_ino)})
-            elif entry.is_file():
-                yield Path(entry.path)
+def _select_entry(found: Selection[Path], parts: tuple[str, ...], entry: os.DirEntry[str]) -> bool:
+    """Put an entry of a folder where it belongs; True for a folder that is to be looked through."""
+    path, odd = Path(entry.path), None
+    try:
+        if entry.is_dir():
+            return not found.pass_hidden(parts)
+        if not entry.is_file() and path.suffix.lower() in EXTENSIONS:
+            odd = 'it is a link to nothing' if entry.is_symlink() else 'it is no regular file'
+    except OSError as error:        # (a link to itself)
+        odd = error.strerror or str(error)
+    found.add(parts, path, str(path), odd)
+    return False
 
 
 class FolderOfImages(torch.utils.data.Dataset[tuple[Any]]):
@@ -114,6 +135,6 @@ class FolderOfImages(torch.utils.data.Dataset[tuple[Any]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any]:
-        with require('PIL.Image', 'train', 'reading pictures').open(self.paths[index]) as file:
+        with require('PIL.Image', 'train', 'reading pictures').open(self.paths[index], formats=readable_formats()) as file:
             picture = file.convert('RGB')
         return (picture if self.transform is None else self.transform(picture),)

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 from collections import Counter
@@ -18,6 +17,7 @@ from ..core.names import escape_name
 from .archives import PictureArchive
 from .folders import PictureFiles
 from .pictures import UnreadablePicture, picture_bytes, read_picture
+from .ranges import range_of
 from .threads import map_in_threads
 
 #: Modes of pictures without colour.
@@ -39,18 +39,23 @@ class Inspection:
     classes: Counter[str] = field(default_factory=Counter)
     turned: int = 0                                     # those whose EXIF tag turns them
     broken: list[tuple[str, str]] = field(default_factory=list)
+    passed: Counter[str] = field(default_factory=Counter)   # kinds of files that do not count, and how many
     duplicates: list[list[str]] = field(default_factory=list)
+    range: tuple[int, int] = (255, 0)                    # the least and the largest value, of 0 to 255
     mean: float = 0.
     sigma_data: float = 0.
     sample: Tensor | None = None                        # uint8 [N, C, H, W], spread evenly over the set
 
 
 def inspect_pictures(place: str | os.PathLike[str], size: tuple[int, int] = (64, 64), channels: int | None = None, sheet: int = 64,
-                     progress: Callable[[int, int], None] | None = None) -> Inspection:
-    """Decodes every picture once. Duplicates are those of the same pixels at the size asked for; sigma_data is the standard
-    deviation of all pixels in [-1, 1] at that size, the value for the config; channels: None for 1 where all are grey, else 3."""
-    files = open_pictures(Path(place), size)
-    found = Inspection(files.source, len(files) + len(files.skipped), size=size, broken=list(files.skipped))
+                     progress: Callable[[int, int], None] | None = None, grey_range: tuple[float, float] | None = None) -> Inspection:
+    """Decodes every picture once, by the rules of training.
+
+    Duplicates are those of the same pixels at the size asked for; sigma_data is the standard deviation of all pixels in [-1, 1] at
+    that size, the value for the config; channels: None for 1 where all are grey, else 3.
+    """
+    files = open_pictures(Path(place), size, grey_range)
+    found = Inspection(files.source, len(files) + len(files.skipped), size=size, broken=list(files.skipped), passed=files.passed)
     chosen = {round(i * (len(files) - 1) / max(1, sheet - 1)) for i in range(sheet)}
     same: dict[bytes, list[str]] = {}
     kept, moments = [], torch.zeros(3, dtype=torch.float64)
@@ -60,6 +65,8 @@ def inspect_pictures(place: str | os.PathLike[str], size: tuple[int, int] = (64,
         else:
             facts, image = looked
             _count(found, facts, files, index)
+            least, most = range_of([image])
+            found.range = min(found.range[0], least), max(found.range[1], most)
             same.setdefault(hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest(), []).append(files.name(index))
             values = image.double().div_(127.5).sub_(1)
             moments += torch.stack([values.sum(), values.square().sum(), torch.tensor(float(values.numel()))])
@@ -77,11 +84,9 @@ def inspect_pictures(place: str | os.PathLike[str], size: tuple[int, int] = (64,
     return found
 
 
-def open_pictures(place: Path, size: tuple[int, int]) -> PictureFiles | PictureArchive:
-    """The pictures of a folder or an archive, with classes where every one lies in a folder of its own."""
-    if place.is_file():
-        return PictureArchive(place, size, 3)
-    return PictureFiles(place, size, 3)
+def open_pictures(place: Path, size: tuple[int, int], grey_range: tuple[float, float] | None = None) -> PictureFiles | PictureArchive:
+    """The pictures of a folder or an archive, as training sees them."""
+    return (PictureArchive if place.is_file() else PictureFiles)(place, size, 3, grey_range=grey_range)
 
 
 def _count(found: Inspection, facts: dict[str, Any], files: PictureFiles | PictureArchive, index: int) -> None:
@@ -90,25 +95,24 @@ def _count(found: Inspection, facts: dict[str, Any], files: PictureFiles | Pictu
     found.modes[facts['mode']] += 1
     found.sizes[facts['size']] += 1
     found.turned += facts['turned']
-    folders = files.paths[index].relative_to(files.root).parts if isinstance(files, PictureFiles) else \
-        Path(files.members[index].name).parts
-    if len(folders) > 1:
-        found.classes[escape_name(folders[0])] += 1
+    folder, slash, _ = files.names[index].partition('/')
+    if slash:
+        found.classes[escape_name(folder)] += 1
 
 
 def _in_threads(files: PictureFiles | PictureArchive, size: tuple[int, int]) -> Iterator[tuple[dict[str, Any], Tensor] | str]:
     """Each picture's facts and pixels in order, or the reason why it cannot be read."""
     def look(index: int) -> tuple[dict[str, Any], Tensor] | str:
         try:
-            source = io.BytesIO(files.contents(index)) if isinstance(files, PictureArchive) else files.paths[index]
-            return read_picture(source, lambda picture: _looked_at(picture, size))
+            with files.open(index) as source:
+                return read_picture(source, lambda picture: _looked_at(picture, size, files.grey_range))
         except UnreadablePicture as error:
             return str(error)
 
     return map_in_threads(look, len(files), 3 * math.prod(size))
 
 
-def _looked_at(picture: Any, size: tuple[int, int]) -> tuple[dict[str, Any], Tensor]:
+def _looked_at(picture: Any, size: tuple[int, int], grey_range: tuple[float, float] | None) -> tuple[dict[str, Any], Tensor]:
     facts = {'format': picture.format or '?', 'mode': picture.mode, 'size': (picture.width, picture.height)}
-    image = picture_bytes(picture, size, 3)
+    image = picture_bytes(picture, size, 3, grey_range=grey_range)
     return {**facts, 'turned': picture.getexif().get(0x0112, 1) not in (0, 1)}, image

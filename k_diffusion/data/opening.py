@@ -11,6 +11,7 @@ from ..core.registry import Registry
 from .caching import MEMORY_LIMIT, decode_once
 from .datasets import Dataset
 from .pictures import check_frame
+from .ranges import range_notes
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,22 @@ class LocatedConfig(DatasetConfig):
         return self.location
 
 
+@dataclass(kw_only=True)
+class PictureConfig(LocatedConfig):
+    """The keys of data sets that read picture files.
+
+    grey_range: the values that are black and white in grey pictures of one channel, [0, 4095] for 12 bits in a 16-bit file, where
+    those that the kind of file implies (see `pictures`) are not meant.
+    """
+
+    grey_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grey_range is not None and not self.grey_range[0] < self.grey_range[1]:
+            raise ValueError(f'grey_range is {list(self.grey_range)}; it must be [black, white], the first below the second')
+
+
 def open_dataset(section: DatasetConfig, size: tuple[int, int], channels: int = 3, base_dir: str | os.PathLike[str] | None = None,
                  allow_code: bool = False, *, memory_limit: int = MEMORY_LIMIT, cache_dir: str | os.PathLike[str] | None = None,
                  progress: Callable[[int, int], None] | None = None) -> Dataset:
@@ -84,7 +101,9 @@ def open_dataset(section: DatasetConfig, size: tuple[int, int], channels: int = 
     request = Request((size[0], size[1]), channels, Path(base_dir or ''), allow_code)
     dataset = section.open(request)
     _check_classes(section.num_classes, dataset)
-    return decode_once(dataset, memory_limit, cache_dir, progress)
+    dataset = decode_once(dataset, memory_limit, cache_dir, progress)
+    dataset.notes += range_notes(dataset)
+    return dataset
 
 
 def _check_classes(wanted: int, dataset: Dataset) -> None:

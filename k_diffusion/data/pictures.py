@@ -1,7 +1,9 @@
 """Pictures into tensors, by one set of rules.
 
 - Orientation: the EXIF tag is applied.
-- Depth: 16-bit greys are scaled (65535 becomes 255), and so are 32-bit integers, taken as 16-bit; floating-point greys are taken as 0..1.
+- Depth: greys of more than 8 bits are scaled by the rules of `greys`.
+- Formats: those in FORMATS, which Pillow decodes itself, whatever the ending of the file. Never those that would start another program
+  (Ghostscript for .eps), nor films, documents and stubs.
 - Transparency: laid over white where 1 or 3 channels are asked for (most icons are drawn for a white page), before resizing, so
   that no colour hidden under transparent pixels bleeds in; kept where 4 are asked for, and then resized premultiplied.
 - Colour: palettes, CMYK, YCbCr and the rest become RGB; grey (ITU-R 601) where 1 channel is asked for.
@@ -17,21 +19,31 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import IO, TYPE_CHECKING, TypeVar
 
-import torch
 from torch import Tensor
 
 from ..core.extras import require
-from ..core.images import pil_bytes, to_pil_image
+from ..core.images import pil_bytes
+from .greys import is_wide, tags_of, to_8_bits
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar('T')
 
+#: The formats that are read, as Pillow calls them, and the endings that it gives to their files.
+FORMATS = {
+    'AVIF': '.avif .avifs', 'BLP': '.blp', 'BMP': '.bmp', 'CUR': '.cur', 'DCX': '.dcx', 'DDS': '.dds', 'DIB': '.dib',
+    'FITS': '.fit .fits', 'FLI': '.flc .fli', 'FTEX': '.ftc .ftu', 'GBR': '.gbr', 'GIF': '.gif', 'ICNS': '.icns', 'ICO': '.ico',
+    'IM': '.im', 'JPEG': '.jfif .jpe .jpeg .jpg .mpo', 'JPEG2000': '.j2c .j2k .jp2 .jpc .jpf .jpx', 'MSP': '.msp', 'PCD': '.pcd',
+    'PCX': '.pcx', 'PIXAR': '.pxr', 'PNG': '.apng .png', 'PPM': '.pbm .pfm .pgm .pnm .ppm', 'PSD': '.psd', 'QOI': '.qoi',
+    'SGI': '.bw .rgb .rgba .sgi', 'SUN': '.ras', 'TGA': '.icb .tga .vda .vst', 'TIFF': '.tif .tiff', 'WEBP': '.webp',
+    'XBM': '.xbm', 'XPM': '.xpm',
+}
 #: The endings of picture files, in lower case.
-EXTENSIONS = frozenset(('.jpg', '.jpeg', '.png', '.ppm', '.pgm', '.pbm', '.pnm', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.avif'))
+EXTENSIONS = frozenset(' '.join(FORMATS.values()).split())
 #: The most pixels a picture may have, by what its header says: a file of a kilobyte can claim gigabytes.
 PIXEL_LIMIT = 2**26
 #: The most bytes of pictures that the threads of a process decode at the same time, at 4 bytes a pixel.
@@ -44,10 +56,13 @@ class UnreadablePicture(ValueError):
 
 
 def load_picture(source: str | os.PathLike[str] | IO[bytes], size: tuple[int, int], channels: int = 3,
-                 pixel_limit: int = PIXEL_LIMIT) -> Tensor:
-    """A picture file as uint8 [C, H, W] of the size (h, w); channels: 1 (grey), 3 (RGB) or 4 (RGBA)."""
+                 pixel_limit: int = PIXEL_LIMIT, grey_range: tuple[float, float] | None = None) -> Tensor:
+    """A picture file as uint8 [C, H, W] of the size (h, w); channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+
+    grey_range: the values of black and white in grey pictures of one channel, None for those that the kind of file implies.
+    """
     check_frame(size, channels)
-    return read_picture(source, lambda picture: picture_bytes(picture, size, channels, pixel_limit))
+    return read_picture(source, lambda picture: picture_bytes(picture, size, channels, pixel_limit, grey_range))
 
 
 def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Image], T]) -> T:
@@ -59,7 +74,7 @@ def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Imag
     """
     pil = require('PIL.Image', 'train', 'reading pictures')
     try:
-        with pil.open(source) as picture:
+        with pil.open(source, formats=readable_formats()) as picture:
             return use(picture)
     except (UnreadablePicture, MemoryError):
         raise
@@ -70,12 +85,23 @@ def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Imag
     raise UnreadablePicture(reason)
 
 
-def picture_bytes(picture: Image, size: tuple[int, int], channels: int = 3, pixel_limit: int = PIXEL_LIMIT) -> Tensor:
+def picture_bytes(picture: Image, size: tuple[int, int], channels: int = 3, pixel_limit: int = PIXEL_LIMIT,
+                  grey_range: tuple[float, float] | None = None) -> Tensor:
     """A Pillow picture, decoded or not yet, as uint8 [C, H, W] of the size (h, w)."""
     _check_pixels(picture.width, picture.height, pixel_limit)
     _check_covering(picture.width, picture.height, size, pixel_limit)
     with _DECODING.hold(4 * picture.width * picture.height):
-        return pil_bytes(_framed(_in_mode(_upright(picture), _MODES[channels]), size, pixel_limit))
+        tags = tags_of(picture)     # (a picture that is turned has none)
+        grey = _as_8_bits(_upright(picture), *tags, grey_range)
+        return pil_bytes(_framed(_in_mode(grey, _MODES[channels]), size, pixel_limit))
+
+
+@cache
+def readable_formats() -> list[str]:
+    """The formats of FORMATS that the Pillow at hand knows."""
+    pil = require('PIL.Image', 'train', 'reading pictures')
+    pil.init()
+    return [name for name in FORMATS if name in pil.OPEN]
 
 
 def check_frame(size: tuple[int, int], channels: int) -> None:
@@ -129,11 +155,7 @@ _DECODING = _Allowance(DECODING_BYTES)
 
 def _in_mode(picture: Image, mode: str) -> Image:
     pil = require('PIL.Image', 'train', 'reading pictures')
-    if picture.mode.startswith('I'):
-        picture = _scaled(picture.convert('I'), torch.int32, 65535)
-    elif picture.mode == 'F':
-        picture = _scaled(picture, torch.float32, 1)
-    elif 'transparency' in picture.info or picture.mode[-1] in 'Aa':
+    if 'transparency' in picture.info or picture.mode[-1] in 'Aa':
         picture = picture.convert('RGBA')
         if mode != 'RGBA':
             picture = pil.alpha_composite(pil.new('RGBA', picture.size, 'white'), picture)
@@ -142,10 +164,15 @@ def _in_mode(picture: Image, mode: str) -> Image:
     return picture if picture.mode == mode else picture.convert(mode)
 
 
-def _scaled(picture: Image, dtype: torch.dtype, white: int) -> Image:
-    """A grey picture of wide numbers as 8-bit grey."""
-    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=dtype).view(1, picture.height, picture.width)
-    return to_pil_image(values / white * 2 - 1)
+def _as_8_bits(picture: Image, inverted: bool, bits: int, grey_range: tuple[float, float] | None) -> Image:
+    """The picture, its greys scaled where they have more bits than 8 or where it is said how."""
+    if not is_wide(picture) and not (picture.mode == 'L' and grey_range):
+        return picture
+    try:
+        return to_8_bits(picture, inverted, bits, grey_range)
+    except ValueError as error:
+        reason = str(error)
+    raise UnreadablePicture(reason)
 
 
 def _covering(width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:

@@ -63,7 +63,7 @@ def test_what_leads_out_of_an_archive_is_refused_and_nothing_is_written(tmp_path
            ('link.png', b'', tarfile.SYMTYPE), ('hard.png', b'', tarfile.LNKTYPE), ('device.png', b'', tarfile.CHRTYPE),
            ('pipe.png', b'', tarfile.FIFOTYPE)]
     archive = PictureArchive(tar_of(tmp_path / 'x.tar', [good, *odd]), (8, 8), 3)
-    assert [m.name for m in archive.members] == ['good.png'] and archive[0]['image'][0].eq(255).all()
+    assert [m.name for m in archive.files] == ['good.png'] and archive[0]['image'][0].eq(255).all()
     why = dict(archive.skipped)
     assert len(why) == 6 and sum('leads out' in reason for reason in why.values()) == 2
     assert sum('link or device' in reason for reason in why.values()) == 4

@@ -1,0 +1,89 @@
+"""Grey pictures of one channel and any depth as 8-bit greys.
+
+Black and white are `grey_range` where it is set, and else what the kind of file implies:
+
+- 8 bits: 0 and 255.
+- Whole numbers of more bits: 0 and 65535, or what the file's own number of bits below 16 can hold (12 bits in a TIFF: 4095).
+- Floating-point numbers: 0 and 1 where the largest is at most 1.1; 0 and 255 where it is between 16 and 280.5.
+- A TIFF whose zero is white (WhiteIsZero) is inverted.
+
+Values outside (by more than a tenth for floating-point numbers) are refused, since what they mean is not known; with `grey_range` they
+are clipped.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..core.extras import require
+from ..core.images import to_pil_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+#: Pixels that are held as numbers at a time.
+_PIXELS = 2**18
+_BITS, _PHOTOMETRIC = 258, 262      # TIFF tags
+
+
+def tags_of(picture: Image) -> tuple[bool, int]:
+    """Whether the zero of a picture file is white although Pillow leaves it so, and the bits of its greys (16 where they are not known)."""
+    tags: Any = getattr(picture, 'tag_v2', {})
+    bits = tags.get(_BITS, (16,))
+    bits = bits[0] if isinstance(bits, tuple) and bits else 16
+    return tags.get(_PHOTOMETRIC) == 0 and is_wide(picture), bits if 8 < bits < 16 else 16
+
+
+def is_wide(picture: Image) -> bool:
+    """Whether a picture has greys of more than 8 bits."""
+    return picture.mode[0] in 'IF'
+
+
+def to_8_bits(picture: Image, inverted: bool, bits: int, grey_range: tuple[float, float] | None) -> Image:
+    """Return a grey picture as one of 8 bits.
+
+    Args:
+        picture: A picture of the modes L, I, I;16 and their kind, or F.
+        inverted: Whether its zero is white.
+        bits: How many bits its whole numbers have.
+        grey_range: The values of black and white, None for those that the kind of file implies.
+
+    Raises:
+        ValueError: Values lie outside what the kind of file implies.
+    """
+    low, high = grey_range or _implied_range(picture, bits)
+    if inverted:
+        low, high = high, low
+    result = require('PIL.Image', 'train', 'reading pictures').new('L', picture.size)
+    for top, values in _strips(picture):
+        result.paste(to_pil_image((values.double() - low).div_(high - low).mul_(2).sub_(1)[None]), (0, top))
+    return result
+
+
+def _implied_range(picture: Image, bits: int) -> tuple[float, float]:
+    least, most = math.inf, -math.inf
+    for _, values in _strips(picture):
+        finite = values[values.isfinite()]
+        if finite.numel():
+            least, most = min(least, finite.min().item()), max(most, finite.max().item())
+    if picture.mode != 'F':
+        white, tolerance = float(2**bits - 1), 0.
+    else:
+        white, tolerance = (255., 0.1) if most >= 16 else (1., 0.1)
+    if least < -tolerance * white or most > (1 + tolerance) * white:
+        raise ValueError(f'its greys go from {least:g} to {most:g}, and what is black and white there is not known; '
+                         'set dataset.grey_range to [black, white]')
+    return 0., white
+
+
+def _strips(picture: Image) -> Iterator[tuple[int, Tensor]]:
+    """The rows of a picture a few at a time: the first one's number, the values [rows, W]."""
+    kind, dtype = ('F', torch.float32) if picture.mode == 'F' else ('I', torch.int32)
+    rows = max(1, _PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        strip = picture.crop((0, top, picture.width, min(top + rows, picture.height))).convert(kind)
+        yield top, torch.frombuffer(bytearray(strip.tobytes()), dtype=dtype).view(strip.height, strip.width)

@@ -1,0 +1,140 @@
+"""Which files of a folder or an archive are the pictures of a data set: one set of rules for training and for a look at the data.
+
+- Hidden and system files and folders (names that begin with a dot, and those in SYSTEM_NAMES) are passed over.
+- Of the others those count whose ending is in EXTENSIONS; the rest is passed over.
+- What would count and cannot be taken (a link to nothing, a folder that cannot be read, a name that leads out of an archive) is skipped.
+- Pictures are in the order of their names as text, folder by folder: 1.png, 10.png, 2.png.
+
+What is passed over is counted by kind, what is skipped is listed with the reason.
+"""
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Generic, TypeVar
+
+from ..core.names import escape_name
+from .datasets import Dataset
+from .pictures import EXTENSIONS, load_picture
+
+F = TypeVar('F')
+#: Names of files and folders that systems and programs leave beside pictures, in lower case.
+SYSTEM_NAMES = frozenset((
+    '__macosx', '@eadir', '#recycle', '#snapshot', '$recycle.bin', 'system volume information', 'lost+found', '__pycache__',
+    'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r'))
+#: How many kinds of files that were passed over are named.
+_NAMED = 8
+
+
+@dataclass
+class Selection(Generic[F]):
+    """The pictures of a place by their names below it, what was skipped (name, reason), and how many were passed over of each kind."""
+
+    pictures: dict[str, F] = field(default_factory=dict)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    passed: Counter[str] = field(default_factory=Counter)
+    _hidden: set[tuple[str, ...]] = field(default_factory=set)
+
+    def add(self, parts: Sequence[str], file: F, shown: str, odd: str | None = None) -> None:
+        """Put a file where it belongs.
+
+        Args:
+            parts: The folders below the place, and its name.
+            file: What is kept of it if it is a picture.
+            shown: Its name in messages.
+            odd: The reason why it cannot be taken, if there is one.
+        """
+        if odd is not None:
+            self.skipped.append((escape_name(shown), odd))
+        elif not self.pass_hidden(parts):
+            ending = PurePosixPath(parts[-1]).suffix.lower()
+            if ending not in EXTENSIONS:
+                self.passed[escape_name(f'*{ending}') if ending else 'no ending'] += 1
+                return
+            name = '/'.join(parts)
+            if name in self.pictures:
+                self.skipped.append((escape_name(shown), 'a later file has the same name'))
+            self.pictures[name] = file
+
+    def pass_hidden(self, parts: Sequence[str]) -> bool:
+        """Whether a file or folder is hidden, or lies in a hidden folder; each such entry is counted once."""
+        for i, part in enumerate(parts):
+            if part.startswith('.') or part.lower() in SYSTEM_NAMES:
+                entry = tuple(parts[:i + 1])
+                if entry not in self._hidden:
+                    self._hidden.add(entry)
+                    self.passed['._*' if part.startswith('._') else escape_name(part)] += 1
+                return True
+        return False
+
+    def in_order(self) -> dict[str, F]:
+        """The pictures sorted by their names, folder by folder."""
+        return dict(sorted(self.pictures.items(), key=lambda item: item[0].split('/')))
+
+
+def drop_wrapper(pictures: dict[str, F]) -> dict[str, F]:
+    """Return the pictures without the folder that holds all of them, as long as there are folders in it."""
+    while len({name.partition('/')[0] for name in pictures}) == 1 and any(name.count('/') > 1 for name in pictures):
+        pictures = {name.partition('/')[2]: file for name, file in pictures.items()}
+    return pictures
+
+
+class PictureSet(Dataset, Generic[F]):
+    """The pictures of a folder or an archive, decoded when they are asked for; with `by_folder` their first folders are the classes."""
+
+    def __init__(self, place: Path, source: str, selection: Selection[F], pictures: dict[str, F], size: tuple[int, int], channels: int,
+                 by_folder: bool = False, grey_range: tuple[float, float] | None = None) -> None:
+        self.place, self.source, self.passed, self.grey_range = place, source, selection.passed, grey_range
+        outside = [name for name in pictures if by_folder and '/' not in name]
+        self.names = [name for name in pictures if not (by_folder and '/' not in name)]
+        self.files = [pictures[name] for name in self.names]
+        if not self.names:
+            raise ValueError(f'{source} holds no pictures{" in folders (each a class)" if by_folder else ""}'
+                             + (f' (passed over: {count_kinds(self.passed)})' if self.passed else '')
+                             + '; in it must lie files whose endings say that they are pictures (.png, .jpg, ...)')
+        folders = [name.partition('/')[0] for name in self.names] if by_folder else []
+        classes = {folder: i for i, folder in enumerate(sorted(set(folders)))}
+        super().__init__((channels, *size), list(classes))
+        self.labels = [classes[folder] for folder in folders]
+        self.skipped += selection.skipped + [(self.shown(name), 'it lies in no class folder') for name in outside]
+        if self.passed:
+            self.notes.append(f'passed over in {source}, since they are hidden, of the system or not pictures by their endings: '
+                              f'{count_kinds(self.passed)}')
+
+    @abstractmethod
+    def open(self, index: int) -> AbstractContextManager[Path | IO[bytes]]:
+        """What a picture can be read from."""
+
+    @abstractmethod
+    def shown(self, name: str) -> str:
+        """The name of a picture in messages."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        channels, *size = self.image_shape
+        with self.open(index) as source:
+            item: dict[str, Any] = {'image': load_picture(source, (size[0], size[1]), channels, grey_range=self.grey_range)}
+        return item | {'class_cond': self.labels[index]} if self.labels else item
+
+    def name(self, index: int) -> str:
+        return self.shown(self.names[index])
+
+    def item_names(self) -> list[str]:
+        return self.names
+
+    def rules(self) -> str:
+        """What decides, besides the files, which pictures the set has and how they are read."""
+        return f'{os.path.abspath(self.place)}\0{self.num_classes}\0{self.grey_range}'
+
+
+def count_kinds(passed: Counter[str]) -> str:
+    """What was passed over, in words: the kinds and how many of each."""
+    more = f' and {len(passed) - _NAMED} more kinds' if len(passed) > _NAMED else ''
+    return ', '.join(f'{kind} {n:,}' for kind, n in passed.most_common(_NAMED)) + more
