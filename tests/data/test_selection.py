@@ -190,14 +190,19 @@ def test_a_file_that_vanishes_after_the_scan_is_skipped(tmp_path, monkeypatch):
     assert [name for name, _ in dataset.skipped] == [str(tmp_path / 'cat' / '1.png')]
 
 
-def test_folders_of_any_depth(tmp_path):
-    old = os.getcwd()
-    os.chdir(tmp_path)
-    try:
-        for _ in range(1200):
-            os.mkdir('d')
-            os.chdir('d')
-    finally:
-        os.chdir(old)
-    (tmp_path / 'a.png').write_bytes(png(1))
-    assert len(open_dataset(ImageFolderConfig(location=str(tmp_path)), (8, 8))) == 1
+@pytest.fixture
+def deep_folder(tmp_path, monkeypatch):
+    """A folder with more levels than Python's stack; emptied afterwards, for pytest cannot remove it either."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir('d')
+        os.chdir('d')
+    yield tmp_path
+    for _ in range(1200):
+        os.chdir('..')
+        os.rmdir('d')
+
+
+def test_folders_of_any_depth(deep_folder):
+    (deep_folder / 'a.png').write_bytes(png(1))
+    assert len(open_dataset(ImageFolderConfig(location=str(deep_folder)), (8, 8))) == 1
