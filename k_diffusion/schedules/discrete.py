@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from ..core.incomplete_beta import beta_quantile
 from ..core.registry import Registry
-from .incomplete_beta import beta_quantile
 from .parts import append_zero, between_places, check_count, check_positive, distinct, ramp
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .incomplete_beta import beta_quantile
+from ..core.incomplete_beta import beta_quantile
 from .parts import SCHEDULES, append_zero, bounds, check_positive, distinct, finish, ramp
 
 

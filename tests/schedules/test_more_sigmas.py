@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from k_diffusion import generation, sampling, schedules
-from k_diffusion.schedules.incomplete_beta import beta_cdf, beta_quantile
+from k_diffusion.core.incomplete_beta import beta_cdf, beta_quantile
 
 EXACT = ['beta', 'kl_optimal']                          # n levels with exact ends, whatever the bounds
 CUT = ['laplace', 'flow', 'linear_quadratic']           # cut to the bounds, equal neighbours dropped

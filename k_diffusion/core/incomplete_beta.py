@@ -61,3 +61,10 @@ def _fraction(x: float, a: float, b: float) -> float:
         if abs(numerator * denominator - 1) < 1e-16:
             break
     return value
+
+
+def student_quantile(p: float, freedom: float) -> float:
+    """The p-quantile, p in [1/2, 1), of Student's t with `freedom` (> 0) degrees: t^2 / (t^2 + f)
+    is Beta(1/2, f/2)."""
+    share = beta_quantile(2 * p - 1, 0.5, min(freedom, 1e6) / 2)
+    return math.sqrt(min(freedom, 1e6) * share / (1 - share))
