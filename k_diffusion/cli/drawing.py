@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.images import round_to_bytes
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
 from ..generation import BETWEEN, SamplingConfig, generate, stops_at
@@ -15,7 +16,11 @@ from .sample import guided
 
 
 class Draw:
-    """Sample i is drawn from (seed, i) alone and has the class of the i-th reference picture (each class in turn without)."""
+    """Sample i is drawn from (seed, i) alone and has the class of the i-th reference picture (each
+    class in turn without).
+
+    Samples are rounded to 8 bits, as a file would: the pictures they are compared with were.
+    """
 
     def __init__(self, denoiser: DenoiseFn, config: Mapping[str, Any], how: SamplingConfig, seed: int,
                  classes: list[int] | None, batch_size: int, device: torch.device) -> None:
@@ -34,6 +39,17 @@ class Draw:
 
     def __call__(self, items: Sequence[int], callback: Callable[..., None] | None = None) -> Tensor:
         cond = None if self.labels is None else {'class_cond': torch.tensor([self.labels[i % len(self.labels)] for i in items])}
-        return generate(self.denoise, self.shape, self.sigmas, self.how.sampler, [derive_seed(self.seed, 'sample', i) for i in items],
-                        cond, self.decode, callback, batch_size=self.batch_size, device=self.device,
-                        options=stops_at(self.how.sampler, self.low)).clamp(-1, 1)
+        drawn = generate(
+            self.denoise,
+            self.shape,
+            self.sigmas,
+            self.how.sampler,
+            [derive_seed(self.seed, 'sample', i) for i in items],
+            cond,
+            self.decode,
+            callback,
+            batch_size=self.batch_size,
+            device=self.device,
+            options=stops_at(self.how.sampler, self.low),
+        )
+        return round_to_bytes(drawn)

@@ -23,6 +23,7 @@ from ..core.names import escape_name
 from ..core.registry import unknown
 from ..data import Dataset
 from ..evaluation import METRICS, Neighbours, cache_folder, caution, measure, nearest_neighbours, neighbour_picture, reference_features
+from ..evaluation.intervals import BLOCKS
 from .drawing import Draw
 from .entry import Parser, guarded
 from .processes import World, in_pieces, share_of, world
@@ -67,10 +68,10 @@ class EvaluationSettings:
     schedule: str | None = None
     guidance: float | None = None
     seed: int = 0                           # sample i is drawn from (seed, i) alone
-    bootstrap: int | None = None            # replicates for the interval of fid (default: 100 for at most 512 features, else 0)
+    blocks: int | None = None               # of the jackknife of fid; 0: none (default: as --help)
     device: str | None = None               # cpu, cuda, mps (default: the fastest there is)
     ema: bool = True                        # the averaged weights, or the raw ones of a .pth
-    allow_code: bool = False                # whether a "custom" data set may run its file
+    allow_code: bool = False                # let custom data sets and TorchScript run
     cache: str | os.PathLike[str] | None = None     # where reference features are kept (default: the user's cache folder)
     show: bool = True                       # words and a progress bar on stderr
 
@@ -78,6 +79,8 @@ class EvaluationSettings:
         for name, value in ('-n', self.n), ('--batch-size', self.batch_size), ('--reference-n', self.reference_n):
             if value < 2:
                 raise ValueError(f'{name} is {value}; it must be at least 2')
+        if self.blocks is not None and (self.blocks < 0 or self.blocks == 1):
+            raise ValueError(f'--blocks must be 0 (no interval) or at least 2; got {self.blocks}')
         odd = [name for name in self.metrics if name not in (COPIES, *METRICS)]
         if odd:
             raise ValueError(f'--metrics: {unknown("metric", odd[0], [COPIES, *METRICS])}')
@@ -122,7 +125,18 @@ class _Task:
     def _compare_with(self, reference: Dataset, named: Any) -> None:
         self.indices = chosen_pictures(reference, self.settings.reference_n)
         with self.processes.main_first():
-            self.extractor = named if callable(named) else make_extractor(named, self.training_set, self.cache, self.device, self.say)
+            self.extractor = (
+                named
+                if callable(named)
+                else make_extractor(
+                    named,
+                    self.training_set,
+                    self.cache,
+                    self.device,
+                    self.say,
+                    self.settings.allow_code,
+                )
+            )
             self.real = self._reference_features(reference, self.indices)
         self.facts = {'checkpoint': str(self.path), 'n': self.settings.n, 'reference': reference.source, 'reference_n': len(self.indices),
                       'extractor': named if isinstance(named, str) else getattr(named, '__name__', type(named).__name__),
@@ -140,8 +154,15 @@ class _Task:
         n = self.settings.n
         self.say(f'{n:,} samples by {self.draw.how.sampler}, {self.draw.how.steps} steps, '
                  f'against {len(self.indices):,} pictures of {self.facts["reference"]}')
-        determined_by = {**self.facts, 'n': 0, 'checkpoint': digest_of(self.path), 'ema': self.settings.ema, 'classes': self.draw.labels,
-                         'extractor': getattr(self.extractor, 'fingerprint', self.facts['extractor'])}
+        determined_by = {
+            **self.facts,
+            'n': 0,
+            'levels': 256,
+            'checkpoint': digest_of(self.path),
+            'ema': self.settings.ema,
+            'classes': self.draw.labels,
+            'extractor': getattr(self.extractor, 'fingerprint', self.facts['extractor']),
+        }
         key = hashlib.blake2b(repr(determined_by).encode(), digest_size=8).hexdigest()
         hidden = not (self.settings.show and self.processes.main) or None
         with tqdm(total=share_of(n, self.processes), unit='image', disable=hidden) as bar:
@@ -155,8 +176,16 @@ class _Task:
     def measured(self, fake: Tensor) -> Evaluation:
         """The values of the metrics, written down."""
         settings = self.settings
-        replicates = settings.bootstrap if settings.bootstrap is not None else 100 if fake.shape[1] <= 512 else 0
-        values = measure(fake, self.real, [name for name in settings.metrics if name != COPIES], replicates)
+        blocks = (
+            settings.blocks
+            if settings.blocks is not None
+            else BLOCKS
+            if fake.shape[1] <= 512
+            else 0
+        )
+        values = measure(
+            fake, self.real, [name for name in settings.metrics if name != COPIES], blocks
+        )
         picture = None
         if COPIES in settings.metrics:
             copied, picture = self._copies(fake)
@@ -193,7 +222,13 @@ def _parser(prog: str) -> Parser:
     add('--extractor', help=f'whose features are compared: {EXTRACTOR_WORDS} (default: classifier where there are classes, else inception)')
     add('--dataset', help=f'what to compare with: {DATASET_WORDS}')
     add('--reference-n', type=int, default=50_000, help='the most pictures of it that are used (default: 50000)')
-    add('--bootstrap', type=int, help="replicates for the interval of fid (default: 100 for at most 512 features, else 0)")
+    add(
+        '--blocks',
+        type=int,
+        help='parts of the jackknife that gives fid its error, intervals and unbiased value, at '
+        'the cost of as many '
+        'distances; 0: none (default: 20 for at most 512 features, else 0)',
+    )
     add('--out', help='folder to write to (default: evaluation beside the checkpoint)')
     add('--config', help='the config, where the checkpoint carries none')
     add('--batch-size', type=int, default=64, help='how many samples at a time (default: 64)')
@@ -204,7 +239,9 @@ def _parser(prog: str) -> Parser:
     add('--cache', help="where reference features are kept (default: the user's cache folder)")
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
     add('--raw', dest='ema', action='store_false', help='the raw weights of a .pth, not the averaged ones')
-    add('--allow-code', action='store_true', help='let a "custom" dataset run the Python file that the config names')
+    add('--allow-code', action='store_true',
+        help='let a "custom" dataset run the Python file that the config names, and an extractor '
+        'the code in its TorchScript file')
     add('--json', action='store_true', help='one machine-readable line on stdout')
     return parser
 
@@ -222,7 +259,7 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion evaluate') 
 
 
 def in_words(values: dict[str, float], file: Path, picture: Path | None = None) -> str:
-    """Values as lines, each with its error where there is one."""
+    """Values as lines, each with its error and its 95 % interval where there are such."""
     lines = []
     for name, value in values.items():
         if name.endswith(('_stderr', '_low', '_high')):

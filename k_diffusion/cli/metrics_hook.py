@@ -92,7 +92,9 @@ class EvaluationHook:
     def _opened(self, device: torch.device) -> tuple[Extractor, Tensor, Draw]:
         kept = self.folder / 'cache'
         reference = self.training_set if self.against is None else open_reference(self.config, self.against, self.allow_code)
-        extractor = make_extractor(self.extractor, lambda: self.training_set, kept, device, self.say)
+        extractor = make_extractor(
+            self.extractor, lambda: self.training_set, kept, device, self.say, self.allow_code
+        )
         indices = chosen_pictures(reference, REFERENCE)
         features = reference_features(reference, indices, extractor, kept, self.batch_size, device)
         how = dataclasses.replace(how_to_sample(self.config), sampler='dpmpp_2m', steps=50, schedule='karras')

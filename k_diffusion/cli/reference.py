@@ -31,8 +31,12 @@ LEARNT_FROM = 20_000    # pictures at most, for the classifier
 DATASET_WORDS = ("a folder of pictures, TYPE:LOCATION (mnist:data/mnist, or mnist/test:data/mnist for its test pictures), or a .json file "
                  "with a \"dataset\" section; "
                  "default: the data set of the model's config")
-EXTRACTOR_WORDS = ('inception, clip or clip:NAME, dinov2 or dinov2:NAME (a NAME may be a folder), classifier (trained in seconds on the '
-                   "config's labelled data set), or a TorchScript file")
+EXTRACTOR_WORDS = (
+    'inception, clip or clip:NAME, dinov2 or dinov2:NAME (a NAME may be a folder), classifier '
+    '(trained in seconds on the '
+    "config's labelled data set), or a TorchScript file, which can run code of its own and needs "
+    "--allow-code"
+)
 
 
 def open_reference(config: Mapping[str, Any], which: str | None = None, allow_code: bool = False, base: Path | None = None,
@@ -75,13 +79,27 @@ def classes_of(dataset: Dataset, indices: list[int]) -> list[int] | None:
     return [int(dataset[i]['class_cond'] if labels is None else labels[i]) for i in indices]
 
 
-def make_extractor(which: str, training_set: Callable[[], Dataset], folder: str | os.PathLike[str], device: Any = 'cpu',
-                   say: Callable[[str], None] = lambda text: None) -> Extractor:
-    """The extractor that `which` names, as --extractor says it; a classifier learns from the training set."""
+def make_extractor(
+    which: str,
+    training_set: Callable[[], Dataset],
+    folder: str | os.PathLike[str],
+    device: Any = 'cpu',
+    say: Callable[[str], None] = lambda text: None,
+    allow_code: bool = False,
+) -> Extractor:
+    """The extractor that `which` names, as --extractor says it; a classifier learns from the
+    training set.
+
+    A TorchScript file other than NVIDIA's Inception is refused unless `allow_code` is True.
+    """
     kind, _, name = which.partition(':')
     if Path(which).suffix in ('.pt', '.pth', '.ts') or Path(which).is_file():
         known = Path(which).is_file() and digest_of(which) == INCEPTION_DIGEST
-        return InceptionV3FeatureExtractor(device, which) if known else ScriptFeatureExtractor(which, device)
+        return (
+            InceptionV3FeatureExtractor(device, which)
+            if known
+            else ScriptFeatureExtractor(which, device, allow_code)
+        )
     if kind not in EXTRACTORS:
         raise ValueError(f'{unknown("extractor", kind, EXTRACTORS)}, or the path of a TorchScript file')
     if kind == 'inception':

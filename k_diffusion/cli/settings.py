@@ -28,7 +28,7 @@ class RunSettings:
     device: str | None = None                           # cpu, cuda, mps; None: the fastest there is
     num_workers: int = 8                                # processes that decode pictures, at most one per core
     start_method: str = 'spawn'                         # how they start
-    allow_code: bool = False                            # whether a "custom" data set may run its file
+    allow_code: bool = False                            # let custom data sets and TorchScript run
     save_every: int = 10000                             # steps between checkpoints
     keep_last: int = 0                                  # checkpoints kept besides the best; 0: all of them
     keep_best: int = 1                                  # how many of the smallest smoothed loss are kept besides

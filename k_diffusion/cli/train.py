@@ -49,7 +49,9 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--num-workers', type=int, default=8, help='processes that decode pictures, at most one per core (default: 8)')
     add('--start-method', choices=('fork', 'forkserver', 'spawn'), default='spawn', help='how they start (default: spawn)')
-    add('--allow-code', action='store_true', help='let a "custom" dataset run the Python file that the config names')
+    add('--allow-code', action='store_true',
+        help='let a "custom" dataset run the Python file that the config names, and an extractor '
+        'the code in its TorchScript file')
 
 
 def _watching_options(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,12 @@ def from_bytes(x: Tensor) -> Tensor:
     return x.float().div_(127.5).sub_(1)
 
 
+def round_to_bytes(x: Tensor) -> Tensor:
+    """Round pictures in [-1, 1] to the 256 levels of a file's, as they come back from it (float32);
+    NaN is kept."""
+    return torch.where(x.isnan(), x.float(), from_bytes(to_bytes(x)))
+
+
 def from_pil_image(x: Image) -> Tensor:
     """A picture as a float32 tensor [C, H, W] in [-1, 1]."""
     return from_bytes(pil_bytes(x))

@@ -11,33 +11,43 @@ from torch import Tensor
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed, generator
 from ..sampling import log_likelihood
+from .arrays import as_bytes, as_floats, as_tensor, whole_number
 
 #: log2 of the levels in a unit of the model's scale, on which neighbouring levels are 1 / 127.5 apart.
 LEVELS_PER_UNIT = math.log2(127.5)
 
 
-def dequantised(images: Tensor, seeds: Sequence[int]) -> Tensor:
+def dequantised(images: Any, seeds: Sequence[int]) -> Tensor:
     """Pictures uint8 [B, ...] as points of the model's scale, (v + u) / 127.5 - 1 with u uniform in [-1/2, 1/2) from each one's seed.
 
     On average that is what training saw, v / 127.5 - 1, and a level's points fill the interval nearer to it than to any other.
     """
+    images = as_bytes(images, 'images', '[B, ...]')
+    _check_seeds(seeds, images)
     noise = torch.stack([torch.rand(images.shape[1:], generator=generator(seed, 'dequantise')) for seed in seeds])
     return (images.float() + noise.to(images.device) - 0.5) / 127.5 - 1
 
 
-def bits_per_dim(log_prob: Tensor, dimensions: int) -> Tensor:
+def bits_per_dim(log_prob: Any, dimensions: int) -> Tensor:
     """log densities [B, K] at K dequantised points of each picture -> bits per dimension [B]:
 
     -log2(mean of p over the points) / dimensions + log2 127.5. With K = 1 the expectation is an upper bound on the bits that the
     picture takes (Theis et al. 2016, arXiv:1511.01844, section 3.1); more points tighten it (Burda et al. 2016, arXiv:1509.00519).
     """
+    log_prob = as_floats(log_prob, 'log_prob')
+    if log_prob.ndim != 2 or log_prob.shape[1] < 1:
+        raise ValueError(
+            f'log_prob must be log densities [B, K] at K points of each picture; got the shape '
+            f'{list(log_prob.shape)}'
+        )
+    whole_number(dimensions, 'dimensions')
     mean = log_prob.logsumexp(1) - math.log(log_prob.shape[1])
     return -mean / (dimensions * math.log(2)) + LEVELS_PER_UNIT
 
 
 def image_bits(
     denoise: DenoiseFn,
-    images: Tensor,                                 # uint8 [N, C, H, W]
+    images: Any,                                    # uint8 [N, C, H, W]
     sigma_min: float,
     sigma_max: float,
     seeds: Sequence[int],                           # one per picture
@@ -58,10 +68,18 @@ def image_bits(
     A picture's value depends on its own seed alone. With several points the error of the probes must be small beside a nat, or
     the largest of the points is picked for its error: take the exact trace, or more probes.
     """
+    images = as_bytes(images, 'images')
+    _check_seeds(seeds, images)
+    if len(images) < 1:
+        raise ValueError('images must hold at least one picture; got none')
+    whole_number(points, 'points')
+    whole_number(batch_size, 'batch_size')
+    cond = {key: as_tensor(value, f'cond[{key!r}]') for key, value in (cond or {}).items()}
     results = []
     for start in range(0, len(images), batch_size):
         chosen = slice(start, start + batch_size)
-        batch, here = images[chosen].to(device), {key: value[chosen].to(device) for key, value in (cond or {}).items()}
+        batch = images[chosen].to(device)
+        here = {key: value[chosen].to(device) for key, value in cond.items()}
         found = []
         for k in range(points):
             own = [derive_seed(seed, 'point', k) for seed in seeds[chosen]]
@@ -72,3 +90,11 @@ def image_bits(
         if report is not None:
             report(min(start + batch_size, len(images)))
     return torch.cat(results)
+
+
+def _check_seeds(seeds: Sequence[int], images: Tensor) -> None:
+    if not hasattr(seeds, '__len__') or len(seeds) != len(images):
+        given = len(seeds) if hasattr(seeds, '__len__') else repr(seeds)
+        raise ValueError(
+            f'seeds must hold a number for each of the {len(images)} pictures; got {given}'
+        )

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..core.images import from_bytes, raw_bytes
 from ..core.random import derive_seed, generator
 from ..core.weights import load_safetensors, load_safetensors_config, save_safetensors
+from .arrays import as_bytes, as_pictures, as_tensor, whole_number
 
 SIDE = 32       # larger pictures are brought to this size
 RECIPE = 1      # changes when the network or its training does, so that kept classifiers and features are not mixed
@@ -32,7 +34,12 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, size: tuple[int, int], classes: int) -> None:
         super().__init__()
         height, width = (min(side, SIDE) for side in size)
-        self.size, self.accuracy, self.fingerprint = (height, width), math.nan, ''
+        self.channels, self.size, self.accuracy, self.fingerprint = (
+            channels,
+            (height, width),
+            math.nan,
+            '',
+        )
         self.body = nn.Sequential(
             nn.Conv2d(channels, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
             nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
@@ -40,10 +47,16 @@ class Classifier(nn.Module):
         self.head = nn.Linear(64, classes)
         self.register_buffer('scale', torch.ones(()))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Any) -> Tensor:
+        x = as_pictures(x, 'x')
+        if x.shape[1] != self.channels:
+            raise ValueError(
+                f'x must be pictures of {self.channels} channels, as the classifier learnt from; '
+                f'got {x.shape[1]}'
+            )
         return self.body(self._framed(x)) / self.scale
 
-    def logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Any) -> Tensor:
         """Of the classes: [B, K]."""
         return self.head(self(x))
 
@@ -51,15 +64,22 @@ class Classifier(nn.Module):
         return x if x.shape[-2:] == self.size else F.interpolate(x, self.size, mode='bilinear', antialias=True)
 
 
-def train_classifier(images: Tensor, labels: Tensor, classes: int, seed: int = 0, steps: int = 600, batch_size: int = 128,
-                     report: Callable[[int, int], None] | None = None) -> Classifier:
+def train_classifier(
+    images: Any,
+    labels: Any,
+    classes: int,
+    seed: int = 0,
+    steps: int = 600,
+    batch_size: int = 128,
+    report: Callable[[int, int], None] | None = None,
+) -> Classifier:
     """A classifier of pictures uint8 [N, C, H, W], trained on nine tenths of them; the same one for the same pictures and seed.
 
     It computes on the CPU, where that is so, and neither draws from torch's global generator nor changes it.
     """
-    if classes < 2 or len(images) < 20 or len(labels) != len(images):
-        raise ValueError(f'{len(images)} pictures with {len(labels)} labels of {classes} classes train no classifier; it takes 20 pictures '
-                         'or more of two classes or more, and another extractor (--extractor) where there are none')
+    images, labels = _labelled(images, labels, classes)
+    whole_number(steps, 'steps')
+    whole_number(batch_size, 'batch_size')
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 'classifier'))
         network = Classifier(images.shape[1], (images.shape[2], images.shape[3]), classes)
@@ -85,6 +105,32 @@ def train_classifier(images: Tensor, labels: Tensor, classes: int, seed: int = 0
     return network
 
 
+def _labelled(images: Any, labels: Any, classes: int) -> tuple[Tensor, Tensor]:
+    """Pictures uint8 [N, C, H, W] and classes int64 [N]."""
+    images, labels = as_bytes(images, 'images'), as_tensor(labels, 'labels', torch.int64)
+    if whole_number(classes, 'classes', 0) < 2 or len(images) < 20:
+        raise ValueError(
+            f'images must be at least 20 pictures of 2 classes for a classifier to learn; got '
+            f'{len(images)} of {classes} '
+            'classes: choose another extractor (--extractor)'
+        )
+    if labels.shape != (len(images),) or (
+        labels.is_floating_point() and bool((labels != labels.round()).any())
+    ):
+        raise ValueError(
+            f'labels must be a whole number for each of the {len(images)} pictures; got '
+            f'{labels.dtype} of the shape '
+            f'{list(labels.shape)}'
+        )
+    labels = labels.long()
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(
+            f'labels must be at least 0 and below classes={classes}; got {int(labels.min())} to '
+            f'{int(labels.max())}'
+        )
+    return images, labels
+
+
 def _scale(network: Classifier, images: Tensor) -> None:
     """Divides the features by their deviation, and gives the head its own back."""
     deviation = torch.cat([network(from_bytes(part)) for part in images.split(1000)]).var(0).mean().sqrt().clamp_min(1e-6)
@@ -92,9 +138,16 @@ def _scale(network: Classifier, images: Tensor) -> None:
     network.head.weight.mul_(deviation)
 
 
-def cached_classifier(folder: str | os.PathLike[str], images: Tensor, labels: Tensor, classes: int, seed: int = 0,
-                      report: Callable[[int, int], None] | None = None) -> Classifier:
+def cached_classifier(
+    folder: str | os.PathLike[str],
+    images: Any,
+    labels: Any,
+    classes: int,
+    seed: int = 0,
+    report: Callable[[int, int], None] | None = None,
+) -> Classifier:
     """The classifier of these pictures from the folder, or trained now and kept there."""
+    images, labels = _labelled(images, labels, classes)
     path = Path(folder) / f'classifier-{RECIPE}-{content_digest(images, labels)}-{seed}.safetensors'
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,31 +3,48 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.images import from_bytes, raw_bytes
+from ..core.images import raw_bytes, round_to_bytes
 from ..core.weights import load_safetensors, save_safetensors
+from .arrays import as_features, as_pictures, as_tensor, whole_number
 from .features import Extractor
 
 
-def compute_features(accelerator: Any, sample_fn: Callable[[int], Tensor], extractor_fn: Callable[[Tensor], Tensor], n: int,
-                     batch_size: int) -> Tensor:
+def compute_features(
+    accelerator: Any,
+    sample_fn: Callable[[int], Any],
+    extractor_fn: Callable[[Tensor], Any],
+    n: int,
+    batch_size: int,
+    round_pictures: bool = True,
+) -> Tensor:
     """Features [n, D] of pictures that every process draws a share of with sample_fn(how many), batch by batch, on all processes.
 
     Rows come in the order (batch, process, place in the batch). Where sample_fn raises StopIteration, there are fewer.
+
+    Pictures [B, C, H, W] in [-1, 1] are first rounded to 8 bits, as a file would: a reference set's
+    were, and an extractor that sees fine detail tells the two apart. round_pictures=False leaves
+    them, for extractors of what is no picture.
     """
-    if n < 1 or batch_size < 1:
-        raise ValueError(f'n is {n} and batch_size {batch_size}; both must be at least 1')
+    whole_number(n, 'n')
+    whole_number(batch_size, 'batch_size')
     share, rows = -(-n // accelerator.num_processes), []
     try:
         for start in range(0, share, batch_size):
             count = min(batch_size, share - start)
-            rows.append(accelerator.gather(extractor_fn(sample_fn(count)[:count])))
+            x = as_tensor(sample_fn(count), 'what sample_fn gives')[:count]
+            x = (
+                round_to_bytes(as_pictures(x, 'what sample_fn gives'))
+                if round_pictures and x.ndim == 4
+                else x
+            )
+            rows.append(accelerator.gather(as_tensor(extractor_fn(x), 'what extractor_fn gives')))
     except StopIteration:
         pass
     if not rows:
@@ -37,17 +54,38 @@ def compute_features(accelerator: Any, sample_fn: Callable[[int], Tensor], extra
 
 def picture_batches(dataset: Any, indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
     """The pictures uint8 [B, C, H, W] of a data set (items with 'image'), batch by batch."""
+    whole_number(batch_size, 'batch_size')
+    indices = [int(i) for i in indices]
     for start in range(0, len(indices), batch_size):
-        yield torch.stack([dataset[i]['image'] for i in indices[start:start + batch_size]])
+        yield torch.stack([_picture(dataset, i) for i in indices[start:start + batch_size]])
+
+
+def _picture(dataset: Any, index: int) -> Tensor:
+    item = dataset[index]
+    if not isinstance(item, Mapping) or 'image' not in item:
+        raise TypeError(
+            f"dataset must hold items with 'image'; got a {type(item).__name__}: K.data.Images "
+            "makes one of pictures"
+        )
+    return as_tensor(item['image'], "dataset's 'image'", torch.uint8)
 
 
 @torch.no_grad()
-def extract(extractor: Extractor, pictures: Iterator[Tensor], device: Any = 'cpu') -> Tensor:
-    """Features [N, D] on the CPU of batches of pictures, uint8 or in [-1, 1]."""
+def extract(extractor: Extractor, pictures: Iterable[Any], device: Any = 'cpu') -> Tensor:
+    """Features [N, D] on the CPU of pictures [N, C, H, W], or of batches of them, uint8 or in [-1,
+    1].
+
+    Those in [-1, 1] are rounded to 8 bits first, as a file would, so that samples and pictures of a
+    data set are treated alike.
+    """
+    if isinstance(pictures, Tensor) or hasattr(pictures, '__array__'):
+        pictures = as_pictures(pictures, 'pictures').split(64)
     rows = []
     for batch in pictures:
-        x = from_bytes(batch.to(device)) if batch.dtype == torch.uint8 else batch.to(device)
-        rows.append(extractor(x).float().cpu())
+        x = round_to_bytes(as_pictures(batch, 'pictures').to(device))
+        rows.append(as_features(extractor(x), 'what the extractor gives', least=0).float().cpu())
+    if not sum(map(len, rows)):
+        raise ValueError('pictures must hold at least one picture; got none')
     return torch.cat(rows)
 
 

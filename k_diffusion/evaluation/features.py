@@ -1,6 +1,8 @@
 """Feature extractors: pictures [B, C, H, W] in [-1, 1] -> features [B, D]. Any callable serves; here are the usual ones."""
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -11,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.files import digest_of, download_file
+from ..core.files import download_file
 from ..core.pretrained import CLIP_NORMALISATION, OPENAI_CLIP, load_pretrained
+from .arrays import as_pictures
 
 INCEPTION_URL = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
 INCEPTION_DIGEST = 'f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4'
@@ -38,18 +41,26 @@ def cache_folder() -> Path:
 class InceptionV3FeatureExtractor:
     """The 2048 features of the Inception network that FID is defined by, from NVIDIA's TorchScript file.
 
-    The file is taken from `path`, or from the cache, where it is downloaded (and checked) if it is missing.
+    The file is taken from `path`, or from the cache, where it is downloaded if it is missing. A
+    TorchScript file can run code when it is loaded: one without the SHA-256 of NVIDIA's is refused
+    unless `allow_code` is True.
     """
 
-    def __init__(self, device: Any = 'cpu', path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        device: Any = 'cpu',
+        path: str | os.PathLike[str] | None = None,
+        allow_code: bool = False,
+    ) -> None:
         file = Path(path) if path is not None else cache_folder() / 'inception-2015-12-05.pt'
         if path is None:
             file = download_file(file, INCEPTION_URL, INCEPTION_DIGEST)
-        self.model = _load_script(file, device)
-        self.fingerprint = f'inception {digest_of(file)}'
+        self.model, digest = _load_script(file, device, allow_code)
+        self.fingerprint = f'inception {digest}'
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Any) -> Tensor:
+        x = as_pictures(x, 'x')
         levels = _resized(_three_channels(x.float()), 299).mul(127.5).add(127.5).clamp(0, 255)
         return self.model.layers((levels - 128) / 128).flatten(1)
 
@@ -70,7 +81,8 @@ class CLIPFeatureExtractor:
         return list(OPENAI_CLIP)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Any) -> Tensor:
+        x = as_pictures(x, 'x')
         pixels = _normalised(x, self.size, *CLIP_NORMALISATION)
         return _of_length_sqrt_d(self.model(pixel_values=pixels).image_embeds)
 
@@ -92,30 +104,49 @@ class DINOv2FeatureExtractor:
         return list(DINOV2_MODELS)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Any) -> Tensor:
+        x = as_pictures(x, 'x')
         pixels = _normalised(x, self.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         return _of_length_sqrt_d(self.model(pixel_values=pixels).pooler_output)
 
 
 class ScriptFeatureExtractor:
-    """A TorchScript file that takes pictures in [-1, 1] and gives features [B, D] (more axes are flattened)."""
+    """A TorchScript file that takes pictures in [-1, 1] and gives features [B, D] (more axes are
+    flattened).
 
-    def __init__(self, path: str | os.PathLike[str], device: Any = 'cpu') -> None:
-        self.model = _load_script(Path(path), device)
-        self.fingerprint = f'script {digest_of(path)}'
+    Such a file can run code when it is loaded and each time it is called: it is refused unless
+    `allow_code` is True.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], device: Any = 'cpu', allow_code: bool = False
+    ) -> None:
+        self.model, digest = _load_script(Path(path), device, allow_code)
+        self.fingerprint = f'script {digest}'
 
     @torch.no_grad()
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Any) -> Tensor:
+        x = as_pictures(x, 'x')
         return self.model(x).flatten(1)
 
 
-def _load_script(path: Path, device: Any) -> Any:
+def _load_script(path: Path, device: Any, allow_code: bool) -> tuple[Any, str]:
+    """The network in a TorchScript file, and its SHA-256; only NVIDIA's is loaded without leave to
+    run code."""
     if not path.is_file():
         raise FileNotFoundError(f'no feature extractor at {path}; give the path of a TorchScript file')
+    data = path.read_bytes()            # read once, so that what is loaded is what was checked
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != INCEPTION_DIGEST and not allow_code:
+        raise ValueError(
+            f'{path} must not be loaded as a TorchScript file, which can run code of its own, '
+            'unless you trust it; '
+            'allow_code=True (--allow-code on the command line) says that you do'
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', DeprecationWarning)     # such files are what is published
-            return torch.jit.load(str(path), map_location=device).eval()
+            return torch.jit.load(io.BytesIO(data), map_location=device).eval(), digest
     except RuntimeError as error:
         raise ValueError(f'{path} is no TorchScript file ({str(error).splitlines()[0]}); make one with torch.jit.save') from None
 

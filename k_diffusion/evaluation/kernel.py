@@ -2,61 +2,83 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.random import generator
-from .moments import pair
+from .arrays import as_floats, as_pair, whole_number
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
-def polynomial_kernel(x: Tensor, y: Tensor) -> Tensor:
+def polynomial_kernel(x: Any, y: Any) -> Tensor:
     """(x . y / D + 1)^3 between rows: [N, D], [M, D] -> [N, M]."""
+    x, y = as_floats(x, 'x'), as_floats(y, 'y')
+    if min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-1] or x.shape[-1] < 1:
+        raise ValueError(
+            f'x and y must be features [N, D] and [M, D] of one width; got the shapes '
+            f'{list(x.shape)} and {list(y.shape)}'
+        )
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return _cubic(x.to(dtype), y.to(dtype))
+
+
+def _cubic(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.mT / x.shape[-1] + 1) ** 3
 
 
-def squared_mmd(x: Tensor, y: Tensor, kernel: Kernel = polynomial_kernel) -> Tensor:
+def squared_mmd(x: Any, y: Any, kernel: Kernel = polynomial_kernel) -> Tensor:
     """The unbiased estimate of the squared maximum mean discrepancy of x [N, D] and y [M, D] (Gretton et al. 2012, eq. 3).
 
     It can be below 0, and is 0 on average where both come from one distribution.
     """
-    x, y = pair(x, y)
+    x, y = as_pair(x, y)
     n, m = len(x), len(y)
     kxx, kyy = kernel(x, x), kernel(y, y)
     within = (kxx.sum() - kxx.trace()) / (n * (n - 1)) + (kyy.sum() - kyy.trace()) / (m * (m - 1))
     return within - 2 * kernel(x, y).mean()
 
 
-def kid(x: Tensor, y: Tensor, max_size: int = 5000) -> Tensor:
-    """The kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401): the mean over parts of at most max_size rows."""
-    x, y = pair(x, y)
-    if max_size < 2:
-        raise ValueError(f'max_size is {max_size}; a part holds at least 2')
+def kid(x: Any, y: Any, max_size: int = 5000) -> Tensor:
+    """The kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401): the mean over parts
+    of about max_size rows.
+
+    Of the n rows of a set, part i of `parts` holds those from round(i n / parts) to round((i + 1) n
+    / parts), as in the original.
+    """
+    x, y = as_pair(x, y)
+    whole_number(max_size, 'max_size', 2)
     parts = -(-max(len(x), len(y)) // max_size)
     if min(len(x), len(y)) < 2 * parts:
         raise ValueError(f'{len(x)} and {len(y)} features are too unequal for parts of {max_size}; give more of the smaller set')
-    return torch.stack([squared_mmd(a, b) for a, b in zip(x.tensor_split(parts), y.tensor_split(parts))]).mean()
+    cuts = [[round(i * len(features) / parts) for i in range(1, parts)] for features in (x, y)]
+    return torch.stack(
+        [squared_mmd(a, b) for a, b in zip(x.tensor_split(cuts[0]), y.tensor_split(cuts[1]))]
+    ).mean()
 
 
-def kid_subsets(x: Tensor, y: Tensor, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
+def kid_subsets(
+    x: Any, y: Any, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
     """(the mean over random subsets of both, the standard deviation over subsets): KID as tables report it."""
-    x, y = pair(x, y)
-    size = min(size, len(x), len(y))
+    x, y = as_pair(x, y)
+    whole_number(subsets, 'subsets', 2)
+    size = min(whole_number(size, 'size', 2), len(x), len(y))
     source = generator(seed, 'kid subsets')
     values = [squared_mmd(_some(x, size, source), _some(y, size, source)) for _ in range(subsets)]
     found = torch.stack(values)
     return found.mean().item(), found.std().item()
 
 
-def kid_with_error(x: Tensor, y: Tensor, blocks: int = 20) -> tuple[float, float]:
+def kid_with_error(x: Any, y: Any, blocks: int = 20) -> tuple[float, float]:
     """(squared_mmd(x, y) of all rows at once, its standard error by a jackknife over `blocks` parts of each set).
 
     The kernel is never held whole, and all pairs count, so that this is the steadiest of the estimates here.
     """
-    x, y = pair(x, y, least=4)
-    blocks = min(blocks, len(x) // 2, len(y) // 2)
+    x, y = as_pair(x, y, least=4)
+    blocks = min(whole_number(blocks, 'blocks', 2), len(x) // 2, len(y) // 2)
     xs, ys = x.tensor_split(blocks), y.tensor_split(blocks)
     xx, yy, xy = (_block_sums(a, b) for a, b in ((xs, xs), (ys, ys), (xs, ys)))
     own_x, own_y = (torch.stack([((part.square().sum(1) / part.shape[1] + 1) ** 3).sum() for part in parts]) for parts in (xs, ys))
@@ -73,11 +95,17 @@ def kid_with_error(x: Tensor, y: Tensor, blocks: int = 20) -> tuple[float, float
     return estimate(everything).item(), ((blocks - 1) * without.var(correction=0)).sqrt().item()
 
 
-def cmmd(x: Tensor, y: Tensor, sigma: float = 10., scale: float = 1000., chunk: int = 2048) -> Tensor:
+def cmmd(x: Any, y: Any, sigma: float = 10., scale: float = 1000., chunk: int = 2048) -> Tensor:
     """CMMD (Jayasumana et al. 2024, arXiv:2401.09603): scale times the squared discrepancy of unit-length embeddings under the
     Gaussian kernel exp(-|a - b|^2 / (2 sigma^2)), each picture's kernel with itself included. Meant for CLIP embeddings.
     """
-    x, y = (features / features.norm(dim=1, keepdim=True).clamp_min(1e-12) for features in pair(x, y, least=1))
+    if not sigma > 0:
+        raise ValueError(f'sigma must be above 0; got {sigma}')
+    whole_number(chunk, 'chunk')
+    x, y = (
+        features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        for features in as_pair(x, y, least=1)
+    )
 
     def mean(a: Tensor, b: Tensor) -> Tensor:
         # 1 - k, by expm1: the kernel is so wide that k itself is 1 to five digits
@@ -93,4 +121,4 @@ def _some(x: Tensor, size: int, source: torch.Generator) -> Tensor:
 
 def _block_sums(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
     """The sums of the kernel over blocks of rows and columns."""
-    return torch.stack([torch.stack([polynomial_kernel(a, b).sum() for b in ys]) for a in xs])
+    return torch.stack([torch.stack([_cubic(a, b).sum() for b in ys]) for a in xs])

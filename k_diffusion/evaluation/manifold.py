@@ -1,32 +1,34 @@
 """How much of what is generated is like the data, and how much of the data is reached: by nearest neighbours in feature space."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from .moments import pair
+from .arrays import as_pair, whole_number
 
 
-def precision_recall(x: Tensor, y: Tensor, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
+def precision_recall(x: Any, y: Any, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
     """(precision, recall) of samples x [N, D] against data y [M, D] (Kynkaanniemi et al. 2019, arXiv:1904.06991).
 
     Precision: the share of x that lies within the ball of some y, which reaches to the k-th nearest other y. Recall: with x and
     y exchanged.
     """
-    x, y = _checked(x, y, k)
+    x, y = _checked(x, y, k, chunk)
     radii_x, radii_y = kth_distance(x, k, chunk), kth_distance(y, k, chunk)
     precision = [(torch.cdist(part, y) <= radii_y).any(1) for part in x.split(chunk)]
     recall = [(torch.cdist(part, x) <= radii_x).any(1) for part in y.split(chunk)]
     return _share(precision), _share(recall)
 
 
-def density_coverage(x: Tensor, y: Tensor, k: int = 5, chunk: int = 1024) -> tuple[float, float]:
+def density_coverage(x: Any, y: Any, k: int = 5, chunk: int = 1024) -> tuple[float, float]:
     """(density, coverage) of samples x [N, D] against data y [M, D] (Naeem et al. 2020, arXiv:2002.09797).
 
     Density: in how many balls of y a sample lies, over k (about 1 for samples of the data's own distribution). Coverage: the
     share of y whose ball holds a sample. One odd sample or picture changes neither by much.
     """
-    x, y = _checked(x, y, k)
+    x, y = _checked(x, y, k, chunk)
     radii = kth_distance(y, k, chunk)
     inside, covered = x.new_zeros(()), torch.zeros(len(y), dtype=torch.bool, device=y.device)
     for part in x.split(chunk):
@@ -47,10 +49,10 @@ def kth_distance(x: Tensor, k: int, chunk: int = 1024) -> Tensor:
     return torch.cat(found)
 
 
-def _checked(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    if k < 1:
-        raise ValueError(f'k is {k}; it must be at least 1')
-    return pair(x, y, least=k + 1)
+def _checked(x: Any, y: Any, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    whole_number(k, 'k')
+    whole_number(chunk, 'chunk')
+    return as_pair(x, y, least=k + 1)
 
 
 def _share(flags: list[Tensor]) -> float:

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from ..core.registry import Registry
-from .frechet import fid, fid_infinity
-from .intervals import bootstrap
+from .arrays import as_features, whole_number
+from .frechet import fid, fid_infinity, fid_with_error
+from .intervals import BLOCKS, interval
 from .kernel import cmmd, kid_with_error
 from .manifold import density_coverage, precision_recall
 
@@ -29,45 +31,49 @@ METRICS: Registry[Metric] = Registry('metric')
 
 
 def metric(name: str, meaning: str) -> Callable[[Callable[[Tensor, Tensor, int], dict[str, float]]], Metric]:
-    """Enters a function (samples, reference, bootstrap replicates) -> values by name in METRICS."""
+    """Enters a function (samples, reference, blocks of the jackknife) -> values by name in
+    METRICS."""
+
     def enter(function: Callable[[Tensor, Tensor, int], dict[str, float]]) -> Metric:
         return METRICS.register(name)(Metric(name, function, meaning))
     return enter
 
 
 @metric('fid', 'Frechet distance; with Inception features, FID')
-def _fid(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
-    values = {'fid': fid(x, y).item()}
-    if replicates:
-        stderr, (low, high) = bootstrap(lambda rows: fid(rows, y).item(), x, replicates)
-        values |= {'fid_stderr': stderr, 'fid_low': low, 'fid_high': high}
-    return values
+def _fid(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
+    if not blocks or len(x) < 4:
+        return {'fid': fid(x, y).item()}
+    value, unbiased, stderr = fid_with_error(x, y, blocks)
+    freedom = min(blocks, len(x) // 2) - 1
+    return _with_interval('fid', value, stderr, freedom) | _with_interval(
+        'fid_unbiased', unbiased, stderr, freedom
+    )
 
 
 @metric('fid_infinity', 'the Frechet distance that endless samples would have')
-def _fid_infinity(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
+def _fid_infinity(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     value, stderr = fid_infinity(x, y)
-    return {'fid_infinity': value, 'fid_infinity_stderr': stderr}
+    return _with_interval('fid_infinity', value, stderr, min(BLOCKS, len(x) // 2) - 1)
 
 
 @metric('kid', 'kernel distance, not biased by small sets; with Inception features, KID')
-def _kid(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
+def _kid(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     value, stderr = kid_with_error(x, y)
-    return {'kid': value, 'kid_stderr': stderr}
+    return _with_interval('kid', value, stderr, min(BLOCKS, len(x) // 2, len(y) // 2) - 1)
 
 
 @metric('precision_recall', 'the share of samples like the data, and of data like the samples')
-def _precision_recall(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
+def _precision_recall(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     return dict(zip(('precision', 'recall'), precision_recall(*_as_many(x, y))))
 
 
 @metric('density_coverage', 'the same, less moved by single odd pictures')
-def _density_coverage(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
+def _density_coverage(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     return dict(zip(('density', 'coverage'), density_coverage(*_as_many(x, y))))
 
 
 @metric('floor', 'the Frechet distance that as many real pictures have to the rest of the reference set: what perfect samples score')
-def _floor(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
+def _floor(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     if len(y) < 2 * len(x):
         raise ValueError(f'floor compares {len(x):,} pictures of the reference set with the rest of it, and it has {len(y):,}; '
                          'measure it with fewer samples (-n)')
@@ -75,8 +81,14 @@ def _floor(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
 
 
 @metric('cmmd', 'Gaussian kernel distance of unit-length embeddings, times 1000; with CLIP features, CMMD')
-def _cmmd(x: Tensor, y: Tensor, replicates: int) -> dict[str, float]:
+def _cmmd(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     return {'cmmd': cmmd(x, y).item()}
+
+
+def _with_interval(name: str, value: float, stderr: float, freedom: int) -> dict[str, float]:
+    """A value with its standard error and 95 % interval."""
+    low, high = interval(value, stderr, freedom)
+    return {name: value, f'{name}_stderr': stderr, f'{name}_low': low, f'{name}_high': high}
 
 
 def _as_many(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,20 +97,36 @@ def _as_many(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x[:n], y[:n]
 
 
-def measure(samples: Tensor, reference: Tensor, names: Iterable[str] = ('fid', 'kid'), replicates: int = 0) -> dict[str, float]:
-    """The values of metrics, named in METRICS, of features samples [N, D] against reference [M, D].
+def measure(
+    samples: Any, reference: Any, names: str | Iterable[str] = ('fid', 'kid'), blocks: int = 0
+) -> dict[str, float]:
+    """Compute metrics, named in METRICS, of features samples [N, D] against reference [M, D].
 
-    replicates: of the bootstrap, which gives the Frechet distance a standard error and a 95 % interval; 0: none.
+    Args:
+        samples: Features of samples, independent draws.
+        reference: Features of what they are compared with.
+        names: A name, or several.
+        blocks: Parts of the jackknife that gives the Frechet distance a standard error, an unbiased
+            value and 95 % intervals (20 are usual, at the cost of as many distances); 0: none.
+
+    Returns:
+        Values by name: NAME, and where it has an error NAME_stderr, NAME_low and NAME_high, the 95
+        % interval of NAME. It covers for fid the mean over draws of as many samples; for
+        fid_unbiased and fid_infinity the distance of endless samples to this reference; for kid,
+        where the draw of the reference counts too, the discrepancy of the distributions.
     """
+    x, y = as_features(samples, 'samples'), as_features(reference, 'reference')
+    if blocks:
+        whole_number(blocks, 'blocks', 2)
     values: dict[str, float] = {}
-    for name in names:
-        values |= METRICS[name].function(samples, reference, replicates)
+    for name in [names] if isinstance(names, str) else names:
+        values |= METRICS[name].function(x, y, blocks)
     return values
 
 
 def caution(n: int) -> str | None:
     """A sentence where n samples are too few for a Frechet distance that can be compared with others."""
-    if n >= FEW:
+    if whole_number(n, 'n', 0) >= FEW:
         return None
     return (f'{n:,} samples are fewer than {FEW:,}, so the Frechet distance is biased upward: compare it only at equal numbers, '
             'or look at fid_infinity and kid')

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arrays import as_features, as_tensor
+
 
 class Moments:
     """n, mean [D] and scatter [D, D] (the sum of (f - mean)(f - mean)^T) of features [N, D], in float64.
@@ -21,18 +23,17 @@ class Moments:
         self.scatter = torch.zeros(0, 0, dtype=torch.float64)
 
     @classmethod
-    def of(cls, features: Tensor | Iterable[Tensor]) -> Moments:
-        """Of features [N, D], or of batches of them."""
+    def of(cls, features: Any) -> Moments:
+        """Of features [N, D] (a tensor, an array or a list of rows), or of batches of them."""
         moments = cls()
-        for batch in [features] if isinstance(features, Tensor) else features:
+        for batch in [features] if _is_one_batch(features) else features:
             moments.update(batch)
         return moments
 
-    def update(self, features: Tensor) -> None:
+    def update(self, features: Any) -> None:
         """Takes in a batch [N, D]."""
-        checked(features, 'features', least=0)
+        features = as_features(features, 'features', least=0).double()
         if len(features):
-            features = features.double()
             mean = features.mean(0)
             centred = features - mean
             self._take(len(features), mean, centred.T @ centred)
@@ -47,7 +48,8 @@ class Moments:
             self.n, self.mean, self.scatter = n, mean.clone(), scatter.clone()
             return
         if mean.shape != self.mean.shape:
-            raise ValueError(f'features of {len(mean)} numbers cannot be added to features of {len(self.mean)}; use one extractor')
+            raise ValueError(f'features must have the {len(self.mean)} numbers of those before; '
+                             f'got {len(mean)}: use one extractor')
         total, shift = self.n + n, mean - self.mean
         self.mean = self.mean + shift * (n / total)
         self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.n * n / total)
@@ -57,7 +59,7 @@ class Moments:
     def covariance(self) -> Tensor:
         """The unbiased covariance [D, D]."""
         if self.n < 2:
-            raise ValueError(f'the covariance of {self.n} features is not defined; give at least 2')
+            raise ValueError(f'features must have at least 2 rows for a covariance; got {self.n}')
         return self.scatter / (self.n - 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,21 +69,9 @@ class Moments:
         self.n, self.mean, self.scatter = int(state_dict['n']), state_dict['mean'], state_dict['scatter']
 
 
-def checked(features: Tensor, name: str, least: int = 2) -> Tensor:
-    """Features [N, D] as they are, or a ValueError where they have another shape, are too few, or not finite."""
-    if features.ndim != 2:
-        raise ValueError(f'{name} has shape {list(features.shape)}; features are [N, D], a row for each picture')
-    if len(features) < least:
-        raise ValueError(f'{name} holds {len(features)} rows; at least {least} are needed')
-    if not features.isfinite().all():
-        raise ValueError(f'{name} holds NaN or infinity; check the pictures and the extractor')
-    return features
-
-
-def pair(x: Tensor, y: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Two sets of features of the same width, checked, in float64."""
-    checked(x, 'x', least)
-    checked(y, 'y', least)
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(f'x has features of {x.shape[1]} numbers and y of {y.shape[1]}; use one extractor for both')
-    return x.double(), y.to(x.device).double()
+def _is_one_batch(features: Any) -> bool:
+    """Tell features from batches of them: a list whose first part is a row of numbers is one."""
+    if isinstance(features, (list, tuple)) and features:
+        return as_tensor(features[0], 'features').ndim < 2
+    return hasattr(features, '__array__') or not isinstance(features, Iterable) \
+        or isinstance(features, (str, bytes, Mapping))

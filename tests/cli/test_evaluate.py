@@ -54,8 +54,10 @@ def two_processes(command, *arguments):
 
 def test_evaluate(trained, script, tmp_path, capsys):
     """The values are those of the metrics on the same samples, whatever the batch size and the number of processes."""
-    shared = ['--checkpoint', trained, '--extractor', script, '-n', '300', '--metrics', 'fid,kid,precision_recall,copies', '--steps', '4',
-              '--reference-n', '400', '--cache', tmp_path / 'cache', '--bootstrap', '5', '--device', 'cpu', '--json']
+    shared = ['--checkpoint', trained, '--extractor', script, '--allow-code', '-n', '300',
+              '--metrics', 'fid,kid,precision_recall,copies', '--steps', '4',
+              '--reference-n', '400', '--cache', tmp_path / 'cache', '--blocks', '5',
+              '--device', 'cpu', '--json']
     assert evaluate_main([*map(str, shared), '--out', str(tmp_path / 'one')]) == 0
     out = capsys.readouterr()
     values = json.loads(out.out)
@@ -135,8 +137,9 @@ def test_a_folder_of_pictures_is_a_reference(trained, script, tmp_path):
     (tmp_path / 'pictures').mkdir()
     for i in range(30):
         Image.new('L', (20, 24), 8 * i).save(tmp_path / 'pictures' / f'{i}.png')
-    flat = EvaluationSettings(trained, 32, ('fid',), script, str(tmp_path / 'pictures'), out=tmp_path / 'out', steps=2, bootstrap=0,
-                              cache=tmp_path / 'cache', device='cpu', show=False)
+    flat = EvaluationSettings(
+        trained, 32, ('fid',), script, str(tmp_path / 'pictures'), out=tmp_path / 'out', steps=2,
+        blocks=0, allow_code=True, cache=tmp_path / 'cache', device='cpu', show=False)
     found = evaluate(flat)
     assert found.facts['reference_n'] == 30 and found.values['fid'] > 1
     settings = LikelihoodSettings(trained, str(tmp_path / 'pictures'), n=4, steps=2, out=tmp_path / 'bits', device='cpu', show=False)
@@ -167,7 +170,10 @@ def train(config, folder, *arguments):
 
 
 def test_evaluation_during_training_changes_nothing_and_is_written_down(tiny, script, tmp_path, capsys):
-    config, measured = tiny(), ('--evaluate-every', 2, '--evaluate-n', 20, '--evaluate-with', script)
+    config, measured = (
+        tiny(),
+        ('--evaluate-every', 2, '--evaluate-n', 20, '--evaluate-with', script, '--allow-code'),
+    )
     assert train(config, tmp_path / 'blind', '--evaluate-n', 0, '--end-step', 5) == 0
     assert train(config, tmp_path / 'seeing', *measured, '--end-step', 5, '--save-every', 2) == 0
     blind, seeing = (load_checkpoint(tmp_path / name / 'tiny_00000005.pth')['model'] for name in ('blind', 'seeing'))
@@ -197,7 +203,8 @@ def test_a_stop_in_the_middle_of_an_evaluation(tiny, script, tmp_path, capsys, m
 
     monkeypatch.setattr(drawing, 'generate_for_real', drawing.generate, raising=False)
     monkeypatch.setattr(drawing, 'generate', generate)
-    status = train(tiny(), tmp_path / 'run', '--evaluate-every', 2, '--evaluate-n', 20, '--evaluate-with', script, '--end-step', 5)
+    status = train(tiny(), tmp_path / 'run', '--evaluate-every', 2, '--evaluate-n', 20,
+                   '--evaluate-with', script, '--allow-code', '--end-step', 5)
     assert status == 143 and 'the evaluation of step 2 is given up' in capsys.readouterr().err
     assert (tmp_path / 'run' / 'tiny_00000003.pth').exists() and not (tmp_path / 'run' / 'tiny_metrics.csv').exists()
 

@@ -111,8 +111,24 @@ def test_kid_by_subsets_and_parts():
     x, y = features(300), features(260, seed=4, shift=0.5)
     mean, std = E.kid_subsets(x, y, subsets=40, size=100)
     assert mean == pytest.approx(E.kid(x, y).item(), abs=4 * std / math.sqrt(40) + 1e-9) and std > 0
-    parts = [E.squared_mmd(a, b) for a, b in zip(x.tensor_split(3), y.tensor_split(3))]
-    torch.testing.assert_close(E.kid(x, y, max_size=100), torch.stack(parts).mean())
+
+
+def plain_mmd(x, y):
+    """The unbiased discrepancy, pair by pair."""
+    k = lambda a, b: (float(a @ b) / len(a) + 1) ** 3
+    within = [sum(k(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j)
+              / (len(z) * (len(z) - 1)) for z in (x, y)]
+    return sum(within) - 2 * sum(k(a, b) for a in x for b in y) / (len(x) * len(y))
+
+
+@pytest.mark.parametrize('n, m, most', [(30, 26, 10), (31, 23, 6), (11, 17, 4), (9, 8, 20)])
+def test_kid_cuts_its_parts_at_the_originals_rows(n, m, most):
+    """Part i holds rows round(i n / parts) to round((i + 1) n / parts) of n."""
+    x, y = features(n, 4).numpy(), features(m, 4, seed=4, shift=0.5).numpy()
+    parts = math.ceil(max(n, m) / most)
+    rows = lambda z, i: z[round(i * len(z) / parts):round((i + 1) * len(z) / parts)]
+    expected = sum(plain_mmd(rows(x, i), rows(y, i)) for i in range(parts)) / parts
+    assert E.kid(x, y, max_size=most).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_cmmd_is_the_kernel_mean():

@@ -43,7 +43,7 @@ def script(tmp_path):
 
 
 def test_inception_is_fed_levels_at_its_size(script):
-    extractor = E.InceptionV3FeatureExtractor(path=script)
+    extractor = E.InceptionV3FeatureExtractor(path=script, allow_code=True)
     found = extractor(torch.tensor([-1., 0., 1., 3.])[:, None, None, None].expand(4, 1, 8, 8))
     expected = (torch.tensor([0., 127.5, 255., 255.]) - 128) / 128
     torch.testing.assert_close(found, expected[:, None] * torch.tensor([3., 1., 1.]))
@@ -52,12 +52,12 @@ def test_inception_is_fed_levels_at_its_size(script):
 
 def test_a_script_of_ones_own(script, tmp_path):
     x = torch.randn(5, 3, 8, 8)
-    torch.testing.assert_close(E.ScriptFeatureExtractor(script)(x), Body()(x))
+    torch.testing.assert_close(E.ScriptFeatureExtractor(script, allow_code=True)(x), Body()(x))
     with pytest.raises(FileNotFoundError, match='no feature extractor at'):
         E.ScriptFeatureExtractor(tmp_path / 'nothing.pt')
     (tmp_path / 'bad.pt').write_bytes(b'no script')
     with pytest.raises(ValueError, match='no TorchScript file'):
-        E.ScriptFeatureExtractor(tmp_path / 'bad.pt')
+        E.ScriptFeatureExtractor(tmp_path / 'bad.pt', allow_code=True)
 
 
 def test_inception_offline_says_where_it_belongs(tmp_path, monkeypatch):
@@ -157,14 +157,16 @@ def test_compute_features_takes_as_many_as_asked():
     assert sizes == [4, 4, 2] and found.flatten().tolist() == [2.] * 4 + [4.] * 4 + [6.] * 2
     batches = iter([torch.ones(4, 1), torch.ones(4, 1)])
     assert len(E.compute_features(Lone(), lambda count: next(batches), lambda x: x, 100, 4)) == 8
-    with pytest.raises(ValueError, match='n is 0'):
+    with pytest.raises(ValueError, match='n must be at least 1; got 0'):
         E.compute_features(Lone(), draw, lambda x: x, 0, 4)
 
 
 def test_measure_gives_all_that_was_asked():
     x, y = torch.randn(200, 5), torch.randn(400, 5)
-    values = E.measure(x, y, E.METRICS, replicates=10)
-    assert values.keys() == {'fid', 'fid_stderr', 'fid_low', 'fid_high', 'fid_infinity', 'fid_infinity_stderr', 'kid', 'kid_stderr',
+    values = E.measure(x, y, E.METRICS, blocks=10)
+    assert values.keys() == {
+        *(f'{name}{what}' for name in ('fid', 'fid_unbiased', 'fid_infinity', 'kid')
+          for what in ('', '_stderr', '_low', '_high')),
                              'precision', 'recall', 'density', 'coverage', 'floor', 'cmmd'}
     assert values['floor'] == E.fid(y[:200], y[200:]).item() and values['coverage'] == E.density_coverage(x, y[:200])[1]
     assert values['fid'] == E.fid(x, y).item() and values['recall'] > 0.5

@@ -1,0 +1,126 @@
+"""Arguments of this package: numpy arrays, lists and tensors become checked tensors, or errors that name the argument."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.images import from_bytes
+
+
+def as_tensor(value: Any, name: str, of_numbers: torch.dtype = torch.float64) -> Tensor:
+    """Return a tensor as it is, and convert a numpy array or a (nested) list to one.
+
+    Args:
+        value: A tensor, an array, or a list of numbers, lists, arrays or tensors.
+        name: The argument's name, for messages.
+        of_numbers: The dtype of lists of Python numbers, which have none of their own.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: A list whose parts have different shapes.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if (not isinstance(value, (list, tuple)) and not hasattr(value, '__array__')) \
+            or isinstance(value, (str, bytes, Mapping)):
+        raise TypeError(f'{name} must be a tensor, a numpy array or a list of numbers; '
+                        f'got {_kind(value)}')
+    try:
+        if hasattr(value, '__array__'):
+            array = value.__array__()
+            native = array.astype(array.dtype.newbyteorder('='), order='C')     # (a copy)
+            return torch.from_numpy(native)
+        if any(isinstance(part, Tensor) or hasattr(part, '__array__') for part in value):
+            return torch.stack([as_tensor(part, name, of_numbers) for part in value])
+        return torch.tensor(value, dtype=of_numbers)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f'{name} must be an array of numbers, all rows of one length; '
+                   f'got {_kind(value)} that is none ({reason[:120]})') from None
+
+
+def as_floats(value: Any, name: str) -> Tensor:
+    """Return numbers of any shape in floating point; integers and complex numbers are refused."""
+    x = as_tensor(value, name)
+    if not x.is_floating_point():
+        raise TypeError(f'{name} must hold floating-point numbers; got {_dtype(x)}')
+    return x
+
+
+def as_features(value: Any, name: str, least: int = 2) -> Tensor:
+    """Return features [N, D] of at least `least` rows, finite and in floating point.
+
+    Raises:
+        TypeError: They are no array of floating-point numbers.
+        ValueError: They have another shape, are too few, or not finite.
+    """
+    x = as_tensor(value, name)
+    if not x.is_floating_point():
+        raise TypeError(f'{name} must hold features in floating point; got {_dtype(x)}: pass pictures '
+                        'through a feature extractor, or convert features to float')
+    if x.ndim != 2 or x.shape[1] < 1:
+        raise ValueError(f'{name} must be features [N, D], a row for each picture; '
+                         f'got the shape {list(x.shape)}')
+    if len(x) < least:
+        raise ValueError(f'{name} must have at least {least} rows; got {len(x)}')
+    if not x.isfinite().all():
+        raise ValueError(f'{name} must be finite; got NaN or infinity: check the pictures and the '
+                         'extractor')
+    return x
+
+
+def as_pair(x: Any, y: Any, least: int = 2) -> tuple[Tensor, Tensor]:
+    """Return two sets of features of one width, on x's device, in float64."""
+    x, y = as_features(x, 'x', least), as_features(y, 'y', least)
+    if x.shape[1] != y.shape[1]:
+        raise ValueError(f'x and y must have features of one width; got {x.shape[1]} and '
+                         f'{y.shape[1]} numbers: use one extractor for both')
+    return x.double(), y.to(x.device).double()
+
+
+def as_pictures(value: Any, name: str) -> Tensor:
+    """Return pictures [B, C, H, W] in [-1, 1]; those of bytes are brought there.
+
+    Raises:
+        TypeError: They are neither uint8 nor in floating point.
+        ValueError: They have another shape.
+    """
+    x = as_tensor(value, name)
+    if x.dtype != torch.uint8 and not x.is_floating_point():
+        raise TypeError(f'{name} must be pictures of uint8 (0 to 255) or of floating-point numbers in '
+                        f'[-1, 1]; got {_dtype(x)}')
+    if x.ndim != 4 or min(x.shape[1:]) < 1:
+        raise ValueError(f'{name} must be pictures [B, C, H, W]; got the shape {list(x.shape)}')
+    return from_bytes(x) if x.dtype == torch.uint8 else x
+
+
+def as_bytes(value: Any, name: str, shape: str = '[N, C, H, W]') -> Tensor:
+    """Return pictures of levels 0 to 255 as uint8, of as many axes as `shape` names (... for any)."""
+    x = as_tensor(value, name, torch.uint8)
+    if x.dtype != torch.uint8:
+        raise TypeError(f'{name} must be pictures of uint8, levels of 0 to 255; got {_dtype(x)}')
+    if x.ndim < 1 or ('...' not in shape and x.ndim != shape.count(',') + 1):
+        raise ValueError(f'{name} must be pictures {shape}; got the shape {list(x.shape)}')
+    return x
+
+
+def whole_number(value: Any, name: str, least: int = 1) -> int:
+    """Return an integer of at least `least`."""
+    if isinstance(value, bool) or not hasattr(value, '__index__'):
+        raise TypeError(f'{name} must be a whole number; got {value!r}')
+    number = value.__index__()
+    if number < least:
+        raise ValueError(f'{name} must be at least {least}; got {number}')
+    return int(number)
+
+
+def _kind(value: Any) -> str:
+    return f'a {type(value).__name__}' if value is not None else 'None'
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix('torch.')
