@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.linalg import sqrtm
 
 from k_diffusion import evaluation as E
@@ -161,3 +162,54 @@ def test_refusals_name_what_is_allowed():
                             (lambda: E.measure(x, x, ['fidd']), "did you mean 'fid'")):
         with pytest.raises(ValueError, match=complaint):
             call()
+
+
+def test_the_jackknife_is_its_formula():
+    """Of the variance with divisor n, whose bias of -1 / n a jackknife of single rows takes away."""
+    x = np.random.default_rng(0).normal(size=12)
+    value, unbiased, stderr = E.jackknife(lambda rows: rows.numpy().var(), x, 6)
+    pairs = x.reshape(6, 2)
+    without = [np.delete(pairs, i, 0).var() for i in range(6)]
+    assert value == pytest.approx(x.var())
+    assert unbiased == pytest.approx(6 * x.var() - 5 * np.mean(without))
+    assert stderr == pytest.approx(math.sqrt(5 * np.var(without)))
+
+
+def test_intervals_are_students():
+    for freedom in (1, 4, 19, 400):
+        low, high = E.interval(3., 0.5, freedom, 0.9)
+        assert (3 + stats.t.ppf([0.05, 0.95], freedom) * 0.5) == pytest.approx([low, high])
+
+
+def gaussians(d, seed, shift, scale):
+    """A maker of samples, a reference set, and the closed form of the distance to it."""
+    source = np.random.default_rng(seed)
+    axes = np.linalg.qr(source.normal(size=(d, d)))[0]
+    std = np.logspace(0, -1, d)
+    y = source.normal(size=(1000, d)) * std @ axes
+    mean, cov = np.full(d, shift / d ** 0.5), axes.T * (std * scale) ** 2 @ axes
+    other = np.cov(y, rowvar=False)
+    true = (((y.mean(0) - mean) ** 2).sum() + np.trace(cov + other)
+            - 2 * np.sqrt(np.linalg.eigvals(cov @ other).real).sum())
+    return lambda n: source.normal(size=(n, d)) * std * scale @ axes + mean, y, true
+
+
+@pytest.mark.parametrize('d, n, shift, scale', [(6, 150, 0.5, 1.2), (12, 100, 0., 1.)])
+def test_intervals_of_fid_belong_to_the_number_beside_them(d, n, shift, scale):
+    """That of fid covers its mean over draws, that of fid_unbiased the closed form; binomial bounds."""
+    draw, y, true = gaussians(d, 3, shift, scale)
+    found = [E.measure(draw(n), y, 'fid', blocks=20) for _ in range(120)]
+    mean = np.mean([values['fid'] for values in found])
+    assert mean > 1.05 * true
+    for name, target in (('fid', mean), ('fid_unbiased', true)):
+        assert all(v[f'{name}_low'] < v[name] < v[f'{name}_high'] for v in found)
+        covered = sum(v[f'{name}_low'] <= target <= v[f'{name}_high'] for v in found)
+        assert 105 <= covered <= 120        # 95 % less four standard errors
+
+
+def test_intervals_of_the_other_numbers_cover():
+    draw, y, true = gaussians(6, 5, 0.5, 1.2)
+    found = [E.measure(draw(150), y, ('fid_infinity', 'kid')) for _ in range(40)]
+    assert sum(v['fid_infinity_low'] <= true <= v['fid_infinity_high'] for v in found) >= 33
+    kid = E.squared_mmd(draw(4000), y).item()
+    assert sum(v['kid_low'] <= kid <= v['kid_high'] for v in found) >= 33

@@ -1,6 +1,7 @@
 """Extractors with tiny networks in place of the published ones, the classifier, and features that are kept."""
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from k_diffusion import evaluation as E
+from k_diffusion.cli.reference import make_extractor
 from k_diffusion.core.images import from_bytes
 from k_diffusion.data import Images
 from k_diffusion.data.demo import DemoConfig
@@ -171,3 +173,50 @@ def test_measure_gives_all_that_was_asked():
     assert values['floor'] == E.fid(y[:200], y[200:]).item() and values['coverage'] == E.density_coverage(x, y[:200])[1]
     assert values['fid'] == E.fid(x, y).item() and values['recall'] > 0.5
     assert 'fewer than 10,000' in E.caution(9_999) and E.caution(10_000) is None
+
+
+class Gradients(nn.Module):
+    """Sixteen sharp features: how much neighbouring pixels differ, over patches."""
+
+    def forward(self, x):
+        return torch.nn.functional.avg_pool2d((x[..., 1:] - x[..., :-1]).abs() * 127.5, (4, 3)).flatten(1)
+
+
+def test_samples_are_rounded_as_a_file_would():
+    """Bytes with noise of a third of a level are the bytes; what a sharp extractor sees is then the same."""
+    source = torch.Generator().manual_seed(0)
+    levels = torch.randint(100, 104, (50, 1, 16, 16), generator=source, dtype=torch.uint8)
+    noise = (torch.rand(levels.shape, generator=source) - 0.5) * 0.66
+    samples = (levels + noise) / 127.5 - 1
+    expected = Gradients()(levels / 127.5 - 1)
+    assert (Gradients()(samples) - expected).abs().mean() > 0.01
+    for found in (E.extract(Gradients(), samples), E.extract(Gradients(), iter([samples])),
+                  E.compute_features(Lone(), lambda n: samples[:n], Gradients(), 50, 50)):
+        torch.testing.assert_close(found, expected)
+    left = E.compute_features(Lone(), lambda n: samples[:n], Gradients(), 50, 50, round_pictures=False)
+    torch.testing.assert_close(left, Gradients()(samples))
+    bounds = torch.tensor([-9., 9., 0.5 / 127.5 - 1 - 1e-4])[:, None, None, None]
+    seen = E.compute_features(Lone(), lambda n: bounds, lambda x: x.flatten(1), 3, 3)
+    assert seen.flatten().tolist() == [-1., 1., -1.]
+
+
+def test_a_script_needs_leave_to_run_its_code(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.jit, 'load', lambda *_, **__: pytest.fail('loaded'))
+    for load in (lambda: E.ScriptFeatureExtractor(script),
+                 lambda: E.InceptionV3FeatureExtractor(path=script),
+                 lambda: make_extractor(str(script), lambda: None, tmp_path)):
+        with pytest.raises(ValueError, match=r'must not be loaded .*allow_code=True \(--allow-code'):
+            load()
+
+
+def test_the_published_inception_needs_none(script, monkeypatch):
+    """A file is known by its SHA-256, wherever it lies; one byte more and it is another."""
+    digest = hashlib.sha256(script.read_bytes()).hexdigest()
+    for module in ('k_diffusion.evaluation.features', 'k_diffusion.cli.reference'):
+        monkeypatch.setattr(f'{module}.INCEPTION_DIGEST', digest)
+    for extractor in (E.InceptionV3FeatureExtractor(path=script),
+                      make_extractor(str(script), lambda: None, 'nowhere')):
+        assert extractor.fingerprint == f'inception {digest}'
+    script.write_bytes(script.read_bytes() + b'0')
+    with pytest.raises(ValueError, match='must not be loaded'):
+        E.InceptionV3FeatureExtractor(path=script)
