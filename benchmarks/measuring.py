@@ -1,6 +1,6 @@
 """How exact measuring is, and how fast: likelihood beside the original's method, Frechet distance beside a matrix square root.
 
-    python benchmarks/measuring.py [--part likelihood|frechet] [--features 2048] [--samples 5000] [--device cpu]
+    python benchmarks/measuring.py [--part likelihood|coverage|frechet] [--features 2048] [--samples 5000] [--device cpu]
 
 Likelihood: rms error in nats per dimension over 200 points of 16-dimensional problems with known densities, against model calls.
 The original's method is made here from its description: adaptive Dormand-Prince in sigma over the whole batch (atol = rtol =
@@ -44,18 +44,36 @@ class Rotated:
         return torch.randn(n, D, dtype=torch.float64) * self.inner.std @ self.axes.T
 
 
-def problems() -> dict[str, tuple[Any, Tensor]]:
+def problems(points: int = POINTS) -> dict[str, tuple[Any, Tensor]]:
     """name -> (denoiser with log_prob, points at the level LOW)."""
     spread = torch.logspace(-1, 0, D, dtype=torch.float64)
     flat = torch.cat([torch.ones(4, dtype=torch.float64), torch.zeros(12, dtype=torch.float64)])
     means = torch.randn(6, D, dtype=torch.float64)
     stds = torch.linspace(0.2, 0.5, 6, dtype=torch.float64)
     diagonal, full, low_rank, mixture = Gaussian(torch.zeros_like(spread), spread), Rotated(spread), Rotated(flat), Mixture(means, stds)
-    k = torch.arange(POINTS) % 6
-    clean = {'diagonal Gaussian': (diagonal, torch.randn(POINTS, D, dtype=torch.float64) * spread),
-             'rotated Gaussian': (full, full.draw(POINTS)), 'low rank (4 of 16)': (low_rank, low_rank.draw(POINTS)),
-             'mixture of 6': (mixture, means[k] + stds[k, None] * torch.randn(POINTS, D, dtype=torch.float64))}
+    k = torch.arange(points) % 6
+    clean = {'diagonal Gaussian': (diagonal, torch.randn(points, D, dtype=torch.float64) * spread),
+             'rotated Gaussian': (full, full.draw(points)),
+             'low rank (4 of 16)': (low_rank, low_rank.draw(points)),
+             'mixture of 6': (mixture, drawn_of(mixture, k))}
     return {name: (model, x + LOW * torch.randn_like(x)) for name, (model, x) in clean.items()}
+
+
+def more_problems(points: int) -> dict[str, tuple[Any, Tensor]]:
+    """Others, on which nothing was chosen: mixtures of other numbers, spreads and widths."""
+    made = {}
+    for count, width, low, high in (3, 16, 0.05, 0.1), (20, 8, 0.1, 0.4), (10, 40, 0.3, 0.3):
+        model = Mixture(torch.randn(count, width, dtype=torch.float64),
+                        torch.linspace(low, high, count, dtype=torch.float64))
+        x = drawn_of(model, torch.arange(points) % count)
+        made[f'mixture of {count}, {width}-d'] = model, x + LOW * torch.randn_like(x)
+    return made
+
+
+def drawn_of(mixture: Mixture, k: Tensor) -> Tensor:
+    """A point of each of the given parts of a mixture."""
+    noise = torch.randn(len(k), mixture.means.shape[1], dtype=torch.float64)
+    return mixture.means[k] + mixture.stds[k, None] * noise
 
 
 def originals_method(model: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, int]:
@@ -101,11 +119,24 @@ def likelihood() -> None:
             error = ((found - model.log_prob(x, LOW)) / D).square().mean().sqrt().item()
             cells.append(f'{error:.1e} ({calls})')
         print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
-    for name in 'rotated Gaussian', 'mixture of 6':
-        model, x = cases[name]
-        found, info = sampling.log_likelihood(model, x, LOW, HIGH, steps=32, probes=2, data_std=0.5)
-        share = ((found - model.log_prob(x, LOW)).abs() < 2 * info['stderr']).double().mean().item()
-        print(f'{name}: the true value lies within two standard errors (steps=32, 2 probes) for {share:.1%} of {POINTS}')
+    coverage()
+
+
+def coverage() -> None:
+    """Print how often standard errors and intervals of log-likelihood cover, of 1,000 points each."""
+    torch.manual_seed(1)
+    cases, held_out = problems(1000), more_problems(1000)
+    print('\n| problem | probes | within 2 standard errors | in the interval |\n|---|---|---|---|')
+    for name, (model, x) in {**cases, **held_out}.items():
+        if name == 'diagonal Gaussian':         # its probes leave no error
+            continue
+        for probes in 2, 4:
+            found, info = sampling.log_likelihood(model, x, LOW, HIGH, steps=32, probes=probes, data_std=0.5)
+            true, (low, high) = model.log_prob(x, LOW), info['interval']
+            near = ((found - true).abs() < 2 * info['stderr']).double().mean().item()
+            inside = ((low <= true) & (true <= high)).double().mean().item()
+            kept = ' (held out)' * (name in held_out)
+            print(f'| {name}{kept} | {probes} | {near:.1%} | {inside:.1%} |', flush=True)
 
 
 def commuting(n: int, d: int) -> tuple[Tensor, Tensor, float]:
@@ -149,14 +180,16 @@ def frechet(n: int, d: int, device: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--part', choices=('likelihood', 'frechet', 'both'), default='both')
+    parser.add_argument('--part', choices=('likelihood', 'coverage', 'frechet', 'both'), default='both')
     parser.add_argument('--features', type=int, default=2048)
     parser.add_argument('--samples', type=int, default=5000)
     parser.add_argument('--device', default='cpu', help='cpu, cuda (default: cpu); of the Frechet part')
     args = parser.parse_args()
-    if args.part != 'frechet':
+    if args.part in ('likelihood', 'both'):
         likelihood()
-    if args.part != 'likelihood':
+    if args.part == 'coverage':
+        coverage()
+    if args.part in ('frechet', 'both'):
         frechet(args.samples, args.features, args.device)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..core.incomplete_beta import student_quantile
 from ..core.protocols import DenoiseFn
 from .arguments import check_number
 from .loop import ExtraArgs
@@ -44,8 +45,10 @@ def log_likelihood(
     grid even in ln sigma (32 steps are usual), for u = (x - data_mean) / sqrt(sigma^2 + data_std^2), which stands still for
     Gaussian data of that mean and deviation: less noise from the probes at the same cost, and a standard error that holds.
 
-    info: fevals, the model calls; stderr [B], the standard error that the probes leave (None with one probe, 0 for the exact
-    trace); latent, x at sigma_max.
+    info: fevals, the model calls; stderr [B], the standard error that the probes leave (None with one
+    probe, 0 for the exact trace); interval, the ends ([B], [B]) of its 95 % interval by Student's t
+    (None with one probe), which is wider than 2 stderr where few probes or few calls carry the error;
+    latent, x at sigma_max.
     """
     low, high = _levels(sigma_min, sigma_max, ascending=True)
     if trace not in ('probes', 'exact'):
@@ -53,13 +56,24 @@ def log_likelihood(
     divergence = ExactTrace(chunk) if trace == 'exact' else Probes(probes, fresh=steps is not None, seed=seed)
     flow = ProbabilityFlow(model, x, extra_args, data_mean, data_std, dtype, 'log_likelihood', divergence)
     latent, integrals = _led(flow, low, high, steps, atol, rtol, max_evaluations, disable)
+    value = flow.log_prior(latent, high) + integrals.mean(1)
+    error: tuple[Tensor, Tensor] | None = None
     if trace == 'exact':
-        stderr: Tensor | None = latent.new_zeros(len(latent))
-    elif steps is None:
-        stderr = integrals.std(1) / math.sqrt(probes) if probes > 1 else None
-    else:
-        stderr = flow.stderr(low, high)
-    return flow.log_prior(latent, high) + integrals.mean(1), {'fevals': flow.watch.nfe, 'stderr': stderr, 'latent': latent}
+        error = torch.zeros_like(value), torch.full_like(value, math.inf)
+    elif steps is not None:
+        error = flow.stderr(low, high, probes)
+    elif probes > 1:
+        error = integrals.std(1) / math.sqrt(probes), torch.full_like(value, probes - 1)
+    info: dict[str, Any] = {'fevals': flow.watch.nfe, 'stderr': None, 'interval': None, 'latent': latent}
+    if error is not None:
+        half = _quantiles(error[1]).to(value) * error[0].to(value)
+        info |= {'stderr': error[0].to(value), 'interval': (value - half, value + half)}
+    return value, info
+
+
+def _quantiles(freedom: Tensor) -> Tensor:
+    """The 97.5 % quantiles of Student's t."""
+    return torch.tensor([student_quantile(0.975, f) for f in freedom.tolist()], dtype=torch.float64)
 
 
 def invert(model: DenoiseFn, x: Tensor, sigma: float | Tensor, sigma_next: float | Tensor, extra_args: ExtraArgs = None,

@@ -83,13 +83,27 @@ class ProbabilityFlow:
         grown = self._over_item((self.spread(end) / self.spread(start)).log())
         return self.mean + self.spread(end) * parts[0], *(value + grown for value in parts[1:])
 
-    def stderr(self, start: float, end: float) -> Tensor | None:
-        """The standard error [B] of the integral over a fixed grid, the probes of every call being independent; None with one."""
+    def stderr(self, start: float, end: float, probes: int) -> tuple[Tensor, Tensor] | None:
+        """Return the standard error [B] of the integral over a fixed grid, and its degrees of freedom.
+
+        The probes of every call are independent. With s_i the estimated variances of the calls, each
+        of probes - 1 degrees of freedom, sum s_i has (sum s_i)^2 / q - 2 of them for
+        q = sum s_i^2 / (probes + 1): the formula of Satterthwaite, less the bias of s_i^2.
+
+        Returns:
+            None with one probe.
+
+        References:
+            Satterthwaite 1946, "An approximate distribution of estimates of variance components".
+        """
         if not self._spreads:
             return None
         n = len(self._spreads) // len(RUNGE_KUTTA)
         squares = [(math.log(end / start) / n * share) ** 2 for share in RUNGE_KUTTA] * n
-        return torch.stack([square * spread for square, spread in zip(squares, self._spreads)]).sum(0).sqrt()
+        variances = torch.stack([square * spread.double() for square, spread in zip(squares, self._spreads)])
+        total, q = variances.sum(0), variances.square().sum(0) / (probes + 1)
+        freedom = (total.square() / q.clamp_min(1e-300) - 2).clamp_min(probes - 1)
+        return total.sqrt(), torch.where(q > 0, freedom, math.inf)
 
     def log_prior(self, x: Tensor, sigma: float) -> Tensor:
         """The log density [B] of Gaussian data of that mean and deviation with noise of level sigma."""
