@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-faults bench clean
+.PHONY: demo test test-slow test-faults test-kills bench clean
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/.demo
@@ -22,6 +22,11 @@ test-slow: $(VENV)/.test
 
 test-faults: $(VENV)/.test
 	$(BIN)/pytest -m faults
+
+# One run killed KILLS times: nothing lost, nothing left over, the end state that of a run left alone.
+KILLS ?= 1000
+test-kills: $(VENV)/.test
+	$(BIN)/python tests/faults/kill_loop.py --kills $(KILLS)
 
 # (growing.py wants a folder of pictures: python benchmarks/growing.py --folder ICONS)
 bench: $(VENV)/.test

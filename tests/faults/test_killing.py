@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -67,6 +68,16 @@ def test_kill_9_at_twenty_random_moments(program, same):
             for place in (program.run_dir, program.folder / 'straight')]
     assert logs[0] == logs[1]
     assert not list(program.run_dir.glob('*.lock'))
+
+
+def test_forty_kills_of_which_half_fall_into_a_save(program):
+    command = [sys.executable, str(Path(__file__).with_name('kill_loop.py')), '--kills', '40',
+               '--folder', str(program.folder / 'kills'), '--seed', '3']
+    done = subprocess.run(command, env=program.environment(), capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    assert report['random'] + report['writing'] == 40 and report['writing'] >= 10
+    assert report['differences'] == []
 
 
 @pytest.mark.parametrize(('number', 'status'), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
