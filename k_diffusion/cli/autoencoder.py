@@ -68,6 +68,7 @@ def train_autoencoder(
     extra: dict[str, Any] = {'config': filled, 'overrides': {key: value for key, value in overrides.items() if value is not None}}
     folder = RunFolder(Path(run_dir or Path('runs') / name), name, extra)
     folder.path.mkdir(parents=True, exist_ok=True)
+    folder.sweep()
     with Display(name) as display:
         dataset = open_dataset(sections.dataset, sections.model.input_size, sections.model.input_channels,
                                cache_dir=folder.path / 'cache', progress=display.decoding)

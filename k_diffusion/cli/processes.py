@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from ..core.devices import choose_device
+from ..core.files import remove_stale
 from ..core.weights import load_safetensors, save_safetensors
 
 CHUNK = 256     # items in a piece; a constant, so that another batch size or number of processes finds the same pieces
@@ -72,6 +73,8 @@ def in_pieces(folder: Path, n: int, work: Callable[[range], Tensor], world: Worl
     of this process's share are done. Every process gets all rows.
     """
     starts = range(0, n, CHUNK)
+    if world.main:
+        remove_stale(folder, folder.name)
     done = 0
     for start in starts[world.rank::world.size]:
         items = range(start, min(start + CHUNK, n))

@@ -74,6 +74,8 @@ def train(settings: RunSettings) -> Run:
     folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, extra,
                        Retention(settings.keep_last, settings.keep_best))
     with Display(settings.name, main) as display, run_lock(folder.path, folder.name) if main else nullcontext():
+        if main:
+            folder.sweep()
         path, state = resume_from(settings.resume, folder, accelerator)
         display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
                     f'{accelerator.device.type}, folder {folder.path}')

@@ -5,13 +5,18 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
+import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
+
+_IMPORTED_AT = time.time()
 
 
 @contextmanager
@@ -23,7 +28,7 @@ def whole_file(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path
     with whole_file('a.png') as temporary: image.save(temporary)
     """
     path = Path(path)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp{path.suffix}')
+    temporary = temporary_path(path)
     try:
         yield temporary
         if sync:
@@ -35,6 +40,62 @@ def whole_file(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name under which this process writes `path`: beside it, with host and process."""
+    return path.with_name(f'.{path.name}.{_host()}.{os.getpid()}.tmp{path.suffix}')
+
+
+def remove_stale(folder: Path, name: str) -> list[Path]:
+    """Remove the temporary files of processes of this host that are gone.
+
+    Args:
+        folder: The folder; those of its subfolder `cache` are removed too.
+        name: The run. Of files that tell no host, those of this run alone are removed.
+
+    Returns:
+        The paths that were removed. Files of other hosts and of living processes stay.
+    """
+    inside = [path for place in (folder, folder / 'cache') if place.is_dir()
+              for path in (place.rglob('.*') if place != folder else place.glob('.*'))]
+    stale = [path for path in inside if _is_stale(path, name)]
+    for path in stale:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return [path for path in stale if not path.exists()]
+
+
+def _is_stale(path: Path, run: str) -> bool:
+    match = re.fullmatch(r'\.(.+?)(?:\.(host-[0-9a-f]{8}))?\.(\d+)\.tmp(?:\.[^.]+)?', path.name)
+    if match is None or match[2] not in (None, _host()):
+        return False
+    if match[2] is None and not match[1].startswith(f'{run}_'):
+        return False
+    if int(match[3]) != os.getpid():
+        return not is_alive(int(match[3]))
+    # Under this process's own number lie files of an earlier one too: in a container each is 1.
+    with contextlib.suppress(OSError):
+        return path.lstat().st_mtime < _IMPORTED_AT
+    return False
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process of this host lives; where that cannot be asked, True."""
+    if os.name == 'nt':     # (there os.kill would end it)
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _host() -> str:
+    """Return what tells hosts apart in the names of temporary files."""
+    return 'host-' + hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 
 
 class Written(NamedTuple):
@@ -125,6 +186,7 @@ def download_file(path: str | os.PathLike[str], url: str, digest: str | None = N
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
             path.parent.mkdir(parents=True, exist_ok=True)
+            remove_stale(path.parent, path.stem)
             with whole_file(path) as temporary:
                 with open(temporary, 'wb') as file:
                     _copy(response, file, progress)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.files import Written, read_json, sync_folder, write_json
+from ..core.files import Written, read_json, remove_stale, sync_folder, write_json
 from ..core.weights import save_checkpoint
 from .checkpoint import read_training_checkpoint
 from .manifest import Manifest, Record
@@ -102,6 +102,10 @@ class RunFolder:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
         if gone:
             sync_folder(self.path)
+
+    def sweep(self) -> None:
+        """Remove what killed saves left behind, at the start of a run (see `remove_stale`)."""
+        remove_stale(self.path, Path(self.name).name)
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to resume from: the pointer's, else the newest that is whole; None where there is none.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.files import Written, sync_folder
+from ..core.files import Written, sync_folder, temporary_path
 from ..core.weights import load_checkpoint, save_checkpoint
 from .folder import RunFolder
 from .sharding import is_sharded, local
@@ -29,11 +29,7 @@ def has_pieces(state: Any) -> bool:
 def save_shards(folder: RunFolder, state: Mapping[str, Any], metrics: Mapping[str, float], rank: int, world: int) -> Path:
     """Writes a checkpoint in pieces; all processes must call it. It takes its name, and its place on record, when all have written."""
     path = folder.checkpoint_path(state['step']).with_suffix('.shards')
-    temporary = path.with_name(f'.{path.name}.tmp')
-    if rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    torch.distributed.barrier()
+    temporary = _make_temporary(path, rank)
     pieces: list[Tensor] = []
     tree = _taken_apart({**(folder.extra or {}), **state} if rank == 0 else state, pieces)
     content = {'world': world, 'pieces': dict(enumerate(pieces)), **({'tree': tree} if rank == 0 else {})}
@@ -47,6 +43,16 @@ def save_shards(folder: RunFolder, state: Mapping[str, Any], metrics: Mapping[st
             folder.record(path, state['step'], {f'{path.name}/{name}': facts for name, facts in written.items()}, metrics)
     torch.distributed.barrier()
     return path
+
+
+def _make_temporary(path: Path, rank: int) -> Path:
+    """Make the folder that the pieces are written into, named by the first process."""
+    name = [temporary_path(path).name]
+    if rank == 0:
+        shutil.rmtree(path.with_name(name[0]), ignore_errors=True)
+        path.with_name(name[0]).mkdir()
+    torch.distributed.broadcast_object_list(name)
+    return path.with_name(name[0])
 
 
 def _written_by_all(folder: RunFolder, path: Path, temporary: Path, content: Any, step: int, rank: int, world: int) -> dict[str, Written]:
