@@ -94,6 +94,8 @@ def train(settings: RunSettings) -> Run:
         if settings.dry_run:
             return _planned(settings, trainer, folder, path, display)
         if main:
+            if path and path.parent == folder.path:
+                folder.rotate(trainer.step)     # first of all, since the disk may be full
             write_json(folder.path / f'{settings.name}_config.json', config)
         alive = heartbeat(accelerator.process_index, accelerator.num_processes)
         with checkpointing(settings.checkpointing), told_of_peers(trainer), alive:

@@ -1,7 +1,9 @@
 """The folder of a run: checkpoints under the original's names, what they must be, the pointer to the latest, the way back."""
 from __future__ import annotations
 
+import contextlib
 import errno
+import math
 import os
 import re
 import shutil
@@ -12,11 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch.utils._pytree import tree_leaves
+
 from ..core.files import Written, read_json, remove_stale, sync_folder, write_json
 from ..core.weights import save_checkpoint
 from .checkpoint import read_training_checkpoint
 from .manifest import Manifest, Record
 from .retention import Retention
+from .sharding import local
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -46,31 +52,37 @@ class RunFolder:
         return self.path / f'{self.name}_pinned.json'
 
     def save(self, state: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> Path:
-        """Writes a checkpoint, its record, then the pointer, and only then deletes what is not to be kept.
+        """Write a checkpoint, its record, then the pointer, and only then delete what is not kept.
 
-        A stop in between leaves the pointer at an older, whole checkpoint.
+        A stop in between leaves the pointer at an older, whole checkpoint. Where the disk is full, old
+        checkpoints that nothing keeps are deleted first, and it is written again.
         """
+        step = state['step']
+        with self.failures(step, size_of(state)):
+            try:
+                return self._write(state, metrics or {})
+            except Exception as error:
+                if not is_full(error) or not self.make_room(step, metrics or {}):
+                    raise
+            return self._write(state, metrics or {})
+
+    def _write(self, state: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
         path = self.checkpoint_path(state['step'])
         path.parent.mkdir(parents=True, exist_ok=True)
-        with self.writing(path, state['step']):
-            written = save_checkpoint(path, {**(self.extra or {}), **state})
-            self.record(path, state['step'], {path.name: written}, metrics or {})
+        self.manifest.drop(path.name)
+        written = save_checkpoint(path, {**(self.extra or {}), **state})
+        self.record(path, state['step'], {path.name: written}, metrics)
         return path
 
     def record(self, path: Path, step: int, files: dict[str, Written], metrics: Mapping[str, float]) -> None:
         """Makes a checkpoint that lies there whole the latest one, and lets old ones go."""
         self.manifest.put(path.name, Record(step, files, dict(metrics), time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())))
         write_json(self.pointer_path, {'latest_checkpoint': path.name})
-        self.rotate()
+        self.rotate(step)
 
-    def writing(self, path: Path, step: int) -> _Writing:
-        """Around the writing of a checkpoint: the record of one that it replaces is dropped, and a full disk is told as such."""
-        self.manifest.drop(path.name)
-        return self.failures(step)
-
-    def failures(self, step: int) -> _Writing:
+    def failures(self, step: int, size: int) -> _Writing:
         """Around writing: what the system refuses is told in a sentence that names the last whole checkpoint."""
-        return _Writing(self, step)
+        return _Writing(self, step, size)
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds what was measured of a checkpoint to its record, by which the best may be chosen."""
@@ -86,22 +98,54 @@ class RunFolder:
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f'{self.pins_path} is not a list of steps ({error}); mend or delete it') from None
 
-    def reasons(self) -> dict[int, list[str]]:
-        """Why each checkpoint is kept, by step; an empty list where it is to go."""
-        metrics = {record.step: record.metrics for record in self.manifest.read().values()}
-        return self.keep.reasons([step_of(path) for path in self.checkpoints()], metrics, self.pinned())
+    def rotate(self, latest: int) -> None:
+        """Delete the checkpoints that nothing keeps once that of step `latest` is there.
 
-    def rotate(self) -> None:
-        """Deletes the checkpoints that nothing keeps: their records first, so that none is missed later."""
+        Newer ones, which a run that went back has left behind, are neither counted nor deleted.
+        """
+        self._delete(self._superfluous(latest, {}))
+
+    def make_room(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Delete what the checkpoint of `step`, which the disk has no room for, will replace.
+
+        One whole checkpoint stays.
+
+        Returns:
+            True if anything was deleted.
+        """
+        gone = self._superfluous(step, metrics)
+        if not any(self.is_whole(path) for path in self.checkpoints() if path not in gone):
+            whole = next(filter(self.is_whole, gone), None)
+            gone = [path for path in gone if path != whole] if whole else []
+        self._delete(gone)
+        return bool(gone)
+
+    def is_whole(self, path: Path) -> bool:
+        """Return whether a checkpoint is on record and is what was written."""
+        record = self.manifest.read().get(path.name)
+        return record is not None and record.fault(self.path) is None
+
+    def _superfluous(self, latest: int, metrics: Mapping[str, float]) -> list[Path]:
+        """Return the checkpoints older than `latest` that nothing keeps, the newest first."""
         if not self.keep.last:
+            return []
+        measured = {record.step: record.metrics for record in self.manifest.read().values()}
+        older = [path for path in self.checkpoints() if step_of(path) < latest]
+        steps = {latest, *map(step_of, older)}
+        if metrics:
+            measured[latest] = dict(metrics)
+        reasons = self.keep.reasons(steps, measured, self.pinned())
+        return [path for path in older if not reasons[step_of(path)]]
+
+    def _delete(self, gone: list[Path]) -> None:
+        """Delete checkpoints: their records first, so that none is missed later."""
+        if not gone:
             return
-        reasons = self.reasons()
-        gone = [path for path in self.checkpoints() if not reasons[step_of(path)]]
-        self.manifest.drop(*(path.name for path in gone))
+        with contextlib.suppress(OSError):      # (a full disk may refuse the shorter manifest)
+            self.manifest.drop(*(path.name for path in gone))
         for path in gone:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-        if gone:
-            sync_folder(self.path)
+        sync_folder(self.path)
 
     def sweep(self) -> None:
         """Remove what killed saves left behind, at the start of a run (see `remove_stale`)."""
@@ -154,23 +198,58 @@ def step_of(path: Path) -> int:
     return int(path.stem.rpartition('_')[2])
 
 
+class Unsaved(OSError):
+    """A checkpoint could not be written; the text is a whole sentence."""
+
+    def __str__(self) -> str:
+        return str(self.args[-1])
+
+
 class _Writing:
     """Turns what a failed write raises into a sentence that says what is lost (nothing) and what to do."""
 
-    def __init__(self, folder: RunFolder, step: int) -> None:
-        self.folder, self.step = folder, step
+    def __init__(self, folder: RunFolder, step: int, size: int) -> None:
+        self.folder, self.step, self.size = folder, step, size
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         cause = _system_error(error)
-        if cause is None:
+        if cause is None or isinstance(cause, Unsaved):
             return
-        last = next((path for path in self.folder.checkpoints() if step_of(path) < self.step), None)
-        safe = 'no earlier one was saved' if last is None else f'the last one, {last}, is whole'
-        full = f'the disk of {self.folder.path} is full' if cause.errno in _FULL else f'{cause.strerror or cause}'
-        raise OSError(f'the checkpoint of step {self.step} could not be written: {full}; {safe}: make room (--keep-last 3 deletes old '
-                      'checkpoints as it goes) or choose another folder with --run-dir, and run again') from None
+        older = (path for path in self.folder.checkpoints() if step_of(path) < self.step)
+        last = next(filter(self.folder.is_whole, older), None)
+        safe = 'no earlier one is whole' if last is None else f'the last one, {last}, is whole'
+        full = f'the disk of {self.folder.path} is full ({self._missing()})' if cause.errno in _FULL else f'{cause.strerror or cause}'
+        raise Unsaved(cause.errno, f'the checkpoint of step {self.step} could not be written: {full}; '
+                      f'{safe}: make room (--keep-last 3 deletes old checkpoints as it goes) '
+                      'or choose another folder with --run-dir, and run again') from None
+
+    def _missing(self) -> str:
+        """Say how much the checkpoint takes, and how much must be freed for it."""
+        text = f'the checkpoint takes about {_megabytes(self.size)}'
+        with contextlib.suppress(OSError):
+            free = shutil.disk_usage(self.folder.path).free
+            if free < self.size:
+                text += f' and {_megabytes(free)} are free: free at least {_megabytes(self.size - free)}'
+        return text
+
+
+def _megabytes(size: int) -> str:
+    """Return a size in MB, rounded up to a tenth."""
+    return f'{math.ceil(size / 1e5) / 10:,.1f} MB'
+
+
+def size_of(state: Any) -> int:
+    """Return about how many bytes a checkpoint of this state takes."""
+    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
+    return int(sum(local(x).numel() * x.element_size() for x in tensors) * 1.02) + 2**16
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether an exception comes from a disk, a quota or a file limit that is full."""
+    cause = _system_error(error)
+    return cause is not None and cause.errno in _FULL
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

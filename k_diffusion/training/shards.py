@@ -5,6 +5,7 @@ along their first axis. All are .pth files of tensors, numbers and text.
 """
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..core.files import Written, sync_folder, temporary_path
 from ..core.weights import load_checkpoint, save_checkpoint
-from .folder import RunFolder
+from .folder import RunFolder, Unsaved, is_full, size_of
 from .sharding import is_sharded, local
 
 
@@ -27,52 +28,66 @@ def has_pieces(state: Any) -> bool:
 
 
 def save_shards(folder: RunFolder, state: Mapping[str, Any], metrics: Mapping[str, float], rank: int, world: int) -> Path:
-    """Writes a checkpoint in pieces; all processes must call it. It takes its name, and its place on record, when all have written."""
-    path = folder.checkpoint_path(state['step']).with_suffix('.shards')
-    temporary = _make_temporary(path, rank)
+    """Writes a checkpoint in pieces; all processes must call it. It takes its name, and its place on record, when all have written.
+
+    Where a disk is full, old checkpoints that nothing keeps are deleted first, and it is written again.
+    """
+    step = state['step']
+    path = folder.checkpoint_path(step).with_suffix('.shards')
     pieces: list[Tensor] = []
     tree = _taken_apart({**(folder.extra or {}), **state} if rank == 0 else state, pieces)
     content = {'world': world, 'pieces': dict(enumerate(pieces)), **({'tree': tree} if rank == 0 else {})}
-    written = _written_by_all(folder, path, temporary, content, state['step'], rank, world)
+    temporary, written, error = _written_by_all(folder, path, content, step, rank, world)
+    if error is not None and _room_made(folder, step, metrics, error, rank):
+        temporary, written, error = _written_by_all(folder, path, content, step, rank, world)
+    if error is not None:
+        raise error
     if rank == 0:
-        with folder.writing(path, state['step']):
+        with folder.failures(step, size_of(content)):
+            folder.manifest.drop(path.name)
             shutil.rmtree(path, ignore_errors=True)
             sync_folder(temporary)
             temporary.replace(path)
             sync_folder(path.parent)
-            folder.record(path, state['step'], {f'{path.name}/{name}': facts for name, facts in written.items()}, metrics)
+            folder.record(path, step, {f'{path.name}/{name}': facts for name, facts in written.items()}, metrics)
     torch.distributed.barrier()
     return path
 
 
-def _make_temporary(path: Path, rank: int) -> Path:
-    """Make the folder that the pieces are written into, named by the first process."""
-    name = [temporary_path(path).name]
-    if rank == 0:
-        shutil.rmtree(path.with_name(name[0]), ignore_errors=True)
-        path.with_name(name[0]).mkdir()
-    torch.distributed.broadcast_object_list(name)
-    return path.with_name(name[0])
+def _written_by_all(folder: RunFolder, path: Path, content: Any, step: int, rank: int,
+                    world: int) -> tuple[Path, dict[str, Written], OSError | None]:
+    """Have each process write its piece into a temporary folder, which the first makes.
 
-
-def _written_by_all(folder: RunFolder, path: Path, temporary: Path, content: Any, step: int, rank: int, world: int) -> dict[str, Written]:
-    """What each process has written; where one could not, all of them raise."""
-    error: BaseException | None = None
+    Returns:
+        The folder, what each process has written, and an error on all processes where one could not.
+    """
+    temporary = [temporary_path(path)]
+    torch.distributed.broadcast_object_list(temporary)
+    error: OSError | None = None
     mine: tuple[str, Written] | None = None
     name = f'rank_{rank:05}.pth'
     try:
-        with folder.failures(step):
-            mine = name, save_checkpoint(temporary / name, content)
-    except OSError as found:
-        error = found
+        with folder.failures(step, size_of(content)):
+            temporary[0].mkdir(exist_ok=True)
+            mine = name, save_checkpoint(temporary[0] / name, content)
+    except OSError as caught:
+        error = caught
     everyone: list[Any] = [None] * world
-    torch.distributed.all_gather_object(everyone, mine)
-    if error is not None:
-        raise error
-    missing = [other for other, entry in enumerate(everyone) if entry is None]
-    if missing:
-        raise OSError(f'process {missing[0]} could not write its piece of the checkpoint of step {step} (see what it said)')
-    return {entry[0]: Written(*entry[1]) for entry in everyone}
+    torch.distributed.all_gather_object(everyone, (mine, error is not None and is_full(error)))
+    missing = [other for other, (entry, _) in enumerate(everyone) if entry is None]
+    if missing and error is None:
+        code = errno.ENOSPC if any(full for _, full in everyone) else errno.EIO
+        error = Unsaved(code, f'process {missing[0]} could not write its piece of the checkpoint of step {step} (see what it said)')
+    if missing and rank == 0:
+        shutil.rmtree(temporary[0], ignore_errors=True)
+    return temporary[0], {entry[0]: Written(*entry[1]) for entry, _ in everyone if entry is not None}, error
+
+
+def _room_made(folder: RunFolder, step: int, metrics: Mapping[str, float], error: OSError, rank: int) -> bool:
+    """Return on all processes whether the first has deleted old checkpoints for a new one."""
+    made = [rank == 0 and is_full(error) and folder.make_room(step, metrics)]
+    torch.distributed.broadcast_object_list(made)
+    return bool(made[0])
 
 
 def read_shards(path: Path) -> Any:
