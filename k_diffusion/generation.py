@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .core.arguments import show_value
 from .core.conditions import convert_tensors, is_shared, select_entries
 from .core.devices import choose_device
 from .core.protocols import DenoiseFn
@@ -116,15 +117,15 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
     """
     refuse_unwrapped(denoiser)
     x = shape_or_x if isinstance(shape_or_x, Tensor) else None
-    shape = [int(side) for side in (shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x)]
-    if len(shape) < 2 or min(shape[1:]) < 1 or shape[0] < 0:
-        raise ValueError(f'the shape is {shape}; give that of a batch, [4, 3, 64, 64] say')
+    shape = _batch_shape(shape_or_x)
+    if cond is not None and not isinstance(cond, Mapping):
+        raise TypeError(f"cond must be a dict of conditions by name, {{'class_cond': labels}} for example; got {show_value(cond)}")
     guided = guidance != 1 or hasattr(denoiser, 'pair')     # guided here, or a guided denoiser already
     sigmas, sampler, options = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {}, guided)
     if guidance != 1 or null is not None:
         if null is None:
-            raise ValueError(f'guidance is {guidance} and null is missing; '
-                             "name what stands for no condition, null={'class_cond': 10} say")
+            raise ValueError(f'guidance={guidance} needs null, what stands for no condition; '
+                             "give null={'class_cond': 10} for example")
         denoiser = classifier_free(denoiser, null, guidance, guidance_interval or (0., math.inf))
     elif guidance_interval is not None:
         raise ValueError(f'guidance_interval is {guidance_interval} and there is no guidance; give a guidance and null, or leave it out')
@@ -230,6 +231,17 @@ def _whole(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise ValueError(f'{name} is {value!r}; it must be a whole number') from None
+
+
+def _batch_shape(shape_or_x: Any) -> list[int]:
+    shape = shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x
+    try:
+        sides = [operator.index(side) for side in shape]
+    except TypeError:
+        sides = []
+    if len(sides) < 2 or min(sides[1:]) < 1 or sides[0] < 0:
+        raise ValueError(f'shape_or_x must be the shape of a batch, [4, 3, 64, 64] for example, or a batch; got {show_value(shape)}')
+    return sides
 
 
 def _seeds(seeds: Any, n: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Wrong arguments of public functions: one sentence of our own for each, and no error of torch or of another library."""
 import math
 import traceback
+import types
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,125 @@ SAMPLING = {
 }
 
 
+GUIDED = {'c': torch.tensor([1, 2])}
+
+
+def guided(wrap, x=X, sigma=None, **cond):
+    """Make a guided denoiser and ask it once."""
+    sigma = torch.ones(len(X)) if sigma is None else sigma
+    return lambda: wrap()(x, sigma, **(cond or GUIDED))
+
+
+G = K.guidance
+DIRAC = lambda x: x[:, :, :2]
+GUIDANCE = {
+    'cfg of a string': lambda: G.classifier_free('unet', {'c': 0}, 2.),
+    'null is a number': lambda: G.classifier_free(D, 0, 2.),
+    'null names another condition': guided(lambda: G.classifier_free(D, {'label': 0}, 2.)),
+    'null does not fit the dtype': guided(lambda: G.classifier_free(D, {'c': -1}, 2.), c=torch.tensor([1, 2], dtype=torch.uint8)),
+    'null has another shape': guided(lambda: G.classifier_free(D, {'c': torch.zeros(3, 7)}, 2.), c=torch.zeros(2, 4, 5)),
+    'scale is nan': lambda: G.classifier_free(D, {'c': 0}, math.nan),
+    'scale is a string': lambda: G.classifier_free(D, {'c': 0}, '7'),
+    'scale is None': lambda: G.classifier_free(D, {'c': 0}, None),
+    'scale is per item': lambda: G.classifier_free(D, {'c': 0}, torch.tensor([1., 2.])),
+    'interval has one level': lambda: G.classifier_free(D, {'c': 0}, 2., (0.3,)),
+    'interval is reversed': lambda: G.classifier_free(D, {'c': 0}, 2., (3., 0.3)),
+    'interval is a number': lambda: G.classifier_free(D, {'c': 0}, 2., 0.3),
+    'rescale is above 1': lambda: G.classifier_free(D, {'c': 0}, 2., rescale=7.),
+    'rescale is a string': lambda: G.classifier_free(D, {'c': 0}, 2., rescale='0.7'),
+    'apg of no denoiser': lambda: G.adaptive_projected(None, {'c': 0}, 2.),
+    'apg with a negative norm': lambda: G.adaptive_projected(D, {'c': 0}, 2., norm=-1.),
+    'apg with nan momentum': lambda: G.adaptive_projected(D, {'c': 0}, 2., momentum=math.nan),
+    'autoguidance by a string': lambda: G.autoguidance(D, 'worse', 2.),
+    'autoguidance with an infinite scale': lambda: G.autoguidance(D, D, math.inf),
+    'composed of nothing': lambda: G.composed(D, {'c': 0}, [], []),
+    'composed with a weight missing': lambda: G.composed(D, {'c': 0}, [{'c': 1}, {'c': 2}], [1.]),
+    'composed of other conditions': lambda: G.composed(D, {'c': 0}, [{'label': 1}], [1.]),
+    'composed of a number': lambda: G.composed(D, {'c': 0}, [3], [1.]),
+    'inpainting a numpy image': lambda: G.inpainting(D, X[0].numpy(), torch.ones(1, 4, 4)),
+    'inpainting with a mask of 7': lambda: G.inpainting(D, X[0], torch.full((1, 4, 4), 7)),
+    'inpainting with a mask of another size': lambda: G.inpainting(D, X[0], torch.ones(1, 5, 5)),
+    'inpainting of three images for two': guided(lambda: G.inpainting(D, torch.randn(3, 3, 4, 4), torch.ones(1, 4, 4))),
+    'inpainting of another size': guided(lambda: G.inpainting(D, torch.randn(3, 8, 8), torch.ones(1, 8, 8))),
+    'inpainting with spread 0': lambda: G.inpainting(D, X[0], torch.ones(1, 4, 4), spread=0.),
+    'pseudo_inverse by a matrix': lambda: G.pseudo_inverse(D, torch.eye(4), X),
+    'pseudo_inverse of another shape': guided(lambda: G.pseudo_inverse(D, DIRAC, torch.zeros(2, 3, 3, 4))),
+    'pseudo_inverse of a number': guided(lambda: G.pseudo_inverse(D, DIRAC, 3.)),
+    'pseudo_inverse without iterations': lambda: G.pseudo_inverse(D, DIRAC, X, iterations=0),
+    'posterior_sampling with negative noise': lambda: G.posterior_sampling(D, DIRAC, X, noise=-1.),
+    'posterior_sampling of another shape': guided(lambda: G.posterior_sampling(D, DIRAC, torch.zeros(2, 3, 3, 4))),
+    'loss_guidance by a number': lambda: G.loss_guidance(D, 3., 1.),
+    'loss_guidance by one loss for all': guided(lambda: G.loss_guidance(D, lambda x, sigma, **cond: x.square().mean(), 1.)),
+    'loss_guidance by a loss without a gradient': guided(lambda: G.loss_guidance(D, lambda x, sigma, **cond: torch.zeros(2), 1.)),
+    'loss_guidance by a loss that is a number': guided(lambda: G.loss_guidance(D, lambda x, sigma, **cond: 1., 1.)),
+    'classifier_guidance without the label': guided(lambda: G.classifier_guidance(D, lambda x, sigma, y: x.sum((1, 2, 3)))),
+    'thresholds reversed': lambda: G.static_thresholding(D, 1., -1.),
+    'threshold is nan': lambda: G.static_thresholding(D, math.nan, 1.),
+    'quantile is 2': lambda: G.dynamic_thresholding(D, 2.),
+    'quantile is a string': lambda: G.dynamic_thresholding(D, 'most'),
+    'thresholding no denoiser': lambda: G.static_thresholding(3),
+    'clip towards a vector': lambda: G.clip_guidance(D, lambda x: x, torch.zeros(3)),
+    'partial noise of another shape': lambda: G.partial_noise(X[0], torch.tensor([3., 1., 0.]), torch.zeros(7)),
+    'partial noise from no level': lambda: G.partial_noise(X[0], torch.tensor([]), X),
+    'blended noise of nothing': lambda: G.blended_noise([3], [4], 2.),
+    'time travel of no sampler': lambda: G.time_travel('euler'),
+    'time travel 0 times': lambda: G.time_travel(S.sample_euler, 0),
+    'views of a number': lambda: G.views(3, 32, torch.ones(2)),
+    'spherical distance of unlike widths': lambda: G.spherical_distance(torch.zeros(2, 3), torch.zeros(2, 4)),
+    'the batch has another length than sigma': guided(lambda: G.classifier_free(D, {'c': 0}, 2.), sigma=torch.ones(3)),
+}
+
+E_ = K.external
+NET = torch.nn.Identity()
+BETAS = torch.linspace(0.9, 0.1, 10)
+EXTERNAL = {
+    'VDenoiser of a string': lambda: E_.VDenoiser('net'),
+    'VDenoiser of a class': lambda: E_.VDenoiser(torch.nn.Identity),
+    'wrap of a number': lambda: E_.wrap(3),
+    'wrap of an unknown network': lambda: E_.wrap(torch.nn.Linear(3, 3)),
+    'wrap of None': lambda: E_.wrap(None),
+    'alphas is a list of words': lambda: E_.DiscreteEpsDDPMDenoiser(NET, ['a', 'b'], False),
+    'alphas is empty': lambda: E_.DiscreteEpsDDPMDenoiser(NET, torch.tensor([]), False),
+    'alphas above 1': lambda: E_.DiscreteEpsDDPMDenoiser(NET, torch.tensor([2., 1.5]), False),
+    'alphas rise': lambda: E_.DiscreteVDDPMDenoiser(NET, BETAS.flip(0), False),
+    'alphas is a table': lambda: E_.DiscreteX0DDPMDenoiser(NET, torch.ones(2, 2) * 0.5, False),
+    'sigmas fall': lambda: E_.DiscreteSchedule(torch.tensor([3., 2., 1.]), False),
+    'sigmas hold 0': lambda: E_.DiscreteSchedule(torch.tensor([0., 1., 2.]), False),
+    'sigmas hold nan': lambda: E_.DiscreteSchedule(torch.tensor([math.nan, 1., 2.]), False),
+    'get_sigmas of no steps': lambda: E_.DiscreteSchedule(torch.tensor([1., 2., 3.]), False).get_sigmas(0),
+    'alphas hold nan': lambda: E_.DiscreteEpsDDPMDenoiser(NET, torch.tensor([0.9, math.nan]), False),
+    'a string for a network with a table': lambda: E_.DiscreteVDDPMDenoiser('net', BETAS, False),
+    'OpenAI with alphas of words': lambda: E_.OpenAIDenoiser(NET, types.SimpleNamespace(alphas_cumprod='abc')),
+    'OpenAI without a diffusion': lambda: E_.OpenAIDenoiser(NET, None),
+    'CompVis without a table': lambda: E_.CompVisDenoiser(NET),
+    'flow of a number': lambda: E_.FlowDenoiser(3),
+    'EDM of a number': lambda: E_.EDMDenoiser(3),
+    'scheduler_sigmas of a list': lambda: E_.scheduler_sigmas([1., 2.]),
+    'from_diffusers of a missing folder': lambda: E_.from_diffusers('/nowhere/at/all'),
+    'from_diffusers of a plain network': lambda: E_.from_diffusers(NET),
+    'from_diffusers of a class': lambda: E_.from_diffusers(torch.nn.Identity),
+    'load_published of a missing file': lambda: E_.load_published('/nowhere/net.pkl'),
+    'load_published of a number': lambda: E_.load_published(3),
+    'load_published of a folder': lambda: E_.load_published('/'),
+    'load_published of a text': lambda: E_.load_published(__file__),
+    'openai_classifier of no diffusion': lambda: E_.openai_classifier(NET, None),
+}
+
+C = K.sample
+TOP = {
+    'sample of a string': lambda: C('unet', [2, 3, 4, 4], 3),
+    'sample of a shape of words': lambda: C(D, ['a', 3], 3, sigma_min=0.1, sigma_max=10.),
+    'sample with no steps': lambda: C(D, [2, 3, 4, 4], 0),
+    'sample with an unknown sampler': lambda: C(D, [2, 3, 4, 4], 3, 'eular'),
+    'sample with guidance and no null': lambda: C(D, [2, 3, 4, 4], 3, cond={'c': torch.ones(2)}, guidance=2.),
+    'sample with a cond of another length': lambda: C(D, [2, 3, 4, 4], 3, cond='a prompt'),
+    'sample with a batch size of 0': lambda: C(D, [2, 3, 4, 4], 3, batch_size=0),
+}
+
+
 def check_message(mistake):
     """The error is one sentence, raised by our own code, with what is wanted or what to do."""
-    with pytest.raises((ValueError, TypeError)) as caught:
+    with pytest.raises((ValueError, TypeError, OSError)) as caught:
         mistake()
     message, frames = str(caught.value), traceback.extract_tb(caught.value.__traceback__)
     assert frames[-1].filename.startswith(PACKAGE), f'raised in {frames[-1].filename}: {message}'
@@ -106,4 +223,19 @@ def check_message(mistake):
 
 @pytest.mark.parametrize('mistake', SAMPLING.values(), ids=SAMPLING)
 def test_a_mistake_in_sampling(mistake):
+    check_message(mistake)
+
+
+@pytest.mark.parametrize('mistake', GUIDANCE.values(), ids=GUIDANCE)
+def test_a_mistake_in_guidance(mistake):
+    check_message(mistake)
+
+
+@pytest.mark.parametrize('mistake', EXTERNAL.values(), ids=EXTERNAL)
+def test_a_mistake_in_external(mistake):
+    check_message(mistake)
+
+
+@pytest.mark.parametrize('mistake', TOP.values(), ids=TOP)
+def test_a_mistake_in_sample(mistake):
     check_message(mistake)

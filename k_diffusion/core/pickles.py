@@ -25,10 +25,10 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
     try:
         return read_torch_file(path, data_only=False)
     except Foreign as error:
-        raise ValueError(f'{path} cannot be read safely: {error}. Save a state dict or .safetensors where it comes from') from None
+        raise ValueError(f'{path} cannot be read safely: {error}; give a state dict or .safetensors saved where it comes from') from None
     except Unreadable as error:
         raise ValueError(f'{path} cannot be read safely: {error}. It is damaged, or of a form that only running its code would open; '
-                         'save a state dict or .safetensors where it comes from') from None
+                         'give a state dict or .safetensors saved where it comes from') from None
 
 
 def tensors_of(record: Any, prefix: str = '') -> Iterator[tuple[str, Tensor]]:

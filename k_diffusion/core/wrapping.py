@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from .arguments import check_denoiser
 from .protocols import DenoiseFn
 
 W = TypeVar('W', bound='DenoiserWrapper')
@@ -22,6 +23,9 @@ class DenoiserWrapper:
 
     denoise: DenoiseFn
     per_item: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        check_denoiser('denoise', self.denoise)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith('_') or name in ('denoise', 'pair'):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import show_value
 from ..core.conditions import cast_floating
 from ..core.tensors import append_dims, mean_per_item
 from .scalings import Scalings
@@ -23,6 +24,8 @@ class PreconditionedDenoiser(nn.Module, ABC):
 
     def __init__(self, inner_model: Callable[..., Any], sigma_data: float = 1.) -> None:
         super().__init__()
+        if isinstance(inner_model, (type, str, bytes, int, float, Tensor)):
+            raise TypeError(f'inner_model must be a network, an instance of its class; got {show_value(inner_model)}')
         self.inner_model = inner_model
         self.sigma_data = sigma_data
 

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import show_value
 from ..denoisers.base import PreconditionedDenoiser
 from ..denoisers.scalings import Scalings, eps, v, x0
 from .frozen import differentiable
 from .schedule import DiscreteSchedule
+from .unwrapping import describe
 
 
 class DiscreteDenoiser(DiscreteSchedule, PreconditionedDenoiser):
@@ -91,9 +93,42 @@ def ddpm_sigmas(alphas_cumprod: Tensor) -> Tensor:
 
     A last a of 0 (zero terminal SNR, Lin et al. 2023, arXiv 2305.08891) becomes 2^-24, sigma 4096, which the network cannot tell from
     infinity; or half the a before it, if that is less. An a of 1, as low precision rounds it, becomes the number below 1.
+
+    Raises:
+        TypeError: It is not a tensor or an array of numbers.
+        ValueError: It is not a table [T] of at least two numbers from 0 to 1 that do not rise.
     """
+    alphas_cumprod = _as_table(alphas_cumprod)
     a = alphas_cumprod.to(torch.promote_types(alphas_cumprod.dtype, torch.float32))
     nearly_0 = (torch.where(a > 0, a, 1).min() / 2).clamp(max=2**-24)
     nearly_1 = 1 - torch.finfo(a.dtype).eps / 2
     a = torch.where(a == 0, nearly_0, a).where(a != 1, nearly_1)
     return ((1 - a) / a).sqrt()
+
+
+def table_of(diffusion: Any, name: str) -> Tensor:
+    """Return the alphas_cumprod [T] that a model or its diffusion holds.
+
+    Args:
+        diffusion: What holds them.
+        name: The argument that it is, for the message.
+
+    Raises:
+        TypeError: It holds none.
+    """
+    table = getattr(diffusion, 'alphas_cumprod', None)
+    if table is None:
+        raise TypeError(f'{name} must have alphas_cumprod, the table of noise levels; got {describe(diffusion)}')
+    return _as_table(table)
+
+
+def _as_table(alphas_cumprod: Any) -> Tensor:
+    """Return cumulative products of alphas as a tensor; refuse what is not a table of them."""
+    try:
+        table = torch.as_tensor(alphas_cumprod)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f'alphas_cumprod must be a tensor or an array of numbers; got {show_value(alphas_cumprod)}') from None
+    if table.ndim != 1 or len(table) < 2 or not ((table >= 0) & (table <= 1)).all() or (table.diff() > 0).any():
+        raise ValueError('alphas_cumprod must be one row of at least two numbers from 0 to 1 that do not rise; '
+                         f'got {show_value(table)} that begins {table.flatten()[:3].tolist()}')
+    return table

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.tensors import append_dims
 from ..denoisers.scalings import Scalings, x0
-from .discrete import DiscreteEpsDDPMDenoiser
+from .discrete import DiscreteEpsDDPMDenoiser, table_of
 from .schedule import DiscreteSchedule
 
 
@@ -24,7 +24,7 @@ class OpenAIDenoiser(DiscreteEpsDDPMDenoiser):
 
     def __init__(self, model: Any, diffusion: Any, quantize: bool = False, has_learned_sigmas: bool = True,
                  device: Any = 'cpu') -> None:
-        super().__init__(model, torch.as_tensor(diffusion.alphas_cumprod, device=device, dtype=torch.float32), quantize)
+        super().__init__(model, table_of(diffusion, 'diffusion').to(device, torch.float32), quantize)
         self.has_learned_sigmas = has_learned_sigmas
         self.times = ModelTimes(diffusion)
         kind = getattr(getattr(diffusion, 'model_mean_type', None), 'name', 'EPSILON')
@@ -68,7 +68,7 @@ class ModelTimes:
 
 def openai_classifier(model: Any, diffusion: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """log p(y | x, sigma) [B] of a guided-diffusion classifier (x_t, t) -> logits, for K.guidance.classifier_guidance."""
-    alphas = torch.as_tensor(diffusion.alphas_cumprod, dtype=torch.float32)
+    alphas = table_of(diffusion, 'diffusion').float()
     schedule, times = DiscreteSchedule(((1 - alphas) / alphas).sqrt(), False), ModelTimes(diffusion)
 
     def log_prob(x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:

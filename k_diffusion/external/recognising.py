@@ -15,7 +15,7 @@ from .diffusers import DiffusersNetwork, from_diffusers
 from .edm import EDMDenoiser
 from .openai import OpenAIDenoiser
 from .published import Published
-from .unwrapping import unwrap_network
+from .unwrapping import describe, unwrap_network
 from .v_diffusion import VDenoiser
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
 
     Raises:
         TypeError: it is a class, or a record of weights without a network.
-        ValueError: it is not recognised.
+        ValueError: it is of no known family.
     """
     model = _held_network(model)
     network = unwrap_network(model)
@@ -87,8 +87,9 @@ def _recognise(model: Any, network: Any, partner: Any, quantize: bool) -> tuple[
         return EDMDenoiser(model), f'a denoiser of {edition} ({type(network).__name__})'
     if isinstance(getattr(network, 'shape', None), tuple) and list(_parameters(network))[:2] in (['input', 't'], ['x', 't']):
         return VDenoiser(model), f'a network of v-diffusion ({type(network).__name__}) for {"x".join(map(str, network.shape))}'
-    raise ValueError(f'{type(network).__name__}{" with " + type(partner).__name__ if partner is not None else ""} is not recognised. '
-                     f'Recognised are: {_KNOWN}. For another, write a subclass of K.external.DiscreteEpsDDPMDenoiser or VDenoiser')
+    raise ValueError(f'model must be one of these: {_KNOWN}; got {describe(network)}'
+                     f'{" with " + type(partner).__name__ if partner is not None else ""}. For another, write a subclass of '
+                     'K.external.DiscreteEpsDDPMDenoiser or VDenoiser')
 
 
 def _edm_edition(network: Any) -> str | None:

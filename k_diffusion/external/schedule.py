@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import check_whole
 from ..schedules import append_zero
 
 Self = TypeVar('Self', bound='DiscreteSchedule')
@@ -50,6 +51,7 @@ class DiscreteSchedule(nn.Module):
         """n levels evenly spaced in t, or all of the table, descending, then 0: [n + 1]."""
         if n is None:
             return append_zero(self.sigmas.flip(0))
+        check_whole('n', n)
         return append_zero(self.t_to_sigma(torch.linspace(len(self.sigmas) - 1, 0, n, device=self.sigmas.device)))
 
     def sigma_to_t(self, sigma: Tensor, quantize: bool | None = None) -> Tensor:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_number
 from ..core.protocols import DenoiseFn, GuidedFn
 from ..core.tensors import append_dims
-from .streams import Null, TwoEstimates, ask_all, check_strength, without
+from .streams import Null, TwoEstimates, ask_all, check_null, check_strength, without
 
 
 def adaptive_projected(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf), eta: float = 0.,
@@ -23,7 +24,10 @@ def adaptive_projected(denoise: DenoiseFn, null: Null, scale: float, interval: t
     guidance. Sadat et al. (2024), arXiv 2410.02416, section 4.
     """
     check_strength(scale, interval)
-    if norm is not None and not norm > 0:
+    check_null(null)
+    for name, value in ('eta', eta), ('momentum', momentum):
+        check_number(name, value)
+    if norm is not None and not check_number('norm', norm) > 0:
         raise ValueError(f'norm is {norm}; it must be above 0, or None for no bound')
     return _AdaptiveProjected(denoise, null, scale, interval, eta, norm, momentum, joined)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_denoiser
 from ..core.protocols import DenoiseFn, GuidedFn
 from .streams import TwoEstimates, check_strength
 
@@ -20,6 +21,7 @@ def autoguidance(denoise: DenoiseFn, worse: DenoiseFn, scale: float, interval: t
     result's `pair` gives (D', D_worse). Karras et al. (2024), arXiv 2406.02507.
     """
     check_strength(scale, interval)
+    check_denoiser('worse', worse)
     return _Autoguidance(denoise, worse, scale, interval)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_number
 from ..core.protocols import DenoiseFn, GuidedFn
-from .streams import Null, TwoEstimates, ask_all, check_strength, without
+from .streams import Null, TwoEstimates, ask_all, check_null, check_strength, without
 
 
 def classifier_free(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf), rescale: float = 0.,
@@ -28,7 +29,8 @@ def classifier_free(denoise: DenoiseFn, null: Null, scale: float, interval: tupl
     it, with the paper's lambda as the scale.
     """
     check_strength(scale, interval)
-    if not 0 <= rescale <= 1:
+    check_null(null)
+    if not 0 <= check_number('rescale', rescale) <= 1:
         raise ValueError(f'rescale is {rescale}; it must be a share from 0 (none) to 1')
     return _ClassifierFree(denoise, null, scale, interval, rescale, joined)
 

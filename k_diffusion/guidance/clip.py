@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.arguments import check_function, show_value
 from ..core.protocols import DenoiseFn
 from .gradients import loss_guidance
 from .views import views
@@ -26,6 +27,9 @@ def clip_guidance(denoise: DenoiseFn, encode: Callable[[Tensor], Tensor], target
     (latent diffusion). clamp, spread and through are those of `loss_guidance`: the clamp is the original's, and holds strong
     guidance back; None reaches the prompts more often. After Crowson (2021).
     """
+    check_function('encode', encode, 'from pictures [N, C, size, size] to embeddings [N, E]')
+    if not isinstance(targets, Tensor) or targets.ndim < 2:
+        raise ValueError(f'targets must be embeddings [P, E] or [B, P, E]; got {show_value(targets)}')
     weights = torch.ones(targets.shape[-2]) if weights is None else weights
     if weights.shape != targets.shape[-2:-1]:
         raise ValueError(f'targets of shape {list(targets.shape)} and weights of shape {list(weights.shape)} do not fit; '
@@ -67,5 +71,7 @@ class ClipDistance:
 
 def spherical_distance(a: Tensor, b: Tensor) -> Tensor:
     """Half the squared angle between vectors, [..., E] -> [...]: 2 arcsin(|a - b| / 2)^2 of them brought to length 1."""
+    if a.shape[-1:] != b.shape[-1:]:
+        raise ValueError(f'b must hold vectors as long as those of a, {a.shape[-1]}; got shape {list(b.shape)}')
     chord = (F.normalize(a, dim=-1) - F.normalize(b, dim=-1)).norm(dim=-1)
     return 2 * (chord / 2).clamp(max=1).arcsin() ** 2

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import show_value
 from ..core.conditions import NullRows, map_leaves
 from ..core.protocols import DenoiseFn, GuidedFn
 from ..core.wrapping import DenoiserWrapper, select_like_x
-from .streams import Null, ask_all, without
+from .streams import Null, ask_all, check_null, without
 
 
 def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Any]], weights: Sequence[float | Tensor],
@@ -24,6 +25,10 @@ def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Any]
 
     Liu et al. (2022), arXiv 2206.01714, eq. 11.
     """
+    check_null(null)
+    for prompt in prompts:
+        if not isinstance(prompt, Mapping):
+            raise TypeError(f'prompts must be dicts of conditions; got {show_value(prompt)}')
     if not prompts or len(prompts) != len(weights):
         raise ValueError(f'composed got {len(prompts)} prompts and {len(weights)} weights; give one weight for each of at least one prompt')
     odd = [i for i, prompt in enumerate(prompts) if prompt.keys() != null.keys()]

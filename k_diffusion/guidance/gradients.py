@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_function, check_number, show_value
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
 from ..core.wrapping import DenoiserWrapper
@@ -31,7 +32,8 @@ def loss_guidance(denoise: DenoiseFn, loss: Callable[..., Tensor], scale: float,
     Crowson's CLIP guidance; Bansal et al. (2023), arXiv 2302.07121; without the network: He et al. (2023), arXiv 2311.16424.
     """
     check_strength(scale, nothing='0')
-    if spread is not None and not spread > 0:
+    check_function('loss', loss, 'loss(denoised, sigma, **cond) -> [B]')
+    if spread is not None and not check_number('spread', spread) > 0:
         raise ValueError(f'spread is {spread}; it must be a standard deviation above 0, or None')
     if clamp is not None and not clamp[0] < clamp[1]:
         raise ValueError(f'clamp is {clamp}; it must hold two numbers, the lower one first, or be None')
@@ -57,8 +59,7 @@ class _LossGuided(DenoiserWrapper):
             denoised = self.denoise(at, sigma, **cond)
             if not self.through:
                 at = denoised = denoised.detach().requires_grad_()
-            total = self.loss(denoised, sigma, **own).sum()
-            gradient, = torch.autograd.grad(total, at)
+            gradient = gradient_per_item('loss', self.loss(denoised, sigma, **own), at)
         guided = denoised.detach() - self.scale * self._step(gradient, append_dims(sigma, x.ndim))
         return guided if self.clamp is None else guided.clamp(*self.clamp)
 
@@ -73,6 +74,20 @@ class _LossGuided(DenoiserWrapper):
         return variance.sqrt() * gradient / rms.clamp(min=torch.finfo(gradient.dtype).tiny)
 
 
+def gradient_per_item(name: str, values: Any, at: Tensor) -> Tensor:
+    """Return the gradient of a function's values [B] with respect to `at`, item by item.
+
+    Raises:
+        ValueError: It gave something else than [B], or no function of `at`.
+    """
+    if not isinstance(values, Tensor) or values.shape != (len(at),):
+        raise ValueError(f'{name} must give one number for each item, [{len(at)}]; got {show_value(values)}')
+    if not values.requires_grad:
+        raise ValueError(f'{name} must be differentiable with respect to its first argument; '
+                         'got values without a gradient: check that nothing in it detaches or runs under no_grad')
+    return torch.autograd.grad(values.sum(), at)[0]
+
+
 def classifier_guidance(denoise: DenoiseFn, log_prob: Callable[..., Tensor], scale: float = 1., key: str = 'class_cond',
                         keep: bool = False) -> DenoiseFn:
     """D' = D + scale sigma^2 grad log p(y | x, sigma), y the condition `key` [B].
@@ -81,6 +96,8 @@ def classifier_guidance(denoise: DenoiseFn, log_prob: Callable[..., Tensor], sca
     also told y. With scale 0 the classifier is not asked. Dhariwal & Nichol (2021), arXiv 2105.05233, section 4.2.
     """
     check_strength(scale, nothing='0')
+    if scale != 0:
+        check_function('log_prob', log_prob, 'log_prob(x, sigma, y) -> [B]')
     return _ClassifierGuided(denoise, log_prob, scale, key, keep)
 
 
@@ -101,5 +118,5 @@ class _ClassifierGuided(DenoiserWrapper):
             return denoised
         with torch.enable_grad():
             at = x.detach().requires_grad_()
-            gradient, = torch.autograd.grad(self.log_prob(at, sigma, label).sum(), at)
+            gradient = gradient_per_item('log_prob', self.log_prob(at, sigma, label), at)
         return denoised + self.scale * append_dims(sigma, x.ndim) ** 2 * gradient

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_broadcast, check_function, check_number, check_whole, show_value
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
 from ..core.wrapping import DenoiserWrapper, select_like_x
@@ -28,8 +29,10 @@ def inpainting(denoise: DenoiseFn, image: Tensor, mask: Tensor, spread: float | 
             known by the network's gradient (`pseudo_inverse` for A = mask), which makes the two fit at
             twice the cost.
     """
+    if not isinstance(image, Tensor):
+        raise TypeError(f'image must be a tensor [C, H, W] or [B, C, H, W]; got {show_value(image)}')
     mask = as_mask(mask)
-    check_broadcast(image, mask)
+    check_mask(image, mask)
     if spread is not None:
         denoise = pseudo_inverse(denoise, Masked(mask), mask * image, spread, orthonormal=True)
     return _Inpainting(denoise, image, mask)
@@ -56,7 +59,7 @@ def as_mask(mask: Tensor) -> Tensor:
     return values
 
 
-def check_broadcast(image: Tensor, mask: Tensor) -> None:
+def check_mask(image: Tensor, mask: Tensor) -> None:
     """Refuse a mask that does not broadcast against the image."""
     try:
         torch.broadcast_shapes(image.shape, mask.shape)
@@ -91,6 +94,7 @@ class _Inpainting(DenoiserWrapper):
         if self.image.ndim == x.ndim and len(self.image) not in (1, len(x)):
             raise ValueError(f'image must hold one image, or one for each of the {len(x)} items; '
                              f'got {len(self.image)} images')
+        check_broadcast('image', self.image, x.shape, 'x')
         denoised, mask = self.denoise(x, sigma, **cond), self.mask.to(x)
         return torch.where(mask > 0, torch.lerp(denoised, self.image.to(x), mask), denoised)
 
@@ -101,6 +105,11 @@ class _Measured(DenoiserWrapper):
     operator: Operator
     y: Tensor
     per_item = ('y',)
+
+    def residual(self, measured: Tensor) -> Tensor:
+        """Return y less what was measured of an estimate."""
+        check_broadcast('y', self.y, measured.shape, 'what the operator gives')
+        return self.y.to(measured) - measured
 
     def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
         if value.ndim == 0 or len(value) != shape[0] or shape[0] == 1:
@@ -121,13 +130,22 @@ def pseudo_inverse(denoise: DenoiseFn, operator: Operator, y: Tensor, spread: fl
     standard deviation, and near the end for any. Song et al. (2023), Pseudoinverse-guided diffusion models, ICLR.
     """
     check_spread(spread, noise)
+    check_whole('iterations', iterations)
+    check_measurement(operator, y)
     return _PseudoInverse(denoise, operator, y, spread, noise, orthonormal, iterations)
 
 
 def check_spread(spread: float, noise: float) -> None:
     """Refuse standard deviations that are none."""
-    if not spread > 0 or not noise >= 0:
+    if not check_number('spread', spread) > 0 or not check_number('noise', noise) >= 0:
         raise ValueError(f'spread is {spread} and noise is {noise}; spread must be above 0 and noise at least 0')
+
+
+def check_measurement(operator: Any, y: Any) -> None:
+    """Refuse what is not an operator, or not a measurement."""
+    check_function('operator', operator, 'from a batch of clean data to a batch of measurements')
+    if not isinstance(y, Tensor):
+        raise TypeError(f'y must be a tensor, one measurement or one for each item; got {show_value(y)}')
 
 
 @dataclass(frozen=True)
@@ -148,7 +166,7 @@ class _PseudoInverse(_Measured):
             denoised = self.denoise(at, sigma, **cond)
         clean = denoised.detach()
         a = Linear(self.operator, clean)
-        residual = self.y.to(clean) - a(clean)
+        residual = self.residual(a(clean))
         r2 = append_dims(variance.flatten(), residual.ndim)
         if self.orthonormal:
             solved = residual / (r2 + self.noise ** 2)
@@ -167,6 +185,8 @@ def posterior_sampling(denoise: DenoiseFn, operator: Operator, y: Tensor, scale:
     1 / g^2. With scale 0 the denoiser is called as it is. Chung et al. (2022), arXiv 2209.14687.
     """
     check_spread(spread, noise)
+    check_number('scale', scale)
+    check_measurement(operator, y)
     return _PosteriorSampling(denoise, operator, y, scale, spread, noise)
 
 
@@ -185,7 +205,7 @@ class _PosteriorSampling(_Measured):
         with torch.enable_grad():
             at = x.detach().requires_grad_()
             denoised = self.denoise(at, sigma, **cond)
-            gradient, = torch.autograd.grad((self.y.to(denoised) - self.operator(denoised)).square().sum() / 2, at)
+            gradient, = torch.autograd.grad(self.residual(self.operator(denoised)).square().sum() / 2, at)
         s2 = append_dims(sigma, x.ndim) ** 2
         return denoised.detach() - self.scale * s2 / (s2 * self.spread ** 2 / (s2 + self.spread ** 2) + self.noise ** 2) * gradient
 

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_number, show_value
 from ..core.conditions import DifferentTrees, NullRows, join_trees, replace_by_null
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
@@ -25,7 +26,7 @@ def ask_all(denoise: DenoiseFn, x: Tensor, sigma: Tensor, conditions: Sequence[M
     and take no more memory than one; so do conditions that no one batch can hold: different numbers
     or strings, tensors of different shapes, trees of different structure.
     """
-    n = len(conditions)
+    n, sigma = len(conditions), level_per_item(sigma, x)
     if joined and n > 1:
         try:
             cond = join_trees([dict(c) for c in conditions], len(x))
@@ -42,6 +43,14 @@ def ask_all(denoise: DenoiseFn, x: Tensor, sigma: Tensor, conditions: Sequence[M
     return answers
 
 
+def level_per_item(sigma: Tensor, x: Tensor) -> Tensor:
+    """Return noise levels as [B]; one level is that of every item."""
+    if sigma.ndim > 1 or sigma.numel() not in (1, len(x)):
+        raise ValueError(f'sigma must be one noise level, or one for each of the {len(x)} items of x; '
+                         f'got shape {list(sigma.shape)}')
+    return sigma.expand(len(x))
+
+
 def without(cond: Mapping[str, Any], null: Null, n: int) -> dict[str, Any]:
     """The conditions of n items with those that `null` names taken away."""
     absent = sorted(null.keys() - cond.keys())
@@ -53,11 +62,20 @@ def without(cond: Mapping[str, Any], null: Null, n: int) -> dict[str, Any]:
 
 def check_strength(scale: float, interval: tuple[float, float] = (0., math.inf), nothing: str = '1') -> None:
     """Refuses a scale that is not a number, and what is no interval of noise levels."""
-    if not math.isfinite(scale):
-        raise ValueError(f'the guidance scale is {scale}; it must be a finite number ({nothing} is no guidance)')
-    low, high = interval
-    if not 0 <= low < high:
-        raise ValueError(f'the guidance interval is {interval}; it must hold two noise levels, the lower one first')
+    check_number('scale', scale, hint=f'{nothing} is no guidance')
+    try:
+        low, high = (check_number('interval', level, 0., infinite=True) for level in interval)
+    except (TypeError, ValueError):
+        low = high = 0.
+    if not low < high:
+        raise ValueError(f'interval must hold two noise levels, the lower one first; got {show_value(interval)}')
+
+
+def check_null(null: Any) -> None:
+    """Refuse null values that are not named."""
+    if not isinstance(null, Mapping):
+        raise TypeError("null must be a dict of what stands for no condition, {'class_cond': 10} for example; "
+                        f'got {show_value(null)}')
 
 
 class TwoEstimates(DenoiserWrapper, ABC):

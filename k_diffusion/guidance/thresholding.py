@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_number
 from ..core.protocols import DenoiseFn, GuidedFn
 from ..core.wrapping import DenoiserWrapper
 
 
 def static_thresholding(denoise: DenoiseFn, low: float = -1., high: float = 1.) -> GuidedFn:
     """D' = D clamped to [low, high]. What lies within is left as it is, to the last bit."""
-    if not low < high:
+    if not check_number('low', low, infinite=True) < check_number('high', high, infinite=True):
         raise ValueError(f'low is {low} and high is {high}; the range must hold two numbers, the lower one first')
     return _Static(denoise, low, high)
 
@@ -25,7 +26,7 @@ def dynamic_thresholding(denoise: DenoiseFn, quantile: float = 0.995, bound: flo
     Strong guidance drives more and more pixels to the ends of the range; this draws them all back in. An item whose s is within
     the bound is only clamped. For pixels in [-1, 1]; latents have no such range. Saharia et al. (2022), arXiv 2205.11487, section 2.3.
     """
-    if not 0 < quantile <= 1 or not bound > 0:
+    if not 0 < check_number('quantile', quantile) <= 1 or not check_number('bound', bound) > 0:
         raise ValueError(f'quantile is {quantile} and bound is {bound}; the quantile must be in (0, 1] and the bound above 0')
     return _Dynamic(denoise, quantile, bound)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_function
 from ..core.protocols import NoiseSampler
 
 SampleFn = Callable[..., Tensor]
@@ -24,6 +25,7 @@ def time_travel(sample: SampleFn, times: int = 2, interval: tuple[float, float] 
     torch's global generator. With times 1 it is the sampler itself.
     Lugmayr et al. (2022), arXiv 2201.09865; Yu et al. (2023), arXiv 2303.09833.
     """
+    check_function('sample', sample, '(model, x, sigmas, ...) -> x')
     if times < 1:
         raise ValueError(f'times is {times}; it must be at least 1, a step taken once')
     if times == 1:

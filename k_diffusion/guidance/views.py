@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.arguments import show_value
+
 
 def views(images: Tensor, size: int, sigma: Tensor, n: int = 1, power: float = 1., seed: int = 0, jitter: float = 1 / 14) -> Tensor:
     """n views of each image, [B, C, H, W] -> [n B, C, size, size], view by view.
@@ -13,6 +15,8 @@ def views(images: Tensor, size: int, sigma: Tensor, n: int = 1, power: float = 1
     as u^power between `size` and the shorter side of the image, u uniform (a larger power gives smaller crops), from anywhere in
     it. What is drawn depends on (seed, sigma, view) alone: not on the batch, the device or the generator.
     """
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise ValueError(f'images must be pictures [B, C, H, W]; got {show_value(images)}')
     shorter = min(images.shape[2:])
     least = min(size, shorter) / shorter
     out = []

@@ -10,11 +10,12 @@ from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_denoiser, expands
 from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import Registry
-from .arguments import check_options, expands, show_value
 from .loop import Watch
 from .noise import Generators, NoiseKind, make_noise_sampler
+from .options import check_options
 
 P = ParamSpec('P')
 R = TypeVar('R')
@@ -193,8 +194,7 @@ def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, 
     if not dtype.is_floating_point:
         raise ValueError(f'x has dtype {dtype}; a sampler starts from noise: give it float32, float64, float16 or bfloat16')
     if hasattr(entry.function, 'entry'):     # a function from elsewhere defines its own arguments
-        if not callable(given[model]) and not hasattr(given[model], 'pair'):
-            raise TypeError(f'{model} must be a denoiser, a function (x, sigma) -> D; got {show_value(given[model])}')
+        check_denoiser(model, given[model])
         check_options(bound.signature.parameters, given)
     watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name), afs, given[x])
     given.update({model: watch, x: given[x].to(torch.promote_types(dtype, torch.float32))})

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..core.arguments import check_number, check_whole, show_value
 from ..core.tensors import append_dims
-from .arguments import check_number, check_whole, show_value
 
 INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(40)]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 
-from .arguments import check_number
+from ..core.arguments import check_number
 
 
 def check_tolerances(atol: float, rtol: float) -> None:

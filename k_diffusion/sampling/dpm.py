@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..core.arguments import check_number, check_whole
 from ..core.protocols import DenoiseFn, NoiseSampler
-from .arguments import check_number, check_whole
 from .catalogue import Run, sampler
 from .coefficients import get_ancestral_step, to_d
 from .controllers import PIDStepSizeController

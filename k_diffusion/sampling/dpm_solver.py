@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import is_whole
 from ..core.protocols import DenoiseFn, NoiseSampler
-from .arguments import is_whole
 from .catalogue import Run, drained
 from .coefficients import get_ancestral_step, phi
 from .controllers import PIDStepSizeController, check_tolerances

@@ -15,9 +15,9 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from ..core.arguments import is_whole
 from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import unknown
-from .arguments import is_whole
 from .catalogue import Run, sampler
 from .coefficients import exponential_weights
 from .loop import Callback, ExtraArgs, Sigmas, Step, levels, steps

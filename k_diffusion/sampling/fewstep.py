@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ..core.arguments import show_value
 from ..core.protocols import DenoiseFn, NoiseSampler
-from .arguments import show_value
 from .catalogue import Run, sampler
 from .exponential import Row, walk_table
 from .loop import Callback, ExtraArgs, Sigmas, levels

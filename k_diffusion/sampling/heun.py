@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..core.arguments import is_whole
 from ..core.protocols import DenoiseFn, NoiseSampler
-from .arguments import is_whole
 from .catalogue import Run, sampler
 from .loop import Callback, ExtraArgs, Sigmas, levels, steps
 from .noise import churn, default_noise_sampler

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_number
 from ..core.incomplete_beta import student_quantile
 from ..core.protocols import DenoiseFn
-from .arguments import check_number
 from .loop import ExtraArgs
 from .ode import Parts
 from .probability_flow import ProbabilityFlow

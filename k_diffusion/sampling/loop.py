@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
+from ..core.arguments import show_value
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
-from .arguments import show_value
 from .coefficients import to_d
 
 Sigmas: TypeAlias = Tensor | Sequence[float]

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from ..core.arguments import is_whole
 from ..core.protocols import DenoiseFn
-from .arguments import is_whole
 from .catalogue import Run, sampler
 from .coefficients import adams_weights, lagrange
 from .exponential import Past, combine, past_levels

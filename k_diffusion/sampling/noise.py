@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_number, is_whole, show_value
 from ..core.protocols import NoiseSampler
 from ..core.random import derive_seed, randn_items
 from ..core.registry import unknown
-from .arguments import check_number, is_whole, show_value
 from .brownian import BrownianPath
 from .loop import Step
 

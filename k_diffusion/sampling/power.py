@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ..core.arguments import is_whole
 from ..core.protocols import DenoiseFn
-from .arguments import is_whole
 from .catalogue import Run, sampler
 from .coefficients import lagrange
 from .loop import Callback, ExtraArgs, Sigmas, levels

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm, trange
 
+from ..core.arguments import check_denoiser, check_whole, expands, show_value
 from ..core.protocols import DenoiseFn
 from ..core.tensors import sum_per_item
-from .arguments import check_whole, expands, show_value
 from .coefficients import to_d
 from .loop import ExtraArgs, Watch
 from .ode import RUNGE_KUTTA, Parts, dormand_prince, runge_kutta_step
@@ -28,8 +28,7 @@ class ProbabilityFlow:
         if not isinstance(x, Tensor) or not x.ndim or not x.is_floating_point():
             got = f'has dtype {x.dtype} and shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
             raise ValueError(f'{name}: x {got}; give a batch [B, ...] in floating point, scaled as in training')
-        if not callable(model):
-            raise TypeError(f'{name}: model must be a denoiser, a function (x, sigma) -> D; got {show_value(model)}')
+        check_denoiser(f'{name}: model', model)
         self.watch, self.extra_args, self.divergence = Watch(model, x.dtype, name), extra_args or {}, divergence
         self.start = x.detach().to(dtype or torch.promote_types(x.dtype, torch.float32))
         self.mean, self.std = self._per_item('data_mean', mean), self._per_item('data_std', std)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_number, expands
 from ..core.spectral import dct, inverse_dct
-from .arguments import check_number, expands
 
 #: Frequencies along an axis are taken together in at most so many bands, the low ones singly.
 BANDS = 16

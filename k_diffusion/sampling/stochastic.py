@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_number, is_whole, show_value
 from ..core.protocols import DenoiseFn, NoiseSampler
-from .arguments import check_number, is_whole, show_value
 from .catalogue import Run, sampler
 from .coefficients import get_ancestral_step
 from .exponential import LAST, STAY, Past, Row, Table, corrected, exponential_row, folded, past_levels, walk_table

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_whole
 from ..core.random import generator
 from ..core.tensors import sum_per_item
-from .arguments import check_whole
 from .noise import item_seeds
 
 

@@ -16,8 +16,9 @@ from k_diffusion.data.folders import PictureFiles
 
 #: What systems and programs leave beside pictures; none of it is one.
 LITTER = ['.DS_Store', '._a.png', '.ipynb_checkpoints/1-checkpoint.png', '__MACOSX/._x.png', '__MACOSX/cat/._0.png',
-          'cat/@eaDir/0.png/thumb.jpg', 'cat/Thumbs.db', 'dog/.hidden.png', 'dog/desktop.ini', '$RECYCLE.BIN/gone.png', '#recycle/gone.png', 'lost+found/0.png',
-          'System Volume Information/a.png', '.git/objects/a.png', 'cat/notes.txt', 'dog/README', 'dog/a.heic', 'dog/b.HEIC']
+          'cat/@eaDir/0.png/thumb.jpg', 'cat/Thumbs.db', 'dog/.hidden.png', 'dog/desktop.ini', '$RECYCLE.BIN/gone.png', '#recycle/gone.png',
+          'lost+found/0.png', 'System Volume Information/a.png', '.git/objects/a.png', 'cat/notes.txt',
+          'dog/README', 'dog/a.heic', 'dog/b.HEIC']
 
 
 def png(value, kind='PNG'):

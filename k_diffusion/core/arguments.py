@@ -1,9 +1,8 @@
-"""Checks of what samplers and their helpers are called with."""
+"""Checks of what public functions are called with."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
-from inspect import Parameter
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -55,40 +54,26 @@ def _bracketed(hint: str) -> str:
     return f' ({hint})' if hint else ''
 
 
-#: The rule of a numeric option: the least value, whether infinity is allowed, and a hint. Other options are numbers of any size.
-RULES: Mapping[str, tuple[float, bool, str]] = {
-    'eta': (0., False, '0 disables noise, 1 is the usual value'),
-    'tau': (0., False, '0 disables noise, 1 is the usual value'),
-    's_noise': (0., False, '1 is the usual value'),
-    's_churn': (0., True, '0 disables churn'),
-    's_tmin': (0., True, 'the lowest noise level with churn'),
-    's_tmax': (0., True, 'the highest noise level with churn'),
-    'euler_below': (0., False, 'a noise level'),
-    'ge_gamma': (-math.inf, False, '2 is the usual value'),
-    'pcoeff': (-math.inf, False, '0 is the usual value'),
-    'icoeff': (-math.inf, False, '1 is the usual value'),
-    'dcoeff': (-math.inf, False, '0 is the usual value'),
-    'accept_safety': (-math.inf, False, '0.81 is the usual value'),
-}
-
-
-def check_options(parameters: Mapping[str, Parameter], given: MutableMapping[str, Any]) -> None:
-    """Check the options of a sampler, and turn the numbers among them into floats.
-
-    An option is a number where its default is a float. tau may be a function too.
-    """
-    for name, value in given.items():
-        if isinstance(parameters[name].default, float) and not (name == 'tau' and callable(value)):
-            least, infinite, hint = RULES.get(name, (-math.inf, True, ''))
-            given[name] = check_number(name, value, least, infinite, hint)
-    for name in ('callback', 'noise_sampler', 'noise_scaler'):
-        if given.get(name) is not None and not callable(given[name]):
-            raise TypeError(f'{name} must be a function or None; got {show_value(given[name])}')
-    extra_args = given.get('extra_args')
-    if extra_args is not None and not isinstance(extra_args, Mapping):
-        raise TypeError(f'extra_args must be a dict of keyword arguments for the model; got a {type(extra_args).__name__}')
-
-
 def expands(shape: Sequence[int], to: Sequence[int]) -> bool:
     """Whether a tensor of a shape broadcasts to another shape."""
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to)))
+
+
+def check_denoiser(name: str, denoiser: Any) -> None:
+    """Raise a TypeError where something cannot be asked as a denoiser: it is called, or it has `pair`."""
+    if isinstance(denoiser, type) or not (callable(denoiser) or hasattr(denoiser, 'pair')):
+        raise TypeError(f'{name} must be a denoiser, a function (x, sigma, **cond) -> D; got {show_value(denoiser)}')
+
+
+def check_function(name: str, function: Any, call: str) -> None:
+    """Raise a TypeError where something is not a function; `call` shows how it is called."""
+    if not callable(function):
+        raise TypeError(f'{name} must be a function, {call}; got {show_value(function)}')
+
+
+def check_broadcast(name: str, value: Any, like: Sequence[int], of: str) -> None:
+    """Raise an error where a value is not a tensor that broadcasts to the shape `like`, which is that of `of`."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f'{name} must be a tensor that broadcasts to {of}, {list(like)}; got {show_value(value)}')
+    if not expands(value.shape, like):
+        raise ValueError(f'{name} must broadcast to {of}, {list(like)}; got shape {list(value.shape)}')
