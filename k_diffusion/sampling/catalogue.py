@@ -69,7 +69,7 @@ class Sampler:
         """The names of its own parameters."""
         return tuple(self.signature.parameters)
 
-    @property
+    @functools.cached_property
     def signature(self) -> inspect.Signature:
         """What the body takes: the function's signature without what every sampler takes."""
         signature = inspect.signature(self.function)
