@@ -13,7 +13,7 @@ from k_diffusion import sampling
 from k_diffusion.core.random import derive_seed, generator, randn_items
 from k_diffusion.denoisers.analytic import Mixture
 from k_diffusion.guidance import classifier_free
-from k_diffusion.sampling.teacher import Teacher
+from k_diffusion.sampling.calibration.reference_runs import Teacher
 
 
 class Pictures:

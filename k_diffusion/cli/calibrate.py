@@ -18,8 +18,8 @@ from ..core.memory import keep_freed_memory
 from ..core.random import derive_seed, randn_items
 from ..core.weights import fingerprint
 from ..sampling import BASES, Calibration, calibrate
-from ..sampling.calibrating import check_bases
-from ..sampling.teacher import Teacher
+from ..sampling.calibration.fitting import check_bases
+from ..sampling.calibration.reference_runs import Teacher
 from . import calibrations
 from .conditioning import asked_of, conditions_of, null_of
 from .encoding import encoder_of

@@ -13,8 +13,8 @@ from ..config import find_checkpoint
 from ..core.files import read_json, write_json
 from ..core.weights import fingerprint
 from ..generation import SamplingConfig
-from ..sampling.calibration import Calibration
-from ..sampling.calibration_json import from_dict, to_dict
+from ..sampling.calibration.files import from_dict, to_dict
+from ..sampling.calibration.solver import Calibration
 
 #: What `--sampler` is given to ask for one.
 WORD = 'calibrated'

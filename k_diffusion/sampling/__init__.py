@@ -42,11 +42,10 @@ from ..schedules import (
     shift_sigmas,
     sigmas_for_strength,
 )
-from .bases import BASES
-from .calibrating import calibrate
-from .calibration import Calibration
+from .calibration.bases import BASES
+from .calibration.fitting import calibrate
+from .calibration.solver import Calibration
 from .catalogue import SAMPLERS, SampleFn, Sampler, State, find_sampler, iterate, plain_function, sampler
-from .cfg_pp import sample_dpmpp_2m_cfg_pp, sample_euler_ancestral_cfg_pp, sample_euler_cfg_pp
 from .coefficients import (
     adams_weights,
     exponential_weights,
@@ -55,23 +54,8 @@ from .coefficients import (
     phi,
     to_d,
 )
-from .controllers import PIDStepSizeController
-from .dpm import sample_dpm_2, sample_dpm_2_ancestral, sample_dpm_adaptive, sample_dpm_fast
-from .dpm_solver import DPMSolver
-from .dpmpp import (
-    sample_dpmpp_2m,
-    sample_dpmpp_2m_sde,
-    sample_dpmpp_2s_ancestral,
-    sample_dpmpp_3m_sde,
-    sample_dpmpp_sde,
-)
-from .euler import sample_euler, sample_euler_ancestral
-from .exponential import sample_dpmpp_3m, sample_exp_ab, sample_res_multistep
-from .fewstep import sample_lcm, sample_tcd
-from .heun import sample_heun, sample_heunpp2
-from .likelihood import invert, log_likelihood
+from .likelihood.log_likelihood import invert, log_likelihood
 from .loop import Step, levels, steps, walk
-from .multistep import sample_deis, sample_gradient_estimation, sample_ipndm, sample_ipndm_v, sample_lms
 from .noise import (
     BatchedBrownianTree,
     BrownianTreeNoiseSampler,
@@ -80,12 +64,30 @@ from .noise import (
     make_noise_sampler,
     seeded_noise_sampler,
 )
-from .power import sample_rab
-from .spectral import sample_sei
+from .samplers.cfg_pp import sample_dpmpp_2m_cfg_pp, sample_euler_ancestral_cfg_pp, sample_euler_cfg_pp
+from .samplers.ddim import sample_ddim, sample_ddpm
+from .samplers.distilled import sample_lcm, sample_tcd
+from .samplers.dpm import sample_dpm_2, sample_dpm_2_ancestral, sample_dpm_adaptive, sample_dpm_fast
+from .samplers.dpm_solver import DPMSolver
+from .samplers.dpmpp import (
+    sample_dpmpp_2m,
+    sample_dpmpp_2m_sde,
+    sample_dpmpp_2s_ancestral,
+    sample_dpmpp_3m_sde,
+    sample_dpmpp_sde,
+)
+from .samplers.er_sde import sample_er_sde
+from .samplers.euler import sample_euler, sample_euler_ancestral
+from .samplers.exponential_multistep import sample_dpmpp_3m, sample_exp_ab, sample_res_multistep
+from .samplers.exponential_runge_kutta import sample_exp_heun_2_x0, sample_res_2s, sample_res_3s, sample_seeds_2, sample_seeds_3
+from .samplers.heun import sample_heun, sample_heunpp2
+from .samplers.multistep import sample_deis, sample_gradient_estimation, sample_ipndm, sample_ipndm_v, sample_lms, sample_rab
+from .samplers.restart import sample_restart
+from .samplers.sa_solver import sample_sa_solver, sample_sa_solver_pece
+from .samplers.spectral import sample_sei
+from .samplers.unipc import sample_uni_pc, sample_uni_pc_bh2
 from .spectrum import Spectrum
-from .stages import sample_exp_heun_2_x0, sample_res_2s, sample_res_3s, sample_seeds_2, sample_seeds_3
-from .stochastic import sample_ddim, sample_ddpm, sample_er_sde, sample_restart, sample_sa_solver, sample_sa_solver_pece
-from .unipc import sample_uni_pc, sample_uni_pc_bh2
+from .step_size import PIDStepSizeController
 
 # Names that old programs find here, loaded when asked for: (module, attribute).
 _LAZY = {'utils': ('k_diffusion.utils', None), 'integrate': ('scipy.integrate', None),

@@ -9,11 +9,11 @@ import torch
 from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Gaussian, Mixture
 from k_diffusion.generation import generate
-from k_diffusion.sampling.bases import BASES, CORRECTIONS, base_rows
-from k_diffusion.sampling.calibration_json import from_json, to_json
-from k_diffusion.sampling.least_squares import Loss, fit
-from k_diffusion.sampling.students import Students
-from k_diffusion.sampling.teacher import Teacher
+from k_diffusion.sampling.calibration.bases import BASES, CORRECTIONS, base_rows
+from k_diffusion.sampling.calibration.candidates import Students
+from k_diffusion.sampling.calibration.files import from_json, to_json
+from k_diffusion.sampling.calibration.least_squares import Loss, fit
+from k_diffusion.sampling.calibration.reference_runs import Teacher
 
 HIGH, N = 40., 6
 MODEL = Mixture(torch.tensor([[1., 0., .5], [-1., 0.7, 0.], [0.2, -1.2, -.5]], dtype=torch.float64),
@@ -49,7 +49,7 @@ def best_start(teacher, runs):
     spectrum = sampling.Spectrum.of(teacher.ends)
     for base in BASES:
         students = Students(MODEL, runs, spectrum, base, N, 256)
-        from k_diffusion.sampling.calibrating import schedules
+        from k_diffusion.sampling.calibration.fitting import schedules
         starts = [students.start(levels) for levels in schedules(Students(MODEL, teacher, spectrum, base, N, 256))]
         found += [distance(end, runs) for end in students.ends(starts)]
     return min(found)

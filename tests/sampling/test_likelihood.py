@@ -6,7 +6,7 @@ import torch
 
 from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Gaussian, Mixture
-from k_diffusion.sampling.ode import dormand_prince
+from k_diffusion.sampling.likelihood.runge_kutta import dormand_prince
 
 
 @pytest.mark.parametrize('tolerance', [1e-3, 1e-6, 1e-9])

@@ -8,7 +8,7 @@ from sampler_cases import without_noise
 
 from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Mixture
-from k_diffusion.sampling.multistep import vp_clock
+from k_diffusion.sampling.samplers.multistep import vp_clock
 
 HIGH, LOW = 20., 0.05
 MODEL = Mixture(torch.tensor([[1., 0.], [-1., 0.7], [0.2, -1.2]], dtype=torch.float64), torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64))

@@ -45,7 +45,7 @@ def test_torch(name, options, draws):
     assert hijack.draws == draws
     assert draws == 0 or (patched - plain).abs().max() > 1e-4
     function(denoiser, X, SIGMAS, disable=True, **options)
-    assert hijack.draws == draws and sampling.euler.torch is torch  # restored everywhere
+    assert hijack.draws == draws and sampling.samplers.euler.torch is torch  # restored everywhere
 
 
 def test_every_sampler_runs_with_torch_replaced():

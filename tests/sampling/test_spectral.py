@@ -7,7 +7,7 @@ import torch
 from k_diffusion import sampling
 from k_diffusion.core.spectral import dct, inverse_dct
 from k_diffusion.denoisers.analytic import Gaussian, Mixture
-from k_diffusion.sampling.power import power_weights
+from k_diffusion.sampling.samplers.multistep import power_weights
 
 HIGH, LOW = 20., 0.05
 MODEL = Mixture(torch.tensor([[1., 0.], [-1., 0.7], [0.2, -1.2]], dtype=torch.float64), torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64))

@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ..core.arguments import is_whole
-from ..core.protocols import DenoiseFn
-from .catalogue import Run, sampler
-from .coefficients import adams_weights, lagrange
-from .exponential import Past, combine, past_levels
-from .loop import Callback, ExtraArgs, Sigmas, levels, steps
-from .quadrature import integral
+from ...core.arguments import is_whole
+from ...core.protocols import DenoiseFn
+from ..catalogue import Run, sampler
+from ..coefficients import adams_weights, gauss_legendre, integral, lagrange
+from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
+from .exponential_multistep import Past, combine, past_levels
 
 #: Adams-Bashforth for equal steps, by order.
 EQUAL_STEPS = {1: (1.,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
@@ -159,4 +158,44 @@ def sample_gradient_estimation(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extr
     sigmas = levels(sigmas)
     gains = {1: (1.,), 2: (ge_gamma, 1 - ge_gamma)}
     weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * gain for gain in gains[len(past)]], sigmas, 2)
+    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+
+
+def power_weights(past: Sequence[float], sigma_next: float, rho: float) -> list[float]:
+    """w_j = the integral of l_j(u) rho u^(rho - 1) over u from past[0]^(1/rho) to sigma_next^(1/rho): x' = x + sum w_j eps_j.
+
+    l_j: the Lagrange polynomials of the past levels in u = sigma^(1/rho), newest first. For a whole rho the integrand is a
+    polynomial of degree len(past) + rho - 2, and the quadrature exact; sigma_next may be 0.
+    """
+    start, end = past[0] ** (1 / rho), sigma_next ** (1 / rho)
+    h = end - start
+    rows = lagrange([(sigma ** (1 / rho) - start) / h for sigma in past])
+    weights = [0.] * len(past)
+    for node, weight in gauss_legendre(12):
+        s = (1 + node) / 2
+        density = weight / 2 * h * rho * (start + s * h) ** (rho - 1)
+        for j, row in enumerate(rows):
+            weights[j] += density * math.fsum(c * s ** k for k, c in enumerate(row))
+    return weights
+
+
+def check_power(order: int, rho: float) -> None:
+    """Refuses an order or a rho that makes no method."""
+    if not is_whole(order):
+        raise ValueError(f'order={order} is no number of slopes to use; give a whole number of at least 1 (3 or 4 are usual)')
+    if not 0 < rho < math.inf:
+        raise ValueError(f'rho={rho} is no root to take of a noise level; it must be positive and finite (7 is usual)')
+
+
+@sampler(order=3)
+def sample_rab(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
+               disable: bool | None = None, order: int = 3, rho: float = 7.) -> Run[Tensor]:
+    """Adams-Bashforth with exact weights in sigma^(1/rho): the last `order` slopes, interpolated there. 1 NFE.
+
+    rho = 1 is lms, and a large rho the interpolation in log sigma; finite at sigma 0. Made for few steps, with `afs`. The
+    order rises 1, 2, .. over the first steps, whose error hides an order above 3.
+    """
+    check_power(order, rho)
+    sigmas = levels(sigmas)
+    weights = table_of(functools.partial(power_weights, rho=rho), sigmas, order)
     return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))

@@ -11,11 +11,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn, NoiseSampler
-from .catalogue import Run, sampler
-from .coefficients import get_ancestral_step
-from .loop import Callback, ExtraArgs, Sigmas, steps
-from .noise import default_noise_sampler
+from ...core.protocols import DenoiseFn, NoiseSampler
+from ..catalogue import Run, sampler
+from ..coefficients import get_ancestral_step
+from ..loop import Callback, ExtraArgs, Sigmas, steps
+from ..noise import default_noise_sampler
 
 
 @sampler(order=0)

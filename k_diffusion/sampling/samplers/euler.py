@@ -6,11 +6,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn, NoiseSampler
-from .catalogue import Run, sampler
-from .coefficients import get_ancestral_step, to_d
-from .loop import Callback, ExtraArgs, Sigmas, steps
-from .noise import churn, default_noise_sampler
+from ...core.protocols import DenoiseFn, NoiseSampler
+from ..catalogue import Run, sampler
+from ..coefficients import get_ancestral_step, to_d
+from ..loop import Callback, ExtraArgs, Sigmas, steps
+from ..noise import churn, default_noise_sampler
 
 
 @sampler(order=1, noise='independent')

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn
-from ..core.tensors import append_dims, mean_per_item
-from .power import sample_rab
+from ...core.protocols import DenoiseFn
+from ...core.tensors import append_dims, mean_per_item
+from ..samplers.multistep import sample_rab
 
 KNOTS = 48
 FINEST = 32

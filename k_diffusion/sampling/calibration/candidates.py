@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn
+from ...core.protocols import DenoiseFn
+from ..spectrum import Spectrum
 from .bases import CORRECTIONS, HISTORY, Number, Row, base_rows, distinct, enter, feature, gaussian_step, leave
-from .spectrum import Spectrum
-from .teacher import Teacher
+from .reference_runs import Teacher
 
 
 class Students:

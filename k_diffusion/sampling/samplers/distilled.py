@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from ..core.arguments import show_value
-from ..core.protocols import DenoiseFn, NoiseSampler
-from .catalogue import Run, sampler
-from .exponential import Row, walk_table
-from .loop import Callback, ExtraArgs, Sigmas, levels
+from ...core.arguments import show_value
+from ...core.protocols import DenoiseFn, NoiseSampler
+from ..catalogue import Run, sampler
+from ..loop import Callback, ExtraArgs, Sigmas, levels
+from .exponential_multistep import Row, walk_table
 
 BETA_MIN, BETA_RANGE = 0.1, 19.9  # of the VP SDE: log(1 + sigma^2) = 0.1 t + 19.9 t^2 / 2
 

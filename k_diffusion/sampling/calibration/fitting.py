@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn
-from ..core.registry import unknown
+from ...core.protocols import DenoiseFn
+from ...core.registry import unknown
+from ..spectrum import Spectrum
 from .bases import BASES
-from .calibration import Calibration
-from .calibration_json import spectrum_from_dict, spectrum_to_dict
+from .candidates import Students
+from .files import spectrum_from_dict, spectrum_to_dict
 from .least_squares import Loss, fit, mean_squares
-from .spectrum import Spectrum
-from .students import Students
-from .teacher import Teacher
+from .reference_runs import Teacher
+from .solver import Calibration
 
 #: The rounds of a fit: of the levels alone, then of everything.
 ROUNDS = (5, 12)

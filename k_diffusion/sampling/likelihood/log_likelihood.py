@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..core.arguments import check_number
-from ..core.incomplete_beta import student_quantile
-from ..core.protocols import DenoiseFn
-from .loop import ExtraArgs
-from .ode import Parts
+from ...core.arguments import check_number
+from ...core.incomplete_beta import student_quantile
+from ...core.protocols import DenoiseFn
+from ..loop import ExtraArgs
+from .divergence import ExactTrace, Probes
 from .probability_flow import ProbabilityFlow
-from .trace import ExactTrace, Probes
+from .runge_kutta import Parts
 
 
 def log_likelihood(

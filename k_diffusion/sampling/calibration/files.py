@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.files import read_json
-from ..core.spectral import dct, inverse_dct
-from .calibration import Calibration
-from .spectrum import BANDS, Spectrum, bands
+from ...core.files import read_json
+from ...core.spectral import dct, inverse_dct
+from ..spectrum import BANDS, Spectrum, bands
+from .solver import Calibration
 
 VERSION = 1
 _KEYS = {'version', *(field.name for field in dataclasses.fields(Calibration))}

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn, NoiseSampler
-from .catalogue import Run, sampler
-from .coefficients import phi
-from .loop import Callback, ExtraArgs, Sigmas, Step, steps
-from .noise import default_noise_sampler
+from ...core.protocols import DenoiseFn, NoiseSampler
+from ..catalogue import Run, sampler
+from ..coefficients import phi
+from ..loop import Callback, ExtraArgs, Sigmas, Step, steps
+from ..noise import default_noise_sampler
 
 
 def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: float = 0.,

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.arguments import is_whole
-from ..core.protocols import DenoiseFn, NoiseSampler
-from .catalogue import Run, sampler
-from .loop import Callback, ExtraArgs, Sigmas, levels, steps
-from .noise import churn, default_noise_sampler
+from ...core.arguments import is_whole
+from ...core.protocols import DenoiseFn, NoiseSampler
+from ..catalogue import Run, sampler
+from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
+from ..noise import churn, default_noise_sampler
 
 
 @sampler(order=2, nfe=2, noise='independent')

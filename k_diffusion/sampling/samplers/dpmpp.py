@@ -10,12 +10,12 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn, NoiseSampler
-from ..core.registry import unknown
-from .catalogue import Run, sampler
-from .coefficients import get_ancestral_step, phi
-from .loop import Callback, ExtraArgs, Sigmas, levels, steps
-from .noise import BrownianTreeNoiseSampler, default_noise_sampler
+from ...core.protocols import DenoiseFn, NoiseSampler
+from ...core.registry import unknown
+from ..catalogue import Run, sampler
+from ..coefficients import get_ancestral_step, phi
+from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
+from ..noise import BrownianTreeNoiseSampler, default_noise_sampler
 
 
 @sampler(order=2, nfe=2, stochastic=True)

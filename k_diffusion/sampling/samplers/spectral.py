@@ -14,13 +14,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn
-from .catalogue import Run, sampler
-from .coefficients import lagrange
-from .exponential import Past, nodes_of, past_levels
-from .loop import Callback, ExtraArgs, Sigmas, levels, steps
-from .quadrature import gauss_legendre
-from .spectrum import Spectrum
+from ...core.protocols import DenoiseFn
+from ..catalogue import Run, sampler
+from ..coefficients import gauss_legendre, lagrange
+from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
+from ..spectrum import Spectrum
+from .exponential_multistep import Past, nodes_of, past_levels
 
 
 def gaussian_gain(variance: Tensor, sigma: float, sigma_next: float) -> Tensor:

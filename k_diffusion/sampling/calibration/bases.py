@@ -12,12 +12,12 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from ..core.tensors import append_dims
-from .coefficients import exponential_weights
-from .exponential import nodes_of
-from .power import power_weights
-from .spectral import gaussian_gain, residual, spectral_weights
-from .spectrum import Spectrum
+from ...core.tensors import append_dims
+from ..coefficients import exponential_weights
+from ..samplers.exponential_multistep import nodes_of
+from ..samplers.multistep import power_weights
+from ..samplers.spectral import gaussian_gain, residual, spectral_weights
+from ..spectrum import Spectrum
 
 BASES = ('rab', 'sei', 'eab')
 #: How many values the bases interpolate, and the root of sigma that rab does it in.

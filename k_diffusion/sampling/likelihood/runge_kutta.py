@@ -10,8 +10,8 @@ from typing import TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from ..core.tensors import append_dims, mean_per_item
-from .controllers import check_tolerances
+from ...core.tensors import append_dims, mean_per_item
+from ..step_size import check_tolerances
 
 RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.arguments import check_number, check_whole
-from ..core.protocols import DenoiseFn, NoiseSampler
-from .catalogue import Run, sampler
-from .coefficients import get_ancestral_step, to_d
-from .controllers import PIDStepSizeController
+from ...core.arguments import check_number, check_whole
+from ...core.protocols import DenoiseFn, NoiseSampler
+from ..catalogue import Run, sampler
+from ..coefficients import get_ancestral_step, to_d
+from ..loop import Callback, ExtraArgs, Sigmas, Step, steps
+from ..noise import churn, default_noise_sampler
+from ..step_size import PIDStepSizeController
+from .dpm_adaptive_per_item import adaptive_per_item
 from .dpm_solver import DPMSolver
-from .loop import Callback, ExtraArgs, Sigmas, Step, steps
-from .noise import churn, default_noise_sampler
-from .per_item import adaptive_per_item
 
 #: The midpoint rule multiplies errors by sigma / middle; from here on its result is far from the data.
 FARTHEST = 32.

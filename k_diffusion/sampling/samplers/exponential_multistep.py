@@ -15,14 +15,14 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ..core.arguments import is_whole
-from ..core.protocols import DenoiseFn, NoiseSampler
-from ..core.registry import unknown
-from .catalogue import Run, sampler
-from .coefficients import exponential_weights
-from .loop import Callback, ExtraArgs, Sigmas, Step, levels, steps
-from .noise import default_noise_sampler
-from .stages import res_2s_step
+from ...core.arguments import is_whole
+from ...core.protocols import DenoiseFn, NoiseSampler
+from ...core.registry import unknown
+from ..catalogue import Run, sampler
+from ..coefficients import exponential_weights
+from ..loop import Callback, ExtraArgs, Sigmas, Step, levels, steps
+from ..noise import default_noise_sampler
+from .exponential_runge_kutta import res_2s_step
 
 
 class Row(NamedTuple):

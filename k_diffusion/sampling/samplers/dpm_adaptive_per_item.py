@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.tensors import append_dims
-from .catalogue import Run
-from .coefficients import phi
-from .controllers import PIDStepSizeController, check_tolerances
+from ...core.tensors import append_dims
+from ..catalogue import Run
+from ..coefficients import phi
+from ..step_size import PIDStepSizeController, check_tolerances
 from .dpm_solver import DPMSolver, Edit
 
 

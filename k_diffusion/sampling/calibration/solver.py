@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn
-from ..core.registry import unknown
+from ...core.protocols import DenoiseFn
+from ...core.registry import unknown
+from ..catalogue import Run, SampleFn, plain_function
+from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
+from ..spectrum import Spectrum
 from .bases import BASES, CORRECTIONS, HISTORY, Number, base_rows, distinct, enter, feature, gaussian_step, leave
-from .catalogue import Run, SampleFn, plain_function
-from .loop import Callback, ExtraArgs, Sigmas, levels, steps
-from .spectrum import Spectrum
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..core.arguments import check_whole
-from ..core.random import generator
-from ..core.tensors import sum_per_item
-from .noise import item_seeds
+from ...core.arguments import check_whole
+from ...core.random import generator
+from ...core.tensors import sum_per_item
+from ..noise import item_seeds
 
 
 class Divergence(Protocol):

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm, trange
 
-from ..core.arguments import check_denoiser, check_whole, expands, show_value
-from ..core.protocols import DenoiseFn
-from ..core.tensors import sum_per_item
-from .coefficients import to_d
-from .loop import ExtraArgs, Watch
-from .ode import RUNGE_KUTTA, Parts, dormand_prince, runge_kutta_step
-from .trace import Divergence
+from ...core.arguments import check_denoiser, check_whole, expands, show_value
+from ...core.protocols import DenoiseFn
+from ...core.tensors import sum_per_item
+from ..coefficients import to_d
+from ..loop import ExtraArgs, Watch
+from .divergence import Divergence
+from .runge_kutta import RUNGE_KUTTA, Parts, dormand_prince, runge_kutta_step
 
 
 class ProbabilityFlow:

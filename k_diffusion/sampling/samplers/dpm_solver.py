@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..core.arguments import is_whole
-from ..core.protocols import DenoiseFn, NoiseSampler
-from .catalogue import Run, drained
-from .coefficients import get_ancestral_step, phi
-from .controllers import PIDStepSizeController, check_tolerances
-from .loop import Callback, ExtraArgs, Watch
-from .noise import default_noise_sampler
+from ...core.arguments import is_whole
+from ...core.protocols import DenoiseFn, NoiseSampler
+from ..catalogue import Run, drained
+from ..coefficients import get_ancestral_step, phi
+from ..loop import Callback, ExtraArgs, Watch
+from ..noise import default_noise_sampler
+from ..step_size import PIDStepSizeController, check_tolerances
 
 Cache: TypeAlias = dict[str, Tensor]
 

@@ -6,11 +6,24 @@ import math
 
 from torch import Tensor
 
-from ..core.protocols import DenoiseFn
-from ..core.registry import unknown
-from .catalogue import Run, sampler
-from .exponential import LAST, STAY, Past, Row, Table, corrected, exponential_row, folded, lowered, nodes_of, past_levels, walk_table
-from .loop import Callback, ExtraArgs, Sigmas, levels
+from ...core.protocols import DenoiseFn
+from ...core.registry import unknown
+from ..catalogue import Run, sampler
+from ..loop import Callback, ExtraArgs, Sigmas, levels
+from .exponential_multistep import (
+    LAST,
+    STAY,
+    Past,
+    Row,
+    Table,
+    corrected,
+    exponential_row,
+    folded,
+    lowered,
+    nodes_of,
+    past_levels,
+    walk_table,
+)
 
 
 @functools.lru_cache(64)

@@ -1,0 +1,1 @@
+"""Likelihood and inversion by the probability flow."""

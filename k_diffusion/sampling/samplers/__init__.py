@@ -1,0 +1,1 @@
+"""The samplers, a file for each family."""
