@@ -43,7 +43,7 @@ class SamplingConfig:
         for key, known in (('sampler', SAMPLERS), ('schedule', BETWEEN)):
             if getattr(self, key) not in known:
                 raise ValueError(f'{key}: {unknown(key, getattr(self, key), known)}')
-        if self.sampler.endswith('_cfg_pp') and self.guidance > 1:
+        if SAMPLERS[self.sampler].needs_pair and self.guidance > 1:
             raise ValueError(f'guidance is {self.guidance} and {self.sampler} takes a scale of 0 to 1 (it is no weight of plain guidance)')
         low, high = self.guidance_interval or (0., math.inf)
         if not 0 <= low < high:
@@ -163,7 +163,7 @@ def refuse_unwrapped(model: Any) -> None:
 def plan(denoiser: DenoiseFn, steps: int | None, sampler: Any, schedule: Any, sigma_min: float | None, sigma_max: float | None,
          options: Mapping[str, Any], guided: bool = False) -> tuple[Tensor, Any, Mapping[str, Any]]:
     """The levels, the sampler and its options of `sample`; the recommended ones where neither sampler nor schedule is named."""
-    own = None if sampler is None else getattr(find_sampler(sampler).function, 'levels', None)
+    own = None if sampler is None else find_sampler(sampler).levels
     if isinstance(schedule, str) or (schedule is None and own is None):
         sigmas, sampler, options = _planned(denoiser, 20 if steps is None else _whole('steps', steps), sampler, schedule, sigma_min,
                                             sigma_max, options, guided)
@@ -283,7 +283,7 @@ def generate(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, sampler: 
     options = dict(options or {})
     for key in options.keys() & {'seed', 'generator', 'noise_sampler'}:
         raise ValueError(f'options holds {key!r}, which would give the items of different batches one noise; give seeds instead')
-    if entry.name == 'dpm_adaptive':    # an item's steps must not depend on its neighbours
+    if entry.couples_batch:     # an item's steps must not depend on its neighbours
         options = {'per_item': not options.get('eta'), **options}
         batch_size = 1 if options.get('eta') else batch_size
     batches = []
@@ -318,7 +318,7 @@ def sample_batch(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, entry
         x = randn_items(shape, [derive_seed(seed, 'start') for seed in seeds], device) * float(sigmas[0])
     arguments: dict[str, Any] = {'extra_args': dict(cond), 'callback': callback, 'disable': True, **options}
     if 'noise_sampler' in takes:
-        arguments['noise_sampler'] = make_noise_sampler(x, entry.noise, [derive_seed(seed, 'steps') for seed in seeds])
+        arguments['noise_sampler'] = make_noise_sampler(x, entry.noise or 'independent', [derive_seed(seed, 'steps') for seed in seeds])
     arguments = {key: value for key, value in arguments.items() if key in takes}
     if 'sigmas' in takes:
         return entry.function(denoise, x, sigmas.to(device), **arguments)

@@ -102,7 +102,7 @@ def how_to_sample(config: Mapping[str, Any], **asked: Any) -> SamplingConfig:
     """
     known = {field.name for field in dataclasses.fields(SamplingConfig)}
     kept = {key: value for key, value in config['sampling'].items() if key in known}
-    if (asked.get('sampler') or '').endswith('_cfg_pp'):
+    if asked.get('sampler') in SAMPLERS and SAMPLERS[asked['sampler']].needs_pair:
         kept = {key: value for key, value in kept.items() if not key.startswith('guidance')}
     return SamplingConfig(**{**kept, **{key: value for key, value in asked.items() if value is not None}})
 

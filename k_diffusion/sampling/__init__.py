@@ -45,7 +45,7 @@ from ..schedules import (
 from .calibration.bases import BASES
 from .calibration.fitting import calibrate
 from .calibration.solver import Calibration
-from .catalogue import SAMPLERS, SampleFn, Sampler, State, find_sampler, iterate, plain_function, sampler
+from .catalogue import SAMPLERS, SampleFn, Sampler, State, find_sampler, iterate, make_sampler, sampler
 from .coefficients import (
     adams_weights,
     exponential_weights,
@@ -55,7 +55,7 @@ from .coefficients import (
     to_d,
 )
 from .likelihood.log_likelihood import invert, log_likelihood
-from .loop import Step, levels, steps, walk
+from .loop import Step, Steps, levels
 from .noise import (
     BatchedBrownianTree,
     BrownianTreeNoiseSampler,

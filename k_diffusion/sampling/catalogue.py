@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Generator, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from inspect import Parameter
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -13,17 +15,25 @@ from torch import Tensor
 from ..core.arguments import check_denoiser, expands
 from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import Registry
-from .loop import Watch
-from .noise import Generators, NoiseKind, make_noise_sampler
+from .loop import Steps, Watch, levels
+from .noise import BrownianTreeNoiseSampler, Generators, NoiseKind, default_noise_sampler, make_noise_sampler
 from .options import check_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 P = ParamSpec('P')
 R = TypeVar('R')
 Run: TypeAlias = Generator[Tensor, Any, R]
 
 #: What every sampler takes besides its own options; `SampleFn` says what they mean.
-SHARED = tuple(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation) for name, annotation in
+SHARED = tuple(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation) for name, annotation in
                {'seed': 'int | Sequence[int] | None', 'generator': 'Generators | None', 'afs': 'bool | float | None'}.items())
+_MODEL, _SIGMAS = (Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
+                   for name, annotation in (('model', 'DenoiseFn'), ('sigmas', 'Sigmas')))
+_CALLED = tuple(Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation=annotation) for name, annotation in
+                {'extra_args': 'ExtraArgs', 'callback': 'Callback', 'disable': 'bool | None'}.items())
+_NOISE = Parameter('noise_sampler', Parameter.POSITIONAL_OR_KEYWORD, default=None, annotation='NoiseSampler | None')
 
 
 class SampleFn(Protocol):
@@ -45,33 +55,68 @@ class SampleFn(Protocol):
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler: its plain function, and what it promises.
+    """A sampler: its function, and what is known of it.
 
-    order: of its error in the step size. nfe: model calls per step. stochastic: whether it draws noise by default.
-    body: the generator that the function runs; it yields x at the end of each step and goes on with what it is sent.
-    noise: what a seed becomes: a 'path', the same for any number of steps, or 'independent' noise where levels are revisited.
+    Attributes:
+        name: As in sample_<name>.
+        function: What is called, sample_<name>(model, x, sigmas, ...).
+        body: The generator that the function runs. It is called with the `Steps` of the run, x and the options, yields x at the
+            end of each step and goes on with what it is sent. None for a function from elsewhere.
+        order: Of its error in the step size; 0 where the error does not fall with the step.
+        nfe: Model calls per step.
+        stochastic: Whether it draws noise by default.
+        noise: What a seed becomes: a 'path', the same for any number of steps, or 'independent' noise where levels are
+            revisited. None where it draws none.
+        path_by_default: Whether the noise is a Brownian path also without a seed.
+        family: The methods it belongs to.
+        reference: The paper it is published in; empty for methods of this project.
+        needs_pair: Whether it asks for the guided and the unconditional estimate, as the samplers of CFG++ do.
+        couples_batch: Whether an item depends on the others in its batch.
+        levels: The noise levels of a sampler that has its own, else None.
     """
     name: str
     function: Callable[..., Any]
-    body: Callable[..., Run[Any]]
+    body: Callable[..., Run[Any]] | None
     order: int
-    nfe: int
-    stochastic: bool
-    noise: NoiseKind = 'path'
+    nfe: int = 1
+    stochastic: bool = False
+    noise: NoiseKind | None = None
+    path_by_default: bool = False
+    family: str = ''
+    reference: str = ''
+    needs_pair: bool = False
+    couples_batch: bool = False
+    levels: Sequence[float] | None = None
 
     @property
     def takes(self) -> tuple[str, ...]:
         """What it wants to know of the noise levels: ('sigmas',) or ('sigma_min', 'sigma_max') with or without 'n'."""
-        return tuple(name for name in ('sigmas', 'sigma_min', 'sigma_max', 'n') if name in self.options)
+        return tuple(name for name in ('sigmas', 'sigma_min', 'sigma_max', 'n') if name in self.parameters)
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """The names of its own parameters."""
+    def parameters(self) -> tuple[str, ...]:
+        """The names of what its function takes, without what every sampler takes besides."""
         return tuple(self.signature.parameters)
+
+    @property
+    def options(self) -> dict[str, Parameter]:
+        """Its own options by name, with their types and defaults."""
+        common = {'model', 'x', 'sigmas', 'sigma_min', 'sigma_max', 'n', *(p.name for p in _CALLED)}
+        return {name: p for name, p in self.signature.parameters.items() if name not in common}
+
+    @property
+    def published(self) -> bool:
+        """Whether it is a published method; else it is one of this project."""
+        return bool(self.reference)
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (self.function.__doc__ or '').strip().partition('\n')[0]
 
     @functools.cached_property
     def signature(self) -> inspect.Signature:
-        """What the body takes: the function's signature without what every sampler takes."""
+        """The function's signature without what every sampler takes."""
         signature = inspect.signature(self.function)
         return signature.replace(parameters=[p for p in signature.parameters.values() if p not in SHARED])
 
@@ -97,23 +142,37 @@ def drained(body: Callable[P, Run[R]]) -> Callable[P, R]:
     return function
 
 
-def sampler(order: int, nfe: int = 1, stochastic: bool = False, noise: NoiseKind = 'path',
-            ) -> Callable[[Callable[..., Run[Any]]], SampleFn]:
-    """Makes sample_<name>, written as a generator of states, a plain function under no_grad and enters it in SAMPLERS.
+class Known(TypedDict, total=False):
+    """What the definition of a sampler says of it; the attributes of `Sampler`."""
+    nfe: int
+    stochastic: bool
+    noise: NoiseKind | None
+    path_by_default: bool
+    family: str
+    reference: str
+    needs_pair: bool
+    couples_batch: bool
+    levels: Sequence[float] | None
 
-    The state is float32 at least whatever the dtype of x; the model is given, and the result has, the dtype of x.
+
+def sampler(order: int, **known: Unpack[Known]) -> Callable[[Callable[..., Run[Any]]], SampleFn]:
+    """Make sample_<name> of a generator of states, and enter it in SAMPLERS; the keywords are the attributes of `Sampler`.
+
+    The generator is written as sample_<name>(steps, x, *, options): `steps` is the `Steps` of the run. Samplers that choose
+    their own levels take sigma_min, sigma_max and perhaps n after x. The function is called with (model, x, sigmas,
+    extra_args, callback, disable, options, noise_sampler) and runs under no_grad. The state is float32 at least whatever the
+    dtype of x; the model is given, and the result has, the dtype of x.
     """
     def make(body: Callable[..., Run[Any]]) -> SampleFn:
         name = body.__name__.removeprefix('sample_')
-        function = plain_function(body, name, order, nfe, stochastic, noise)
+        function = make_sampler(body, name, order, **known)
         SAMPLERS.register(name)(function.entry)
         return function
     return make
 
 
-def plain_function(body: Callable[..., Run[Any]], name: str, order: int, nfe: int = 1, stochastic: bool = False,
-                   noise: NoiseKind = 'path') -> SampleFn:
-    """The function that runs a generator of states to its end, with its `entry`; entered nowhere."""
+def make_sampler(body: Callable[..., Run[Any]], name: str, order: int, **known: Unpack[Known]) -> SampleFn:
+    """Make the function that runs a generator of states to its end, with its `entry`; it is entered nowhere."""
     def sample(*args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             run, watch = _start(entry, *args, **kwargs)
@@ -122,11 +181,22 @@ def plain_function(body: Callable[..., Run[Any]], name: str, order: int, nfe: in
         return _cast(result, watch.dtype)
 
     functools.update_wrapper(sample, body)
-    entry = Sampler(name, sample, body, order, nfe, stochastic, noise)
-    signature = inspect.signature(body)
-    parameters = [*signature.parameters.values(), *SHARED]
-    vars(sample).update(__signature__=signature.replace(parameters=parameters, return_annotation='Tensor'), entry=entry)
+    entry = Sampler(name, sample, body, order, **known)
+    signature = inspect.Signature(_public_parameters(body, entry), return_annotation='Tensor')
+    vars(sample).update(__signature__=signature, entry=entry)
     return cast(SampleFn, sample)
+
+
+def _public_parameters(body: Callable[..., Run[Any]], entry: Sampler) -> list[Parameter]:
+    """Return (model, x, levels, extra_args, callback, disable, options, noise_sampler after s_noise), then SHARED."""
+    _, x, *own = inspect.signature(body).parameters.values()
+    sigmas = _SIGMAS if entry.levels is None else _SIGMAS.replace(default=None)
+    ends = [p for p in own if p.kind is p.POSITIONAL_OR_KEYWORD] or [sigmas]
+    options = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in own if p.kind is p.KEYWORD_ONLY]
+    if entry.noise is not None:
+        names = [p.name for p in options]
+        options.insert(names.index('s_noise') + 1 if 's_noise' in names else len(names), _NOISE)
+    return [_MODEL, x, *ends, *_CALLED, *options, *SHARED]
 
 
 def find_sampler(sampler: str | Sampler | Callable[..., Any]) -> Sampler:
@@ -139,11 +209,7 @@ def find_sampler(sampler: str | Sampler | Callable[..., Any]) -> Sampler:
         raise ValueError(f'sampler is of type {type(sampler).__name__}; give a name or a function, sample_heun or calibration.sampler()')
     if hasattr(sampler, 'entry'):
         return sampler.entry
-    return Sampler(getattr(sampler, '__name__', 'sampler'), sampler, functools.partial(_one_step, sampler), 1, 1, True)
-
-
-def _one_step(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Run[Tensor]:
-    return (yield function(*args, **kwargs))
+    return Sampler(getattr(sampler, '__name__', 'sampler'), sampler, None, 1, stochastic=True, noise='path')
 
 
 @dataclass
@@ -180,34 +246,78 @@ def iterate(sampler: str | Sampler | Callable[..., Any], model: DenoiseFn, x: Te
 
 def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, afs: bool | float | None = None,
            **kwargs: Any) -> tuple[Run[Any], Watch]:
-    """The generator of a run, and the watch over its model."""
+    """Return the generator of a run, and the watch over its model."""
     try:
         bound = entry.signature.bind(*args, **kwargs)
     except TypeError as error:
         raise TypeError(f'sample_{entry.name} is called with (model, x, {", ".join(entry.takes)}, ...): {error}') from None
     given = bound.arguments
     model, x = list(given)[:2]
-    if not isinstance(given[x], Tensor) or not given[x].ndim:
-        got = '0-d' if isinstance(given[x], Tensor) else f'a {type(given[x]).__name__}'
-        raise ValueError(f'x is {got}; a sampler starts from a batch of noise: give a tensor [B, ...]')
-    dtype = given[x].dtype
-    if not dtype.is_floating_point:
-        raise ValueError(f'x has dtype {dtype}; a sampler starts from noise: give it float32, float64, float16 or bfloat16')
-    if hasattr(entry.function, 'entry'):     # a function from elsewhere defines its own arguments
+    start = _check_start(given[x])
+    if entry.body is not None:          # a function from elsewhere defines its own arguments
         check_denoiser(model, given[model])
         check_options(bound.signature.parameters, given)
-    watch = Watch(given[model], dtype, getattr(entry.function, '__name__', entry.name), afs, given[x])
-    given.update({model: watch, x: given[x].to(torch.promote_types(dtype, torch.float32))})
-    if given.get('noise_sampler') is not None:
+    watch = Watch(given[model], start.dtype, getattr(entry.function, '__name__', entry.name), afs, start)
+    draws = 'noise_sampler' in entry.parameters
+    x_0 = start.to(torch.promote_types(start.dtype, torch.float32))
+    noise = _noise_of(entry, watch.name, x_0, given.pop('noise_sampler', None), seed, generator, draws)
+    if entry.body is None:
+        given.update({model: watch, x: x_0}, **({'noise_sampler': noise} if draws and noise is not None else {}))
+        return _one_step(entry.function, *bound.args, **bound.kwargs), watch
+    extra_args, callback, disable = (given.pop(p.name, None) for p in _CALLED)
+    sigmas = _levels_of(entry, given.pop('sigmas', None))
+    if noise is None:
+        noise = _default_noise(entry, x_0, sigmas, given)
+    steps = Steps(watch, sigmas, extra_args, callback, disable, noise)
+    options = {name: value for name, value in given.items() if name not in (model, x)}
+    return entry.body(steps, x_0, **options), watch
+
+
+def _one_step(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Run[Tensor]:
+    return (yield function(*args, **kwargs))
+
+
+def _check_start(x: Any) -> Tensor:
+    if not isinstance(x, Tensor) or not x.ndim:
+        got = '0-d' if isinstance(x, Tensor) else f'a {type(x).__name__}'
+        raise ValueError(f'x is {got}; a sampler starts from a batch of noise: give a tensor [B, ...]')
+    if not x.dtype.is_floating_point:
+        raise ValueError(f'x has dtype {x.dtype}; a sampler starts from noise: give it float32, float64, float16 or bfloat16')
+    return x
+
+
+def _levels_of(entry: Sampler, sigmas: Any) -> Sequence[float]:
+    """The levels of a run: those given, or the sampler's own, which those given must be."""
+    if 'sigmas' not in entry.takes:
+        return ()
+    if entry.levels is None:
+        return levels(sigmas)
+    given = entry.levels if sigmas is None else levels(sigmas)
+    if len(given) != len(entry.levels) or not all(math.isclose(a, b, rel_tol=1e-2) for a, b in zip(given, entry.levels)):
+        raise ValueError(f'sigmas must be None or the levels that the sampler {entry.name} has, its entry.levels; '
+                         f'got {[float(f"{sigma:.3g}") for sigma in given]}')
+    return entry.levels
+
+
+def _noise_of(entry: Sampler, name: str, x: Tensor, noise_sampler: Any, seed: Any, generator: Any, draws: bool) -> NoiseSampler | None:
+    """The source of noise that a run was given, or None."""
+    if noise_sampler is not None:
         if seed is not None:
-            raise ValueError(f'{watch.name} was given a noise_sampler and a seed as well; give one source of noise')
-        given['noise_sampler'] = _adapted(given['noise_sampler'], given[x])
-    elif seed is not None or generator is not None:
-        draws = 'noise_sampler' in entry.options
-        noise = make_noise_sampler(given[x], entry.noise if draws else 'independent', seed, generator)  # refuses two, or too few
-        if draws:
-            given['noise_sampler'] = noise
-    return entry.body(*bound.args, **bound.kwargs), watch
+            raise ValueError(f'{name} was given a noise_sampler and a seed as well; give one source of noise')
+        return _adapted(noise_sampler, x)
+    if seed is None and generator is None:
+        return None
+    noise = make_noise_sampler(x, entry.noise or 'independent', seed, generator)      # refuses two, or too few
+    return noise if draws else None
+
+
+def _default_noise(entry: Sampler, x: Tensor, sigmas: Sequence[float], options: Mapping[str, Any]) -> NoiseSampler:
+    """Independent noise; or a Brownian path for the samplers that want one, if noise is drawn at all."""
+    positive = [sigma for sigma in sigmas if sigma > 0]
+    eta = options.get('eta', entry.options['eta'].default if 'eta' in entry.options else 1.)
+    if entry.path_by_default and eta and positive:
+        return BrownianTreeNoiseSampler(x, min(positive), max(positive))
+    return default_noise_sampler(x)
 
 
 def _adapted(noise_sampler: NoiseSampler, x: Tensor) -> NoiseSampler:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import trange
 
 from ..core.arguments import show_value
-from ..core.protocols import DenoiseFn
+from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.tensors import append_dims
 from .coefficients import to_d
 
@@ -175,10 +175,10 @@ def _as(x: Tensor, dtype: torch.dtype) -> Tensor:
 class Step:
     """Step i of n, from the level sigma to sigma_next (Python floats)."""
 
-    def __init__(self, watch: Watch, i: int, n: int, sigma: float, sigma_next: float, extra_args: ExtraArgs, callback: Callback) -> None:
+    def __init__(self, steps: Steps, i: int, n: int, sigma: float, sigma_next: float) -> None:
         self.i, self.n, self.sigma, self.sigma_next = i, n, sigma, sigma_next
         self.last = i == n - 1
-        self._watch, self._extra_args, self._callback = watch, extra_args or {}, callback
+        self._steps = steps
 
     def denoise(self, x: Tensor, sigma: float | None = None, draft: bool = False, borrow: bool = False) -> Tensor:
         """Return D(x, sigma), and show the first answer of the step to the callback.
@@ -190,12 +190,13 @@ class Step:
             borrow: Skip the copy of the answer. The next call of the model may then overwrite it, so neither keep it
                 nor return it as x.
         """
+        steps = self._steps
         sigma = self.sigma if sigma is None else sigma
-        first = self._watch.denoised is None
-        ask = self._watch.borrow if borrow and self._callback is None else self._watch
-        denoised = ask(x, x.new_full((x.shape[0],), sigma), **self._extra_args)
+        first = steps.watch.denoised is None
+        ask = steps.watch.borrow if borrow and steps.callback is None else steps.watch
+        denoised = ask(x, x.new_full((x.shape[0],), sigma), **steps.extra_args)
         if draft:
-            self._watch.denoised = None     # the next answer is the step's
+            steps.watch.denoised = None     # the next answer is the step's
         elif first:
             self.show(x, sigma, denoised)
         return denoised
@@ -207,42 +208,80 @@ class Step:
         alone moves. Where it edits denoised, the slope follows.
         """
         sigma = self.sigma if sigma is None else sigma
-        if self._callback is None:
+        if self._steps.callback is None:
             return to_d(x, sigma, self.denoise(x, sigma, borrow=True))
         before = x.clone()
         return to_d(before, sigma, self.denoise(x, sigma))
 
     def denoise_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The guided and the unconditional estimate at the step's level. The callback is shown both."""
-        guided, unconditional = self._watch.pair(x, x.new_full((x.shape[0],), self.sigma), **self._extra_args)
+        """Return the guided and the unconditional estimate at the step's level, and show both to the callback."""
+        steps = self._steps
+        guided, unconditional = steps.watch.pair(x, x.new_full((x.shape[0],), self.sigma), **steps.extra_args)
         self.show(x, self.sigma, guided, uncond_denoised=unconditional)
         return guided, unconditional
 
+    def noise(self, sigma: float | None = None, sigma_next: float | None = None) -> Tensor:
+        """Draw noise of unit variance like x, for the way between two levels; by default those of the step."""
+        return self._steps.noise_sampler(self.sigma if sigma is None else sigma, self.sigma_next if sigma_next is None else sigma_next)
+
+    def add_noise(self, x: Tensor, scale: float, sigma: float | None = None, sigma_next: float | None = None) -> Tensor:
+        """Return x + scale `noise`; x itself, and nothing is drawn, where the scale is 0."""
+        return torch.add(x, self.noise(sigma, sigma_next), alpha=scale) if scale else x
+
+    def churn(self, x: Tensor, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float) -> tuple[Tensor, float]:
+        """Add noise before the step: return x and the level sigma_hat it is at (Karras et al. 2022, algorithm 2, lines 4 to 6).
+
+        Draws in every step if s_churn > 0, also outside [s_tmin, s_tmax], so that the limits do not shift the later draws.
+        """
+        if not s_churn > 0:
+            return x, self.sigma
+        gamma = min(s_churn / self.n, math.sqrt(2) - 1) if s_tmin <= self.sigma <= s_tmax else 0.
+        sigma_hat = self.sigma * (1 + gamma)
+        noise = self.noise(self.sigma, sigma_hat)
+        if gamma > 0:
+            x = torch.add(x, noise, alpha=s_noise * math.sqrt(sigma_hat ** 2 - self.sigma ** 2))
+        return x, sigma_hat
+
     def show(self, x: Tensor, sigma_hat: float, denoised: Tensor, **more: Tensor) -> None:
-        """Calls the callback: x and denoised are the live tensors, which it may edit in place before they are used."""
-        if self._callback is not None:
-            self._callback({'x': x, 'i': self.i, 'sigma': x.new_full((), self.sigma), 'sigma_hat': x.new_full((), sigma_hat),
-                            'denoised': denoised, **more})
+        """Call the callback. x and denoised are the live tensors, which it may edit in place before they are used."""
+        callback = self._steps.callback
+        if callback is not None:
+            callback({'x': x, 'i': self.i, 'sigma': x.new_full((), self.sigma), 'sigma_hat': x.new_full((), sigma_hat),
+                      'denoised': denoised, **more})
 
 
-def steps(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-          disable: bool | None = None, repeats: bool = False) -> Iterator[Step]:
-    """The steps of a schedule, one after another, under a progress bar (disable as in tqdm: None hides it off a terminal).
+class Steps:
+    """A run as the body of a sampler sees it: iterate over it for the steps of its schedule.
 
-    A step between equal levels would do nothing and is passed over, except with `repeats`, where noise makes it something.
+    Attributes:
+        sigmas: The noise levels, descending Python floats; empty for samplers that choose their own between two levels.
+        watch: The model.
+        extra_args: Its conditions.
+        callback: What is shown each step, or None.
+        disable: Whether the progress bar is off, as in tqdm (None: off a terminal).
+        noise_sampler: The source of noise.
     """
-    values = levels(sigmas)
-    for step in walk(model, x, list(itertools.pairwise(values)), extra_args, callback, disable):
-        if step.sigma != step.sigma_next or (repeats and step.sigma):
-            yield step
 
+    def __init__(self, watch: Watch, sigmas: Sequence[float], extra_args: Mapping[str, Any] | None, callback: Callback,
+                 disable: bool | None, noise_sampler: NoiseSampler) -> None:
+        self.watch, self.sigmas, self.extra_args = watch, sigmas, dict(extra_args or {})
+        self.callback, self.disable, self.noise_sampler = callback, disable, noise_sampler
 
-def walk(model: DenoiseFn, x: Tensor, pairs: Sequence[tuple[float, float]], extra_args: ExtraArgs = None, callback: Callback = None,
-         disable: bool | None = None) -> Iterator[Step]:
-    """The steps (sigma, sigma_next) of a list, which need not begin where the one before ended."""
-    watch = model if isinstance(model, Watch) else Watch(model, x.dtype)
-    n = len(pairs)
-    for i in trange(n, disable=disable):
-        sigma, sigma_next = pairs[i]
-        watch.begin(i, sigma_next, n)
-        yield Step(watch, i, n, sigma, sigma_next, extra_args, callback)
+    def __iter__(self) -> Iterator[Step]:
+        return self.walk()
+
+    def walk(self, pairs: Sequence[tuple[float, float]] | None = None, repeats: bool = False) -> Iterator[Step]:
+        """Iterate over the steps, under a progress bar.
+
+        Args:
+            pairs: (sigma, sigma_next) of each step, which need not begin where the one before ended; by default neighbouring
+                levels of the schedule.
+            repeats: Keep the steps between equal levels, which do nothing without noise and are passed over else.
+        """
+        pairs = list(itertools.pairwise(self.sigmas)) if pairs is None else pairs
+        n = len(pairs)
+        for i in trange(n, disable=self.disable):
+            sigma, sigma_next = pairs[i]
+            self.watch.begin(i, sigma_next, n)
+            if sigma != sigma_next or (repeats and sigma):
+                yield Step(self, i, n, sigma, sigma_next)

@@ -1,4 +1,4 @@
-"""Where samplers take their noise from: independent draws, draws per item, a Brownian path; and the churn that uses it.
+"""Where samplers take their noise from: independent draws, draws per item, a Brownian path.
 
 A noise sampler is called with two levels, (sigma, sigma_next), and gives noise of unit variance like x.
 """
@@ -16,7 +16,6 @@ from ..core.protocols import NoiseSampler
 from ..core.random import derive_seed, randn_items
 from ..core.registry import unknown
 from .brownian import BrownianPath
-from .loop import Step
 
 NoiseKind: TypeAlias = Literal['path', 'independent']
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
@@ -131,22 +130,6 @@ class BrownianTreeNoiseSampler:
         if self.transform is _same:     # spares a tensor at every step
             return float(sigma)
         return float(self.transform(torch.tensor(float(sigma), dtype=torch.float64)))
-
-
-def churn(x: Tensor, step: Step, s_churn: float, s_tmin: float, s_tmax: float, s_noise: float,
-          noise_sampler: NoiseSampler) -> tuple[Tensor, float]:
-    """Noise added before a step, and the level sigma_hat it leads to (Karras et al. 2022, algorithm 2, lines 4 to 6).
-
-    Draws in every step if s_churn > 0, also outside [s_tmin, s_tmax], so that the limits do not shift the later draws.
-    """
-    if not s_churn > 0:
-        return x, step.sigma
-    gamma = min(s_churn / step.n, math.sqrt(2) - 1) if s_tmin <= step.sigma <= s_tmax else 0.
-    sigma_hat = step.sigma * (1 + gamma)
-    noise = noise_sampler(step.sigma, sigma_hat)
-    if gamma > 0:
-        x = torch.add(x, noise, alpha=s_noise * math.sqrt(sigma_hat ** 2 - step.sigma ** 2))
-    return x, sigma_hat
 
 
 def _item_generators(x: Tensor, generator: Any) -> list[torch.Generator]:

@@ -189,7 +189,7 @@ def test_half_precision_and_callbacks(calibration):
 
 def test_refusals(calibration, teacher):
     x = noise(16, 8)
-    with pytest.raises(ValueError, match='it has its own'):
+    with pytest.raises(ValueError, match='must be None or the levels that the sampler calibrated has'):
         calibration.sampler()(MODEL, x, sampling.get_sigmas_karras(6, 0.1, HIGH), disable=True)
     with pytest.raises(ValueError, match='steps is 0'):
         sampling.calibrate(MODEL, x, HIGH, steps=0)

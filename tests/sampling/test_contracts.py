@@ -439,8 +439,8 @@ def test_a_plain_function_sees_what_the_model_has():
 def test_a_new_sampler_is_one_generator():
     try:
         @sampling.sampler(order=1)
-        def sample_ddim_of_the_test(model, x, sigmas, extra_args=None, callback=None, disable=None, gain: float = 1.):
-            for step in sampling.steps(model, x, sigmas, extra_args, callback, disable):
+        def sample_ddim_of_the_test(steps, x, *, gain: float = 1.):
+            for step in steps:
                 x = yield torch.lerp(step.denoise(x) * gain, x, step.sigma_next / step.sigma)
             return x
 

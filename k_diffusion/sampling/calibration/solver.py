@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ...core.protocols import DenoiseFn
 from ...core.registry import unknown
-from ..catalogue import Run, SampleFn, plain_function
-from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
+from ..catalogue import Run, SampleFn, make_sampler
+from ..loop import Steps
 from ..spectrum import Spectrum
 from .bases import BASES, CORRECTIONS, HISTORY, Number, base_rows, distinct, enter, feature, gaussian_step, leave
 
@@ -57,23 +56,11 @@ class Calibration:
         return torch.tensor(self.sigmas, dtype=torch.float32)
 
     def sampler(self) -> SampleFn:
-        """A sampler like any other: a function of (model, x), x at the level sigmas[0]; it walks its own levels alone."""
-        def calibrated(model: DenoiseFn, x: Tensor, sigmas: Sigmas | None = None, extra_args: ExtraArgs = None,
-                       callback: Callback = None, disable: bool | None = None) -> Run[Tensor]:
-            """The solver of a calibration. sigmas: its own levels, or None."""
-            self._check(sigmas)
-            return (yield from self._walk(model, x, extra_args, callback, disable))
-        function = plain_function(calibrated, 'calibrated', 0)
-        vars(function)['levels'] = self.levels
-        return function
+        """Return a sampler with levels of its own: its sigmas may be left out, and x is at the level sigmas[0]."""
+        return make_sampler(self._walk, 'calibrated', 0, family='calibrated', levels=self.sigmas)
 
-    def _check(self, sigmas: Sigmas | None) -> None:
-        given = self.sigmas if sigmas is None else levels(sigmas)
-        if len(given) != len(self.sigmas) or not all(math.isclose(a, b, rel_tol=1e-2) for a, b in zip(given, self.sigmas)):
-            raise ValueError(f'a calibrated sampler was given the levels {[float(f"{sigma:.3g}") for sigma in given]}; '
-                             'it has its own: give None or calibration.levels')
-
-    def _walk(self, model: DenoiseFn, x: Tensor, extra_args: ExtraArgs, callback: Callback, disable: bool | None) -> Run[Tensor]:
+    def _walk(self, steps: Steps, x: Tensor) -> Run[Tensor]:
+        """Walk the levels of a calibration with its weights."""
         base, spectrum = self.base, self.spectrum.like(x)
         variances, which = distinct(self.spectrum)
 
@@ -82,7 +69,7 @@ class Calibration:
 
         rows = [(ready(row.a), [ready(w) for w in row.weights]) for row in base_rows(base, variances, self.sigmas, self.corrections)]
         history: deque[Tensor] = deque(maxlen=HISTORY)
-        for step in steps(model, x, self.sigmas, extra_args, callback, disable):
+        for step in steps:
             if step.i:
                 denoised = step.denoise(x)
             else:

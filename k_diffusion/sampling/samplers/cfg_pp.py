@@ -11,46 +11,40 @@ import math
 import torch
 from torch import Tensor
 
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ..catalogue import Run, sampler
 from ..coefficients import get_ancestral_step
-from ..loop import Callback, ExtraArgs, Sigmas, steps
-from ..noise import default_noise_sampler
+from ..loop import Steps
 
 
-@sampler(order=0)
-def sample_euler_cfg_pp(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                        disable: bool | None = None) -> Run[Tensor]:
+@sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
+def sample_euler_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
     """x' = D + sigma' eps_u, eps_u the unconditional noise. 1 NFE (of both estimates)."""
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         guided, unconditional = step.denoise_pair(x)
         x = torch.add(guided, x - unconditional, alpha=step.sigma_next / step.sigma)
         x = yield x
     return x
 
 
-@sampler(order=0, stochastic=True)
-def sample_euler_ancestral_cfg_pp(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                                  disable: bool | None = None, eta: float = 1., s_noise: float = 1.,
-                                  noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+@sampler(order=0, stochastic=True, noise='path', needs_pair=True, family='CFG++',
+         reference='Chung et al. 2024, arXiv:2406.08070')
+def sample_euler_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1.,
+                                  s_noise: float = 1.) -> Run[Tensor]:
     """euler_cfg_pp to sigma_down, then noise of sigma_up. 1 NFE (of both estimates)."""
-    noise_sampler = noise_sampler or default_noise_sampler(x)
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
         guided, unconditional = step.denoise_pair(x)
         x = torch.add(guided, x - unconditional, alpha=sigma_down / step.sigma)
-        if sigma_up:
-            x = torch.add(x, noise_sampler(step.sigma, step.sigma_next), alpha=s_noise * sigma_up)
+        x = step.add_noise(x, s_noise * sigma_up)
         x = yield x
     return x
 
 
-@sampler(order=0)
-def sample_dpmpp_2m_cfg_pp(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                           disable: bool | None = None) -> Run[Tensor]:
+@sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
+def sample_dpmpp_2m_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
     """x' = D + a (x - D_u) + (1 - a) (D - D_u before) / (2 r), a = sigma' / sigma, r = h before / h. 1 NFE (of both estimates)."""
     previous, h_last = None, 0.
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         guided, unconditional = step.denoise_pair(x)
         a = step.sigma_next / step.sigma
         x = torch.add(guided, x - unconditional, alpha=a)

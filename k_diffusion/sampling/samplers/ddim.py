@@ -6,31 +6,27 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ..catalogue import Run, sampler
 from ..coefficients import get_ancestral_step
-from ..loop import Callback, ExtraArgs, Sigmas, levels
+from ..loop import Steps
 from .exponential_multistep import STAY, Row, Table, walk_table
 
 
-@sampler(order=1)
-def sample_ddim(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                disable: bool | None = None, eta: float = 0., s_noise: float = 1.,
-                noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+@sampler(order=1, noise='path', family='DDIM',
+         reference='Song et al. 2021, arXiv:2010.02502, eq. 12 and 16')
+def sample_ddim(steps: Steps, x: Tensor, *, eta: float = 0., s_noise: float = 1.) -> Run[Tensor]:
     """DDIM: x' = D + sigma_down eps + sigma_up z; eta 0 is Euler, 1 is DDPM. 1 NFE. Song et al. (2021), arXiv:2010.02502, eq. 12 and 16.
 
     Its eta is that of get_ancestral_step: sigma_up = eta sigma' sqrt(1 - sigma'^2 / sigma^2).
     """
-    sigmas = levels(sigmas)
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, _ddim_table(sigmas, eta), s_noise, noise_sampler))
+    return walk_table(steps, x, _ddim_table(steps.sigmas, eta), s_noise)
 
 
-@sampler(order=1, stochastic=True)
-def sample_ddpm(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                disable: bool | None = None, s_noise: float = 1., noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+@sampler(order=1, stochastic=True, noise='path', family='DDIM',
+         reference='Ho et al. 2020, arXiv:2006.11239, eq. 7')
+def sample_ddpm(steps: Steps, x: Tensor, *, s_noise: float = 1.) -> Run[Tensor]:
     """DDPM ancestral sampling with the smaller of its two variances: DDIM of eta 1. 1 NFE. Ho et al. (2020), arXiv:2006.11239, eq. 7."""
-    sigmas = levels(sigmas)
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, _ddim_table(sigmas, 1.), s_noise, noise_sampler))
+    return walk_table(steps, x, _ddim_table(steps.sigmas, 1.), s_noise)
 
 
 def _ddim_table(sigmas: Sequence[float], eta: float) -> Table:

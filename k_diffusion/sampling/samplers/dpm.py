@@ -10,11 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...core.arguments import check_number, check_whole
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ..catalogue import Run, sampler
 from ..coefficients import get_ancestral_step, to_d
-from ..loop import Callback, ExtraArgs, Sigmas, Step, steps
-from ..noise import churn, default_noise_sampler
+from ..loop import Callback, Step, Steps
 from ..step_size import PIDStepSizeController
 from .dpm_adaptive_per_item import adaptive_per_item
 from .dpm_solver import DPMSolver
@@ -23,37 +21,34 @@ from .dpm_solver import DPMSolver
 FARTHEST = 32.
 
 
-@sampler(order=2, nfe=2, noise='independent')
-def sample_dpm_2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                 disable: bool | None = None, s_churn: float = 0., s_tmin: float = 0., s_tmax: float = math.inf,
-                 s_noise: float = 1., noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+@sampler(order=2, nfe=2, noise='independent', family='DPM-Solver',
+         reference='Lu et al. 2022, arXiv:2206.00927, algorithm 1')
+def sample_dpm_2(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float = 0.,
+                 s_tmax: float = math.inf, s_noise: float = 1.) -> Run[Tensor]:
     """DPM-Solver-2: the slope at the middle of log sigma, optionally with churn. 2 NFE, but 1 for the step to 0.
 
     Diverges in few steps (fewer than 5 from 80 to 0.002), and then warns.
     """
-    noise_sampler = noise_sampler or default_noise_sampler(x)
-    for step in steps(model, x, sigmas, extra_args, callback, disable, repeats=s_churn > 0):
-        x, sigma_hat = churn(x, step, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
+    for step in steps.walk(repeats=s_churn > 0):
+        x, sigma_hat = step.churn(x, s_churn, s_tmin, s_tmax, s_noise)
         x = _midpoint('dpm_2', step, x, step.slope(x, sigma_hat), sigma_hat, step.sigma_next)
         x = yield x
     return x
 
 
-@sampler(order=2, nfe=2, stochastic=True)
-def sample_dpm_2_ancestral(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                           disable: bool | None = None, eta: float = 1., s_noise: float = 1.,
-                           noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+@sampler(order=2, nfe=2, stochastic=True, noise='path', family='DPM-Solver',
+         reference='Lu et al. 2022, arXiv:2206.00927, algorithm 1')
+def sample_dpm_2_ancestral(steps: Steps, x: Tensor, *, eta: float = 1.,
+                           s_noise: float = 1.) -> Run[Tensor]:
     """A DPM-Solver-2 step to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0.
 
     Diverges in few steps (fewer than 7 from 80 to 0.002, than 4 from 14.6 to 0.03), and then warns.
     """
-    noise_sampler = noise_sampler or default_noise_sampler(x)
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
         denoised = step.denoise(x, borrow=True)
         x = _midpoint('dpm_2_ancestral', step, x, to_d(x, step.sigma, denoised), step.sigma, sigma_down)
-        if sigma_up:
-            x = torch.add(x, noise_sampler(step.sigma, step.sigma_next), alpha=s_noise * sigma_up)
+        x = step.add_noise(x, s_noise * sigma_up)
         x = yield x
     return x
 
@@ -69,23 +64,24 @@ def _midpoint(name: str, step: Step, x: Tensor, d: Tensor, sigma: float, sigma_n
     return torch.add(x, d, alpha=sigma_next - sigma)
 
 
-@sampler(order=2)
-def sample_dpm_fast(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor, n: int,
-                    extra_args: ExtraArgs = None, callback: Callback = None, disable: bool | None = None, eta: float = 0.,
-                    s_noise: float = 1., noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+@sampler(order=2, noise='path', family='DPM-Solver',
+         reference='Lu et al. 2022, arXiv:2206.00927, section 3.4')
+def sample_dpm_fast(steps: Steps, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor,
+                    n: int, *, eta: float = 0., s_noise: float = 1.) -> Run[Tensor]:
     """DPM-Solver-fast: n model calls in all, in steps of order 3 with the rest at the end; ends at sigma_min, not at 0."""
     t_start, t_end = _times(sigma_min, sigma_max)
-    with tqdm(total=n, disable=disable) as bar:
-        solver = DPMSolver(model, extra_args, bar.update, _with_levels(callback, x))
-        return (yield from solver.fast(x, t_start, t_end, n, eta, s_noise, noise_sampler))
+    with tqdm(total=n, disable=steps.disable) as bar:
+        solver = DPMSolver(steps.watch, steps.extra_args, bar.update, _with_levels(steps.callback, x))
+        return (yield from solver.fast(x, t_start, t_end, n, eta, s_noise, steps.noise_sampler))
 
 
-@sampler(order=3, nfe=3)
-def sample_dpm_adaptive(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, sigma_max: float | Tensor,
-                        extra_args: ExtraArgs = None, callback: Callback = None, disable: bool | None = None, order: int = 3,
-                        rtol: float = 0.05, atol: float = 0.0078, h_init: float = 0.05, pcoeff: float = 0., icoeff: float = 1.,
-                        dcoeff: float = 0., accept_safety: float = 0.81, eta: float = 0., s_noise: float = 1.,
-                        noise_sampler: NoiseSampler | None = None, return_info: bool = False,
+@sampler(order=3, nfe=3, noise='path', couples_batch=True, family='DPM-Solver',
+         reference='Lu et al. 2022, arXiv:2206.00927, appendix C')
+def sample_dpm_adaptive(steps: Steps, x: Tensor, sigma_min: float | Tensor,
+                        sigma_max: float | Tensor, *, order: int = 3, rtol: float = 0.05,
+                        atol: float = 0.0078, h_init: float = 0.05, pcoeff: float = 0.,
+                        icoeff: float = 1., dcoeff: float = 0., accept_safety: float = 0.81,
+                        eta: float = 0., s_noise: float = 1., return_info: bool = False,
                         max_steps: int = 10_000, per_item: bool = False) -> Run[Any]:
     """DPM-Solver-12 or -23 with adaptive steps; ends at sigma_min, not at 0. The error is that of the whole batch.
 
@@ -96,8 +92,9 @@ def sample_dpm_adaptive(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, 
     """
     t_start, t_end = _times(sigma_min, sigma_max)
     check_whole('max_steps', max_steps)
-    with tqdm(disable=disable) as bar:
-        solver = DPMSolver(model, extra_args, bar.update, callback if per_item else _with_levels(callback, x))
+    with tqdm(disable=steps.disable) as bar:
+        callback = steps.callback if per_item else _with_levels(steps.callback, x)
+        solver = DPMSolver(steps.watch, steps.extra_args, bar.update, callback)
         if per_item:
             if eta or order not in (2, 3):
                 raise ValueError(f'per_item takes no noise and order 2 or 3, and eta is {eta}, order={order}; '
@@ -106,7 +103,7 @@ def sample_dpm_adaptive(model: DenoiseFn, x: Tensor, sigma_min: float | Tensor, 
             x, info = yield from adaptive_per_item(solver, x, t_start, t_end, order, rtol, atol, pids, max_steps)
             return (x, info) if return_info else x
         x, info = yield from solver.adaptive(x, t_start, t_end, order, rtol, atol, h_init, pcoeff, icoeff, dcoeff, accept_safety,
-                                             eta, s_noise, noise_sampler, max_steps)
+                                             eta, s_noise, steps.noise_sampler, max_steps)
     return (x, info) if return_info else x
 
 

@@ -10,68 +10,61 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ...core.registry import unknown
 from ..catalogue import Run, sampler
 from ..coefficients import get_ancestral_step, phi
-from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
-from ..noise import BrownianTreeNoiseSampler, default_noise_sampler
+from ..loop import Step, Steps
 
 
-@sampler(order=2, nfe=2, stochastic=True)
-def sample_dpmpp_2s_ancestral(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None,
-                              callback: Callback = None, disable: bool | None = None, eta: float = 1., s_noise: float = 1.,
-                              noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+@sampler(order=2, nfe=2, stochastic=True, noise='path', family='DPM-Solver++',
+         reference='Lu et al. 2022, arXiv:2211.01095, algorithm 1')
+def sample_dpmpp_2s_ancestral(steps: Steps, x: Tensor, *, eta: float = 1.,
+                              s_noise: float = 1.) -> Run[Tensor]:
     """A midpoint step in log sigma to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0."""
-    noise_sampler = noise_sampler or default_noise_sampler(x)
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
         denoised = step.denoise(x)
         if sigma_down > 0:
             middle = math.sqrt(step.sigma * sigma_down)
             denoised = step.denoise(torch.lerp(denoised, x, middle / step.sigma), middle)
         x = torch.lerp(denoised, x, sigma_down / step.sigma)
-        if sigma_up:
-            x = torch.add(x, noise_sampler(step.sigma, step.sigma_next), alpha=s_noise * sigma_up)
+        x = step.add_noise(x, s_noise * sigma_up)
         x = yield x
     return x
 
 
-@sampler(order=2, nfe=2, stochastic=True)
-def sample_dpmpp_sde(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                     disable: bool | None = None, eta: float = 1., s_noise: float = 1.,
-                     noise_sampler: NoiseSampler | None = None, r: float = 1 / 2) -> Run[Tensor]:
+@sampler(order=2, nfe=2, stochastic=True, noise='path', path_by_default=True, family='DPM-Solver++',
+         reference='Lu et al. 2022, arXiv:2211.01095')
+def sample_dpmpp_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
+                     r: float = 1 / 2) -> Run[Tensor]:
     """Two ancestral substeps, the first over the share r of h. 2 NFE, but 1 for the step to 0.
 
     The two draws of a step overlap in sigma, so a noise_sampler has to be a path: independent noise leaves the variance wrong.
     """
     if not 0 < r <= 1:
         raise ValueError(f'r={r} places no substep; give 0 < r <= 1 (1/2 is usual)')
-    sigmas = levels(sigmas)
-    noise_sampler = noise_sampler or _brownian(x, sigmas, eta)
-
-    def substep(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        sigma_down, sigma_up = get_ancestral_step(sigma, sigma_next, eta)
-        x = torch.lerp(denoised, x, sigma_down / sigma)
-        return torch.add(x, noise_sampler(sigma, sigma_next), alpha=s_noise * sigma_up) if sigma_up else x
-
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         denoised = step.denoise(x)
         if step.sigma_next > 0:
             middle = step.sigma * (step.sigma_next / step.sigma) ** r
-            x_2 = substep(x, denoised, step.sigma, middle)
+            x_2 = _substep(step, x, denoised, step.sigma, middle, eta, s_noise)
             denoised = torch.lerp(denoised, step.denoise(x_2, middle), 1 / (2 * r))
-        x = substep(x, denoised, step.sigma, step.sigma_next)
+        x = _substep(step, x, denoised, step.sigma, step.sigma_next, eta, s_noise)
         x = yield x
     return x
 
 
-@sampler(order=2)
-def sample_dpmpp_2m(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                    disable: bool | None = None) -> Run[Tensor]:
+def _substep(step: Step, x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, s_noise: float) -> Tensor:
+    """Part of a step: to sigma_down for a constant D, then noise of sigma_up."""
+    sigma_down, sigma_up = get_ancestral_step(sigma, sigma_next, eta)
+    return step.add_noise(torch.lerp(denoised, x, sigma_down / sigma), s_noise * sigma_up, sigma, sigma_next)
+
+
+@sampler(order=2, family='DPM-Solver++', reference='Lu et al. 2022, arXiv:2211.01095, algorithm 2')
+def sample_dpmpp_2m(steps: Steps, x: Tensor) -> Run[Tensor]:
     """D extrapolated to the middle of the step from its last two values. 1 NFE."""
     previous, h_last = None, 0.
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         denoised = middle = step.denoise(x)
         if step.sigma_next > 0:
             h = math.log(step.sigma / step.sigma_next)
@@ -83,20 +76,18 @@ def sample_dpmpp_2m(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Ext
     return x
 
 
-@sampler(order=2, stochastic=True)
-def sample_dpmpp_2m_sde(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                        disable: bool | None = None, eta: float = 1., s_noise: float = 1.,
-                        noise_sampler: NoiseSampler | None = None, solver_type: str = 'midpoint') -> Run[Tensor]:
+@sampler(order=2, stochastic=True, noise='path', path_by_default=True, family='DPM-Solver++',
+         reference='Lu et al. 2022, arXiv:2211.01095')
+def sample_dpmpp_2m_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
+                        solver_type: str = 'midpoint') -> Run[Tensor]:
     """2M for the reverse SDE of strength eta: H = (1 + eta) h in place of h, then noise. 1 NFE.
 
     solver_type: 'midpoint', or 'heun', the exact exponential weights.
     """
     if solver_type not in ('midpoint', 'heun'):
         raise ValueError(unknown('solver_type', solver_type, ('midpoint', 'heun')))
-    sigmas = levels(sigmas)
-    noise_sampler = noise_sampler or _brownian(x, sigmas, eta)
     previous, h_last = None, 0.
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         denoised = step.denoise(x)
         if step.sigma_next == 0:
             x = denoised
@@ -107,28 +98,26 @@ def sample_dpmpp_2m_sde(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args:
             if previous is not None:
                 gain = H * phi(2, -H) if solver_type == 'heun' else -math.expm1(-H) / 2
                 x = torch.add(x, denoised - previous, alpha=gain * h / h_last)
-            x = _renoise(x, step.sigma, step.sigma_next, eta * h, s_noise, noise_sampler)
+            x = step.add_noise(x, s_noise * sde_noise(step.sigma_next, eta * h))
             previous, h_last = denoised, h
         x = yield x
     return x
 
 
-@sampler(order=2, stochastic=True)
-def sample_dpmpp_3m_sde(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                        disable: bool | None = None, eta: float = 1., s_noise: float = 1.,
-                        noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+@sampler(order=2, stochastic=True, noise='path', path_by_default=True, family='DPM-Solver++',
+         reference='Lu et al. 2022, arXiv:2211.01095')
+def sample_dpmpp_3m_sde(steps: Steps, x: Tensor, *, eta: float = 1.,
+                        s_noise: float = 1.) -> Run[Tensor]:
     """The published 3M for the reverse SDE. 1 NFE. Its curvature term is half of the exact one, hence order 2."""
-    sigmas = levels(sigmas)
-    noise_sampler = noise_sampler or _brownian(x, sigmas, eta)
     past: deque[tuple[Tensor, float]] = deque(maxlen=2)  # (D, the h of its step), newest first
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         denoised = step.denoise(x)
         if step.sigma_next == 0:
             x = denoised
         else:
             h = math.log(step.sigma / step.sigma_next)
             x = _third_order(x, denoised, past, h, (1 + eta) * h)
-            x = _renoise(x, step.sigma, step.sigma_next, eta * h, s_noise, noise_sampler)
+            x = step.add_noise(x, s_noise * sde_noise(step.sigma_next, eta * h))
             past.appendleft((denoised, h))
         x = yield x
     return x
@@ -150,15 +139,6 @@ def _third_order(x: Tensor, denoised: Tensor, past: deque[tuple[Tensor, float]],
     return x
 
 
-def _renoise(x: Tensor, sigma: float, sigma_next: float, eta_h: float, s_noise: float, noise_sampler: NoiseSampler) -> Tensor:
-    """x + the noise that an SDE of strength eta adds over a step."""
-    scale = s_noise * sigma_next * math.sqrt(-math.expm1(-2 * eta_h))
-    return torch.add(x, noise_sampler(sigma, sigma_next), alpha=scale) if scale else x
-
-
-def _brownian(x: Tensor, sigmas: list[float], eta: float) -> NoiseSampler:
-    """The default noise of the SDE samplers; no path is laid where none is walked (eta = 0)."""
-    positive = [sigma for sigma in sigmas if sigma > 0]
-    if not eta or not positive:
-        return default_noise_sampler(x)
-    return BrownianTreeNoiseSampler(x, min(positive), max(positive))
+def sde_noise(sigma_next: float, eta_h: float) -> float:
+    """Return the deviation of the noise that an SDE of strength eta adds over a step of length h."""
+    return sigma_next * math.sqrt(-math.expm1(-2 * eta_h))

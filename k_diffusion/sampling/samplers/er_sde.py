@@ -7,10 +7,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ...core.arguments import is_whole
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ..catalogue import Run, sampler
 from ..coefficients import integral
-from ..loop import Callback, ExtraArgs, Sigmas, levels
+from ..loop import Steps
 from .exponential_multistep import LAST, STAY, Past, Row, past_levels, walk_table
 
 
@@ -47,10 +46,11 @@ def er_row(past: Past, sigma_next: float, scaler: Callable[[float], float], exac
     return Row(r, tuple(b[:len(past)]), math.sqrt(max(0., variance)))
 
 
-@sampler(order=2, stochastic=True)
-def sample_er_sde(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                  disable: bool | None = None, s_noise: float = 1., noise_sampler: NoiseSampler | None = None,
-                  noise_scaler: Callable[[float], float] | None = None, max_stage: int = 3, exact: bool = False) -> Run[Tensor]:
+@sampler(order=2, stochastic=True, noise='path', family='ER-SDE',
+         reference='Cui et al. 2023, arXiv:2309.06169')
+def sample_er_sde(steps: Steps, x: Tensor, *, s_noise: float = 1.,
+                  noise_scaler: Callable[[float], float] | None = None, max_stage: int = 3,
+                  exact: bool = False) -> Run[Tensor]:
     """ER-SDE-k, k = max_stage = 1, 2 or 3: an exponential solver for the reverse SDE whose noise is set by a function. 1 NFE.
 
     Cui et al. (2023), arXiv:2309.06169. noise_scaler: phi(sigma); sigma gives the flow, sigma^2 DDPM's noise, by default
@@ -66,6 +66,5 @@ def sample_er_sde(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extra
             raise ValueError(f'noise_scaler({sigma:g}) is {value}; it must be positive and finite at every level above 0, sigma ** 2 say')
         return value
 
-    sigmas = levels(sigmas)
-    table = [er_row(past, sigma_next, scaler, exact) for past, sigma_next in zip(past_levels(sigmas, max_stage), sigmas[1:])]
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler))
+    table = [er_row(past, sigma_next, scaler, exact) for past, sigma_next in zip(past_levels(steps.sigmas, max_stage), steps.sigmas[1:])]
+    return walk_table(steps, x, table, s_noise)

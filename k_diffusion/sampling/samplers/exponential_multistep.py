@@ -16,12 +16,10 @@ import torch
 from torch import Tensor
 
 from ...core.arguments import is_whole
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ...core.registry import unknown
 from ..catalogue import Run, sampler
 from ..coefficients import exponential_weights
-from ..loop import Callback, ExtraArgs, Sigmas, Step, levels, steps
-from ..noise import default_noise_sampler
+from ..loop import Step, Steps
 from .exponential_runge_kutta import res_2s_step
 
 
@@ -127,15 +125,13 @@ def _scalar(value: float, dtype: torch.dtype) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
-def walk_table(model: DenoiseFn, x: Tensor, sigmas: Sequence[float], extra_args: ExtraArgs, callback: Callback, disable: bool | None,
-               table: Table, s_noise: float = 1., noise_sampler: NoiseSampler | None = None, evaluate_again: bool = False,
+def walk_table(steps: Steps, x: Tensor, table: Table, s_noise: float = 1., evaluate_again: bool = False,
                start: Callable[[Step, Tensor, Tensor], Tensor] | None = None) -> Run[Tensor]:
     """The steps of a table. evaluate_again: D is asked for once more at the corrected x (PECE), and this answer, which is kept,
     is the one shown. start: makes the first steps instead, from (step, x, D), until there are as many values as the method takes."""
     order = max((len(row.b) for row in table), default=1)
-    noise_sampler = noise_sampler or default_noise_sampler(x)
     history: deque[Tensor] = deque(maxlen=order)
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         row = table[step.i]
         denoised = step.denoise(x, draft=evaluate_again and bool(row.correct))
         if row.correct:
@@ -146,16 +142,15 @@ def walk_table(model: DenoiseFn, x: Tensor, sigmas: Sequence[float], extra_args:
             x = start(step, x, denoised)
         else:
             x = combine(x, row.a, row.b, history)
-        if row.s and s_noise:
-            x = torch.add(x, noise_sampler(step.sigma, step.sigma_next), alpha=s_noise * row.s)
+        x = step.add_noise(x, s_noise * row.s)
         x = yield x
     return x
 
 
-@sampler(order=3)
-def sample_exp_ab(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                  disable: bool | None = None, order: int = 3, eta: float = 0., s_noise: float = 1.,
-                  noise_sampler: NoiseSampler | None = None, lower_order_final: bool = False, startup: str = 'ramp') -> Run[Tensor]:
+@sampler(order=3, noise='path', family='exponential multistep',
+         reference='Hochbruck & Ostermann 2010, doi:10.1017/S0962492910000048, section 2.5')
+def sample_exp_ab(steps: Steps, x: Tensor, *, order: int = 3, eta: float = 0., s_noise: float = 1.,
+                  lower_order_final: bool = False, startup: str = 'ramp') -> Run[Tensor]:
     """Exponential Adams-Bashforth with exact weights, of any order, for the flow or the reverse SDE of strength eta. 1 NFE.
 
     startup: 'ramp', orders 1, 2, ..; or 'res_2s', which makes the first order - 1 steps by RES-2S (2 NFE each) and so keeps the
@@ -167,23 +162,19 @@ def sample_exp_ab(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extra
         raise ValueError(unknown('startup', startup, starts))
     if eta and startup != 'ramp':
         raise ValueError(f'startup={startup!r} makes steps without noise and eta is {eta}; take startup="ramp", or eta=0')
-    sigmas = levels(sigmas)
-    table = adams_table(sigmas, order, eta, lower_order_final)
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler, start=starts[startup]))
+    table = adams_table(steps.sigmas, order, eta, lower_order_final)
+    return walk_table(steps, x, table, s_noise, start=starts[startup])
 
 
-@sampler(order=2)
-def sample_res_multistep(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                         disable: bool | None = None, order: int = 2) -> Run[Tensor]:
+@sampler(order=2, family='exponential multistep', reference='Zhang et al. 2023, arXiv:2308.02157')
+def sample_res_multistep(steps: Steps, x: Tensor, *, order: int = 2) -> Run[Tensor]:
     """Exponential Adams-Bashforth of order 2 (or another) by the name it bears in RES (Zhang et al. 2023, arXiv:2308.02157). 1 NFE."""
-    sigmas = levels(sigmas)
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, adams_table(sigmas, order)))
+    return walk_table(steps, x, adams_table(steps.sigmas, order))
 
 
-@sampler(order=3)
-def sample_dpmpp_3m(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                    disable: bool | None = None, lower_order_final: bool = True) -> Run[Tensor]:
+@sampler(order=3, family='exponential multistep',
+         reference='Hochbruck & Ostermann 2010, doi:10.1017/S0962492910000048, section 2.5')
+def sample_dpmpp_3m(steps: Steps, x: Tensor, *, lower_order_final: bool = True) -> Run[Tensor]:
     """DPM-Solver++(3M) with the exact curvature term, of which the published one is half (order 3 against 2). 1 NFE."""
-    sigmas = levels(sigmas)
-    table = adams_table(sigmas, 3, lower_order_final=lower_order_final)
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table))
+    table = adams_table(steps.sigmas, 3, lower_order_final=lower_order_final)
+    return walk_table(steps, x, table)

@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ..catalogue import Run, sampler
 from ..coefficients import phi
-from ..loop import Callback, ExtraArgs, Sigmas, Step, steps
-from ..noise import default_noise_sampler
+from ..loop import Step, Steps
 
 
 def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: float = 0.,
@@ -51,7 +49,7 @@ def res_3s_step(step: Step, x: Tensor, denoised: Tensor, c2: float = 1 / 3, c3: 
     return _with(x, noises[2], step.sigma_next)
 
 
-def stage_noises(step: Step, shares: Sequence[float], eta: float, s_noise: float, noise_sampler: NoiseSampler) -> list[Tensor | None]:
+def stage_noises(step: Step, shares: Sequence[float], eta: float, s_noise: float) -> list[Tensor | None]:
     """The noise of the reverse SDE at each share c of a step, in units of the level there, each continuing the one before:
 
     n_c = e^{-d} n + sqrt(1 - e^{-2 d}) z, d = eta h (c - the share before). Nothing is drawn where eta is 0.
@@ -62,7 +60,7 @@ def stage_noises(step: Step, shares: Sequence[float], eta: float, s_noise: float
     for share in shares:
         d = eta * h * (share - at)
         if d > 0:
-            z = noise_sampler(step.sigma * math.exp(-at * h), step.sigma * math.exp(-share * h))
+            z = step.noise(step.sigma * math.exp(-at * h), step.sigma * math.exp(-share * h))
             z = z * (s_noise * math.sqrt(-math.expm1(-2 * d)))
             noise = z if noise is None else torch.add(z, noise, alpha=math.exp(-d))
         noises.append(noise)
@@ -81,59 +79,57 @@ def _check_stages(*shares: float) -> None:
         raise ValueError('a first stage at 2/3 leaves no weights of order 3; place it elsewhere, at 1/3 say')
 
 
-def _walk_stages(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs, callback: Callback, disable: bool | None,
-                 stages: Sequence[float], eta: float = 0., s_noise: float = 1.,
-                 noise_sampler: NoiseSampler | None = None) -> Run[Tensor]:
+def _walk_stages(steps: Steps, x: Tensor, stages: Sequence[float], eta: float = 0.,
+                 s_noise: float = 1.) -> Run[Tensor]:
     """The steps with one more stage, or two more, at these shares of each."""
     _check_stages(*stages)
     make_step: Callable[..., Tensor] = res_2s_step if len(stages) == 1 else res_3s_step
-    noise_sampler = noise_sampler or default_noise_sampler(x)
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         denoised = step.denoise(x)
         if step.sigma_next == 0:
             x = denoised
         else:
-            noises = stage_noises(step, (*stages, 1.), eta, s_noise, noise_sampler)
+            noises = stage_noises(step, (*stages, 1.), eta, s_noise)
             x = make_step(step, x, denoised, *stages, eta=eta, noises=noises)
         x = yield x
     return x
 
 
-@sampler(order=2, nfe=2)
-def sample_res_2s(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                  disable: bool | None = None, c2: float = 1 / 2) -> Run[Tensor]:
+@sampler(order=2, nfe=2, family='exponential Runge-Kutta',
+         reference='Zhang et al. 2023, arXiv:2308.02157')
+def sample_res_2s(steps: Steps, x: Tensor, *, c2: float = 1 / 2) -> Run[Tensor]:
     """RES with two stages, the second at the share c2 of the step (Zhang et al. 2023, arXiv:2308.02157). 2 NFE, but 1 for the step to 0."""
-    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (c2,)))
+    return _walk_stages(steps, x, (c2,))
 
 
-@sampler(order=3, nfe=3)
-def sample_res_3s(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                  disable: bool | None = None, c2: float = 1 / 3, c3: float = 2 / 3) -> Run[Tensor]:
+@sampler(order=3, nfe=3, family='exponential Runge-Kutta',
+         reference='Zhang et al. 2023, arXiv:2308.02157')
+def sample_res_3s(steps: Steps, x: Tensor, *, c2: float = 1 / 3, c3: float = 2 / 3) -> Run[Tensor]:
     """RES with three stages at the shares 0, c2 and c3 of the step. 3 NFE, but 1 for the step to 0."""
-    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (c2, c3)))
+    return _walk_stages(steps, x, (c2, c3))
 
 
-@sampler(order=2, nfe=2)
-def sample_exp_heun_2_x0(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                         disable: bool | None = None) -> Run[Tensor]:
+@sampler(order=2, nfe=2, family='exponential Runge-Kutta',
+         reference='Hochbruck & Ostermann 2005, doi:10.1137/040611434')
+def sample_exp_heun_2_x0(steps: Steps, x: Tensor) -> Run[Tensor]:
     """Exponential Heun: RES with its second stage at the end of the step. 2 NFE, but 1 for the step to 0."""
-    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (1.,)))
+    return _walk_stages(steps, x, (1.,))
 
 
-@sampler(order=2, nfe=2, stochastic=True)
-def sample_seeds_2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                   disable: bool | None = None, eta: float = 1., s_noise: float = 1., noise_sampler: NoiseSampler | None = None,
+@sampler(order=2, nfe=2, stochastic=True, noise='path', family='exponential Runge-Kutta',
+         reference='Gonzalez et al. 2023, arXiv:2305.14267')
+def sample_seeds_2(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
                    r: float = 1 / 2) -> Run[Tensor]:
     """SEEDS-2: RES-2S for the reverse SDE, with noise that the stage at the share r and the end have in common. 2 NFE.
 
     Gonzalez et al. (2023), arXiv:2305.14267. eta = 0 is res_2s; r = 1 is exponential Heun for the SDE.
     """
-    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (r,), eta, s_noise, noise_sampler))
+    return _walk_stages(steps, x, (r,), eta, s_noise)
 
 
-@sampler(order=3, nfe=3, stochastic=True)
-def sample_seeds_3(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                   disable: bool | None = None, eta: float = 1., s_noise: float = 1., noise_sampler: NoiseSampler | None = None,
+@sampler(order=3, nfe=3, stochastic=True, noise='path', family='exponential Runge-Kutta',
+         reference='Gonzalez et al. 2023, arXiv:2305.14267')
+def sample_seeds_3(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
                    r_1: float = 1 / 3, r_2: float = 2 / 3) -> Run[Tensor]:
     """SEEDS-3: RES-3S for the reverse SDE; order 3 in the mean, 2 in the variance. 3 NFE. Gonzalez et al. (2023), arXiv:2305.14267."""
-    return (yield from _walk_stages(model, x, sigmas, extra_args, callback, disable, (r_1, r_2), eta, s_noise, noise_sampler))
+    return _walk_stages(steps, x, (r_1, r_2), eta, s_noise)

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from ...core.arguments import is_whole
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ..catalogue import Run, sampler
-from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
-from ..noise import churn, default_noise_sampler
+from ..loop import Steps
 
 
-@sampler(order=2, nfe=2, noise='independent')
-def sample_heun(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                disable: bool | None = None, s_churn: float = 0., s_tmin: float = 0., s_tmax: float = math.inf,
-                s_noise: float = 1., noise_sampler: NoiseSampler | None = None, euler_below: float = 0.,
+@sampler(order=2, nfe=2, noise='independent', family='Heun',
+         reference='Karras et al. 2022, arXiv:2206.00364, algorithm 2')
+def sample_heun(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float = 0.,
+                s_tmax: float = math.inf, s_noise: float = 1., euler_below: float = 0.,
                 lower_order_final: int = 0) -> Run[Tensor]:
     """Karras et al. 2022, arXiv:2206.00364, algorithm 2. 2 NFE, but 1 for the step to 0 and other Euler steps.
 
@@ -26,11 +24,9 @@ def sample_heun(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraAr
     """
     if not is_whole(lower_order_final, 0):
         raise ValueError(f'lower_order_final={lower_order_final} is no number of steps; give a whole number of at least 0')
-    sigmas = levels(sigmas)
-    final = set(sorted({*sigmas})[1:lower_order_final + 1])     # where the last steps begin
-    noise_sampler = noise_sampler or default_noise_sampler(x)
-    for step in steps(model, x, sigmas, extra_args, callback, disable, repeats=s_churn > 0):
-        x, sigma_hat = churn(x, step, s_churn, s_tmin, s_tmax, s_noise, noise_sampler)
+    final = set(sorted({*steps.sigmas})[1:lower_order_final + 1])     # where the last steps begin
+    for step in steps.walk(repeats=s_churn > 0):
+        x, sigma_hat = step.churn(x, s_churn, s_tmin, s_tmax, s_noise)
         d = step.slope(x, sigma_hat)
         h = step.sigma_next - sigma_hat
         if step.sigma_next > euler_below and step.sigma not in final:
@@ -41,17 +37,15 @@ def sample_heun(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraAr
     return x
 
 
-@sampler(order=1, nfe=3)
-def sample_heunpp2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                   disable: bool | None = None) -> Run[Tensor]:
+@sampler(order=1, nfe=3, family='Heun')
+def sample_heunpp2(steps: Steps, x: Tensor) -> Run[Tensor]:
     """Heun++: slopes at the next two levels of the schedule, weighted by these levels over the highest. 3 NFE; 2 and 1 at the end.
 
     d = (1 - w_1 - w_2) d_0 + w_1 d_1 + w_2 d_2, w_k = sigma_{i+k} / (3 sigma_0); before the last step but one
     (1 - w_1) d_0 + w_1 d_1, w_1 = sigma_{i+1} / (2 sigma_0); Euler in the last. The weights do not depend on the step, hence order 1.
     """
-    sigmas = levels(sigmas)
-    knots = list(dict.fromkeys(sigmas))
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    knots = list(dict.fromkeys(steps.sigmas))
+    for step in steps:
         ahead = [*knots[knots.index(step.sigma_next):-1][:2]]    # the levels looked at before the end
         slopes, weights = [step.slope(x)], []
         x_k = x

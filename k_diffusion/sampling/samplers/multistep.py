@@ -12,21 +12,19 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...core.arguments import is_whole
-from ...core.protocols import DenoiseFn
 from ..catalogue import Run, sampler
 from ..coefficients import adams_weights, gauss_legendre, integral, lagrange
-from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
+from ..loop import Steps
 from .exponential_multistep import Past, combine, past_levels
 
 #: Adams-Bashforth for equal steps, by order.
 EQUAL_STEPS = {1: (1.,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
 
 
-def walk_slopes(model: DenoiseFn, x: Tensor, sigmas: Sequence[float], extra_args: ExtraArgs, callback: Callback, disable: bool | None,
-                weights: Sequence[Sequence[float]]) -> Run[Tensor]:
+def walk_slopes(steps: Steps, x: Tensor, weights: Sequence[Sequence[float]]) -> Run[Tensor]:
     """The steps of a table of weights, those of the newest slope first."""
     history: deque[Tensor] = deque(maxlen=max(map(len, weights), default=1))
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         history.appendleft(step.slope(x))
         x = combine(x, 1., weights[step.i], history)
         x = yield x
@@ -50,41 +48,38 @@ def _order(order: int, most: float = math.inf) -> None:
         raise ValueError(f'order={order} is no number of slopes to use; give {allowed}')
 
 
-@sampler(order=4)
-def sample_lms(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-               disable: bool | None = None, order: int = 4) -> Run[Tensor]:
+@sampler(order=4, family='linear multistep',
+         reference='Liu et al. 2022, arXiv:2202.09778, section 3')
+def sample_lms(steps: Steps, x: Tensor, *, order: int = 4) -> Run[Tensor]:
     """Variable-step Adams-Bashforth in sigma: the last `order` slopes, exact weights. 1 NFE.
 
     The order rises 1, 2, .. over the first steps, and the error of the very first limits what is seen: about 3.4 at order 4.
     """
     _order(order)
-    sigmas = levels(sigmas)
-    weights = table_of(adams, sigmas, order)
-    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+    weights = table_of(adams, steps.sigmas, order)
+    return walk_slopes(steps, x, weights)
 
 
-@sampler(order=2)
-def sample_ipndm(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                 disable: bool | None = None, order: int = 4) -> Run[Tensor]:
+@sampler(order=2, family='linear multistep',
+         reference='Zhang & Chen 2022, arXiv:2204.13902, appendix H')
+def sample_ipndm(steps: Steps, x: Tensor, *, order: int = 4) -> Run[Tensor]:
     """iPNDM: the Adams-Bashforth weights of equal steps whatever the steps are. 1 NFE.
 
     Liu et al. (2022), arXiv:2202.09778, without the Runge-Kutta start, as Zhang & Chen (2022), arXiv:2204.13902, appendix H, have it.
     Order 2 on smooth schedules whatever `order` (1 to 4) is, 1 on irregular ones; among the best at few steps all the same.
     """
     _order(order, 4)
-    sigmas = levels(sigmas)
-    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * weight for weight in EQUAL_STEPS[len(past)]], sigmas, order)
-    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * weight for weight in EQUAL_STEPS[len(past)]], steps.sigmas, order)
+    return walk_slopes(steps, x, weights)
 
 
-@sampler(order=3)
-def sample_ipndm_v(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                   disable: bool | None = None, order: int = 3) -> Run[Tensor]:
+@sampler(order=3, family='linear multistep',
+         reference='Zhang & Chen 2022, arXiv:2204.13902, appendix H')
+def sample_ipndm_v(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
     """iPNDM with the published weights for steps that vary, of order 1 to 3; those of order 3 are exact on smooth schedules only. 1 NFE."""
     _order(order, 3)
-    sigmas = levels(sigmas)
-    weights = table_of(_varying, sigmas, order)
-    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+    weights = table_of(_varying, steps.sigmas, order)
+    return walk_slopes(steps, x, weights)
 
 
 def _varying(past: Past, sigma_next: float) -> Sequence[float]:
@@ -96,17 +91,15 @@ def _varying(past: Past, sigma_next: float) -> Sequence[float]:
     return h * (1 + q / 2 + t), -h * (q / 2 + t * (1 + h_1 / h_2)), h * t * h_1 / h_2
 
 
-@sampler(order=3)
-def sample_deis(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                disable: bool | None = None, order: int = 3) -> Run[Tensor]:
+@sampler(order=3, family='linear multistep', reference='Zhang & Chen 2022, arXiv:2204.13902')
+def sample_deis(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
     """DEIS tAB: the last `order` slopes interpolated in the time of the VP SDE that fits the schedule. 1 NFE.
 
     Zhang & Chen (2022), arXiv:2204.13902; the paper counts the degree of the polynomial, order - 1.
     """
     _order(order)
-    sigmas = levels(sigmas)
-    weights = table_of(functools.partial(_in_time, vp_clock(sigmas)), sigmas, order)
-    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+    weights = table_of(functools.partial(_in_time, vp_clock(steps.sigmas)), steps.sigmas, order)
+    return walk_slopes(steps, x, weights)
 
 
 def vp_clock(sigmas: Sequence[float]) -> tuple[float, float]:
@@ -148,17 +141,15 @@ def _polynomial(row: Sequence[float], t: float) -> float:
     return value
 
 
-@sampler(order=1)
-def sample_gradient_estimation(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                               disable: bool | None = None, ge_gamma: float = 2.) -> Run[Tensor]:
+@sampler(order=1, family='linear multistep', reference='Permenter & Yuan 2023, arXiv:2306.04848')
+def sample_gradient_estimation(steps: Steps, x: Tensor, *, ge_gamma: float = 2.) -> Run[Tensor]:
     """Euler along ge_gamma eps + (1 - ge_gamma) eps of the step before. 1 NFE.
 
     Permenter & Yuan (2023), arXiv:2306.04848. ge_gamma = 3/2 is ipndm of order 2; any other value has order 1.
     """
-    sigmas = levels(sigmas)
     gains = {1: (1.,), 2: (ge_gamma, 1 - ge_gamma)}
-    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * gain for gain in gains[len(past)]], sigmas, 2)
-    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * gain for gain in gains[len(past)]], steps.sigmas, 2)
+    return walk_slopes(steps, x, weights)
 
 
 def power_weights(past: Sequence[float], sigma_next: float, rho: float) -> list[float]:
@@ -187,15 +178,13 @@ def check_power(order: int, rho: float) -> None:
         raise ValueError(f'rho={rho} is no root to take of a noise level; it must be positive and finite (7 is usual)')
 
 
-@sampler(order=3)
-def sample_rab(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-               disable: bool | None = None, order: int = 3, rho: float = 7.) -> Run[Tensor]:
+@sampler(order=3, family='linear multistep')
+def sample_rab(steps: Steps, x: Tensor, *, order: int = 3, rho: float = 7.) -> Run[Tensor]:
     """Adams-Bashforth with exact weights in sigma^(1/rho): the last `order` slopes, interpolated there. 1 NFE.
 
     rho = 1 is lms, and a large rho the interpolation in log sigma; finite at sigma 0. Made for few steps, with `afs`. The
     order rises 1, 2, .. over the first steps, whose error hides an order above 3.
     """
     check_power(order, rho)
-    sigmas = levels(sigmas)
-    weights = table_of(functools.partial(power_weights, rho=rho), sigmas, order)
-    return (yield from walk_slopes(model, x, sigmas, extra_args, callback, disable, weights))
+    weights = table_of(functools.partial(power_weights, rho=rho), steps.sigmas, order)
+    return walk_slopes(steps, x, weights)

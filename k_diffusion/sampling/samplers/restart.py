@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from ...core.arguments import is_whole
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ..catalogue import Run, sampler
-from ..loop import Callback, ExtraArgs, Sigmas, levels, walk
-from ..noise import default_noise_sampler
+from ..loop import Steps
 
 
-@sampler(order=2, nfe=2, stochastic=True, noise='independent')
-def sample_restart(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                   disable: bool | None = None, s_noise: float = 1., noise_sampler: NoiseSampler | None = None,
+@sampler(order=2, nfe=2, stochastic=True, noise='independent', family='Restart',
+         reference='Xu et al. 2023, arXiv:2306.14878, section 3.1')
+def sample_restart(steps: Steps, x: Tensor, *, s_noise: float = 1.,
                    intervals: Sequence[tuple[float, float]] | None = None, times: int = 2,
                    inner_steps: int | None = None) -> Run[Tensor]:
     """Restart: at the knot nearest to an interval's low end noise leads back to its high end, `times` times, by Heun steps all along.
@@ -26,13 +24,10 @@ def sample_restart(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: Extr
     below that; none in a schedule without levels in between. inner_steps: of each way down (a quarter of the schedule's by default).
     2 NFE, but 1 for the step to 0.
     """
-    sigmas = levels(sigmas)
-    noise_sampler = noise_sampler or default_noise_sampler(x)
-    at = sigmas[0]
-    for step in walk(model, x, restart_pairs(sigmas, intervals, times, inner_steps), extra_args, callback, disable):
+    at = steps.sigmas[0]
+    for step in steps.walk(restart_pairs(steps.sigmas, intervals, times, inner_steps)):
         if step.sigma > at:
-            noise = noise_sampler(at, step.sigma)
-            x = torch.add(x, noise, alpha=s_noise * math.sqrt(step.sigma ** 2 - at ** 2))
+            x = step.add_noise(x, s_noise * math.sqrt(step.sigma ** 2 - at ** 2), at, step.sigma)
         d, h = step.slope(x), step.sigma_next - step.sigma
         if step.sigma_next > 0:
             x_2 = torch.add(x, d, alpha=h)

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...core.arguments import check_number, is_whole, show_value
-from ...core.protocols import DenoiseFn, NoiseSampler
 from ..catalogue import Run, sampler
-from ..loop import Callback, ExtraArgs, Sigmas, levels
+from ..loop import Steps
 from .exponential_multistep import STAY, Past, Row, Table, corrected, exponential_row, folded, past_levels, walk_table
 
 
@@ -45,27 +44,26 @@ def _matched(row: Row, behind: Past, sigma_next: float, eta: float) -> tuple[flo
     return (*corrected(padded, behind, sigma_next, eta), *(-b for b in row.b[len(behind):]))
 
 
-@sampler(order=4, stochastic=True)
-def sample_sa_solver(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                     disable: bool | None = None, tau: float | Callable[[float], float] = 1., s_noise: float = 1.,
-                     noise_sampler: NoiseSampler | None = None, interval: tuple[float, float] = (0.2, 0.8), predictor_order: int = 3,
-                     corrector_order: int = 4, pece: bool = False) -> Run[Tensor]:
+@sampler(order=4, stochastic=True, noise='path', family='SA-Solver',
+         reference='Xue et al. 2023, arXiv:2309.05019')
+def sample_sa_solver(steps: Steps, x: Tensor, *, tau: float | Callable[[float], float] = 1.,
+                     s_noise: float = 1., interval: tuple[float, float] = (0.2, 0.8),
+                     predictor_order: int = 3, corrector_order: int = 4,
+                     pece: bool = False) -> Run[Tensor]:
     """SA-Solver: a stochastic Adams predictor-corrector; order 4 at tau 0, order 2 in law at tau 1. 1 NFE, with pece 2.
 
     Xue et al. (2023), arXiv:2309.05019. tau: the noise, 0 for the flow and 1 for DDPM's, in the share `interval` of the
     steps; or a function of sigma. The correction keeps the noise that the prediction drew. pece: D is asked for again after it.
     """
-    sigmas = levels(sigmas)
-    table = sa_table(sigmas, tau, interval, predictor_order, corrector_order, pece)
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler, pece))
+    table = sa_table(steps.sigmas, tau, interval, predictor_order, corrector_order, pece)
+    return walk_table(steps, x, table, s_noise, pece)
 
 
-@sampler(order=4, nfe=2, stochastic=True)
-def sample_sa_solver_pece(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                          disable: bool | None = None, tau: float | Callable[[float], float] = 1., s_noise: float = 1.,
-                          noise_sampler: NoiseSampler | None = None, interval: tuple[float, float] = (0.2, 0.8),
+@sampler(order=4, nfe=2, stochastic=True, noise='path', family='SA-Solver',
+         reference='Xue et al. 2023, arXiv:2309.05019')
+def sample_sa_solver_pece(steps: Steps, x: Tensor, *, tau: float | Callable[[float], float] = 1.,
+                          s_noise: float = 1., interval: tuple[float, float] = (0.2, 0.8),
                           predictor_order: int = 3, corrector_order: int = 4) -> Run[Tensor]:
     """SA-Solver that asks for D again after each correction. 2 NFE, but 1 in the first step."""
-    sigmas = levels(sigmas)
-    table = sa_table(sigmas, tau, interval, predictor_order, corrector_order, True)
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table, s_noise, noise_sampler, True))
+    table = sa_table(steps.sigmas, tau, interval, predictor_order, corrector_order, True)
+    return walk_table(steps, x, table, s_noise, True)

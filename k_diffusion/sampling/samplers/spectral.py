@@ -14,10 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...core.protocols import DenoiseFn
 from ..catalogue import Run, sampler
 from ..coefficients import gauss_legendre, lagrange
-from ..loop import Callback, ExtraArgs, Sigmas, levels, steps
+from ..loop import Steps
 from ..spectrum import Spectrum
 from .exponential_multistep import Past, nodes_of, past_levels
 
@@ -60,10 +59,9 @@ def residual(y: Tensor, denoised: Tensor, variance: Tensor, sigma: float | Tenso
     return (denoised * (variance + sigma ** 2) - variance * y) / sigma ** 2
 
 
-@sampler(order=3)
-def sample_sei(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-               disable: bool | None = None, spectrum: Spectrum | None = None, order: int = 3, std: float = 0.5,
-               tele: bool = False) -> Run[Tensor]:
+@sampler(order=3, family='spectral')
+def sample_sei(steps: Steps, x: Tensor, *, spectrum: Spectrum | None = None, order: int = 3,
+               std: float = 0.5, tele: bool = False) -> Run[Tensor]:
     """Multistep of the given order that is exact where the data is Gaussian with this spectrum, at any step size. 1 NFE.
 
     spectrum: Spectrum.of(data), some hundred items; None takes mean 0 and the standard deviation `std` everywhere.
@@ -72,10 +70,9 @@ def sample_sei(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArg
     if spectrum is not None and not isinstance(spectrum, Spectrum):
         raise TypeError(f'spectrum must be a Spectrum or None, Spectrum.of(data) makes one; got a {type(spectrum).__name__}')
     spectrum = (Spectrum.isotropic(std) if spectrum is None else spectrum).like(x)
-    sigmas = levels(sigmas)
-    table = [(a.to(x), [weight.to(x) for weight in weights]) for a, weights in spectral_table(spectrum, sigmas, order)]
+    table = [(a.to(x), [weight.to(x) for weight in weights]) for a, weights in spectral_table(spectrum, steps.sigmas, order)]
     history: deque[Tensor] = deque(maxlen=order)
-    for step in steps(model, x, sigmas, extra_args, callback, disable):
+    for step in steps:
         a, weights = table[step.i]
         first = not history
         if tele and first:

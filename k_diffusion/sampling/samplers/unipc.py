@@ -6,10 +6,9 @@ import math
 
 from torch import Tensor
 
-from ...core.protocols import DenoiseFn
 from ...core.registry import unknown
 from ..catalogue import Run, sampler
-from ..loop import Callback, ExtraArgs, Sigmas, levels
+from ..loop import Steps
 from .exponential_multistep import (
     LAST,
     STAY,
@@ -68,25 +67,21 @@ def _corrector(row: Row, past: Past, sigma_next: float, variant: str) -> tuple[f
     return gain, -gain
 
 
-@sampler(order=4)
-def sample_uni_pc(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                  disable: bool | None = None, order: int = 3, variant: str = 'bh1', corrector: bool = True,
-                  lower_order_final: bool = True) -> Run[Tensor]:
+@sampler(order=4, family='UniPC', reference='Zhao et al. 2023, arXiv:2302.04867')
+def sample_uni_pc(steps: Steps, x: Tensor, *, order: int = 3, variant: str = 'bh1',
+                  corrector: bool = True, lower_order_final: bool = True) -> Run[Tensor]:
     """UniP of the given order with UniC, hence order + 1; without the corrector `order`. 1 NFE.
 
     variant: bh1 (for few steps and no guidance) or bh2. lower_order_final: in a schedule that ends in 0, at most as many values
     as there are steps left.
     """
-    sigmas = levels(sigmas)
-    table = unipc_table(tuple(sigmas), order, variant, corrector, lower_order_final)
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table))
+    table = unipc_table(tuple(steps.sigmas), order, variant, corrector, lower_order_final)
+    return walk_table(steps, x, table)
 
 
-@sampler(order=4)
-def sample_uni_pc_bh2(model: DenoiseFn, x: Tensor, sigmas: Sigmas, extra_args: ExtraArgs = None, callback: Callback = None,
-                      disable: bool | None = None, order: int = 3, corrector: bool = True,
+@sampler(order=4, family='UniPC', reference='Zhao et al. 2023, arXiv:2302.04867')
+def sample_uni_pc_bh2(steps: Steps, x: Tensor, *, order: int = 3, corrector: bool = True,
                       lower_order_final: bool = True) -> Run[Tensor]:
     """UniPC of the variant bh2, as sample_uni_pc. 1 NFE."""
-    sigmas = levels(sigmas)
-    table = unipc_table(tuple(sigmas), order, 'bh2', corrector, lower_order_final)
-    return (yield from walk_table(model, x, sigmas, extra_args, callback, disable, table))
+    table = unipc_table(tuple(steps.sigmas), order, 'bh2', corrector, lower_order_final)
+    return walk_table(steps, x, table)
