@@ -21,6 +21,7 @@ from .core.wrapping import select_items
 from .guidance import classifier_free
 from .sampling import SAMPLERS, Sampler, find_sampler, make_noise_sampler
 from .sampling.loop import levels
+from .sampling.registry import plain_name
 from .schedules import DISCRETE_SCHEDULES, SCHEDULES
 
 #: The schedules that go from one noise level to another (the vp one has levels of its own).
@@ -120,6 +121,8 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
     shape = _batch_shape(shape_or_x)
     if cond is not None and not isinstance(cond, Mapping):
         raise TypeError(f"cond must be a dict of conditions by name, {{'class_cond': labels}} for example; got {show_value(cond)}")
+    sampler, named = split_title(sampler)
+    schedule = named if schedule is None else schedule
     guided = guidance != 1 or hasattr(denoiser, 'pair')     # guided here, or a guided denoiser already
     sigmas, sampler, options = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {}, guided)
     if guidance != 1 or null is not None:
@@ -133,6 +136,18 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
     conditions = {key: as_condition(value, shape[0]) for key, value in (cond or {}).items()}
     return generate(denoiser, shape[1:], sigmas, sampler, _seeds(seeds, shape[0]), conditions, None, callback, batch_size, device, options,
                     x).to(device)
+
+
+def split_title(sampler: Any) -> tuple[Any, str | None]:
+    """Return a sampler and the schedule that its title names: 'DPM++ 2M Karras' is ('dpmpp_2m', 'karras')."""
+    if not isinstance(sampler, str) or sampler in SAMPLERS:
+        return sampler, None
+    plain = plain_name(sampler)
+    for schedule in {**SCHEDULES, **DISCRETE_SCHEDULES}:
+        name = SAMPLERS.find_name(plain.removesuffix(f'_{schedule}'))
+        if name is not None:
+            return name, schedule
+    return sampler, None
 
 
 def as_condition(value: Any, n: int) -> Any:

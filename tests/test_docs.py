@@ -75,8 +75,10 @@ def test_the_readme_shows_commands_that_exist():
 
 def test_every_sampler_is_on_the_page():
     page = (ROOT / 'docs' / 'samplers.md').read_text()
+    from k_diffusion.cli.samplers import sampler_table
+    assert sampler_table() in page, 'run k-diffusion samplers --markdown'
     for name, entry in K.sampling.SAMPLERS.items():
-        assert f'| `{name}` | {entry.order or "-"} | {entry.nfe} |' in page, name
+        assert f'| `{name}` | {entry.family} | {entry.order or "-"} | {entry.nfe} |' in page, name
     for _, recipe in K.generation.RECIPES:
         assert f'`{recipe.sampler}`' in page and recipe.schedule in page
 

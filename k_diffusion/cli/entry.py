@@ -24,6 +24,7 @@ COMMANDS = {
     'clip': ('clip', 'draw images towards texts and pictures, with a CLIP model'),
     'evaluate': ('evaluate', 'measure how good the samples of a model are'),
     'likelihood': ('likelihood', 'bits per dimension of pictures under a model'),
+    'samplers': ('samplers', 'list the samplers and schedules'),
     'grid': ('grid', 'put pictures side by side'),
     'info': ('info', 'say what a model costs: parameters, arithmetic, memory, time'),
     'convert': ('convert', 'turn a training checkpoint into a file for inference'),

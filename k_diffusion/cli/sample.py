@@ -17,7 +17,7 @@ from ..core.memory import keep_freed_memory
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
 from ..core.registry import nearest
-from ..generation import BETWEEN, SamplingConfig, generate, stops_at
+from ..generation import BETWEEN, SamplingConfig, generate, split_title, stops_at
 from ..guidance import classifier_free
 from ..sampling import SAMPLERS
 from . import calibrations
@@ -100,6 +100,8 @@ def how_to_sample(config: Mapping[str, Any], **asked: Any) -> SamplingConfig:
 
     The config's scale of plain guidance is none for a CFG++ sampler, whose own goes from 0 to 1 (default: 1).
     """
+    asked['sampler'], named = split_title(asked.get('sampler'))
+    asked['schedule'] = named if asked.get('schedule') is None else asked['schedule']
     known = {field.name for field in dataclasses.fields(SamplingConfig)}
     kept = {key: value for key, value in config['sampling'].items() if key in known}
     if asked.get('sampler') in SAMPLERS and SAMPLERS[asked['sampler']].needs_pair:

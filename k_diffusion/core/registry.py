@@ -22,10 +22,18 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A mapping from names to things of one kind; asking for an unknown name raises a ValueError that suggests the nearest."""
+    """A mapping from names to things of one kind; asking for an unknown name raises a ValueError that suggests the nearest.
 
-    def __init__(self, kind: str) -> None:
+    Args:
+        kind: What the things are, for messages.
+        aliases: Other names -> names; they are found, and not listed.
+        plain: Brings a name that is not found as it stands into the form of names and aliases.
+    """
+
+    def __init__(self, kind: str, aliases: Mapping[str, str] | None = None, plain: Callable[[str], str] | None = None) -> None:
         self.kind = kind
+        self.aliases = dict(aliases or {})
+        self._plain = plain
         self._entries: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[T], T]:
@@ -38,14 +46,21 @@ class Registry(Mapping[str, T], Generic[T]):
             return thing
         return enter
 
+    def find_name(self, name: object) -> str | None:
+        """Return the listed name that a name or an alias stands for, or None."""
+        if not isinstance(name, str):
+            return None
+        plain = name if self._plain is None else self._plain(name)
+        return next((known for known in (name, plain, self.aliases.get(plain)) if known in self._entries), None)
+
     def __getitem__(self, name: str) -> T:
-        try:
-            return self._entries[name]
-        except (KeyError, TypeError):
-            raise ValueError(unknown(self.kind, name, self._entries)) from None
+        known = self.find_name(name)
+        if known is None:
+            raise ValueError(unknown(self.kind, name, self._entries))
+        return self._entries[known]
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._entries
+        return self.find_name(name) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

@@ -45,7 +45,6 @@ from ..schedules import (
 from .calibration.bases import BASES
 from .calibration.fitting import calibrate
 from .calibration.solver import Calibration
-from .catalogue import SAMPLERS, SampleFn, Sampler, State, find_sampler, iterate, make_sampler, sampler
 from .coefficients import (
     adams_weights,
     exponential_weights,
@@ -64,6 +63,7 @@ from .noise import (
     make_noise_sampler,
     seeded_noise_sampler,
 )
+from .registry import SAMPLERS, SampleFn, Sampler, State, catalogue, find_sampler, iterate, make_sampler, sampler
 from .samplers.cfg_pp import sample_dpmpp_2m_cfg_pp, sample_euler_ancestral_cfg_pp, sample_euler_cfg_pp
 from .samplers.ddim import sample_ddim, sample_ddpm
 from .samplers.distilled import sample_lcm, sample_tcd

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ...core.registry import unknown
-from ..catalogue import Run, SampleFn, make_sampler
 from ..loop import Steps
+from ..registry import Run, SampleFn, make_sampler
 from ..spectrum import Spectrum
 from .bases import BASES, CORRECTIONS, HISTORY, Number, base_rows, distinct, enter, feature, gaussian_step, leave
 

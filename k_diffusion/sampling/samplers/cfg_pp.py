@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..catalogue import Run, sampler
 from ..coefficients import get_ancestral_step
 from ..loop import Steps
+from ..registry import Run, sampler
 
 
 @sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')

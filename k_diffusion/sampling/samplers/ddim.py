@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..catalogue import Run, sampler
 from ..coefficients import get_ancestral_step
 from ..loop import Steps
+from ..registry import Run, sampler
 from .exponential_multistep import STAY, Row, Table, walk_table
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...core.arguments import show_value
-from ..catalogue import Run, sampler
 from ..loop import Steps
+from ..registry import Run, sampler
 from .exponential_multistep import Row, walk_table
 
 BETA_MIN, BETA_RANGE = 0.1, 19.9  # of the VP SDE: log(1 + sigma^2) = 0.1 t + 19.9 t^2 / 2

@@ -10,9 +10,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...core.arguments import check_number, check_whole
-from ..catalogue import Run, sampler
 from ..coefficients import get_ancestral_step, to_d
 from ..loop import Callback, Step, Steps
+from ..registry import Run, sampler
 from ..step_size import PIDStepSizeController
 from .dpm_adaptive_per_item import adaptive_per_item
 from .dpm_solver import DPMSolver

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...core.tensors import append_dims
-from ..catalogue import Run
 from ..coefficients import phi
+from ..registry import Run
 from ..step_size import PIDStepSizeController, check_tolerances
 from .dpm_solver import DPMSolver, Edit
 

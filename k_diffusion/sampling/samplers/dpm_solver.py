@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ...core.arguments import is_whole
 from ...core.protocols import DenoiseFn, NoiseSampler
-from ..catalogue import Run, drained
 from ..coefficients import get_ancestral_step, phi
 from ..loop import Callback, ExtraArgs, Watch
 from ..noise import default_noise_sampler
+from ..registry import Run, drained
 from ..step_size import PIDStepSizeController, check_tolerances
 
 Cache: TypeAlias = dict[str, Tensor]

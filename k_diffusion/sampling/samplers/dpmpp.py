@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ...core.registry import unknown
-from ..catalogue import Run, sampler
 from ..coefficients import get_ancestral_step, phi
 from ..loop import Step, Steps
+from ..registry import Run, sampler
 
 
 @sampler(order=2, nfe=2, stochastic=True, noise='path', family='DPM-Solver++',

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ...core.arguments import is_whole
-from ..catalogue import Run, sampler
 from ..coefficients import integral
 from ..loop import Steps
+from ..registry import Run, sampler
 from .exponential_multistep import LAST, STAY, Past, Row, past_levels, walk_table
 
 

@@ -6,9 +6,9 @@ import math
 import torch
 from torch import Tensor
 
-from ..catalogue import Run, sampler
 from ..coefficients import get_ancestral_step, to_d
 from ..loop import Steps
+from ..registry import Run, sampler
 
 
 @sampler(order=1, noise='independent', family='Euler',

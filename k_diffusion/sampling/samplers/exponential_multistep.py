@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ...core.arguments import is_whole
 from ...core.registry import unknown
-from ..catalogue import Run, sampler
 from ..coefficients import exponential_weights
 from ..loop import Step, Steps
+from ..registry import Run, sampler
 from .exponential_runge_kutta import res_2s_step
 
 

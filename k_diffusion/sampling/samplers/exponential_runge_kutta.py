@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ..catalogue import Run, sampler
 from ..coefficients import phi
 from ..loop import Step, Steps
+from ..registry import Run, sampler
 
 
 def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: float = 0.,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ...core.arguments import is_whole
-from ..catalogue import Run, sampler
 from ..loop import Steps
+from ..registry import Run, sampler
 
 
 @sampler(order=2, nfe=2, noise='independent', family='Heun',

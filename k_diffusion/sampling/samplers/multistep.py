@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...core.arguments import is_whole
-from ..catalogue import Run, sampler
 from ..coefficients import adams_weights, gauss_legendre, integral, lagrange
 from ..loop import Steps
+from ..registry import Run, sampler
 from .exponential_multistep import Past, combine, past_levels
 
 #: Adams-Bashforth for equal steps, by order.

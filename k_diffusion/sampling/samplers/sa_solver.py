@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...core.arguments import check_number, is_whole, show_value
-from ..catalogue import Run, sampler
 from ..loop import Steps
+from ..registry import Run, sampler
 from .exponential_multistep import STAY, Past, Row, Table, corrected, exponential_row, folded, past_levels, walk_table
 
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..catalogue import Run, sampler
 from ..coefficients import gauss_legendre, lagrange
 from ..loop import Steps
+from ..registry import Run, sampler
 from ..spectrum import Spectrum
 from .exponential_multistep import Past, nodes_of, past_levels
 

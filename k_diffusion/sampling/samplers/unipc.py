@@ -7,8 +7,8 @@ import math
 from torch import Tensor
 
 from ...core.registry import unknown
-from ..catalogue import Run, sampler
 from ..loop import Steps
+from ..registry import Run, sampler
 from .exponential_multistep import (
     LAST,
     STAY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
@@ -105,6 +106,11 @@ class Sampler:
         return {name: p for name, p in self.signature.parameters.items() if name not in common}
 
     @property
+    def aliases(self) -> tuple[str, ...]:
+        """The other names it is found by."""
+        return tuple(alias for alias, name in ALIASES.items() if name == self.name)
+
+    @property
     def published(self) -> bool:
         """Whether it is a published method; else it is one of this project."""
         return bool(self.reference)
@@ -121,7 +127,33 @@ class Sampler:
         return signature.replace(parameters=[p for p in signature.parameters.values() if p not in SHARED])
 
 
-SAMPLERS: Registry[Sampler] = Registry('sampler')
+#: The names that other programs and papers use.
+ALIASES = {
+    'euler_a': 'euler_ancestral', 'euler_a_cfg_pp': 'euler_ancestral_cfg_pp',
+    'dpm2': 'dpm_2', 'dpm2_a': 'dpm_2_ancestral', 'dpm2_ancestral': 'dpm_2_ancestral', 'dpm_2_a': 'dpm_2_ancestral',
+    'dpmpp_2s_a': 'dpmpp_2s_ancestral',
+    'dpmpp_sde_gpu': 'dpmpp_sde', 'dpmpp_2m_sde_gpu': 'dpmpp_2m_sde', 'dpmpp_3m_sde_gpu': 'dpmpp_3m_sde',
+    'unipc': 'uni_pc', 'unipc_bh1': 'uni_pc', 'uni_pc_bh1': 'uni_pc', 'unipc_bh2': 'uni_pc_bh2',
+}
+
+
+def plain_name(name: str) -> str:
+    """Return a name or a title in the form of names here: 'DPM++ 2M SDE' is 'dpmpp_2m_sde'."""
+    words = re.sub(r'[^a-z0-9]+', '_', name.lower().replace('++', 'pp')).strip('_')
+    return words.removeprefix('sample_').removeprefix('k_')
+
+
+#: Samplers by name.
+SAMPLERS: Registry[Sampler] = Registry('sampler', ALIASES, plain_name)
+
+
+def catalogue() -> tuple[Sampler, ...]:
+    """Return the entries of all samplers: name, family, order, options and what else a menu or a table shows.
+
+    Returns:
+        Entries, sorted by family and name. `Sampler` lists their attributes.
+    """
+    return tuple(sorted(SAMPLERS.values(), key=lambda entry: (entry.family.lower(), entry.name)))
 
 
 def drain(run: Run[R]) -> R:
@@ -204,7 +236,7 @@ def find_sampler(sampler: str | Sampler | Callable[..., Any]) -> Sampler:
     if isinstance(sampler, Sampler):
         return sampler
     if isinstance(sampler, str):
-        return SAMPLERS[sampler.removeprefix('sample_')]
+        return SAMPLERS[sampler]
     if not callable(sampler):
         raise ValueError(f'sampler is of type {type(sampler).__name__}; give a name or a function, sample_heun or calibration.sampler()')
     if hasattr(sampler, 'entry'):

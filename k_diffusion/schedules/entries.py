@@ -1,0 +1,63 @@
+"""The schedules as a list: what a menu or a table shows of each."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import Parameter
+
+from torch import Tensor
+
+from .discrete import DISCRETE_SCHEDULES
+from .parts import SCHEDULES
+
+#: Schedule -> the paper it is published in.
+_REFERENCES = {
+    'karras': 'Karras et al. 2022, arXiv:2206.00364, eq. 5',
+    'vp': 'Song et al. 2021, arXiv:2011.13456',
+    'ays': 'Sabour et al. 2024, arXiv:2404.14507',
+    'kl_optimal': 'Sabour et al. 2024, arXiv:2404.14507, section 3.1',
+    'laplace': 'Hang et al. 2024, arXiv:2407.03297',
+    'flow': 'Esser et al. 2024, arXiv:2403.03206, section 5.3.2',
+    'ddim_uniform': 'Song et al. 2021, arXiv:2010.02502',
+    'beta': 'Lee et al. 2024, arXiv:2407.12173',
+}
+_COMMON = ('n', 'sigma_min', 'sigma_max', 'table', 'device')
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A schedule: its function, and what is known of it.
+
+    Attributes:
+        name: As in get_sigmas_<name>.
+        function: What is called.
+        takes: What it makes the levels from, besides their number: 'range' (sigma_min, sigma_max), 'table' (the levels
+            that the denoiser was trained at) or 'nothing', for levels of its own.
+        reference: The paper it is published in, or empty.
+    """
+
+    name: str
+    function: Callable[..., Tensor]
+    takes: str
+    reference: str = ''
+
+    @property
+    def summary(self) -> str:
+        """The first line of its docstring."""
+        return (self.function.__doc__ or '').strip().partition('\n')[0]
+
+    @property
+    def options(self) -> dict[str, Parameter]:
+        """Its own options by name, with their types and defaults."""
+        return {name: p for name, p in inspect.signature(self.function).parameters.items() if name not in _COMMON}
+
+
+def catalogue() -> tuple[Schedule, ...]:
+    """Return the entries of all schedules: those of a range or of their own, then those of a table of levels."""
+    entries = []
+    for name, function in SCHEDULES.items():
+        takes = 'range' if 'sigma_max' in inspect.signature(function).parameters else 'nothing'
+        entries.append(Schedule(name, function, takes, '' if name == 'beta' else _REFERENCES.get(name, '')))
+    entries += [Schedule(name, function, 'table', _REFERENCES.get(name, '')) for name, function in DISCRETE_SCHEDULES.items()]
+    return tuple(entries)
