@@ -37,6 +37,12 @@ def make_bases():
         file = io.BytesIO()
         torch.save(state, file, _use_new_zipfile_serialization=zipped)
         bases[name] = file.getvalue()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(bases['zip'])) as base, zipfile.ZipFile(packed, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name in base.namelist():
+            with archive.open(name, 'w', force_zip64=True) as member:
+                member.write(base.read(name))
+    bases['deflated'] = packed.getvalue()
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
     bases['module'] = pickle.dumps({'ema': network, 'kwargs': {'x': range(3)}}, protocol=2)
     bases['plain'] = pickle.dumps({'a': torch.ones(2), 'b': [{'c': (1, 2., 'x')}, frozenset({1}), bytearray(b'12')]}, protocol=5)

@@ -121,3 +121,54 @@ def test_rooms_are_attributes_after_one_import():
     script = ('import k_diffusion as K\nfor room in K.ROOMS: assert getattr(K, room).__name__ == "k_diffusion." + room, room\n'
               'assert K.Denoiser is K.layers.Denoiser is K.denoisers.Denoiser and K.__version__ and "sampling" in dir(K)\nprint("fine")')
     assert subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True).stdout == 'fine\n'
+
+
+#: Functions that can run what a file says, by the last part of their names; file of the package -> those that it may call.
+RUNNING = {'eval', 'exec', 'compile', '__import__', 'exec_module', 'run_path', 'Unpickler', 'get_class_from_dynamic_module'}
+RUNNING_OF = {'pickle': {'load', 'loads'}, 'torch': {'load', 'package'}, 'jit': {'load'}, 'hub': {'load'}, 'yaml': {'load', 'unsafe_load'},
+              'dill': {'load', 'loads'}, 'joblib': {'load'}, 'marshal': {'load', 'loads'}, 'shelve': {'open'}}
+MAY_RUN = {
+    'data/custom.py': {'spec.loader.exec_module'},         # both behind allow_code
+    'evaluation/features.py': {'torch.jit.load'},
+}
+
+
+def calls_that_run(path):
+    """The calls of a file that can run what another file says, and the arguments that let a library do so."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            yield from (f'{node.module}.{alias.name}' for alias in node.names
+                        if alias.name in RUNNING_OF.get((node.module or '').rpartition('.')[2], ()))
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        owner, _, last = called.rpartition('.')
+        of_library = owner != 'safetensors.torch' and last in RUNNING_OF.get(owner.rpartition('.')[2], ())
+        if of_library or last in (RUNNING - {'eval', 'compile'} if owner else RUNNING):
+            yield called
+        for key in node.keywords:
+            value = getattr(key.value, 'value', None)
+            if (key.arg, value) in (('weights_only', False), ('trust_remote_code', True), ('allow_pickle', True)):
+                yield f'{called}({key.arg}={value})'
+
+
+def test_nothing_runs_what_a_file_says_but_behind_allow_code():
+    for path in files():
+        name = str(path.relative_to(PACKAGE))
+        assert set(calls_that_run(path)) == MAY_RUN.get(name, set()), name
+        if name in MAY_RUN:
+            assert 'allow_code' in path.read_text()
+
+
+def test_calls_that_run_are_seen(tmp_path):
+    path = tmp_path / 'x.py'
+    path.write_text('''import pickle, torch, yaml, numpy
+from pickle import loads
+def f(model):
+    eval('1'); exec('1'); torch.load('x', weights_only=False); pickle.load(1); torch.jit.load('x'); yaml.load('x')
+    pickle.Unpickler(1).load(); numpy.load('x', allow_pickle=True); g(trust_remote_code=True); torch.load('x')
+    model.eval(); torch.compile(model); safetensors.torch.load(b'')
+''')
+    assert sorted(set(calls_that_run(path))) == sorted([
+        'eval', 'exec', 'g(trust_remote_code=True)', 'numpy.load(allow_pickle=True)', 'pickle.Unpickler', 'pickle.load', 'pickle.loads',
+        'torch.jit.load', 'torch.load', 'torch.load(weights_only=False)', 'yaml.load'])

@@ -13,8 +13,9 @@ from .unpickling import TEXT_LENGTH, Foreign, Record, Unreadable
 
 __all__ = ['Record', 'read_pickle', 'state_of', 'tensors_of']
 
-#: Levels of modules, and modules and tensors in all, that a pickled network may have.
-_LEVELS, _PARTS = 100, 1_000_000
+#: Levels of modules, modules and tensors in all, and characters of all their names, that a pickled network may have: modules that
+#: hold one module twice each can make a network of billions of parts out of a small file.
+_LEVELS, _PARTS, _CHARACTERS = 100, 100_000, 1 << 23
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
@@ -33,20 +34,27 @@ def read_pickle(path: str | os.PathLike[str]) -> Any:
 
 def tensors_of(record: Any, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
     """The parameters and buffers of a pickled nn.Module (a Record with its state), under the names of its state dict."""
-    waiting, seen = [(record, prefix, 0)], 0
+    waiting, seen, characters = [(record, prefix, 0)], 0, 0
+
+    def count(name: str, level: int) -> str:
+        nonlocal seen, characters
+        seen, characters = seen + 1, characters + len(name)
+        if seen > _PARTS or level > _LEVELS or len(name) > 2 * TEXT_LENGTH or characters > _CHARACTERS:
+            raise ValueError(f'the network in this file has more than {_PARTS:,} parts, {_LEVELS} levels or {_CHARACTERS:,} '
+                             'characters of names, or holds itself')
+        return name
+
     while waiting:
         module, prefix, level = waiting.pop()
-        seen += 1
-        if seen > _PARTS or level > _LEVELS or len(prefix) > TEXT_LENGTH:
-            raise ValueError(f'the network in this file has more than {_PARTS:,} parts or {_LEVELS} levels, or holds itself')
         state = state_of(module)
         dropped = _mapping(state.get('_non_persistent_buffers_set'))
         for group in ('_parameters', '_buffers'):
-            for name, value in _mapping(state.get(group)).items():
-                seen += 1
-                if isinstance(value, Tensor) and name not in dropped:
-                    yield f'{prefix}{name}', value.detach()
-        inner = [(value, f'{prefix}{name}.', level + 1) for name, value in _mapping(state.get('_modules')).items() if value is not None]
+            for key, value in _mapping(state.get(group)).items():
+                name = count(f'{prefix}{key}', level)
+                if isinstance(value, Tensor) and key not in dropped:
+                    yield name, value.detach()
+        inner = [(value, count(f'{prefix}{key}.', level + 1), level + 1) for key, value in _mapping(state.get('_modules')).items()
+                 if value is not None]
         waiting += reversed(inner)
 
 

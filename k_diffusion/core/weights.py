@@ -56,7 +56,10 @@ def get_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 def load_safetensors(path: str | os.PathLike[str], device: Any = 'cpu') -> dict[str, Tensor]:
     """The tensors of a .safetensors file by name."""
     with open_safetensors(path, str(device)) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        try:
+            return {name: file.get_tensor(name) for name in file.keys()}
+        except safetensors.SafetensorError as error:    # (a type of numbers that torch has not)
+            raise ValueError(f'{path} cannot be read as tensors of torch ({error}); convert it where it comes from') from None
 
 
 def load_safetensors_config(path: str | os.PathLike[str]) -> Any:

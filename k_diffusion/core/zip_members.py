@@ -50,6 +50,8 @@ def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
 def read_chunks(file: BinaryIO, size: int, member: Member, budget: Budget) -> Iterator[bytes]:
     """The unpacked contents of a member in pieces, charged to the budget; they have the stated size, or Unreadable is raised."""
     budget.allocate(member.size)
+    if member.header > size:    # (an offset of 64 bits may be more than a file can be asked for)
+        raise Unreadable('it is cut short')
     file.seek(member.header)
     local = file.read(30)
     if len(local) < 30 or local[:4] != _LOCAL:
@@ -84,11 +86,14 @@ def _packed(file: BinaryIO, left: int) -> Iterator[bytes]:
 
 def _inflated(chunks: Iterator[bytes]) -> Iterator[bytes]:
     inflater = zlib.decompressobj(-15)
-    for chunk in chunks:
-        while chunk and not inflater.eof:
-            yield inflater.decompress(chunk, _CHUNK)
-            chunk = inflater.unconsumed_tail
-    yield inflater.flush()
+    try:
+        for chunk in chunks:
+            while chunk and not inflater.eof:
+                yield inflater.decompress(chunk, _CHUNK)
+                chunk = inflater.unconsumed_tail
+        yield inflater.flush()
+    except zlib.error:
+        raise Unreadable('a packed member of it is damaged') from None
 
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
@@ -117,7 +122,8 @@ def _wide(extra: bytes, values: list[int]) -> list[int]:
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from('<HH', extra, at)
         if kind == 1:
-            numbers = iter(struct.unpack_from(f'<{length // 8}Q', extra[at + 4:at + 4 + length]))
+            given = min(length, len(extra) - at - 4) // 8
+            numbers = iter(struct.unpack_from(f'<{given}Q', extra, at + 4))
             return [next(numbers, value) if value == _WIDE else value for value in values]
         at += 4 + length
     return values

@@ -294,6 +294,52 @@ def test_a_zip_that_a_program_has_packed_is_read(path):
     assert torch.equal(load_checkpoint(path)['w'], value)
 
 
+def make_member(extra, header=0xffffffff):
+    """A zip file with one member `a/data.pkl` whose directory entry has 32-bit fields that refer to `extra`."""
+    local = struct.pack('<4s5H3L2H', b'PK\3\4', *[0] * 10) + b'\x80\x02N.'
+    key = b'a/data.pkl'
+    entry = struct.pack('<4s6H3L5H2L', b'PK\1\2', 45, 45, 0, 0, 0, 0, 0, header, header, len(key), len(extra), 0, 0, 0, 0, header)
+    directory = entry + key + extra
+    return local + directory + struct.pack('<4s4H2LH', b'PK\5\6', 0, 0, 1, 1, len(directory), len(local), 0)
+
+
+@pytest.mark.parametrize('reader', [read_pickle, load_checkpoint, load_published])
+@pytest.mark.parametrize('extra', [
+    struct.pack('<HHQQQ', 1, 24, 4, 4, 2**64 - 1), struct.pack('<HHQQQ', 1, 24, 4, 4, 2**63 - 1),
+    struct.pack('<HHQQQ', 1, 24, 2**63, 2**63, 0), struct.pack('<HHQQQ', 1, 24, 2**50, 2**50, 0),
+    struct.pack('<HH', 1, 24) + bytes(8), struct.pack('<HH', 1, 65535), struct.pack('<HH', 7, 65535), b'\1',
+], ids=['header beyond 64 bits', 'header beyond the file', 'size beyond 64 bits', 'size', 'field cut', 'field empty', 'other field', 'byte'])
+def test_64_bit_fields_that_lie_are_a_sentence(path, extra, reader):
+    path.write_bytes(make_member(extra))
+    with pytest.raises(ValueError, match=r'x\.pt (cannot be read safely|is damaged)'):
+        reader(path)
+
+
+@pytest.mark.parametrize('reader', [read_pickle, load_checkpoint, load_published])
+def test_a_packed_member_that_is_damaged_is_a_sentence(path, reader):
+    write_zip(path, dict_of(tensor()), method=zipfile.ZIP_DEFLATED)
+    data = bytearray(path.read_bytes())
+    at = data.index(b'a/data.pkl') + len('a/data.pkl')
+    data[at:at + 8] = b'\xff' * 8
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r'a packed member of it is damaged'):
+        reader(path)
+
+
+def test_a_network_of_shared_modules_is_bounded(path):
+    """Levels of modules that each hold the next one twice, under names of 200 letters: 2^40 parts out of 18 kB."""
+    made, memo = name('torch.nn.modules.module', 'Module') + b')\x81}', b'q%c0'
+    program = b'\x80\x02' + made + text('_parameters') + b'}' + text('w') + b'Nssb' + memo % 0
+    for i in range(40):
+        twice = b''.join(text(letter * 200) + b'h%c' % i for letter in 'ab')
+        program += made + text('_modules') + b'}(' + twice + b'usb' + memo % (i + 1)
+    path.write_bytes(program + b'}' + text('ema') + b'h%cs.' % 40)
+    began = time.process_time()
+    with pytest.raises(ValueError, match='more than 100,000 parts, 100 levels or 8,388,608 characters'):
+        load_published(path)
+    assert time.process_time() - began < 2
+
+
 @pytest.mark.parametrize('fields, message', [
     ({'size': b'K\x05\x85'}, 'beyond its data'), ({'offset': b'K\x01'}, 'beyond its data'), ({'stride': b'K\x02\x85'}, 'beyond its data'),
     ({'stride': b'J\xff\xff\xff\xff\x85'}, 'is damaged'), ({'offset': b'J\xff\xff\xff\xff'}, 'is damaged'),
@@ -328,6 +374,15 @@ def test_a_header_of_safetensors_is_bounded(tmp_path):
     path.write_bytes(struct.pack('<Q', 90 << 20) + b' ' * (90 << 20))
     with pytest.raises(ValueError, match='header'):
         weights.load_safetensors(path)
+
+
+def test_numbers_that_torch_has_not_are_a_sentence(tmp_path):
+    path = tmp_path / 'x.safetensors'
+    header = json.dumps({'w': {'dtype': 'F6_E2M3', 'shape': [4], 'data_offsets': [0, 3]}}).encode()
+    path.write_bytes(struct.pack('<Q', len(header)) + header + bytes(3))
+    for reader in (weights.load_safetensors, load_published):
+        with pytest.raises(ValueError, match=r'x\.safetensors cannot be read as tensors of torch \(.*F6_E2M3'):
+            reader(path)
 
 
 def test_an_object_with_many_keys_is_read_in_time(tmp_path):
