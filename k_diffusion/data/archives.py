@@ -20,6 +20,9 @@ from .selection import PictureSet, Selection, drop_wrapper
 
 #: The most bytes that one picture's file may have, unpacked: 64 MiB.
 MEMBER_LIMIT = 2**26
+#: The most bytes of a long name or of other attributes of a file in a .tar.
+HEAD_LIMIT = 2**20
+_HEADS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _CHUNK = 2**20
 #: Members of more bytes are read and decoded one at a time.
 _LARGE = 2**22
@@ -120,7 +123,7 @@ def _listed(path: Path) -> Selection[Member]:
             if member.name.startswith('/') or '..' in member.name.replace('\\', '/').split('/') or not parts:
                 odd = 'its name leads out of the archive'
             found.add(parts, member, f'{path}: {member.name}', odd)
-    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RecursionError) as error:
         raise ValueError(f'{path} cannot be read as an archive ({error}); pictures are read from a folder, a .zip or an '
                          'uncompressed .tar: unpack or fetch it again') from None
     return found
@@ -139,7 +142,7 @@ def _zip(path: Path) -> Iterator[tuple[Member, str | None]]:
 
 
 def _tar(path: Path) -> Iterator[tuple[Member, str | None]]:
-    with tarfile.open(path, 'r:') as file:
+    with tarfile.open(path, 'r:', tarinfo=BoundedTarInfo) as file:
         for info in file:
             odd = 'it is a link or device' if not info.isreg() else 'it is stored with holes' if info.issparse() else None
             if not info.isdir():
@@ -148,8 +151,23 @@ def _tar(path: Path) -> Iterator[tuple[Member, str | None]]:
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """Refuse a .tar without the block of zeros that ends one: tarfile takes what is cut or damaged there for the end."""
+    """Refuse a .tar without the zeros that end one, from their block to its end: tarfile takes a damaged head or a cut for the end."""
     with open(path, 'rb') as file:
         file.seek(offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        chunk = file.read(tarfile.BLOCKSIZE)
+        whole = len(chunk) == tarfile.BLOCKSIZE
+        while whole and chunk:
+            whole, chunk = not any(chunk), file.read(_CHUNK)
+        if not whole:
             raise ValueError(f'it is cut or damaged at byte {offset:,}, where its next file or its end should be')
+
+
+class BoundedTarInfo(tarfile.TarInfo):
+    """A member of a .tar, whose long name or other attributes may have HEAD_LIMIT bytes: tarfile reads them into memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedTarInfo:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size > HEAD_LIMIT and info.type in _HEADS:
+            raise tarfile.ReadError(f'the name or attributes of a file in it have {info.size:,} bytes')
+        return info

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.unpickling import Budget, Foreign, Machine, Record, Unreadable
+from .archives import BoundedTarInfo
 from .datasets import Dataset, Images
 from .opening import DATASETS, LocatedConfig, Request
 from .published import CIFAR10, fetch, missing
@@ -70,13 +71,13 @@ def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
     """The batches inside an archive, read in one pass; members of other names or kinds are passed over."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, 'r|*') as file:
+        with tarfile.open(archive, 'r|*', tarinfo=BoundedTarInfo) as file:
             for member in file:
                 name = member.name.rpartition('/')[2]
                 if member.isreg() and name in (*_PYTHON, *_BINARY):
                     data = file.extractfile(member)
                     found[name] = _limited(data.read(BATCH_LIMIT + 1) if data else b'', f'{archive}: {name}')
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, RecursionError) as error:
         raise ValueError(f'{archive} is cut short, damaged or not a .tar.gz archive ({error}); fetch it again') from None
     for names in (_PYTHON, _BINARY):
         if all(name in found for name in names):
@@ -99,8 +100,10 @@ def _parse(name: str, data: bytes) -> tuple[Tensor, Tensor]:
         return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
     batch = read_arrays(name, data)
     images, labels = batch.get(b'data'), batch.get(b'labels')
-    if not isinstance(images, Tensor) or images.ndim != 2 or images.shape[1] != _PIXELS or not isinstance(labels, list):
-        raise ValueError(f'{name} is not a batch of CIFAR-10: it lacks an array "data" of [N, {_PIXELS}] bytes or a list "labels"')
+    if not isinstance(images, Tensor) or images.ndim != 2 or images.shape[1] != _PIXELS or not isinstance(labels, list) \
+            or not all(type(label) is int and 0 <= label < len(CIFAR10.class_names) for label in labels):
+        raise ValueError(f'{name} is not a batch of CIFAR-10: it lacks an array "data" of [N, {_PIXELS}] bytes or a list "labels" '
+                         f'of numbers from 0 to {len(CIFAR10.class_names) - 1}')
     return images.view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)
 
 

@@ -58,13 +58,16 @@ class CustomItems(Dataset):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        reason = None
         try:
             item = self.items[index]
             image = self._part(item, 'image_key')
             if isinstance(image, require('PIL.Image', 'train', 'reading pictures').Image):
                 image = self.transform(image)
         except OSError as error:  # what Pillow raises at a damaged file
-            raise UnreadablePicture(str(error)) from error
+            reason = str(error)
+        if reason is not None:      # (a chained error would keep what was decoded)
+            raise UnreadablePicture(reason)
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != self.image_shape:
             found = f'{image.dtype} {list(image.shape)}' if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(f'the picture of item {index} of {self.source} is {found}; '

@@ -18,6 +18,8 @@ from .published import FASHION_MNIST, MNIST, Published, PublishedFile, fetch, mi
 
 #: The most bytes that an IDX file may hold, by what its header says.
 IDX_LIMIT = 2**31
+#: The most bytes that a .gz file may hold: so many, or so many times its own size (MNIST shrinks to a fifth).
+UNPACKED, EXPANSION = 2**26, 100
 
 
 @DATASETS.register('mnist', 'fashion-mnist')
@@ -69,23 +71,27 @@ def read_idx(path: Path) -> Tensor:
     """An IDX file of bytes, plain or .gz, as a uint8 tensor: 0 0 8, the number of axes, each length as 4 bytes (big-endian), the data."""
     try:
         with open(path, 'rb') as plain, gzip.open(plain) as unzipped:
-            return _parse_idx(unzipped if path.suffix == '.gz' else plain)
+            is_packed = path.suffix == '.gz'
+            limit = max(UNPACKED, EXPANSION * path.stat().st_size) if is_packed else IDX_LIMIT
+            return _parse_idx(unzipped if is_packed else plain, min(limit, IDX_LIMIT))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f'{path} is cut short or damaged ({error}); fetch it again') from None
     except ValueError as error:
         raise ValueError(f'{path} {error}; fetch it again') from None
 
 
-def _parse_idx(file: IO[bytes] | gzip.GzipFile) -> Tensor:
+def _parse_idx(file: IO[bytes] | gzip.GzipFile, limit: int) -> Tensor:
     head = file.read(4)
     if len(head) < 4 or head[:3] != b'\0\0\x08' or not 1 <= head[3] <= 4:
         raise ValueError('is not an IDX file of bytes')
     lengths = file.read(4 * head[3])
     shape = [int.from_bytes(lengths[i:i + 4], 'big') for i in range(0, len(lengths), 4)]
     size = prod(shape)
-    if len(shape) < head[3] or len(lengths) % 4 or not 0 < size <= IDX_LIMIT:
-        raise ValueError(f'claims the shape {shape}, which is empty, cut short or more than {IDX_LIMIT} bytes')
-    data = file.read(size + 1)
+    if len(shape) < head[3] or len(lengths) % 4 or not 0 < size <= limit:
+        raise ValueError(f'claims the shape {shape}, which is empty, cut short or more than {limit} bytes')
+    data = bytearray()
+    while chunk := file.read(min(2**20, size + 1 - len(data))):
+        data += chunk
     if len(data) != size:
         raise ValueError(f'holds {"more" if len(data) > size else "fewer"} than the {size} bytes of the shape {shape}')
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape)
+    return torch.frombuffer(data, dtype=torch.uint8).view(shape)

@@ -10,7 +10,8 @@
 - Size: resized with Pillow's antialiased bicubic filter until the picture just covers the frame, then cropped about its centre.
 - Frames: of an animation or a file of many pages, the first.
 - Limits: a picture of more than PIXEL_LIMIT pixels, or one so thin that covering the frame takes more, is refused by its header,
-  before anything is decoded. Pictures decoded at the same time take at most DECODING_BYTES together (one may always be decoded).
+  before anything is decoded. So is one whose decoding takes more than PICTURE_BYTES, and an icon larger than icons are. Pictures
+  decoded at the same time take at most DECODING_BYTES together (one may always be decoded).
 """
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from torch import Tensor
 from ..core.extras import require
 from ..core.images import pil_bytes
 from .greys import is_wide, tags_of, to_8_bits
+from .icon_files import check_icon
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,8 +48,10 @@ FORMATS = {
 EXTENSIONS = frozenset(' '.join(FORMATS.values()).split())
 #: The most pixels a picture may have, by what its header says: a file of a kilobyte can claim gigabytes.
 PIXEL_LIMIT = 2**26
-#: The most bytes of pictures that the threads of a process decode at the same time, at 4 bytes a pixel.
-DECODING_BYTES = 2**28
+#: The most bytes that decoding one picture may take, and all those that the threads of a process decode at the same time.
+PICTURE_BYTES, DECODING_BYTES = 2**30, 2**28
+#: The most scans of a JPEG file (progressive ones have about 10): each takes a few bytes and the time of a whole picture.
+SCANS = 100
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 
 
@@ -74,10 +78,13 @@ def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Imag
     """
     pil = require('PIL.Image', 'train', 'reading pictures')
     try:
+        check_icon(source)
         with pil.open(source, formats=readable_formats()) as picture:
             return use(picture)
     except (UnreadablePicture, MemoryError):
         raise
+    except pil.UnidentifiedImageError:
+        reason = 'it is not a picture of a kind that is read'
     except OSError as error:
         reason = str(error)
     except Exception as error:  # a damaged file makes decoders raise almost anything
@@ -90,10 +97,39 @@ def picture_bytes(picture: Image, size: tuple[int, int], channels: int = 3, pixe
     """A Pillow picture, decoded or not yet, as uint8 [C, H, W] of the size (h, w)."""
     _check_pixels(picture.width, picture.height, pixel_limit)
     _check_covering(picture.width, picture.height, size, pixel_limit)
-    with _DECODING.hold(4 * picture.width * picture.height):
+    needed = _bytes_each_pixel(picture) * picture.width * picture.height
+    if needed > PICTURE_BYTES:
+        raise UnreadablePicture(f'{picture.width} x {picture.height} as {picture.format} takes more than {PICTURE_BYTES:,} bytes to decode')
+    if picture.format in ('JPEG', 'MPO') and _count_scans(picture) > SCANS:
+        raise UnreadablePicture(f'it has more than {SCANS} scans, each of which would be decoded over the whole picture')
+    with _DECODING.hold(needed):
         tags = tags_of(picture)     # (a picture that is turned has none)
         grey = _as_8_bits(_upright(picture), *tags, grey_range)
         return pil_bytes(_framed(_in_mode(grey, _MODES[channels]), size, pixel_limit))
+
+
+def _bytes_each_pixel(picture: Image) -> int:
+    """About how much memory decoding takes at most, with the copies that `_in_mode` makes (measured with Pillow 13)."""
+    if picture.format == 'JPEG2000':
+        return 24
+    if picture.format == 'WEBP' or 'transparency' in picture.info or picture.mode[-1] in 'Aa':
+        return 16
+    plain = picture.mode in ('1', 'L', 'RGB') and picture.format != 'AVIF' and not picture.info.get('progressive')
+    return 4 if plain else 10
+
+
+def _count_scans(picture: Image) -> int:
+    """The scans of a JPEG file that is not decoded yet: within coded data no 0xff stands before another byte than 0."""
+    file = getattr(picture, 'fp', None)
+    if file is None:
+        return 0
+    here, count, last = file.tell(), 0, b''
+    file.seek(0)
+    while data := file.read(2**20):
+        count += (last + data).count(b'\xff\xda')
+        last = data[-1:] if data[-1:] == b'\xff' else b''
+    file.seek(here)
+    return count
 
 
 @cache
@@ -156,7 +192,7 @@ _DECODING = _Allowance(DECODING_BYTES)
 def _in_mode(picture: Image, mode: str) -> Image:
     pil = require('PIL.Image', 'train', 'reading pictures')
     if 'transparency' in picture.info or picture.mode[-1] in 'Aa':
-        picture = picture.convert('RGBA')
+        picture = picture if picture.mode == 'RGBA' else picture.convert('RGBA')
         if mode != 'RGBA':
             picture = pil.alpha_composite(pil.new('RGBA', picture.size, 'white'), picture)
     elif picture.mode not in ('1', 'L', 'RGB'):

@@ -308,7 +308,7 @@ def make_member(extra, header=0xffffffff):
     struct.pack('<HHQQQ', 1, 24, 4, 4, 2**64 - 1), struct.pack('<HHQQQ', 1, 24, 4, 4, 2**63 - 1),
     struct.pack('<HHQQQ', 1, 24, 2**63, 2**63, 0), struct.pack('<HHQQQ', 1, 24, 2**50, 2**50, 0),
     struct.pack('<HH', 1, 24) + bytes(8), struct.pack('<HH', 1, 65535), struct.pack('<HH', 7, 65535), b'\1',
-], ids=['header beyond 64 bits', 'header beyond the file', 'size beyond 64 bits', 'size', 'field cut', 'field empty', 'other field', 'byte'])
+], ids=['header beyond 64 bits', 'header beyond the file', 'size beyond 64 bits', 'size', 'field cut', 'field empty', 'other', 'byte'])
 def test_64_bit_fields_that_lie_are_a_sentence(path, extra, reader):
     path.write_bytes(make_member(extra))
     with pytest.raises(ValueError, match=r'x\.pt (cannot be read safely|is damaged)'):

@@ -118,6 +118,24 @@ def test_a_tar_that_was_cut_is_refused(tmp_path, end):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize('kind', ['a head of zeros', 'a long name', 'many long names'])
+def test_a_tar_that_ends_early_or_takes_memory_is_refused(tmp_path, kind):
+    path = tar_of(tmp_path / 'x.tar', [(f'{i}.png', png((i, 0, 0)), tarfile.REGTYPE) for i in range(5)])
+    data = bytearray(path.read_bytes())
+    with tarfile.open(path) as file:
+        third = file.getmembers()[2].offset
+    long = tarfile.TarInfo('././@LongLink')
+    long.type, long.size = tarfile.GNUTYPE_LONGNAME, 2**20 + 1 if kind == 'a long name' else 1
+    head = long.tobuf(tarfile.GNU_FORMAT)
+    if kind == 'a head of zeros':
+        data[third:third + 512] = bytes(512)
+    else:
+        data[third:third] = head + b'a' * 2**20 + bytes(512) if kind == 'a long name' else (head + b'a'.ljust(512, b'\0')) * 2000
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r'x\.tar cannot be read as an archive \((it is cut or damaged at|the name or|maximum recursion)'):
+        PictureArchive(path, (8, 8), 3)
+
+
 def test_an_archive_travels_to_worker_processes(tmp_path):
     archive = PictureArchive(zip_of(tmp_path / 'x.zip', [('a.png', png('lime'), stat.S_IFREG)]), (8, 8), 3)
     archive[0]

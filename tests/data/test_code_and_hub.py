@@ -140,5 +140,6 @@ def test_custom_errors(custom, tmp_path):
         custom(image_key='wrong')[0]
     (tmp_path / 'mine.py').write_text("def get_dataset(config, transform):\n    class A(list):\n        def __getitem__(self, i):\n"
                                       "            raise OSError('cut')\n    return A([1])\n")
-    with pytest.raises(UnreadablePicture, match='cut'):
+    with pytest.raises(UnreadablePicture, match='cut') as error:
         custom()[0]
+    assert error.value.__context__ is None      # (which would keep what was decoded)

@@ -9,10 +9,12 @@ import pickle
 import shutil
 import struct
 import tarfile
+import tracemalloc
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -261,6 +263,18 @@ def test_damaged_gz_and_labels_of_another_number(tmp_path, digits):
         open_dataset(MNISTConfig(location=str(tmp_path)), (28, 28), 1)
 
 
+def test_a_gz_that_unpacks_to_far_more_than_its_size_is_refused(tmp_path, digits):
+    """80 MB of zeros in 80 kB; MNIST itself shrinks to a fifth."""
+    write_mnist(tmp_path, digits, True)
+    path = tmp_path / 'train-images-idx3-ubyte.gz'
+    path.write_bytes(gzip.compress(b'\0\0\x08\x03' + struct.pack('>3I', 2000, 200, 200) + bytes(80_000_000), 1))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r'\[2000, 200, 200\], which is empty, cut short or more than 67108864 bytes'):
+        open_dataset(MNISTConfig(location=str(tmp_path)), (28, 28), 1)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
 # CIFAR-10
 
 
@@ -354,6 +368,8 @@ def test_hostile_pickles_do_not_run(tmp_path, cifar, kind):
 @pytest.mark.parametrize(('kind', 'data', 'message'), [
     ('python', b'', 'cut short or damaged'), ('python', b'\x80\x02}(', 'cut short or damaged'), ('python', b'\x80\x02K\x01.', 'not a dict'),
     ('python', pickle.dumps({b'data': 3, b'labels': []}), 'is not a batch of CIFAR-10'),
+    *(('python', pickle.dumps({b'data': np.zeros((1, 3072), np.uint8), b'labels': [label]}), 'data_batch_2 is not a batch of CIFAR-10')
+      for label in ('a', 1 << 70, [1], -1, 10, None, 1.5)),
     ('binary', bytes(3000), 'no multiple of 3073'), ('binary', b'', 'no multiple of 3073'),
     ('binary', b'\x0a' + bytes(3072), 'from 0 to 9'),
 ])
@@ -387,6 +403,12 @@ def test_hostile_and_damaged_archives(tmp_path, cifar):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(ValueError, match='cut short, damaged'):
         open_dataset(CIFAR10Config(location=str(tmp_path)), (32, 32))
+    long = tarfile.TarInfo('x')
+    long.type, long.size = tarfile.XHDTYPE, 2**30
+    for data in (long.tobuf(tarfile.GNU_FORMAT) + bytes(2**20), link.tobuf().replace(b'2', b'L') * 3000):
+        path.write_bytes(gzip.compress(data))
+        with pytest.raises(ValueError, match=r'cifar-10-binary\.tar\.gz is cut short, damaged'):
+            open_dataset(CIFAR10Config(location=str(tmp_path)), (32, 32))
     with tarfile.open(path, 'w:gz') as archive:
         archive.add(batches / 'data_batch_1.bin', 'data_batch_1.bin')
     with pytest.raises(ValueError, match='does not hold the five files'):

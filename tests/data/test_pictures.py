@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from k_diffusion.core.images import pil_bytes
-from k_diffusion.data import UnreadablePicture, load_picture, picture_bytes
+from k_diffusion.data import UnreadablePicture, load_picture, picture_bytes, pictures
 
 
 def near(found, expected, tolerance=1):
@@ -186,3 +186,41 @@ def test_what_no_picture_has(tmp_path):
         load_picture(tmp_path / 'a.png', (8, 8), 2)
     with pytest.raises(ValueError, match=r'the size \[0, 8\] is asked for'):
         load_picture(tmp_path / 'a.png', (0, 8))
+
+
+def test_icons_hold_pictures_of_icons_alone(tmp_path):
+    inner = png_claiming(3000, 3000)
+    icon = struct.pack('<HHH', 0, 1, 1) + struct.pack('<4B2H2I', 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+    apple = b'icns' + struct.pack('>I', 16 + len(inner)) + b'ic07' + struct.pack('>I', 8 + len(inner)) + inner
+    for name, data in {'a.ico': icon, 'a.icns': apple}.items():
+        (tmp_path / name).write_bytes(data)
+        for source in (tmp_path / name, io.BytesIO(data)):
+            with pytest.raises(UnreadablePicture, match='an icon that holds a picture of 3000 x 3000'):
+                load_picture(source, (8, 8))
+    colours().resize((32, 32)).save(tmp_path / 'b.ico')
+    assert load_picture(tmp_path / 'b.ico', (8, 8)).shape == (3, 8, 8)
+
+
+def test_a_jpeg_of_many_scans_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    colours().save(buffer, 'JPEG', progressive=True)
+    data = buffer.getvalue()
+    scan = data[data.rindex(b'\xff\xda'):-2]
+    assert load_picture(io.BytesIO(data[:-2] + 5 * scan + data[-2:]), (6, 8)).shape == (3, 6, 8)
+    with pytest.raises(UnreadablePicture, match='more than 100 scans'):
+        load_picture(io.BytesIO(data[:-2] + 100 * scan + data[-2:]), (6, 8))
+
+
+@pytest.mark.parametrize('kind, most', [
+    (('L', 'PNG', {}), 4), (('RGB', 'JPEG', {}), 4), (('RGB', 'JPEG', {'progressive': True}), 10), (('CMYK', 'JPEG', {}), 10),
+    (('RGBA', 'PNG', {}), 16), (('RGB', 'WEBP', {}), 16), (('RGB', 'JPEG2000', {}), 24)], ids=str)
+def test_what_a_picture_takes_is_held_while_it_is_decoded(kind, most, monkeypatch):
+    mode, form, options = kind
+    buffer = io.BytesIO()
+    colours().convert(mode).save(buffer, form, **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, 'PICTURE_BYTES', 48 * most)
+        load_picture(buffer, (6, 8))
+        patch.setattr(pictures, 'PICTURE_BYTES', 48 * most - 1)
+        with pytest.raises(UnreadablePicture, match=f'8 x 6 as {form} takes more than'):
+            load_picture(buffer, (6, 8))

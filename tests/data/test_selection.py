@@ -144,7 +144,7 @@ def test_a_format_that_would_start_another_program_is_not_read(tmp_path, monkeyp
     monkeypatch.setattr('PIL.EpsImagePlugin.Ghostscript', lambda *_: pytest.fail('Ghostscript was started'))
     (tmp_path / 'a.png').write_bytes(b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n')
     assert Image.open(tmp_path / 'a.png').format == 'EPS'
-    with pytest.raises(UnreadablePicture, match='cannot identify'):
+    with pytest.raises(UnreadablePicture, match='not a picture of a kind'):
         load_picture(tmp_path / 'a.png', (8, 8))
 
 
