@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 from ..core.devices import choose_device
 from ..core.files import remove_stale
-from ..core.weights import load_safetensors, save_safetensors
+from ..core.tensor_cache import load_cache, save_cache
 
 CHUNK = 256     # items in a piece; a constant, so that another batch size or number of processes finds the same pieces
 
@@ -79,14 +79,20 @@ def in_pieces(folder: Path, n: int, work: Callable[[range], Tensor], world: Worl
     for start in starts[world.rank::world.size]:
         items = range(start, min(start + CHUNK, n))
         path = _path(folder, items)
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_safetensors(path, {'rows': work(items)})
+        if load_cache(path) is None:
+            save_cache(path, {'rows': work(items)})
         done += len(items)
         if report is not None:
             report(done)
     world.wait()
-    return torch.cat([load_safetensors(_path(folder, range(start, min(start + CHUNK, n))))['rows'] for start in starts])
+    return torch.cat([_rows(_path(folder, range(start, min(start + CHUNK, n)))) for start in starts])
+
+
+def _rows(path: Path) -> Tensor:
+    piece = load_cache(path)
+    if piece is None:
+        raise FileNotFoundError(f'{path} was written and is missing or damaged; check the disk, and run the command again')
+    return piece[0]['rows']
 
 
 def share_of(n: int, world: World) -> int:

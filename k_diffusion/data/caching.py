@@ -74,6 +74,8 @@ def _in_memory(dataset: Dataset, progress: Progress | None) -> Images:
 def _on_disk(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> Images:
     facts = cache.facts()
     if facts is None:
+        if cache.path.exists():
+            dataset.notes.append(f'{escape_name(cache.path)} or its pictures were damaged; all pictures are decoded again')
         facts = _write(dataset, cache, progress)
     else:
         dataset.skipped = list(facts.skipped)

@@ -1,6 +1,7 @@
 """Latents of a data set computed once: kept on disk with their statistics."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..core.images import from_bytes
-from ..core.weights import get_safetensors_metadata, load_safetensors, save_safetensors
+from ..core.tensor_cache import load_cache, save_cache
+from ..core.weights import load_safetensors_config
 from .latents import LatentEncoder
 
 Progress = Callable[[int, int], None]
@@ -34,15 +36,27 @@ def cached_latents(encoder: LatentEncoder, pictures: Pictures, fingerprint: str,
     one set of pictures from another. The encoder is given their statistics, unless it has some already (as when a run goes on).
     """
     path = Path(folder) / f'latents-{_key(encoder, fingerprint)}.safetensors'
-    if path.is_file() and get_safetensors_metadata(path).get('config') is not None:
-        raw = load_safetensors(path)['latents']
+    cached = load_cache(path)
+    if cached is not None:
+        raw = cached[0]['latents']
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
         raw = _encoded(encoder, pictures, batch_size, device, progress)
-        save_safetensors(path, {'latents': raw}, {'latents of': fingerprint})
+        source = getattr(pictures, 'source', None)
+        owner = None if source is None else _key(encoder, f'{source} {getattr(pictures, "image_shape", "")}')
+        save_cache(path, {'latents': raw}, {'latents of': fingerprint, 'owner': owner})
+        if owner is not None:
+            _remove_older(path, owner)
     if bool((encoder.mean == 0).all() and (encoder.std == 1).all()):
         encoder.set_statistics(*statistics(raw))
     return (raw - encoder.mean.cpu()) / encoder.std.cpu()
+
+
+def _remove_older(path: Path, owner: str) -> None:
+    """Remove the latents of the same pictures' source and encoder as its pictures were before."""
+    for other in path.parent.glob('latents-*.safetensors'):
+        with contextlib.suppress(ValueError, OSError):
+            if other != path and load_safetensors_config(other).get('owner') == owner:
+                other.unlink()
 
 
 def statistics(latents: Tensor) -> tuple[list[float], list[float]]:

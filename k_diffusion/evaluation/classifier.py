@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..core.images import from_bytes, raw_bytes
 from ..core.random import derive_seed, generator
-from ..core.weights import load_safetensors, load_safetensors_config, save_safetensors
+from ..core.tensor_cache import load_cache, save_cache
+from ..core.weights import load_safetensors, load_safetensors_config
 from .arrays import as_bytes, as_pictures, as_tensor, whole_number
 
 SIDE = 32       # larger pictures are brought to this size
@@ -149,10 +150,9 @@ def cached_classifier(
     """The classifier of these pictures from the folder, or trained now and kept there."""
     images, labels = _labelled(images, labels, classes)
     path = Path(folder) / f'classifier-{RECIPE}-{content_digest(images, labels)}-{seed}.safetensors'
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
+    if load_cache(path) is None:
         trained = train_classifier(images, labels, classes, seed, report=report)
-        save_safetensors(path, trained.state_dict(), {'accuracy': trained.accuracy, 'fingerprint': trained.fingerprint})
+        save_cache(path, trained.state_dict(), {'accuracy': trained.accuracy, 'fingerprint': trained.fingerprint})
         return trained
     return load_classifier(path, images.shape[1], (images.shape[2], images.shape[3]), classes)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.images import raw_bytes, round_to_bytes
-from ..core.weights import load_safetensors, save_safetensors
+from ..core.tensor_cache import load_cache, save_cache
 from .arrays import as_features, as_pictures, as_tensor, whole_number
 from .features import Extractor
 
@@ -104,9 +104,8 @@ def reference_features(dataset: Any, indices: Sequence[int], extractor: Extracto
             state.update(f'{tuple(picture.shape)}'.encode())
             state.update(raw_bytes(picture))
     path = Path(folder) / f'features-{state.hexdigest()}.safetensors'
-    if path.is_file():
-        return load_safetensors(path)['features']
+    if (cached := load_cache(path)) is not None:
+        return cached[0]['features']
     features = extract(extractor, picture_batches(dataset, indices, batch_size), device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_safetensors(path, {'features': features})
+    save_cache(path, {'features': features})
     return features

@@ -73,6 +73,16 @@ def test_an_interrupted_cache_is_made_anew(folder, tmp_path):
     assert torch.equal(opened(folder, memory_limit=0, cache_dir=cache).images, whole.images)
 
 
+def test_one_note_where_what_is_known_of_the_pictures_is_damaged(folder, tmp_path):
+    cache = tmp_path / 'cache'
+    whole = opened(folder, memory_limit=0, cache_dir=cache)
+    facts = next(cache.glob('*.json'))
+    facts.write_bytes(facts.read_bytes().replace(b'0', b'1', 1))
+    again = opened(folder, memory_limit=0, cache_dir=cache)
+    assert torch.equal(again.images, whole.images) and sum('decoded again' in note for note in again.notes) == 1
+    assert not any('decoded again' in note for note in opened(folder, memory_limit=0, cache_dir=cache).notes)
+
+
 def test_progress(folder):
     seen = []
     opened(folder, progress=lambda done, total: seen.append((done, total)))
