@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..config import load_model, sections_of
 from ..core.devices import choose_device
 from ..core.memory import keep_freed_memory
+from ..core.names import escape_name
 from ..core.random import derive_seed, randn_items
 from ..core.weights import fingerprint
 from ..sampling import BASES, Calibration, calibrate
@@ -153,5 +154,5 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion calibrate')
             after, before = ((c.scores[f'{when}median'], c.scores[f'{when}rms']) for when in ('', 'start_'))
             print(f'{c.steps} steps: median distance to converged samples {after[0]:.4f} (rms {after[1]:.4f}), before fitting '
                   f'{before[0]:.4f} ({before[1]:.4f}); base {c.base}')
-        print(path)
+        print(escape_name(path))
     return guarded(prog, work)

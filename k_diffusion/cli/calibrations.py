@@ -11,6 +11,7 @@ from torch import nn
 
 from ..config import find_checkpoint
 from ..core.files import read_json, write_json
+from ..core.names import escape_name
 from ..core.weights import fingerprint
 from ..generation import SamplingConfig
 from ..sampling.calibration.files import from_dict, to_dict
@@ -70,7 +71,7 @@ def fitting(checkpoint: str | os.PathLike[str], denoiser: nn.Module, how: Sampli
     except (ValueError, OSError) as error:
         if demanded:
             raise
-        print(f'note: {error}', file=sys.stderr)
+        print(f'note: {escape_name(str(error))}', file=sys.stderr)
         return None
     if found is None:
         if demanded:
@@ -82,5 +83,5 @@ def fitting(checkpoint: str | os.PathLike[str], denoiser: nn.Module, how: Sampli
             raise ValueError(reason)
         print(f'note: {reason}', file=sys.stderr)
         return None
-    print(f'note: drawn by the calibrated sampler for {found.steps} steps, from {path}', file=sys.stderr)
+    print(f'note: drawn by the calibrated sampler for {found.steps} steps, from {escape_name(path)}', file=sys.stderr)
     return found

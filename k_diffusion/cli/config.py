@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import read_weights
 from ..core.files import write_json
+from ..core.names import escape_name
 from ..core.weights import load_safetensors_config
 from .entry import Parser, guarded
 
@@ -31,5 +32,5 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion config') ->
     args = parser.parse_args(argv)
 
     def work() -> None:
-        print(config(args.checkpoint, args.out))
+        print(escape_name(config(args.checkpoint, args.out)))
     return guarded(prog, work)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ..config import find_checkpoint, load_config, make_model, read_weights
+from ..core.names import escape_name
 from ..core.weights import save_safetensors
 from ..training import load_weights
 from .entry import Parser, guarded
@@ -45,5 +46,5 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion convert') -
     args = parser.parse_args(argv)
 
     def work() -> None:
-        print(convert(args.checkpoint, args.out, args.dtype, args.config))
+        print(escape_name(convert(args.checkpoint, args.out, args.dtype, args.config)))
     return guarded(prog, work)

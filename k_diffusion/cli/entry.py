@@ -45,7 +45,8 @@ class Parser(argparse.ArgumentParser):
         words = message.removeprefix('unrecognized arguments: ').split() if message.startswith('unrecognized') else []
         hints = [(word, nearest(word.split('=')[0], self._option_string_actions)) for word in words if word.startswith('-')]
         meant = [f'{word}: did you mean {near}?' for word, near in hints if near]
-        self.exit(2, f'{self.prog}: {message}' + ''.join(f'\n  {line}' for line in meant) + f'\n  {self.prog} --help lists the options\n')
+        text = '\n'.join(escape_name(line) for line in [f'{self.prog}: {message}', *(f'  {line}' for line in meant)])
+        self.exit(2, f'{text}\n  {self.prog} --help lists the options\n')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

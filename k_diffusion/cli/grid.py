@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.extras import require
 from ..core.images import from_pil_image, make_grid, save_image
+from ..core.names import escape_name
 from ..data.pictures import readable_formats
 from .entry import Parser, guarded
 
@@ -46,5 +47,5 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion grid') -> i
     args = parser.parse_args(argv)
 
     def work() -> None:
-        print(grid(args.images, args.out, args.nrow))
+        print(escape_name(grid(args.images, args.out, args.nrow)))
     return guarded(prog, work)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.files import whole_file
 from ..core.images import make_grid, save_image
+from ..core.names import escape_name
 from .entry import Parser, guarded
 
 
@@ -84,7 +85,7 @@ def drawn_by(parser: Parser, draw: Callable[..., Samples], argv: Sequence[str] |
     if args['out'] is not None:
         args['prefix'] = None
     as_json = args.pop('json')
-    return guarded(parser.prog, lambda: print(draw(**args).told(args['seed'], as_json)))
+    return guarded(parser.prog, lambda: print(escape_name(draw(**args).told(args['seed'], as_json), keep='\n')))
 
 
 def _first_free(name: str) -> Path:

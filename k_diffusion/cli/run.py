@@ -23,6 +23,7 @@ from ..core.files import write_json
 from ..core.machine import memory_bytes
 from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing, n_params
+from ..core.names import escape_name
 from ..core.random import derive_seed
 from ..data import Dataset, Loader, open_dataset
 from ..training import (
@@ -343,6 +344,6 @@ def _closed(settings: RunSettings, trainer: Trainer, folder: RunFolder, status: 
     path = trainer.last_checkpoint or folder.checkpoint_path(trainer.step)
     if accelerator.is_main_process:
         again = '' if status in ('done', 'evaluated') else '; the same command goes on from there'
-        print(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}', file=sys.stderr)
+        print(escape_name(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}'), file=sys.stderr)
     return Run(settings.name, folder.path, path, trainer.step, status, trainer.ema_stats.get('loss'), accelerator.num_processes,
                trainer.stopped_by)

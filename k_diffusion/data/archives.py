@@ -90,9 +90,12 @@ class PictureArchive(PictureSet[Member]):
         return escape_name(f'{self.place}: {name}')
 
     def fingerprint(self) -> str:
-        """Of the archive's place, size and time of change."""
-        facts = self.place.stat()
-        text = f'{self.rules()}\0{facts.st_size}\0{facts.st_mtime_ns}'
+        """Of the archive's place, size and time of change; one that is gone meanwhile counts as gone."""
+        try:
+            facts = self.place.stat()
+            text = f'{self.rules()}\0{facts.st_size}\0{facts.st_mtime_ns}'
+        except OSError:
+            text = f'{self.rules()}\0gone'
         return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
 
 

@@ -5,6 +5,8 @@ Each kind gives tensors under the names that the networks know: mapping_cond [B,
 """
 from __future__ import annotations
 
+import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.names import escape_name
 from ..core.random import generator
 from ..core.registry import Registry
 from ..core.weights import load_safetensors
@@ -126,7 +129,7 @@ class TextConfig(ConditionConfig):
     type: Literal['text'] = 'text'
     encoder: str = BUILT_IN             # built-in, a folder of transformers, or a name on the hub
     into: Literal['cross', 'mapping'] = 'cross'
-    location: str | None = None         # a text file, a line for each picture in the order of the data set
+    location: str | None = None         # a text file, a line for each picture, in the textual order of their names (1, 10, 2)
     template: str = '{}'                # where there is no file: the text of a class, {} its name
     length: int = 16                    # tokens
 
@@ -142,7 +145,10 @@ class TextConfig(ConditionConfig):
         path = Path(self.location).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f'conditions: text.location is {path}, and there is no such file')
-        lines = path.read_text('utf-8').splitlines()
+        try:
+            lines = path.read_text('utf-8').removesuffix('\n').split('\n')     # (splitlines would cut at rarer characters too)
+        except UnicodeDecodeError as error:
+            raise ValueError(f'{path} is not text in UTF-8 (byte {error.start:,}); convert it') from None
         check_count(len(lines), dataset, f'{path} has', 'lines')
         unique = list(dict.fromkeys(lines))
         places = {text: i for i, text in enumerate(unique)}
@@ -262,3 +268,14 @@ def check_count(n: int, dataset: Any, has: str, what: str) -> None:
     if n != len(dataset):
         left_out = f' ({len(dataset.skipped)} more could not be read)' if dataset.skipped else ''
         raise ValueError(f'{has} {n} {what} for the {len(dataset)} pictures of {dataset.source}{left_out}; there must be one for each')
+    names = getattr(dataset, 'names', None) or []
+    if names != sorted(names, key=_numbers_as_numbers):
+        shown = ', '.join(escape_name(name) for name in names[:3])
+        warnings.warn(f'{has} {what} for pictures in the textual order of their names ({shown}, ...), which is not the order of their '
+                      'numbers; check that the file has this order, or give the numbers leading zeros', stacklevel=3)
+
+
+def _numbers_as_numbers(name: str) -> list[list[tuple[int, str]]]:
+    """A key that sorts names folder by folder, and the numbers in them by value."""
+    return [[(int(part), '') if part.isdecimal() and len(part) < 100 else (-1, part) for part in re.split('([0-9]+)', folder)]
+            for folder in name.split('/')]

@@ -69,3 +69,19 @@ def test_the_look_at_a_data_set(pictures, kind, tmp_path, capsys):
 def test_a_place_of_an_odd_name_that_is_not_there(tmp_path, capsys):
     assert main(['dataset', str(tmp_path / 'no\x1b[31m\udcff')]) == 1
     assert r'no\x1b[31m\xff' in check_text(capsys.readouterr().err)
+
+
+def test_names_of_runs_and_checkpoints_and_wrong_options_are_shown_escaped(tiny, tmp_path, capsys):
+    odd = 'a\x1b[31m\n\udcff'
+    folder = str(tmp_path / f'run {odd}')
+    assert main(['train', '--config', tiny(), '--run-dir', folder, '--name', odd, '--demo-every', '0', '--evaluate-n', '0',
+                 '--device', 'cpu', '--end-step', '1']) == 0
+    lines = check_text(capsys.readouterr().err).splitlines()
+    shown = r'a\x1b[31m\n\xff'
+    assert any(line.startswith(f'{shown} done at step 1: ') and line.endswith(f'{shown}_00000001.pth') for line in lines)
+    with pytest.raises(SystemExit):
+        main(['info', odd, odd])
+    assert shown in check_text(capsys.readouterr().err)
+    written = tmp_path / f'{odd}.json'
+    assert main(['config', os.path.join(folder, f'{odd}_00000001.pth'), '--out', str(written)]) == 0
+    assert written.is_file() and shown in check_text(capsys.readouterr().out)

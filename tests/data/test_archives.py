@@ -12,6 +12,7 @@ from PIL import Image
 
 from k_diffusion.data import ImageFolderConfig, PictureArchive, UnreadablePicture, inspect_pictures, open_dataset
 from k_diffusion.data import archives as module
+from k_diffusion.data import caching as module_of_caching
 
 
 def png(colour, size=(8, 8)):
@@ -134,6 +135,15 @@ def test_a_tar_that_ends_early_or_takes_memory_is_refused(tmp_path, kind):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r'x\.tar cannot be read as an archive \((it is cut or damaged at|the name or|maximum recursion)'):
         PictureArchive(path, (8, 8), 3)
+
+
+def test_an_archive_that_vanishes_before_its_fingerprint_is_a_sentence(tmp_path):
+    path = zip_of(tmp_path / 'x.zip', [('a.png', png('lime'), stat.S_IFREG)])
+    archive = PictureArchive(path, (8, 8), 3)
+    path.unlink()
+    assert archive.fingerprint() == archive.fingerprint()
+    with pytest.raises(ValueError, match=r'none of the 1 pictures of the archive .*x\.zip'):
+        module_of_caching.decode_once(archive)
 
 
 def test_an_archive_travels_to_worker_processes(tmp_path):

@@ -1,4 +1,6 @@
 """Conditions: what they give for a batch and for what is asked, and how often they are left out."""
+import warnings
+
 import pytest
 import torch
 from clip_folder import make_clip
@@ -35,6 +37,27 @@ def test_texts_of_a_file(data, tmp_path):
     (tmp_path / 'captions.txt').write_text('red\n')
     with pytest.raises(ValueError, match=r'has 1 lines for the 6 pictures of six; there must be one for each'):
         CONDITIONS['text'](location=str(tmp_path / 'captions.txt')).make(1, data)
+
+
+def test_captions_in_another_order_than_the_numbers_of_the_pictures_are_told(data, tmp_path):
+    lines = tmp_path / 'captions.txt'
+    lines.write_text('a\nb\u2028b\nc\nd\ne\nf\n')
+    save_safetensors(tmp_path / 'e.safetensors', {'embeddings': torch.zeros(6, 4)})
+    uses = [lambda: CONDITIONS['text'](location=str(lines)).make(1, data),
+            lambda: CONDITIONS['embeddings'](location=str(tmp_path / 'e.safetensors')).make(1, data)]
+    data.names = ['1.png', '10.png', '2.png', '3.png', '4.png', '5\x1b.png']      # as text sorts them
+    for use in uses:
+        with pytest.warns(UserWarning, match=r'in the textual order of their names \(1.png, 10.png, 2.png, ...\)'):
+            use()
+    for names in (None, [f'{i:02}.png' for i in range(6)], ['a/1.png', 'a/2.png', 'a-b/1.png', 'b/1.png', 'b/1a.png', 'b/b.png']):
+        data.names = names
+        with warnings.catch_warnings():
+            warnings.simplefilter('error')
+            for use in uses:
+                use()
+    lines.write_bytes(b'\xff\n' * 6)
+    with pytest.raises(ValueError, match=r'captions\.txt is not text in UTF-8 \(byte 0\)'):
+        uses[0]()
 
 
 def test_a_text_encoder_of_transformers(tmp_path):
