@@ -37,6 +37,10 @@ class Sections:
     conditions: list[Any]
 
 
+#: The most bytes of a config file (those in use have some kilobytes).
+CONFIG_BYTES = 2**24
+
+
 def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, Any], strict: bool = False) -> dict[str, Any]:
     """Reads a config and fills in the defaults of its sections.
 
@@ -128,6 +132,8 @@ def _read_text(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f'no config at {path}; give the path of a .json file (the shipped ones are in configs/)')
     try:
+        if (size := path.stat().st_size) > CONFIG_BYTES:
+            raise ValueError(f'{path} has {size:,} bytes, more than the {CONFIG_BYTES:,} of a config; give the path of a config')
         return read_json(path.read_text('utf-8'), str(path))
     except UnicodeDecodeError:
         raise ValueError(f'{path} is not text; a config is a .json file or a .safetensors file that carries one') from None

@@ -170,3 +170,11 @@ def test_load_model_refuses_what_does_not_fit(tmp_path):
     K.core.weights.save_checkpoint(tmp_path / 'other.pth', {'state': 1})
     with pytest.raises(ValueError, match="no entry 'model_ema'"):
         K.load_model(tmp_path / 'other.pth')
+
+
+def test_a_file_larger_than_configs_are_is_not_read(tmp_path):
+    path = tmp_path / 'large.json'
+    with open(path, 'wb') as file:
+        file.truncate(2**24 + 1)
+    with pytest.raises(ValueError, match=r'large\.json has 16,777,217 bytes, more than the 16,777,216 of a config'):
+        K.config.load_config(path)
