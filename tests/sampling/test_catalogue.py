@@ -57,31 +57,34 @@ def test_every_entry_says_where_it_comes_from():
         assert not entry.published or 'arXiv:' in entry.reference or 'doi:' in entry.reference, entry.name
 
 
-def test_what_an_entry_says_is_what_happens():
-    """Pairs, noise and model calls, watched from outside."""
-    for entry in K.sampling.catalogue():
-        asked = {'pair': 0, 'plain': 0, 'noise': 0}
+class Watched:
+    """A guided denoiser, and noise of zero, that count what they are asked."""
 
-        class Model:
-            def __call__(self, x, sigma):
-                asked['plain'] += 1
-                return D(x, sigma)
+    def __init__(self):
+        self.plain = self.pairs = self.draws = 0
 
-            def pair(self, x, sigma):
-                asked['pair'] += 1
-                return D(x, sigma), D(x, sigma)
+    def __call__(self, x, sigma):
+        self.plain += 1
+        return D(x, sigma)
 
-        def noise(sigma, sigma_next):
-            asked['noise'] += 1
-            return torch.zeros(2, 3, 4, 4)
+    def pair(self, x, sigma):
+        self.pairs += 1
+        return D(x, sigma), D(x, sigma)
 
-        given = {'sigmas': K.sampling.get_sigmas_karras(6, 0.1, 10.), 'sigma_min': 0.1, 'sigma_max': 10., 'n': 6}
-        options = {'noise_sampler': noise} if 'noise_sampler' in entry.options else {}
-        entry.function(Model(), torch.randn(2, 3, 4, 4) * 10, disable=True, **{key: given[key] for key in entry.takes}, **options)
-        assert (asked['pair'] > 0) == entry.needs_pair, entry.name
-        assert (asked['noise'] > 0) == entry.stochastic, entry.name
-        if 'sigmas' in entry.takes and entry.name != 'restart':
-            assert 5 * entry.nfe - 3 <= max(asked['pair'], asked['plain']) <= 6 * entry.nfe, entry.name
+    def noise(self, sigma, sigma_next):
+        self.draws += 1
+        return torch.zeros(2, 3, 4, 4)
+
+
+@pytest.mark.parametrize('entry', K.sampling.catalogue(), ids=lambda entry: entry.name)
+def test_what_an_entry_says_is_what_happens(entry):
+    model = Watched()
+    given = {'sigmas': K.sampling.get_sigmas_karras(6, 0.1, 10.), 'sigma_min': 0.1, 'sigma_max': 10., 'n': 6}
+    options = {'noise_sampler': model.noise} if 'noise_sampler' in entry.options else {}
+    entry.function(model, torch.randn(2, 3, 4, 4) * 10, disable=True, **{key: given[key] for key in entry.takes}, **options)
+    assert (model.pairs > 0) == entry.needs_pair and (model.draws > 0) == entry.stochastic
+    if 'sigmas' in entry.takes and entry.name != 'restart':
+        assert 5 * entry.nfe - 3 <= max(model.pairs, model.plain) <= 6 * entry.nfe
 
 
 def test_options_have_types_and_defaults():
