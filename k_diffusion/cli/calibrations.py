@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from ..config import find_checkpoint
-from ..core.files import read_json, write_json
+from ..core.files import read_json_file, write_json
 from ..core.names import escape_name
 from ..core.weights import fingerprint
 from ..generation import SamplingConfig
@@ -31,7 +31,7 @@ def read(path: Path) -> list[Calibration]:
     """The calibrations in a file, none where there is no file."""
     if not path.is_file():
         return []
-    value = read_json(path.read_text(), str(path))
+    value = read_json_file(path)
     entries = value.get('calibrations') if isinstance(value, dict) else None
     if not isinstance(entries, list):
         raise ValueError(f'{path} holds no calibrations; remove it and make them anew with k-diffusion calibrate')

@@ -41,7 +41,7 @@ def _set_pins(run: RunFolder, pin: set[int], unpin: set[int]) -> None:
 
 
 def _listed(run: RunFolder, verify: bool) -> list[dict[str, Any]]:
-    records, pinned = run.manifest.read(), run.pinned()
+    records, pinned = run.manifest.read(), run.known_pins() or set()
     losses = {record.step: record.metrics['loss'] for record in records.values() if 'loss' in record.metrics}
     best = min(losses, key=lambda step: losses[step], default=None)
     found = []
@@ -61,7 +61,7 @@ def _fault(run: RunFolder, path: Path) -> str | None:
     if record is not None:
         return record.fault(run.path)
     try:
-        read_training_checkpoint(path)
+        read_training_checkpoint(path, verify=False)
     except (ValueError, OSError) as error:
         return str(error)
     return None

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core.files import read_json
 from ..core.weights import save_safetensors
 from ..training.posthoc import Snapshot, find_snapshots, reconstruct, snapshot_config
 from .entry import Parser, guarded
@@ -21,9 +20,9 @@ standard deviation of the average's profile as a share of the run: 0.05 follows 
 
 
 def ema(checkpoint_dir: str | os.PathLike[str], width: float, out: str | os.PathLike[str] | None = None, step: int | None = None,
-        name: str | None = None) -> Path:
+        name: str | None = None, verify: bool = True) -> Path:
     """Writes the average of a width at a step (the last) as a .safetensors file that carries the run's config; returns its path."""
-    snapshots = snapshots_of(checkpoint_dir, name)
+    snapshots = snapshots_of(checkpoint_dir, name, verify)
     weights = reconstruct(snapshots, width, step)
     last = step if step is not None else snapshots[-1].step
     path = Path(out) if out is not None else Path(checkpoint_dir) / f'{_name(snapshots)}_ema_{last:08}_width_{width:g}.safetensors'
@@ -31,16 +30,16 @@ def ema(checkpoint_dir: str | os.PathLike[str], width: float, out: str | os.Path
         raise ValueError(f'-o is {path}; the file written is a .safetensors file and must be named so')
     if any(path.resolve() == snapshot.path.resolve() for snapshot in snapshots):
         raise ValueError(f'{path} would overwrite a snapshot; name another file with -o')
-    config = snapshot_config(snapshots[-1])
-    save_safetensors(path, weights, None if config is None else read_json(config, str(snapshots[-1].path)))
+    save_safetensors(path, weights, snapshot_config(snapshots[-1]))
     return path
 
 
-def snapshots_of(folder: str | os.PathLike[str], name: str | None = None) -> list[Snapshot]:
+def snapshots_of(folder: str | os.PathLike[str], name: str | None = None,
+                 verify: bool = False) -> list[Snapshot]:
     """The snapshots of the one run in a folder; several runs or none raise a ValueError."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f'there is no folder {folder}; give the folder of a run with --checkpoint-dir')
-    snapshots = find_snapshots(folder, name)
+    snapshots = find_snapshots(folder, name, verify)
     if not snapshots:
         raise ValueError(f'{folder} holds no snapshots; train with --ema-snapshots 8, or set training.ema_snapshots in the config')
     names = sorted({_name([snapshot]) for snapshot in snapshots})
@@ -59,13 +58,14 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion ema') -> in
     parser.add_argument('--width', type=float, help='the relative width wanted, say 0.08 (default: list the snapshots)')
     parser.add_argument('--step', type=int, help='after which step (default: the last snapshot)')
     parser.add_argument('--name', help='the run, where the folder holds several')
+    parser.add_no_verify()
     parser.add_argument('-o', '--out', help='the file to write (default: NAME_ema_STEP_width_WIDTH.safetensors in the folder)')
     parser.add_argument('--json', action='store_true', help='one machine-readable line on stdout')
     args = parser.parse_args(argv)
 
     def work() -> None:
         if args.width is not None:
-            path = ema(args.checkpoint_dir, args.width, args.out, args.step, args.name)
+            path = ema(args.checkpoint_dir, args.width, args.out, args.step, args.name, args.verify)
             print(json.dumps({'file': str(path), 'width': args.width}) if args.json else path)
             return
         found = [{'step': s.step, 'width': s.width, 'file': str(s.path)} for s in snapshots_of(args.checkpoint_dir, args.name)]

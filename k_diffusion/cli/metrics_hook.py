@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.files import whole_file
+from ..core.files import note_once, whole_file
 from ..core.modules import eval_mode
 from ..core.plots import plot_curves
 from ..data import Dataset
@@ -128,18 +128,26 @@ class EvaluationHook:
                'fid': values['fid'], 'kid': values['kid']}
         rows = [row for row in read_metrics(path) if row['step'] < trainer.step] + [new]
         with whole_file(path) as temporary:
-            lines = [','.join(f'{row[key]:g}' if key == 'step' else f'{row[key]:.8g}' for key in COLUMNS) for row in rows]
+            lines = [','.join(f'{row[key]:.0f}' if key == 'step' else f'{row[key]:.8g}' for key in COLUMNS) for row in rows]
             temporary.write_text('\n'.join([','.join(COLUMNS), *lines]) + '\n')
         return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics, ours or the original's; lines that are no such row are left out."""
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        fields = line.split(',')
-        try:
-            rows.append(dict(zip(COLUMNS, map(float, fields), strict=True)))
-        except ValueError:
-            continue
+    """The rows of a run's metrics, ours or the original's; others are left out, with a note."""
+    texts = path.read_bytes().decode('utf-8', 'replace').split('\n') if path.is_file() else []
+    lines = [line for line in map(str.strip, texts) if line and line != ','.join(COLUMNS)]
+    rows = [row for row in map(_row, lines) if row is not None]
+    if len(rows) < len(lines):
+        odd = len(lines) - len(rows)
+        note_once(f'{odd} lines of {path} are not rows of metrics; they are passed over')
     return rows
+
+
+def _row(line: str) -> dict[str, float] | None:
+    try:
+        row = dict(zip(COLUMNS, map(float, line.split(',')), strict=True))
+    except ValueError:
+        return None
+    measured = [row[key] for key in COLUMNS if key != 'loss']       # (the loss may be unknown)
+    return row if row['step'] >= 0 and all(map(math.isfinite, measured)) else None

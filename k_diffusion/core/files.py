@@ -4,12 +4,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import socket
 import time
 import urllib.request
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +19,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 _IMPORTED_AT = time.time()
+#: What reading a file that somebody or something has changed can raise.
+MALFORMED = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, OSError)
+_notes: set[str] = set()
 
 
 @contextmanager
@@ -154,12 +159,35 @@ def read_json(text: str, name: str) -> Any:
     def constant(value: str) -> float:
         raise ValueError(f'{name}: {value} is not a JSON number; write a finite number or leave the key out')
 
+    def number(value: str) -> float:
+        return float(value) if math.isfinite(float(value)) else constant(value)
+
+    def integer(value: str) -> int | float:
+        return int(value) if len(value) < 300 else constant(f'{value[:20]}...')
+
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant,
+                          parse_float=number, parse_int=integer)
     except json.JSONDecodeError as error:
         raise ValueError(f'{name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}') from None
     except RecursionError:
         raise ValueError(f'{name} is nested too deeply to be read; a config has a handful of levels') from None
+
+
+def read_json_file(path: Path, name: str | None = None) -> Any:
+    """Parse a JSON file in UTF-8 as `read_json` does; `name` is what errors call it (its path)."""
+    name = name or str(path)
+    try:
+        return read_json(path.read_text('utf-8'), name)
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{name} is not UTF-8 text ({error.reason} at byte {error.start})') from None
+
+
+def note_once(text: str) -> None:
+    """Warn of something, such as a file that is passed over, once in a process for each text."""
+    if text not in _notes:
+        _notes.add(text)
+        warnings.warn(text, stacklevel=3)
 
 
 def digest_of(path: str | os.PathLike[str], algorithm: str = 'sha256') -> str:

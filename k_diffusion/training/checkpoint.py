@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.weights import load_checkpoint
+from .manifest import check_recorded
 from .sharding import cut_state
 
 _NEEDED = ('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'step')
 
 
-def read_training_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_training_checkpoint(path: str | os.PathLike[str], verify: bool = True) -> dict[str, Any]:
     """A checkpoint that training can go on from, of ours or of the original; nothing in it is run."""
-    state = load_state(path)
+    state = load_state(path, verify)
     missing = [key for key in _NEEDED if key not in state] if isinstance(state, dict) else list(_NEEDED)
     if missing:
         raise ValueError(f'{path} lacks {", ".join(missing)}; training resumes from a checkpoint that train wrote '
@@ -25,8 +26,13 @@ def read_training_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def load_state(path: str | os.PathLike[str]) -> Any:
-    """A checkpoint in one file or, where the path is a folder, in pieces; nothing in it is run."""
+def load_state(path: str | os.PathLike[str], verify: bool = True) -> Any:
+    """A checkpoint in one file or, where the path is a folder, in pieces; nothing in it is run.
+
+    Unless `verify` is False, it must be what the manifest beside it says was written.
+    """
+    if verify:
+        check_recorded(Path(path))
     if Path(path).is_dir():
         from .shards import read_shards
         return read_shards(Path(path))

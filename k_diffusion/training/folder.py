@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..core.files import Written, read_json, remove_stale, sync_folder, write_json
+from ..core.files import (
+    MALFORMED,
+    Written,
+    note_once,
+    read_json_file,
+    remove_stale,
+    sync_folder,
+    write_json,
+)
 from ..core.weights import save_checkpoint
 from .checkpoint import read_training_checkpoint
 from .manifest import Manifest, Record
@@ -92,11 +100,23 @@ class RunFolder:
 
     def pinned(self) -> set[int]:
         """The steps whose checkpoints are never deleted (`k-diffusion checkpoints --pin`)."""
+        if not self.pins_path.exists():
+            return set()
         try:
-            held = read_json(self.pins_path.read_text(), str(self.pins_path)) if self.pins_path.exists() else []
-            return {int(step) for step in held}
-        except (ValueError, TypeError, OSError) as error:
+            held = read_json_file(self.pins_path, 'it')
+            if not isinstance(held, list) or not all(type(step) is int for step in held):
+                raise ValueError(f'it holds {held!r:.80}')
+            return set(held)
+        except MALFORMED as error:
             raise ValueError(f'{self.pins_path} is not a list of steps ({error}); mend or delete it') from None
+
+    def known_pins(self) -> set[int] | None:
+        """Return the pinned steps; None, with a note, where they cannot be read."""
+        try:
+            return self.pinned()
+        except ValueError as error:
+            note_once(f'{error}; until then no checkpoint is deleted')
+            return None
 
     def rotate(self, latest: int) -> None:
         """Delete the checkpoints that nothing keeps once that of step `latest` is there.
@@ -126,15 +146,22 @@ class RunFolder:
         return record is not None and record.fault(self.path) is None
 
     def _superfluous(self, latest: int, metrics: Mapping[str, float]) -> list[Path]:
-        """Return the checkpoints older than `latest` that nothing keeps, the newest first."""
+        """Return the checkpoints older than `latest` that nothing keeps, the newest first.
+
+        There are none where it cannot be read which ones are pinned.
+        """
         if not self.keep.last:
             return []
-        measured = {record.step: record.metrics for record in self.manifest.read().values()}
+        pinned = self.known_pins()
+        if pinned is None:
+            return []
+        records = self.manifest.read().values()
+        measured = {record.step: record.metrics for record in records if record.metrics}
         older = [path for path in self.checkpoints() if step_of(path) < latest]
         steps = {latest, *map(step_of, older)}
         if metrics:
             measured[latest] = dict(metrics)
-        reasons = self.keep.reasons(steps, measured, self.pinned())
+        reasons = self.keep.reasons(steps, measured, pinned)
         return [path for path in older if not reasons[step_of(path)]]
 
     def _delete(self, gone: list[Path]) -> None:
@@ -162,7 +189,7 @@ class RunFolder:
             try:
                 if path.name in records and (fault := records[path.name].fault(self.path)):
                     raise ValueError(fault)
-                return path, read_training_checkpoint(path)
+                return path, read_training_checkpoint(path, verify=False)
             except (ValueError, OSError) as error:
                 passed_over += 1
                 warnings.warn(f'{path.name} is passed over: {error}', stacklevel=2)
@@ -173,23 +200,40 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, the newest first."""
-        pattern = re.compile(re.escape(Path(self.name).name) + r'_(\d{8,})\.(pth|shards)')
-        found = [(int(match[1]), path) for path in self.path.glob('*') if (match := pattern.fullmatch(path.name))]
-        return [path for _, path in sorted(found, reverse=True)]
+        found = [path for path in self.path.glob('*') if self._is_name(path.name)]
+        return sorted(found, key=lambda path: (step_of(path), path), reverse=True)
+
+    def _is_name(self, name: str) -> bool:
+        """Return whether this is the name of a checkpoint of the run."""
+        stem = re.escape(Path(self.name).name)
+        return re.fullmatch(stem + r'_[0-9]{8,18}\.(pth|shards)', name) is not None
 
     def _candidates(self) -> Iterator[Path]:
-        first = self._pointed()
+        first = self.pointed()
         if first is not None:
             yield first
         yield from (path for path in self.checkpoints() if path != first)
 
-    def _pointed(self) -> Path | None:
+    def latest(self) -> Path | None:
+        """Return the checkpoint that the state file names, else the newest, else None."""
+        return next(self._candidates(), None)
+
+    def pointed(self) -> Path | None:
+        """Return the checkpoint that the state file names.
+
+        None where there is no such file, and, with a note, where it names no checkpoint of the
+        run.
+        """
         if not self.pointer_path.exists():
             return None
         try:
-            return self.path / read_json(self.pointer_path.read_text(), str(self.pointer_path))['latest_checkpoint']
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            warnings.warn(f'{self.pointer_path.name} is passed over: it names no checkpoint ({error})', stacklevel=4)
+            name = read_json_file(self.pointer_path, 'it')['latest_checkpoint']
+            if Path(name).is_absolute() or not self._is_name(Path(name).name):
+                raise ValueError(f'it names {name!r:.80}')
+            return self.path / Path(name).name
+        except MALFORMED as error:
+            note_once(f'{self.pointer_path} is passed over: '
+                      f'it names no checkpoint of the run ({error})')
             return None
 
 
@@ -266,6 +310,6 @@ def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f'there is no folder {folder}; give the folder of a run')
-    patterns = r'(.+)_state\.json', r'(.+)_manifest\.json', r'(.+)_\d{8,}\.(?:pth|shards)'
+    patterns = r'(.+)_state\.json', r'(.+)_manifest\.json', r'(.+)_[0-9]{8,18}\.(?:pth|shards)'
     names = {match[1] for path in folder.iterdir() for pattern in patterns if (match := re.fullmatch(pattern, path.name))}
     return [RunFolder(folder, name) for name in sorted(names)]

@@ -71,5 +71,5 @@ def _holder(descriptor: int) -> str:
     try:
         held = json.loads(os.pread(descriptor, 4096, 0))
         return f'process {held["pid"]} on {held["host"]}'
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 'another process'

@@ -1,7 +1,6 @@
 """The log of a run: JSON lines for programs, comma-separated rows for metrics."""
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import math
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.files import whole_file
+from ..core.files import note_once, whole_file
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -124,12 +123,37 @@ class CSVLogger:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines log; a line cut short by a crash is left out."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
-    return [line for line in lines if isinstance(line, dict)]
+    """The lines of a JSON-lines log.
+
+    A last line cut short by a crash is left out. Others that are not lines of a log are left out
+    too, with a note.
+    """
+    if not path.exists():
+        return []
+    texts = path.read_bytes().split(b'\n')
+    lines = [_line(text) for text in texts]
+    odd = sum(line is None and not text.isspace() and text != b''
+              for line, text in zip(lines[:-1], texts))
+    if odd:
+        note_once(f'{odd} lines of {path} are not lines of a log; they are passed over')
+    return [line for line in lines if line is not None]
+
+
+def _line(text: bytes) -> dict[str, Any] | None:
+    """Return a line of a log: a step, numbers, lists of numbers, null; None for another text."""
+    try:
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or type(line.get('step')) is not int:
+        return None
+    values = flat(line).values()
+    return line if 0 <= line['step'] < 2**63 and all(map(_is_value, values)) else None
+
+
+def _is_value(value: Any) -> bool:
+    whole = isinstance(value, int) and abs(value) < 2**63
+    return value is None or isinstance(value, float) or whole
 
 
 def memory_bytes(device: torch.device) -> int | None:

@@ -2,12 +2,20 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.files import Written, digest_of, read_json, write_json
+from ..core.files import (
+    MALFORMED,
+    Written,
+    digest_of,
+    note_once,
+    read_json_file,
+    write_json,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,10 +61,10 @@ class Manifest:
         if not self.path.exists():
             return {}
         try:
-            held = read_json(self.path.read_text(), str(self.path))
-            return {name: _record(entry) for name, entry in held['checkpoints'].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            warnings.warn(f'{self.path.name} is passed over, so that checkpoints are not verified: {error}', stacklevel=2)
+            held = read_json_file(self.path, 'it')['checkpoints']
+            return {name: _record(name, entry) for name, entry in held.items()}
+        except MALFORMED as error:
+            note_once(f'{self.path} is passed over, so that checkpoints are not verified: {error}')
             return {}
 
     def write(self, records: Mapping[str, Record]) -> None:
@@ -72,7 +80,43 @@ class Manifest:
             self.write({name: record for name, record in held.items() if name not in names})
 
 
-def _record(entry: Any) -> Record:
-    files = {name: Written(int(file['bytes']), str(file['sha256'])) for name, file in entry['files'].items()}
-    metrics = {str(key): float(value) for key, value in entry.get('metrics', {}).items()}
-    return Record(int(entry['step']), files, metrics, str(entry.get('saved', '')))
+def check_recorded(path: Path) -> None:
+    """Check a file of a run, or a checkpoint in pieces, against the manifest beside it.
+
+    Without a manifest that names it there is nothing to compare with.
+
+    Raises:
+        ValueError: It is not what was written.
+    """
+    match = re.fullmatch(r'(.+)_[0-9]{8,18}\.[a-z]+', path.name)
+    if match is None or not path.exists():
+        return
+    for run in {match[1], match[1].removesuffix('_ema')}:
+        record = Manifest(path.with_name(f'{run}_manifest.json')).read().get(path.name)
+        if record is not None and (fault := record.fault(path.parent)):
+            raise ValueError(f'{fault}; `k-diffusion checkpoints {path.parent}` lists those that are '
+                             'whole (--no-verify, in Python verify=False, takes it as it is)')
+
+
+def _record(checkpoint: str, entry: Any) -> Record:
+    files = {name: Written(_count(file['bytes']), _text(file['sha256']))
+             for name, file in entry['files'].items()}
+    odd = [name for name in files if name.split('/')[0] != checkpoint or '..' in name.split('/')]
+    if odd or not files:
+        raise ValueError(f'the files of {checkpoint} are {", ".join(files) or "none"}')
+    metrics = {key: float(value) for key, value in entry.get('metrics', {}).items()}
+    if not all(map(math.isfinite, metrics.values())):
+        raise ValueError(f'a number of {checkpoint} is not finite')
+    return Record(_count(entry['step']), files, metrics, _text(entry.get('saved', '')))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f'{value!r:.80} stands where a whole number should')
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'{value!r:.80} stands where text should')
+    return value

@@ -12,22 +12,32 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..core.weights import get_safetensors_metadata, load_safetensors, open_safetensors, save_safetensors
+from ..core.files import MALFORMED, Written, digest_of, note_once, read_json
+from ..core.weights import (
+    get_safetensors_metadata,
+    load_safetensors,
+    open_safetensors,
+    save_safetensors,
+)
 from .checkpoint import unwrap
 from .ema import PowerEMA, ema_pairs, ema_update_pairs, power_ema_exponent
+from .manifest import Manifest, Record, check_recorded
 from .sharding import cut_state, whole_state
 
 if TYPE_CHECKING:
     from .trainer import Trainer
 
 WIDTHS = (0.05, 0.10)
+
+_Layout = frozenset[tuple[str, tuple[int, ...]]]
 
 
 class Snapshot(NamedTuple):
@@ -70,7 +80,12 @@ class SnapshotHook:
             tensors.update({f'{sched.width:g}/{key}': value for key, value in whole_state(average.state_dict()).items()})
         if main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_safetensors(snapshot_path(self.folder, self.name, step), tensors, self.config)
+            path = snapshot_path(self.folder, self.name, step)
+            manifest = Manifest(self.folder / f'{self.name}_manifest.json')
+            manifest.drop(path.name)
+            save_safetensors(path, tensors, self.config)
+            written = Written(path.stat().st_size, digest_of(path))
+            manifest.put(path.name, Record(step, {path.name: written}))
 
     def state_dict(self) -> dict[str, Any]:
         return {f'{sched.width:g}': {'sched': sched.state_dict(), 'model': average.state_dict()}
@@ -90,16 +105,56 @@ def snapshot_path(folder: Path, name: str, step: int) -> Path:
     return folder / f'{name}_ema_{step:08}.safetensors'
 
 
-def find_snapshots(folder: str | os.PathLike[str], name: str | None = None) -> list[Snapshot]:
-    """The snapshots in a run's folder, by step and width."""
-    found = []
-    for path in Path(folder).glob('*.safetensors'):
-        match = re.fullmatch(r'(.+)_ema_(\d{8,})\.safetensors', path.name)
+def find_snapshots(folder: str | os.PathLike[str], name: str | None = None,
+                   verify: bool = False) -> list[Snapshot]:
+    """The snapshots in a run's folder, by step and width.
+
+    Files that are damaged, or hold other weights than most of the run, are passed over with a note.
+
+    Args:
+        folder: The folder.
+        name: The run; None: all of them.
+        verify: Read each file whole and compare it with its record in the manifest beside it.
+    """
+    found: dict[str, list[tuple[int, list[float], Path, _Layout]]] = {}
+    for path in sorted(Path(folder).glob('*.safetensors')):
+        match = re.fullmatch(r'(.+)_ema_([0-9]{8,18})\.safetensors', path.name)
         if match and name in (None, match[1]):
-            with open_safetensors(path) as file:
-                widths = {key.partition('/')[0] for key in file.keys()}
-            found += [Snapshot(int(match[2]), float(width), path) for width in widths]
-    return sorted(found)
+            try:
+                widths, layout = _contents(path)
+                if verify:
+                    check_recorded(path)
+            except MALFORMED as error:
+                note_once(f'{path} is passed over: {error}')
+                continue
+            found.setdefault(match[1], []).append((int(match[2]), widths, path, layout))
+    return sorted(snapshot for files in found.values() for snapshot in _alike(files))
+
+
+def _contents(path: Path) -> tuple[list[float], _Layout]:
+    """Return the widths in a snapshot file, and its tensors of each width: names and shapes."""
+    layouts: dict[str, set[tuple[str, tuple[int, ...]]]] = {}
+    with open_safetensors(path) as file:
+        for key in file.keys():
+            width, _, rest = key.partition('/')
+            layouts.setdefault(width, set()).add((rest, tuple(file.get_slice(key).get_shape())))
+    widths = [float(width) for width in layouts]
+    for width in widths:
+        power_ema_exponent(width)
+    if len(set(map(frozenset, layouts.values()))) != 1:
+        raise ValueError('it does not hold the same tensors for each width')
+    return widths, frozenset(next(iter(layouts.values())))
+
+
+def _alike(files: Sequence[tuple[int, list[float], Path, _Layout]]) -> Iterator[Snapshot]:
+    """Yield the snapshots of files that hold the same weights as most."""
+    counts = Counter(layout for _, _, _, layout in files)
+    usual = max(counts, key=lambda layout: (counts[layout], len(layout)))
+    for step, widths, path, layout in files:
+        if layout == usual:
+            yield from (Snapshot(step, width, path) for width in widths)
+        else:
+            note_once(f'{path} is passed over: it holds other weights than most snapshots')
 
 
 def remainder_product(step_a: float, width_a: float, step_b: float, width_b: float) -> float:
@@ -157,6 +212,11 @@ def _add(total: dict[str, Tensor], key: str, value: Tensor, factor: float) -> No
         total[key] = value.double() * factor
 
 
-def snapshot_config(snapshot: Snapshot) -> str | None:
-    """The config, as JSON text, that a snapshot carries."""
-    return get_safetensors_metadata(snapshot.path).get('config')
+def snapshot_config(snapshot: Snapshot) -> Any:
+    """The config that a snapshot carries; None, with a note where it is damaged, without one."""
+    text = get_safetensors_metadata(snapshot.path).get('config')
+    try:
+        return None if text is None else read_json(text, f'the config inside {snapshot.path}')
+    except ValueError as error:
+        note_once(f'{error}; it is left out')
+        return None

@@ -16,6 +16,7 @@ from ..spectrum import BANDS, Spectrum, bands
 from .solver import Calibration
 
 VERSION = 1
+_MOST = 2**28       # elements of an item
 _KEYS = {'version', *(field.name for field in dataclasses.fields(Calibration))}
 
 
@@ -71,6 +72,8 @@ def spectrum_to_dict(spectrum: Spectrum) -> dict[str, Any]:
 def spectrum_from_dict(value: Any) -> Spectrum:
     """The spectrum of such values."""
     shape = [int(_number(side)) for side in value['shape']]
+    if math.prod(shape) > _MOST:
+        raise ValueError(f'its spectrum is of items of shape {shape}')
     mean, variance = _tensor(value['mean']), _tensor(value['variance'])
     if value['basis'] != 'cosines':
         found = Spectrum(mean, variance, None if value['basis'] is None else _tensor(value['basis']))
