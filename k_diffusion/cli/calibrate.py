@@ -50,6 +50,7 @@ def calibrate_model(
     seed: int = 0,                          # of the noises
     device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
     ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
+    verify: bool = True,                    # compare the checkpoint with the manifest beside it
     out: str | os.PathLike[str] | None = None,  # the file to write (default: MODEL_calibrated.json beside the checkpoint)
     show: bool = True,                      # a progress bar
 ) -> tuple[list[Calibration], Path]:
@@ -69,7 +70,7 @@ def calibrate_model(
     chosen = choose_device(device)
     if chosen.type == 'cpu':
         keep_freed_memory()
-    denoiser, filled = load_model(checkpoint, chosen, config, ema)
+    denoiser, filled = load_model(checkpoint, chosen, config, ema, verify)
     model, num_classes = filled['model'], filled['dataset']['num_classes']
     how = how_to_sample(filled, guidance=guidance, guidance_interval=guidance_interval)
     sections = sections_of(filled)
@@ -136,6 +137,7 @@ def _parser(prog: str) -> Parser:
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
     add('--raw', dest='ema', action='store_false', help='the raw weights of a .pth, not the averaged ones')
     add('--out', help='the file to write (default: MODEL_calibrated.json beside the checkpoint, where sample finds it)')
+    parser.add_no_verify()
     add('--json', action='store_true', help='one machine-readable line on stdout')
     return parser
 

@@ -62,6 +62,7 @@ def clip(
     time_travel_interval: tuple[float, float] = (0.3, 10.),
     preview: str | os.PathLike[str] | None = None,  # a picture of the estimates so far, written anew as they change
     device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
+    verify: bool = True,                    # compare the checkpoint with the manifest beside it
     overwrite: bool = False,                # replace what an earlier call left in `out`
     show: bool = True,                      # a progress bar, on a terminal
 ) -> Samples:
@@ -73,7 +74,7 @@ def clip(
     chosen = choose_device(device)
     if chosen.type == 'cpu':
         keep_freed_memory()
-    denoiser, filled = load_model(checkpoint, chosen, config)
+    denoiser, filled = load_model(checkpoint, chosen, config, verify=verify)
     model = filled['model']
     shape = [model['input_channels'], *model['input_size']]
     encoder = encoder_of(filled, chosen)
@@ -195,6 +196,7 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
     add('--overwrite', action='store_true', help='replace the samples that are in --out already')
     add('--prefix', help='write {prefix}_00000.png ... instead of a folder (default: %(default)s)')
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
+    parser.add_no_verify()
     add('--json', action='store_true', help='one machine-readable line on stdout')
     parser.set_defaults(**defaults)
     return parser

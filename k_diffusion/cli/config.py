@@ -14,9 +14,13 @@ from .entry import Parser, guarded
 _EXAMPLE = 'example:\n  k-diffusion config demo.safetensors -o demo.json'
 
 
-def config(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+def config(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None,
+           verify: bool = True) -> Path:
     """Writes the config inside a .safetensors or .pth file as JSON and returns the path of what it wrote."""
-    found = load_safetensors_config(checkpoint) if Path(checkpoint).suffix == '.safetensors' else read_weights(checkpoint)[1]
+    if Path(checkpoint).suffix == '.safetensors':
+        found = load_safetensors_config(checkpoint)
+    else:
+        found = read_weights(checkpoint, verify=verify)[1]
     if found is None:
         raise ValueError(f'{checkpoint} carries no config')
     path = Path(out) if out is not None else Path(checkpoint).with_suffix('.json')
@@ -29,8 +33,9 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion config') ->
     parser.add_argument('checkpoint', help='the .safetensors or .pth file')
     parser.add_argument('-o', '--output', '--out', dest='out',
                         help='the file to write (default: the checkpoint with the ending .json)')
+    parser.add_no_verify()
     args = parser.parse_args(argv)
 
     def work() -> None:
-        print(escape_name(config(args.checkpoint, args.out)))
+        print(escape_name(config(args.checkpoint, args.out, args.verify)))
     return guarded(prog, work)

@@ -18,12 +18,12 @@ _EXAMPLE = 'example:\n  k-diffusion convert runs/demo/demo_00001450.pth -o demo.
 
 
 def convert(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, dtype: str = 'fp16',
-            config: str | None = None) -> Path:
+            config: str | None = None, verify: bool = True) -> Path:
     """Writes the EMA weights of a .pth checkpoint, cast to dtype, with the config in the metadata; returns the new path."""
     checkpoint = find_checkpoint(checkpoint)
     if out is not None and Path(out).suffix != '.safetensors':
         raise ValueError(f'-o is {out}; the file written is a .safetensors file and must be named so')
-    weights, carried = read_weights(checkpoint)
+    weights, carried = read_weights(checkpoint, verify=verify)
     source = config if config is not None else carried
     if source is None:
         raise ValueError(f'{checkpoint} carries no config; name the one it was trained with (--config)')
@@ -43,8 +43,9 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion convert') -
     parser.add_argument('-o', '--output', '--out', dest='out',
                         help='the file to write (default: the checkpoint with the ending .safetensors)')
     parser.add_argument('--dtype', choices=tuple(_DTYPES), default='fp16', help='the type of the weights (default: fp16)')
+    parser.add_no_verify()
     args = parser.parse_args(argv)
 
     def work() -> None:
-        print(escape_name(convert(args.checkpoint, args.out, args.dtype, args.config)))
+        print(escape_name(convert(args.checkpoint, args.out, args.dtype, args.config, args.verify)))
     return guarded(prog, work)

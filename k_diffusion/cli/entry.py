@@ -41,6 +41,11 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str | None, epilog: str) -> None:
         super().__init__(prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
 
+    def add_no_verify(self) -> None:
+        """Add the flag of commands that read a checkpoint."""
+        self.add_argument('--no-verify', dest='verify', action='store_false',
+                          help='take a checkpoint though it is not what the manifest beside it says')
+
     def error(self, message: str) -> NoReturn:
         words = message.removeprefix('unrecognized arguments: ').split() if message.startswith('unrecognized') else []
         hints = [(word, nearest(word.split('=')[0], self._option_string_actions)) for word in words if word.startswith('-')]

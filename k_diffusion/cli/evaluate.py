@@ -73,6 +73,7 @@ class EvaluationSettings:
     ema: bool = True                        # the averaged weights, or the raw ones of a .pth
     allow_code: bool = False                # let custom data sets and TorchScript run
     cache: str | os.PathLike[str] | None = None     # where reference features are kept (default: the user's cache folder)
+    verify: bool = True                     # compare the checkpoint with the manifest beside it
     show: bool = True                       # words and a progress bar on stderr
 
     def __post_init__(self) -> None:
@@ -111,7 +112,8 @@ class _Task:
         self.device = processes.device(settings.device)
         if self.device.type == 'cpu':
             keep_freed_memory()
-        denoiser, config = load_model(self.path, self.device, settings.config, settings.ema)
+        denoiser, config = load_model(self.path, self.device, settings.config, settings.ema,
+                                      settings.verify)
         self.folder = Path(settings.out) if settings.out is not None else self.path.parent / 'evaluation'
         self.cache = Path(settings.cache) if settings.cache is not None else cache_folder() / 'evaluation'
         self.training_set = lru_cache(lambda: open_reference(config, None, settings.allow_code, self.path.parent))
@@ -242,6 +244,7 @@ def _parser(prog: str) -> Parser:
     add('--allow-code', action='store_true',
         help='let a "custom" dataset run the Python file that the config names, and an extractor '
         'the code in its TorchScript file')
+    parser.add_no_verify()
     add('--json', action='store_true', help='one machine-readable line on stdout')
     return parser
 

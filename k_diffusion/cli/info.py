@@ -43,12 +43,13 @@ class Info:
     training_seconds: float | None
 
 
-def info(source: str | os.PathLike[str], batch_size: int | None = None, device: str | None = None, rate: float | None = None) -> Info:
+def info(source: str | os.PathLike[str], batch_size: int | None = None, device: str | None = None, rate: float | None = None,
+         verify: bool = True) -> Info:
     """What the model of a config (.json), a checkpoint (.pth, .safetensors) or a run's folder costs; nothing of it is allocated.
 
     `rate` is how many floating-point operations per second the device does; left out, a third of a second is spent measuring it.
     """
-    config = load_config(_config_of(source))
+    config = load_config(_config_of(source, verify))
     sections = sections_of(config)
     model, classes = sections.model, sections.dataset.num_classes
     found = sizes(model, classes + 1 if classes else 0)
@@ -64,13 +65,13 @@ def info(source: str | os.PathLike[str], batch_size: int | None = None, device: 
         memory_bytes(where), where.type, rate, images_per_second, steps, steps * batch_size / images_per_second if steps else None)
 
 
-def _config_of(source: str | os.PathLike[str]) -> Any:
+def _config_of(source: str | os.PathLike[str], verify: bool) -> Any:
     path = find_checkpoint(source)
     if path.suffix in ('.json', '.safetensors'):
         return path
     if not path.exists() and path.parent.name == 'configs':
         return path
-    config = read_weights(path)[1]
+    config = read_weights(path, verify=verify)[1]
     if config is None:
         raise ValueError(f'{path} carries no config; give the config file it was trained with')
     return config
@@ -133,12 +134,13 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion info') -> i
     parser.add_argument('--device', help='cpu, cuda, mps (default: the fastest there is)')
     parser.add_argument('--rate', type=float, help='floating-point operations per second to reckon with (default: measured here)')
     parser.add_argument('--json', action='store_true', help='one machine-readable line')
+    parser.add_no_verify()
     args = parser.parse_args(argv)
 
     def work() -> None:
         for key in ('batch_size', 'rate'):
             if getattr(args, key) is not None and getattr(args, key) <= 0:
                 raise ValueError(f'--{key.replace("_", "-")} is {getattr(args, key)}; it must be above 0')
-        found = info(args.source, args.batch_size, args.device, args.rate)
+        found = info(args.source, args.batch_size, args.device, args.rate, args.verify)
         print(json.dumps(asdict(found)) if args.json else '\n'.join(lines(found)))
     return guarded(prog, work)

@@ -63,6 +63,7 @@ class LikelihoodSettings:
     device: str | None = None               # cpu, cuda, mps (default: the fastest there is)
     ema: bool = True                        # the averaged weights, or the raw ones of a .pth
     allow_code: bool = False                # whether a "custom" data set may run its file
+    verify: bool = True                     # compare the checkpoint with the manifest beside it
     show: bool = True                       # words and a progress bar on stderr
 
     def __post_init__(self) -> None:
@@ -101,7 +102,8 @@ class _Task:
         self.device = processes.device(settings.device)
         if self.device.type == 'cpu':
             keep_freed_memory()
-        self.denoiser, config = load_model(path, self.device, settings.config, settings.ema)
+        self.denoiser, config = load_model(path, self.device, settings.config, settings.ema,
+                                           settings.verify)
         if config['encoder']['type'] != 'pixels' or config['conditions']:
             raise ValueError(f'{path} diffuses latents or is told more than classes, and bits per dimension are of pixels given a class at '
                              'most; take K.sampling.log_likelihood for the density of latents')
@@ -166,6 +168,7 @@ def _parser(prog: str) -> Parser:
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
     add('--raw', dest='ema', action='store_false', help='the raw weights of a .pth, not the averaged ones')
     add('--allow-code', action='store_true', help='let a "custom" dataset run the Python file that the config names')
+    parser.add_no_verify()
     add('--json', action='store_true', help='one machine-readable line on stdout')
     return parser
 

@@ -23,13 +23,14 @@ _DIGESTED_BYTES, _DIGESTED = 2**26, 256
 Resumed = tuple[Path | None, dict[str, Any] | None]
 
 
-def resume_from(asked: str | os.PathLike[str] | None, folder: RunFolder, accelerator: Any) -> Resumed:
+def resume_from(asked: str | os.PathLike[str] | None, folder: RunFolder, accelerator: Any,
+                verify: bool = True) -> Resumed:
     """The checkpoint asked for, else the newest of the run that is whole, and its path; (None, None) where a run begins.
 
     Raises ValueError where a process cannot see the checkpoint that the first one chose.
     """
     if asked:
-        return Path(asked), read_training_checkpoint(asked)
+        return Path(asked), read_training_checkpoint(asked, verify)
     if accelerator.num_processes == 1:
         return folder.newest() or (None, None)
     found = (folder.newest() or (None, None)) if accelerator.is_main_process else (None, None)

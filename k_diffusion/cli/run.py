@@ -77,7 +77,7 @@ def train(settings: RunSettings) -> Run:
     with Display(settings.name, main) as display, run_lock(folder.path, folder.name) if main else nullcontext():
         if main:
             folder.sweep()
-        path, state = resume_from(settings.resume, folder, accelerator)
+        path, state = resume_from(settings.resume, folder, accelerator, settings.verify)
         display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
                     f'{accelerator.device.type}, folder {folder.path}')
         if path and state and end_step and state['step'] >= end_step and not settings.evaluate_only:
@@ -223,11 +223,12 @@ def _network(settings: RunSettings, config: dict[str, Any], sections: Sections, 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 'weights'))
         if settings.grow and fresh:
-            network, new = grow_model(config, settings.grow, settings.grow_config)
+            network, new = grow_model(config, settings.grow, settings.grow_config, settings.verify)
         else:
             network = make_model(config)
     if settings.resume_inference:
-        load_weights(network, read_weights(settings.resume_inference)[0], settings.resume_inference)
+        weights, _ = read_weights(settings.resume_inference, verify=settings.verify)
+        load_weights(network, weights, settings.resume_inference)
     return network.to(device, memory_format=_memory_format(sections)), new  # type: ignore[call-overload]
 
 

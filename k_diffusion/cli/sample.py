@@ -50,6 +50,7 @@ def sample(
     cond: Sequence[str] = (),               # 'type=value' for each condition of the config; several values of a type serve in turn
     device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
     ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
+    verify: bool = True,                    # compare the checkpoint with the manifest beside it
     overwrite: bool = False,                # replace what an earlier call left in `out`
     show: bool = True,                      # a progress bar, on a terminal
 ) -> Samples:
@@ -61,7 +62,7 @@ def sample(
     chosen = choose_device(device)
     if chosen.type == 'cpu':
         keep_freed_memory()
-    denoiser, filled = load_model(checkpoint, chosen, config, ema)
+    denoiser, filled = load_model(checkpoint, chosen, config, ema, verify)
     model, num_classes = filled['model'], filled['dataset']['num_classes']
     named = None if sampler is None or sampler == calibrations.WORD else sampler.removeprefix('sample_')
     how = how_to_sample(filled, sampler=named, steps=steps, schedule=schedule, guidance=guidance, guidance_interval=guidance_interval)
@@ -177,6 +178,7 @@ def _parser(prog: str, defaults: dict[str, Any]) -> Parser:
     add('--prefix', help='write {prefix}_00000.png ... instead of a folder (default: %(default)s)')
     add('--device', help='cpu, cuda, mps (default: the fastest there is)')
     add('--raw', dest='ema', action='store_false', help='the raw weights of a .pth, not the averaged ones')
+    parser.add_no_verify()
     add('--json', action='store_true', help='one machine-readable line on stdout')
     parser.set_defaults(**defaults)
     return parser

@@ -53,6 +53,7 @@ class RunSettings:
     dry_run: bool = False                               # say what would be done, and leave
     resume: str | None = None                           # a checkpoint (default: the run's latest)
     resume_inference: str | None = None                 # a .safetensors file to start from
+    verify: bool = True         # compare what `resume` or `grow` names with the manifest beside it
     reset_ema: bool = False                             # the average starts anew
     reset_optimizer: bool = False                       # the optimizer's moments start anew; its type may be another
     grow: str | None = None                             # a checkpoint of a smaller network to start from

@@ -85,6 +85,8 @@ def _resuming_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--resume', help='the checkpoint to go on from (default: the latest of the run)')
     add('--resume-inference', help='a .safetensors file to start the weights from')
+    add('--no-verify', dest='verify', action='store_false',
+        help='take what --resume or --grow names though it is not what the manifest beside it says')
     add('--reset-ema', action='store_true', help='start the averaged weights anew from the raw ones')
     add('--reset-optimizer', action='store_true', help="start the optimizer's moments anew, as another type of optimizer needs")
     add('--grow', metavar='CHECKPOINT', help='start from a network trained on smaller pictures: a .pth, a .safetensors or its run')

@@ -14,7 +14,8 @@ from .load import load_config
 from .weights import find_checkpoint, read_weights
 
 
-def grow_model(config: Mapping[str, Any], checkpoint: str | os.PathLike[str], old_config: Any = None) -> tuple[nn.Module, list[str]]:
+def grow_model(config: Mapping[str, Any], checkpoint: str | os.PathLike[str], old_config: Any = None,
+               verify: bool = True) -> tuple[nn.Module, list[str]]:
     """The network of a config with the averaged weights of a checkpoint of a smaller one, and the names of its new parameters.
 
     The checkpoint's own config, or `old_config` (a path or a dict), says what the old network was. The new config may differ in
@@ -22,7 +23,7 @@ def grow_model(config: Mapping[str, Any], checkpoint: str | os.PathLike[str], ol
     the rest of the network must be the same.
     """
     path = find_checkpoint(checkpoint)
-    weights, carried = read_weights(path)
+    weights, carried = read_weights(path, verify=verify)
     source = old_config if old_config is not None else carried
     if source is None:
         raise ValueError(f'{path} carries no config; name the config it was trained with (--grow-config)')
