@@ -67,9 +67,8 @@ def train_autoencoder(
     overrides = {'training.batch_size': batch_size, 'training.end_step': end_step}
     extra: dict[str, Any] = {'config': filled, 'overrides': {key: value for key, value in overrides.items() if value is not None}}
     folder = RunFolder(Path(run_dir or Path('runs') / name), name, extra)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.sweep()
-    with Display(name) as display:
+    with Display(name) as display, folder.held():
+        folder.sweep()
         dataset = open_dataset(sections.dataset, sections.model.input_size, sections.model.input_channels,
                                cache_dir=folder.path / 'cache', progress=display.decoding)
         for note in dataset.notes:

@@ -123,7 +123,6 @@ class EvaluationHook:
     def _write(self, trainer: Trainer, values: Mapping[str, float]) -> list[dict[str, float]]:
         """Adds a row; after a resume, rows of steps that were taken again are replaced."""
         path = self.folder / f'{self.name}_metrics.csv'
-        path.parent.mkdir(parents=True, exist_ok=True)
         new = {'step': trainer.step, 'time': trainer.elapsed, 'loss': trainer.ema_stats.get('loss', math.nan),
                'fid': values['fid'], 'kid': values['kid']}
         rows = [row for row in read_metrics(path) if row['step'] < trainer.step] + [new]

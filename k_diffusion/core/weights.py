@@ -75,7 +75,10 @@ def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]
     require('numpy', 'train', 'writing .safetensors')
     metadata = None if config is None else {'config': json.dumps(config, indent=4)}
     with whole_file(path) as temporary:
-        safetensors.torch.save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        try:
+            safetensors.torch.save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        except safetensors.SafetensorError as error:
+            raise OSError(f'{path} could not be written ({error})') from None
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)     # safetensors writes files that only their owner may read

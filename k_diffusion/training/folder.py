@@ -43,6 +43,42 @@ class RunFolder:
     name: str = 'model'
     extra: Mapping[str, Any] | None = None      # goes into every checkpoint, e.g. {'config': ...}
     keep: Retention = field(default_factory=Retention)
+    _handle: int | None = field(default=None, init=False, repr=False, compare=False)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Within it the folder, which is made, must stay where it is.
+
+        Nothing is saved into another one that has taken its name.
+
+        Raises:
+            Gone: It was moved or deleted, and a checkpoint was to be saved or another file failed.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):      # (Windows opens no folders)
+            self._handle = os.open(self.path, os.O_RDONLY)
+        try:
+            yield
+        except OSError:
+            self.check_place()
+            raise
+        finally:
+            if self._handle is not None:
+                os.close(self._handle)
+            self._handle = None
+
+    def check_place(self) -> None:
+        """Raise `Gone` where the folder that is held no longer lies at its path."""
+        if self._handle is None:
+            return
+        try:
+            there = os.path.samestat(os.stat(self.path), os.fstat(self._handle))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise Gone(errno.ENOENT, f'the folder {self.path} was moved or deleted while its run trained; '
+                       'the run stops, and the steps since its last checkpoint are lost: '
+                       'move the folder back and run again')
 
     def checkpoint_path(self, step: int) -> Path:
         return self.path / f'{self.name}_{step:08}.pth'
@@ -76,7 +112,8 @@ class RunFolder:
 
     def _write(self, state: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
         path = self.checkpoint_path(state['step'])
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._handle is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
         self.manifest.drop(path.name)
         written = save_checkpoint(path, {**(self.extra or {}), **state})
         self.record(path, state['step'], {path.name: written}, metrics)
@@ -249,18 +286,24 @@ class Unsaved(OSError):
         return str(self.args[-1])
 
 
+class Gone(Unsaved):
+    """The folder of a run is no longer where it was."""
+
+
 class _Writing:
     """Turns what a failed write raises into a sentence that says what is lost (nothing) and what to do."""
 
     def __init__(self, folder: RunFolder, step: int, size: int) -> None:
         self.folder, self.step, self.size = folder, step, size
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        self.folder.check_place()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         cause = _system_error(error)
         if cause is None or isinstance(cause, Unsaved):
             return
+        self.folder.check_place()
         older = (path for path in self.folder.checkpoints() if step_of(path) < self.step)
         last = next(filter(self.folder.is_whole, older), None)
         safe = 'no earlier one is whole' if last is None else f'the last one, {last}, is whole'

@@ -33,7 +33,9 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
             os.write(descriptor, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}).encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):      # (the folder may be another one by now)
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                path.unlink()
         os.close(descriptor)
         for at in made:
             with contextlib.suppress(OSError):

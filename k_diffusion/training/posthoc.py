@@ -66,6 +66,7 @@ class SnapshotHook:
 
     def __call__(self, trainer: Trainer) -> None:
         if not self._pairs:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._pairs = [ema_pairs(unwrap(trainer.model), average) for average in self.averages]
         for sched, pairs in zip(self.scheds, self._pairs):
             ema_update_pairs(pairs, sched.get_value())
@@ -79,7 +80,6 @@ class SnapshotHook:
         for sched, average in zip(self.scheds, self.averages):
             tensors.update({f'{sched.width:g}/{key}': value for key, value in whole_state(average.state_dict()).items()})
         if main:
-            self.folder.mkdir(parents=True, exist_ok=True)
             path = snapshot_path(self.folder, self.name, step)
             manifest = Manifest(self.folder / f'{self.name}_manifest.json')
             manifest.drop(path.name)

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ..core.random import derive_seed, generator
 from .checkpoint import load_weights, unwrap
 from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs, set_ema_position
+from .folder import Gone
 from .hooks import Hook
 from .interrupts import on_interrupt
 from .lr import set_lr_position
@@ -157,6 +158,8 @@ class Trainer:
             if getattr(hook, 'rescue', False):
                 try:
                     hook(self)
+                except Gone:    # (the error says so itself)
+                    return
                 except Exception as another:
                     warnings.warn(f'the steps since the last checkpoint are lost: {another}', stacklevel=2)
 
