@@ -28,8 +28,10 @@ from ..core.files import (
 )
 from ..core.weights import save_checkpoint
 from .checkpoint import read_training_checkpoint
+from .logs import read_log
 from .manifest import Manifest, Record
 from .retention import Retention
+from .sanity import sane_steps
 from .sharding import local
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -122,7 +124,7 @@ class RunFolder:
     def record(self, path: Path, step: int, files: dict[str, Written], metrics: Mapping[str, float]) -> None:
         """Makes a checkpoint that lies there whole the latest one, and lets old ones go."""
         self.manifest.put(path.name, Record(step, files, dict(metrics), time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())))
-        write_json(self.pointer_path, {'latest_checkpoint': path.name})
+        self.point_to(path)
         self.rotate(step)
 
     def failures(self, step: int, size: int) -> _Writing:
@@ -234,6 +236,27 @@ class RunFolder:
             raise ValueError(f'none of the checkpoints of {self.name!r} in {self.path} can be read; '
                              f'to begin anew, move them and {self.pointer_path.name} away or choose another --name')
         return None
+
+    def last_sane(self, step: int) -> Path | None:
+        """Return the newest whole checkpoint up to a step whose loss was sane (`sane_steps`).
+
+        Raises:
+            LookupError: No checkpoint up to there has a loss on record.
+        """
+        records = self.manifest.read()
+        losses = {path: records[path.name].metrics.get('loss') for path in self.checkpoints()
+                  if path.name in records and step_of(path) <= step}
+        saved = {step_of(path): loss for path, loss in losses.items() if loss is not None}
+        if not saved:
+            raise LookupError(f'no checkpoint of {self.name} has a loss on record')
+        log = [(line['step'], line['loss']) for line in read_log(self.path / f'{self.name}_log.jsonl')
+               if isinstance(line.get('loss'), float)]
+        sane = sane_steps(log, saved)
+        return next((path for path in losses if step_of(path) in sane and self.is_whole(path)), None)
+
+    def point_to(self, path: Path) -> None:
+        """Name a checkpoint in the state file, from which the run goes on."""
+        write_json(self.pointer_path, {'latest_checkpoint': path.name})
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, the newest first."""

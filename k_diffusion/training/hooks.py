@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -43,6 +44,16 @@ class CheckpointHook:
         if accelerator.is_main_process:
             self.folder.save(state, trainer.ema_stats)
         trainer.last_checkpoint = self.folder.checkpoint_path(trainer.step)
+
+    def go_back(self, trainer: Trainer) -> Path | None:
+        """Have the run go on from its last checkpoint of a sane loss; None where there is none."""
+        try:
+            path = self.folder.last_sane(trainer.step)
+        except LookupError:
+            return trainer.last_checkpoint
+        if path is not None and trainer.accelerator.is_main_process:
+            self.folder.point_to(path)
+        return path
 
 
 class GradientNoiseHook:
