@@ -35,8 +35,20 @@ class LossByNoise:
         return [s / n if n > 1e-6 else None for s, n in zip(total, number)]
 
     def state_dict(self, accelerator: Any) -> dict[str, Any]:
-        return {'sums': accelerator.reduce(self.sums, 'mean').clone()}
+        """Return the sums of each process: [processes, 2, bins]. All processes must call it."""
+        return {'sums': accelerator.gather(self.sums[None]).clone()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state['sums'].shape == self.sums.shape:
-            self.sums.copy_(state['sums'])
+    def load_state_dict(self, state: Mapping[str, Any], accelerator: Any) -> None:
+        """Take the sums of this process, or its share of those of another number of processes.
+
+        (Older checkpoints hold the mean over the processes.)
+        """
+        sums, world = state['sums'], accelerator.num_processes
+        if sums.shape[-2:] != self.sums.shape:
+            return
+        if sums.ndim == 2:
+            self.sums.copy_(sums)
+        elif len(sums) == world:
+            self.sums.copy_(sums[accelerator.process_index])
+        else:
+            self.sums.copy_(sums.sum(0) / world)

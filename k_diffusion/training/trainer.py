@@ -351,7 +351,7 @@ class Trainer:
         self._elapsed = state.get('elapsed', 0.)
         self.bad_steps = list(state.get('bad_steps') or [])
         if state.get('loss_by_noise'):
-            self.loss_by_noise.load_state_dict(state['loss_by_noise'])
+            self.loss_by_noise.load_state_dict(state['loss_by_noise'], self.accelerator)
         if state.get('demo_gen') is not None:
             self.demo_gen.set_state(state['demo_gen'])
         if self.accelerator.scaler is not None and state.get('scaler'):

@@ -16,12 +16,12 @@ TOY = Path(__file__).parent / 'toy.py'
 ROOT = Path(__file__).parents[2]
 
 
-def launch(folder, processes, batch_size, steps):
+def launch(folder, processes, batch_size, steps, *words):
     folder.mkdir()
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true',
            'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), str(TOY),
-               str(folder), str(batch_size), str(steps)]
+               str(folder), str(batch_size), str(steps), *words]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, [load_checkpoint(folder / f'rank{rank}.pth') for rank in range(processes)]
@@ -93,3 +93,36 @@ def test_gradient_noise_is_that_of_the_shares(runs, toy):
     for run in two:
         assert run['noise'][0] == pytest.approx(expected, rel=1e-4)
         assert len(run['noise']) == 5
+
+
+@pytest.fixture(scope='module')
+def paused(tmp_path_factory):
+    """Two processes' losses by noise, with a pause and without, and the folder."""
+    folder = tmp_path_factory.mktemp('paused') / 'two'
+    return launch(folder, 2, 4, 4, 'pause')[1], folder
+
+
+def test_losses_by_noise_after_a_pause_are_those_of_a_straight_run_bit_for_bit(paused):
+    ranks, _ = paused
+    assert [rank['world'] for rank in ranks] == [2, 2]
+    for rank in ranks:
+        straight, resumed = rank['straight'], rank['resumed']
+        assert torch.equal(straight['sums'], resumed['sums']) and straight['values'] == resumed['values']
+        assert all(torch.equal(p, resumed['model'][name]) for name, p in straight['model'].items())
+    assert not torch.equal(ranks[0]['straight']['sums'], ranks[1]['straight']['sums'])      # (each has its own)
+    assert ranks[0]['straight']['values'] == ranks[1]['straight']['values']
+    total, number = sum(rank['straight']['sums'].double() for rank in ranks)
+    expected = [float(s / n) for s, n in zip(total, number)]
+    assert ranks[0]['straight']['values'] == pytest.approx(expected, rel=1e-6)
+
+
+def test_losses_by_noise_of_two_processes_are_taken_over_by_one(paused, toy):
+    """Also from older checkpoints, which hold the mean over the processes."""
+    state = load_checkpoint(paused[1] / 'paused_00000004.pth')
+    sums = state['loss_by_noise']['sums']
+    assert sums.shape == (2, 2, 8)
+    expected = [float(s / n) for s, n in zip(*sums.double().sum(0))]
+    for held in sums, sums.mean(0):
+        one = toy.make_trainer(batch_size=8)
+        one.load_state_dict({**state, 'loss_by_noise': {'sums': held}})
+        assert one.loss_by_noise.values(one.accelerator) == pytest.approx(expected, rel=1e-6)

@@ -12,9 +12,11 @@ from torch import nn
 from k_diffusion.core.random import derive_seed, generator, randn_items
 from k_diffusion.training import (
     AdamWConfig,
+    CheckpointHook,
     ConstantLRWithWarmup,
     EMAWarmup,
     GradientNoiseHook,
+    RunFolder,
     Trainer,
     make_optimizer,
     unwrap,
@@ -133,6 +135,24 @@ def main(out, batch_size, steps):
     trainer.accelerator.end_training()
 
 
+def pause(out, batch_size, steps):
+    """Trains twice so many steps, without a pause and with one between two processes' lives, and saves the losses by noise of each."""
+    straight = make_trainer(batch_size=batch_size, end_step=2 * steps, dropout=0.1)
+    straight.run()
+    accelerator, folder = straight.accelerator, RunFolder(Path(out), 'paused')
+    make_trainer(batch_size=batch_size, end_step=steps, dropout=0.1, accelerator=accelerator, hooks=[CheckpointHook(folder, 0)]).run()
+    accelerator.wait_for_everyone()
+    resumed = make_trainer(batch_size=batch_size, end_step=2 * steps, dropout=0.1, accelerator=accelerator)
+    resumed.load_state_dict(folder.newest()[1])
+    resumed.run()
+    torch.save({'world': accelerator.num_processes, **{
+        name: {'sums': trainer.loss_by_noise.sums, 'values': trainer.loss_by_noise.values(accelerator),
+               'model': unwrap(trainer.model).state_dict()} for name, trainer in (('straight', straight), ('resumed', resumed))}},
+               Path(out, f'rank{accelerator.process_index}.pth'))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    (pause if 'pause' in sys.argv else main)(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
