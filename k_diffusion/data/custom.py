@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,46 +50,71 @@ class CustomItems(Dataset):
         self._arguments = path, section, size, channels
         self.section = section
         self.transform = partial(picture_bytes, size=size, channels=channels, grey_range=section.grey_range)
-        self.items = _function(path, section.get_dataset)(section.config, transform=self.transform)
+        try:
+            get_dataset = _function(path, section.get_dataset)
+            self.items = get_dataset(section.config, transform=self.transform)
+            self.length = len(self.items)
+        except Refused:
+            raise
+        except Exception as error:  # (code of one's own raises anything)
+            raise ValueError(f'{self.source} cannot be opened: {_told(error, path)}') from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CustomItems, self._arguments
 
     def __len__(self) -> int:
-        return len(self.items)
+        return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        reason = None
+        pillow, reason = require('PIL.Image', 'train', 'reading pictures'), None
         try:
             item = self.items[index]
-            image = self._part(item, 'image_key')
-            if isinstance(image, require('PIL.Image', 'train', 'reading pictures').Image):
+            image = self._part(item, 'image_key', index)
+            label = self._part(item, 'class_key', index) if self.num_classes else None
+            if isinstance(image, pillow.Image):
                 image = self.transform(image)
+        except (Refused, UnreadablePicture):
+            raise
         except OSError as error:  # what Pillow raises at a damaged file
             reason = str(error)
+        except Exception as error:  # (code of one's own raises anything)
+            told = _told(error, self._arguments[0])
+            raise ValueError(f'item {index} of {self.source} cannot be read: {told}') from error
         if reason is not None:      # (a chained error would keep what was decoded)
             raise UnreadablePicture(reason)
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != self.image_shape:
             found = f'{image.dtype} {list(image.shape)}' if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(f'the picture of item {index} of {self.source} is {found}; '
                              f'it must be a uint8 tensor {list(self.image_shape)}, as the transform makes, or a Pillow picture')
-        return {'image': image} | ({'class_cond': self.checked_class(self._part(item, 'class_key'), index)} if self.num_classes else {})
+        return {'image': image} | (
+            {'class_cond': self.checked_class(label, index)} if self.num_classes else {})
 
-    def _part(self, item: Any, name: str) -> Any:
+    def _part(self, item: Any, name: str, index: int) -> Any:
         key = getattr(self.section, name)
         try:
             return item[key]
         except (KeyError, IndexError, TypeError):
-            raise ValueError(f'dataset.{name} is {key!r}, and the items of {self.source} have no such entry; '
-                             'name the one that holds it') from None
+            raise Refused(f'dataset.{name} is {key!r}, and item {index} of {self.source} has no such entry; '
+                          'name the one that holds it') from None
+
+
+class Refused(ValueError):
+    """What is not as the config says; the text is a whole sentence."""
+
+
+def _told(error: Exception, path: Path) -> str:
+    """Return an exception's type and text, and the line of the file that it came from."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == str(path)]
+    return f'{type(error).__name__}: {error}' + (f' (line {lines[-1]} of {path.name})' if lines else '')
 
 
 def _function(path: Path, name: str) -> Any:
     spec = importlib.util.spec_from_file_location('custom_dataset', path)
     if spec is None or spec.loader is None:
-        raise ValueError(f'{path} is not a Python file; dataset.location must be a .py file')
+        raise Refused(f'{path} is not a Python file; dataset.location must be a .py file')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, name):
-        raise ValueError(f'{path} has no function {name!r}; dataset.get_dataset must name one')
+        raise Refused(f'{path} has no function {name!r}; dataset.get_dataset must name one')
     return getattr(module, name)

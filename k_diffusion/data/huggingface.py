@@ -59,7 +59,11 @@ class HuggingFaceRows(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         channels, *size = self.image_shape
-        row = self.rows[index]
+        try:
+            row = self.rows[index]
+        except Exception as error:  # (each of its formats has faults of its own)
+            raise ValueError(f'{self.name(index)} of {self.source} cannot be read: '
+                             f'{type(error).__name__}: {error}') from error
         item: dict[str, Any] = {'image': _decoded(row[self.image_key], (size[0], size[1]), channels, self.grey_range)}
         return item | {'class_cond': self.checked_class(row[self.class_key], index)} if self.class_key else item
 

@@ -14,6 +14,7 @@ from k_diffusion.core.images import from_bytes, to_pil_image
 from k_diffusion.data import (
     CustomConfig,
     HuggingFaceConfig,
+    Loader,
     UnreadablePicture,
     hf_datasets_augs_helper,
     icons,
@@ -143,3 +144,79 @@ def test_custom_errors(custom, tmp_path):
     with pytest.raises(UnreadablePicture, match='cut') as error:
         custom()[0]
     assert error.value.__context__ is None      # (which would keep what was decoded)
+
+
+BROKEN = """
+class Missing(dict):
+    def __getitem__(self, key):
+        if key == 'kind' and self.n == 2:
+            return 1 // 0
+        return dict.__getitem__(self, key)
+
+class Weird(Exception):
+    def __init__(self, a, b):                   # (cannot be brought back from a pickle)
+        super().__init__(a)
+
+class Items(list):
+    def __getitem__(self, i):
+        if i == 5:
+            raise Weird('of its own\\nkind', 2)
+        item = Missing(picture=list.__getitem__(self, i), kind=0)
+        item.n = i
+        return item
+
+def get_dataset(config, transform):
+    from PIL import Image
+    if config.get('fail'):
+        return config['absent']
+    return Items(transform(Image.new('RGB', (9, 9), (i, 0, 0))) for i in range(8))
+"""
+
+
+@pytest.fixture
+def broken(custom, tmp_path):
+    (tmp_path / 'mine.py').write_text(BROKEN)
+    return custom
+
+
+@pytest.mark.parametrize(('index', 'told'), [
+    (2, r'item 2 of the data set of .*mine\.py cannot be read: ZeroDivisionError: .* \(line 5 of mine\.py\)'),
+    (5, r'(?s)item 5 of the data set of .*mine\.py cannot be read: Weird: of its own.*kind \(line 15 of mine\.py\)'),
+    (8, r'item 8 of the data set of .*mine\.py cannot be read: IndexError: '),
+])
+def test_an_item_that_raises_is_named(broken, index, told):
+    dataset = broken(num_classes=2)
+    assert dataset[3]['class_cond'] == 0
+    with pytest.raises(ValueError, match=told) as error:
+        dataset[index]
+    assert not isinstance(error.value, UnreadablePicture)
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_an_item_that_raises_is_named_by_loaders(broken, workers):
+    loader = Loader(broken(), 2, num_workers=workers)
+    with pytest.raises(ValueError, match=r'item 5 of the data set of .*mine\.py cannot be read: Weird: '):
+        for _ in zip(range(8), loader.iterate()):
+            pass
+
+
+@pytest.mark.parametrize(('change', 'told'), [
+    (lambda code: code + 'x = 1 /', 'SyntaxError: '), (lambda code: 'import not_there\n' + code, "ModuleNotFoundError: No module named 'not_there'"),
+    (lambda code: code.replace('return Items', 'return iter'), "TypeError: object of type .* has no len"),
+])
+def test_a_file_that_raises_is_named(broken, tmp_path, change, told):
+    (tmp_path / 'mine.py').write_text(change(BROKEN))
+    with pytest.raises(ValueError, match=r'the data set of .*mine\.py cannot be opened: ' + told):
+        broken()
+
+
+def test_a_function_that_raises_is_named_with_its_line(broken):
+    with pytest.raises(ValueError, match=r"mine\.py cannot be opened: KeyError: 'absent' \(line 23 of mine\.py\)"):
+        broken(config={'fail': 1})
+
+
+def test_a_row_that_raises_is_named(hub, monkeypatch):
+    dataset = open_dataset(HuggingFaceConfig(location='some/icons'), (12, 12), memory_limit=0)
+    monkeypatch.setattr(Rows, '__getitem__', lambda self, index: {}[index])
+    with pytest.raises(ValueError, match='row 1 of the Hugging Face data set some/icons cannot be read: KeyError: 1'):
+        dataset[1]
