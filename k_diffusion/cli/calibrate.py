@@ -60,13 +60,7 @@ def calibrate_model(
             raise ValueError(f'{name} is {value}; it must be at least {least}')
     check_bases(bases)
     steps = list(dict.fromkeys(steps))
-    path = Path(out) if out is not None else calibrations.file_of(checkpoint)
-    try:                        # a damaged file is found before the work, and a folder that cannot be written to
-        calibrations.read(path)
-    except ValueError as error:
-        raise ValueError(f'{error}; remove {path}, or give another file with --out') from None
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f'{path.parent} is no folder that can be written to; give another file with --out')
+    path = _checked_file(Path(out) if out is not None else calibrations.file_of(checkpoint))
     chosen = choose_device(device)
     if chosen.type == 'cpu':
         keep_freed_memory()
@@ -95,6 +89,18 @@ def calibrate_model(
                 for k, n in enumerate(steps)]
     calibrations.add(path, made)
     return made, path
+
+
+def _checked_file(path: Path) -> Path:
+    """Return the file to write; one that is damaged or cannot be written is found before the work."""
+    try:
+        calibrations.read(path)
+    except ValueError as error:
+        raise ValueError(f'{error}; remove {path}, or give another file with --out') from None
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f'{path.parent} is no folder that can be written to; '
+                         'give another file with --out')
+    return path
 
 
 def _one(denoise: Any, teacher: Teacher, n: int, bases: Sequence[str], batch_size: int, named: dict[str, Any], bar: Any,

@@ -44,7 +44,7 @@ class Parser(argparse.ArgumentParser):
     def add_no_verify(self) -> None:
         """Add the flag of commands that read a checkpoint."""
         self.add_argument('--no-verify', dest='verify', action='store_false',
-                          help='take a checkpoint though it is not what the manifest beside it says')
+                          help='take a checkpoint that is not what the manifest beside it says')
 
     def error(self, message: str) -> NoReturn:
         words = message.removeprefix('unrecognized arguments: ').split() if message.startswith('unrecognized') else []

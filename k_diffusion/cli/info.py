@@ -43,8 +43,8 @@ class Info:
     training_seconds: float | None
 
 
-def info(source: str | os.PathLike[str], batch_size: int | None = None, device: str | None = None, rate: float | None = None,
-         verify: bool = True) -> Info:
+def info(source: str | os.PathLike[str], batch_size: int | None = None, device: str | None = None,
+         rate: float | None = None, verify: bool = True) -> Info:
     """What the model of a config (.json), a checkpoint (.pth, .safetensors) or a run's folder costs; nothing of it is allocated.
 
     `rate` is how many floating-point operations per second the device does; left out, a third of a second is spent measuring it.

@@ -127,7 +127,8 @@ class EvaluationHook:
                'fid': values['fid'], 'kid': values['kid']}
         rows = [row for row in read_metrics(path) if row['step'] < trainer.step] + [new]
         with whole_file(path) as temporary:
-            lines = [','.join(f'{row[key]:.0f}' if key == 'step' else f'{row[key]:.8g}' for key in COLUMNS) for row in rows]
+            lines = [','.join(f'{row[key]:{".0f" if key == "step" else ".8g"}}' for key in COLUMNS)
+                     for row in rows]
             temporary.write_text('\n'.join([','.join(COLUMNS), *lines]) + '\n')
         return rows
 

@@ -80,7 +80,8 @@ def curves(lines: Sequence[Mapping[str, Any]], noise_edges: Sequence[float] = ()
 
     bins = max((len(by_noise(line)) for line in lines), default=0)
     names = [f'sigma {noise_edges[i]:.3g} to {noise_edges[i + 1]:.3g}' if len(noise_edges) > bins else f'range {i}' for i in range(bins)]
-    at_noise = {name: points(lambda line, i=i: (by_noise(line) + [None] * bins)[i]) for i, name in enumerate(names)}
+    at_noise = {name: points(lambda line, i=i: (by_noise(line) + [None] * bins)[i])
+                for i, name in enumerate(names)}
     panels = {'loss': {'smoothed': points(lambda line: line.get('smoothed_loss'))}, 'loss by noise level': at_noise,
               'learning rate': {'lr': points(lambda line: line.get('lr'))},
               'images per second': {'rate': points(lambda line: line.get('images_per_second'))}}

@@ -74,8 +74,8 @@ def train(settings: RunSettings) -> Run:
     extra: dict[str, Any] = {'config': config}
     folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, extra,
                        Retention(settings.keep_last, settings.keep_best))
-    lock, hold = (run_lock(folder.path, folder.name), folder.held()) if main else (nullcontext(),) * 2
-    with Display(settings.name, main) as display, lock, hold:
+    lock = run_lock(folder.path, folder.name) if main else nullcontext()
+    with Display(settings.name, main) as display, lock, folder.held() if main else nullcontext():
         if main:
             folder.sweep()
         path, state = resume_from(settings.resume, folder, accelerator, settings.verify)

@@ -14,8 +14,8 @@ from .load import load_config
 from .weights import find_checkpoint, read_weights
 
 
-def grow_model(config: Mapping[str, Any], checkpoint: str | os.PathLike[str], old_config: Any = None,
-               verify: bool = True) -> tuple[nn.Module, list[str]]:
+def grow_model(config: Mapping[str, Any], checkpoint: str | os.PathLike[str],
+               old_config: Any = None, verify: bool = True) -> tuple[nn.Module, list[str]]:
     """The network of a config with the averaged weights of a checkpoint of a smaller one, and the names of its new parameters.
 
     The checkpoint's own config, or `old_config` (a path or a dict), says what the old network was. The new config may differ in

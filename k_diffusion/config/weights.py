@@ -43,7 +43,7 @@ def load_model(path: str | os.PathLike[str], device: Any = 'cpu', config: Any = 
 
 def read_weights(path: str | os.PathLike[str], ema: bool = True,
                  verify: bool = True) -> tuple[dict[str, Tensor], Any]:
-    """The network's weights in a .pth or .safetensors file, and the config that travels with them (or None).
+    """The network's weights in a .pth or .safetensors file, and the config in it (or None).
 
     Unless `verify` is False, the file must be what a manifest beside it says was written.
     """
@@ -60,7 +60,7 @@ def read_weights(path: str | os.PathLike[str], ema: bool = True,
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint file as it is; for the folder of a run, the latest checkpoint that its state file names."""
+    """A checkpoint file as it is; for the folder of a run, the latest checkpoint."""
     path = Path(path)
     if not path.is_dir() or path.suffix == '.shards':
         return path

@@ -180,7 +180,8 @@ def read_json_file(path: Path, name: str | None = None) -> Any:
     try:
         return read_json(path.read_text('utf-8'), name)
     except UnicodeDecodeError as error:
-        raise ValueError(f'{name} is not UTF-8 text ({error.reason} at byte {error.start})') from None
+        where = f'{error.reason} at byte {error.start}'
+        raise ValueError(f'{name} is not UTF-8 text ({where})') from None
 
 
 def note_once(text: str) -> None:

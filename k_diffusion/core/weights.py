@@ -75,8 +75,9 @@ def save_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]
     require('numpy', 'train', 'writing .safetensors')
     metadata = None if config is None else {'config': json.dumps(config, indent=4)}
     with whole_file(path) as temporary:
+        plain = {name: t.detach().contiguous() for name, t in tensors.items()}
         try:
-            safetensors.torch.save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, metadata)
+            safetensors.torch.save_file(plain, temporary, metadata)
         except safetensors.SafetensorError as error:
             raise OSError(f'{path} could not be written ({error})') from None
         umask = os.umask(0)

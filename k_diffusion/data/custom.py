@@ -94,8 +94,8 @@ class CustomItems(Dataset):
         try:
             return item[key]
         except (KeyError, IndexError, TypeError):
-            raise Refused(f'dataset.{name} is {key!r}, and item {index} of {self.source} has no such entry; '
-                          'name the one that holds it') from None
+            raise Refused(f'dataset.{name} is {key!r}, and item {index} of {self.source} '
+                          'has no such entry; name the one that holds it') from None
 
 
 class Refused(ValueError):
@@ -106,7 +106,8 @@ def _told(error: Exception, path: Path) -> str:
     """Return an exception's type and text, and the line of the file that it came from."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if frame.filename == str(path)]
-    return f'{type(error).__name__}: {error}' + (f' (line {lines[-1]} of {path.name})' if lines else '')
+    where = f' (line {lines[-1]} of {path.name})' if lines else ''
+    return f'{type(error).__name__}: {error}{where}'
 
 
 def _function(path: Path, name: str) -> Any:

@@ -78,8 +78,8 @@ class RunFolder:
         except FileNotFoundError:
             there = False
         if not there:
-            raise Gone(errno.ENOENT, f'the folder {self.path} was moved or deleted while its run trained; '
-                       'the run stops, and the steps since its last checkpoint are lost: '
+            raise Gone(errno.ENOENT, f'the folder {self.path} was moved or deleted while its run '
+                       'trained; the run stops, and the steps since its last checkpoint are lost: '
                        'move the folder back and run again')
 
     def checkpoint_path(self, step: int) -> Path:
@@ -249,10 +249,12 @@ class RunFolder:
         saved = {step_of(path): loss for path, loss in losses.items() if loss is not None}
         if not saved:
             raise LookupError(f'no checkpoint of {self.name} has a loss on record')
-        log = [(line['step'], line['loss']) for line in read_log(self.path / f'{self.name}_log.jsonl')
+        lines = read_log(self.path / f'{self.name}_log.jsonl')
+        log = [(line['step'], line['loss']) for line in lines
                if isinstance(line.get('loss'), float)]
         sane = sane_steps(log, saved)
-        return next((path for path in losses if step_of(path) in sane and self.is_whole(path)), None)
+        there = (path for path in losses if step_of(path) in sane and self.is_whole(path))
+        return next(there, None)
 
     def point_to(self, path: Path) -> None:
         """Name a checkpoint in the state file, from which the run goes on."""

@@ -1,4 +1,5 @@
-"""Which checkpoints a run that diverged may go back to: those whose loss is in keeping with the losses before."""
+"""Which checkpoints a run that diverged may go back to: those whose loss is sane."""
+
 from __future__ import annotations
 
 import math
@@ -7,15 +8,15 @@ from collections.abc import Iterable, Mapping
 from statistics import median
 
 #: A loss is sane up to so many times the median of so many sane losses before it.
-FACTOR, WINDOW = 10., 100
+FACTOR, WINDOW = 10.0, 100
 
 
 def sane_steps(losses: Iterable[tuple[int, float]], saved: Mapping[int, float]) -> list[int]:
     """Return the steps of the checkpoints whose loss is sane, in order.
 
-    A loss is sane where it is finite and at most `FACTOR` times the median of the last `WINDOW` sane
-    losses before it. Losses that are not sane count for nothing, so that a run that stays at a large
-    loss does not get used to it.
+    A loss is sane where it is finite and at most `FACTOR` times the median of the last `WINDOW`
+    sane losses before it. Losses that are not sane count for nothing, so that a run that stays at a
+    large loss does not get used to it.
 
     Args:
         losses: Steps and losses of the log.
@@ -24,7 +25,8 @@ def sane_steps(losses: Iterable[tuple[int, float]], saved: Mapping[int, float]) 
     before: deque[float] = deque(maxlen=WINDOW)
     sane = []
     told = [(step, False, loss) for step, loss in losses] + [
-        (step, True, loss) for step, loss in saved.items()]
+        (step, True, loss) for step, loss in saved.items()
+    ]
     for step, is_saved, loss in sorted(told):
         if not math.isfinite(loss) or (before and loss > FACTOR * median(before)):
             continue

@@ -293,8 +293,8 @@ class Trainer:
             if hasattr(hook, 'go_back'):
                 saved = hook.go_back(self)
         if saved is None and self.last_checkpoint is not None:
-            return Diverged(f'{what}; no checkpoint was saved with a loss in keeping with those before: '
-                            'lower the learning rate and begin anew (another --name)')
+            return Diverged(f'{what}; no checkpoint was saved with a loss in keeping with those '
+                            'before: lower the learning rate and begin anew (another --name)')
         good = 'no checkpoint was saved before' if saved is None else f'the last good checkpoint is {saved}'
         return Diverged(f'{what}; {good}: lower the learning rate, or look for broken items in the data, and run again')
 

@@ -1,4 +1,5 @@
 """Files beside the checkpoints of a run are input like any other: what they hold never ends a run or a command."""
+
 from __future__ import annotations
 
 import json
@@ -28,21 +29,46 @@ from k_diffusion.training.posthoc import SnapshotHook
 
 #: Contents that no reader can take for its own.
 RAW = {
-    'nul bytes': b'\0' * 64, 'not UTF-8': b'\xff\xfe{"\x80"}', 'text': b'hello world', 'deep': b'[' * 100_000,
-    'number': b'7', 'null': b'null', 'list of text': b'["a", "b"]', 'key twice': b'{"a": 1, "a": 2}', 'escape': b'{"\\ud800": "\\u0000"}',
+    'nul bytes': b'\0' * 64,
+    'not UTF-8': b'\xff\xfe{"\x80"}',
+    'text': b'hello world',
+    'deep': b'[' * 100_000,
+    'number': b'7',
+    'null': b'null',
+    'list of text': b'["a", "b"]',
+    'key twice': b'{"a": 1, "a": 2}',
+    'escape': b'{"\\ud800": "\\u0000"}',
 }
 #: What may stand in place of each number and text.
 LEAVES = {
-    'text': '"some text"', 'null': 'null', 'list': '[]', 'dict': '{"a": {}}', 'NaN': 'NaN', 'infinity': '1e999', 'huge': '1' + '0' * 400,
-    'huger': '1' + '0' * 5000, 'negative': '-1', 'fraction': '0.5', 'true': 'true', 'path': '"../../../etc/passwd"', 'root': '"/"',
-    'nul': '"a\\u0000b"', 'empty': '""',
+    'text': '"some text"',
+    'null': 'null',
+    'list': '[]',
+    'dict': '{"a": {}}',
+    'NaN': 'NaN',
+    'infinity': '1e999',
+    'huge': '1' + '0' * 400,
+    'huger': '1' + '0' * 5000,
+    'negative': '-1',
+    'fraction': '0.5',
+    'true': 'true',
+    'path': '"../../../etc/passwd"',
+    'root': '"/"',
+    'nul': '"a\\u0000b"',
+    'empty': '""',
 }
 
 
 def with_leaves(value, leaf):
     """JSON text of a value with every number and text replaced."""
     if isinstance(value, dict):
-        return '{' + ', '.join(f'{json.dumps(key)}: {with_leaves(item, leaf)}' for key, item in value.items()) + '}'
+        return (
+            '{'
+            + ', '.join(
+                f'{json.dumps(key)}: {with_leaves(item, leaf)}' for key, item in value.items()
+            )
+            + '}'
+        )
     if isinstance(value, list):
         return '[' + ', '.join(with_leaves(item, leaf) for item in value) + ']'
     return leaf
@@ -53,7 +79,11 @@ def without_keys(value):
     if not isinstance(value, dict):
         return value
     inner = {key: without_keys(item) for key, item in value.items()}
-    return inner if any(isinstance(item, dict) for item in value.values()) else dict(list(value.items())[1:])
+    return (
+        inner
+        if any(isinstance(item, dict) for item in value.values())
+        else dict(list(value.items())[1:])
+    )
 
 
 def damaged(content, how):
@@ -62,19 +92,24 @@ def damaged(content, how):
     if kind == 'raw':
         return RAW[name]
     if name == 'cut':
-        return content[:len(content) // 2]
+        return content[: len(content) // 2]
     if name == 'empty file':
         return b''
     try:
         value = json.loads(content)
         change = without_keys if name == 'key missing' else lambda v: v
-        return (json.dumps(change(value)) if name == 'key missing' else with_leaves(value, LEAVES[name])).encode()
+        return (
+            json.dumps(change(value)) if name == 'key missing' else with_leaves(value, LEAVES[name])
+        ).encode()
     except ValueError:
         return b'\n'.join(damaged(line, how) for line in content.splitlines()) + b'\n'
 
 
-HOWS = [('raw', name) for name in RAW] + [('file', 'cut'), ('file', 'empty file'), ('file', 'key missing')] + [
-    ('leaves', name) for name in LEAVES]
+HOWS = (
+    [('raw', name) for name in RAW]
+    + [('file', 'cut'), ('file', 'empty file'), ('file', 'key missing')]
+    + [('leaves', name) for name in LEAVES]
+)
 each_damage = pytest.mark.parametrize('how', HOWS, ids=lambda how: f'{how[0]} {how[1]}')
 
 
@@ -91,7 +126,10 @@ def notes(monkeypatch):
 def toy():
     import importlib.util
     from pathlib import Path
-    spec = importlib.util.spec_from_file_location('toy_of_training', Path(__file__).parents[1] / 'training' / 'toy.py')
+
+    spec = importlib.util.spec_from_file_location(
+        'toy_of_training', Path(__file__).parents[1] / 'training' / 'toy.py'
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -101,11 +139,17 @@ def toy():
 def base(toy, tmp_path_factory):
     """The folder of a run of three steps with a log, snapshots, pins and metrics."""
     folder = RunFolder(tmp_path_factory.mktemp('base'), 'toy')
-    trainer = toy.make_trainer(end_step=3, hooks=[LogHook(folder.path / 'toy_log.jsonl', 1), CheckpointHook(folder, 1)])
-    trainer.hooks.append(SnapshotHook(trainer.ema_model, folder.path, 'toy', 1, {'model': {}}, (0.05, 0.1)))
+    trainer = toy.make_trainer(
+        end_step=3, hooks=[LogHook(folder.path / 'toy_log.jsonl', 1), CheckpointHook(folder, 1)]
+    )
+    trainer.hooks.append(
+        SnapshotHook(trainer.ema_model, folder.path, 'toy', 1, {'model': {}}, (0.05, 0.1))
+    )
     trainer.run()
     folder.pins_path.write_text('[1]')
-    (folder.path / 'toy_metrics.csv').write_text('step,time,loss,fid,kid\n1,1.5,0.5,10,0.25\n2,2.5,0.25,8,0.125\n')
+    (folder.path / 'toy_metrics.csv').write_text(
+        'step,time,loss,fid,kid\n1,1.5,0.5,10,0.25\n2,2.5,0.25,8,0.125\n'
+    )
     return folder.path
 
 
@@ -118,7 +162,9 @@ def folder(base, tmp_path):
 def go_on(toy, folder):
     """What a run does with its folder: resume, log, save, rotate, report."""
     path, state = folder.newest()
-    trainer = toy.make_trainer(end_step=4, hooks=[LogHook(folder.path / 'toy_log.jsonl', 1), CheckpointHook(folder, 1)])
+    trainer = toy.make_trainer(
+        end_step=4, hooks=[LogHook(folder.path / 'toy_log.jsonl', 1), CheckpointHook(folder, 1)]
+    )
     trainer.load_state_dict(state, path)
     assert trainer.run() == 'done'
     write_report(folder.path, 'toy', {})
@@ -143,20 +189,39 @@ def test_a_run_goes_on_beside_a_damaged_file(toy, folder, notes, name, how):
     assert [line['step'] for line in read_log(folder.path / 'toy_log.jsonl')][-1] == 4
 
 
-@pytest.mark.parametrize('value', ['/', '/etc/passwd', '..', '', 'other_00000003.pth',
-                                   'toy_00000003.pth/x', 'toy_0000000\u0663.pth', 3, None])
+@pytest.mark.parametrize(
+    'value',
+    [
+        '/',
+        '/etc/passwd',
+        '..',
+        '',
+        'other_00000003.pth',
+        'toy_00000003.pth/x',
+        'toy_0000000\u0663.pth',
+        3,
+        None,
+    ],
+)
 def test_a_state_file_that_names_something_else_is_passed_over(folder, notes, value):
     folder.pointer_path.write_text(json.dumps({'latest_checkpoint': value}))
     assert folder.newest()[0] == find_checkpoint(folder.path) == folder.checkpoint_path(3)
     assert len(notes(folder.pointer_path)) == 1
 
 
-@pytest.mark.parametrize('content', [*RAW.values(), b'', b'step,time,loss,fid,kid\nnan,1,1,1,1\n1,inf,1,1,1\n-1,1,1,1,1\n1,2\nx,y,z,u,v\n'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        *RAW.values(),
+        b'',
+        b'step,time,loss,fid,kid\nnan,1,1,1,1\n1,inf,1,1,1\n-1,1,1,1,1\n1,2\nx,y,z,u,v\n',
+    ],
+)
 def test_damaged_metrics_are_passed_over(folder, notes, content):
     path = folder.path / 'toy_metrics.csv'
     good = path.read_bytes()
     path.write_bytes(good + content)
-    assert [(row['step'], row['fid']) for row in read_metrics(path)] == [(1., 10.), (2., 8.)]
+    assert [(row['step'], row['fid']) for row in read_metrics(path)] == [(1.0, 10.0), (2.0, 8.0)]
     assert len(notes(path)) == (1 if content else 0)
 
 
@@ -166,10 +231,14 @@ def test_a_damaged_snapshot_is_passed_over(folder, notes, content):
     path = folder.path / 'toy_ema_00000002.safetensors'
     whole = path.read_bytes()
     path.unlink()
-    expected = load_safetensors(ema(folder.path, 0.07, folder.path / 'expected.safetensors', name='toy'))
+    expected = load_safetensors(
+        ema(folder.path, 0.07, folder.path / 'expected.safetensors', name='toy')
+    )
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 64]) if content is None else content)
     found = load_safetensors(ema(folder.path, 0.07, folder.path / 'found.safetensors', name='toy'))
-    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+    assert found.keys() == expected.keys() and all(
+        torch.equal(found[key], expected[key]) for key in found
+    )
     assert len(notes(path)) == 1
 
 
@@ -181,7 +250,9 @@ def test_damaged_pieces_are_made_again(tmp_path, notes, content):
     expected = in_pieces(tmp_path / 'pieces', 300, rows, World())
     path = next(iter(sorted((tmp_path / 'pieces').iterdir())))
     whole = path.read_bytes()
-    path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 64]) + whole[-4:] if content is None else content)
+    path.write_bytes(
+        whole[:-5] + bytes([whole[-5] ^ 64]) + whole[-4:] if content is None else content
+    )
     assert torch.equal(in_pieces(tmp_path / 'pieces', 300, rows, World()), expected)
     assert torch.equal(expected, torch.tensor([[float(i), i * i] for i in range(300)]))
     assert len(notes(path)) == 1 and path.read_bytes() == whole
@@ -193,7 +264,10 @@ def calibrated(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp('calibrated') / 'run'
     shutil.copytree(trained, folder)
     spectrum = Spectrum(torch.zeros(1, 16, 16), torch.ones(1, 16, 16), 'cosines')
-    calibrations.add(calibrations.file_of(folder), [Calibration('eab', (40., 1., 0.1, 0.), ((0.,) * CORRECTIONS['eab'],) * 2, spectrum)])
+    calibrations.add(
+        calibrations.file_of(folder),
+        [Calibration('eab', (40.0, 1.0, 0.1, 0.0), ((0.0,) * CORRECTIONS['eab'],) * 2, spectrum)],
+    )
     assert len(calibrations.read(calibrations.file_of(folder))) == 1
     return folder
 
@@ -210,13 +284,23 @@ def test_a_damaged_calibration_is_passed_over(calibrated, tmp_path, how):
         assert str(path) in str(error)
 
 
-@pytest.mark.parametrize('how', [('raw', 'not UTF-8'), ('raw', 'escape'), ('leaves', 'huge'), ('leaves', 'root')], ids=lambda how: how[1])
+@pytest.mark.parametrize(
+    'how',
+    [('raw', 'not UTF-8'), ('raw', 'escape'), ('leaves', 'huge'), ('leaves', 'root')],
+    ids=lambda how: how[1],
+)
 def test_commands_pass_over_all_of_them_at_once(calibrated, tmp_path, capsys, monkeypatch, how):
     """Train goes on, samples are drawn, each file is named once by each command."""
     folder = tmp_path / 'run'
     shutil.copytree(calibrated, folder)
     (folder / 'tiny_pinned.json').write_text('[3]')
-    names = ['tiny_manifest.json', 'tiny_state.json', 'tiny_pinned.json', 'tiny_log.jsonl', 'tiny_00000003_calibrated.json']
+    names = [
+        'tiny_manifest.json',
+        'tiny_state.json',
+        'tiny_pinned.json',
+        'tiny_log.jsonl',
+        'tiny_00000003_calibrated.json',
+    ]
     for name in names:
         (folder / name).write_bytes(damaged((folder / name).read_bytes(), how) + b'\n')
     monkeypatch.setattr(files, '_notes', set())
@@ -226,11 +310,30 @@ def test_commands_pass_over_all_of_them_at_once(calibrated, tmp_path, capsys, mo
     told = capsys.readouterr().err
     assert told.count('note:') == len([name for name in names if name in told]) == 3
     monkeypatch.setattr(files, '_notes', set())
-    arguments = ['--config', str(calibrated.parent / 'tiny.json'), '--run-dir', str(folder), '--name', 'tiny', '--end-step', '4',
-                 '--device', 'cpu', '--demo-every', '0', '--evaluate-n', '0', '--keep-last', '1']
+    arguments = [
+        '--config',
+        str(calibrated.parent / 'tiny.json'),
+        '--run-dir',
+        str(folder),
+        '--name',
+        'tiny',
+        '--end-step',
+        '4',
+        '--device',
+        'cpu',
+        '--demo-every',
+        '0',
+        '--evaluate-n',
+        '0',
+        '--keep-last',
+        '1',
+    ]
     shutil.copy(calibrated / 'tiny_config.json', calibrated.parent / 'tiny.json')
     assert train(arguments) == 0
     told = capsys.readouterr().err
     for name in names[:4]:
         assert told.count(name) == 1
-    assert sorted(path.name for path in folder.glob('*.pth')) == ['tiny_00000003.pth', 'tiny_00000004.pth']
+    assert sorted(path.name for path in folder.glob('*.pth')) == [
+        'tiny_00000003.pth',
+        'tiny_00000004.pth',
+    ]

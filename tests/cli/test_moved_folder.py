@@ -1,4 +1,5 @@
 """The folder of a run that is moved or deleted while it trains: one sentence, and nothing is written elsewhere."""
+
 from __future__ import annotations
 
 import shutil
@@ -12,6 +13,7 @@ from k_diffusion.training import RunFolder
 
 class At:
     """Acts once, after a step."""
+
     every = 1
 
     def __init__(self, step, act):
@@ -29,9 +31,30 @@ def train(tiny, tmp_path, monkeypatch, capsys):
 
     def start(act, *flags):
         monkeypatch.setattr(run, '_hooks', lambda *args: [At(3, act), *make(*args)])
-        status = main(['train', '--config', tiny(), '--run-dir', str(tmp_path / 'run'), '--name', 'tiny', '--end-step', '6', '--device',
-                       'cpu', '--save-every', '2', '--demo-every', '0', '--evaluate-n', '0', *flags])
+        status = main(
+            [
+                'train',
+                '--config',
+                tiny(),
+                '--run-dir',
+                str(tmp_path / 'run'),
+                '--name',
+                'tiny',
+                '--end-step',
+                '6',
+                '--device',
+                'cpu',
+                '--save-every',
+                '2',
+                '--demo-every',
+                '0',
+                '--evaluate-n',
+                '0',
+                *flags,
+            ]
+        )
         return status, capsys.readouterr().err
+
     return start
 
 
@@ -40,7 +63,9 @@ def test_a_folder_that_is_moved_stops_the_run_at_the_next_save(train, tmp_path):
     assert status == 1 and told.count('was moved or deleted while its run trained') == 1
     assert 'are lost: move the folder back' in told.splitlines()[-1]
     assert not (tmp_path / 'run').exists()
-    assert [path.name for path in RunFolder(tmp_path / 'moved', 'tiny').checkpoints()] == ['tiny_00000002.pth']
+    assert [path.name for path in RunFolder(tmp_path / 'moved', 'tiny').checkpoints()] == [
+        'tiny_00000002.pth'
+    ]
     (tmp_path / 'moved').rename(tmp_path / 'run')
     status, told = train(lambda: None)
     assert status == 0 and 'tiny_00000002.pth, step 2' in told

@@ -201,8 +201,9 @@ def test_an_item_that_raises_is_named_by_loaders(broken, workers):
 
 
 @pytest.mark.parametrize(('change', 'told'), [
-    (lambda code: code + 'x = 1 /', 'SyntaxError: '), (lambda code: 'import not_there\n' + code, "ModuleNotFoundError: No module named 'not_there'"),
-    (lambda code: code.replace('return Items', 'return iter'), "TypeError: object of type .* has no len"),
+    (lambda code: code + 'x = 1 /', 'SyntaxError: '),
+    (lambda code: 'import not_there\n' + code, "ModuleNotFoundError: .* 'not_there'"),
+    (lambda code: code.replace('return Items', 'return iter'), 'TypeError: object .* has no len'),
 ])
 def test_a_file_that_raises_is_named(broken, tmp_path, change, told):
     (tmp_path / 'mine.py').write_text(change(BROKEN))

@@ -1,4 +1,5 @@
 """A run that diverges goes back to the last checkpoint whose loss was sane."""
+
 from __future__ import annotations
 
 import json
@@ -13,6 +14,7 @@ from k_diffusion.training.sanity import sane_steps
 
 class Explosion:
     """Multiplies the weights after a step, and again later until nothing is finite."""
+
     every = 1
 
     def __init__(self, factors):
@@ -21,12 +23,17 @@ class Explosion:
     def __call__(self, trainer):
         with torch.no_grad():
             for p in trainer.model.parameters():
-                p.mul_(self.factors.get(trainer.step, 1.))
+                p.mul_(self.factors.get(trainer.step, 1.0))
 
 
 def diverging(toy, folder, factors, every=2, log=True):
     hooks = [LogHook(folder.path / 'toy_log.jsonl', 1)] if log else []
-    return toy.make_trainer(end_step=40, clip_norm=None, read_every=1, hooks=[*hooks, CheckpointHook(folder, every), Explosion(factors)])
+    return toy.make_trainer(
+        end_step=40,
+        clip_norm=None,
+        read_every=1,
+        hooks=[*hooks, CheckpointHook(folder, every), Explosion(factors)],
+    )
 
 
 @pytest.mark.parametrize('log', [True, False])
@@ -37,7 +44,9 @@ def test_checkpoints_of_a_loss_that_has_exploded_are_not_gone_back_to(toy, tmp_p
     with pytest.raises(Diverged, match=r'the last good checkpoint is .*toy_00000012\.pth'):
         trainer.run()
     losses = {record.step: record.metrics['loss'] for record in folder.manifest.read().values()}
-    assert losses[12] < 10 and math.isfinite(losses[20]) and losses[20] > 1e10      # (20 is what was named before)
+    assert (
+        losses[12] < 10 and math.isfinite(losses[20]) and losses[20] > 1e10
+    )  # (20 is what was named before)
     assert json.loads(folder.pointer_path.read_text()) == {'latest_checkpoint': 'toy_00000012.pth'}
     path, state = folder.newest()
     again = toy.make_trainer(end_step=16, hooks=[CheckpointHook(folder, 2)])
@@ -48,29 +57,41 @@ def test_checkpoints_of_a_loss_that_has_exploded_are_not_gone_back_to(toy, tmp_p
 def test_one_that_is_damaged_is_not_gone_back_to(toy, tmp_path):
     folder = RunFolder(tmp_path, 'toy')
     trainer = diverging(toy, folder, {13: 1e3, 21: 1e15})
-    trainer.hooks.append(type('Damage', (), {'every': 17, '__call__': lambda *_: folder.checkpoint_path(12).write_bytes(b'')})())
+    trainer.hooks.append(
+        type(
+            'Damage',
+            (),
+            {'every': 17, '__call__': lambda *_: folder.checkpoint_path(12).write_bytes(b'')},
+        )()
+    )
     with pytest.raises(Diverged, match=r'the last good checkpoint is .*toy_00000010\.pth'):
         trainer.run()
 
 
 def test_a_run_that_never_was_sane_begins_anew(toy, tmp_path):
     folder = RunFolder(tmp_path, 'toy', keep=Retention(1, 0))
-    with pytest.raises(Diverged, match='no checkpoint was saved with a loss in keeping .* begin anew'):
+    with pytest.raises(
+        Diverged, match='no checkpoint was saved with a loss in keeping .* begin anew'
+    ):
         diverging(toy, folder, {3: 1e3, 21: 1e15}, every=10).run()
 
 
-@pytest.mark.parametrize(('losses', 'expected'), [
-    ([1., .5, .4, .3], [0, 1, 2, 3]),                   # a run that learns
-    ([1., 9., 51., .5], [0, 1, 3]),                     # of 1 and 9 the median is 5
-    ([1., 10.1, 1.], [0, 2]),
-    ([1., 10., 1.], [0, 1, 2]),
-    ([1., 1e35, 1e35, 1e35, 1e35, 2.], [0, 5]),         # none gets used to 1e35
-    ([1., math.inf, math.nan, 1.], [0, 3]),
-    ([100., 1., .01, .5, 30.], [0, 1, 2, 3]),           # the median of the last sane ones is 0.75
-], ids=str)
+@pytest.mark.parametrize(
+    ('losses', 'expected'),
+    [
+        ([1.0, 0.5, 0.4, 0.3], [0, 1, 2, 3]),  # a run that learns
+        ([1.0, 9.0, 51.0, 0.5], [0, 1, 3]),  # of 1 and 9 the median is 5
+        ([1.0, 10.1, 1.0], [0, 2]),
+        ([1.0, 10.0, 1.0], [0, 1, 2]),
+        ([1.0, 1e35, 1e35, 1e35, 1e35, 2.0], [0, 5]),  # none gets used to 1e35
+        ([1.0, math.inf, math.nan, 1.0], [0, 3]),
+        ([100.0, 1.0, 0.01, 0.5, 30.0], [0, 1, 2, 3]),  # the median of the last sane ones is 0.75
+    ],
+    ids=str,
+)
 def test_sane_losses_by_hand(losses, expected):
     assert sane_steps([], dict(enumerate(losses))) == expected
 
 
 def test_losses_of_the_log_count_but_are_not_named():
-    assert sane_steps([(1, 1.), (2, 1.1), (4, 1e20)], {3: 12., 5: 9.}) == [5]
+    assert sane_steps([(1, 1.0), (2, 1.1), (4, 1e20)], {3: 12.0, 5: 9.0}) == [5]

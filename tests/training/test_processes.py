@@ -107,9 +107,11 @@ def test_losses_by_noise_after_a_pause_are_those_of_a_straight_run_bit_for_bit(p
     assert [rank['world'] for rank in ranks] == [2, 2]
     for rank in ranks:
         straight, resumed = rank['straight'], rank['resumed']
-        assert torch.equal(straight['sums'], resumed['sums']) and straight['values'] == resumed['values']
+        assert torch.equal(straight['sums'], resumed['sums'])
+        assert straight['values'] == resumed['values']
         assert all(torch.equal(p, resumed['model'][name]) for name, p in straight['model'].items())
-    assert not torch.equal(ranks[0]['straight']['sums'], ranks[1]['straight']['sums'])      # (each has its own)
+    # (each has its own)
+    assert not torch.equal(ranks[0]['straight']['sums'], ranks[1]['straight']['sums'])
     assert ranks[0]['straight']['values'] == ranks[1]['straight']['values']
     total, number = sum(rank['straight']['sums'].double() for rank in ranks)
     expected = [float(s / n) for s, n in zip(total, number)]

@@ -136,19 +136,22 @@ def main(out, batch_size, steps):
 
 
 def pause(out, batch_size, steps):
-    """Trains twice so many steps, without a pause and with one between two processes' lives, and saves the losses by noise of each."""
+    """Trains twice so many steps, without a pause and with one, and saves the losses by noise."""
     straight = make_trainer(batch_size=batch_size, end_step=2 * steps, dropout=0.1)
     straight.run()
     accelerator, folder = straight.accelerator, RunFolder(Path(out), 'paused')
-    make_trainer(batch_size=batch_size, end_step=steps, dropout=0.1, accelerator=accelerator, hooks=[CheckpointHook(folder, 0)]).run()
+    same = {'batch_size': batch_size, 'dropout': 0.1, 'accelerator': accelerator}
+    make_trainer(end_step=steps, hooks=[CheckpointHook(folder, 0)], **same).run()
     accelerator.wait_for_everyone()
-    resumed = make_trainer(batch_size=batch_size, end_step=2 * steps, dropout=0.1, accelerator=accelerator)
+    resumed = make_trainer(end_step=2 * steps, **same)
     resumed.load_state_dict(folder.newest()[1])
     resumed.run()
-    torch.save({'world': accelerator.num_processes, **{
-        name: {'sums': trainer.loss_by_noise.sums, 'values': trainer.loss_by_noise.values(accelerator),
-               'model': unwrap(trainer.model).state_dict()} for name, trainer in (('straight', straight), ('resumed', resumed))}},
-               Path(out, f'rank{accelerator.process_index}.pth'))
+    found = {'world': accelerator.num_processes}
+    for name, trainer in ('straight', straight), ('resumed', resumed):
+        losses = trainer.loss_by_noise
+        found[name] = {'sums': losses.sums, 'values': losses.values(accelerator),
+                       'model': unwrap(trainer.model).state_dict()}
+    torch.save(found, Path(out, f'rank{accelerator.process_index}.pth'))
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
