@@ -37,6 +37,18 @@ def pictures():
     return Pictures({'image': torch.randint(0, 256, (1, 8, 8), dtype=torch.uint8)} for _ in range(20))
 
 
+@pytest.mark.parametrize('content', [b'', b'\0' * 40, b'hello world', None])
+def test_damaged_latents_are_computed_again(pictures, tmp_path, content):
+    first = cached_latents(LatentEncoder(Halving()), pictures, 'twenty', tmp_path)
+    path = next(tmp_path.iterdir())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if content is None else content)
+    encoder = LatentEncoder(Halving())
+    with pytest.warns(UserWarning, match='is passed over and made anew'):
+        assert torch.equal(cached_latents(encoder, pictures, 'twenty', tmp_path), first)
+    assert encoder.network.calls == 1 and path.read_bytes() == whole
+
+
 def test_latents_are_computed_once_and_normalised(pictures, tmp_path):
     encoder = LatentEncoder(Halving())
     latents = cached_latents(encoder, pictures, 'twenty', tmp_path / 'cache', batch_size=6)

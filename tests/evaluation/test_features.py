@@ -132,13 +132,18 @@ def test_reference_features_are_computed_once(digits, tmp_path):
     assert calls == [32, 32, 32, 4]
     torch.testing.assert_close(first, from_bytes(digits.images[:100]).flatten(1)[:, :7] + 1)
     assert torch.equal(E.reference_features(digits, range(100), extractor, tmp_path, 50), first) and len(calls) == 4
+    kept = next(tmp_path.iterdir())
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match='is passed over and made anew'):
+        again = E.reference_features(digits, range(100), extractor, tmp_path, 100)
+    assert torch.equal(again, first) and len(calls) == 5
     changed = Images(digits.images.clone(), digits.labels, digits.class_names)
     changed.images[3, 0, 4, 4] += 1
     E.reference_features(changed, range(100), extractor, tmp_path, 100)
-    assert len(calls) == 5
+    assert len(calls) == 6
     extractor.fingerprint = 'toy 2'
     E.reference_features(digits, range(100), extractor, tmp_path, 100)
-    assert len(calls) == 6
+    assert len(calls) == 7
 
 
 class Lone:
