@@ -20,8 +20,8 @@ from k_diffusion.cli.train import main as train
 from k_diffusion.config import find_checkpoint
 from k_diffusion.core import files
 from k_diffusion.core.weights import load_checkpoint, load_safetensors
-from k_diffusion.sampling.bases import CORRECTIONS
-from k_diffusion.sampling.calibration import Calibration
+from k_diffusion.sampling.calibration.bases import CORRECTIONS
+from k_diffusion.sampling.calibration.solver import Calibration
 from k_diffusion.sampling.spectrum import Spectrum
 from k_diffusion.training import CheckpointHook, LogHook, Retention, RunFolder
 from k_diffusion.training.logs import read_log

@@ -44,7 +44,7 @@ def test_damaged_latents_are_computed_again(pictures, tmp_path, content):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if content is None else content)
     encoder = LatentEncoder(Halving())
-    with pytest.warns(UserWarning, match='is passed over and made anew'):
+    with pytest.warns(UserWarning, match='what it held is computed again'):
         assert torch.equal(cached_latents(encoder, pictures, 'twenty', tmp_path), first)
     assert encoder.network.calls == 1 and path.read_bytes() == whole
 

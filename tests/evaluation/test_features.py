@@ -134,7 +134,7 @@ def test_reference_features_are_computed_once(digits, tmp_path):
     assert torch.equal(E.reference_features(digits, range(100), extractor, tmp_path, 50), first) and len(calls) == 4
     kept = next(tmp_path.iterdir())
     kept.write_bytes(kept.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match='is passed over and made anew'):
+    with pytest.warns(UserWarning, match='what it held is computed again'):
         again = E.reference_features(digits, range(100), extractor, tmp_path, 100)
     assert torch.equal(again, first) and len(calls) == 5
     changed = Images(digits.images.clone(), digits.labels, digits.class_names)
