@@ -4,8 +4,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ..training import CheckpointHook, Hook, LogHook, RunFolder, Trainer
 from .display import Display
 from .entry import Parser, guarded
 from .resuming import changed_data, facts_of, tell_changes
+from .settings import status_after
 
 _EXAMPLE = '''example:
   k-diffusion train-autoencoder --config configs/autoencoders/icons.json --name icons-ae
@@ -42,6 +44,7 @@ class TrainedAutoencoder:
     pictures: Path
     step: int
     error: float        # root mean square, of the pictures shown, in [-1, 1]
+    signal: int | None = None   # what interrupted it
 
 
 def train_autoencoder(
@@ -92,9 +95,13 @@ def train_autoencoder(
             notes = [*map(str, changes), *changed_data(found[1].get('data'), extra['data'], found[0])]
             trainer.load_state_dict(found[1], found[0], reset_optimizer=reset_optimizer)
             tell_changes(notes, reset_optimizer, display.say)
-        trainer.run()
+        status = trainer.run()
+    if status == 'interrupted':
+        print(f'{name} interrupted at step {trainer.step:,}: {trainer.last_checkpoint}; '
+              'the same command goes on from there', file=sys.stderr)
     write_json(folder.path / f'{name}_config.json', filled)
-    return _written(folder.path, name, averaged, filled, loader, trainer.step)
+    done = _written(folder.path, name, averaged, filled, loader, trainer.step)
+    return replace(done, signal=trainer.stopped_by if status == 'interrupted' else None)
 
 
 class Losses(nn.Module):
@@ -152,9 +159,10 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion train-autoe
     args = vars(parser.parse_args(argv))
     as_json = args.pop('json')
 
-    def work() -> None:
+    def work() -> int:
         done = train_autoencoder(**args)
         summary = {'path': str(done.path), 'pictures': str(done.pictures), 'step': done.step, 'error': done.error}
         words = f'{done.path}, step {done.step:,}: error {done.error:.3f} in [-1, 1]\noriginals above reconstructions: {done.pictures}'
         print(json.dumps(summary) if as_json else words)
+        return status_after(done.signal)
     return guarded(prog, work)

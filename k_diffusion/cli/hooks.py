@@ -17,7 +17,7 @@ from ..core.names import escape_name
 from ..core.random import derive_seed
 from ..generation import generate
 from ..sampling import get_sigmas_karras
-from ..training import Trainer
+from ..training import StopAsked, Trainer
 from ..training.logs import values_of_parts
 from .encoding import decoder_of
 from .report import redacted
@@ -40,16 +40,18 @@ class DemoHook:
     told: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)    # conditions besides the classes, one for each sample
     null: Mapping[str, Any] = dataclasses.field(default_factory=dict)       # what stands in place of conditions that are not told
     at_end = optional = True
+    task = 'demo grid'
 
     def __call__(self, trainer: Trainer) -> None:
         trainer.check_finite()
-        if not self.every or (trainer.stopping and not trainer.done):
+        if not self.every:
             return
         try:
             images = self.draw(trainer)
         except StopAsked:
-            self.say(f'the demo grid of step {trainer.step:,} is given up, since a stop was asked')
-            return
+            self.say(f'the demo grid of step {trainer.step:,} is given up, since a stop was asked; '
+                     'it is drawn when the run is resumed')
+            raise
         if trainer.accelerator.is_main_process:
             path = self.folder / f'{self.name}_demo_{trainer.step:08}.png'
             save_image(path, make_grid(images))
@@ -74,10 +76,6 @@ class DemoHook:
                               cond, batch_size=self.batch_size, device=trainer.accelerator.device, callback=look_up,
                               options={'eta': 0., 'solver_type': 'heun'}, decode=decoder_of(self.config, trainer.accelerator.device))
         return gather_in_order(images, n, trainer.accelerator)
-
-
-class StopAsked(Exception):
-    """A stop was asked while something was being looked at."""
 
 
 def share_of(n: int, accelerator: Any) -> tuple[list[int], int]:

@@ -16,9 +16,8 @@ from ..core.plots import plot_curves
 from ..data import Dataset
 from ..evaluation import Extractor, caution, compute_features, measure, reference_features
 from ..generation import SamplingConfig
-from ..training import Trainer
+from ..training import StopAsked, Trainer
 from .drawing import Draw
-from .hooks import StopAsked
 from .reference import chosen_pictures, classes_of, make_extractor, open_reference
 from .sample import how_to_sample
 
@@ -46,6 +45,7 @@ class EvaluationHook:
     against: str | None = None      # a data set other than the training set, as --dataset says it
     allow_code: bool = False
     listeners: Sequence[Callable[[int, Mapping[str, float]], None]] = ()
+    task = 'evaluation'
 
     def __post_init__(self) -> None:
         self._ready: tuple[Extractor, Tensor, Draw] | None = None
@@ -60,8 +60,9 @@ class EvaluationHook:
         try:
             values = self._measured(trainer, *self._ready)
         except StopAsked:
-            self.say(f'the evaluation of step {trainer.step:,} is given up, since a stop was asked')
-            return
+            self.say(f'the evaluation of step {trainer.step:,} is given up, since a stop was asked; '
+                     'it is made when the run is resumed')
+            raise
         if not trainer.accelerator.is_main_process:
             return
         rows = self._write(trainer, values)

@@ -81,7 +81,8 @@ def train(settings: RunSettings) -> Run:
         path, state = resume_from(settings.resume, folder, accelerator, settings.verify)
         display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
                     f'{accelerator.device.type}, folder {folder.path}')
-        if path and state and end_step and state['step'] >= end_step and not settings.evaluate_only:
+        reached = path and state and end_step and state['step'] >= end_step and not state.get('owed')
+        if path and state and end_step and reached and not settings.evaluate_only:
             display.say(f'{settings.name} is done: it has reached step {state["step"]:,} of {end_step:,} (--end-step goes further)')
             accelerator.end_training()
             return Run(settings.name, folder.path, path, state['step'], 'already done', None, accelerator.num_processes)

@@ -93,6 +93,11 @@ class RunSettings:
         return self.evaluate_with if model is None else f'{self.evaluate_with}:{model}'
 
 
+def status_after(number: int | None) -> int:
+    """Return the exit status after a signal: 0 for Ctrl-C or none, else 128 + its number."""
+    return 0 if number in (None, signal.SIGINT) else 128 + int(number)
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What became of a run."""
@@ -108,8 +113,11 @@ class Run:
 
     @property
     def exit_status(self) -> int:
-        """0, also after Ctrl-C, which leaves nothing undone; 143 after SIGTERM, by which a cluster knows its own doing."""
-        return 143 if self.status == 'interrupted' and self.signal == signal.SIGTERM else 0
+        """0, also after Ctrl-C, which leaves nothing undone; after another signal 128 + its number.
+
+        By that a cluster knows its own doing (143 after SIGTERM).
+        """
+        return status_after(self.signal) if self.status == 'interrupted' else 0
 
     def summary(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -14,7 +14,7 @@ from .ema import (
 )
 from .folder import RunFolder, find_runs
 from .growing import NewLayersWarmup
-from .hooks import CheckpointHook, GradientNoiseHook, Hook
+from .hooks import CheckpointHook, GradientNoiseHook, Hook, StopAsked
 from .lock import Taken, run_lock
 from .logs import CSVLogger, LogHook, read_log
 from .lr import (
@@ -69,6 +69,7 @@ __all__ = [
     'SGDConfig',
     'Snapshot',
     'SnapshotHook',
+    'StopAsked',
     'Taken',
     'Trainer',
     'TrainingConfig',

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .launcher import launcher_pid
+
 EVERY, LIMIT = 3., 30.      # seconds between signs, and without one until a process counts as lost
 
 
@@ -46,7 +48,7 @@ def _round(rank: int) -> str:
 
 
 def _watch(store: Any, rank: int, other: int, every: float, limit: float, ended: threading.Event) -> None:
-    seen, heard_at, count = b'', time.monotonic(), 0
+    seen, heard_at, count, launcher = b'', time.monotonic(), 0, launcher_pid()
     while not ended.wait(every):
         count += 1
         try:
@@ -54,6 +56,8 @@ def _watch(store: Any, rank: int, other: int, every: float, limit: float, ended:
             sign = store.get(str(other)) if store.check([str(other)]) else b''
         except (RuntimeError, ValueError):      # the meeting point is gone, or the run is over
             sign = seen
+            if launcher_pid() != launcher:      # the trainer notices, saves and stops
+                heard_at = time.monotonic()
         if sign != seen or sign == b'done':
             seen, heard_at = sign, time.monotonic()
         if time.monotonic() - heard_at > limit and not ended.is_set():

@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 class Hook(Protocol):
     """Called after every `every`-th finished step (0: never), on all processes, and also when the run ends or is
     interrupted if it has a true attribute `at_end`. It must leave the model's modes as they were. One that takes long asks
-    `trainer.stop_asked()` now and then; a true attribute `optional` says that a full disk in it is no reason to end the run,
-    `rescue` that it is called before a fault ends the run."""
+    `trainer.stop_asked()` now and then and raises StopAsked where that is so; its attribute `task`
+    names what it makes, which is made up for when the run is resumed. A true attribute `optional`
+    says that a full disk in it does not end the run, `rescue` that it is called before a fault ends
+    the run."""
     every: int
 
     def __call__(self, trainer: Trainer) -> None: ...
+
+
+class StopAsked(Exception):
+    """A stop was asked while a hook worked, which gives up what it makes."""
 
 
 class CheckpointHook:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the first one asks, the second one does what it always did."""
+"""Signals that ask a run to stop: the first one asks, a second one ends it at once."""
 from __future__ import annotations
 
 import signal
@@ -9,24 +9,38 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-#: What asks a run to stop: Ctrl-C, and what schedulers of clusters send before they kill.
+#: Signals that ask once and end the process when they come again: Ctrl-C and SIGTERM.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: Signals that only ask, however often they come: a closed terminal or connection, which the kernel
+#: and the shell may both report, and the early notice of a cluster, which SIGTERM follows.
+NOTICES = tuple(
+    getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name)
+)
 
 
 @contextmanager
-def on_interrupt(ask: Callable[[int], None], signals: Sequence[int] = STOP_SIGNALS, grace: float = 0.) -> Iterator[None]:
-    """Within it the first of these signals calls `ask` with its number; the next does what it always did.
+def on_interrupt(ask: Callable[[int], None], signals: Sequence[int] = STOP_SIGNALS,
+                 grace: float = 0., notices: Sequence[int] = NOTICES) -> Iterator[None]:
+    """Call `ask` with the number of the first signal; end the process at the second one.
 
-    (Ctrl-C: KeyboardInterrupt; SIGTERM: the process ends; so too where a shell started the program in the background, which
-    makes it deaf to Ctrl-C.) Repeats within `grace` seconds count as the first: launchers pass on
-    to their processes what these have had already. Only the main thread can take signals; elsewhere this does nothing.
+    The second Ctrl-C raises KeyboardInterrupt, the second SIGTERM ends the process; so too where a
+    shell started the program in the background, which makes it deaf to Ctrl-C. Only the main thread
+    can take signals; elsewhere this does nothing.
+
+    Args:
+        ask: Called at the first signal of either kind.
+        signals: The signals of which the second one ends the process.
+        grace: Seconds in which repeats of `signals` count as the first: launchers pass on to their
+            processes what these have had already.
+        notices: The signals that only ask. One that is ignored (nohup) stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    notices = [number for number in notices if signal.getsignal(number) != signal.SIG_IGN]
     asked_at: list[float] = []
 
-    def heard(number: int, frame: FrameType | None) -> None:
+    def request(number: int, frame: FrameType | None) -> None:
         if not asked_at:
             asked_at.append(time.monotonic())
             ask(number)
@@ -34,14 +48,18 @@ def on_interrupt(ask: Callable[[int], None], signals: Sequence[int] = STOP_SIGNA
             signal.signal(number, _leaving(number, before[number]))
             signal.raise_signal(number)
 
-    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in signals}
+    def note(number: int, frame: FrameType | None) -> None:
+        if not asked_at:
+            ask(number)
+
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (*signals, *notices)}
     try:
-        for number in signals:
-            signal.signal(number, heard)
+        for number in before:
+            signal.signal(number, request if number in signals else note)
         yield
     finally:
-        for number in signals:
-            signal.signal(number, before[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leaving(number: int, before: Any) -> Any:

@@ -19,8 +19,9 @@ from ..core.random import derive_seed, generator
 from .checkpoint import load_weights, unwrap
 from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs, set_ema_position
 from .folder import Gone
-from .hooks import Hook
+from .hooks import Hook, StopAsked
 from .interrupts import on_interrupt
+from .launcher import launcher_pid
 from .lr import set_lr_position
 from .noise_levels import LossByNoise
 from .optim import clip_gradients, match_strides
@@ -95,6 +96,8 @@ class Trainer:
         self.last_checkpoint: Path | None = None
         self.stopping = False
         self.stopped_by: int | None = None      # the signal that asked for it
+        self.owed: list[str] = []               # tasks of hooks that a stop prevented
+        self._launcher = launcher_pid()
         self._asked_to_stop = False
         self._asking: tuple[Tensor, Any] | None = None
         self._between_steps = True
@@ -116,11 +119,15 @@ class Trainer:
 
     def request_stop(self, signal: int | None = None) -> None:
         """Asks to stop after a finished step; several processes stop all at one step."""
-        self._asked_to_stop, self.stopped_by = True, signal
+        if not self._asked_to_stop:
+            self._asked_to_stop, self.stopped_by = True, signal
 
     def stop_asked(self) -> bool:
         """Whether a stop was asked of any process; hooks that take long call it on all of them, and give up where it is so."""
-        if self.accelerator.num_processes == 1 or (self._asked_to_stop and self.stopping):
+        if self.stopping:
+            return True
+        self._watch_launcher()
+        if self.accelerator.num_processes == 1:
             return self._asked_to_stop
         self._send_request()
         return self._request_heard()
@@ -128,14 +135,17 @@ class Trainer:
     def run(self) -> Status:
         """Trains up to end_step, or until it is asked to stop, then calls the hooks that run `at_end`. Raises Diverged.
 
-        The first Ctrl-C or SIGTERM asks: the step under way is finished. A second one ends it at once. Where something else
-        ends it, hooks with a true attribute `rescue` are called first, if there is one process.
+        The first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 asks: the step under way is finished. A second
+        Ctrl-C or SIGTERM ends it at once. Where something else ends it, hooks with a true attribute
+        `rescue` are called first, if there is one process. What a stop prevented in the run before
+        is made up for at the start.
         """
         self.model.train()
         batches = self.loader.iterate(self.items)
         self._began = time.monotonic()
         try:
             with on_interrupt(self.request_stop, grace=1. if self.accelerator.num_processes > 1 else 0.):
+                self._make_up()
                 while not self.done and not self.stopping:
                     self.train_step(batches)
                     self._after_step()
@@ -215,16 +225,61 @@ class Trainer:
     def _after_step(self) -> None:
         if self.done or self.step % self.read_every == 0:
             self.read_losses()
+        self._watch_launcher()
         self.stopping = self._asked_to_stop if self.accelerator.num_processes == 1 else self._agreed()
-        last = self.done or self.stopping
+        self._call_hooks()
+
+    def _call_hooks(self) -> None:
+        """Call the hooks of this step; a stop leaves those with a task to the resume."""
+        paused, last = self.stopping and not self.done, self.done or self.stopping
+        if paused:
+            self.owed = [_task(hook) for hook in self.hooks if self._is_due(hook) and _task(hook)]
+        before, left = len(self.owed), []
         for hook in self.hooks:
-            if (hook.every and self.step % hook.every == 0) or (last and getattr(hook, 'at_end', False)):
+            if paused and _task(hook):
+                continue
+            if self._is_due(hook) or (last and getattr(hook, 'at_end', False)):
                 self._call(hook)
+            else:
+                left.append(hook)
+        if len(self.owed) > before:     # a stop was asked of one that worked: this is the last step
+            self.stopping = True
+            self._end_with(left)
+
+    def _is_due(self, hook: Hook) -> bool:
+        return bool(hook.every) and self.step % hook.every == 0
+
+    def _end_with(self, hooks: Sequence[Hook]) -> None:
+        """Call what saves the run, and those of these hooks that are called at its end."""
+        for hook in self.hooks:
+            left = getattr(hook, 'at_end', False) and any(hook is other for other in hooks)
+            if getattr(hook, 'rescue', False) or (left and not _task(hook)):
+                self._call(hook)
+
+    def _make_up(self) -> None:
+        """Call the hooks that a stop prevented before the checkpoint that was loaded was saved."""
+        owed, self.owed = self.owed, []
+        for hook in self.hooks:
+            if _task(hook) in owed:
+                self._call(hook)
+        self.stopping = bool(self.owed)
+        if owed and self.done and not self.stopping:
+            self._end_with([])
+
+    def _watch_launcher(self) -> None:
+        """Ask for a stop where the launcher that started this process is gone."""
+        if self._asked_to_stop or launcher_pid() == self._launcher:
+            return
+        warnings.warn(f'the launcher (process {self._launcher}) is gone; the run is saved and stops',
+                      stacklevel=2)
+        self.request_stop()
 
     def _call(self, hook: Hook) -> None:
         """A hook that shows a run (`optional`) and meets a fault of the disk does not end it: that is told once."""
         try:
             hook(self)
+        except StopAsked:
+            self.owed.append(_task(hook))
         except OSError as error:
             if not getattr(hook, 'optional', False):
                 raise
@@ -319,6 +374,7 @@ class Trainer:
             'scaler': None if scaler is None else scaler.state_dict(),
             'loss_by_noise': self.loss_by_noise.state_dict(self.accelerator),
             'bad_steps': list(self.bad_steps),
+            'owed': list(self.owed),
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
 
@@ -350,6 +406,7 @@ class Trainer:
         self.ema_stats = dict(state.get('ema_stats') or {})
         self._elapsed = state.get('elapsed', 0.)
         self.bad_steps = list(state.get('bad_steps') or [])
+        self.owed = list(state.get('owed') or [])
         if state.get('loss_by_noise'):
             self.loss_by_noise.load_state_dict(state['loss_by_noise'], self.accelerator)
         if state.get('demo_gen') is not None:
@@ -375,6 +432,11 @@ class Trainer:
                              'trained with, or start its moments anew (--reset-optimizer)') from None
         cut_optimizer(self.optimizer)
         match_strides(self.optimizer)
+
+
+def _task(hook: Hook) -> str:
+    """Return the name of what a hook makes, '' for one that is not made up for."""
+    return str(getattr(hook, 'task', ''))
 
 
 def _check(accelerator: Any, model: nn.Module, loader: BatchSource, grad_accum_steps: int) -> None:

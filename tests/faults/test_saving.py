@@ -165,7 +165,7 @@ def test_a_grid_is_given_up_when_a_stop_is_asked(train, monkeypatch, capsys):
     monkeypatch.setattr(hooks, 'generate', generate)
     assert train('--end-step', '9', '--demo-every', '2', '--sample-n', '2') == 143
     assert 'the demo grid of step 2 is given up' in capsys.readouterr().err
-    assert not list(train.folder.path.glob('*demo*')) and train.folder.newest()[1]['step'] == 3
+    assert not list(train.folder.path.glob('*demo*')) and train.folder.newest()[1]['step'] == 2
 
 
 def test_a_fault_of_the_data_saves_the_finished_steps(train, monkeypatch, capsys):
