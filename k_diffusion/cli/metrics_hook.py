@@ -60,8 +60,8 @@ class EvaluationHook:
         try:
             values = self._measured(trainer, *self._ready)
         except StopAsked:
-            self.say(f'the evaluation of step {trainer.step:,} is given up, since a stop was asked; '
-                     'it is made when the run is resumed')
+            self.say(f'the evaluation of step {trainer.step:,} is given up, since a stop was '
+                     'asked; it is made when the run is resumed')
             raise
         if not trainer.accelerator.is_main_process:
             return

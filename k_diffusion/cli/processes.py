@@ -14,6 +14,7 @@ from torch import Tensor, distributed
 from ..core.devices import choose_device
 from ..core.files import remove_stale
 from ..core.tensor_cache import load_cache, save_cache
+from ..training.launcher import launcher_pid
 
 CHUNK = 256     # items in a piece; a constant, so that another batch size or number of processes finds the same pieces
 
@@ -75,8 +76,11 @@ def in_pieces(folder: Path, n: int, work: Callable[[range], Tensor], world: Worl
     starts = range(0, n, CHUNK)
     if world.main:
         remove_stale(folder, folder.name)
-    done = 0
+    done, launcher = 0, launcher_pid()
     for start in starts[world.rank::world.size]:
+        if launcher_pid() != launcher:
+            raise ChildProcessError(f'the launcher (process {launcher}) is gone; run the same '
+                                    f'command again: it goes on with what is kept in {folder}')
         items = range(start, min(start + CHUNK, n))
         path = _path(folder, items)
         if load_cache(path) is None:

@@ -81,8 +81,8 @@ def train(settings: RunSettings) -> Run:
         path, state = resume_from(settings.resume, folder, accelerator, settings.verify)
         display.say(f'{settings.name}: {accelerator.num_processes} process{"es" * (accelerator.num_processes > 1)} on '
                     f'{accelerator.device.type}, folder {folder.path}')
-        reached = path and state and end_step and state['step'] >= end_step and not state.get('owed')
-        if path and state and end_step and reached and not settings.evaluate_only:
+        over = bool(state and end_step and state['step'] >= end_step and not state.get('owed'))
+        if path and state and end_step and over and not settings.evaluate_only:
             display.say(f'{settings.name} is done: it has reached step {state["step"]:,} of {end_step:,} (--end-step goes further)')
             accelerator.end_training()
             return Run(settings.name, folder.path, path, state['step'], 'already done', None, accelerator.num_processes)
@@ -278,7 +278,8 @@ def _loader(settings: RunSettings, config: dict[str, Any], sections: Sections, a
     augmentation = BatchedAugmentation(model.augment_prob) if model.augment_prob else None
     return Loader(dataset, settings.batch_size or sections.training.batch_size, seed=seed, rank=accelerator.process_index,
                   world_size=accelerator.num_processes, grad_accum_steps=settings.grad_accum_steps, augmentation=augmentation,
-                  num_workers=min(settings.num_workers, os.cpu_count() or 1), start_method=settings.start_method, device=accelerator.device)
+                  num_workers=min(settings.num_workers, os.cpu_count() or 1), start_method=settings.start_method, device=accelerator.device,
+                  worker_timeout=settings.worker_timeout or None)
 
 
 def _are_numbers(names: list[str]) -> bool:

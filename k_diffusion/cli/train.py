@@ -49,6 +49,9 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('--num-workers', type=int, default=8, help='processes that decode pictures, at most one per core (default: 8)')
     add('--start-method', choices=('fork', 'forkserver', 'spawn'), default='spawn', help='how they start (default: spawn)')
+    add('--worker-timeout', type=float, default=600., metavar='SECONDS',
+        help='the time without a batch after which those processes count as hanging, '
+        'which ends the run (default: 600; 0: never)')
     add('--allow-code', action='store_true',
         help='let a "custom" dataset run the Python file that the config names, and an extractor '
         'the code in its TorchScript file')

@@ -49,10 +49,12 @@ class Loader:
         num_workers: int = 0,               # processes that decode what is not decoded yet; 0: this one does
         start_method: str = 'spawn',        # how they start: spawn, fork or forkserver
         device: Any = 'cpu',
+        worker_timeout: float | None = None,    # seconds without a batch until they count as hanging
     ) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world_size, self.grad_accum_steps = rank, world_size, grad_accum_steps
         self.augmentation, self.num_workers, self.start_method, self.device = augmentation, num_workers, start_method, torch.device(device)
+        self.worker_timeout = worker_timeout
         self.items_per_step = batch_size * world_size * grad_accum_steps
         self._check()
 
@@ -92,7 +94,8 @@ class Loader:
 
     def _batches(self, first: int) -> Generator[dict[str, Tensor], None, None]:
         positions = range(first, 2**63, self.batch_size * self.world_size)
-        with closing(read(self.dataset, map(self.indices, positions), self.num_workers, self.start_method)) as batches:
+        with closing(read(self.dataset, map(self.indices, positions), self.num_workers,
+                          self.start_method, self.worker_timeout)) as batches:
             for position, batch in zip(positions, batches):
                 self._note(batch.skipped)
                 yield self._finished(position, batch)

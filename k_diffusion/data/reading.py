@@ -1,13 +1,14 @@
 """Reading the pictures of a batch: from memory, one after another, or by worker processes."""
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from .pictures import UnreadablePicture
 
 #: How many batches each worker has waiting.
 _AHEAD = 2
+#: Seconds of one wait for a worker; the time for which the program is stopped (Ctrl-Z) counts as one.
+_TURN = 1.
 #: How many pictures in a row may be unreadable before that is an error.
 _ATTEMPTS = 100
 
@@ -32,13 +35,27 @@ class Batch(NamedTuple):
     skipped: list[tuple[str, str]]
 
 
-def read(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str) -> Generator[Batch, None, None]:
-    """The batches of a stream of indices [B], in order. Workers serve a data set that is still to be decoded; another needs none."""
+def read(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str,
+         timeout: float | None = None) -> Generator[Batch, None, None]:
+    """Yield the batches of a stream of indices [B], in order.
+
+    Workers serve a data set that is still to be decoded; another needs none.
+
+    Args:
+        dataset: The pictures.
+        indices: Which of them, batch by batch.
+        workers: How many processes read; 0: this one.
+        start_method: How they start.
+        timeout: Seconds without a batch after which they count as hanging; None: never.
+
+    Raises:
+        ChildProcessError: A worker died or hangs.
+    """
     if isinstance(dataset, Images):
         return (_from_memory(dataset, index) for index in indices)
     if workers == 0:
         return (_one_by_one(dataset, index.tolist()) for index in indices)
-    return _by_workers(dataset, indices, workers, start_method)
+    return _by_workers(dataset, indices, workers, start_method, timeout)
 
 
 def _from_memory(dataset: Images, index: Tensor) -> Batch:
@@ -64,15 +81,20 @@ def _first_readable(dataset: Dataset, index: int, skipped: list[tuple[str, str]]
     raise ValueError(f'{dataset.source} has many pictures in a row that cannot be read (the last, {name}: {reason}); are they pictures?')
 
 
-def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str) -> Generator[Batch, None, None]:
+def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str,
+                timeout: float | None) -> Generator[Batch, None, None]:
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method), _start_worker, (dataset,))
-    waiting: deque[Future[Any]] = deque()
+    waiting: deque[tuple[list[int], Future[Any]]] = deque()
     processes = pool._processes     # type: ignore[attr-defined, unused-ignore]  # kept, since a broken pool forgets them
     try:
         for index in indices:
-            waiting.append(pool.submit(_work, index.tolist()))
+            waiting.append((index.tolist(), pool.submit(_work, index.tolist())))
             if len(waiting) > _AHEAD * workers:
-                pictures, labels, skipped = waiting.popleft().result()
+                first, future = waiting.popleft()
+                if not _is_done_within(future, timeout):
+                    _kill(processes)
+                    raise ChildProcessError(_hang_message(dataset, first, timeout))
+                pictures, labels, skipped = future.result()
                 images = torch.frombuffer(pictures, dtype=torch.uint8).view(-1, *dataset.image_shape)
                 yield Batch(images, None if labels is None else torch.tensor(labels), skipped)
     except BrokenProcessPool:
@@ -80,6 +102,30 @@ def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start
                       'lower --num-workers, or set it to 0, and start again: training resumes where it was') from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_done_within(future: Future[Any], timeout: float | None) -> bool:
+    if timeout is None:
+        wait([future])
+    else:
+        turns = max(1, math.ceil(timeout / _TURN))
+        for _ in range(turns):
+            if wait([future], timeout / turns).done:
+                break
+    return future.done()
+
+
+def _kill(processes: Any) -> None:
+    """End workers that do not answer, or Python would wait for them when it ends."""
+    for process in list((processes or {}).values()):
+        process.kill()
+
+
+def _hang_message(dataset: Dataset, indices: list[int], timeout: float | None) -> str:
+    names = ', '.join(dataset.name(index) for index in indices[:3])
+    return (f'the processes that read {dataset.source} gave no batch for {timeout:g} s (it begins with '
+            f'{names}); mend what hangs or raise --worker-timeout, and start again: training resumes '
+            'where it was')
 
 
 def _how_it_died(processes: Any) -> str:

@@ -270,8 +270,8 @@ class Trainer:
         """Ask for a stop where the launcher that started this process is gone."""
         if self._asked_to_stop or launcher_pid() == self._launcher:
             return
-        warnings.warn(f'the launcher (process {self._launcher}) is gone; the run is saved and stops',
-                      stacklevel=2)
+        warnings.warn(f'the launcher (process {self._launcher}) is gone; '
+                      'the run is saved and stops', stacklevel=2)
         self.request_stop()
 
     def _call(self, hook: Hook) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -14,7 +15,16 @@ import torch
 from k_diffusion.augmentation import BatchedAugmentation
 from k_diffusion.core.images import from_bytes
 from k_diffusion.core.random import derive_seed, generator
-from k_diffusion.data import ImageFolderClassConfig, Images, Loader, icons, open_dataset, permutation
+from k_diffusion.data import (
+    Dataset,
+    ImageFolderClassConfig,
+    Images,
+    Loader,
+    icons,
+    open_dataset,
+    permutation,
+    reading,
+)
 
 
 @pytest.fixture
@@ -158,3 +168,56 @@ def test_a_dead_worker_ends_the_stream_with_a_sentence(streamed):
         with pytest.raises(ChildProcessError, match=r'died \((process \d+, by signal SIGKILL|killed, or)'):
             for _ in range(1000):
                 next(batches)
+
+
+class Hanging(Dataset):
+    """Grey pictures, of which reading the ninth never ends."""
+    source = 'the pictures'
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, index):
+        if index == 9:
+            time.sleep(600)
+        return {'image': torch.full((1, 4, 4), index, dtype=torch.uint8)}
+
+
+@pytest.mark.filterwarnings('ignore:.*fork')
+@pytest.mark.parametrize('workers', [1, 2])
+def test_a_worker_that_hangs_is_noticed_in_time(workers):
+    dataset = Hanging((1, 4, 4))
+    order = permutation(0, 0, 24).tolist()
+    before = set(multiprocessing.active_children())
+    loader = Loader(dataset, 4, num_workers=workers, start_method='fork', worker_timeout=1.5)
+    taken, begun = [], time.monotonic()
+    with closing(loader.iterate()) as batches, pytest.raises(ChildProcessError) as fault:
+        for batch in batches:
+            taken.append(batch['index'].tolist())
+            begun = time.monotonic()
+    assert 1.5 <= time.monotonic() - begun < 4
+    hung = order.index(9) // 4
+    assert taken == [order[i:i + 4] for i in range(0, 4 * hung, 4)]
+    assert 'the processes that read the pictures gave no batch for 1.5 s' in str(fault.value)
+    assert dataset.name(order[4 * hung]) in str(fault.value) and '--worker-timeout' in str(fault.value)
+    for process in set(multiprocessing.active_children()) - before:
+        process.join(5)
+        assert not process.is_alive()
+
+
+@pytest.mark.filterwarnings('ignore:.*fork')
+def test_the_time_in_which_the_whole_program_is_stopped_does_not_count(monkeypatch):
+    """Each turn of a wait ends late here, as after Ctrl-Z and fg; the worker needs three."""
+    turns, late = [], []
+    real = reading.wait
+
+    def wait(futures, timeout):
+        turns.append(timeout)
+        if len(turns) == 1:
+            late.append(time.sleep(0.6))
+        return real(futures, timeout)
+    monkeypatch.setattr(reading, 'wait', wait)
+    monkeypatch.setattr(reading, '_TURN', 0.1)
+    with ThreadPoolExecutor(1) as pool:
+        assert reading._is_done_within(pool.submit(time.sleep, 0.75), 0.5)
+    assert len(turns) > 1 and all(turn == pytest.approx(0.1) for turn in turns)

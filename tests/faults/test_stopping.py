@@ -13,6 +13,7 @@ import pytest
 from k_diffusion.cli import autoencoder, hooks, metrics_hook
 from k_diffusion.cli.train import main
 from k_diffusion.core.weights import load_checkpoint
+from k_diffusion.data import permutation
 from k_diffusion.training import RunFolder, Trainer
 from k_diffusion.training import launcher as launchers
 
@@ -182,3 +183,24 @@ def test_processes_whose_launcher_is_killed_save_and_stop(program):
     _, err = process.communicate(timeout=10)
     assert f'the launcher (process {process.pid}) is gone' in err and 'Traceback' not in err
     assert RunFolder(program.run_dir, 'tiny').newest()[1]['step'] > 0
+
+
+@pytest.mark.faults
+def test_a_worker_that_hangs_ends_the_run_with_its_steps_saved(program):
+    (program.folder / 'data.py').write_text(
+        'import time, torch\n'
+        'class Items:\n'
+        '    def __len__(self): return 80\n'
+        '    def __getitem__(self, i):\n'
+        '        if i == 7: time.sleep(600)\n'
+        '        return {0: torch.full((1, 16, 16), i, dtype=torch.uint8)}\n'
+        'def get_dataset(config, transform): return Items()\n')
+    config = {**TINY, 'dataset': {'type': 'custom', 'location': 'data.py', 'image_key': 0}}
+    (program.folder / 'tiny.json').write_text(json.dumps(config))
+    command = ['--allow-code', '--no-report', '--num-workers', '2', '--worker-timeout', '8',
+               '--start-method', 'fork']
+    done = program.run(*command, timeout=60)
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'gave no batch for 8 s (it begins with picture ' in done.stderr
+    hung = permutation(0, 0, 80).tolist().index(7) // 8
+    assert RunFolder(program.run_dir, 'tiny').newest()[1]['step'] == hung > 0
