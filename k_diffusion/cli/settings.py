@@ -28,7 +28,7 @@ class RunSettings:
     device: str | None = None                           # cpu, cuda, mps; None: the fastest there is
     num_workers: int = 8                                # processes that decode pictures, at most one per core
     start_method: str = 'spawn'                         # how they start
-    worker_timeout: float = 600.                        # seconds until one counts as hanging; 0: never
+    worker_timeout: float = 600.                        # seconds until they count as hanging; 0: never
     allow_code: bool = False                            # let custom data sets and TorchScript run
     save_every: int = 10000                             # steps between checkpoints
     keep_last: int = 0                                  # checkpoints kept besides the best; 0: all of them
@@ -68,7 +68,8 @@ class RunSettings:
                 raise ValueError(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
         if Path(self.name).name != self.name or not self.name.strip('.'):
             raise ValueError(f'--name is {self.name!r}; it must be a plain name (the folder is said by --run-dir)')
-        for key in ('num_workers', 'worker_timeout', 'demo_every', 'evaluate_n', 'keep_last', 'keep_best', 'ema_snapshots', 'grow_warmup'):
+        for key in ('num_workers', 'worker_timeout', 'demo_every', 'evaluate_n', 'keep_last',
+                    'keep_best', 'ema_snapshots', 'grow_warmup'):
             if (getattr(self, key) or 0) < 0:
                 raise ValueError(f'--{key.replace("_", "-")} is {getattr(self, key)}; it must be at least 0')
         for key in ('gns', 'compile'):

@@ -49,7 +49,7 @@ class Loader:
         num_workers: int = 0,               # processes that decode what is not decoded yet; 0: this one does
         start_method: str = 'spawn',        # how they start: spawn, fork or forkserver
         device: Any = 'cpu',
-        worker_timeout: float | None = None,    # seconds without a batch until they count as hanging
+        worker_timeout: float | None = None,    # seconds until they count as hanging
     ) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world_size, self.grad_accum_steps = rank, world_size, grad_accum_steps

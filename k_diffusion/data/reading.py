@@ -21,7 +21,7 @@ from .pictures import UnreadablePicture
 
 #: How many batches each worker has waiting.
 _AHEAD = 2
-#: Seconds of one wait for a worker; the time for which the program is stopped (Ctrl-Z) counts as one.
+#: Seconds of one wait for a worker; the time while the program is stopped (Ctrl-Z) counts as one.
 _TURN = 1.
 #: How many pictures in a row may be unreadable before that is an error.
 _ATTEMPTS = 100
@@ -123,9 +123,9 @@ def _kill(processes: Any) -> None:
 
 def _hang_message(dataset: Dataset, indices: list[int], timeout: float | None) -> str:
     names = ', '.join(dataset.name(index) for index in indices[:3])
-    return (f'the processes that read {dataset.source} gave no batch for {timeout:g} s (it begins with '
-            f'{names}); mend what hangs or raise --worker-timeout, and start again: training resumes '
-            'where it was')
+    return (f'the processes that read {dataset.source} gave no batch for {timeout:g} s (it begins '
+            f'with {names}); mend what hangs or raise --worker-timeout, and start again: training '
+            'resumes where it was')
 
 
 def _how_it_died(processes: Any) -> str:

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from k_diffusion.cli import autoencoder, hooks, metrics_hook
+from k_diffusion.cli.processes import World, in_pieces
 from k_diffusion.cli.train import main
 from k_diffusion.core.weights import load_checkpoint
 from k_diffusion.data import permutation
@@ -156,6 +158,23 @@ def test_a_run_whose_launcher_is_gone_is_saved_and_stops(train, tmp_path, monkey
     train('--end-step', '9')
     assert f'the launcher (process {parent}) is gone' in capsys.readouterr().err
     assert RunFolder(tmp_path / 'run', 'tiny').newest()[1]['step'] == 2
+
+
+def test_an_evaluation_whose_launcher_is_gone_stops_and_keeps_its_pieces(tmp_path, monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+
+    def work(items):
+        done.append(items.start)
+        if len(done) == 2:
+            monkeypatch.setattr(launchers.os, 'getppid', lambda: 1)
+        return torch.arange(items.start, items.stop)[:, None].float()
+    done = []
+    with pytest.raises(ChildProcessError, match='is gone; run the same command again'):
+        in_pieces(tmp_path / 'pieces', 600, work, World())
+    assert done == [0, 256]
+    monkeypatch.undo()
+    assert in_pieces(tmp_path / 'pieces', 600, work, World())[:, 0].tolist() == list(range(600))
+    assert done == [0, 256, 512]
 
 
 @pytest.mark.faults
