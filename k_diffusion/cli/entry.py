@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..core.names import escape_name
 from ..core.registry import nearest
+from .streams import output_fault, safe_streams
 
 #: command -> (its file, what it does)
 COMMANDS = {
@@ -46,6 +47,10 @@ class Parser(argparse.ArgumentParser):
         self.add_argument('--no-verify', dest='verify', action='store_false',
                           help='take a checkpoint that is not what the manifest beside it says')
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        with safe_streams():
+            return super().parse_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         words = message.removeprefix('unrecognized arguments: ').split() if message.startswith('unrecognized') else []
         hints = [(word, nearest(word.split('=')[0], self._option_string_actions)) for word in words if word.startswith('-')]
@@ -56,7 +61,12 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs `k-diffusion COMMAND ...`; the exit status is 0, 1 (it failed, one sentence says why) or 2 (wrong usage)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with safe_streams():
+        status = _run_command(list(sys.argv[1:] if argv is None else argv))
+        return status or _check_output('k-diffusion')
+
+
+def _run_command(argv: list[str]) -> int:
     if not argv or argv[0] in ('-h', '--help'):
         print(_help())
         return 0 if argv else 2
@@ -81,16 +91,28 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
     (With K_DIFFUSION_TRACEBACK=1 in the environment the traceback is shown, for a report.)
     """
     warnings.showwarning = _show_warning
-    if isinstance(sys.stdout, io.TextIOWrapper):        # (stderr does so by itself)
-        sys.stdout.reconfigure(errors='backslashreplace')
+    with safe_streams():
+        stream = getattr(sys.stdout, 'stream', None)
+        if isinstance(stream, io.TextIOWrapper):        # (stderr does so by itself)
+            stream.reconfigure(errors='backslashreplace')
+        return _outcome(prog, work) or _check_output(prog)
+
+
+def _check_output(prog: str) -> int:
+    """Return 1 and say why where standard output could not take all; the work is done by then."""
+    fault = output_fault()
+    if fault is not None and not isinstance(fault, BrokenPipeError):
+        print(f'{prog}: standard output cannot be written to ({fault.strerror}); '
+              'all else is done', file=sys.stderr)
+    return 0 if fault is None else 1
+
+
+def _outcome(prog: str, work: Callable[[], int | None]) -> int:
     try:
         return work() or 0
     except KeyboardInterrupt:
         print(f'\n{prog}: interrupted', file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stdout = None
-        return 1
     except Exception as error:  # whatever it is, nobody is helped by a traceback they did not ask for
         if os.environ.get('K_DIFFUSION_TRACEBACK') == '1':
             raise
