@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .extras import require
 from .files import read_json
+from .hub import hub_fault
 
 #: OpenAI's names of its CLIP models -> where they are on the hub.
 OPENAI_CLIP = {'ViT-B/32': 'openai/clip-vit-base-patch32', 'ViT-B/16': 'openai/clip-vit-base-patch16',
@@ -38,15 +39,19 @@ def load_tokenizer(name: str | os.PathLike[str], purpose: str = 'a tokenizer') -
 
 def _from_pretrained(name: str | os.PathLike[str], kind: str, purpose: str) -> Any:
     transformers = require('transformers', 'clip', purpose)
+    fault = hub_fault(name)
     try:
         with _quiet(transformers):
-            return getattr(transformers, kind).from_pretrained(str(name), trust_remote_code=False)
+            return getattr(transformers, kind).from_pretrained(
+                str(name), trust_remote_code=False, local_files_only=fault is not None)
     except (OSError, ValueError, KeyError) as error:
         if Path(name).is_dir():
             reason = ' '.join(str(error).split())
             raise ValueError(f'{purpose}: the folder {name} cannot be loaded as {kind} ({reason[:200]}); it must be one that '
                              'save_pretrained wrote') from None
-        raise FileNotFoundError(f'{purpose}: there is no folder {name}, and no model of that name is on this disk or can be downloaded; '
+        why = f' ({fault})' if fault else ''
+        raise FileNotFoundError(f'{purpose}: there is no folder {name}, and no model of that name '
+                                f'is on this disk or can be downloaded{why}; '
                                 'give the folder of a downloaded model') from None
 
 

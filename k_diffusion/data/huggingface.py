@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..core.extras import require
+from ..core.hub import quick_hub
 from ..core.names import escape_name
 from .datasets import Dataset
 from .opening import DATASETS, PictureConfig, Request
@@ -24,7 +25,8 @@ class HuggingFaceConfig(PictureConfig):
         datasets = require('datasets', 'hf', "the dataset type 'huggingface'")
         name = self.given_location()
         try:
-            rows = datasets.load_dataset(name, split='train')
+            with quick_hub(name):
+                rows = datasets.load_dataset(name, split='train')
         except (OSError, ValueError) as error:
             raise ValueError(f'the Hugging Face data set {name!r} cannot be loaded ({error}); check dataset.location and the network, '
                              'or give the folder of a copy') from None

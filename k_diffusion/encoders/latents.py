@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.extras import require
+from ..core.hub import hub_fault
 from ..core.weights import load_safetensors, load_safetensors_config
 from ..models import AutoencoderConfig
 
@@ -100,8 +101,10 @@ def diffusers_autoencoder(location: str) -> DiffusersAutoencoder:
     diffusers = require('diffusers', 'diffusers', 'an autoencoder of diffusers')
     path = Path(location).expanduser()
     path = path / 'vae' if (path / 'vae').is_dir() else path
+    fault = hub_fault(path)
     try:
-        model = diffusers.AutoencoderKL.from_pretrained(str(path) if path.is_dir() else location)
+        model = diffusers.AutoencoderKL.from_pretrained(
+            str(path) if path.is_dir() else location, local_files_only=fault is not None)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(f'no AutoencoderKL can be loaded from {location} ({str(error).splitlines()[0][:120]}); give the folder '
                                 'that save_pretrained wrote') from None

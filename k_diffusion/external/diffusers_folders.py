@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..core.extras import require
+from ..core.hub import hub_fault
 
 #: A file of weights, its variant, and its number among several.
 _WEIGHTS = re.compile(r'diffusion_pytorch_model(?:-\d{5}-of-\d{5})?(?:\.(?P<variant>[^.]+?))?'
@@ -44,6 +45,7 @@ def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> t
     loaded: dict[str, Any] = {}
     for key, (_, name) in parts.items():
         options = {} if key == 'scheduler' else _weight_options(source, key, dtype, variant)
+        options['local_files_only'] = hub_fault(source) is not None
         try:
             loaded[key] = getattr(diffusers, name).from_pretrained(source, subfolder=key, **options)
         except Exception as error:      # whatever a damaged or missing file raises there
@@ -90,11 +92,15 @@ def _read_index(diffusers: Any, source: str) -> Mapping[str, Any]:
     if path.is_file():
         raise ValueError(f'source must be the folder of a pipeline; {source} is a file: read it with K.external.load_published, or let '
                          'diffusers convert it (from_single_file) and give the pipeline')
+    fault = hub_fault(source)
     try:
-        index: Mapping[str, Any] = diffusers.DiffusionPipeline.load_config(source)
+        index: Mapping[str, Any] = diffusers.DiffusionPipeline.load_config(
+            source, local_files_only=fault is not None)
     except Exception as error:          # hub clients and a damaged file raise many kinds
         if (path / 'model_index.json').is_file():
             raise ValueError(f'{path / "model_index.json"} cannot be read ({type(error).__name__}); save the pipeline again') from None
-        where = 'is a folder without model_index.json' if path.is_dir() else 'is no folder here, and no model of that name can be had'
+        why = f' ({fault})' if fault else ''
+        where = 'is a folder without model_index.json' if path.is_dir() else (
+            f'is no folder here, and no model of that name can be had{why}')
         raise FileNotFoundError(f'{source} {where}; give the folder of a diffusers pipeline, or a model and its scheduler') from None
     return index
