@@ -15,6 +15,7 @@ from ..core.devices import choose_device
 from ..core.files import remove_stale
 from ..core.tensor_cache import load_cache, save_cache
 from ..training.launcher import launcher_pid
+from .launch import warn_of_one_process
 
 CHUNK = 256     # items in a piece; a constant, so that another batch size or number of processes finds the same pieces
 
@@ -58,6 +59,7 @@ def world() -> Iterator[World]:
     """The processes that torchrun started, or this one alone."""
     size = int(os.environ.get('WORLD_SIZE', 1))
     if size == 1:
+        warn_of_one_process()
         yield World()
         return
     distributed.init_process_group('gloo', timeout=datetime.timedelta(days=2))

@@ -45,6 +45,7 @@ from .conditioning import conditions_of, first_of, null_of
 from .display import Display
 from .encoding import encoded, encoder_of, picture_frame, pictures_of
 from .hooks import DemoHook, SkippedNotice, WandbHook
+from .launch import warn_of_one_process
 from .metrics_hook import EvaluationHook
 from .objective import make_loss
 from .peers import told_of_peers
@@ -157,6 +158,7 @@ def _accelerator(settings: RunSettings, find_unused: bool) -> Any:
     accelerator = accelerate.Accelerator(
         mixed_precision=settings.mixed_precision, cpu=device.type == 'cpu',
         kwargs_handlers=[accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused)])
+    warn_of_one_process()
     launched = int(os.environ.get('WORLD_SIZE', 1))
     if accelerator.num_processes != launched:
         raise ValueError(f'{launched} processes were launched and {accelerator.num_processes} found each other; '
