@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..config import load_model, sections_of
 from ..core.devices import choose_device
@@ -25,6 +24,7 @@ from . import calibrations
 from .conditioning import asked_of, conditions_of, null_of
 from .encoding import encoder_of
 from .entry import Parser, guarded
+from .progress import show_progress
 from .sample import _class_words, _levels, class_labels, guided, how_to_sample
 
 _EXAMPLE = '''example:
@@ -82,7 +82,8 @@ def calibrate_model(
     named = {'model': fingerprint(denoiser.state_dict()), 'guidance': scale, 'conditions': tuple(sorted(told)),
              'guidance_interval': how.guidance_interval if scale != 1 else None}
     how_it_looks = '{desc}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}'
-    with tqdm(total=1000, disable=None if show else True, bar_format=how_it_looks) as bar, torch.no_grad():
+    bar = show_progress('calibrate', 1000, '', show, bar_format=how_it_looks)
+    with bar, torch.no_grad():
         bar.set_description('converged runs')
         teacher = Teacher(denoise, x, model['sigma_min'] if sigma_min is None else sigma_min, high, told, batch_size=batch_size)
         made = [_one(denoise, teacher, n, bases, batch_size, named, bar, sum(steps[:k]) / sum(steps), n / sum(steps))

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..config import load_model
 from ..core.devices import choose_device
@@ -26,6 +25,7 @@ from ..sampling import SAMPLERS
 from .encoding import encoder_of
 from .entry import Parser
 from .output import Samples, Target, drawn_by
+from .progress import show_progress
 
 _EXAMPLE = '''examples:
   k-diffusion clip "a photo of the digit seven" --checkpoint runs/demo --clip-model my_clip_folder --no-clamp -cgs 50
@@ -64,7 +64,7 @@ def clip(
     device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
     verify: bool = True,                    # compare the checkpoint with the manifest beside it
     overwrite: bool = False,                # replace what an earlier call left in `out`
-    show: bool = True,                      # a progress bar, on a terminal
+    show: bool = True,                      # progress on stderr
 ) -> Samples:
     """Draws n images from a trained model towards prompts and writes them, one by one and as a grid."""
     for name, value in ('-n', n), ('--batch-size', batch_size), ('--steps', steps), ('--cutn', cutn):
@@ -91,7 +91,7 @@ def clip(
     travelling = _travelling(sampler, time_travel_steps, time_travel_interval)
     target.make()
     total = -(-n // batch_size) * (len(sigmas) - 1)
-    with tqdm(total=total if time_travel_steps == 1 else None, unit='step', disable=None if show else True) as bar:
+    with show_progress('clip', total if time_travel_steps == 1 else None, 'step', show) as bar:
         drawn = generate(guided, shape, sigmas, travelling, seeds, decode=decode, callback=_shown(bar, preview, decode),
                          batch_size=batch_size, device=chosen, x=x)
     return target.write(drawn, None)

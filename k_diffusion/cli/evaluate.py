@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..config import find_checkpoint, load_model
 from ..core.files import digest_of, write_json
@@ -27,6 +26,7 @@ from ..evaluation.intervals import BLOCKS
 from .drawing import Draw
 from .entry import Parser, guarded
 from .processes import World, in_pieces, share_of, world
+from .progress import show_progress
 from .reference import DATASET_WORDS, EXTRACTOR_WORDS, chosen_pictures, classes_of, make_extractor, open_reference
 from .sample import how_to_sample
 
@@ -166,8 +166,8 @@ class _Task:
             'extractor': getattr(self.extractor, 'fingerprint', self.facts['extractor']),
         }
         key = hashlib.blake2b(repr(determined_by).encode(), digest_size=8).hexdigest()
-        hidden = not (self.settings.show and self.processes.main) or None
-        with tqdm(total=share_of(n, self.processes), unit='image', disable=hidden) as bar:
+        show = self.settings.show and self.processes.main
+        with show_progress('evaluate', share_of(n, self.processes), 'image', show) as bar:
             return in_pieces(self.folder / f'pieces-{key}', n, self._piece, self.processes, lambda done: bar.update(done - bar.n))
 
     @torch.no_grad()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..config import find_checkpoint, load_model
 from ..core.files import digest_of, whole_file, write_json
@@ -22,6 +21,7 @@ from ..core.random import derive_seed
 from ..evaluation import image_bits
 from .entry import Parser, guarded
 from .processes import World, in_pieces, share_of, world
+from .progress import show_progress
 from .reference import DATASET_WORDS, chosen_pictures, classes_of, open_reference
 
 _EXAMPLE = '''examples:
@@ -80,11 +80,12 @@ def likelihood(settings: LikelihoodSettings) -> Likelihood:
     """
     with world() as processes:
         task = _Task(settings, processes)
-        hidden = not (settings.show and processes.main) or None
-        if hidden is None:
+        show = settings.show and processes.main
+        if show:
             print(f'{len(task.indices):,} pictures of {task.pictures.source}, {4 * settings.steps * settings.points} model calls each',
                   file=sys.stderr, flush=True)
-        with tqdm(total=share_of(len(task.indices), processes), unit='image', disable=hidden) as bar:
+        share = share_of(len(task.indices), processes)
+        with show_progress('likelihood', share, 'image', show) as bar:
             bits = in_pieces(task.pieces, len(task.indices), task.bits, processes, lambda done: bar.update(done - bar.n))
         found = _summary(bits.double(), task.folder)
         if processes.main:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ..config import load_model, sections_of
 from ..core.devices import choose_device
@@ -25,6 +24,7 @@ from .conditioning import asked_of, conditions_of, null_of
 from .encoding import encoder_of
 from .entry import Parser
 from .output import Samples, Target, drawn_by
+from .progress import show_progress
 
 _EXAMPLE = '''examples:
   k-diffusion sample --checkpoint runs/demo -n 64 --seed 1
@@ -52,7 +52,7 @@ def sample(
     ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
     verify: bool = True,                    # compare the checkpoint with the manifest beside it
     overwrite: bool = False,                # replace what an earlier call left in `out`
-    show: bool = True,                      # a progress bar, on a terminal
+    show: bool = True,                      # progress on stderr
 ) -> Samples:
     """Draws n images from a trained model and writes them, one by one and as a grid."""
     for name, value in ('-n', n), ('--batch-size', batch_size):
@@ -83,7 +83,7 @@ def sample(
         if fitted is not None:
             sigmas, walked = fitted.levels, fitted.sampler()
     target.make()
-    with tqdm(total=-(-n // batch_size) * (len(sigmas) - 1), unit='step', disable=None if show else True) as bar:
+    with show_progress('sample', -(-n // batch_size) * (len(sigmas) - 1), 'step', show) as bar:
         images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, walked,
                           [derive_seed(seed, 'sample', i) for i in range(n)],
                           told, callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen, options=stops_at(walked, low),

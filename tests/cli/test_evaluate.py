@@ -206,7 +206,7 @@ def test_a_stop_in_the_middle_of_an_evaluation(tiny, script, tmp_path, capsys, m
     status = train(tiny(), tmp_path / 'run', '--evaluate-every', 2, '--evaluate-n', 20,
                    '--evaluate-with', script, '--allow-code', '--end-step', 5)
     assert status == 143 and 'the evaluation of step 2 is given up' in capsys.readouterr().err
-    assert (tmp_path / 'run' / 'tiny_00000003.pth').exists() and not (tmp_path / 'run' / 'tiny_metrics.csv').exists()
+    assert (tmp_path / 'run' / 'tiny_00000002.pth').exists() and not (tmp_path / 'run' / 'tiny_metrics.csv').exists()
 
 
 def test_without_an_extractor_training_goes_on(tiny, tmp_path, capsys):
