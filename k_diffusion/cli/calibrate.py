@@ -4,7 +4,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +55,14 @@ def calibrate_model(
     out: str | os.PathLike[str] | None = None,  # the file to write (default: MODEL_calibrated.json beside the checkpoint)
     show: bool = True,                      # a progress bar
 ) -> tuple[list[Calibration], Path]:
-    """Fits a sampler for each number of steps and writes them beside the checkpoint; gives them and the file."""
-    for name, value, least in (('--noises', noises, 2), ('--batch-size', batch_size, 1), ('--steps', min(steps, default=0), 1)):
-        if value < least:
-            raise ValueError(f'{name} is {value}; it must be at least {least}')
+    """Fit a sampler for each number of steps, write them beside the checkpoint, and return both.
+
+    Each is kept when it is fitted, so that a call that was interrupted goes on with the next.
+    """
+    _check(steps, noises, batch_size)
     check_bases(bases)
     steps = list(dict.fromkeys(steps))
-    path = _checked_file(Path(out) if out is not None else calibrations.file_of(checkpoint))
+    path = _writable_file(checkpoint, out)
     chosen = choose_device(device)
     if chosen.type == 'cpu':
         keep_freed_memory()
@@ -81,19 +83,54 @@ def calibrate_model(
     scale = how.guidance if told else 1.
     named = {'model': fingerprint(denoiser.state_dict()), 'guidance': scale, 'conditions': tuple(sorted(told)),
              'guidance_interval': how.guidance_interval if scale != 1 else None}
+    low = model['sigma_min'] if sigma_min is None else sigma_min
+    fits = calibrations.Unfinished(path, (named, low, high, noises, tuple(bases), batch_size, seed,
+                                          shape, str(chosen), fingerprint(told)))
+    missing = _list_missing(steps, fits)
     how_it_looks = '{desc}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}'
     bar = show_progress('calibrate', 1000, '', show, bar_format=how_it_looks)
     with bar, torch.no_grad():
         bar.set_description('converged runs')
-        teacher = Teacher(denoise, x, model['sigma_min'] if sigma_min is None else sigma_min, high, told, batch_size=batch_size)
-        made = [_one(denoise, teacher, n, bases, batch_size, named, bar, sum(steps[:k]) / sum(steps), n / sum(steps))
-                for k, n in enumerate(steps)]
-    calibrations.add(path, made)
-    return made, path
+        teacher = Teacher(denoise, x, low, high, told, batch_size=batch_size) if missing else None
+        for made in _fit(missing, denoise, teacher, bases, batch_size, named, bar):
+            fits.keep(made)
+    return fits.finish(steps), path
 
 
-def _checked_file(path: Path) -> Path:
-    """Return the file to write; one that is damaged or cannot be written is found before the work."""
+def _fit(steps: Sequence[int], denoise: Any, teacher: Any, bases: Sequence[str], batch_size: int,
+         named: dict[str, Any], bar: Any) -> Iterator[Calibration]:
+    """Yield a sampler for each number of calls; each has its share of the bar."""
+    for k, n in enumerate(steps):
+        begins, share = sum(steps[:k]) / sum(steps), n / sum(steps)
+
+        def tell(part: float, words: str, begins: float = begins, share: float = share) -> None:
+            bar.set_description(words)
+            bar.update(round(1000 * (begins + share * part)) - bar.n)
+
+        yield calibrate(denoise, teacher.x, teacher.sigma_max, steps=n, bases=bases,
+                        batch_size=batch_size, teacher=teacher, callback=tell, **named)
+        tell(1., f'{n} calls')
+
+
+def _check(steps: Sequence[int], noises: int, batch_size: int) -> None:
+    for name, value, least in (('--noises', noises, 2), ('--batch-size', batch_size, 1),
+                               ('--steps', min(steps, default=0), 1)):
+        if value < least:
+            raise ValueError(f'{name} is {value}; it must be at least {least}')
+
+
+def _list_missing(steps: Sequence[int], fits: calibrations.Unfinished) -> list[int]:
+    """Return the numbers of calls that are still to be fitted, and say which are not."""
+    kept = [n for n in steps if n in fits.made]
+    if kept:
+        print(f'note: the samplers for {", ".join(map(str, kept))} steps were fitted by an earlier '
+              'call that did not end', file=sys.stderr)
+    return [n for n in steps if n not in kept]
+
+
+def _writable_file(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path:
+    """Return the file to write to; raise before the work if it or its folder is unfit."""
+    path = Path(out) if out is not None else calibrations.file_of(checkpoint)
     try:
         calibrations.read(path)
     except ValueError as error:
@@ -102,19 +139,6 @@ def _checked_file(path: Path) -> Path:
         raise ValueError(f'{path.parent} is no folder that can be written to; '
                          'give another file with --out')
     return path
-
-
-def _one(denoise: Any, teacher: Teacher, n: int, bases: Sequence[str], batch_size: int, named: dict[str, Any], bar: Any,
-         begins: float, share: float) -> Calibration:
-    """A sampler of n calls; the bar is moved over its share of the work."""
-    def tell(part: float, words: str) -> None:
-        bar.set_description(words)
-        bar.update(round(1000 * (begins + share * part)) - bar.n)
-
-    found = calibrate(denoise, teacher.x, teacher.sigma_max, steps=n, bases=bases, batch_size=batch_size, teacher=teacher, callback=tell,
-                      **named)
-    tell(1., f'{n} calls')
-    return found
 
 
 def _integers(text: str) -> list[int]:

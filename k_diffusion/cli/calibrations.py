@@ -1,14 +1,17 @@
 """Calibrated solvers beside their checkpoint: MODEL_calibrated.json, with an entry for each number of model calls and guidance."""
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from .. import __version__
 from ..config import find_checkpoint
 from ..core.files import read_json_file, write_json
 from ..core.names import escape_name
@@ -43,6 +46,50 @@ def add(path: Path, made: list[Calibration]) -> None:
     settings = [_setting(calibration) for calibration in made]
     kept = [calibration for calibration in read(path) if _setting(calibration) not in settings]
     write_json(path, {'calibrations': [to_dict(calibration) for calibration in sorted([*kept, *made], key=_setting)]})
+
+
+class Unfinished:
+    """What calls that did not end have fitted, in a file beside the calibrations.
+
+    Attributes:
+        made: The calibrations by number of model calls, those of the same settings alone.
+    """
+
+    def __init__(self, path: Path, settings: object) -> None:
+        """Read the file of calibrations at `path`; `settings` are all that a fit depends on."""
+        self.path, self.file = path, path.with_name(f'{path.stem}_unfinished.json')
+        text = repr((settings, __version__, torch.__version__))
+        self.settings = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        self.made: dict[int, Calibration] = {}
+        try:
+            value = read_json(self.file.read_text('utf-8'), str(self.file))
+            if value['settings'] == self.settings:
+                made = [from_dict(entry, str(self.file)) for entry in value['calibrations']]
+                self.made = {calibration.steps: calibration for calibration in made}
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            print(f'note: {self.file} is passed over ({error})', file=sys.stderr)
+
+    def keep(self, calibration: Calibration) -> None:
+        """Write down one more."""
+        self.made[calibration.steps] = calibration
+        self._write()
+
+    def finish(self, steps: Sequence[int]) -> list[Calibration]:
+        """Add those for these numbers of calls to the model's calibrations and return them."""
+        made = [self.made[n] for n in steps]
+        add(self.path, made)
+        self.made = {n: calibration for n, calibration in self.made.items() if n not in steps}
+        if self.made:
+            self._write()
+        else:
+            self.file.unlink(missing_ok=True)
+        return made
+
+    def _write(self) -> None:
+        entries = [to_dict(calibration) for calibration in self.made.values()]
+        write_json(self.file, {'settings': self.settings, 'calibrations': entries})
 
 
 def _setting(calibration: Calibration) -> tuple[object, ...]:

@@ -1,6 +1,8 @@
 """k-diffusion calibrate, and sample with what it made."""
 import json
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -118,3 +120,92 @@ def test_a_damaged_file_is_named_with_the_way_out(calibrated, tmp_path, capsys):
     calibrations.file_of(folder).unlink()
     assert calibrate.main(['--checkpoint', str(folder), '--steps', '2,2', *FAST]) == 0
     assert [c.steps for c in calibrations.read(calibrations.file_of(folder))] == [2]
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    folder = tmp_path / 'run'
+    shutil.copytree(trained, folder)
+    return folder
+
+
+def unfinished(folder):
+    return folder / 'tiny_00000003_calibrated_unfinished.json'
+
+
+def stop_at(monkeypatch, steps, fit=None):
+    """Have Ctrl-C come while the sampler of so many steps is fitted; list what is fitted.
+
+    fit: what fits in place of the real one, which is slow.
+    """
+    fitted = []
+    real = fit or calibrate.calibrate
+
+    def stopped(*arguments, **options):
+        if options['steps'] == steps:
+            raise KeyboardInterrupt
+        fitted.append(options['steps'])
+        return real(*arguments, **options)
+    monkeypatch.setattr(calibrate, 'calibrate', stopped)
+    return fitted
+
+
+@pytest.fixture
+def quick(calibrated, monkeypatch):
+    """A fit that takes no time, of converged runs that take none."""
+    plain = calibrations.read(calibrations.file_of(calibrated))[0]
+    monkeypatch.setattr(calibrate, 'Teacher', lambda *arguments, **options: SimpleNamespace(
+        x=None, sigma_max=plain.sigmas[0]))
+
+    def fit(*arguments, steps, model, guidance, conditions, guidance_interval, **options):
+        return replace(plain, sigmas=(*(40. / 2 ** i for i in range(steps + 1)), 0.),
+                       corrections=plain.corrections[:1] * steps, model=model, guidance=guidance,
+                       conditions=conditions, guidance_interval=guidance_interval)
+    return fit
+
+
+def test_a_call_that_was_interrupted_goes_on(copied, tmp_path, monkeypatch, capsys):
+    straight = tmp_path / 'straight.json'
+    arguments = ['--checkpoint', str(copied), '--steps', '2,1', *FAST, '--noises', '2']
+    assert calibrate.main([*arguments, '--out', str(straight)]) == 0
+    for last, done in ((1, [2]), (None, [1])):
+        with monkeypatch.context() as patch:
+            fitted = stop_at(patch, last)
+            assert calibrate.main(arguments) == (130 if last else 0)
+        assert fitted == done
+        assert unfinished(copied).exists() == bool(last)
+        assert calibrations.file_of(copied).exists() == (not last)
+    assert 'the samplers for 2 steps were fitted by an earlier call' in capsys.readouterr().err
+    assert calibrations.file_of(copied).read_bytes() == straight.read_bytes()
+
+
+@pytest.mark.parametrize('other', [
+    ['--seed', '1'], ['--noises', '5'], ['--guidance', '2'], ['--sigma-min', '0.05'],
+    ['--classes', '3'], ['--bases', 'sei'], ['--batch-size', '3'], ['--raw']])
+def test_what_was_fitted_with_other_settings_is_not_taken(copied, monkeypatch, quick, other):
+    command = ['--checkpoint', str(copied), '--steps', '1,2', *FAST]
+    stop_at(monkeypatch, 2, quick)
+    assert calibrate.main(command) == 130
+    fitted = stop_at(monkeypatch, 2, quick)
+    assert calibrate.main([*command, *other]) == 130 and fitted == [1]
+
+
+def test_what_is_not_asked_for_again_stays(copied, monkeypatch, quick):
+    command = ['--checkpoint', str(copied), *FAST]
+    stop_at(monkeypatch, 3, quick)
+    assert calibrate.main([*command, '--steps', '1,2,3']) == 130
+    fitted = stop_at(monkeypatch, None, quick)
+    assert calibrate.main([*command, '--steps', '2']) == 0
+    assert [c.steps for c in calibrations.read(calibrations.file_of(copied))] == [2]
+    assert calibrate.main([*command, '--steps', '1']) == 0 and fitted == []
+    assert [c.steps for c in calibrations.read(calibrations.file_of(copied))] == [1, 2]
+    assert not unfinished(copied).exists()
+
+
+@pytest.mark.parametrize('text', [
+    '', '[]', '{"settings": 3}', '\ud800', '{"settings": "x", "calibrations": 3}'])
+def test_a_damaged_unfinished_file_is_passed_over(copied, monkeypatch, quick, text):
+    unfinished(copied).write_bytes(text.encode('utf-8', 'surrogatepass'))
+    fitted = stop_at(monkeypatch, None, quick)
+    assert calibrate.main(['--checkpoint', str(copied), '--steps', '1', *FAST]) == 0
+    assert fitted == [1] and not unfinished(copied).exists()

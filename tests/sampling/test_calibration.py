@@ -3,12 +3,14 @@ import dataclasses
 import json
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Gaussian, Mixture
 from k_diffusion.generation import generate
+from k_diffusion.sampling.calibration import least_squares
 from k_diffusion.sampling.calibration.bases import BASES, CORRECTIONS, base_rows
 from k_diffusion.sampling.calibration.candidates import Students
 from k_diffusion.sampling.calibration.files import from_json, to_json
@@ -222,3 +224,18 @@ def test_the_robust_fit_finds_a_line_among_outliers():
     theta, value = fit(blocks, Loss([1.], [0.02]), torch.zeros(2, dtype=torch.float64), [0, 1], [0, 0], 60, 1e-6)
     torch.testing.assert_close(theta, torch.tensor([2., -0.7], dtype=torch.float64), atol=0.01, rtol=0)
     assert value < Loss([1.], [0.02])([y.square()[None]]).item()
+
+
+def test_a_step_is_the_same_whatever_is_left_in_memory():
+    """The same equations, solved again and again between other allocations; and their solution."""
+    slopes = torch.randn(12, 200, dtype=torch.float64)
+    hessian, gradient = slopes @ slopes.mT, slopes @ torch.randn(200, dtype=torch.float64)
+    theta, order = torch.zeros(12, dtype=torch.float64), list(range(12))
+    held, moved = [], []
+    for i in range(100):
+        held.append(torch.full((37 * i % 1001 + 1,), i, dtype=torch.float64))
+        moved.append(least_squares._moved(theta, order, hessian.clone(), gradient.clone(), 0.1))
+    assert all(torch.equal(again, moved[0]) for again in moved)
+    damped = hessian.numpy() + 0.1 * np.diag(np.diag(hessian.numpy()))
+    np.testing.assert_allclose(moved[0].numpy(), np.linalg.solve(damped, -gradient.numpy()),
+                               rtol=1e-6)

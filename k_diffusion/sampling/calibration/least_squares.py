@@ -82,7 +82,9 @@ def _normal_equations(blocks: Blocks, loss: Loss, theta: Tensor, order: Sequence
 
 def _moved(theta: Tensor, order: Sequence[int], hessian: Tensor, gradient: Tensor, damping: float) -> Tensor:
     diagonal = hessian.diagonal()
-    step = torch.linalg.lstsq(hessian + torch.diag(damping * diagonal + 1e-9 * diagonal.max() + 1e-30), -gradient[:, None]).solution[:, 0]
+    damped = hessian + torch.diag(damping * diagonal + 1e-9 * diagonal.max() + 1e-30)
+    # (The default driver, gelsy, gives other last digits each time, by what is left in memory.)
+    step = torch.linalg.lstsq(damped, -gradient[:, None], driver='gelsd').solution[:, 0]
     moved = theta.clone()
     moved[torch.tensor(order)] += step.nan_to_num(0.).clamp(-1, 1)
     return moved
