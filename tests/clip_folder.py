@@ -30,8 +30,8 @@ def make_clip(folder, words, size=16, channels=1, width=64, layers=2, train=None
 
 def taught_digits(captions, images, labels, steps=300, batch=128):
     """Contrastive training of such a model; captions: ten lists of sentences."""
-    from k_diffusion.core.pretrained import _MEAN, _STD, _tensor
-    mean, std = sum(_MEAN) / 3, sum(_STD) / 3
+    from k_diffusion.core.pretrained import CLIP_NORMALISATION, _tensor
+    mean, std = (sum(values) / 3 for values in CLIP_NORMALISATION)
 
     def train(model, tokenizer):
         optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
