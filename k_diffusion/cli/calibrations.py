@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import __version__
 from ..config import find_checkpoint
-from ..core.files import read_json_file, write_json
+from ..core.files import MALFORMED, note_once, read_json_file, write_json
 from ..core.names import escape_name
 from ..core.weights import fingerprint
 from ..generation import SamplingConfig
@@ -62,14 +62,14 @@ class Unfinished:
         self.settings = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self.made: dict[int, Calibration] = {}
         try:
-            value = read_json(self.file.read_text('utf-8'), str(self.file))
+            value = read_json_file(self.file)
             if value['settings'] == self.settings:
                 made = [from_dict(entry, str(self.file)) for entry in value['calibrations']]
                 self.made = {calibration.steps: calibration for calibration in made}
         except FileNotFoundError:
             return
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            print(f'note: {self.file} is passed over ({error})', file=sys.stderr)
+        except MALFORMED as error:
+            note_once(f'{escape_name(self.file)} is passed over: {error}')
 
     def keep(self, calibration: Calibration) -> None:
         """Write down one more."""
