@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from k_diffusion.cli.objective import make_loss
 from k_diffusion.config import load_config, make_denoiser_wrapper, make_model, sections_of
 from k_diffusion.data import Loader, open_dataset
+from k_diffusion.tasks.run.objective import make_loss
 from k_diffusion.training import (
     CheckpointHook,
     PowerEMA,

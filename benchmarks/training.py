@@ -21,10 +21,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from k_diffusion.cli.objective import make_loss
 from k_diffusion.config import load_config, make_denoiser_wrapper, make_model, sections_of
 from k_diffusion.core.modules import n_params
 from k_diffusion.data import Images, Loader
+from k_diffusion.tasks.run.objective import make_loss
 from k_diffusion.training import OPTIMIZERS, LogHook, SnapshotHook, Trainer
 from k_diffusion.training.ema import ema_pairs, ema_update_pairs
 

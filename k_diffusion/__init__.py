@@ -2,7 +2,8 @@
 
 The rooms are attributes of this package, imported when first touched: `K.sampling`, `K.external`, `K.layers`, `K.models`,
 `K.config`, `K.augmentation`, `K.utils` and so on. `K.load_model(path)` gives the denoiser of a trained checkpoint,
-`K.sample(denoiser, shape)` samples from it.
+`K.sample(denoiser, shape)` samples from it. The commands of `k-diffusion` are calls: `K.train`, `K.evaluate`, `K.likelihood`,
+`K.calibrate` and the others of `K.tasks`.
 """
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = '0.3.0'
 
 ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'encoders', 'evaluation', 'external', 'generation', 'gns',
-         'guidance', 'layers', 'models', 'sampling', 'schedules', 'training', 'utils')
+         'guidance', 'layers', 'models', 'sampling', 'schedules', 'tasks', 'training', 'utils')
 _NAMES = {'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation', 'share': 'core.conditions'}
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     'external': ('core', 'denoisers', 'schedules'),
     'training': ('core', 'gns', 'schedules'),
     'config': ('core', 'schedules', 'denoisers', 'models', 'augmentation', 'data', 'encoders', 'generation', 'training'),
-    'cli': tuple(room for room in ROOMS if room not in ('webui', 'utils')),
+    'tasks': tuple(room for room in ROOMS if room not in ('cli', 'webui', 'utils')),
+    'cli': ('core', 'tasks', 'config', 'data', 'evaluation', 'generation', 'sampling', 'schedules'),
     'webui': tuple(room for room in ROOMS if room != 'utils'),
     'utils': tuple(ROOMS),
 }
@@ -35,7 +36,7 @@ FACE_MAY_IMPORT = {'layers': ('denoisers',), 'sampling': ('schedules', 'utils')}
 
 #: third parties at the top of a file; everything else is imported where it is used.
 ANYWHERE = {'torch', 'tqdm', 'safetensors', *sys.stdlib_module_names}
-PICTURES = {'data', 'cli', 'core/images.py'}
+PICTURES = {'data', 'tasks', 'core/images.py'}
 
 
 def files():

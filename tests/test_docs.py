@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import k_diffusion as K
-from k_diffusion.cli.evaluate import COPIES
-from k_diffusion.cli.reference import EXTRACTORS
+from k_diffusion.tasks.evaluate import COPIES
+from k_diffusion.tasks.reference import EXTRACTORS
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = [*K.models.MODELS.values(), *K.schedules.DENSITIES.values(), *K.data.DATASETS.values(), *K.training.OPTIMIZERS.values(),
@@ -75,7 +75,7 @@ def test_the_readme_shows_commands_that_exist():
 
 def test_every_sampler_is_on_the_page():
     page = (ROOT / 'docs' / 'samplers.md').read_text()
-    from k_diffusion.cli.samplers import sampler_table
+    from k_diffusion.tasks.samplers import sampler_table
     assert sampler_table() in page, 'run k-diffusion samplers --markdown'
     for name, entry in K.sampling.SAMPLERS.items():
         assert f'| `{name}` | {entry.family} | {entry.order or "-"} | {entry.nfe} |' in page, name

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.files import whole_file
-from ..core.images import from_bytes, make_grid, save_image
 from ..core.names import escape_name
-from ..data.inspection import Inspection, inspect_pictures
+from ..data.inspection import Inspection
 from ..data.ranges import range_note
 from ..data.selection import count_kinds
+from ..tasks.dataset import dataset
 from .entry import Parser, guarded
 
 _EXAMPLE = '''example:
@@ -22,17 +21,6 @@ _EXAMPLE = '''example:
 
 Every picture is decoded once, by the rules of training. sigma_data is what to write into the config; the contact sheet shows 64
 pictures as the model will see them.'''
-
-
-def dataset(place: str | os.PathLike[str], size: int = 64, sheet: str | os.PathLike[str] | None = None, progress: Any = None,
-            grey_range: tuple[float, float] | None = None) -> Inspection:
-    """Looks through the pictures of a folder or archive at size x size, and writes a contact sheet where a path is given."""
-    if size < 1:
-        raise ValueError(f'--size is {size}; it must be at least 1')
-    found = inspect_pictures(place, (size, size), progress=progress, grey_range=grey_range)
-    if sheet is not None and found.sample is not None:
-        save_image(sheet, make_grid(from_bytes(found.sample), padding=2, fill=1.))
-    return found
 
 
 def report(found: Inspection) -> str:

@@ -4,27 +4,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from ..config import shipped_config
+from ..tasks.demo import demo
+from ..tasks.output import Samples
+from ..tasks.run.settings import Run
 from .entry import Parser, guarded
-from .output import Samples
-from .run import train
-from .sample import sample
-from .settings import Run, RunSettings
 
 _EXAMPLE = 'example:\n  k-diffusion demo --name first'
-
-
-def demo(name: str = 'demo', run_dir: str | None = None, n: int = 64) -> tuple[Run, Samples | None]:
-    """Trains configs/config_demo.json as the run `name` (or finds it trained) and samples a grid of n digits beside it.
-
-    There are no samples where the training was interrupted.
-    """
-    if n < 1:
-        raise ValueError(f'-n is {n}; it must be at least 1')
-    run = train(RunSettings(shipped_config('config_demo'), name, run_dir, demo_every=0, evaluate_n=0))
-    if run.status == 'interrupted':
-        return run, None
-    return run, sample(run.checkpoint, n, run.folder / 'samples', overwrite=True)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion demo') -> int:

@@ -1,82 +1,11 @@
 """Samples on disk."""
 from __future__ import annotations
 
-import dataclasses
-import itertools
-import json
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-from torch import Tensor
-
-from ..core.files import whole_file
-from ..core.images import make_grid, save_image
 from ..core.names import escape_name
+from ..tasks.output import Samples
 from .entry import Parser, guarded
-
-
-@dataclasses.dataclass(frozen=True)
-class Samples:
-    """What `sample` drew: images [N, C, H, W] in [-1, 1], their classes (or None), and where they were written."""
-
-    images: Tensor
-    labels: list[int] | None
-    pictures: list[Path]
-    grid: Path
-
-    def told(self, seed: int, as_json: bool) -> str:
-        """What was drawn, for stdout: one machine-readable line, or two for people."""
-        if as_json:
-            return json.dumps({'n': len(self.pictures), 'first': str(self.pictures[0]), 'grid': str(self.grid), 'seed': seed})
-        return f'{len(self.pictures)} images, {self.pictures[0]} to {self.pictures[-1].name}\ngrid: {self.grid}'
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Where samples go: a folder, as images/ with grid.png and labels.txt beside it, or PREFIX_00000.png and so on."""
-
-    folder: Path | None
-    prefix: str | None
-
-    @classmethod
-    def of(cls, out: str | os.PathLike[str] | None, prefix: str | None, overwrite: bool) -> Target:
-        """The target asked for; a folder that holds samples is refused, unless they are to be replaced."""
-        if prefix is not None:
-            return cls(None, prefix)
-        folder = Path(out) if out is not None else _first_free('samples')
-        if (folder / 'images').exists() and not overwrite:
-            raise ValueError(f'{folder} holds samples already; name another folder with --out, or replace them with --overwrite')
-        return cls(folder, None)
-
-    def make(self) -> None:
-        """Makes its folder: to be called before the drawing, so that a place that cannot be written to is found in time."""
-        folder = Path(f'{self.prefix}_').parent if self.folder is None else self.folder
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def write(self, images: Tensor, labels: list[int] | None) -> Samples:
-        """Writes the samples; in a folder, images/ takes its name when all is written."""
-        self.make()
-        head = f'{self.prefix}_' if self.folder is None else f'{self.folder}/'
-        images_head = head if self.folder is None else f'{head}.images/'
-        if self.folder is not None:
-            shutil.rmtree(images_head, ignore_errors=True)
-            Path(images_head).mkdir()
-        names = [Path(f'{images_head}{i:05}.png') for i in range(len(images))]
-        for name, image in zip(names, images):
-            save_image(name, image)
-        save_image(f'{head}grid.png', make_grid(images))
-        if labels is None:
-            Path(f'{head}labels.txt').unlink(missing_ok=True)
-        else:
-            with whole_file(f'{head}labels.txt', sync=False) as temporary:
-                temporary.write_text(''.join(f'{label}\n' for label in labels))
-        if self.folder is not None:
-            shutil.rmtree(self.folder / 'images', ignore_errors=True)
-            final = Path(images_head).replace(self.folder / 'images')
-            names = [final / name.name for name in names]
-        return Samples(images, labels, names, Path(f'{head}grid.png'))
 
 
 def drawn_by(parser: Parser, draw: Callable[..., Samples], argv: Sequence[str] | None) -> int:
@@ -86,8 +15,3 @@ def drawn_by(parser: Parser, draw: Callable[..., Samples], argv: Sequence[str] |
         args['prefix'] = None
     as_json = args.pop('json')
     return guarded(parser.prog, lambda: print(escape_name(draw(**args).told(args['seed'], as_json), keep='\n')))
-
-
-def _first_free(name: str) -> Path:
-    """name, name-2, name-3, ...: the first that is not there."""
-    return next(path for i in itertools.count(1) if not (path := Path(name if i == 1 else f'{name}-{i}')).exists())

@@ -6,10 +6,10 @@ import json
 import os
 from collections.abc import Sequence
 
+from ..tasks.reference import DATASET_WORDS
+from ..tasks.run.settings import RunSettings
+from ..tasks.train import train
 from .entry import Parser, guarded
-from .reference import DATASET_WORDS
-from .run import train
-from .settings import RunSettings
 
 __all__ = ['RunSettings', 'main', 'train']
 

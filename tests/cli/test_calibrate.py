@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from k_diffusion.cli import calibrate, calibrations, convert, sample
+from k_diffusion.cli import calibrate
 from k_diffusion.config import load_model
 from k_diffusion.core.weights import fingerprint, load_checkpoint, save_checkpoint
+from k_diffusion.tasks import calibrate as calibrate_task
+from k_diffusion.tasks import calibrations, convert, sample
 
 FAST = ['--noises', '4', '--bases', 'rab', '--device', 'cpu']
 
@@ -106,7 +108,7 @@ def test_wrong_usage(trained, capsys):
     (['--bases', 'rab,foo'], "unknown base 'foo'"), (['--bases', ''], "unknown base ''"),
     (['--out', 'nowhere/x.json'], 'no folder that can be written to')])
 def test_mistakes_are_found_before_the_work(calibrated, monkeypatch, capsys, arguments, words):
-    monkeypatch.setattr(calibrate, 'load_model', lambda *_: pytest.fail('the work was begun'))
+    monkeypatch.setattr(calibrate_task, 'load_model', lambda *_: pytest.fail('the work was begun'))
     assert calibrate.main(['--checkpoint', str(calibrated), '--device', 'cpu', *arguments]) != 0
     assert words in capsys.readouterr().err
 
@@ -139,14 +141,14 @@ def stop_at(monkeypatch, steps, fit=None):
     fit: what fits in place of the real one, which is slow.
     """
     fitted = []
-    real = fit or calibrate.calibrate
+    real = fit or calibrate_task.calibrate
 
     def stopped(*arguments, **options):
         if options['steps'] == steps:
             raise KeyboardInterrupt
         fitted.append(options['steps'])
         return real(*arguments, **options)
-    monkeypatch.setattr(calibrate, 'calibrate', stopped)
+    monkeypatch.setattr(calibrate_task, 'calibrate', stopped)
     return fitted
 
 
@@ -154,7 +156,7 @@ def stop_at(monkeypatch, steps, fit=None):
 def quick(calibrated, monkeypatch):
     """A fit that takes no time, of converged runs that take none."""
     plain = calibrations.read(calibrations.file_of(calibrated))[0]
-    monkeypatch.setattr(calibrate, 'Teacher', lambda *arguments, **options: SimpleNamespace(
+    monkeypatch.setattr(calibrate_task, 'Teacher', lambda *arguments, **options: SimpleNamespace(
         x=None, sigma_max=plain.sigmas[0]))
 
     def fit(*arguments, steps, model, guidance, conditions, guidance_interval, **options):

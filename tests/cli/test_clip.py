@@ -11,10 +11,10 @@ import pytest
 import torch
 from clip_folder import make_clip, taught_digits
 
-from k_diffusion.cli.clip import clip, weighted
 from k_diffusion.cli.entry import main
 from k_diffusion.core.images import save_image
 from k_diffusion.core.pretrained import ClipModel
+from k_diffusion.tasks.clip import clip, weighted
 
 ROOT = Path(__file__).parents[2]
 WORDS = ['a', 'photo', 'of', 'the', 'digit', 'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']

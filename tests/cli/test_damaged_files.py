@@ -9,12 +9,6 @@ import warnings
 import pytest
 import torch
 
-from k_diffusion.cli import calibrations
-from k_diffusion.cli.checkpoints import checkpoints
-from k_diffusion.cli.ema import ema
-from k_diffusion.cli.metrics_hook import read_metrics
-from k_diffusion.cli.processes import World, in_pieces
-from k_diffusion.cli.report import write_report
 from k_diffusion.cli.sample import main as sample
 from k_diffusion.cli.train import main as train
 from k_diffusion.config import find_checkpoint
@@ -23,6 +17,12 @@ from k_diffusion.core.weights import load_checkpoint, load_safetensors
 from k_diffusion.sampling.calibration.bases import CORRECTIONS
 from k_diffusion.sampling.calibration.solver import Calibration
 from k_diffusion.sampling.spectrum import Spectrum
+from k_diffusion.tasks import calibrations
+from k_diffusion.tasks.checkpoints import checkpoints
+from k_diffusion.tasks.ema import ema
+from k_diffusion.tasks.processes import World, in_pieces
+from k_diffusion.tasks.run.evaluation_hook import read_metrics
+from k_diffusion.tasks.run.report import write_report
 from k_diffusion.training import CheckpointHook, LogHook, Retention, RunFolder
 from k_diffusion.training.logs import read_log
 from k_diffusion.training.posthoc import SnapshotHook

@@ -16,14 +16,14 @@ from PIL import Image
 from torch import nn
 
 import k_diffusion as K
-from k_diffusion.cli import drawing
-from k_diffusion.cli.evaluate import EvaluationSettings, evaluate
 from k_diffusion.cli.evaluate import main as evaluate_main
-from k_diffusion.cli.likelihood import LikelihoodSettings, likelihood
 from k_diffusion.cli.likelihood import main as likelihood_main
-from k_diffusion.cli.processes import CHUNK, World, in_pieces
 from k_diffusion.cli.train import main as train_main
 from k_diffusion.core.weights import load_checkpoint
+from k_diffusion.tasks import drawing
+from k_diffusion.tasks.evaluate import EvaluationSettings, evaluate
+from k_diffusion.tasks.likelihood import LikelihoodSettings, likelihood
+from k_diffusion.tasks.processes import CHUNK, World, in_pieces
 
 ROOT = Path(__file__).parents[2]
 

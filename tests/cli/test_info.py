@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from k_diffusion.cli.info import duration, info, main, number, size
+from k_diffusion.cli.info import main
 from k_diffusion.cli.train import main as train
 from k_diffusion.config import load_config, make_model
 from k_diffusion.core.modules import n_params
+from k_diffusion.tasks.info import duration, info, number, size
 
 
 def test_a_config_and_its_checkpoint_cost_the_same(trained, capsys):

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import k_diffusion as K
-from k_diffusion.cli.autoencoder import train_autoencoder
-from k_diffusion.cli.conditioning import null_of
 from k_diffusion.cli.entry import main
-from k_diffusion.cli.run import train
-from k_diffusion.cli.sample import sample
-from k_diffusion.cli.settings import RunSettings
 from k_diffusion.core.images import save_image
+from k_diffusion.tasks.autoencoder import train_autoencoder
+from k_diffusion.tasks.conditioning import null_of
+from k_diffusion.tasks.run.settings import RunSettings
+from k_diffusion.tasks.sample import sample
+from k_diffusion.tasks.train import train
 
 AUTOENCODER = {'model': {'type': 'autoencoder', 'input_channels': 1, 'input_size': [16, 16], 'channels': [16, 16], 'latent_channels': 2},
                'dataset': {'type': 'demo'}, 'lr_sched': {'type': 'constant'}, 'training': {'batch_size': 8, 'end_step': 4}}
@@ -124,7 +124,7 @@ def test_conditions_matter_and_guidance_takes_them_away(tiny, tmp_path):
     config = conditional(tiny, tmp_path, [{'type': 'text', 'into': 'mapping'}], mapping_cond_dim=64)
     run = trained(config, tmp_path / 'run', end_step=3)
     denoiser, filled = K.load_model(run.checkpoint)
-    conditions = K.cli.conditioning.conditions_of(K.config.sections_of(filled))
+    conditions = K.tasks.conditioning.conditions_of(K.config.sections_of(filled))
     a, b = (conditions[0][1].asked(text, None) for text in ('1', '2'))
     x, sigma = torch.randn(1, 1, 16, 16), torch.tensor([1.])
     label = {'class_cond': torch.tensor([3])}

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from k_diffusion.cli import launch
-from k_diffusion.cli.processes import world
+from k_diffusion.tasks import launch
+from k_diffusion.tasks.processes import world
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from k_diffusion.cli import run
 from k_diffusion.cli.entry import main
+from k_diffusion.tasks import train as run
 from k_diffusion.training import RunFolder
 
 

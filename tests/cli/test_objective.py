@@ -3,10 +3,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from k_diffusion.cli.hooks import SkippedNotice
-from k_diffusion.cli.objective import make_loss, share
 from k_diffusion.core.random import derive_seed, randn_items
 from k_diffusion.schedules import LogNormal
+from k_diffusion.tasks.run.demo_grid import SkippedNotice
+from k_diffusion.tasks.run.objective import make_loss, share
 
 
 class Spy:

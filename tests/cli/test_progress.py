@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from k_diffusion.cli import likelihood, progress, sample
 from k_diffusion.cli import main as kd
+from k_diffusion.tasks import likelihood, progress, sample
 
 
 @pytest.fixture

@@ -7,8 +7,12 @@ from PIL import Image
 from safetensors import safe_open
 
 import k_diffusion as K
-from k_diffusion.cli import config, convert, entry, grid, output, sample, train
+from k_diffusion.cli import config, convert, entry, grid, sample, train
 from k_diffusion.generation import BETWEEN
+from k_diffusion.tasks import output
+from k_diffusion.tasks.convert import convert as convert_task
+from k_diffusion.tasks.sample import how_to_sample
+from k_diffusion.tasks.sample import sample as sample_task
 
 
 def pixels(path):
@@ -16,7 +20,7 @@ def pixels(path):
 
 
 def test_samples_do_not_depend_on_the_batch_size(trained, tmp_path):
-    a, b = (sample.sample(trained, 5, tmp_path / str(size), batch_size=size, steps=4, seed=3, device='cpu') for size in (5, 2))
+    a, b = (sample_task(trained, 5, tmp_path / str(size), batch_size=size, steps=4, seed=3, device='cpu') for size in (5, 2))
     assert torch.allclose(a.images, b.images, atol=1e-5)
     assert all((pixels(x).int() - pixels(y).int()).abs().max() <= 1 for x, y in zip(a.pictures, b.pictures))
     assert a.labels == [0, 1, 2, 3, 4] and (tmp_path / '5' / 'labels.txt').read_text() == '0\n1\n2\n3\n4\n'
@@ -26,7 +30,7 @@ def test_samples_do_not_depend_on_the_batch_size(trained, tmp_path):
 
 def test_seed_class_and_guidance_matter(trained, tmp_path):
     def draw(name, **options):
-        return sample.sample(trained, 2, tmp_path / name, steps=3, device='cpu', **options).images
+        return sample_task(trained, 2, tmp_path / name, steps=3, device='cpu', **options).images
     base = draw('a', classes=[1])
     assert torch.equal(base, draw('b', classes=[1]))
     changes = {'seed': 1}, {'classes': [2]}, {'guidance': 3.}, {'sampler': 'heun'}, {'schedule': 'exponential'}, {'ema': False}
@@ -45,7 +49,7 @@ def test_classes_by_name(tiny, tmp_path, capsys):
                        ('dataset', 'num_classes', 3))
     assert train.main(['--config', config_path, '--run-dir', str(tmp_path / 'run'), '--name', 'tiny', '--end-step', '2', '--device', 'cpu',
                        '--demo-every', '0', '--evaluate-n', '0', '--num-workers', '0']) == 0
-    file = convert.convert(tmp_path / 'run' / 'tiny_00000002.pth', tmp_path / 'm.safetensors')
+    file = convert_task(tmp_path / 'run' / 'tiny_00000002.pth', tmp_path / 'm.safetensors')
     for checkpoint, out in (tmp_path / 'run', 'a'), (file, 'b'):
         arguments = ['--checkpoint', str(checkpoint), '-n', '3', '--steps', '2', '--device', 'cpu']
         assert sample.main([*arguments, '--out', str(tmp_path / out), '--classes', 'zebra,0']) == 0
@@ -58,7 +62,7 @@ def test_classes_by_name(tiny, tmp_path, capsys):
 
 @pytest.mark.parametrize('schedule', BETWEEN)
 def test_every_schedule_between_two_levels_is_offered(trained, tmp_path, schedule, capsys):
-    images = sample.sample(trained, 1, tmp_path / 'a', steps=4, schedule=schedule, device='cpu').images
+    images = sample_task(trained, 1, tmp_path / 'a', steps=4, schedule=schedule, device='cpu').images
     assert images.isfinite().all() and images.std() > 0.03
     with pytest.raises(SystemExit):
         sample.main(['--help'])
@@ -67,7 +71,7 @@ def test_every_schedule_between_two_levels_is_offered(trained, tmp_path, schedul
 
 def test_the_original_door(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    file = convert.convert(trained / 'tiny_00000003.pth', 'm.safetensors')
+    file = convert_task(trained / 'tiny_00000003.pth', 'm.safetensors')
     assert sample.main(['--checkpoint', str(file), '-n', '2', '--batch-size', '1'], 'sample.py', sampler='lms', steps=5, prefix='out') == 0
     assert sorted(p.name for p in tmp_path.glob('out*')) == ['out_00000.png', 'out_00001.png', 'out_grid.png', 'out_labels.txt']
 
@@ -175,8 +179,8 @@ GUIDED = {'sampling': {'guidance': 4.5, 'guidance_interval': [0.3, 1.2]}}
 
 
 def test_plain_guidance_is_none_for_cfg_pp():
-    assert sample.how_to_sample(GUIDED).guidance == 4.5
-    assert sample.how_to_sample(GUIDED, sampler='euler_cfg_pp').guidance == 1
-    assert sample.how_to_sample(GUIDED, sampler='euler_cfg_pp', guidance=0.6).guidance == 0.6
+    assert how_to_sample(GUIDED).guidance == 4.5
+    assert how_to_sample(GUIDED, sampler='euler_cfg_pp').guidance == 1
+    assert how_to_sample(GUIDED, sampler='euler_cfg_pp', guidance=0.6).guidance == 0.6
     with pytest.raises(ValueError, match='takes a scale of 0 to 1'):
-        sample.how_to_sample(GUIDED, sampler='euler_cfg_pp', guidance=4.5)
+        how_to_sample(GUIDED, sampler='euler_cfg_pp', guidance=4.5)

@@ -166,7 +166,7 @@ def test_wrong_usage_names_the_nearest_option(capsys):
 
 
 def test_weights_of_an_inference_file_start_a_run(tiny, trained, tmp_path, capsys):
-    from k_diffusion.cli.convert import convert
+    from k_diffusion.tasks.convert import convert
     file = convert(trained / 'tiny_00000003.pth', tmp_path / 'w.safetensors', 'fp32')
     still = tiny(('optimizer', 'lr', 1e-9), ('optimizer', 'adamw_lr', 1e-9))
     assert run(still, tmp_path / 'run', '--end-step', '1', '--resume-inference', str(file)) == 0
@@ -195,7 +195,7 @@ def test_two_processes_are_one_run(tiny, tmp_path):
 def test_the_state_is_saved_before_a_grid_is_drawn(tiny, tmp_path, capsys, monkeypatch):
     def broken(*_, **__):
         raise OSError('No space left on device')
-    monkeypatch.setattr('k_diffusion.cli.hooks.save_image', broken)
+    monkeypatch.setattr('k_diffusion.tasks.run.demo_grid.save_image', broken)
     assert main(['--config', tiny(), '--run-dir', str(tmp_path / 'run'), '--name', 'tiny', '--device', 'cpu', '--end-step', '1',
                  '--demo-every', '5', '--sample-n', '1']) == 0
     assert 'No space left' in capsys.readouterr().err and (tmp_path / 'run' / 'tiny_00000001.pth').exists()

@@ -13,9 +13,9 @@ from PIL import Image
 
 import k_diffusion as K
 from k_diffusion.cli import main as kd
-from k_diffusion.cli import portions
-from k_diffusion.cli.report import redacted, write_report
 from k_diffusion.core.weights import load_checkpoint
+from k_diffusion.tasks.run import micro_batches as portions
+from k_diffusion.tasks.run.report import redacted, write_report
 from k_diffusion.training import RunFolder, read_log
 from k_diffusion.training.fitting import activation_bytes, micro_batch
 

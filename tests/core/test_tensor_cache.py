@@ -6,11 +6,11 @@ import warnings
 import pytest
 import torch
 
-from k_diffusion.cli.processes import World, in_pieces
 from k_diffusion.core.tensor_cache import load_cache, save_cache
 from k_diffusion.core.weights import save_safetensors
 from k_diffusion.encoders import LatentEncoder, cached_latents
 from k_diffusion.evaluation import reference_features
+from k_diffusion.tasks.processes import World, in_pieces
 
 TENSORS = {'a': torch.arange(12.).reshape(3, 4), 'b': torch.tensor(2, dtype=torch.int64), 'c': torch.empty(0, 2),
            'd': torch.ones(3, dtype=torch.bool), 'e': torch.arange(4.).bfloat16()}

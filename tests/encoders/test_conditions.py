@@ -5,10 +5,10 @@ import pytest
 import torch
 from clip_folder import make_clip
 
-from k_diffusion.cli.objective import share
 from k_diffusion.core.weights import save_safetensors
 from k_diffusion.data import Images
 from k_diffusion.encoders import CONDITIONS, TextFeatures, tell
+from k_diffusion.tasks.run.objective import share
 
 
 @pytest.fixture

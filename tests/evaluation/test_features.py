@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from k_diffusion import evaluation as E
-from k_diffusion.cli.reference import make_extractor
 from k_diffusion.core.images import from_bytes
 from k_diffusion.data import Images
 from k_diffusion.data.demo import DemoConfig
 from k_diffusion.data.opening import Request
+from k_diffusion.tasks.reference import make_extractor
 
 
 @pytest.fixture(scope='module')
@@ -217,7 +217,7 @@ def test_a_script_needs_leave_to_run_its_code(script, tmp_path, monkeypatch):
 def test_the_published_inception_needs_none(script, monkeypatch):
     """A file is known by its SHA-256, wherever it lies; one byte more and it is another."""
     digest = hashlib.sha256(script.read_bytes()).hexdigest()
-    for module in ('k_diffusion.evaluation.features', 'k_diffusion.cli.reference'):
+    for module in ('k_diffusion.evaluation.features', 'k_diffusion.tasks.reference'):
         monkeypatch.setattr(f'{module}.INCEPTION_DIGEST', digest)
     for extractor in (E.InceptionV3FeatureExtractor(path=script),
                       make_extractor(str(script), lambda: None, 'nowhere')):

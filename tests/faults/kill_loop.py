@@ -23,8 +23,8 @@ import torch
 from conftest import TINY
 from torch.utils._pytree import tree_leaves
 
-import k_diffusion.cli.run  # noqa: F401
 import k_diffusion.cli.train as cli
+import k_diffusion.tasks.train  # noqa: F401
 from k_diffusion.core.weights import load_checkpoint
 from k_diffusion.training import RunFolder, read_log
 

@@ -152,7 +152,7 @@ def test_sigterm_is_status_143_and_ctrl_c_status_0(train, monkeypatch, capsys):
 
 
 def test_a_grid_is_given_up_when_a_stop_is_asked(train, monkeypatch, capsys):
-    from k_diffusion.cli import hooks
+    from k_diffusion.tasks.run import demo_grid as hooks
     real = hooks.generate
 
     def generate(*arguments, callback, **options):

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from k_diffusion.cli import autoencoder, hooks, metrics_hook
-from k_diffusion.cli.processes import World, in_pieces
+from k_diffusion.cli import autoencoder
 from k_diffusion.cli.train import main
 from k_diffusion.core.weights import load_checkpoint
 from k_diffusion.data import permutation
+from k_diffusion.tasks.processes import World, in_pieces
+from k_diffusion.tasks.run import demo_grid as hooks
+from k_diffusion.tasks.run import evaluation_hook as metrics_hook
 from k_diffusion.training import RunFolder, Trainer
 from k_diffusion.training import launcher as launchers
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ..config.changes import Change, changes_of, check_changes
-from ..core.images import raw_bytes
-from ..core.weights import fingerprint
-from ..data import Dataset, Images, UnreadablePicture
-from ..encoders import LatentEncoder
-from ..training import RunFolder, read_training_checkpoint
+from ...config.changes import Change, changes_of, check_changes
+from ...core.images import raw_bytes
+from ...core.weights import fingerprint
+from ...data import Dataset, Images, UnreadablePicture
+from ...encoders import LatentEncoder
+from ...training import RunFolder, read_training_checkpoint
 from .settings import RunSettings
 
 #: Of larger data sets the digest is that of so many pictures, evenly spaced.

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .display import clock
+from .run.display import clock
 
 #: Seconds between two lines.
 EVERY = 10.

@@ -4,9 +4,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..core.extras import require
-from ..training import Trainer
-from ..training.logs import flat, values_of_parts
+from ...core.extras import require
+from ...training import Trainer
+from ...training.logs import flat, values_of_parts
 
 
 class TensorboardHook:

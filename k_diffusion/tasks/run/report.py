@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
-from .. import __version__
-from ..core.files import whole_file
-from ..core.names import escape_name
-from ..core.plots import plot_curves
-from ..training import Trainer, read_log
+from ... import __version__
+from ...core.files import whole_file
+from ...core.names import escape_name
+from ...core.plots import plot_curves
+from ...training import Trainer, read_log
 
 #: Names of settings that may hold what nobody else is to see, and addresses with a password in them.
 _SECRET = re.compile(r'(secret|token|passw|credential|api_?key|private)', re.I)

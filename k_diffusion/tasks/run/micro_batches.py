@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config.load import Sections
-from ..training.fitting import activation_bytes, fits, free_bytes, micro_batch
+from ...config.load import Sections
+from ...training.fitting import activation_bytes, fits, free_bytes, micro_batch
 from .settings import RunSettings
 
 

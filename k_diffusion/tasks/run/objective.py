@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.protocols import Density
-from ..core.random import derive_seed, randn_items
-from ..encoders import Condition, ConditionConfig, tell
+from ...core.protocols import Density
+from ...core.random import derive_seed, randn_items
+from ...encoders import Condition, ConditionConfig, tell
 
 Loss = Callable[[dict[str, Any]], Tensor]
 Conditions = Sequence[tuple[ConditionConfig, Condition]]

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.files import note_once, whole_file
-from ..core.modules import eval_mode
-from ..core.plots import plot_curves
-from ..data import Dataset
-from ..evaluation import Extractor, caution, compute_features, measure, reference_features
-from ..generation import SamplingConfig
-from ..training import StopAsked, Trainer
-from .drawing import Draw
-from .reference import chosen_pictures, classes_of, make_extractor, open_reference
-from .sample import how_to_sample
+from ...core.files import note_once, whole_file
+from ...core.modules import eval_mode
+from ...core.plots import plot_curves
+from ...data import Dataset
+from ...evaluation import Extractor, caution, compute_features, measure, reference_features
+from ...generation import SamplingConfig
+from ...training import StopAsked, Trainer
+from ..drawing import Draw
+from ..reference import chosen_pictures, classes_of, make_extractor, open_reference
+from ..sample import how_to_sample
 
 COLUMNS = ('step', 'time', 'loss', 'fid', 'kid')    # the original's
 REFERENCE = 10_000      # pictures at most that samples are compared with

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from ..core.extras import require
-from ..core.names import escape_name
+from ...core.extras import require
+from ...core.names import escape_name
 
 
 class Display:

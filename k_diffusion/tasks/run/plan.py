@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..core.images import make_grid, save_image
-from ..core.modules import n_params
-from ..models.flops import flop_counter
-from ..training import RunFolder, Trainer, unwrap
+from ...core.images import make_grid, save_image
+from ...core.modules import n_params
+from ...models.flops import flop_counter
+from ...training import RunFolder, Trainer, unwrap
 from .display import clock
 from .settings import RunSettings
 

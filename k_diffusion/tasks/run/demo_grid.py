@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.extras import require
-from ..core.files import whole_file
-from ..core.images import make_grid, save_image
-from ..core.modules import eval_mode
-from ..core.names import escape_name
-from ..core.random import derive_seed
-from ..generation import generate
-from ..sampling import get_sigmas_karras
-from ..training import StopAsked, Trainer
-from ..training.logs import values_of_parts
-from .encoding import decoder_of
+from ...core.extras import require
+from ...core.files import whole_file
+from ...core.images import make_grid, save_image
+from ...core.modules import eval_mode
+from ...core.names import escape_name
+from ...core.random import derive_seed
+from ...generation import generate
+from ...sampling import get_sigmas_karras
+from ...training import StopAsked, Trainer
+from ...training.logs import values_of_parts
+from ..encoding import decoder_of
+from ..sample import guided, how_to_sample
 from .report import redacted
-from .sample import guided, how_to_sample
 
 
 @dataclasses.dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..training import Trainer
+from ...training import Trainer
 
 _WORDS = ('gloo', 'nccl', 'connection closed', 'connection reset', 'process group')
 

@@ -42,19 +42,19 @@ from ..training import (
 )
 from ..training.heartbeat import heartbeat
 from .conditioning import conditions_of, first_of, null_of
-from .display import Display
 from .encoding import encoded, encoder_of, picture_frame, pictures_of
-from .hooks import DemoHook, SkippedNotice, WandbHook
 from .launch import warn_of_one_process
-from .metrics_hook import EvaluationHook
-from .objective import make_loss
-from .peers import told_of_peers
-from .plan import plan
-from .portions import compiled, portions
-from .report import ReportHook
-from .resuming import accepted_changes, changed_data, facts_of, overrides_of, resume_from, tell_changes
-from .settings import Run, RunSettings
-from .tensorboard import TensorboardHook
+from .run.demo_grid import DemoHook, SkippedNotice, WandbHook
+from .run.display import Display
+from .run.evaluation_hook import EvaluationHook
+from .run.micro_batches import compiled, portions
+from .run.objective import make_loss
+from .run.peers import told_of_peers
+from .run.plan import plan
+from .run.report import ReportHook
+from .run.resuming import accepted_changes, changed_data, facts_of, overrides_of, resume_from, tell_changes
+from .run.settings import Run, RunSettings
+from .run.trackers import TensorboardHook
 
 LOG_EVERY = 10
 

@@ -1,0 +1,1 @@
+"""What a user asks for, a module for each: settings and one function."""
