@@ -1,32 +1,56 @@
-"""k-diffusion convert: the averaged weights of a training checkpoint as a .safetensors file for inference."""
+"""Averaged weights of a training checkpoint as a file for inference."""
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..config import find_checkpoint, load_config, make_model, read_weights
+from ..core.settings import check_settings, one_of, setting, takes_settings
 from ..core.weights import save_safetensors
 from ..training import load_weights
 
 _DTYPES = {'fp32': torch.float32, 'fp16': torch.float16, 'bf16': torch.bfloat16}
 
 
-def convert(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, dtype: str = 'fp16',
-            config: str | None = None, verify: bool = True) -> Path:
-    """Writes the EMA weights of a .pth checkpoint, cast to dtype, with the config in the metadata; returns the new path."""
-    checkpoint = find_checkpoint(checkpoint)
-    if out is not None and Path(out).suffix != '.safetensors':
-        raise ValueError(f'-o is {out}; the file written is a .safetensors file and must be named so')
-    weights, carried = read_weights(checkpoint, verify=verify)
-    source = config if config is not None else carried
+@dataclass(frozen=True)
+class ConvertSettings:
+    """Settings of `convert`."""
+
+    checkpoint: str | os.PathLike[str] = setting(help='the .pth checkpoint', flags=('checkpoint',))
+    out: str | os.PathLike[str] | None = setting(
+        None, 'the .safetensors file to write (default: the checkpoint with this ending)', flags=('-o', '--output', '--out'))
+    dtype: str = setting('fp16', 'the type of the weights', choices=tuple(_DTYPES))
+    config: str | None = setting(None, 'its config, where the checkpoint carries none')
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+
+    def __post_init__(self) -> None:
+        named = self.out is None or Path(self.out).suffix == '.safetensors'
+        check_settings(one_of(self, _DTYPES, 'dtype'), None if named else f'out must end in .safetensors; got {self.out}')
+
+
+@takes_settings(ConvertSettings)
+def convert(settings: ConvertSettings) -> Path:
+    """Write the averaged weights of a checkpoint as .safetensors, with the config in its metadata.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: It carries no config and none is given, or the file would be the checkpoint itself.
+    """
+    checkpoint = find_checkpoint(settings.checkpoint)
+    weights, carried = read_weights(checkpoint, verify=settings.verify)
+    source = settings.config if settings.config is not None else carried
     if source is None:
-        raise ValueError(f'{checkpoint} carries no config; name the one it was trained with (--config)')
+        raise ValueError(f'config must be given, since {checkpoint} carries none; name the one that it was trained with')
     filled = load_config(source)
     load_weights(make_model(filled), weights, checkpoint)
-    path = Path(out) if out is not None else Path(checkpoint).with_suffix('.safetensors')
+    path = Path(settings.out) if settings.out is not None else Path(checkpoint).with_suffix('.safetensors')
     if path.resolve() == Path(checkpoint).resolve():
-        raise ValueError(f'{path} would overwrite the checkpoint itself; name another file with -o')
-    save_safetensors(path, {key: value.to(_DTYPES[dtype]) for key, value in weights.items()}, filled)
+        raise ValueError(f'out must be another file than the checkpoint; got {path}')
+    save_safetensors(path, {key: value.to(_DTYPES[settings.dtype]) for key, value in weights.items()}, filled)
     return path

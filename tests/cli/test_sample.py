@@ -90,7 +90,7 @@ def test_convert_and_config_write_what_the_original_writes(trained, tmp_path, ca
     umask = os.umask(0)
     os.umask(umask)
     assert out.stat().st_mode & 0o777 == 0o666 & ~umask
-    assert convert.main([str(trained), '-o', str(tmp_path / 'm.pt')]) == 1 and 'must be named so' in capsys.readouterr().err
+    assert convert.main([str(trained), '-o', str(tmp_path / 'm.pt')]) == 1 and 'must end in .safetensors' in capsys.readouterr().err
     with safe_open(out, 'pt') as file:
         assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float16}
         carried = json.loads(file.metadata()['config'])

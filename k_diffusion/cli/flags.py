@@ -1,0 +1,116 @@
+"""Flags from the fields of a settings dataclass, and a command made of them."""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..core.names import escape_name
+from ..core.settings import SettingsError
+from .entry import Parser, guarded
+
+
+def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
+    """Add a flag for each field of a settings dataclass that says what it means."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.metadata.get('help'):
+            _add_flag(parser, field, hints[field.name])
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
+    given, names = field.metadata, flags_of(field)
+    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    options: dict[str, Any] = {'help': _help_of(given['help'], default)}
+    if default is not dataclasses.MISSING:
+        options['default'] = default
+    if names[0].startswith('-'):
+        options |= {'dest': field.name, 'required': default is dataclasses.MISSING}
+    if isinstance(default, bool):
+        parser.add_argument(*names, action='store_false' if default else 'store_true', **options)
+        return
+    if given['choices'] is not None:
+        options['choices'] = tuple(given['choices'])
+    if given['metavar'] is not None:
+        options['metavar'] = given['metavar']
+    if given['many'] == 'append':
+        options |= {'action': 'append', 'default': list(default)}
+    elif given['many']:
+        options['nargs'] = given['many']
+    parser.add_argument(*names, type=given['parse'] or _type_of(hint), **options)
+
+
+def flags_of(field: Any) -> tuple[str, ...]:
+    """Return the names of a field on the command line."""
+    dashed = field.name.replace('_', '-')
+    return tuple(field.metadata.get('flags') or ()) or (f'--no-{dashed}' if field.default is True else f'--{dashed}',)
+
+
+def _help_of(text: str, default: Any) -> str:
+    text = text.replace('%', '%%')
+    shown = default is not dataclasses.MISSING and default not in (None, False, True, [], ()) and 'default' not in text
+    return f'{text} (default: {", ".join(map(str, default)) if isinstance(default, (list, tuple)) else default})' if shown else text
+
+
+def _type_of(hint: Any) -> Callable[[str], Any]:
+    """The number type among those of a field; else its text as it is."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    return next((kind for kind in (int, float) if kind in kinds), str)
+
+
+def run_command(prog: str, task: Callable[..., Any], show: Callable[[Any], str], *, about: str, example: str,
+                as_json: Callable[[Any], Any] | None = None, argv: Sequence[str] | None = None, **defaults: Any) -> int:
+    """Parse flags into the settings of a task, run it and print its result.
+
+    Args:
+        prog: The name of the program in messages.
+        task: A function made by `takes_settings`.
+        show: The result in words, for standard output; '' prints nothing.
+        about: What the command does, for the help page.
+        example: An example, for the help page.
+        as_json: The result as plain values; a command with it has --json.
+        argv: The words of the command line.
+        defaults: Other defaults than those of the settings.
+
+    Returns:
+        The exit status: that of the result where it has one, else 0; 1 after an error.
+    """
+    kind = task.settings        # type: ignore[attr-defined]
+    parser = Parser(prog=prog, description=about, epilog=example)
+    add_flags(parser, kind)
+    if as_json is not None:
+        parser.add_argument('--json', action='store_true', help='print one machine-readable line on stdout')
+    parser.set_defaults(**defaults)
+    values = vars(parser.parse_args(argv))
+    wanted = values.pop('json', False)
+
+    def work() -> int:
+        try:
+            result = task(kind(**values))
+        except (ValueError, TypeError) as error:
+            if type(error) not in (ValueError, TypeError, SettingsError):
+                raise
+            raise ValueError(name_flags(error, kind)) from error
+        if int(os.environ.get('RANK', 0)) == 0:
+            text = json.dumps(as_json(result)) if wanted and as_json is not None else show(result)
+            if text:
+                print(escape_name(text, keep='\n'))
+        return int(getattr(result, 'exit_status', 0))
+    return guarded(prog, work)
+
+
+def name_flags(error: BaseException, kind: type) -> str:
+    """Return the message of an error with flags in place of arguments: 'batch_size must' and 'verify=False'."""
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.metadata.get('help')}
+
+    def flag(match: re.Match[str]) -> str:
+        field = fields.get(match['name'])
+        return match[0] if field is None else flags_of(field)[-1] + (match['rest'] or '')
+    text = re.sub(r'(?P<lead>)\b(?P<name>\w+)(?P<rest> (?:must|needs|and \w+ must)\b)', flag, str(error))
+    return re.sub(r'\b(?P<name>\w+)=(?:True|False|\.\.\.)(?P<rest>)', flag, text)

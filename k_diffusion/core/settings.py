@@ -1,0 +1,96 @@
+"""Settings of a task: dataclasses whose fields carry what a flag of the command line needs, and calls that take them."""
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from .registry import nearest
+
+R = TypeVar('R')
+
+
+def setting(default: Any = dataclasses.MISSING, help: str = '', *, flags: Sequence[str] = (), choices: Sequence[str] | None = None,
+            metavar: str | None = None, parse: Callable[[str], Any] | None = None, many: str | None = None,
+            factory: Callable[[], Any] | None = None) -> Any:
+    """Declare a field of a settings dataclass.
+
+    Args:
+        default: Its default; a field without one must be given.
+        help: What it means, without the default, which help pages add.
+        flags: Its names on the command line; by default --name-with-dashes, and --no-name where the default is True.
+            A name without dashes makes it positional. `()` and no help: it is no flag.
+        choices: The values that it may have.
+        metavar: What a help page shows in place of the value.
+        parse: Makes the value of the text of a flag; by default the type of the field.
+        many: How a flag takes several values: 'append', it is given several times, or '*' and '+', they follow it.
+        factory: Makes the default.
+    """
+    metadata = {'help': help, 'flags': tuple(flags), 'choices': choices, 'metavar': metavar, 'parse': parse, 'many': many}
+    if factory is not None:
+        return dataclasses.field(default_factory=factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class SettingsError(ValueError):
+    """One or several settings are wrong; each problem begins with the name of its field."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__('. '.join(problems))
+        self.problems = list(problems)
+
+
+def check_settings(*problems: str | None) -> None:
+    """Raise a SettingsError that lists all problems; a None is none."""
+    found = [problem for problem in problems if problem is not None]
+    if found:
+        raise SettingsError(found)
+
+
+def at_least(settings: Any, least: float, *names: str) -> str | None:
+    """Return what is wrong with fields that must be at least so much (None is allowed), or None."""
+    odd = [f'{name} must be at least {least:g}; got {value!r}' for name in names
+           if (value := getattr(settings, name)) is not None and not (_is_number(value) and value >= least)]
+    return '. '.join(odd) or None
+
+
+def one_of(settings: Any, known: Iterable[str], name: str) -> str | None:
+    """Return what is wrong with a field that must be one of some names (None is allowed), or None."""
+    value, known = getattr(settings, name), list(known)
+    if value is None or value in known:
+        return None
+    near = nearest(str(value), known)
+    return f'{name} must be one of {", ".join(known)}; got {value!r}' + (f', did you mean {near!r}?' if near else '')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or hasattr(value, '__index__') or hasattr(value, '__float__')
+
+
+def takes_settings(kind: type) -> Callable[[Callable[[Any], R]], Callable[..., R]]:
+    """Let a function of a settings object also be called with the fields themselves.
+
+    Example:
+        @takes_settings(ConvertSettings)
+        def convert(settings): ...
+
+        convert(ConvertSettings('a.pth')) and convert('a.pth', dtype='fp16') are calls of it.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+
+    def make(function: Callable[[Any], R]) -> Callable[..., R]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> R:
+            if len(args) == 1 and not kwargs and isinstance(args[0], kind):
+                return function(args[0])
+            odd = [name for name in kwargs if name not in names]
+            if odd:
+                near = nearest(odd[0], names)
+                raise TypeError(f'{function.__name__} has no argument {odd[0]!r}' + (f', did you mean {near!r}?' if near else
+                                f'; its arguments are {", ".join(names)}'))
+            return function(kind(*args, **kwargs))
+        vars(call).update(settings=kind, __signature__=inspect.signature(kind))
+        return call
+    return make

@@ -1,0 +1,75 @@
+"""Flags made from the fields of settings, and errors that name the argument in Python and the flag in the shell."""
+import dataclasses
+
+import pytest
+
+from k_diffusion.cli.flags import run_command
+from k_diffusion.core.settings import at_least, check_settings, one_of, setting, takes_settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings of a task of this test."""
+
+    place: str = setting(help='where', flags=('place',))
+    batch_size: int = setting(4, 'how many at a time')
+    rate: float | None = setting(None, 'how fast')
+    kind: str = setting('a', 'which', choices=('a', 'b'))
+    verify: bool = setting(True, 'take it as it is')
+    dry_run: bool = setting(False, 'do nothing')
+    ema: bool = setting(True, 'the raw ones', flags=('--raw',))
+    cond: list = setting(help='several', factory=list, many='append')
+    network: object = setting(None)
+
+    def __post_init__(self):
+        check_settings(at_least(self, 1, 'batch_size'), one_of(self, ('a', 'b'), 'kind'),
+                       None if self.rate is None or self.rate > 0 else f'rate must be above 0; got {self.rate}')
+
+
+@takes_settings(Settings)
+def task(settings):
+    if settings.place == 'nowhere':
+        raise ValueError('place must exist; got nowhere; pass dry_run=True or verify=False')
+    return settings
+
+
+def run(*argv, **defaults):
+    seen = []
+    status = run_command('prog', task, lambda result: seen.append(result) or 'done', about='A task.', example='example:\n  prog here',
+                         as_json=dataclasses.asdict, argv=list(argv), **defaults)
+    return status, seen[0] if seen else None
+
+
+def test_flags_are_the_fields():
+    assert run('here') == (0, Settings('here'))
+    assert run('here', '--batch-size', '7', '--rate', '0.5', '--kind', 'b', '--no-verify', '--dry-run', '--raw', '--cond', 'x', '--cond', 'y') == (
+        0, Settings('here', 7, 0.5, 'b', False, True, False, ['x', 'y']))
+    assert run('here', batch_size=9)[1].batch_size == 9
+
+
+def test_help_shows_meaning_default_and_example(capsys):
+    with pytest.raises(SystemExit):
+        run('--help')
+    text = ' '.join(capsys.readouterr().out.split())
+    assert 'how many at a time (default: 4)' in text and 'example: prog here' in text and '--network' not in text
+    assert 'take it as it is' in text and '{a,b}' in text
+
+
+def test_all_that_is_wrong_is_told_at_once_by_the_name_of_the_argument():
+    with pytest.raises(ValueError, match=r"^batch_size must be at least 1; got 0\. kind must be one of a, b; got 'c'\. rate must be above 0; got -1$"):
+        task('here', batch_size=0, kind='c', rate=-1)
+    with pytest.raises(TypeError, match="task has no argument 'batchsize', did you mean 'batch_size'"):
+        task('here', batchsize=3)
+    assert task(Settings('here')) == task('here') == Settings('here')
+
+
+def test_the_shell_names_flags(capsys):
+    assert run('here', '--batch-size', '0', '--rate', '-1')[0] == 1
+    assert capsys.readouterr().err == 'prog: --batch-size must be at least 1; got 0. --rate must be above 0; got -1.0\n'
+    assert run('nowhere')[0] == 1
+    assert capsys.readouterr().err == 'prog: place must exist; got nowhere; pass --dry-run or --no-verify\n'
+
+
+def test_json_is_one_line(capsys):
+    assert run('here', '--json')[0] == 0
+    assert capsys.readouterr().out.startswith('{"place": "here", "batch_size": 4')
