@@ -101,6 +101,28 @@ def test_files_and_functions_stay_small():
                 assert node.end_lineno - node.lineno < 60, f'{path.name}: {node.name}'
 
 
+def imported_modules(path, known):
+    """The modules of the package that a file imports, wherever in it the import stands."""
+    package = ['k_diffusion', *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[:len(package) - node.level + 1] if node.level else []
+            module = '.'.join([*base, *(node.module or '').split('.')]).rstrip('.')
+            names = [f'{module}.{alias.name}' for alias in node.names]
+            yield from (name if name in known else module for name in names if name in known or module in known)
+
+
+def test_no_module_imports_itself_in_a_circle():
+    dotted = {path: '.'.join(path.relative_to(PACKAGE.parent).with_suffix('').parts) for path in files()}
+    paths = {name.removesuffix('.__init__'): path for path, name in dotted.items()}
+    imports = {name: set(imported_modules(path, paths)) - {name} for name, path in paths.items()}
+    assert {'k_diffusion.training.trainer'} <= imports['k_diffusion.training.hooks']
+    while imports:      # take away what imports nothing that is left, until only circles are
+        free = {name for name, others in imports.items() if not others & imports.keys()}
+        assert free, f'circles among {sorted(imports)}'
+        imports = {name: others for name, others in imports.items() if name not in free}
+
+
 def modules_after(statement):
     script = f'{statement}\nimport sys; print(chr(10).join(sys.modules))'
     return set(subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True).stdout.split())

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..core.files import read_json
 from ..core.weights import get_safetensors_metadata, load_safetensors
 from ..training import find_runs, load_weights
-from ..training.checkpoint import load_state
-from ..training.manifest import check_recorded
+from ..training.checkpoints.manifest import check_recorded
+from ..training.checkpoints.reading import load_state
 from .build import make_denoiser_wrapper, make_model
 from .load import load_config
 

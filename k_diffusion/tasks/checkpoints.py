@@ -8,7 +8,7 @@ from typing import Any
 
 from ..core.files import write_json
 from ..training import RunFolder, find_runs, read_training_checkpoint
-from ..training.folder import step_of
+from ..training.checkpoints.folder import step_of
 
 
 def checkpoints(folder: str | os.PathLike[str], name: str | None = None, verify: bool = True, pin: Sequence[int] = (),

@@ -1,7 +1,11 @@
 """Training: a loss, a loader and hooks in; weights, their average and checkpoints out."""
 from __future__ import annotations
 
-from .checkpoint import load_weights, read_training_checkpoint, unwrap
+from .checkpoints.folder import RunFolder, find_runs
+from .checkpoints.lock import Taken, run_lock
+from .checkpoints.manifest import Manifest, Record
+from .checkpoints.reading import load_weights, read_training_checkpoint, unwrap
+from .checkpoints.retention import Retention
 from .ema import (
     EMA_SCHEDS,
     EMAWarmup,
@@ -12,11 +16,10 @@ from .ema import (
     ema_update_dict,
     power_ema_exponent,
 )
-from .folder import RunFolder, find_runs
 from .growing import NewLayersWarmup
-from .hooks import CheckpointHook, GradientNoiseHook, Hook, StopAsked
-from .lock import Taken, run_lock
-from .logs import CSVLogger, LogHook, read_log
+from .hooks import CheckpointHook, GradientNoiseHook
+from .log_files import CSVLogger, read_log
+from .logs import LogHook
 from .lr import (
     LR_SCHEDS,
     ConstantLRConfig,
@@ -28,14 +31,12 @@ from .lr import (
     WarmupDecayLR,
     WarmupDecayLRConfig,
 )
-from .manifest import Manifest, Record
 from .muon import Muon
 from .optim import OPTIMIZERS, Adam8bitConfig, AdamWConfig, MuonConfig, SGDConfig, make_optimizer
 from .posthoc import Snapshot, SnapshotHook, combination, find_snapshots, reconstruct
-from .retention import Retention
 from .settings import TrainingConfig
 from .sharding import shard
-from .trainer import Diverged, Trainer
+from .trainer import Diverged, Hook, StopAsked, Trainer
 
 __all__ = [
     'EMA_SCHEDS',

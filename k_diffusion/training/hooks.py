@@ -3,32 +3,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 
 from ..gns import DDPGradientStatsHook, GradientNoiseScale, SplitGradientStats
-from .folder import RunFolder
-from .shards import has_pieces, save_shards
-
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
-
-class Hook(Protocol):
-    """Called after every `every`-th finished step (0: never), on all processes, and also when the run ends or is
-    interrupted if it has a true attribute `at_end`. It must leave the model's modes as they were. One that takes long asks
-    `trainer.stop_asked()` now and then and raises StopAsked where that is so; its attribute `task`
-    names what it makes, which is made up for when the run is resumed. A true attribute `optional`
-    says that a full disk in it does not end the run, `rescue` that it is called before a fault ends
-    the run."""
-    every: int
-
-    def __call__(self, trainer: Trainer) -> None: ...
-
-
-class StopAsked(Exception):
-    """A stop was asked while a hook worked, which gives up what it makes."""
+from .checkpoints.folder import RunFolder
+from .checkpoints.shards import has_pieces, save_shards
+from .trainer import Trainer
 
 
 class CheckpointHook:

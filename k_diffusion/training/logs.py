@@ -1,19 +1,19 @@
-"""The log of a run: JSON lines for programs, comma-separated rows for metrics."""
+"""The log of a run."""
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..core.files import note_once, whole_file
+from ..core.files import whole_file
+from .log_files import Table, read_log
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -74,86 +74,6 @@ class LogHook:
             file.write(json.dumps(values) + '\n')
         if not self._table.add(values):     # it has a column that is new
             self._table = Table(path.with_suffix('.csv'), read_log(path))
-
-
-class Table:
-    """The lines of a log as comma-separated rows, lists spread over numbered columns; written anew when a column is new."""
-
-    def __init__(self, path: Path, lines: Sequence[dict[str, Any]]) -> None:
-        self.path = path
-        rows = [flat(line) for line in lines]
-        self.columns = list(dict.fromkeys(key for row in rows for key in row))
-        with whole_file(path, sync=False) as temporary, open(temporary, 'w', newline='') as file:
-            writer = csv.DictWriter(file, self.columns)
-            if self.columns:
-                writer.writeheader()
-            writer.writerows(rows)
-
-    def add(self, line: dict[str, Any]) -> bool:
-        """Appends a row; False where the line has a column that the table lacks."""
-        row = flat(line)
-        if not set(row) <= set(self.columns):
-            return False
-        with open(self.path, 'a', newline='') as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-        return True
-
-
-def flat(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of a log without lists: a list under `name` becomes name_0, name_1, ..."""
-    out: dict[str, Any] = {}
-    for key, value in line.items():
-        out.update({f'{key}_{i}': item for i, item in enumerate(value)} if isinstance(value, list) else {key: value})
-    return out
-
-
-class CSVLogger:
-    """Rows of comma-separated values under a header line; an existing file is gone on with."""
-
-    def __init__(self, filename: str | os.PathLike[str], columns: list[str]) -> None:
-        self.filename = Path(filename)
-        self.columns = columns
-        is_new = not self.filename.exists()
-        self.file = open(self.filename, 'a')  # noqa: SIM115 - open for as long as the logger lives
-        if is_new:
-            self.write(*columns)
-
-    def write(self, *values: Any) -> None:
-        print(*values, sep=',', file=self.file, flush=True)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines log.
-
-    A last line cut short by a crash is left out. Others that are not lines of a log are left out
-    too, with a note.
-    """
-    if not path.exists():
-        return []
-    texts = path.read_bytes().split(b'\n')
-    lines = [_line(text) for text in texts]
-    odd = sum(line is None and not text.isspace() and text != b''
-              for line, text in zip(lines[:-1], texts))
-    if odd:
-        note_once(f'{odd} lines of {path} are not lines of a log; they are passed over')
-    return [line for line in lines if line is not None]
-
-
-def _line(text: bytes) -> dict[str, Any] | None:
-    """Return a line of a log: a step, numbers, lists of numbers, null; None for another text."""
-    try:
-        line = json.loads(text.decode())
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(line, dict) or type(line.get('step')) is not int:
-        return None
-    values = flat(line).values()
-    return line if 0 <= line['step'] < 2**63 and all(map(_is_value, values)) else None
-
-
-def _is_value(value: Any) -> bool:
-    whole = isinstance(value, int) and abs(value) < 2**63
-    return value is None or isinstance(value, float) or whole
 
 
 def memory_bytes(device: torch.device) -> int | None:

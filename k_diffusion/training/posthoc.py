@@ -27,9 +27,9 @@ from ..core.weights import (
     open_safetensors,
     save_safetensors,
 )
-from .checkpoint import unwrap
+from .checkpoints.manifest import Manifest, Record, check_recorded
+from .checkpoints.reading import unwrap
 from .ema import PowerEMA, ema_pairs, ema_update_pairs, power_ema_exponent
-from .manifest import Manifest, Record, check_recorded
 from .sharding import cut_state, whole_state
 
 if TYPE_CHECKING:

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..core.errors import Gone
 from ..core.random import derive_seed, generator
-from .checkpoint import load_weights, unwrap
+from .checkpoints.reading import load_weights, unwrap
 from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs, set_ema_position
-from .folder import Gone
-from .hooks import Hook, StopAsked
 from .interrupts import on_interrupt
 from .launcher import launcher_pid
 from .lr import set_lr_position
@@ -36,6 +35,22 @@ BAD_STEPS, BAD_WITHIN = 3, 1000
 
 class Diverged(ValueError):
     """The loss or the weights are no longer finite numbers; nothing was saved since they were."""
+
+
+class Hook(Protocol):
+    """Called after every `every`-th finished step (0: never), on all processes, and also when the run ends or is
+    interrupted if it has a true attribute `at_end`. It must leave the model's modes as they were. One that takes long asks
+    `trainer.stop_asked()` now and then and raises StopAsked where that is so; its attribute `task`
+    names what it makes, which is made up for when the run is resumed. A true attribute `optional`
+    says that a full disk in it does not end the run, `rescue` that it is called before a fault ends
+    the run."""
+    every: int
+
+    def __call__(self, trainer: Trainer) -> None: ...
+
+
+class StopAsked(Exception):
+    """A stop was asked while a hook worked, which gives up what it makes."""
 
 
 class BatchSource(Protocol):

@@ -24,7 +24,7 @@ from k_diffusion.tasks.processes import World, in_pieces
 from k_diffusion.tasks.run.evaluation_hook import read_metrics
 from k_diffusion.tasks.run.report import write_report
 from k_diffusion.training import CheckpointHook, LogHook, Retention, RunFolder
-from k_diffusion.training.logs import read_log
+from k_diffusion.training.log_files import read_log
 from k_diffusion.training.posthoc import SnapshotHook
 
 #: Contents that no reader can take for its own.

@@ -42,7 +42,8 @@ def run(*argv, **defaults):
 
 def test_flags_are_the_fields():
     assert run('here') == (0, Settings('here'))
-    assert run('here', '--batch-size', '7', '--rate', '0.5', '--kind', 'b', '--no-verify', '--dry-run', '--raw', '--cond', 'x', '--cond', 'y') == (
+    given = '--batch-size 7 --rate 0.5 --kind b --no-verify --dry-run --raw --cond x --cond y'.split()
+    assert run('here', *given) == (
         0, Settings('here', 7, 0.5, 'b', False, True, False, ['x', 'y']))
     assert run('here', batch_size=9)[1].batch_size == 9
 
@@ -56,8 +57,9 @@ def test_help_shows_meaning_default_and_example(capsys):
 
 
 def test_all_that_is_wrong_is_told_at_once_by_the_name_of_the_argument():
-    with pytest.raises(ValueError, match=r"^batch_size must be at least 1; got 0\. kind must be one of a, b; got 'c'\. rate must be above 0; got -1$"):
+    with pytest.raises(ValueError) as error:
         task('here', batch_size=0, kind='c', rate=-1)
+    assert str(error.value) == "batch_size must be at least 1; got 0. kind must be one of a, b; got 'c'. rate must be above 0; got -1"
     with pytest.raises(TypeError, match="task has no argument 'batchsize', did you mean 'batch_size'"):
         task('here', batchsize=3)
     assert task(Settings('here')) == task('here') == Settings('here')

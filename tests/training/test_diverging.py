@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from k_diffusion.training import CheckpointHook, Diverged, LogHook, Retention, RunFolder
-from k_diffusion.training.sanity import sane_steps
+from k_diffusion.training.checkpoints.sanity import sane_steps
 
 
 class Explosion:

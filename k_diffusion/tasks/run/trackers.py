@@ -6,7 +6,8 @@ from typing import Any
 
 from ...core.extras import require
 from ...training import Trainer
-from ...training.logs import flat, values_of_parts
+from ...training.log_files import flat
+from ...training.logs import values_of_parts
 
 
 class TensorboardHook:

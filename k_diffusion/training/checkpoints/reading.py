@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..core.weights import load_checkpoint
+from ...core.weights import load_checkpoint
+from ..sharding import cut_state
 from .manifest import check_recorded
-from .sharding import cut_state
 
 _NEEDED = ('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'step')
 
@@ -34,9 +35,26 @@ def load_state(path: str | os.PathLike[str], verify: bool = True) -> Any:
     if verify:
         check_recorded(Path(path))
     if Path(path).is_dir():
-        from .shards import read_shards
         return read_shards(Path(path))
     return load_checkpoint(path)
+
+
+def read_shards(path: Path) -> Any:
+    """A checkpoint in pieces, put together: as `load_checkpoint` gives one of a single file."""
+    first = load_checkpoint(path / 'rank_00000.pth')
+    if not isinstance(first, dict) or 'tree' not in first or not isinstance(first.get('world'), int):
+        raise ValueError(f'{path} is not a checkpoint in pieces; use an older one from the same folder')
+    files = [first, *(load_checkpoint(path / f'rank_{rank:05}.pth') for rank in range(1, first['world']))]
+    whole = {i: torch.cat([file['pieces'][i] for file in files]) for i in first['pieces']}
+    return _put_together(first['tree'], whole)
+
+
+def _put_together(value: Any, whole: Mapping[int, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {'sharded'}:
+            return whole[value['sharded']]
+        return {key: _put_together(item, whole) for key, item in value.items()}
+    return [_put_together(item, whole) for item in value] if isinstance(value, list) else value
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object = 'the checkpoint') -> None:

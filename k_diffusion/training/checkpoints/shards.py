@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.files import Written, sync_folder, temporary_path
-from ..core.weights import load_checkpoint, save_checkpoint
-from .folder import RunFolder, Unsaved, is_full, size_of
-from .sharding import is_sharded, local
+from ...core.errors import Unsaved
+from ...core.files import Written, sync_folder, temporary_path
+from ...core.weights import save_checkpoint
+from ..sharding import is_sharded, local
+from .folder import RunFolder, is_full, size_of
 
 
 def has_pieces(state: Any) -> bool:
@@ -90,16 +91,6 @@ def _room_made(folder: RunFolder, step: int, metrics: Mapping[str, float], error
     return bool(made[0])
 
 
-def read_shards(path: Path) -> Any:
-    """A checkpoint in pieces, put together: as `load_checkpoint` gives one of a single file."""
-    first = load_checkpoint(path / 'rank_00000.pth')
-    if not isinstance(first, dict) or 'tree' not in first or not isinstance(first.get('world'), int):
-        raise ValueError(f'{path} is not a checkpoint in pieces; use an older one from the same folder')
-    files = [first, *(load_checkpoint(path / f'rank_{rank:05}.pth') for rank in range(1, first['world']))]
-    whole = {i: torch.cat([file['pieces'][i] for file in files]) for i in first['pieces']}
-    return _put_together(first['tree'], whole)
-
-
 def _taken_apart(value: Any, pieces: list[Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {key: _taken_apart(item, pieces) for key, item in value.items()}
@@ -109,11 +100,3 @@ def _taken_apart(value: Any, pieces: list[Tensor]) -> Any:
         pieces.append(local(value).detach().contiguous())
         return {'sharded': len(pieces) - 1}
     return value
-
-
-def _put_together(value: Any, whole: Mapping[int, Tensor]) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {'sharded'}:
-            return whole[value['sharded']]
-        return {key: _put_together(item, whole) for key, item in value.items()}
-    return [_put_together(item, whole) for item in value] if isinstance(value, list) else value

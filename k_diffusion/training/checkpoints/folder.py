@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..core.files import (
+from ...core.errors import Gone, Unsaved
+from ...core.files import (
     MALFORMED,
     Written,
     note_once,
@@ -26,13 +27,13 @@ from ..core.files import (
     sync_folder,
     write_json,
 )
-from ..core.weights import save_checkpoint
-from .checkpoint import read_training_checkpoint
-from .logs import read_log
+from ...core.weights import save_checkpoint
+from ..log_files import read_log
+from ..sharding import local
 from .manifest import Manifest, Record
+from .reading import read_training_checkpoint
 from .retention import Retention
 from .sanity import sane_steps
-from .sharding import local
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
@@ -302,17 +303,6 @@ class RunFolder:
 def step_of(path: Path) -> int:
     """The step that a checkpoint's name tells."""
     return int(path.stem.rpartition('_')[2])
-
-
-class Unsaved(OSError):
-    """A checkpoint could not be written; the text is a whole sentence."""
-
-    def __str__(self) -> str:
-        return str(self.args[-1])
-
-
-class Gone(Unsaved):
-    """The folder of a run is no longer where it was."""
 
 
 class _Writing:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..core.files import (
+from ...core.files import (
     MALFORMED,
     Written,
     digest_of,

@@ -1,0 +1,13 @@
+"""Exceptions that several packages raise or catch."""
+from __future__ import annotations
+
+
+class Unsaved(OSError):
+    """A checkpoint could not be written; the text is a whole sentence."""
+
+    def __str__(self) -> str:
+        return str(self.args[-1])
+
+
+class Gone(Unsaved):
+    """The folder of a run is no longer where it was."""
