@@ -42,7 +42,7 @@ def run(*argv, **defaults):
 
 def test_flags_are_the_fields():
     assert run('here') == (0, Settings('here'))
-    given = '--batch-size 7 --rate 0.5 --kind b --no-verify --dry-run --raw --cond x --cond y'.split()
+    given = ['--batch-size', '7', '--rate', '0.5', '--kind', 'b', '--no-verify', '--dry-run', '--raw', '--cond', 'x', '--cond', 'y']
     assert run('here', *given) == (
         0, Settings('here', 7, 0.5, 'b', False, True, False, ['x', 'y']))
     assert run('here', batch_size=9)[1].batch_size == 9
