@@ -63,6 +63,7 @@ from .noise import (
     make_noise_sampler,
     seeded_noise_sampler,
 )
+from .record import Record
 from .registry import SAMPLERS, SampleFn, Sampler, State, catalogue, find_sampler, iterate, make_sampler, sampler
 from .samplers.cfg_pp import sample_dpmpp_2m_cfg_pp, sample_euler_ancestral_cfg_pp, sample_euler_cfg_pp
 from .samplers.ddim import sample_ddim, sample_ddpm

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from ..core.registry import Registry
 from .loop import Steps, Watch, levels
 from .noise import BrownianTreeNoiseSampler, Generators, NoiseKind, default_noise_sampler, make_noise_sampler
 from .options import check_options
+from .record import Record
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -257,27 +259,40 @@ class State:
     nfe: int
 
 
-def iterate(sampler: str | Sampler | Callable[..., Any], model: DenoiseFn, x: Tensor, *args: Any, **kwargs: Any) -> Iterator[State]:
-    """The states of a sampler after each of its steps, called as sample_<name>(model, x, ...) is.
+def iterate(sampler: str | Sampler | Callable[..., Any], model: DenoiseFn, x: Tensor, *args: Any, record: Record | None = None,
+            **kwargs: Any) -> Iterator[State]:
+    """Iterate over the states of a sampler after each of its steps.
 
     The next step begins from state.x as the caller leaves it; leaving the loop ends the run, and holding on to the iterator
     keeps it for later. The last state holds the result, in the precision it was computed in.
+
+    Args:
+        sampler: A name, a function or an entry.
+        model: The denoiser.
+        x: Noise at the first level, [B, ...].
+        *args: The noise levels and what else sample_<name>(model, x, ...) is called with.
+        record: Keeps the run as data (`Record`); one that holds steps already goes on after them, without their states.
+        **kwargs: Options, as of sample_<name>.
     """
-    run, watch = _start(find_sampler(sampler), model, x, *args, **kwargs)
+    run, watch = _start(find_sampler(sampler), model, x, *args, record=record, **kwargs)
     watch.retain = True     # a state's denoised is looked at after later calls
-    state = None
-    while True:
+    sent: Tensor | None = None
+    for step in itertools.count():
         try:
             with torch.no_grad():
-                x = run.send(None if state is None else state.x)
+                x = run.send(sent)
         except StopIteration:
             return watch.check()
         state = State(x, watch.i, watch.n, watch.sigma, watch.denoised, watch.nfe)
-        yield state
+        if record is None or step >= record.steps:
+            if record is not None:
+                record.end_step(step, x, state)
+            yield state
+        sent = state.x if record is None else record.sent(step, state.x)
 
 
 def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, afs: bool | float | None = None,
-           **kwargs: Any) -> tuple[Run[Any], Watch]:
+           record: Record | None = None, **kwargs: Any) -> tuple[Run[Any], Watch]:
     """Return the generator of a run, and the watch over its model."""
     try:
         bound = entry.signature.bind(*args, **kwargs)
@@ -289,6 +304,9 @@ def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, 
     if entry.body is not None:          # a function from elsewhere defines its own arguments
         check_denoiser(model, given[model])
         check_options(bound.signature.parameters, given)
+    if record is not None:
+        record.begin(start)
+        given[model] = record.wrap_model(given[model])
     watch = Watch(given[model], start.dtype, getattr(entry.function, '__name__', entry.name), afs, start)
     draws = 'noise_sampler' in entry.parameters
     x_0 = start.to(torch.promote_types(start.dtype, torch.float32))
@@ -300,6 +318,8 @@ def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, 
     sigmas = _levels_of(entry, given.pop('sigmas', None))
     if noise is None:
         noise = _default_noise(entry, x_0, sigmas, given)
+    if record is not None:
+        noise = record.wrap_noise(noise)
     steps = Steps(watch, sigmas, extra_args, callback, disable, noise)
     options = {name: value for name, value in given.items() if name not in (model, x)}
     return entry.body(steps, x_0, **options), watch

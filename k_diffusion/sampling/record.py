@@ -1,0 +1,123 @@
+"""A run as data: what the model answered and what noise was drawn, from which another process goes on."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.protocols import NoiseSampler
+
+_KEYS = ('start', 'answers', 'noises', 'edits', 'steps')
+
+
+class Record:
+    """What has happened in a run of `iterate`, which is given it.
+
+    A sampler keeps what its method needs in local variables. Given the answers of the model and the noise again, it comes to
+    the same place without a call of the model. So these are the state of a run, for every sampler. They take the memory of
+    one x for each call of the model and each draw.
+
+    Args:
+        state: What `state_dict` gave for a run that is to be gone on with.
+
+    Example:
+        record = K.sampling.Record()
+        for state in K.sampling.iterate('dpmpp_2m_sde', denoiser, x, sigmas, record=record):
+            if state.i == 10:
+                break
+        torch.save(record.state_dict(), 'run.pt')
+
+        record = K.sampling.Record(torch.load('run.pt'))        # in another process
+        for state in K.sampling.iterate('dpmpp_2m_sde', denoiser, x, sigmas, record=record):
+            ...                                                 # from the step after the last one
+    """
+
+    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+        odd = [key for key in _KEYS if key not in state] if isinstance(state, Mapping) else []
+        if odd or not (state is None or isinstance(state, Mapping)):
+            raise ValueError(f'state must be what Record.state_dict gave; got {type(state).__name__}'
+                             + (f' without {odd[0]!r}' if odd else ''))
+        held = state or {}
+        self.start: Tensor | None = held.get('start')
+        self.answers: list[Any] = list(held.get('answers', ()))
+        self.noises: list[Tensor] = list(held.get('noises', ()))
+        self.edits: dict[int, Tensor] = dict(held.get('edits', {}))
+        self.steps: int = held.get('steps', 0)
+        self._answered = self._drawn = 0
+        self._last: tuple[int, Tensor, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the run so far as tensors and numbers, with what was done to x after its last step."""
+        if self._last is not None:
+            self._note_edit(*self._last)
+        return {'start': self.start, 'answers': list(self.answers), 'noises': list(self.noises), 'edits': dict(self.edits),
+                'steps': self.steps}
+
+    def begin(self, x: Tensor) -> None:
+        """Note where the run starts; raise a ValueError if it is a run from another x."""
+        if self.start is None:
+            self.start = x.detach().clone()
+        elif self.start.shape != x.shape or not torch.equal(self.start.to(x), x):
+            raise ValueError('x must be the start of the run that record holds; got another one')
+
+    def wrap_model(self, model: Any) -> Any:
+        """Return the model with its calls recorded; those that were made already are answered from the record."""
+        return _Recorded(model, self)
+
+    def wrap_noise(self, noise_sampler: NoiseSampler) -> NoiseSampler:
+        """Return the source of noise with its draws recorded. What was drawn already is drawn again, and not used."""
+        def noise(sigma: Any, sigma_next: Any) -> Tensor:
+            drawn = noise_sampler(sigma, sigma_next)
+            self._drawn += 1
+            if self._drawn <= len(self.noises):
+                return self.noises[self._drawn - 1].to(drawn)
+            self.noises.append(drawn.detach().clone())
+            return drawn
+        return noise
+
+    def answer(self, ask: Callable[..., Any], x: Tensor, *args: Any, **cond: Any) -> Any:
+        """Return the next answer: from the record, or of the model."""
+        self._answered += 1
+        if self._answered <= len(self.answers):
+            return _map(self.answers[self._answered - 1], lambda value: value.to(x.device))
+        answer = ask(x, *args, **cond)
+        self.answers.append(_map(answer, lambda value: value.detach().clone()))
+        return answer
+
+    def end_step(self, step: int, x: Tensor, state: Any) -> None:
+        """Note a step that has ended, whose state the caller is about to see."""
+        self.steps, self._last = step + 1, (step, x.clone(), state)
+
+    def sent(self, step: int, x: Tensor) -> Tensor:
+        """Return the x that the run goes on with after a step: as it was edited, now or in the record."""
+        if self._last is not None and self._last[0] == step:
+            self._note_edit(*self._last)
+        return self.edits[step].to(x) if step in self.edits else x
+
+    def _note_edit(self, step: int, before: Tensor, state: Any) -> None:
+        if not torch.equal(before, state.x):
+            self.edits[step] = state.x.detach().clone()
+
+
+class _Recorded:
+    def __init__(self, model: Any, record: Record) -> None:
+        self._model, self._record = model, record
+
+    def __call__(self, x: Tensor, *args: Any, **cond: Any) -> Any:
+        return self._record.answer(self._model, x, *args, **cond)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith('_'):
+            raise AttributeError(name)
+        value = getattr(self._model, name)
+        if name != 'pair':
+            return value
+        return lambda x, *args, **cond: self._record.answer(value, x, *args, **cond)
+
+
+def _map(answer: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(answer, (tuple, list)):
+        return tuple(_map(value, function) for value in answer)
+    return function(answer) if isinstance(answer, Tensor) else answer
