@@ -95,3 +95,20 @@ def test_the_examples_of_the_page_on_measuring_run():
     assert names['values']['fid'] == pytest.approx(names['distance'].item(), rel=1e-9) and names['values']['fid'] > 0.3
     torch.testing.assert_close(names['again'], names['x'], rtol=0, atol=1e-3)
     assert ((names['log_p'] - names['exact']).abs() < 0.05).all()       # its Jacobian is diagonal
+
+
+def test_the_page_on_architecture_is_true():
+    """Its examples run, and its table is the one that is enforced."""
+    from tests.test_architecture import MAY_IMPORT
+    page = (ROOT / 'docs' / 'architecture.md').read_text()
+    names: dict = {}
+    try:
+        exec('\n'.join(re.findall(r'```python\n(.*?)```', page, re.S)), names)
+    finally:
+        K.sampling.SAMPLERS._entries.pop('my_euler_ancestral', None)
+    expected = K.sample(names['denoiser'], [4, 2], 10, sampler='euler_ancestral', seeds=0)
+    assert torch.allclose(names['x'], expected, atol=1e-5)
+    rows = dict(re.findall(r'^\| `(\w+)` \| [^|]* \|(.*)\|$', page, re.M))
+    assert rows.keys() == MAY_IMPORT.keys() - {'webui'}
+    for name in rows.keys() - {'tasks', 'cli', 'utils'}:
+        assert set(re.findall(r'`(\w+)`', rows[name])) == set(MAY_IMPORT[name]), name
