@@ -5,7 +5,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -30,25 +30,76 @@ BETWEEN = {name: schedule for name, schedule in SCHEDULES.items() if 'sigma_max'
 
 @dataclass
 class SamplingConfig:
-    """The config section "sampling": how a model is best sampled, which travels with it; the command line wins."""
+    """The config section "sampling": how to sample a model; it is stored in its checkpoints.
 
-    sampler: str = 'dpmpp_2m'
+    With neither sampler nor schedule, the recommended recipe for the number of steps is used.
+    """
+
+    sampler: str | None = None
     steps: int = 20
-    schedule: str = 'karras'
+    schedule: str | None = None
     guidance: float = 1.                                    # scale of classifier-free guidance; 1: none
     guidance_interval: tuple[float, float] | None = None    # the noise levels it acts at; null: all
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f'steps is {self.steps}; it must be at least 1')
+            raise ValueError(f'steps must be at least 1; got {self.steps}')
         for key, known in (('sampler', SAMPLERS), ('schedule', BETWEEN)):
-            if getattr(self, key) not in known:
+            if getattr(self, key) not in (None, *known):
                 raise ValueError(f'{key}: {unknown(key, getattr(self, key), known)}')
-        if SAMPLERS[self.sampler].needs_pair and self.guidance > 1:
-            raise ValueError(f'guidance is {self.guidance} and {self.sampler} takes a scale of 0 to 1 (it is no weight of plain guidance)')
+        if self.sampler is not None and SAMPLERS[self.sampler].needs_pair and self.guidance > 1:
+            raise ValueError(f'guidance must be from 0 to 1 with {self.sampler}, which takes a scale of 0 to 1 in place of '
+                             f'the usual weight; got {self.guidance}')
         low, high = self.guidance_interval or (0., math.inf)
         if not 0 <= low < high:
-            raise ValueError(f'guidance_interval is {self.guidance_interval}; it must hold two noise levels, the lower one first')
+            raise ValueError(f'guidance_interval must be two noise levels, the lower one first; got {self.guidance_interval}')
+
+
+def choose_sampling(section: Mapping[str, Any], **requested: Any) -> SamplingConfig:
+    """Return the "sampling" section of a filled config with what is requested, where it is not None, in its place.
+
+    A CFG++ sampler has a scale of its own, from 0 to 1 (default: 1): the section's guidance is left out for it.
+
+    Args:
+        section: The section. Keys that are not fields of SamplingConfig are left out.
+        requested: Fields of SamplingConfig. A sampler may be a title, 'DPM++ 2M Karras', or the name of a function, 'sample_heun'.
+    """
+    sampler, named = split_title(requested.get('sampler'))
+    if isinstance(sampler, str):
+        sampler = sampler.removeprefix('sample_')
+    schedule = named if requested.get('schedule') is None else requested['schedule']
+    requested = {**requested, 'sampler': sampler, 'schedule': schedule}
+    known = {field.name for field in fields(SamplingConfig)}
+    own = {key: value for key, value in section.items() if key in known}
+    if sampler in SAMPLERS and SAMPLERS[sampler].needs_pair:
+        own = {key: value for key, value in own.items() if not key.startswith('guidance')}
+    return SamplingConfig(**{**own, **{key: value for key, value in requested.items() if value is not None}})
+
+
+def choose_plan(denoiser: DenoiseFn, sampling: SamplingConfig, guided: bool = False, sigma_min: float | None = None,
+                sigma_max: float | None = None) -> tuple[Tensor, Any, Mapping[str, Any]]:
+    """Return the noise levels, the sampler and its options that a model is sampled with, as `sample` chooses them.
+
+    Args:
+        denoiser: The denoiser before guidance; its attributes sigma_min and sigma_max are its range of noise levels.
+        sampling: The sampler, the schedule and the number of steps. With neither sampler nor schedule, the recommended recipe
+            for so many model calls is used.
+        guided: Whether classifier-free guidance is applied to it.
+        sigma_min: The least noise level before 0, in place of the denoiser's or the recipe's.
+        sigma_max: The first noise level, in place of the denoiser's.
+    """
+    return plan(denoiser, sampling.steps, sampling.sampler, sampling.schedule, sigma_min, sigma_max, {}, guided)
+
+
+def apply_guidance(denoiser: DenoiseFn, null: Mapping[str, Any], sampling: SamplingConfig) -> DenoiseFn:
+    """Return the denoiser of a conditional model with the guidance of a "sampling" section.
+
+    Args:
+        denoiser: The denoiser.
+        null: The values that stand for no condition, by name.
+        sampling: The section.
+    """
+    return classifier_free(denoiser, null, sampling.guidance, sampling.guidance_interval or (0., math.inf))
 
 
 @dataclass(frozen=True)

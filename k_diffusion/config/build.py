@@ -30,6 +30,18 @@ def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn
     A config whose model section holds only keys of the denoiser and its loss serves too.
     """
     model = _denoiser_section(config)
+    make = _choose_denoiser(model)
+
+    def wrap(inner: nn.Module) -> nn.Module:
+        denoiser = make(inner)
+        for bound in ('sigma_min', 'sigma_max'):    # which K.sample looks for
+            if hasattr(model, bound):
+                setattr(denoiser, bound, getattr(model, bound))
+        return denoiser
+    return wrap
+
+
+def _choose_denoiser(model: Any) -> Callable[[nn.Module], nn.Module]:
     if model.loss_config == 'simple':
         if model.has_variance:
             raise ValueError("model.loss_config is 'simple' and model.has_variance is true, and that loss learns no variance; "

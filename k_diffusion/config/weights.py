@@ -36,8 +36,6 @@ def load_model(path: str | os.PathLike[str], device: Any = 'cpu', config: Any = 
     network = make_model(filled)
     load_weights(network, weights, path)
     denoiser = make_denoiser_wrapper(filled)(network)
-    for bound in ('sigma_min', 'sigma_max'):    # which K.sample looks for
-        setattr(denoiser, bound, filled['model'][bound])
     return denoiser.to(device).eval().requires_grad_(False), filled
 
 

@@ -34,8 +34,8 @@ def conditions_of(sections: Sections, dataset: Dataset | None = None, device: An
     return made
 
 
-def null_of(num_classes: int, conditions: Conditions) -> dict[str, float | int]:
-    """What stands in place of each condition that is not told, for classifier-free guidance."""
+def null_conditions(num_classes: int, conditions: Conditions) -> dict[str, float | int]:
+    """Return the values that stand for no condition, by name, for classifier-free guidance."""
     keys = {condition.key: 0. for _, condition in conditions}
     padding = {'cross_cond_padding': 0.} if any(config.type == 'text' and c.key == 'cross_cond' for config, c in conditions) else {}
     return ({'class_cond': num_classes} if num_classes else {}) | keys | padding
@@ -54,25 +54,37 @@ def first_of(conditions: Conditions, dataset: Dataset, n: int, seed: int) -> dic
     return told
 
 
-def asked_of(conditions: Conditions, asked: Sequence[str], n: int, model: Any, encoder: LatentEncoder | None) -> dict[str, Tensor]:
-    """The tensors for n samples from what was asked for, each 'type=value'; several values of a type serve in turn."""
+def requested_conditions(conditions: Conditions, requests: Sequence[str], n: int, model: Any,
+                         encoder: LatentEncoder | None) -> dict[str, Tensor]:
+    """Return the tensors of the conditions of n samples.
+
+    Args:
+        conditions: The conditions of the model.
+        requests: 'TYPE=VALUE' for each condition; several values of a type are taken in turn.
+        n: How many samples.
+        model: The "model" section, for the size of pictures.
+        encoder: The encoder that pictures pass through; None where pixels are diffused.
+
+    Raises:
+        ValueError: A condition is missing, or the model does not have it.
+    """
     values: dict[str, list[str]] = {config.type: [] for config, _ in conditions}
-    for text in asked:
+    for text in requests:
         kind, _, value = text.partition('=')
         if kind not in values or not value:
             known = ', '.join(values) or 'none'
-            raise ValueError(f'--cond is {text!r}; it must be TYPE=VALUE, and the model knows these types: {known}')
+            raise ValueError(f'cond must be TYPE=VALUE, where the model has the types {known}; got {text!r}')
         values[kind].append(value)
-    told: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     load = loader_of(model, encoder)
     for config, condition in conditions:
         given = values[config.type]
         if not given:
-            raise ValueError(f'the model was trained with the condition {config.type!r}; say it with --cond {config.type}=VALUE')
+            raise ValueError(f'cond must hold a value of each condition of the model; give {config.type}=VALUE')
         one = [condition.asked(value, load) for value in given]
         for key in one[0]:
-            told[key] = torch.cat([one[i % len(one)][key] for i in range(n)])
-    return told
+            tensors[key] = torch.cat([one[i % len(one)][key] for i in range(n)])
+    return tensors
 
 
 def loader_of(model: Any, encoder: LatentEncoder | None) -> Callable[[str], Tensor]:

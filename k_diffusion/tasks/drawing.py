@@ -10,9 +10,8 @@ from torch import Tensor
 from ..core.images import round_to_bytes
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
-from ..generation import BETWEEN, SamplingConfig, generate, stops_at
+from ..generation import SamplingConfig, apply_guidance, choose_plan, generate
 from .encoding import decoder_of
-from .sample import guided
 
 
 class Draw:
@@ -26,16 +25,15 @@ class Draw:
                  classes: list[int] | None, batch_size: int, device: torch.device) -> None:
         if config.get('conditions'):
             kinds = ', '.join(entry['type'] for entry in config['conditions'])
-            raise ValueError(f'the model is told more than classes ({kinds}), and measuring draws by classes alone; draw with k-diffusion '
-                             'sample --cond, and measure the folder')
+            raise ValueError(f'the model must have no conditions besides classes to be measured; it has {kinds}. Draw samples with '
+                             'K.tasks.sample and measure their folder')
         model, known = config['model'], config['dataset']['num_classes']
         self.labels = (classes or list(range(known))) if known else None
-        self.denoise = guided(denoiser, {'class_cond': known}, how) if known else denoiser
-        self.low: float = model['sigma_min']
-        self.sigmas = BETWEEN[how.schedule](how.steps, self.low, model['sigma_max'])
+        self.denoise = apply_guidance(denoiser, {'class_cond': known}, how) if known else denoiser
+        self.sigmas, self.sampler, self.options = choose_plan(denoiser, how, bool(known) and how.guidance != 1)
         self.shape = [model['input_channels'], *model['input_size']]
         self.decode = decoder_of(config, device)
-        self.how, self.seed, self.batch_size, self.device = how, seed, batch_size, device
+        self.seed, self.batch_size, self.device = seed, batch_size, device
 
     def __call__(self, items: Sequence[int], callback: Callable[..., None] | None = None) -> Tensor:
         cond = None if self.labels is None else {'class_cond': torch.tensor([self.labels[i % len(self.labels)] for i in items])}
@@ -43,13 +41,13 @@ class Draw:
             self.denoise,
             self.shape,
             self.sigmas,
-            self.how.sampler,
+            self.sampler,
             [derive_seed(self.seed, 'sample', i) for i in items],
             cond,
             self.decode,
             callback,
             batch_size=self.batch_size,
             device=self.device,
-            options=stops_at(self.how.sampler, self.low),
+            options=self.options,
         )
         return round_to_bytes(drawn)

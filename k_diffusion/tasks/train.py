@@ -41,7 +41,7 @@ from ..training import (
     shard,
 )
 from ..training.heartbeat import heartbeat
-from .conditioning import conditions_of, first_of, null_of
+from .conditioning import conditions_of, first_of, null_conditions
 from .encoding import encoded, encoder_of, picture_frame, pictures_of
 from .launch import warn_of_one_process
 from .run.demo_grid import DemoHook, SkippedNotice, WandbHook
@@ -197,7 +197,7 @@ def _assemble(settings: RunSettings, config: dict[str, Any], sections: Sections,
                      conditions)
     shown = first_of(conditions, loader.dataset, settings.sample_n, seed)
     hooks = _hooks(settings, config, folder, display, wrapper(ema_model), loader.dataset, accelerator.is_main_process, shown,
-                   null_of(dataset.num_classes, conditions))
+                   null_conditions(dataset.num_classes, conditions))
     watching: dict[str, Any] = {'gns_stats': GradientNoiseHook(model, settings.grad_accum_steps)} if settings.gns else {}
     if snapshots:
         watching['posthoc'] = snapshots

@@ -11,7 +11,7 @@ import k_diffusion as K
 from k_diffusion.cli.entry import main
 from k_diffusion.core.images import save_image
 from k_diffusion.tasks.autoencoder import train_autoencoder
-from k_diffusion.tasks.conditioning import null_of
+from k_diffusion.tasks.conditioning import null_conditions
 from k_diffusion.tasks.run.settings import RunSettings
 from k_diffusion.tasks.sample import sample
 from k_diffusion.tasks.train import train
@@ -129,7 +129,7 @@ def test_conditions_matter_and_guidance_takes_them_away(tiny, tmp_path):
     x, sigma = torch.randn(1, 1, 16, 16), torch.tensor([1.])
     label = {'class_cond': torch.tensor([3])}
     assert (denoiser(x, sigma, **a, **label) != denoiser(x, sigma, **b, **label)).any()
-    null = null_of(10, conditions)
+    null = null_conditions(10, conditions)
     guided = K.guidance.classifier_free(denoiser, null, 2.)(x, sigma, **a, **label)
     nothing = denoiser(x, sigma, mapping_cond=torch.zeros(1, 64), class_cond=torch.tensor([10]))
     torch.testing.assert_close(guided, nothing + 2 * (denoiser(x, sigma, **a, **label) - nothing), atol=1e-5, rtol=1e-5)

@@ -15,12 +15,10 @@ from ...core.images import make_grid, save_image
 from ...core.modules import eval_mode
 from ...core.names import escape_name
 from ...core.random import derive_seed
-from ...generation import generate
-from ...sampling import get_sigmas_karras
+from ...generation import apply_guidance, choose_plan, choose_sampling, generate
 from ...training import StopAsked, Trainer
 from ...training.logs import values_of_parts
 from ..encoding import decoder_of
-from ..sample import guided, how_to_sample
 from .report import redacted
 
 
@@ -61,10 +59,11 @@ class DemoHook:
         """The samples [n, C, H, W], each process drawing its share; raises StopAsked on all of them at one step of the sampler."""
         model, num_classes = self.config['model'], self.config['dataset']['num_classes']
         mine, n = share_of(self.n, trainer.accelerator)
-        sigmas = get_sigmas_karras(self.steps, model['sigma_min'], model['sigma_max'])
         cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else {}
         cond.update({key: value[mine] for key, value in self.told.items()})
-        denoise = guided(self.denoiser, self.null, how_to_sample(self.config)) if cond else self.denoiser
+        sampling = choose_sampling(self.config['sampling'], steps=self.steps)
+        denoise = apply_guidance(self.denoiser, self.null, sampling) if cond else self.denoiser
+        sigmas, sampler, options = choose_plan(self.denoiser, sampling, bool(cond) and sampling.guidance != 1)
         shape = [model['input_channels'], *model['input_size']]
 
         def look_up(*_: Any) -> None:
@@ -72,9 +71,9 @@ class DemoHook:
                 raise StopAsked
 
         with eval_mode(self.denoiser), trainer.accelerator.autocast():
-            images = generate(denoise, shape, sigmas, 'dpmpp_2m_sde', [derive_seed(trainer.seed, 'demo', i) for i in mine],
+            images = generate(denoise, shape, sigmas, sampler, [derive_seed(trainer.seed, 'demo', i) for i in mine],
                               cond, batch_size=self.batch_size, device=trainer.accelerator.device, callback=look_up,
-                              options={'eta': 0., 'solver_type': 'heun'}, decode=decoder_of(self.config, trainer.accelerator.device))
+                              options=options, decode=decoder_of(self.config, trainer.accelerator.device))
         return gather_in_order(images, n, trainer.accelerator)
 
 

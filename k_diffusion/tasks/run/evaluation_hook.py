@@ -15,14 +15,14 @@ from ...core.modules import eval_mode
 from ...core.plots import plot_curves
 from ...data import Dataset
 from ...evaluation import Extractor, caution, compute_features, measure, reference_features
-from ...generation import SamplingConfig
+from ...generation import SamplingConfig, choose_sampling
 from ...training import StopAsked, Trainer
 from ..drawing import Draw
 from ..reference import chosen_pictures, classes_of, make_extractor, open_reference
-from ..sample import how_to_sample
 
 COLUMNS = ('step', 'time', 'loss', 'fid', 'kid')    # the original's
 REFERENCE = 10_000      # pictures at most that samples are compared with
+STEPS = 50              # model calls of a sample
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class EvaluationHook:
         if self._ready is None:
             return
         try:
-            values = self._measured(trainer, *self._ready)
+            values = self._measure(trainer, *self._ready)
         except StopAsked:
             self.say(f'the evaluation of step {trainer.step:,} is given up, since a stop was '
                      'asked; it is made when the run is resumed')
@@ -78,7 +78,7 @@ class EvaluationHook:
         accelerator, reason = trainer.accelerator, ''
         with accelerator.main_process_first():
             try:
-                self._ready = self._opened(accelerator.device)
+                self._ready = self._open(accelerator.device)
             except (OSError, ImportError, ValueError) as error:
                 reason = ' '.join(str(error).split())
         failed = accelerator.reduce(torch.tensor(float(self._ready is None), device=accelerator.device), 'sum')
@@ -90,7 +90,7 @@ class EvaluationHook:
         elif caution(self.n):
             self.say(f'note: {caution(self.n)}')
 
-    def _opened(self, device: torch.device) -> tuple[Extractor, Tensor, Draw]:
+    def _open(self, device: torch.device) -> tuple[Extractor, Tensor, Draw]:
         kept = self.folder / 'cache'
         reference = self.training_set if self.against is None else open_reference(self.config, self.against, self.allow_code)
         extractor = make_extractor(
@@ -98,13 +98,13 @@ class EvaluationHook:
         )
         indices = chosen_pictures(reference, REFERENCE)
         features = reference_features(reference, indices, extractor, kept, self.batch_size, device)
-        how = dataclasses.replace(how_to_sample(self.config), sampler='dpmpp_2m', steps=50, schedule='karras')
+        how = choose_sampling(self.config['sampling'], steps=STEPS)
         return extractor, features, self._draw(how, classes_of(reference, indices), device)
 
     def _draw(self, how: SamplingConfig, classes: list[int] | None, device: torch.device) -> Draw:
         return Draw(self.denoiser, self.config, how, 0, classes, self.batch_size, device)
 
-    def _measured(self, trainer: Trainer, extractor: Extractor, real: Tensor, draw: Draw) -> dict[str, float]:
+    def _measure(self, trainer: Trainer, extractor: Extractor, real: Tensor, draw: Draw) -> dict[str, float]:
         accelerator, drawn = trainer.accelerator, 0
 
         def sample(count: int) -> Tensor:
