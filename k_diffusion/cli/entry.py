@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
@@ -91,7 +93,7 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
     (With K_DIFFUSION_TRACEBACK=1 in the environment the traceback is shown, for a report.)
     """
     warnings.showwarning = _show_warning
-    with safe_streams():
+    with safe_streams(), _print_log():
         stream = getattr(sys.stdout, 'stream', None)
         if isinstance(stream, io.TextIOWrapper):        # (stderr does so by itself)
             stream.reconfigure(errors='backslashreplace')
@@ -127,6 +129,28 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, (ValueError, OSError, ImportError)) and text:
         return text
     return f'{type(error).__name__}: {text} (this looks like a fault of the program; K_DIFFUSION_TRACEBACK=1 shows where)'
+
+
+class _PrintedRecords(logging.Handler):
+    """Print the records of a log on standard error, as it is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        print(escape_name(record.getMessage()), file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _print_log() -> Iterator[None]:
+    """Print the log of the package, from level INFO on, within it."""
+    log, handler = logging.getLogger(__name__.split('.')[0]), _PrintedRecords()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core.names import escape_name
@@ -16,17 +16,25 @@ from ..core.settings import SettingsError
 from .entry import Parser, guarded
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type) -> None:
-    """Add a flag for each field of a settings dataclass that says what it means."""
+def add_flags(parser: argparse.ArgumentParser, kind: type, defaults: Mapping[str, Any] | None = None) -> None:
+    """Add a flag for each field of a settings dataclass that says what it means.
+
+    Args:
+        parser: The parser.
+        kind: The dataclass.
+        defaults: Other defaults than those of the fields.
+    """
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if field.metadata.get('help'):
-            _add_flag(parser, field, hints[field.name])
+            _add_flag(parser, field, hints[field.name], defaults or {})
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
-    given, names = field.metadata, flags_of(field)
+def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any, defaults: Mapping[str, Any]) -> None:
+    given, names = dict(field.metadata), flags_of(field)
     default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    if field.name in defaults:
+        default, given['help'] = defaults[field.name], re.sub(r' \(default: [^)]*\)', '', given['help'])
     options: dict[str, Any] = {'help': _help_of(given['help'], default)}
     if default is not dataclasses.MISSING:
         options['default'] = default
@@ -43,7 +51,17 @@ def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any) -> None:
         options |= {'action': 'append', 'default': list(default)}
     elif given['many']:
         options['nargs'] = given['many']
-    parser.add_argument(*names, type=given['parse'] or _type_of(hint), **options)
+    parser.add_argument(*names, type=_read_with(given['parse']) if given['parse'] else _type_of(hint), **options)
+
+
+def _read_with(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Let the message of a ValueError of `parse` be that of the command."""
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return read
 
 
 def flags_of(field: Any) -> tuple[str, ...]:
@@ -54,7 +72,7 @@ def flags_of(field: Any) -> tuple[str, ...]:
 
 def _help_of(text: str, default: Any) -> str:
     text = text.replace('%', '%%')
-    shown = default is not dataclasses.MISSING and default not in (None, False, True, [], ()) and 'default' not in text
+    shown = default is not dataclasses.MISSING and not isinstance(default, bool) and default not in (None, [], ()) and 'default' not in text
     return f'{text} (default: {", ".join(map(str, default)) if isinstance(default, (list, tuple)) else default})' if shown else text
 
 
@@ -83,10 +101,9 @@ def run_command(prog: str, task: Callable[..., Any], show: Callable[[Any], str],
     """
     kind = task.settings        # type: ignore[attr-defined]
     parser = Parser(prog=prog, description=about, epilog=example)
-    add_flags(parser, kind)
+    add_flags(parser, kind, defaults)
     if as_json is not None:
         parser.add_argument('--json', action='store_true', help='print one machine-readable line on stdout')
-    parser.set_defaults(**defaults)
     values = vars(parser.parse_args(argv))
     wanted = values.pop('json', False)
 

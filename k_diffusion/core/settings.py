@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from .registry import nearest
 
 R = TypeVar('R')
+V = TypeVar('V')
 
 
 def setting(default: Any = dataclasses.MISSING, help: str = '', *, flags: Sequence[str] = (), choices: Sequence[str] | None = None,
@@ -32,6 +33,25 @@ def setting(default: Any = dataclasses.MISSING, help: str = '', *, flags: Sequen
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def comma_list(kind: Callable[[str], V], rule: str, length: int | None = None) -> Callable[[str], tuple[V, ...]]:
+    """Return a function that reads the text of a flag as values with commas between them.
+
+    Args:
+        kind: Makes a value of its text; raises a ValueError where it cannot.
+        rule: What the text must be, for messages: 'whole numbers such as 3,5'.
+        length: How many values there must be; None: one or more.
+    """
+    def parse(text: str) -> tuple[V, ...]:
+        try:
+            values = tuple(kind(word.strip()) for word in text.split(','))
+        except ValueError:
+            values = ()
+        if not values or len(values) != (length or len(values)):
+            raise ValueError(f'it must be {rule}; got {text!r}')
+        return values
+    return parse
 
 
 class SettingsError(ValueError):

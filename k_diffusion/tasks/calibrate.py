@@ -1,90 +1,142 @@
-"""k-diffusion calibrate: a sampler is fitted to a model, so that few steps give what many would."""
+"""A sampler fitted to a model, so that few steps give what many would."""
 from __future__ import annotations
 
+import logging
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config import load_model, sections_of
 from ..core.devices import choose_device
 from ..core.memory import keep_freed_memory
+from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed, randn_items
+from ..core.settings import at_least, check_settings, comma_list, setting, takes_settings
 from ..core.weights import fingerprint
-from ..sampling import BASES, Calibration, calibrate
+from ..generation import apply_guidance, choose_sampling
+from ..sampling import BASES, Calibration
+from ..sampling import calibrate as fit_sampler
 from ..sampling.calibration.fitting import check_bases
 from ..sampling.calibration.reference_runs import Teacher
 from . import calibrations
-from .conditioning import asked_of, conditions_of, null_of
+from .conditioning import conditions_of, null_conditions, requested_conditions
 from .encoding import encoder_of
 from .progress import show_progress
-from .sample import class_labels, guided, how_to_sample
+from .sample import class_labels, read_classes, read_interval
+
+_LOG = logging.getLogger(__name__)
 
 
-def calibrate_model(
-    checkpoint: str | os.PathLike[str],     # a .pth or .safetensors file, or a run's folder (its latest checkpoint)
-    steps: Sequence[int] = (5, 8, 10),      # numbers of model calls, a sampler for each
-    noises: int = 16,                       # how many it is fitted to; as many again are held out to choose by
-    sigma_min: float | None = None,         # where the converged runs take their last step, to 0 (default: the config's)
-    sigma_max: float | None = None,         # the noise level to start from (default: the config's)
-    classes: Sequence[int | str] | None = None,     # classes in turn, by number or name (default: each class in turn)
-    guidance: float | None = None,          # classifier-free guidance scale (default: the config's, else 1, which is none)
-    guidance_interval: tuple[float, float] | None = None,   # the noise levels it acts at (default: the config's, else all)
-    cond: Sequence[str] = (),               # 'type=value' for each condition of the config; several values of a type serve in turn
-    bases: Sequence[str] = BASES,           # the methods to fit, each at a third of the cost; the best is kept
-    config: str | None = None,              # the config, where the checkpoint carries none
-    batch_size: int = 256,                  # how many items the model is called on at a time
-    seed: int = 0,                          # of the noises
-    device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
-    ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
-    verify: bool = True,                    # compare the checkpoint with the manifest beside it
-    out: str | os.PathLike[str] | None = None,  # the file to write (default: MODEL_calibrated.json beside the checkpoint)
-    show: bool = True,                      # a progress bar
-) -> tuple[list[Calibration], Path]:
-    """Fit a sampler for each number of steps, write them beside the checkpoint, and return both.
+@dataclass(frozen=True)
+class CalibrationResult:
+    """The calibrated samplers, one for each number of steps, and the file that holds them."""
 
-    Each is kept when it is fitted, so that a call that was interrupted goes on with the next.
+    calibrations: list[Calibration]
+    file: Path
+
+
+@dataclass(frozen=True)
+class CalibrateSettings:
+    """Settings of `calibrate`."""
+
+    checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    steps: Sequence[int] = setting((5, 8, 10), 'numbers of model calls, with a sampler for each (default: 5,8,10)', metavar='5,8,10',
+                                   parse=comma_list(int, 'whole numbers such as 3,5'))
+    noises: int = setting(16, 'how many noises it is fitted to; as many again are held out to choose by')
+    sigma_min: float | None = setting(None, "where the converged runs take their last step, to 0 (default: the config's)")
+    sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
+    classes: Sequence[int | str] | None = setting(None, 'classes in turn, by number or name (default: each class in turn)',
+                                                  metavar='3,cat', parse=read_classes)
+    guidance: float | None = setting(None, "classifier-free guidance scale (default: the config's, else 1, which is none)")
+    guidance_interval: tuple[float, float] | None = setting(
+        None, "the noise levels it acts at (default: the config's, else all)", metavar='LOW,HIGH', parse=read_interval)
+    cond: Sequence[str] = setting((), 'a condition of the model, as sample takes it; several are taken in turn', metavar='TYPE=VALUE',
+                                  many='append')
+    bases: Sequence[str] = setting(tuple(BASES), 'the methods to fit, each at a third of the cost; the best is kept (default: all)',
+                                   metavar='rab,sei,eab', parse=comma_list(str, 'names of methods'))
+    config: Any = setting(None, 'the config, where the checkpoint carries none')
+    batch_size: int = setting(256, 'how many items the model is called on at a time')
+    seed: int = setting(0, 'of the noises')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    out: str | os.PathLike[str] | None = setting(
+        None, 'the file to write (default: MODEL_calibrated.json beside the checkpoint, where sample finds it)')
+    show: bool = setting(True)
+
+    def __post_init__(self) -> None:
+        few = min(self.steps, default=0) < 1
+        check_settings(at_least(self, 2, 'noises'), at_least(self, 1, 'batch_size'),
+                       f'steps must be numbers of at least 1; got {list(self.steps)}' if few else None, _find_unknown(self.bases))
+
+
+def _find_unknown(bases: Sequence[str]) -> str | None:
+    try:
+        check_bases(bases)
+    except ValueError as error:
+        return f'bases must be names of methods: {error}'
+    return None
+
+
+@takes_settings(CalibrateSettings)
+def calibrate(settings: CalibrateSettings) -> CalibrationResult:
+    """Fit a sampler to a model for each number of steps and write them beside the checkpoint.
+
+    Each is written when it is fitted, so that a call that was interrupted goes on with the next.
+
+    Args:
+        settings: The settings, or the fields of CalibrateSettings as arguments; `ema` False takes the raw weights, `verify`
+            False takes a checkpoint that its manifest does not describe, `show` False turns the progress bar off.
+
+    Returns:
+        The calibrations and their file.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: A setting is wrong or does not fit the model, or the file cannot be written.
     """
-    _check(steps, noises, batch_size)
-    check_bases(bases)
-    steps = list(dict.fromkeys(steps))
-    path = _writable_file(checkpoint, out)
-    chosen = choose_device(device)
-    if chosen.type == 'cpu':
-        keep_freed_memory()
-    denoiser, filled = load_model(checkpoint, chosen, config, ema, verify)
-    model, num_classes = filled['model'], filled['dataset']['num_classes']
-    how = how_to_sample(filled, guidance=guidance, guidance_interval=guidance_interval)
-    sections = sections_of(filled)
-    conditions = conditions_of(sections, device=chosen)
-    told: dict[str, Tensor] = asked_of(conditions, cond, 2 * noises, sections.model, encoder_of(filled, chosen))
-    labels = class_labels(classes, filled['dataset'], 2 * noises)
-    if labels:
-        told['class_cond'] = torch.tensor(labels)
-    told = {key: value.to(chosen) for key, value in told.items()}
-    denoise = guided(denoiser, null_of(num_classes, conditions), how) if told else denoiser
-    high = model['sigma_max'] if sigma_max is None else sigma_max
-    shape = [model['input_channels'], *model['input_size']]
-    x = randn_items(shape, [derive_seed(seed, 'calibrate', i) for i in range(2 * noises)], chosen) * high
-    scale = how.guidance if told else 1.
-    named = {'model': fingerprint(denoiser.state_dict()), 'guidance': scale, 'conditions': tuple(sorted(told)),
-             'guidance_interval': how.guidance_interval if scale != 1 else None}
-    low = model['sigma_min'] if sigma_min is None else sigma_min
-    fits = calibrations.Unfinished(path, (named, low, high, noises, tuple(bases), batch_size, seed,
-                                          shape, str(chosen), fingerprint(told)))
-    missing = _list_missing(steps, fits)
-    how_it_looks = '{desc}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}'
-    bar = show_progress('calibrate', 1000, '', show, bar_format=how_it_looks)
-    with bar, torch.no_grad():
+    path = _writable_file(settings)
+    denoise, teach, named, fits = _prepare(settings, path)
+    missing = _list_missing(list(dict.fromkeys(settings.steps)), fits)
+    layout = '{desc}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}'
+    with show_progress('calibrate', 1000, '', settings.show, bar_format=layout) as bar, torch.no_grad():
         bar.set_description('converged runs')
-        teacher = Teacher(denoise, x, low, high, told, batch_size=batch_size) if missing else None
-        for made in _fit(missing, denoise, teacher, bases, batch_size, named, bar):
-            fits.keep(made)
-    return fits.finish(steps), path
+        teacher = teach() if missing else None
+        for calibration in _fit(missing, denoise, teacher, settings.bases, settings.batch_size, named, bar):
+            fits.keep(calibration)
+    return CalibrationResult(fits.finish(list(dict.fromkeys(settings.steps))), path)
+
+
+def _prepare(settings: CalibrateSettings, path: Path) -> tuple[DenoiseFn, Callable[[], Teacher], dict[str, Any], calibrations.Unfinished]:
+    """Return the guided denoiser, what makes the converged runs, the facts of a calibration, and those of a call that did not end."""
+    device = choose_device(settings.device)
+    if device.type == 'cpu':
+        keep_freed_memory()
+    denoiser, filled = load_model(settings.checkpoint, device, settings.config, settings.ema, settings.verify)
+    sampling = choose_sampling(filled['sampling'], guidance=settings.guidance, guidance_interval=settings.guidance_interval)
+    sections, n = sections_of(filled), 2 * settings.noises
+    conditions = conditions_of(sections, device=device)
+    cond = requested_conditions(conditions, settings.cond, n, sections.model, encoder_of(filled, device))
+    labels = class_labels(settings.classes, filled['dataset'], n)
+    if labels:
+        cond['class_cond'] = torch.tensor(labels)
+    cond = {key: value.to(device) for key, value in cond.items()}
+    null = null_conditions(filled['dataset']['num_classes'], conditions)
+    denoise = apply_guidance(denoiser, null, sampling) if cond else denoiser
+    low, high = (getattr(sections.model, key) if getattr(settings, key) is None else getattr(settings, key)
+                 for key in ('sigma_min', 'sigma_max'))
+    shape = [sections.model.input_channels, *sections.model.input_size]
+    x = randn_items(shape, [derive_seed(settings.seed, 'calibrate', i) for i in range(n)], device) * high
+    scale = sampling.guidance if cond else 1.
+    named = {'model': fingerprint(denoiser.state_dict()), 'guidance': scale, 'conditions': tuple(sorted(cond)),
+             'guidance_interval': sampling.guidance_interval if scale != 1 else None}
+    fits = calibrations.Unfinished(path, (named, low, high, settings.noises, tuple(settings.bases), settings.batch_size, settings.seed,
+                                          shape, str(device), fingerprint(cond)))
+    return denoise, lambda: Teacher(denoise, x, low, high, cond, batch_size=settings.batch_size), named, fits
 
 
 def _fit(steps: Sequence[int], denoise: Any, teacher: Any, bases: Sequence[str], batch_size: int,
@@ -93,39 +145,30 @@ def _fit(steps: Sequence[int], denoise: Any, teacher: Any, bases: Sequence[str],
     for k, n in enumerate(steps):
         begins, share = sum(steps[:k]) / sum(steps), n / sum(steps)
 
-        def tell(part: float, words: str, begins: float = begins, share: float = share) -> None:
+        def report(part: float, words: str, begins: float = begins, share: float = share) -> None:
             bar.set_description(words)
             bar.update(round(1000 * (begins + share * part)) - bar.n)
 
-        yield calibrate(denoise, teacher.x, teacher.sigma_max, steps=n, bases=bases,
-                        batch_size=batch_size, teacher=teacher, callback=tell, **named)
-        tell(1., f'{n} calls')
-
-
-def _check(steps: Sequence[int], noises: int, batch_size: int) -> None:
-    for name, value, least in (('--noises', noises, 2), ('--batch-size', batch_size, 1),
-                               ('--steps', min(steps, default=0), 1)):
-        if value < least:
-            raise ValueError(f'{name} is {value}; it must be at least {least}')
+        yield fit_sampler(denoise, teacher.x, teacher.sigma_max, steps=n, bases=bases,
+                        batch_size=batch_size, teacher=teacher, callback=report, **named)
+        report(1., f'{n} calls')
 
 
 def _list_missing(steps: Sequence[int], fits: calibrations.Unfinished) -> list[int]:
-    """Return the numbers of calls that are still to be fitted, and say which are not."""
-    kept = [n for n in steps if n in fits.made]
-    if kept:
-        print(f'note: the samplers for {", ".join(map(str, kept))} steps were fitted by an earlier '
-              'call that did not end', file=sys.stderr)
-    return [n for n in steps if n not in kept]
+    """Return the numbers of calls that are still to be fitted, and log which are not."""
+    fitted = [n for n in steps if n in fits.made]
+    if fitted:
+        _LOG.info('the samplers for %s steps were fitted by an earlier call that did not end', ', '.join(map(str, fitted)))
+    return [n for n in steps if n not in fitted]
 
 
-def _writable_file(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None) -> Path:
+def _writable_file(settings: CalibrateSettings) -> Path:
     """Return the file to write to; raise before the work if it or its folder is unfit."""
-    path = Path(out) if out is not None else calibrations.file_of(checkpoint)
+    path = Path(settings.out) if settings.out is not None else calibrations.file_of(settings.checkpoint)
     try:
         calibrations.read(path)
     except ValueError as error:
-        raise ValueError(f'{error}; remove {path}, or give another file with --out') from None
+        raise ValueError(f'{error}; remove {path}, or give another file as out') from None
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f'{path.parent} is no folder that can be written to; '
-                         'give another file with --out')
+        raise ValueError(f'out must be in a folder that can be written to; got {path}')
     return path

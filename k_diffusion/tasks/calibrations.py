@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
-import sys
+import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from ..generation import SamplingConfig
 from ..sampling.calibration.files import from_dict, to_dict
 from ..sampling.calibration.solver import Calibration
 
-#: What `--sampler` is given to ask for one.
+#: The name of a sampler that stands for one.
 WORD = 'calibrated'
+_LOG = logging.getLogger(__name__)
 
 
 def file_of(checkpoint: str | os.PathLike[str]) -> Path:
@@ -37,7 +39,7 @@ def read(path: Path) -> list[Calibration]:
     value = read_json_file(path)
     entries = value.get('calibrations') if isinstance(value, dict) else None
     if not isinstance(entries, list):
-        raise ValueError(f'{path} holds no calibrations; remove it and make them anew with k-diffusion calibrate')
+        raise ValueError(f'{path} holds no calibrations; remove it and make them again with calibrate')
     return [from_dict(entry, str(path)) for entry in entries]
 
 
@@ -96,39 +98,41 @@ def _setting(calibration: Calibration) -> tuple[object, ...]:
     return (calibration.steps, calibration.guidance, calibration.guidance_interval or (), calibration.conditions)
 
 
-def asked(sampler: str | None, schedule: str | None, sigma_min: float | None) -> bool:
-    """Whether a calibrated sampler is to be looked for: by its name, or where nothing is said of sampler and levels."""
-    if sampler != WORD:
-        return (sampler, schedule, sigma_min) == (None, None, None)
-    if (schedule, sigma_min) != (None, None):
-        raise ValueError('a calibrated sampler has its own noise levels; leave --schedule and --sigma-min out')
-    return True
+def find_calibration(checkpoint: str | os.PathLike[str], denoiser: nn.Module, sampling: SamplingConfig, conditions: Collection[str],
+                     sigma_max: float, demanded: bool) -> Calibration | None:
+    """Return the calibration of a model for a number of steps, a guidance and conditions.
 
+    Args:
+        checkpoint: The checkpoint, beside which the file is.
+        denoiser: The model; the calibration must be of its weights.
+        sampling: The number of steps and the guidance.
+        conditions: The names of the conditions that the model is given.
+        sigma_max: The first noise level.
+        demanded: Whether to raise where there is none; else None is returned, with a warning where there is one that cannot be used.
 
-def fitting(checkpoint: str | os.PathLike[str], denoiser: nn.Module, how: SamplingConfig, conditions: Collection[str],
-            sigma_max: float, demanded: bool) -> Calibration | None:
-    """The calibration for these weights, this number of steps, guidance and conditions; None, or an error where it is demanded."""
-    path, scale = file_of(checkpoint), how.guidance if conditions else 1.
-    interval = () if scale == 1 or how.guidance_interval is None else tuple(how.guidance_interval)
-    wanted = (how.steps, scale, interval, tuple(sorted(conditions)))
-    again = f'make one with k-diffusion calibrate --checkpoint {checkpoint} --steps {how.steps} --guidance {scale:g}' + (
-        f' --guidance-interval {interval[0]:g},{interval[1]:g}' if interval else '')
+    Raises:
+        ValueError: One is demanded and there is none, or it is of other weights.
+    """
+    path, scale = file_of(checkpoint), sampling.guidance if conditions else 1.
+    interval = () if scale == 1 or sampling.guidance_interval is None else tuple(sampling.guidance_interval)
+    wanted = (sampling.steps, scale, interval, tuple(sorted(conditions)))
+    setting = f'steps {sampling.steps} and guidance {scale:g}' + (f' from {interval[0]:g} to {interval[1]:g}' if interval else '')
     try:
-        found = next((calibration for calibration in read(path) if _setting(calibration) == wanted), None)
+        calibration = next((entry for entry in read(path) if _setting(entry) == wanted), None)
+        if calibration is None and demanded:
+            raise ValueError(f'{path} holds no calibrated sampler for {setting}; make one with calibrate')
+        if calibration is not None and not _fits(calibration, denoiser, sigma_max):
+            raise ValueError(f'the calibrated sampler in {path} was made for other weights or another sigma_max; '
+                             f'make one for {setting} with calibrate')
     except (ValueError, OSError) as error:
         if demanded:
             raise
-        print(f'note: {escape_name(str(error))}', file=sys.stderr)
+        warnings.warn(f'{error}; it is not used', stacklevel=2)
         return None
-    if found is None:
-        if demanded:
-            raise ValueError(f'{path} holds no calibrated sampler for {how.steps} steps at this guidance; {again}')
-        return None
-    if not math.isclose(found.sigmas[0], sigma_max, rel_tol=1e-6) or found.model != fingerprint(denoiser.state_dict()):
-        reason = f'the calibrated sampler in {path} was made for other weights or another sigma_max; {again}'
-        if demanded:
-            raise ValueError(reason)
-        print(f'note: {reason}', file=sys.stderr)
-        return None
-    print(f'note: drawn by the calibrated sampler for {found.steps} steps, from {escape_name(path)}', file=sys.stderr)
-    return found
+    if calibration is not None:
+        _LOG.info('drawn by the calibrated sampler for %d steps, from %s', calibration.steps, path)
+    return calibration
+
+
+def _fits(calibration: Calibration, denoiser: nn.Module, sigma_max: float) -> bool:
+    return math.isclose(calibration.sigmas[0], sigma_max, rel_tol=1e-6) and calibration.model == fingerprint(denoiser.state_dict())

@@ -1,9 +1,9 @@
-"""k-diffusion clip: images from a trained model, drawn towards texts and pictures by a CLIP model."""
+"""Images from a trained model, drawn towards texts and pictures by a CLIP model."""
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..core.images import from_bytes, make_grid, save_image
 from ..core.memory import keep_freed_memory
 from ..core.pretrained import ClipModel
 from ..core.random import derive_seed, randn_items
+from ..core.settings import at_least, check_settings, one_of, setting, takes_settings
 from ..data import UnreadablePicture, load_picture
 from ..encoders import LatentEncoder
 from ..generation import BETWEEN, generate
@@ -24,85 +25,117 @@ from ..sampling import SAMPLERS
 from .encoding import encoder_of
 from .output import Samples, Target
 from .progress import show_progress
+from .sample import find_sampler_problem
 
 
-def clip(
-    prompts: Sequence[str],                 # texts, each with its weight after a colon if it has one
-    checkpoint: str | os.PathLike[str],     # a .pth or .safetensors file, or a run's folder
-    n: int = 64,                            # how many
-    out: str | os.PathLike[str] | None = None,  # folder to write to (default: samples, samples-2, ...)
-    prefix: str | None = None,              # instead of a folder: {prefix}_00000.png ... and {prefix}_grid.png
-    config: str | None = None,              # the config, where the checkpoint carries none
-    batch_size: int = 16,                   # how many at a time; changes no image
-    steps: int = 100,
-    clip_guidance_scale: float = 500.,      # nats per unit of spherical distance; with `normalise` standard deviations, 0.1 to 1
-    clip_model: str = 'ViT-B/16',           # a folder, a name on the hub, or OpenAI's name
-    images: Sequence[str] = (),             # pictures as prompts, each with its weight after a colon
-    cutn: int = 1,                          # views of the picture that CLIP sees at each step
-    cut_pow: float = 1.,                    # larger: smaller cutouts
-    clamp: bool = True,                     # keep guided estimates in [-1, 1], as the original does
-    normalise: bool = False,                # the scale counts standard deviations of what is still unknown at each noise level
-    init: str | None = None,                # a picture to begin with
-    sigma_start: float | None = None,       # the noise laid over it (default: the whole schedule's)
-    seed: int = 0,                          # image i is drawn from (seed, i) alone
-    sampler: str = 'dpmpp_2s_ancestral',
-    schedule: str = 'karras',
-    sigma_min: float | None = None,         # the least noise level before 0 (default: the config's)
-    sigma_max: float | None = None,         # the noise level to start from (default: the config's)
-    time_travel_steps: int = 1,             # how often each step within the interval is taken
-    time_travel_interval: tuple[float, float] = (0.3, 10.),
-    preview: str | os.PathLike[str] | None = None,  # a picture of the estimates so far, written anew as they change
-    device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
-    verify: bool = True,                    # compare the checkpoint with the manifest beside it
-    overwrite: bool = False,                # replace what an earlier call left in `out`
-    show: bool = True,                      # progress on stderr
-) -> Samples:
-    """Draws n images from a trained model towards prompts and writes them, one by one and as a grid."""
-    for name, value in ('-n', n), ('--batch-size', batch_size), ('--steps', steps), ('--cutn', cutn):
-        if value < 1:
-            raise ValueError(f'{name} is {value}; it must be at least 1')
-    target = Target.of(out, prefix, overwrite)
-    chosen = choose_device(device)
-    if chosen.type == 'cpu':
+@dataclass(frozen=True)
+class ClipSettings:
+    """Settings of `clip`."""
+
+    prompts: Sequence[str] = setting(help='a text, with its weight after a colon if you like', flags=('prompts',), metavar='prompt',
+                                     many='*')
+    checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    n: int = setting(64, 'how many images', flags=('-n',))
+    out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: samples, samples-2, ...)')
+    prefix: str | None = setting(None, 'write {prefix}_00000.png ... where no folder is given')
+    config: Any = setting(None, 'the config, where the checkpoint carries none')
+    batch_size: int = setting(16, 'how many at a time; changes no image')
+    steps: int = setting(100, 'how many steps the sampler takes')
+    clip_guidance_scale: float = setting(500., 'how strongly (often less is more)', flags=('--clip-guidance-scale', '-cgs'))
+    clip_model: str | os.PathLike[str] = setting('ViT-B/16', "a folder, a name on the hub, or OpenAI's name")
+    images: Sequence[str] = setting((), 'a picture as a prompt, with its weight after a colon', flags=('--image',), metavar='FILE',
+                                    many='append')
+    cutn: int = setting(1, 'how many views of the picture CLIP sees')
+    cut_pow: float = setting(1., 'larger: smaller cutouts')
+    clamp: bool = setting(True, 'let estimates leave [-1, 1]; reaches prompts more often')
+    normalise: bool = setting(False, 'the scale counts standard deviations of what is unknown at each level (take 0.1 to 1)')
+    init: str | None = setting(None, 'a picture to begin with', metavar='FILE')
+    sigma_start: float | None = setting(None, "the noise laid over it (default: the schedule's first level)")
+    seed: int = setting(0, 'image i depends on (seed, i) alone')
+    sampler: str = setting('dpmpp_2s_ancestral', 'the sampler: ' + ', '.join(SAMPLERS))
+    schedule: str = setting('karras', 'the spacing of noise levels: ' + ', '.join(BETWEEN))
+    sigma_min: float | None = setting(None, "the least noise level before 0 (default: the config's)")
+    sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
+    time_travel_steps: int = setting(1, 'take each step between the levels 0.3 and 10 so often, with fresh noise between',
+                                     flags=('--time-travel',), metavar='TIMES')
+    time_travel_interval: tuple[float, float] = setting((0.3, 10.))
+    preview: str | os.PathLike[str] | None = setting(None, 'write a grid of the estimates so far to this file as they change',
+                                                     metavar='FILE')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    overwrite: bool = setting(False, 'replace the samples that are in --out already')
+    show: bool = setting(True)
+
+    def __post_init__(self) -> None:
+        none = None if self.prompts or self.images else 'prompts must hold a text, or images a picture; got none'
+        floating = self.sigma_start is not None and self.init is None
+        check_settings(
+            none, at_least(self, 1, 'n', 'batch_size', 'steps', 'cutn', 'time_travel_steps'), one_of(self, BETWEEN, 'schedule'),
+            f'sigma_start must be left out without init, a picture to lay the noise over; got {self.sigma_start}' if floating else None,
+            find_sampler_problem(self.sampler) or self._find_own_steps())
+
+    def _find_own_steps(self) -> str | None:
+        entry = SAMPLERS[self.sampler.removeprefix('sample_')]
+        if self.time_travel_steps == 1 or 'sigmas' in entry.takes:
+            return None
+        return f'sampler must take given steps for time_travel_steps above 1; {entry.name} chooses its own'
+
+
+@takes_settings(ClipSettings)
+def clip(settings: ClipSettings) -> Samples:
+    """Draw images from a trained model towards prompts and write them, one by one and as a grid.
+
+    Args:
+        settings: The settings, or the fields of ClipSettings as arguments. `clamp` False lets guided estimates leave [-1, 1];
+            `time_travel_interval` holds the noise levels between which steps are taken `time_travel_steps` times; `verify`
+            False takes a checkpoint that its manifest does not describe; `show` False turns the progress bar off.
+
+    Returns:
+        The images and the files.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint, no CLIP model or no picture.
+        ValueError: A setting is wrong or does not fit the model, or the folder holds samples already.
+    """
+    target = Target.of(settings.out, settings.prefix, settings.overwrite)
+    device = choose_device(settings.device)
+    if device.type == 'cpu':
         keep_freed_memory()
-    denoiser, filled = load_model(checkpoint, chosen, config, verify=verify)
+    denoiser, filled = load_model(settings.checkpoint, device, settings.config, verify=settings.verify)
     model = filled['model']
     shape = [model['input_channels'], *model['input_size']]
-    encoder = encoder_of(filled, chosen)
+    encoder = encoder_of(filled, device)
     decode = None if encoder is None else encoder.decode
-    judge = ClipModel(clip_model, chosen)
-    targets, weights = embedded(judge, prompts, images)
-    guided = clip_guidance(denoiser, judge.encode_images, targets, weights, clip_guidance_scale, judge.size, cutn, cut_pow, seed,
-                           (-1., 1.) if clamp and encoder is None else None, model['sigma_data'] if normalise else None,
-                           decode=decode)
-    sigmas = BETWEEN[schedule](steps, model['sigma_min'] if sigma_min is None else sigma_min,
-                               model['sigma_max'] if sigma_max is None else sigma_max)
-    seeds = [derive_seed(seed, 'sample', i) for i in range(n)]
-    sigmas, x = _begun(sigmas, init, sigma_start, shape, seeds, encoder)
-    travelling = _travelling(sampler, time_travel_steps, time_travel_interval)
+    judge = ClipModel(settings.clip_model, device)
+    targets, weights = embed_prompts(judge, settings.prompts, settings.images)
+    denoise = clip_guidance(denoiser, judge.encode_images, targets, weights, settings.clip_guidance_scale, judge.size, settings.cutn,
+                            settings.cut_pow, settings.seed, (-1., 1.) if settings.clamp and encoder is None else None,
+                            model['sigma_data'] if settings.normalise else None, decode=decode)
+    low, high = (model[key] if getattr(settings, key) is None else getattr(settings, key) for key in ('sigma_min', 'sigma_max'))
+    seeds = [derive_seed(settings.seed, 'sample', i) for i in range(settings.n)]
+    sigmas, x = _choose_start(settings, BETWEEN[settings.schedule](settings.steps, low, high), shape, seeds, encoder)
+    sampler = _add_time_travel(settings.sampler, settings.time_travel_steps, settings.time_travel_interval)
     target.make()
-    total = -(-n // batch_size) * (len(sigmas) - 1)
-    with show_progress('clip', total if time_travel_steps == 1 else None, 'step', show) as bar:
-        drawn = generate(guided, shape, sigmas, travelling, seeds, decode=decode, callback=_shown(bar, preview, decode),
-                         batch_size=batch_size, device=chosen, x=x)
-    return target.write(drawn, None)
+    total = -(-settings.n // settings.batch_size) * (len(sigmas) - 1)
+    with show_progress('clip', total if settings.time_travel_steps == 1 else None, 'step', settings.show) as bar:
+        images = generate(denoise, shape, sigmas, sampler, seeds, decode=decode, callback=_report_steps(bar, settings.preview, decode),
+                          batch_size=settings.batch_size, device=device, x=x)
+    return target.write(images, None, settings.seed)
 
 
-def embedded(judge: ClipModel, texts: Sequence[str], pictures: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The embeddings [P, E] and weights [P] of prompts written as text:weight and picture:weight."""
-    if not texts and not pictures:
-        raise ValueError('no prompt was given; give a text, or a picture with --image')
-    said, seen = [weighted(text) for text in texts], [weighted(picture) for picture in pictures]
-    found = [judge.encode_texts([text for text, _ in said])] if said else []
-    if seen:
-        loaded = torch.stack([_picture(path, (judge.size, judge.size), judge.channels) for path, _ in seen])
+def embed_prompts(judge: ClipModel, texts: Sequence[str], pictures: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return the embeddings [P, E] and weights [P] of prompts written as text:weight and picture:weight."""
+    split_texts, split_pictures = [split_weight(text) for text in texts], [split_weight(picture) for picture in pictures]
+    rows = [judge.encode_texts([text for text, _ in split_texts])] if split_texts else []
+    if split_pictures:
+        loaded = torch.stack([_load_picture(path, (judge.size, judge.size), judge.channels) for path, _ in split_pictures])
         with torch.no_grad():
-            found.append(judge.encode_images(loaded.to(judge.mean.device)))
-    return torch.cat(found), torch.tensor([weight for _, weight in (*said, *seen)])
+            rows.append(judge.encode_images(loaded.to(judge.mean.device)))
+    return torch.cat(rows), torch.tensor([weight for _, weight in (*split_texts, *split_pictures)])
 
 
-def weighted(prompt: str) -> tuple[str, float]:
-    """A prompt and the weight after its last colon, or 1."""
+def split_weight(prompt: str) -> tuple[str, float]:
+    """Return a prompt and the weight after its last colon, or 1."""
     text, colon, weight = prompt.rpartition(':')
     try:
         return (text, float(weight)) if colon and text else (prompt, 1.)
@@ -110,8 +143,8 @@ def weighted(prompt: str) -> tuple[str, float]:
         return prompt, 1.
 
 
-def _picture(path: str, size: tuple[int, int], channels: int) -> Tensor:
-    """A picture file as [C, h, w] in [-1, 1], scaled and cropped like those of a data set."""
+def _load_picture(path: str, size: tuple[int, int], channels: int) -> Tensor:
+    """Return a picture file as [C, h, w] in [-1, 1], scaled and cropped like those of a data set."""
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no picture {path}; give the path of a picture file')
     try:
@@ -120,40 +153,35 @@ def _picture(path: str, size: tuple[int, int], channels: int) -> Tensor:
         raise ValueError(f'{path} cannot be read as a picture ({error}); give a PNG or JPEG file') from None
 
 
-def _begun(sigmas: Tensor, init: str | None, sigma_start: float | None, shape: Sequence[int],
-           seeds: Sequence[int], encoder: LatentEncoder | None) -> tuple[Tensor, Tensor | None]:
-    """The levels that are walked, and the init picture with noise of the first of them (None: noise alone)."""
+def _choose_start(settings: ClipSettings, sigmas: Tensor, shape: Sequence[int], seeds: Sequence[int],
+                  encoder: LatentEncoder | None) -> tuple[Tensor, Tensor | None]:
+    """Return the noise levels to use, and the init picture with noise of the first of them (None: noise alone)."""
+    init, sigma_start = settings.init, settings.sigma_start
     if init is None:
-        if sigma_start is not None:
-            raise ValueError(f'--sigma-start is {sigma_start} and there is no --init picture to lay the noise over; '
-                             'name one, or take --sigma-max')
         return sigmas, None
     if sigma_start is not None:
         if not sigmas[-2] < sigma_start <= sigmas[0]:
-            raise ValueError(f'--sigma-start is {sigma_start}; it must lie within the schedule, above {sigmas[-2]:g} and '
-                             f'at most {sigmas[0]:g}')
+            raise ValueError(f'sigma_start must be within the schedule, above {sigmas[-2]:g} and at most {sigmas[0]:g}; got {sigma_start}')
         sigmas = torch.cat([sigmas.new_tensor([sigma_start]), sigmas[sigmas < sigma_start]])
     if encoder is None:
-        picture = _picture(init, (shape[1], shape[2]), shape[0])
+        picture = _load_picture(init, (shape[1], shape[2]), shape[0])
     else:
-        pixels = _picture(init, (shape[1] * encoder.factor, shape[2] * encoder.factor), encoder.input_channels)
+        pixels = _load_picture(init, (shape[1] * encoder.factor, shape[2] * encoder.factor), encoder.input_channels)
         picture = encoder.encode(pixels[None].to(encoder.mean.device))[0].cpu()
     return sigmas, picture + randn_items(shape, [derive_seed(seed, 'start') for seed in seeds]) * sigmas[0]
 
 
-def _travelling(sampler: str, times: int, interval: tuple[float, float]) -> Any:
-    """The sampler by its name, made to travel in time if asked; its noise then is new at each visit of a level."""
+def _add_time_travel(sampler: str, times: int, interval: tuple[float, float]) -> Any:
+    """Return a sampler that takes each step within an interval so many times, with new noise at each visit of a level."""
     entry = SAMPLERS[sampler.removeprefix('sample_')]
     if times == 1:
         return entry
-    if 'sigmas' not in entry.takes:
-        raise ValueError(f'{entry.name} chooses its own steps, so none can be taken again; take another sampler for --time-travel')
     return replace(entry, function=time_travel(entry.function, times, interval), noise='independent')
 
 
-def _shown(bar: Any, preview: str | os.PathLike[str] | None,
-           decode: Callable[[Tensor], Tensor] | None) -> Callable[[int, dict[str, Any]], None]:
-    """What is shown after each step: the bar, and the grid of the batch's estimates, every fifth step."""
+def _report_steps(bar: Any, preview: str | os.PathLike[str] | None,
+                  decode: Callable[[Tensor], Tensor] | None) -> Callable[[int, dict[str, Any]], None]:
+    """Return a callback that moves the bar and, every fifth step, writes a grid of the estimates of the batch."""
     def show(done: int, info: dict[str, Any]) -> None:
         bar.update()
         if preview is not None and info['i'] % 5 == 0:

@@ -1,10 +1,11 @@
-"""k-diffusion evaluate: how good the samples of a trained model are, by the features of pictures."""
+"""Quality of the samples of a trained model, by the features of pictures."""
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import os
-import sys
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +18,8 @@ from ..config import find_checkpoint, load_model
 from ..core.files import digest_of, write_json
 from ..core.images import from_bytes, save_image
 from ..core.memory import keep_freed_memory
-from ..core.names import escape_name
 from ..core.registry import unknown
+from ..core.settings import at_least, check_settings, one_of, setting, takes_settings
 from ..data import Dataset
 from ..evaluation import (
     METRICS,
@@ -31,19 +32,28 @@ from ..evaluation import (
     reference_features,
 )
 from ..evaluation.intervals import BLOCKS
+from ..generation import BETWEEN, choose_sampling
 from .drawing import Draw
 from .processes import World, in_pieces, share_of, world
 from .progress import show_progress
-from .reference import chosen_pictures, classes_of, make_extractor, open_reference
-from .sample import how_to_sample
+from .reference import (
+    DATASET_WORDS,
+    EXTRACTOR_WORDS,
+    chosen_pictures,
+    classes_of,
+    make_extractor,
+    open_reference,
+)
+from .sample import find_sampler_problem
 
 COPIES = 'copies'       # a measure that looks at the training set, whatever the samples are compared with
 PAIRS = 24              # samples shown beside their nearest training pictures
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found: values by name, what they are of, and where they were written."""
+    """Values by name, the facts of the evaluation, and the files."""
 
     values: dict[str, float]
     facts: dict[str, Any]
@@ -51,61 +61,85 @@ class Evaluation:
     picture: Path | None
 
 
+def _read_names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(',') if name.strip())
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """What an evaluation can be told; a None is the config's value. The flags of `k-diffusion evaluate` bear these names."""
+    """Settings of `evaluate`."""
 
-    checkpoint: str | os.PathLike[str]      # a .pth or .safetensors file, or a run's folder (its latest checkpoint)
-    n: int = 10_000                         # how many samples
-    metrics: Sequence[str] = ('fid', 'kid', 'precision_recall')     # names of K.evaluation.METRICS, and 'copies'
-    extractor: Any = None                   # inception, clip, ..., or a callable (default: classifier where there are classes)
-    dataset: str | None = None              # what to compare with (default: the config's own data set)
-    reference_n: int = 50_000               # the most pictures of it that are used
-    out: str | os.PathLike[str] | None = None   # folder to write to (default: evaluation beside the checkpoint)
-    config: str | None = None               # the config, where the checkpoint carries none
-    batch_size: int = 64                    # how many samples at a time; changes no value beyond rounding
-    steps: int | None = None                # how to sample, as in `sample`
-    sampler: str | None = None
-    schedule: str | None = None
-    guidance: float | None = None
-    seed: int = 0                           # sample i is drawn from (seed, i) alone
-    blocks: int | None = None               # of the jackknife of fid; 0: none (default: as --help)
-    device: str | None = None               # cpu, cuda, mps (default: the fastest there is)
-    ema: bool = True                        # the averaged weights, or the raw ones of a .pth
-    allow_code: bool = False                # let custom data sets and TorchScript run
-    cache: str | os.PathLike[str] | None = None     # where reference features are kept (default: the user's cache folder)
-    verify: bool = True                     # compare the checkpoint with the manifest beside it
-    show: bool = True                       # words and a progress bar on stderr
+    checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    n: int = setting(10_000, 'how many samples', flags=('-n',))
+    metrics: Sequence[str] = setting(
+        ('fid', 'kid', 'precision_recall'),
+        'what to measure (default: fid,kid,precision_recall): ' + '; '.join(f'{m.name}: {m.meaning}' for m in METRICS.values())
+        + f'; {COPIES}: the share of samples that copy a training picture, with the likeliest ones as a picture',
+        metavar='fid,kid,...', parse=_read_names)
+    extractor: Any = setting(None, f'whose features are compared: {EXTRACTOR_WORDS} (default: classifier where there are classes, '
+                             'else inception)')
+    dataset: str | None = setting(None, f'what to compare with: {DATASET_WORDS}')
+    reference_n: int = setting(50_000, 'the most pictures of it that are used')
+    out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: evaluation beside the checkpoint)')
+    config: Any = setting(None, 'the config, where the checkpoint carries none')
+    batch_size: int = setting(64, 'how many samples at a time')
+    steps: int | None = setting(None, "how many steps the sampler takes (default: the config's)")
+    sampler: str | None = setting(None, "the sampler (default: the config's, else the recommended one for the number of steps)")
+    schedule: str | None = setting(None, "the spacing of noise levels (default: the config's, else that of the recommended sampler)")
+    guidance: float | None = setting(None, "classifier-free guidance scale (default: the config's)")
+    seed: int = setting(0, 'sample i depends on (seed, i) alone')
+    blocks: int | None = setting(
+        None, 'parts of the jackknife that gives fid its error, intervals and unbiased value, at the cost of as many '
+        'distances; 0: none (default: 20 for at most 512 features, else 0)')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
+    allow_code: bool = setting(False, 'let a "custom" dataset run the Python file that the config names, and an extractor '
+                               'the code in its TorchScript file')
+    cache: str | os.PathLike[str] | None = setting(None, "where reference features are kept (default: the user's cache folder)")
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    show: bool = setting(True)
 
     def __post_init__(self) -> None:
-        for name, value in ('-n', self.n), ('--batch-size', self.batch_size), ('--reference-n', self.reference_n):
-            if value < 2:
-                raise ValueError(f'{name} is {value}; it must be at least 2')
-        if self.blocks is not None and (self.blocks < 0 or self.blocks == 1):
-            raise ValueError(f'--blocks must be 0 (no interval) or at least 2; got {self.blocks}')
-        odd = [name for name in self.metrics if name not in (COPIES, *METRICS)]
-        if odd:
-            raise ValueError(f'--metrics: {unknown("metric", odd[0], [COPIES, *METRICS])}')
+        unknown_metrics = [name for name in self.metrics if name not in (COPIES, *METRICS)]
+        check_settings(
+            at_least(self, 2, 'n', 'batch_size', 'reference_n'), at_least(self, 1, 'steps'), find_sampler_problem(self.sampler),
+            one_of(self, BETWEEN, 'schedule'),
+            f'blocks must be 0 (no interval) or at least 2; got {self.blocks}' if self.blocks is not None and (
+                self.blocks < 0 or self.blocks == 1) else None,
+            f'metrics must be names of metrics; {unknown("metric", unknown_metrics[0], [COPIES, *METRICS])}' if unknown_metrics else None)
 
 
+@takes_settings(EvaluationSettings)
 def evaluate(settings: EvaluationSettings) -> Evaluation:
-    """Draws samples, compares their features with those of a reference set, and writes the values as JSON.
+    """Draw samples, compare their features with those of a reference set, and write the values as JSON.
 
-    The samples' features are kept in the folder piece by piece, so that an evaluation that was stopped goes on.
+    The features of the samples are kept in the folder piece by piece, so that an evaluation that was stopped goes on.
+
+    Args:
+        settings: The settings, or the fields of EvaluationSettings as arguments. `extractor` may also be a function from
+            pictures [B, C, H, W] in [-1, 1] to features [B, D]; `ema` False takes the raw weights; `verify` False takes a
+            checkpoint that its manifest does not describe; `show` False turns the progress bar off.
+
+    Returns:
+        The values and the files; of several processes, those other than the first return no values.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint or no extractor.
+        ValueError: A setting is wrong or does not fit the model.
     """
     with world() as processes:
         task = _Task(settings, processes)
-        fake = task.features()
+        fake = task.compute_features()
         if processes.main:
-            found = task.measured(fake)
+            evaluation = task.measure(fake)
         else:
-            found = Evaluation({}, task.facts, task.folder / 'metrics.json', None)
+            evaluation = Evaluation({}, task.facts, task.folder / 'metrics.json', None)
         processes.wait()
-    return found
+    return evaluation
 
 
 class _Task:
-    """An evaluation put together: the model, what its samples are compared with, and how."""
+    """The model, what its samples are compared with, and how."""
 
     def __init__(self, settings: EvaluationSettings, processes: World) -> None:
         self.settings, self.processes = settings, processes
@@ -120,10 +154,10 @@ class _Task:
         self.training_set = lru_cache(lambda: open_reference(config, None, settings.allow_code, self.path.parent))
         reference = self.training_set() if settings.dataset is None else open_reference(config, settings.dataset, settings.allow_code)
         self._compare_with(reference, settings.extractor or ('classifier' if config['dataset']['num_classes'] else 'inception'))
-        how = how_to_sample(config, sampler=settings.sampler and settings.sampler.removeprefix('sample_'), steps=settings.steps,
-                            schedule=settings.schedule, guidance=settings.guidance)
-        self.draw = Draw(denoiser, config, how, settings.seed, classes_of(reference, self.indices), settings.batch_size, self.device)
-        self.facts |= {'seed': settings.seed, **dataclasses.asdict(how)}
+        sampling = choose_sampling(config['sampling'], sampler=settings.sampler, steps=settings.steps, schedule=settings.schedule,
+                                   guidance=settings.guidance)
+        self.draw = Draw(denoiser, config, sampling, settings.seed, classes_of(reference, self.indices), settings.batch_size, self.device)
+        self.facts |= {'seed': settings.seed, **dataclasses.asdict(sampling), 'sampler': self.draw.sampler}
 
     def _compare_with(self, reference: Dataset, named: Any) -> None:
         self.indices = chosen_pictures(reference, self.settings.reference_n)
@@ -149,13 +183,14 @@ class _Task:
         return reference_features(dataset, indices, self.extractor, self.cache, self.settings.batch_size, self.device)
 
     def say(self, text: str) -> None:
+        """Log a text, once for all processes."""
         if self.settings.show and self.processes.main:
-            print(escape_name(text), file=sys.stderr, flush=True)
+            _LOG.info('%s', text)
 
-    def features(self) -> Tensor:
-        """Of the samples: [N, D]."""
+    def compute_features(self) -> Tensor:
+        """Return the features of the samples [N, D]."""
         n = self.settings.n
-        self.say(f'{n:,} samples by {self.draw.how.sampler}, {self.draw.how.steps} steps, '
+        self.say(f'{n:,} samples by {self.facts["sampler"]}, {self.facts["steps"]} steps, '
                  f'against {len(self.indices):,} pictures of {self.facts["reference"]}')
         determined_by = {
             **self.facts,
@@ -176,8 +211,8 @@ class _Task:
         batches = self.draw(items).split(self.settings.batch_size)
         return torch.cat([self.extractor(batch.to(self.device)).float().cpu() for batch in batches])
 
-    def measured(self, fake: Tensor) -> Evaluation:
-        """The values of the metrics, written down."""
+    def measure(self, fake: Tensor) -> Evaluation:
+        """Compute the metrics and write them."""
         settings = self.settings
         blocks = (
             settings.blocks
@@ -191,20 +226,20 @@ class _Task:
         )
         picture = None
         if COPIES in settings.metrics:
-            copied, picture = self._copies(fake)
-            values |= copied
+            shares, picture = self._find_copies(fake)
+            values |= shares
         write_json(self.folder / 'metrics.json', {**values, **self.facts})
         if caution(settings.n) and 'fid' in values:
-            self.say(f'note: {caution(settings.n)}')
+            warnings.warn(str(caution(settings.n)), stacklevel=4)
         return Evaluation(values, self.facts, self.folder / 'metrics.json', picture)
 
-    def _copies(self, fake: Tensor) -> tuple[dict[str, float], Path]:
-        """The share of samples that look like copies of a training picture; the likeliest ones beside it as a picture."""
+    def _find_copies(self, fake: Tensor) -> tuple[dict[str, float], Path]:
+        """Return the share of samples that look like copies of a training picture, and a picture of the likeliest ones."""
         training_set = self.training_set()
         indices = chosen_pictures(training_set, self.settings.reference_n)
-        found = nearest_neighbours(fake, self._reference_features(training_set, indices))
-        most = found.ratio.argsort()[:PAIRS].tolist()
-        near = from_bytes(torch.stack([training_set[indices[int(found.index[i])]]['image'] for i in most]))
-        shown = Neighbours(torch.arange(len(most)), found.distance[most], found.ratio[most])
+        neighbours = nearest_neighbours(fake, self._reference_features(training_set, indices))
+        most = neighbours.ratio.argsort()[:PAIRS].tolist()
+        near = from_bytes(torch.stack([training_set[indices[int(neighbours.index[i])]]['image'] for i in most]))
+        shown = Neighbours(torch.arange(len(most)), neighbours.distance[most], neighbours.ratio[most])
         save_image(self.folder / 'copies.png', neighbour_picture(self.draw(most), near, shown))
-        return {'copies': found.copies(), 'nearest_ratio': found.ratio.median().item()}, self.folder / 'copies.png'
+        return {'copies': neighbours.copies(), 'nearest_ratio': neighbours.ratio.median().item()}, self.folder / 'copies.png'

@@ -1,13 +1,14 @@
-"""k-diffusion likelihood: how many bits per dimension pictures take under a trained model."""
+"""Bits per dimension of pictures under a trained model."""
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import math
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +18,18 @@ from ..core.files import digest_of, whole_file, write_json
 from ..core.memory import keep_freed_memory
 from ..core.plots import plot_histogram
 from ..core.random import derive_seed
+from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..evaluation import image_bits
 from .processes import World, in_pieces, share_of, world
 from .progress import show_progress
-from .reference import chosen_pictures, classes_of, open_reference
+from .reference import DATASET_WORDS, chosen_pictures, classes_of, open_reference
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """What `likelihood` found: bits per dimension of each picture, their mean and its standard error, and the files."""
+    """Bits per dimension of each picture, their mean and its standard error, and the files."""
 
     bits: list[float]
     mean: float
@@ -36,57 +40,65 @@ class Likelihood:
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodSettings:
-    """What `likelihood` can be told; the flags of `k-diffusion likelihood` bear these names."""
+    """Settings of `likelihood`."""
 
-    checkpoint: str | os.PathLike[str]      # a .pth or .safetensors file, or a run's folder (its latest checkpoint)
-    dataset: str | None = None              # whose pictures (default: the config's own data set)
-    n: int = 1000                           # how many of them, drawn from the seed
-    steps: int = 32                         # of the solver, each of 4 model calls
-    probes: int = 1                         # of the trace, per model call
-    exact: bool = False                     # the exact trace: as many backward passes as a picture has elements
-    points: int = 1                         # dequantised points per picture
-    sigma_min: float | None = None          # of the density: the data with so much noise (default: the config's)
-    unconditional: bool = False             # do not tell the model the classes
-    out: str | os.PathLike[str] | None = None   # folder to write to (default: likelihood beside the checkpoint)
-    config: str | None = None               # the config, where the checkpoint carries none
-    batch_size: int = 64                    # how many pictures at a time
-    seed: int = 0                           # what is drawn for a picture depends on it and the picture alone
-    device: str | None = None               # cpu, cuda, mps (default: the fastest there is)
-    ema: bool = True                        # the averaged weights, or the raw ones of a .pth
-    allow_code: bool = False                # whether a "custom" data set may run its file
-    verify: bool = True                     # compare the checkpoint with the manifest beside it
-    show: bool = True                       # words and a progress bar on stderr
+    checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    dataset: str | None = setting(None, f'whose pictures: {DATASET_WORDS}')
+    n: int = setting(1000, 'how many pictures, drawn from the seed', flags=('-n',))
+    steps: int = setting(32, 'steps of the solver, each of 4 model calls')
+    probes: int = setting(1, 'probes of the trace per model call')
+    exact: bool = setting(False, 'the exact trace, which takes as many backward passes as a picture has elements')
+    points: int = setting(1, 'dequantised points per picture; more tighten the bound')
+    sigma_min: float | None = setting(None, "the density is that of data with so much noise (default: the config's)")
+    unconditional: bool = setting(False, 'do not tell the model the classes')
+    out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: likelihood beside the checkpoint)')
+    config: Any = setting(None, 'the config, where the checkpoint carries none')
+    batch_size: int = setting(64, 'how many pictures at a time')
+    seed: int = setting(0, 'what is drawn for a picture depends on it and the picture alone')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
+    allow_code: bool = setting(False, 'let a "custom" dataset run the Python file that the config names')
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    show: bool = setting(True)
 
     def __post_init__(self) -> None:
-        for name in ('n', 'steps', 'probes', 'points', 'batch_size'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'-{"-" * (name != "n")}{name.replace("_", "-")} is {getattr(self, name)}; it must be at least 1')
+        check_settings(at_least(self, 1, 'n', 'steps', 'probes', 'points', 'batch_size'))
 
 
+@takes_settings(LikelihoodSettings)
 def likelihood(settings: LikelihoodSettings) -> Likelihood:
-    """Bits per dimension of n pictures: written as a table, a histogram and a summary.
+    """Compute the bits per dimension of pictures under a trained model; write a table, a histogram and a summary.
 
     A picture of 8-bit levels v is taken as (v + u) / 127.5 - 1 with u uniform in [-1/2, 1/2), and its density p under the model
     with noise of sigma_min as -log2 p / dimensions + log2 127.5 bits. The prior has the config's sigma_data.
+
+    Args:
+        settings: The settings, or the fields of LikelihoodSettings as arguments; `ema` False takes the raw weights, `verify`
+            False takes a checkpoint that its manifest does not describe, `show` False turns the progress bar off.
+
+    Returns:
+        The bits per dimension of each picture, their mean and its standard error, and the files.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: A setting is wrong, or does not fit the model or the pictures.
     """
     with world() as processes:
         task = _Task(settings, processes)
-        show = settings.show and processes.main
+        n, show = len(task.indices), settings.show and processes.main
         if show:
-            print(f'{len(task.indices):,} pictures of {task.pictures.source}, {4 * settings.steps * settings.points} model calls each',
-                  file=sys.stderr, flush=True)
-        share = share_of(len(task.indices), processes)
-        with show_progress('likelihood', share, 'image', show) as bar:
-            bits = in_pieces(task.pieces, len(task.indices), task.bits, processes, lambda done: bar.update(done - bar.n))
-        found = _summary(bits.double(), task.folder)
+            _LOG.info('%s pictures of %s, %d model calls each', f'{n:,}', task.pictures.source, 4 * settings.steps * settings.points)
+        with show_progress('likelihood', share_of(n, processes), 'image', show) as bar:
+            bits = in_pieces(task.pieces, n, task.compute_bits, processes, lambda done: bar.update(done - bar.n))
+        result = _summarise(bits.double(), task.folder)
         if processes.main:
-            _write(found, task)
+            _write(result, task)
         processes.wait()
-    return found
+    return result
 
 
 class _Task:
-    """The model, the pictures and what it is told of them."""
+    """The model, the pictures and their classes."""
 
     def __init__(self, settings: LikelihoodSettings, processes: World) -> None:
         self.settings = settings
@@ -97,16 +109,16 @@ class _Task:
         self.denoiser, config = load_model(path, self.device, settings.config, settings.ema,
                                            settings.verify)
         if config['encoder']['type'] != 'pixels' or config['conditions']:
-            raise ValueError(f'{path} diffuses latents or is told more than classes, and bits per dimension are of pixels given a class at '
-                             'most; take K.sampling.log_likelihood for the density of latents')
+            raise ValueError(f'checkpoint must be of a model of pixels without conditions besides classes; {path} is not. '
+                             'K.sampling.log_likelihood gives the density of latents')
         self.pictures = open_reference(config, settings.dataset, settings.allow_code, path.parent)
         self.indices = chosen_pictures(self.pictures, settings.n, settings.seed)
         labels, known = classes_of(self.pictures, self.indices), config['dataset']['num_classes']
         if known and labels and max(labels) >= known and not settings.unconditional:
             raise ValueError(f'{self.pictures.source} has the class {max(labels)} and the model knows {known} classes; '
-                             'give pictures of its own classes, or --unconditional')
-        none_told = settings.unconditional or not labels
-        self.classes = None if not known else [known] * len(self.indices) if none_told else labels
+                             'give pictures of its own classes, or pass unconditional=True')
+        unknown_class = settings.unconditional or not labels
+        self.classes = None if not known else [known] * len(self.indices) if unknown_class else labels
         low = config['model']['sigma_min'] if settings.sigma_min is None else settings.sigma_min
         self.range, self.data_std = (low, config['model']['sigma_max']), config['model']['sigma_data']
         self.folder = Path(settings.out) if settings.out is not None else path.parent / 'likelihood'
@@ -116,8 +128,8 @@ class _Task:
         determined_by = repr((self.facts, self.classes, self.indices))
         self.pieces = self.folder / f'pieces-{hashlib.blake2b(determined_by.encode(), digest_size=8).hexdigest()}'
 
-    def bits(self, items: Sequence[int]) -> Tensor:
-        """Bits per dimension of the chosen pictures at these places."""
+    def compute_bits(self, items: Sequence[int]) -> Tensor:
+        """Return the bits per dimension of the pictures at these places."""
         settings, indices = self.settings, [self.indices[i] for i in items]
         cond = None if self.classes is None else {'class_cond': torch.tensor([self.classes[i] for i in items])}
         return image_bits(self.denoiser, torch.stack([self.pictures[i]['image'] for i in indices]), *self.range,
@@ -126,16 +138,16 @@ class _Task:
                           data_std=self.data_std, batch_size=settings.batch_size, device=self.device)
 
 
-def _summary(bits: Tensor, folder: Path) -> Likelihood:
+def _summarise(bits: Tensor, folder: Path) -> Likelihood:
     stderr = bits.std().item() / math.sqrt(len(bits)) if len(bits) > 1 else math.nan
     return Likelihood(bits.tolist(), bits.mean().item(), stderr, folder / 'bits.csv', folder / 'bits.svg')
 
 
-def _write(found: Likelihood, task: _Task) -> None:
-    n = len(found.bits)
-    with whole_file(found.csv) as temporary:
-        rows = [f'{index},{"" if task.classes is None else task.classes[i]},{found.bits[i]:.6f}\n' for i, index in enumerate(task.indices)]
+def _write(result: Likelihood, task: _Task) -> None:
+    n = len(result.bits)
+    with whole_file(result.csv) as temporary:
+        rows = [f'{index},{"" if task.classes is None else task.classes[i]},{result.bits[i]:.6f}\n' for i, index in enumerate(task.indices)]
         temporary.write_text('picture,class,bits_per_dim\n' + ''.join(rows))
-    plot_histogram(found.histogram, found.bits, f'{n:,} pictures, mean {found.mean:.4f}', 'bits per dimension')
-    stderr = None if math.isnan(found.stderr) else found.stderr
-    write_json(task.folder / 'bits.json', {'bits_per_dim': found.mean, 'stderr': stderr, 'n': n, **task.facts})
+    plot_histogram(result.histogram, result.bits, f'{n:,} pictures, mean {result.mean:.4f}', 'bits per dimension')
+    stderr = None if math.isnan(result.stderr) else result.stderr
+    write_json(task.folder / 'bits.json', {'bits_per_dim': result.mean, 'stderr': stderr, 'n': n, **task.facts})

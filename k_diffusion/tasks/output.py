@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import shutil
 from pathlib import Path
@@ -16,18 +15,13 @@ from ..core.images import make_grid, save_image
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What `sample` drew: images [N, C, H, W] in [-1, 1], their classes (or None), and where they were written."""
+    """Images [N, C, H, W] in [-1, 1] that a task drew, their classes (or None), their files and the seed."""
 
     images: Tensor
     labels: list[int] | None
     pictures: list[Path]
     grid: Path
-
-    def told(self, seed: int, as_json: bool) -> str:
-        """What was drawn, for stdout: one machine-readable line, or two for people."""
-        if as_json:
-            return json.dumps({'n': len(self.pictures), 'first': str(self.pictures[0]), 'grid': str(self.grid), 'seed': seed})
-        return f'{len(self.pictures)} images, {self.pictures[0]} to {self.pictures[-1].name}\ngrid: {self.grid}'
+    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +33,13 @@ class Target:
 
     @classmethod
     def of(cls, out: str | os.PathLike[str] | None, prefix: str | None, overwrite: bool) -> Target:
-        """The target asked for; a folder that holds samples is refused, unless they are to be replaced."""
-        if prefix is not None:
+        """Return the target; `out` wins over `prefix`. A folder that holds samples is refused unless `overwrite` is True."""
+        if prefix is not None and out is None:
             return cls(None, prefix)
         folder = Path(out) if out is not None else _first_free('samples')
         if (folder / 'images').exists() and not overwrite:
-            raise ValueError(f'{folder} holds samples already; name another folder with --out, or replace them with --overwrite')
+            raise ValueError(f'out must be a folder without samples; {folder} holds samples already, give another folder or pass '
+                             'overwrite=True')
         return cls(folder, None)
 
     def make(self) -> None:
@@ -52,7 +47,7 @@ class Target:
         folder = Path(f'{self.prefix}_').parent if self.folder is None else self.folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, images: Tensor, labels: list[int] | None) -> Samples:
+    def write(self, images: Tensor, labels: list[int] | None, seed: int = 0) -> Samples:
         """Writes the samples; in a folder, images/ takes its name when all is written."""
         self.make()
         head = f'{self.prefix}_' if self.folder is None else f'{self.folder}/'
@@ -73,7 +68,7 @@ class Target:
             shutil.rmtree(self.folder / 'images', ignore_errors=True)
             final = Path(images_head).replace(self.folder / 'images')
             names = [final / name.name for name in names]
-        return Samples(images, labels, names, Path(f'{head}grid.png'))
+        return Samples(images, labels, names, Path(f'{head}grid.png'), seed)
 
 
 def _first_free(name: str) -> Path:

@@ -1,6 +1,7 @@
-"""Progress of a command: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of a task: a bar on a terminal or in a notebook, a line of the log every few seconds elsewhere."""
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -12,24 +13,28 @@ from .run.display import clock
 
 #: Seconds between two lines.
 EVERY = 10.
+_LOG = logging.getLogger(__name__)
+_IN_NOTEBOOK = any(base.__name__ == 'tqdm_notebook' for base in tqdm.__mro__)
 
 
 def show_progress(name: str, total: int | None, unit: str, show: bool = True,
                   **options: Any) -> Any:
-    """Return what shows how far a command is, on standard error.
+    """Return an object that shows how far a task is.
 
+    On a terminal and in a notebook it is a bar; elsewhere it writes lines to the log of level INFO, which the commands print.
     It has `update`, `set_description` and `n`, as a bar of tqdm, and is a context manager.
 
     Args:
-        name: The command.
+        name: The task.
         total: How many units there are; None: not known.
         unit: One of them; '' where `total` stands for the whole, which is shown in percent.
         show: False: nothing is shown.
         options: For the bar.
     """
-    if not show or sys.stderr.isatty():
-        return tqdm(total=total, unit=unit or 'it', disable=not show, **options)
-    return Lines(name, total, unit)
+    bar = _IN_NOTEBOOK or sys.stderr.isatty()
+    if show and not bar and _LOG.isEnabledFor(logging.INFO):
+        return Lines(name, total, unit)
+    return tqdm(total=total, unit=unit or 'it', disable=not (show and bar), **options)
 
 
 class Lines:
@@ -75,4 +80,4 @@ class Lines:
 
     def _print_lines(self, every: float) -> None:
         while not self._ended.wait(every):
-            print(self.describe(), file=sys.stderr, flush=True)
+            _LOG.info('%s', self.describe())

@@ -1,10 +1,9 @@
-"""k-diffusion sample: images from a trained model."""
+"""Images from a trained model."""
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,96 +11,125 @@ import torch
 from ..config import load_model, sections_of
 from ..core.devices import choose_device
 from ..core.memory import keep_freed_memory
-from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
-from ..core.registry import nearest
-from ..generation import BETWEEN, SamplingConfig, generate, split_title, stops_at
-from ..guidance import classifier_free
+from ..core.registry import nearest, unknown
+from ..core.settings import at_least, check_settings, comma_list, one_of, setting, takes_settings
+from ..generation import BETWEEN, apply_guidance, choose_plan, choose_sampling, generate, split_title
 from ..sampling import SAMPLERS
 from . import calibrations
-from .conditioning import asked_of, conditions_of, null_of
+from .conditioning import conditions_of, null_conditions, requested_conditions
 from .encoding import encoder_of
 from .output import Samples, Target
 from .progress import show_progress
 
 
-def sample(
-    checkpoint: str | os.PathLike[str],     # a .pth or .safetensors file, or a run's folder (its latest checkpoint)
-    n: int = 64,                            # how many
-    out: str | os.PathLike[str] | None = None,  # folder to write to: images/, grid.png, labels.txt (default: samples, samples-2, ...)
-    prefix: str | None = None,              # instead of a folder: {prefix}_00000.png ... and {prefix}_grid.png
-    config: str | None = None,              # the config, where the checkpoint carries none
-    batch_size: int = 64,                   # how many at a time; changes no image
-    steps: int | None = None,               # how many steps the sampler takes (default: the config's, else 20)
-    sampler: str | None = None,             # one of K.sampling.SAMPLERS (default: the config's, else dpmpp_2m)
-    schedule: str | None = None,            # how the noise levels are spaced: karras, ... (the config's, else karras)
-    sigma_min: float | None = None,         # the least noise level before 0 (default: the config's)
-    sigma_max: float | None = None,         # the noise level to start from (default: the config's)
-    seed: int = 0,                          # image i is drawn from (seed, i) alone
-    classes: Sequence[int | str] | None = None,     # classes in turn, by number or name (default: each class in turn)
-    guidance: float | None = None,          # classifier-free guidance scale (default: the config's, else 1, which is none)
-    guidance_interval: tuple[float, float] | None = None,   # the noise levels it acts at (default: the config's, else all)
-    cond: Sequence[str] = (),               # 'type=value' for each condition of the config; several values of a type serve in turn
-    device: str | None = None,              # cpu, cuda, mps (default: the fastest there is)
-    ema: bool = True,                       # the averaged weights, or the raw ones of a .pth
-    verify: bool = True,                    # compare the checkpoint with the manifest beside it
-    overwrite: bool = False,                # replace what an earlier call left in `out`
-    show: bool = True,                      # progress on stderr
-) -> Samples:
-    """Draws n images from a trained model and writes them, one by one and as a grid."""
-    for name, value in ('-n', n), ('--batch-size', batch_size):
-        if value < 1:
-            raise ValueError(f'{name} is {value}; it must be at least 1')
-    target = Target.of(out, prefix, overwrite)
-    chosen = choose_device(device)
-    if chosen.type == 'cpu':
-        keep_freed_memory()
-    denoiser, filled = load_model(checkpoint, chosen, config, ema, verify)
-    model, num_classes = filled['model'], filled['dataset']['num_classes']
-    named = None if sampler is None or sampler == calibrations.WORD else sampler.removeprefix('sample_')
-    how = how_to_sample(filled, sampler=named, steps=steps, schedule=schedule, guidance=guidance, guidance_interval=guidance_interval)
-    labels = class_labels(classes, filled['dataset'], n)
-    sections, encoder = sections_of(filled), encoder_of(filled, chosen)
-    conditions = conditions_of(sections, device=chosen)
-    told = asked_of(conditions, cond, n, sections.model, encoder)
-    if guidance not in (None, 1) and not labels and not told:
-        raise ValueError(f'--guidance is {guidance} and the model knows no classes and no conditions to guide towards; leave it out')
-    low, high = (model[key] if value is None else value for key, value in (('sigma_min', sigma_min), ('sigma_max', sigma_max)))
-    sigmas = BETWEEN[how.schedule](how.steps, low, high)
-    if labels:
-        told['class_cond'] = torch.tensor(labels)
-    denoise = guided(denoiser, null_of(num_classes, conditions), how) if told else denoiser
-    walked: Any = how.sampler
-    if calibrations.asked(sampler, schedule, sigma_min):
-        fitted = calibrations.fitting(checkpoint, denoiser, how, told, float(sigmas[0]), sampler is not None)
-        if fitted is not None:
-            sigmas, walked = fitted.levels, fitted.sampler()
-    target.make()
-    with show_progress('sample', -(-n // batch_size) * (len(sigmas) - 1), 'step', show) as bar:
-        images = generate(denoise, [model['input_channels'], *model['input_size']], sigmas, walked,
-                          [derive_seed(seed, 'sample', i) for i in range(n)],
-                          told, callback=lambda *_: bar.update(), batch_size=batch_size, device=chosen, options=stops_at(walked, low),
-                          decode=None if encoder is None else encoder.decode)
-    return target.write(images, labels)
+def _class_name(word: str) -> int | str:
+    return int(word) if word.lstrip('-').isdecimal() else word
 
 
-def guided(denoiser: DenoiseFn, null: Mapping[str, Any], how: SamplingConfig) -> DenoiseFn:
-    """The denoiser of a conditional model with the guidance of a "sampling" section; `null` stands for conditions not told."""
-    return classifier_free(denoiser, null, how.guidance, how.guidance_interval or (0., math.inf))
+#: Read the text of flags.
+read_classes = comma_list(_class_name, 'classes such as 3,cat')
+read_interval = comma_list(float, 'two noise levels such as 0.2,2', 2)
 
 
-def how_to_sample(config: Mapping[str, Any], **asked: Any) -> SamplingConfig:
-    """The "sampling" section of a filled config, with what was asked for (and is not None) in its place.
+def find_sampler_problem(name: str | None, *also: str) -> str | None:
+    """Return what is wrong with the name of a sampler (None and the names `also` are allowed), or None."""
+    sampler, _ = split_title(name)
+    if name is None or name in also or sampler.removeprefix('sample_') in SAMPLERS:
+        return None
+    return f'sampler must be the name of a sampler; {unknown("sampler", name, SAMPLERS)}'
 
-    The config's scale of plain guidance is none for a CFG++ sampler, whose own goes from 0 to 1 (default: 1).
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """Settings of `sample`."""
+
+    checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    n: int = setting(64, 'how many images', flags=('-n',))
+    out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: samples, samples-2, ...)')
+    prefix: str | None = setting(None, 'write {prefix}_00000.png ... where no folder is given')
+    config: Any = setting(None, 'the config, where the checkpoint carries none')
+    batch_size: int = setting(64, 'how many at a time; changes no image')
+    steps: int | None = setting(None, 'how many steps the sampler takes (default: the config, else 20)')
+    sampler: str | None = setting(None, "the sampler (default: the config's, else the recommended one for the number of steps): "
+                                  + ', '.join(SAMPLERS))
+    schedule: str | None = setting(None, "the spacing of noise levels (default: the config's, else that of the recommended sampler): "
+                                   + ', '.join(BETWEEN))
+    sigma_min: float | None = setting(None, "the least noise level before 0 (default: the config's)")
+    sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
+    seed: int = setting(0, 'image i depends on (seed, i) alone')
+    classes: Sequence[int | str] | None = setting(None, 'classes in turn, by number or name (default: each class in turn)',
+                                                  metavar='3,cat', parse=read_classes)
+    guidance: float | None = setting(None, "classifier-free guidance scale (default: the config's, else 1, which is none)")
+    guidance_interval: tuple[float, float] | None = setting(
+        None, "the noise levels it acts at (default: the config's, else all)", metavar='LOW,HIGH', parse=read_interval)
+    cond: Sequence[str] = setting((), 'a condition of the model: text=WORDS, embeddings=ROW, super-resolution=PICTURE, '
+                                  'inpainting=PICTURE[,TOP,BOTTOM,LEFT,RIGHT]; several are taken in turn', metavar='TYPE=VALUE',
+                                  many='append')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    overwrite: bool = setting(False, 'replace the samples that are in --out already')
+    show: bool = setting(True)
+
+    def __post_init__(self) -> None:
+        own = [name for name in ('schedule', 'sigma_min') if getattr(self, name) is not None] if self.sampler == calibrations.WORD else []
+        check_settings(at_least(self, 1, 'n', 'batch_size', 'steps'), find_sampler_problem(self.sampler, calibrations.WORD),
+                       one_of(self, BETWEEN, 'schedule'), *(
+            f'{name} must be left out with a calibrated sampler, which has its own noise levels; got {getattr(self, name)}'
+            for name in own))
+
+
+@takes_settings(SampleSettings)
+def sample(settings: SampleSettings) -> Samples:
+    """Draw images from a trained model and write them, one by one and as a grid.
+
+    Image i depends on (seed, i) and its conditions alone. Where neither sampler, schedule nor sigma_min is given, a calibrated
+    sampler beside the checkpoint is used if there is one for the number of steps and the guidance.
+
+    Args:
+        settings: The settings, or the fields of SampleSettings as arguments; `ema` False takes the raw weights, `verify` False
+            takes a checkpoint that its manifest does not describe, `show` False turns the progress bar off.
+
+    Returns:
+        The images, their classes and the files.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: A setting is wrong or does not fit the model, or the folder holds samples already.
     """
-    asked['sampler'], named = split_title(asked.get('sampler'))
-    asked['schedule'] = named if asked.get('schedule') is None else asked['schedule']
-    known = {field.name for field in dataclasses.fields(SamplingConfig)}
-    kept = {key: value for key, value in config['sampling'].items() if key in known}
-    if asked.get('sampler') in SAMPLERS and SAMPLERS[asked['sampler']].needs_pair:
-        kept = {key: value for key, value in kept.items() if not key.startswith('guidance')}
-    return SamplingConfig(**{**kept, **{key: value for key, value in asked.items() if value is not None}})
+    n, target = settings.n, Target.of(settings.out, settings.prefix, settings.overwrite)
+    device = choose_device(settings.device)
+    if device.type == 'cpu':
+        keep_freed_memory()
+    denoiser, filled = load_model(settings.checkpoint, device, settings.config, settings.ema, settings.verify)
+    sampling = choose_sampling(filled['sampling'], sampler=None if settings.sampler == calibrations.WORD else settings.sampler,
+                               steps=settings.steps, schedule=settings.schedule, guidance=settings.guidance,
+                               guidance_interval=settings.guidance_interval)
+    labels = class_labels(settings.classes, filled['dataset'], n)
+    sections, encoder = sections_of(filled), encoder_of(filled, device)
+    conditions = conditions_of(sections, device=device)
+    cond = requested_conditions(conditions, settings.cond, n, sections.model, encoder)
+    if labels:
+        cond['class_cond'] = torch.tensor(labels)
+    if settings.guidance not in (None, 1) and not cond:
+        raise ValueError(f'guidance must be left out for a model without classes and conditions; got {settings.guidance}')
+    null = null_conditions(filled['dataset']['num_classes'], conditions)
+    denoise = apply_guidance(denoiser, null, sampling) if cond else denoiser
+    sigmas, sampler, options = choose_plan(denoiser, sampling, bool(cond) and sampling.guidance != 1, settings.sigma_min,
+                                           settings.sigma_max)
+    demanded = settings.sampler == calibrations.WORD
+    if demanded or (settings.sampler, settings.schedule, settings.sigma_min) == (None, None, None):
+        fitted = calibrations.find_calibration(settings.checkpoint, denoiser, sampling, cond, float(sigmas[0]), demanded)
+        if fitted is not None:
+            sigmas, sampler, options = fitted.levels, fitted.sampler(), {}
+    target.make()
+    with show_progress('sample', -(-n // settings.batch_size) * (len(sigmas) - 1), 'step', settings.show) as bar:
+        images = generate(denoise, [sections.model.input_channels, *sections.model.input_size], sigmas, sampler,
+                          [derive_seed(settings.seed, 'sample', i) for i in range(n)], cond, callback=lambda *_: bar.update(),
+                          batch_size=settings.batch_size, device=device, options=options,
+                          decode=None if encoder is None else encoder.decode)
+    return target.write(images, labels, settings.seed)
 
 
 def class_labels(classes: Sequence[int | str] | None, dataset: Mapping[str, Any], n: int) -> list[int] | None:
@@ -118,7 +146,7 @@ def class_labels(classes: Sequence[int | str] | None, dataset: Mapping[str, Any]
     num_classes, names = dataset['num_classes'], dataset.get('class_names') or []
     if not num_classes:
         if classes:
-            raise ValueError('the model was trained without classes; leave --classes out')
+            raise ValueError(f'classes must be left out for a model without classes; got {classes}')
         return None
     chosen = [_class_number(name, num_classes, names) for name in classes or range(num_classes)]
     return [chosen[i % len(chosen)] for i in range(n)]
@@ -131,5 +159,5 @@ def _class_number(name: int | str, num_classes: int, names: Sequence[str]) -> in
         return names.index(str(name))
     near = nearest(str(name), names)
     known = f'0 to {num_classes - 1}' + (f', called {", ".join(names[:10])}{", ..." if len(names) > 10 else ""}' if names else '')
-    raise ValueError(f'--classes must name classes of the model, which are {known}; got {name}'
+    raise ValueError(f'classes must name classes of the model, which are {known}; got {name}'
                      + (f': did you mean {near!r}?' if near else ''))

@@ -14,7 +14,7 @@ from clip_folder import make_clip, taught_digits
 from k_diffusion.cli.entry import main
 from k_diffusion.core.images import save_image
 from k_diffusion.core.pretrained import ClipModel
-from k_diffusion.tasks.clip import clip, weighted
+from k_diffusion.tasks.clip import clip, split_weight
 
 ROOT = Path(__file__).parents[2]
 WORDS = ['a', 'photo', 'of', 'the', 'digit', 'zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine']
@@ -53,7 +53,8 @@ def test_images_depend_on_seed_and_prompt_alone(trained, folder, tmp_path):
 
 
 def test_prompts_with_weights_and_pictures(trained, folder, tmp_path):
-    assert weighted('a: b:-0.5') == ('a: b', -0.5) and weighted('noon 12:x') == ('noon 12:x', 1.) and weighted('plain') == ('plain', 1.)
+    expected = {'a: b:-0.5': ('a: b', -0.5), 'noon 12:x': ('noon 12:x', 1.), 'plain': ('plain', 1.)}
+    assert {prompt: split_weight(prompt) for prompt in expected} == expected
     save_image(tmp_path / 'p.png', torch.rand(3, 30, 20) * 2 - 1)
     one = draw(trained, folder, tmp_path / 'a', 'digit one')
     same = draw(trained, folder, tmp_path / 'b', 'digit one:1', 'digit two:0', images=[f'{tmp_path}/p.png:0'])
@@ -80,12 +81,12 @@ def test_the_door_of_the_original(trained, folder, tmp_path):
 
 
 @pytest.mark.parametrize('flags, message', [
-    ([], 'no prompt was given'),
+    ([], 'prompts must hold a text'),
     (['x', '--clip-model', 'no/such/folder'], 'there is no folder no/such/folder, and no model of that name'),
-    (['x', '--sigma-start', '3'], 'there is no --init picture'),
+    (['x', '--sigma-start', '3'], '--sigma-start must be left out without init'),
     (['x', '--init', 'none.png'], 'there is no picture none.png'),
-    (['x', '--cutn', '0'], '--cutn is 0'),
-    (['x', '--time-travel', '2', '--sampler', 'dpm_fast'], 'take another sampler for --time-travel'),
+    (['x', '--cutn', '0'], '--cutn must be at least 1; got 0'),
+    (['x', '--time-travel', '2', '--sampler', 'dpm_fast'], '--sampler must take given steps for time_travel_steps above 1'),
 ])
 def test_mistakes_end_in_one_sentence(trained, folder, tmp_path, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(tmp_path)

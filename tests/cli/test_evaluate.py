@@ -154,7 +154,7 @@ def test_a_folder_of_pictures_is_a_reference(trained, script, tmp_path):
     (['--dataset', 'dmeo'], "did you mean 'demo'"),
     (['--dataset', 'demo/test'], "'demo' has no splits"),
     (['--dataset', 'mnist/tset:nowhere'], "split is 'tset'"),
-    (['-n', '1'], '-n is 1; it must be at least 2'),
+    (['-n', '1'], '-n must be at least 2; got 1'),
     (['--checkpoint', 'nowhere.pth'], 'no checkpoint at nowhere.pth'),
 ])
 def test_mistakes_of_evaluate_are_one_sentence(trained, tmp_path, capsys, arguments, complaint):

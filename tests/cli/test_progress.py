@@ -45,7 +45,7 @@ def test_lines_say_how_far_it_is(monkeypatch):
 
 def test_sample_speaks_in_a_pipe(trained, tmp_path, often, monkeypatch, capsys):
     slow(monkeypatch, sample, 'generate', 0.2)
-    command = ['sample', '--checkpoint', str(trained), '-n', '2', '--steps', '2', '--device', 'cpu']
+    command = ['sample', '--checkpoint', str(trained), '-n', '2', '--steps', '2', '--sampler', 'euler', '--device', 'cpu']
     assert kd([*command, '--out', str(tmp_path / 'a')]) == 0
     err = capsys.readouterr().err
     lines = re.findall(r'^sample: (\d) of 2 steps after 0:0\d', err, re.MULTILINE)

@@ -8,10 +8,9 @@ from safetensors import safe_open
 
 import k_diffusion as K
 from k_diffusion.cli import config, convert, entry, grid, sample, train
-from k_diffusion.generation import BETWEEN
+from k_diffusion.generation import BETWEEN, choose_sampling
 from k_diffusion.tasks import output
 from k_diffusion.tasks.convert import convert as convert_task
-from k_diffusion.tasks.sample import how_to_sample
 from k_diffusion.tasks.sample import sample as sample_task
 
 
@@ -123,9 +122,9 @@ def test_grid(trained, tmp_path, capsys):
     (['--checkpoint', '{run}', '--sampler', 'heunn'], "did you mean 'heun'"),
     (['--checkpoint', '{run}', '--schedule', 'karas'], "did you mean 'karras'"),
     (['--checkpoint', '{run}', '--steps', '0'], 'at least 1'),
-    (['--checkpoint', '{run}', '--schedule', 'vp'], 'unknown schedule'),
+    (['--checkpoint', '{run}', '--schedule', 'vp'], '--schedule must be one of'),
     (['--checkpoint', '{run}', '--device', 'quantum'], "--device is 'quantum'"),
-    (['--checkpoint', '{run}', '--batch-size', '0'], '--batch-size is 0'),
+    (['--checkpoint', '{run}', '--batch-size', '0'], '--batch-size must be at least 1; got 0'),
     (['--checkpoint', '{run}', '--sigma-min', '-1'], 'sigma_min'),
 ])
 def test_a_mistake_is_one_sentence(trained, tmp_path, monkeypatch, capsys, arguments, complaint):
@@ -175,12 +174,12 @@ def test_the_program(capsys):
         assert left.value.code == 0 and 'example' in capsys.readouterr().out
 
 
-GUIDED = {'sampling': {'guidance': 4.5, 'guidance_interval': [0.3, 1.2]}}
+GUIDED = {'guidance': 4.5, 'guidance_interval': [0.3, 1.2]}
 
 
 def test_plain_guidance_is_none_for_cfg_pp():
-    assert how_to_sample(GUIDED).guidance == 4.5
-    assert how_to_sample(GUIDED, sampler='euler_cfg_pp').guidance == 1
-    assert how_to_sample(GUIDED, sampler='euler_cfg_pp', guidance=0.6).guidance == 0.6
-    with pytest.raises(ValueError, match='takes a scale of 0 to 1'):
-        how_to_sample(GUIDED, sampler='euler_cfg_pp', guidance=4.5)
+    assert choose_sampling(GUIDED).guidance == 4.5
+    assert choose_sampling(GUIDED, sampler='euler_cfg_pp').guidance == 1
+    assert choose_sampling(GUIDED, sampler='euler_cfg_pp', guidance=0.6).guidance == 0.6
+    with pytest.raises(ValueError, match='guidance must be from 0 to 1 with euler_cfg_pp'):
+        choose_sampling(GUIDED, sampler='euler_cfg_pp', guidance=4.5)
