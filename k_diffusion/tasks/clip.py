@@ -63,7 +63,7 @@ class ClipSettings:
                                                      metavar='FILE')
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
-    overwrite: bool = setting(False, 'replace the samples that are in --out already')
+    overwrite: bool = setting(False, 'replace the samples that are in the folder already')
     show: bool = setting(True)
 
     def __post_init__(self) -> None:

@@ -34,14 +34,14 @@ DATASET_WORDS = ("a folder of pictures, TYPE:LOCATION (mnist:data/mnist, or mnis
 EXTRACTOR_WORDS = (
     'inception, clip or clip:NAME, dinov2 or dinov2:NAME (a NAME may be a folder), classifier '
     '(trained in seconds on the '
-    "config's labelled data set), or a TorchScript file, which can run code of its own and needs "
-    "--allow-code"
+    "config's labelled data set), or a TorchScript file, which can run code of its own and is refused "
+    "unless code is allowed"
 )
 
 
 def open_reference(config: Mapping[str, Any], which: str | None = None, allow_code: bool = False, base: Path | None = None,
                    cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Dataset:
-    """The data set of a filled config, or another one, its pictures as the model's; `which` as --dataset says it."""
+    """The data set of a filled config, or another one, its pictures as the model's; `which` as DATASET_WORDS describes."""
     section = config['dataset'] if which is None else _section(which, config['dataset'].get('num_classes', 0))
     sections = sections_of(load_config({**config, 'dataset': section}))
     return open_dataset(sections.dataset, *picture_frame(sections.model, encoder_of(config)), base, allow_code, cache_dir=cache,
@@ -56,12 +56,12 @@ def _section(which: str, num_classes: int) -> dict[str, Any]:
         return found['dataset']
     if Path(which).is_dir():
         return {'type': 'imagefolder', 'location': which, 'num_classes': 0}
-    told, _, location = which.partition(':')
-    kind, _, split = told.partition('/')
+    names, _, location = which.partition(':')
+    kind, _, split = names.partition('/')
     if kind in DATASETS and split and 'split' not in DATASETS[kind].__dataclass_fields__:
-        raise ValueError(f'--dataset is {which!r}, and the type {kind!r} has no splits to choose from; leave /{split} out')
+        raise ValueError(f'dataset must be given without /{split}: the type {kind!r} has no splits; got {which!r}')
     if kind not in DATASETS:
-        raise ValueError(f'--dataset is {which!r}, which is no folder, no .json file and no type: {unknown("type", kind, DATASETS)}')
+        raise ValueError(f'dataset must be a folder, a .json file or TYPE:LOCATION; got {which!r}: {unknown("type", kind, DATASETS)}')
     given = {'location': location, 'split': split}
     return {'type': kind, 'num_classes': num_classes, **{key: value for key, value in given.items() if value}}
 
@@ -87,7 +87,7 @@ def make_extractor(
     say: Callable[[str], None] = lambda text: None,
     allow_code: bool = False,
 ) -> Extractor:
-    """The extractor that `which` names, as --extractor says it; a classifier learns from the
+    """The extractor that `which` names, as EXTRACTOR_WORDS describes; a classifier learns from the
     training set.
 
     A TorchScript file other than NVIDIA's Inception is refused unless `allow_code` is True.

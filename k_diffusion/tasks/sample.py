@@ -69,7 +69,7 @@ class SampleSettings:
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
     ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
-    overwrite: bool = setting(False, 'replace the samples that are in --out already')
+    overwrite: bool = setting(False, 'replace the samples that are in the folder already')
     show: bool = setting(True)
 
     def __post_init__(self) -> None:

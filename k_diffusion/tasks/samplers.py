@@ -1,11 +1,54 @@
-"""k-diffusion samplers: the samplers and schedules there are, as a table."""
+"""The samplers and schedules, as tables."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any
 
+from ..core.settings import setting, takes_settings
 from ..sampling import Sampler, catalogue
 from ..schedules.entries import Schedule
+from ..schedules.entries import catalogue as schedule_catalogue
+
+
+@dataclass(frozen=True)
+class SamplersSettings:
+    """Settings of `list_samplers`."""
+
+    schedules: bool = setting(False, 'list the noise schedules instead')
+    markdown: bool = setting(False, 'print the table of docs/samplers.md')
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as plain values, with options and aliases, and as text."""
+
+    rows: list[dict[str, Any]]
+    text: str
+
+
+@takes_settings(SamplersSettings)
+def list_samplers(settings: SamplersSettings) -> Table:
+    """Return the table of the samplers, or of the schedules.
+
+    Args:
+        settings: The settings, or the fields of SamplersSettings as arguments.
+
+    Returns:
+        The table; with `markdown` its text is that of docs/samplers.md.
+    """
+    if settings.schedules:
+        rows = [describe_schedule(entry) for entry in schedule_catalogue()]
+        return Table(rows, _align(rows, ('name', 'takes', 'reference')))
+    rows = [describe_sampler(entry) for entry in catalogue()]
+    return Table(rows, sampler_table() if settings.markdown else _align(rows, ('name', 'family', 'order', 'calls', 'noise', 'reference')))
+
+
+def _align(rows: list[dict[str, Any]], keys: Sequence[str]) -> str:
+    widths = [max(len(key), *(len(str(row[key])) for row in rows)) for key in keys]
+    return '\n'.join('  '.join(str(row[key]).ljust(width) for key, width in zip(keys, widths)).rstrip()
+                     for row in [dict(zip(keys, keys)), *rows])
 
 
 def describe_sampler(entry: Sampler) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class EvaluationHook:
     batch_size: int
     say: Callable[[str], None]
     training_set: Dataset
-    extractor: str                  # as --extractor of `k-diffusion evaluate` says it
-    against: str | None = None      # a data set other than the training set, as --dataset says it
+    extractor: str                  # as `evaluate` takes it
+    against: str | None = None      # a data set other than the training set, as `evaluate` takes it
     allow_code: bool = False
     listeners: Sequence[Callable[[int, Mapping[str, float]], None]] = ()
     task = 'evaluation'
@@ -84,9 +84,8 @@ class EvaluationHook:
         failed = accelerator.reduce(torch.tensor(float(self._ready is None), device=accelerator.device), 'sum')
         if failed.item():
             self._ready, self._given_up = None, True
-            other = '; --evaluate-with classifier needs no download' if self.extractor != 'classifier' else ''
-            self.say(f'evaluation is skipped: {reason or "another process has no extractor"}; training goes on{other} '
-                     '(--evaluate-n 0 hides this line)')
+            other = '; the extractor classifier needs no download' if self.extractor != 'classifier' else ''
+            self.say(f'evaluation is skipped: {reason or "another process has no extractor"}; training goes on{other} ')
         elif caution(self.n):
             self.say(f'note: {caution(self.n)}')
 
