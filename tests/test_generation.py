@@ -5,7 +5,16 @@ from sampler_cases import suited
 
 import k_diffusion as K
 from k_diffusion.core.random import derive_seed, randn_items
-from k_diffusion.generation import GUIDED_RECIPES, RECIPES, generate, recommended, sample
+from k_diffusion.generation import (
+    GUIDED_RECIPES,
+    RECIPES,
+    SamplingConfig,
+    choose_plan,
+    choose_sampling,
+    generate,
+    recommended,
+    sample,
+)
 from k_diffusion.sampling import SAMPLERS, get_sigmas_karras
 
 SIGMAS = get_sigmas_karras(6, 0.1, 10.)
@@ -80,6 +89,32 @@ def test_sample_names_what_it_uses():
         assert recipe.sampler in SAMPLERS and not SAMPLERS[recipe.sampler].stochastic
         assert recommended(most) == recipe
         assert recipe.options.keys() <= {*SAMPLERS[recipe.sampler].options, 'afs'}
+
+
+def ramp(n, low, high, rho):
+    """The levels of Karras et al. (2022), equation 5, and 0."""
+    levels = [(high ** (1 / rho) + i / (n - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(n)]
+    return [*levels, 0.]
+
+
+@pytest.mark.parametrize(('section', 'guided', 'sampler', 'levels'), [
+    ({'steps': 8}, False, 'ipndm_v', [*np.geomspace(80, 0.02, 9), 0.]),         # (its first step calls no model)
+    ({'steps': 8, 'guidance': 2.}, True, 'ipndm', [*np.geomspace(80, 0.02, 9), 0.]),
+    ({}, True, 'ipndm_v', ramp(20, 0.002, 80., 12.)),
+    ({'sampler': 'heun'}, False, 'heun', ramp(20, 0.002, 80., 7.)),
+    ({'schedule': 'exponential', 'steps': 5}, False, 'dpmpp_2m', [*np.geomspace(80, 0.002, 5), 0.]),
+    ({'sampler': 'dpmpp_2m', 'schedule': 'karras', 'steps': 20}, True, 'dpmpp_2m', ramp(20, 0.002, 80., 7.)),
+])
+def test_a_config_that_names_no_sampler_has_the_recommended_one(section, guided, sampler, levels):
+    sigmas, chosen, _ = choose_plan(denoise, choose_sampling(section), guided)
+    assert chosen == sampler and sigmas.tolist() == pytest.approx(levels, rel=1e-6)
+
+
+def test_a_request_wins_over_the_config():
+    section = {'sampler': 'heun', 'schedule': 'karras', 'steps': 20, 'guidance': 2., 'guidance_interval': None, 'of_a_fork': 1}
+    assert choose_sampling(section, sampler='DPM++ 2M Exponential', steps=5, guidance=None) == SamplingConfig(
+        'dpmpp_2m', 5, 'exponential', 2.)
+    assert choose_sampling(section, sampler='sample_lms', schedule='beta') == SamplingConfig('lms', 20, 'beta', 2.)
 
 
 def test_sample_with_a_sampler_or_a_schedule_of_choice():

@@ -4,7 +4,12 @@ import dataclasses
 import pytest
 
 from k_diffusion.cli.flags import run_command
-from k_diffusion.core.settings import at_least, check_settings, one_of, setting, takes_settings
+from k_diffusion.core.settings import SettingsError, at_least, check_settings, comma_list, one_of, setting, takes_settings
+from k_diffusion.tasks.calibrate import CalibrateSettings
+from k_diffusion.tasks.clip import ClipSettings
+from k_diffusion.tasks.evaluate import EvaluationSettings
+from k_diffusion.tasks.likelihood import LikelihoodSettings
+from k_diffusion.tasks.sample import SampleSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +61,20 @@ def test_help_shows_meaning_default_and_example(capsys):
     assert 'take it as it is' in text and '{a,b}' in text
 
 
+def test_help_shows_the_defaults_of_a_script(capsys):
+    with pytest.raises(SystemExit):
+        run('--help', batch_size=9, rate=0.5)
+    text = ' '.join(capsys.readouterr().out.split())
+    assert 'how many at a time (default: 9)' in text and 'how fast (default: 0.5)' in text
+
+
+def test_lists_with_commas():
+    assert comma_list(int, 'whole numbers')('3, 5') == (3, 5) and comma_list(float, 'a pair', 2)('1,2.5') == (1., 2.5)
+    for parse, text in (comma_list(int, 'whole numbers'), '3,x'), (comma_list(float, 'a pair', 2), '1,2,3'):
+        with pytest.raises(ValueError, match=f'it must be .*; got {text!r}'):
+            parse(text)
+
+
 def test_all_that_is_wrong_is_told_at_once_by_the_name_of_the_argument():
     with pytest.raises(ValueError) as error:
         task('here', batch_size=0, kind='c', rate=-1)
@@ -75,3 +94,18 @@ def test_the_shell_names_flags(capsys):
 def test_json_is_one_line(capsys):
     assert run('here', '--json')[0] == 0
     assert capsys.readouterr().out.startswith('{"place": "here", "batch_size": 4')
+
+
+@pytest.mark.parametrize(('kind', 'given', 'wrong'), [
+    (SampleSettings, {'n': 0, 'sampler': 'calibrated', 'schedule': 'karras', 'sigma_min': 1.}, ['n', 'schedule', 'sigma_min']),
+    (ClipSettings, {'prompts': [], 'cutn': 0, 'schedule': 'x', 'sigma_start': 3., 'sampler': 'dpm_fast', 'time_travel_steps': 2},
+     ['prompts', 'cutn', 'schedule', 'sigma_start', 'sampler']),
+    (CalibrateSettings, {'noises': 1, 'batch_size': 0, 'steps': [], 'bases': ['x']}, ['noises', 'batch_size', 'steps', 'bases']),
+    (EvaluationSettings, {'n': 1, 'steps': 0, 'sampler': 'x', 'schedule': 'x', 'blocks': 1, 'metrics': ['fidd']},
+     ['n', 'steps', 'sampler', 'schedule', 'blocks', 'metrics']),
+    (LikelihoodSettings, {'n': 0}, ['n']),
+])
+def test_settings_report_each_wrong_field(kind, given, wrong):
+    with pytest.raises(SettingsError) as error:
+        kind(**{'checkpoint': 'm.pth', **given})
+    assert [problem.split(' must ')[0] for problem in error.value.problems] == wrong and '--' not in str(error.value)

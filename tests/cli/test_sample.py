@@ -1,5 +1,6 @@
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,9 +9,13 @@ from safetensors import safe_open
 
 import k_diffusion as K
 from k_diffusion.cli import config, convert, entry, grid, sample, train
+from k_diffusion.core.random import derive_seed
 from k_diffusion.generation import BETWEEN, choose_sampling
 from k_diffusion.tasks import output
 from k_diffusion.tasks.convert import convert as convert_task
+from k_diffusion.tasks.drawing import Draw
+from k_diffusion.tasks.run.demo_grid import DemoHook
+from k_diffusion.tasks.sample import SampleSettings
 from k_diffusion.tasks.sample import sample as sample_task
 
 
@@ -25,6 +30,40 @@ def test_samples_do_not_depend_on_the_batch_size(trained, tmp_path):
     assert a.labels == [0, 1, 2, 3, 4] and (tmp_path / '5' / 'labels.txt').read_text() == '0\n1\n2\n3\n4\n'
     assert sorted(p.name for p in (tmp_path / '5').iterdir()) == ['grid.png', 'images', 'labels.txt']
     assert Image.open(a.grid).size == (48, 32) and a.images.std() > 0.1
+
+
+def test_everything_samples_as_the_library_does(trained, tmp_path):
+    """The command, measuring and demo grids use the levels, sampler and options of K.sample."""
+    denoiser, config = K.load_model(trained)
+    label = {'class_cond': torch.arange(3)}
+    expected = K.sample(denoiser, [3, 1, 16, 16], 20, seeds=0, cond=label)
+    assert not torch.allclose(expected, K.sample(denoiser, [3, 1, 16, 16], 20, 'dpmpp_2m', 'karras', seeds=0, cond=label), atol=1e-2)
+    torch.testing.assert_close(sample_task(trained, 3, tmp_path / 'a', device='cpu').images, expected, atol=1e-5, rtol=1e-5)
+    draw = Draw(denoiser, config, choose_sampling(config['sampling']), 0, None, 64, torch.device('cpu'))
+    assert (draw([0, 1, 2]) - expected.clamp(-1, 1)).abs().max() <= 0.51 / 127.5
+    hook = DemoHook(1, tmp_path, 'm', denoiser, config, 3, 3, print, steps=20)
+    accelerator = SimpleNamespace(num_processes=1, process_index=0, device='cpu', autocast=torch.no_grad)
+    grid_of_run = hook.draw(SimpleNamespace(accelerator=accelerator, seed=5, stop_asked=lambda: False))
+    seeds = [derive_seed(5, 'demo', i) for i in range(3)]
+    torch.testing.assert_close(grid_of_run, K.sample(denoiser, [3, 1, 16, 16], 20, seeds=seeds, cond=label), atol=1e-5, rtol=1e-5)
+
+
+def test_a_call_is_silent_and_names_all_that_is_wrong(trained, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr('k_diffusion.tasks.progress.EVERY', 0.01)
+    images = sample_task(SampleSettings(trained, 1, tmp_path / 'a', steps=2, device='cpu')).images
+    assert capfd.readouterr() == ('', '') and images.std() > 0.03
+    with pytest.raises(ValueError) as error:
+        sample_task(trained, n=0, sampler='heunn', schedule='karas', batch_size=0)
+    assert [problem.split(' must be ')[0] for problem in error.value.problems] == ['n', 'sampler', 'schedule']
+    assert 'batch_size must be at least 1; got 0' in str(error.value) and '--' not in str(error.value)
+    assert sample.main(['--checkpoint', str(trained), '-n', '0', '--schedule', 'karas']) == 1
+    assert capfd.readouterr().err.startswith('k-diffusion sample: -n must be at least 1; got 0. --schedule must be one of')
+
+
+def test_out_is_taken_in_place_of_prefix(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sample.main(['--checkpoint', str(trained), '-n', '1', '--steps', '2', '--out', 'o'], prefix='out') == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['o']
 
 
 def test_seed_class_and_guidance_matter(trained, tmp_path):
