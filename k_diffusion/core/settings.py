@@ -76,6 +76,13 @@ def at_least(settings: Any, least: float, *names: str) -> str | None:
     return '. '.join(odd) or None
 
 
+def are_lists(settings: Any, *names: str) -> str | None:
+    """Return what is wrong with fields that must be lists or the like, no texts (None is allowed), or None."""
+    odd = [f'{name} must be a list; got {value!r}' for name in names
+           if (value := getattr(settings, name)) is not None and (isinstance(value, str) or not hasattr(value, '__iter__'))]
+    return '. '.join(odd) or None
+
+
 def one_of(settings: Any, known: Iterable[str], name: str) -> str | None:
     """Return what is wrong with a field that must be one of some names (None is allowed), or None."""
     value, known = getattr(settings, name), list(known)

@@ -15,7 +15,7 @@ from ..core.devices import choose_device
 from ..core.memory import keep_freed_memory
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed, randn_items
-from ..core.settings import at_least, check_settings, comma_list, setting, takes_settings
+from ..core.settings import are_lists, at_least, check_settings, comma_list, setting, takes_settings
 from ..core.weights import fingerprint
 from ..generation import apply_guidance, choose_sampling
 from ..sampling import BASES, Calibration
@@ -69,6 +69,7 @@ class CalibrateSettings:
     show: bool = setting(True)
 
     def __post_init__(self) -> None:
+        check_settings(are_lists(self, 'steps', 'classes', 'guidance_interval', 'cond', 'bases'))
         few = min(self.steps, default=0) < 1
         check_settings(at_least(self, 2, 'noises'), at_least(self, 1, 'batch_size'),
                        f'steps must be numbers of at least 1; got {list(self.steps)}' if few else None, _find_unknown(self.bases))

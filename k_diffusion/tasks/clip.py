@@ -16,7 +16,7 @@ from ..core.images import from_bytes, make_grid, save_image
 from ..core.memory import keep_freed_memory
 from ..core.pretrained import ClipModel
 from ..core.random import derive_seed, randn_items
-from ..core.settings import at_least, check_settings, one_of, setting, takes_settings
+from ..core.settings import are_lists, at_least, check_settings, one_of, setting, takes_settings
 from ..data import UnreadablePicture, load_picture
 from ..encoders import LatentEncoder
 from ..generation import BETWEEN, generate
@@ -70,7 +70,7 @@ class ClipSettings:
         none = None if self.prompts or self.images else 'prompts must hold a text, or images a picture; got none'
         floating = self.sigma_start is not None and self.init is None
         check_settings(
-            none, at_least(self, 1, 'n', 'batch_size', 'steps', 'cutn', 'time_travel_steps'), one_of(self, BETWEEN, 'schedule'),
+            none, are_lists(self, 'prompts', 'images', 'time_travel_interval'), at_least(self, 1, 'n', 'batch_size', 'steps', 'cutn', 'time_travel_steps'), one_of(self, BETWEEN, 'schedule'),
             f'sigma_start must be left out without init, a picture to lay the noise over; got {self.sigma_start}' if floating else None,
             find_sampler_problem(self.sampler) or self._find_own_steps())
 

@@ -19,7 +19,7 @@ from ..core.files import digest_of, write_json
 from ..core.images import from_bytes, save_image
 from ..core.memory import keep_freed_memory
 from ..core.registry import unknown
-from ..core.settings import at_least, check_settings, one_of, setting, takes_settings
+from ..core.settings import are_lists, at_least, check_settings, one_of, setting, takes_settings
 from ..data import Dataset
 from ..evaluation import (
     METRICS,
@@ -100,6 +100,7 @@ class EvaluationSettings:
     show: bool = setting(True)
 
     def __post_init__(self) -> None:
+        check_settings(are_lists(self, 'metrics'))
         unknown_metrics = [name for name in self.metrics if name not in (COPIES, *METRICS)]
         check_settings(
             at_least(self, 2, 'n', 'batch_size', 'reference_n'), at_least(self, 1, 'steps'), find_sampler_problem(self.sampler),

@@ -13,7 +13,7 @@ from ..core.devices import choose_device
 from ..core.memory import keep_freed_memory
 from ..core.random import derive_seed
 from ..core.registry import nearest, unknown
-from ..core.settings import at_least, check_settings, comma_list, one_of, setting, takes_settings
+from ..core.settings import are_lists, at_least, check_settings, comma_list, one_of, setting, takes_settings
 from ..generation import BETWEEN, apply_guidance, choose_plan, choose_sampling, generate, split_title
 from ..sampling import SAMPLERS
 from . import calibrations
@@ -74,7 +74,7 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         own = [name for name in ('schedule', 'sigma_min') if getattr(self, name) is not None] if self.sampler == calibrations.WORD else []
-        check_settings(at_least(self, 1, 'n', 'batch_size', 'steps'), find_sampler_problem(self.sampler, calibrations.WORD),
+        check_settings(are_lists(self, 'classes', 'guidance_interval', 'cond'), at_least(self, 1, 'n', 'batch_size', 'steps'), find_sampler_problem(self.sampler, calibrations.WORD),
                        one_of(self, BETWEEN, 'schedule'), *(
             f'{name} must be left out with a calibrated sampler, which has its own noise levels; got {getattr(self, name)}'
             for name in own))

@@ -104,6 +104,8 @@ def test_json_is_one_line(capsys):
     (EvaluationSettings, {'n': 1, 'steps': 0, 'sampler': 'x', 'schedule': 'x', 'blocks': 1, 'metrics': ['fidd']},
      ['n', 'steps', 'sampler', 'schedule', 'blocks', 'metrics']),
     (LikelihoodSettings, {'n': 0}, ['n']),
+    (ClipSettings, {'prompts': 'a red apple'}, ['prompts']), (CalibrateSettings, {'steps': 5}, ['steps']),
+    (SampleSettings, {'classes': '3', 'cond': 'text=a'}, ['classes']), (EvaluationSettings, {'metrics': 'fid'}, ['metrics']),
 ])
 def test_settings_report_each_wrong_field(kind, given, wrong):
     with pytest.raises(SettingsError) as error:
