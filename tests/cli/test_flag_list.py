@@ -1,0 +1,73 @@
+"""Every flag of the original's scripts and of the commands stays: spelling, default, value or none."""
+import importlib
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from k_diffusion.cli import entry
+
+ROOT = Path(__file__).resolve().parents[2]
+LIST = json.loads((ROOT / 'tests/golden/flags.json').read_text())
+
+
+class ParserMade(BaseException):
+    """Ends a command as soon as it has made its parser."""
+
+
+def flags_of(monkeypatch, call):
+    """The flags of the parser that a command makes, in the form of the list."""
+    def stop(parser, *args, **kwargs):
+        raise ParserMade(parser)
+    monkeypatch.setattr(entry.Parser, 'parse_args', stop)
+    with pytest.raises(ParserMade) as made:
+        call()
+    found = {}
+    for action in made.value.args[0]._actions:
+        default = json.loads(json.dumps(action.default, default=str))
+        row = {'default': default, 'value': action.nargs != 0}
+        if action.required and action.option_strings:
+            row['required'] = True
+        found.update({name: row for name in action.option_strings or [action.dest]})
+    return found
+
+
+def differences(wanted, found, default_may_be_left_open=False):
+    """What a list of flags asks for and a parser has not; of a positional argument only that it is there."""
+    for name, row in wanted.items():
+        have = found.get(name)
+        if have is None:
+            yield f'{name} is missing'
+        elif name.startswith('-'):
+            if default_may_be_left_open and have['default'] is None:
+                row = {**row, 'default': None}
+            if any(have[key] != row[key] for key in ('default', 'value')):
+                yield f'{name}: {row} was {have}'
+
+
+@pytest.mark.parametrize('command', LIST['commands'])
+def test_commands_keep_their_flags(monkeypatch, command):
+    module = importlib.import_module(f'k_diffusion.cli.{entry.COMMANDS[command][0]}')
+    wanted = LIST['commands'][command]
+    found = flags_of(monkeypatch, lambda: module.main([]))
+    assert list(differences(wanted, found)) == []
+    required = {name for name, row in found.items() if row.get('required')}
+    assert required == {name for name, row in wanted.items() if row.get('required')}
+
+
+@pytest.mark.parametrize('script', LIST['scripts'])
+def test_scripts_keep_the_flags_of_the_original(monkeypatch, script):
+    found = flags_of(monkeypatch, lambda: runpy.run_path(str(ROOT / script), run_name='__main__'))
+    assert list(differences(LIST['scripts'][script], found)) == []
+    assert list(differences(LIST['original'][script], found, default_may_be_left_open=True)) == []
+
+
+def test_a_changed_flag_is_seen():
+    wanted = {'-n': {'default': 64, 'value': True}, '--raw': {'default': False, 'value': False}}
+    assert list(differences(wanted, wanted)) == []
+    assert len(list(differences(wanted, {'-n': wanted['-n']}))) == 1
+    for changed in ({'default': 65, 'value': True}, {'default': 64, 'value': False}):
+        assert len(list(differences(wanted, {**wanted, '-n': changed}))) == 1
+    assert len(list(differences(wanted, {**wanted, '-n': {'default': None, 'value': True}}))) == 1
+    assert not list(differences(wanted, {**wanted, '-n': {'default': None, 'value': True}}, True))
