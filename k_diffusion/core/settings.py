@@ -14,7 +14,8 @@ V = TypeVar('V')
 
 
 def setting(default: Any = dataclasses.MISSING, help: str = '', *, flags: Sequence[str] = (), choices: Sequence[str] | None = None,
-            metavar: str | None = None, parse: Callable[[str], Any] | None = None, many: str | None = None,
+            metavar: str | tuple[str, ...] | None = None,
+            parse: Callable[[str], Any] | None = None, many: str | int | None = None,
             factory: Callable[[], Any] | None = None) -> Any:
     """Declare a field of a settings dataclass.
 
@@ -26,7 +27,8 @@ def setting(default: Any = dataclasses.MISSING, help: str = '', *, flags: Sequen
         choices: The values that it may have.
         metavar: What a help page shows in place of the value.
         parse: Makes the value of the text of a flag; by default the type of the field.
-        many: How a flag takes several values: 'append', it is given several times, or '*' and '+', they follow it.
+        many: How a flag takes several values: 'append', it is given several times, or '*', '+' or
+            their number, they follow it. '?': a positional argument that may be left out.
         factory: Makes the default.
     """
     metadata = {'help': help, 'flags': tuple(flags), 'choices': choices, 'metavar': metavar, 'parse': parse, 'many': many}

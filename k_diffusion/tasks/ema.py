@@ -1,42 +1,70 @@
-"""k-diffusion ema: puts together the averaged weights of any width from the snapshots of a run."""
+"""Averaged weights of any width, made from the snapshots of a run."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.settings import check_settings, setting, takes_settings
 from ..core.weights import save_safetensors
 from ..training.posthoc import Snapshot, find_snapshots, reconstruct, snapshot_config
 
 
-def ema(checkpoint_dir: str | os.PathLike[str], width: float, out: str | os.PathLike[str] | None = None, step: int | None = None,
-        name: str | None = None, verify: bool = True) -> Path:
-    """Writes the average of a width at a step (the last) as a .safetensors file that carries the run's config; returns its path."""
-    snapshots = snapshots_of(checkpoint_dir, name, verify)
-    weights = reconstruct(snapshots, width, step)
-    last = step if step is not None else snapshots[-1].step
-    path = Path(out) if out is not None else Path(checkpoint_dir) / f'{_name(snapshots)}_ema_{last:08}_width_{width:g}.safetensors'
-    if path.suffix != '.safetensors':
-        raise ValueError(f'-o is {path}; the file written is a .safetensors file and must be named so')
+@dataclass(frozen=True)
+class EmaSettings:
+    """Settings of `ema`."""
+
+    checkpoint_dir: str | os.PathLike[str] = setting(help='the folder of a run', flags=('--checkpoint-dir',))
+    width: float | None = setting(None, 'the relative width wanted, for example 0.08 (default: list the snapshots)')
+    out: str | os.PathLike[str] | None = setting(
+        None, 'the file to write (default: NAME_ema_STEP_width_WIDTH.safetensors in the folder)', flags=('-o', '--out'))
+    step: int | None = setting(None, 'after which step (default: the last snapshot)')
+    name: str | None = setting(None, 'the run, where the folder holds several')
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+
+    def __post_init__(self) -> None:
+        there, named = Path(self.checkpoint_dir).is_dir(), self.out is None or Path(self.out).suffix == '.safetensors'
+        check_settings(None if there else f'checkpoint_dir must be the folder of a run; got {self.checkpoint_dir}',
+                       None if self.width is None or self.width > 0 else f'width must be above 0; got {self.width}',
+                       None if named else f'out must end in .safetensors; got {self.out}')
+
+
+@takes_settings(EmaSettings)
+def ema(settings: EmaSettings) -> Snapshot | list[Snapshot]:
+    """Write the average of a width at a step as a .safetensors file that carries the config of the run.
+
+    Returns:
+        The average: its step, width and path. Without `width`, the snapshots of the run.
+
+    Raises:
+        ValueError: There are no snapshots, there are those of several runs, or the file is one of them.
+    """
+    if settings.width is None:
+        return list_snapshots(settings.checkpoint_dir, settings.name)
+    snapshots = list_snapshots(settings.checkpoint_dir, settings.name, settings.verify)
+    step = settings.step if settings.step is not None else snapshots[-1].step
+    usual = Path(settings.checkpoint_dir) / f'{_run_of(snapshots[-1])}_ema_{step:08}_width_{settings.width:g}.safetensors'
+    path = usual if settings.out is None else Path(settings.out)
     if any(path.resolve() == snapshot.path.resolve() for snapshot in snapshots):
-        raise ValueError(f'{path} would overwrite a snapshot; name another file with -o')
-    save_safetensors(path, weights, snapshot_config(snapshots[-1]))
-    return path
+        raise ValueError(f'out must be another file than a snapshot; got {path}')
+    save_safetensors(path, reconstruct(snapshots, settings.width, settings.step), snapshot_config(snapshots[-1]))
+    return Snapshot(step, settings.width, path)
 
 
-def snapshots_of(folder: str | os.PathLike[str], name: str | None = None,
-                 verify: bool = False) -> list[Snapshot]:
-    """The snapshots of the one run in a folder; several runs or none raise a ValueError."""
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f'there is no folder {folder}; give the folder of a run with --checkpoint-dir')
+def list_snapshots(folder: str | os.PathLike[str], name: str | None = None, verify: bool = False) -> list[Snapshot]:
+    """Return the snapshots of the one run in a folder.
+
+    Raises:
+        ValueError: There are none, or those of several runs.
+    """
     snapshots = find_snapshots(folder, name, verify)
     if not snapshots:
-        raise ValueError(f'{folder} holds no snapshots; train with --ema-snapshots 8, or set training.ema_snapshots in the config')
-    names = sorted({_name([snapshot]) for snapshot in snapshots})
+        raise ValueError(f'{folder} holds no snapshots; set training.ema_snapshots in the config, or train with ema_snapshots=8')
+    names = sorted({_run_of(snapshot) for snapshot in snapshots})
     if len(names) > 1:
-        raise ValueError(f'{folder} holds snapshots of the runs {", ".join(names)}; name one with --name')
+        raise ValueError(f'name must be one of the runs {", ".join(names)} in {folder}; got {name}')
     return snapshots
 
 
-def _name(snapshots: Sequence[Snapshot]) -> str:
-    return snapshots[-1].path.name.rpartition('_ema_')[0]
+def _run_of(snapshot: Snapshot) -> str:
+    return snapshot.path.name.rpartition('_ema_')[0]

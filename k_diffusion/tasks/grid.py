@@ -1,33 +1,58 @@
-"""k-diffusion grid: pictures side by side as one picture."""
+"""Pictures side by side as one picture."""
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from ..core.extras import require
 from ..core.images import from_pil_image, make_grid, save_image
+from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..data.pictures import readable_formats
 
 
-def grid(images: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] = 'out.png', nrow: int | None = None) -> Path:
-    """Writes the pictures, all of one mode and size, as one picture of `nrow` per row (ceil(sqrt(n)) where not given)."""
-    if nrow is not None and nrow < 1:
-        raise ValueError(f'--nrow is {nrow}; it must be at least 1')
-    if not Path(out).absolute().parent.is_dir():
-        raise ValueError(f'the folder of {out} does not exist; make it, or name another file with -o')
+@dataclass(frozen=True)
+class GridSettings:
+    """Settings of `grid`."""
+
+    images: Sequence[str | os.PathLike[str]] = setting(help='the pictures, in order', flags=('images',), many='+')
+    out: str | os.PathLike[str] = setting('out.png', 'the file to write', flags=('-o', '--output', '--out'))
+    nrow: int | None = setting(None, 'pictures per row (default: as square as can be)')
+
+    def __post_init__(self) -> None:
+        there = Path(self.out).absolute().parent.is_dir()
+        check_settings(
+            'images must be a list of paths; got ' + repr(self.images) if isinstance(self.images, (str, os.PathLike))
+            else None if len(self.images) else 'images must name at least one picture; got none',
+            None if there else f'out must be in a folder that exists; got {self.out}',
+            at_least(self, 1, 'nrow'))
+
+
+@takes_settings(GridSettings)
+def grid(settings: GridSettings) -> Path:
+    """Write pictures of one mode and size side by side as one picture.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        FileNotFoundError: A picture does not exist.
+        ValueError: The pictures differ in mode or size.
+    """
+    images = settings.images
     loaded = [_load(path) for path in images]
     for path, (kind, _) in zip(images, loaded):
         if kind != loaded[0][0]:
-            raise ValueError(f'{path} is {kind} and {images[0]} is {loaded[0][0]}; a grid takes pictures of one mode and size')
-    save_image(out, make_grid([picture for _, picture in loaded], nrow))
-    return Path(out)
+            raise ValueError(f'images must be of one mode and size; got {path} of {kind} and {images[0]} of {loaded[0][0]}')
+    save_image(settings.out, make_grid([picture for _, picture in loaded], settings.nrow))
+    return Path(settings.out)
 
 
 def _load(path: str | os.PathLike[str]) -> tuple[str, Tensor]:
-    """What a picture is, in words, and its pixels."""
+    """Return the mode and size of a picture in words, and its pixels."""
     with require('PIL.Image', 'train', 'reading pictures').open(path, formats=readable_formats()) as picture:
         kind = f'{picture.mode} {picture.width}x{picture.height}'
         if picture.mode not in ('L', 'LA', 'RGB', 'RGBA'):

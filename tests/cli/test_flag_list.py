@@ -29,7 +29,7 @@ def flags_of(monkeypatch, call):
         row = {'default': default, 'value': action.nargs != 0}
         if action.required and action.option_strings:
             row['required'] = True
-        found.update({name: row for name in action.option_strings or [action.dest]})
+        found.update(dict.fromkeys(action.option_strings or [action.dest], row))
     return found
 
 
