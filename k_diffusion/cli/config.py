@@ -2,22 +2,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from ..core.names import escape_name
-from ..tasks.config import config
-from .entry import Parser, guarded
+from ..tasks.config import extract_config
+from .flags import run_command
 
-_EXAMPLE = 'example:\n  k-diffusion config demo.safetensors -o demo.json'
+_EXAMPLE = '''examples:
+  k-diffusion config demo.safetensors -o demo.json
+  k-diffusion config --list'''
+
+
+def _show(result: Any) -> str:
+    if not isinstance(result, list):
+        return str(result)
+    rows = [(c.name, f'{c.size[1]}x{c.size[0]}x{c.channels}', c.network, ' '.join(filter(None, (c.dataset, c.location)))) for c in result]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion config') -> int:
-    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
-    parser.add_argument('checkpoint', help='the .safetensors or .pth file')
-    parser.add_argument('-o', '--output', '--out', dest='out',
-                        help='the file to write (default: the checkpoint with the ending .json)')
-    parser.add_no_verify()
-    args = parser.parse_args(argv)
-
-    def work() -> None:
-        print(escape_name(config(args.checkpoint, args.out, args.verify)))
-    return guarded(prog, work)
+    """Run the command."""
+    return run_command(prog, extract_config, _show, about=__doc__, example=_EXAMPLE, argv=argv)

@@ -1,60 +1,43 @@
-"""k-diffusion info: what the model of a config or checkpoint costs: parameters, arithmetic, memory and an estimate of time."""
+"""k-diffusion info: parameters, arithmetic, memory and an estimate of time of the model of a config or checkpoint."""
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from ..tasks.info import SHARE, Info, duration, info, number, size
-from .entry import Parser, guarded
+from ..tasks.info import SHARE, Info, format_bytes, format_count, format_seconds, info
+from .flags import run_command
 
 _EXAMPLE = '''examples:
-  k-diffusion info configs/config_icons.json
+  k-diffusion info config_icons
   k-diffusion info runs/demo --json
-  k-diffusion info configs/config_256x256_transformer.json --batch-size 32 --rate 3e14'''
+  k-diffusion info config_256_transformer --batch-size 32 --rate 3e14'''
 
 
-def lines(found: Info) -> list[str]:
-    """The same in words."""
-    channels, height, width = found.input
-    memory = f' ({found.device} has {size(found.memory_bytes)})' if found.memory_bytes else ''
-    rate = found.images_per_second
+def _show(costs: Info) -> str:
+    channels, height, width = costs.input
+    memory = f' ({costs.device} has {format_bytes(costs.memory_bytes)})' if costs.memory_bytes else ''
+    rate = costs.images_per_second
     per_second = f'about {rate:,.0f} images/s' if rate >= 100 else f'about {rate:.2g} images/s'
     rows = [
-        ('model', f'{found.type}, pictures of {width}x{height}, {channels} channel{"s" * (channels > 1)}'),
-        ('parameters', f'{found.parameters:,}'),
-        ('forward', f'{number(found.multiply_adds)} multiply-adds a picture'),
-        ('sampling', f'{number(found.sampling_multiply_adds)} multiply-adds a picture'),
-        ('activations', f'{size(found.activation_bytes)} a picture, {size(found.activation_bytes * found.batch_size)} a batch of '
-                        f'{found.batch_size}, in float32 (about half in bf16)'),
-        ('training', f'{size(found.training_bytes)}: weights, gradients, AdamW, average, activations{memory}'),
-        ('speed', f'{per_second} of training on {found.device}, at {SHARE:.0%} of {number(found.rate)} operations/s'),
+        ('model', f'{costs.type}, pictures of {width}x{height}, {channels} channel{"s" * (channels > 1)}'),
+        ('parameters', f'{costs.parameters:,}'),
+        ('forward', f'{format_count(costs.multiply_adds)} multiply-adds a picture'),
+        ('sampling', f'{format_count(costs.sampling_multiply_adds)} multiply-adds a picture'),
+        ('activations', f'{format_bytes(costs.activation_bytes)} a picture, {format_bytes(costs.activation_bytes * costs.batch_size)} a batch of '
+                        f'{costs.batch_size}, in float32 (about half in bf16)'),
+        ('training', f'{format_bytes(costs.training_bytes)}: weights, gradients, AdamW, average, activations{memory}'),
+        ('speed', f'{per_second} of training on {costs.device}, at {SHARE:.0%} of {format_count(costs.rate)} operations/s'),
     ]
-    if found.training_seconds is not None:
-        rows.append(('time', f'about {duration(found.training_seconds)} for the {found.steps:,} steps of the config'))
+    if costs.training_seconds is not None:
+        rows.append(('time', f'about {format_seconds(costs.training_seconds)} for the {costs.steps:,} steps of the config'))
     else:
-        rows.append(('time', f'about {duration(1e6 / found.images_per_second)} for each million pictures'))
+        rows.append(('time', f'about {format_seconds(1e6 / costs.images_per_second)} for each million pictures'))
     text = [f'{name:13}{value}' for name, value in rows]
-    if found.memory_bytes and found.training_bytes > found.memory_bytes:
-        text.append(f'It does not fit into the memory of {found.device}: take a smaller batch, --checkpointing or a smaller model.')
-    return text
+    if costs.memory_bytes and costs.training_bytes > costs.memory_bytes:
+        text.append(f'It does not fit into the memory of {costs.device}: take a smaller batch, --checkpointing or a smaller model.')
+    return '\n'.join(text)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion info') -> int:
-    parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
-    parser.add_argument('source', type=Path, metavar='CONFIG|CHECKPOINT', help='a .json config, a .pth or .safetensors file, or a run')
-    parser.add_argument('--batch-size', type=int, help="pictures in a batch (default: the config's)")
-    parser.add_argument('--device', help='cpu, cuda, mps (default: the fastest there is)')
-    parser.add_argument('--rate', type=float, help='floating-point operations per second to reckon with (default: measured here)')
-    parser.add_argument('--json', action='store_true', help='one machine-readable line')
-    parser.add_no_verify()
-    args = parser.parse_args(argv)
-
-    def work() -> None:
-        for key in ('batch_size', 'rate'):
-            if getattr(args, key) is not None and getattr(args, key) <= 0:
-                raise ValueError(f'--{key.replace("_", "-")} is {getattr(args, key)}; it must be above 0')
-        found = info(args.source, args.batch_size, args.device, args.rate, args.verify)
-        print(json.dumps(asdict(found)) if args.json else '\n'.join(lines(found)))
-    return guarded(prog, work)
+    """Run the command."""
+    return run_command(prog, info, _show, about=__doc__, example=_EXAMPLE, as_json=asdict, argv=argv)

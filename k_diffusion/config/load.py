@@ -1,7 +1,6 @@
 """A config file: read, checked against the dataclasses of its owners, filled with their defaults."""
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import warnings
@@ -11,7 +10,7 @@ from typing import IO, Any
 
 from .. import data, encoders, generation, models, schedules, training
 from ..core.files import read_json
-from ..core.registry import Registry, unknown
+from ..core.registry import Registry, nearest, unknown
 from ..core.weights import load_safetensors_config
 from .schema import Findings, near_miss, read_section
 
@@ -45,7 +44,7 @@ def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, An
     """Reads a config and fills in the defaults of its sections.
 
     Takes the path of a .json file or of a .safetensors file that carries one, an open file, or a dict; where there is no
-    file configs/NAME.json, the shipped configuration of that name. Unknown keys are
+    such file, the shipped configuration of that name. Unknown keys are
     kept, with one warning, since programs built on this package read their own; `strict` refuses them. A key that is
     nearly a known one is refused with the suggestion. All errors are reported in one go.
     """
@@ -126,11 +125,11 @@ def read_source(source: str | os.PathLike[str] | IO[str] | Mapping[str, Any]) ->
 
 
 def _read_text(path: Path) -> Any:
-    if not path.is_file() and path.parent.name == 'configs':
-        with contextlib.suppress(FileNotFoundError):
-            path = shipped_config(path.stem)
+    path = find_config(path)
     if not path.is_file():
-        raise FileNotFoundError(f'no config at {path}; give the path of a .json file (the shipped ones are in configs/)')
+        near = nearest(path.stem, shipped_configs())
+        raise FileNotFoundError(f'no config at {path}' + (f', did you mean {near!r}?' if near else '; give the path of a .json '
+                                'file, or the name of a shipped config'))
     try:
         if (size := path.stat().st_size) > CONFIG_BYTES:
             raise ValueError(f'{path} has {size:,} bytes, more than the {CONFIG_BYTES:,} of a config; give the path of a config')
@@ -195,11 +194,30 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def shipped_config(name: str) -> Path:
-    """The path of a configuration that comes with the package, by its name without the ending ('config_demo')."""
+def find_config(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a config: the file there, or else the shipped one of that name.
+
+    Shipped ones are named with or without configs/ and .json: config_mnist, configs/config_mnist.json, autoencoders/icons.
+    """
+    path = Path(path)
+    if path.is_file() or path.suffix not in ('', '.json'):
+        return path
+    parts = path.with_suffix('').parts
+    start = max((i + 1 for i, part in enumerate(parts) if part == 'configs'), default=0)
+    return shipped_configs().get('/'.join(parts[start:]), path)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Return the configs that come with the package: name -> path ('config_demo', 'autoencoders/icons')."""
     package = Path(__file__).resolve().parents[1]
-    folders = [package / 'configs', package.parent / 'configs']     # installed; in a clone
-    for folder in folders:
-        if (folder / f'{name}.json').is_file():
-            return folder / f'{name}.json'
-    raise FileNotFoundError(f'{unknown("shipped config", name, sorted({p.stem for f in folders for p in f.glob("*.json")}))}')
+    installed, in_clone = package / 'configs', package.parent / 'configs'
+    folder = installed if installed.is_dir() else in_clone
+    return {path.relative_to(folder).with_suffix('').as_posix(): path for path in sorted(folder.rglob('*.json'))}
+
+
+def shipped_config(name: str) -> Path:
+    """Return the path of a config that comes with the package, by its name without the ending ('config_demo')."""
+    known = shipped_configs()
+    if name not in known:
+        raise FileNotFoundError(unknown('shipped config', name, known))
+    return known[name]

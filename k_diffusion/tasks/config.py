@@ -1,23 +1,88 @@
-"""k-diffusion config: the config that an inference file (.safetensors) or a checkpoint (.pth) carries, as a .json file."""
+"""The config inside an inference file or a checkpoint as a .json file, and the shipped configs."""
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..config import read_weights
+from ..config import load_config, read_autoencoder_config, read_weights, sections_of, shipped_configs
 from ..core.files import write_json
+from ..core.settings import check_settings, setting, takes_settings
 from ..core.weights import load_safetensors_config
 
 
-def config(checkpoint: str | os.PathLike[str], out: str | os.PathLike[str] | None = None,
-           verify: bool = True) -> Path:
-    """Writes the config inside a .safetensors or .pth file as JSON and returns the path of what it wrote."""
+@dataclass(frozen=True)
+class ConfigSettings:
+    """Settings of `extract_config`."""
+
+    checkpoint: str | os.PathLike[str] | None = setting(None, 'the .safetensors or .pth file', flags=('checkpoint',), many='?')
+    out: str | os.PathLike[str] | None = setting(
+        None, 'the file to write (default: the checkpoint with the ending .json)', flags=('-o', '--output', '--out'))
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    list: bool = setting(False, 'list the shipped configs, which --config takes by name')
+
+    def __post_init__(self) -> None:
+        check_settings('checkpoint must be given, or pass list=True' if self.checkpoint is None and not self.list else None,
+                       'checkpoint must be left out with list=True' if self.checkpoint is not None and self.list else None)
+
+
+@dataclass(frozen=True)
+class ShippedConfig:
+    """A config that comes with the package.
+
+    Attributes:
+        name: Its name, which stands for its path wherever a config is read.
+        path: The file.
+        size: Height and width of the pictures.
+        channels: Their channels.
+        network: The type of the network.
+        dataset: The type of the data set.
+        location: Where the data set lies; None where its type has no place.
+    """
+
+    name: str
+    path: Path
+    size: tuple[int, int]
+    channels: int
+    network: str
+    dataset: str
+    location: str | None
+
+
+@takes_settings(ConfigSettings)
+def extract_config(settings: ConfigSettings) -> Path | list[ShippedConfig]:
+    """Write the config that a .safetensors or .pth file carries as JSON.
+
+    Returns:
+        The path of the file; with `list` the shipped configs.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        ValueError: It carries no config.
+    """
+    checkpoint = settings.checkpoint
+    if checkpoint is None:
+        return list_configs()
     if Path(checkpoint).suffix == '.safetensors':
-        found = load_safetensors_config(checkpoint)
+        carried = load_safetensors_config(checkpoint)
     else:
-        found = read_weights(checkpoint, verify=verify)[1]
-    if found is None:
-        raise ValueError(f'{checkpoint} carries no config')
-    path = Path(out) if out is not None else Path(checkpoint).with_suffix('.json')
-    write_json(path, found)
+        carried = read_weights(checkpoint, verify=settings.verify)[1]
+    if carried is None:
+        raise ValueError(f'checkpoint must carry a config; {checkpoint} carries none')
+    path = Path(settings.out) if settings.out is not None else Path(checkpoint).with_suffix('.json')
+    write_json(path, carried)
     return path
+
+
+def list_configs() -> list[ShippedConfig]:
+    """Return the configs that come with the package."""
+    return [_describe(name, path) for name, path in shipped_configs().items()]
+
+
+def _describe(name: str, path: Path) -> ShippedConfig:
+    sections: Any = read_autoencoder_config(path)[1] if name.startswith('autoencoders/') else sections_of(load_config(path))
+    model, dataset = sections.model, sections.dataset
+    height, width = model.input_size
+    return ShippedConfig(name, path, (height, width), model.input_channels, model.type, dataset.type,
+                         getattr(dataset, 'location', None))

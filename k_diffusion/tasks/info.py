@@ -1,13 +1,14 @@
-"""k-diffusion info: what the model of a config or checkpoint costs: parameters, arithmetic, memory and an estimate of time."""
+"""Parameters, arithmetic, memory and an estimate of time of the model of a config or checkpoint."""
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import find_checkpoint, load_config, read_weights, sections_of
+from ..config import find_checkpoint, find_config, load_config, read_weights, sections_of
 from ..core.devices import choose_device
 from ..core.machine import memory_bytes, multiply_rate
+from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..models.sizing import sizes
 
 #: The share of the rate of large matrix products that whole training steps were seen to reach: 0.4 to 0.8 on a CPU.
@@ -16,7 +17,7 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Info:
-    """What a model costs. Multiply-adds are of a forward pass for one picture; bytes are of training in float32 with AdamW."""
+    """Costs of a model. Multiply-adds are of a forward pass for one picture; bytes are of training in float32 with AdamW."""
 
     name: str
     type: str
@@ -35,58 +36,78 @@ class Info:
     training_seconds: float | None
 
 
-def info(source: str | os.PathLike[str], batch_size: int | None = None, device: str | None = None,
-         rate: float | None = None, verify: bool = True) -> Info:
-    """What the model of a config (.json), a checkpoint (.pth, .safetensors) or a run's folder costs; nothing of it is allocated.
+@dataclass(frozen=True)
+class InfoSettings:
+    """Settings of `info`."""
 
-    `rate` is how many floating-point operations per second the device does; left out, a third of a second is spent measuring it.
+    source: str | os.PathLike[str] = setting(
+        help='a .json config, a .pth or .safetensors file, a run, or the name of a shipped config', flags=('source',),
+        metavar='CONFIG|CHECKPOINT')
+    batch_size: int | None = setting(None, "pictures in a batch (default: the config's)")
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    rate: float | None = setting(None, 'floating-point operations per second of the device (default: measured in a third of a second)')
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+
+    def __post_init__(self) -> None:
+        positive = self.rate is None or self.rate > 0
+        check_settings(at_least(self, 1, 'batch_size'), None if positive else f'rate must be above 0; got {self.rate}')
+
+
+@takes_settings(InfoSettings)
+def info(settings: InfoSettings) -> Info:
+    """Compute what the model of a config, a checkpoint or a run costs, without allocating it.
+
+    Returns:
+        The counts, and estimates of memory and time.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It carries no config, or one that cannot be used.
     """
-    config = load_config(_config_of(source, verify))
+    config = load_config(_config_of(settings.source, settings.verify))
     sections = sections_of(config)
     model, classes = sections.model, sections.dataset.num_classes
-    found = sizes(model, classes + 1 if classes else 0)
-    where = choose_device(device)
-    batch_size = batch_size or sections.training.batch_size
-    rate = rate or multiply_rate(where)
-    images_per_second = SHARE * rate / (3 * 2 * found.multiply_adds)
+    counts = sizes(model, classes + 1 if classes else 0)
+    device = choose_device(settings.device)
+    batch_size = settings.batch_size or sections.training.batch_size
+    rate = settings.rate or multiply_rate(device)
+    images_per_second = SHARE * rate / (3 * 2 * counts.multiply_adds)
     steps = sections.training.end_step
     guided = 2 if classes and sections.sampling.guidance != 1 else 1
     return Info(
-        str(source), model.type, [model.input_channels, *model.input_size], found.parameters, found.multiply_adds,
-        guided * sections.sampling.steps * found.multiply_adds, found.activation_bytes, batch_size, found.training_bytes(batch_size),
-        memory_bytes(where), where.type, rate, images_per_second, steps, steps * batch_size / images_per_second if steps else None)
+        str(settings.source), model.type, [model.input_channels, *model.input_size], counts.parameters, counts.multiply_adds,
+        guided * sections.sampling.steps * counts.multiply_adds, counts.activation_bytes, batch_size, counts.training_bytes(batch_size),
+        memory_bytes(device), device.type, rate, images_per_second, steps, steps * batch_size / images_per_second if steps else None)
 
 
 def _config_of(source: str | os.PathLike[str], verify: bool) -> Any:
-    path = find_checkpoint(source)
+    path = find_config(find_checkpoint(source))
     if path.suffix in ('.json', '.safetensors'):
-        return path
-    if not path.exists() and path.parent.name == 'configs':
         return path
     config = read_weights(path, verify=verify)[1]
     if config is None:
-        raise ValueError(f'{path} carries no config; give the config file it was trained with')
+        raise ValueError(f'source must carry a config; {path} carries none, give the config that it was trained with')
     return config
 
 
-def number(value: float) -> str:
-    """1234567 -> '1.23 million'."""
+def format_count(value: float) -> str:
+    """Return a number with a word for its size: '1.23 million' for 1234567."""
     for unit, word in ((1e15, ' quadrillion'), (1e12, ' trillion'), (1e9, ' billion'), (1e6, ' million')):
         if value >= unit:
             return f'{value / unit:.3g}{word}'
     return f'{value:,.0f}'
 
 
-def size(value: float) -> str:
-    """Bytes as MiB, GiB, TiB."""
+def format_bytes(value: float) -> str:
+    """Return a number of bytes as MiB, GiB or TiB."""
     for unit, word in ((2**40, 'TiB'), (2**30, 'GiB')):
         if value >= unit:
             return f'{value / unit:,.1f} {word}'
     return f'{value / 2**20:,.1f} MiB'
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
+def format_seconds(seconds: float) -> str:
+    """Return a duration in the unit that suits it."""
     for unit, word in ((86400 * 365, 'years'), (86400, 'days'), (3600, 'hours'), (60, 'minutes')):
         if seconds >= 1.5 * unit:
             return f'{seconds / unit:,.2g} {word}' if seconds < 100 * unit else f'{seconds / unit:,.0f} {word}'

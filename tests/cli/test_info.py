@@ -9,7 +9,7 @@ from k_diffusion.cli.info import main
 from k_diffusion.cli.train import main as train
 from k_diffusion.config import load_config, make_model
 from k_diffusion.core.modules import n_params
-from k_diffusion.tasks.info import duration, info, number, size
+from k_diffusion.tasks.info import format_bytes, format_count, format_seconds, info
 
 
 def test_a_config_and_its_checkpoint_cost_the_same(trained, capsys):
@@ -35,9 +35,9 @@ def test_the_words(tiny, capsys):
     assert 'image_v1, pictures of 16x16, 1 channel\n' in out and 'multiply-adds a picture' in out and 'does not fit' not in out
     assert main([tiny(('model', 'channels', [2048, 65536])), '--rate', '1e12', '--device', 'cpu']) == 0
     assert 'It does not fit into the memory of cpu' in capsys.readouterr().out
-    assert (number(999), number(53_413_520), number(2.5e12)) == ('999', '53.4 million', '2.5 trillion')
-    assert (size(2**20), size(3 * 2**29)) == ('1.0 MiB', '1.5 GiB')
-    assert (duration(20), duration(330), duration(86400 * 3)) == ('20 seconds', '5.5 minutes', '3 days')
+    assert (format_count(999), format_count(53_413_520), format_count(2.5e12)) == ('999', '53.4 million', '2.5 trillion')
+    assert (format_bytes(2**20), format_bytes(3 * 2**29)) == ('1.0 MiB', '1.5 GiB')
+    assert (format_seconds(20), format_seconds(330), format_seconds(86400 * 3)) == ('20 seconds', '5.5 minutes', '3 days')
 
 
 @pytest.mark.parametrize(('change', 'complaint'), [
@@ -51,7 +51,7 @@ def test_absurd_sizes_are_refused(tiny, capsys, change, complaint):
 
 @pytest.mark.parametrize(('arguments', 'complaint'), [
     (['nowhere.pth'], 'no checkpoint at nowhere.pth'), (['nowhere.json'], 'no config at nowhere.json'),
-    (['configs/config_demo.json', '--batch-size', '0'], '--batch-size is 0'),
+    (['configs/config_demo.json', '--batch-size', '0'], '--batch-size must be at least 1; got 0'),
 ])
 def test_mistakes_are_one_sentence(capsys, arguments, complaint):
     assert main(arguments) == 1
