@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.names import escape_name
 from ..tasks.config import extract_config
 from .flags import run_command
 
@@ -14,7 +15,7 @@ _EXAMPLE = '''examples:
 
 def _show(result: Any) -> str:
     if not isinstance(result, list):
-        return str(result)
+        return escape_name(result)
     rows = [(c.name, f'{c.size[1]}x{c.size[0]}x{c.channels}', c.network, ' '.join(filter(None, (c.dataset, c.location)))) for c in result]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)

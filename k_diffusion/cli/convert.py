@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core.names import escape_name
 from ..tasks.convert import convert
 from .flags import run_command
 
@@ -11,4 +12,4 @@ _EXAMPLE = 'example:\n  k-diffusion convert runs/demo/demo_00001450.pth -o demo.
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion convert') -> int:
     """Run the command."""
-    return run_command(prog, convert, str, about=__doc__, example=_EXAMPLE, argv=argv)
+    return run_command(prog, convert, escape_name, about=__doc__, example=_EXAMPLE, argv=argv)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..core.names import escape_name
 from ..tasks.ema import ema
 from .flags import run_command
 
@@ -18,8 +19,8 @@ standard deviation of the average's profile as a share of the run: 0.05 follows 
 
 def _show(result: Any) -> str:
     if not isinstance(result, list):
-        return str(result.path)
-    return '\n'.join(f'step {s.step:>9,}  width {s.width:g}  {s.path}' for s in result)
+        return escape_name(result.path)
+    return '\n'.join(f'step {s.step:>9,}  width {s.width:g}  {escape_name(s.path)}' for s in result)
 
 
 def _as_json(result: Any) -> Any:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..core.names import escape_name
 from ..tasks.grid import grid
 from .flags import run_command
 
@@ -11,4 +12,4 @@ _EXAMPLE = 'example:\n  k-diffusion grid samples/images/*.png -o grid.png --nrow
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion grid') -> int:
     """Run the command."""
-    return run_command(prog, grid, str, about=__doc__, example=_EXAMPLE, argv=argv)
+    return run_command(prog, grid, escape_name, about=__doc__, example=_EXAMPLE, argv=argv)

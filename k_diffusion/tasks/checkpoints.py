@@ -1,54 +1,126 @@
-"""k-diffusion checkpoints: lists the checkpoints of a run, verifies them, pins those that are to stay."""
+"""The checkpoints of a run: listed, verified, pinned."""
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..core.files import write_json
+from ..core.settings import check_settings, setting, takes_settings
 from ..training import RunFolder, find_runs, read_training_checkpoint
 from ..training.checkpoints.folder import step_of
 
 
-def checkpoints(folder: str | os.PathLike[str], name: str | None = None, verify: bool = True, pin: Sequence[int] = (),
-                unpin: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """The checkpoints of a run's folder, the newest first: step, file, bytes, saved, loss, kept (why), fault (None: it is whole)."""
+@dataclass(frozen=True)
+class CheckpointsSettings:
+    """Settings of `checkpoints`."""
+
+    folder: str | os.PathLike[str] = setting(help='the folder of a run', flags=('folder',))
+    name: str | None = setting(None, 'the run, where the folder holds several')
+    verify: bool = setting(True, 'list only')
+    pin: Sequence[int] = setting((), 'never delete the checkpoint of this step', metavar='STEP', parse=int, many='append')
+    unpin: Sequence[int] = setting((), 'let it go again', metavar='STEP', parse=int, many='append')
+
+    def __post_init__(self) -> None:
+        both = sorted(set(self.pin) & set(self.unpin))
+        check_settings(f'pin must not name steps of unpin; got {both} in both' if both else None)
+
+
+@dataclass(frozen=True)
+class CheckpointEntry:
+    """A checkpoint of a run.
+
+    Attributes:
+        run: The name of the run.
+        step: The step after which it was saved.
+        file: Its path.
+        bytes: Its size; None where the file is missing and not on record.
+        saved: The time of saving; None where it is not on record.
+        loss: The smoothed loss at that step, where it is on record.
+        notes: 'best' for the smallest loss, 'pinned'.
+        recorded: The manifest of the run has a record of it.
+        fault: Why it cannot be used; None where it is whole or was not verified.
+    """
+
+    run: str
+    step: int
+    file: str
+    bytes: int | None
+    saved: str | None
+    loss: float | None
+    notes: list[str]
+    recorded: bool
+    fault: str | None
+
+
+@dataclass(frozen=True)
+class CheckpointList:
+    """The checkpoints of a folder, the newest first; those that were read whole are `verified`."""
+
+    entries: list[CheckpointEntry]
+    verified: bool
+
+    @property
+    def exit_status(self) -> int:
+        """1 where a checkpoint is damaged, else 0."""
+        return int(any(entry.fault for entry in self.entries))
+
+    def __iter__(self) -> Iterator[CheckpointEntry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+@takes_settings(CheckpointsSettings)
+def checkpoints(settings: CheckpointsSettings) -> CheckpointList:
+    """List and verify the checkpoints of a run, after pinning and unpinning some.
+
+    Returns:
+        An entry for each, the newest first.
+
+    Raises:
+        ValueError: The folder holds no run, or `pin` names a step without a checkpoint.
+    """
+    folder, name, pin, unpin = settings.folder, settings.name, set(settings.pin), set(settings.unpin)
     runs = [run for run in find_runs(folder) if name in (None, run.name)]
     if not runs:
         raise ValueError(f'{folder} holds no run{f" named {name!r}" if name else ""}; give the folder that training wrote')
     if (pin or unpin) and len(runs) > 1:
-        raise ValueError(f'{folder} holds the runs {", ".join(run.name for run in runs)}; name one of them with --name')
+        raise ValueError(f'name must be one of the runs {", ".join(run.name for run in runs)} in {folder}; got {name}')
     for run in runs:
-        _set_pins(run, set(pin), set(unpin))
-    return [entry for run in runs for entry in _listed(run, verify)]
+        _set_pins(run, pin, unpin)
+    return CheckpointList([entry for run in runs for entry in _list_run(run, settings.verify)], settings.verify)
 
 
 def _set_pins(run: RunFolder, pin: set[int], unpin: set[int]) -> None:
     known = {step_of(path) for path in run.checkpoints()}
     for step in sorted(pin - known):
-        raise ValueError(f'there is no checkpoint of step {step} in {run.path}; those there are of the steps {sorted(known)}')
+        raise ValueError(f'there is no checkpoint of step {step} in {run.path}; pin must be one of the steps {sorted(known)}')
     if pin or unpin:
         write_json(run.pins_path, sorted((run.pinned() | pin) - unpin))
 
 
-def _listed(run: RunFolder, verify: bool) -> list[dict[str, Any]]:
+def _list_run(run: RunFolder, verify: bool) -> list[CheckpointEntry]:
     records, pinned = run.manifest.read(), run.known_pins() or set()
     losses = {record.step: record.metrics['loss'] for record in records.values() if 'loss' in record.metrics}
     best = min(losses, key=lambda step: losses[step], default=None)
-    found = []
+    entries = []
     for path in run.checkpoints():
         record, step = records.get(path.name), step_of(path)
         notes = [note for note, holds in (('best', step == best), ('pinned', step in pinned)) if holds]
         size = record.bytes if record else path.stat().st_size if path.is_file() else None
-        found.append({'run': run.name, 'step': step, 'file': str(path), 'bytes': size, 'saved': record.saved if record else None,
-                      'loss': losses.get(step), 'notes': notes, 'recorded': record is not None,
-                      'fault': _fault(run, path) if verify else None})
-    return found
+        entries.append(CheckpointEntry(run.name, step, str(path), size, record.saved if record else None, losses.get(step), notes,
+                                       record is not None, _find_fault(run, path) if verify else None))
+    return entries
 
 
-def _fault(run: RunFolder, path: Path) -> str | None:
-    """Why a checkpoint cannot be gone on from, or None; one that is not on record must at least be readable."""
+def _find_fault(run: RunFolder, path: Path) -> str | None:
+    """Return why training cannot go on from a checkpoint, or None.
+
+    One that is not on record must at least be readable.
+    """
     record = run.manifest.read().get(path.name)
     if record is not None:
         return record.fault(run.path)

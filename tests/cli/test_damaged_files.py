@@ -170,7 +170,7 @@ def go_on(toy, folder):
     write_report(folder.path, 'toy', {})
     assert load_checkpoint(folder.checkpoint_path(4))['step'] == 4
     assert find_checkpoint(folder.path) == folder.checkpoint_path(4)
-    return [entry['step'] for entry in checkpoints(folder.path)]
+    return [entry.step for entry in checkpoints(folder.path)]
 
 
 @each_damage
