@@ -1,9 +1,9 @@
-"""k-diffusion train-autoencoder: the first stage of latent diffusion, trained on a folder of pictures."""
+"""The first stage of latent diffusion, trained on a folder of pictures."""
 from __future__ import annotations
 
 import copy
 import os
-import sys
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,47 +21,82 @@ from ..core.images import make_grid, save_image
 from ..core.memory import keep_freed_memory
 from ..core.modules import eval_mode, n_params
 from ..core.random import derive_seed, randn_items
+from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..core.weights import save_safetensors
 from ..data import Loader, open_dataset
 from ..training import CheckpointHook, Hook, LogHook, RunFolder, Trainer
 from .run.display import Display
 from .run.resuming import changed_data, facts_of, tell_changes
+from .run.settings import status_after
+
+
+@dataclass(frozen=True)
+class TrainAutoencoderSettings:
+    """Settings of `train_autoencoder`."""
+
+    config: str | os.PathLike[str] | Mapping[str, Any] = setting(
+        help='the config file, whose model has the type "autoencoder", or the name of a shipped one', flags=('--config',))
+    name: str = setting('autoencoder', 'the name of the run')
+    run_dir: str | os.PathLike[str] | None = setting(None, 'the folder of the run (default: runs/NAME)')
+    end_step: int | None = setting(None, "stop after so many optimizer steps in all (default: the config's)")
+    batch_size: int | None = setting(None, "images per step and process (default: the config's, else 64)")
+    seed: int = setting(0, 'the seed')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    save_every: int = setting(1000, 'save a checkpoint every so many steps')
+    reset_optimizer: bool = setting(False, "start the optimizer's moments anew, as another type of optimizer needs")
+
+    def __post_init__(self) -> None:
+        plain = Path(self.name).name == self.name and self.name.strip('.')
+        check_settings(at_least(self, 1, 'end_step', 'batch_size', 'save_every'),
+                       None if plain else f'name must be a plain name; got {self.name!r}. Give the folder as run_dir=...')
 
 
 @dataclass(frozen=True)
 class TrainedAutoencoder:
-    """What became of a run: its weights with their config as a .safetensors file, a picture of originals above reconstructions."""
+    """Result of a training run.
+
+    Attributes:
+        path: The averaged weights with their config, a .safetensors file.
+        pictures: A picture of originals above reconstructions.
+        step: The last step.
+        error: The root mean square error of the pictures shown, in [-1, 1].
+        signal: The signal that interrupted the run, or None.
+    """
 
     path: Path
     pictures: Path
     step: int
-    error: float        # root mean square, of the pictures shown, in [-1, 1]
-    signal: int | None = None   # what interrupted it
+    error: float
+    signal: int | None = None
+
+    @property
+    def exit_status(self) -> int:
+        """0, also after Ctrl-C; after another signal 128 + its number."""
+        return status_after(self.signal)
 
 
-def train_autoencoder(
-    config: str | os.PathLike[str] | Mapping[str, Any],     # "model" of type autoencoder, "dataset", "optimizer", "training"
-    name: str = 'autoencoder',              # names the run and its files
-    run_dir: str | os.PathLike[str] | None = None,  # where it lives (default: runs/NAME)
-    end_step: int | None = None,            # optimizer steps in all (default: the config's)
-    batch_size: int | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    save_every: int = 1000,
-    reset_optimizer: bool = False,          # the optimizer's moments start anew
-) -> TrainedAutoencoder:
-    """Trains an autoencoder, or goes on with a run that was stopped."""
-    filled, sections = read_autoencoder_config(config)
-    end_step = end_step or sections.training.end_step
+@takes_settings(TrainAutoencoderSettings)
+def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
+    """Train the first stage of latent diffusion on pictures, or go on with a run that was stopped.
+
+    Returns:
+        The files of the autoencoder and its error.
+
+    Raises:
+        ValueError: The config cannot be used, or nothing says how long to train.
+    """
+    name, seed, batch_size = settings.name, settings.seed, settings.batch_size
+    filled, sections = read_autoencoder_config(settings.config)
+    end_step = settings.end_step or sections.training.end_step
     if end_step is None:
-        raise ValueError('neither --end-step nor training.end_step says how long to train; give one, 2000 for a start')
-    chosen = choose_device(device)
-    if chosen.type == 'cpu':
+        raise ValueError('end_step must be given, since training.end_step of the config is not set; 2000 is enough for a start')
+    device = choose_device(settings.device)
+    if device.type == 'cpu':
         keep_freed_memory()
-    accelerator = require('accelerate', 'train', 'training').Accelerator(cpu=chosen.type == 'cpu')
+    accelerator = require('accelerate', 'train', 'training').Accelerator(cpu=device.type == 'cpu')
     overrides = {'training.batch_size': batch_size, 'training.end_step': end_step}
     extra: dict[str, Any] = {'config': filled, 'overrides': {key: value for key, value in overrides.items() if value is not None}}
-    folder = RunFolder(Path(run_dir or Path('runs') / name), name, extra)
+    folder = RunFolder(Path(settings.run_dir or Path('runs') / name), name, extra)
     with Display(name) as display, folder.held():
         folder.sweep()
         dataset = open_dataset(sections.dataset, sections.model.input_size, sections.model.input_channels,
@@ -70,30 +105,30 @@ def train_autoencoder(
             display.say(f'note: {note}')
         extra['data'] = facts_of(dataset)
         loader = Loader(dataset, batch_size or sections.training.batch_size, seed=seed, device=accelerator.device)
-        network = _drawn(sections.model, seed).to(accelerator.device)
+        network = _build_network(sections.model, seed).to(accelerator.device)
         display.say(f'{n_params(network):,} parameters, {len(dataset):,} images')
         averaged = copy.deepcopy(network).requires_grad_(False).eval()
         optimizer = sections.optimizer.make(network)
         lr_sched = sections.lr_sched.make(optimizer, end_step)
         prepared, optimizer = accelerator.prepare(Losses(network, sections.model.kl_weight), optimizer)
-        hooks: list[Hook] = [LogHook(folder.path / f'{name}_log.jsonl', 25, display), CheckpointHook(folder, save_every)]
+        hooks: list[Hook] = [LogHook(folder.path / f'{name}_log.jsonl', 25, display), CheckpointHook(folder, settings.save_every)]
         trainer = Trainer(accelerator, prepared, _loss(prepared, seed, network.latent_channels, network.factor), optimizer, lr_sched,
                           sections.ema_sched.make(), Losses(averaged, 0.), loader, hooks, end_step=end_step,
                           clip_norm=sections.training.grad_clip, seed=seed)
         found = folder.newest()
         if found is not None:
             changes = changes_of(found[1], filled, extra['overrides'], fill=dict)
-            check_changes(changes, found[0], reset_optimizer)
+            check_changes(changes, found[0], settings.reset_optimizer)
             notes = [*map(str, changes), *changed_data(found[1].get('data'), extra['data'], found[0])]
-            trainer.load_state_dict(found[1], found[0], reset_optimizer=reset_optimizer)
-            tell_changes(notes, reset_optimizer, display.say)
+            trainer.load_state_dict(found[1], found[0], reset_optimizer=settings.reset_optimizer)
+            tell_changes(notes, settings.reset_optimizer, display.say)
         status = trainer.run()
     if status == 'interrupted':
-        print(f'{name} interrupted at step {trainer.step:,}: {trainer.last_checkpoint}; '
-              'the same command goes on from there', file=sys.stderr)
+        warnings.warn(f'{name} interrupted at step {trainer.step:,}: {trainer.last_checkpoint}; '
+                      'the same call goes on from there', stacklevel=3)
     write_json(folder.path / f'{name}_config.json', filled)
-    done = _written(folder.path, name, averaged, filled, loader, trainer.step)
-    return replace(done, signal=trainer.stopped_by if status == 'interrupted' else None)
+    result = _write_results(folder.path, name, averaged, filled, loader, trainer.step)
+    return replace(result, signal=trainer.stopped_by if status == 'interrupted' else None)
 
 
 class Losses(nn.Module):
@@ -107,7 +142,7 @@ class Losses(nn.Module):
         return self.network.loss(x, noise, self.kl_weight)
 
 
-def _drawn(section: Any, seed: int) -> Any:
+def _build_network(section: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, 'weights'))
         return section.build()
@@ -123,13 +158,13 @@ def _loss(model: nn.Module, seed: int, channels: int, factor: int) -> Callable[[
 
 
 @torch.no_grad()
-def _written(folder: Path, name: str, network: Any, config: Mapping[str, Any], loader: Loader, step: int) -> TrainedAutoencoder:
-    """The averaged weights as a file of their own, and sixteen pictures above what becomes of them."""
-    path, shown = folder / f'{name}.safetensors', folder / f'{name}_reconstructions.png'
+def _write_results(folder: Path, name: str, network: Any, config: Mapping[str, Any], loader: Loader, step: int) -> TrainedAutoencoder:
+    """Write the averaged weights, and sixteen pictures above their reconstructions."""
+    path, pictures = folder / f'{name}.safetensors', folder / f'{name}_reconstructions.png'
     save_safetensors(path, network.state_dict(), config)
-    chosen = torch.arange(16) * (len(loader.dataset) // 16) if len(loader.dataset) >= 16 else torch.arange(len(loader.dataset))
-    x = torch.stack([loader.dataset[i]['image'] for i in chosen.tolist()]).float().div(127.5).sub(1)
+    indices = torch.arange(16) * (len(loader.dataset) // 16) if len(loader.dataset) >= 16 else torch.arange(len(loader.dataset))
+    x = torch.stack([loader.dataset[i]['image'] for i in indices.tolist()]).float().div(127.5).sub(1)
     with eval_mode(network):
         y = network.decode(network.encode(x.to(loader.device))[0]).cpu().clamp(-1, 1)
-    save_image(shown, make_grid(torch.cat([x, y]), len(x), padding=1))
-    return TrainedAutoencoder(path, shown, step, (y - x).square().mean().sqrt().item())
+    save_image(pictures, make_grid(torch.cat([x, y]), len(x), padding=1))
+    return TrainedAutoencoder(path, pictures, step, (y - x).square().mean().sqrt().item())

@@ -1,21 +1,62 @@
-"""k-diffusion demo: trains on the shipped digits for about a minute, then draws a grid of samples."""
+"""Training on the shipped digits for about a minute, and a grid of samples."""
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import dataclass
+
 from ..config import shipped_config
+from ..core.settings import at_least, check_settings, setting, takes_settings
 from .output import Samples
 from .run.settings import Run, RunSettings
 from .sample import sample
 from .train import train
 
 
-def demo(name: str = 'demo', run_dir: str | None = None, n: int = 64) -> tuple[Run, Samples | None]:
-    """Trains configs/config_demo.json as the run `name` (or finds it trained) and samples a grid of n digits beside it.
+@dataclass(frozen=True)
+class DemoSettings:
+    """Settings of `demo`."""
 
-    There are no samples where the training was interrupted.
+    name: str = setting('demo', 'the name of the run')
+    run_dir: str | os.PathLike[str] | None = setting(None, 'the folder of the run (default: runs/NAME)')
+    n: int = setting(64, 'how many samples the grid shows', flags=('-n',))
+
+    def __post_init__(self) -> None:
+        check_settings(at_least(self, 1, 'n'))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Result of `demo`.
+
+    Attributes:
+        run: The training run.
+        samples: Samples of its model; None where the training was interrupted.
+        seconds: The time that both took.
+        run_dir: The folder that was asked for, or None.
     """
-    if n < 1:
-        raise ValueError(f'-n is {n}; it must be at least 1')
-    run = train(RunSettings(shipped_config('config_demo'), name, run_dir, demo_every=0, evaluate_n=0))
-    if run.status == 'interrupted':
-        return run, None
-    return run, sample(run.checkpoint, n, run.folder / 'samples', overwrite=True)
+
+    run: Run
+    samples: Samples | None
+    seconds: float
+    run_dir: str | os.PathLike[str] | None
+
+    @property
+    def exit_status(self) -> int:
+        """That of the run."""
+        return self.run.exit_status
+
+
+@takes_settings(DemoSettings)
+def demo(settings: DemoSettings) -> Demo:
+    """Train the shipped config config_demo, unless that run is trained already, and draw samples.
+
+    Returns:
+        The run and the samples, which lie beside it.
+    """
+    start = time.monotonic()
+    run = train(RunSettings(shipped_config('config_demo'), settings.name, settings.run_dir, demo_every=0, evaluate_n=0))
+    samples = None
+    if run.status != 'interrupted':
+        samples = sample(run.checkpoint, settings.n, run.folder / 'samples', overwrite=True)
+    return Demo(run, samples, time.monotonic() - start, settings.run_dir)
