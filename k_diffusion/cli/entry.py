@@ -34,7 +34,8 @@ COMMANDS = {
     'checkpoints': ('checkpoints', 'list and verify the checkpoints of a run, pin those that are to stay'),
     'ema': ('ema', 'put together averaged weights of any width from the snapshots of a run'),
     'dataset': ('dataset', 'look through a folder of pictures: counts, broken ones, duplicates, a contact sheet, sigma_data'),
-    'config': ('config', 'write out the config that an inference file carries'),
+    'config': ('config', 'write out the config that an inference file carries, or list the shipped ones'),
+    'completion': ('completion', 'print a script that completes commands and flags in bash, zsh or fish'),
 }
 
 
@@ -50,6 +51,9 @@ class Parser(argparse.ArgumentParser):
                           help='take a checkpoint that is not what the manifest beside it says')
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if isinstance(args, ParserRequest):
+            args.parser = self
+            raise SystemExit
         with safe_streams():
             return super().parse_args(args, namespace)
 
@@ -59,6 +63,20 @@ class Parser(argparse.ArgumentParser):
         meant = [f'{word}: did you mean {near}?' for word, near in hints if near]
         text = '\n'.join(escape_name(line) for line in [f'{self.prog}: {message}', *(f'  {line}' for line in meant)])
         self.exit(2, f'{text}\n  {self.prog} --help lists the options\n')
+
+
+class ParserRequest(list[str]):
+    """A command line that asks a command for its parser: the command makes it and ends."""
+
+    parser: Parser
+
+
+def parser_of(command: str) -> Parser:
+    """Return the parser of a command."""
+    request = ParserRequest()
+    with contextlib.suppress(SystemExit):
+        importlib.import_module(f'.{COMMANDS[command][0]}', __package__).main(request)
+    return request.parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
