@@ -3,7 +3,8 @@
 The rooms are attributes of this package, imported when first touched: `K.sampling`, `K.external`, `K.layers`, `K.models`,
 `K.config`, `K.augmentation`, `K.utils` and so on. `K.load_model(path)` gives the denoiser of a trained checkpoint,
 `K.sample(denoiser, shape)` samples from it. The commands of `k-diffusion` are calls: `K.train`, `K.evaluate`, `K.likelihood`,
-`K.calibrate` and the others of `K.tasks`.
+`K.calibrate`, `K.clip`, `K.info`, `K.convert`, `K.checkpoints`, `K.ema`, `K.inspect_dataset`, `K.grid`, `K.train_autoencoder`,
+`K.demo` and `K.extract_config`.
 """
 from __future__ import annotations
 
@@ -14,20 +15,42 @@ __version__ = '0.3.0'
 
 ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'encoders', 'evaluation', 'external', 'generation', 'gns',
          'guidance', 'layers', 'models', 'sampling', 'schedules', 'tasks', 'training', 'utils')
-_NAMES = {'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation', 'share': 'core.conditions'}
+#: name -> where it lives: a module, and after a colon the name there where it is another
+_NAMES = {
+    'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation', 'share': 'core.conditions',
+    'calibrate': 'tasks.calibrate:calibrate_model', 'checkpoints': 'tasks.checkpoints', 'clip': 'tasks.clip', 'convert': 'tasks.convert',
+    'demo': 'tasks.demo', 'ema': 'tasks.ema', 'evaluate': 'tasks.evaluate', 'extract_config': 'tasks.config', 'grid': 'tasks.grid',
+    'info': 'tasks.info', 'inspect_dataset': 'tasks.dataset', 'likelihood': 'tasks.likelihood', 'train': 'tasks.train',
+    'train_autoencoder': 'tasks.autoencoder',
+}
 
 if TYPE_CHECKING:
     from .config import load_model as load_model
     from .core.conditions import share as share
     from .denoisers import Denoiser as Denoiser
     from .generation import sample as sample
+    from .tasks.autoencoder import train_autoencoder as train_autoencoder
+    from .tasks.calibrate import calibrate_model as calibrate  # noqa: F401
+    from .tasks.checkpoints import checkpoints as checkpoints
+    from .tasks.clip import clip as clip
+    from .tasks.config import extract_config as extract_config
+    from .tasks.convert import convert as convert
+    from .tasks.dataset import inspect_dataset as inspect_dataset
+    from .tasks.demo import demo as demo
+    from .tasks.ema import ema as ema
+    from .tasks.evaluate import evaluate as evaluate
+    from .tasks.grid import grid as grid
+    from .tasks.info import info as info
+    from .tasks.likelihood import likelihood as likelihood
+    from .tasks.train import train as train
 
 
 def __getattr__(name: str) -> Any:
     if name in ROOMS:
         return importlib.import_module(f'.{name}', __name__)
     if name in _NAMES:
-        return getattr(importlib.import_module(f'.{_NAMES[name]}', __name__), name)
+        module, _, attribute = _NAMES[name].partition(':')
+        return getattr(importlib.import_module(f'.{module}', __name__), attribute or name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
