@@ -1,4 +1,4 @@
-"""k-diffusion config: the config that an inference file (.safetensors) or a checkpoint (.pth) carries, as a .json file."""
+"""k-diffusion config: writes the config that a .safetensors or .pth file carries as a .json file."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ _EXAMPLE = '''examples:
 def _show(result: Any) -> str:
     if not isinstance(result, list):
         return escape_name(result)
-    rows = [(c.name, f'{c.size[1]}x{c.size[0]}x{c.channels}', c.network, ' '.join(filter(None, (c.dataset, c.location)))) for c in result]
+    rows = [(c.name, f'{c.size[1]}x{c.size[0]}x{c.channels}', c.network,
+             f'{c.dataset} {c.location or ""}') for c in result]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -1,4 +1,5 @@
 """The checkpoints of a run: listed, verified, pinned."""
+
 from __future__ import annotations
 
 import os
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.files import write_json
+from ..core.names import escape_name
 from ..core.settings import check_settings, setting, takes_settings
 from ..training import RunFolder, find_runs, read_training_checkpoint
 from ..training.checkpoints.folder import step_of
@@ -19,7 +21,9 @@ class CheckpointsSettings:
     folder: str | os.PathLike[str] = setting(help='the folder of a run', flags=('folder',))
     name: str | None = setting(None, 'the run, where the folder holds several')
     verify: bool = setting(True, 'list only')
-    pin: Sequence[int] = setting((), 'never delete the checkpoint of this step', metavar='STEP', parse=int, many='append')
+    pin: Sequence[int] = setting(
+        (), 'never delete the checkpoint of this step', metavar='STEP', parse=int, many='append'
+    )
     unpin: Sequence[int] = setting((), 'let it go again', metavar='STEP', parse=int, many='append')
 
     def __post_init__(self) -> None:
@@ -66,6 +70,23 @@ class CheckpointList:
         """1 where a checkpoint is damaged, else 0."""
         return int(any(entry.fault for entry in self.entries))
 
+    def __str__(self) -> str:
+        return '\n'.join(self._line(entry) for entry in self.entries) or 'no checkpoints'
+
+    def _line(self, entry: CheckpointEntry) -> str:
+        if entry.fault:
+            state = f'DAMAGED: {escape_name(entry.fault)}'
+        elif not self.verified:
+            state = 'not verified'
+        else:
+            state = 'whole' if entry.recorded else 'can be read (it is not on record)'
+        size = '?' if entry.bytes is None else f'{entry.bytes / 1e6:,.1f} MB'
+        loss = '' if entry.loss is None else f'loss {entry.loss:.4f}'
+        return (
+            f'{escape_name(entry.run)}  step {entry.step:>9,}  {size:>12}  {loss:<12}  '
+            f'{" ".join(entry.notes):<11}  {state}'
+        )
+
     def __iter__(self) -> Iterator[CheckpointEntry]:
         return iter(self.entries)
 
@@ -83,36 +104,66 @@ def checkpoints(settings: CheckpointsSettings) -> CheckpointList:
     Raises:
         ValueError: The folder holds no run, or `pin` names a step without a checkpoint.
     """
-    folder, name, pin, unpin = settings.folder, settings.name, set(settings.pin), set(settings.unpin)
+    folder, name, pin, unpin = (
+        settings.folder,
+        settings.name,
+        set(settings.pin),
+        set(settings.unpin),
+    )
     runs = [run for run in find_runs(folder) if name in (None, run.name)]
     if not runs:
-        raise ValueError(f'{folder} holds no run{f" named {name!r}" if name else ""}; give the folder that training wrote')
+        raise ValueError(
+            f'{folder} holds no run{f" named {name!r}" if name else ""}; give the folder that training wrote'
+        )
     if (pin or unpin) and len(runs) > 1:
-        raise ValueError(f'name must be one of the runs {", ".join(run.name for run in runs)} in {folder}; got {name}')
+        raise ValueError(
+            f'name must be one of the runs {", ".join(run.name for run in runs)} in {folder}; got {name}'
+        )
     for run in runs:
         _set_pins(run, pin, unpin)
-    return CheckpointList([entry for run in runs for entry in _list_run(run, settings.verify)], settings.verify)
+    return CheckpointList(
+        [entry for run in runs for entry in _list_run(run, settings.verify)], settings.verify
+    )
 
 
 def _set_pins(run: RunFolder, pin: set[int], unpin: set[int]) -> None:
     known = {step_of(path) for path in run.checkpoints()}
     for step in sorted(pin - known):
-        raise ValueError(f'there is no checkpoint of step {step} in {run.path}; pin must be one of the steps {sorted(known)}')
+        raise ValueError(
+            f'there is no checkpoint of step {step} in {run.path}; pin must be one of the steps {sorted(known)}'
+        )
     if pin or unpin:
         write_json(run.pins_path, sorted((run.pinned() | pin) - unpin))
 
 
 def _list_run(run: RunFolder, verify: bool) -> list[CheckpointEntry]:
     records, pinned = run.manifest.read(), run.known_pins() or set()
-    losses = {record.step: record.metrics['loss'] for record in records.values() if 'loss' in record.metrics}
+    losses = {
+        record.step: record.metrics['loss']
+        for record in records.values()
+        if 'loss' in record.metrics
+    }
     best = min(losses, key=lambda step: losses[step], default=None)
     entries = []
     for path in run.checkpoints():
         record, step = records.get(path.name), step_of(path)
-        notes = [note for note, holds in (('best', step == best), ('pinned', step in pinned)) if holds]
+        notes = [
+            note for note, holds in (('best', step == best), ('pinned', step in pinned)) if holds
+        ]
         size = record.bytes if record else path.stat().st_size if path.is_file() else None
-        entries.append(CheckpointEntry(run.name, step, str(path), size, record.saved if record else None, losses.get(step), notes,
-                                       record is not None, _find_fault(run, path) if verify else None))
+        entries.append(
+            CheckpointEntry(
+                run.name,
+                step,
+                str(path),
+                size,
+                record.saved if record else None,
+                losses.get(step),
+                notes,
+                record is not None,
+                _find_fault(run, path) if verify else None,
+            )
+        )
     return entries
 
 

@@ -1,4 +1,5 @@
 """The config inside an inference file or a checkpoint as a .json file, and the shipped configs."""
+
 from __future__ import annotations
 
 import os
@@ -6,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import load_config, read_autoencoder_config, read_weights, sections_of, shipped_configs
+from ..config import (
+    load_config,
+    read_autoencoder_config,
+    read_weights,
+    sections_of,
+    shipped_configs,
+)
 from ..core.files import write_json
 from ..core.settings import check_settings, setting, takes_settings
 from ..core.weights import load_safetensors_config
@@ -16,15 +23,26 @@ from ..core.weights import load_safetensors_config
 class ConfigSettings:
     """Settings of `extract_config`."""
 
-    checkpoint: str | os.PathLike[str] | None = setting(None, 'the .safetensors or .pth file', flags=('checkpoint',), many='?')
+    checkpoint: str | os.PathLike[str] | None = setting(
+        None, 'the .safetensors or .pth file', flags=('checkpoint',), many='?'
+    )
     out: str | os.PathLike[str] | None = setting(
-        None, 'the file to write (default: the checkpoint with the ending .json)', flags=('-o', '--output', '--out'))
+        None,
+        'the file to write (default: the checkpoint with the ending .json)',
+        flags=('-o', '--output', '--out'),
+    )
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
     list: bool = setting(False, 'list the shipped configs, which --config takes by name')
 
     def __post_init__(self) -> None:
-        check_settings('checkpoint must be given, or pass list=True' if self.checkpoint is None and not self.list else None,
-                       'checkpoint must be left out with list=True' if self.checkpoint is not None and self.list else None)
+        check_settings(
+            'checkpoint must be given, or pass list=True'
+            if self.checkpoint is None and not self.list
+            else None,
+            'checkpoint must be left out with list=True'
+            if self.checkpoint is not None and self.list
+            else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -81,8 +99,19 @@ def list_configs() -> list[ShippedConfig]:
 
 
 def _describe(name: str, path: Path) -> ShippedConfig:
-    sections: Any = read_autoencoder_config(path)[1] if name.startswith('autoencoders/') else sections_of(load_config(path))
+    sections: Any = (
+        read_autoencoder_config(path)[1]
+        if name.startswith('autoencoders/')
+        else sections_of(load_config(path))
+    )
     model, dataset = sections.model, sections.dataset
     height, width = model.input_size
-    return ShippedConfig(name, path, (height, width), model.input_channels, model.type, dataset.type,
-                         getattr(dataset, 'location', None))
+    return ShippedConfig(
+        name,
+        path,
+        (height, width),
+        model.input_channels,
+        model.type,
+        dataset.type,
+        getattr(dataset, 'location', None),
+    )

@@ -1,7 +1,9 @@
 """A look through a folder or archive of pictures before training."""
+
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,23 +12,35 @@ from ..core.images import from_bytes, make_grid, save_image
 from ..core.names import escape_name
 from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..data.inspection import Inspection, inspect_pictures
+from ..data.ranges import range_note
+from ..data.selection import count_kinds
 
 
 @dataclass(frozen=True)
 class DatasetSettings:
     """Settings of `inspect_dataset`."""
 
-    place: str | os.PathLike[str] = setting(help='a folder, a .zip or a .tar of pictures', flags=('place',))
+    place: str | os.PathLike[str] = setting(
+        help='a folder, a .zip or a .tar of pictures', flags=('place',)
+    )
     size: int = setting(64, 'height and width of the pictures for the model')
-    sheet: str | os.PathLike[str] | None = setting(None, 'write a contact sheet of 64 pictures here', flags=('-o', '--out'), metavar='OUT')
+    sheet: str | os.PathLike[str] | None = setting(
+        None, 'write a contact sheet of 64 pictures here', flags=('-o', '--out'), metavar='OUT'
+    )
     progress: Callable[[int, int], None] | None = setting(None)
     grey_range: tuple[float, float] | None = setting(
-        None, 'dataset.grey_range of the config', metavar=('BLACK', 'WHITE'), parse=float, many=2)
-    broken: str | os.PathLike[str] | None = setting(None, 'write the list of all broken pictures here', metavar='FILE')
+        None, 'dataset.grey_range of the config', metavar=('BLACK', 'WHITE'), parse=float, many=2
+    )
+    broken: str | os.PathLike[str] | None = setting(
+        None, 'write the list of all broken pictures here', metavar='FILE'
+    )
 
     def __post_init__(self) -> None:
         pair = self.grey_range is None or len(self.grey_range) == 2
-        check_settings(at_least(self, 1, 'size'), None if pair else f'grey_range must be two values; got {self.grey_range}')
+        check_settings(
+            at_least(self, 1, 'size'),
+            None if pair else f'grey_range must be two values; got {self.grey_range}',
+        )
 
 
 @takes_settings(DatasetSettings)
@@ -42,11 +56,76 @@ def inspect_dataset(settings: DatasetSettings) -> Inspection:
         FileNotFoundError: There is no such place.
         ValueError: None of its pictures can be read.
     """
-    black_white = None if settings.grey_range is None else (settings.grey_range[0], settings.grey_range[1])
-    result = inspect_pictures(settings.place, (settings.size, settings.size), progress=settings.progress, grey_range=black_white)
+    black_white = (
+        None if settings.grey_range is None else (settings.grey_range[0], settings.grey_range[1])
+    )
+    result = inspect_pictures(
+        settings.place,
+        (settings.size, settings.size),
+        progress=settings.progress,
+        grey_range=black_white,
+    )
     if settings.sheet is not None and result.sample is not None:
-        save_image(settings.sheet, make_grid(from_bytes(result.sample), padding=2, fill=1.))
+        save_image(settings.sheet, make_grid(from_bytes(result.sample), padding=2, fill=1.0))
     if settings.broken is not None:
         with whole_file(settings.broken) as temporary:
-            temporary.write_text(''.join(f'{escape_name(name)}: {escape_name(why)}\n' for name, why in result.broken), 'utf-8')
+            temporary.write_text(
+                ''.join(
+                    f'{escape_name(name)}: {escape_name(why)}\n' for name, why in result.broken
+                ),
+                'utf-8',
+            )
     return result
+
+
+def describe_inspection(found: Inspection) -> str:
+    """Return an inspection in words."""
+    low, high = min(found.sizes, key=_area), max(found.sizes, key=_area)
+    lines = [
+        f'{escape_name(found.source)}: {found.files:,} files, {found.readable:,} pictures that can be read',
+        f'formats    {_counts(found.formats)}',
+        f'modes      {_counts(found.modes)}',
+        f'sizes      {low[0]}x{low[1]} to {high[0]}x{high[1]}; most often '
+        + _counts(Counter({f'{w}x{h}': n for (w, h), n in found.sizes.items()}), 3),
+    ]
+    if found.classes:
+        lines.append(f'folders    {len(found.classes)}: {_counts(found.classes)}')
+    if found.turned:
+        lines.append(f'turned     {found.turned:,} are turned by their EXIF tag, as training does')
+    small = sum(n for (w, h), n in found.sizes.items() if w < found.size[1] or h < found.size[0])
+    if small:
+        lines.append(
+            f'small      {small:,} are smaller than {found.size[1]}x{found.size[0]} and are enlarged'
+        )
+    if found.passed:
+        lines.append(
+            f'passed     {sum(found.passed.values()):,}: {count_kinds(found.passed)} (hidden, of the system, or not pictures)'
+        )
+    lines += [
+        f'broken     {len(found.broken):,}',
+        *(f'  {escape_name(name)}: {escape_name(why)}' for name, why in found.broken[:10]),
+    ]
+    twice = sum(len(names) - 1 for names in found.duplicates)
+    lines += [
+        f'duplicates {twice:,}',
+        *(f'  {escape_name(names[0])} = {escape_name(names[1])}' for names in found.duplicates[:5]),
+    ]
+    note = range_note(found.source, *found.range)
+    lines += [f'note: {note}'] if note else []
+    return '\n'.join(
+        [
+            *lines,
+            f'for the config: "input_channels": {found.channels}, "sigma_data": {found.sigma_data:.3f}  '
+            f'(mean {found.mean:+.3f}, at {found.size[1]}x{found.size[0]})',
+        ]
+    )
+
+
+def _area(size: tuple[int, int]) -> int:
+    return size[0] * size[1]
+
+
+def _counts(counter: Counter[str], most: int = 8) -> str:
+    return ', '.join(f'{name} {n:,}' for name, n in counter.most_common(most)) + (
+        ', ...' if len(counter) > most else ''
+    )

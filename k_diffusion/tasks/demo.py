@@ -1,4 +1,5 @@
 """Training on the shipped digits for about a minute, and a grid of samples."""
+
 from __future__ import annotations
 
 import os
@@ -18,7 +19,9 @@ class DemoSettings:
     """Settings of `demo`."""
 
     name: str = setting('demo', 'the name of the run')
-    run_dir: str | os.PathLike[str] | None = setting(None, 'the folder of the run (default: runs/NAME)')
+    run_dir: str | os.PathLike[str] | None = setting(
+        None, 'the folder of the run (default: runs/NAME)'
+    )
     n: int = setting(64, 'how many samples the grid shows', flags=('-n',))
 
     def __post_init__(self) -> None:
@@ -55,7 +58,15 @@ def demo(settings: DemoSettings) -> Demo:
         The run and the samples, which lie beside it.
     """
     start = time.monotonic()
-    run = train(RunSettings(shipped_config('config_demo'), settings.name, settings.run_dir, demo_every=0, evaluate_n=0))
+    run = train(
+        RunSettings(
+            shipped_config('config_demo'),
+            settings.name,
+            settings.run_dir,
+            demo_every=0,
+            evaluate_n=0,
+        )
+    )
     samples = None
     if run.status != 'interrupted':
         samples = sample(run.checkpoint, settings.n, run.folder / 'samples', overwrite=True)

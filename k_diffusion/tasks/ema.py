@@ -1,4 +1,5 @@
 """Averaged weights of any width, made from the snapshots of a run."""
+
 from __future__ import annotations
 
 import os
@@ -14,19 +15,35 @@ from ..training.posthoc import Snapshot, find_snapshots, reconstruct, snapshot_c
 class EmaSettings:
     """Settings of `ema`."""
 
-    checkpoint_dir: str | os.PathLike[str] = setting(help='the folder of a run', flags=('--checkpoint-dir',))
-    width: float | None = setting(None, 'the relative width wanted, for example 0.08 (default: list the snapshots)')
+    checkpoint_dir: str | os.PathLike[str] = setting(
+        help='the folder of a run', flags=('--checkpoint-dir',)
+    )
+    width: float | None = setting(
+        None, 'the relative width wanted, for example 0.08 (default: list the snapshots)'
+    )
     out: str | os.PathLike[str] | None = setting(
-        None, 'the file to write (default: NAME_ema_STEP_width_WIDTH.safetensors in the folder)', flags=('-o', '--out'))
+        None,
+        'the file to write (default: NAME_ema_STEP_width_WIDTH.safetensors in the folder)',
+        flags=('-o', '--out'),
+    )
     step: int | None = setting(None, 'after which step (default: the last snapshot)')
     name: str | None = setting(None, 'the run, where the folder holds several')
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
 
     def __post_init__(self) -> None:
-        there, named = Path(self.checkpoint_dir).is_dir(), self.out is None or Path(self.out).suffix == '.safetensors'
-        check_settings(None if there else f'checkpoint_dir must be the folder of a run; got {self.checkpoint_dir}',
-                       None if self.width is None or self.width > 0 else f'width must be above 0; got {self.width}',
-                       None if named else f'out must end in .safetensors; got {self.out}')
+        there, named = (
+            Path(self.checkpoint_dir).is_dir(),
+            self.out is None or Path(self.out).suffix == '.safetensors',
+        )
+        check_settings(
+            None
+            if there
+            else f'checkpoint_dir must be the folder of a run; got {self.checkpoint_dir}',
+            None
+            if self.width is None or self.width > 0
+            else f'width must be above 0; got {self.width}',
+            None if named else f'out must end in .safetensors; got {self.out}',
+        )
 
 
 @takes_settings(EmaSettings)
@@ -43,15 +60,22 @@ def ema(settings: EmaSettings) -> Snapshot | list[Snapshot]:
         return list_snapshots(settings.checkpoint_dir, settings.name)
     snapshots = list_snapshots(settings.checkpoint_dir, settings.name, settings.verify)
     step = settings.step if settings.step is not None else snapshots[-1].step
-    usual = Path(settings.checkpoint_dir) / f'{_run_of(snapshots[-1])}_ema_{step:08}_width_{settings.width:g}.safetensors'
+    usual = (
+        Path(settings.checkpoint_dir)
+        / f'{_run_of(snapshots[-1])}_ema_{step:08}_width_{settings.width:g}.safetensors'
+    )
     path = usual if settings.out is None else Path(settings.out)
     if any(path.resolve() == snapshot.path.resolve() for snapshot in snapshots):
         raise ValueError(f'out must be another file than a snapshot; got {path}')
-    save_safetensors(path, reconstruct(snapshots, settings.width, settings.step), snapshot_config(snapshots[-1]))
+    save_safetensors(
+        path, reconstruct(snapshots, settings.width, settings.step), snapshot_config(snapshots[-1])
+    )
     return Snapshot(step, settings.width, path)
 
 
-def list_snapshots(folder: str | os.PathLike[str], name: str | None = None, verify: bool = False) -> list[Snapshot]:
+def list_snapshots(
+    folder: str | os.PathLike[str], name: str | None = None, verify: bool = False
+) -> list[Snapshot]:
     """Return the snapshots of the one run in a folder.
 
     Raises:
@@ -59,7 +83,9 @@ def list_snapshots(folder: str | os.PathLike[str], name: str | None = None, veri
     """
     snapshots = find_snapshots(folder, name, verify)
     if not snapshots:
-        raise ValueError(f'{folder} holds no snapshots; set training.ema_snapshots in the config, or train with ema_snapshots=8')
+        raise ValueError(
+            f'{folder} holds no snapshots; set training.ema_snapshots in the config, or train with ema_snapshots=8'
+        )
     names = sorted({_run_of(snapshot) for snapshot in snapshots})
     if len(names) > 1:
         raise ValueError(f'name must be one of the runs {", ".join(names)} in {folder}; got {name}')

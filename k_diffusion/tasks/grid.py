@@ -1,4 +1,5 @@
 """Pictures side by side as one picture."""
+
 from __future__ import annotations
 
 import os
@@ -18,17 +19,25 @@ from ..data.pictures import readable_formats
 class GridSettings:
     """Settings of `grid`."""
 
-    images: Sequence[str | os.PathLike[str]] = setting(help='the pictures, in order', flags=('images',), many='+')
-    out: str | os.PathLike[str] = setting('out.png', 'the file to write', flags=('-o', '--output', '--out'))
+    images: Sequence[str | os.PathLike[str]] = setting(
+        help='the pictures, in order', flags=('images',), many='+'
+    )
+    out: str | os.PathLike[str] = setting(
+        'out.png', 'the file to write', flags=('-o', '--output', '--out')
+    )
     nrow: int | None = setting(None, 'pictures per row (default: as square as can be)')
 
     def __post_init__(self) -> None:
         there = Path(self.out).absolute().parent.is_dir()
         check_settings(
-            'images must be a list of paths; got ' + repr(self.images) if isinstance(self.images, (str, os.PathLike))
-            else None if len(self.images) else 'images must name at least one picture; got none',
+            'images must be a list of paths; got ' + repr(self.images)
+            if isinstance(self.images, (str, os.PathLike))
+            else None
+            if len(self.images)
+            else 'images must name at least one picture; got none',
             None if there else f'out must be in a folder that exists; got {self.out}',
-            at_least(self, 1, 'nrow'))
+            at_least(self, 1, 'nrow'),
+        )
 
 
 @takes_settings(GridSettings)
@@ -46,14 +55,18 @@ def grid(settings: GridSettings) -> Path:
     loaded = [_load(path) for path in images]
     for path, (kind, _) in zip(images, loaded):
         if kind != loaded[0][0]:
-            raise ValueError(f'images must be of one mode and size; got {path} of {kind} and {images[0]} of {loaded[0][0]}')
+            raise ValueError(
+                f'images must be of one mode and size; got {path} of {kind} and {images[0]} of {loaded[0][0]}'
+            )
     save_image(settings.out, make_grid([picture for _, picture in loaded], settings.nrow))
     return Path(settings.out)
 
 
 def _load(path: str | os.PathLike[str]) -> tuple[str, Tensor]:
     """Return the mode and size of a picture in words, and its pixels."""
-    with require('PIL.Image', 'train', 'reading pictures').open(path, formats=readable_formats()) as picture:
+    with require('PIL.Image', 'train', 'reading pictures').open(
+        path, formats=readable_formats()
+    ) as picture:
         kind = f'{picture.mode} {picture.width}x{picture.height}'
         if picture.mode not in ('L', 'LA', 'RGB', 'RGBA'):
             picture = picture.convert('RGBA' if 'transparency' in picture.info else 'RGB')

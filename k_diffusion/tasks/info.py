@@ -35,6 +35,34 @@ class Info:
     steps: int | None                   # of the run, as the config has it
     training_seconds: float | None
 
+    def __str__(self) -> str:
+        channels, height, width = self.input
+        memory = f' ({self.device} has {format_bytes(self.memory_bytes)})' if self.memory_bytes else ''
+        rate, of_batch = self.images_per_second, self.activation_bytes * self.batch_size
+        per_second = f'about {rate:,.0f} images/s' if rate >= 100 else f'about {rate:.2g} images/s'
+        if self.training_seconds is not None:
+            time = f'{format_seconds(self.training_seconds)} for the {self.steps:,} steps of the config'
+        else:
+            time = f'{format_seconds(1e6 / rate)} for each million pictures'
+        rows = {
+            'model': f'{self.type}, pictures of {width}x{height}, {channels} channel{"s" * (channels > 1)}',
+            'parameters': f'{self.parameters:,}',
+            'forward': f'{format_count(self.multiply_adds)} multiply-adds a picture',
+            'sampling': f'{format_count(self.sampling_multiply_adds)} multiply-adds a picture',
+            'activations': f'{format_bytes(self.activation_bytes)} a picture, {format_bytes(of_batch)} '
+                           f'a batch of {self.batch_size}, in float32 (about half in bf16)',
+            'training': f'{format_bytes(self.training_bytes)}: weights, gradients, AdamW, average, '
+                        f'activations{memory}',
+            'speed': f'{per_second} of training on {self.device}, at {SHARE:.0%} of '
+                     f'{format_count(self.rate)} operations/s',
+            'time': f'about {time}',
+        }
+        text = [f'{name:13}{value}' for name, value in rows.items()]
+        if self.memory_bytes and self.training_bytes > self.memory_bytes:
+            text.append(f'It does not fit into the memory of {self.device}: take a smaller batch, '
+                        'checkpointing or a smaller model.')
+        return '\n'.join(text)
+
 
 @dataclass(frozen=True)
 class InfoSettings:
