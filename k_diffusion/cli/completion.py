@@ -9,14 +9,15 @@ from shlex import quote
 from .entry import COMMANDS, Parser, guarded, parser_of
 
 _EXAMPLE = '''examples:
-  eval "$(k-diffusion completion bash)"           in bash or zsh, for this session
+  eval "$(k-diffusion completion bash)"           for this session, in zsh with zsh
   k-diffusion completion fish | source
   k-diffusion completion bash > ~/.local/share/bash-completion/completions/k-diffusion
 
 In zsh and fish, likewise write the script to a file and source that file when the shell starts.'''
 
 _BASH = '''_k_diffusion() {
-    local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]} verb=${COMP_WORDS[1]} found=
+    local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
+    local verb=${COMP_WORDS[1]} found=
     (( COMP_CWORD == 1 )) && verb=
 %s
     COMPREPLY=($(compgen -W "$found" -- "$word"))
@@ -34,13 +35,16 @@ compdef _k_diffusion k-diffusion'''
 
 
 def _cases(parsers: dict[str, Parser]) -> str:
-    """Return the case block that bash and zsh share: choices after a flag, else positional choices or flags."""
-    rows = ['    case "$verb $previous" in', f'    " "*) found={quote(" ".join([*COMMANDS, "--help", "--version"]))};;']
+    """Return the case block of bash and zsh: choices of a flag, else positional ones or flags."""
+    first = quote(' '.join([*COMMANDS, '--help', '--version']))
+    rows = ['    case "$verb $previous" in', f'    " "*) found={first};;']
     for command, parser in parsers.items():
         flags = {name: action for action in parser._actions for name in action.option_strings}
-        rows += [f'    "{command} {name}") found={quote(_choices(action))};;' for name, action in flags.items() if action.choices]
-        places = ' '.join(_choices(action) for action in parser._actions if not action.option_strings)
-        rows.append(f'    "{command} "*) found={quote(places.strip())}; [[ $word == -* ]] && found={quote(" ".join(flags))};;')
+        rows += [f'    "{command} {name}") found={quote(_choices(action))};;'
+                 for name, action in flags.items() if action.choices]
+        places = quote(' '.join(_choices(a) for a in parser._actions if not a.option_strings))
+        rows.append(f'    "{command} "*) found={places}; '
+                    f'[[ $word == -* ]] && found={quote(" ".join(flags))};;')
     return '\n'.join([*rows, '    esac'])
 
 
@@ -50,21 +54,27 @@ def _choices(action: argparse.Action) -> str:
 
 def _fish(parsers: dict[str, Parser]) -> Iterator[str]:
     for command, (_, text) in COMMANDS.items():
-        yield f'complete -c k-diffusion -n __fish_use_subcommand -x -a {command} -d {_fish_quote(text)}'
+        yield (f'complete -c k-diffusion -n __fish_use_subcommand -x -a {command} '
+               f'-d {_quote_fish(text)}')
     for name in ('help', 'version'):
         yield f'complete -c k-diffusion -n __fish_use_subcommand -l {name}'
     for command, parser in parsers.items():
         head = f"complete -c k-diffusion -n '__fish_seen_subcommand_from {command}'"
         for action in parser._actions:
-            names = ' '.join(('-l ' if name.startswith('--') else '-s ' if len(name) == 2 else '-o ') + name.lstrip('-')
-                             for name in action.option_strings)
-            takes = f'-x -a {quote(_choices(action))}' if action.choices else '-r' if names and action.nargs != 0 else ''
+            names = ' '.join(map(_fish_name, action.option_strings))
+            value = '-r' if names and action.nargs != 0 else ''
+            value = f'-x -a {quote(_choices(action))}' if action.choices else value
             if names or action.choices:
-                words = parser._get_formatter()._expand_help(action)
-                yield ' '.join(filter(None, (head, names, takes, '-d', _fish_quote(textwrap.shorten(words, 80, placeholder='...')))))
+                words = textwrap.shorten(parser._get_formatter()._expand_help(action), 80)
+                yield ' '.join(filter(None, (head, names, value, '-d', _quote_fish(words))))
 
 
-def _fish_quote(text: str) -> str:
+def _fish_name(flag: str) -> str:
+    kind = '-l' if flag.startswith('--') else '-s' if len(flag) == 2 else '-o'
+    return f'{kind} {flag.lstrip("-")}'
+
+
+def _quote_fish(text: str) -> str:
     return "'" + text.replace('\\', '\\\\').replace("'", "\\'") + "'"
 
 
@@ -76,5 +86,8 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion completion'
 
     def work() -> None:
         parsers = {command: parser_of(command) for command in COMMANDS}
-        print('\n'.join(_fish(parsers)) if shell == 'fish' else {'bash': _BASH, 'zsh': _ZSH}[shell] % _cases(parsers))
+        if shell == 'fish':
+            print('\n'.join(_fish(parsers)))
+        else:
+            print((_BASH if shell == 'bash' else _ZSH) % _cases(parsers))
     return guarded(prog, work)

@@ -1,4 +1,4 @@
-"""k-diffusion config: writes the config that a .safetensors or .pth file carries as a .json file."""
+"""k-diffusion config: writes the config that a .safetensors or .pth file carries as JSON."""
 from __future__ import annotations
 
 from collections.abc import Sequence

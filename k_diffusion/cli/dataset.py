@@ -16,8 +16,8 @@ The contact sheet shows 64 pictures as the model sees them.'''
 
 
 def _as_json(result: Any) -> dict[str, Any]:
-    names = ('source', 'files', 'readable', 'formats', 'modes', 'broken', 'passed', 'range', 'duplicates',
-             'channels', 'mean', 'sigma_data')
+    names = ('source', 'files', 'readable', 'formats', 'modes', 'broken', 'passed', 'range',
+             'duplicates', 'channels', 'mean', 'sigma_data')
     return {**{name: getattr(result, name) for name in names}, 'folders': result.classes,
             'sizes': {f'{w}x{h}': n for (w, h), n in result.sizes.items()}}
 

@@ -13,8 +13,9 @@ _EXAMPLE = '''examples:
   k-diffusion ema --checkpoint-dir runs/demo --width 0.08 -o ema08.safetensors
   k-diffusion sample --checkpoint ema08.safetensors
 
-A run writes snapshots where its config sets training.ema_snapshots, or with the flag --ema-snapshots 8 of train. The width is the
-standard deviation of the average's profile as a share of the run: 0.05 follows the last weights closely, 0.2 averages over most.'''
+A run writes snapshots where its config sets training.ema_snapshots, or with --ema-snapshots 8 of
+train. The width is the standard deviation of the profile of the average as a share of the run: 0.05
+follows the last weights closely, 0.2 averages over most.'''
 
 
 def _show(result: Any) -> str:
@@ -31,4 +32,5 @@ def _as_json(result: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion ema') -> int:
     """Run the command."""
-    return run_command(prog, ema, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv)
+    return run_command(prog, ema, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json,
+                       argv=argv)

@@ -34,8 +34,8 @@ COMMANDS = {
     'checkpoints': ('checkpoints', 'list and verify the checkpoints of a run, pin those that are to stay'),
     'ema': ('ema', 'put together averaged weights of any width from the snapshots of a run'),
     'dataset': ('dataset', 'look through a folder of pictures: counts, broken ones, duplicates, a contact sheet, sigma_data'),
-    'config': ('config', 'write out the config that an inference file carries, or list the shipped ones'),
-    'completion': ('completion', 'print a script that completes commands and flags in bash, zsh or fish'),
+    'config': ('config', 'write the config of an inference file, or list the shipped ones'),
+    'completion': ('completion', 'print a script of completions for bash, zsh or fish'),
 }
 
 

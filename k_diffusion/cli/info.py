@@ -1,4 +1,4 @@
-"""k-diffusion info: parameters, arithmetic, memory and time of the model of a config or checkpoint."""
+"""k-diffusion info: parameters, arithmetic, memory and time of a model."""
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -128,8 +128,9 @@ def _read_text(path: Path) -> Any:
     path = find_config(path)
     if not path.is_file():
         near = nearest(path.stem, shipped_configs())
-        raise FileNotFoundError(f'no config at {path}' + (f', did you mean {near!r}?' if near else '; give the path of a .json '
-                                'file, or the name of a shipped config'))
+        raise FileNotFoundError(f'no config at {path}' + (
+            f', did you mean {near!r}?' if near else
+            '; give the path of a .json file, or the name of a shipped config'))
     try:
         if (size := path.stat().st_size) > CONFIG_BYTES:
             raise ValueError(f'{path} has {size:,} bytes, more than the {CONFIG_BYTES:,} of a config; give the path of a config')
@@ -197,7 +198,8 @@ def plain(value: Any) -> Any:
 def find_config(path: str | os.PathLike[str]) -> Path:
     """Return the path of a config: the file there, or else the shipped one of that name.
 
-    Shipped ones are named with or without configs/ and .json: config_mnist, configs/config_mnist.json, autoencoders/icons.
+    Shipped ones are named with or without configs/ and .json: config_mnist,
+    configs/config_mnist.json, autoencoders/icons.
     """
     path = Path(path)
     if path.is_file() or path.suffix not in ('', '.json'):
@@ -208,15 +210,19 @@ def find_config(path: str | os.PathLike[str]) -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the configs that come with the package: name -> path ('config_demo', 'autoencoders/icons')."""
+    """Return the configs that come with the package: name -> path.
+
+    Names are like config_demo and autoencoders/icons.
+    """
     package = Path(__file__).resolve().parents[1]
     installed, in_clone = package / 'configs', package.parent / 'configs'
     folder = installed if installed.is_dir() else in_clone
-    return {path.relative_to(folder).with_suffix('').as_posix(): path for path in sorted(folder.rglob('*.json'))}
+    return {path.relative_to(folder).with_suffix('').as_posix(): path
+            for path in sorted(folder.rglob('*.json'))}
 
 
 def shipped_config(name: str) -> Path:
-    """Return the path of a config that comes with the package, by its name without the ending ('config_demo')."""
+    """Return the path of a config that comes with the package, by its name ('config_demo')."""
     known = shipped_configs()
     if name not in known:
         raise FileNotFoundError(unknown('shipped config', name, known))

@@ -35,20 +35,26 @@ class TrainAutoencoderSettings:
     """Settings of `train_autoencoder`."""
 
     config: str | os.PathLike[str] | Mapping[str, Any] = setting(
-        help='the config file, whose model has the type "autoencoder", or the name of a shipped one', flags=('--config',))
+        help='the config file, whose model has the type "autoencoder", '
+             'or the name of a shipped one')
     name: str = setting('autoencoder', 'the name of the run')
-    run_dir: str | os.PathLike[str] | None = setting(None, 'the folder of the run (default: runs/NAME)')
-    end_step: int | None = setting(None, "stop after so many optimizer steps in all (default: the config's)")
-    batch_size: int | None = setting(None, "images per step and process (default: the config's, else 64)")
+    run_dir: str | os.PathLike[str] | None = setting(
+        None, 'the folder of the run (default: runs/NAME)')
+    end_step: int | None = setting(
+        None, "stop after so many optimizer steps in all (default: the config's)")
+    batch_size: int | None = setting(
+        None, "images per step and process (default: the config's, else 64)")
     seed: int = setting(0, 'the seed')
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
     save_every: int = setting(1000, 'save a checkpoint every so many steps')
-    reset_optimizer: bool = setting(False, "start the optimizer's moments anew, as another type of optimizer needs")
+    reset_optimizer: bool = setting(
+        False, "start the optimizer's moments anew, as another type of optimizer needs")
 
     def __post_init__(self) -> None:
         plain = Path(self.name).name == self.name and self.name.strip('.')
         check_settings(at_least(self, 1, 'end_step', 'batch_size', 'save_every'),
-                       None if plain else f'name must be a plain name; got {self.name!r}. Give the folder as run_dir=...')
+                       None if plain else f'name must be a plain name; got {self.name!r}. '
+                       'Give the folder as run_dir=...')
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
     filled, sections = read_autoencoder_config(settings.config)
     end_step = settings.end_step or sections.training.end_step
     if end_step is None:
-        raise ValueError('end_step must be given, since training.end_step of the config is not set; 2000 is enough for a start')
+        raise ValueError('end_step must be given, since the config has no training.end_step; '
+                         '2000 is enough for a start')
     device = choose_device(settings.device)
     if device.type == 'cpu':
         keep_freed_memory()
@@ -111,7 +118,8 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
         optimizer = sections.optimizer.make(network)
         lr_sched = sections.lr_sched.make(optimizer, end_step)
         prepared, optimizer = accelerator.prepare(Losses(network, sections.model.kl_weight), optimizer)
-        hooks: list[Hook] = [LogHook(folder.path / f'{name}_log.jsonl', 25, display), CheckpointHook(folder, settings.save_every)]
+        hooks: list[Hook] = [LogHook(folder.path / f'{name}_log.jsonl', 25, display),
+                             CheckpointHook(folder, settings.save_every)]
         trainer = Trainer(accelerator, prepared, _loss(prepared, seed, network.latent_channels, network.factor), optimizer, lr_sched,
                           sections.ema_sched.make(), Losses(averaged, 0.), loader, hooks, end_step=end_step,
                           clip_norm=sections.training.grad_clip, seed=seed)
@@ -158,12 +166,14 @@ def _loss(model: nn.Module, seed: int, channels: int, factor: int) -> Callable[[
 
 
 @torch.no_grad()
-def _write_results(folder: Path, name: str, network: Any, config: Mapping[str, Any], loader: Loader, step: int) -> TrainedAutoencoder:
+def _write_results(folder: Path, name: str, network: Any, config: Mapping[str, Any],
+                   loader: Loader, step: int) -> TrainedAutoencoder:
     """Write the averaged weights, and sixteen pictures above their reconstructions."""
     path, pictures = folder / f'{name}.safetensors', folder / f'{name}_reconstructions.png'
     save_safetensors(path, network.state_dict(), config)
-    indices = torch.arange(16) * (len(loader.dataset) // 16) if len(loader.dataset) >= 16 else torch.arange(len(loader.dataset))
-    x = torch.stack([loader.dataset[i]['image'] for i in indices.tolist()]).float().div(127.5).sub(1)
+    n = len(loader.dataset)
+    indices = [i * (n // 16) for i in range(16)] if n >= 16 else range(n)
+    x = torch.stack([loader.dataset[i]['image'] for i in indices]).float().div(127.5).sub(1)
     with eval_mode(network):
         y = network.decode(network.encode(x.to(loader.device))[0]).cpu().clamp(-1, 1)
     save_image(pictures, make_grid(torch.cat([x, y]), len(x), padding=1))

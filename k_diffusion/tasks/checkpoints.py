@@ -113,11 +113,13 @@ def checkpoints(settings: CheckpointsSettings) -> CheckpointList:
     runs = [run for run in find_runs(folder) if name in (None, run.name)]
     if not runs:
         raise ValueError(
-            f'{folder} holds no run{f" named {name!r}" if name else ""}; give the folder that training wrote'
+            f'{folder} holds no run{f" named {name!r}" if name else ""}; '
+            'give the folder that training wrote'
         )
     if (pin or unpin) and len(runs) > 1:
         raise ValueError(
-            f'name must be one of the runs {", ".join(run.name for run in runs)} in {folder}; got {name}'
+            f'name must be one of the runs in {folder}: '
+            f'{", ".join(run.name for run in runs)}; got {name}'
         )
     for run in runs:
         _set_pins(run, pin, unpin)
@@ -130,7 +132,8 @@ def _set_pins(run: RunFolder, pin: set[int], unpin: set[int]) -> None:
     known = {step_of(path) for path in run.checkpoints()}
     for step in sorted(pin - known):
         raise ValueError(
-            f'there is no checkpoint of step {step} in {run.path}; pin must be one of the steps {sorted(known)}'
+            f'there is no checkpoint of step {step} in {run.path}; '
+            f'pin must be one of the steps {sorted(known)}'
         )
     if pin or unpin:
         write_json(run.pins_path, sorted((run.pinned() | pin) - unpin))

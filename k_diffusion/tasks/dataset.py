@@ -78,47 +78,38 @@ def inspect_dataset(settings: DatasetSettings) -> Inspection:
     return result
 
 
-def describe_inspection(found: Inspection) -> str:
+def describe_inspection(result: Inspection) -> str:
     """Return an inspection in words."""
-    low, high = min(found.sizes, key=_area), max(found.sizes, key=_area)
+    height, width = result.size
+    sizes = result.sizes
+    low, high = min(sizes, key=_area), max(sizes, key=_area)
+    often = _counts(Counter({f'{w}x{h}': n for (w, h), n in sizes.items()}), 3)
     lines = [
-        f'{escape_name(found.source)}: {found.files:,} files, {found.readable:,} pictures that can be read',
-        f'formats    {_counts(found.formats)}',
-        f'modes      {_counts(found.modes)}',
-        f'sizes      {low[0]}x{low[1]} to {high[0]}x{high[1]}; most often '
-        + _counts(Counter({f'{w}x{h}': n for (w, h), n in found.sizes.items()}), 3),
+        f'{escape_name(result.source)}: {result.files:,} files, '
+        f'{result.readable:,} pictures that can be read',
+        f'formats    {_counts(result.formats)}',
+        f'modes      {_counts(result.modes)}',
+        f'sizes      {low[0]}x{low[1]} to {high[0]}x{high[1]}; most often {often}',
     ]
-    if found.classes:
-        lines.append(f'folders    {len(found.classes)}: {_counts(found.classes)}')
-    if found.turned:
-        lines.append(f'turned     {found.turned:,} are turned by their EXIF tag, as training does')
-    small = sum(n for (w, h), n in found.sizes.items() if w < found.size[1] or h < found.size[0])
+    if result.classes:
+        lines.append(f'folders    {len(result.classes)}: {_counts(result.classes)}')
+    if result.turned:
+        lines.append(f'turned     {result.turned:,} by their EXIF tag, as training does')
+    small = sum(n for (w, h), n in sizes.items() if w < width or h < height)
     if small:
-        lines.append(
-            f'small      {small:,} are smaller than {found.size[1]}x{found.size[0]} and are enlarged'
-        )
-    if found.passed:
-        lines.append(
-            f'passed     {sum(found.passed.values()):,}: {count_kinds(found.passed)} (hidden, of the system, or not pictures)'
-        )
-    lines += [
-        f'broken     {len(found.broken):,}',
-        *(f'  {escape_name(name)}: {escape_name(why)}' for name, why in found.broken[:10]),
-    ]
-    twice = sum(len(names) - 1 for names in found.duplicates)
-    lines += [
-        f'duplicates {twice:,}',
-        *(f'  {escape_name(names[0])} = {escape_name(names[1])}' for names in found.duplicates[:5]),
-    ]
-    note = range_note(found.source, *found.range)
+        lines.append(f'small      {small:,} are smaller than {width}x{height} and are enlarged')
+    if result.passed:
+        lines.append(f'passed     {sum(result.passed.values()):,}: {count_kinds(result.passed)} '
+                     '(hidden, of the system, or not pictures)')
+    lines.append(f'broken     {len(result.broken):,}')
+    lines += [f'  {escape_name(name)}: {escape_name(why)}' for name, why in result.broken[:10]]
+    lines.append(f'duplicates {sum(len(names) - 1 for names in result.duplicates):,}')
+    lines += [f'  {escape_name(a)} = {escape_name(b)}' for a, b, *_ in result.duplicates[:5]]
+    note = range_note(result.source, *result.range)
     lines += [f'note: {note}'] if note else []
-    return '\n'.join(
-        [
-            *lines,
-            f'for the config: "input_channels": {found.channels}, "sigma_data": {found.sigma_data:.3f}  '
-            f'(mean {found.mean:+.3f}, at {found.size[1]}x{found.size[0]})',
-        ]
-    )
+    return '\n'.join([*lines, f'for the config: "input_channels": {result.channels}, '
+                              f'"sigma_data": {result.sigma_data:.3f}  '
+                              f'(mean {result.mean:+.3f}, at {width}x{height})'])
 
 
 def _area(size: tuple[int, int]) -> int:

@@ -48,13 +48,13 @@ class EmaSettings:
 
 @takes_settings(EmaSettings)
 def ema(settings: EmaSettings) -> Snapshot | list[Snapshot]:
-    """Write the average of a width at a step as a .safetensors file that carries the config of the run.
+    """Write the average of a width at a step as a .safetensors file with the config of the run.
 
     Returns:
         The average: its step, width and path. Without `width`, the snapshots of the run.
 
     Raises:
-        ValueError: There are no snapshots, there are those of several runs, or the file is one of them.
+        ValueError: There are no snapshots or those of several runs, or the file is one of them.
     """
     if settings.width is None:
         return list_snapshots(settings.checkpoint_dir, settings.name)
@@ -84,7 +84,8 @@ def list_snapshots(
     snapshots = find_snapshots(folder, name, verify)
     if not snapshots:
         raise ValueError(
-            f'{folder} holds no snapshots; set training.ema_snapshots in the config, or train with ema_snapshots=8'
+            f'{folder} holds no snapshots; set training.ema_snapshots in the config, '
+            'or train with ema_snapshots=8'
         )
     names = sorted({_run_of(snapshot) for snapshot in snapshots})
     if len(names) > 1:

@@ -56,7 +56,8 @@ def grid(settings: GridSettings) -> Path:
     for path, (kind, _) in zip(images, loaded):
         if kind != loaded[0][0]:
             raise ValueError(
-                f'images must be of one mode and size; got {path} of {kind} and {images[0]} of {loaded[0][0]}'
+                f'images must be of one mode and size; got {path} of {kind} '
+                f'and {images[0]} of {loaded[0][0]}'
             )
     save_image(settings.out, make_grid([picture for _, picture in loaded], settings.nrow))
     return Path(settings.out)

@@ -17,7 +17,10 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class Info:
-    """Costs of a model. Multiply-adds are of a forward pass for one picture; bytes are of training in float32 with AdamW."""
+    """Costs of a model.
+
+    Multiply-adds are of a forward pass for one picture, bytes of training in float32 with AdamW.
+    """
 
     name: str
     type: str
@@ -37,20 +40,25 @@ class Info:
 
     def __str__(self) -> str:
         channels, height, width = self.input
-        memory = f' ({self.device} has {format_bytes(self.memory_bytes)})' if self.memory_bytes else ''
+        memory = ''
+        if self.memory_bytes:
+            memory = f' ({self.device} has {format_bytes(self.memory_bytes)})'
         rate, of_batch = self.images_per_second, self.activation_bytes * self.batch_size
         per_second = f'about {rate:,.0f} images/s' if rate >= 100 else f'about {rate:.2g} images/s'
         if self.training_seconds is not None:
-            time = f'{format_seconds(self.training_seconds)} for the {self.steps:,} steps of the config'
+            whole = format_seconds(self.training_seconds)
+            time = f'{whole} for the {self.steps:,} steps of the config'
         else:
             time = f'{format_seconds(1e6 / rate)} for each million pictures'
         rows = {
-            'model': f'{self.type}, pictures of {width}x{height}, {channels} channel{"s" * (channels > 1)}',
+            'model': f'{self.type}, pictures of {width}x{height}, {channels} '
+                     f'channel{"s" * (channels > 1)}',
             'parameters': f'{self.parameters:,}',
             'forward': f'{format_count(self.multiply_adds)} multiply-adds a picture',
             'sampling': f'{format_count(self.sampling_multiply_adds)} multiply-adds a picture',
-            'activations': f'{format_bytes(self.activation_bytes)} a picture, {format_bytes(of_batch)} '
-                           f'a batch of {self.batch_size}, in float32 (about half in bf16)',
+            'activations': f'{format_bytes(self.activation_bytes)} a picture, '
+                           f'{format_bytes(of_batch)} a batch of {self.batch_size}, '
+                           'in float32 (about half in bf16)',
             'training': f'{format_bytes(self.training_bytes)}: weights, gradients, AdamW, average, '
                         f'activations{memory}',
             'speed': f'{per_second} of training on {self.device}, at {SHARE:.0%} of '
@@ -69,16 +77,19 @@ class InfoSettings:
     """Settings of `info`."""
 
     source: str | os.PathLike[str] = setting(
-        help='a .json config, a .pth or .safetensors file, a run, or the name of a shipped config', flags=('source',),
-        metavar='CONFIG|CHECKPOINT')
+        help='a .json config, a .pth or .safetensors file, a run, or the name of a shipped config',
+        flags=('source',), metavar='CONFIG|CHECKPOINT')
     batch_size: int | None = setting(None, "pictures in a batch (default: the config's)")
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
-    rate: float | None = setting(None, 'floating-point operations per second of the device (default: measured in a third of a second)')
+    rate: float | None = setting(
+        None, 'floating-point operations per second of the device '
+              '(default: measured in a third of a second)')
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
 
     def __post_init__(self) -> None:
         positive = self.rate is None or self.rate > 0
-        check_settings(at_least(self, 1, 'batch_size'), None if positive else f'rate must be above 0; got {self.rate}')
+        check_settings(at_least(self, 1, 'batch_size'),
+                       None if positive else f'rate must be above 0; got {self.rate}')
 
 
 @takes_settings(InfoSettings)
@@ -103,9 +114,12 @@ def info(settings: InfoSettings) -> Info:
     steps = sections.training.end_step
     guided = 2 if classes and sections.sampling.guidance != 1 else 1
     return Info(
-        str(settings.source), model.type, [model.input_channels, *model.input_size], counts.parameters, counts.multiply_adds,
-        guided * sections.sampling.steps * counts.multiply_adds, counts.activation_bytes, batch_size, counts.training_bytes(batch_size),
-        memory_bytes(device), device.type, rate, images_per_second, steps, steps * batch_size / images_per_second if steps else None)
+        str(settings.source), model.type, [model.input_channels, *model.input_size],
+        counts.parameters, counts.multiply_adds,
+        guided * sections.sampling.steps * counts.multiply_adds,
+        counts.activation_bytes, batch_size, counts.training_bytes(batch_size),
+        memory_bytes(device), device.type, rate, images_per_second,
+        steps, steps * batch_size / images_per_second if steps else None)
 
 
 def _config_of(source: str | os.PathLike[str], verify: bool) -> Any:
@@ -114,7 +128,8 @@ def _config_of(source: str | os.PathLike[str], verify: bool) -> Any:
         return path
     config = read_weights(path, verify=verify)[1]
     if config is None:
-        raise ValueError(f'source must carry a config; {path} carries none, give the config that it was trained with')
+        raise ValueError(f'source must carry a config; {path} carries none, '
+                         'give the config that it was trained with')
     return config
 
 

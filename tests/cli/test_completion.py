@@ -1,4 +1,5 @@
 """The scripts of `k-diffusion completion`, asked by the shells themselves."""
+
 import shutil
 import subprocess
 
@@ -8,16 +9,14 @@ from k_diffusion.cli import entry
 
 #: What has each shell complete the words of a command line; $1 is the script.
 ASK = {
-    'bash': '''source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _k_diffusion
-               printf '%s\\n' "${COMPREPLY[@]}"; complete -p k-diffusion >&2''',
-    'zsh': '''source "$1"; shift; words=("$@"); CURRENT=$#; _files() { print files; }
+    'bash': """source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _k_diffusion
+               printf '%s\\n' "${COMPREPLY[@]}"; complete -p k-diffusion >&2""",
+    'zsh': """source "$1"; shift; words=("$@"); CURRENT=$#; _files() { print files; }
               compadd() { shift; print -l -- ${(M)@:#$words[CURRENT]*}; }; _k_diffusion
-              print $_comps[k-diffusion] >&2''',
-    'fish': '''set words $argv[2..-1]; source $argv[1]
-               complete -C (string join ' ' -- $words) | string replace -r '\\t.*' ""; true''',
+              print $_comps[k-diffusion] >&2""",
+    'fish': """set words $argv[2..-1]; source $argv[1]
+               complete -C (string join ' ' -- $words) | string replace -r '\\t.*' ""; true""",
 }
-
-
 
 
 @pytest.fixture(params=ASK)
@@ -33,12 +32,19 @@ def completed(request, tmp_path, capsys):
     options = {'bash': ['--norc', '-c'], 'zsh': ['-f', '-c'], 'fish': ['--no-config', '-c']}[shell]
 
     def complete(*words):
-        run = subprocess.run([shell, *options, ASK[shell], *first, str(script), *words], text=True, cwd=tmp_path,
-                             capture_output=True, env={'HOME': str(tmp_path), 'PATH': '/usr/bin:/bin'}, timeout=60)
+        run = subprocess.run(
+            [shell, *options, ASK[shell], *first, str(script), *words],
+            text=True,
+            cwd=tmp_path,
+            capture_output=True,
+            env={'HOME': str(tmp_path), 'PATH': '/usr/bin:/bin'},
+            timeout=60,
+        )
         assert run.returncode == 0, run.stderr
         if shell != 'fish':
             assert '_k_diffusion' in run.stderr, 'the function is bound to the command'
         return set(run.stdout.split())
+
     complete.shell = shell
     return complete
 
@@ -56,7 +62,7 @@ def test_shells_complete_commands_flags_and_choices(completed):
 
 def test_files_are_completed_where_nothing_else_is_known(completed, tmp_path):
     (tmp_path / 'weights.pth').touch()
-    # bash proposes files by itself where the script has nothing; 'files' is the stand-in for _files.
+    # bash proposes files by itself where the script has nothing; 'files' stands for _files.
     expected = {'bash': set(), 'zsh': {'files'}, 'fish': {'weights.pth'}}
     assert completed('k-diffusion', 'convert', 'wei') == expected[completed.shell]
 

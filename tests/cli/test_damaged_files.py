@@ -235,7 +235,9 @@ def test_a_damaged_snapshot_is_passed_over(folder, notes, content):
         ema(folder.path, 0.07, folder.path / 'expected.safetensors', name='toy').path
     )
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 64]) if content is None else content)
-    found = load_safetensors(ema(folder.path, 0.07, folder.path / 'found.safetensors', name='toy').path)
+    found = load_safetensors(
+        ema(folder.path, 0.07, folder.path / 'found.safetensors', name='toy').path
+    )
     assert found.keys() == expected.keys() and all(
         torch.equal(found[key], expected[key]) for key in found
     )

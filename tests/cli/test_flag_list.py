@@ -1,4 +1,5 @@
-"""Every flag of the original's scripts and of the commands stays: spelling, default, value or none."""
+"""Every flag of the scripts and commands stays: its spelling, its default, its value or none."""
+
 import importlib
 import json
 import runpy
@@ -18,8 +19,10 @@ class ParserMade(BaseException):
 
 def flags_of(monkeypatch, call):
     """The flags of the parser that a command makes, in the form of the list."""
+
     def stop(parser, *args, **kwargs):
         raise ParserMade(parser)
+
     monkeypatch.setattr(entry.Parser, 'parse_args', stop)
     with pytest.raises(ParserMade) as made:
         call()
@@ -34,7 +37,7 @@ def flags_of(monkeypatch, call):
 
 
 def differences(wanted, found, default_may_be_left_open=False):
-    """What a list of flags asks for and a parser has not; of a positional argument only that it is there."""
+    """Yield what differs; of a positional argument only that it is missing."""
     for name, row in wanted.items():
         have = found.get(name)
         if have is None:

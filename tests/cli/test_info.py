@@ -35,9 +35,11 @@ def test_the_words(tiny, capsys):
     assert 'image_v1, pictures of 16x16, 1 channel\n' in out and 'multiply-adds a picture' in out and 'does not fit' not in out
     assert main([tiny(('model', 'channels', [2048, 65536])), '--rate', '1e12', '--device', 'cpu']) == 0
     assert 'It does not fit into the memory of cpu' in capsys.readouterr().out
-    assert (format_count(999), format_count(53_413_520), format_count(2.5e12)) == ('999', '53.4 million', '2.5 trillion')
+    assert (format_count(999), format_count(53_413_520), format_count(2.5e12)) == (
+        '999', '53.4 million', '2.5 trillion')
     assert (format_bytes(2**20), format_bytes(3 * 2**29)) == ('1.0 MiB', '1.5 GiB')
-    assert (format_seconds(20), format_seconds(330), format_seconds(86400 * 3)) == ('20 seconds', '5.5 minutes', '3 days')
+    assert (format_seconds(20), format_seconds(330), format_seconds(86400 * 3)) == (
+        '20 seconds', '5.5 minutes', '3 days')
 
 
 @pytest.mark.parametrize(('change', 'complaint'), [

@@ -1,4 +1,5 @@
 """Shipped configs: found by name in a clone and when installed, and listed."""
+
 import json
 
 import pytest
@@ -8,7 +9,13 @@ from k_diffusion.cli import entry
 from k_diffusion.config import find_config, load, load_config, shipped_configs
 from k_diffusion.tasks.config import list_configs
 
-DEMO = 'config_demo', 'config_demo.json', 'configs/config_demo', 'configs/config_demo.json', 'away/configs/config_demo.json'
+DEMO = (
+    'config_demo',
+    'config_demo.json',
+    'configs/config_demo',
+    'configs/config_demo.json',
+    'away/configs/config_demo.json',
+)
 
 
 @pytest.mark.parametrize('name', DEMO)
@@ -33,9 +40,14 @@ def test_a_file_goes_before_a_shipped_config(tmp_path, monkeypatch):
     assert load_config('config_demo.json')['training']['batch_size'] != 3
 
 
-@pytest.mark.parametrize(('name', 'words'), [('config_dmeo', "no config at config_dmeo, did you mean 'config_demo'"),
-                                             ('a/config_demo.json', 'no config at a/config_demo.json'),
-                                             ('config_demo.pt', 'no config at config_demo.pt')])
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('config_dmeo', "no config at config_dmeo, did you mean 'config_demo'"),
+        ('a/config_demo.json', 'no config at a/config_demo.json'),
+        ('config_demo.pt', 'no config at config_demo.pt'),
+    ],
+)
 def test_other_names_are_no_shipped_configs(tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=words):
@@ -45,7 +57,7 @@ def test_other_names_are_no_shipped_configs(tmp_path, monkeypatch, name, words):
 def test_configs_are_found_inside_an_installed_package(tmp_path, monkeypatch):
     package = tmp_path / 'site-packages' / 'k_diffusion'
     (package / 'configs').mkdir(parents=True)
-    (tmp_path / 'site-packages' / 'configs').mkdir()        # of somebody else
+    (tmp_path / 'site-packages' / 'configs').mkdir()  # of somebody else
     config = package / 'configs' / 'config_own.json'
     config.write_text(find_config('config_demo').read_text())
     monkeypatch.setattr(load, '__file__', str(package / 'config' / 'load.py'))
@@ -58,11 +70,18 @@ def test_the_list_says_size_network_and_data_set(capsys):
     assert len(configs) > 20 and all(config.path.is_file() for config in configs.values())
     raw = json.loads(configs['config_mnist_small'].path.read_text())
     found = configs['config_mnist_small']
-    assert (list(found.size), found.network, found.dataset) == (raw['model']['input_size'], raw['model']['type'],
-                                                                raw['dataset']['type'])
+    assert (list(found.size), found.network, found.dataset) == (
+        raw['model']['input_size'],
+        raw['model']['type'],
+        raw['dataset']['type'],
+    )
     assert configs['autoencoders/icons'].network == 'autoencoder'
     assert entry.main(['config', '--list']) == 0
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('config_mnist_small '))
+    row = next(
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if line.startswith('config_mnist_small ')
+    )
     assert row.split()[1:4] == ['28x28x1', 'image_v1', 'mnist']
 
 
