@@ -19,7 +19,7 @@ ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'encoders
 _NAMES = {
     'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation',
     'share': 'core.conditions',
-    'calibrate': 'tasks.calibrate:calibrate_model', 'checkpoints': 'tasks.checkpoints',
+    'calibrate': 'tasks.calibrate', 'checkpoints': 'tasks.checkpoints',
     'clip': 'tasks.clip', 'convert': 'tasks.convert', 'demo': 'tasks.demo', 'ema': 'tasks.ema',
     'evaluate': 'tasks.evaluate', 'extract_config': 'tasks.config', 'grid': 'tasks.grid',
     'info': 'tasks.info', 'inspect_dataset': 'tasks.dataset', 'likelihood': 'tasks.likelihood',
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .denoisers import Denoiser as Denoiser
     from .generation import sample as sample
     from .tasks.autoencoder import train_autoencoder as train_autoencoder
-    from .tasks.calibrate import calibrate_model as calibrate  # noqa: F401
+    from .tasks.calibrate import calibrate as calibrate
     from .tasks.checkpoints import checkpoints as checkpoints
     from .tasks.clip import clip as clip
     from .tasks.config import extract_config as extract_config

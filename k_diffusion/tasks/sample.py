@@ -74,7 +74,8 @@ class SampleSettings:
 
     def __post_init__(self) -> None:
         own = [name for name in ('schedule', 'sigma_min') if getattr(self, name) is not None] if self.sampler == calibrations.WORD else []
-        check_settings(are_lists(self, 'classes', 'guidance_interval', 'cond'), at_least(self, 1, 'n', 'batch_size', 'steps'), find_sampler_problem(self.sampler, calibrations.WORD),
+        check_settings(are_lists(self, 'classes', 'guidance_interval', 'cond'), at_least(self, 1, 'n', 'batch_size', 'steps'),
+                       find_sampler_problem(self.sampler, calibrations.WORD),
                        one_of(self, BETWEEN, 'schedule'), *(
             f'{name} must be left out with a calibrated sampler, which has its own noise levels; got {getattr(self, name)}'
             for name in own))
