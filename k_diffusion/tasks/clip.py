@@ -71,7 +71,8 @@ class ClipSettings:
         floating = self.sigma_start is not None and self.init is None
         check_settings(
             none, are_lists(self, 'prompts', 'images', 'time_travel_interval'),
-            at_least(self, 1, 'n', 'batch_size', 'steps', 'cutn', 'time_travel_steps'), one_of(self, BETWEEN, 'schedule'),
+            at_least(self, 1, 'n', 'batch_size', 'steps', 'cutn', 'time_travel_steps'),
+            one_of(self, BETWEEN, 'schedule'),
             f'sigma_start must be left out without init, a picture to lay the noise over; got {self.sigma_start}' if floating else None,
             find_sampler_problem(self.sampler) or self._find_own_steps())
 
