@@ -35,9 +35,9 @@ read_interval = comma_list(float, 'two noise levels such as 0.2,2', 2)
 def find_sampler_problem(name: str | None, *also: str) -> str | None:
     """Return what is wrong with the name of a sampler (None and the names `also` are allowed), or None."""
     sampler, _ = split_title(name)
-    if name is None or name in also or sampler.removeprefix('sample_') in SAMPLERS:
+    if name is None or name in also or (isinstance(sampler, str) and sampler.removeprefix('sample_') in SAMPLERS):
         return None
-    return f'sampler must be the name of a sampler; {unknown("sampler", name, SAMPLERS)}'
+    return f'sampler must be the name of a sampler; {unknown("sampler", str(name), SAMPLERS)}'
 
 
 @dataclass(frozen=True)
