@@ -11,9 +11,7 @@ from .entry import COMMANDS, Parser, guarded, parser_of
 _EXAMPLE = '''examples:
   eval "$(k-diffusion completion bash)"           for this session, in zsh with zsh
   k-diffusion completion fish | source
-  k-diffusion completion bash > ~/.local/share/bash-completion/completions/k-diffusion
-
-In zsh and fish, likewise write the script to a file and source that file when the shell starts.'''
+To keep it, write the script to a file that the shell reads when it starts.'''
 
 _BASH = '''_k_diffusion() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
@@ -34,48 +32,39 @@ _ZSH = '''_k_diffusion() {
 compdef _k_diffusion k-diffusion'''
 
 
-def _cases(parsers: dict[str, Parser]) -> str:
-    """Return the case block of bash and zsh: choices of a flag, else positional ones or flags."""
-    first = quote(' '.join([*COMMANDS, '--help', '--version']))
-    rows = ['    case "$verb $previous" in', f'    " "*) found={first};;']
+def _cases(parsers: dict[str, Parser]) -> Iterator[str]:
+    """Yield the case block of bash and zsh: choices of a flag, else positional ones or flags."""
+    yield '    case "$verb $previous" in'
+    yield f'    " "*) found={quote(" ".join([*COMMANDS, "--help", "--version"]))};;'
     for command, parser in parsers.items():
         flags = {name: action for action in parser._actions for name in action.option_strings}
-        rows += [f'    "{command} {name}") found={quote(_choices(action))};;'
-                 for name, action in flags.items() if action.choices]
-        places = quote(' '.join(_choices(a) for a in parser._actions if not a.option_strings))
-        rows.append(f'    "{command} "*) found={places}; '
-                    f'[[ $word == -* ]] && found={quote(" ".join(flags))};;')
-    return '\n'.join([*rows, '    esac'])
-
-
-def _choices(action: argparse.Action) -> str:
-    return ' '.join(map(str, action.choices or ()))
+        for name, action in flags.items():
+            if action.choices:
+                yield f'    "{command} {name}") found={_choices(action)};;'
+        places = next((a for a in parser._actions if a.choices and not a.option_strings), None)
+        yield (f'    "{command} "*) found={_choices(places) if places else ""}; '
+               f'[[ $word == -* ]] && found={quote(" ".join(flags))};;')
+    yield '    esac'
 
 
 def _fish(parsers: dict[str, Parser]) -> Iterator[str]:
-    for command, (_, text) in COMMANDS.items():
-        yield (f'complete -c k-diffusion -n __fish_use_subcommand -x -a {command} '
-               f'-d {_quote_fish(text)}')
-    for name in ('help', 'version'):
-        yield f'complete -c k-diffusion -n __fish_use_subcommand -l {name}'
+    first = 'complete -c k-diffusion -n __fish_use_subcommand'
+    yield from (f'{first} -x -a {name} -d {quote(text)}' for name, (_, text) in COMMANDS.items())
+    yield f'{first} -l help\n{first} -l version'
     for command, parser in parsers.items():
-        head = f"complete -c k-diffusion -n '__fish_seen_subcommand_from {command}'"
         for action in parser._actions:
-            names = ' '.join(map(_fish_name, action.option_strings))
-            value = '-r' if names and action.nargs != 0 else ''
-            value = f'-x -a {quote(_choices(action))}' if action.choices else value
+            names = [f'{"-l" if name[1] == "-" else "-s" if len(name) == 2 else "-o"} '
+                     f'{name.lstrip("-")}' for name in action.option_strings]
+            value = '' if action.nargs == 0 else '-r'
+            value = f'-x -a {_choices(action)}' if action.choices else value
+            words = textwrap.shorten(parser._get_formatter()._expand_help(action), 80)
             if names or action.choices:
-                words = textwrap.shorten(parser._get_formatter()._expand_help(action), 80)
-                yield ' '.join(filter(None, (head, names, value, '-d', _quote_fish(words))))
+                yield (f"complete -c k-diffusion -n '__fish_seen_subcommand_from {command}' "
+                       f'{" ".join(names)} {value} -d {quote(words)}')
 
 
-def _fish_name(flag: str) -> str:
-    kind = '-l' if flag.startswith('--') else '-s' if len(flag) == 2 else '-o'
-    return f'{kind} {flag.lstrip("-")}'
-
-
-def _quote_fish(text: str) -> str:
-    return "'" + text.replace('\\', '\\\\').replace("'", "\\'") + "'"
+def _choices(action: argparse.Action) -> str:
+    return quote(' '.join(map(str, action.choices or ())))
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion completion') -> int:
@@ -86,8 +75,6 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion completion'
 
     def work() -> None:
         parsers = {command: parser_of(command) for command in COMMANDS}
-        if shell == 'fish':
-            print('\n'.join(_fish(parsers)))
-        else:
-            print((_BASH if shell == 'bash' else _ZSH) % _cases(parsers))
+        lines = '\n'.join((_fish if shell == 'fish' else _cases)(parsers))
+        print(lines if shell == 'fish' else (_BASH if shell == 'bash' else _ZSH) % lines)
     return guarded(prog, work)
