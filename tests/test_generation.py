@@ -305,6 +305,13 @@ def test_what_is_no_denoiser_is_named_with_the_way_to_make_one():
                                     down_block_types=('DownBlock2D',), up_block_types=('UpBlock2D',))
     with pytest.raises(TypeError, match='UNet2DModel of diffusers: wrap its network, K.external.from_diffusers'):
         K.sample(network, [1, 1, 8, 8], 2)
+    with pytest.raises(TypeError, match='UNet2DModel of diffusers: wrap its network, K.external.from_diffusers'):
+        K.sample(torch.nn.DataParallel(network), [1, 1, 8, 8], 2)
+    with pytest.raises(TypeError, match='Conv2d, which takes no sigma: wrap the network'):
+        K.sample(torch.nn.Conv2d(1, 1, 3), [1, 1, 8, 8], 2)
+    bare = K.models.ImageDenoiserModelV1(1, 8, [1], [8], [False])
+    with pytest.raises(TypeError, match='bare network, ImageDenoiserModelV1: wrap it, K.config.make_denoiser_wrapper'):
+        K.sample(bare, [1, 1, 8, 8], 2)
 
     class Latent:
         def apply_model(self, x, t, cond): ...

@@ -78,6 +78,13 @@ def convert_tensors(tree: Tree, convert: Callable[[Tensor], Tensor]) -> Tree:
     return map_leaves(apply, tree)
 
 
+def expand_single(tree: Tree, n: int) -> Tree:
+    """Expand the tensors of a tree that have a leading dimension of 1 to n items; marked ones are kept."""
+    def apply(value: Any) -> Any:
+        return value.expand(n, *value.shape[1:]) if has_entries(value, 1) else value
+    return map_leaves(apply, tree)
+
+
 def cast_floating(tree: Tree, dtype: torch.dtype) -> Tree:
     """Cast the floating tensors of a tree."""
     return convert_tensors(tree, lambda value: value.to(dtype) if value.is_floating_point() else value)
@@ -167,7 +174,7 @@ class NullRows(dict[str, Any]):
         """Return the entries of a null value that has one for each item of the whole batch."""
         if _lists_items(null, self.total):
             return type(null)(null[i] for i in self.rows.tolist())
-        if not isinstance(null, Tensor) or not isinstance(cond, Tensor):
+        if not isinstance(null, Tensor) or not isinstance(cond, Tensor) or is_shared(cond):
             return null
         has_rows = null.ndim == cond.ndim > 0 and len(null) == self.total > 1
         return null[self.rows.to(null.device)] if has_rows else null
@@ -203,7 +210,8 @@ def replace_by_null(name: str, null: Tree, cond: Tree, n: int, rows: NullRows | 
     if isinstance(null, numbers.Number) and isinstance(cond, (Mapping, list, tuple)):
         return map_leaves(lambda value: replace_by_null(name, null, value, n, rows), cond)
     if isinstance(cond, Tensor) and isinstance(null, (Tensor, numbers.Number)):
-        return _expand_null(name, null, cond, n)
+        value = _expand_null(name, null, cond, n)
+        return share(value) if is_shared(cond) else value
     return null
 
 
@@ -216,7 +224,8 @@ def _expand_null(name: str, null: Tensor | numbers.Number, cond: Tensor, n: int)
         return value.expand_as(cond)
     if value.ndim == cond.ndim - 1:
         value = value[None]
-    if value.ndim == cond.ndim and len(value) in (1, n) and _is_other_length(value, cond):
+    fits = value.shape[1:] == cond.shape[1:] or _is_other_length(value, cond)
+    if value.ndim == cond.ndim and len(value) in (1, n) and fits:
         return value.expand(n, *value.shape[1:])
     raise ValueError(f'null[{name!r}] must have the shape of one item of the condition, '
                      f'{list(cond.shape[1:])}, with or without a leading dimension of 1 or {n}; '

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.conditions import expand_single
 from ..denoisers.base import PreconditionedDenoiser
 from .diffusers_folders import load_parts
 from .schedulers import make_denoiser
@@ -30,6 +31,8 @@ _FAMILIES: Mapping[str, float] = {
 }
 #: Conditions that a UNet2DConditionModel takes in its added_cond_kwargs.
 _ADDED = ('text_embeds', 'time_ids', 'image_embeds')
+#: Conditions without a dimension of items: places of tokens, and what is handed to attention as it is.
+_UNBATCHED = ('img_ids', 'txt_ids', 'cross_attention_kwargs', 'attention_kwargs', 'joint_attention_kwargs')
 #: Names that DiffusersNetwork gives itself; they are no conditions of a network's forward.
 _OWN = ('self', 'timestep', 'return_dict')
 
@@ -40,7 +43,8 @@ def from_diffusers(source: Any, scheduler: Any = None, quantize: bool = False, d
 
     Of a folder the network and the scheduler's settings are loaded and nothing else. Pictures (or latents, scaled as the network
     knows them) go in and out; conditions have the names of the model's own forward, with class_cond for class labels and
-    SDXL's text_embeds and time_ids like any other, all one per item, so that classifier-free guidance can join them. `unet_cond`
+    SDXL's text_embeds and time_ids like any other, all one per item (a leading dimension of 1 serves all items), so that
+    classifier-free guidance can join them. `unet_cond`
     is laid beside x (inpainting models, Stable Video Diffusion). The network is frozen, and moved where device or dtype say so.
 
     denoiser = K.external.from_diffusers('path/to/stable-diffusion'); sigmas = denoiser.get_sigmas(30)
@@ -153,13 +157,14 @@ class DiffusersNetwork(nn.Module):
     def forward(self, x: Tensor, t: Tensor, unet_cond: Tensor | None = None, class_cond: Tensor | None = None, **cond: Any) -> Tensor:
         width = x.shape[self.channels] if x.ndim > self.channels else 0
         if unet_cond is not None:
-            x = torch.cat([x, unet_cond], self.channels)
+            x = torch.cat([x, expand_single(unet_cond, len(x))], self.channels)
         if class_cond is not None:
             cond['class_labels'] = class_cond
         added = {key: cond.pop(key) for key in _ADDED if self.takes_added and key in cond}
         if added:
             cond['added_cond_kwargs'] = {**(cond.get('added_cond_kwargs') or {}), **added}
         self._check_conditions(cond)
+        cond = {name: value if name in _UNBATCHED else expand_single(value, len(x)) for name, value in cond.items()}
         if self.is_flux:
             return self._flux(x, t, **cond)
         answer = self.model(**{self.input: x, self.time: t}, return_dict=False, **cond)

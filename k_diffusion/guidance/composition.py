@@ -20,7 +20,8 @@ def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Any]
     """D' = D_u + the sum of w_i (D(x | prompt_i) - D_u), D_u = D(x | null).
 
     A prompt holds the conditions it replaces, one value for every item or a tensor of one item's shape, like `null`; what else
-    the denoiser is called with is kept. A weight is a number, negative to keep something away, or a map that broadcasts against
+    the denoiser is called with is kept. A condition that the call leaves out is read from `null` alone: there a leading
+    dimension of 1 before others is that of the batch, [1, 77, 768] as a text encoder gives it. A weight is a number, negative to keep something away, or a map that broadcasts against
     an item, [H, W] say. One prompt of weight 1 is that prompt alone. `pair` gives (D', D_u).
 
     Liu et al. (2022), arXiv 2206.01714, eq. 11.
@@ -78,4 +79,6 @@ def _one_each(value: Any, n: int, device: torch.device) -> Any:
     if value is None or isinstance(value, str):
         return value
     value = torch.as_tensor(value, device=device)
+    if value.ndim > 1 and len(value) == 1:      # as a text encoder gives it
+        value = value[0]
     return value.expand(n, *value.shape)

@@ -15,6 +15,8 @@ from ..core.wrapping import DenoiserWrapper, select_like_x
 
 Operator = Callable[[Tensor], Tensor]
 
+_MASK_VALUES = 'booleans, values from 0 to 1, or the integers 0 and 255'
+
 
 def inpainting(denoise: DenoiseFn, image: Tensor, mask: Tensor, spread: float | None = None) -> DenoiseFn:
     """D' is the image where the mask is 1, and the denoiser's elsewhere; x then follows the image's own noise there.
@@ -45,16 +47,22 @@ def as_mask(mask: Tensor) -> Tensor:
         mask: booleans, numbers in [0, 1], or integers of which each is 0 or 255.
 
     Raises:
+        TypeError: no tensor can be made of it.
         ValueError: the mask holds other values.
     """
-    mask = torch.as_tensor(mask)
+    try:
+        mask = torch.as_tensor(mask)
+    except (TypeError, RuntimeError, ValueError):
+        raise TypeError(f'mask must be a tensor of {_MASK_VALUES}; got {show_value(mask)}') from None
+    if mask.is_complex():
+        raise ValueError(f'mask must hold {_MASK_VALUES}; got {mask.dtype}')
     if mask.dtype == torch.bool:
         return mask.to(torch.float32)
     values = mask if mask.is_floating_point() else mask.to(torch.float32)
     if not mask.is_floating_point() and values.numel() and ((values == 0) | (values == 255)).all():
         return values / 255
     if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError('mask must hold booleans, values from 0 to 1, or the integers 0 and 255; '
+        raise ValueError(f'mask must hold {_MASK_VALUES}; '
                          f'got {mask.dtype} from {values.min().item():g} to {values.max().item():g}')
     return values
 

@@ -207,3 +207,16 @@ def test_refusals(tmp_path, monkeypatch, wrong, message):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         wrong(tmp_path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('family', ['stable diffusion', 'sdxl', 'inpainting'])
+def test_conditions_of_one_item_serve_all(family):
+    model, cond, channels = FAMILIES[family]()
+    scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
+    denoiser = K.external.from_diffusers(model, scheduler)
+    x, sigma = torch.randn(3, channels, 8, 8), torch.tensor([0.5, 1., 5.])
+    one = {name: value[:1] for name, value in cond.items()}
+    got = denoiser(x, sigma, **one)
+    for i in range(3):
+        torch.testing.assert_close(got[i:i + 1], denoiser(x[i:i + 1], sigma[i:i + 1], **one), atol=1e-5, rtol=1e-5)

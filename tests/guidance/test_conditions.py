@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import k_diffusion as K
-from k_diffusion.guidance import classifier_free
+from k_diffusion.guidance import classifier_free, composed
 
 B, SCALE = 3, 3.
 X, SIGMA = torch.randn(B, 1, 2, 2, dtype=torch.float64), torch.tensor([0.5, 1., 2.], dtype=torch.float64)
@@ -58,6 +58,10 @@ CASES = {
     'None': ({'c': torch.tensor([1, 2, 4])}, {'c': None}, [{'c': None}] * B),
     'embeddings, null of one item': ({'c': TEXT}, {'c': TEXT[0] * 0.1}, [{'c': TEXT[0] * 0.1}] * B),
     'embeddings, null [1, T, E]': ({'c': TEXT}, {'c': TEXT[:1] * 0.1}, [{'c': TEXT[0] * 0.1}] * B),
+    'pooled embeddings, null [1, E]': ({'c': TEXT[:, 0]}, {'c': TEXT[:1, 0] * 0.1}, [{'c': TEXT[0, 0] * 0.1}] * B),
+    'nested, null [1, E]': ({'added': {'text': TEXT[:, 0], 'ids': torch.ones(B, 6)}},
+                            {'added': {'text': TEXT[:1, 0] * 0.1}},
+                            [{'added': {'text': TEXT[0, 0] * 0.1, 'ids': torch.ones(6)}}] * B),
     'one embedding for all': ({'c': TEXT[:1]}, {'c': TEXT[1:2]}, [{'c': TEXT[1]}] * B),
     'null of another length': ({'c': TEXT}, {'c': TEXT[:1, :2]}, [{'c': TEXT[0, :2]}] * B),
     'null for each item': ({'c': TEXT}, {'c': -TEXT}, [{'c': -TEXT[i]} for i in range(B)]),
@@ -102,6 +106,33 @@ def test_batched_conditions_are_one_call():
     classifier_free(ask, {'c': 9, 'added': {'text': 0.}}, 2.)(
         X, SIGMA, c=torch.tensor([1, 2, 3]), added={'text': TEXT, 'scale': 0.5})
     assert calls == [(6, (6,), (6, 4, 5), 0.5)]
+
+
+@pytest.mark.parametrize('lead', [[], [1]], ids=['of one item', 'as an encoder gives it'])
+@pytest.mark.parametrize('joined', [True, False])
+def test_prompts_alone_are_one_embedding_for_each_item(joined, lead):
+    null, prompt = TEXT[0], TEXT[1]
+    shapes = []
+
+    def ask(x, sigma, c):
+        shapes.append(tuple(c.shape[1:]))
+        return denoise(x, sigma, c=c)
+    guided = composed(ask, {'c': null.view(*lead, 4, 5)}, [{'c': prompt.view(*lead, 4, 5)}], [2.], joined)
+    expected = number_of({'c': null}) + 2. * (number_of({'c': prompt}) - number_of({'c': null}))
+    torch.testing.assert_close(guided(X, SIGMA), X / (1 + SIGMA.view(-1, 1, 1, 1)) + expected)
+    assert set(shapes) == {(4, 5)}
+
+
+def test_a_shared_tensor_stays_shared_when_guidance_takes_it_away_twice():
+    shapes = []
+
+    def ask(x, sigma, ids):
+        shapes.append(tuple(ids.shape))
+        return torch.zeros_like(x) + ids.sum()
+    guided = classifier_free(classifier_free(ask, {'ids': 0.}, 2.), {'ids': 0.}, 3.)
+    got = guided(X, SIGMA, ids=K.share(torch.ones(B, 2, dtype=X.dtype)))
+    assert set(shapes) == {(B, 2)}
+    torch.testing.assert_close(got, torch.full_like(X, 3. * 2. * 2 * B))
 
 
 @pytest.mark.parametrize(('null', 'cond', 'message'), [
