@@ -21,8 +21,9 @@ def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Any]
 
     A prompt holds the conditions it replaces, one value for every item or a tensor of one item's shape, like `null`; what else
     the denoiser is called with is kept. A condition that the call leaves out is read from `null` alone: there a leading
-    dimension of 1 before others is that of the batch, [1, 77, 768] as a text encoder gives it. A weight is a number, negative to keep something away, or a map that broadcasts against
-    an item, [H, W] say. One prompt of weight 1 is that prompt alone. `pair` gives (D', D_u).
+    dimension of 1 before others is that of the batch, [1, 77, 768] as a text encoder gives it. A weight is a number, negative
+    to keep something away, or a map that broadcasts against an item, [H, W] for example. One prompt of weight 1 is that prompt
+    alone. `pair` gives (D', D_u).
 
     Liu et al. (2022), arXiv 2206.01714, eq. 11.
     """
