@@ -23,7 +23,7 @@ _NAMES = {
     'clip': 'tasks.clip', 'convert': 'tasks.convert', 'demo': 'tasks.demo', 'ema': 'tasks.ema',
     'evaluate': 'tasks.evaluate', 'extract_config': 'tasks.config', 'grid': 'tasks.grid',
     'info': 'tasks.info', 'inspect_dataset': 'tasks.dataset', 'likelihood': 'tasks.likelihood',
-    'train': 'tasks.train', 'train_autoencoder': 'tasks.autoencoder',
+    'Stop': 'training', 'train': 'tasks.train', 'train_autoencoder': 'tasks.autoencoder',
 }
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from .tasks.info import info as info
     from .tasks.likelihood import likelihood as likelihood
     from .tasks.train import train as train
+    from .training import Stop as Stop
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,7 @@ class SplitGradientStats:
     def __init__(self, module: torch.nn.Module, parts: int) -> None:
         if parts < 2:
             raise ValueError(f'the batch is taken in {parts} part; gradient statistics in one process compare parts of a batch with '
-                             'the whole: take it in two or more (--grad-accum-steps 2)')
+                             'the whole: take it in two or more (grad_accum_steps=2)')
         self.parts = parts
         self._small: list[Tensor] = []
         self._large: dict[int, Tensor] = {}

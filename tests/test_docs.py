@@ -73,6 +73,19 @@ def test_the_readme_shows_commands_that_exist():
         assert hasattr(K.sampling, name), name
 
 
+def test_the_own_network_of_the_readme_trains_in_ten_lines(tmp_path, monkeypatch):
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.S)
+    program = next(block for block in blocks if 'network=net' in block)
+    assert sum(bool(line.strip()) for line in program.splitlines()) <= 10
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(program, names)
+    radii = names['samples'].norm(dim=1)
+    assert names['samples'].shape == (100, 2) and (radii - 1).abs().mean() < 0.1
+    denoiser, _ = K.load_model('runs/circle', network=names['net'])
+    assert torch.equal(K.sample(denoiser, [100, 2], seeds=0), names['samples'])
+
+
 def test_every_sampler_is_on_the_page():
     page = (ROOT / 'docs' / 'samplers.md').read_text()
     from k_diffusion.tasks.samplers import sampler_table

@@ -252,7 +252,7 @@ def test_seeds_of_any_whole_kind():
     ({'sampler': ''}, 'unknown sampler'), ({'sampler': 3}, 'of type int; give a name'),
     ({'schedule': 'vp', 'sigma_max': 20.}, 'has noise levels of its own'),
     ({'guidance_interval': (0.1, 2.)}, 'there is no guidance'), ({'cond': {'shift': [1., 2., 3.]}}, 'has 3 entries for 2 seeds'),
-    ({'options': {'seed': 3}}, 'give seeds instead'), ({'device': 'moon'}, 'does not have')])
+    ({'options': {'seed': 3}}, 'give seeds instead'), ({'device': 'moon'}, 'device must be one that this machine')])
 def test_mistakes_in_one_call(arguments, words):
     with pytest.raises(ValueError, match=words):
         K.sample(denoise, [2, 1, 4, 4], **arguments)

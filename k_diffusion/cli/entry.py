@@ -105,9 +105,11 @@ def _run_command(argv: list[str]) -> int:
         return 130
 
 
-def guarded(prog: str, work: Callable[[], int | None]) -> int:
+def guarded(prog: str, work: Callable[[], int | None],
+            translate: Callable[[str], str] = str) -> int:
     """Runs a command's work; a mistake or a fault of the world ends in one sentence and status 1, without a traceback.
 
+    `translate` brings the message of an error into words of the shell.
     (With K_DIFFUSION_TRACEBACK=1 in the environment the traceback is shown, for a report.)
     """
     warnings.showwarning = _show_warning
@@ -115,7 +117,7 @@ def guarded(prog: str, work: Callable[[], int | None]) -> int:
         stream = getattr(sys.stdout, 'stream', None)
         if isinstance(stream, io.TextIOWrapper):        # (stderr does so by itself)
             stream.reconfigure(errors='backslashreplace')
-        return _outcome(prog, work) or _check_output(prog)
+        return _outcome(prog, work, translate) or _check_output(prog)
 
 
 def _check_output(prog: str) -> int:
@@ -127,7 +129,7 @@ def _check_output(prog: str) -> int:
     return 0 if fault is None else 1
 
 
-def _outcome(prog: str, work: Callable[[], int | None]) -> int:
+def _outcome(prog: str, work: Callable[[], int | None], translate: Callable[[str], str]) -> int:
     try:
         return work() or 0
     except KeyboardInterrupt:
@@ -136,7 +138,7 @@ def _outcome(prog: str, work: Callable[[], int | None]) -> int:
     except Exception as error:  # whatever it is, nobody is helped by a traceback they did not ask for
         if os.environ.get('K_DIFFUSION_TRACEBACK') == '1':
             raise
-        print(f'{prog}: {_sentence(error)}', file=sys.stderr)
+        print(f'{prog}: {translate(_sentence(error))}', file=sys.stderr)
         return 1
 
 

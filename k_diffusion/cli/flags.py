@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core.names import escape_name
-from ..core.settings import SettingsError
 from .entry import Parser, guarded
 
 
@@ -110,24 +109,25 @@ def run_command(prog: str, task: Callable[..., Any], show: Callable[[Any], str],
     def work() -> int:
         try:
             result = task(kind(**values))
-        except (ValueError, TypeError) as error:
-            if type(error) not in (ValueError, TypeError, SettingsError):
+        except TypeError as error:      # (of an argument; another is a fault of the program)
+            if not re.match(r'\w+ must ', str(error)):
                 raise
-            raise ValueError(name_flags(error, kind)) from error
+            raise ValueError(str(error)) from error
         if int(os.environ.get('RANK', 0)) == 0:
             text = json.dumps(as_json(result)) if wanted and as_json is not None else show(result)
             if text:
                 print(escape_name(text, keep='\n'))
         return int(getattr(result, 'exit_status', 0))
-    return guarded(prog, work)
+    return guarded(prog, work, lambda text: name_flags(text, kind))
 
 
-def name_flags(error: BaseException, kind: type) -> str:
-    """Return the message of an error with flags in place of arguments: 'batch_size must' and 'verify=False'."""
+def name_flags(text: str, kind: type) -> str:
+    """Return a message with flags in place of arguments: 'batch_size must' and 'verify=False'."""
     fields = {field.name: field for field in dataclasses.fields(kind) if field.metadata.get('help')}
 
-    def flag(match: re.Match[str]) -> str:
-        field = fields.get(match['name'])
-        return match[0] if field is None else flags_of(field)[-1] + (match['rest'] or '')
-    text = re.sub(r'(?P<lead>)\b(?P<name>\w+)(?P<rest> (?:must|needs|and \w+ must)\b)', flag, str(error))
-    return re.sub(r'\b(?P<name>\w+)=(?:True|False|\.\.\.)(?P<rest>)', flag, text)
+    def flag(match: re.Match[str], gap: str = '') -> str:
+        field, rest = fields.get(match['name']), match['rest']
+        return match[0] if field is None else flags_of(field)[-1] + (gap + rest if rest else '')
+    text = re.sub(r'(?:^|(?<=[.;] ))(?P<name>\w+)(?P<rest> (?:must|needs|and \w+ must)\b)', flag, text)
+    values = r"(?:True|False|\.\.\.|(?P<rest>\d+(?:\.\d+)?|'[^']*'))"
+    return re.sub(rf'\b(?P<name>\w+)={values}', lambda m: flag(m, ' '), text)

@@ -1,6 +1,7 @@
 """What a config file says: reading and checking it, building the network and denoiser it describes, loading trained ones."""
 from .autoencoders import AutoencoderSections, read_autoencoder_config
 from .build import make_denoiser_wrapper, make_model, make_sample_density, round_to_power_of_two
+from .experiment import Experiment
 from .growing import grow_model
 from .load import (
     Sections,
@@ -13,7 +14,23 @@ from .load import (
 )
 from .weights import find_checkpoint, load_model, read_weights
 
-__all__ = ['AutoencoderSections', 'Sections', 'find_checkpoint', 'find_config',
-           'grow_model', 'load_config', 'load_model', 'make_denoiser_wrapper',
-           'make_model', 'make_sample_density', 'read_autoencoder_config', 'read_sections', 'read_weights', 'round_to_power_of_two',
-           'sections_of', 'shipped_config', 'shipped_configs']
+__all__ = [
+    'AutoencoderSections',
+    'Experiment',
+    'Sections',
+    'find_checkpoint',
+    'find_config',
+    'grow_model',
+    'load_config',
+    'load_model',
+    'make_denoiser_wrapper',
+    'make_model',
+    'make_sample_density',
+    'read_autoencoder_config',
+    'read_sections',
+    'read_weights',
+    'round_to_power_of_two',
+    'sections_of',
+    'shipped_config',
+    'shipped_configs',
+]

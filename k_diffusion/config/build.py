@@ -6,19 +6,23 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .. import augmentation, denoisers, models, schedules
 from ..core.protocols import Density
 from ..models.image_transformer_v1 import round_to_power_of_two as round_to_power_of_two
 from ..models.section import DenoiserSection
-from .load import sections_of
+from .load import Sections, sections_of
 from .schema import Findings, read_section
 
 
 def make_model(config: Mapping[str, Any]) -> nn.Module:
     """The network of a config, its weights drawn from torch's global generator."""
-    sections = sections_of(config)
+    return build_network(sections_of(config))
+
+
+def build_network(sections: Sections) -> nn.Module:
+    """Return the network of a parsed config, its weights drawn from torch's global generator."""
     classes = sections.dataset.num_classes
     network: nn.Module = sections.model.build(num_classes=classes + 1 if classes else 0)
     return augmentation.KarrasAugmentWrapper(network) if sections.model.augment_wrapper else network
@@ -29,8 +33,12 @@ def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn
 
     A config whose model section holds only keys of the denoiser and its loss serves too.
     """
-    model = _denoiser_section(config)
-    make = _choose_denoiser(model)
+    return build_wrapper(_denoiser_section(config))
+
+
+def build_wrapper(model: DenoiserSection, weighting: Callable[[Tensor], Tensor] | None = None) -> Callable[[nn.Module], nn.Module]:
+    """Return the function from a network to its denoiser, as a model section says; `weighting` replaces that of the section."""
+    make = _choose_denoiser(model, weighting)
 
     def wrap(inner: nn.Module) -> nn.Module:
         denoiser = make(inner)
@@ -41,7 +49,7 @@ def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn
     return wrap
 
 
-def _choose_denoiser(model: Any) -> Callable[[nn.Module], nn.Module]:
+def _choose_denoiser(model: DenoiserSection, weighting: Callable[[Tensor], Tensor] | None) -> Callable[[nn.Module], nn.Module]:
     if model.loss_config == 'simple':
         if model.has_variance:
             raise ValueError("model.loss_config is 'simple' and model.has_variance is true, and that loss learns no variance; "
@@ -49,7 +57,7 @@ def _choose_denoiser(model: Any) -> Callable[[nn.Module], nn.Module]:
         return lambda inner: denoisers.SimpleLossDenoiser(inner, sigma_data=model.sigma_data, preconditioning=model.preconditioning)
     if model.has_variance:
         return lambda inner: denoisers.DenoiserWithVariance(inner, sigma_data=model.sigma_data, preconditioning=model.preconditioning)
-    return lambda inner: denoisers.Denoiser(inner, sigma_data=model.sigma_data, weighting=model.loss_weighting,
+    return lambda inner: denoisers.Denoiser(inner, sigma_data=model.sigma_data, weighting=weighting or model.loss_weighting,
                                             scales=model.loss_scales, preconditioning=model.preconditioning)
 
 

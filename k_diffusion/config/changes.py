@@ -7,9 +7,9 @@ from typing import Any
 
 from .load import fill_config
 
-_NEW_RUN = 'keep it, or begin a new run (another --name)'
-_GROW = 'keep it, or begin a new run that grows from this one (--grow)'
-_RESET = "keep it, or start the optimizer's moments anew (--reset-optimizer)"
+_NEW_RUN = 'keep it, or begin a new run with another name'
+_GROW = 'keep it, or begin a new run that grows from this one (grow=...)'
+_RESET = "keep it, or start the optimizer's moments anew (reset_optimizer=True)"
 
 #: Key of a config -> None where a new value takes effect when a run goes on, else the way out of its refusal. The longest
 #: name counts. Refused is what changes the shape of the weights or what they mean.

@@ -16,7 +16,8 @@ from .schema import Findings, near_miss, read_section
 
 #: What the optimizer of each network is given unless the config says otherwise: the original's values, and image_v2's own.
 _ADAMW = {'image_v1': {'lr': 1e-4, 'betas': (0.95, 0.999), 'eps': 1e-6, 'weight_decay': 1e-3},
-          'image_v2': {'lr': 1e-2, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.}}
+          'image_v2': {'lr': 1e-2, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.},
+          'python': {'lr': 1e-3, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 1e-4}}
 _ADAMW_TRANSFORMER = {'lr': 5e-4, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 1e-4}
 
 
@@ -36,6 +37,8 @@ class Sections:
     conditions: list[Any]
 
 
+#: Stands in a config for a density given from Python.
+PYTHON_DENSITY = {'type': 'python'}
 #: The most bytes of a config file (those in use have some kilobytes).
 CONFIG_BYTES = 2**24
 
@@ -49,14 +52,28 @@ def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, An
     nearly a known one is refused with the suggestion. All errors are reported in one go.
     """
     raw, name = read_source(path_or_dict)
+    return fill_defaults(raw, parse_sections(raw, name, strict))
+
+
+def parse_sections(raw: Mapping[str, Any], name: str, strict: bool = False) -> Sections:
+    """Return the sections of a config that was read.
+
+    Args:
+        raw: The config.
+        name: What it is called in messages.
+        strict: Refuse keys that nothing reads; else one warning names them.
+
+    Raises:
+        ValueError: It cannot be used; all that is wrong is named.
+    """
     sections, findings = read_sections(raw)
     if strict:
         findings.errors += [f'{key} is not a key of this config; take it out' for key in findings.unknown]
     if findings.errors or sections is None:
         raise ValueError(f'{name} cannot be used: ' + '; '.join(findings.errors))
     if findings.unknown:
-        warnings.warn(f'{name} has keys that nothing here reads: {", ".join(findings.unknown)}', stacklevel=2)
-    return _filled(raw, sections)
+        warnings.warn(f'{name} has keys that nothing here reads: {", ".join(findings.unknown)}', stacklevel=3)
+    return sections
 
 
 def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]:
@@ -95,7 +112,7 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
 def fill_config(raw: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a config with its defaults written out, without a word about unknown keys; None where it cannot be read."""
     sections, _ = read_sections(raw)
-    return None if sections is None else _filled(raw, sections)
+    return None if sections is None else fill_defaults(raw, sections)
 
 
 def sections_of(config: Mapping[str, Any]) -> Sections:
@@ -165,7 +182,7 @@ def _conditions(entries: Any, findings: Findings) -> list[Any]:
 
 def _density(model: Any, findings: Findings) -> Any:
     section = getattr(model, 'sigma_sample_density', None)
-    if section is None:
+    if section is None or section == PYTHON_DENSITY:
         return None
     density = choose(schedules.DENSITIES, section, 'model.sigma_sample_density', findings)
     try:
@@ -175,7 +192,7 @@ def _density(model: Any, findings: Findings) -> Any:
         return None
 
 
-def _filled(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
+def fill_defaults(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
     """The config with every default written out, unknown keys where they were, as plain JSON values."""
     filled = dict(raw)
     for field in dataclasses.fields(Sections):

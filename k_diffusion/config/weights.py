@@ -13,30 +13,40 @@ from ..core.weights import get_safetensors_metadata, load_safetensors
 from ..training import find_runs, load_weights
 from ..training.checkpoints.manifest import check_recorded
 from ..training.checkpoints.reading import load_state
-from .build import make_denoiser_wrapper, make_model
-from .load import load_config
+from .experiment import Experiment, make_network
 
 
 def load_model(path: str | os.PathLike[str], device: Any = 'cpu', config: Any = None, ema: bool = True,
-               verify: bool = True) -> tuple[nn.Module, dict[str, Any]]:
-    """The denoiser D(x, sigma, **cond) of a .pth checkpoint, a .safetensors file or a run's folder, and its filled config.
-
-    The weights are the averaged ones (with `ema` False the raw ones of a .pth), in evaluation mode, without gradients, in
-    float32. `config`, a path or a dict, stands in for a file that carries none (the earliest .pth files).
-    With `verify` False a file is taken though it is not what the manifest beside it says.
+               verify: bool = True, network: nn.Module | str | None = None,
+               allow_code: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """Load a trained denoiser.
 
     denoiser, config = K.load_model('runs/demo')
+
+    Args:
+        path: A .pth checkpoint, a .safetensors file, or the folder of a run (its latest checkpoint).
+        device: Where it is to be.
+        config: A path or a dict, for a file that carries none (the earliest .pth files).
+        ema: The averaged weights; False takes the raw ones of a .pth.
+        verify: Refuse a file that is not what the manifest beside it says.
+        network: An instance of the network, where it was given to training; it takes the weights. Or
+            'FILE.py:CLASS', of which one is made.
+        allow_code: Let that file run.
+
+    Returns:
+        The denoiser D(x, sigma, **cond), in evaluation mode, without gradients, in float32, with its
+        `experiment`; and the filled config.
     """
     path = find_checkpoint(path)
     weights, carried = read_weights(path, ema, verify)
     source = config if config is not None else carried
     if source is None:
-        raise ValueError(f'{path} carries no config; name the config it was trained with (--config)')
-    filled = load_config(source)
-    network = make_model(filled)
-    load_weights(network, weights, path)
-    denoiser = make_denoiser_wrapper(filled)(network)
-    return denoiser.to(device).eval().requires_grad_(False), filled
+        raise ValueError(f'{path} carries no config; pass the one that it was trained with as config=...')
+    experiment = Experiment.open(source)
+    if network is not None:
+        experiment.take_network(make_network(network, allow_code))
+    load_weights(experiment.network, weights, path)
+    return experiment.denoiser.to(device).eval().requires_grad_(False), experiment.as_dict()
 
 
 def read_weights(path: str | os.PathLike[str], ema: bool = True,

@@ -13,6 +13,6 @@ def choose_device(asked: str | None = None) -> torch.device:
         device = torch.device(asked)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise ValueError(f'--device is {asked!r}, which this machine or this build of torch does not have; '
+        raise ValueError(f'device must be one that this machine and this build of torch have; got {asked!r}: '
                          'leave it out for the fastest there is, or take cpu') from None
     return device

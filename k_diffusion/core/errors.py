@@ -11,3 +11,11 @@ class Unsaved(OSError):
 
 class Gone(Unsaved):
     """The folder of a run is no longer where it was."""
+
+
+class Stop(Exception):
+    """Raised by a hook or a loss, it ends the run as a stop does: saved, and ready to be gone on with."""
+
+
+class StopAsked(Exception):
+    """A stop was asked while a hook worked, which gives up what it makes."""

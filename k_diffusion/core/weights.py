@@ -66,7 +66,7 @@ def load_safetensors_config(path: str | os.PathLike[str]) -> Any:
     """The config that travels in the metadata of a .safetensors file."""
     metadata = get_safetensors_metadata(path)
     if 'config' not in metadata:
-        raise ValueError(f'{path} carries no config in its metadata; name the config file beside it with --config')
+        raise ValueError(f'{path} carries no config in its metadata; pass the config file beside it as config=...')
     return read_json(metadata['config'], f'the config inside {path}')
 
 

@@ -12,6 +12,7 @@ from .loading import Loader, permutation
 from .mnist import MNISTConfig
 from .opening import DATASETS, DatasetConfig, open_dataset
 from .pictures import EXTENSIONS, PIXEL_LIMIT, UnreadablePicture, load_picture, picture_bytes
+from .python import PythonData, StreamData, StreamLoader, TensorData, as_dataset, measure_sigma_data
 from .synthetic import icons
 
 __all__ = [
@@ -33,13 +34,19 @@ __all__ = [
     'Loader',
     'MNISTConfig',
     'PictureArchive',
+    'PythonData',
+    'StreamData',
+    'StreamLoader',
+    'TensorData',
     'UnreadablePicture',
+    'as_dataset',
     'decode_once',
     'find_pictures',
     'hf_datasets_augs_helper',
     'icons',
     'inspect_pictures',
     'load_picture',
+    'measure_sigma_data',
     'open_dataset',
     'permutation',
     'picture_bytes',

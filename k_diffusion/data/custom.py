@@ -1,7 +1,6 @@
 """A data set of one's own: a Python file with a function that returns it."""
 from __future__ import annotations
 
-import importlib.util
 import traceback
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..core.extras import require
 from ..core.names import escape_name
+from ..core.python_files import load_name
 from .datasets import Dataset
 from .opening import DATASETS, PictureConfig, Request
 from .pictures import UnreadablePicture, picture_bytes
@@ -35,7 +35,7 @@ class CustomConfig(PictureConfig):
         path = request.base_dir / Path(self.given_location()).expanduser()
         if not request.allow_code:
             raise ValueError(f'this config wants to run the Python file {path}, which is refused unless you allow it; '
-                             'read it, and if you trust it add the flag --allow-code')
+                             'read it, and if you trust it pass allow_code=True')
         if not path.is_file():
             raise FileNotFoundError(f'there is no file {path}; dataset.location must be a .py file, relative to the config file')
         return CustomItems(path, self, request.size, request.channels)
@@ -111,11 +111,9 @@ def _told(error: Exception, path: Path) -> str:
 
 
 def _function(path: Path, name: str) -> Any:
-    spec = importlib.util.spec_from_file_location('custom_dataset', path)
-    if spec is None or spec.loader is None:
+    if path.suffix != '.py':
         raise Refused(f'{path} is not a Python file; dataset.location must be a .py file')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, name):
-        raise Refused(f'{path} has no function {name!r}; dataset.get_dataset must name one')
-    return getattr(module, name)
+    try:
+        return load_name(path, name, allow_code=True)       # (CustomConfig.open has asked)
+    except LookupError:
+        raise Refused(f'{path} has no function {name!r}; dataset.get_dataset must name one') from None

@@ -24,7 +24,7 @@ class Dataset(ABC):
     #: What the set is called in messages.
     source: str
 
-    def __init__(self, image_shape: tuple[int, int, int], class_names: Sequence[str] = ()) -> None:
+    def __init__(self, image_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> None:
         self.image_shape = image_shape
         self.class_names = [escape_name(name) for name in class_names]
         self.skipped: list[tuple[str, str]] = []

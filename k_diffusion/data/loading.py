@@ -20,6 +20,7 @@ from ..augmentation import BatchedAugmentation
 from ..core.images import from_bytes
 from ..core.random import derive_seed, generator
 from .datasets import Dataset
+from .python import PythonData, batch_of
 from .reading import Batch, read
 
 
@@ -83,7 +84,7 @@ class Loader:
         missing = self.batch_size - len(chosen)
         return torch.cat([chosen, permutation(self.seed, epoch + 1, n)[:missing]]) if missing else chosen
 
-    def iterate(self, items: int = 0) -> Iterator[dict[str, Tensor]]:
+    def iterate(self, items: int = 0) -> Iterator[dict[str, Any]]:
         """The micro-batches of this rank from the position `items` of the stream on.
 
         Beside an accelerator each is made while the one before is in use; on the CPU, when it is asked for, since a second
@@ -92,13 +93,25 @@ class Loader:
         with closing(self._batches(items + self.rank * self.batch_size)) as batches:
             yield from batches if self.device.type == 'cpu' else _ahead(batches)
 
-    def _batches(self, first: int) -> Generator[dict[str, Tensor], None, None]:
+    def _batches(self, first: int) -> Generator[dict[str, Any], None, None]:
         positions = range(first, 2**63, self.batch_size * self.world_size)
+        if isinstance(self.dataset, PythonData):
+            yield from map(self._from_python, positions)
+            return
         with closing(read(self.dataset, map(self.indices, positions), self.num_workers,
                           self.start_method, self.worker_timeout)) as batches:
             for position, batch in zip(positions, batches):
                 self._note(batch.skipped)
                 yield self._finished(position, batch)
+
+    def _from_python(self, position: int) -> dict[str, Any]:
+        """The batch at a position of data given from Python, which this process reads."""
+        if not isinstance(self.dataset, PythonData):
+            raise TypeError('only data given from Python is read so; this is an error of the program')
+        positions, index = range(position, position + self.batch_size), self.indices(position)
+        seeds = [derive_seed(self.seed, 'data', p) for p in positions]
+        batch = batch_of(self.dataset, self.dataset.read(index.tolist(), seeds), self.device)
+        return {**batch, 'item': torch.tensor(positions), 'index': index}
 
     def _note(self, skipped: list[tuple[str, str]]) -> None:
         self.dataset.skipped += [entry for entry in dict.fromkeys(skipped) if entry not in self.dataset.skipped]
@@ -120,7 +133,7 @@ class Loader:
         return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == 'cuda' else x.to(self.device)
 
 
-def _ahead(batches: Iterator[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+def _ahead(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The same, each made by a thread while the one before is in use."""
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, batches)

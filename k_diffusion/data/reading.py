@@ -99,7 +99,7 @@ def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start
                 yield Batch(images, None if labels is None else torch.tensor(labels), skipped)
     except BrokenProcessPool:
         raise ChildProcessError(f'a process that reads {dataset.source} died ({_how_it_died(processes)}); '
-                      'lower --num-workers, or set it to 0, and start again: training resumes where it was') from None
+                      'pass fewer num_workers=..., or 0, and start again: training resumes where it was') from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -124,7 +124,7 @@ def _kill(processes: Any) -> None:
 def _hang_message(dataset: Dataset, indices: list[int], timeout: float | None) -> str:
     names = ', '.join(dataset.name(index) for index in indices[:3])
     return (f'the processes that read {dataset.source} gave no batch for {timeout:g} s (it begins '
-            f'with {names}); mend what hangs or raise --worker-timeout, and start again: training '
+            f'with {names}); mend what hangs or pass a greater worker_timeout=..., and start again: training '
             'resumes where it was')
 
 

@@ -113,7 +113,7 @@ def _labelled(images: Any, labels: Any, classes: int) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f'images must be at least 20 pictures of 2 classes for a classifier to learn; got '
             f'{len(images)} of {classes} '
-            'classes: choose another extractor (--extractor)'
+            'classes: choose another extractor (extractor=...)'
         )
     if labels.shape != (len(images),) or (
         labels.is_floating_point() and bool((labels != labels.round()).any())

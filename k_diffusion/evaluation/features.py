@@ -141,7 +141,7 @@ def _load_script(path: Path, device: Any, allow_code: bool) -> tuple[Any, str]:
         raise ValueError(
             f'{path} must not be loaded as a TorchScript file, which can run code of its own, '
             'unless you trust it; '
-            'allow_code=True (--allow-code on the command line) says that you do'
+            'allow_code=True says that you do'
         )
     try:
         with warnings.catch_warnings():

@@ -7,6 +7,7 @@ from .image_transformer_v1 import ImageTransformerDenoiserModelV1, ImageTransfor
 from .image_transformer_v2 import ImageTransformerDenoiserModelV2, ImageTransformerV2Config
 from .image_v1 import ImageDenoiserModelV1, ImageV1Config
 from .image_v2 import ImageDenoiserModelV2, ImageV2Config
+from .python import PythonNetworkConfig
 from .text_encoder import TextEncoder
 
 MODELS: Registry[type] = Registry('model type')
@@ -14,11 +15,12 @@ MODELS.register('image_v1')(ImageV1Config)
 MODELS.register('image_v2')(ImageV2Config)
 MODELS.register('image_transformer_v1')(ImageTransformerV1Config)
 MODELS.register('image_transformer_v2')(ImageTransformerV2Config)
+MODELS.register('python')(PythonNetworkConfig)
 
 __all__ = [
     'MODELS', 'Autoencoder', 'AutoencoderConfig', 'ImageDenoiserModelV1', 'ImageDenoiserModelV2',
     'ImageTransformerDenoiserModelV1',
     'ImageTransformerDenoiserModelV2', 'ImageTransformerV1Config', 'ImageTransformerV2Config', 'ImageV1Config', 'ImageV2Config',
-    'TextEncoder', 'axial_rope',
+    'PythonNetworkConfig', 'TextEncoder', 'axial_rope',
     'checkpointing', 'flags', 'flops', 'get_checkpointing',
 ]

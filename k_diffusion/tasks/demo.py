@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ..config import shipped_config
 from ..core.settings import at_least, check_settings, setting, takes_settings
 from .output import Samples
-from .run.settings import Run, RunSettings
+from .run.settings import Run, TrainSettings
 from .sample import sample
 from .train import train
 
@@ -59,7 +59,7 @@ def demo(settings: DemoSettings) -> Demo:
     """
     start = time.monotonic()
     run = train(
-        RunSettings(
+        TrainSettings(
             shipped_config('config_demo'),
             settings.name,
             settings.run_dir,

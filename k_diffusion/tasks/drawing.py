@@ -32,7 +32,8 @@ class Draw:
         self.denoise = apply_guidance(denoiser, {'class_cond': known}, how) if known else denoiser
         self.sigmas, self.sampler, self.options = choose_plan(denoiser, how, bool(known) and how.guidance != 1)
         self.shape = [model['input_channels'], *model['input_size']]
-        self.decode = decoder_of(config, device)
+        experiment = getattr(denoiser, 'experiment', None)
+        self.decode = decoder_of(config, device) if experiment is None else experiment.decoder(device)
         self.seed, self.batch_size, self.device = seed, batch_size, device
 
     def __call__(self, items: Sequence[int], callback: Callable[..., None] | None = None) -> Tensor:

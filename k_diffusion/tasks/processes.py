@@ -1,4 +1,4 @@
-"""Several processes of one command (torchrun --nproc-per-node N ...): who does what, each piece of work kept on the disk."""
+"""Several processes of one command (torchrun): who does what, each piece of work kept on the disk."""
 from __future__ import annotations
 
 import contextlib

@@ -1,6 +1,7 @@
 """Training: a loss, a loader and hooks in; weights, their average and checkpoints out."""
 from __future__ import annotations
 
+from ..core.errors import Stop, StopAsked
 from .checkpoints.folder import RunFolder, find_runs
 from .checkpoints.lock import Taken, run_lock
 from .checkpoints.manifest import Manifest, Record
@@ -36,7 +37,7 @@ from .optim import OPTIMIZERS, Adam8bitConfig, AdamWConfig, MuonConfig, SGDConfi
 from .posthoc import Snapshot, SnapshotHook, combination, find_snapshots, reconstruct
 from .settings import TrainingConfig
 from .sharding import shard
-from .trainer import Diverged, Hook, StopAsked, Trainer
+from .trainer import Diverged, Hook, Trainer
 
 __all__ = [
     'EMA_SCHEDS',
@@ -70,6 +71,7 @@ __all__ = [
     'SGDConfig',
     'Snapshot',
     'SnapshotHook',
+    'Stop',
     'StopAsked',
     'Taken',
     'Trainer',

@@ -58,7 +58,7 @@ def micro_batch(batch: int, per_item: int, fixed: int, free: int | None, share: 
     room = share * free - fixed
     if room < 2 * per_item:
         raise MemoryError(f'one picture takes {(fixed + 2 * per_item) / 2**30:.2f} GiB to train on, and {free / 2**30:.2f} GiB are free; '
-                          'take a smaller model, or --checkpointing')
+                          'take a smaller model, or pass checkpointing=True')
     return next(n for n in range(batch, 0, -1) if batch % n == 0 and 2 * per_item * n <= room)
 
 

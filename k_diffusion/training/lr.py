@@ -190,7 +190,7 @@ class ExponentialLRConfig:
 @LR_SCHEDS.register('warmup-decay')
 @dataclass(kw_only=True)
 class WarmupDecayLRConfig:
-    """`WarmupDecayLR`; num_steps null is the --end-step of the run."""
+    """`WarmupDecayLR`; num_steps null is the end_step of the run."""
     type: Literal['warmup-decay'] = 'warmup-decay'
     num_steps: int | None = None
     warmup_steps: int = 100
@@ -205,5 +205,5 @@ class WarmupDecayLRConfig:
         num_steps = self.num_steps if self.num_steps is not None else end_step
         if num_steps is None:
             raise ValueError('num_steps of the lr_sched is null and the run has no end; warmup-decay needs one: '
-                             'give --end-step, or num_steps in the config')
+                             'give end_step=..., or num_steps in the config')
         return WarmupDecayLR(optimizer, num_steps, self.warmup_steps, self.decay_start, self.final, self.shape)

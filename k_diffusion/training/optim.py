@@ -54,7 +54,7 @@ class AdamWConfig:
         _check_betas(self.betas)
 
     def make(self, model: Trainable, lr: float | None = None) -> Optimizer:
-        groups = model.param_groups(self.lr if lr is None else lr)
+        groups = parameter_groups(model, self.lr if lr is None else lr)
         return AdamW(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=_can_fuse(groups))
 
 
@@ -70,7 +70,7 @@ class Adam8bitConfig(AdamWConfig):
         except ImportError:
             raise MissingExtra("the optimizer type 'adam8bit' needs the package 'bitsandbytes', which is not "
                                'installed; install it with: pip install bitsandbytes') from None
-        groups = model.param_groups(self.lr if lr is None else lr)
+        groups = parameter_groups(model, self.lr if lr is None else lr)
         return Adam8bit(groups, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
 
 
@@ -90,7 +90,7 @@ class SGDConfig:
             raise ValueError('nesterov is true and momentum is 0; it needs a momentum above 0, such as 0.9')
 
     def make(self, model: Trainable, lr: float | None = None) -> Optimizer:
-        groups = model.param_groups(self.lr if lr is None else lr)
+        groups = parameter_groups(model, self.lr if lr is None else lr)
         return SGD(groups, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
 
 
@@ -123,9 +123,12 @@ class MuonConfig:
 
     def make(self, model: Trainable, lr: float | None = None) -> Optimizer:
         factor = 1. if lr is None else lr / self.lr
+        if not hasattr(model, 'hidden_parameters'):
+            raise ValueError(f"optimizer must not be of type 'muon' for {type(model).__name__}, which has no method "
+                             'hidden_parameters() that names the matrices it is for; take adamw')
         hidden = {id(p) for p in model.hidden_parameters()}
         groups = []
-        for group in model.param_groups(1.):
+        for group in parameter_groups(model, 1.):
             for muon, base_lr in (True, self.lr), (False, self.adamw_lr):
                 params = [p for p in group['params'] if (id(p) in hidden) == muon]
                 if params:
@@ -133,6 +136,17 @@ class MuonConfig:
                     groups.append({**group, 'params': params, 'lr': scaled, 'muon': muon})
         return Muon(groups, self.lr, self.momentum, self.nesterov, self.ns_steps, self.weight_decay, self.betas,
                     self.eps, fused=_can_fuse(groups))
+
+
+def parameter_groups(model: Any, lr: float) -> list[dict[str, Any]]:
+    """Return the groups of a model's parameters: its own, else one without weight decay for vectors and scalars."""
+    if hasattr(model, 'param_groups'):
+        groups: list[dict[str, Any]] = model.param_groups(lr)
+        return groups
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    both = {'params': matrices, 'lr': lr}, {'params': vectors, 'lr': lr, 'weight_decay': 0.}
+    return [group for group in both if group['params']]
 
 
 def make_optimizer(model: Trainable, config: OptimizerConfig, lr: float | None = None) -> Optimizer:

@@ -8,7 +8,7 @@ from .ema import power_ema_exponent
 
 @dataclass
 class TrainingConfig:
-    """Settings of a run that belong to a recipe; --batch-size and --end-step on the command line win."""
+    """Settings of a run that belong to a recipe; batch_size and end_step of the call win."""
 
     batch_size: int = 64            # images per step, process and micro-step
     end_step: int | None = None     # optimizer steps in all; null trains until it is stopped

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ..core.errors import Gone
+from ..core.errors import Gone, Stop, StopAsked
 from ..core.random import derive_seed, generator
 from .checkpoints.reading import load_weights, unwrap
 from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs, set_ema_position
@@ -47,10 +47,6 @@ class Hook(Protocol):
     every: int
 
     def __call__(self, trainer: Trainer) -> None: ...
-
-
-class StopAsked(Exception):
-    """A stop was asked while a hook worked, which gives up what it makes."""
 
 
 class BatchSource(Protocol):
@@ -96,6 +92,7 @@ class Trainer:
     seed: int = 0
     parts: Mapping[str, Part] = field(default_factory=dict)     # kept in checkpoints under these keys, e.g. gns_stats
     read_every: int = 25
+    stop: Callable[[], bool] | None = None      # asked after each step: whether the run is to stop
 
     def __post_init__(self) -> None:
         _check(self.accelerator, self.model, self.loader, self.grad_accum_steps)
@@ -111,6 +108,7 @@ class Trainer:
         self.last_checkpoint: Path | None = None
         self.stopping = False
         self.stopped_by: int | None = None      # the signal that asked for it
+        self.stopped = False                    # `Stop` was raised or `stop` said so
         self.owed: list[str] = []               # tasks of hooks that a stop prevented
         self._launcher = launcher_pid()
         self._asked_to_stop = False
@@ -142,6 +140,7 @@ class Trainer:
         if self.stopping:
             return True
         self._watch_launcher()
+        self._ask_caller()
         if self.accelerator.num_processes == 1:
             return self._asked_to_stop
         self._send_request()
@@ -156,14 +155,15 @@ class Trainer:
         is made up for at the start.
         """
         self.model.train()
+        self.stopped = False
         batches = self.loader.iterate(self.items)
         self._began = time.monotonic()
         try:
             with on_interrupt(self.request_stop, grace=1. if self.accelerator.num_processes > 1 else 0.):
                 self._make_up()
                 while not self.done and not self.stopping:
-                    self.train_step(batches)
-                    self._after_step()
+                    if self._take_step(batches):
+                        self._after_step()
         except Exception as error:
             self._rescue(error)
             raise
@@ -174,6 +174,29 @@ class Trainer:
             self.stopping = self._asked_to_stop = False
             self._asking = None
         return 'done' if self.done else 'interrupted'
+
+    def _take_step(self, batches: Iterator[Batch]) -> bool:
+        """Take a step; return False where the loss raised Stop, and end the run after the last step."""
+        try:
+            self.train_step(batches)
+            return True
+        except Stop:
+            for p in self._parameters:
+                p.grad = None
+            if self.accelerator.num_processes > 1:      # (the others wait in this step)
+                raise
+            self._stop_by_caller()
+            self.stopping = True
+            self._end_with(self.hooks if self.step else [])
+            return False
+
+    def _stop_by_caller(self) -> None:
+        self.stopped = True
+        self.request_stop()
+
+    def _ask_caller(self) -> None:
+        if self.stop is not None and not self._asked_to_stop and self.stop():
+            self._stop_by_caller()
 
     def _rescue(self, error: Exception) -> None:
         """Saves the finished steps of a run that ends by a fault which is not its own."""
@@ -241,6 +264,7 @@ class Trainer:
         if self.done or self.step % self.read_every == 0:
             self.read_losses()
         self._watch_launcher()
+        self._ask_caller()
         self.stopping = self._asked_to_stop if self.accelerator.num_processes == 1 else self._agreed()
         self._call_hooks()
 
@@ -257,7 +281,10 @@ class Trainer:
                 self._call(hook)
             else:
                 left.append(hook)
-        if len(self.owed) > before:     # a stop was asked of one that worked: this is the last step
+        alone = self.accelerator.num_processes == 1
+        if len(self.owed) > before or (self.stopped and alone and not last):
+            # A stop was asked of one that worked, or by one: this is the last step.
+            self.owed += [_task(hook) for hook in left if self._is_due(hook) and _task(hook)]
             self.stopping = True
             self._end_with(left)
 
@@ -295,6 +322,8 @@ class Trainer:
             hook(self)
         except StopAsked:
             self.owed.append(_task(hook))
+        except Stop:
+            self._stop_by_caller()
         except OSError as error:
             if not getattr(hook, 'optional', False):
                 raise
@@ -364,7 +393,7 @@ class Trainer:
                 saved = hook.go_back(self)
         if saved is None and self.last_checkpoint is not None:
             return Diverged(f'{what}; no checkpoint was saved with a loss in keeping with those '
-                            'before: lower the learning rate and begin anew (another --name)')
+                            'before: lower the learning rate and begin anew with another name')
         good = 'no checkpoint was saved before' if saved is None else f'the last good checkpoint is {saved}'
         return Diverged(f'{what}; {good}: lower the learning rate, or look for broken items in the data, and run again')
 
@@ -444,7 +473,7 @@ class Trainer:
             self.optimizer.load_state_dict(matched_state(state['opt'], groups, names, saved_names))
         except (ValueError, KeyError) as error:
             raise ValueError(f'the optimizer state in {name} does not fit ({error}); resume with the optimizer it was '
-                             'trained with, or start its moments anew (--reset-optimizer)') from None
+                             'trained with, or start its moments anew (reset_optimizer=True)') from None
         cut_optimizer(self.optimizer)
         match_strides(self.optimizer)
 

@@ -3,7 +3,7 @@ import dataclasses
 
 import pytest
 
-from k_diffusion.cli.flags import run_command
+from k_diffusion.cli.flags import name_flags, run_command
 from k_diffusion.core.settings import SettingsError, at_least, check_settings, comma_list, one_of, setting, takes_settings
 from k_diffusion.tasks.calibrate import CalibrateSettings
 from k_diffusion.tasks.clip import ClipSettings
@@ -94,6 +94,20 @@ def test_the_shell_names_flags(capsys):
 def test_json_is_one_line(capsys):
     assert run('here', '--json')[0] == 0
     assert capsys.readouterr().out.startswith('{"place": "here", "batch_size": 4')
+
+
+def test_values_and_every_kind_of_error_are_translated():
+    text = 'x; pass batch_size=3, kind=\'b\', rate=... or other=2'
+    assert name_flags(text, Settings) == "x; pass --batch-size 3, --kind 'b', --rate or other=2"
+    assert name_flags('the new kind must be old', Settings) == 'the new kind must be old'
+
+
+def test_errors_of_the_disk_name_flags_too(capsys):
+    @takes_settings(Settings)
+    def fail(settings):
+        raise OSError('the disk is full; pass batch_size=1')
+    assert run_command('prog', fail, str, about='', example='', argv=['here']) == 1
+    assert capsys.readouterr().err == 'prog: the disk is full; pass --batch-size 1\n'
 
 
 @pytest.mark.parametrize(('kind', 'given', 'wrong'), [

@@ -61,9 +61,9 @@ def test_a_checkpoint_without_a_config_needs_one(small, tiny, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(('arguments', 'complaint'), [
-    (['--grow-warmup', '3'], '--grow is missing'),
+    (['--grow-warmup', '3'], '--grow must name a checkpoint'),
     (['--grow', 'nowhere.pth'], 'no checkpoint at nowhere.pth'),
-    (['--grow', 'a.pth', '--resume-inference', 'b.safetensors'], 'leave one of them out'),
+    (['--grow', 'a.pth', '--resume-inference', 'b.safetensors'], 'must not both be given'),
 ])
 def test_mistakes_are_one_sentence(tiny, tmp_path, capsys, arguments, complaint):
     assert run(tiny(), tmp_path / 'run', '--end-step', '1', *arguments) == 1

@@ -50,6 +50,14 @@ def latent(tiny, autoencoder):
                 ('encoder', 'type', 'autoencoder'), ('encoder', 'location', str(autoencoder.path)))
 
 
+def test_a_run_reads_its_autoencoder_once(latent, tmp_path, monkeypatch):
+    kind, read = K.encoders.ENCODERS['autoencoder'], []
+    make = kind.make
+    monkeypatch.setattr(kind, 'make', lambda *args: (read.append(args), make(*args))[1])
+    assert trained(latent, tmp_path / 'run', demo_every=1).step == 2
+    assert len(list((tmp_path / 'run').glob('m_demo_*.png'))) == 2 and len(read) == 1
+
+
 def test_training_and_sampling_in_latents(latent, tmp_path, autoencoder):
     run = trained(latent, tmp_path / 'run')
     assert (tmp_path / 'run' / 'm_demo_00000002.png').exists()
@@ -76,7 +84,7 @@ def test_latent_models_are_measured_as_pictures(latent, tmp_path, capsys):
     flags = ['--checkpoint', str(run.checkpoint), '-n', '32', '--device', 'cpu']
     assert main(['evaluate', *flags, '--extractor', 'classifier', '--steps', '2', '--out', str(tmp_path / 'e'), '--json']) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])['fid'] > 0
-    assert main(['likelihood', *flags]) == 1 and 'bits per dimension are of pixels' in capsys.readouterr().err
+    assert main(['likelihood', *flags]) == 1 and 'must be of a model of pixels' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('changes, message', [

@@ -41,7 +41,7 @@ def test_everything_samples_as_the_library_does(trained, tmp_path):
     torch.testing.assert_close(sample_task(trained, 3, tmp_path / 'a', device='cpu').images, expected, atol=1e-5, rtol=1e-5)
     draw = Draw(denoiser, config, choose_sampling(config['sampling']), 0, None, 64, torch.device('cpu'))
     assert (draw([0, 1, 2]) - expected.clamp(-1, 1)).abs().max() <= 0.51 / 127.5
-    hook = DemoHook(1, tmp_path, 'm', denoiser, config, 3, 3, print, steps=20)
+    hook = DemoHook(1, tmp_path, 'm', denoiser, denoiser.experiment, 3, 3, print, steps=20)
     accelerator = SimpleNamespace(num_processes=1, process_index=0, device='cpu', autocast=torch.no_grad)
     grid_of_run = hook.draw(SimpleNamespace(accelerator=accelerator, seed=5, stop_asked=lambda: False))
     seeds = [derive_seed(5, 'demo', i) for i in range(3)]
@@ -162,7 +162,7 @@ def test_grid(trained, tmp_path, capsys):
     (['--checkpoint', '{run}', '--schedule', 'karas'], "did you mean 'karras'"),
     (['--checkpoint', '{run}', '--steps', '0'], 'at least 1'),
     (['--checkpoint', '{run}', '--schedule', 'vp'], '--schedule must be one of'),
-    (['--checkpoint', '{run}', '--device', 'quantum'], "--device is 'quantum'"),
+    (['--checkpoint', '{run}', '--device', 'quantum'], "--device must be one that this machine"),
     (['--checkpoint', '{run}', '--batch-size', '0'], '--batch-size must be at least 1; got 0'),
     (['--checkpoint', '{run}', '--sigma-min', '-1'], 'sigma_min'),
 ])

@@ -74,7 +74,7 @@ def test_portions_change_nothing_that_is_drawn(train, tmp_path, capsys):
     assert whole['items'] == parts['items'] == 24
     for name, value in whole['model'].items():
         torch.testing.assert_close(parts['model'][name], value, atol=1e-5, rtol=1e-4)
-    assert train('--micro-batch', '3', place='odd') == 1 and 'the one must divide the other' in capsys.readouterr().err
+    assert train('--micro-batch', '3', place='odd') == 1 and 'must divide the batch size 8' in capsys.readouterr().err
     assert train('--micro-batch', 'x', place='odd') == 1 and "'auto' or a number" in capsys.readouterr().err
 
 

@@ -125,7 +125,7 @@ def test_custom(custom, image_key):
 
 def test_custom_runs_only_where_it_is_let(custom, tmp_path):
     (tmp_path / 'mine.py').write_text(f'open({str(tmp_path / "ran")!r}, "w")\n' + CODE)
-    with pytest.raises(ValueError, match='--allow-code'):
+    with pytest.raises(ValueError, match='allow_code=True'):
         custom(allow_code=False)
     assert not (tmp_path / 'ran').exists()
     custom()

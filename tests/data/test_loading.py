@@ -200,7 +200,7 @@ def test_a_worker_that_hangs_is_noticed_in_time(workers):
     assert taken == [order[i:i + 4] for i in range(0, 4 * hung, 4)]
     assert 'the processes that read the pictures gave no batch for 1.5 s' in str(fault.value)
     assert dataset.name(order[4 * hung]) in str(fault.value)
-    assert '--worker-timeout' in str(fault.value)
+    assert 'worker_timeout=' in str(fault.value)
     for process in set(multiprocessing.active_children()) - before:
         process.join(5)
         assert not process.is_alive()

@@ -88,7 +88,7 @@ def test_without_a_rule_nothing_is_deleted_and_the_missing_room_is_named(tmp_pat
         run.save(state(3))
     takes, free, missing = map(float, re.findall(r'([\d.]+) MB', str(error.value)))
     assert SIZE / 1e6 <= takes <= 2 * SIZE / 1e6 and free == 0.1 and missing <= takes
-    assert steps_of(run) == [2, 1] and '--keep-last' in str(error.value)
+    assert steps_of(run) == [2, 1] and 'keep_last=3' in str(error.value)
 
 
 @pytest.mark.faults

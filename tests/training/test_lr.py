@@ -115,5 +115,5 @@ def test_configs_make_their_schedule():
     assert scheds['exponential'].num_steps == 9.
     assert scheds['warmup-decay'].num_steps == 50
     assert LR_SCHEDS['warmup-decay']().make(optimizer(), 30).num_steps == 30
-    with pytest.raises(ValueError, match='--end-step'):
+    with pytest.raises(ValueError, match='end_step='):
         LR_SCHEDS['warmup-decay']().make(optimizer())

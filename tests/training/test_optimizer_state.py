@@ -85,7 +85,7 @@ def test_another_type_of_optimizer_is_refused_or_begins_anew(toy, old, new):
     first.run()
     state = first.state_dict()
     trainer = toy.make_trainer(OPTIMIZERS[new](), end_step=4)
-    with pytest.raises(ValueError, match=r'another type of optimizer.*--reset-optimizer'):
+    with pytest.raises(ValueError, match=r'another type of optimizer.*reset_optimizer=True'):
         trainer.load_state_dict(copy.deepcopy(state))
     trainer.load_state_dict(copy.deepcopy(state), reset_optimizer=True)
     assert not trainer.optimizer.state and trainer.lr_sched.last_epoch == 2

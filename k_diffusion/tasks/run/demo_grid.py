@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...config import Experiment
 from ...core.extras import require
 from ...core.files import whole_file
 from ...core.images import make_grid, save_image
@@ -18,7 +19,6 @@ from ...core.random import derive_seed
 from ...generation import apply_guidance, choose_plan, choose_sampling, generate
 from ...training import StopAsked, Trainer
 from ...training.logs import values_of_parts
-from ..encoding import decoder_of
 from .report import redacted
 
 
@@ -30,7 +30,7 @@ class DemoHook:
     folder: Path
     name: str
     denoiser: nn.Module
-    config: Mapping[str, Any]
+    experiment: Experiment
     n: int
     batch_size: int
     say: Callable[[str], None]
@@ -57,14 +57,14 @@ class DemoHook:
 
     def draw(self, trainer: Trainer) -> torch.Tensor:
         """The samples [n, C, H, W], each process drawing its share; raises StopAsked on all of them at one step of the sampler."""
-        model, num_classes = self.config['model'], self.config['dataset']['num_classes']
+        model, num_classes = self.experiment.sections.model, self.experiment.sections.dataset.num_classes
         mine, n = share_of(self.n, trainer.accelerator)
         cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else {}
         cond.update({key: value[mine] for key, value in self.told.items()})
-        sampling = choose_sampling(self.config['sampling'], steps=self.steps)
-        denoise = apply_guidance(self.denoiser, self.null, sampling) if cond else self.denoiser
-        sigmas, sampler, options = choose_plan(self.denoiser, sampling, bool(cond) and sampling.guidance != 1)
-        shape = [model['input_channels'], *model['input_size']]
+        sampling = choose_sampling(self.experiment.as_dict()['sampling'], steps=self.steps)
+        denoise = apply_guidance(self.denoiser, self.null, sampling) if self.null else self.denoiser
+        sigmas, sampler, options = choose_plan(self.denoiser, sampling, bool(self.null) and sampling.guidance != 1)
+        shape = [model.input_channels, *model.input_size]
 
         def look_up(*_: Any) -> None:
             if trainer.stop_asked():
@@ -73,7 +73,7 @@ class DemoHook:
         with eval_mode(self.denoiser), trainer.accelerator.autocast():
             images = generate(denoise, shape, sigmas, sampler, [derive_seed(trainer.seed, 'demo', i) for i in mine],
                               cond, batch_size=self.batch_size, device=trainer.accelerator.device, callback=look_up,
-                              options=options, decode=decoder_of(self.config, trainer.accelerator.device))
+                              options=options, decode=self.experiment.decoder(trainer.accelerator.device))
         return gather_in_order(images, n, trainer.accelerator)
 
 
@@ -123,7 +123,7 @@ class WandbHook:
                  save_model: bool, offline: bool = False) -> None:
         self.every, self.save_model = every, save_model
         self.sent: Path | None = None
-        self.wandb = require('wandb', 'wandb', '--wandb-project')
+        self.wandb = require('wandb', 'wandb', 'wandb_project')
         self.wandb.init(project=project, entity=entity, group=group, config=redacted(config), save_code=False,
                         **({'mode': 'offline'} if offline else {}))
 

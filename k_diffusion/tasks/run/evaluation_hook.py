@@ -85,7 +85,7 @@ class EvaluationHook:
         if failed.item():
             self._ready, self._given_up = None, True
             other = '; the extractor classifier needs no download' if self.extractor != 'classifier' else ''
-            self.say(f'evaluation is skipped: {reason or "another process has no extractor"}; training goes on{other} ')
+            self.say(f'evaluation is skipped: {reason or "another process has no extractor"}; training goes on{other}')
         elif caution(self.n):
             self.say(f'note: {caution(self.n)}')
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...config.load import Sections
 from ...training.fitting import activation_bytes, fits, free_bytes, micro_batch
-from .settings import RunSettings
+from .settings import TrainSettings
 
 
 def made_up_loss(denoiser: Any, sections: Sections, n: int, device: torch.device) -> Tensor:
@@ -28,9 +28,9 @@ def made_up_loss(denoiser: Any, sections: Sections, n: int, device: torch.device
     return loss
 
 
-def portions(settings: RunSettings, sections: Sections, network: nn.Module, wrapper: Callable[[nn.Module], Any], accelerator: Any,
+def portions(settings: TrainSettings, sections: Sections, network: nn.Module, wrapper: Callable[[nn.Module], Any], accelerator: Any,
              say: Callable[[str], None]) -> tuple[int, int]:
-    """(batch size, accumulation steps) of a process: as asked, or with --micro-batch split further, which changes nothing drawn."""
+    """(batch size, accumulation steps) of a process: as asked, or with micro_batch split further, which changes nothing drawn."""
     asked, accumulated = settings.batch_size or sections.training.batch_size, settings.grad_accum_steps
     if settings.micro_batch is None:
         return asked, accumulated
@@ -38,7 +38,7 @@ def portions(settings: RunSettings, sections: Sections, network: nn.Module, wrap
     if settings.micro_batch == 'auto':
         micro = _that_fits(asked, network, wrapper, sections, accelerator)
     if asked % micro:
-        raise ValueError(f'--micro-batch is {micro} and the batch size {asked}; the one must divide the other')
+        raise ValueError(f'micro_batch must divide the batch size {asked}; got {micro}')
     if micro < asked:
         say(f'each batch of {asked} is taken in portions of {micro}')
     return micro, accumulated * (asked // micro)

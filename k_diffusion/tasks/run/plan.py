@@ -14,10 +14,11 @@ from ...core.modules import n_params
 from ...models.flops import flop_counter
 from ...training import RunFolder, Trainer, unwrap
 from .display import clock
-from .settings import RunSettings
+from .python import is_picture
+from .settings import TrainSettings
 
 
-def plan(settings: RunSettings, trainer: Trainer, folder: RunFolder, path: Path | None) -> dict[str, Any]:
+def plan(settings: TrainSettings, trainer: Trainer, folder: RunFolder, path: Path | None) -> dict[str, Any]:
     """Takes a few steps on a copy that is thrown away; returns the plan by names, the picture's path among it."""
     parameters = n_params(unwrap(trainer.model))
     picture = folder.path / f'{folder.name}_first_batch.png'
@@ -26,7 +27,8 @@ def plan(settings: RunSettings, trainer: Trainer, folder: RunFolder, path: Path 
     with flop_counter() as counter:
         trainer.train_step(itertools.chain([first], batches))
     seconds = min(_timed(trainer, batches) for _ in range(3))
-    if trainer.accelerator.is_main_process:
+    shown = is_picture(first['image'].shape[1:])
+    if trainer.accelerator.is_main_process and shown:
         picture.parent.mkdir(parents=True, exist_ok=True)
         save_image(picture, make_grid(first['image'][:64].cpu(), padding=1))
     state_bytes = sum(x.numel() * x.element_size() for x in _tensors(trainer.state_dict()))
@@ -42,7 +44,7 @@ def plan(settings: RunSettings, trainer: Trainer, folder: RunFolder, path: Path 
         'time': 'unknown' if steps is None else f'{clock(steps * seconds)} (without grids and saving)',
         'a checkpoint': f'{state_bytes / 1e6:,.1f} MB every {settings.save_every:,} steps' + _disk(folder.path, state_bytes, saves,
                                                                                                    settings),
-        'first batch': str(picture),
+        'first batch': str(picture) if shown else str(list(first['image'].shape)),
     }
 
 
@@ -54,7 +56,7 @@ def _timed(trainer: Trainer, batches: Any) -> float:
     return time.perf_counter() - start
 
 
-def _disk(folder: Path, each: int, saves: int | None, settings: RunSettings) -> str:
+def _disk(folder: Path, each: int, saves: int | None, settings: TrainSettings) -> str:
     """What all checkpoints take of the disk, and a word where that is more than there is."""
     while not folder.exists():
         folder = folder.parent
@@ -62,7 +64,7 @@ def _disk(folder: Path, each: int, saves: int | None, settings: RunSettings) -> 
     kept = saves if not settings.keep_last or saves is None else min(saves, settings.keep_last + settings.keep_best)
     if kept is None:
         return f', {free / 1e9:,.1f} GB are free'
-    warning = '; NOT ENOUGH: see --keep-last' if kept * each > free else ''
+    warning = '; NOT ENOUGH: pass keep_last=3' if kept * each > free else ''
     return f', {kept} in all: {kept * each / 1e9:,.2f} GB of the {free / 1e9:,.1f} GB that are free{warning}'
 
 

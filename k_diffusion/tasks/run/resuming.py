@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from ...config import Experiment
 from ...config.changes import Change, changes_of, check_changes
 from ...core.images import raw_bytes
 from ...core.weights import fingerprint
-from ...data import Dataset, Images, UnreadablePicture
+from ...data import Dataset, Images, StreamData, TensorData, UnreadablePicture
 from ...encoders import LatentEncoder
 from ...training import RunFolder, read_training_checkpoint
-from .settings import RunSettings
+from .settings import TrainSettings
 
 #: Of larger data sets the digest is that of so many pictures, evenly spaced.
 _DIGESTED_BYTES, _DIGESTED = 2**26, 256
@@ -40,11 +41,11 @@ def resume_from(asked: str | os.PathLike[str] | None, folder: RunFolder, acceler
         return found
     if not Path(chosen[0]).exists():
         raise ValueError(f'process {accelerator.process_index} does not see {chosen[0]}, which the run goes on from; '
-                         'put the run on a disk that all machines share (--run-dir)')
+                         'put the run on a disk that all machines share (run_dir=...)')
     return Path(chosen[0]), read_training_checkpoint(chosen[0])
 
 
-def overrides_of(settings: RunSettings, processes: int, seed: int) -> dict[str, Any]:
+def overrides_of(settings: TrainSettings, processes: int, seed: int) -> dict[str, Any]:
     """Return what the command line sets in place of the config or beside it, by 'section.key'."""
     flags = {'optimizer.lr': settings.lr, 'training.batch_size': settings.batch_size, 'training.end_step': settings.end_step,
              'training.ema_snapshots': settings.ema_snapshots}
@@ -55,7 +56,7 @@ def overrides_of(settings: RunSettings, processes: int, seed: int) -> dict[str, 
     }
 
 
-def accepted_changes(state: Mapping[str, Any], config: dict[str, Any], overrides: Mapping[str, Any], path: Path | None,
+def accepted_changes(state: Mapping[str, Any], experiment: Experiment, overrides: Mapping[str, Any], path: Path | None,
                      reset_optimizer: bool) -> list[Change]:
     """Return what differs from the config of a checkpoint and takes effect.
 
@@ -67,18 +68,22 @@ def accepted_changes(state: Mapping[str, Any], config: dict[str, Any], overrides
     """
     stored = (state.get('config') or {}).get('encoder') or {}
     for key in ('mean', 'std'):
-        if config['encoder'].get(key, '') is None and stored.get(key) is not None:
-            config['encoder'][key] = stored[key]
-    changes = changes_of(state, config, overrides)
+        if getattr(experiment.sections.encoder, key, '') is None and stored.get(key) is not None:
+            experiment.update('encoder', **{key: stored[key]})
+    changes = changes_of(state, experiment.as_dict(), overrides)
     check_changes(changes, path, reset_optimizer)
     return changes
 
 
 def facts_of(dataset: Dataset, encoder: LatentEncoder | None = None) -> dict[str, Any]:
     """Return what identifies the data of a run: count and digest of the pictures, the digest of the encoder's weights."""
-    n = len(dataset)
+    n = 0 if isinstance(dataset, StreamData) else len(dataset)
     state = hashlib.blake2b(repr((n, dataset.image_shape, dataset.class_names)).encode(), digest_size=16)
-    if isinstance(dataset, Images):
+    if isinstance(dataset, TensorData):
+        few = torch.tensor(_spaced(n))
+        tensors = {'image': dataset.images, **dataset.tensors}
+        state.update(fingerprint({key: value[few] for key, value in tensors.items()}).encode())
+    elif isinstance(dataset, Images):
         whole = dataset.images.numel() <= _DIGESTED_BYTES
         state.update(raw_bytes(dataset.images if whole else dataset.images[_spaced(n)]))
         if dataset.labels is not None:
@@ -105,7 +110,7 @@ def changed_data(old: Mapping[str, Any] | None, new: Mapping[str, Any], path: Pa
         return []
     if old['encoder'] != new['encoder']:
         raise ValueError(f'{path} was trained on latents of an autoencoder with other weights; set encoder.location to that one, '
-                         'or begin a new run (another --name)')
+                         'or begin a new run (another name=...)')
     if old['digest'] == new['digest']:
         return []
     counts = f'{old["images"]:,} -> {new["images"]:,} images'

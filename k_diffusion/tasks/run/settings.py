@@ -1,98 +1,202 @@
-"""What a training run can be told, and what became of it."""
+"""Settings and result of a training run."""
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import os
 import signal
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
+from ...config import load_model
+from ...core.settings import at_least, check_settings, one_of, setting
+from ..reference import DATASET_WORDS
+
 
 @dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """What a run can be told; a None is the config's value. The flags of `k-diffusion train` bear these names."""
+class TrainSettings:
+    """Settings of `train`; None takes the config's value."""
 
-    config: str | os.PathLike[str] | dict[str, Any]     # the config: a path, or the dict itself
-    name: str = 'model'                                 # names the run and its files
-    run_dir: str | os.PathLike[str] | None = None       # where it lives (default: runs/NAME)
-    batch_size: int | None = None                       # images per micro-step and process
-    end_step: int | None = None                         # optimizer steps in all; None there too: until stopped
-    lr: float | None = None
-    grad_accum_steps: int = 1                           # micro-steps per optimizer step
-    micro_batch: str | int | None = None                # how many of a batch are taken at a time; 'auto': what fits into memory
-    mixed_precision: str | None = None                  # no, fp16, bf16: of the computation; weights stay float32
-    checkpointing: bool = False                         # recompute activations in the backward pass
-    compile: bool = False                               # torch.compile the network
-    shard: bool = False                                 # cut the network into pieces, one for each process (FSDP2)
-    seed: int | None = None                             # default: the run's own, else 0
-    device: str | None = None                           # cpu, cuda, mps; None: the fastest there is
-    num_workers: int = 8                                # processes that decode pictures, at most one per core
-    start_method: str = 'spawn'                         # how they start
-    worker_timeout: float = 600.                        # seconds until they count as hanging; 0: never
-    allow_code: bool = False                            # let custom data sets and TorchScript run
-    save_every: int = 10000                             # steps between checkpoints
-    keep_last: int = 0                                  # checkpoints kept besides the best; 0: all of them
-    keep_best: int = 1                                  # how many of the smallest smoothed loss are kept besides
-    ema_snapshots: int | None = None                    # snapshots for `k-diffusion ema` over the run; 0: none
-    demo_every: int = 500                               # steps between demo grids; 0: none
-    sample_n: int = 64                                  # samples in a grid
-    evaluate_every: int = 10000                         # steps between evaluations
-    evaluate_n: int = 2000                              # samples of an evaluation; 0: none
-    evaluate_only: bool = False                         # evaluate the latest checkpoint instead of training
-    evaluate_with: str = 'inception'                    # inception, clip, dinov2, classifier or a TorchScript file
-    evaluate_against: str | None = None                 # a held-out data set (default: the training set)
-    clip_model: str = 'ViT-B/16'
-    dinov2_model: str = 'vitl14'
-    gns: bool = False                                   # follow the gradient noise scale
-    wandb_project: str | None = None
-    wandb_entity: str | None = None
-    wandb_group: str | None = None
-    wandb_save_model: bool = False
-    wandb_offline: bool = False                         # keep what is for wandb on the disk
-    tensorboard: bool = False                           # write event files for TensorBoard
-    report: bool = True                                 # write NAME_report.html
-    dry_run: bool = False                               # say what would be done, and leave
-    resume: str | None = None                           # a checkpoint (default: the run's latest)
-    resume_inference: str | None = None                 # a .safetensors file to start from
-    verify: bool = True         # compare what `resume` or `grow` names with the manifest beside it
-    reset_ema: bool = False                             # the average starts anew
-    reset_optimizer: bool = False                       # the optimizer's moments start anew; its type may be another
-    grow: str | None = None                             # a checkpoint of a smaller network to start from
-    grow_config: str | os.PathLike[str] | dict[str, Any] | None = None     # its config, where it carries none
-    grow_warmup: int = 0                                # steps over which the learning rate of the new layers rises
+    config: str | os.PathLike[str] | dict[str, Any] | None = setting(
+        None, 'the config file (.json, or a .safetensors file that carries one)')
+    name: str = setting('model', 'the name of the run')
+    run_dir: str | os.PathLike[str] | None = setting(
+        None, 'the folder of the run (default: runs/NAME)')
+    batch_size: int | None = setting(
+        None, "images per step and process (default: the config's, else 64)")
+    end_step: int | None = setting(None, 'stop after so many optimizer steps in all')
+    lr: float | None = setting(None, "the learning rate (default: the config's)")
+    grad_accum_steps: int = setting(1, 'gradient accumulation steps')
+    micro_batch: str | int | None = setting(
+        None, "take so many of a batch at a time, or 'auto': what fits into memory (default: all)",
+        parse=str)
+    mixed_precision: str | None = setting(
+        None, 'the type of the computation; weights stay float32', choices=('no', 'fp16', 'bf16'))
+    checkpointing: bool = setting(
+        False, 'recompute activations to save memory, where the model can')
+    compile: bool = setting(False, 'compile the model')
+    shard: bool = setting(False, 'cut weights, average and optimizer state into pieces, '
+                          'one for each process (FSDP2)')
+    seed: int | None = setting(None, "the seed (default: the run's own, else 0)")
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    num_workers: int = setting(8, 'processes that decode pictures, at most one per core')
+    start_method: str = setting(
+        'spawn', 'how they start', choices=('fork', 'forkserver', 'spawn'))
+    worker_timeout: float = setting(
+        600., 'the time without a batch after which those processes count as hanging, '
+        'which ends the run (default: 600; 0: never)', metavar='SECONDS')
+    allow_code: bool = setting(
+        False, 'let a "custom" dataset run the Python file that the config names, '
+        'and an extractor the code in its TorchScript file')
+    save_every: int = setting(10000, 'save a checkpoint every so many steps')
+    keep_last: int = setting(
+        0, 'delete older checkpoints than the last so many (default: 0, none is deleted)')
+    keep_best: int = setting(1, '... but keep so many of the smallest smoothed loss')
+    ema_snapshots: int | None = setting(
+        None, 'write so many snapshots for `k-diffusion ema` over the run '
+        "(default: the config's, else 0)")
+    demo_every: int = setting(
+        500, 'draw a grid of samples every so many steps (default: 500; 0: never)')
+    sample_n: int = setting(64, 'how many samples the grid holds')
+    evaluate_every: int = setting(10000, 'evaluate every so many steps')
+    evaluate_n: int = setting(2000, 'how many samples to evaluate (default: 2000; 0: never)')
+    evaluate_only: bool = setting(False, 'evaluate the latest checkpoint instead of training')
+    evaluate_with: str = setting(
+        'inception', 'the feature extractor: inception, clip, dinov2, classifier (trained in '
+        'seconds on the labelled data set, without a download) or a TorchScript file')
+    evaluate_against: str | None = setting(
+        None, f'a held-out data set to compare with (default: the training set): {DATASET_WORDS}')
+    clip_model: str = setting('ViT-B/16', 'the CLIP model to evaluate with, or its folder')
+    dinov2_model: str = setting('vitl14', 'the DINOv2 model to evaluate with, or its folder')
+    gns: bool = setting(False, 'follow the gradient noise scale '
+                        '(one process takes each batch in two halves for it)')
+    wandb_project: str | None = setting(None, 'log to this wandb project')
+    wandb_entity: str | None = setting(None, 'the wandb entity')
+    wandb_group: str | None = setting(None, 'the wandb group')
+    wandb_save_model: bool = setting(False, 'upload checkpoints to wandb')
+    wandb_offline: bool = setting(
+        False, 'keep what is for wandb on the disk (`wandb sync` sends it later)')
+    tensorboard: bool = setting(False, 'write event files for TensorBoard')
+    report: bool = setting(True, 'write no NAME_report.html')
+    dry_run: bool = setting(
+        False, 'say what would be done and what it costs, draw the first batch, and leave')
+    resume: str | os.PathLike[str] | None = setting(
+        None, 'the checkpoint to go on from (default: the latest of the run)')
+    resume_inference: str | os.PathLike[str] | None = setting(
+        None, 'a .safetensors file to start the weights from')
+    verify: bool = setting(
+        True, 'take what resume or grow names though it is not what the manifest beside it '
+        'says')
+    reset_ema: bool = setting(False, 'start the averaged weights anew from the raw ones')
+    reset_optimizer: bool = setting(
+        False, "start the optimizer's moments anew, as another type of optimizer needs")
+    grow: str | os.PathLike[str] | None = setting(
+        None, 'start from a network trained on smaller pictures: a .pth, a .safetensors or its run',
+        metavar='CHECKPOINT')
+    grow_config: str | os.PathLike[str] | dict[str, Any] | None = setting(
+        None, 'its config, where it carries none', metavar='CONFIG')
+    grow_warmup: int = setting(
+        0, 'let the learning rate of the new layers, and theirs alone, rise over so many steps',
+        metavar='STEPS')
+    data: str | os.PathLike[str] | None = setting(
+        None, 'in place of a config: a folder or archive of pictures, for which size, network and '
+        'length of the run are picked; the config is written into the folder of the run')
+    size: int | None = setting(None, 'with data: the side of the pictures (default: it is picked)')
+    classes: str = setting('auto', 'with data: whether its folders are classes',
+                           choices=('auto', 'folders', 'none'))
+    minutes: float | None = setting(
+        None, 'with data: how long to train, about (default: 10 on a CPU, else 60)')
+    changes: Any = setting(
+        help="another value for a key of the config, as JSON: model.channels='[64,128]'",
+        flags=('--set',), factory=list, many='append', metavar='KEY=VALUE')
+    network: nn.Module | str | None = setting(
+        None, 'FILE.py:CLASS, a network of your own, called as net(x, sigma, **cond); runs the file '
+        '(see allow_code)', parse=str)
+    # Of Python alone:
+    dataset: Any = setting(None)                    # a tensor [N, C, ...] or a torch data set
+    num_classes: int = setting(0)                   # of its labels; 0: they go to the network as they are
+    sigma_data: float | str | None = setting(None)  # of the data; 'measure', the default without a config
+    density: Any = setting(None)                    # of training noise levels: K.schedules.LogNormal(...)
+    weighting: Any = setting(None)                  # of the loss: a name, or a function of sigma [B]
+    loss: Callable[..., Tensor] | None = setting(None)  # loss(denoiser, x, noise, sigma, **cond) -> [B]
+    optimizer: Any = setting(None)                  # an optimizer, or a function of the parameters
+    lr_schedule: Any = setting(None)                # a schedule of it, or a function of the optimizer
+    hooks: Sequence[Any] = setting(())              # functions of the trainer, called after each step
+    stop: Any = setting(None)                       # a threading.Event, or a function: True stops
+    show: bool = setting(True)                      # progress and notes on stderr
 
     def __post_init__(self) -> None:
-        for key in ('batch_size', 'end_step', 'grad_accum_steps', 'save_every', 'sample_n', 'evaluate_every'):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f'--{key.replace("_", "-")} is {value}; it must be at least 1')
-        if Path(self.name).name != self.name or not self.name.strip('.'):
-            raise ValueError(f'--name is {self.name!r}; it must be a plain name (the folder is said by --run-dir)')
-        for key in ('num_workers', 'worker_timeout', 'demo_every', 'evaluate_n', 'keep_last',
-                    'keep_best', 'ema_snapshots', 'grow_warmup'):
-            if (getattr(self, key) or 0) < 0:
-                raise ValueError(f'--{key.replace("_", "-")} is {getattr(self, key)}; it must be at least 0')
-        for key in ('gns', 'compile'):
-            if self.shard and getattr(self, key):
-                raise ValueError(f'--shard does not go together with --{key}; leave one of them out')
-        if self.shard and self.mixed_precision == 'fp16':
-            raise ValueError('--shard does not go with --mixed-precision fp16, whose loss scaling is of whole gradients; take bf16')
-        if self.micro_batch not in (None, 'auto') and not (str(self.micro_batch).isdecimal() and int(str(self.micro_batch)) > 0):
-            raise ValueError(f"--micro-batch is {self.micro_batch!r}; it must be 'auto' or a number that divides the batch size")
-        if (self.grow_config is not None or self.grow_warmup) and self.grow is None:
-            raise ValueError('--grow-config and --grow-warmup say how to grow, and --grow is missing; name the checkpoint to grow from')
-        if self.grow is not None and self.resume_inference:
-            raise ValueError('--grow and --resume-inference both say what weights to start from; leave one of them out')
-        if self.lr is not None and not self.lr > 0:
-            raise ValueError(f'--lr is {self.lr}; it must be above 0')
-        if self.evaluate_n == 1 or (self.evaluate_only and not self.evaluate_n):
-            raise ValueError(f'--evaluate-n is {self.evaluate_n}; an evaluation takes at least 2 samples')
+        check_settings(
+            at_least(self, 1, 'batch_size', 'end_step', 'grad_accum_steps', 'save_every',
+                     'sample_n', 'evaluate_every'),
+            at_least(self, 0, 'num_workers', 'worker_timeout', 'demo_every', 'evaluate_n',
+                     'keep_last', 'keep_best', 'ema_snapshots', 'grow_warmup', 'num_classes'),
+            one_of(self, ('no', 'fp16', 'bf16'), 'mixed_precision'),
+            at_least(self, 8, 'size'), one_of(self, ('auto', 'folders', 'none'), 'classes'),
+            one_of(self, ('fork', 'forkserver', 'spawn'), 'start_method'),
+            *self._problems())
+
+    def _problems(self) -> list[str]:
+        """Return what is wrong with settings of other kinds and with combinations of settings."""
+        plain = Path(self.name).name == self.name and self.name.strip('.')
+        micro = self.micro_batch in (None, 'auto') or (
+            str(self.micro_batch).isdecimal() and int(str(self.micro_batch)) > 0)
+        grown = self.grow is not None
+        rules = {
+            'config must be given, or data=... (or, from Python, network and dataset)':
+                any(value is not None for value in (self.config, self.data, self.network,
+                                                    self.dataset)),
+            'data must be left out with a config or a dataset': self.data is None or (
+                self.config is None and self.dataset is None),
+            'network must be given with a dataset and no config': (self.config or self.data) is not None
+                or self.network is not None or self.dataset is None,
+            'dataset must be given with a network and no config': (self.config or self.data) is not None
+                or self.dataset is not None or self.network is None,
+            'network must be a torch.nn.Module, an instance of its class, or FILE.py:CLASS; '
+            f'got {self.network!r:.60}': self.network is None
+                or isinstance(self.network, (nn.Module, str)),
+            f"sigma_data must be above 0, or 'measure'; got {self.sigma_data!r}":
+                self.sigma_data in (None, 'measure') or (
+                    isinstance(self.sigma_data, (int, float)) and self.sigma_data > 0),
+            f'stop must be a threading.Event or a function; got {self.stop!r:.60}':
+                self.stop is None or callable(getattr(self.stop, 'is_set', self.stop)),
+            'lr must be left out with an optimizer of your own': self.lr is None
+                or self.optimizer is None,
+            f'name must be a plain name (run_dir=... is the folder); got {self.name!r}': plain,
+            f"micro_batch must be 'auto' or a number that divides the batch size; "
+            f'got {self.micro_batch!r}': micro,
+            f'minutes must be above 0; got {self.minutes}':
+                self.minutes is None or self.minutes > 0,
+            'size, classes and minutes must be left out without data': self.data is not None or (
+                self.size is None and self.minutes is None and self.classes == 'auto'),
+            f'lr must be above 0; got {self.lr}': self.lr is None or self.lr > 0,
+            'shard must be left out with gns=True': not (self.shard and self.gns),
+            'shard must be left out with compile=True': not (self.shard and self.compile),
+            'mixed_precision must be bf16 where shard=True, since the loss scaling of fp16 is of '
+            'whole gradients; got fp16': not (self.shard and self.mixed_precision == 'fp16'),
+            'grow must name a checkpoint where grow_config=... or grow_warmup=... say how to grow':
+                grown or (self.grow_config is None and not self.grow_warmup),
+            'grow and resume_inference must not both be given; each says what weights to start '
+            'from': not (grown and self.resume_inference),
+            f'evaluate_n must be at least 2 for an evaluation; got {self.evaluate_n}':
+                self.evaluate_n != 1 and not (self.evaluate_only and self.evaluate_n == 0),
+        }
+        return [problem for problem, fine in rules.items() if not fine]
 
     @property
     def extractor(self) -> str:
-        """What --evaluate-with, --clip-model and --dinov2-model name together."""
-        model = {'clip': self.clip_model, 'dinov2': self.dinov2_model}.get(self.evaluate_with)
+        """The extractor that evaluate_with, clip_model and dinov2_model name together."""
+        models = {'clip': self.clip_model, 'dinov2': self.dinov2_model}
+        model = models.get(self.evaluate_with)
         return self.evaluate_with if model is None else f'{self.evaluate_with}:{model}'
+
+
+#: The name of before.
+RunSettings = TrainSettings
 
 
 def status_after(number: int | None) -> int:
@@ -102,16 +206,35 @@ def status_after(number: int | None) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What became of a run."""
+    """Result of a training run.
+
+    Attributes:
+        name: Its name.
+        folder: Where it lies.
+        checkpoint: Its last checkpoint.
+        step: The optimizer steps taken in all.
+        status: 'done', 'interrupted' (by a signal), 'stopped' (by `Stop` or the setting stop),
+            'already done', 'evaluated' or 'dry run'.
+        loss: The smoothed loss.
+        processes: How many processes trained.
+        signal: The signal that interrupted it.
+        network: The network that was trained, where it was given; its weights are the raw ones.
+    """
 
     name: str
     folder: Path
     checkpoint: Path
     step: int
-    status: str         # done, interrupted, 'already done', 'evaluated' or 'dry run'
-    loss: float | None  # smoothed
+    status: str
+    loss: float | None
     processes: int
-    signal: int | None = None   # what interrupted it
+    signal: int | None = None
+    network: nn.Module | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @functools.cached_property
+    def denoiser(self) -> nn.Module:
+        """The denoiser D(x, sigma, **cond) with the averaged weights, in evaluation mode."""
+        return load_model(self.checkpoint, network=copy.deepcopy(self.network))[0]
 
     @property
     def exit_status(self) -> int:
@@ -123,4 +246,7 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(self).items()}
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
+                  if field.name != 'network'}
+        return {key: str(value) if isinstance(value, Path) else value
+                for key, value in fields.items()}

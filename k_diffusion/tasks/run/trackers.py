@@ -16,8 +16,8 @@ class TensorboardHook:
     optional = True
 
     def __init__(self, folder: Path, every: int) -> None:
-        require('tensorboard', 'tensorboard', '--tensorboard')
-        writer: Any = require('torch.utils.tensorboard', 'tensorboard', '--tensorboard')
+        require('tensorboard', 'tensorboard', 'tensorboard=True')
+        writer: Any = require('torch.utils.tensorboard', 'tensorboard', 'tensorboard=True')
         self.every = every
         self.writer = writer.SummaryWriter(str(folder / 'tensorboard'))
 

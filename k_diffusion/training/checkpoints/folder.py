@@ -139,7 +139,7 @@ class RunFolder:
                 self.manifest.put(name, Record(step, record.files, {**record.metrics, **metrics}, record.saved))
 
     def pinned(self) -> set[int]:
-        """The steps whose checkpoints are never deleted (`k-diffusion checkpoints --pin`)."""
+        """The steps whose checkpoints are never deleted (`K.checkpoints`)."""
         if not self.pins_path.exists():
             return set()
         try:
@@ -235,7 +235,7 @@ class RunFolder:
                 warnings.warn(f'{path.name} is passed over: {error}', stacklevel=2)
         if passed_over:
             raise ValueError(f'none of the checkpoints of {self.name!r} in {self.path} can be read; '
-                             f'to begin anew, move them and {self.pointer_path.name} away or choose another --name')
+                             f'to begin anew, move them and {self.pointer_path.name} away or choose another name')
         return None
 
     def last_sane(self, step: int) -> Path | None:
@@ -324,8 +324,8 @@ class _Writing:
         safe = 'no earlier one is whole' if last is None else f'the last one, {last}, is whole'
         full = f'the disk of {self.folder.path} is full ({self._missing()})' if cause.errno in _FULL else f'{cause.strerror or cause}'
         raise Unsaved(cause.errno, f'the checkpoint of step {self.step} could not be written: {full}; '
-                      f'{safe}: make room (--keep-last 3 deletes old checkpoints as it goes) '
-                      'or choose another folder with --run-dir, and run again') from None
+                      f'{safe}: make room (keep_last=3 deletes old checkpoints as it goes) '
+                      'or choose another folder with run_dir=..., and run again') from None
 
     def _missing(self) -> str:
         """Say how much the checkpoint takes, and how much must be freed for it."""

@@ -26,7 +26,7 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _taken(path, name)
     except OSError as error:
-        raise OSError(f'the run cannot live in {folder} ({error.strerror}); choose another folder with --run-dir') from None
+        raise OSError(f'the run cannot live in {folder} ({error.strerror}); choose another folder with run_dir=...') from None
     try:
         with contextlib.suppress(OSError):      # who holds it is told for kindness; on a full disk it is held all the same
             os.ftruncate(descriptor, 0)
@@ -52,7 +52,7 @@ def _taken(path: Path, name: str) -> int:
             holder = _holder(descriptor)
             os.close(descriptor)
             raise Taken(f'the run {name!r} in {path.parent} is being trained by {holder}; '
-                        'wait for it, stop it, or choose another --name') from None
+                        'wait for it, stop it, or choose another name') from None
         with contextlib.suppress(OSError):
             if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
                 return descriptor

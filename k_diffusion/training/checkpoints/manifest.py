@@ -95,7 +95,7 @@ def check_recorded(path: Path) -> None:
         record = Manifest(path.with_name(f'{run}_manifest.json')).read().get(path.name)
         if record is not None and (fault := record.fault(path.parent)):
             raise ValueError(f'{fault}; `k-diffusion checkpoints {path.parent}` lists those that '
-                             'are whole (--no-verify, in Python verify=False, takes it as it is)')
+                             'are whole (verify=False takes it as it is)')
 
 
 def _record(checkpoint: str, entry: Any) -> Record:

@@ -23,7 +23,7 @@ def read_training_checkpoint(path: str | os.PathLike[str], verify: bool = True) 
     missing = [key for key in _NEEDED if key not in state] if isinstance(state, dict) else list(_NEEDED)
     if missing:
         raise ValueError(f'{path} lacks {", ".join(missing)}; training resumes from a checkpoint that train wrote '
-                         '(weights alone are taken by --resume-inference)')
+                         '(weights alone are taken by resume_inference=...)')
     return state
 
 
@@ -59,7 +59,7 @@ def _put_together(value: Any, whole: Mapping[int, Tensor]) -> Any:
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object = 'the checkpoint') -> None:
     """Puts weights into a model of the same shape; the first that does not fit is named, with both shapes."""
-    fix = 'use the config it was trained with, or another --name to begin anew'
+    fix = 'use the config it was trained with, or another name to begin anew'
     for name, own in model.state_dict().items():
         if name in weights and weights[name].shape != own.shape:
             raise ValueError(f'{source} holds {name} of shape {list(weights[name].shape)}, '

@@ -1,0 +1,274 @@
+"""The parts of a training run put together: network, data, optimizer, loss and hooks as a Trainer."""
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...augmentation import BatchedAugmentation
+from ...config import Experiment, read_weights
+from ...config.build import build_network
+from ...config.conditioning import null_conditions
+from ...config.growing import inherit_weights
+from ...config.latents import pictures_of
+from ...config.load import Sections
+from ...core.machine import memory_bytes
+from ...core.modules import n_params
+from ...core.random import derive_seed
+from ...data import Dataset, Loader, PythonData, StreamData, StreamLoader
+from ...training import (
+    CheckpointHook,
+    GradientNoiseHook,
+    Hook,
+    LogHook,
+    NewLayersWarmup,
+    RunFolder,
+    SnapshotHook,
+    Trainer,
+    load_weights,
+    shard,
+)
+from ..conditioning import first_of
+from .demo_grid import DemoHook, SkippedNotice, WandbHook
+from .display import Display
+from .evaluation_hook import EvaluationHook
+from .micro_batches import compiled, portions
+from .objective import make_loss
+from .python import as_function, as_hook, is_picture, make_optimizer, make_schedule
+from .report import ReportHook
+from .settings import TrainSettings
+from .trackers import TensorboardHook
+
+LOG_EVERY = 10
+
+
+def assemble(settings: TrainSettings, experiment: Experiment, accelerator: Any, folder: RunFolder,
+             state: dict[str, Any] | None, display: Display, end_step: int | None,
+             seed: int) -> Trainer:
+    """Return the trainer of a run that goes on from `state`, with nothing loaded into it yet."""
+    new = _make_network(settings, experiment, seed, accelerator.device, fresh=state is None)
+    network = experiment.network
+    display.say(f'{n_params(network):,} parameters'
+                + (f', {_count(network, new):,} of them new' if new else ''))
+    sections = experiment.sections
+    batch_size, grad_accum_steps = portions(settings, sections, network, experiment.wrap,
+                                            accelerator, display.say)
+    settings = dataclasses.replace(settings, batch_size=batch_size,
+                                   grad_accum_steps=grad_accum_steps)
+    with accelerator.main_process_first():
+        loader = _make_loader(settings, experiment, accelerator, seed, folder, display)
+    ema_model = copy.deepcopy(network).requires_grad_(False).eval()
+    optimizer = make_optimizer(settings, experiment, network)
+    lr_sched = make_schedule(settings, experiment, optimizer, end_step)
+    _keep_projected(network, optimizer)
+    parts: dict[str, Any] = {}
+    if settings.grow_warmup or (state or {}).get('growing'):
+        parts['growing'] = NewLayersWarmup(network, new, settings.grow_warmup)
+        parts['growing'].attach(optimizer)
+    snapshots = _make_snapshots(settings, experiment, folder, ema_model, end_step)
+    if settings.shard:
+        averages = snapshots.averages if snapshots else []
+        _cut([network, ema_model, *averages], optimizer, accelerator)
+    fast = network
+    if settings.compile:
+        fast = compiled(network, sections, experiment.wrap, batch_size, accelerator, display.say)
+    # (Pieces are exchanged by the network itself: it must not be wrapped in DistributedDataParallel.)
+    model = accelerator.prepare_model(fast, evaluation_mode=settings.shard)
+    optimizer = accelerator.prepare_optimizer(optimizer)
+    conditions = experiment.conditions(accelerator.device)
+    dataset = sections.dataset
+    loss = make_loss(experiment.wrap(model), experiment.density, seed, dataset.num_classes,
+                     dataset.cond_dropout_rate, _memory_format(sections), conditions, settings.loss)
+    shown = _first_conditions(conditions, loader.dataset, settings.sample_n, seed)
+    hooks = _make_hooks(settings, experiment, folder, display, experiment.wrap(ema_model),
+                        accelerator.is_main_process, shown,
+                        null_conditions(dataset.num_classes, conditions))
+    watching: dict[str, Any] = {}
+    if settings.gns:
+        watching['gns_stats'] = GradientNoiseHook(model, settings.grad_accum_steps)
+    if snapshots:
+        watching['posthoc'] = snapshots
+    return Trainer(
+        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
+        [*watching.values(), *hooks], end_step=end_step,
+        grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed,
+        parts={**parts, **watching}, stop=as_function(settings.stop))
+
+
+def _cut(networks: list[nn.Module], optimizer: torch.optim.Optimizer, accelerator: Any) -> None:
+    if accelerator.num_processes == 1:
+        raise ValueError('shard must be left out with one process, since it cuts the network over '
+                         'several; launch more, or leave it out')
+    shard(networks, optimizer, accelerator.device)
+
+
+def _make_snapshots(settings: TrainSettings, experiment: Experiment, folder: RunFolder,
+                    ema_model: nn.Module, end_step: int | None) -> SnapshotHook | None:
+    training, wanted = experiment.sections.training, settings.ema_snapshots
+    wanted = training.ema_snapshots if wanted is None else wanted
+    if not wanted:
+        return None
+    every = settings.save_every if end_step is None else max(1, -(-end_step // wanted))
+    return SnapshotHook(ema_model, folder.path, folder.name, every, experiment.as_dict(),
+                        training.ema_widths)
+
+
+def _make_network(settings: TrainSettings, experiment: Experiment, seed: int, device: torch.device,
+                  fresh: bool) -> list[str]:
+    """Make the network as it starts: drawn from the seed, an inference file's, grown, or given.
+
+    A run that goes on has its weights in its checkpoint, so that what it was grown from may be gone
+    by then.
+
+    Returns:
+        The names of the parameters that growing added.
+    """
+    new: list[str] = []
+    sections = experiment.sections
+    if settings.network is None:
+        _check_memory(sections, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, 'weights'))
+        network = experiment.network
+        if settings.grow and fresh:
+            new = inherit_weights(network, settings.grow, settings.grow_config, settings.verify)
+    if settings.resume_inference:
+        weights, _ = read_weights(settings.resume_inference, verify=settings.verify)
+        load_weights(network, weights, settings.resume_inference)
+    network.to(device, memory_format=_memory_format(sections))   # type: ignore[call-overload]
+    return new
+
+
+def _check_memory(sections: Sections, device: torch.device) -> None:
+    """Refuse a network whose weights, gradients, moments and average alone are more than the device holds."""
+    with torch.device('meta'):
+        parameters = n_params(build_network(sections))
+    needed, there = 5 * 4 * parameters, memory_bytes(device)
+    if there is not None and needed > there:
+        raise ValueError(
+            f'the model has {parameters:,} parameters; training it takes {needed / 2**30:,.0f} GiB '
+            f'before any activation, and {device.type} has {there / 2**30:,.0f}: make it smaller '
+            '(k-diffusion info says what a config costs)')
+
+
+def _keep_projected(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Have a network that holds its weights to a constraint (`proj_`) do so after each step."""
+    project = getattr(getattr(network, 'inner_model', network), 'proj_', None)
+    if project is not None:
+        optimizer.register_step_post_hook(lambda *_: project())
+
+
+def _count(network: nn.Module, names: list[str]) -> int:
+    parameters = dict(network.named_parameters())
+    return sum(parameters[name].numel() for name in names)
+
+
+def _memory_format(sections: Sections) -> torch.memory_format:
+    convolutional = sections.model.type in ('image_v1', 'image_v2')
+    last = sections.training.channels_last and convolutional
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def _make_loader(settings: TrainSettings, experiment: Experiment, accelerator: Any, seed: int,
+                 folder: RunFolder, display: Display) -> Loader | StreamLoader:
+    dataset = experiment.dataset(accelerator.device, folder.path / 'cache', settings.allow_code,
+                                 display.decoding)
+    sections = experiment.sections
+    batch_size = settings.batch_size or sections.training.batch_size
+    if isinstance(dataset, StreamData):
+        return StreamLoader(dataset, batch_size, accelerator.process_index,
+                            accelerator.num_processes, settings.grad_accum_steps, accelerator.device)
+    display.say(f'{len(dataset):,} {"items" if isinstance(dataset, PythonData) else "images"}'
+                + _describe_classes(dataset.class_names, sections.dataset.num_classes))
+    for note in dataset.notes:
+        display.say(f'note: {note}')
+    probability = sections.model.augment_prob
+    augmented = BatchedAugmentation(probability) if probability else None
+    workers = min(settings.num_workers, os.cpu_count() or 1)
+    return Loader(dataset, batch_size, seed=seed, rank=accelerator.process_index,
+                  world_size=accelerator.num_processes, grad_accum_steps=settings.grad_accum_steps,
+                  augmentation=augmented, num_workers=workers, start_method=settings.start_method,
+                  device=accelerator.device, worker_timeout=settings.worker_timeout or None)
+
+
+def _describe_classes(names: list[str], known: int) -> str:
+    """Return the classes of a data set in words, and whether the model is told of them."""
+    if not names:
+        return ''
+    listed = ', '.join(f'{i} {name}' for i, name in enumerate(names[:10]))
+    numbers = names == [str(i) for i in range(len(names))]
+    shown = '' if numbers else f': {listed}' + (', ...' if len(names) > 10 else '')
+    unused = ' (unused: dataset.num_classes is 0)' if not known else ''
+    never = ''
+    if known > len(names):
+        never = f' (the model is told of {known}, so some are never seen)'
+    return f' in {len(names)} classes{shown}{unused}{never}'
+
+
+def _first_conditions(conditions: Any, dataset: Dataset, n: int, seed: int) -> dict[str, Tensor]:
+    """Return the conditions of the first n items, for demo grids; classes are left to these."""
+    if not isinstance(dataset, PythonData):
+        return first_of(conditions, dataset, n, seed)
+    indices = [i % len(dataset) for i in range(n)]
+    items = dataset.read(indices, [derive_seed(seed, 'demo', i) for i in range(n)])
+    kept = ('image', 'class_cond') if dataset.num_classes else ('image',)
+    return {key: value for key, value in items.items()
+            if key not in kept and isinstance(value, Tensor)}
+
+
+def _make_hooks(settings: TrainSettings, experiment: Experiment, folder: RunFolder, display: Display,
+                denoiser: nn.Module, main: bool, shown: dict[str, Tensor],
+                null: dict[str, Any]) -> list[Hook]:
+    name, config, dataset = settings.name, experiment.as_dict(), experiment.dataset()
+    hooks: list[Hook] = [
+        LogHook(folder.path / f'{name}_log.jsonl', LOG_EVERY, display),
+        SkippedNotice(LOG_EVERY, dataset.skipped, folder.path / f'{name}_skipped.txt', display.say)]
+    hooks += [as_hook(hook) for hook in settings.hooks]
+    hooks.append(CheckpointHook(folder, settings.save_every))
+    listeners = []
+    if settings.wandb_project and main:
+        wandb = WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config,
+                          LOG_EVERY, settings.wandb_save_model, settings.wandb_offline)
+        hooks.append(wandb)
+        listeners.append(wandb.metrics)
+    if settings.tensorboard:
+        hooks.append(TensorboardHook(folder.path, LOG_EVERY))
+    model = experiment.sections.model
+    batch = settings.batch_size or experiment.sections.training.batch_size
+    drawn = is_picture((model.input_channels, *model.input_size)) or model.type != 'python'
+    if settings.demo_every and drawn:
+        hooks.append(DemoHook(settings.demo_every, folder.path, name, denoiser, experiment,
+                              settings.sample_n, batch, display.say, told=shown, null=null))
+    elif settings.demo_every:
+        display.say('demo grids are left out: samples are no pictures (hooks=[...] may show them)')
+    if settings.evaluate_n and not isinstance(dataset, PythonData):
+        _add_evaluation(hooks, settings, experiment, folder.path, denoiser, batch, display, shown,
+                        listeners)
+    if settings.report:
+        hooks.append(ReportHook(settings.demo_every or settings.save_every, folder.path, name, config,
+                                _noise_edges(experiment)))
+    return hooks
+
+
+def _add_evaluation(hooks: list[Hook], settings: TrainSettings, experiment: Experiment, folder: Path,
+                    denoiser: nn.Module, batch: int, display: Display, shown: dict[str, Tensor],
+                    listeners: list[Any]) -> None:
+    if shown:
+        display.say('evaluation is left out: it compares pictures drawn by class, and this model is '
+                    'told more')
+        return
+    hooks.append(EvaluationHook(
+        settings.evaluate_every, folder, settings.name, denoiser, experiment.as_dict(),
+        settings.evaluate_n, batch, display.say, pictures_of(experiment.dataset()),
+        settings.extractor, settings.evaluate_against, settings.allow_code, listeners))
+
+
+def _noise_edges(experiment: Experiment, bins: int = 8) -> list[float]:
+    """Return the noise levels between which the log tells the loss."""
+    quantiles = torch.linspace(0, 1, bins + 1, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    return [float(sigma) for sigma in experiment.density.quantile(quantiles)]

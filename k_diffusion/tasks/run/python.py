@@ -1,0 +1,155 @@
+"""A run of things given from Python: network, data, density, weighting; what is not given follows the data."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...config import Experiment
+from ...config.experiment import make_network
+from ...core.arguments import show_value
+from ...core.random import derive_seed
+from ...data import Dataset, as_dataset, measure_sigma_data
+from ...training import Trainer
+from .recipe import pick_config
+from .settings import TrainSettings
+
+#: In units of sigma_data: the ends of the noise levels, and the mean of their logarithm in training.
+LOWEST, HIGHEST, MEAN, STD = 0.004, 160., -0.5, 1.2
+BATCH_SIZE = 64
+
+
+def open_experiment(settings: TrainSettings) -> tuple[Experiment, nn.Module | None]:
+    """Return what a run trains: the config's, with what was given from Python in its place.
+
+    Returns:
+        The experiment, and the network where one was given.
+
+    Raises:
+        ValueError, TypeError: It cannot be trained so.
+    """
+    given, network, name = settings.dataset, settings.network, ''
+    if isinstance(network, str):
+        name = network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(settings.seed or 0, 'weights'))
+            network = make_network(name, settings.allow_code)
+    dataset = None if given is None else as_dataset(given, settings.num_classes)
+    source, notes = settings.config, list[str]()
+    if settings.data is not None:
+        source, notes = pick_config(settings)
+    if source is not None:
+        experiment = Experiment.open(source, strict=True, changes=settings.changes)
+        experiment.notes = notes
+        if network is not None:
+            experiment.take_network(network, name)
+    else:
+        if dataset is None or network is None:
+            raise ValueError('network and dataset must both be given where there is no config')
+        experiment = Experiment.open(_config_of(settings, network, dataset), strict=True,
+                                     changes=settings.changes)
+        experiment.take_network(network, name)
+    if source is not None and settings.sigma_data is not None:
+        experiment.update('model', sigma_data=_sigma_data(settings, dataset))
+    if dataset is not None:
+        experiment.take_dataset(dataset)
+    if settings.density is not None:
+        experiment.take_density(settings.density)
+    if callable(settings.weighting):
+        experiment.take_weighting(settings.weighting)
+    elif settings.weighting is not None:
+        experiment.update('model', loss_weighting=settings.weighting)
+    return experiment, network
+
+
+def _config_of(settings: TrainSettings, network: nn.Module, dataset: Dataset) -> dict[str, Any]:
+    """Return the config of a run that has none: noise levels and batch size that suit the data."""
+    channels, *size = dataset.image_shape
+    sigma_data = _sigma_data(settings, dataset)
+    level = {'type': 'lognormal', 'mean': math.log(sigma_data) + MEAN, 'std': STD}
+    return {
+        'model': {'type': 'python', 'network': type(network).__name__, 'input_channels': channels,
+                  'input_size': size, 'sigma_data': sigma_data, 'sigma_min': LOWEST * sigma_data,
+                  'sigma_max': HIGHEST * sigma_data, 'sigma_sample_density': level},
+        'dataset': {'type': 'python', 'num_classes': settings.num_classes},
+        'lr_sched': {'type': 'constant' if settings.end_step is None else 'warmup-decay'},
+        'ema_sched': {'type': 'power'},
+        'training': {'batch_size': min(BATCH_SIZE, len(dataset))},
+    }
+
+
+def _sigma_data(settings: TrainSettings, dataset: Dataset | None) -> float:
+    if settings.sigma_data not in (None, 'measure'):
+        return float(settings.sigma_data)
+    if dataset is None:
+        raise ValueError("sigma_data must be a number where no dataset is given; got 'measure'")
+    return measure_sigma_data(dataset)
+
+
+def keep_sigma_data(experiment: Experiment, state: dict[str, Any], settings: TrainSettings) -> None:
+    """Take the noise levels that follow the data from the checkpoint, whose weights were trained with them."""
+    stored = (state.get('config') or {}).get('model') or {}
+    if settings.config is not None or settings.sigma_data not in (None, 'measure'):
+        return
+    keys = ('sigma_data', 'sigma_min', 'sigma_max')
+    if stored.get('type') == 'python' and stored.get('sigma_data') != experiment.sections.model.sigma_data:
+        experiment.update('model', **{key: stored[key] for key in keys})
+
+
+def is_picture(shape: Any) -> bool:
+    """Return whether samples of a shape [C, ...] can be shown as pictures."""
+    return len(shape) == 3 and shape[0] in (1, 3, 4)
+
+
+def make_optimizer(settings: TrainSettings, experiment: Experiment, network: nn.Module) -> Any:
+    """Return the optimizer: the one given, what the given function makes, or the config's."""
+    given = settings.optimizer
+    if given is None:
+        return experiment.sections.optimizer.make(network, settings.lr)
+    optimizer = given if hasattr(given, 'param_groups') else given(
+        [p for p in network.parameters() if p.requires_grad])
+    trained = {id(p) for group in optimizer.param_groups for p in group['params']}
+    if not trained <= {id(p) for p in network.parameters()}:
+        raise ValueError('optimizer must be of the parameters of the network that is trained; '
+                         'give a function of the parameters, optimizer=lambda params: ...')
+    return optimizer
+
+
+def make_schedule(settings: TrainSettings, experiment: Experiment, optimizer: Any,
+                  end_step: int | None) -> Any:
+    """Return the learning-rate schedule: the one given, what the given function makes, or the config's."""
+    given = settings.lr_schedule
+    if given is None:
+        return experiment.sections.lr_sched.make(optimizer, end_step)
+    schedule = given if hasattr(given, 'get_last_lr') else given(optimizer)
+    if schedule.optimizer is not optimizer:
+        raise ValueError('lr_schedule must be of the optimizer that is given with it; '
+                         'give a function of it, lr_schedule=lambda optimizer: ...')
+    return schedule
+
+
+class FunctionHook:
+    """A function of the trainer as a hook that is called after each step."""
+
+    every = 1
+
+    def __init__(self, function: Callable[[Trainer], Any]) -> None:
+        self.function = function
+
+    def __call__(self, trainer: Trainer) -> None:
+        self.function(trainer)
+
+
+def as_hook(hook: Any) -> Any:
+    """Return a hook as it is, and a plain function as a hook of every step."""
+    if not callable(hook):
+        raise TypeError(f'hooks must be functions of the trainer; got {show_value(hook)}')
+    return hook if hasattr(hook, 'every') else FunctionHook(hook)
+
+
+def as_function(stop: Any) -> Callable[[], bool] | None:
+    """Return what says whether a run is to stop: a function as it is, is_set of an event."""
+    return getattr(stop, 'is_set', stop)

@@ -1,0 +1,138 @@
+"""A config for a folder of pictures: size, network and length of the run that suit the pictures and the machine."""
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...config import load_config, sections_of, shipped_config
+from ...core.devices import choose_device
+from ...core.files import write_json
+from ...core.machine import multiply_rate
+from ...core.names import escape_name
+from ...data import Inspection, inspect_pictures
+from ...models.sizing import sizes
+from ...training import RunFolder
+from ..info import SHARE
+from .settings import TrainSettings
+
+#: Sides of pictures, and the shipped config for each on a GPU.
+LADDER = {32: 'config_32_unet', 64: 'config_64_unet', 128: 'config_128_unet', 256: 'config_256_unet'}
+#: The largest side that is chosen, the minutes of a run and its batch size, on a CPU and on others.
+CPU, GPU = (32, 10., 64), (64, 60., 128)
+#: Folders are classes where there are so many, each with at least so many pictures.
+CLASSES, LEAST = range(2, 1001), 5
+STEPS = (200, 200_000)
+
+
+def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
+    """Return a config for the pictures in settings.data, and sentences that say what was picked.
+
+    It is written into the folder of the run as NAME_config.json. A run that has a checkpoint goes on
+    with the one that lies there.
+
+    Raises:
+        ValueError: There are no pictures, or several processes would each pick one.
+    """
+    folder = Path(settings.run_dir or Path('runs') / settings.name)
+    path = folder / f'{settings.name}_config.json'
+    several = int(os.environ.get('WORLD_SIZE', 1)) > 1
+    if path.is_file() and (several or RunFolder(folder, settings.name).latest()):
+        return load_config(path), [f'the config is that of {path}']
+    if several:
+        raise ValueError('data must be looked at by one process, which writes the config that all '
+                         f'of them take: run once without a launcher and with dry_run=True; {path} '
+                         'is missing')
+    device = choose_device(settings.device)
+    largest, minutes, batch_size = CPU if device.type == 'cpu' else GPU
+    looked, size = _look_at(settings, largest)
+    classes = _classes_of(looked, settings.classes)
+    config = _recipe(looked, size, device)
+    config['dataset'] = {'type': 'imagefolder', 'location': str(settings.data),
+                         'num_classes': classes, **({'labels': 'folders'} if classes else {})}
+    if settings.network is not None:
+        config['optimizer'] = {'type': 'adamw', 'lr': 1e-3}     # (which needs no more of a network)
+    minutes = settings.minutes or minutes
+    config['training'] = {'batch_size': min(batch_size, looked.readable)}
+    steps, speed = _steps(config, minutes, device)
+    config['training']['end_step'] = steps
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, config)
+    model = config['model']
+    told = f'told of the {classes} classes that its folders are' if classes else 'without classes'
+    return config, [
+        f'{looked.readable:,} pictures of {escape_name(str(settings.data))}, most of them '
+        f'{" x ".join(map(str, looked.sizes.most_common(1)[0][0]))}'
+        + (f', {len(looked.broken):,} that cannot be read' if looked.broken else ''),
+        f'picked: {size}x{size}, {"grey" if looked.channels == 1 else "colour"}, the network '
+        f'{model["type"]} with channels {model["channels"]}, {told}, '
+        f'sigma_data {model["sigma_data"]:g}',
+        f'picked: {steps:,} steps of {config["training"]["batch_size"]}, about {minutes:g} minutes '
+        f'at {speed:,.0f} images/s on {device.type} (an estimate; size=..., classes=..., '
+        f'minutes=... pick otherwise); the config is {path}']
+
+
+def _look_at(settings: TrainSettings, largest: int) -> tuple[Inspection, int]:
+    """Decode the pictures, at the size that is picked."""
+    size = settings.size or min(32, largest)
+    looked = inspect_pictures(settings.data or '', (size, size), sheet=0)
+    if settings.size is None:
+        best = _picked_size(looked.sizes, largest)
+        if best != size:
+            size, looked = best, inspect_pictures(settings.data or '', (best, best), sheet=0)
+    if looked.sigma_data == 0:
+        raise ValueError(f'data must be pictures that differ; those of {settings.data} have one value')
+    return looked, size
+
+
+def _picked_size(found: Counter[tuple[int, int]], largest: int) -> int:
+    """Return the largest side, of those with a recipe, that half of the pictures have."""
+    shorter = sorted(min(size) for size, count in found.items() for _ in range(count))
+    median = shorter[len(shorter) // 2]
+    return max([side for side in (16, *LADDER) if side <= min(median, largest)], default=16)
+
+
+def _classes_of(looked: Inspection, wanted: str) -> int:
+    """Return how many classes the model is told of: those of the folders, or none."""
+    counts = looked.classes
+    fit = (sum(counts.values()) == looked.readable and len(counts) in CLASSES
+           and min(counts.values()) >= LEAST)
+    if wanted == 'folders' and (len(counts) < 2 or sum(counts.values()) != looked.readable):
+        raise ValueError('classes must be none or auto, since the pictures do not all lie in '
+                         f'folders of their classes ({len(counts)} folders)')
+    return len(counts) if wanted == 'folders' or (wanted == 'auto' and fit) else 0
+
+
+def _recipe(looked: Inspection, size: int, device: torch.device) -> dict[str, Any]:
+    """Return the sections of the shipped config that suits a size, for these pictures."""
+    if device.type == 'cpu':
+        name = 'config_demo' if size <= 16 else 'config_icons'
+    else:
+        name = LADDER[min((side for side in LADDER if side >= size), default=256)]
+    config = json.loads(shipped_config(name).read_text())
+    model = config['model']
+    sigma_data = round(looked.sigma_data, 4)
+    density = model['sigma_sample_density']
+    density['mean'] = round(density['mean'] + math.log(sigma_data / model['sigma_data']), 3)
+    patch = model['patch_size'] * max(1, size // 64 if device.type == 'cpu' else 1)
+    unit = patch * 2 ** (len(model['channels']) - 1)
+    if size % unit:
+        raise ValueError(f'size must be a multiple of {unit} for the network that suits it; got {size}')
+    model.update(input_size=[size, size], input_channels=looked.channels, sigma_data=sigma_data,
+                 patch_size=patch)
+    return {key: config[key] for key in ('model', 'optimizer', 'lr_sched', 'ema_sched')}
+
+
+def _steps(config: dict[str, Any], minutes: float, device: torch.device) -> tuple[int, float]:
+    """Return how many steps fit into so many minutes, and images per second, by an estimate."""
+    sections = sections_of(load_config(config))
+    classes = sections.dataset.num_classes
+    work = 3 * 2 * sizes(sections.model, classes + 1 if classes else 0).multiply_adds
+    speed = SHARE * multiply_rate(device) / work
+    steps = round(60 * minutes * speed / sections.training.batch_size)
+    return min(max(steps, STEPS[0]), STEPS[1]), speed

@@ -1,0 +1,64 @@
+"""A config opened once."""
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+
+import k_diffusion as K
+from k_diffusion.config import Experiment, load, shipped_config
+
+
+@pytest.fixture
+def parses(monkeypatch):
+    """The configs that were parsed so far."""
+    seen, parse = [], load.read_sections
+    monkeypatch.setattr(load, 'read_sections', lambda raw: (seen.append(raw), parse(raw))[1])
+    return seen
+
+
+@pytest.fixture
+def source():
+    config = json.loads(shipped_config('config_demo').read_text())
+    config['training'] = {'batch_size': 4}
+    return config
+
+
+def test_a_run_parses_its_config_once(parses, source, tmp_path):
+    K.train(source, name='m', run_dir=tmp_path, end_step=1, demo_every=1, sample_n=2, device='cpu',
+            evaluate_n=0, show=False)
+    assert len(parses) == 1
+    denoiser, _ = K.load_model(tmp_path)
+    assert len(parses) == 2 and denoiser.experiment.sections.dataset.type == 'demo'
+
+
+def test_the_dict_that_was_given_is_left_alone(source, tmp_path):
+    before = copy.deepcopy(source)
+    experiment = Experiment.open(source)
+    experiment.dataset()
+    experiment.update('model', sigma_data=0.25)
+    experiment.as_dict()['model']['sigma_data'] = 3.
+    assert source == before and experiment.as_dict()['model']['sigma_data'] == 0.25
+
+
+def test_what_is_built_is_kept_and_says_what_the_functions_of_before_say(source):
+    experiment = Experiment.open(source)
+    assert experiment.network is experiment.network
+    assert experiment.denoiser.experiment is experiment
+    assert experiment.dataset() is experiment.dataset()
+    filled = K.config.load_config(source)
+    assert Experiment.open(source).as_dict() == filled
+    torch.manual_seed(0)
+    network = K.config.make_model(filled)
+    torch.manual_seed(0)
+    own = Experiment.open(source).network.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in network.state_dict().items())
+
+
+def test_a_denoiser_is_copied_and_pickled_without_its_data(source):
+    experiment = Experiment.open(source)
+    experiment.dataset()
+    assert copy.deepcopy(experiment.denoiser).experiment is experiment
+    again = pickle.loads(pickle.dumps(experiment))
+    assert again.as_dict() == experiment.as_dict() and again._dataset is None
