@@ -217,10 +217,12 @@ def refuse_unwrapped(model: Any) -> None:
     """Refuse what is no denoiser: pipelines and networks of other programs, and things that cannot be called."""
     inner = _network_inside(model)
     if any(base.__module__.startswith('diffusers.') for base in type(inner).__mro__):
-        raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a {type(inner).__name__} of diffusers: '
+        raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a {type(inner).__name__} '
+                        'of diffusers: '
                         'wrap its network, K.external.from_diffusers(pipe.unet, pipe.scheduler)')
     if type(inner).__module__.startswith(f'{__package__}.models.'):
-        raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a bare network, {type(inner).__name__}: '
+        raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a bare network, '
+                        f'{type(inner).__name__}: '
                         'wrap it, K.config.make_denoiser_wrapper(config)(network)')
     if hasattr(model, 'apply_model') and not hasattr(model, 'sigmas'):
         raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a {type(model).__name__} with apply_model: '
@@ -228,14 +230,16 @@ def refuse_unwrapped(model: Any) -> None:
     if not callable(model):
         raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a {type(model).__name__}')
     if not _takes_two(inner):
-        raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a {type(inner).__name__}, which takes no sigma: '
-                        'wrap the network as a denoiser, K.external.wrap(network) for those of known families')
+        raise TypeError(f'denoiser must be a function D(x, sigma, **cond); got a {type(inner).__name__}, '
+                        'which takes no sigma: wrap the network as a denoiser, K.external.wrap(network) '
+                        'for those of known families')
 
 
 def _network_inside(model: Any) -> Any:
     """Return the network inside torch.compile and the parallel wrappers of torch."""
     while isinstance(model, nn.Module) and type(model).__module__.startswith('torch.'):
-        held = next((vars(model)['_modules'].get(name) for name in ('_orig_mod', 'module') if name in vars(model)['_modules']), None)
+        parts = dict(model.named_children())
+        held = parts.get('_orig_mod', parts.get('module'))
         if held is None:
             break
         model = held
@@ -244,7 +248,8 @@ def _network_inside(model: Any) -> Any:
 
 def _takes_two(model: Any) -> bool:
     try:
-        inspect.signature(model.forward if isinstance(model, nn.Module) else model).bind_partial(None, None)
+        call = model.forward if isinstance(model, nn.Module) else model
+        inspect.signature(call).bind_partial(None, None)
     except TypeError:
         return False
     except ValueError:      # no signature to read

@@ -79,7 +79,7 @@ def convert_tensors(tree: Tree, convert: Callable[[Tensor], Tensor]) -> Tree:
 
 
 def expand_single(tree: Tree, n: int) -> Tree:
-    """Expand the tensors of a tree that have a leading dimension of 1 to n items; marked ones are kept."""
+    """Expand the tensors of a tree that have one entry to n items; marked ones are kept."""
     def apply(value: Any) -> Any:
         return value.expand(n, *value.shape[1:]) if has_entries(value, 1) else value
     return map_leaves(apply, tree)

@@ -31,8 +31,9 @@ _FAMILIES: Mapping[str, float] = {
 }
 #: Conditions that a UNet2DConditionModel takes in its added_cond_kwargs.
 _ADDED = ('text_embeds', 'time_ids', 'image_embeds')
-#: Conditions without a dimension of items: places of tokens, and what is handed to attention as it is.
-_UNBATCHED = ('img_ids', 'txt_ids', 'cross_attention_kwargs', 'attention_kwargs', 'joint_attention_kwargs')
+#: Conditions without a dimension of items: places of tokens, and what attention is given as it is.
+_UNBATCHED = ('img_ids', 'txt_ids', 'cross_attention_kwargs', 'attention_kwargs',
+              'joint_attention_kwargs')
 #: Names that DiffusersNetwork gives itself; they are no conditions of a network's forward.
 _OWN = ('self', 'timestep', 'return_dict')
 
@@ -43,8 +44,8 @@ def from_diffusers(source: Any, scheduler: Any = None, quantize: bool = False, d
 
     Of a folder the network and the scheduler's settings are loaded and nothing else. Pictures (or latents, scaled as the network
     knows them) go in and out; conditions have the names of the model's own forward, with class_cond for class labels and
-    SDXL's text_embeds and time_ids like any other, all one per item (a leading dimension of 1 serves all items), so that
-    classifier-free guidance can join them. `unet_cond`
+    SDXL's text_embeds and time_ids like any other, all one per item (one entry serves
+    all items), so that classifier-free guidance can join them. `unet_cond`
     is laid beside x (inpainting models, Stable Video Diffusion). The network is frozen, and moved where device or dtype say so.
 
     denoiser = K.external.from_diffusers('path/to/stable-diffusion'); sigmas = denoiser.get_sigmas(30)
@@ -164,7 +165,8 @@ class DiffusersNetwork(nn.Module):
         if added:
             cond['added_cond_kwargs'] = {**(cond.get('added_cond_kwargs') or {}), **added}
         self._check_conditions(cond)
-        cond = {name: value if name in _UNBATCHED else expand_single(value, len(x)) for name, value in cond.items()}
+        cond = {name: value if name in _UNBATCHED else expand_single(value, len(x))
+                for name, value in cond.items()}
         if self.is_flux:
             return self._flux(x, t, **cond)
         answer = self.model(**{self.input: x, self.time: t}, return_dict=False, **cond)
