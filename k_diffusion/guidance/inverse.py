@@ -29,7 +29,7 @@ def inpainting(denoise: DenoiseFn, image: Tensor, mask: Tensor, spread: float | 
             [0, 1]: D' = mask image + (1 - mask) D.
         spread: the standard deviation of the data. With it the unknown is first moved to agree with the
             known by the network's gradient (`pseudo_inverse` for A = mask), which makes the two fit at
-            twice the cost.
+            twice the cost. Where the mask is soft, the push is mask^2 times that of a known value.
     """
     if not isinstance(image, Tensor):
         raise TypeError(f'image must be a tensor [C, H, W] or [B, C, H, W]; got {show_value(image)}')

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,13 +39,14 @@ class _Thresholded(DenoiserWrapper, ABC):
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         return self.threshold(self.denoise(x, sigma, **cond))
 
-    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        """(D', the unconditional estimate as it is), where the denoiser is a guided one."""
-        if not hasattr(self.denoise, 'pair'):
-            raise ValueError('a thresholded denoiser shows no unconditional estimate unless it thresholds a guided one; '
-                             'make that with K.guidance.classifier_free(...) say')
-        guided, uncond = self.denoise.pair(x, sigma, **cond)
-        return self.threshold(guided), uncond
+    @property
+    def pair(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """(D', the unconditional estimate as it is); only of a denoiser that has a pair."""
+        return self._threshold_pair if hasattr(self.denoise, 'pair') else self.__getattr__('pair')
+
+    def _threshold_pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        guided, unconditional = self.denoise.pair(x, sigma, **cond)     # type: ignore[attr-defined]
+        return self.threshold(guided), unconditional
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,8 @@ def test_thresholds():
     s = (3 * x).flatten(1).abs().quantile(0.9, dim=1)
     assert (s > 1).all()
     torch.testing.assert_close(drawn_in, (3 * x).clamp(-s.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)) / s.view(-1, 1, 1, 1))
+    for threshold in (static_thresholding, dynamic_thresholding):     # a pair is that of what they wrap
+        assert not hasattr(threshold(wide), 'pair') and hasattr(threshold(classifier_free(denoise, NULL, 2.)), 'pair')
     small = x / x.abs().amax() / 3
     for threshold in (static_thresholding, dynamic_thresholding):
         assert torch.equal(threshold(wide)(small, sigma), wide(small, sigma))
@@ -153,7 +155,6 @@ def test_thresholds():
     (lambda: composed(denoise, NULL, [{'text': 1}], [1.]), 'must name the same conditions'),
     (lambda: static_thresholding(denoise, 1., -1.), 'the lower one first'),
     (lambda: dynamic_thresholding(denoise, 1.5), 'quantile is 1.5'),
-    (lambda: static_thresholding(denoise).pair(None, None), 'unless it thresholds a guided one'),
     (lambda: classifier_free(denoise, NULL, 2.)(torch.ones(1, 1, 1, 1), torch.ones(1)), "without 'class_cond'"),
     (lambda: classifier_free(denoise, {'c': torch.ones(2)}, 2.)(
         torch.ones(1, 1), torch.ones(1), c=torch.ones(1, 3)), r"'c'.*\[3\].*got \[2\]"),
