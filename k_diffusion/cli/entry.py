@@ -45,11 +45,6 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str | None, epilog: str) -> None:
         super().__init__(prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
 
-    def add_no_verify(self) -> None:
-        """Add the flag of commands that read a checkpoint."""
-        self.add_argument('--no-verify', dest='verify', action='store_false',
-                          help='take a checkpoint that is not what the manifest beside it says')
-
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if isinstance(args, ParserRequest):
             args.parser = self
