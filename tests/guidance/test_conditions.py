@@ -226,7 +226,8 @@ def test_a_wrapper_has_what_the_model_has_and_can_be_pickled(name):
     wrapper = made[name]
     assert (wrapper.sigma_min, wrapper.sigma_max) == (0.03, 14.6) and torch.equal(wrapper.sigmas, base.sigmas)
     assert not hasattr(wrapper, 'not_there')
-    assert hasattr(wrapper, 'pair') == (name not in ('inpainting', 'pseudo_inverse', 'posterior', 'classifier', 'loss', 'static', 'dynamic'))
+    assert hasattr(wrapper, 'pair') == (name not in (
+        'inpainting', 'pseudo_inverse', 'posterior', 'classifier', 'loss', 'static', 'dynamic'))
     expected = wrapper(X, SIGMA, **cond)
     for other in (pickle.loads(pickle.dumps(wrapper)), copy.deepcopy(wrapper)):
         assert torch.equal(other(X, SIGMA, **cond), expected)
