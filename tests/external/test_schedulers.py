@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from stable_ids import stable_id
 from torch import nn
 
 import k_diffusion as K
@@ -281,7 +282,7 @@ def scheduler_without_steps():
     (made('DPMSolverMultistepScheduler', use_karras_sigmas=True, **FLOW), ValueError, 'flow times between 0 and 1'),
     (made('PNDMScheduler', n=20, skip_prk_steps=False), ValueError, 'skip_prk_steps'),
     (lambda: (*made('DDIMScheduler')(), -1.), ValueError, 'sigma_max must be above 0'),
-], ids=str)
+], ids=stable_id)
 def test_levels_that_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         K.external.scheduler_sigmas(*arguments())

@@ -31,9 +31,10 @@ def positive(*shape):
     return (torch.rand(*shape, dtype=torch.float64) + 0.5).requires_grad_()
 
 
-THETA = torch.randn(1, 3, 2, 1, dtype=torch.float64)
+SOURCE = torch.Generator().manual_seed(0)
+THETA = torch.randn(1, 3, 2, 1, dtype=torch.float64, generator=SOURCE)
 ALL = THETA.repeat(1, 1, 1, 2)
-TWO = torch.randn(2, 3, 2, 1, dtype=torch.float64)
+TWO = torch.randn(2, 3, 2, 1, dtype=torch.float64, generator=SOURCE)
 CASES = {
     'norm': (rms, plain_rms, lambda: (leaf(3, 4, 5, 8), positive(3, 8))),
     'norm, one scale': (rms, plain_rms, lambda: (leaf(3, 4, 5, 8), positive(1, 8))),
@@ -88,10 +89,11 @@ def test_half_precision(case, dtype):
     tolerance = 0.02 * theirs.abs().max().item()
     torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=tolerance)
     weight = torch.randn_like(theirs)
-    pairs = zip(torch.autograd.grad(ours, half, weight.to(dtype)), torch.autograd.grad(theirs, exact, weight))
-    for mine, expected in pairs:
+    expected = torch.autograd.grad(theirs, exact, weight)
+    tolerance = 0.03 * max(gradient.abs().max().item() for gradient in expected)     # that of a scale is a sum in which much cancels
+    for mine, gradient in zip(torch.autograd.grad(ours, half, weight.to(dtype)), expected):
         assert mine.dtype == dtype
-        torch.testing.assert_close(mine.double(), expected, rtol=0, atol=0.03 * expected.abs().max().item())
+        torch.testing.assert_close(mine.double(), gradient, rtol=0, atol=tolerance)
 
 
 def test_the_fused_one_runs_where_it_may(monkeypatch):

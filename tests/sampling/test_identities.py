@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from stable_ids import stable_id
 
 from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Mixture
@@ -49,7 +50,7 @@ def close(a, b):
     (('deis', {'order': 1}), ('euler', {})), (('ipndm', {'order': 1}), ('euler', {})),
     (('lcm', {}), ('tcd', {'gamma': 1.})), (('tcd', {'gamma': 0.}), ('euler', {})), (('restart', {'intervals': ()}), ('heun', {})),
     (('heun', {'euler_below': 100.}), ('euler', {})), (('heun', {'lower_order_final': 99}), ('euler', {})),
-], ids=str)
+], ids=stable_id)
 def test_equal_methods(first, second):
     close(run(first[0], **first[1]), run(second[0], **second[1]))
 

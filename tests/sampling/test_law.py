@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from sampler_cases import with_noise
+from stable_ids import stable_id
 
 from k_diffusion import sampling
 
@@ -75,7 +76,7 @@ def test_variance_at_200_steps(name):
     ('dpm_2_ancestral', {}, 2.03), ('dpmpp_2s_ancestral', {}, 1.97),
     ('er_sde', {'max_stage': 1}, 0.98), ('er_sde', {'max_stage': 2}, 2.03), ('er_sde', {}, 2.09), ('er_sde', {'exact': True}, 2.8),
     ('er_sde', {'noise_scaler': lambda sigma: sigma ** 2}, 2.14), ('restart', {'intervals': ((0.3, 3.),)}, 2.02),
-], ids=str)
+], ids=stable_id)
 def test_order_of_the_variance(name, options, order):
     n = torch.tensor(COUNTS, dtype=torch.float64).log()
     errors = torch.tensor([error(name, count, **options) for count in COUNTS], dtype=torch.float64).log()

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from sampler_cases import without_noise
+from stable_ids import stable_id
 
 from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Mixture
@@ -87,7 +88,7 @@ def identity(sigma):
     ('sa_solver', {'tau': 0., 'predictor_order': 2, 'corrector_order': 0}, 2.04), ('seeds_2', {'eta': 0., 'r': 1.}, 1.97),
     ('er_sde', {'noise_scaler': identity, 'max_stage': 1}, 1), ('er_sde', {'noise_scaler': identity, 'max_stage': 2}, 1.99),
     ('er_sde', {'noise_scaler': identity, 'exact': True}, 3.05),
-], ids=str)
+], ids=stable_id)
 def test_order_of_options(name, options, order):
     function = sampling.SAMPLERS[name].function
     assert fitted_order(lambda n: function(MODEL, start(), schedule(n), disable=True, **options)) == pytest.approx(order, abs=0.2)
