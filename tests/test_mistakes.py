@@ -224,21 +224,10 @@ def check_message(mistake):
     assert any(word in message for word in ('must', 'give', 'did you mean', 'needs', 'called with', 'check', 'so sort')), message
 
 
-@pytest.mark.parametrize('mistake', SAMPLING.values(), ids=SAMPLING)
-def test_a_mistake_in_sampling(mistake):
-    check_message(mistake)
+MISTAKES = {f'{part}: {name}': mistake for part, table in
+            {'sampling': SAMPLING, 'guidance': GUIDANCE, 'external': EXTERNAL, 'sample': TOP}.items() for name, mistake in table.items()}
 
 
-@pytest.mark.parametrize('mistake', GUIDANCE.values(), ids=GUIDANCE)
-def test_a_mistake_in_guidance(mistake):
-    check_message(mistake)
-
-
-@pytest.mark.parametrize('mistake', EXTERNAL.values(), ids=EXTERNAL)
-def test_a_mistake_in_external(mistake):
-    check_message(mistake)
-
-
-@pytest.mark.parametrize('mistake', TOP.values(), ids=TOP)
-def test_a_mistake_in_sample(mistake):
+@pytest.mark.parametrize('mistake', MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_sentence_of_our_own(mistake):
     check_message(mistake)

@@ -1,4 +1,4 @@
-"""What a config describes: parsed once, and all that is built of it, built once and kept."""
+"""A parsed config, and the network, data and other objects that are built from it once."""
 from __future__ import annotations
 
 import copy
@@ -52,7 +52,7 @@ class Experiment:
     Attributes:
         sections: The sections of the config, an instance of a dataclass each.
         base: The folder of the config, which files that it names are relative to.
-        notes: What whoever opened it should be told.
+        notes: Messages for the user.
         network: The network. Assign to it to take another one.
     """
 
@@ -115,7 +115,7 @@ class Experiment:
             name: What the config calls it; by default its class.
 
         Raises:
-            TypeError: It is no module.
+            TypeError: It is not a module.
         """
         if not isinstance(network, nn.Module):
             raise TypeError('network must be an instance of torch.nn.Module, called as '

@@ -16,7 +16,7 @@ def change_config(config: Mapping[str, Any],
             values by such keys.
 
     Raises:
-        ValueError: A change has no key, or leads into what is no section.
+        ValueError: A change has no key, or its path does not lead to a section.
     """
     result: dict[str, Any] = json.loads(json.dumps(config))
     pairs = changes.items() if isinstance(changes, Mapping) else [_split(text) for text in changes]

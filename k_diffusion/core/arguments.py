@@ -55,7 +55,7 @@ def _bracketed(hint: str) -> str:
 
 
 def expands(shape: Sequence[int], to: Sequence[int]) -> bool:
-    """Whether a tensor of a shape broadcasts to another shape."""
+    """Return True if a tensor of a shape broadcasts to another shape."""
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to)))
 
 

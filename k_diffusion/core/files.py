@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 _IMPORTED_AT = time.time()
-#: What reading a file that somebody or something has changed can raise.
+#: The errors that reading a malformed file can raise.
 MALFORMED = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, OSError)
 _notes: set[str] = set()
 

@@ -12,7 +12,7 @@ def load_name(path: str | os.PathLike[str], name: str, allow_code: bool) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It may not be run, or is no Python file.
+        ValueError: Running it is not allowed, or it is not a Python file.
         LookupError: It has nothing of that name.
     """
     path = Path(path)

@@ -29,7 +29,7 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of decoded pictures besides their values."""
+    """Facts about decoded pictures that are stored beside their values."""
 
     owner: str                              # digest of the data set's name and the shape of its pictures
     labels: list[int]
@@ -51,7 +51,7 @@ class CacheFiles:
         self.pictures, self.path = folder / f'{key}.uint8', folder / f'{key}.json'
 
     def facts(self) -> Facts | None:
-        """What is known of the pictures, None where there are none or where that is damaged."""
+        """Return the facts, or None where there is no file or it is damaged."""
         facts = _read(self.path)
         try:
             if facts is None or self.pictures.stat().st_size != len(facts.kept) * self.picture_bytes:

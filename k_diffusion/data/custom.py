@@ -99,7 +99,7 @@ class CustomItems(Dataset):
 
 
 class Refused(ValueError):
-    """What is not as the config says; the text is a whole sentence."""
+    """The data set does not match the config; the text is a whole sentence."""
 
 
 def _told(error: Exception, path: Path) -> str:

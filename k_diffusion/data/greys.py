@@ -31,7 +31,7 @@ _BITS, _PHOTOMETRIC = 258, 262      # TIFF tags
 
 
 def tags_of(picture: Image) -> tuple[bool, int]:
-    """Whether the zero of a picture file is white although Pillow leaves it so, and the bits of its greys (16 where they are not known)."""
+    """Return whether the zero of a file is white and Pillow leaves it so, and the bits of its greys (16 if unknown)."""
     tags: Any = getattr(picture, 'tag_v2', {})
     bits = tags.get(_BITS, (16,))
     bits = bits[0] if isinstance(bits, tuple) and bits else 16
@@ -39,7 +39,7 @@ def tags_of(picture: Image) -> tuple[bool, int]:
 
 
 def is_wide(picture: Image) -> bool:
-    """Whether a picture has greys of more than 8 bits."""
+    """Return True if a picture has greys of more than 8 bits."""
     return picture.mode[0] in 'IF'
 
 

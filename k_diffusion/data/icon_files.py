@@ -13,7 +13,7 @@ _SIZES = re.compile(rb'(?:IHDR|\xff\x4f\xff\x51.{4})(.{4})(.{4})', re.DOTALL)
 
 
 def check_icon(source: str | os.PathLike[str] | IO[bytes]) -> None:
-    """Refuse an icon whose pictures state more than ICON_PIXELS; what is no icon passes.
+    """Refuse an icon whose pictures state more than ICON_PIXELS; other files pass.
 
     Raises:
         ValueError: The file or a picture in it is too large for an icon.

@@ -32,7 +32,7 @@ def range_note(source: str, least: int, most: int) -> str | None:
 
 
 def range_notes(dataset: Dataset) -> list[str]:
-    """What `range_note` has to say of some pictures of a data set, evenly spaced in it."""
+    """Return the note on the range of some pictures of a data set, evenly spaced in it."""
     if not isinstance(dataset, (Images, PictureSet)):
         return []
     n = min(len(dataset), _LOOKED_AT)

@@ -62,7 +62,7 @@ class Selection(Generic[F]):
             self.pictures[name] = file
 
     def pass_hidden(self, parts: Sequence[str]) -> bool:
-        """Whether a file or folder is hidden, or lies in a hidden folder; each such entry is counted once."""
+        """Return True if a file or folder is hidden or lies in a hidden folder; count each such entry once."""
         for i, part in enumerate(parts):
             if part.startswith('.') or part.lower() in SYSTEM_NAMES:
                 entry = tuple(parts[:i + 1])
@@ -108,7 +108,7 @@ class PictureSet(Dataset, Generic[F]):
 
     @abstractmethod
     def open(self, index: int) -> AbstractContextManager[Path | IO[bytes]]:
-        """What a picture can be read from."""
+        """Open a picture for reading."""
 
     @abstractmethod
     def shown(self, name: str) -> str:
@@ -130,11 +130,11 @@ class PictureSet(Dataset, Generic[F]):
         return self.names
 
     def rules(self) -> str:
-        """What decides, besides the files, which pictures the set has and how they are read."""
+        """Return the settings that decide which files are pictures and how they are read."""
         return f'{os.path.abspath(self.place)}\0{self.num_classes}\0{self.grey_range}'
 
 
 def count_kinds(passed: Counter[str]) -> str:
-    """What was passed over, in words: the kinds and how many of each."""
+    """Return a text with the kinds that were passed over and their counts."""
     more = f' and {len(passed) - _NAMED} more kinds' if len(passed) > _NAMED else ''
     return ', '.join(f'{kind} {n:,}' for kind, n in passed.most_common(_NAMED)) + more

@@ -13,14 +13,14 @@ _KEYS = ('start', 'answers', 'noises', 'edits', 'steps')
 
 
 class Record:
-    """What has happened in a run of `iterate`, which is given it.
+    """The answers and the noise of a run of `iterate`.
 
     A sampler keeps what its method needs in local variables. Given the answers of the model and the noise again, it comes to
     the same place without a call of the model. So these are the state of a run, for every sampler. They take the memory of
     one x for each call of the model and each draw.
 
     Args:
-        state: What `state_dict` gave for a run that is to be gone on with.
+        state: The result of `state_dict` of a run to continue.
 
     Example:
         record = K.sampling.Record()

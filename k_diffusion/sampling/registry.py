@@ -29,7 +29,7 @@ P = ParamSpec('P')
 R = TypeVar('R')
 Run: TypeAlias = Generator[Tensor, Any, R]
 
-#: What every sampler takes besides its own options; `SampleFn` says what they mean.
+#: Arguments of every sampler besides its own options; `SampleFn` describes them.
 SHARED = tuple(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation) for name, annotation in
                {'seed': 'int | Sequence[int] | None', 'generator': 'Generators | None', 'afs': 'bool | float | None'}.items())
 _MODEL, _SIGMAS = (Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation)
@@ -93,7 +93,7 @@ class Sampler:
 
     @property
     def takes(self) -> tuple[str, ...]:
-        """What it wants to know of the noise levels: ('sigmas',) or ('sigma_min', 'sigma_max') with or without 'n'."""
+        """Return the names of its arguments for noise levels: ('sigmas',) or ('sigma_min', 'sigma_max') with or without 'n'."""
         return tuple(name for name in ('sigmas', 'sigma_min', 'sigma_max', 'n') if name in self.parameters)
 
     @property
@@ -114,7 +114,7 @@ class Sampler:
 
     @property
     def published(self) -> bool:
-        """Whether it is a published method; else it is one of this project."""
+        """Return True for a published method, False for one of this project."""
         return bool(self.reference)
 
     @property
@@ -177,7 +177,7 @@ def drained(body: Callable[P, Run[R]]) -> Callable[P, R]:
 
 
 class Known(TypedDict, total=False):
-    """What the definition of a sampler says of it; the attributes of `Sampler`."""
+    """The attributes of `Sampler` that a definition may give."""
     nfe: int
     stochastic: bool
     noise: NoiseKind | None

@@ -1,1 +1,1 @@
-"""What a user asks for, a module for each: settings and one function."""
+"""Tasks: one module for each command, with its settings and one function."""

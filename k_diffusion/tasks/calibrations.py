@@ -51,7 +51,7 @@ def add(path: Path, made: list[Calibration]) -> None:
 
 
 class Unfinished:
-    """What calls that did not end have fitted, in a file beside the calibrations.
+    """Calibrations fitted by interrupted calls, in a file beside the finished ones.
 
     Attributes:
         made: The calibrations by number of model calls, those of the same settings alone.

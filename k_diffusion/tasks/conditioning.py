@@ -17,7 +17,7 @@ __all__ = ['conditions_of', 'first_of', 'loader_of', 'null_conditions', 'request
 
 
 def first_of(conditions: Conditions, dataset: Dataset, n: int, seed: int) -> dict[str, Tensor]:
-    """What the model is told of the first n pictures of the data, for demo grids."""
+    """Return the conditions of the first n pictures of the data, for demo grids."""
     if not conditions:
         return {}
     index = torch.arange(n) % len(dataset)

@@ -21,6 +21,6 @@ def encoder_of(config: Mapping[str, Any], device: Any = 'cpu') -> LatentEncoder 
 
 
 def decoder_of(config: Mapping[str, Any], device: Any = 'cpu') -> Decode | None:
-    """What turns samples of a config's model into pictures; None where they are pictures already."""
+    """Return the function from samples to pictures; None where samples are pictures already."""
     encoder = encoder_of(config, device)
     return None if encoder is None else encoder.decode

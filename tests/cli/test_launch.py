@@ -45,7 +45,7 @@ def test_nothing_is_told_where_one_was_asked_for(monkeypatch, words, environment
 
 @pytest.mark.faults
 def test_the_launcher_itself_is_understood(tiny, tmp_path):
-    pytest.importorskip('accelerate')
+    pytest.importorskip('accelerate', reason='accelerate is in the extra "train"')
     command = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2',
                str(ROOT / 'train.py'), '--config', tiny(), '--run-dir', str(tmp_path / 'run'),
                '--end-step', '1', '--demo-every', '0', '--evaluate-n', '0', '--num-workers', '0']

@@ -17,7 +17,7 @@ from k_diffusion.data.huggingface import HuggingFaceConfig
 from k_diffusion.encoders.latents import diffusers_autoencoder
 from k_diffusion.external.diffusers_folders import load_parts
 
-constants = pytest.importorskip('huggingface_hub.constants')
+constants = pytest.importorskip('huggingface_hub.constants', reason='it comes with the extra "clip"')
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ LOADERS = {
 
 @pytest.mark.parametrize('kind', LOADERS)
 def test_without_a_hub_the_sentence_comes_at_once(endpoint, closed_port, monkeypatch, kind):
-    pytest.importorskip('transformers' if kind in ('model', 'tokenizer') else 'diffusers')
+    pytest.importorskip('transformers' if kind in ('model', 'tokenizer') else 'diffusers', reason='it is in an extra')
     endpoint(f'http://127.0.0.1:{closed_port}')
     waits = []
     monkeypatch.setattr(time, 'sleep', waits.append)
@@ -81,7 +81,7 @@ def test_without_a_hub_the_sentence_comes_at_once(endpoint, closed_port, monkeyp
 
 
 def test_the_sentence_says_why(endpoint, closed_port):
-    pytest.importorskip('transformers')
+    pytest.importorskip('transformers', reason='transformers is in the extra "clip"')
     endpoint(f'http://127.0.0.1:{closed_port}')
     with pytest.raises(FileNotFoundError, match=r'no model of that name .* \(.*[Cc]onnection'):
         load_pretrained('some/model', 'CLIPModel', 'CLIP')

@@ -32,7 +32,7 @@ def teacher():
 
 
 @pytest.fixture(scope='module')
-def test_runs():
+def held_out_runs():
     return Teacher(MODEL, noise(128, 2), 0.002, HIGH, tolerance=1e-5)
 
 
@@ -57,18 +57,18 @@ def best_start(teacher, runs):
     return min(found)
 
 
-def test_the_teacher_has_converged(test_runs):
+def test_the_teacher_has_converged(held_out_runs):
     sigmas = sampling.get_sigmas_karras(2000, 0.002, HIGH).double()
-    fine = sampling.sample_exp_ab(MODEL, test_runs.x, sigmas, startup='res_2s', disable=True)
-    assert distance(fine, test_runs) < 1e-4 and test_runs.change < 1e-5
+    fine = sampling.sample_exp_ab(MODEL, held_out_runs.x, sigmas, startup='res_2s', disable=True)
+    assert distance(fine, held_out_runs) < 1e-4 and held_out_runs.change < 1e-5
     sigmas = torch.tensor([7.3, 0.4], dtype=torch.float64)
-    for sigma, estimate in zip(sigmas, test_runs.estimates(sigmas)):
+    for sigma, estimate in zip(sigmas, held_out_runs.estimates(sigmas)):
         path = [*sampling.get_sigmas_karras(400, sigma.item(), HIGH).double().tolist()[:-1]]
-        x = sampling.sample_exp_ab(MODEL, test_runs.x, path, startup='res_2s', disable=True)
+        x = sampling.sample_exp_ab(MODEL, held_out_runs.x, path, startup='res_2s', disable=True)
         assert (estimate - MODEL(x, sigma.expand(len(x)))).square().mean().sqrt() < 2e-3
 
 
-def test_twice_as_near_as_the_best_start_on_other_noises(calibration, teacher, test_runs):
+def test_twice_as_near_as_the_best_start_on_other_noises(calibration, teacher, held_out_runs):
     calls = 0
 
     def model(x, sigma):
@@ -76,9 +76,9 @@ def test_twice_as_near_as_the_best_start_on_other_noises(calibration, teacher, t
         calls += 1
         return MODEL(x, sigma)
 
-    ours = distance(calibration.sampler()(model, test_runs.x, disable=True), test_runs)
+    ours = distance(calibration.sampler()(model, held_out_runs.x, disable=True), held_out_runs)
     assert calls == calibration.steps == N
-    assert 0 < ours < best_start(teacher, test_runs) / 2
+    assert 0 < ours < best_start(teacher, held_out_runs) / 2
     assert calibration.scores['rms'] < calibration.scores['start_rms'] / 2
 
 

@@ -22,7 +22,7 @@ from .folder import RunFolder, is_full, size_of
 
 
 def has_pieces(state: Any) -> bool:
-    """Whether anything in a state lies in pieces on several processes."""
+    """Return True if anything in a state lies in pieces on several processes."""
     if isinstance(state, Mapping):
         return any(has_pieces(value) for value in state.values())
     return any(map(has_pieces, state)) if isinstance(state, (list, tuple)) else is_sharded(state)
