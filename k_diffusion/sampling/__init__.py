@@ -65,7 +65,16 @@ from .noise import (
 )
 from .record import Record
 from .registry import SAMPLERS, SampleFn, Sampler, State, catalogue, find_sampler, iterate, make_sampler, sampler
-from .samplers.cfg_pp import sample_dpmpp_2m_cfg_pp, sample_euler_ancestral_cfg_pp, sample_euler_cfg_pp
+from .samplers.cfg_pp import (
+    sample_cfgpp_ud10_ab,
+    sample_dpmpp_2m_cfg_pp,
+    sample_dpmpp_2s_ancestral_cfg_pp,
+    sample_euler_ancestral_cfg_pp,
+    sample_euler_cfg_pp,
+    sample_gradient_estimation_cfg_pp,
+    sample_res_multistep_ancestral_cfg_pp,
+    sample_res_multistep_cfg_pp,
+)
 from .samplers.ddim import sample_ddim, sample_ddpm
 from .samplers.distilled import sample_lcm, sample_tcd
 from .samplers.dpm import sample_dpm_2, sample_dpm_2_ancestral, sample_dpm_adaptive, sample_dpm_fast
@@ -79,10 +88,24 @@ from .samplers.dpmpp import (
 )
 from .samplers.er_sde import sample_er_sde
 from .samplers.euler import sample_euler, sample_euler_ancestral
-from .samplers.exponential_multistep import sample_dpmpp_3m, sample_exp_ab, sample_res_multistep
+from .samplers.exponential_multistep import (
+    sample_dpmpp_3m,
+    sample_exp_ab,
+    sample_res_multistep,
+    sample_res_multistep_ancestral,
+)
 from .samplers.exponential_runge_kutta import sample_exp_heun_2_x0, sample_res_2s, sample_res_3s, sample_seeds_2, sample_seeds_3
 from .samplers.heun import sample_heun, sample_heunpp2
-from .samplers.multistep import sample_deis, sample_gradient_estimation, sample_ipndm, sample_ipndm_v, sample_lms, sample_rab
+from .samplers.multistep import (
+    sample_deis,
+    sample_gradient_estimation,
+    sample_ipndm,
+    sample_ipndm_v,
+    sample_lms,
+    sample_rab,
+    sample_vab,
+    sample_zeab,
+)
 from .samplers.restart import sample_restart
 from .samplers.sa_solver import sample_sa_solver, sample_sa_solver_pece
 from .samplers.spectral import sample_sei

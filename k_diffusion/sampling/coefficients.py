@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.arguments import check_number, check_whole, show_value
+from ..core.registry import unknown
 from ..core.tensors import append_dims
 
 INVERSE_FACTORIALS = [1 / math.factorial(n) for n in range(40)]
@@ -40,6 +41,33 @@ def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: float = 1.) -> tuple
                          f'got {show_value(sigma_from)}, {show_value(sigma_to)} and {show_value(eta)}')
     sigma_up = min(sigma_to, eta * (sigma_to ** 2 * (sigma_from ** 2 - sigma_to ** 2) / sigma_from ** 2) ** 0.5)
     return (sigma_to ** 2 - sigma_up ** 2) ** 0.5, sigma_up
+
+
+def split_step(sigma: float, sigma_next: float, eta: float, down: str = 'ddpm') -> tuple[float, float]:
+    """Split a step of an ancestral sampler by one of two rules.
+
+    Args:
+        sigma: The level at its start, above 0.
+        sigma_next: The level at its end.
+        eta: The strength of the noise.
+        down: 'ddpm', sigma_up is eta times that of DDPM (`get_ancestral_step`); or 'flow', sigma_down
+            is linear in flow time t = sigma / (1 + sigma): t_down = t' (1 - eta (1 - t' / t)), as
+            image programs have it for flow models. eta = 0 is the flow by either.
+
+    Returns:
+        (sigma_down, sigma_up), sigma_down^2 + sigma_up^2 = sigma_next^2.
+
+    Raises:
+        ValueError: If the rule is unknown, or the levels and eta make no step.
+    """
+    if down not in ('ddpm', 'flow'):
+        raise ValueError(unknown('down', down, ('ddpm', 'flow')))
+    sigma_down, sigma_up = get_ancestral_step(sigma, sigma_next, eta)
+    if down == 'ddpm' or not eta:
+        return sigma_down, sigma_up
+    drop = min(1., eta * (sigma - sigma_next) / (sigma * (1 + sigma_next)))     # t_down = t' (1 - drop)
+    sigma_down = sigma_next * (1 - drop) / (1 + sigma_next * drop)
+    return sigma_down, math.sqrt(sigma_next ** 2 - sigma_down ** 2)
 
 
 def phi(k: int, z: float) -> float:

@@ -109,9 +109,11 @@ class Watch:
             return (self._analytic(x, sigma, self._afs),) * 2
         dtype = self.dtype or x.dtype
         guided, unconditional = self.model.pair(_as(x, dtype), _as(sigma, dtype), **cond)
+        guided = self._seen(x, sigma, guided, copy=True)
         self.nfe += 1
-        self.denoised = self._seen(x, sigma, guided, copy=True)
-        return self.denoised, self._seen(x, sigma, unconditional, copy=True)
+        if self.denoised is None:
+            self.denoised = guided
+        return guided, self._seen(x, sigma, unconditional, copy=True)
 
     def _analytic(self, x: Tensor, sigma: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The formula's answer to the first call, and to no other."""
@@ -213,11 +215,17 @@ class Step:
         before = x.clone()
         return to_d(before, sigma, self.denoise(x, sigma))
 
-    def denoise_pair(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the guided and the unconditional estimate at the step's level, and show both to the callback."""
+    def denoise_pair(self, x: Tensor, sigma: float | None = None) -> tuple[Tensor, Tensor]:
+        """Return the guided and the unconditional estimate at a level, by default that of the step.
+
+        The first pair of the step is shown to the callback.
+        """
         steps = self._steps
-        guided, unconditional = steps.watch.pair(x, x.new_full((x.shape[0],), self.sigma), **steps.extra_args)
-        self.show(x, self.sigma, guided, uncond_denoised=unconditional)
+        sigma = self.sigma if sigma is None else sigma
+        first = steps.watch.denoised is None
+        guided, unconditional = steps.watch.pair(x, x.new_full((x.shape[0],), sigma), **steps.extra_args)
+        if first:
+            self.show(x, sigma, guided, uncond_denoised=unconditional)
         return guided, unconditional
 
     def noise(self, sigma: float | None = None, sigma_next: float | None = None) -> Tensor:

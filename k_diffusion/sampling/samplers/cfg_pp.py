@@ -7,13 +7,16 @@ shrink with the step, so that there is no limit in the number of steps and the s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..coefficients import get_ancestral_step
+from ...core.registry import unknown
+from ..coefficients import adams_weights, get_ancestral_step
 from ..loop import Steps
 from ..registry import Run, sampler
+from .exponential_multistep import Table, ancestral_table
 
 
 @sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
@@ -53,5 +56,116 @@ def sample_dpmpp_2m_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
             if previous is not None:
                 x = torch.add(x, guided - previous, alpha=(1 - a) * h / (2 * h_last))
             previous, h_last = unconditional, h
+        x = yield x
+    return x
+
+
+@sampler(order=0, nfe=2, stochastic=True, noise='path', needs_pair=True, family='CFG++',
+         reference='Chung et al. 2024, arXiv:2406.08070')
+def sample_dpmpp_2s_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
+                                     uncond_from: str = 'start') -> Run[Tensor]:
+    """dpmpp_2s_ancestral whose two halves renoise in the unconditional direction. 2 NFE (of both estimates).
+
+    x_m = D + a_m (x - D_u) at the middle of log sigma, x' = a (x + D - D_u) + (1 - a) D_m, a = sigma_down / sigma.
+    uncond_from: the stage that D_u of the second formula comes from, 'start'; or 'middle', as in
+    ComfyUI, which then differs from dpmpp_2s_ancestral also where both estimates are the same.
+    """
+    if uncond_from not in ('start', 'middle'):
+        raise ValueError(unknown('uncond_from', uncond_from, ('start', 'middle')))
+    for step in steps:
+        sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
+        guided, unconditional = step.denoise_pair(x)
+        if sigma_down == 0:
+            x = guided
+        else:
+            a, middle = sigma_down / step.sigma, math.sqrt(step.sigma * sigma_down)
+            x_m = torch.add(guided, x - unconditional, alpha=middle / step.sigma)
+            guided_m, unconditional_m = step.denoise_pair(x_m, middle)
+            push = guided - (unconditional if uncond_from == 'start' else unconditional_m)
+            x = torch.lerp(guided_m, x, a).add_(push, alpha=a)
+        x = step.add_noise(x, s_noise * sigma_up)
+        x = yield x
+    return x
+
+
+def _walk_res(steps: Steps, x: Tensor, table: Table, s_noise: float = 1.) -> Run[Tensor]:
+    """x' = a (x + D - D_u) + b_0 D_u + b_1 (D_u before); with no value before D + a (x - D_u)."""
+    previous: Tensor | None = None
+    for step in steps:
+        a, b, s, _ = table[step.i]
+        guided, unconditional = step.denoise_pair(x)
+        if previous is None or len(b) == 1:
+            x = torch.add(guided, x - unconditional, alpha=a)
+        else:
+            x = (x + guided).mul_(a).add_(unconditional, alpha=b[0] - a).add_(previous, alpha=b[1])
+        previous = unconditional
+        x = step.add_noise(x, s_noise * s)
+        x = yield x
+    return x
+
+
+@sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
+def sample_res_multistep_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
+    """res_multistep on the unconditional estimate, with a (D - D_u) added, a = sigma' / sigma. 1 NFE (of both estimates)."""
+    return _walk_res(steps, x, ancestral_table(steps.sigmas, 0.))
+
+
+@sampler(order=0, stochastic=True, noise='path', needs_pair=True, family='CFG++',
+         reference='Chung et al. 2024, arXiv:2406.08070')
+def sample_res_multistep_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1.,
+                                          s_noise: float = 1.) -> Run[Tensor]:
+    """res_multistep_cfg_pp to sigma_down, then noise of sigma_up. 1 NFE (of both estimates)."""
+    return _walk_res(steps, x, ancestral_table(steps.sigmas, eta), s_noise)
+
+
+@sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
+def sample_gradient_estimation_cfg_pp(steps: Steps, x: Tensor, *, ge_gamma: float = 2.) -> Run[Tensor]:
+    """x' = D + sigma' eps_u + (ge_gamma - 1) (sigma' - sigma) (eps_u - eps_u before). 1 NFE (of both estimates).
+
+    The step to 0 ends at D. Gradient estimation: Permenter & Yuan (2023), arXiv:2306.04848.
+    """
+    previous: Tensor | None = None
+    for step in steps:
+        guided, unconditional = step.denoise_pair(x)
+        slope = (x - unconditional).div_(step.sigma)
+        x = guided
+        if step.sigma_next > 0:
+            x = torch.add(guided, slope, alpha=step.sigma_next)
+            if previous is not None:
+                x.add_(slope - previous, alpha=(ge_gamma - 1) * (step.sigma_next - step.sigma))
+        previous = slope
+        x = yield x
+    return x
+
+
+@sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
+def sample_cfgpp_ud10_ab(steps: Steps, x: Tensor, *, ud: float = 0.1, ab: float = 0.25) -> Run[Tensor]:
+    """euler_cfg_pp with an extrapolated unconditional slope and a share of Adams-Bashforth. 1 NFE (of both estimates).
+
+    eps_u moves on by the share ud of its change in the step before (in proportion to the steps), and of
+    the whole step the share ab is Adams-Bashforth of order 2 in sigma. The step to 0 ends at D
+    extrapolated along a line in sigma. The numbers are ComfyUI's, chosen by eye for one model.
+    """
+    slopes: Sequence[Tensor] = ()       # eps_u, the whole slope and D of the step before, which began at sigma_last
+    sigma_last = math.nan
+    for step in steps:
+        guided, unconditional = step.denoise_pair(x)
+        slope_u, h = (x - unconditional).div_(step.sigma), step.sigma_next - step.sigma
+        ahead = slope_u
+        if slopes:
+            ahead = torch.add(slope_u, slope_u - slopes[0], alpha=ud * h / (step.sigma - sigma_last))
+        slope = (torch.add(guided, ahead, alpha=step.sigma_next) - x).div_(h)
+        weights = [h, 0.]
+        if slopes:
+            w_0, w_1 = adams_weights([step.sigma, sigma_last], step.sigma, step.sigma_next)
+            weights = [h + ab * (w_0 - h), ab * w_1]
+        if step.sigma_next == 0:
+            x = guided
+            if slopes:
+                x = torch.add(guided, guided - slopes[2], alpha=-step.sigma / (step.sigma - sigma_last))
+        else:
+            x = torch.add(x, slope, alpha=weights[0])
+            x = torch.add(x, slopes[1], alpha=weights[1]) if slopes else x
+        slopes, sigma_last = (slope_u, slope, guided), step.sigma
         x = yield x
     return x

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...core.arguments import check_number, check_whole
-from ..coefficients import get_ancestral_step, to_d
+from ..coefficients import split_step, to_d
 from ..loop import Callback, Step, Steps
 from ..registry import Run, sampler
 from ..step_size import PIDStepSizeController
@@ -38,14 +38,15 @@ def sample_dpm_2(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float 
 
 @sampler(order=2, nfe=2, stochastic=True, noise='path', family='DPM-Solver',
          reference='Lu et al. 2022, arXiv:2206.00927, algorithm 1')
-def sample_dpm_2_ancestral(steps: Steps, x: Tensor, *, eta: float = 1.,
-                           s_noise: float = 1.) -> Run[Tensor]:
+def sample_dpm_2_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
+                           down: str = 'ddpm') -> Run[Tensor]:
     """A DPM-Solver-2 step to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0.
 
     Diverges in few steps (fewer than 7 from 80 to 0.002, than 4 from 14.6 to 0.03), and then warns.
+    down: how sigma_down is found, 'ddpm' or, for flow models, 'flow' (`split_step`).
     """
     for step in steps:
-        sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
+        sigma_down, sigma_up = split_step(step.sigma, step.sigma_next, eta, down)
         denoised = step.denoise(x, borrow=True)
         x = _midpoint('dpm_2_ancestral', step, x, to_d(x, step.sigma, denoised), step.sigma, sigma_down)
         x = step.add_noise(x, s_noise * sigma_up)

@@ -11,18 +11,21 @@ import torch
 from torch import Tensor
 
 from ...core.registry import unknown
-from ..coefficients import get_ancestral_step, phi
+from ..coefficients import get_ancestral_step, phi, split_step
 from ..loop import Step, Steps
 from ..registry import Run, sampler
 
 
 @sampler(order=2, nfe=2, stochastic=True, noise='path', family='DPM-Solver++',
          reference='Lu et al. 2022, arXiv:2211.01095, algorithm 1')
-def sample_dpmpp_2s_ancestral(steps: Steps, x: Tensor, *, eta: float = 1.,
-                              s_noise: float = 1.) -> Run[Tensor]:
-    """A midpoint step in log sigma to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0."""
+def sample_dpmpp_2s_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
+                              down: str = 'ddpm') -> Run[Tensor]:
+    """A midpoint step in log sigma to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0.
+
+    down: how sigma_down is found, 'ddpm' or, for flow models, 'flow' (`split_step`).
+    """
     for step in steps:
-        sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
+        sigma_down, sigma_up = split_step(step.sigma, step.sigma_next, eta, down)
         denoised = step.denoise(x)
         if sigma_down > 0:
             middle = math.sqrt(step.sigma * sigma_down)

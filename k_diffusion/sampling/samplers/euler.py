@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..coefficients import get_ancestral_step, to_d
+from ..coefficients import split_step, to_d
 from ..loop import Steps
 from ..registry import Run, sampler
 
@@ -26,11 +26,14 @@ def sample_euler(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float 
 
 @sampler(order=1, stochastic=True, noise='path', family='Euler',
          reference='Song et al. 2021, arXiv:2010.02502, eq. 12 and 16')
-def sample_euler_ancestral(steps: Steps, x: Tensor, *, eta: float = 1.,
-                           s_noise: float = 1.) -> Run[Tensor]:
-    """An Euler step to sigma_down, then noise of sigma_up (eta = 1: DDPM; 0: Euler). 1 NFE."""
+def sample_euler_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
+                           down: str = 'ddpm') -> Run[Tensor]:
+    """An Euler step to sigma_down, then noise of sigma_up (eta = 1: DDPM; 0: Euler). 1 NFE.
+
+    down: how sigma_down is found, 'ddpm' or, for flow models, 'flow' (`split_step`).
+    """
     for step in steps:
-        sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
+        sigma_down, sigma_up = split_step(step.sigma, step.sigma_next, eta, down)
         denoised = step.denoise(x, borrow=True)
         x = torch.add(x, to_d(x, step.sigma, denoised), alpha=sigma_down - step.sigma)
         x = step.add_noise(x, s_noise * sigma_up)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...core.arguments import is_whole
 from ...core.registry import unknown
-from ..coefficients import exponential_weights
+from ..coefficients import exponential_weights, get_ancestral_step
 from ..loop import Step, Steps
 from ..registry import Run, sampler
 from .exponential_runge_kutta import res_2s_step
@@ -170,6 +170,41 @@ def sample_exp_ab(steps: Steps, x: Tensor, *, order: int = 3, eta: float = 0., s
 def sample_res_multistep(steps: Steps, x: Tensor, *, order: int = 2) -> Run[Tensor]:
     """Exponential Adams-Bashforth of order 2 (or another) by the name it bears in RES (Zhang et al. 2023, arXiv:2308.02157). 1 NFE."""
     return walk_table(steps, x, adams_table(steps.sigmas, order))
+
+
+def ancestral_table(sigmas: Sequence[float], eta: float) -> Table:
+    """Rows of RES-2M to sigma_down, then noise of sigma_up; a single value where none is before it.
+
+    The value before counts as the length of its own step, to its sigma_down, away. The noise in
+    between makes it differ from that of the flow, so that the order in the law is 1.
+    """
+    table: list[Row] = []
+    h_last = 0.
+    for sigma, sigma_next in itertools.pairwise(sigmas):
+        if sigma == sigma_next:
+            table.append(STAY)
+            continue
+        sigma_down, sigma_up = get_ancestral_step(sigma, sigma_next, eta)
+        if sigma_down == 0:
+            table.append(LAST._replace(s=sigma_up))
+            h_last = 0.
+            continue
+        h = math.log(sigma / sigma_down)
+        nodes = [0., -h_last / h] if h_last else [0.]
+        table.append(Row(math.exp(-h), tuple(exponential_weights(nodes, h)), sigma_up))
+        h_last = h
+    return table
+
+
+@sampler(order=2, stochastic=True, noise='path', family='exponential multistep',
+         reference='Zhang et al. 2023, arXiv:2308.02157')
+def sample_res_multistep_ancestral(steps: Steps, x: Tensor, *, eta: float = 1.,
+                                   s_noise: float = 1.) -> Run[Tensor]:
+    """A step of res_multistep to sigma_down, then noise of sigma_up. 1 NFE.
+
+    Order 2 at eta 0. `exp_ab(order=2, eta=1)` is the SDE of the same strength with order 2 in law.
+    """
+    return walk_table(steps, x, ancestral_table(steps.sigmas, eta), s_noise)
 
 
 @sampler(order=3, family='exponential multistep',

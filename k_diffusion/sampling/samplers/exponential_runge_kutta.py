@@ -12,20 +12,25 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ...core.registry import unknown
 from ..coefficients import phi
 from ..loop import Step, Steps
 from ..registry import Run, sampler
 
 
 def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: float = 0.,
-                noises: Sequence[Tensor | None] = (None, None)) -> Tensor:
-    """From x and D at the start: x' = e^-H x + H ((phi_1 - phi_2 / c) D + phi_2 / c D_c), phi_k = phi_k(-H); second order."""
+                noises: Sequence[Tensor | None] = (None, None), weights: str = 'phi_2') -> Tensor:
+    """From x and D at the start: x' = e^-H x + H ((phi_1 - b) D + b D_c), phi_k = phi_k(-H); second order.
+
+    weights: 'phi_2', b = phi_2 / c, also where the problem is stiff; or 'phi_1', b = phi_1 / (2 c).
+    """
     h = math.log(step.sigma / step.sigma_next)
     H, sigma_c = (1 + eta) * h, step.sigma * math.exp(-c * h)
     x_c = _with(torch.lerp(denoised, x, math.exp(-c * H)), noises[0], sigma_c)
     denoised_c = step.denoise(x_c, sigma_c)
     x = torch.lerp(denoised, x, math.exp(-H))
-    x = torch.add(x, denoised_c - denoised, alpha=H * phi(2, -H) / c)
+    gain = phi(2, -H) / c if weights == 'phi_2' else phi(1, -H) / (2 * c)
+    x = torch.add(x, denoised_c - denoised, alpha=H * gain)
     return _with(x, noises[1], step.sigma_next)
 
 
@@ -80,8 +85,8 @@ def _check_stages(*shares: float) -> None:
 
 
 def _walk_stages(steps: Steps, x: Tensor, stages: Sequence[float], eta: float = 0.,
-                 s_noise: float = 1.) -> Run[Tensor]:
-    """The steps with one more stage, or two more, at these shares of each."""
+                 s_noise: float = 1., **options: str) -> Run[Tensor]:
+    """The steps with one more stage, or two more, at these shares of each; options are those of the step."""
     _check_stages(*stages)
     make_step: Callable[..., Tensor] = res_2s_step if len(stages) == 1 else res_3s_step
     for step in steps:
@@ -90,7 +95,7 @@ def _walk_stages(steps: Steps, x: Tensor, stages: Sequence[float], eta: float = 
             x = denoised
         else:
             noises = stage_noises(step, (*stages, 1.), eta, s_noise)
-            x = make_step(step, x, denoised, *stages, eta=eta, noises=noises)
+            x = make_step(step, x, denoised, *stages, eta=eta, noises=noises, **options)
         x = yield x
     return x
 
@@ -119,12 +124,16 @@ def sample_exp_heun_2_x0(steps: Steps, x: Tensor) -> Run[Tensor]:
 @sampler(order=2, nfe=2, stochastic=True, noise='path', family='exponential Runge-Kutta',
          reference='Gonzalez et al. 2023, arXiv:2305.14267')
 def sample_seeds_2(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                   r: float = 1 / 2) -> Run[Tensor]:
+                   r: float = 1 / 2, solver_type: str = 'phi_2') -> Run[Tensor]:
     """SEEDS-2: RES-2S for the reverse SDE, with noise that the stage at the share r and the end have in common. 2 NFE.
 
     Gonzalez et al. (2023), arXiv:2305.14267. eta = 0 is res_2s; r = 1 is exponential Heun for the SDE.
+    solver_type: 'phi_2', whose weights keep order 2 where the problem is stiff; or 'phi_1', those of
+    DPM-Solver++(2S), ComfyUI's default.
     """
-    return _walk_stages(steps, x, (r,), eta, s_noise)
+    if solver_type not in ('phi_1', 'phi_2'):
+        raise ValueError(unknown('solver_type', solver_type, ('phi_1', 'phi_2')))
+    return _walk_stages(steps, x, (r,), eta, s_noise, weights=solver_type)
 
 
 @sampler(order=3, nfe=3, stochastic=True, noise='path', family='exponential Runge-Kutta',

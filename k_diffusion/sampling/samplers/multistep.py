@@ -8,14 +8,15 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from ...core.arguments import is_whole
-from ..coefficients import adams_weights, gauss_legendre, integral, lagrange
+from ...core.arguments import check_number, is_whole, show_value
+from ..coefficients import adams_weights, exponential_weights, gauss_legendre, integral, lagrange
 from ..loop import Steps
 from ..registry import Run, sampler
-from .exponential_multistep import Past, combine, past_levels
+from .exponential_multistep import Past, combine, nodes_of, past_levels
 
 #: Adams-Bashforth for equal steps, by order.
 EQUAL_STEPS = {1: (1.,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}
@@ -31,9 +32,21 @@ def walk_slopes(steps: Steps, x: Tensor, weights: Sequence[Sequence[float]]) -> 
     return x
 
 
-def table_of(rule: Callable[[Past, float], Sequence[float]], sigmas: Sequence[float], order: int) -> list[Sequence[float]]:
-    """The weights of every step by a rule (past levels, sigma_next) -> weights; none for a step between equal levels."""
-    return [rule(past, sigma_next) if past[0] != sigma_next else () for past, sigma_next in zip(past_levels(sigmas, order), sigmas[1:])]
+def table_of(rule: Callable[[Past, float], Sequence[float]], sigmas: Sequence[float], order: int,
+             euler_to_zero: bool = False) -> list[Sequence[float]]:
+    """The weights of every step by a rule (past levels, sigma_next) -> weights; none for a step between equal levels.
+
+    euler_to_zero: the step to 0 is one of Euler's, whose end is D.
+    """
+    table: list[Sequence[float]] = []
+    for past, sigma_next in zip(past_levels(sigmas, order), sigmas[1:]):
+        if past[0] == sigma_next:
+            table.append(())
+        elif euler_to_zero and sigma_next == 0:
+            table.append((-past[0],))
+        else:
+            table.append(rule(past, sigma_next))
+    return table
 
 
 @functools.lru_cache(4096)
@@ -50,35 +63,43 @@ def _order(order: int, most: float = math.inf) -> None:
 
 @sampler(order=4, family='linear multistep',
          reference='Liu et al. 2022, arXiv:2202.09778, section 3')
-def sample_lms(steps: Steps, x: Tensor, *, order: int = 4) -> Run[Tensor]:
+def sample_lms(steps: Steps, x: Tensor, *, order: int = 4, euler_to_zero: bool = False) -> Run[Tensor]:
     """Variable-step Adams-Bashforth in sigma: the last `order` slopes, exact weights. 1 NFE.
 
     The order rises 1, 2, .. over the first steps, and the error of the very first limits what is seen: about 3.4 at order 4.
+    euler_to_zero: the step to 0 is one of Euler's, whose end is D; so it is in ComfyUI.
     """
     _order(order)
-    weights = table_of(adams, steps.sigmas, order)
+    weights = table_of(adams, steps.sigmas, order, euler_to_zero)
     return walk_slopes(steps, x, weights)
 
 
 @sampler(order=2, family='linear multistep',
          reference='Zhang & Chen 2022, arXiv:2204.13902, appendix H')
-def sample_ipndm(steps: Steps, x: Tensor, *, order: int = 4) -> Run[Tensor]:
+def sample_ipndm(steps: Steps, x: Tensor, *, order: int = 4, euler_to_zero: bool = False) -> Run[Tensor]:
     """iPNDM: the Adams-Bashforth weights of equal steps whatever the steps are. 1 NFE.
 
     Liu et al. (2022), arXiv:2202.09778, without the Runge-Kutta start, as Zhang & Chen (2022), arXiv:2204.13902, appendix H, have it.
     Order 2 on smooth schedules whatever `order` (1 to 4) is, 1 on irregular ones; among the best at few steps all the same.
+    euler_to_zero: as in `sample_lms`.
     """
     _order(order, 4)
-    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * weight for weight in EQUAL_STEPS[len(past)]], steps.sigmas, order)
+    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * weight for weight in EQUAL_STEPS[len(past)]],
+                       steps.sigmas, order, euler_to_zero)
     return walk_slopes(steps, x, weights)
 
 
 @sampler(order=3, family='linear multistep',
          reference='Zhang & Chen 2022, arXiv:2204.13902, appendix H')
-def sample_ipndm_v(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
-    """iPNDM with the published weights for steps that vary, of order 1 to 3; those of order 3 are exact on smooth schedules only. 1 NFE."""
-    _order(order, 3)
-    weights = table_of(_varying, steps.sigmas, order)
+def sample_ipndm_v(steps: Steps, x: Tensor, *, order: int = 3, euler_to_zero: bool = False) -> Run[Tensor]:
+    """iPNDM with the published weights for steps that vary, of order 1 to 3; those of order 3 are exact on smooth schedules only. 1 NFE.
+
+    order: 4, the widespread default elsewhere, takes the published weights of four slopes. They reach
+    order 2 on smooth schedules, and do not add up to 1 where the steps have no common ratio.
+    euler_to_zero: as in `sample_lms`.
+    """
+    _order(order, 4)
+    weights = table_of(_varying, steps.sigmas, order, euler_to_zero)
     return walk_slopes(steps, x, weights)
 
 
@@ -87,19 +108,42 @@ def _varying(past: Past, sigma_next: float) -> Sequence[float]:
         return adams(past, sigma_next)
     h, h_1, h_2 = sigma_next - past[0], past[0] - past[1], past[1] - past[2]
     t = (1 - h ** 2 / (3 * h_1 * (h_1 + h_2))) / 2  # exact would be h (2 h + 3 h_1) / (6 h_1 (h_1 + h_2))
-    q = h / h_1
-    return h * (1 + q / 2 + t), -h * (q / 2 + t * (1 + h_1 / h_2)), h * t * h_1 / h_2
+    q, q_1 = h / h_1, h_1 / h_2
+    weights = h * (1 + q / 2 + t), -h * (q / 2 + t * (1 + q_1)), h * t * q_1
+    if len(past) == 3:
+        return weights
+    h_3 = past[2] - past[3]
+    s = (1 - h / (3 * (h + h_1))) / 2 + (1 - h / (2 * (h + h_1))) * h / (6 * (h + h_1 + h_2))
+    s *= h * (h + h_1) * (h + h_1 + h_2) / (h_1 * (h_1 + h_2) * (h_1 + h_2 + h_3))
+    g = h_1 * (h_1 + h_2) / (h_2 * (h_2 + h_3))
+    bend = -(1 + q_1 + g), q_1 + g * (1 + h_2 / h_3), -g * q_1      # exact would be -g h_2 / h_3
+    return *(w + h * s * b for w, b in zip(weights, (1., *bend))), h * s * bend[2]
 
 
 @sampler(order=3, family='linear multistep', reference='Zhang & Chen 2022, arXiv:2204.13902')
-def sample_deis(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
+def sample_deis(steps: Steps, x: Tensor, *, order: int = 3, euler_to_zero: bool = False,
+                clock_range: tuple[float, float] | None = None) -> Run[Tensor]:
     """DEIS tAB: the last `order` slopes interpolated in the time of the VP SDE that fits the schedule. 1 NFE.
 
     Zhang & Chen (2022), arXiv:2204.13902; the paper counts the degree of the polynomial, order - 1.
+    euler_to_zero: as in `sample_lms`. clock_range: the levels (sigma_min, sigma_max) that the SDE fits
+    instead; (0.002, 80) in ComfyUI.
     """
     _order(order)
-    weights = table_of(functools.partial(_in_time, vp_clock(steps.sigmas)), steps.sigmas, order)
+    clock = vp_clock(steps.sigmas if clock_range is None else _check_range(clock_range))
+    weights = table_of(functools.partial(_in_time, clock), steps.sigmas, order, euler_to_zero)
     return walk_slopes(steps, x, weights)
+
+
+def _check_range(clock_range: Any) -> tuple[float, float]:
+    try:
+        low, high = (check_number('clock_range', end) for end in clock_range)
+    except TypeError:
+        low = high = math.nan
+    if not 0 < low < high:
+        raise ValueError('clock_range must be two noise levels (sigma_min, sigma_max) with 0 < sigma_min < sigma_max; '
+                         f'got {show_value(clock_range)}')
+    return low, high
 
 
 def vp_clock(sigmas: Sequence[float]) -> tuple[float, float]:
@@ -142,13 +186,16 @@ def _polynomial(row: Sequence[float], t: float) -> float:
 
 
 @sampler(order=1, family='linear multistep', reference='Permenter & Yuan 2023, arXiv:2306.04848')
-def sample_gradient_estimation(steps: Steps, x: Tensor, *, ge_gamma: float = 2.) -> Run[Tensor]:
+def sample_gradient_estimation(steps: Steps, x: Tensor, *, ge_gamma: float = 2.,
+                               euler_to_zero: bool = False) -> Run[Tensor]:
     """Euler along ge_gamma eps + (1 - ge_gamma) eps of the step before. 1 NFE.
 
     Permenter & Yuan (2023), arXiv:2306.04848. ge_gamma = 3/2 is ipndm of order 2; any other value has order 1.
+    euler_to_zero: as in `sample_lms`.
     """
     gains = {1: (1.,), 2: (ge_gamma, 1 - ge_gamma)}
-    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * gain for gain in gains[len(past)]], steps.sigmas, 2)
+    weights = table_of(lambda past, sigma_next: [(sigma_next - past[0]) * gain for gain in gains[len(past)]],
+                       steps.sigmas, 2, euler_to_zero)
     return walk_slopes(steps, x, weights)
 
 
@@ -188,3 +235,53 @@ def sample_rab(steps: Steps, x: Tensor, *, order: int = 3, rho: float = 7.) -> R
     check_power(order, rho)
     weights = table_of(functools.partial(power_weights, rho=rho), steps.sigmas, order)
     return walk_slopes(steps, x, weights)
+
+
+@functools.lru_cache(4096)
+def _in_log_sigma(past: Past, sigma_next: float) -> tuple[float, ...]:
+    """w_j = the integral of l_j(log sigma) over sigma from past[0] to sigma_next, above 0."""
+    h = math.log(past[0] / sigma_next)
+    return tuple(sigma_next * b for b in exponential_weights(nodes_of(past, sigma_next), -h))
+
+
+@sampler(order=3, family='linear multistep',
+         reference='Lu et al. 2022, arXiv:2206.00927, proposition 3.1')
+def sample_zeab(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
+    """Exponential Adams-Bashforth on the noise estimate: the last `order` slopes, interpolated in log sigma. 1 NFE.
+
+    The multistep form of DPM-Solver; `exp_ab` is the same on the data estimate, and `lms` interpolates
+    the noise in sigma. The step to 0 is one of Euler's, whose end is D. The order rises 1, 2, .. over
+    the first steps, whose error hides an order above 3.
+    """
+    _order(order)
+    weights = table_of(_in_log_sigma, steps.sigmas, order, euler_to_zero=True)
+    return walk_slopes(steps, x, weights)
+
+
+@functools.lru_cache(4096)
+def _in_flow_time(past: Past, sigma_next: float) -> tuple[float, ...]:
+    """Exact Adams-Bashforth in t = sigma / (1 + sigma)."""
+    def since(sigma: float) -> float:
+        return (sigma - past[0]) / ((1 + sigma) * (1 + past[0]))
+
+    return tuple(adams_weights([since(sigma) for sigma in past], 0., since(sigma_next)))
+
+
+@sampler(order=3, family='linear multistep',
+         reference='Hairer, Norsett & Wanner 1993, doi:10.1007/978-3-540-78862-1, section III.5')
+def sample_vab(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
+    """Adams-Bashforth in flow time on the velocity: the last `order` values, exact weights. 1 NFE.
+
+    With t = sigma / (1 + sigma), y = (1 - t) x and v = eps - D the flow is dy/dt = v. The order rises
+    1, 2, .. over the first steps, whose error hides an order above 3.
+    """
+    _order(order)
+    weights = table_of(_in_flow_time, steps.sigmas, order)
+    history: deque[Tensor] = deque(maxlen=order)
+    for step in steps:
+        denoised = step.denoise(x)
+        history.appendleft((x - denoised).div_(step.sigma).sub_(denoised))
+        end = 1 + step.sigma_next
+        x = combine(x, end / (1 + step.sigma), [end * weight for weight in weights[step.i]], history)
+        x = yield x
+    return x
