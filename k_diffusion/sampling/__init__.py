@@ -64,7 +64,7 @@ from .noise import (
     seeded_noise_sampler,
 )
 from .record import Record
-from .registry import SAMPLERS, SampleFn, Sampler, State, catalogue, find_sampler, iterate, make_sampler, sampler
+from .registry import SAMPLERS, SampleFn, Sampler, State, catalogue, find_sampler, iterate, make_sampler, preset, sampler
 from .samplers.cfg_pp import (
     sample_cfgpp_ud10_ab,
     sample_dpmpp_2m_cfg_pp,

@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
@@ -76,6 +76,8 @@ class Sampler:
         needs_pair: Whether it asks for the guided and the unconditional estimate, as the samplers of CFG++ do.
         couples_batch: Whether an item depends on the others in its batch.
         levels: The noise levels of a sampler that has its own, else None.
+        of: The sampler that this name stands for with `fixed` options; empty for one of its own.
+        fixed: Those options.
     """
     name: str
     function: Callable[..., Any]
@@ -90,6 +92,8 @@ class Sampler:
     needs_pair: bool = False
     couples_batch: bool = False
     levels: Sequence[float] | None = None
+    of: str = ''
+    fixed: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def takes(self) -> tuple[str, ...]:
@@ -205,7 +209,8 @@ def sampler(order: int, **known: Unpack[Known]) -> Callable[[Callable[..., Run[A
     return make
 
 
-def make_sampler(body: Callable[..., Run[Any]], name: str, order: int, **known: Unpack[Known]) -> SampleFn:
+def make_sampler(body: Callable[..., Run[Any]], name: str, order: int, of: str = '', fixed: Mapping[str, Any] | None = None,
+                 **known: Unpack[Known]) -> SampleFn:
     """Make the function that runs a generator of states to its end, with its `entry`; it is entered nowhere."""
     def sample(*args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
@@ -215,10 +220,47 @@ def make_sampler(body: Callable[..., Run[Any]], name: str, order: int, **known: 
         return _cast(result, watch.dtype)
 
     functools.update_wrapper(sample, body)
-    entry = Sampler(name, sample, body, order, **known)
+    entry = Sampler(name, sample, body, order, of=of, fixed=dict(fixed or {}), **known)
     signature = inspect.Signature(_public_parameters(body, entry), return_annotation='Tensor')
     vars(sample).update(__signature__=signature, entry=entry)
     return cast(SampleFn, sample)
+
+
+def preset(name: str, of: SampleFn, summary: str, fixed: Mapping[str, Any], order: int | None = None,
+           **known: Unpack[Known]) -> SampleFn:
+    """Make sample_<name>, another sampler with some of its options fixed, and enter it in SAMPLERS.
+
+    Args:
+        name: The new name.
+        of: The sampler; it has a body.
+        summary: The docstring.
+        fixed: The options and their values. The new sampler does not take them.
+        order: Its order, by default that of the other.
+        **known: Attributes of `Sampler` that differ from the other's.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: If the sampler has no option of such a name.
+    """
+    entry, inner = of.entry, of.entry.body
+    if inner is None or not fixed.keys() <= entry.options.keys():
+        raise ValueError(f'fixed must hold options of {entry.name}, {", ".join(entry.options)}; got {", ".join(fixed)}')
+
+    @functools.wraps(inner)
+    def body(*args: Any, **options: Any) -> Run[Any]:
+        return inner(*args, **fixed, **options)
+
+    signature = inspect.signature(inner)
+    own = [p for p in signature.parameters.values() if p.name not in fixed]
+    vars(body).update(__signature__=signature.replace(parameters=own))
+    body.__name__, body.__qualname__, body.__doc__ = f'sample_{name}', f'sample_{name}', summary
+    attributes = {key: getattr(entry, key) for key in Known.__annotations__} | known
+    function = make_sampler(body, name, entry.order if order is None else order, of=entry.name, fixed=fixed,
+                            **cast(Known, attributes))
+    SAMPLERS.register(name)(function.entry)
+    return function
 
 
 def _public_parameters(body: Callable[..., Run[Any]], entry: Sampler) -> list[Parameter]:

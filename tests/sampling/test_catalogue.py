@@ -113,3 +113,19 @@ def test_the_command_lists_both(capsys):
     assert rows['uni_pc']['aliases'][:1] == ['unipc'] and rows['heun']['options']['s_tmax'] == float('inf')
     assert main(['samplers', '--schedules']) == 0
     assert 'kl_optimal' in capsys.readouterr().out
+
+
+def test_a_preset_is_the_other_sampler_with_its_options(monkeypatch):
+    monkeypatch.setattr(K.sampling.SAMPLERS, '_entries', dict(K.sampling.SAMPLERS))
+    function = K.sampling.preset('my_2m_sde', K.sampling.sample_dpmpp_2m_sde, '2M for the SDE with the weights of Taylor.',
+                                 {'solver_type': 'heun'}, stochastic=False)
+    entry, other = K.sampling.find_sampler('my_2m_sde'), K.sampling.find_sampler('dpmpp_2m_sde')
+    assert entry is function.entry and function.__name__ == 'sample_my_2m_sde' and entry.summary.endswith('Taylor.')
+    assert list(entry.options) == ['eta', 's_noise', 'noise_sampler'] and entry.fixed == {'solver_type': 'heun'}
+    assert (entry.of, entry.order, entry.family, entry.stochastic) == ('dpmpp_2m_sde', 2, other.family, False)
+    x, sigmas = torch.randn(2, 3, 4, 4) * 10, K.sampling.get_sigmas_karras(5, 0.1, 10.)
+    drawn = function(D, x, sigmas, disable=True, seed=3)
+    assert torch.equal(drawn, other.function(D, x, sigmas, disable=True, seed=3, solver_type='heun'))
+    assert not torch.equal(drawn, other.function(D, x, sigmas, disable=True, seed=3))
+    with pytest.raises(ValueError, match='fixed must hold options of dpmpp_2m_sde, .*; got solver'):
+        K.sampling.preset('another', K.sampling.sample_dpmpp_2m_sde, 'A misspelt option.', {'solver': 'heun'})
