@@ -37,4 +37,4 @@ class Pair:
 
 
 def suited(name, model):
-    return Pair(model) if 'cfg_pp' in name else model
+    return Pair(model) if sampling.SAMPLERS[name].needs_pair else model

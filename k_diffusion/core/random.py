@@ -27,11 +27,18 @@ def randn_items(shape: Sequence[int], seeds: Sequence[int], device: Any = 'cpu',
                 std: float = 1.) -> Tensor:
     """Gaussian noise [B, *shape] whose item i depends on seeds[i] alone, bit for bit; of unit variance, or another deviation.
 
+    In float64 it is that of float32, cast: one seed is one noise in either precision.
     (torch's generator for the CPU reads the lower 32 bits of a seed, so in a long run two items may share a noise. That does
     no harm: no two share it and the picture.)
     """
-    out = torch.empty(len(seeds), *shape, device=device, dtype=dtype or torch.get_default_dtype())
+    dtype = dtype or torch.get_default_dtype()
+    out = torch.empty(len(seeds), *shape, device=device, dtype=drawn_dtype(dtype))
     source = torch.Generator(out.device)
     for item, seed in zip(out if len(seeds) > 1 else (out,), seeds):
         item.normal_(std=std, generator=source.manual_seed(seed))
-    return out
+    return out.to(dtype)
+
+
+def drawn_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the precision in which seeded noise of a dtype is drawn: float32 for float64."""
+    return torch.float32 if dtype == torch.float64 else dtype

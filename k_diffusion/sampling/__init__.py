@@ -82,6 +82,7 @@ from .samplers.dpm_solver import DPMSolver
 from .samplers.dpmpp import (
     sample_dpmpp_2m,
     sample_dpmpp_2m_sde,
+    sample_dpmpp_2m_sde_heun,
     sample_dpmpp_2s_ancestral,
     sample_dpmpp_3m_sde,
     sample_dpmpp_sde,
@@ -94,7 +95,14 @@ from .samplers.exponential_multistep import (
     sample_res_multistep,
     sample_res_multistep_ancestral,
 )
-from .samplers.exponential_runge_kutta import sample_exp_heun_2_x0, sample_res_2s, sample_res_3s, sample_seeds_2, sample_seeds_3
+from .samplers.exponential_runge_kutta import (
+    sample_exp_heun_2_x0,
+    sample_exp_heun_2_x0_sde,
+    sample_res_2s,
+    sample_res_3s,
+    sample_seeds_2,
+    sample_seeds_3,
+)
 from .samplers.heun import sample_heun, sample_heunpp2
 from .samplers.multistep import (
     sample_deis,

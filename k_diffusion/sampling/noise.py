@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.arguments import check_number, is_whole, show_value
 from ..core.protocols import NoiseSampler
-from ..core.random import derive_seed, randn_items
+from ..core.random import derive_seed, drawn_dtype, randn_items
 from ..core.registry import unknown
 from .brownian import BrownianPath
 
@@ -42,13 +42,18 @@ def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSa
 
 
 def generator_noise_sampler(x: Tensor, generator: Generators) -> NoiseSampler:
-    """Independent noise from a torch.Generator, or from one for each item; drawn where the generator lives."""
+    """Independent noise from a torch.Generator, or from one for each item; drawn where the generator lives.
+
+    In float64 it is that of float32, cast: one seed is one noise in either precision.
+    """
+    def draw(shape: Sequence[int], source: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=source, device=source.device, dtype=drawn_dtype(x.dtype)).to(x)
+
     if isinstance(generator, torch.Generator):
         source = generator
-        return lambda sigma, sigma_next: torch.randn(x.shape, generator=source, device=source.device, dtype=x.dtype).to(x.device)
+        return lambda sigma, sigma_next: draw(x.shape, source)
     items = _item_generators(x, generator)
-    return lambda sigma, sigma_next: torch.stack(
-        [torch.randn(x.shape[1:], generator=item, device=item.device, dtype=x.dtype).to(x.device) for item in items])
+    return lambda sigma, sigma_next: torch.stack([draw(x.shape[1:], item) for item in items])
 
 
 def make_noise_sampler(x: Tensor, kind: NoiseKind, seed: int | Sequence[int] | None = None,

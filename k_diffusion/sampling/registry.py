@@ -138,14 +138,26 @@ ALIASES = {
     'euler_a': 'euler_ancestral', 'euler_a_cfg_pp': 'euler_ancestral_cfg_pp',
     'dpm2': 'dpm_2', 'dpm2_a': 'dpm_2_ancestral', 'dpm2_ancestral': 'dpm_2_ancestral', 'dpm_2_a': 'dpm_2_ancestral',
     'dpmpp_2s_a': 'dpmpp_2s_ancestral',
+    'dpmpp_2s_a_cfg_pp': 'dpmpp_2s_ancestral_cfg_pp', 'res_multistep_a': 'res_multistep_ancestral',
+    'ddim_cfg_pp': 'euler_cfg_pp', 'cfg_pp_ud10_ab': 'cfgpp_ud10_ab',
     'dpmpp_sde_gpu': 'dpmpp_sde', 'dpmpp_2m_sde_gpu': 'dpmpp_2m_sde', 'dpmpp_3m_sde_gpu': 'dpmpp_3m_sde',
+    'dpmpp_2m_sde_heun_gpu': 'dpmpp_2m_sde_heun',
     'unipc': 'uni_pc', 'unipc_bh1': 'uni_pc', 'uni_pc_bh1': 'uni_pc', 'unipc_bh2': 'uni_pc_bh2',
+    'zab': 'lms', 'xeab': 'exp_ab',
+    # The schedulers of diffusers that are the sampler with its own defaults.
+    'eulerdiscretescheduler': 'euler', 'eulerancestraldiscretescheduler': 'euler_ancestral',
+    'flowmatcheulerdiscretescheduler': 'euler', 'edmeulerscheduler': 'euler',
+    'heundiscretescheduler': 'heun', 'flowmatchheundiscretescheduler': 'heun',
+    'kdpm2discretescheduler': 'dpm_2', 'kdpm2ancestraldiscretescheduler': 'dpm_2_ancestral',
+    'lmsdiscretescheduler': 'lms', 'ipndmscheduler': 'ipndm', 'dpmsolversdescheduler': 'dpmpp_sde',
+    'dpmsolvermultistepscheduler': 'dpmpp_2m', 'edmdpmsolvermultistepscheduler': 'dpmpp_2m',
+    'ddimscheduler': 'ddim', 'ddpmscheduler': 'ddpm', 'lcmscheduler': 'lcm', 'tcdscheduler': 'tcd',
 }
 
 
 def plain_name(name: str) -> str:
     """Return a name or a title in the form of names here: 'DPM++ 2M SDE' is 'dpmpp_2m_sde'."""
-    words = re.sub(r'[^a-z0-9]+', '_', name.lower().replace('++', 'pp')).strip('_')
+    words = re.sub(r'[^a-z0-9]+', '_', name.lower().replace('cfg++', 'cfg_pp').replace('++', 'pp')).strip('_')
     return words.removeprefix('sample_').removeprefix('k_')
 
 

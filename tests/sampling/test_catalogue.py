@@ -20,8 +20,27 @@ TITLES = {
     'DPM++ 3M SDE Karras': ('dpmpp_3m_sde', 'karras'), 'DPM fast': ('dpm_fast', None), 'DPM adaptive': ('dpm_adaptive', None),
     'UniPC': ('uni_pc', None), 'unipc': ('uni_pc', None), 'uni_pc_bh2': ('uni_pc_bh2', None), 'DDIM': ('ddim', None),
     'LCM': ('lcm', None), 'Restart': ('restart', None), 'dpmpp_2m_sde_gpu': ('dpmpp_2m_sde', None),
-    'euler sgm_uniform': ('euler', 'sgm_uniform'),
+    'euler sgm_uniform': ('euler', 'sgm_uniform'), 'dpmpp_2m_sde_heun_gpu': ('dpmpp_2m_sde_heun', None),
+    'DPM++ 2M SDE Heun': ('dpmpp_2m_sde_heun', None), 'DPM++ 2M SDE Heun Karras': ('dpmpp_2m_sde_heun', 'karras'),
+    'DPM++ 2M SDE Heun Exponential': ('dpmpp_2m_sde_heun', 'exponential'), 'exp_heun_2_x0_sde': ('exp_heun_2_x0_sde', None),
+    'Euler CFG++': ('euler_cfg_pp', None), 'Euler a CFG++': ('euler_ancestral_cfg_pp', None), 'DDIM CFG++': ('euler_cfg_pp', None),
+    'DPM++ 2S a CFG++': ('dpmpp_2s_ancestral_cfg_pp', None), 'CFG++ UD10 AB': ('cfgpp_ud10_ab', None),
+    'EulerAncestralDiscreteScheduler': ('euler_ancestral', None), 'DPMSolverMultistepScheduler': ('dpmpp_2m', None),
 }
+
+
+#: The samplers of ComfyUI 0.36.
+COMFYUI = [
+    'euler', 'euler_cfg_pp', 'euler_ancestral', 'euler_ancestral_cfg_pp', 'heun', 'heunpp2',
+    'exp_heun_2_x0', 'exp_heun_2_x0_sde', 'dpm_2', 'dpm_2_ancestral', 'lms', 'dpm_fast',
+    'dpm_adaptive', 'dpmpp_2s_ancestral', 'dpmpp_2s_ancestral_cfg_pp', 'dpmpp_sde',
+    'dpmpp_sde_gpu', 'dpmpp_2m', 'dpmpp_2m_cfg_pp', 'dpmpp_2m_sde', 'dpmpp_2m_sde_gpu',
+    'dpmpp_2m_sde_heun', 'dpmpp_2m_sde_heun_gpu', 'dpmpp_3m_sde', 'dpmpp_3m_sde_gpu', 'ddpm',
+    'lcm', 'ipndm', 'ipndm_v', 'deis', 'cfgpp_ud10_ab', 'res_multistep', 'res_multistep_cfg_pp',
+    'res_multistep_ancestral', 'res_multistep_ancestral_cfg_pp', 'gradient_estimation',
+    'gradient_estimation_cfg_pp', 'er_sde', 'seeds_2', 'seeds_3', 'sa_solver', 'sa_solver_pece',
+    'ddim', 'uni_pc', 'uni_pc_bh2',
+]
 
 
 def D(x, sigma):
@@ -32,6 +51,11 @@ def D(x, sigma):
 def test_a_title_of_another_program_is_understood(title):
     name, schedule = K.generation.split_title(title)
     assert (K.sampling.find_sampler(name).name, schedule) == TITLES[title]
+
+
+def test_every_sampler_of_comfyui_is_found():
+    for name in COMFYUI:
+        assert K.sampling.find_sampler(name).name == name.removesuffix('_gpu')
 
 
 def test_a_sampler_by_title_draws_what_its_name_and_schedule_draw():

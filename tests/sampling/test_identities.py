@@ -4,29 +4,11 @@ import math
 
 import pytest
 import torch
+from mixture_runs import DRAWS, MODEL, SIGMAS, X, close, run
 from stable_ids import stable_id
 
 from k_diffusion import sampling
-from k_diffusion.denoisers.analytic import Mixture
-from k_diffusion.guidance import classifier_free
 from k_diffusion.sampling import SAMPLERS
-
-MODEL = Mixture(torch.tensor([[1., 0.], [-1., 0.7], [0.2, -1.2]], dtype=torch.float64), torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64))
-SIGMAS = sampling.get_sigmas_karras(9, 0.05, 20.).double()
-X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 20
-DRAWS = torch.randn(20, 8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
-def run(name, **options):
-    if 'noise_sampler' in SAMPLERS[name].options:
-        draws = iter(DRAWS)
-        options['noise_sampler'] = lambda sigma, sigma_next: next(draws)
-    return SAMPLERS[name].function(MODEL, X, SIGMAS, disable=True, **options)
-
-
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
-    assert a.std() > 0.3
 
 
 @pytest.mark.parametrize(('first', 'second'), [
@@ -35,7 +17,12 @@ def close(a, b):
     (('ddim', {'eta': 1.}), ('ddpm', {})), (('ddim', {'eta': 0.6}), ('euler_ancestral', {'eta': 0.6})), (('ddim', {}), ('euler', {})),
     (('er_sde', {'max_stage': 1, 'noise_scaler': lambda sigma: sigma}), ('euler', {})),
     (('seeds_2', {'eta': 0.}), ('res_2s', {})), (('seeds_3', {'eta': 0.}), ('res_3s', {})),
-    (('seeds_2', {'eta': 0., 'r': 1.}), ('exp_heun_2_x0', {})),
+    (('seeds_2', {'eta': 0., 'r': 1.}), ('exp_heun_2_x0', {})), (('seeds_2', {'r': 1.}), ('exp_heun_2_x0_sde', {})),
+    (('seeds_2', {'eta': 0., 'solver_type': 'phi_1'}), ('dpmpp_2s_ancestral', {'eta': 0.})),
+    (('exp_heun_2_x0_sde', {'eta': 0.}), ('exp_heun_2_x0', {})), (('dpmpp_2m_sde_heun', {}), ('exp_ab', {'order': 2, 'eta': 1.})),
+    (('res_multistep_ancestral', {'eta': 0.}), ('res_multistep', {})), (('zeab', {'order': 1}), ('euler', {})),
+    (('vab', {'order': 1}), ('euler', {})),
+    (('euler_ancestral', {'eta': 0., 'down': 'flow'}), ('euler', {})), (('dpm_2_ancestral', {'eta': 0., 'down': 'flow'}), ('dpm_2', {})),
     (('dpmpp_2m', {}), ('uni_pc_bh2', {'order': 2, 'corrector': False})),
     (('res_multistep', {}), ('exp_ab', {'order': 2})), (('dpmpp_3m', {'lower_order_final': False}), ('exp_ab', {})),
     (('res_multistep', {}), ('dpmpp_2m_sde', {'eta': 0., 'solver_type': 'heun'})),
@@ -104,35 +91,6 @@ def test_a_flow_model_is_a_denoiser(name):
         return z - t[:, None] * velocity(z, t)
 
     close(SAMPLERS[name].function(wrapped, X, SIGMAS, disable=True), run(name))
-
-
-class Conditional:
-    def __call__(self, x, sigma, shift):
-        return MODEL(x - shift, sigma) + shift
-
-
-def test_cfg_pp_is_guidance_whose_scale_grows_as_steps_shrink():
-    lam, shift = 0.4, torch.ones(8, 1, dtype=torch.float64)
-    out = sampling.sample_euler_cfg_pp(classifier_free(Conditional(), {'shift': 0.}, lam), X, SIGMAS, {'shift': shift}, disable=True)
-    x = X
-    for sigma, sigma_next in itertools.pairwise(SIGMAS.tolist()):
-        plain = classifier_free(Conditional(), {'shift': 0.}, lam / (1 - sigma_next / sigma))
-        x = sampling.sample_euler(plain, x, [sigma, sigma_next], {'shift': shift}, disable=True)
-    close(out, x)
-
-
-def test_cfg_pp_of_two_equal_estimates_is_the_plain_sampler():
-    same = classifier_free(lambda x, sigma, dummy: MODEL(x, sigma), {'dummy': 0.}, 0.7)
-    extra = {'dummy': torch.zeros(8)}
-    noise = lambda: (lambda draws: lambda *_: next(draws))(iter(DRAWS))
-    close(sampling.sample_euler_cfg_pp(same, X, SIGMAS, extra, disable=True), run('euler'))
-    close(sampling.sample_dpmpp_2m_cfg_pp(same, X, SIGMAS, extra, disable=True), run('dpmpp_2m'))
-    close(sampling.sample_euler_ancestral_cfg_pp(same, X, SIGMAS, extra, disable=True, noise_sampler=noise()), run('euler_ancestral'))
-
-
-def test_cfg_pp_needs_a_pair():
-    with pytest.raises(ValueError, match=r'sample_euler_cfg_pp needs the unconditional estimate.*classifier_free'):
-        sampling.sample_euler_cfg_pp(MODEL, X, SIGMAS, disable=True)
 
 
 def test_restart_goes_back_up():

@@ -56,7 +56,7 @@ def error(name, n, **options):
 
 #: Stochastic samplers with independent draws; dpmpp_sde needs a path, lcm and tcd a distilled model, the CFG++ one a pair.
 LAWFUL = [name for name, entry in sampling.SAMPLERS.items() if (entry.stochastic or entry.noise == 'independent' or name == 'ddim')
-          and name not in ('dpmpp_sde', 'lcm', 'tcd') and 'cfg_pp' not in name]
+          and name not in ('dpmpp_sde', 'lcm', 'tcd') and not entry.needs_pair]
 
 
 @pytest.mark.parametrize('name', LAWFUL)
@@ -73,7 +73,10 @@ def test_variance_at_200_steps(name):
     ('sa_solver', {'interval': (0., 1.)}, 2.26), ('sa_solver_pece', {'interval': (0., 1.)}, 2.30),
     ('sa_solver', {'tau': lambda sigma: float(0.3 < sigma < 3)}, 2.12),
     ('seeds_2', {}, 1.99), ('seeds_2', {'r': 1.}, 1.93), ('seeds_3', {}, 1.77),
-    ('dpm_2_ancestral', {}, 2.03), ('dpmpp_2s_ancestral', {}, 1.97),
+    ('dpm_2_ancestral', {}, 2.03), ('dpmpp_2s_ancestral', {}, 1.97), ('res_multistep_ancestral', {}, 2.03),
+    ('seeds_2', {'solver_type': 'phi_1'}, 1.96), ('exp_heun_2_x0_sde', {}, 1.93), ('res_multistep_ancestral', {'eta': 0.25}, 2.01),
+    ('euler_ancestral', {'down': 'flow'}, 0.94), ('dpm_2_ancestral', {'down': 'flow'}, 2.01),
+    ('dpmpp_2s_ancestral', {'down': 'flow', 'eta': 0.5}, 1.95),
     ('er_sde', {'max_stage': 1}, 0.98), ('er_sde', {'max_stage': 2}, 2.03), ('er_sde', {}, 2.09), ('er_sde', {'exact': True}, 2.8),
     ('er_sde', {'noise_scaler': lambda sigma: sigma ** 2}, 2.14), ('restart', {'intervals': ((0.3, 3.),)}, 2.02),
 ], ids=stable_id)

@@ -191,6 +191,51 @@ def test_a_seed_for_every_sampler(name):
     assert torch.equal(run(name, x, seed=5)[:2], run(name, x[:2], seed=5))
 
 
+#: Those that draw; but for dpm_adaptive, whose steps follow the rounding of the errors.
+NOISY = [name for name, entry in sampling.SAMPLERS.items() if entry.noise is not None and name != 'dpm_adaptive']
+
+
+def draws_of(name, x, **source):
+    """What a sampler draws over its run."""
+    record, entry = sampling.Record(), sampling.SAMPLERS[name]
+    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10., 'n': 6}
+    options = {**{key: given[key] for key in entry.takes}, **with_noise(name), **source}
+    for _ in sampling.iterate(name, suited(name, toy), x, record=record, disable=True, **options):
+        pass
+    return record.noises
+
+
+@pytest.mark.parametrize('source', ['seed', 'seeds', 'generator', 'generators', 'independent', 'path'])
+@pytest.mark.parametrize('name', NOISY)
+def test_one_seed_is_one_noise_in_float32_and_float64(name, source):
+    """float64 draws are those of float32; along a path they are added up in the precision of x."""
+    single = torch.randn(2, 2, 3) * 10
+    drawn = []
+    for x in (single, single.double()):
+        given = {'seed': lambda: {'seed': 4}, 'seeds': lambda: {'seed': [4, 9]},
+                 'generator': lambda: {'generator': torch.Generator().manual_seed(4)},
+                 'generators': lambda: {'generator': [torch.Generator().manual_seed(seed) for seed in (4, 9)]},
+                 'independent': lambda: {'noise_sampler': sampling.make_noise_sampler(x, 'independent', [4, 9])},     # noqa: B023
+                 'path': lambda: {'noise_sampler': sampling.make_noise_sampler(x, 'path', [4, 9])}}     # noqa: B023
+        drawn.append(draws_of(name, x, **given[source]()))
+    assert len(drawn[0]) == len(drawn[1]) > 0
+    for a, b in zip(*drawn):
+        assert (a.dtype, b.dtype) == (torch.float32, torch.float64)
+        torch.testing.assert_close(a, b.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(('make', 'expected'), [
+    (lambda x: sampling.seeded_noise_sampler(x, [7]), [-0.06190171465, 2.01815700531, -1.28358006477]),
+    (lambda x: sampling.BrownianTreeNoiseSampler(x, 0.1, 10., [7]), [-0.36746346951, -0.90654838085, 1.85527372360]),
+    (lambda x: sampling.generator_noise_sampler(x, torch.Generator().manual_seed(7)), [-0.14679509401, 0.78614127636, 0.94682163000]),
+], ids=['independent', 'path', 'generator'])
+def test_the_noise_of_a_seed_is_kept(make, expected):
+    """The numbers that a seed has given in float32 since there are seeds; in float64 they are the same."""
+    for dtype in (torch.float32, torch.float64):
+        drawn = make(torch.zeros(1, 3, dtype=dtype))(5., 4.)[0]
+        torch.testing.assert_close(drawn, torch.tensor(expected, dtype=dtype), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize('name', ['euler', 'euler_ancestral', 'dpmpp_2m_sde', 'restart', 'er_sde'])
 def test_a_generator_for_every_sampler(name):
     x = torch.randn(3, 2, 3) * 10
@@ -258,7 +303,7 @@ def test_afs_saves_the_first_call(name):
     given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10., 'n': 6}
     options = {**{key: given[key] for key in entry.takes}, **without_noise(name), 'disable': True}
     states = list(sampling.iterate(name, suited(name, counted), x, **options, afs=True))
-    pairs = 'cfg_pp' in name    # the stand-in asks twice for a pair
+    pairs = sampling.SAMPLERS[name].needs_pair    # the stand-in asks twice for a pair
     assert states[-1].nfe == len(calls) / (2 if pairs else 1) and calls[0] < 10
     torch.testing.assert_close(states[0].denoised, x * (1 - 10 / math.sqrt(101)), rtol=1e-4, atol=1e-4)
     spread = next(sampling.iterate(name, suited(name, toy), x, **options, afs=0.5)).denoised

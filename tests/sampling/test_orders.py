@@ -84,6 +84,9 @@ def identity(sigma):
     ('lms', {'order': 1}, 1), ('lms', {'order': 2}, 1.94), ('lms', {'order': 3}, 2.88),
     ('ipndm', {'order': 1}, 1), ('ipndm', {'order': 2}, 1.97), ('ipndm', {'order': 3}, 1.91), ('ipndm_v', {'order': 2}, 1.94),
     ('gradient_estimation', {'ge_gamma': 1.5}, 1.97), ('heun', {'lower_order_final': 1}, 2), ('heun', {'euler_below': 1.}, 1),
+    ('zeab', {'order': 1}, 1), ('zeab', {'order': 2}, 1.96), ('zeab', {'order': 4}, 2.58), ('ipndm_v', {'order': 4}, 2.6),
+    ('vab', {'order': 1}, 1), ('vab', {'order': 2}, 1.95), ('vab', {'order': 4}, 2.96),
+    ('seeds_2', {'eta': 0., 'solver_type': 'phi_1'}, 1.97),
     ('res_2s', {'c2': 0.3}, 2), ('res_3s', {'c2': 0.5, 'c3': 1.}, 3.02), ('res_3s', {'c2': 0.4, 'c3': 0.9}, 3.),
     ('sa_solver', {'tau': 0., 'predictor_order': 2, 'corrector_order': 0}, 2.04), ('seeds_2', {'eta': 0., 'r': 1.}, 1.97),
     ('er_sde', {'noise_scaler': identity, 'max_stage': 1}, 1), ('er_sde', {'noise_scaler': identity, 'max_stage': 2}, 1.99),
@@ -103,7 +106,7 @@ def irregular(n):
 
 @pytest.mark.parametrize(('name', 'options', 'order'), [
     ('ipndm', {'order': 2}, 1.), ('ipndm_v', {}, 1.9), ('lms', {'order': 2}, 2.), ('exp_ab', {'order': 2}, 2.), ('deis', {'order': 2}, 2.),
-    ('uni_pc', {'order': 2}, 3.), ('dpmpp_2m', {}, 2.),
+    ('uni_pc', {'order': 2}, 3.), ('dpmpp_2m', {}, 2.), ('zeab', {}, 2.9), ('vab', {}, 3.), ('res_multistep_ancestral', {'eta': 0.}, 2.),
 ])
 def test_order_on_irregular_schedules(name, options, order):
     function = sampling.SAMPLERS[name].function
@@ -149,7 +152,7 @@ def test_declared_cost(name):
             return (model(x, sigma),) * 2
 
     given = {'sigmas': schedule(10), 'sigma_min': LOW, 'sigma_max': HIGH, 'n': 10}
-    steps = list(sampling.iterate(entry, Pair() if 'cfg_pp' in name else model, start(), disable=True,
+    steps = list(sampling.iterate(entry, Pair() if sampling.SAMPLERS[name].needs_pair else model, start(), disable=True,
                                   **{key: given[key] for key in entry.takes}))
     assert calls == steps[-1].nfe == CALLS.get(name, entry.nfe * len(steps))
 

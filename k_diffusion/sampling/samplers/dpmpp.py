@@ -13,7 +13,7 @@ from torch import Tensor
 from ...core.registry import unknown
 from ..coefficients import get_ancestral_step, phi, split_step
 from ..loop import Step, Steps
-from ..registry import Run, sampler
+from ..registry import Run, preset, sampler
 
 
 @sampler(order=2, nfe=2, stochastic=True, noise='path', family='DPM-Solver++',
@@ -105,6 +105,11 @@ def sample_dpmpp_2m_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: fl
             previous, h_last = denoised, h
         x = yield x
     return x
+
+
+sample_dpmpp_2m_sde_heun = preset(
+    'dpmpp_2m_sde_heun', sample_dpmpp_2m_sde, '2M for the reverse SDE with the exact exponential weights. 1 NFE.',
+    {'solver_type': 'heun'})
 
 
 @sampler(order=2, stochastic=True, noise='path', path_by_default=True, family='DPM-Solver++',

@@ -175,8 +175,7 @@ def sample_res_multistep(steps: Steps, x: Tensor, *, order: int = 2) -> Run[Tens
 def ancestral_table(sigmas: Sequence[float], eta: float) -> Table:
     """Rows of RES-2M to sigma_down, then noise of sigma_up; a single value where none is before it.
 
-    The value before counts as the length of its own step, to its sigma_down, away. The noise in
-    between makes it differ from that of the flow, so that the order in the law is 1.
+    The value before counts as the length of its own step, to its sigma_down, away.
     """
     table: list[Row] = []
     h_last = 0.
@@ -202,7 +201,7 @@ def sample_res_multistep_ancestral(steps: Steps, x: Tensor, *, eta: float = 1.,
                                    s_noise: float = 1.) -> Run[Tensor]:
     """A step of res_multistep to sigma_down, then noise of sigma_up. 1 NFE.
 
-    Order 2 at eta 0. `exp_ab(order=2, eta=1)` is the SDE of the same strength with order 2 in law.
+    `exp_ab(order=2, eta=1)` is the reverse SDE of the same strength, another method of order 2.
     """
     return walk_table(steps, x, ancestral_table(steps.sigmas, eta), s_noise)
 

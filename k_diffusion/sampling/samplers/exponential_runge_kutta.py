@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core.registry import unknown
 from ..coefficients import phi
 from ..loop import Step, Steps
-from ..registry import Run, sampler
+from ..registry import Run, preset, sampler
 
 
 def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: float = 0.,
@@ -134,6 +134,11 @@ def sample_seeds_2(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float =
     if solver_type not in ('phi_1', 'phi_2'):
         raise ValueError(unknown('solver_type', solver_type, ('phi_1', 'phi_2')))
     return _walk_stages(steps, x, (r,), eta, s_noise, weights=solver_type)
+
+
+sample_exp_heun_2_x0_sde = preset(
+    'exp_heun_2_x0_sde', sample_seeds_2, 'Exponential Heun for the reverse SDE: SEEDS-2 with its stage at the end of the step. 2 NFE.',
+    {'r': 1., 'solver_type': 'phi_2'})
 
 
 @sampler(order=3, nfe=3, stochastic=True, noise='path', family='exponential Runge-Kutta',

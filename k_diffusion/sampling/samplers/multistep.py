@@ -138,7 +138,7 @@ def sample_deis(steps: Steps, x: Tensor, *, order: int = 3, euler_to_zero: bool 
 def _check_range(clock_range: Any) -> tuple[float, float]:
     try:
         low, high = (check_number('clock_range', end) for end in clock_range)
-    except TypeError:
+    except (TypeError, ValueError):
         low = high = math.nan
     if not 0 < low < high:
         raise ValueError('clock_range must be two noise levels (sigma_min, sigma_max) with 0 < sigma_min < sigma_max; '
