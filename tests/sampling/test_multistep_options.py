@@ -135,3 +135,17 @@ def test_ancestral_steps_of_a_flow_model(stages):
 def test_weights_that_are_not_known():
     with pytest.raises(ValueError, match="unknown solver_type 'phi_3'"):
         run('seeds_2', solver_type='phi_3')
+
+
+def test_sa_solver_lowers_its_order_to_the_levels_left():
+    """The last step but one is Euler's; and a corrector left with the new value alone takes that."""
+    *_, before, _, _ = sampling.iterate('exp_ab', MODEL, X, SIGMAS, disable=True, order=2)
+    tail = sampling.sample_euler(MODEL, before.x, SIGMAS[-3:], disable=True)
+    options = {'tau': 0., 'corrector_order': 0, 'predictor_order': 2}
+    close(run('sa_solver', lower_order_final=True, **options), tail)
+    assert (run('sa_solver', **options) - tail).abs().max() > 1e-3
+    first = MODEL(X, level(5.))
+    second = MODEL(first + (X - first) / 5, level(1.))
+    out = sampling.sample_sa_solver_pece(MODEL, X, [5., 1., 0.], disable=True, tau=0., predictor_order=1, corrector_order=2,
+                                         lower_order_final=True)
+    close(out, MODEL(second + (X - second) / 5, level(1.)))
