@@ -14,11 +14,19 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     return found[0] if found else None
 
 
+#: As many names a message lists; of more it lists a few that are like the unknown one.
+MOST_NAMES, FEW_NAMES = 40, 12
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """One sentence that says a name is unknown, what is known, and what was probably meant."""
     known = sorted(known)
     near = nearest(str(name), known)
-    return f'unknown {kind} {name!r}' + (f', did you mean {near!r}?' if near else ';') + f' known: {", ".join(known)}'
+    listed, more = known, ''
+    if len(known) > MOST_NAMES:
+        listed = sorted(difflib.get_close_matches(str(name), known, FEW_NAMES, cutoff=0.))
+        more = f' and {len(known) - len(listed)} more'
+    return f'unknown {kind} {name!r}' + (f', did you mean {near!r}?' if near else ';') + f' known: {", ".join(listed)}{more}'
 
 
 class Registry(Mapping[str, T], Generic[T]):

@@ -79,6 +79,13 @@ def test_registry_suggests():
         things.register('euler')(2)
 
 
+def test_a_long_list_of_names_is_cut_to_those_like_it():
+    things: Registry[int] = Registry('thing')
+    things.register(*(f'other_{i}' for i in range(60)), 'euler', 'euler_a')(1)
+    with pytest.raises(ValueError, match=r"unknown thing 'euller', did you mean 'euler'\? known: .*\beuler, euler_a, .* and 50 more$"):
+        things['euller']
+
+
 def test_missing_extra_names_itself():
     with pytest.raises(extras.MissingExtra, match=r'k-diffusion\[hf\]'):
         extras.require('surely_not_installed', 'hf', 'this')
