@@ -6,6 +6,7 @@ import torch
 
 from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Gaussian, Mixture
+from k_diffusion.sampling.likelihood.divergence import Probes
 from k_diffusion.sampling.likelihood.runge_kutta import dormand_prince
 
 
@@ -71,12 +72,37 @@ def rms(ll, model, x):
     return ((ll - model.log_prob(x, LOW)) / x[0].numel()).square().mean().sqrt().item()
 
 
-def test_new_probes_at_each_call_beat_one_that_stays():
+def turns_of(probes, matrix, shape, turns, n=3):
+    """What the probes say of the trace of a linear map in each turn, [turns, B, P]."""
+    x = torch.randn(n, *shape, dtype=torch.float64, requires_grad=True)
+    return torch.stack([probes((x.flatten(1) @ matrix.T).view_as(x), x, turn) for turn in range(turns)])
+
+
+@pytest.mark.parametrize('shape, turns', [((16,), 16), ((11,), 16), ((2, 3, 2), 16), ((1, 1, 4), 4), ((1,), 1)])
+def test_a_set_of_probes_is_right_about_any_matrix(shape, turns):
+    matrix = torch.randn(math.prod(shape), math.prod(shape), dtype=torch.float64)
+    each = turns_of(Probes(2, seed=3), matrix, shape, 2 * turns)
+    for block in each[:turns], each[turns:]:
+        torch.testing.assert_close(block.mean(0), matrix.trace().expand(3, 2))
+    if len(matrix) > 1:
+        assert each.std() > 0.1 and (each[0, :, 0] != each[0, :, 1]).any() and (each[0] != each[turns]).any()
+
+
+def test_four_probes_are_right_about_pixels_that_know_their_neighbours():
+    shape, at = (1, 6, 5), [(i, j) for i in range(6) for j in range(5)]
+    near = torch.tensor([[max(abs(a - c), abs(b - d)) <= 1 for c, d in at] for a, b in at])
+    matrix = torch.randn(30, 30, dtype=torch.float64) * near
+    each = turns_of(Probes(1, seed=4), matrix, shape, 8)
+    torch.testing.assert_close(each.view(2, 4, 3).mean(1), matrix.trace().expand(2, 3))
+    assert (each[0] - matrix.trace()).abs().min() > 1e-3
+
+
+def test_probes_that_change_beat_one_that_stays():
     x = FULL.draw(200, LOW)
     ours, info = sampling.log_likelihood(FULL, x, LOW, HIGH, steps=32, seed=1, data_std=0.5)
     stays, _ = sampling.log_likelihood(FULL, x, LOW, HIGH, seed=1)
     assert info['fevals'] == 128 and info['stderr'] is None
-    assert rms(ours, FULL, x) < 0.05 < 4 * rms(ours, FULL, x) < rms(stays, FULL, x) * 1.2
+    assert rms(ours, FULL, x) < 0.02 and 10 * rms(ours, FULL, x) < rms(stays, FULL, x)
 
 
 @pytest.mark.parametrize('model', [FULL, FLAT], ids=['full', 'flat'])
@@ -111,14 +137,25 @@ def test_data_like_the_frame_need_no_steps():
     torch.testing.assert_close(adaptive, model.log_prob(x, LOW), rtol=0, atol=5e-3)
 
 
-def test_standard_errors_cover():
+@pytest.mark.parametrize('options', [{'steps': 32, 'probes': 2, 'data_std': 0.5}, {'steps': 32, 'probes': 4, 'data_std': 0.5}, {'probes': 8}], ids=str)
+@pytest.mark.parametrize('name', ['full', 'mixture'])
+def test_intervals_cover(options, name):
+    torch.manual_seed(4)
+    means = torch.randn(6, 16, dtype=torch.float64)
+    mixture = Mixture(means, torch.linspace(0.2, 0.5, 6, dtype=torch.float64))
+    points = means[torch.arange(300) % 6] + mixture.stds[torch.arange(300) % 6, None] * torch.randn(300, 16, dtype=torch.float64)
+    model, x = (FULL, FULL.draw(300, LOW)) if name == 'full' else (mixture, points)
+    ll, info = sampling.log_likelihood(model, x, LOW, HIGH, seed=1, **options)
+    (low, high), true = info['interval'], model.log_prob(x, LOW)
+    assert 0.91 <= ((low <= true) & (true <= high)).double().mean() <= 0.98
+    assert ((low < ll - info['stderr']) & (ll + info['stderr'] < high)).all()
+
+
+def test_standard_errors_are_those_of_the_mean():
     x = FULL.draw(1, LOW).expand(200, 16)
-    ll, info = sampling.log_likelihood(FULL, x, LOW, HIGH, steps=32, probes=2, data_std=0.5)
-    within = ((ll - FULL.log_prob(x, LOW)).abs() < 2 * info['stderr']).double().mean()
-    assert 0.91 <= within <= 0.985
-    assert info['stderr'].mean().item() == pytest.approx(ll.std().item(), rel=0.2)
-    ll, info = sampling.log_likelihood(FULL, x, LOW, HIGH, probes=16)      # probes that stay: the spread of 16 integrals
-    assert info['stderr'].mean().item() == pytest.approx(ll.std().item(), rel=0.2)
+    for options in {'steps': 32, 'probes': 4, 'data_std': 0.5}, {'probes': 16}:
+        ll, info = sampling.log_likelihood(FULL, x, LOW, HIGH, **options)
+        assert info['stderr'].square().mean().sqrt().item() == pytest.approx(ll.std().item(), rel=0.2)
 
 
 def test_an_item_is_the_same_alone():

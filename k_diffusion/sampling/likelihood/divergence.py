@@ -12,43 +12,90 @@ from ...core.random import generator
 from ...core.tensors import sum_per_item
 from ..noise import item_seeds
 
+#: The most probes that are orthogonal in turn: more lower the error little, and each set's error is
+#: one of the few that a standard error is made from.
+LONGEST = 64
+
 
 class Divergence(Protocol):
-    """(y [B, ...], x [B, ...] that it was computed from) -> P = count estimates [B, P] of the trace of dy/dx."""
+    """(y [B, ...], x [B, ...] that it was computed from, turn) -> P = count estimates [B, P] of the trace of dy/dx.
+
+    Calls of one turn use the same probes.
+    """
 
     count: int
 
-    def __call__(self, y: Tensor, x: Tensor) -> Tensor: ...
+    def __call__(self, y: Tensor, x: Tensor, turn: int = 0) -> Tensor: ...
 
 
 class Probes:
-    """v . (dy/dx) v for P probes v of independent +-1 (Rademacher): right on average, and exact where the Jacobian is diagonal.
+    """Estimate the trace of J = dy/dx by v . J v for P probes v of +-1, orthogonal in turn.
 
-    Hutchinson 1990, doi:10.1080/03610919008812866. With `fresh` each call draws new probes, so that their errors average out
-    over the calls; without, the first ones stay, and the estimate is a smooth function of x.
-    seed: a number per item, or one for the batch; item i then depends on its own seed alone. None: torch's global generator.
+    v_p = s_p h_k with random signs s_p (P independent estimates) and row k of a Walsh-Hadamard matrix
+    in turn k. Each estimate is right on average, and exact where J is diagonal. Over 2^m turns in a
+    row the entries J_ij of pairs i, j that differ in their last m bits cancel, as far as J stays the
+    same; the bits of an element's place are taken from all its axes alternately, so that neighbours
+    in a picture cancel first. New signs are drawn after as many turns as an item has elements
+    (rounded up to a power of 2), 64 at most.
+
+    Args:
+        count: P, the number of estimates.
+        seed: a number for each item, or one for the batch; the probes of an item depend on its own
+            alone. None draws one from torch's global generator.
+
+    References:
+        Hutchinson 1990, doi:10.1080/03610919008812866; Stathopoulos, Laeuchli and Orginos 2013,
+        arXiv:1302.4018 (hierarchical probing).
     """
 
-    def __init__(self, count: int, fresh: bool, seed: int | Sequence[int] | None = None) -> None:
+    def __init__(self, count: int, seed: int | Sequence[int] | None = None) -> None:
         check_whole('probes', count)
-        self.count, self.fresh, self.seed = count, fresh, seed
-        self._sources: list[torch.Generator] | None = None
-        self._kept: list[Tensor] | None = None
+        self.count, self.seed = count, seed
+        self.length = 0         # turns that share their signs, known from the first call on
+        self._seeds: list[int] = []
+        self._places: Tensor | None = None
+        self._drawn: tuple[int, Tensor] | None = None
 
-    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
-        if self.seed is not None and self._sources is None:
-            self._sources = [generator(item, 'probe', device=x.device) for item in item_seeds(x, self.seed)]
-        if self._kept is None or self.fresh:
-            self._kept = [self._draw(x) for _ in range(self.count)]
+    def __call__(self, y: Tensor, x: Tensor, turn: int = 0) -> Tensor:
+        if self._places is None:
+            self._seeds = item_seeds(x, self.seed)
+            places, bits = _interleaved_places(x.shape[1:])
+            self._places, self.length = places.to(x.device), min(1 << bits, LONGEST)
+        block, row = divmod(turn, self.length)
+        if self._drawn is None or self._drawn[0] != block:
+            self._drawn = block, self._signs(x, block)
+        probes = self._drawn[1] * (1 - 2 * _parity(self._places & row)).to(x.dtype)
         last = self.count - 1
-        gradients = [torch.autograd.grad(y, x, probe, retain_graph=i < last)[0] for i, probe in enumerate(self._kept)]
-        return torch.stack([sum_per_item(probe * gradient) for probe, gradient in zip(self._kept, gradients)], 1)
+        gradients = [torch.autograd.grad(y, x, probe, retain_graph=i < last)[0] for i, probe in enumerate(probes)]
+        return torch.stack([sum_per_item(probe * gradient) for probe, gradient in zip(probes, gradients)], 1)
 
-    def _draw(self, x: Tensor) -> Tensor:
-        if self._sources is None:
-            return torch.randint_like(x, 2) * 2 - 1
-        bits = [torch.randint(2, x.shape[1:], generator=source, device=x.device, dtype=x.dtype) for source in self._sources]
-        return torch.stack(bits) * 2 - 1
+    def _signs(self, x: Tensor, block: int) -> Tensor:
+        """Draw signs [P, B, ...]."""
+        sources = [generator(seed, 'probe', block, device=x.device) for seed in self._seeds]
+        bits = [torch.randint(2, (self.count, *x.shape[1:]), generator=source, device=x.device, dtype=x.dtype) for source in sources]
+        return torch.stack(bits, 1) * 2 - 1
+
+
+def _interleaved_places(shape: Sequence[int]) -> tuple[Tensor, int]:
+    """Return the place of each element of an item as a whole number, and how many bits it has.
+
+    The lowest bits are the lowest bit of each axis, the last axis first: the order of a Z-curve.
+    """
+    places, bits = torch.zeros(tuple(shape), dtype=torch.long), 0
+    axes = torch.meshgrid(*[torch.arange(n) for n in shape], indexing='ij') if len(shape) else ()
+    for level in range(max(((n - 1).bit_length() for n in shape), default=0)):
+        for axis, n in reversed(list(zip(axes, shape))):
+            if n > 1 << level:
+                places |= (axis >> level & 1) << bits
+                bits += 1
+    return places, bits
+
+
+def _parity(numbers: Tensor) -> Tensor:
+    """Return 1 where a whole number below 64 has an odd number of bits set, else 0."""
+    for shift in 4, 2, 1:
+        numbers = numbers ^ (numbers >> shift)
+    return numbers & 1
 
 
 class ExactTrace:
@@ -62,7 +109,7 @@ class ExactTrace:
         check_whole('chunk', chunk)
         self.chunk = chunk
 
-    def __call__(self, y: Tensor, x: Tensor) -> Tensor:
+    def __call__(self, y: Tensor, x: Tensor, turn: int = 0) -> Tensor:
         size = x[0].numel()
         if self.chunk > 1:
             try:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from ...core.arguments import check_number
-from ...core.incomplete_beta import student_quantile
 from ...core.protocols import DenoiseFn
 from ..loop import ExtraArgs
 from .divergence import ExactTrace, Probes
 from .probability_flow import ProbabilityFlow
 from .runge_kutta import Parts
+from .standard_error import error_of_blocks, error_of_integrals
 
 
 def log_likelihood(
@@ -26,7 +26,7 @@ def log_likelihood(
     atol: float = 1e-4,
     rtol: float = 1e-4,
     *,
-    steps: int | None = None,                           # a fixed grid: 4 model calls per step, new probes at each
+    steps: int | None = None,                           # a fixed grid: 4 model calls per step, probes that change
     probes: int = 1,                                    # how many per model call; two or more give a standard error
     trace: Literal['probes', 'exact'] = 'probes',       # exact: as many backward passes as an item has elements
     chunk: int = 64,                                    # how many of them at a time
@@ -43,37 +43,30 @@ def log_likelihood(
 
     By default an adaptive solver in sigma, which suits its steps to each item, with probes that stay the same. With `steps` a
     grid even in ln sigma (32 steps are usual), for u = (x - data_mean) / sqrt(sigma^2 + data_std^2), which stands still for
-    Gaussian data of that mean and deviation: less noise from the probes at the same cost, and a standard error that holds.
+    Gaussian data of that mean and deviation: less noise from the probes at the same cost, as they are orthogonal in turn.
 
     info: fevals, the model calls; stderr [B], the standard error that the probes leave (None with one
     probe, 0 for the exact trace); interval, the ends ([B], [B]) of its 95 % interval by Student's t
-    (None with one probe), which is wider than 2 stderr where few probes or few calls carry the error;
+    (None with one probe), which is wider than 2 stderr where few independent values carry the error;
     latent, x at sigma_max.
     """
     low, high = _levels(sigma_min, sigma_max, ascending=True)
     if trace not in ('probes', 'exact'):
         raise ValueError(f"trace is {trace!r}; it must be 'probes' or 'exact'")
-    divergence = ExactTrace(chunk) if trace == 'exact' else Probes(probes, fresh=steps is not None, seed=seed)
+    divergence = ExactTrace(chunk) if trace == 'exact' else Probes(probes, seed)
     flow = ProbabilityFlow(model, x, extra_args, data_mean, data_std, dtype, 'log_likelihood', divergence)
     latent, integrals = _led(flow, low, high, steps, atol, rtol, max_evaluations, disable)
     value = flow.log_prior(latent, high) + integrals.mean(1)
-    error: tuple[Tensor, Tensor] | None = None
+    error: tuple[Tensor, Tensor, Tensor] | None = None      # the standard error, and the ends from the value
     if trace == 'exact':
-        error = torch.zeros_like(value), torch.full_like(value, math.inf)
-    elif steps is not None:
-        error = flow.stderr(low, high, probes)
+        error = (torch.zeros_like(value),) * 3
     elif probes > 1:
-        error = integrals.std(1) / math.sqrt(probes), torch.full_like(value, probes - 1)
+        error = error_of_integrals(integrals) if steps is None else error_of_blocks(torch.stack(flow.blocks))
     info: dict[str, Any] = {'fevals': flow.watch.nfe, 'stderr': None, 'interval': None, 'latent': latent}
     if error is not None:
-        half = _quantiles(error[1]).to(value) * error[0].to(value)
-        info |= {'stderr': error[0].to(value), 'interval': (value - half, value + half)}
+        stderr, below, above = (each.to(value) for each in error)
+        info |= {'stderr': stderr, 'interval': (value + below, value + above)}
     return value, info
-
-
-def _quantiles(freedom: Tensor) -> Tensor:
-    """The 97.5 % quantiles of Student's t."""
-    return torch.tensor([student_quantile(0.975, f) for f in freedom.tolist()], dtype=torch.float64)
 
 
 def invert(model: DenoiseFn, x: Tensor, sigma: float | Tensor, sigma_next: float | Tensor, extra_args: ExtraArgs = None,

@@ -1,6 +1,7 @@
 """The probability flow dx/dsigma = (x - D) / sigma from one level to another, and the integral of its divergence on the way."""
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -12,7 +13,7 @@ from ...core.protocols import DenoiseFn
 from ...core.tensors import sum_per_item
 from ..coefficients import to_d
 from ..loop import ExtraArgs, Watch
-from .divergence import Divergence
+from .divergence import Divergence, Probes
 from .runge_kutta import RUNGE_KUTTA, Parts, dormand_prince, runge_kutta_step
 
 
@@ -34,7 +35,7 @@ class ProbabilityFlow:
         self.mean, self.std = self._per_item('data_mean', mean), self._per_item('data_std', std)
         if not bool((self.std >= 0).all()):
             raise ValueError(f'{name}: data_std must be >= 0 everywhere, the deviation of the data; got {show_value(std)}')
-        self._spreads: list[Tensor] = []
+        self.blocks: list[Tensor] = []      # the share of each set of probes in the integrals over a grid, [B, P]
 
     def _per_item(self, name: str, value: float | Tensor) -> Tensor:
         """A number or a tensor like an item, as a tensor."""
@@ -64,17 +65,21 @@ class ProbabilityFlow:
         du/dlns = (c (x - mean) - (D - mean)) / r with c = std^2 / r^2, whose divergence is that of x - D less the sum of 1 - c.
         """
         check_whole('steps', steps, hint='32 is usual')
+        h, calls = math.log(end / start) / steps, itertools.count()
 
         def slope(log_sigma: float, parts: Parts) -> Parts:
+            step, stage = divmod(next(calls), len(RUNGE_KUTTA))
+            # The last stage of a step and the first of the next stand at one level, and share their
+            # probes: so every turn has the same weight in the integral.
+            turn = step * (len(RUNGE_KUTTA) - 1) + stage
             sigma = math.exp(log_sigma)
             r = self.spread(sigma)
             c = (self.std / r) ** 2
             offset = r * parts[0]
-            denoised, *divergence = self._estimate(self.mean + offset, offset.new_full((len(offset),), sigma))
-            self._spreads += [value.var(1) / value.shape[1] for value in divergence if value.shape[1] > 1]
+            denoised, *divergence = self._estimate(self.mean + offset, offset.new_full((len(offset),), sigma), turn)
+            self._add_to_block(turn, [h * RUNGE_KUTTA[stage] * value for value in divergence])
             return (c * offset - (denoised - self.mean)) / r, *(value - self._over_item(1 - c) for value in divergence)
 
-        h = math.log(end / start) / steps
         parts = self._parts((self.start - self.mean) / self.spread(start))
         with torch.no_grad():
             for i in trange(steps, disable=disable):
@@ -82,27 +87,11 @@ class ProbabilityFlow:
         grown = self._over_item((self.spread(end) / self.spread(start)).log())
         return self.mean + self.spread(end) * parts[0], *(value + grown for value in parts[1:])
 
-    def stderr(self, start: float, end: float, probes: int) -> tuple[Tensor, Tensor] | None:
-        """Return the standard error [B] of the integral over a fixed grid, and its degrees of freedom.
-
-        The probes of every call are independent. With s_i the estimated variances of the calls, each
-        of probes - 1 degrees of freedom, sum s_i has (sum s_i)^2 / q - 2 of them for
-        q = sum s_i^2 / (probes + 1): the formula of Satterthwaite, less the bias of s_i^2.
-
-        Returns:
-            None with one probe.
-
-        References:
-            Satterthwaite 1946, "An approximate distribution of estimates of variance components".
-        """
-        if not self._spreads:
-            return None
-        n = len(self._spreads) // len(RUNGE_KUTTA)
-        squares = [(math.log(end / start) / n * share) ** 2 for share in RUNGE_KUTTA] * n
-        variances = torch.stack([square * spread.double() for square, spread in zip(squares, self._spreads)])
-        total, q = variances.sum(0), variances.square().sum(0) / (probes + 1)
-        freedom = (total.square() / q.clamp_min(1e-300) - 2).clamp_min(probes - 1)
-        return total.sqrt(), torch.where(q > 0, freedom, math.inf)
+    def _add_to_block(self, turn: int, shares: list[Tensor]) -> None:
+        if isinstance(self.divergence, Probes) and self.divergence.count > 1:
+            if turn // self.divergence.length == len(self.blocks):
+                self.blocks.append(torch.zeros_like(shares[0]))
+            self.blocks[-1] += shares[0]
 
     def log_prior(self, x: Tensor, sigma: float) -> Tensor:
         """The log density [B] of Gaussian data of that mean and deviation with noise of level sigma."""
@@ -118,7 +107,7 @@ class ProbabilityFlow:
     def _parts(self, x: Tensor) -> Parts:
         return (x,) if self.divergence is None else (x, x.new_zeros(len(x), self.divergence.count))
 
-    def _estimate(self, x: Tensor, sigma: Tensor) -> Parts:
+    def _estimate(self, x: Tensor, sigma: Tensor, turn: int = 0) -> Parts:
         """(D, and where it is wanted the divergence [B, P] of x - D)."""
         if self.divergence is None:
             return (self.watch(x, sigma, **self.extra_args),)
@@ -128,5 +117,5 @@ class ProbabilityFlow:
             if not denoised.requires_grad:
                 raise ValueError(f"{self.watch.name}: the model's answer knows no derivative with respect to x; "
                                  'let it run without torch.no_grad and torch.inference_mode inside')
-            divergence = self.divergence(x - denoised, x)
+            divergence = self.divergence(x - denoised, x, turn)
         return denoised.detach(), divergence.detach()
