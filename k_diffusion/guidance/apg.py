@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from ..core.arguments import check_number
 from ..core.protocols import DenoiseFn, GuidedFn
 from ..core.tensors import append_dims
-from .streams import Null, TwoEstimates, ask_all, check_null, check_strength, without
+from .streams import Null, TwoConditions, check_null, check_strength, dot_per_item
 
 
 def adaptive_projected(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf), eta: float = 0.,
@@ -29,30 +28,23 @@ def adaptive_projected(denoise: DenoiseFn, null: Null, scale: float, interval: t
         check_number(name, value)
     if norm is not None and not check_number('norm', norm) > 0:
         raise ValueError(f'norm is {norm}; it must be above 0, or None for no bound')
-    return _AdaptiveProjected(denoise, null, scale, interval, eta, norm, momentum, joined)
+    return _AdaptiveProjected(denoise, null, scale, interval, joined, eta, norm, momentum)
 
 
-@dataclass
-class _AdaptiveProjected(TwoEstimates):
-    denoise: DenoiseFn
-    null: Null
-    scale: float
-    interval: tuple[float, float]
+@dataclass(frozen=True)
+class _AdaptiveProjected(TwoConditions):
     eta: float
     norm: float | None
     momentum: float
-    joined: bool
     memory: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)     # (push, sigma) of the last call
 
-    def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
-        uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null, len(x)), cond], self.joined)
+    def guide(self, x: Tensor, sigma: Tensor, denoised: Tensor, uncond: Tensor) -> Tensor:
         push = self._remembered(denoised - uncond, sigma)
         if self.norm is not None:
-            rms = (_dot(push, push) / push[0].numel()).sqrt()
+            rms = (dot_per_item(push, push) / push[0].numel()).sqrt()
             push = push * (self.norm / rms.clamp(min=1e-12)).clamp(max=1.)
-        along = denoised * (_dot(push, denoised) / _dot(denoised, denoised).clamp(min=1e-12))
-        guided = torch.add(denoised, push - along + self.eta * along, alpha=self.scale - 1)
-        return guided, denoised, uncond
+        along = denoised * (dot_per_item(push, denoised) / dot_per_item(denoised, denoised).clamp(min=1e-12))
+        return torch.add(denoised, push - along + self.eta * along, alpha=self.scale - 1)
 
     def _remembered(self, push: Tensor, sigma: Tensor) -> Tensor:
         if not self.momentum:
@@ -62,8 +54,3 @@ class _AdaptiveProjected(TwoEstimates):
             push = push + self.momentum * torch.where(append_dims(sigma > at, push.ndim), 0., last.to(push))
         self.memory[:] = [(push.detach(), sigma)]
         return push
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of each item, [B, 1, ...]."""
-    return (a * b).sum(dim=list(range(1, a.ndim)), keepdim=True)

@@ -3,14 +3,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.arguments import check_number
 from ..core.protocols import DenoiseFn, GuidedFn
-from .streams import Null, TwoEstimates, ask_all, check_null, check_strength, without
+from .streams import Null, TwoConditions, check_null, check_strength
 
 
 def classifier_free(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf), rescale: float = 0.,
@@ -32,26 +31,20 @@ def classifier_free(denoise: DenoiseFn, null: Null, scale: float, interval: tupl
     check_null(null)
     if not 0 <= check_number('rescale', rescale) <= 1:
         raise ValueError(f'rescale is {rescale}; it must be a share from 0 (none) to 1')
-    return _ClassifierFree(denoise, null, scale, interval, rescale, joined)
+    return _ClassifierFree(denoise, null, scale, interval, joined, rescale)
 
 
 @dataclass(frozen=True)
-class _ClassifierFree(TwoEstimates):
-    denoise: DenoiseFn
-    null: Null
-    scale: float
-    interval: tuple[float, float]
+class _ClassifierFree(TwoConditions):
     rescale: float
-    joined: bool
 
-    def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
-        uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null, len(x)), cond], self.joined)
+    def guide(self, x: Tensor, sigma: Tensor, denoised: Tensor, uncond: Tensor) -> Tensor:
         guided = torch.lerp(uncond, denoised, self.scale)
         if self.rescale and x[0].numel() > 1:       # one element has no spread
             spread = _std(guided)
             ratio = torch.where(spread > 0, _std(denoised) / spread.clamp(min=1e-12), 1.)
             guided = guided * torch.lerp(torch.ones_like(ratio), ratio, self.rescale)
-        return guided, denoised, uncond
+        return guided
 
 
 def _std(x: Tensor) -> Tensor:

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -89,9 +90,13 @@ class TwoEstimates(DenoiserWrapper, ABC):
         return NullRows(value, items, shape[0])
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        if self.scale == 1 or all_outside(sigma, self.interval):
+        if self.does_nothing() or all_outside(sigma, self.interval):
             return self.denoise(x, sigma, **cond)
         return self.pair(x, sigma, **cond)[0]
+
+    def does_nothing(self) -> bool:
+        """Return True where the guided estimate is the conditional one."""
+        return self.scale == 1
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         """(guided, unconditional); outside the interval, where nothing is guided, the conditional estimate twice."""
@@ -107,6 +112,54 @@ class TwoEstimates(DenoiserWrapper, ABC):
     @abstractmethod
     def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
         """(guided, conditional, unconditional), as if the interval held every level."""
+
+
+@dataclass(frozen=True)
+class TwoConditions(TwoEstimates, ABC):
+    """A guided denoiser that is asked with its conditions and without those that `null` names."""
+
+    denoise: DenoiseFn
+    null: Null
+    scale: float
+    interval: tuple[float, float]
+    joined: bool
+
+    def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
+        uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null, len(x)), cond], self.joined)
+        return self.guide(x, level_per_item(sigma, x), denoised, uncond), denoised, uncond
+
+    @abstractmethod
+    def guide(self, x: Tensor, sigma: Tensor, denoised: Tensor, uncond: Tensor) -> Tensor:
+        """Make the guided estimate of the conditional and the unconditional one; sigma [B]."""
+
+
+class BothEstimates(DenoiserWrapper, ABC):
+    """A wrapper that does the same to every estimate of a denoiser; it has a `pair` where the denoiser has one."""
+
+    @abstractmethod
+    def estimates(self, ask: Callable[..., tuple[Tensor, ...]], x: Tensor, sigma: Tensor,
+                  **cond: Any) -> tuple[Tensor, ...]:
+        """Change the estimates that ask(x, sigma, **cond) gives, one or two."""
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        return self.estimates(lambda *args, **cond: (self.denoise(*args, **cond),), x, sigma, **cond)[0]
+
+    @property
+    def pair(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """(guided, unconditional), each changed; only of a denoiser that has a pair."""
+        if not hasattr(self.denoise, 'pair'):
+            self.__getattr__('pair')        # raises
+        ask = self.denoise.pair     # type: ignore[attr-defined]
+
+        def change_pair(x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+            guided, unconditional = self.estimates(ask, x, sigma, **cond)
+            return guided, unconditional
+        return change_pair
+
+
+def dot_per_item(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner product of each item, [B, 1, ...]."""
+    return (a * b).sum(dim=list(range(1, a.ndim)), keepdim=True)
 
 
 def inside(sigma: Tensor, interval: tuple[float, float], ndim: int) -> Tensor:

@@ -1,4 +1,5 @@
 """Denoisers put together at random, compared with a plain reference that is evaluated item by item."""
+import itertools
 import math
 import random
 
@@ -52,6 +53,38 @@ def network(x, t, **cond):
 
 def network_of_item(x, t, cond):
     return np.sin(x) + math.tanh(number_of(cond)) * t
+
+
+def resized(n, m):
+    """The matrix [m, n] of linear interpolation of n samples at the centres of m cells, clamped at the ends."""
+    out = np.zeros((m, n))
+    for i in range(m):
+        at = min(max((i + 0.5) * n / m - 0.5, 0), n - 1)
+        low = min(int(at), max(n - 2, 0))
+        out[i, low] += 1 - (at - low)
+        out[i, min(low + 1, n - 1)] += at - low
+    return out
+
+
+def blurring(n):
+    """The matrix of the filter (1, 4, 6, 4, 1) / 16 whose taps beyond an end are on its last sample."""
+    out = np.zeros((n, n))
+    for i in range(n):
+        for tap, weight in enumerate([1, 4, 6, 4, 1]):
+            out[i, min(max(i + tap - 2, 0), n - 1)] += weight / 16
+    return out
+
+
+def pyramid_bands(picture, n):
+    """The n bands of a picture [..., H, W], the finest first, each at full size."""
+    small, back, states = np.eye(picture.shape[-1]), np.eye(picture.shape[-1]), [picture]
+    for _ in range(n - 1):      # square pictures: one matrix for both axes
+        size = len(small)
+        down, up = resized(size, (size + 1) // 2) @ blurring(size), blurring(size) @ resized((size + 1) // 2, size)
+        small, back = down @ small, back @ up
+        both = back @ small
+        states.append(both @ picture @ both.T)
+    return [a - b for a, b in itertools.pairwise(states)] + states[-1:]
 
 
 class Maker:
@@ -118,10 +151,20 @@ class Maker:
         return (0.4, 2.) if self.yes() else (0., math.inf)
 
     def wrap(self, model, item, null, nulls, joined):
-        kind = self.random.choice(['cfg', 'apg', 'autoguidance', 'composed', 'inpainting', 'static', 'dynamic'])
+        kind = self.random.choice(['cfg', 'apg', 'autoguidance', 'composed', 'inpainting', 'static', 'dynamic', 'zero star', 'tangential',
+                                   'frequency', 'epsilon', 'detail'])
         interval, scale = self.interval(), self.random.choice([0., 1., 2.5, 7.])
         low, high = interval
         absent = {i: {'c': nulls[i]} for i in range(N)}
+
+        def by_two(guide, active=scale != 1):
+            """A guidance by the conditional and the unconditional estimate of an item."""
+            def guided(x, s, cond, i):
+                with_ = item(x, s, cond, i)
+                if not active or not low < s <= high:
+                    return with_
+                return guide(x, s, with_, item(x, s, {**cond, **absent[i]}, i))
+            return guided
         if kind == 'cfg':
             rescale = self.random.choice([0., 0.7])
 
@@ -162,6 +205,43 @@ class Maker:
                 prompt, without = (item(x, s, {**cond, 'c': own[i]}, i) for own in (self.conds, nulls))
                 return without + (weight[i].numpy() if torch.is_tensor(weight) else weight) * (prompt - without)
             return K.guidance.composed(model, null, [self.batch_cond], [weight], joined), composed
+        if kind == 'zero star':
+            zero_above = self.random.choice([1.5, math.inf])
+
+            def velocities(x, s, with_, without):
+                t = s / (1 + s)         # on the straight path, where the state is x / (1 + s)
+                with_, without = ((x / (1 + s) - each) / t for each in (with_, without))
+                square = (without ** 2).sum()
+                best = (with_ * without).sum() / square if square > 1e-20 else 0.
+                return x / (1 + s) - t * ((1 - scale) * best * without + scale * with_)
+            guided = by_two(velocities)
+            return (K.guidance.cfg_zero_star(model, null, scale, interval, zero_above, joined),
+                    lambda x, s, cond, i: guided(x, s, cond, i) if s <= zero_above else x / (1 + s))
+        if kind == 'tangential':
+            def damped(x, s, with_, without):
+                scores = [((each - x) / s ** 2).ravel() for each in (without, with_)]
+                first = np.linalg.svd(np.stack(scores))[2][0]
+                score = (scores[0] @ first) * first
+                return x + s ** 2 * (score + scale * (scores[1] - score)).reshape(x.shape)
+            return K.guidance.tangential_damping(model, null, scale, interval, joined), by_two(damped)
+        if kind == 'frequency':
+            scales = [self.random.choice([0., 1., 4.]) for _ in range(self.random.randint(1, 3))]
+
+            def banded(x, s, with_, without):
+                bands = pyramid_bands(with_ - without, len(scales))
+                return without + sum(weight * band for weight, band in zip(scales, bands))
+            return K.guidance.frequency_decoupled(model, null, scales, interval, joined), by_two(banded, True)
+        if kind == 'epsilon':
+            factor = 1.2 if self.yes() else lambda s: 1 + s / 9
+            return K.guidance.epsilon_scaling(model, factor), lambda x, s, cond, i: x - (x - item(x, s, cond, i)) / (
+                1.2 if factor == 1.2 else 1 + s / 9)
+        if kind == 'detail':
+            amount = 0.15 if self.yes() else lambda s: s / (1 + s ** 2) / 3
+
+            def shifted(x, s, cond, i):
+                a = (0.15 if amount == 0.15 else s / (1 + s ** 2) / 3) if low < s <= high else 0.
+                return item(x, s * (1 - a), cond, i)
+            return K.guidance.detail(model, amount, interval), shifted
         if kind == 'inpainting':
             each = self.yes()
             image = self.normal(N, *SHAPE) if each else self.normal(*SHAPE)

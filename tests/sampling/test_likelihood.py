@@ -137,7 +137,8 @@ def test_data_like_the_frame_need_no_steps():
     torch.testing.assert_close(adaptive, model.log_prob(x, LOW), rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize('options', [{'steps': 32, 'probes': 2, 'data_std': 0.5}, {'steps': 32, 'probes': 4, 'data_std': 0.5}, {'probes': 8}], ids=str)
+@pytest.mark.parametrize('options', [{'steps': 32, 'probes': 2, 'data_std': 0.5},
+                                     {'steps': 32, 'probes': 4, 'data_std': 0.5}, {'probes': 8}], ids=str)
 @pytest.mark.parametrize('name', ['full', 'mixture'])
 def test_intervals_cover(options, name):
     torch.manual_seed(4)
