@@ -125,3 +125,16 @@ def test_the_page_on_architecture_is_true():
     assert rows.keys() == MAY_IMPORT.keys() - {'webui'}
     for name in rows.keys() - {'tasks', 'cli', 'utils'}:
         assert set(re.findall(r'`(\w+)`', rows[name])) == set(MAY_IMPORT[name]), name
+
+
+def test_the_variants_of_guidance_on_the_page_run():
+    page = (ROOT / 'docs' / 'guidance.md').read_text()
+    block = next(block for block in re.findall(r'```python\n(.*?)```', page, re.S) if 'cfg_zero_star' in block)
+    denoiser = lambda x, sigma, class_cond: x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + class_cond.view(-1, 1, 1, 1) / 10
+    exec(block, {'K': K, 'torch': torch, 'denoiser': denoiser, 'sigmas': K.sampling.get_sigmas_karras(5, 0.02, 40)})
+
+
+def test_every_guidance_is_on_the_page():
+    page = (ROOT / 'docs' / 'guidance.md').read_text()
+    for name in K.guidance.__all__:
+        assert f'`{name}' in page or name in ('spherical_distance', 'views'), name
