@@ -64,10 +64,13 @@ class Probes:
         block, row = divmod(turn, self.length)
         if self._drawn is None or self._drawn[0] != block:
             self._drawn = block, self._signs(x, block)
-        probes = self._drawn[1] * (1 - 2 * _parity(self._places & row)).to(x.dtype)
-        last = self.count - 1
-        gradients = [torch.autograd.grad(y, x, probe, retain_graph=i < last)[0] for i, probe in enumerate(probes)]
-        return torch.stack([sum_per_item(probe * gradient) for probe, gradient in zip(probes, gradients)], 1)
+        walsh = (1 - 2 * _parity(self._places & row)).to(x.dtype)
+        estimates = []
+        for i, signs in enumerate(self._drawn[1]):
+            probe = signs * walsh
+            gradient, = torch.autograd.grad(y, x, probe, retain_graph=i < self.count - 1)
+            estimates.append(sum_per_item(probe * gradient))
+        return torch.stack(estimates, 1)
 
     def _signs(self, x: Tensor, block: int) -> Tensor:
         """Draw signs [P, B, ...]."""
