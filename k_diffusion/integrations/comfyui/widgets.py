@@ -1,0 +1,62 @@
+"""The options of a sampler as widgets of a node, and what is typed into them as options."""
+from __future__ import annotations
+
+import ast
+import math
+import typing
+from collections.abc import Mapping
+from inspect import Parameter
+from typing import Any
+
+from k_diffusion.sampling import Sampler
+
+#: What a number's widget holds for infinity.
+INFINITE = 1e9
+#: Options that are functions or objects, which no widget holds.
+_NO_WIDGET = ('noise_sampler', 'noise_scaler', 'clock', 'spectrum', 'return_info')
+
+
+def widgets_of(entry: Sampler) -> dict[str, tuple[Any, dict[str, Any]]]:
+    """Return the widgets of a sampler's options by name, each as ComfyUI declares one: (type or choices, settings)."""
+    hints = typing.get_type_hints(entry.function)
+    return {name: _widget(hints.get(name, str), parameter) for name, parameter in entry.options.items()
+            if name not in _NO_WIDGET}
+
+
+def _widget(kind: Any, parameter: Parameter) -> tuple[Any, dict[str, Any]]:
+    default = parameter.default
+    if typing.get_origin(kind) is typing.Literal:
+        return [*typing.get_args(kind)], {'default': default}
+    if isinstance(default, bool):
+        return 'BOOLEAN', {'default': default}
+    if isinstance(default, int):
+        return 'INT', {'default': default, 'min': 0, 'max': 100_000}
+    if isinstance(default, float):
+        return 'FLOAT', {'default': min(default, INFINITE), 'min': -INFINITE, 'max': INFINITE, 'step': 0.01, 'round': False}
+    shown = default if isinstance(default, str) else '' if default is None else repr(default)
+    return 'STRING', {'default': shown, 'tooltip': 'Python numbers and tuples; empty: the default'}
+
+
+def read_widgets(entry: Sampler, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a sampler's options from what its widgets hold; those left at the default are left out.
+
+    Raises:
+        ValueError: A text is not a number, a tuple or a list.
+    """
+    options = {}
+    for name, value in values.items():
+        default = entry.options[name].default
+        if isinstance(value, str) and not isinstance(default, str):
+            value = _read_text(name, value, default)
+        elif isinstance(value, float) and value >= INFINITE:
+            value = math.inf
+        if value != default:
+            options[name] = value
+    return options
+
+
+def _read_text(name: str, text: str, default: Any) -> Any:
+    try:
+        return ast.literal_eval(text) if text.strip() else default
+    except (ValueError, SyntaxError):
+        raise ValueError(f'{name} must be a number, a tuple or a list as Python writes them; got {text!r}') from None

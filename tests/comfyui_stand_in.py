@@ -1,0 +1,123 @@
+"""The interfaces of ComfyUI that the nodes meet, as its documentation describes them, under their names in `sys.modules`."""
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+
+class CONST:
+    """What marks the model_sampling of flow models: x_t = (1 - t) clean + t noise."""
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
+        return sigma * noise + (1 - sigma) * latent
+
+    def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
+        return latent / (1 - sigma)
+
+
+class EPS:
+    """What marks the model_sampling of models that see clean + sigma noise, scaled."""
+
+    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
+        return noise * sigma + latent
+
+    def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
+        return latent
+
+
+class KSAMPLER:
+    """A sampler, from a function of the form of k-diffusion's samplers."""
+
+    def __init__(self, sampler_function: Any) -> None:
+        self.sampler_function = sampler_function
+
+    def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
+               latent_image: Tensor, disable_pbar: bool) -> Tensor:
+        def model(x: Tensor, sigma: Tensor, denoise_mask: Any, model_options: Any, seed: Any) -> Tensor:
+            return model_wrap(x, sigma, model_options, seed)
+
+        model.inner_model = model_wrap      # type: ignore[attr-defined]
+        scaling = model_wrap.inner_model.model_sampling
+        x = scaling.noise_scaling(sigmas[0], noise, latent_image)
+        show = None if callback is None else lambda info: callback(info['i'], info['denoised'], info['x'], len(sigmas) - 1)
+        x = self.sampler_function(model, x, sigmas, extra_args={**extra_args, 'denoise_mask': None}, callback=show,
+                                  disable=disable_pbar)
+        return scaling.inverse_noise_scaling(sigmas[-1], x)
+
+
+def set_model_options_post_cfg_function(options: dict[str, Any], function: Any, disable_cfg1_optimization: bool = False) -> Any:
+    options['sampler_post_cfg_function'] = [*options.get('sampler_post_cfg_function', []), function]
+    if disable_cfg1_optimization:
+        options['disable_cfg1_optimization'] = True
+    return options
+
+
+class Model:
+    """A model with its patcher in one: `denoise(x, sigma, positive)` in x = clean + sigma noise."""
+
+    def __init__(self, denoise: Any, model_sampling: Any) -> None:
+        self.denoise, self.model_sampling = denoise, model_sampling
+
+    def get_model_object(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+class Guider:
+    """Classifier-free guidance between the positive and the negative condition of a model."""
+
+    def __init__(self, model: Model, scale: float) -> None:
+        self.inner_model = self.model_patcher = model
+        self.scale, self.asked = scale, 0
+
+    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: Any) -> Tensor:
+        self.asked += 1
+        level = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        if isinstance(self.model_patcher.model_sampling, CONST):
+            x, sigma = x / (1 - level), sigma / (1 - sigma)
+        guided = self.model_patcher.denoise(x, sigma, True)
+        if self.scale == 1 and not model_options.get('disable_cfg1_optimization'):
+            return guided
+        unconditional = self.model_patcher.denoise(x, sigma, False)
+        guided = unconditional + self.scale * (guided - unconditional)
+        for function in model_options.get('sampler_post_cfg_function', []):
+            guided = function({'denoised': guided, 'uncond_denoised': unconditional})
+        return guided
+
+    def sample(self, noise: Tensor, latent: Tensor, sampler: KSAMPLER, sigmas: Tensor, callback: Any = None,
+               disable_pbar: bool = True, seed: int = 0) -> Tensor:
+        return sampler.sample(self, sigmas, {'model_options': {}, 'seed': seed}, callback, noise, latent, disable_pbar)
+
+
+class ProgressBar:
+    """The bar of a node; it notes where it stood."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def update_absolute(self, value: int) -> None:
+        self.seen.append(value)
+
+
+def install(monkeypatch: Any, output: Path) -> None:
+    """Enter the stand-ins where ComfyUI's modules would be, until the end of the test."""
+    def noise(x: Tensor, seed: int | None = None) -> Any:
+        generator = torch.Generator().manual_seed(seed or 0)
+        return lambda sigma, sigma_next: torch.randn(x.shape, generator=generator)
+
+    modules = {'comfy': {}, 'comfy.samplers': {'KSAMPLER': KSAMPLER}, 'comfy.model_sampling': {'CONST': CONST},
+               'comfy.model_patcher': {'set_model_options_post_cfg_function': set_model_options_post_cfg_function},
+               'comfy.utils': {'ProgressBar': ProgressBar}, 'comfy.k_diffusion': {},
+               'comfy.k_diffusion.sampling': {'default_noise_sampler': noise},
+               'folder_paths': {'get_output_directory': lambda: str(output)}}
+    for name, contents in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys.modules['comfy.k_diffusion'], 'sampling', sys.modules['comfy.k_diffusion.sampling'], raising=False)
