@@ -138,3 +138,10 @@ def test_every_guidance_is_on_the_page():
     page = (ROOT / 'docs' / 'guidance.md').read_text()
     for name in K.guidance.__all__:
         assert f'`{name}' in page or name in ('spherical_distance', 'views'), name
+
+
+def test_the_examples_of_the_page_on_audio_run():
+    names: dict = {}
+    exec('\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'audio.md').read_text(), re.S)), names)
+    for drawn in (names['latents'], names['few']):      # 65,536 draws of deviation 1/2
+        assert abs(drawn.std().item() - 0.5) < 0.03

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -244,3 +245,13 @@ def test_a_fitted_sampler_is_kept_and_found_again(comfyui: Path) -> None:
 def test_the_package_is_imported_without_its_host() -> None:
     assert SimpleNamespace(**NODE_CLASS_MAPPINGS)      # names that are attributes, as workflows store them
     assert len(NODE_CLASS_MAPPINGS) == len(ENTRIES) + 4 == len(NODE_DISPLAY_NAME_MAPPINGS)
+
+
+def test_the_example_of_the_page_runs(comfyui: Path) -> None:
+    page = (Path(__file__).parents[2] / 'docs' / 'comfyui.md').read_text()
+    asked = guider()
+    names = {'guider': asked, 'model': asked.model_patcher, 'noise': start(), 'latent': torch.zeros(2, 1, 4, 4)}
+    exec('\n'.join(re.findall(r'```python\n(.*?)```', page, re.S)), names)
+    expected = K.sample(Guided(), start() * 10., 20, 'dpmpp_2m_sde', 'karras', seeds=7, options={'eta': 0.5})
+    torch.testing.assert_close(names['latents'], expected, atol=1e-4, rtol=1e-4)
+    assert names['quick'].isfinite().all()
