@@ -16,7 +16,7 @@ from torch import Tensor
 import k_diffusion as K
 from k_diffusion.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from k_diffusion.integrations.comfyui.nodes import CalibratedNode, CalibrateNode, RecommendedNode, ScheduleNode
-from k_diffusion.integrations.comfyui.widgets import read_widgets
+from k_diffusion.integrations.comfyui.widgets import AS_COMFYUI, read_widgets
 
 CENTRE = torch.linspace(-1., 1., 16).reshape(1, 1, 4, 4)
 SCALE = 2.5
@@ -79,7 +79,8 @@ def test_a_node_gives_the_pictures_of_k_sample(name: str, flow: bool) -> None:
     levels = (sigmas / (1 + sigmas) if flow else sigmas).float()
     noise, latent = start(), torch.zeros(2, 1, 4, 4)
     ours = guider(flow).sample(noise, latent, give(name), levels, seed=7)
-    expected = K.sample(Guided(), noise * sigmas[0], None, name, sigmas, seeds=7)
+    options = {**AS_COMFYUI.get(name, {}), **({'down': 'flow'} if flow and 'down' in ENTRIES[name].options else {})}
+    expected = K.sample(Guided(), noise * sigmas[0], None, name, sigmas, seeds=7, options=options)
     torch.testing.assert_close(ours, expected, atol=1e-4 if flow else 1e-5, rtol=1e-4 if flow else 1e-5)
 
 
@@ -183,11 +184,11 @@ def test_previews_see_x_in_the_hosts_coordinates_and_an_interruption_passes_thro
 
 
 @pytest.mark.parametrize('name', ENTRIES)
-def test_the_defaults_of_the_widgets_are_those_of_the_sampler(name: str) -> None:
+def test_the_widgets_begin_with_the_defaults_of_the_sampler_or_of_comfyui(name: str) -> None:
     node = NODE_CLASS_MAPPINGS[f'KDiffusion_{name}']
     widgets = node.INPUT_TYPES()['required']
     values = {key: settings['default'] for key, (_, settings) in widgets.items() if key != 'noise'}
-    assert read_widgets(ENTRIES[name], values) == {}
+    assert read_widgets(ENTRIES[name], values) == AS_COMFYUI.get(name, {})
     assert NODE_DISPLAY_NAME_MAPPINGS[f'KDiffusion_{name}'] == f'k-diffusion {name}'
     assert node.CATEGORY.startswith('k-diffusion/') and node.RETURN_TYPES == ('SAMPLER',)
     assert set(inspect.signature(node.give).parameters) >= {'noise', 'values'}

@@ -114,7 +114,8 @@ def test_what_an_entry_says_is_what_happens(entry):
 def test_options_have_types_and_defaults():
     options = K.sampling.find_sampler('dpmpp_2m_sde').options
     assert {name: p.default for name, p in options.items()} == {'eta': 1., 's_noise': 1., 'noise_sampler': None, 'solver_type': 'midpoint'}
-    assert options['eta'].annotation == 'float' and options['solver_type'].annotation == 'str'
+    assert options['eta'].annotation == 'float'
+    assert options['solver_type'].annotation == "Literal['midpoint', 'heun']"
     assert K.sampling.find_sampler('dpmpp_2m').options == {}
     assert list(inspect.signature(K.sampling.sample_dpmpp_2m).parameters) == [
         'model', 'x', 'sigmas', 'extra_args', 'callback', 'disable', 'seed', 'generator', 'afs']

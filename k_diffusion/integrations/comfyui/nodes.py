@@ -16,7 +16,7 @@ from k_diffusion.sampling.calibration.files import from_json, to_json
 
 from .model import Frame
 from .running import NOISES, fit_sampler, sampler_of
-from .widgets import read_widgets, widgets_of
+from .widgets import AS_COMFYUI, read_widgets, widgets_of
 
 CATEGORY = 'k-diffusion'
 _STEPS = ('INT', {'default': 20, 'min': 1, 'max': 10_000})
@@ -35,6 +35,7 @@ class SamplerNode:
         return {'required': {**widgets_of(cls.entry), **noise}}
 
     def give(self, noise: str = NOISES[0], **values: Any) -> tuple[Any]:
+        values = {**AS_COMFYUI.get(self.entry.name, {}), **values}
         return (sampler_of(self.entry, read_widgets(self.entry, values), noise),)
 
 

@@ -31,6 +31,8 @@ def sampler_of(entry: Sampler, options: Mapping[str, Any], noise: str = 'per ite
         given |= _noise_of(entry, noise, x, sigmas, frame, extra_args.get('seed'))
         if entry.couples_batch:     # no picture's steps depend on its neighbours
             given['per_item'] = not options.get('eta')
+        if frame.flow and 'down' in entry.options:
+            given['down'] = 'flow'
         denoiser = HostModel(model, extra_args, frame)
         x = entry.function(denoiser, frame.to_x(x, levels[0]), **{**given, **options}, disable=disable,
                            callback=_shown(callback, frame))

@@ -5,26 +5,40 @@ import ast
 import math
 import typing
 from collections.abc import Mapping
-from inspect import Parameter
 from typing import Any
 
 from k_diffusion.sampling import Sampler
 
 #: What a number's widget holds for infinity.
 INFINITE = 1e9
-#: Options that are functions or objects, which no widget holds.
-_NO_WIDGET = ('noise_sampler', 'noise_scaler', 'clock', 'spectrum', 'return_info')
+#: Options that no widget holds: functions, objects, and `down`, which the model decides.
+_NO_WIDGET = ('noise_sampler', 'noise_scaler', 'clock', 'spectrum', 'return_info', 'down')
+#: The options with which a sampler gives the numbers of ComfyUI's of its name, where they are not its defaults.
+AS_COMFYUI: Mapping[str, Mapping[str, Any]] = {
+    'deis': {'euler_to_zero': True, 'clock_range': (0.002, 80.)},
+    'dpmpp_2s_ancestral_cfg_pp': {'uncond_from': 'middle'},
+    'er_sde': {'points': 200},
+    'gradient_estimation': {'euler_to_zero': True},
+    'ipndm': {'euler_to_zero': True},
+    'ipndm_v': {'euler_to_zero': True, 'order': 4},
+    'lms': {'euler_to_zero': True},
+    'sa_solver': {'lower_order_final': True},
+    'sa_solver_pece': {'lower_order_final': True},
+    'seeds_2': {'solver_type': 'phi_1'},
+}
 
 
 def widgets_of(entry: Sampler) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Return the widgets of a sampler's options by name, each as ComfyUI declares one: (type or choices, settings)."""
-    hints = typing.get_type_hints(entry.function)
-    return {name: _widget(hints.get(name, str), parameter) for name, parameter in entry.options.items()
-            if name not in _NO_WIDGET}
+    """Return the widgets of a sampler's options by name, each as ComfyUI declares one: (type or choices, settings).
+
+    They begin with the options that give ComfyUI's numbers, where it has a sampler of this name.
+    """
+    hints, usual = typing.get_type_hints(entry.function), AS_COMFYUI.get(entry.name, {})
+    return {name: _widget(hints.get(name, str), usual.get(name, parameter.default))
+            for name, parameter in entry.options.items() if name not in _NO_WIDGET}
 
 
-def _widget(kind: Any, parameter: Parameter) -> tuple[Any, dict[str, Any]]:
-    default = parameter.default
+def _widget(kind: Any, default: Any) -> tuple[Any, dict[str, Any]]:
     if typing.get_origin(kind) is typing.Literal:
         return [*typing.get_args(kind)], {'default': default}
     if isinstance(default, bool):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def sample_dpmpp_2m_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
 @sampler(order=0, nfe=2, stochastic=True, noise='path', needs_pair=True, family='CFG++',
          reference='Chung et al. 2024, arXiv:2406.08070')
 def sample_dpmpp_2s_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                                     uncond_from: str = 'start') -> Run[Tensor]:
+                                     uncond_from: Literal['start', 'middle'] = 'start') -> Run[Tensor]:
     """dpmpp_2s_ancestral whose two halves renoise in the unconditional direction. 2 NFE (of both estimates).
 
     x_m = D + a_m (x - D_u) at the middle of log sigma, x' = a (x + D - D_u) + (1 - a) D_m, a = sigma_down / sigma.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ..registry import Run, preset, sampler
 @sampler(order=2, nfe=2, stochastic=True, noise='path', family='DPM-Solver++',
          reference='Lu et al. 2022, arXiv:2211.01095, algorithm 1')
 def sample_dpmpp_2s_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                              down: str = 'ddpm') -> Run[Tensor]:
+                              down: Literal['ddpm', 'flow'] = 'ddpm') -> Run[Tensor]:
     """A midpoint step in log sigma to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0.
 
     down: how sigma_down is found, 'ddpm' or, for flow models, 'flow' (`split_step`).
@@ -82,7 +83,7 @@ def sample_dpmpp_2m(steps: Steps, x: Tensor) -> Run[Tensor]:
 @sampler(order=2, stochastic=True, noise='path', path_by_default=True, family='DPM-Solver++',
          reference='Lu et al. 2022, arXiv:2211.01095')
 def sample_dpmpp_2m_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                        solver_type: str = 'midpoint') -> Run[Tensor]:
+                        solver_type: Literal['midpoint', 'heun'] = 'midpoint') -> Run[Tensor]:
     """2M for the reverse SDE of strength eta: H = (1 + eta) h in place of h, then noise. 1 NFE.
 
     solver_type: 'midpoint', or 'heun', the exact exponential weights.

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ def sample_euler(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float 
 @sampler(order=1, stochastic=True, noise='path', family='Euler',
          reference='Song et al. 2021, arXiv:2010.02502, eq. 12 and 16')
 def sample_euler_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                           down: str = 'ddpm') -> Run[Tensor]:
+                           down: Literal['ddpm', 'flow'] = 'ddpm') -> Run[Tensor]:
     """An Euler step to sigma_down, then noise of sigma_up (eta = 1: DDPM; 0: Euler). 1 NFE.
 
     down: how sigma_down is found, 'ddpm' or, for flow models, 'flow' (`split_step`).

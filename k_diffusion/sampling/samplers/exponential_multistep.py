@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ def walk_table(steps: Steps, x: Tensor, table: Table, s_noise: float = 1., evalu
 @sampler(order=3, noise='path', family='exponential multistep',
          reference='Hochbruck & Ostermann 2010, doi:10.1017/S0962492910000048, section 2.5')
 def sample_exp_ab(steps: Steps, x: Tensor, *, order: int = 3, eta: float = 0., s_noise: float = 1.,
-                  lower_order_final: bool = False, startup: str = 'ramp') -> Run[Tensor]:
+                  lower_order_final: bool = False, startup: Literal['ramp', 'res_2s'] = 'ramp') -> Run[Tensor]:
     """Exponential Adams-Bashforth with exact weights, of any order, for the flow or the reverse SDE of strength eta. 1 NFE.
 
     startup: 'ramp', orders 1, 2, ..; or 'res_2s', which makes the first order - 1 steps by RES-2S (2 NFE each) and so keeps the

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -124,7 +125,7 @@ def sample_exp_heun_2_x0(steps: Steps, x: Tensor) -> Run[Tensor]:
 @sampler(order=2, nfe=2, stochastic=True, noise='path', family='exponential Runge-Kutta',
          reference='Gonzalez et al. 2023, arXiv:2305.14267')
 def sample_seeds_2(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                   r: float = 1 / 2, solver_type: str = 'phi_2') -> Run[Tensor]:
+                   r: float = 1 / 2, solver_type: Literal['phi_2', 'phi_1'] = 'phi_2') -> Run[Tensor]:
     """SEEDS-2: RES-2S for the reverse SDE, with noise that the stage at the share r and the end have in common. 2 NFE.
 
     Gonzalez et al. (2023), arXiv:2305.14267. eta = 0 is res_2s; r = 1 is exponential Heun for the SDE.

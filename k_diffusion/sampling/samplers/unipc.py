@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Literal
 
 from torch import Tensor
 
@@ -68,7 +69,7 @@ def _corrector(row: Row, past: Past, sigma_next: float, variant: str) -> tuple[f
 
 
 @sampler(order=4, family='UniPC', reference='Zhao et al. 2023, arXiv:2302.04867')
-def sample_uni_pc(steps: Steps, x: Tensor, *, order: int = 3, variant: str = 'bh1',
+def sample_uni_pc(steps: Steps, x: Tensor, *, order: int = 3, variant: Literal['bh1', 'bh2'] = 'bh1',
                   corrector: bool = True, lower_order_final: bool = True) -> Run[Tensor]:
     """UniP of the given order with UniC, hence order + 1; without the corrector `order`. 1 NFE.
 
