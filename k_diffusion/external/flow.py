@@ -26,7 +26,8 @@ class FlowDenoiser(PreconditionedDenoiser):
 
     inner_model(x, t) is given x_t = (1 - t) clean + t noise. time_scale: 1000 for networks that count their time so (Stable
     Diffusion 3). shift: where the family's schedule spends its steps, more at high noise the larger it is; it concerns
-    `get_sigmas` alone, for D(x, sigma) is the same at any shift. sigma_max stands for infinity, where t is 1; beyond about 1e4
+    `get_sigmas` alone, for D(x, sigma) is the same at any shift; where it depends on the number of tokens it is a function of that
+    number, K.schedules.flux_shift say. sigma_max stands for infinity, where t is 1; beyond about 1e4
     float32 begins to lose the picture in the noise.
 
     prediction: what F gives; 'flow' (noise - clean), 'eps' (the noise), 'x0' (clean) or 'v' ((1 - t) noise - t clean).
@@ -34,12 +35,12 @@ class FlowDenoiser(PreconditionedDenoiser):
     Liu et al. (2022), arXiv 2209.03003; the shift: Esser et al. (2024), arXiv 2403.03206, eq. 23.
     """
 
-    def __init__(self, inner_model: Any, shift: float = 1., time_scale: float = 1., sigma_max: float = 1e4,
+    def __init__(self, inner_model: Any, shift: float | Callable[[int], float] = 1., time_scale: float = 1., sigma_max: float = 1e4,
                  prediction: str = 'flow') -> None:
         check_network('inner_model', inner_model)
         super().__init__(inner_model)
         for name, value in ('shift', shift), ('time_scale', time_scale), ('sigma_max', sigma_max):
-            if not value > 0:
+            if not callable(value) and not value > 0:
                 raise ValueError(f'{name} must be above 0; got {value}')
         if prediction not in PREDICTIONS:
             raise ValueError(f'prediction must be one of {", ".join(PREDICTIONS)}; got {prediction!r}')
@@ -58,9 +59,27 @@ class FlowDenoiser(PreconditionedDenoiser):
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         return flow_time_to_sigma(t).clamp(max=self.sigma_max)
 
-    def get_sigmas(self, n: int, shift: float | None = None, device: Any = 'cpu') -> Tensor:
-        """n steps evenly spaced in the time before the shift, then 0: [n + 1]. K.schedules.get_sigmas_flow with what is known here."""
-        return get_sigmas_flow(n, sigma_max=self.sigma_max, shift=self.shift if shift is None else shift, device=device)
+    def get_sigmas(self, n: int, shift: float | None = None, device: Any = 'cpu', tokens: int | None = None) -> Tensor:
+        """Make n steps evenly spaced in the time before the shift, then 0: [n + 1].
+
+        Args:
+            n: How many steps.
+            shift: In place of the denoiser's own.
+            device: Where the levels go.
+            tokens: How many tokens the image has, where the denoiser's own shift depends on it.
+
+        Returns:
+            K.schedules.get_sigmas_flow with what is known here.
+
+        Raises:
+            ValueError: If the shift needs tokens and there are none, or is a number and tokens are given.
+        """
+        own = self.shift if shift is None else shift
+        if callable(own) != (tokens is not None):
+            rule = 'be the number of tokens of the image, on which the shift of this denoiser depends'
+            raise ValueError(f'tokens must {rule if callable(own) else f"be left out where the shift is a number, {own:g}"}; got {tokens}')
+        value = own(tokens) if callable(own) and tokens is not None else own
+        return get_sigmas_flow(n, sigma_max=self.sigma_max, shift=value, device=device)
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         t = self.sigma_to_t(sigma) * self.time_scale

@@ -1,14 +1,16 @@
 """Schedulers of diffusers: what a network's answer means under one, and the noise levels it walks."""
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..denoisers.base import PreconditionedDenoiser
+from ..schedules import flux_shift
 from .discrete import (
     DiscreteEpsDDPMDenoiser,
     DiscreteVDDPMDenoiser,
@@ -156,9 +158,17 @@ def _make_flow(network: Any, scheduler: Any, config: Mapping[str, Any], predicti
     if prediction not in _FLOW:
         raise ValueError(f'{type(scheduler).__name__} with prediction_type {prediction!r} is not known '
                          f'here; known are {", ".join(_FLOW)}')
-    shift = config.get('shift', config.get('flow_shift', 1.)) or 1.
     scale = network.flow_time_scale * config.get('num_train_timesteps', 1000) / 1000
-    return FlowDenoiser(network, float(shift), scale, prediction=_FLOW[prediction])
+    return FlowDenoiser(network, _shift(config), scale, prediction=_FLOW[prediction])
+
+
+def _shift(config: Mapping[str, Any]) -> float | Callable[[int], float]:
+    """The shift of a flow, or the function of the number of tokens that it is."""
+    if config.get('use_dynamic_shifting'):
+        points = [(config.get(f'{end}_image_seq_len', tokens), config.get(f'{end}_shift', mu))
+                  for end, tokens, mu in (('base', 256, 0.5), ('max', 4096, 1.15))]
+        return functools.partial(flux_shift, low=points[0], high=points[1], kind=config.get('time_shift_type', 'exponential'))
+    return float(config.get('shift', config.get('flow_shift', 1.)) or 1.)
 
 
 def _levels_of_times(times: Tensor, name: str, sigma_max: float) -> Tensor:

@@ -1,6 +1,6 @@
 """Noise levels: the descending lists that samplers walk, and the distributions that training draws from."""
 # ruff: noqa: F401
-from .align_your_steps import AYS_LEVELS, get_sigmas_ays
+from .align_your_steps import AYS_32_LEVELS, AYS_LEVELS, get_sigmas_ays, get_sigmas_ays_11, get_sigmas_ays_32
 from .densities import (
     DENSITIES,
     CosineInterpolated,
@@ -13,6 +13,7 @@ from .densities import (
 )
 from .discrete import (
     DISCRETE_SCHEDULES,
+    get_sigmas_beta57_table,
     get_sigmas_beta_table,
     get_sigmas_ddim_uniform,
     get_sigmas_normal,
@@ -31,14 +32,17 @@ from .entries import Schedule, catalogue
 from .flow import (
     flow_table,
     flow_time_to_sigma,
+    flux2_shift,
     flux_shift,
+    get_sigmas_bong_tangent,
     get_sigmas_flow,
     get_sigmas_linear_quadratic,
     sigma_to_flow_time,
 )
 from .parts import SCHEDULES, append_zero
+from .published_lists import GITS_LEVELS, OPTIMAL_TIMES, get_sigmas_gits, get_sigmas_optimal_steps
 from .sigmas import get_sigmas_exponential, get_sigmas_karras, get_sigmas_polyexponential, get_sigmas_vp
-from .spacings import get_sigmas_beta, get_sigmas_kl_optimal, get_sigmas_laplace
+from .spacings import get_sigmas_beta, get_sigmas_beta57, get_sigmas_kl_optimal, get_sigmas_laplace
 from .stratified import enable_stratified, enable_stratified_accelerate, stratified_uniform, stratified_with_settings
 from .transforms import (
     cap_sigmas,

@@ -74,6 +74,12 @@ def get_sigmas_beta_table(n: int, table: Table, alpha: float = 0.6, beta: float 
     return _picked(levels, [round(last * beta_quantile(1 - i / n, alpha, beta)) for i in range(n)], table, device)
 
 
+@DISCRETE_SCHEDULES.register('beta57')
+def get_sigmas_beta57_table(n: int, table: Table, device: Any = None) -> Tensor:
+    """get_sigmas_beta_table with alpha 0.5 and beta 0.7, denser at small levels: at most [n + 1]."""
+    return get_sigmas_beta_table(n, table, 0.5, 0.7, device)
+
+
 def table_levels(table: Table) -> Tensor:
     """The table's levels, ascending [T], in float64 on the CPU; a ValueError where they are no such thing."""
     levels = torch.as_tensor(getattr(table, 'sigmas', table)).detach().cpu().double()

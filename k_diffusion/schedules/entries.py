@@ -20,7 +20,9 @@ _REFERENCES = {
     'laplace': 'Hang et al. 2024, arXiv:2407.03297',
     'flow': 'Esser et al. 2024, arXiv:2403.03206, section 5.3.2',
     'ddim_uniform': 'Song et al. 2021, arXiv:2010.02502',
-    'beta': 'Lee et al. 2024, arXiv:2407.12173',
+    'beta': 'Lee et al. 2024, arXiv:2407.12173', 'beta57': 'Lee et al. 2024, arXiv:2407.12173',
+    'ays_11': 'Sabour et al. 2024, arXiv:2404.14507', 'ays_32': 'Sabour et al. 2024, arXiv:2404.14507',
+    'optimal_steps': 'Pei et al. 2025, arXiv:2503.21774', 'gits': 'Chen et al. 2024, arXiv:2405.11326',
 }
 _COMMON = ('n', 'sigma_min', 'sigma_max', 'table', 'device')
 
@@ -58,6 +60,6 @@ def catalogue() -> tuple[Schedule, ...]:
     entries = []
     for name, function in SCHEDULES.items():
         takes = 'range' if 'sigma_max' in inspect.signature(function).parameters else 'nothing'
-        entries.append(Schedule(name, function, takes, '' if name == 'beta' else _REFERENCES.get(name, '')))
+        entries.append(Schedule(name, function, takes, '' if name in ('beta', 'beta57') else _REFERENCES.get(name, '')))
     entries += [Schedule(name, function, 'table', _REFERENCES.get(name, '')) for name, function in DISCRETE_SCHEDULES.items()]
     return tuple(entries)

@@ -7,8 +7,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..core.registry import unknown
 from .parts import SCHEDULES, bounds, check_count, check_positive, ramp, within
 
 
@@ -44,6 +46,27 @@ def get_sigmas_linear_quadratic(n: int, sigma_min: float, sigma_max: float, thre
     return within(flow_time_to_sigma(1 - done), low, high, device)
 
 
+@SCHEDULES.register('bong_tangent')
+def get_sigmas_bong_tangent(n: int, sigma_min: float, sigma_max: float, device: Any = 'cpu') -> Tensor:
+    """Flow time falls from 1 to 1/2 and from there to 0 along two arc tangents: at most [n + 1].
+
+    With N = n + 2 and m = floor(0.6 N), the first has its places 0 to m - 1 and is steepest at m, the second its places
+    0 to N - m - 1 and is steepest at 0; the slope is 8 / N a place, and each is scaled to its two ends. Levels outside the bounds
+    are brought to them, and equal neighbours dropped. A curve of image programs, without a paper.
+    """
+    low, high = bounds(n, sigma_min, sigma_max)
+    places = n + 2
+    first = max(int(0.6 * places), 2)
+    t = torch.cat([_tangent(1., 0.5, first, first, 8 / places)[:-1], _tangent(0.5, 0., places - first, 0, 8 / places)])
+    return within(flow_time_to_sigma(t[:-1]), low, high, device)
+
+
+def _tangent(start: float, end: float, n: int, pivot: int, slope: float) -> Tensor:
+    """An arc tangent from start to end in n places, steepest at the pivot."""
+    curve = -(slope * (ramp(0, n - 1, n) - pivot)).atan()
+    return end + (start - end) * (curve - curve[-1]) / (curve[0] - curve[-1])
+
+
 def flow_time_to_sigma(t: Tensor) -> Tensor:
     """t / (1 - t), infinite at 1."""
     return t / (1 - t)
@@ -61,17 +84,52 @@ def flow_table(shift: float = 1., n: int = 1000, sigma_max: float = 4096.) -> Te
     return (shift * flow_time_to_sigma(ramp(1, n, n) / n)).clamp(max=sigma_max).float()
 
 
-def flux_shift(tokens: int, low: tuple[int, float] = (256, 0.5), high: tuple[int, float] = (4096, 1.15)) -> float:
-    """The shift e^mu for an image of so many tokens: mu is linear through the two points (tokens, mu), Flux's by default.
+def flux_shift(tokens: int, low: tuple[int, float] = (256, 0.5), high: tuple[int, float] = (4096, 1.15),
+               kind: str = 'exponential') -> float:
+    """The shift for an image of so many tokens, of mu on the line through two points (tokens, mu), by default Flux's.
 
-    Flux has a token per 16 x 16 pixels: 1024 x 1024 pixels are 4096 tokens and shift by 3.16.
+    Args:
+        tokens: How many the transformer sees. Flux has one per 16 x 16 pixels: 1024 x 1024 pixels are 4096 tokens and shift by
+            3.16.
+        low: One of the points.
+        high: The other; (1024, 0.95) and (4096, 2.05) for LTX-Video.
+        kind: 'exponential' for the shift e^mu, 'linear' for mu itself.
+
+    Returns:
+        s of t' = s t / (1 + (s - 1) t).
+
+    Raises:
+        ValueError: If there are no tokens, no line or no such kind, or a linear mu is not positive.
     """
-    if tokens < 1:
-        raise ValueError(f'tokens={tokens} make no image; give how many the transformer sees, at least 1')
+    _check_tokens(tokens)
     (x, start), (x_end, end) = low, high
     if x == x_end:
         raise ValueError(f'low={low} and high={high} fix no line; give two points with different numbers of tokens')
-    return math.exp(start + (end - start) * (tokens - x) / (x_end - x))
+    mu = start + (end - start) * (tokens - x) / (x_end - x)
+    if kind == 'exponential':
+        return math.exp(mu)
+    if kind != 'linear':
+        raise ValueError(unknown('kind', kind, ('exponential', 'linear')))
+    if mu <= 0:
+        raise ValueError(f'mu must be above 0 for a linear shift; tokens={tokens} give {mu:g}, so move the points')
+    return mu
+
+
+def flux2_shift(tokens: int, steps: int) -> float:
+    """The shift e^mu of FLUX.2 for an image of so many tokens in so many steps.
+
+    Up to 4,300 tokens mu is linear in the steps through two lines in the tokens, those of 10 and of 200 steps; beyond, that of 200
+    steps.
+    """
+    _check_tokens(tokens)
+    check_count(steps)
+    at_10, at_200 = 8.73809524e-5 * tokens + 1.89833333, 1.6927e-4 * tokens + 0.45666666
+    return math.exp(at_200 if tokens > 4300 else at_200 + (at_10 - at_200) * (200 - steps) / 190)
+
+
+def _check_tokens(tokens: int) -> None:
+    if tokens < 1:
+        raise ValueError(f'tokens={tokens} make no image; give how many the transformer sees, at least 1')
 
 
 def _check_linear(n: int, linear: int, threshold: float) -> None:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,3 +65,14 @@ def between_places(levels: Tensor, place: Tensor) -> Tensor:
     """levels [T] at places in [0, T - 1], log-linear between two neighbours and exact at whole places."""
     low, high = levels[place.floor().long()], levels[place.ceil().long()]
     return low * (high / low) ** (place - place.floor())
+
+
+def read_levels(n: int, levels: Sequence[float]) -> Tensor:
+    """A published list read at n equal distances, log-linearly, float64 [n]."""
+    return between_places(torch.tensor(levels, dtype=torch.float64), ramp(0, len(levels) - 1, n))
+
+
+def steps_between(n: int, levels: Sequence[float], device: Any) -> Tensor:
+    """The levels of n steps from a published list whose last entry stands for 0, float32 [n + 1]."""
+    check_count(n)
+    return append_zero(read_levels(n + 1, levels)[:-1].float()).to(device)

@@ -24,6 +24,12 @@ def get_sigmas_beta(n: int, sigma_min: float, sigma_max: float, alpha: float = 0
     return finish(low + q * (high - low), low, high, device)
 
 
+@SCHEDULES.register('beta57')
+def get_sigmas_beta57(n: int, sigma_min: float, sigma_max: float, device: Any = 'cpu') -> Tensor:
+    """get_sigmas_beta with alpha 0.5 and beta 0.7, denser at small levels: [n + 1]."""
+    return get_sigmas_beta(n, sigma_min, sigma_max, 0.5, 0.7, device)
+
+
 @SCHEDULES.register('kl_optimal')
 def get_sigmas_kl_optimal(n: int, sigma_min: float, sigma_max: float, sigma_data: float = 1., device: Any = 'cpu') -> Tensor:
     """Uniform in atan(sigma / sigma_data): [n + 1].

@@ -168,6 +168,16 @@ def test_flow_matching(options):
     assert largest_difference(make('FlowMatchEulerDiscreteScheduler', **options), flowing) < 1e-5
 
 
+@pytest.mark.parametrize('kind', ['exponential', 'linear'])
+def test_a_flow_knows_its_shift_by_tokens(kind):
+    from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+    scheduler = classes()['FlowMatchEulerDiscreteScheduler'](use_dynamic_shifting=True, base_shift=0.4, max_shift=1.3, time_shift_type=kind)
+    scheduler.set_timesteps(sigmas=[1 - i / 8 for i in range(8)], mu=calculate_shift(900, base_shift=0.4, max_shift=1.3))
+    denoiser = K.external.from_diffusers(Network(), scheduler)
+    times = denoiser.sigma_to_t(denoiser.get_sigmas(8, tokens=900))
+    torch.testing.assert_close(times[1:], scheduler.sigmas[1:], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('spacing', [{}, {'use_karras_sigmas': True}, {'use_exponential_sigmas': True}])
 @pytest.mark.parametrize('prediction', ['epsilon', 'v_prediction', 'sample'])
 @pytest.mark.parametrize('name', SOLVERS)

@@ -23,7 +23,7 @@ def make(name, *args, **options):
 
 
 def test_the_names():
-    assert list(schedules.DISCRETE_SCHEDULES) == ['simple', 'ddim_uniform', 'normal', 'sgm_uniform', 'beta']
+    assert list(schedules.DISCRETE_SCHEDULES) == [*NAMES, 'beta57']
     for function in schedules.DISCRETE_SCHEDULES.values():
         assert getattr(sampling, function.__name__) is function is getattr(schedules, function.__name__)
         assert list(inspect.signature(function).parameters)[:2] == ['n', 'table']

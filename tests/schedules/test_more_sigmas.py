@@ -13,8 +13,8 @@ from scipy import stats
 from k_diffusion import generation, sampling, schedules
 from k_diffusion.core.incomplete_beta import beta_cdf, beta_quantile
 
-EXACT = ['beta', 'kl_optimal']                          # n levels with exact ends, whatever the bounds
-CUT = ['laplace', 'flow', 'linear_quadratic']           # cut to the bounds, equal neighbours dropped
+EXACT = ['beta', 'beta57', 'kl_optimal']                          # n levels with exact ends, whatever the bounds
+CUT = ['laplace', 'flow', 'linear_quadratic', 'bong_tangent']   # cut to the bounds, equal neighbours dropped
 BOUNDED = EXACT + CUT
 SD = (0.0292, 14.6146)
 

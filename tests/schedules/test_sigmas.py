@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from k_diffusion import sampling, schedules
+from k_diffusion import generation, sampling, schedules
 
 CASES = {'karras': ('get_sigmas_karras', {'sigma_min': 0.0292, 'sigma_max': 14.6146}),
          'karras_rho3': ('get_sigmas_karras', {'sigma_min': 0.002, 'sigma_max': 80., 'rho': 3.}),
@@ -54,7 +54,7 @@ def test_refused_bounds(name, bounds):
 
 def test_other_refusals():
     for name in schedules.SCHEDULES:
-        options = {} if name in ('vp', 'ays') else {'sigma_min': 0.1, 'sigma_max': 1.}
+        options = {'sigma_min': 0.1, 'sigma_max': 1.} if name in generation.BETWEEN else {}
         with pytest.raises(ValueError, match='n=0 levels'):
             schedules.SCHEDULES[name](0, **options)
     for name in ('karras', 'polyexponential'):

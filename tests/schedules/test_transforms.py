@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from k_diffusion import sampling, schedules
+from k_diffusion import generation, sampling, schedules
 from k_diffusion.schedules import (
     cap_sigmas,
     discard_penultimate_sigma,
@@ -103,9 +103,10 @@ def test_strength_refusals():
 def test_samplers_walk_every_schedule(name, n):
     """Gaussian data of standard deviation 1/2, whose denoiser is linear: the noise of all levels goes, what is left is data."""
     function = schedules.SCHEDULES[name]
-    sigmas = function(n) if name in ('vp', 'ays') else function(n, 0.03, 14.6)
+    sigmas = function(n, 0.03, 14.6) if name in generation.BETWEEN else function(n)
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0)) * sigmas[0]
     out = sampling.sample_dpmpp_2m(lambda x, sigma: x * 0.25 / (0.25 + sigma[:, None] ** 2), x, sigmas, disable=True)
     assert out.isfinite().all() and 0 < out.std() < 0.7
     if n == 40:
-        assert out.std().item() == pytest.approx(0.5, rel=0.2)
+        coarse = name == 'optimal_steps'     # at small levels
+        assert out.std().item() == pytest.approx(0.5, rel=0.25 if coarse else 0.2)
