@@ -73,6 +73,7 @@ from .noise import (
 )
 from .record import Record
 from .registry import SAMPLERS, SampleFn, Sampler, State, catalogue, find_sampler, iterate, make_sampler, preset, sampler
+from .samplers import presets as _presets
 from .samplers.cfg_pp import (
     sample_cfgpp_ud10_ab,
     sample_dpmpp_2m_cfg_pp,
@@ -111,6 +112,7 @@ from .samplers.exponential_runge_kutta import (
     sample_seeds_2,
     sample_seeds_3,
 )
+from .samplers.exponential_tables import TABLES as EXPONENTIAL_TABLES
 from .samplers.heun import sample_heun, sample_heunpp2
 from .samplers.multistep import (
     sample_deis,
@@ -123,11 +125,16 @@ from .samplers.multistep import (
     sample_zeab,
 )
 from .samplers.restart import sample_restart
+from .samplers.runge_kutta_tables import TABLES as RUNGE_KUTTA_TABLES
 from .samplers.sa_solver import sample_sa_solver, sample_sa_solver_pece
 from .samplers.spectral import sample_sei
+from .samplers.table_driven import sample_exp_rk, sample_rk
 from .samplers.unipc import sample_uni_pc, sample_uni_pc_bh2
 from .spectrum import Spectrum
 from .step_size import PIDStepSizeController
+
+#: Samplers that are made in a loop, by the names of the others.
+globals().update({f'sample_{name}': entry.function for name, entry in SAMPLERS.items()})
 
 # Names that old programs find here, loaded when asked for: (module, attribute).
 _LAZY = {'utils': ('k_diffusion.utils', None), 'integrate': ('scipy.integrate', None),

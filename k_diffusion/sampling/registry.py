@@ -143,6 +143,11 @@ ALIASES = {
     'dpmpp_sde_gpu': 'dpmpp_sde', 'dpmpp_2m_sde_gpu': 'dpmpp_2m_sde', 'dpmpp_3m_sde_gpu': 'dpmpp_3m_sde',
     'dpmpp_2m_sde_heun_gpu': 'dpmpp_2m_sde_heun',
     'unipc': 'uni_pc', 'unipc_bh1': 'uni_pc', 'uni_pc_bh1': 'uni_pc', 'unipc_bh2': 'uni_pc_bh2',
+    'dpmpp_3s': 'res_3s', 'res_2m': 'res_multistep', 'abnorsett_2m': 'res_multistep', 'abnorsett_3m': 'res_3m',
+    'etdrk2_2s': 'exp_heun_2_x0', 'res_3s_cox_matthews': 'etdrk3_3s', 'etdrk4': 'etdrk4_4s', 'res_4s_cox_matthews': 'etdrk4_4s',
+    'res_5s': 'res_5s_hochbruck_ostermann', 'res_6s': 'res_6s_luan', 'res_8s': 'res_8s_luan_ostermann', 'res_10s': 'res_10s_luan',
+    'lawson4': 'lawson4_4s', 'lawson41_gen_4s': 'lawson41_4s', 'rk4': 'rk4_4s', 'ralston_3s': 'bogacki_shampine_3s',
+    'bogacki_shampine_4s': 'bogacki_shampine_3s', 'tsi_7s': 'tsitouras_6s',
     'zab': 'lms', 'xeab': 'exp_ab',
     # The schedulers of diffusers that are the sampler with its own defaults.
     'eulerdiscretescheduler': 'euler', 'eulerancestraldiscretescheduler': 'euler_ancestral',

@@ -55,7 +55,7 @@ def describe_sampler(entry: Sampler) -> dict[str, Any]:
     """Return what a table shows of a sampler, as plain values."""
     return {'name': entry.name, 'family': entry.family, 'order': entry.order, 'calls': entry.nfe, 'noise': noise_of(entry),
             'needs_pair': entry.needs_pair, 'options': _options(entry.options), 'aliases': list(entry.aliases),
-            'reference': entry.reference, 'summary': entry.summary}
+            'of': entry.of, 'fixed': dict(entry.fixed), 'reference': entry.reference, 'summary': entry.summary}
 
 
 def describe_schedule(entry: Schedule) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_nan_stops_the_run(name):
 
     with pytest.raises(ValueError, match=rf'sample_{name}: the model returned NaN or infinity in step \d+, at sigma 0\.\d+;'):
         run(name, noise(2, 3), model=model)
-    assert calls < 30
+    assert calls < 30 or calls < 6 * sampling.SAMPLERS[name].nfe
 
 
 @pytest.mark.parametrize('name', NAMES)

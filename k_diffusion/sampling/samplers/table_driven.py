@@ -1,0 +1,108 @@
+"""Runge-Kutta samplers driven by tables: exp_rk in log sigma on the data estimate, rk in sigma on the slope.
+
+Each table is a sampler by its own name too (presets.py). The step to the level 0 gives D, for one model call.
+"""
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...core.registry import unknown
+from ..coefficients import phi, to_d
+from ..loop import Step, Steps
+from ..registry import Run, sampler
+from . import exponential_tables, runge_kutta_tables
+from .exponential_tables import Rows
+from .runge_kutta_tables import Table
+
+
+@functools.lru_cache(256)
+def exponential_rows(name: str, h: float) -> Rows:
+    """The rows of the stages and the weights of an exponential table at a step h in log sigma, in float64."""
+    return exponential_tables.TABLES[name].rows(lambda k, share=1.: phi(k, -share * h))
+
+
+def add_all(x: Tensor, terms: Sequence[Tensor], weights: Sequence[float], h: float) -> Tensor:
+    """x + h sum of the weighted terms; terms of weight 0 cost nothing."""
+    for term, weight in zip(terms, weights):
+        if weight:
+            x = torch.add(x, term, alpha=h * weight)
+    return x
+
+
+@sampler(order=4, nfe=4, family='exponential Runge-Kutta', reference=exponential_tables.KROGSTAD)
+def sample_exp_rk(steps: Steps, x: Tensor, *, table: str = 'res_4s_krogstad') -> Run[Tensor]:
+    """Explicit exponential Runge-Kutta of order 2 to 5 by the name of its table. As many NFE as stages, 1 for the step to 0.
+
+    x_i = e^{-c_i h} x + h sum_j a_ij D_j, h = log(sigma / sigma_next), D_j the estimate at x_j and the level sigma e^{-c_j h}
+    (Hochbruck & Ostermann 2010, doi:10.1017/S0962492910000048, section 2.3). table: a name in K.sampling.EXPONENTIAL_TABLES.
+    """
+    _check_table(table, exponential_tables.TABLES)
+    shares = exponential_tables.TABLES[table].shares
+    for step in steps:
+        estimates = [step.denoise(x)]
+        if step.sigma_next == 0:
+            x = estimates[0]
+        else:
+            h = math.log(step.sigma / step.sigma_next)
+            *stages, weights = exponential_rows(table, h)
+            for share, row in zip(shares[1:], stages[1:]):
+                x_i = add_all(x * math.exp(-share * h), estimates, row, h)
+                estimates.append(step.denoise(x_i, step.sigma * math.exp(-share * h)))
+            x = add_all(x * math.exp(-h), estimates, weights, h)
+        x = yield x
+    return x
+
+
+@sampler(order=4, nfe=4, family='Runge-Kutta', reference=runge_kutta_tables.CLASSICAL)
+def sample_rk(steps: Steps, x: Tensor, *, table: str = 'rk4_4s') -> Run[Tensor]:
+    """Runge-Kutta in sigma by the name of its table, explicit or implicit. As many NFE as stages, 1 for the step to 0.
+
+    x_i = x + h sum_j a_ij d_j, h = sigma_next - sigma, d_j the slope at x_j and the level sigma + c_j h. The stages of an implicit
+    table start from the slope at the begin of the step and are found by its number of fixed-point sweeps, each of which raises
+    the order by one. table: a name in K.sampling.RUNGE_KUTTA_TABLES.
+    """
+    _check_table(table, runge_kutta_tables.TABLES)
+    method = runge_kutta_tables.TABLES[table]
+    for step in steps:
+        denoised = step.denoise(x, borrow=step.sigma_next > 0)
+        if step.sigma_next == 0:
+            x = denoised
+        else:
+            slope = to_d(x, step.sigma, denoised)
+            slopes = _sweep(step, x, slope, method) if method.sweeps else _advance(step, x, slope, method)
+            x = add_all(x, slopes, method.weights, step.sigma_next - step.sigma)
+        x = yield x
+    return x
+
+
+def _advance(step: Step, x: Tensor, slope: Tensor, method: Table) -> list[Tensor]:
+    """The slopes of an explicit method's stages, of which the first is given."""
+    slopes = [slope]
+    for row in method.rows[1:]:
+        slopes.append(_slope(step, x, slopes, row))
+    return slopes
+
+
+def _sweep(step: Step, x: Tensor, slope: Tensor, method: Table) -> list[Tensor]:
+    """The slopes of an implicit method's stages, each sweep from those of the one before."""
+    slopes = [slope] * len(method.rows)
+    for _ in range(method.sweeps):
+        slopes = [_slope(step, x, slopes, row) for row in method.rows]
+    return slopes
+
+
+def _slope(step: Step, x: Tensor, slopes: Sequence[Tensor], row: Sequence[float]) -> Tensor:
+    h = step.sigma_next - step.sigma
+    x = add_all(x, slopes, row, h)
+    sigma = max(step.sigma + math.fsum(row) * h, step.sigma_next)     # a row that sums to 1 but for rounding ends at sigma_next
+    return to_d(x, sigma, step.denoise(x, sigma, borrow=True))
+
+
+def _check_table(name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(unknown('table', name, known))
