@@ -62,15 +62,17 @@ from .coefficients import (
     to_d,
 )
 from .likelihood.log_likelihood import invert, log_likelihood
-from .loop import Step, Steps, levels
+from .loop import Request, Step, Steps, levels
 from .noise import (
     BatchedBrownianTree,
     BrownianTreeNoiseSampler,
     default_noise_sampler,
+    draw_seeds,
     generator_noise_sampler,
     make_noise_sampler,
     seeded_noise_sampler,
 )
+from .outside import requests
 from .record import Record
 from .registry import SAMPLERS, SampleFn, Sampler, State, catalogue, find_sampler, iterate, make_sampler, preset, sampler
 from .samplers import presets as _presets

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TypeAlias
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,41 @@ from .coefficients import to_d
 Sigmas: TypeAlias = Tensor | Sequence[float]
 ExtraArgs: TypeAlias = dict[str, Any] | None
 Callback: TypeAlias = Callable[[dict[str, Any]], Any] | None
+
+R = TypeVar('R')
+
+
+class Request(NamedTuple):
+    """A call of the model that a sampler asks for; what it is sent is the answer D(x, sigma).
+
+    Attributes:
+        x: Where to ask, [B, ...], in the dtype of the x that the run began with.
+        sigma: The levels, [B].
+        level: The level as a Python float; NaN where each item has its own.
+        i: The step, counted from 0.
+        n: The number of steps; None where it follows from the answers.
+        pair: Whether the answer is the guided and the unconditional estimate, a pair of tensors.
+        cond: The conditions of the run (extra_args).
+        live: The sampler's own x, in float32 at least. An edit in place before the answer is seen by the sampler.
+        args: Positional arguments of the model besides.
+    """
+    x: Tensor
+    sigma: Tensor
+    level: float
+    i: int
+    n: int | None
+    pair: bool
+    cond: Mapping[str, Any]
+    live: Tensor
+    args: Sequence[Any] = ()
+
+    def answer(self, model: Any) -> Any:
+        """Return the answer of a model that is called as model(x, sigma, **cond)."""
+        return (model.pair if self.pair else model)(self.x, self.sigma, *self.args, **self.cond)
+
+
+#: What a part of a sampler is that asks the model: a generator of requests. `yield from` gives its result.
+Asking: TypeAlias = Generator[Any, Any, R]
 
 #: The relative difference below which neighbouring levels are one; eight units in the last place of float32.
 SAME = 1e-6
@@ -58,8 +93,8 @@ class Watch:
     is called at the end of the run, so that no step waits for the device. Only then is it asked whether the x the run began
     with, or that of the call where it is known still, was finite.
 
-    A model may answer every call in one buffer (CUDA graphs, inference engines). So an answer is copied; `borrow` gives the
-    model's own tensor, for callers that are done with it before the next call. With `retain` set, `borrow` copies too.
+    A model may answer every call in one buffer (CUDA graphs, inference engines). So an answer is copied, but where the caller
+    borrows it, being done with it before the next call. With `retain` set, what is borrowed is copied too.
     """
 
     def __init__(self, model: DenoiseFn, dtype: torch.dtype | None = None, name: str = 'sampler',
@@ -84,36 +119,56 @@ class Watch:
 
     def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **cond: Any) -> Tensor:
         """D(x, sigma, **cond), in memory that later calls of the model leave alone."""
-        return self._ask(x, sigma, args, cond, copy=True)
+        return self.answer(self.ask(x, sigma, cond, args=args))
 
-    def borrow(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        """D(x, sigma, **cond), in memory that the next call of the model may overwrite."""
-        return self._ask(x, sigma, (), cond, copy=self.retain)
+    def answer(self, asking: Asking[R]) -> R:
+        """Run a generator of requests to its end, each answered by the model, and return its result."""
+        try:
+            request = next(asking)
+            while True:
+                request = asking.send(request.answer(self.model))
+        except StopIteration as end:
+            return end.value
 
-    def _ask(self, x: Tensor, sigma: Tensor, args: Sequence[Any], cond: dict[str, Any], copy: bool) -> Tensor:
+    def ask(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Any], level: float = math.nan, borrow: bool = False,
+            args: Sequence[Any] = ()) -> Asking[Tensor]:
+        """Request D(x, sigma, **cond) and return it.
+
+        Args:
+            x: Where to ask, [B, ...].
+            sigma: The levels, [B].
+            cond: The conditions.
+            level: The level where all items have one.
+            borrow: Return the model's own tensor, which its next call may overwrite.
+            args: Positional arguments besides.
+        """
         if self._afs is not None:
             return self._analytic(x, sigma, self._afs)
-        dtype = self.dtype or x.dtype
-        denoised = self._seen(x, sigma, self.model(_as(x, dtype), _as(sigma, dtype), *args, **cond), copy)
+        answer = yield self._request(x, sigma, cond, level, False, args)
+        denoised = self._seen(x, sigma, answer, copy=self.retain or not borrow)
         self.nfe += 1
         if self.denoised is None:
             self.denoised = denoised.detach() if denoised.requires_grad else denoised
         return denoised
 
-    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        """The guided and the unconditional estimate, from a model that has both (one call)."""
+    def ask_pair(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Any], level: float = math.nan) -> Asking[tuple[Tensor, Tensor]]:
+        """Request the guided and the unconditional estimate, which a model with `pair` has, and return both (one call)."""
         if not hasattr(self.model, 'pair'):
             raise ValueError(f'{self.name} needs the unconditional estimate beside the guided one, and this model shows one only; '
                              'give it a guided denoiser, made by K.guidance.classifier_free(...) say')
         if self._afs is not None:
             return (self._analytic(x, sigma, self._afs),) * 2
-        dtype = self.dtype or x.dtype
-        guided, unconditional = self.model.pair(_as(x, dtype), _as(sigma, dtype), **cond)
+        guided, unconditional = yield self._request(x, sigma, cond, level, True)
         guided = self._seen(x, sigma, guided, copy=True)
         self.nfe += 1
         if self.denoised is None:
             self.denoised = guided
         return guided, self._seen(x, sigma, unconditional, copy=True)
+
+    def _request(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Any], level: float, pair: bool,
+                 args: Sequence[Any] = ()) -> Request:
+        dtype = self.dtype or x.dtype
+        return Request(_as(x, dtype), _as(sigma, dtype), level, self.i, self.n, pair, cond, x, args)
 
     def _analytic(self, x: Tensor, sigma: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The formula's answer to the first call, and to no other."""
@@ -182,8 +237,8 @@ class Step:
         self.last = i == n - 1
         self._steps = steps
 
-    def denoise(self, x: Tensor, sigma: float | None = None, draft: bool = False, borrow: bool = False) -> Tensor:
-        """Return D(x, sigma), and show the first answer of the step to the callback.
+    def ask(self, x: Tensor, sigma: float | None = None, draft: bool = False, borrow: bool = False) -> Asking[Tensor]:
+        """Ask for D(x, sigma), and show the first answer of the step to the callback: denoised = yield from step.ask(x).
 
         Args:
             x: Where to ask, [B, ...].
@@ -195,38 +250,50 @@ class Step:
         steps = self._steps
         sigma = self.sigma if sigma is None else sigma
         first = steps.watch.denoised is None
-        ask = steps.watch.borrow if borrow and steps.callback is None else steps.watch
-        denoised = ask(x, x.new_full((x.shape[0],), sigma), **steps.extra_args)
+        denoised = yield from steps.watch.ask(x, x.new_full((x.shape[0],), sigma), steps.extra_args, sigma,
+                                              borrow and steps.callback is None)
         if draft:
             steps.watch.denoised = None     # the next answer is the step's
         elif first:
             self.show(x, sigma, denoised)
         return denoised
 
-    def slope(self, x: Tensor, sigma: float | None = None) -> Tensor:
-        """Return to_d(x, sigma, D(x, sigma)), as a new tensor.
+    def ask_slope(self, x: Tensor, sigma: float | None = None) -> Asking[Tensor]:
+        """Ask for to_d(x, sigma, D(x, sigma)), a new tensor: d = yield from step.ask_slope(x).
 
         It is the slope of the x that the model saw, in the order of the original k-diffusion: where the callback edits x, x
         alone moves. Where it edits denoised, the slope follows.
         """
         sigma = self.sigma if sigma is None else sigma
         if self._steps.callback is None:
-            return to_d(x, sigma, self.denoise(x, sigma, borrow=True))
+            return to_d(x, sigma, (yield from self.ask(x, sigma, borrow=True)))
         before = x.clone()
-        return to_d(before, sigma, self.denoise(x, sigma))
+        return to_d(before, sigma, (yield from self.ask(x, sigma)))
 
-    def denoise_pair(self, x: Tensor, sigma: float | None = None) -> tuple[Tensor, Tensor]:
-        """Return the guided and the unconditional estimate at a level, by default that of the step.
+    def ask_pair(self, x: Tensor, sigma: float | None = None) -> Asking[tuple[Tensor, Tensor]]:
+        """Ask for the guided and the unconditional estimate at a level, by default that of the step.
 
         The first pair of the step is shown to the callback.
         """
         steps = self._steps
         sigma = self.sigma if sigma is None else sigma
         first = steps.watch.denoised is None
-        guided, unconditional = steps.watch.pair(x, x.new_full((x.shape[0],), sigma), **steps.extra_args)
+        pair = yield from steps.watch.ask_pair(x, x.new_full((x.shape[0],), sigma), steps.extra_args, sigma)
         if first:
-            self.show(x, sigma, guided, uncond_denoised=unconditional)
-        return guided, unconditional
+            self.show(x, sigma, pair[0], uncond_denoised=pair[1])
+        return pair
+
+    def denoise(self, x: Tensor, sigma: float | None = None, draft: bool = False, borrow: bool = False) -> Tensor:
+        """Return what `ask` asks for, from the model at once; a sampler that calls it cannot be run by `requests`."""
+        return self._steps.watch.answer(self.ask(x, sigma, draft, borrow))
+
+    def slope(self, x: Tensor, sigma: float | None = None) -> Tensor:
+        """Return what `ask_slope` asks for, as `denoise` does."""
+        return self._steps.watch.answer(self.ask_slope(x, sigma))
+
+    def denoise_pair(self, x: Tensor, sigma: float | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `ask_pair` asks for, as `denoise` does."""
+        return self._steps.watch.answer(self.ask_pair(x, sigma))
 
     def noise(self, sigma: float | None = None, sigma_next: float | None = None) -> Tensor:
         """Draw noise of unit variance like x, for the way between two levels; by default those of the step."""

@@ -72,7 +72,7 @@ def make_noise_sampler(x: Tensor, kind: NoiseKind, seed: int | Sequence[int] | N
     if isinstance(generator, torch.Generator):
         seed = _drawn_seed(generator)
     elif generator is not None:
-        seed = [_drawn_seed(item) for item in _item_generators(x, generator)]
+        seed = draw_seeds(x, generator)
     return BrownianTreeNoiseSampler(x, 0., 1., seed)
 
 
@@ -144,6 +144,13 @@ def _item_generators(x: Tensor, generator: Any) -> list[torch.Generator]:
     if len(items) != len(x):
         raise ValueError(f'{len(items)} generators were given for a batch of {len(x)}; give one, or one for each item')
     return items
+
+
+def draw_seeds(x: Tensor, generator: Generators) -> list[int]:
+    """Draw a seed for each item of x from a generator, or from one for each."""
+    if isinstance(generator, torch.Generator):
+        return [_drawn_seed(generator) for _ in x]
+    return [_drawn_seed(item) for item in _item_generators(x, generator)]
 
 
 def _drawn_seed(generator: torch.Generator) -> int:

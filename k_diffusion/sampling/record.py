@@ -79,11 +79,20 @@ class Record:
 
     def answer(self, ask: Callable[..., Any], x: Tensor, *args: Any, **cond: Any) -> Any:
         """Return the next answer: from the record, or of the model."""
+        known = self.recall(x.device)
+        return self.keep(ask(x, *args, **cond)) if known is None else known
+
+    def recall(self, device: torch.device) -> Any:
+        """Return the next answer of the record; None after the last one."""
+        if self._answered == len(self.answers):
+            return None
         self._answered += 1
-        if self._answered <= len(self.answers):
-            return _map(self.answers[self._answered - 1], lambda value: value.to(x.device))
-        answer = ask(x, *args, **cond)
+        return _map(self.answers[self._answered - 1], lambda value: value.to(device))
+
+    def keep(self, answer: Any) -> Any:
+        """Add an answer to the record, and return it."""
         self.answers.append(_map(answer, lambda value: value.detach().clone()))
+        self._answered += 1
         return answer
 
     def end_step(self, step: int, x: Tensor, state: Any) -> None:

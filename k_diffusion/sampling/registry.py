@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import Parameter
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeAlias, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..core.arguments import check_denoiser, expands
 from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import Registry
-from .loop import Steps, Watch, levels
+from .loop import Request, Steps, Watch, levels
 from .noise import BrownianTreeNoiseSampler, Generators, NoiseKind, default_noise_sampler, make_noise_sampler
 from .options import check_options
 from .record import Record
@@ -25,9 +25,9 @@ from .record import Record
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-P = ParamSpec('P')
 R = TypeVar('R')
-Run: TypeAlias = Generator[Tensor, Any, R]
+#: A sampler that runs: it yields states x and requests, and is sent states and answers.
+Run: TypeAlias = Generator[Any, Any, R]
 
 #: Arguments of every sampler besides its own options; `SampleFn` describes them.
 SHARED = tuple(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation) for name, annotation in
@@ -179,22 +179,22 @@ def catalogue() -> tuple[Sampler, ...]:
     return tuple(sorted(SAMPLERS.values(), key=lambda entry: (entry.family.lower(), entry.name)))
 
 
-def drain(run: Run[R]) -> R:
-    """Runs a generator of states to its end, each state sent back as it came, and gives what it returns."""
+def drain(run: Run[R], watch: Watch) -> R:
+    """Run a generator of states and requests to its end, each state sent back as it came, and return its result."""
     state = None
     try:
         while True:
-            state = run.send(state)
+            state = _advance(run, state, watch)
     except StopIteration as end:
         return end.value
 
 
-def drained(body: Callable[P, Run[R]]) -> Callable[P, R]:
-    """A generator of states as the plain function that runs it to its end."""
-    @functools.wraps(body)
-    def function(*args: P.args, **kwargs: P.kwargs) -> R:
-        return drain(body(*args, **kwargs))
-    return function
+def _advance(run: Run[Any], state: Tensor | None, watch: Watch) -> Tensor:
+    """Send a state to a run and return its next one, what it requests between them answered by the model."""
+    item = run.send(state)
+    while isinstance(item, Request):
+        item = run.send(item.answer(watch.model))
+    return item
 
 
 class Known(TypedDict, total=False):
@@ -231,10 +231,10 @@ def make_sampler(body: Callable[..., Run[Any]], name: str, order: int, of: str =
     """Make the function that runs a generator of states to its end, with its `entry`; it is entered nowhere."""
     def sample(*args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            run, watch = _start(entry, *args, **kwargs)
-            result = drain(run)
+            run, watch = start_run(entry, *args, **kwargs)
+            result = drain(run, watch)
             watch.check()
-        return _cast(result, watch.dtype)
+        return cast_result(result, watch.dtype)
 
     functools.update_wrapper(sample, body)
     entry = Sampler(name, sample, body, order, of=of, fixed=dict(fixed or {}), **known)
@@ -333,13 +333,13 @@ def iterate(sampler: str | Sampler | Callable[..., Any], model: DenoiseFn, x: Te
         record: Keeps the run as data (`Record`); one that holds steps already goes on after them, without their states.
         **kwargs: Options, as of sample_<name>.
     """
-    run, watch = _start(find_sampler(sampler), model, x, *args, record=record, **kwargs)
+    run, watch = start_run(find_sampler(sampler), model, x, *args, record=record, **kwargs)
     watch.retain = True     # a state's denoised is looked at after later calls
     sent: Tensor | None = None
     for step in itertools.count():
         try:
             with torch.no_grad():
-                x = run.send(sent)
+                x = _advance(run, sent, watch)
         except StopIteration:
             return watch.check()
         state = State(x, watch.i, watch.n, watch.sigma, watch.denoised, watch.nfe)
@@ -350,8 +350,8 @@ def iterate(sampler: str | Sampler | Callable[..., Any], model: DenoiseFn, x: Te
         sent = state.x if record is None else record.sent(step, state.x)
 
 
-def _start(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, afs: bool | float | None = None,
-           record: Record | None = None, **kwargs: Any) -> tuple[Run[Any], Watch]:
+def start_run(entry: Sampler, *args: Any, seed: Any = None, generator: Any = None, afs: bool | float | None = None,
+              record: Record | None = None, **kwargs: Any) -> tuple[Run[Any], Watch]:
     """Return the generator of a run, and the watch over its model."""
     try:
         bound = entry.signature.bind(*args, **kwargs)
@@ -445,7 +445,8 @@ def _adapted(noise_sampler: NoiseSampler, x: Tensor) -> NoiseSampler:
     return noise
 
 
-def _cast(result: Any, dtype: torch.dtype | None) -> Any:
+def cast_result(result: Any, dtype: torch.dtype | None) -> Any:
+    """Return the result of a run, or the first of several, in the dtype of the x that it was given."""
     if isinstance(result, tuple):
         return (result[0].to(dtype), *result[1:])
     return result.to(dtype)

@@ -71,7 +71,7 @@ class Calibration:
         history: deque[Tensor] = deque(maxlen=HISTORY)
         for step in steps:
             if step.i:
-                denoised = step.denoise(x)
+                denoised = yield from step.ask(x)
             else:
                 denoised = spectrum.denoise(x, step.sigma)
                 step.show(x, step.sigma, denoised)

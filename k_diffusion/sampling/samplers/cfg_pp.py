@@ -24,7 +24,7 @@ from .exponential_multistep import Table, ancestral_table
 def sample_euler_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
     """x' = D + sigma' eps_u, eps_u the unconditional noise. 1 NFE (of both estimates)."""
     for step in steps:
-        guided, unconditional = step.denoise_pair(x)
+        guided, unconditional = yield from step.ask_pair(x)
         x = torch.add(guided, x - unconditional, alpha=step.sigma_next / step.sigma)
         x = yield x
     return x
@@ -37,7 +37,7 @@ def sample_euler_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1.,
     """euler_cfg_pp to sigma_down, then noise of sigma_up. 1 NFE (of both estimates)."""
     for step in steps:
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
-        guided, unconditional = step.denoise_pair(x)
+        guided, unconditional = yield from step.ask_pair(x)
         x = torch.add(guided, x - unconditional, alpha=sigma_down / step.sigma)
         x = step.add_noise(x, s_noise * sigma_up)
         x = yield x
@@ -49,7 +49,7 @@ def sample_dpmpp_2m_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
     """x' = D + a (x - D_u) + (1 - a) (D - D_u before) / (2 r), a = sigma' / sigma, r = h before / h. 1 NFE (of both estimates)."""
     previous, h_last = None, 0.
     for step in steps:
-        guided, unconditional = step.denoise_pair(x)
+        guided, unconditional = yield from step.ask_pair(x)
         a = step.sigma_next / step.sigma
         x = torch.add(guided, x - unconditional, alpha=a)
         if step.sigma_next > 0:
@@ -75,13 +75,13 @@ def sample_dpmpp_2s_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1.
         raise ValueError(unknown('uncond_from', uncond_from, ('start', 'middle')))
     for step in steps:
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
-        guided, unconditional = step.denoise_pair(x)
+        guided, unconditional = yield from step.ask_pair(x)
         if sigma_down == 0:
             x = guided
         else:
             a, middle = sigma_down / step.sigma, math.sqrt(step.sigma * sigma_down)
             x_m = torch.add(guided, x - unconditional, alpha=middle / step.sigma)
-            guided_m, unconditional_m = step.denoise_pair(x_m, middle)
+            guided_m, unconditional_m = yield from step.ask_pair(x_m, middle)
             push = guided - (unconditional if uncond_from == 'start' else unconditional_m)
             x = torch.lerp(guided_m, x, a).add_(push, alpha=a)
         x = step.add_noise(x, s_noise * sigma_up)
@@ -94,7 +94,7 @@ def _walk_res(steps: Steps, x: Tensor, table: Table, s_noise: float = 1.) -> Run
     previous: Tensor | None = None
     for step in steps:
         a, b, s, _ = table[step.i]
-        guided, unconditional = step.denoise_pair(x)
+        guided, unconditional = yield from step.ask_pair(x)
         if previous is None or len(b) == 1:
             x = torch.add(guided, x - unconditional, alpha=a)
         else:
@@ -127,7 +127,7 @@ def sample_gradient_estimation_cfg_pp(steps: Steps, x: Tensor, *, ge_gamma: floa
     """
     previous: Tensor | None = None
     for step in steps:
-        guided, unconditional = step.denoise_pair(x)
+        guided, unconditional = yield from step.ask_pair(x)
         slope = (x - unconditional).div_(step.sigma)
         x = guided
         if step.sigma_next > 0:
@@ -150,7 +150,7 @@ def sample_cfgpp_ud10_ab(steps: Steps, x: Tensor, *, ud: float = 0.1, ab: float 
     slopes: Sequence[Tensor] = ()       # eps_u, the whole slope and D of the step before, which began at sigma_last
     sigma_last = math.nan
     for step in steps:
-        guided, unconditional = step.denoise_pair(x)
+        guided, unconditional = yield from step.ask_pair(x)
         slope_u, h = (x - unconditional).div_(step.sigma), step.sigma_next - step.sigma
         ahead = slope_u
         if slopes:

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ...core.arguments import check_number, check_whole
 from ..coefficients import split_step, to_d
-from ..loop import Callback, Step, Steps
+from ..loop import Asking, Callback, Step, Steps
 from ..registry import Run, sampler
 from ..step_size import PIDStepSizeController
 from .dpm_adaptive_per_item import adaptive_per_item
@@ -31,7 +31,8 @@ def sample_dpm_2(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float 
     """
     for step in steps.walk(repeats=s_churn > 0):
         x, sigma_hat = step.churn(x, s_churn, s_tmin, s_tmax, s_noise)
-        x = _midpoint('dpm_2', step, x, step.slope(x, sigma_hat), sigma_hat, step.sigma_next)
+        d = yield from step.ask_slope(x, sigma_hat)
+        x = yield from _midpoint('dpm_2', step, x, d, sigma_hat, step.sigma_next)
         x = yield x
     return x
 
@@ -47,21 +48,22 @@ def sample_dpm_2_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noise:
     """
     for step in steps:
         sigma_down, sigma_up = split_step(step.sigma, step.sigma_next, eta, down)
-        denoised = step.denoise(x, borrow=True)
-        x = _midpoint('dpm_2_ancestral', step, x, to_d(x, step.sigma, denoised), step.sigma, sigma_down)
+        denoised = yield from step.ask(x, borrow=True)
+        d = to_d(x, step.sigma, denoised)
+        x = yield from _midpoint('dpm_2_ancestral', step, x, d, step.sigma, sigma_down)
         x = step.add_noise(x, s_noise * sigma_up)
         x = yield x
     return x
 
 
-def _midpoint(name: str, step: Step, x: Tensor, d: Tensor, sigma: float, sigma_next: float) -> Tensor:
+def _midpoint(name: str, step: Step, x: Tensor, d: Tensor, sigma: float, sigma_next: float) -> Asking[Tensor]:
     """A step from sigma to sigma_next along the slope at the middle of log sigma, found along d."""
     if sigma_next > 0:
         middle = math.sqrt(sigma * sigma_next)
         if sigma > FARTHEST * middle:
             warnings.warn(f'sample_{name}: the step from {step.sigma:.4g} to {step.sigma_next:.4g} is too long for the '
                           'midpoint rule, whose result will be far from the data; give more steps', stacklevel=2)
-        d = step.slope(torch.add(x, d, alpha=middle - sigma), middle)
+        d = yield from step.ask_slope(torch.add(x, d, alpha=middle - sigma), middle)
     return torch.add(x, d, alpha=sigma_next - sigma)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...core.tensors import append_dims
 from ..coefficients import phi
+from ..loop import Asking
 from ..registry import Run
 from ..step_size import PIDStepSizeController, check_tolerances
 from .dpm_solver import DPMSolver, Edit
@@ -21,38 +22,39 @@ from .dpm_solver import DPMSolver, Edit
 class Items:
     """The steps of DPM-Solver (Lu et al. 2022, arXiv:2206.00927) from the times t to t_next, a number for each item."""
 
-    def __init__(self, solver: DPMSolver, x: Tensor, t: Sequence[float], t_next: Sequence[float], order: int,
-                 denoised: Tensor | None = None) -> None:
+    def __init__(self, solver: DPMSolver, x: Tensor, t: Sequence[float], t_next: Sequence[float], order: int) -> None:
         self.solver, self.x, self.t, self.order = solver, x, t, order
         self.h = [end - start for start, end in zip(t, t_next)]
-        self.denoised = self._denoise(x, 0.) if denoised is None else denoised
-        self.eps = (x - self.denoised) / self._each(lambda t, h: math.exp(-t))
 
-    def pair(self) -> tuple[Tensor, Tensor]:
-        """x by the order below, and by the order; as in DPMSolver."""
+    def pair(self, denoised: Tensor | None = None) -> Asking[tuple[Tensor, Tensor, Tensor]]:
+        """x by the order below, and by the order, and D at the start (asked for where not given); as in DPMSolver."""
+        if denoised is None:
+            denoised = yield from self._ask(self.x, 0.)
+        self.eps = (self.x - denoised) / self._each(lambda t, h: math.exp(-t))
         r = 1 / 2 if self.order == 2 else 1 / 3
-        change = self._eps(self._ddim(r), r) - self.eps
+        change = (yield from self._ask_eps(self._ddim(r), r)) - self.eps
         ddim, second = self._ddim(1.), self._each(lambda t, h: -math.exp(-t - h) * math.expm1(h) / (2 * r)) * change
         if self.order == 2:
-            return ddim, ddim + second
+            return ddim, ddim + second, denoised
         gain = self._each(lambda t, h: -math.exp(-t - 2 / 3 * h) * 2 * (2 / 3 * h) * phi(2, 2 / 3 * h))
-        change_3 = self._eps(self._ddim(2 / 3) + gain * change, 2 / 3) - self.eps
-        return ddim + second, ddim + self._each(lambda t, h: -math.exp(-t - h) * 1.5 * h * phi(2, h)) * change_3
+        change_3 = (yield from self._ask_eps(self._ddim(2 / 3) + gain * change, 2 / 3)) - self.eps
+        third = self._each(lambda t, h: -math.exp(-t - h) * 1.5 * h * phi(2, h)) * change_3
+        return ddim + second, ddim + third, denoised
 
     def _each(self, f: Callable[[float, float], float]) -> Tensor:
         """f(t, h) of every item, to be multiplied with x."""
         return append_dims(self.x.new_tensor([f(t, h) for t, h in zip(self.t, self.h)]), self.x.ndim)
 
-    def _denoise(self, x: Tensor, share: float) -> Tensor:
+    def _ask(self, x: Tensor, share: float) -> Asking[Tensor]:
         solver = self.solver
         sigma = x.new_tensor([math.exp(-t - share * h) for t, h in zip(self.t, self.h)])
-        denoised = solver.watch(x, sigma, **solver.extra_args)
+        denoised = yield from solver.watch.ask(x, sigma, solver.extra_args)
         if solver.eps_callback is not None:
             solver.eps_callback()
         return denoised
 
-    def _eps(self, x: Tensor, share: float) -> Tensor:
-        return (x - self._denoise(x, share)) / self._each(lambda t, h: math.exp(-t - share * h))
+    def _ask_eps(self, x: Tensor, share: float) -> Asking[Tensor]:
+        return (x - (yield from self._ask(x, share))) / self._each(lambda t, h: math.exp(-t - share * h))
 
     def _ddim(self, share: float) -> Tensor:
         """x at the share of the step for a constant eps."""
@@ -73,12 +75,12 @@ def adaptive_per_item(solver: DPMSolver, x: Tensor, t_start: float, t_end: float
         t_next = [min(t_end, time + pid.h) for time, pid in zip(t, pids)]
         solver.watch.begin(steps, math.exp(-min(t_next)))
         items = Items(solver, x, t, t_next, order)
-        low, high = items.pair()
+        low, high, denoised = yield from items.pair()
         delta = (rtol * torch.maximum(low.abs(), x_prev.abs())).clamp(min=atol)
         errors = ((low - high) / delta).flatten(1).square().mean(1).sqrt().tolist()
         accept = [t_end - time > 1e-5 and pid.propose_step(_finite(error, solver, time)) for error, pid, time in zip(errors, pids, t)]
         taken = append_dims(torch.tensor(accept, device=x.device), x.ndim)
-        start, edit = x, Edit(items.denoised)
+        start, edit = x, Edit(denoised)
         x, x_prev = torch.where(taken, high, x), torch.where(taken, low, x_prev)
         accepts = [n + yes for n, yes in zip(accepts, accept)]
         rejects = [n + (not yes and t_end - time > 1e-5) for n, yes, time in zip(rejects, accept, t)]
@@ -90,9 +92,10 @@ def adaptive_per_item(solver: DPMSolver, x: Tensor, t_start: float, t_end: float
         if solver.info_callback is not None:
             sigma = (-times).exp()
             solver.info_callback({'x': x, 'i': steps - 1, 't': times, 't_up': times, 'sigma': sigma, 'sigma_hat': sigma.clone(),
-                                  'denoised': items.denoised, 'error': x.new_tensor(errors), 'h': sizes, **info})
+                                  'denoised': denoised, 'error': x.new_tensor(errors), 'h': sizes, **info})
         if edit.made():
-            x = torch.where(taken, Items(solver, start, before, t_next, order, items.denoised).pair()[1], x)
+            again = yield from Items(solver, start, before, t_next, order).pair(denoised)
+            x = torch.where(taken, again[1], x)
         x = yield x
     return x, {'steps': steps, 'nfe': order * steps, 'n_accept': accepts, 'n_reject': rejects}
 

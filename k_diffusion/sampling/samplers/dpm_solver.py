@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +12,27 @@ from torch import Tensor, nn
 from ...core.arguments import is_whole
 from ...core.protocols import DenoiseFn, NoiseSampler
 from ..coefficients import get_ancestral_step, phi
-from ..loop import Callback, ExtraArgs, Watch
+from ..loop import Asking, Callback, ExtraArgs, Watch
 from ..noise import default_noise_sampler
-from ..registry import Run, drained
+from ..registry import Run, drain
 from ..step_size import PIDStepSizeController, check_tolerances
 
 Cache: TypeAlias = dict[str, Tensor]
+R = TypeVar('R')
+
+
+def _answered(asking: Callable[..., Run[R]]) -> Callable[..., R]:
+    """Make a method that runs a generator of requests and states to its end by the solver's own model."""
+    @functools.wraps(asking)
+    def method(self: DPMSolver, *args: Any, **kwargs: Any) -> R:
+        return drain(asking(self, *args, **kwargs), self.watch)
+    return method
 
 
 class DPMSolver(nn.Module):
     """The steps of DPM-Solver-1, -2 and -3 from time t to t_next (numbers or 0-d tensors), and the two ways to chain them.
 
-    `fast` and `adaptive` are generators of states; dpm_solver_fast and dpm_solver_adaptive run them to the end.
+    They are generators of requests and states: `fast` is run to its end by dpm_solver_fast, `step_1` by dpm_solver_1_step.
     eps_callback() is called after each model call, info_callback(dict) once in each step.
     """
 
@@ -44,45 +53,46 @@ class DPMSolver(nn.Module):
         """e^-t."""
         return math.exp(-t)
 
-    def denoise(self, x: Tensor, t: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """D at time t."""
-        denoised = self.watch(x, x.new_full((x.shape[0],), self.sigma(t)), *args, **self.extra_args, **kwargs)
+    def ask(self, x: Tensor, t: Any, *args: Any, **kwargs: Any) -> Asking[Tensor]:
+        """Ask for D at time t."""
+        sigma = self.sigma(t)
+        denoised = yield from self.watch.ask(x, x.new_full((x.shape[0],), sigma), {**self.extra_args, **kwargs}, sigma, args=args)
         if self.eps_callback is not None:
             self.eps_callback()
         return denoised
 
-    def eps(self, eps_cache: Cache, key: str, x: Tensor, t: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Cache]:
+    def ask_eps(self, eps_cache: Cache, key: str, x: Tensor, t: Any, *args: Any, **kwargs: Any) -> Asking[tuple[Tensor, Cache]]:
         """(x - D) / sigma at time t, and the cache with it under the key; taken from the cache where it is there already."""
         if key in eps_cache:
             return eps_cache[key], eps_cache
-        eps = (x - self.denoise(x, t, *args, **kwargs)) / self.sigma(t)
+        eps = (x - (yield from self.ask(x, t, *args, **kwargs))) / self.sigma(t)
         return eps, {key: eps, **eps_cache}
 
-    def dpm_solver_1_step(self, x: Tensor, t: Any, t_next: Any, eps_cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    def step_1(self, x: Tensor, t: Any, t_next: Any, eps_cache: Cache | None = None) -> Asking[tuple[Tensor, Cache]]:
         """First order: DDIM."""
-        eps, cache = self.eps(eps_cache or {}, 'eps', x, t)
+        eps, cache = yield from self.ask_eps(eps_cache or {}, 'eps', x, t)
         return self._transfer(x, t, t_next, eps), cache
 
-    def dpm_solver_2_step(self, x: Tensor, t: Any, t_next: Any, r1: float = 1 / 2,
-                          eps_cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    def step_2(self, x: Tensor, t: Any, t_next: Any, r1: float = 1 / 2,
+               eps_cache: Cache | None = None) -> Asking[tuple[Tensor, Cache]]:
         """Second order, with a stage at the share r1 of the step."""
         h = float(t_next - t)
-        eps, cache = self.eps(eps_cache or {}, 'eps', x, t)
+        eps, cache = yield from self.ask_eps(eps_cache or {}, 'eps', x, t)
         s1 = t + r1 * h
-        eps_r1, cache = self.eps(cache, 'eps_r1', self._transfer(x, t, s1, eps), s1)
+        eps_r1, cache = yield from self.ask_eps(cache, 'eps_r1', self._transfer(x, t, s1, eps), s1)
         gain = self.sigma(t_next) * math.expm1(h) / (2 * r1)
         return torch.add(self._transfer(x, t, t_next, eps), eps_r1 - eps, alpha=-gain), cache
 
-    def dpm_solver_3_step(self, x: Tensor, t: Any, t_next: Any, r1: float = 1 / 3, r2: float = 2 / 3,
-                          eps_cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    def step_3(self, x: Tensor, t: Any, t_next: Any, r1: float = 1 / 3, r2: float = 2 / 3,
+               eps_cache: Cache | None = None) -> Asking[tuple[Tensor, Cache]]:
         """Third order, with stages at the shares r1 and r2 of the step."""
         h = float(t_next - t)
-        eps, cache = self.eps(eps_cache or {}, 'eps', x, t)
+        eps, cache = yield from self.ask_eps(eps_cache or {}, 'eps', x, t)
         s1, s2 = t + r1 * h, t + r2 * h
-        eps_r1, cache = self.eps(cache, 'eps_r1', self._transfer(x, t, s1, eps), s1)
+        eps_r1, cache = yield from self.ask_eps(cache, 'eps_r1', self._transfer(x, t, s1, eps), s1)
         gain = self.sigma(s2) * r2 / r1 * r2 * h * phi(2, r2 * h)
         u2 = torch.add(self._transfer(x, t, s2, eps), eps_r1 - eps, alpha=-gain)
-        eps_r2, cache = self.eps(cache, 'eps_r2', u2, s2)
+        eps_r2, cache = yield from self.ask_eps(cache, 'eps_r2', u2, s2)
         gain = self.sigma(t_next) / r2 * h * phi(2, h)
         return torch.add(self._transfer(x, t, t_next, eps), eps_r2 - eps, alpha=-gain), cache
 
@@ -92,17 +102,17 @@ class DPMSolver(nn.Module):
         if not is_whole(nfe):
             raise ValueError(f'{nfe} model calls make no step; give at least 1, a whole number')
         t, t_end, noise_sampler = *_ends(t_start, t_end, eta), noise_sampler or default_noise_sampler(x)
-        single_steps = (self.dpm_solver_1_step, self.dpm_solver_2_step, self.dpm_solver_3_step)
+        single_steps = (self.step_1, self.step_2, self.step_3)
         orders = [3] * (nfe // 3 - 1) + [2, 1] if nfe % 3 == 0 else [3] * (nfe // 3) + [nfe % 3]
         for i, order in enumerate(orders):
             t_next = t + (t_end - t) / (len(orders) - i)
             t_down, sigma_up = self._split(t, t_next, t_end, eta)
             self.watch.begin(i, self.sigma(t_next), len(orders))
-            denoised, before = self.denoise(x, t), x
+            denoised, before = (yield from self.ask(x, t)), x
             if self.info_callback is not None:
                 before = x.clone()      # eps is that of the x that the model saw, in the order of the original
                 self.info_callback({'x': x, 'i': i, 't': t, 't_up': t, 'denoised': denoised})
-            x, _ = single_steps[order - 1](x, t, t_down, eps_cache={'eps': (before - denoised) / self.sigma(t)})
+            x, _ = yield from single_steps[order - 1](x, t, t_down, eps_cache={'eps': (before - denoised) / self.sigma(t)})
             x = self._renoise(x, t, t_next, s_noise * sigma_up, noise_sampler)
             x = yield x
             t = t_next
@@ -132,7 +142,7 @@ class DPMSolver(nn.Module):
             t_next = sign * min(sign * t_end, sign * (t + pid.h))
             t_down, sigma_up = self._split(t, t_next, t_end, eta)
             self.watch.begin(info['steps'], self.sigma(t_next))
-            low, high, denoised = self._pair(x, t, t_down, order)
+            low, high, denoised = yield from self._pair(x, t, t_down, order)
             error = _error(low, high, x_prev, rtol, atol)
             if not math.isfinite(error):
                 raise ValueError(f'{self.watch.name}: the error of step {info["steps"]}, at sigma {self.sigma(t):g}, is {error}; '
@@ -149,26 +159,32 @@ class DPMSolver(nn.Module):
                 self.info_callback({'x': x, 'i': info['steps'] - 1, 't': t, 't_up': t, 'denoised': denoised, 'error': error,
                                     'h': pid.h, **info})
             if accept and edit.made():
-                x = again(denoised)[1] + noise
+                x = (yield from again(denoised))[1] + noise
             x = yield x
         return x, info
 
-    dpm_solver_fast = drained(fast)
-    dpm_solver_adaptive = drained(adaptive)
+    denoise = _answered(ask)
+    eps = _answered(ask_eps)
+    dpm_solver_1_step = _answered(step_1)
+    dpm_solver_2_step = _answered(step_2)
+    dpm_solver_3_step = _answered(step_3)
+    dpm_solver_fast = _answered(fast)
+    dpm_solver_adaptive = _answered(adaptive)
 
     def _transfer(self, x: Tensor, t: Any, t_next: Any, eps: Tensor) -> Tensor:
         """The step for a constant eps."""
         return torch.add(x, eps, alpha=-self.sigma(t_next) * math.expm1(t_next - t))
 
-    def _pair(self, x: Tensor, t: float, t_next: float, order: int, denoised: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def _pair(self, x: Tensor, t: float, t_next: float, order: int,
+              denoised: Tensor | None = None) -> Asking[tuple[Tensor, Tensor, Tensor]]:
         """A step of order - 1 and one of the order that shares its model calls, and D at its start (asked for where not given)."""
         known = {} if denoised is None else {'eps': (x - denoised) / self.sigma(t)}
         if order == 2:
-            low, cache = self.dpm_solver_1_step(x, t, t_next, eps_cache=known)
-            high, cache = self.dpm_solver_2_step(x, t, t_next, eps_cache=cache)
+            low, cache = yield from self.step_1(x, t, t_next, eps_cache=known)
+            high, cache = yield from self.step_2(x, t, t_next, eps_cache=cache)
         else:
-            low, cache = self.dpm_solver_2_step(x, t, t_next, r1=1 / 3, eps_cache=known)
-            high, cache = self.dpm_solver_3_step(x, t, t_next, eps_cache=cache)
+            low, cache = yield from self.step_2(x, t, t_next, r1=1 / 3, eps_cache=known)
+            high, cache = yield from self.step_3(x, t, t_next, eps_cache=cache)
         return low, high, torch.add(x, cache['eps'], alpha=-self.sigma(t))
 
     def _split(self, t: float, t_next: float, t_end: float, eta: float) -> tuple[float, float]:

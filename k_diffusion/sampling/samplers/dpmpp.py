@@ -27,10 +27,10 @@ def sample_dpmpp_2s_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noi
     """
     for step in steps:
         sigma_down, sigma_up = split_step(step.sigma, step.sigma_next, eta, down)
-        denoised = step.denoise(x)
+        denoised = yield from step.ask(x)
         if sigma_down > 0:
             middle = math.sqrt(step.sigma * sigma_down)
-            denoised = step.denoise(torch.lerp(denoised, x, middle / step.sigma), middle)
+            denoised = yield from step.ask(torch.lerp(denoised, x, middle / step.sigma), middle)
         x = torch.lerp(denoised, x, sigma_down / step.sigma)
         x = step.add_noise(x, s_noise * sigma_up)
         x = yield x
@@ -48,11 +48,11 @@ def sample_dpmpp_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float
     if not 0 < r <= 1:
         raise ValueError(f'r={r} places no substep; give 0 < r <= 1 (1/2 is usual)')
     for step in steps:
-        denoised = step.denoise(x)
+        denoised = yield from step.ask(x)
         if step.sigma_next > 0:
             middle = step.sigma * (step.sigma_next / step.sigma) ** r
             x_2 = _substep(step, x, denoised, step.sigma, middle, eta, s_noise)
-            denoised = torch.lerp(denoised, step.denoise(x_2, middle), 1 / (2 * r))
+            denoised = torch.lerp(denoised, (yield from step.ask(x_2, middle)), 1 / (2 * r))
         x = _substep(step, x, denoised, step.sigma, step.sigma_next, eta, s_noise)
         x = yield x
     return x
@@ -69,7 +69,7 @@ def sample_dpmpp_2m(steps: Steps, x: Tensor) -> Run[Tensor]:
     """D extrapolated to the middle of the step from its last two values. 1 NFE."""
     previous, h_last = None, 0.
     for step in steps:
-        denoised = middle = step.denoise(x)
+        denoised = middle = yield from step.ask(x)
         if step.sigma_next > 0:
             h = math.log(step.sigma / step.sigma_next)
             if previous is not None:
@@ -92,7 +92,7 @@ def sample_dpmpp_2m_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: fl
         raise ValueError(unknown('solver_type', solver_type, ('midpoint', 'heun')))
     previous, h_last = None, 0.
     for step in steps:
-        denoised = step.denoise(x)
+        denoised = yield from step.ask(x)
         if step.sigma_next == 0:
             x = denoised
         else:
@@ -120,7 +120,7 @@ def sample_dpmpp_3m_sde(steps: Steps, x: Tensor, *, eta: float = 1.,
     """The published 3M for the reverse SDE. 1 NFE. Its curvature term is half of the exact one, hence order 2."""
     past: deque[tuple[Tensor, float]] = deque(maxlen=2)  # (D, the h of its step), newest first
     for step in steps:
-        denoised = step.denoise(x)
+        denoised = yield from step.ask(x)
         if step.sigma_next == 0:
             x = denoised
         else:

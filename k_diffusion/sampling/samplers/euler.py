@@ -19,7 +19,7 @@ def sample_euler(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float 
     """Euler steps in sigma (= DDIM), optionally with churn (Karras et al. 2022, algorithm 2 without its correction). 1 NFE."""
     for step in steps.walk(repeats=s_churn > 0):
         x, sigma_hat = step.churn(x, s_churn, s_tmin, s_tmax, s_noise)
-        d = step.slope(x, sigma_hat)
+        d = yield from step.ask_slope(x, sigma_hat)
         x = torch.add(x, d, alpha=step.sigma_next - sigma_hat)
         x = yield x
     return x
@@ -35,7 +35,7 @@ def sample_euler_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noise:
     """
     for step in steps:
         sigma_down, sigma_up = split_step(step.sigma, step.sigma_next, eta, down)
-        denoised = step.denoise(x, borrow=True)
+        denoised = yield from step.ask(x, borrow=True)
         x = torch.add(x, to_d(x, step.sigma, denoised), alpha=sigma_down - step.sigma)
         x = step.add_noise(x, s_noise * sigma_up)
         x = yield x

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...core.arguments import is_whole
 from ...core.registry import unknown
 from ..coefficients import exponential_weights, get_ancestral_step
-from ..loop import Step, Steps
+from ..loop import Asking, Step, Steps
 from ..registry import Run, sampler
 from .exponential_runge_kutta import res_2s_step
 
@@ -126,20 +126,20 @@ def _scalar(value: float, dtype: torch.dtype) -> Tensor:
 
 
 def walk_table(steps: Steps, x: Tensor, table: Table, s_noise: float = 1., evaluate_again: bool = False,
-               start: Callable[[Step, Tensor, Tensor], Tensor] | None = None) -> Run[Tensor]:
+               start: Callable[[Step, Tensor, Tensor], Asking[Tensor]] | None = None) -> Run[Tensor]:
     """The steps of a table. evaluate_again: D is asked for once more at the corrected x (PECE), and this answer, which is kept,
     is the one shown. start: makes the first steps instead, from (step, x, D), until there are as many values as the method takes."""
     order = max((len(row.b) for row in table), default=1)
     history: deque[Tensor] = deque(maxlen=order)
     for step in steps:
         row = table[step.i]
-        denoised = step.denoise(x, draft=evaluate_again and bool(row.correct))
+        denoised = yield from step.ask(x, draft=evaluate_again and bool(row.correct))
         if row.correct:
             x = combine(x, 1., row.correct, [denoised, *history])
-            denoised = step.denoise(x) if evaluate_again else denoised
+            denoised = (yield from step.ask(x)) if evaluate_again else denoised
         history.appendleft(denoised)
         if start is not None and len(history) < order and step.sigma_next > 0:
-            x = start(step, x, denoised)
+            x = yield from start(step, x, denoised)
         else:
             x = combine(x, row.a, row.b, history)
         x = step.add_noise(x, s_noise * row.s)

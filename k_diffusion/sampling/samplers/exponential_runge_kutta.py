@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ...core.registry import unknown
 from ..coefficients import phi
-from ..loop import Step, Steps
+from ..loop import Asking, Step, Steps
 from ..registry import Run, preset, sampler
 
 
 def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: float = 0.,
-                noises: Sequence[Tensor | None] = (None, None), weights: str = 'phi_2') -> Tensor:
+                noises: Sequence[Tensor | None] = (None, None), weights: str = 'phi_2') -> Asking[Tensor]:
     """From x and D at the start: x' = e^-H x + H ((phi_1 - b) D + b D_c), phi_k = phi_k(-H); second order.
 
     weights: 'phi_2', b = phi_2 / c, also where the problem is stiff; or 'phi_1', b = phi_1 / (2 c).
@@ -28,7 +28,7 @@ def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: 
     h = math.log(step.sigma / step.sigma_next)
     H, sigma_c = (1 + eta) * h, step.sigma * math.exp(-c * h)
     x_c = _with(torch.lerp(denoised, x, math.exp(-c * H)), noises[0], sigma_c)
-    denoised_c = step.denoise(x_c, sigma_c)
+    denoised_c = yield from step.ask(x_c, sigma_c)
     x = torch.lerp(denoised, x, math.exp(-H))
     gain = phi(2, -H) / c if weights == 'phi_2' else phi(1, -H) / (2 * c)
     x = torch.add(x, denoised_c - denoised, alpha=H * gain)
@@ -36,7 +36,7 @@ def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: 
 
 
 def res_3s_step(step: Step, x: Tensor, denoised: Tensor, c2: float = 1 / 3, c3: float = 2 / 3, eta: float = 0.,
-                noises: Sequence[Tensor | None] = (None, None, None)) -> Tensor:
+                noises: Sequence[Tensor | None] = (None, None, None)) -> Asking[Tensor]:
     """Third order, from x and D at the start: the weights of the stages D_2 and D_3 satisfy the stiff conditions of
     Hochbruck & Ostermann (2005), doi:10.1137/040611434."""
     h = math.log(step.sigma / step.sigma_next)
@@ -46,10 +46,10 @@ def res_3s_step(step: Step, x: Tensor, denoised: Tensor, c2: float = 1 / 3, c3: 
     a32 = gamma * c2 * phi(2, -c2 * H) + c3 ** 2 / c2 * phi(2, -c3 * H)
     b3 = phi(2, -H) / (gamma * c2 + c3)
     x_2 = _with(torch.lerp(denoised, x, math.exp(-c2 * H)), noises[0], sigma_2)
-    change_2 = step.denoise(x_2, sigma_2) - denoised
+    change_2 = (yield from step.ask(x_2, sigma_2)) - denoised
     x_3 = torch.add(torch.lerp(denoised, x, math.exp(-c3 * H)), change_2, alpha=H * a32)
     x_3 = _with(x_3, noises[1], sigma_3)
-    change_3 = step.denoise(x_3, sigma_3) - denoised
+    change_3 = (yield from step.ask(x_3, sigma_3)) - denoised
     x = torch.lerp(denoised, x, math.exp(-H))
     x = torch.add(torch.add(x, change_2, alpha=H * gamma * b3), change_3, alpha=H * b3)
     return _with(x, noises[2], step.sigma_next)
@@ -89,14 +89,14 @@ def _walk_stages(steps: Steps, x: Tensor, stages: Sequence[float], eta: float = 
                  s_noise: float = 1., **options: str) -> Run[Tensor]:
     """The steps with one more stage, or two more, at these shares of each; options are those of the step."""
     _check_stages(*stages)
-    make_step: Callable[..., Tensor] = res_2s_step if len(stages) == 1 else res_3s_step
+    make_step: Callable[..., Asking[Tensor]] = res_2s_step if len(stages) == 1 else res_3s_step
     for step in steps:
-        denoised = step.denoise(x)
+        denoised = yield from step.ask(x)
         if step.sigma_next == 0:
             x = denoised
         else:
             noises = stage_noises(step, (*stages, 1.), eta, s_noise)
-            x = make_step(step, x, denoised, *stages, eta=eta, noises=noises, **options)
+            x = yield from make_step(step, x, denoised, *stages, eta=eta, noises=noises, **options)
         x = yield x
     return x
 

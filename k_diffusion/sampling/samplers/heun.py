@@ -27,11 +27,11 @@ def sample_heun(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float =
     final = set(sorted({*steps.sigmas})[1:lower_order_final + 1])     # where the last steps begin
     for step in steps.walk(repeats=s_churn > 0):
         x, sigma_hat = step.churn(x, s_churn, s_tmin, s_tmax, s_noise)
-        d = step.slope(x, sigma_hat)
+        d = yield from step.ask_slope(x, sigma_hat)
         h = step.sigma_next - sigma_hat
         if step.sigma_next > euler_below and step.sigma not in final:
             x_2 = torch.add(x, d, alpha=h)
-            d = (d + step.slope(x_2, step.sigma_next)) / 2
+            d = (d + (yield from step.ask_slope(x_2, step.sigma_next))) / 2
         x = torch.add(x, d, alpha=h)
         x = yield x
     return x
@@ -47,11 +47,11 @@ def sample_heunpp2(steps: Steps, x: Tensor) -> Run[Tensor]:
     knots = list(dict.fromkeys(steps.sigmas))
     for step in steps:
         ahead = [*knots[knots.index(step.sigma_next):-1][:2]]    # the levels looked at before the end
-        slopes, weights = [step.slope(x)], []
+        slopes, weights = [(yield from step.ask_slope(x))], []
         x_k = x
         for sigma, sigma_next in itertools.pairwise([step.sigma, *ahead]):
             x_k = torch.add(x_k, slopes[-1], alpha=sigma_next - sigma)
-            slopes.append(step.slope(x_k, sigma_next))
+            slopes.append((yield from step.ask_slope(x_k, sigma_next)))
             weights.append(sigma_next / (len(ahead) + 1) / knots[0])
         for weight, d in zip([1 - sum(weights), *weights], slopes):
             x = torch.add(x, d, alpha=weight * (step.sigma_next - step.sigma))

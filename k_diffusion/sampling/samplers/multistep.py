@@ -26,7 +26,7 @@ def walk_slopes(steps: Steps, x: Tensor, weights: Sequence[Sequence[float]]) -> 
     """The steps of a table of weights, those of the newest slope first."""
     history: deque[Tensor] = deque(maxlen=max(map(len, weights), default=1))
     for step in steps:
-        history.appendleft(step.slope(x))
+        history.appendleft((yield from step.ask_slope(x)))
         x = combine(x, 1., weights[step.i], history)
         x = yield x
     return x
@@ -279,7 +279,7 @@ def sample_vab(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
     weights = table_of(_in_flow_time, steps.sigmas, order)
     history: deque[Tensor] = deque(maxlen=order)
     for step in steps:
-        denoised = step.denoise(x)
+        denoised = yield from step.ask(x)
         history.appendleft((x - denoised).div_(step.sigma).sub_(denoised))
         end = 1 + step.sigma_next
         x = combine(x, end / (1 + step.sigma), [end * weight for weight in weights[step.i]], history)

@@ -28,10 +28,10 @@ def sample_restart(steps: Steps, x: Tensor, *, s_noise: float = 1.,
     for step in steps.walk(restart_pairs(steps.sigmas, intervals, times, inner_steps)):
         if step.sigma > at:
             x = step.add_noise(x, s_noise * math.sqrt(step.sigma ** 2 - at ** 2), at, step.sigma)
-        d, h = step.slope(x), step.sigma_next - step.sigma
+        d, h = (yield from step.ask_slope(x)), step.sigma_next - step.sigma
         if step.sigma_next > 0:
             x_2 = torch.add(x, d, alpha=h)
-            d = (d + step.slope(x_2, step.sigma_next)) / 2
+            d = (d + (yield from step.ask_slope(x_2, step.sigma_next))) / 2
         x = torch.add(x, d, alpha=h)
         at = step.sigma_next
         x = yield x

@@ -79,7 +79,7 @@ def sample_sei(steps: Steps, x: Tensor, *, spectrum: Spectrum | None = None, ord
             denoised = spectrum.denoise(x, step.sigma)
             step.show(x, step.sigma, denoised)
         else:
-            denoised = step.denoise(x)
+            denoised = yield from step.ask(x)
         if first and not tele and step.sigma_next == 0:
             x = yield denoised
             continue

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...core.registry import unknown
 from ..coefficients import phi, to_d
-from ..loop import Step, Steps
+from ..loop import Asking, Step, Steps
 from ..registry import Run, sampler
 from . import exponential_tables, runge_kutta_tables
 from .exponential_tables import Rows
@@ -44,7 +44,7 @@ def sample_exp_rk(steps: Steps, x: Tensor, *, table: str = 'res_4s_krogstad') ->
     _check_table(table, exponential_tables.TABLES)
     shares = exponential_tables.TABLES[table].shares
     for step in steps:
-        estimates = [step.denoise(x)]
+        estimates = [(yield from step.ask(x))]
         if step.sigma_next == 0:
             x = estimates[0]
         else:
@@ -52,7 +52,7 @@ def sample_exp_rk(steps: Steps, x: Tensor, *, table: str = 'res_4s_krogstad') ->
             *stages, weights = exponential_rows(table, h)
             for share, row in zip(shares[1:], stages[1:]):
                 x_i = add_all(x * math.exp(-share * h), estimates, row, h)
-                estimates.append(step.denoise(x_i, step.sigma * math.exp(-share * h)))
+                estimates.append((yield from step.ask(x_i, step.sigma * math.exp(-share * h))))
             x = add_all(x * math.exp(-h), estimates, weights, h)
         x = yield x
     return x
@@ -69,38 +69,41 @@ def sample_rk(steps: Steps, x: Tensor, *, table: str = 'rk4_4s') -> Run[Tensor]:
     _check_table(table, runge_kutta_tables.TABLES)
     method = runge_kutta_tables.TABLES[table]
     for step in steps:
-        denoised = step.denoise(x, borrow=step.sigma_next > 0)
+        denoised = yield from step.ask(x, borrow=step.sigma_next > 0)
         if step.sigma_next == 0:
             x = denoised
         else:
             slope = to_d(x, step.sigma, denoised)
-            slopes = _sweep(step, x, slope, method) if method.sweeps else _advance(step, x, slope, method)
+            stages = _sweep if method.sweeps else _advance
+            slopes = yield from stages(step, x, slope, method)
             x = add_all(x, slopes, method.weights, step.sigma_next - step.sigma)
         x = yield x
     return x
 
 
-def _advance(step: Step, x: Tensor, slope: Tensor, method: Table) -> list[Tensor]:
+def _advance(step: Step, x: Tensor, slope: Tensor, method: Table) -> Asking[list[Tensor]]:
     """The slopes of an explicit method's stages, of which the first is given."""
     slopes = [slope]
     for row in method.rows[1:]:
-        slopes.append(_slope(step, x, slopes, row))
+        slopes.append((yield from _slope(step, x, slopes, row)))
     return slopes
 
 
-def _sweep(step: Step, x: Tensor, slope: Tensor, method: Table) -> list[Tensor]:
+def _sweep(step: Step, x: Tensor, slope: Tensor, method: Table) -> Asking[list[Tensor]]:
     """The slopes of an implicit method's stages, each sweep from those of the one before."""
     slopes = [slope] * len(method.rows)
     for _ in range(method.sweeps):
-        slopes = [_slope(step, x, slopes, row) for row in method.rows]
+        before, slopes = slopes, []
+        for row in method.rows:
+            slopes.append((yield from _slope(step, x, before, row)))
     return slopes
 
 
-def _slope(step: Step, x: Tensor, slopes: Sequence[Tensor], row: Sequence[float]) -> Tensor:
+def _slope(step: Step, x: Tensor, slopes: Sequence[Tensor], row: Sequence[float]) -> Asking[Tensor]:
     h = step.sigma_next - step.sigma
     x = add_all(x, slopes, row, h)
     sigma = max(step.sigma + math.fsum(row) * h, step.sigma_next)     # a row that sums to 1 but for rounding ends at sigma_next
-    return to_d(x, sigma, step.denoise(x, sigma, borrow=True))
+    return to_d(x, sigma, (yield from step.ask(x, sigma, borrow=True)))
 
 
 def _check_table(name: str, known: Iterable[str]) -> None:
