@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = '0.3.0'
 
 ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'encoders', 'evaluation', 'external', 'generation', 'gns',
-         'guidance', 'layers', 'models', 'sampling', 'schedules', 'tasks', 'training', 'utils')
+         'guidance', 'integrations', 'layers', 'models', 'sampling', 'schedules', 'tasks', 'training', 'utils')
 #: name -> where it lives: a module, and after a colon the name there where it is another
 _NAMES = {
     'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation',

@@ -4,7 +4,7 @@ from __future__ import annotations
 import inspect
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,7 +19,7 @@ from .core.random import derive_seed, randn_items
 from .core.registry import unknown
 from .core.wrapping import select_items
 from .guidance import classifier_free
-from .sampling import SAMPLERS, Sampler, find_sampler, make_noise_sampler
+from .sampling import SAMPLERS, Request, Sampler, find_sampler, make_noise_sampler, requests
 from .sampling.loop import levels
 from .sampling.registry import plain_name
 from .schedules import DISCRETE_SCHEDULES, SCHEDULES
@@ -185,8 +185,8 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
         raise ValueError(f'guidance_interval is {guidance_interval} and there is no guidance; give a guidance and null, or leave it out')
     device = choose_device(device) if device is not None else x.device if x is not None else _device_of(denoiser)
     conditions = {key: as_condition(value, shape[0]) for key, value in (cond or {}).items()}
-    return generate(denoiser, shape[1:], sigmas, sampler, _seeds(seeds, shape[0]), conditions, None, callback, batch_size, device, options,
-                    x).to(device)
+    return generate(denoiser, shape[1:], sigmas, sampler, make_seeds(seeds, shape[0]), conditions, None, callback, batch_size,
+                    device, options, x).to(device)
 
 
 def split_title(sampler: Any) -> tuple[Any, str | None]:
@@ -341,7 +341,8 @@ def _batch_shape(shape_or_x: Any) -> list[int]:
     return sides
 
 
-def _seeds(seeds: Any, n: int) -> list[int]:
+def make_seeds(seeds: Any, n: int) -> list[int]:
+    """Return a seed for each of n samples: those given, or n that are derived from one number or from torch's global generator."""
     if seeds is None:
         seeds = torch.randint(0, 2 ** 63 - 1, [])
     if not hasattr(seeds, '__len__') or getattr(seeds, 'ndim', 1) == 0:
@@ -419,10 +420,64 @@ def sample_batch(denoise: DenoiseFn, shape: Sequence[int], sigmas: Tensor, entry
     arguments = {key: value for key, value in arguments.items() if key in takes}
     if 'sigmas' in takes:
         return entry.function(denoise, x, sigmas.to(device), **arguments)
-    positive = sigmas[sigmas > 0]
-    arguments = {'sigma_min': float(positive[-1]), 'sigma_max': float(positive[0]), **arguments}
-    if 'n' in takes:
-        arguments['n'] = len(sigmas) - 1
+    arguments = {**_ends_of(entry, sigmas), **arguments}
     found = entry.function(denoise, x, **arguments)
     x = found[0] if isinstance(found, tuple) else found      # dpm_adaptive gives its info as well where that is asked for
     return denoise(x, x.new_full([len(x)], arguments['sigma_min']), **cond)
+
+
+def request_batch(entry: Sampler, x: Tensor, sigmas: Tensor, seeds: Sequence[int] | None = None,
+                  options: Mapping[str, Any] | None = None) -> Generator[Request, Any, Tensor]:
+    """Run a batch as `sample` does with the model outside (K.sampling.requests), from x [B, ...] at the first level.
+
+    Args:
+        entry: The sampler.
+        x: The noise, [B, ...].
+        sigmas: The descending noise levels.
+        seeds: One for each item, from which the noise of the steps is drawn; None leaves it to torch's global generator.
+        options: The sampler's own.
+
+    Returns:
+        A generator of requests that returns the samples.
+    """
+    seed = None if seeds is None else [derive_seed(seed, 'steps') for seed in seeds]
+    if 'sigmas' in entry.takes:
+        return (yield from requests(entry, x, sigmas, seed=seed, **(options or {})))
+    arguments = {**_ends_of(entry, sigmas), **(options or {})}
+    x = yield from requests(entry, x, seed=seed, **arguments)
+    low = arguments['sigma_min']
+    return (yield Request(x, x.new_full([len(x)], low), low, len(sigmas) - 1, None, False, {}, x))
+
+
+def list_calls(entry: Sampler, sigmas: Tensor, options: Mapping[str, Any] | None = None,
+               shape: Sequence[int] = (1,)) -> tuple[list[float], bool]:
+    """List the levels at which a sampler asks its model, by a run on zeros.
+
+    Args:
+        entry: A sampler whose calls do not depend on the answers (dpm_adaptive's do).
+        sigmas: The descending noise levels.
+        options: The sampler's own.
+        shape: Of one item, where the options hold something of its shape.
+
+    Returns:
+        The levels, one for each call, and whether the first call is at the x that the run begins with.
+    """
+    x = torch.zeros([1, *shape])
+    run = request_batch(entry, x, sigmas, [0], options)
+    calls: list[float] = []
+    at_start = False
+    try:
+        request = next(run)
+        at_start = request.live is x
+        while True:
+            calls.append(request.level)
+            request = run.send((x, x) if request.pair else x)
+    except StopIteration:
+        return calls, at_start
+
+
+def _ends_of(entry: Sampler, sigmas: Tensor) -> dict[str, Any]:
+    """Return the arguments of a sampler that takes the two ends in place of a list of levels."""
+    positive = sigmas[sigmas > 0]
+    ends = {'sigma_min': float(positive[-1]), 'sigma_max': float(positive[0])}
+    return {**ends, 'n': len(sigmas) - 1} if 'n' in entry.takes else ends

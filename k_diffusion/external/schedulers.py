@@ -103,6 +103,7 @@ def make_denoiser(network: Any, scheduler: Any, quantize: bool = False) -> Preco
         TypeError: it is no scheduler of diffusers.
         ValueError: the scheduler or its prediction_type is not known here.
     """
+    scheduler = getattr(scheduler, 'original', scheduler)       # of a KDiffusionScheduler
     config = read_config(scheduler)
     prediction = str(config.get('prediction_type', 'epsilon'))
     table = getattr(scheduler, 'alphas_cumprod', None)

@@ -1,1 +1,17 @@
-"""Doors into programs that generate pictures. Each is imported where it is used, and imports its host itself."""
+"""The samplers inside programs that generate pictures. A module is imported when it is touched, and imports its host itself."""
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+MODULES = ('comfyui', 'diffusers')
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return importlib.import_module(f'.{name}', __name__)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULES})

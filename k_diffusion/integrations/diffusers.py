@@ -1,0 +1,350 @@
+"""The samplers as a scheduler of diffusers pipelines.
+
+A pipeline asks its network at one time after another and hands each answer to `scheduler.step`. So
+the scheduler runs a sampler with its model outside (K.sampling.requests): `timesteps` are the times
+of the sampler's model calls, and the latents that `step` returns are where the sampler asks next.
+
+Latents are clean + sigma noise, as under EulerDiscreteScheduler; of flows (1 - t) clean + t noise.
+"""
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from ..core.files import read_json
+from ..core.tensors import append_dims
+from ..external.flow import FlowDenoiser
+from ..external.schedule import DiscreteSchedule
+from ..external.schedulers import make_denoiser, scheduler_sigmas
+from ..generation import list_calls, make_seeds, plan, request_batch, split_title
+from ..sampling import Request, draw_seeds, find_sampler
+from ..sampling.calibration.files import from_dict
+
+#: Settings by which schedulers are known whose levels or networks are of another kind.
+_REFUSED = {'snr_shift_scale': 'CogVideoX', 'scale_factors': 'scale-wise flows',
+            'scaler': 'Wuerstchen', 's_noise': 'consistency models',
+            'sigma_schedule solver_order': 'CosineDPMSolverMultistep'}
+
+
+@dataclass
+class KDiffusionSchedulerOutput(BaseOutput):
+    """Where the network is asked next (at last the result), and the denoised estimate if used."""
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+class _Clock(nn.Module):
+    """A network whose answer is the time it is asked at, to learn which time a level has."""
+    flow_time_scale = 1000.
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return t
+
+
+class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
+    """Any sampler and any schedule of k-diffusion in a pipeline of diffusers.
+
+    pipe.scheduler = KDiffusionScheduler.from_config(pipe.scheduler.config, sampler='dpmpp_2m_sde')
+
+    `num_inference_steps` counts steps of the schedule (model calls of a calibration); samplers with
+    several stages ask the network several times a step. Where a sampler does not ask at its first
+    level (churn, afs, calibrations), the network's first answer is not used. dpm_adaptive makes at
+    most num_inference_steps calls. CFG++ needs `watch(pipe.unet)` and a guidance_scale above 1.
+
+    Args:
+        sampler: The name of a sampler, or a title: 'DPM++ 2M Karras'.
+        schedule: The name of a schedule; None for the levels of the pipeline's own scheduler, with
+            its spacing and shift.
+        sampler_options: Options of the sampler.
+        calibration: A file of `k-diffusion calibrate`, or its content, in place of sampler and
+            schedule. The content is saved with the scheduler.
+        seed: What the noise of the steps is drawn from, as `seeds` of K.sample: one number, or one
+            for each image. None: a number for each image is drawn from the generators that the
+            pipeline passes, or from torch's global generator.
+        **kwargs: The settings of the pipeline's own scheduler: prediction_type, beta_schedule, ...
+    """
+
+    _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]    # noqa: RUF012
+    config_name: Any = 'scheduler_config.json'
+    config: Any
+    order = 1
+
+    def __init__(self, sampler: str = 'dpmpp_2m', schedule: str | None = None,
+                 sampler_options: Mapping[str, Any] | None = None, calibration: Any = None,
+                 seed: int | Sequence[int] | None = None, **kwargs: Any) -> None:
+        name, schedule_of_title = split_title(sampler)
+        if isinstance(calibration, str):
+            with open(calibration, encoding='utf-8') as file:
+                calibration = read_json(file.read(), calibration)
+        self.register_to_config(
+            sampler=name, schedule=schedule or schedule_of_title, calibration=calibration,
+            sampler_options=dict(sampler_options or {}), seed=seed,
+            **{'num_train_timesteps': 1000, 'prediction_type': 'epsilon', **kwargs})
+        self.calibration = None if calibration is None else from_dict(calibration)
+        self.entry = find_sampler(name if self.calibration is None else self.calibration.sampler())
+        takes = self.entry.takes        # without n the number of calls follows from the answers
+        self.open_ended = 'sigma_min' in takes and 'n' not in takes
+        self.seed = seed
+        self.denoiser = make_denoiser(_Clock(), self.original)
+        self.is_flow = isinstance(self.denoiser, FlowDenoiser)
+        self.num_inference_steps: int | None = None
+        self.timesteps = self.sigmas = torch.empty(0)
+        self.levels = torch.empty(0)    # of the schedule, [n + 1], as samplers take them
+        self._calls: list[float] = []
+        self._kept: Tensor | None = None
+        self._scalings_of: dict[float, tuple[float, ...]] = {}
+        self.set_begin_index(None)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False,
+                    **kwargs: Any) -> Any:
+        """Make a scheduler with the settings of another, or of its config, and those given."""
+        values = {**getattr(config, 'config', config), **kwargs}
+        values = {key: value for key, value in values.items() if not key.startswith('_')}
+        for keys, kind in _REFUSED.items():
+            there = all(values.get(key) is not None for key in keys.split())
+            if there and 'algorithm_type' not in values:
+                raise ValueError('config must be of a scheduler that is known here; got one for '
+                                 f'{kind}, by its setting {keys!r}')
+        if not values.keys() & {'beta_start', 'trained_betas', 'sigma_data', 'prediction_type'}:
+            values['prediction_type'] = 'flow_prediction'       # FlowMatch*, without such a setting
+        made = cls(**values)
+        return (made, {}) if return_unused_kwargs else made
+
+    @functools.cached_property
+    def original(self) -> Any:
+        """The scheduler of diffusers that says what the network's answers and times mean."""
+        flow = self.config.prediction_type == 'flow_prediction'
+        name = ('UniPCMultistep' if self.config.get('use_flow_sigmas') else
+                'FlowMatchEulerDiscrete' if flow else
+                'EDMEuler' if 'sigma_data' in self.config else 'EulerDiscrete')
+        kind = getattr(diffusers, f'{name}Scheduler')
+        known = inspect.signature(kind.__init__).parameters
+        return kind(**{key: value for key, value in self.config.items() if key in known})
+
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None,
+                      sigmas: Any = None, timesteps: Any = None, mu: float | None = None) -> None:
+        """Choose the noise levels of a run, and so the times at which the network is asked.
+
+        sigmas or timesteps, as the pipeline's own scheduler takes them, stand in for the schedule.
+        Flow pipelines always give sigmas, so under a flow a schedule has precedence. mu: the shift
+        of a flow, by the number of tokens.
+        """
+        given = {'sigmas': sigmas, 'timesteps': timesteps, 'mu': mu}
+        own = {key: value for key, value in given.items() if value is not None}
+        n = len(own.get('sigmas', own.get('timesteps', ()))) or num_inference_steps
+        schedule = self.config.schedule
+        explicit = 'timesteps' in own or ('sigmas' in own and not self.is_flow)
+        if self.calibration is None and (schedule is None or explicit):
+            counted = {} if own.keys() & {'sigmas', 'timesteps'} else {'num_inference_steps': n}
+            self.original.set_timesteps(**counted, **own)
+            schedule, n = scheduler_sigmas(self.original), None
+        self.levels, _, self._options = plan(self.denoiser, n, self.entry, schedule, None, None,
+                                             self.config.sampler_options)
+        self.num_inference_steps = num_inference_steps or len(self.levels) - 1
+        self._calls, self._unused_first = self._list_calls(self.levels)
+        self._calls = [float(self.levels[0])] * self._unused_first + self._calls
+        self.timesteps = self._times(self._calls).to(device)
+        ends = torch.tensor([*self._calls, float(self.levels[-1])])
+        self.sigmas = ends / (1 + ends) if self.is_flow else ends
+        counts_steps = not self.is_flow and not self.open_ended     # flow pipelines count calls
+        self.order = self.entry.nfe if counts_steps else 1
+        self.set_begin_index(None)
+
+    def _list_calls(self, levels: Tensor) -> tuple[list[float], int]:
+        """Return the levels of the model calls, and 1 if the first is not at the x of the start."""
+        if self.open_ended:
+            return [float(levels[0])] * (self.num_inference_steps or 1), 0
+        held = self.calibration.spectrum if self.calibration else self._options.get('spectrum')
+        shape = (1,) if held is None else held.variance.shape
+        calls, at_start = list_calls(self.entry, levels, self._options, shape)
+        return calls, int(not at_start)
+
+    def _times(self, levels: Sequence[float]) -> Tensor:
+        sigma = torch.tensor(levels)        # in float32, as a denoiser works the times out
+        return self.denoiser.network(sigma, sigma).float()
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """What unit noise is multiplied by to become the latents of the first level."""
+        high: Any = self.levels[0] if len(self.levels) else self.denoiser.sigma_max
+        return 1. if self.is_flow else float(high)
+
+    @property
+    def step_index(self) -> int | None:
+        """The place of the time that is next; None before the first step."""
+        return None if self._run is None else self._index
+
+    def set_begin_index(self, begin_index: int | None = 0) -> None:
+        """Begin a new run, at a place among the times: image-to-image leaves the first ones out."""
+        self.begin_index, self._index, self._unused = begin_index, 0, 0
+        self._run: Generator[Request, Any, Tensor] | None = None
+        self._request: Request | None = None
+        self._returned: tuple[Tensor, int] | None = None
+        self._result: Any = None
+
+    def _find_begin(self, timestep: Any) -> int:
+        if self.begin_index is not None:
+            return self.begin_index
+        places = (self.timesteps - torch.as_tensor(timestep).to(self.timesteps)).abs()
+        if places[0] == 0:
+            return 0
+        return len(places) - 1 - int(places.flip(0).argmin())   # of equals the last begins a step
+
+    def _levels_from(self, begin: int) -> tuple[Tensor, int]:
+        """Return the levels of a run from a place, and how many answers it does not use."""
+        if not begin:
+            return self.levels, self._unused_first
+        times = torch.tensor(self._calls[begin:])
+        levels = self.levels[self.levels <= self._calls[begin] * (1 + 1e-9)]
+        own, least = self._list_calls(levels)
+        unused = max(len(times) - len(own), least)
+        wanted = torch.tensor([float(levels[0])] * unused + own)
+        if unused > 1 or len(wanted) != len(times) or not wanted.allclose(times):
+            raise ValueError(f'strength must let {self.entry.name} begin with a whole step; got '
+                             f'time {begin} of {len(self._calls)}, inside one: give another '
+                             'strength, or a sampler with one model call in each step')
+        return levels, unused
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """Return what the network is given: c_in x, or a flow's latents as they are."""
+        if self.is_flow:
+            return sample
+        if self._request is None or self._unused:
+            return sample * self._scalings(self._calls[self._find_begin(timestep)])[2]
+        return sample * self._scalings(self._request.level)[2]
+
+    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None,
+             return_dict: bool = True) -> Any:
+        """Give the sampler the network's answer at the latents `sample`, [B, ...] both.
+
+        If the latents were edited after the last step, the sampler goes on from the edited ones.
+        generator: one, or one for each image, from which the seeds of the noise are drawn if the
+        scheduler has no seed.
+        """
+        if not self._calls:
+            raise ValueError('step must be called after set_timesteps')
+        if self._run is None:
+            self._begin_run(timestep, sample, generator)
+        denoised: Any = None
+        if self._unused:
+            self._unused -= 1
+        elif self._request is not None:
+            self._read_edit(self._request, sample)
+            denoised = self._denoised(model_output, self._request)
+            pair = self._request.pair
+            self._send((denoised, self._unconditional(self._request)) if pair else denoised)
+        elif not self.open_ended:
+            raise ValueError(f'step must be called once for each of the {len(self._calls)} times; '
+                             'got another call')
+        self._index += 1
+        output = self._next_sample(sample), denoised
+        return KDiffusionSchedulerOutput(*output) if return_dict else output
+
+    def _begin_run(self, timestep: Any, sample: Tensor, generator: Any) -> None:
+        self._index = self._find_begin(timestep)
+        levels, self._unused = self._levels_from(self._index)
+        # x of a flow is 1e4 at its first level, where float32 would lose 1e-3
+        wide = self.is_flow and sample.device.type != 'mps'
+        x = sample.to(torch.float64 if wide else torch.promote_types(sample.dtype, torch.float32))
+        x = x * (1 / self._frame(float(levels[0])))
+        draws = generator is not None and self.seed is None
+        seeds = None if self.entry.noise is None else \
+            draw_seeds(x, generator) if draws else make_seeds(self.seed, len(x))
+        self._run = request_batch(self.entry, x, levels, seeds, self._options)
+        self._send(None)
+
+    def _send(self, answer: Any) -> None:
+        try:
+            self._request = self._run.send(answer)      # type: ignore[union-attr]
+        except StopIteration as end:
+            self._request, self._result = None, end.value
+
+    def _next_sample(self, sample: Tensor) -> Tensor:
+        """Return where the network is asked next, or the result, as the pipeline's latents."""
+        request = self._request
+        if request is None:
+            x, self._result = self._result, None        # later calls return the latents as they are
+            end = self._frame(float(self.levels[-1]))
+            return sample if x is None else (x * end).to(sample.dtype)
+        if self._index == len(self._calls):
+            raise ValueError('num_inference_steps must be at least the model calls that '
+                             f'{self.entry.name} makes; got {self._index}, which led to sigma '
+                             f'{request.level:g}: raise it, or rtol and atol in sampler_options')
+        if self.open_ended:     # a pipeline walks views of the times
+            self.timesteps[self._index:] = self._times([request.level]).to(self.timesteps)
+        x = self._as_latents(request, sample.dtype)
+        self._returned = x, x._version
+        return x
+
+    def _as_latents(self, request: Request, dtype: torch.dtype) -> Tensor:
+        frame = self._frame(request.level)
+        return (request.live * frame if self.is_flow else request.live).to(dtype)
+
+    def _read_edit(self, request: Request, sample: Tensor) -> None:
+        """Take over what was done to the latents since they were returned."""
+        if self._returned is None or sample is request.live:
+            return
+        returned, version = self._returned
+        if sample is not returned or sample._version != version:
+            before = self._as_latents(request, sample.dtype)
+            change = sample.to(request.live) - before.to(request.live)
+            request.live.add_(change / self._frame(request.level))
+
+    def _denoised(self, output: Tensor, request: Request) -> Tensor:
+        c_skip, c_out, _ = self._scalings(request.level)
+        x = request.live if c_skip == 1 else request.live * c_skip
+        return torch.add(x, output.to(x.dtype), alpha=c_out)
+
+    def _scalings(self, level: float) -> tuple[float, ...]:
+        if level not in self._scalings_of:
+            c = self.denoiser.scalings(torch.tensor(level, dtype=torch.float64))
+            self._scalings_of[level] = tuple(float(value) for value in c)
+        return self._scalings_of[level]
+
+    def _frame(self, level: float) -> float:
+        """Return what clean + sigma noise is multiplied by to become the pipeline's latents."""
+        return 1 / (1 + level) if self.is_flow else 1.
+
+    def watch(self, network: nn.Module) -> Any:
+        """Look at the answers of a pipeline's network; `remove()` of what is returned ends it."""
+        def keep(module: nn.Module, given: Any, output: Any) -> None:
+            self._kept = output[0]
+        return network.register_forward_hook(keep)
+
+    def _unconditional(self, request: Request) -> Tensor:
+        if self._kept is None or len(self._kept) != 2 * len(request.x):
+            raise ValueError(f'{self.entry.name} must see the unconditional estimate: call '
+                             'scheduler.watch(pipe.unet), and give a guidance_scale above 1')
+        return self._denoised(self._kept.chunk(2)[0], request)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Return clean latents [B, ...] with the noise of the times [B], or of one time."""
+        t = timesteps.to(original_samples.device, torch.float32).reshape(-1)
+        if self.is_flow:
+            t = append_dims(t / self.config.num_train_timesteps, noise.ndim).to(noise)
+            return (1 - t) * original_samples + t * noise
+        table = self.denoiser
+        sigma = table.t_to_sigma(t) if isinstance(table, DiscreteSchedule) else (4 * t).exp()
+        return original_samples + noise * append_dims(sigma.to(noise), noise.ndim)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """Return `add_noise` with its arguments in the order of flow pipelines."""
+        return self.add_noise(sample, noise, timestep)
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return everything but the run, which cannot be copied and which a copy begins anew."""
+        return {**vars(self), '_run': None, '_request': None, '_returned': None, '_kept': None}
