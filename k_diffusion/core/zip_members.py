@@ -26,7 +26,7 @@ class Member(NamedTuple):
 
 def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
     """The members of a zip file of `size` bytes, by name."""
-    start, length = _directory(file, size)
+    start, length, count = find_directory(file, size)
     if start + length > size:
         raise Unreadable('its directory is damaged')
     file.seek(start)
@@ -44,6 +44,8 @@ def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
             raise Unreadable(f'its member {ascii(name)[:80]} is encrypted or there twice, or its members are too many')
         members[name] = Member(header, method, packed, unpacked)
         at = extra_at + extra_length + comment_length
+    if len(members) != count:
+        raise Unreadable('its directory is damaged')
     return members
 
 
@@ -96,14 +98,14 @@ def _inflated(chunks: Iterator[bytes]) -> Iterator[bytes]:
         raise Unreadable('a packed member of it is damaged') from None
 
 
-def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
-    """Where the directory of a zip file starts, and its length."""
+def find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
+    """Where the directory of a zip file of `size` bytes starts, its length, and how many members its end states."""
     file.seek(max(0, size - (1 << 16) - 22))
     tail = file.read((1 << 16) + 22)
     at = tail.rfind(_END)
     if at < 0 or at + 22 > len(tail):
         raise Unreadable('it is cut short: its directory is not at its end')
-    length, start = struct.unpack_from('<LL', tail, at + 12)
+    count, length, start = struct.unpack_from('<HLL', tail, at + 10)
     if at >= 20 and tail[at - 20:at - 16] == _LOCATOR64:
         position = struct.unpack_from('<Q', tail, at - 12)[0]
         if position + 56 > size:
@@ -112,8 +114,8 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, int]:
         end = file.read(56)
         if end[:4] != _END64:
             raise Unreadable('its directory is damaged')
-        length, start = struct.unpack_from('<QQ', end, 40)
-    return start, length
+        count, length, start = struct.unpack_from('<QQQ', end, 32)
+    return start, length, count
 
 
 def _wide(extra: bytes, values: list[int]) -> list[int]:

@@ -1,9 +1,11 @@
 """Pictures inside an archive (.zip or .tar), read from it one by one: nothing of it is ever written to the disk or run."""
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
+import re
 import stat
 import tarfile
 import threading
@@ -12,9 +14,10 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, cast
 
 from ..core.names import escape_name
+from ..core.zip_members import find_directory
 from .pictures import UnreadablePicture
 from .selection import PictureSet, Selection, drop_wrapper
 
@@ -22,7 +25,10 @@ from .selection import PictureSet, Selection, drop_wrapper
 MEMBER_LIMIT = 2**26
 #: The most bytes of a long name or of other attributes of a file in a .tar.
 HEAD_LIMIT = 2**20
-_HEADS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+#: The most digits in a row in a head of a .tar, and the most attributes that it states for all of its files.
+DIGITS, GLOBAL_ATTRIBUTES = 255, 100
+#: How many times its packed size a member of a .zip may have (DEFLATE reaches 1,032).
+RATIO = 2000
 _CHUNK = 2**20
 #: Members of more bytes are read and decoded one at a time.
 _LARGE = 2**22
@@ -135,22 +141,37 @@ def _listed(path: Path) -> Selection[Member]:
 def _zip(path: Path) -> Iterator[tuple[Member, str | None]]:
     """The files of a zip, with / for the \\ that some programs write."""
     with zipfile.ZipFile(path) as file:
+        _check_directory(path, file.infolist())
         for number, info in enumerate(file.infolist()):
             name = info.filename.replace('\\', '/')
             kind = stat.S_IFMT(info.external_attr >> 16)
             odd = 'it is a link or device' if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else \
-                'it is encrypted' if info.flag_bits & 1 else None
+                'it is encrypted' if info.flag_bits & 1 else \
+                f'it unpacks to more than {RATIO:,} times its size' if info.file_size > max(_CHUNK, RATIO * info.compress_size) else None
             if not name.endswith('/'):
                 yield Member(name, info.file_size, -1 - number), odd
 
 
+def _check_directory(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse a zip whose directory is shorter than its end states (in 16 bits, by some programs), or whose members share bytes."""
+    size = path.stat().st_size
+    with open(path, 'rb') as file:
+        _, _, count = find_directory(file, size)
+    if (count - len(members)) % 2**16:
+        raise ValueError(f'its directory names {len(members):,} files where its end states {count:,}')
+    if sum(info.compress_size for info in members) > size:
+        raise ValueError('its files have more bytes, packed, than the archive')
+
+
 def _tar(path: Path) -> Iterator[tuple[Member, str | None]]:
-    with tarfile.open(path, 'r:', tarinfo=BoundedTarInfo) as file:
-        for info in file:
+    with open(path, 'rb') as file:
+        end = 0
+        for info, following in read_heads(file):
             odd = 'it is a link or device' if not info.isreg() else 'it is stored with holes' if info.issparse() else None
             if not info.isdir():
                 yield Member(info.name, info.size, info.offset_data), odd
-        _check_end(path, file.offset)
+            end = following
+        _check_end(path, end)
 
 
 def _check_end(path: Path, offset: int) -> None:
@@ -165,12 +186,30 @@ def _check_end(path: Path, offset: int) -> None:
             raise ValueError(f'it is cut or damaged at byte {offset:,}, where its next file or its end should be')
 
 
-class BoundedTarInfo(tarfile.TarInfo):
-    """A member of a .tar, whose long name or other attributes may have HEAD_LIMIT bytes: tarfile reads them into memory."""
+def read_heads(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Yield the members of a .tar, and where the next head is; what lies between heads is not read.
 
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> BoundedTarInfo:
-        info = super().frombuf(buf, encoding, errors)
-        if info.size > HEAD_LIMIT and info.type in _HEADS:
-            raise tarfile.ReadError(f'the name or attributes of a file in it have {info.size:,} bytes')
-        return info
+    Raises:
+        tarfile.TarError: It is damaged, or its heads take too much memory or time.
+    """
+    with tarfile.open(fileobj=cast(Any, _Heads(file)), mode='r:') as tar:
+        for info in tar:
+            if len(tar.pax_headers) > GLOBAL_ATTRIBUTES:        # (tarfile copies them for each file)
+                raise tarfile.ReadError(f'it states more than {GLOBAL_ATTRIBUTES} attributes for all of its files')
+            yield info, tar.offset
+
+
+class _Heads:
+    """A .tar as tarfile is to see it, which reads heads alone: none that takes it much memory or, for many digits, hours."""
+
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, size: int) -> bytes:
+        """Read a head or a part of one."""
+        if size > HEAD_LIMIT:
+            raise tarfile.ReadError(f'the name or attributes of a file in it have more than {HEAD_LIMIT:,} bytes')
+        data = self._read(size)
+        if re.search(rb'[0-9]{%d}' % (DIGITS + 1), data):       # (CVE-2024-6232)
+            raise tarfile.ReadError(f'the name or attributes of a file in it have more than {DIGITS} digits in a row')
+        return data

@@ -1,6 +1,7 @@
 """CIFAR-10, from its published archives or what they unpack to; nothing in them is ever run or written to disk."""
 from __future__ import annotations
 
+import gzip
 import io
 import math
 import tarfile
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.unpickling import Budget, Foreign, Machine, Record, Unreadable
-from .archives import BoundedTarInfo
+from .archives import read_heads
 from .datasets import Dataset, Images
 from .opening import DATASETS, LocatedConfig, Request
 from .published import CIFAR10, fetch, missing
@@ -23,6 +24,8 @@ _BINARY = [f'data_batch_{i}.bin' for i in range(1, 6)]
 _PIXELS = 3 * 32 * 32
 #: The most bytes that a batch may have (the published ones have 31 million).
 BATCH_LIMIT = 2**26
+#: The most bytes that an archive may unpack to (the published ones 186 million).
+ARCHIVE_LIMIT = 2**29
 #: What numpy's pickles of arrays name.
 _ARRAY_NAMES = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
                 ('numpy', 'ndarray'), ('numpy', 'dtype')}
@@ -71,12 +74,17 @@ def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
     """The batches inside an archive, read in one pass; members of other names or kinds are passed over."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, 'r|*', tarinfo=BoundedTarInfo) as file:
-            for member in file:
+        with open(archive, 'rb') as packed, gzip.open(packed) if packed.peek(2)[:2] == b'\x1f\x8b' else packed as file:
+            for member, end in read_heads(file):
+                if end > ARCHIVE_LIMIT:
+                    raise tarfile.ReadError(f'it unpacks to more than {ARCHIVE_LIMIT:,} bytes')
                 name = member.name.rpartition('/')[2]
                 if member.isreg() and name in (*_PYTHON, *_BINARY):
-                    data = file.extractfile(member)
-                    found[name] = _limited(data.read(BATCH_LIMIT + 1) if data else b'', f'{archive}: {name}')
+                    file.seek(member.offset_data)
+                    data = file.read(min(member.size, BATCH_LIMIT + 1))
+                    found[name] = _limited(data, f'{archive}: {name}')
+                    if len(data) < member.size:
+                        raise EOFError(f'{name} is cut short')
     except (tarfile.TarError, EOFError, zlib.error, OSError, RecursionError) as error:
         raise ValueError(f'{archive} is cut short, damaged or not a .tar.gz archive ({error}); fetch it again') from None
     for names in (_PYTHON, _BINARY):

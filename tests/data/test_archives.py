@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import pickle
 import stat
+import struct
 import tarfile
+import time
 import zipfile
 
 import pytest
@@ -135,6 +137,70 @@ def test_a_tar_that_ends_early_or_takes_memory_is_refused(tmp_path, kind):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r'x\.tar cannot be read as an archive \((it is cut or damaged at|the name or|maximum recursion)'):
         PictureArchive(path, (8, 8), 3)
+
+
+def pax_tar(path, attributes, kind, pictures=1):
+    """A .tar that begins with a head of attributes of its own kind."""
+    head = tarfile.TarInfo('attributes')
+    head.type, head.size = kind, len(attributes)
+    rest = tar_of(path, [(f'{i}.png', png('red'), tarfile.REGTYPE) for i in range(pictures)]).read_bytes()
+    path.write_bytes(head.tobuf(tarfile.USTAR_FORMAT) + attributes.ljust(-(-len(attributes) // 512) * 512, b'\0') + rest)
+    return path
+
+
+def test_digits_in_the_head_of_a_tar_take_no_time(tmp_path):
+    """With CVE-2024-6232 tarfile takes an hour and a half over this file of a megabyte."""
+    began = time.process_time()
+    with pytest.raises(ValueError, match=r'cannot be read as an archive \(the name or .* more than 255 digits'):
+        PictureArchive(pax_tar(tmp_path / 'x.tar', b'1' * (2**20 - 512), tarfile.XHDTYPE), (8, 8), 3)
+    assert time.process_time() - began < 5
+    long = tmp_path / 'long.tar'         # with a name of 255 characters, the most that systems allow
+    with tarfile.open(long, 'w', format=tarfile.PAX_FORMAT) as file:
+        info = tarfile.TarInfo('7' * 251 + '.png')
+        info.size = len(png('red'))
+        file.addfile(info, io.BytesIO(png('red')))
+    assert PictureArchive(long, (8, 8), 3).names == ['7' * 251 + '.png']
+
+
+def test_attributes_for_all_files_of_a_tar_are_not_copied_for_each(tmp_path):
+    """tarfile does that: 1 MB took 1 GB of memory and 16 s."""
+    attributes = b''.join(b'%d k%05d=v\n' % (12, i) for i in range(50_000))
+    with pytest.raises(ValueError, match='more than 100 attributes for all of its files'):
+        PictureArchive(pax_tar(tmp_path / 'x.tar', attributes, tarfile.XGLTYPE, 500), (8, 8), 3)
+    few = pax_tar(tmp_path / 'y.tar', b'52 comment=%s\n' % (b'0' * 40), tarfile.XGLTYPE, 3)     # as git archive writes
+    assert len(PictureArchive(few, (8, 8), 3)) == 3
+
+
+def test_a_zip_whose_directory_is_shorter_than_it_states_is_refused(tmp_path):
+    path = zip_of(tmp_path / 'x.zip', [(f'{i}.png', png((i, 0, 0)), stat.S_IFREG) for i in range(8)])
+    data = bytearray(path.read_bytes())
+    end = data.rfind(b'PK\5\6')
+    size, start = struct.unpack_from('<LL', data, end + 12)
+    struct.pack_into('<LL', data, end + 12, size * 3 // 8, start + size * 5 // 8)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='its directory names 3 files where its end states 8'):
+        PictureArchive(path, (8, 8), 3)
+
+
+def test_files_of_a_zip_that_share_their_bytes_are_refused(tmp_path):
+    path = zip_of(tmp_path / 'x.zip', [(f'{i}.png', png((i, 0, 0)) + bytes(500), stat.S_IFREG) for i in range(9)])
+    data = bytearray(path.read_bytes())
+    entry = data.find(b'PK\1\2')
+    struct.pack_into('<L', data, entry + 20, len(data))     # so many packed bytes
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match='its files have more bytes, packed, than the archive'):
+        PictureArchive(path, (8, 8), 3)
+
+
+def test_a_file_of_a_zip_that_unpacks_to_thousands_of_times_its_size_is_skipped(tmp_path):
+    """bzip2 packs 64 MiB of zeros into 50 bytes, and takes seconds to unpack them."""
+    path = tmp_path / 'x.zip'
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_BZIP2) as file:
+        file.writestr('bomb.png', bytes(2**22))
+        file.writestr('good.png', png('red'))
+    archive = PictureArchive(path, (8, 8), 3)
+    assert archive.names == ['good.png']
+    assert archive.skipped == [(f'{path}: bomb.png', 'it unpacks to more than 2,000 times its size')]
 
 
 def test_an_archive_that_vanishes_before_its_fingerprint_is_a_sentence(tmp_path):

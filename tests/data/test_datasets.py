@@ -12,6 +12,7 @@ import tarfile
 import tracemalloc
 import urllib.error
 import urllib.request
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from k_diffusion.data import (
     icons,
     open_dataset,
 )
+from k_diffusion.data import cifar as module_of_cifar
 
 
 def test_the_types():
@@ -325,6 +327,30 @@ def test_cifar(tmp_path, cifar, kind, where, no_network):
     assert torch.equal(dataset.images, cifar[0]) and torch.equal(dataset.labels, cifar[1])
     assert dataset.class_names[0] == 'airplane' and dataset[9].keys() == {'image', 'class_cond'} and no_network == []
     assert len(list(tmp_path.rglob('*'))) == (1 if 'archive' in where else 6)  # nothing was unpacked
+
+
+def test_an_archive_of_cifar_is_not_unpacked_without_end(tmp_path, cifar, monkeypatch):
+    """What lies between the batches has to be unpacked too."""
+    monkeypatch.setattr(module_of_cifar, 'ARCHIVE_LIMIT', 2**20)
+    batches, path = write_cifar(tmp_path, cifar, 'binary'), tmp_path / 'x.tar.gz'
+    for size, refused in ((2**18, False), (2**22, True)):
+        with tarfile.open(path, 'w:gz') as archive:
+            other = tarfile.TarInfo('other')
+            other.size = size
+            archive.addfile(other, io.BytesIO(bytes(size)))
+            archive.add(batches, batches.name)
+        with pytest.raises(ValueError, match='unpacks to more than') if refused else nullcontext():
+            assert len(open_dataset(CIFAR10Config(location=str(path)), (32, 32))) == 20
+
+
+def test_an_archive_of_cifar_cut_behind_a_picture_is_refused(tmp_path, cifar):
+    batches, path = write_cifar(tmp_path, cifar, 'binary'), tmp_path / 'x.tar'
+    with tarfile.open(path, 'w') as archive:
+        archive.add(batches, batches.name)
+        last = max(member.offset_data for member in archive.getmembers())
+    path.write_bytes(path.read_bytes()[:last + 3073])
+    with pytest.raises(ValueError, match='is cut short'):
+        open_dataset(CIFAR10Config(location=str(path)), (32, 32))
 
 
 def test_cifar_pickled_anew(tmp_path, cifar):
