@@ -139,7 +139,7 @@ def _outcome(prog: str, work: Callable[[], int | None], translate: Callable[[str
 
 def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return escape_name(f'{error.strerror}: {error.filename}')
+        return escape_name(f'{error.strerror}: {error.filename2 or error.filename}')
     text = escape_name(' '.join(str(error).split()))
     if isinstance(error, (ValueError, OSError, ImportError)) and text:
         return text

@@ -24,6 +24,11 @@ MALFORMED = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError
 _notes: set[str] = set()
 
 
+def say_malformed(error: Exception) -> str:
+    """Return what is wrong with a file, from one of the errors MALFORMED."""
+    return str(error) if isinstance(error, (ValueError, OSError)) else 'it does not have the form of such a file'
+
+
 @contextmanager
 def whole_file(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
     """Yields a temporary name beside `path`; what is written there takes the name at the end, or vanishes.

@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import __version__
 from ..config import find_checkpoint
-from ..core.files import MALFORMED, note_once, read_json_file, write_json
+from ..core.files import MALFORMED, note_once, read_json_file, say_malformed, write_json
 from ..core.names import escape_name
 from ..core.weights import fingerprint
 from ..generation import SamplingConfig
@@ -71,7 +71,7 @@ class Unfinished:
         except FileNotFoundError:
             return
         except MALFORMED as error:
-            note_once(f'{escape_name(self.file)} is passed over: {error}')
+            note_once(f'{escape_name(self.file)} is passed over: {say_malformed(error)}')
 
     def keep(self, calibration: Calibration) -> None:
         """Write down one more."""

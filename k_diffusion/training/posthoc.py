@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core.files import MALFORMED, Written, digest_of, note_once, read_json
+from ..core.files import MALFORMED, Written, digest_of, note_once, read_json, say_malformed
 from ..core.weights import (
     get_safetensors_metadata,
     load_safetensors,
@@ -125,7 +125,7 @@ def find_snapshots(folder: str | os.PathLike[str], name: str | None = None,
                 if verify:
                     check_recorded(path)
             except MALFORMED as error:
-                note_once(f'{path} is passed over: {error}')
+                note_once(f'{path} is passed over: {say_malformed(error)}')
                 continue
             found.setdefault(match[1], []).append((int(match[2]), widths, path, layout))
     return sorted(snapshot for files in found.values() for snapshot in _alike(files))

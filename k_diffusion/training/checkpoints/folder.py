@@ -24,6 +24,7 @@ from ...core.files import (
     note_once,
     read_json_file,
     remove_stale,
+    say_malformed,
     sync_folder,
     write_json,
 )
@@ -148,7 +149,7 @@ class RunFolder:
                 raise ValueError(f'it holds {held!r:.80}')
             return set(held)
         except MALFORMED as error:
-            raise ValueError(f'{self.pins_path} is not a list of steps ({error}); mend or delete it') from None
+            raise ValueError(f'{self.pins_path} is not a list of steps ({say_malformed(error)}); mend or delete it') from None
 
     def known_pins(self) -> set[int] | None:
         """Return the pinned steps; None, with a note, where they cannot be read."""
@@ -296,7 +297,7 @@ class RunFolder:
             return self.path / Path(name).name
         except MALFORMED as error:
             note_once(f'{self.pointer_path} is passed over: '
-                      f'it names no checkpoint of the run ({error})')
+                      f'it names no checkpoint of the run ({say_malformed(error)})')
             return None
 
 
@@ -322,10 +323,17 @@ class _Writing:
         older = (path for path in self.folder.checkpoints() if step_of(path) < self.step)
         last = next(filter(self.folder.is_whole, older), None)
         safe = 'no earlier one is whole' if last is None else f'the last one, {last}, is whole'
-        full = f'the disk of {self.folder.path} is full ({self._missing()})' if cause.errno in _FULL else f'{cause.strerror or cause}'
-        raise Unsaved(cause.errno, f'the checkpoint of step {self.step} could not be written: {full}; '
-                      f'{safe}: make room (keep_last=3 deletes old checkpoints as it goes) '
-                      'or choose another folder with run_dir=..., and run again') from None
+        reason, advice = self._told(cause)
+        raise Unsaved(cause.errno, f'the checkpoint of step {self.step} could not be written: {reason}; '
+                      f'{safe}: {advice} or choose another folder with run_dir=..., and run again') from None
+
+    def _told(self, cause: OSError) -> tuple[str, str]:
+        """Return what refused the checkpoint, and what to do."""
+        if cause.errno in _FULL:
+            return (f'the disk of {self.folder.path} is full ({self._missing()})',
+                    'make room (keep_last=3 deletes old checkpoints as it goes)')
+        name = cause.filename2 or cause.filename
+        return f'{cause.strerror or cause}' + (f', {name}' if name else ''), 'mend that'
 
     def _missing(self) -> str:
         """Say how much the checkpoint takes, and how much must be freed for it."""

@@ -14,6 +14,7 @@ from ...core.files import (
     digest_of,
     note_once,
     read_json_file,
+    say_malformed,
     write_json,
 )
 
@@ -64,7 +65,7 @@ class Manifest:
             held = read_json_file(self.path, 'it')['checkpoints']
             return {name: _record(name, entry) for name, entry in held.items()}
         except MALFORMED as error:
-            note_once(f'{self.path} is passed over, so that checkpoints are not verified: {error}')
+            note_once(f'{self.path} is passed over, so that checkpoints are not verified: {say_malformed(error)}')
             return {}
 
     def write(self, records: Mapping[str, Record]) -> None:
