@@ -12,7 +12,7 @@ from ..core.files import read_json
 from ..core.weights import get_safetensors_metadata, load_safetensors
 from ..training import find_runs, load_weights
 from ..training.checkpoints.manifest import check_recorded
-from ..training.checkpoints.reading import load_state
+from ..training.checkpoints.reading import check_tensors, load_state
 from .experiment import Experiment, make_network
 
 
@@ -59,12 +59,21 @@ def read_weights(path: str | os.PathLike[str], ema: bool = True,
         if verify:
             check_recorded(Path(path))
         carried = get_safetensors_metadata(path).get('config')
-        return load_safetensors(path), None if carried is None else read_json(carried, f'the config inside {path}')
+        config = None if carried is None else read_json(carried, f'the config inside {path}')
+        return load_safetensors(path), _checked_config(config, path)
     checkpoint = load_state(path, verify)
     key = 'model_ema' if ema else 'model'
     if not isinstance(checkpoint, Mapping) or key not in checkpoint:
         raise ValueError(f'{path} has no entry {key!r}; give a checkpoint that training wrote or a .safetensors file')
-    return dict(checkpoint[key]), checkpoint.get('config')
+    check_tensors(checkpoint[key], path)
+    return dict(checkpoint[key]), _checked_config(checkpoint.get('config'), path)
+
+
+def _checked_config(config: Any, path: object) -> Any:
+    if not isinstance(config, (Mapping, type(None))):
+        raise ValueError(f'{path} holds {type(config).__name__} as its config, which must be a dict; '
+                         'use a file that training or convert wrote')
+    return config
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:

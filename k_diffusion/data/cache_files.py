@@ -50,9 +50,11 @@ class CacheFiles:
         key = _digest(repr((_VERSION, fingerprint, image_shape)))
         self.pictures, self.path = folder / f'{key}.uint8', folder / f'{key}.json'
 
-    def facts(self) -> Facts | None:
-        """Return the facts, or None where there is no file or it is damaged."""
+    def facts(self, items: int) -> Facts | None:
+        """Return the facts about a data set of so many items, or None where there is no file or it is damaged."""
         facts = _read(self.path)
+        if facts is not None and not all(type(index) is int and 0 <= index < items for index in facts.kept):
+            return None
         try:
             if facts is None or self.pictures.stat().st_size != len(facts.kept) * self.picture_bytes:
                 return None
@@ -109,6 +111,8 @@ def _read(path: Path) -> Facts | None:
         digest = values.pop('digest')
         facts = Facts(**values)
         if digest != _digest(json.dumps(asdict(facts))) or len(facts.checksums) != -(-len(facts.kept) // facts.block):
+            return None
+        if len(facts.labels) != len(facts.kept) or not all(type(label) is int for label in facts.labels):
             return None
         pairs = [[(name, reason) for name, reason in entries] for entries in (facts.skipped, facts.found_before)]
         return Facts(**{**values, 'skipped': pairs[0], 'found_before': pairs[1]})

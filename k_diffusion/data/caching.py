@@ -43,7 +43,7 @@ def decode_once(dataset: Dataset, memory_limit: int = MEMORY_LIMIT, cache_dir: s
     if cache_dir is None:
         return dataset
     cache = CacheFiles(Path(cache_dir), fingerprint, dataset.source, dataset.image_shape)
-    if cache.facts() is not None or size <= min(DISK_LIMIT, DISK_SHARE * _free(Path(cache_dir))):
+    if cache.facts(len(dataset)) is not None or size <= min(DISK_LIMIT, DISK_SHARE * _free(Path(cache_dir))):
         return _on_disk(dataset, cache, progress)
     return dataset
 
@@ -72,7 +72,7 @@ def _in_memory(dataset: Dataset, progress: Progress | None) -> Images:
 
 
 def _on_disk(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> Images:
-    facts = cache.facts()
+    facts = cache.facts(len(dataset))
     if facts is None:
         if cache.path.exists():
             dataset.notes.append(f'{escape_name(cache.path)} or its pictures were damaged; all pictures are decoded again')

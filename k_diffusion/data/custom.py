@@ -56,7 +56,7 @@ class CustomItems(Dataset):
             self.length = len(self.items)
         except Refused:
             raise
-        except Exception as error:  # (code of one's own raises anything)
+        except (Exception, SystemExit) as error:  # (code of one's own raises anything)
             raise ValueError(f'{self.source} cannot be opened: {_told(error, path)}') from error
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -77,7 +77,7 @@ class CustomItems(Dataset):
             raise
         except OSError as error:  # what Pillow raises at a damaged file
             reason = str(error)
-        except Exception as error:  # (code of one's own raises anything)
+        except (Exception, SystemExit) as error:  # (code of one's own raises anything)
             told = _told(error, self._arguments[0])
             raise ValueError(f'item {index} of {self.source} cannot be read: {told}') from error
         if reason is not None:      # (a chained error would keep what was decoded)
@@ -102,12 +102,16 @@ class Refused(ValueError):
     """The data set does not match the config; the text is a whole sentence."""
 
 
-def _told(error: Exception, path: Path) -> str:
+def _told(error: BaseException, path: Path) -> str:
     """Return an exception's type and text, and the line of the file that it came from."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if frame.filename == str(path)]
     where = f' (line {lines[-1]} of {path.name})' if lines else ''
-    return f'{type(error).__name__}: {error}{where}'
+    try:
+        text = str(error)
+    except Exception:   # (of a class of one's own)
+        text = ''
+    return f'{type(error).__name__}{": " if text else ""}{text}{where}'
 
 
 def _function(path: Path, name: str) -> Any:

@@ -173,11 +173,15 @@ def _own_accelerator_state() -> Iterator[None]:
 def _go_on(settings: TrainSettings, trainer: Trainer, state: dict[str, Any], path: Path | None,
            changes: list[Change], data: dict[str, Any], display: Display) -> None:
     """Load a checkpoint into the trainer and say in one note what is another than when it was saved."""
-    notes = [*map(str, changes), *changed_data(state.get('data'), data, path)]
     if 'posthoc' in trainer.parts and not state.get('posthoc'):
         raise ValueError(f'{path} has no averages for snapshots, which are of the whole run; leave '
                          'them out (ema_snapshots 0), or begin a new run with another name')
-    trainer.load_state_dict(state, path, settings.reset_ema, settings.reset_optimizer)
+    try:
+        notes = [*map(str, changes), *changed_data(state.get('data'), data, path)]
+        trainer.load_state_dict(state, path, settings.reset_ema, settings.reset_optimizer)
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(f'{path} holds something that training does not write ({type(error).__name__}: '
+                         f'{error}); use an older one from the same folder') from error
     display.say(f'goes on from {path}, step {trainer.step:,}')
     tell_changes(notes, settings.reset_optimizer, display.say)
 

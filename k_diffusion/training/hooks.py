@@ -44,6 +44,18 @@ class CheckpointHook:
         return path
 
 
+class PlaceHook:
+    """Ends the run where its folder was moved or deleted; it comes before the hooks that write there, as often as they do."""
+    at_end = True
+
+    def __init__(self, folder: RunFolder, every: int) -> None:
+        self.folder = folder
+        self.every = every
+
+    def __call__(self, trainer: Trainer) -> None:
+        self.folder.check_place()
+
+
 class GradientNoiseHook:
     """Follows the gradient noise scale; waits for the device at each step.
 

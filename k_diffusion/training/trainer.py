@@ -446,7 +446,8 @@ class Trainer:
         if not reset_ema:
             set_ema_position(self.ema_sched, state['ema_sched'])
         self.step = state['step']
-        self.items = state.get('items', self.step * self.loader.items_per_step)
+        items = state.get('items')      # (the original's have none)
+        self.items = self.step * self.loader.items_per_step if items is None else items
         self.ema_stats = dict(state.get('ema_stats') or {})
         self._elapsed = state.get('elapsed', 0.)
         self.bad_steps = list(state.get('bad_steps') or [])

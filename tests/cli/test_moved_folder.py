@@ -86,3 +86,18 @@ def test_another_folder_of_the_same_name_is_left_alone(train, tmp_path):
     status, told = train(swap)
     assert status == 1 and told.count('was moved or deleted while its run trained') == 1
     assert [path.name for path in (tmp_path / 'run').iterdir()] == ['tiny.lock']
+
+
+@pytest.mark.parametrize('swap', [False, True])
+def test_nothing_is_written_before_the_next_save_either(train, tmp_path, swap):
+    """The log, the report and the list of skipped pictures are due before it."""
+
+    def act():
+        (tmp_path / 'run').rename(tmp_path / 'moved')
+        if swap:
+            (tmp_path / 'run').mkdir()
+            (tmp_path / 'run' / 'other').touch()
+
+    status, told = train(act, '--save-every', '100', '--end-step', '30')
+    assert status == 1 and told.count('was moved or deleted while its run trained') == 1
+    assert [path.name for path in (tmp_path / 'run').rglob('*')] == ['other'] * swap

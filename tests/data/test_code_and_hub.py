@@ -211,6 +211,23 @@ def test_a_file_that_raises_is_named(broken, tmp_path, change, told):
         broken()
 
 
+@pytest.mark.parametrize(('line', 'told'), [
+    ('raise SystemExit(3)', r'SystemExit: 3 \(line 15 of mine\.py\)'),
+    ("raise type('Mute', (Exception,), {'__str__': lambda self: 1 // 0})", r'Mute \(line 15 of mine\.py\)'),
+    ('raise MemoryError', r'MemoryError \(line 15 of mine\.py\)'),
+])
+def test_what_is_raised_may_be_anything(broken, tmp_path, line, told):
+    code = BROKEN.replace("raise Weird('of its own\\nkind', 2)", line)
+    assert code != BROKEN
+    (tmp_path / 'mine.py').write_text(code)
+    with pytest.raises(ValueError, match=r'item 5 of the data set of .*mine\.py cannot be read: ' + told):
+        broken()[5]
+    (tmp_path / 'mine.py').write_text(code.replace('        if i == 5:', '        if 1:').replace(
+        'return Items(', 'return Items([0])[0] if 1 else Items('))
+    with pytest.raises(ValueError, match=r'mine\.py cannot be opened: ' + told):
+        broken()
+
+
 def test_a_function_that_raises_is_named_with_its_line(broken):
     with pytest.raises(ValueError, match=r"mine\.py cannot be opened: KeyError: 'absent' \(line 23 of mine\.py\)"):
         broken(config={'fail': 1})

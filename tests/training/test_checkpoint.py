@@ -7,6 +7,8 @@ import os
 import pytest
 import torch
 
+from k_diffusion.config.weights import read_weights
+from k_diffusion.core import files
 from k_diffusion.core.weights import load_checkpoint
 from k_diffusion.training import CheckpointHook, CSVLogger, RunFolder, load_weights, read_training_checkpoint, unwrap
 from k_diffusion.training.optim import OPTIMIZERS
@@ -38,12 +40,13 @@ def test_a_checkpoint_has_the_original_keys_and_loads_safely(saved):
     assert trainer.last_checkpoint == folder.checkpoint_path(4)
 
 
-def test_the_pointer_is_followed_and_its_loss_is_survived(saved):
+def test_the_pointer_is_followed_and_its_loss_is_survived(saved, monkeypatch):
     folder, _ = saved
     folder.pointer_path.write_text(json.dumps({'latest_checkpoint': 'toy_00000002.pth'}))
     assert folder.newest()[0].name == 'toy_00000002.pth'
     for damage in ('{"latest_ch', '[]', '{"latest_checkpoint": 3}'):
         folder.pointer_path.write_text(damage)
+        monkeypatch.setattr(files, '_notes', set())
         with pytest.warns(UserWarning, match=r'toy_state\.json is passed over'):
             assert folder.newest()[0].name == 'toy_00000004.pth'
     folder.pointer_path.unlink()
@@ -162,6 +165,40 @@ def test_other_files_are_no_training_checkpoints(tmp_path):
     for name in ('a.pth', 'b.pth'):
         with pytest.raises(ValueError, match=r'lacks .*model_ema'):
             read_training_checkpoint(tmp_path / name)
+
+
+@pytest.mark.parametrize('value', [5, 'x', [], [None], torch.zeros(2), -1, 2**70, {'a': None}], ids=repr)
+def test_a_checkpoint_may_hold_anything(toy, saved, value):
+    """Whatever stands in the place of a value, it is read or refused in a sentence, and the one before is gone on from."""
+    folder, _ = saved
+    path = folder.checkpoint_path(4)
+    good = load_checkpoint(path)
+    folder.manifest.path.unlink()
+    refused = set()
+    for key in good:
+        torch.save({**good, key: value}, path)
+        try:
+            read_training_checkpoint(path)
+        except ValueError as error:
+            assert str(path) in str(error) and repr(key) in str(error)
+            refused.add(key)
+            with pytest.warns(UserWarning, match='toy_00000004.pth is passed over'):
+                assert folder.newest()[1]['step'] == 2
+    trees = {'model', 'model_ema', 'opt', 'sched', 'ema_sched'}
+    assert refused >= (trees if not isinstance(value, dict) else {'step', 'items'})
+
+
+def test_weights_must_be_tensors_by_name(saved):
+    folder, _ = saved
+    path = folder.checkpoint_path(4)
+    good = load_checkpoint(path)
+    for value in (3, [1], None, {**good['model_ema'], next(iter(good['model_ema'])): 1.5}):
+        torch.save({**good, 'model_ema': value}, path)
+        with pytest.raises(ValueError, match='among its weights, which must be tensors'):
+            read_weights(path, verify=False)
+    torch.save({**good, 'config': 7}, path)
+    with pytest.raises(ValueError, match='holds int as its config'):
+        read_weights(path, verify=False)
 
 
 def test_csv_logger_appends(tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from ...training import (
     load_weights,
     shard,
 )
+from ...training.hooks import PlaceHook
 from ..conditioning import first_of
 from .demo_grid import DemoHook, SkippedNotice, WandbHook
 from .display import Display
@@ -95,7 +97,7 @@ def assemble(settings: TrainSettings, experiment: Experiment, accelerator: Any, 
         watching['posthoc'] = snapshots
     return Trainer(
         accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
-        [*watching.values(), *hooks], end_step=end_step,
+        [_watch_place(settings, folder, snapshots), *watching.values(), *hooks], end_step=end_step,
         grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed,
         parts={**parts, **watching}, stop=as_function(settings.stop))
 
@@ -105,6 +107,11 @@ def _cut(networks: list[nn.Module], optimizer: torch.optim.Optimizer, accelerato
         raise ValueError('shard must be left out with one process, since it cuts the network over '
                          'several; launch more, or leave it out')
     shard(networks, optimizer, accelerator.device)
+
+
+def _watch_place(settings: TrainSettings, folder: RunFolder, snapshots: SnapshotHook | None) -> PlaceHook:
+    written = (settings.demo_every, settings.evaluate_every, snapshots.snapshot_every if snapshots else 0)
+    return PlaceHook(folder, math.gcd(LOG_EVERY, *written))
 
 
 def _make_snapshots(settings: TrainSettings, experiment: Experiment, folder: RunFolder,

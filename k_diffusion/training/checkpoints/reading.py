@@ -15,6 +15,13 @@ from ..sharding import cut_state
 from .manifest import check_recorded
 
 _NEEDED = ('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'step')
+#: The types of what stands in a checkpoint; what is not needed may be None.
+_TYPES: dict[str, Any] = {
+    **dict.fromkeys(('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'config', 'overrides', 'data',
+                     'ema_stats', 'loss_by_noise', 'scaler'), Mapping),
+    **dict.fromkeys(('step', 'items', 'seed'), int), 'elapsed': (int, float), 'demo_gen': Tensor,
+    **dict.fromkeys(('opt_names', 'bad_steps', 'owed'), (list, tuple)),
+}
 
 
 def read_training_checkpoint(path: str | os.PathLike[str], verify: bool = True) -> dict[str, Any]:
@@ -24,7 +31,19 @@ def read_training_checkpoint(path: str | os.PathLike[str], verify: bool = True) 
     if missing:
         raise ValueError(f'{path} lacks {", ".join(missing)}; training resumes from a checkpoint that train wrote '
                          '(weights alone are taken by resume_inference=...)')
+    _check_types(path, state)
     return state
+
+
+def _check_types(path: object, state: Mapping[str, Any]) -> None:
+    for key, kind in _TYPES.items():
+        value = state.get(key)
+        if (value is not None or key in _NEEDED) and not isinstance(value, kind):
+            raise ValueError(f'{path} holds {type(value).__name__} as {key!r}, which training does '
+                             'not write; use an older one from the same folder')
+        if kind is int and value is not None and not 0 <= value < 2**63:
+            raise ValueError(f'{path} holds {value!r:.80} as {key!r}, which must be from 0 to 2^63; '
+                             'use an older one from the same folder')
 
 
 def load_state(path: str | os.PathLike[str], verify: bool = True) -> Any:
@@ -60,6 +79,7 @@ def _put_together(value: Any, whole: Mapping[int, Tensor]) -> Any:
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object = 'the checkpoint') -> None:
     """Puts weights into a model of the same shape; the first that does not fit is named, with both shapes."""
     fix = 'use the config it was trained with, or another name to begin anew'
+    check_tensors(weights, source)
     for name, own in model.state_dict().items():
         if name in weights and weights[name].shape != own.shape:
             raise ValueError(f'{source} holds {name} of shape {list(weights[name].shape)}, '
@@ -68,6 +88,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object
     for odd, where in (keys.missing_keys, 'in the model and not in'), (keys.unexpected_keys, 'not in the model but in'):
         if odd:
             raise ValueError(f'{odd[0]} is {where} {source} ({len(odd)} such in all); {fix}')
+
+
+def check_tensors(weights: object, source: object) -> None:
+    """Raise ValueError where weights are not tensors by name."""
+    values = weights.values() if isinstance(weights, Mapping) else [weights]
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise ValueError(f'{source} holds {type(value).__name__} among its weights, which must '
+                             'be tensors by name; use a checkpoint that training wrote')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
