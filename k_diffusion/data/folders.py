@@ -116,7 +116,7 @@ def _select_entry(found: Selection[Path], parts: tuple[str, ...], entry: os.DirE
         if entry.is_dir():
             return not found.pass_hidden(parts)
         if not entry.is_file() and path.suffix.lower() in EXTENSIONS:
-            odd = 'it is a link to nothing' if entry.is_symlink() else 'it is no regular file'
+            odd = 'it is no regular file' if path.exists() else 'it is a link to nothing'
     except OSError as error:        # (a link to itself)
         odd = error.strerror or str(error)
     found.add(parts, path, str(path), odd)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,14 @@ class Program:
     def start(self, *more, **options):
         return subprocess.Popen(self.command(*more, **options), env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                 text=True, start_new_session=True)
+
+
+@pytest.fixture(autouse=True)
+def hangups():
+    """A hangup does what it does in a terminal, also where the tests run under nohup: processes inherit that it is ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

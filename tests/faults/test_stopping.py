@@ -183,10 +183,9 @@ def test_an_evaluation_whose_launcher_is_gone_stops_and_keeps_its_pieces(tmp_pat
 @pytest.mark.parametrize(('number', 'status'), NOTICES)
 def test_notices_end_the_program_with_their_status(program, number, status):
     process = program.start('--no-report')
-    wait_for((program.run_dir / 'tiny_config.json').exists)
-    time.sleep(2)
+    wait_for((program.run_dir / 'tiny_log.jsonl').exists)      # (steps are taken by then)
     os.kill(process.pid, number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == status and 'Traceback' not in err
     assert RunFolder(program.run_dir, 'tiny').newest()[1]['step'] > 0
 
