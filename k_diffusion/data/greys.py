@@ -31,11 +31,11 @@ _BITS, _PHOTOMETRIC = 258, 262      # TIFF tags
 
 
 def tags_of(picture: Image) -> tuple[bool, int]:
-    """Return whether the zero of a file is white and Pillow leaves it so, and the bits of its greys (16 if unknown)."""
+    """Return whether the zero of a file is white, and the bits of its greys (16 if unknown)."""
     tags: Any = getattr(picture, 'tag_v2', {})
     bits = tags.get(_BITS, (16,))
     bits = bits[0] if isinstance(bits, tuple) and bits else 16
-    return tags.get(_PHOTOMETRIC) == 0 and is_wide(picture), bits if 8 < bits < 16 else 16
+    return tags.get(_PHOTOMETRIC) == 0, bits if 8 < bits < 16 else 16
 
 
 def is_wide(picture: Image) -> bool:
@@ -44,11 +44,11 @@ def is_wide(picture: Image) -> bool:
 
 
 def to_8_bits(picture: Image, inverted: bool, bits: int, grey_range: tuple[float, float] | None) -> Image:
-    """Return a grey picture as one of 8 bits.
+    """Return a grey picture as one of 8 bits, LA where one of its values stands for transparent pixels.
 
     Args:
         picture: A picture of the modes L, I, I;16 and their kind, or F.
-        inverted: Whether its zero is white.
+        inverted: Whether the zero of its file is white.
         bits: How many bits its whole numbers have.
         grey_range: The values of black and white, None for those that the kind of file implies.
 
@@ -56,11 +56,15 @@ def to_8_bits(picture: Image, inverted: bool, bits: int, grey_range: tuple[float
         ValueError: Values lie outside what the kind of file implies.
     """
     low, high = grey_range or _implied_range(picture, bits)
-    if inverted:
-        low, high = high, low
-    result = require('PIL.Image', 'train', 'reading pictures').new('L', picture.size)
+    if inverted:    # (Pillow inverts 8 bits itself)
+        low, high = (high, low) if is_wide(picture) else (255 - high, 255 - low)
+    clear = picture.info.get('transparency')
+    result = require('PIL.Image', 'train', 'reading pictures').new('LA' if isinstance(clear, int) else 'L', picture.size)
     for top, values in _strips(picture):
-        result.paste(to_pil_image((values.double() - low).div_(high - low).mul_(2).sub_(1)[None]), (0, top))
+        shares = [(values.double() - low).div_(high - low)]
+        if isinstance(clear, int):
+            shares.append(values.ne(clear).double())
+        result.paste(to_pil_image(torch.stack(shares).mul_(2).sub_(1)), (0, top))
     return result
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from ..core.names import escape_name
 from .archives import PictureArchive
 from .folders import PictureFiles
-from .pictures import UnreadablePicture, picture_bytes, read_picture
-from .ranges import range_of
+from .pictures import UnreadablePicture, is_turned, picture_bytes, read_picture
+from .ranges import Ranges, range_of
 from .threads import map_in_threads
 
 #: Modes of pictures without colour.
@@ -41,7 +41,7 @@ class Inspection:
     broken: list[tuple[str, str]] = field(default_factory=list)
     passed: Counter[str] = field(default_factory=Counter)   # kinds of files that do not count, and how many
     duplicates: list[list[str]] = field(default_factory=list)
-    range: tuple[int, int] = (255, 0)                    # the least and the largest value, of 0 to 255
+    ranges: Ranges = field(default_factory=Counter)     # the least and the largest value of each, of 0 to 255
     mean: float = 0.
     sigma_data: float = 0.
     sample: Tensor | None = None                        # uint8 [N, C, H, W], spread evenly over the set
@@ -65,8 +65,7 @@ def inspect_pictures(place: str | os.PathLike[str], size: tuple[int, int] = (64,
         else:
             facts, image = looked
             _count(found, facts, files, index)
-            least, most = range_of([image])
-            found.range = min(found.range[0], least), max(found.range[1], most)
+            found.ranges[range_of(image)] += 1
             same.setdefault(hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest(), []).append(files.name(index))
             values = image.double().div_(127.5).sub_(1)
             moments += torch.stack([values.sum(), values.square().sum(), torch.tensor(float(values.numel()))])
@@ -114,5 +113,6 @@ def _in_threads(files: PictureFiles | PictureArchive, size: tuple[int, int]) -> 
 
 def _looked_at(picture: Any, size: tuple[int, int], grey_range: tuple[float, float] | None) -> tuple[dict[str, Any], Tensor]:
     facts = {'format': picture.format or '?', 'mode': picture.mode, 'size': (picture.width, picture.height)}
+    turned = is_turned(picture)         # (Pillow turns a TIFF as it decodes it, and a PNG may have its tag behind its pixels)
     image = picture_bytes(picture, size, 3, grey_range=grey_range)
-    return {**facts, 'turned': picture.getexif().get(0x0112, 1) not in (0, 1)}, image
+    return {**facts, 'turned': turned or is_turned(picture)}, image

@@ -34,8 +34,8 @@ class Loader:
     """Endless micro-batches of one process.
 
     A batch is a dict: image float32 [B, C, H, W] in [-1, 1] and, where there are, class_cond int64 [B] and aug_cond
-    float32 [B, 9], on the device; on the CPU item int64 [B], the positions in the stream, and index [B], which pictures they are
-    (before unreadable ones are replaced).
+    float32 [B, 9], on the device; on the CPU item int64 [B], the positions in the stream, and index [B], which pictures they are.
+    (In place of an unreadable picture stands the next, with its own number and class.)
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Loader:
     def _finished(self, position: int, batch: Batch) -> dict[str, Tensor]:
         positions = range(position, position + self.batch_size)
         images = self._to_device(batch.images)
-        result = {'item': torch.tensor(positions), 'index': self.indices(position)}
+        result = {'item': torch.tensor(positions), 'index': batch.numbers}
         if self.augmentation is None:
             result['image'] = from_bytes(images) if images.dtype == torch.uint8 else images     # latents are numbers already
         else:

@@ -112,7 +112,7 @@ def _bytes_each_pixel(picture: Image) -> int:
     """About how much memory decoding takes at most, with the copies that `_in_mode` makes (measured with Pillow 13)."""
     if picture.format == 'JPEG2000':
         return 24
-    if picture.format == 'WEBP' or 'transparency' in picture.info or picture.mode[-1] in 'Aa':
+    if picture.format == 'WEBP' or _is_transparent(picture) or picture.mode == 'P':     # (a palette is read with the pixels)
         return 16
     plain = picture.mode in ('1', 'L', 'RGB') and picture.format != 'AVIF' and not picture.info.get('progressive')
     return 4 if plain else 10
@@ -162,9 +162,14 @@ def _check_covering(width: int, height: int, size: tuple[int, int], limit: int) 
 def _upright(picture: Image) -> Image:
     """The picture, decoded, turned by its EXIF tag where it has one (Pillow would copy any other)."""
     picture.load()
-    if picture.getexif().get(0x0112, 1) in range(2, 9):
+    if is_turned(picture):
         return require('PIL.ImageOps', 'train', 'reading pictures').exif_transpose(picture)
     return picture
+
+
+def is_turned(picture: Image) -> bool:
+    """Return True if the EXIF tag of a picture turns or mirrors it."""
+    return picture.getexif().get(0x0112, 1) in range(2, 9)
 
 
 class _Allowance:
@@ -189,9 +194,16 @@ class _Allowance:
 _DECODING = _Allowance(DECODING_BYTES)
 
 
+def _is_transparent(picture: Image) -> bool:
+    """Return True if a picture has transparency: in a channel, in one value, or in the colours of its palette."""
+    return ('transparency' in picture.info or picture.mode[-1] in 'Aa'
+            or (picture.palette is not None and picture.palette.mode[-1] == 'A'))
+
+
 def _in_mode(picture: Image, mode: str) -> Image:
     pil = require('PIL.Image', 'train', 'reading pictures')
-    if 'transparency' in picture.info or picture.mode[-1] in 'Aa':
+    if _is_transparent(picture):
+        picture = picture.convert('LA') if picture.mode == 'La' else picture
         picture = picture if picture.mode == 'RGBA' else picture.convert('RGBA')
         if mode != 'RGBA':
             picture = pil.alpha_composite(pil.new('RGBA', picture.size, 'white'), picture)

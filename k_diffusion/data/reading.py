@@ -28,10 +28,11 @@ _ATTEMPTS = 100
 
 
 class Batch(NamedTuple):
-    """Pictures uint8 [B, C, H, W], their classes [B], and what could not be read: (name, reason)."""
+    """Pictures uint8 [B, C, H, W], their classes [B], their numbers [B], and what could not be read: (name, reason)."""
 
     images: Tensor
     labels: Tensor | None
+    numbers: Tensor
     skipped: list[tuple[str, str]]
 
 
@@ -59,22 +60,22 @@ def read(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method
 
 
 def _from_memory(dataset: Images, index: Tensor) -> Batch:
-    return Batch(dataset.images[index], None if dataset.labels is None else dataset.labels[index], [])
+    return Batch(dataset.images[index], None if dataset.labels is None else dataset.labels[index], index, [])
 
 
 def _one_by_one(dataset: Dataset, indices: list[int]) -> Batch:
     skipped: list[tuple[str, str]] = []
-    items = [_first_readable(dataset, index, skipped) for index in indices]
+    read, items = zip(*(_first_readable(dataset, index, skipped) for index in indices))
     labels = torch.tensor([item['class_cond'] for item in items]) if 'class_cond' in items[0] else None
-    return Batch(torch.stack([item['image'] for item in items]), labels, skipped)
+    return Batch(torch.stack([item['image'] for item in items]), labels, torch.tensor(read), skipped)
 
 
-def _first_readable(dataset: Dataset, index: int, skipped: list[tuple[str, str]]) -> dict[str, Any]:
-    """The item, or in place of one that cannot be read the next that can: the same whoever reads it."""
+def _first_readable(dataset: Dataset, index: int, skipped: list[tuple[str, str]]) -> tuple[int, dict[str, Any]]:
+    """The item with its number, or in place of one that cannot be read the next that can: the same whoever reads it."""
     for step in range(min(_ATTEMPTS, len(dataset))):
         at = (index + step) % len(dataset)
         try:
-            return dataset[at]
+            return at, dataset[at]
         except UnreadablePicture as error:
             skipped.append((dataset.name(at), str(error)))
     name, reason = skipped[-1]
@@ -94,9 +95,9 @@ def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start
                 if not _is_done_within(future, timeout):
                     _kill(processes)
                     raise ChildProcessError(_hang_message(dataset, first, timeout))
-                pictures, labels, skipped = future.result()
+                pictures, labels, read, skipped = future.result()
                 images = torch.frombuffer(pictures, dtype=torch.uint8).view(-1, *dataset.image_shape)
-                yield Batch(images, None if labels is None else torch.tensor(labels), skipped)
+                yield Batch(images, None if labels is None else torch.tensor(labels), torch.tensor(read), skipped)
     except BrokenProcessPool:
         raise ChildProcessError(f'a process that reads {dataset.source} died ({_how_it_died(processes)}); '
                       'pass fewer num_workers=..., or 0, and start again: training resumes where it was') from None
@@ -157,9 +158,9 @@ def _end_after(parent: Any) -> None:
     os._exit(1)
 
 
-def _work(indices: list[int]) -> tuple[bytearray, list[int] | None, list[tuple[str, str]]]:
+def _work(indices: list[int]) -> tuple[bytearray, list[int] | None, list[int], list[tuple[str, str]]]:
     """In a worker: a batch as plain bytes (shared memory is scarce in containers, and must be cleaned up after)."""
     if _dataset is None:
         raise RuntimeError('a worker was not started; this is an error of the program')
     batch = _one_by_one(_dataset, indices)
-    return raw_bytes(batch.images), None if batch.labels is None else batch.labels.tolist(), batch.skipped
+    return raw_bytes(batch.images), None if batch.labels is None else batch.labels.tolist(), batch.numbers.tolist(), batch.skipped

@@ -25,7 +25,8 @@ from .pictures import EXTENSIONS, load_picture
 F = TypeVar('F')
 #: Names of files and folders that systems and programs leave beside pictures, in lower case.
 SYSTEM_NAMES = frozenset((
-    '__macosx', '@eadir', '#recycle', '#snapshot', '$recycle.bin', 'system volume information', 'lost+found', '__pycache__',
+    '__macosx', '@eadir', '@recycle', '@recently-snapshot', '@tmp', '#recycle', '#snapshot', '~snapshot', '$recycle.bin', 'recycler',
+    'recycled', 'found.000', 'system volume information', 'lost+found', 'network trash folder', 'temporary items', '__pycache__',
     'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r'))
 #: How many kinds of files that were passed over are named.
 _NAMED = 8
@@ -96,6 +97,8 @@ class PictureSet(Dataset, Generic[F]):
         if not self.names:
             raise ValueError(f'{source} holds no pictures{" in folders (each a class)" if by_folder else ""}'
                              + (f' (passed over: {count_kinds(self.passed)})' if self.passed else '')
+                             + (f' ({len(selection.skipped):,} skipped, the first, {selection.skipped[0][0]}, since '
+                                f'{selection.skipped[0][1]})' if selection.skipped else '')
                              + '; in it must lie files whose endings say that they are pictures (.png, .jpg, ...)')
         folders = [name.partition('/')[0] for name in self.names] if by_folder else []
         classes = {folder: i for i, folder in enumerate(sorted(set(folders)))}

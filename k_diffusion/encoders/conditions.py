@@ -146,7 +146,7 @@ class TextConfig(ConditionConfig):
         if not path.is_file():
             raise FileNotFoundError(f'conditions: text.location is {path}, and there is no such file')
         try:
-            lines = path.read_text('utf-8').removesuffix('\n').split('\n')     # (splitlines would cut at rarer characters too)
+            lines = path.read_text('utf-8-sig').removesuffix('\n').split('\n')     # (splitlines would cut at rarer characters too)
         except UnicodeDecodeError as error:
             raise ValueError(f'{path} is not text in UTF-8 (byte {error.start:,}); convert it') from None
         check_count(len(lines), dataset, f'{path} has', 'lines')

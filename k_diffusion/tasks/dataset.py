@@ -105,7 +105,7 @@ def describe_inspection(result: Inspection) -> str:
     lines += [f'  {escape_name(name)}: {escape_name(why)}' for name, why in result.broken[:10]]
     lines.append(f'duplicates {sum(len(names) - 1 for names in result.duplicates):,}')
     lines += [f'  {escape_name(a)} = {escape_name(b)}' for a, b, *_ in result.duplicates[:5]]
-    note = range_note(result.source, *result.range)
+    note = range_note(result.source, result.ranges)
     lines += [f'note: {note}'] if note else []
     return '\n'.join([*lines, f'for the config: "input_channels": {result.channels}, '
                               f'"sigma_data": {result.sigma_data:.3f}  '

@@ -135,6 +135,8 @@ def test_broken_pictures_make_room_for_the_next(streamed):
     batch = take(Loader(streamed, 12), 1)[0]
     at = int((permutation(0, 0, 12) == 1).nonzero())
     assert torch.equal(batch['image'][at], from_bytes(streamed[2]['image'])) and batch['class_cond'].sum() == 6
+    assert batch['index'][at] == 2      # (what belongs to a picture by its number, its caption say, belongs to the one that is shown)
+    assert all(torch.equal(image, from_bytes(streamed[i]['image'])) for image, i in zip(batch['image'], batch['index'].tolist()))
     assert len(streamed.skipped) == 1 and streamed.skipped[0][0].endswith('0001.png')
     take(Loader(streamed, 12), 2)
     assert len(streamed.skipped) == 1

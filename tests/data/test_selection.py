@@ -17,7 +17,8 @@ from k_diffusion.data.folders import PictureFiles
 #: What systems and programs leave beside pictures; none of it is one.
 LITTER = ['.DS_Store', '._a.png', '.ipynb_checkpoints/1-checkpoint.png', '__MACOSX/._x.png', '__MACOSX/cat/._0.png',
           'cat/@eaDir/0.png/thumb.jpg', 'cat/Thumbs.db', 'dog/.hidden.png', 'dog/desktop.ini', '$RECYCLE.BIN/gone.png', '#recycle/gone.png',
-          'lost+found/0.png', 'System Volume Information/a.png', '.git/objects/a.png', 'cat/notes.txt',
+          'lost+found/0.png', '@Recycle/0.png', '@tmp/0.png', 'RECYCLER/0.png', 'Network Trash Folder/0.png', '~snapshot/0.png',
+          'System Volume Information/a.png', '.git/objects/a.png', 'cat/notes.txt',
           'dog/README', 'dog/a.heic', 'dog/b.HEIC']
 
 
@@ -76,9 +77,10 @@ def test_hidden_and_system_files_are_neither_pictures_nor_classes(tmp_path, kind
     # By hand: each hidden entry once, however much lies in it; other files by their endings.
     assert found.passed == {'.DS_Store': 1, '._*': 1, '.ipynb_checkpoints': 1, '__MACOSX': 1, '@eaDir': 1, 'Thumbs.db': 1, '.hidden.png': 1,
                             'desktop.ini': 1, '$RECYCLE.BIN': 1, '#recycle': 1, 'lost+found': 1, 'System Volume Information': 1, '.git': 1,
+                            '@Recycle': 1, '@tmp': 1, 'RECYCLER': 1, 'Network Trash Folder': 1, '~snapshot': 1,
                             '*.txt': 1, 'no ending': 1, '*.heic': 2}
     assert (found.files, found.readable, found.classes) == (6, 6, {'cat': 3, 'dog': 3})
-    assert '*.heic 2' in dataset.notes[0] and 'and 8 more kinds' in dataset.notes[0]
+    assert '*.heic 2' in dataset.notes[0] and 'and 13 more kinds' in dataset.notes[0]
 
 
 def test_training_and_the_look_say_what_is_passed_over(tmp_path, capsys):

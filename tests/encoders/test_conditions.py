@@ -55,6 +55,9 @@ def test_captions_in_another_order_than_the_numbers_of_the_pictures_are_told(dat
             warnings.simplefilter('error')
             for use in uses:
                 use()
+    lines.write_bytes('\ufeffa\r\nb\r\nc\r\na\r\nb\r\nc\r\n'.encode())     # as Windows writes text
+    told = CONDITIONS['text'](location=str(lines)).make(1, data).prepare(batch((0, 3, 1)), 0)['cross_cond']
+    assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
     lines.write_bytes(b'\xff\n' * 6)
     with pytest.raises(ValueError, match=r'captions\.txt is not text in UTF-8 \(byte 0\)'):
         uses[0]()

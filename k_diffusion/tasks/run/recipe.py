@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...config import load_config, sections_of, shipped_config
+from ...config.overrides import change_config
 from ...core.devices import choose_device
 from ...core.files import write_json
 from ...core.machine import multiply_rate
@@ -50,11 +51,14 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
                          'is missing')
     device = choose_device(settings.device)
     largest, minutes, batch_size = CPU if device.type == 'cpu' else GPU
-    looked, size = _look_at(settings, largest)
+    section = {'type': 'imagefolder', 'location': str(settings.data)}
+    grey_range = _grey_range(section, settings)
+    looked, size = _look_at(settings, largest, grey_range)
     classes = _classes_of(looked, settings.classes)
     config = _recipe(looked, size, device)
-    config['dataset'] = {'type': 'imagefolder', 'location': str(settings.data),
-                         'num_classes': classes, **({'labels': 'folders'} if classes else {})}
+    config['dataset'] = {**section, 'num_classes': classes,
+                         **({'labels': 'folders'} if classes else {}),
+                         **({'grey_range': list(grey_range)} if grey_range else {})}
     if settings.network is not None:
         config['optimizer'] = {'type': 'adamw', 'lr': 1e-3}     # (which needs no more of a network)
     minutes = settings.minutes or minutes
@@ -77,14 +81,25 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
         f'minutes=... pick otherwise); the config is {path}']
 
 
-def _look_at(settings: TrainSettings, largest: int) -> tuple[Inspection, int]:
+def _grey_range(section: dict[str, Any], settings: TrainSettings) -> tuple[float, float] | None:
+    """Return dataset.grey_range where it is among the changes of the config, which are put in later."""
+    changed = change_config({'dataset': section}, settings.changes)['dataset']
+    model = json.loads(shipped_config('config_demo').read_text())['model']
+    return getattr(sections_of({'model': model, 'dataset': changed}).dataset, 'grey_range', None)
+
+
+def _look_at(settings: TrainSettings, largest: int,
+             grey_range: tuple[float, float] | None) -> tuple[Inspection, int]:
     """Decode the pictures, at the size that is picked."""
+    def look(side: int) -> Inspection:
+        return inspect_pictures(settings.data or '', (side, side), sheet=0, grey_range=grey_range)
+
     size = settings.size or min(32, largest)
-    looked = inspect_pictures(settings.data or '', (size, size), sheet=0)
+    looked = look(size)
     if settings.size is None:
         best = _picked_size(looked.sizes, largest)
         if best != size:
-            size, looked = best, inspect_pictures(settings.data or '', (best, best), sheet=0)
+            size, looked = best, look(best)
     if looked.sigma_data == 0:
         raise ValueError(f'data must be pictures that differ; those of {settings.data} have one value')
     return looked, size
