@@ -5,6 +5,7 @@ So that neither the batch size nor the number of workers or processes nor a paus
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +14,17 @@ from torch import Tensor
 
 
 def derive_seed(seed: int, *keys: float | str) -> int:
-    """A 63-bit seed for the stream named by the keys: equal names give equal seeds, different ones unrelated seeds."""
-    digest = hashlib.blake2b(repr((seed, *keys)).encode(), digest_size=8).digest()
+    """A 63-bit seed for the stream named by the keys: equal names give equal seeds, different ones unrelated seeds.
+
+    (A seed that is an integer of numpy or torch names the same stream as Python's.)
+    """
+    digest = hashlib.blake2b(repr((operator.index(seed), *keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
 
 
 def generator(seed: int, *keys: int | str, device: Any = 'cpu') -> torch.Generator:
     """A fresh generator for the stream named by the keys."""
-    return torch.Generator(device).manual_seed(derive_seed(seed, *keys) if keys else seed)
+    return torch.Generator(device).manual_seed(derive_seed(seed, *keys) if keys else operator.index(seed))
 
 
 def randn_items(shape: Sequence[int], seeds: Sequence[int], device: Any = 'cpu', dtype: torch.dtype | None = None,

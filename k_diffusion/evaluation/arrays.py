@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ..core.images import from_bytes
 
+#: No picture in [-1, 1], however far its values stray, is all above 0 and somewhere above this.
+_NO_LEVEL = 16.
+
 
 def as_tensor(value: Any, name: str, of_numbers: torch.dtype = torch.float64) -> Tensor:
     """Return a tensor as it is, and convert a numpy array or a (nested) list to one.
@@ -23,6 +26,9 @@ def as_tensor(value: Any, name: str, of_numbers: torch.dtype = torch.float64) ->
         ValueError: A list whose parts have different shapes.
     """
     if isinstance(value, Tensor):
+        if value.is_meta or value.layout is not torch.strided:
+            which = 'without values (meta)' if value.is_meta else f'of the layout {value.layout}'
+            raise TypeError(f'{name} must be a dense tensor; got one {which}')
         return value
     if (not isinstance(value, (list, tuple)) and not hasattr(value, '__array__')) \
             or isinstance(value, (str, bytes, Mapping)):
@@ -87,20 +93,32 @@ def as_pictures(value: Any, name: str) -> Tensor:
 
     Raises:
         TypeError: They are neither uint8 nor in floating point.
-        ValueError: They have another shape.
+        ValueError: They have another shape or scale.
     """
-    x = as_tensor(value, name)
+    x = as_tensor(value, name, torch.float32)
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(f'{name} must be pictures of uint8 (0 to 255) or of floating-point numbers in '
                         f'[-1, 1]; got {_dtype(x)}')
     if x.ndim != 4 or min(x.shape[1:]) < 1:
         raise ValueError(f'{name} must be pictures [B, C, H, W]; got the shape {list(x.shape)}')
-    return from_bytes(x) if x.dtype == torch.uint8 else x
+    if x.shape[1] > 4 and x.shape[3] in (1, 3, 4):
+        raise ValueError(f'{name} must be pictures [B, C, H, W]; got the shape {list(x.shape)}, whose '
+                         'channels seem to be last: permute(0, 3, 1, 2) puts them there')
+    if x.dtype == torch.uint8:
+        return from_bytes(x)
+    if x.numel() and x.min() >= 0 and x.max() > _NO_LEVEL:
+        raise ValueError(f'{name} must be pictures in [-1, 1] where they are of floating-point '
+                         f'numbers; got values to {x.max().item():g}: x / 127.5 - 1 brings 0 to 255 there')
+    return x
 
 
 def as_bytes(value: Any, name: str, shape: str = '[N, C, H, W]') -> Tensor:
     """Return pictures of levels 0 to 255 as uint8, of as many axes as `shape` names (... for any)."""
-    x = as_tensor(value, name, torch.uint8)
+    x = as_tensor(value, name)
+    if x.is_floating_point() and isinstance(value, (list, tuple)):
+        if not ((x >= 0) & (x <= 255) & (x == x.round())).all():
+            raise ValueError(f'{name} must hold whole numbers from 0 to 255; got others among them')
+        x = x.to(torch.uint8)
     if x.dtype != torch.uint8:
         raise TypeError(f'{name} must be pictures of uint8, levels of 0 to 255; got {_dtype(x)}')
     if x.ndim < 1 or ('...' not in shape and x.ndim != shape.count(',') + 1):

@@ -75,6 +75,10 @@ def image_bits(
     whole_number(points, 'points')
     whole_number(batch_size, 'batch_size')
     cond = {key: as_tensor(value, f'cond[{key!r}]') for key, value in (cond or {}).items()}
+    for key, value in cond.items():
+        if value.ndim < 1 or len(value) != len(images):
+            raise ValueError(f'cond[{key!r}] must have an entry for each of the {len(images)} pictures; '
+                             f'got the shape {list(value.shape)}')
     results = []
     for start in range(0, len(images), batch_size):
         chosen = slice(start, start + batch_size)

@@ -55,7 +55,7 @@ class Classifier(nn.Module):
                 f'x must be pictures of {self.channels} channels, as the classifier learnt from; '
                 f'got {x.shape[1]}'
             )
-        return self.body(self._framed(x)) / self.scale
+        return self.body(self._framed(x.to(self.scale.dtype))) / self.scale
 
     def logits(self, x: Any) -> Tensor:
         """Of the classes: [B, K]."""

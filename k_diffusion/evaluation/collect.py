@@ -78,7 +78,7 @@ def extract(extractor: Extractor, pictures: Iterable[Any], device: Any = 'cpu') 
     Those in [-1, 1] are rounded to 8 bits first, as a file would, so that samples and pictures of a
     data set are treated alike.
     """
-    if isinstance(pictures, Tensor) or hasattr(pictures, '__array__'):
+    if hasattr(pictures, '__array__') or _is_one_batch(pictures):
         pictures = as_pictures(pictures, 'pictures').split(64)
     rows = []
     for batch in pictures:
@@ -87,6 +87,12 @@ def extract(extractor: Extractor, pictures: Iterable[Any], device: Any = 'cpu') 
     if not sum(map(len, rows)):
         raise ValueError('pictures must hold at least one picture; got none')
     return torch.cat(rows)
+
+
+def _is_one_batch(pictures: Any) -> bool:
+    """Tell a list of pictures, [C, H, W] each, from one of batches of them."""
+    return (isinstance(pictures, (list, tuple)) and len(pictures) > 0
+            and as_tensor(pictures[0], 'pictures').ndim == 3)
 
 
 def reference_features(dataset: Any, indices: Sequence[int], extractor: Extractor, folder: str | os.PathLike[str] | None = None,

@@ -127,7 +127,7 @@ class ScriptFeatureExtractor:
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         x = as_pictures(x, 'x')
-        return self.model(x).flatten(1)
+        return self.model(x.float()).flatten(1)
 
 
 def _load_script(path: Path, device: Any, allow_code: bool) -> tuple[Any, str]:
@@ -167,6 +167,8 @@ def _resized(x: Tensor, size: int) -> Tensor:
 
 
 def _three_channels(x: Tensor) -> Tensor:
+    if x.shape[1] not in (1, 3, 4):
+        raise ValueError(f'x must be pictures of 1, 3 or 4 channels; got {x.shape[1]}')
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3]
 
 

@@ -44,6 +44,8 @@ def interval(
 ) -> tuple[float, float]:
     """Return the interval of a value whose standard error has so many degrees of freedom, by
     Student's t."""
+    if not freedom > 0 or not 0 < level < 1:
+        raise ValueError(f'freedom must be above 0 and level above 0 and below 1; got {freedom} and {level}')
     half = student_quantile((1 + level) / 2, freedom) * stderr
     return value - half, value + half
 

@@ -157,3 +157,55 @@ def test_wrong_features_are_refused_in_words(name, mistake):
 def test_other_mistakes_are_refused_in_words(call):
     with pytest.raises((ValueError, TypeError), match=r'must (be|have|hold) .*(;|:) got '):
         call()
+
+
+@pytest.mark.parametrize('kind', [torch.float16, torch.bfloat16, torch.float64])
+def test_pictures_of_any_precision_are_taken_by_extractors(kind):
+    network = E.train_classifier(PICTURES, np.arange(40) % 2, 2, steps=1)
+    pictures = (torch.from_numpy(PICTURES) / 127.5 - 1).to(kind)
+    expected = network(pictures.float())
+    torch.testing.assert_close(network(pictures), expected)
+    torch.testing.assert_close(network(pictures.tolist()), expected)
+
+
+@pytest.mark.parametrize('pictures', [list(PICTURES), [torch.from_numpy(p) for p in PICTURES],
+                                      (PICTURES / 127.5 - 1).tolist()])
+def test_a_list_of_pictures_is_a_batch(pictures):
+    assert torch.equal(E.extract(patches, pictures), E.extract(patches, PICTURES))
+
+
+@pytest.mark.parametrize('call', [
+    lambda x: E.extract(patches, x), lambda x: E.neighbour_picture(x, x, E.nearest_neighbours(X, Y)),
+    lambda x: E.train_classifier(PICTURES, np.arange(40) % 2, 2, steps=1)(x),
+    lambda x: E.nearest_neighbours(x, x), lambda x: E.compute_features(Lone(), lambda n: x, patches, 3, 3)])
+@pytest.mark.parametrize('pictures, told', [
+    (PICTURES.transpose(0, 2, 3, 1), r'channels seem to be last: permute\(0, 3, 1, 2\)'),
+    (PICTURES.astype(np.float32), r'in \[-1, 1\].* got values to 255: x / 127.5 - 1'),
+])
+def test_pictures_of_another_order_or_scale_are_refused(call, pictures, told):
+    with pytest.raises(ValueError, match=told):
+        call(pictures)
+
+
+@pytest.mark.parametrize('values', [[[-1, 2]], [[256, 2]], [[1.5, 2]], [[math.nan, 2]]])
+def test_lists_of_what_is_no_level_are_refused(values):
+    with pytest.raises(ValueError, match='must hold whole numbers from 0 to 255'):
+        E.dequantised(values, [0])
+
+
+@pytest.mark.parametrize('seeds', [np.arange(3), torch.arange(3), [np.int64(i) for i in range(3)]])
+def test_seeds_of_numpy_and_torch_are_those_of_python(seeds):
+    expected = E.dequantised(PICTURES[:3], [0, 1, 2])
+    assert torch.equal(E.dequantised(PICTURES[:3], seeds), expected)
+    assert E.kid_subsets(X, Y, 3, 20, seed=seeds[1]) == E.kid_subsets(X, Y, 3, 20, seed=1)
+
+
+@pytest.mark.parametrize('call', [
+    lambda: E.interval(1., 0.1, 0), lambda: E.interval(1., 0.1, 3, level=1.),
+    lambda: E.fid(torch.from_numpy(X).to('meta'), Y), lambda: E.fid(X, torch.from_numpy(Y).to_sparse()),
+    lambda: E.image_bits(lambda x, s, y: x, PICTURES[:3], 0.1, 1., [0, 1, 2], {'y': np.zeros(2)}),
+    lambda: E.image_bits(lambda x, s, y: x, PICTURES[:3], 0.1, 1., [0, 1, 2], {'y': np.zeros(())}),
+])
+def test_more_mistakes_are_refused_in_words(call):
+    with pytest.raises((ValueError, TypeError), match=r'must (be|have|hold) .*; got '):
+        call()
