@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import read_autoencoder_config
-from ..config.changes import changes_of, check_changes
+from ..config.changes import changes_loss, changes_of, check_changes
 from ..core.devices import choose_device
 from ..core.extras import require
 from ..core.files import write_json
@@ -26,7 +26,7 @@ from ..core.weights import save_safetensors
 from ..data import Loader, open_dataset
 from ..training import CheckpointHook, Hook, LogHook, RunFolder, Trainer
 from .run.display import Display
-from .run.resuming import changed_data, facts_of, tell_changes
+from .run.resuming import begin_losses, changed_data, facts_of, tell_changes
 from .run.settings import status_after
 
 
@@ -129,7 +129,9 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
             check_changes(changes, found[0], settings.reset_optimizer)
             notes = [*map(str, changes), *changed_data(found[1].get('data'), extra['data'], found[0])]
             trainer.load_state_dict(found[1], found[0], reset_optimizer=settings.reset_optimizer)
-            tell_changes(notes, settings.reset_optimizer, display.say)
+            if changes_loss(changes):
+                begin_losses(trainer)
+            tell_changes(notes, settings.reset_optimizer, display.say, other_loss=changes_loss(changes))
         status = trainer.run()
     if status == 'interrupted':
         warnings.warn(f'{name} interrupted at step {trainer.step:,}: {trainer.last_checkpoint}; '

@@ -12,6 +12,7 @@ from ..core.names import escape_name
 from ..core.settings import check_settings, setting, takes_settings
 from ..training import RunFolder, find_runs, read_training_checkpoint
 from ..training.checkpoints.folder import step_of
+from ..training.checkpoints.retention import comparable
 
 
 @dataclass(frozen=True)
@@ -141,12 +142,11 @@ def _set_pins(run: RunFolder, pin: set[int], unpin: set[int]) -> None:
 
 def _list_run(run: RunFolder, verify: bool) -> list[CheckpointEntry]:
     records, pinned = run.manifest.read(), run.known_pins() or set()
-    losses = {
-        record.step: record.metrics['loss']
-        for record in records.values()
-        if 'loss' in record.metrics
+    metrics = {
+        record.step: record.metrics for record in records.values() if 'loss' in record.metrics
     }
-    best = min(losses, key=lambda step: losses[step], default=None)
+    losses = {step: values['loss'] for step, values in metrics.items()}
+    best = min(comparable(metrics), key=lambda step: losses[step], default=None)
     entries = []
     for path in run.checkpoints():
         record, step = records.get(path.name), step_of(path)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..config import Experiment
-from ..config.changes import Change
+from ..config.changes import Change, changes_loss
 from ..config.latents import pictures_of
 from ..config.load import Sections
 from ..core.devices import choose_device
@@ -33,6 +33,7 @@ from .run.plan import plan
 from .run.python import keep_sigma_data, open_experiment
 from .run.resuming import (
     accepted_changes,
+    begin_losses,
     changed_data,
     facts_of,
     overrides_of,
@@ -183,7 +184,10 @@ def _go_on(settings: TrainSettings, trainer: Trainer, state: dict[str, Any], pat
         raise ValueError(f'{path} holds something that training does not write ({type(error).__name__}: '
                          f'{error}); use an older one from the same folder') from error
     display.say(f'goes on from {path}, step {trainer.step:,}')
-    tell_changes(notes, settings.reset_optimizer, display.say)
+    if changes_loss(changes):
+        begin_losses(trainer)
+    tell_changes(notes, settings.reset_optimizer, display.say, settings.reset_ema,
+                 changes_loss(changes))
 
 
 def _show_plan(settings: TrainSettings, trainer: Trainer, folder: RunFolder, path: Path | None,

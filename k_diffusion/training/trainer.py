@@ -101,7 +101,7 @@ class Trainer:
         self.last_loss = math.nan               # of the last step that read_losses has seen
         self.lr = self.optimizer.param_groups[0]['lr']
         self.ema_decay = 0.
-        self.ema_stats: dict[str, float] = {}   # the loss, averaged like the weights
+        self.ema_stats: dict[str, float] = {}   # the loss, averaged like the weights (and LOSS_SINCE)
         self.demo_gen = generator(self.seed, 'demo')
         self.loss_by_noise = LossByNoise(device=self.accelerator.device)
         self.bad_steps: list[int] = []          # those lately whose loss was no number

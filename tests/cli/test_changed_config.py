@@ -34,6 +34,21 @@ def test_another_learning_rate_takes_effect_and_is_told(tiny, stopped, capsys, b
     assert last_rate(stopped) == pytest.approx(0.001)
 
 
+def test_losses_of_another_meaning_are_not_compared(tiny, stopped, capsys):
+    """The weights of `karras` are at least four times those of `soft-min-snr`; here the loss is multiplied by a million."""
+    record = stopped / 'tiny_manifest.json'
+    assert go_on(tiny(('model', 'loss_weighting', 'soft-min-snr')), stopped) == 0
+    err = capsys.readouterr().err
+    assert 'model.loss_weighting karras -> soft-min-snr' in err
+    assert '; losses before and after cannot be compared, and their averages begin anew' in err
+    state = load_checkpoint(stopped / 'tiny_00000005.pth')
+    lines = [json.loads(line) for line in (stopped / 'tiny_log.jsonl').read_text().splitlines()]
+    assert state['ema_stats']['loss_since'] == 3. and record.is_file()
+    assert state['ema_stats']['loss'] < 0.5 * lines[0]['smoothed_loss']     # (nothing of the old loss is in it)
+    assert go_on(tiny(('model', 'loss_weighting', 'soft-min-snr')), stopped, '--end-step', '6') == 0
+    assert 'compared' not in capsys.readouterr().err
+    assert load_checkpoint(stopped / 'tiny_00000006.pth')['ema_stats']['loss_since'] == 3.
+
 
 @pytest.mark.parametrize(('change', 'told'), [
     (('training', 'batch_size', 4), 'training.batch_size 8 -> 4'),

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 
+from k_diffusion.tasks.run.resuming import begin_losses
 from k_diffusion.training import CheckpointHook, Diverged, LogHook, Retention, RunFolder
 from k_diffusion.training.checkpoints.sanity import sane_steps
 
@@ -91,6 +92,34 @@ def test_a_run_that_never_was_sane_begins_anew(toy, tmp_path):
 )
 def test_sane_losses_by_hand(losses, expected):
     assert sane_steps([], dict(enumerate(losses))) == expected
+
+
+def test_losses_are_compared_with_those_of_their_meaning_alone():
+    """From after step 3 on the loss is 100 times what it was; at step 6 it explodes."""
+    losses = {1: 1.0, 2: 0.9, 3: 0.8, 4: 80.0, 5: 75.0, 6: 9e9}
+    assert sane_steps([], losses) == [1, 2, 3]
+    assert sane_steps([], losses, [0.0, 3.0]) == [1, 2, 3, 4, 5]
+    assert sane_steps([(4, 80.0), (5, 1e12)], {3: 0.8, 6: 9e9, 7: 60.0}, [3.0]) == [3, 7]
+    old, new = {1: {'loss': 0.1}, 2: {'loss': 0.2}}, {3: {'loss': 9.0, 'loss_since': 2.0}}
+    kept = Retention(1, 1).reasons([1, 2, 3], {**old, **new})
+    assert kept == {3: ['last', 'best'], 2: [], 1: []}
+
+
+@pytest.mark.parametrize(('told', 'step'), [(True, 20), (False, 10)])
+def test_a_run_goes_back_to_a_checkpoint_of_its_new_loss(toy, tmp_path, told, step):
+    """The first ten steps take a thousandth of the loss; the weights are not finite after step 21."""
+    folder = RunFolder(tmp_path, 'toy')
+    first = diverging(toy, folder, {})
+    plain, first.end_step = first.loss, 10
+    first.loss = lambda batch: plain(batch) / 1000
+    first.run()
+    path, state = folder.newest()
+    trainer = diverging(toy, folder, {21: 1e30})
+    trainer.load_state_dict(state, path)
+    if told:
+        begin_losses(trainer)
+    with pytest.raises(Diverged, match=rf'the last good checkpoint is .*toy_000000{step}\.pth'):
+        trainer.run()
 
 
 def test_losses_of_the_log_count_but_are_not_named():

@@ -15,7 +15,9 @@ from ...core.images import raw_bytes
 from ...core.weights import fingerprint
 from ...data import Dataset, Images, StreamData, TensorData, UnreadablePicture
 from ...encoders import LatentEncoder
-from ...training import RunFolder, read_training_checkpoint
+from ...training import RunFolder, Trainer, read_training_checkpoint
+from ...training.checkpoints.retention import LOSS_SINCE
+from ...training.noise_levels import LossByNoise
 from .settings import TrainSettings
 
 #: Of larger data sets the digest is that of so many pictures, evenly spaced.
@@ -117,11 +119,20 @@ def changed_data(old: Mapping[str, Any] | None, new: Mapping[str, Any], path: Pa
     return [f'the data set {counts if old["images"] != new["images"] else "(other pictures or classes, as many as before)"}']
 
 
-def tell_changes(notes: Sequence[str], reset_optimizer: bool, say: Callable[[str], None]) -> None:
+def begin_losses(trainer: Trainer) -> None:
+    """Begin the averages of the loss anew: from this step on it means something else, and is compared with none before."""
+    trainer.ema_stats = {LOSS_SINCE: float(trainer.step)}
+    trainer.loss_by_noise = LossByNoise(device=trainer.accelerator.device)
+
+
+def tell_changes(notes: Sequence[str], reset_optimizer: bool, say: Callable[[str], None], reset_ema: bool = False,
+                 other_loss: bool = False) -> None:
     """Say in one note what is another than when the checkpoint was saved."""
-    notes = [*notes, *(["the optimizer's moments start anew"] if reset_optimizer else [])]
+    notes = [*notes, *(["the optimizer's moments start anew"] if reset_optimizer else []),
+             *(['the average of the weights starts anew'] if reset_ema else [])]
     if notes:
-        say(f'note: what differs from before takes effect: {", ".join(notes)}')
+        say(f'note: what differs from before takes effect: {", ".join(notes)}'
+            + ('; losses before and after cannot be compared, and their averages begin anew' if other_loss else ''))
 
 
 def _spaced(n: int) -> list[int]:

@@ -33,7 +33,7 @@ from ..log_files import read_log
 from ..sharding import local
 from .manifest import Manifest, Record
 from .reading import read_training_checkpoint
-from .retention import Retention
+from .retention import LOSS_SINCE, Retention
 from .sanity import sane_steps
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -254,7 +254,8 @@ class RunFolder:
         lines = read_log(self.path / f'{self.name}_log.jsonl')
         log = [(line['step'], line['loss']) for line in lines
                if isinstance(line.get('loss'), float)]
-        sane = sane_steps(log, saved)
+        begins = {record.metrics.get(LOSS_SINCE, 0.) for record in records.values()}
+        sane = sane_steps(log, saved, begins)
         there = (path for path in losses if step_of(path) in sane and self.is_whole(path))
         return next(there, None)
 
