@@ -49,7 +49,7 @@ class CalibrateSettings:
     noises: int = setting(16, 'how many noises it is fitted to; as many again are held out to choose by')
     sigma_min: float | None = setting(None, "where the converged runs take their last step, to 0 (default: the config's)")
     sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
-    classes: Sequence[int | str] | None = setting(None, 'classes in turn, by number or name (default: each class in turn)',
+    classes: Sequence[int | str] | None = setting(None, 'classes in turn, as sampling takes them (default: each class in turn)',
                                                   metavar='3,cat', parse=read_classes)
     guidance: float | None = setting(None, "classifier-free guidance scale (default: the config's, else 1, which is none)")
     guidance_interval: tuple[float, float] | None = setting(

@@ -1,7 +1,9 @@
 """Images from a trained model."""
 from __future__ import annotations
 
+import operator
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +24,8 @@ from .encoding import encoder_of
 from .output import Samples, Target
 from .progress import show_progress
 
-
-def _class_name(word: str) -> int | str:
-    return int(word) if word.lstrip('-').isdecimal() else word
-
-
 #: Read the text of flags.
-read_classes = comma_list(_class_name, 'classes such as 3,cat')
+read_classes = comma_list(str, 'classes such as 3,cat')
 read_interval = comma_list(float, 'two noise levels such as 0.2,2', 2)
 
 
@@ -58,7 +55,7 @@ class SampleSettings:
     sigma_min: float | None = setting(None, "the least noise level before 0 (default: the config's)")
     sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
     seed: int = setting(0, 'image i depends on (seed, i) alone')
-    classes: Sequence[int | str] | None = setting(None, 'classes in turn, by number or name (default: each class in turn)',
+    classes: Sequence[int | str] | None = setting(None, 'classes in turn, by name or else by number (default: each class in turn)',
                                                   metavar='3,cat', parse=read_classes)
     guidance: float | None = setting(None, "classifier-free guidance scale (default: the config's, else 1, which is none)")
     guidance_interval: tuple[float, float] | None = setting(
@@ -137,7 +134,7 @@ def class_labels(classes: Sequence[int | str] | None, dataset: Mapping[str, Any]
     """Return the classes of n images, those asked for in turn; None for a model without classes.
 
     Args:
-        classes: Numbers, or names that the "dataset" section knows. None: each class in turn.
+        classes: Numbers, or texts: names that the "dataset" section knows, else numbers. None: each class in turn.
         dataset: The "dataset" section of a filled config.
         n: How many images.
 
@@ -154,10 +151,15 @@ def class_labels(classes: Sequence[int | str] | None, dataset: Mapping[str, Any]
 
 
 def _class_number(name: int | str, num_classes: int, names: Sequence[str]) -> int:
-    if isinstance(name, int) and 0 <= name < num_classes:
-        return name
-    if name in names:
-        return names.index(str(name))
+    known_names = [unicodedata.normalize('NFC', known) for known in names]      # (names of files on a Mac are decomposed)
+    if isinstance(name, str) and (wanted := unicodedata.normalize('NFC', name)) in known_names:
+        return known_names.index(wanted)
+    try:
+        number = int(name) if isinstance(name, str) else operator.index(name)
+    except (TypeError, ValueError):
+        number = -1
+    if 0 <= number < num_classes:
+        return number
     near = nearest(str(name), names)
     known = f'0 to {num_classes - 1}' + (f', called {", ".join(names[:10])}{", ..." if len(names) > 10 else ""}' if names else '')
     raise ValueError(f'classes must name classes of the model, which are {known}; got {name}'
