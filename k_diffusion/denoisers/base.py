@@ -65,7 +65,11 @@ class PreconditionedDenoiser(nn.Module, ABC):
 def at_least_float32(x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
     """x in float32 or its own wider dtype, and sigma as [B] in the same."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    if sigma.shape not in ((), (1,), (len(x),)):
+        raise ValueError(f'sigma must be one number, or one for each of the {len(x)} items of x [B, ...]; '
+                         f'got the shapes {list(sigma.shape)} and {list(x.shape)} of x')
+    return x, sigma.expand(len(x))
 
 
 def own_dtype(network: Any, default: torch.dtype) -> torch.dtype:

@@ -14,7 +14,13 @@ from ..core.conditions import expand_single
 from ..denoisers.base import PreconditionedDenoiser
 from .diffusers_folders import load_parts
 from .schedulers import make_denoiser
-from .unwrapping import describe, find_class, unwrap_network
+from .unwrapping import (
+    describe,
+    find_class,
+    held_module,
+    parameters_of,
+    unwrap_network,
+)
 
 #: Networks that are known, by class: how much of a flow's time of 0 to 1000 each is given.
 _FAMILIES: Mapping[str, float] = {
@@ -31,6 +37,11 @@ _FAMILIES: Mapping[str, float] = {
 }
 #: Conditions that a UNet2DConditionModel takes in its added_cond_kwargs.
 _ADDED = ('text_embeds', 'time_ids', 'image_embeds')
+#: Those that each kind of it needs, by addition_embed_type.
+_ADDED_BY_TYPE: Mapping[str, tuple[str, ...]] = {
+    'text_time': ('text_embeds', 'time_ids'), 'image': ('image_embeds',)}
+#: Conditions that are one tensor.
+_TENSORS = ('encoder_hidden_states', 'pooled_projections', 'class_labels', *_ADDED[:2])
 #: Conditions without a dimension of items: places of tokens, and what attention is given as it is.
 _UNBATCHED = ('img_ids', 'txt_ids', 'cross_attention_kwargs', 'attention_kwargs',
               'joint_attention_kwargs')
@@ -131,8 +142,12 @@ class DiffusersNetwork(nn.Module):
         super().__init__()
         self.model = model
         network = unwrap_network(model)
+        held = unwrap_network(held_module(network))     # (a wrapper of one's own has the family of its one network)
         self.kind = find_class(network, _FAMILIES) or _refuse_unknown(network)
-        self.config: Mapping[str, Any] = getattr(network, 'config', None) or {}
+        if self.kind not in _FAMILIES and held is not None:
+            self.kind = find_class(held, _FAMILIES) or self.kind
+        configs = (getattr(part, 'config', None) for part in (network, held))
+        self.config: Mapping[str, Any] = next((config for config in configs if isinstance(config, Mapping)), {})
         self.is_flux = self.kind == 'FluxTransformer2DModel'
         self.takes_added = self.kind == 'UNet2DConditionModel'
         self.channels = 2 if self.kind == 'UNetSpatioTemporalConditionModel' else 1
@@ -140,14 +155,13 @@ class DiffusersNetwork(nn.Module):
         self.flow_time_scale = 1000. * _FAMILIES.get(self.kind, 1.)
         if self.kind == 'SanaTransformer2DModel':
             self.flow_time_scale *= float(self.config.get('timestep_scale', 1.))
-        self._read_signature(inspect.signature(type(network).forward))
+        self._read_signature(parameters_of(network))
         if self.is_flux:
             self.needed += ['encoder_hidden_states', 'pooled_projections']
 
-    def _read_signature(self, signature: inspect.Signature) -> None:
+    def _read_signature(self, parameters: Mapping[str, inspect.Parameter]) -> None:
         """Read what the network's forward calls x and t, and which conditions it takes and needs."""
-        parameters = dict(signature.parameters)
-        self.input, second = [name for name in parameters if name != 'self'][:2]
+        self.input, second = list(parameters)[:2]
         self.time = 'timestep' if 'timestep' in parameters else second
         conditions = {name: p for name, p in parameters.items() if name not in (*_OWN, self.input, self.time)}
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -160,25 +174,43 @@ class DiffusersNetwork(nn.Module):
         if unet_cond is not None:
             x = torch.cat([x, expand_single(unet_cond, len(x))], self.channels)
         if class_cond is not None:
-            cond['class_labels'] = class_cond
+            labels = torch.as_tensor(class_cond, device=x.device)
+            cond['class_labels'] = labels.expand(len(x)) if labels.ndim == 0 else labels
+        self._check_channels(x)
+        self._check_conditions(cond, len(x))
         added = {key: cond.pop(key) for key in _ADDED if self.takes_added and key in cond}
         if added:
             cond['added_cond_kwargs'] = {**(cond.get('added_cond_kwargs') or {}), **added}
-        self._check_conditions(cond)
         cond = {name: value if name in _UNBATCHED else expand_single(value, len(x))
                 for name, value in cond.items()}
         if self.is_flux:
             return self._flux(x, t, **cond)
         answer = self.model(**{self.input: x, self.time: t}, return_dict=False, **cond)
-        answer = answer if isinstance(answer, Tensor) else answer[0]
+        if not isinstance(answer, Tensor):
+            answer = next(iter(answer.values() if isinstance(answer, Mapping) else answer))
         return answer.narrow(self.channels, 0, width) if answer.shape[self.channels] > width else answer
 
-    def _check_conditions(self, cond: Mapping[str, Any]) -> None:
-        missing = [name for name in self.needed if name not in cond]
+    def _check_channels(self, x: Tensor) -> None:
+        wanted = None if self.is_flux else self.config.get('in_channels')
+        if isinstance(wanted, int) and x.ndim > self.channels and x.shape[self.channels] != wanted:
+            raise ValueError(f'x must have {wanted} channels for this {self.kind}, those of unet_cond counted; '
+                             f'got {x.shape[self.channels]}')
+
+    def _check_conditions(self, cond: Mapping[str, Any], n: int) -> None:
+        added = _ADDED_BY_TYPE.get(str(self.config.get('addition_embed_type')), ()) if self.takes_added else ()
+        given = {**cond, **(cond.get('added_cond_kwargs') or {})}
+        missing = [name for name in (*self.needed, *added) if name not in given]
         if missing:
             raise TypeError(f'{self.kind} must be given the condition {missing[0]!r}; got '
                             f'{", ".join(map(repr, cond)) or "none"}')
-        unknown = [] if self.known is None else [name for name in cond if name not in self.known]
+        for name in (name for name in _TENSORS if given.get(name) is not None):
+            if not isinstance(given[name], Tensor):
+                raise TypeError(f'{name} must be a tensor with an entry for each item; got {describe(given[name])}')
+            if given[name].ndim < 1 or len(given[name]) not in (1, n):
+                raise ValueError(f'{name} must have 1 entry or one for each of the {n} items; '
+                                 f'got the shape {list(given[name].shape)}')
+        own = () if not self.takes_added else _ADDED
+        unknown = [] if self.known is None else [name for name in cond if name not in (*self.known, *own)]
         if unknown:
             raise TypeError(f'{self.kind} takes no condition {unknown[0]!r}; it takes '
                             f'{", ".join(sorted(self.known or ()))}')
@@ -200,10 +232,11 @@ class DiffusersNetwork(nn.Module):
 def _refuse_unknown(network: Any) -> str:
     """Return the class of a network that is called like one of diffusers, or refuse it by name."""
     name = type(network).__name__
-    parameters = inspect.signature(type(network).forward).parameters
+    parameters = parameters_of(network)
+    named = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     of_diffusers = any(base.__module__.startswith('diffusers.') for base in type(network).__mro__)
     takes = any(p.name == 'return_dict' or p.kind is p.VAR_KEYWORD for p in parameters.values())
-    if of_diffusers or not takes or len(parameters) < 3:
+    if of_diffusers or not takes or len(named) < 2:
         what = 'a network of diffusers that is not known here' if of_diffusers else \
             'not called as forward(sample, timestep, ..., return_dict) as networks of diffusers are'
         raise ValueError(f'{name} is {what}; known are {", ".join(_FAMILIES)} and classes derived from them')

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.conditions import cast_floating
-from ..denoisers.base import PreconditionedDenoiser
+from ..denoisers.base import PreconditionedDenoiser, at_least_float32
 from ..denoisers.scalings import Scalings, karras, v
 from ..schedules import append_zero, get_sigmas_karras
 from .unwrapping import check_network, unwrap_network
@@ -66,20 +66,22 @@ class EDMDenoiser(nn.Module):
         return sigma if theirs is None else torch.as_tensor(theirs(sigma)).to(sigma)
 
     def forward(self, x: Tensor, sigma: Tensor, class_cond: Tensor | int | None = None, **cond: Any) -> Any:
-        sigma = torch.as_tensor(sigma, device=x.device).to(torch.float32).expand(len(x))
+        sigma = at_least_float32(x, sigma)[1].to(torch.float32)
         cond = cast_floating(cond, torch.float32)
         if class_cond is not None:
-            cond['class_labels'] = self._one_hot(torch.as_tensor(class_cond, device=x.device).expand(len(x)))
+            cond['class_labels'] = self._one_hot(torch.as_tensor(class_cond, device=x.device), len(x))
         answer = self.inner_model(x.to(torch.float32), self.round_sigma(sigma), **cond)
         return cast_floating(answer, x.dtype)       # a tuple where return_logvar asks for one
 
-    def _one_hot(self, classes: Tensor) -> Tensor:
+    def _one_hot(self, classes: Tensor, n: int) -> Tensor:
         if not self.label_dim:
             raise ValueError(f'class_cond must be left out: {type(unwrap_network(self.inner_model)).__name__} has no classes')
         if classes.is_floating_point() or (classes.is_cpu and ((classes < 0) | (classes > self.label_dim)).any()):
             raise ValueError(f'class_cond must hold whole numbers from 0 to {self.label_dim}, which stands for no class; '
                              f'got {classes.tolist()}')
-        return F.one_hot(classes.long(), self.label_dim + 1)[:, :-1].to(torch.float32)
+        if classes.shape not in ((), (1,), (n,)):
+            raise ValueError(f'class_cond must be one class, or one for each of the {n} items; got the shape {list(classes.shape)}')
+        return F.one_hot(classes.expand(n).long(), self.label_dim + 1)[:, :-1].to(torch.float32)
 
 
 class KarrasTimeDenoiser(PreconditionedDenoiser):

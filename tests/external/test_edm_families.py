@@ -86,6 +86,26 @@ def test_edm2_is_recognised_with_one_hot_labels():
         denoiser(torch.randn(1, 1, 2, 2), torch.ones(1), class_cond=torch.tensor([4]))
 
 
+def test_a_wrapper_that_hands_its_arguments_on_is_its_network():
+    class Passing(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, *args, **kwargs):
+            return self.network(*args, **kwargs)
+    plain = Precond()
+    x, sigma = torch.randn(2, 3, 4, 4), torch.tensor([1., 3.])
+    denoiser = K.external.wrap(Passing(plain))
+    assert denoiser.taken_for.startswith('a denoiser of EDM2') and denoiser.label_dim == plain.label_dim
+    torch.testing.assert_close(denoiser(x, sigma, class_cond=1), gaussian(x, sigma))
+    assert plain.labels[-1].tolist() == [[0, 1, 0], [0, 1, 0]]
+    with pytest.raises(ValueError, match='class_cond must be one class, or one for each of the 2 items'):
+        denoiser(x, sigma, class_cond=[1, 2, 0])
+    with pytest.raises(ValueError, match='sigma must be one number, or one for each of the 2 items'):
+        denoiser(x, torch.ones(3))
+
+
 def test_what_is_no_network_is_refused_by_name():
     with pytest.raises(TypeError, match='got the class Precond: make an instance'):
         K.external.wrap(Precond)
