@@ -46,6 +46,11 @@ class Inspection:
     sigma_data: float = 0.
     sample: Tensor | None = None                        # uint8 [N, C, H, W], spread evenly over the set
 
+    @property
+    def range(self) -> tuple[int, int]:
+        """The least and the largest value of all, of 0 to 255; (255, 0) without pictures."""
+        return min((low for low, _ in self.ranges), default=255), max((high for _, high in self.ranges), default=0)
+
 
 def inspect_pictures(place: str | os.PathLike[str], size: tuple[int, int] = (64, 64), channels: int | None = None, sheet: int = 64,
                      progress: Callable[[int, int], None] | None = None, grey_range: tuple[float, float] | None = None) -> Inspection:

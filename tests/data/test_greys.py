@@ -163,3 +163,9 @@ def test_grey_range_set_on_the_command_line_counts_when_a_config_is_picked(tmp_p
     assert values.min() == 0 and values.max() == 255
     with pytest.raises(ValueError, match=r"dataset.grey_range is \[0, 'x'\]"):
         K.train(data=folder, name='s', run_dir=tmp_path / 's', dry_run=True, changes=['dataset.grey_range=[0, "x"]'])
+
+
+def test_the_range_of_a_set_is_that_of_all_its_pictures(tmp_path, capsys):
+    folder = write_set(tmp_path / 'set', 2, 2)
+    assert main(['dataset', str(folder), '--size', '16', '--json']) == 0
+    assert json.loads(capsys.readouterr().out)['range'] == [0, 255] == list(inspect_pictures(folder, (16, 16)).range)

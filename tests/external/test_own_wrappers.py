@@ -70,8 +70,7 @@ def derived(unet):
 
 
 WRAPPERS = [Passing, Named, Short, Answering, Dict, derived, lambda unet: Passing(Passing(unet)),
-            lambda unet: nn.DataParallel(Passing(unet)), lambda unet: torch.compile(Passing(unet), backend='eager'),
-            lambda unet: Named(unet, SimpleNamespace(sample_size=8))]
+            lambda unet: nn.DataParallel(Passing(unet)), lambda unet: Named(unet, SimpleNamespace(sample_size=8))]
 
 
 @torch.no_grad()
