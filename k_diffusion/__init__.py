@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = '0.3.0'
 
 ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'encoders', 'evaluation', 'external', 'generation', 'gns',
-         'guidance', 'integrations', 'layers', 'models', 'sampling', 'schedules', 'tasks', 'training', 'utils')
+         'guidance', 'integrations', 'layers', 'models', 'probing', 'recipes', 'sampling', 'schedules', 'tasks', 'training', 'utils')
 #: name -> where it lives: a module, and after a colon the name there where it is another
 _NAMES = {
-    'Denoiser': 'denoisers', 'load_model': 'config', 'sample': 'generation',
+    'Denoiser': 'denoisers', 'load_model': 'config', 'probe': 'probing', 'sample': 'generation',
     'share': 'core.conditions',
     'calibrate': 'tasks.calibrate', 'checkpoints': 'tasks.checkpoints',
     'clip': 'tasks.clip', 'convert': 'tasks.convert', 'demo': 'tasks.demo', 'ema': 'tasks.ema',
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .core.conditions import share as share
     from .denoisers import Denoiser as Denoiser
     from .generation import sample as sample
+    from .probing import probe as probe
     from .tasks.autoencoder import train_autoencoder as train_autoencoder
     from .tasks.calibrate import calibrate as calibrate
     from .tasks.checkpoints import checkpoints as checkpoints

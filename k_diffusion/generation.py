@@ -5,8 +5,8 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from .core.random import derive_seed, randn_items
 from .core.registry import unknown
 from .core.wrapping import select_items
 from .guidance import classifier_free
+from .recipes import Probe, Traits, recommended
 from .sampling import SAMPLERS, Request, Sampler, find_sampler, make_noise_sampler, requests
 from .sampling.loop import levels
 from .sampling.registry import plain_name
@@ -88,7 +89,8 @@ def choose_plan(denoiser: DenoiseFn, sampling: SamplingConfig, guided: bool = Fa
         sigma_min: The least noise level before 0, in place of the denoiser's or the recipe's.
         sigma_max: The first noise level, in place of the denoiser's.
     """
-    return plan(denoiser, sampling.steps, sampling.sampler, sampling.schedule, sigma_min, sigma_max, {}, guided)
+    traits = Traits.of(denoiser, sigma_min, sigma_max, sampling.guidance if guided else 1., sampling.guidance_interval)
+    return plan(denoiser, sampling.steps, sampling.sampler, sampling.schedule, sigma_min, sigma_max, {}, traits)[:3]
 
 
 def apply_guidance(denoiser: DenoiseFn, null: Mapping[str, Any], sampling: SamplingConfig) -> DenoiseFn:
@@ -102,56 +104,21 @@ def apply_guidance(denoiser: DenoiseFn, null: Mapping[str, Any], sampling: Sampl
     return classifier_free(denoiser, null, sampling.guidance, sampling.guidance_interval or (0., math.inf))
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A sampler, the schedule it walks, the least level before 0, the sampler's options and the schedule's."""
-
-    sampler: str
-    schedule: str
-    sigma_min: float
-    options: Mapping[str, Any]
-    spacing: Mapping[str, Any] = field(default_factory=dict)
-
-
-def recommended(steps: int, guided: bool = False) -> Recipe:
-    """The training-free recipe that came closest to the end of the probability flow in so many model calls (docs/samplers.md).
-
-    guided: for a model under guidance, whose flow bends more: lower orders are then the better ones where calls are few.
-    """
-    return next(recipe for most, recipe in (GUIDED_RECIPES if guided else RECIPES) if steps <= most)
-
-
-#: (up to so many model calls, what to use), as measured by benchmarks/quality.py.
-RECIPES: list[tuple[float, Recipe]] = [
-    (6, Recipe('ipndm_v', 'exponential', 0.06, {'afs': True})),
-    (8, Recipe('ipndm_v', 'exponential', 0.02, {'afs': True})),
-    (12, Recipe('ipndm', 'exponential', 0.02, {'order': 3, 'afs': True})),
-    (24, Recipe('ipndm_v', 'exponential', 0.01, {})),
-    (math.inf, Recipe('ipndm_v', 'exponential', 0.005, {})),
-]
-
-#: The same for a model under classifier-free guidance (benchmarks/quality.py --guidance).
-GUIDED_RECIPES: list[tuple[float, Recipe]] = [
-    (6, Recipe('ipndm', 'exponential', 0.04, {'order': 2, 'afs': True})),
-    (12, Recipe('ipndm', 'exponential', 0.02, {'order': 2, 'afs': True})),
-    (math.inf, Recipe('ipndm_v', 'karras', 0.002, {}, {'rho': 12.})),
-]
-
-
 def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int | None = None, sampler: Any = None,
            schedule: str | Tensor | Sequence[float] | None = None, seeds: int | Sequence[int] | None = None,
            sigma_min: float | None = None, sigma_max: float | None = None, cond: Mapping[str, Any] | None = None,
            guidance: float = 1., null: Mapping[str, Any] | None = None, guidance_interval: tuple[float, float] | None = None,
            callback: Callable[[int, dict[str, Any]], None] | None = None, batch_size: int = 64, device: Any = None,
-           options: Mapping[str, Any] | None = None) -> Tensor:
+           options: Mapping[str, Any] | None = None, explain: bool = False) -> Tensor:
     """Draws samples [B, ...] from a denoiser in one call, float32, on its device.
 
     digits = K.sample(denoiser, [10, 1, 16, 16], seeds=0, cond={'class_cond': torch.arange(10)})
 
     Arguments:
         shape_or_x: the shape of the batch; or where to start from, x [B, ...] at the first level, noise included.
-        steps: how many (default: 20); with neither sampler nor schedule given, the number of model calls, spent in the best way
-            we measured.
+        steps: how many (default: 20); with neither sampler nor schedule given, the number of model calls. They are spent by the
+            recipe that `K.probe` found best on this denoiser (its attribute `probe`), where it was asked for, else by the one
+            recommended for its noise levels and guidance.
         sampler: a name, a function sample_<name>, calibration.sampler() or another of their kind; dpmpp_2m where only a schedule
             is given.
         schedule: a name of K.schedules.SCHEDULES (karras where only a sampler is given), of DISCRETE_SCHEDULES where the
@@ -166,6 +133,7 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
         guidance, null, guidance_interval: as K.guidance.classifier_free takes them.
         callback: (how many samples are finished, the sampler's own dict), at each step.
         options: the sampler's own named options.
+        explain: print which sampler and noise levels were taken, and why.
     """
     refuse_unwrapped(denoiser)
     x = shape_or_x if isinstance(shape_or_x, Tensor) else None
@@ -174,8 +142,10 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
         raise TypeError(f"cond must be a dict of conditions by name, {{'class_cond': labels}} for example; got {show_value(cond)}")
     sampler, named = split_title(sampler)
     schedule = named if schedule is None else schedule
-    guided = guidance != 1 or hasattr(denoiser, 'pair')     # guided here, or a guided denoiser already
-    sigmas, sampler, options = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {}, guided)
+    traits = Traits.of(denoiser, sigma_min, sigma_max, guidance, guidance_interval)
+    sigmas, sampler, options, why = plan(denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {}, traits)
+    if explain:
+        print(explain_plan(sigmas, sampler, options, why))
     if guidance != 1 or null is not None:
         if null is None:
             raise ValueError(f'guidance={guidance} needs null, what stands for no condition; '
@@ -183,7 +153,7 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
         denoiser = classifier_free(denoiser, null, guidance, guidance_interval or (0., math.inf))
     elif guidance_interval is not None:
         raise ValueError(f'guidance_interval is {guidance_interval} and there is no guidance; give a guidance and null, or leave it out')
-    device = choose_device(device) if device is not None else x.device if x is not None else _device_of(denoiser)
+    device = choose_device(device) if device is not None else x.device if x is not None else device_of(denoiser)
     conditions = {key: as_condition(value, shape[0]) for key, value in (cond or {}).items()}
     return generate(denoiser, shape[1:], sigmas, sampler, make_seeds(seeds, shape[0]), conditions, None, callback, batch_size,
                     device, options, x).to(device)
@@ -257,55 +227,79 @@ def _takes_two(model: Any) -> bool:
     return True
 
 
+class Plan(NamedTuple):
+    """The noise levels, the sampler and its options that a model is sampled with, and why."""
+
+    sigmas: Tensor
+    sampler: Any
+    options: Mapping[str, Any]
+    why: str
+
+
+def explain_plan(sigmas: Tensor, sampler: Any, options: Mapping[str, Any], why: str) -> str:
+    """Return a plan in words: the sampler, its options, the levels and the reason."""
+    name = find_sampler(sampler).name
+    given = ', '.join(f'{key}={value}' for key, value in options.items())
+    shown = ' '.join(f'{level:.4g}' for level in sigmas.tolist())
+    return f'sampler: {name}{f" ({given})" if given else ""}\nlevels: {shown}\nwhy: {why}'
+
+
 def plan(denoiser: DenoiseFn, steps: int | None, sampler: Any, schedule: Any, sigma_min: float | None, sigma_max: float | None,
-         options: Mapping[str, Any], guided: bool = False) -> tuple[Tensor, Any, Mapping[str, Any]]:
-    """The levels, the sampler and its options of `sample`; the recommended ones where neither sampler nor schedule is named."""
+         options: Mapping[str, Any], traits: Traits | None = None) -> Plan:
+    """The plan of `sample`; the recommended one where neither sampler nor schedule is named."""
+    traits = Traits.of(denoiser, sigma_min, sigma_max) if traits is None else traits
     own = None if sampler is None else find_sampler(sampler).levels
     if isinstance(schedule, str) or (schedule is None and own is None):
-        sigmas, sampler, options = _planned(denoiser, 20 if steps is None else _whole('steps', steps), sampler, schedule, sigma_min,
-                                            sigma_max, options, guided)
-        return _known_levels(denoiser, sigmas), sampler, options
+        steps = 20 if steps is None else _whole('steps', steps)
+        if steps < 1:
+            raise ValueError(f'steps is {steps}; it must be at least 1')
+        if sampler is None and schedule is None:
+            made = _recommended(denoiser, steps, options, traits)
+        else:
+            made = _named(denoiser, steps, sampler, schedule, traits, (sigma_min, sigma_max) == (None, None), options)
+        return made._replace(sigmas=known_levels(denoiser, made.sigmas))
     walked: Any = own if schedule is None else schedule
     sigmas = torch.tensor(levels(walked), dtype=torch.float64)
     calls = len(sigmas) - 1 - (own is not None)         # a calibrated sampler's first step asks the model nothing
     if steps not in (None, calls) or sigma_min is not None or not math.isclose(sigmas[0], sigma_max or sigmas[0], rel_tol=1e-4):
         raise ValueError(f'steps={steps}, sigma_min={sigma_min} and sigma_max={sigma_max} were given with noise levels that make '
                          f'{calls} steps from {sigmas[0]:g}; leave them out')
-    return sigmas, 'dpmpp_2m' if sampler is None else sampler, options
+    return Plan(sigmas, 'dpmpp_2m' if sampler is None else sampler, options, 'the noise levels were given')
 
 
-def _planned(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None, sigma_min: float | None, sigma_max: float | None,
-             options: Mapping[str, Any], guided: bool) -> tuple[Tensor, Any, Mapping[str, Any]]:
-    if steps < 1:
-        raise ValueError(f'steps is {steps}; it must be at least 1')
-    high = float(getattr(denoiser, 'sigma_max', 80.) if sigma_max is None else sigma_max)
-    low = float(getattr(denoiser, 'sigma_min', 0.002) if sigma_min is None else sigma_min)
-    if sampler is None and schedule is None:
-        recipe = recommended(steps, guided)
-        options = {**recipe.options, **options}
-        low = max(low, min(recipe.sigma_min, high)) if sigma_min is None else low
-        return SCHEDULES[recipe.schedule](steps + bool(options.get('afs')), low, high, **recipe.spacing), recipe.sampler, options
-    name, sampler = schedule or 'karras', 'dpmpp_2m' if sampler is None else sampler
+def _recommended(denoiser: DenoiseFn, steps: int, options: Mapping[str, Any], traits: Traits) -> Plan:
+    """The plan of a probed model by what was found on it, else by the recommended recipe."""
+    probe = getattr(denoiser, 'probe', None)
+    recipe = (probe.recipe(steps, traits) if isinstance(probe, Probe) else None) or recommended(steps, traits)
+    options = {**recipe.options, **options}
+    return Plan(recipe.levels(steps, traits, options), recipe.sampler, options, recipe.why)
+
+
+def _named(denoiser: DenoiseFn, steps: int, sampler: Any, schedule: str | None, traits: Traits, whole_range: bool,
+           options: Mapping[str, Any]) -> Plan:
+    """The plan where a sampler or a schedule is named. whole_range: neither end of the noise levels was given."""
+    usual, name, sampler = sampler is None, schedule or 'karras', 'dpmpp_2m' if sampler is None else sampler
+    low, high = traits.sigma_min, traits.sigma_max
+    why = f'sampler {"usual" if usual else "given"}, schedule {"given" if schedule else "usual"}'
     table = getattr(denoiser, 'sigmas', None)
-    whole_range = (sigma_min, sigma_max) == (None, None)
     if name in DISCRETE_SCHEDULES and (name not in SCHEDULES or (table is not None and whole_range)):
         if table is None:
             raise ValueError(f'schedule must not be {name!r} for a denoiser without a table of noise levels (an attribute sigmas); '
                              f'take one of {", ".join(BETWEEN)}')
         if not whole_range:
             raise ValueError(f'sigma_min and sigma_max must be left out with the schedule {name!r}, which takes levels from the '
-                             f"denoiser's table; got {sigma_min} and {sigma_max}")
-        return DISCRETE_SCHEDULES[name](steps, table), sampler, {**stops_at(sampler, low), **options}
+                             f"denoiser's table; got {low} and {high}")
+        return Plan(DISCRETE_SCHEDULES[name](steps, table), sampler, {**stops_at(sampler, low), **options}, why)
     made = SCHEDULES[name]
     if name in BETWEEN:
-        return made(steps, low, high), sampler, {**stops_at(sampler, low), **options}
+        return Plan(made(steps, low, high), sampler, {**stops_at(sampler, low), **options}, why)
     if not whole_range:
-        raise ValueError(f'the schedule {name} has noise levels of its own and sigma_min={sigma_min}, sigma_max={sigma_max} were given; '
+        raise ValueError(f'the schedule {name} has noise levels of its own and sigma_min={low}, sigma_max={high} were given; '
                          f'leave them out, or take one of {", ".join(BETWEEN)}')
-    return made(steps), sampler, options
+    return Plan(made(steps), sampler, options, why)
 
 
-def _known_levels(denoiser: DenoiseFn, sigmas: Tensor) -> Tensor:
+def known_levels(denoiser: DenoiseFn, sigmas: Tensor) -> Tensor:
     """Return the nearest levels that the denoiser's network knows, where it knows only some."""
     round_sigma = getattr(denoiser, 'round_sigma', None)
     if round_sigma is None:
@@ -318,7 +312,7 @@ def stops_at(sampler: Any, sigma_min: float) -> dict[str, float]:
     return {'sigma_min': sigma_min} if 'sigma_min' in find_sampler(sampler).takes else {}
 
 
-def _device_of(denoiser: Any) -> Any:
+def device_of(denoiser: Any) -> Any:
     parameters = getattr(denoiser, 'parameters', None)
     return next((parameter.device for parameter in parameters()), torch.device('cpu')) if callable(parameters) else torch.device('cpu')
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import k_diffusion as K
+from k_diffusion.recipes import Traits, recommended
 from k_diffusion.tasks.evaluate import COPIES
 from k_diffusion.tasks.reference import EXTRACTORS
 
@@ -92,8 +93,9 @@ def test_every_sampler_is_on_the_page():
     assert sampler_table() in page, 'run k-diffusion samplers --markdown'
     for name, entry in K.sampling.SAMPLERS.items():
         assert f'| `{name}` | {entry.family} | {entry.order or "-"} | {entry.nfe} |' in page, name
-    for _, recipe in K.generation.RECIPES:
-        assert f'`{recipe.sampler}`' in page and recipe.schedule in page
+    for scale, interval in (1., None), (4., None), (4., (0.3, 1.2)):
+        for steps in (5, 8, 15, 30):
+            assert f'`{recommended(steps, Traits(0.002, 80., scale, interval)).sampler}`' in page
 
 
 def test_every_metric_and_extractor_is_on_the_page():

@@ -17,8 +17,8 @@ class DenoiserWrapper:
     """Base of the dataclasses that wrap a denoiser in their field `denoise`.
 
     A wrapper has the attributes of what it wraps (noise range, tables, device, experiment), except
-    `pair`, which a wrapper defines where it has two estimates of its own. Fields named in `per_item`
-    may hold an entry for each item of the batch.
+    `pair` and `parts`, which a wrapper defines where it has two estimates of its own. Fields named in
+    `per_item` may hold an entry for each item of the batch.
     """
 
     denoise: DenoiseFn
@@ -28,7 +28,7 @@ class DenoiserWrapper:
         check_denoiser('denoise', self.denoise)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith('_') or name in ('denoise', 'pair'):
+        if name.startswith('_') or name in ('denoise', 'pair', 'parts'):
             raise AttributeError(f'{type(self).__name__!r} object has no attribute {name!r}')
         return getattr(self.denoise, name)
 

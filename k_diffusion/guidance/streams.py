@@ -109,6 +109,12 @@ class TwoEstimates(DenoiserWrapper, ABC):
         acts = inside(sigma, self.interval, x.ndim)
         return torch.where(acts, guided, denoised), torch.where(acts, unconditional, denoised)
 
+    def parts(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """(conditional, guided - conditional) as if the interval held every level: what samplers that integrate the guidance over
+        the part of a step inside the interval ask for."""
+        guided, denoised, _ = self.estimates(x, sigma, **cond)
+        return denoised, guided - denoised
+
     @abstractmethod
     def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
         """(guided, conditional, unconditional), as if the interval held every level."""

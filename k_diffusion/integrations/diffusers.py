@@ -149,8 +149,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             counted = {} if own.keys() & {'sigmas', 'timesteps'} else {'num_inference_steps': n}
             self.original.set_timesteps(**counted, **own)
             schedule, n = scheduler_sigmas(self.original), None
-        self.levels, _, self._options = plan(self.denoiser, n, self.entry, schedule, None, None,
-                                             self.config.sampler_options)
+        self.levels, _, self._options, _ = plan(self.denoiser, n, self.entry, schedule, None, None,
+                                                self.config.sampler_options)
         self.num_inference_steps = num_inference_steps or len(self.levels) - 1
         self._calls, self._unused_first = self._list_calls(self.levels)
         self._calls = [float(self.levels[0])] * self._unused_first + self._calls

@@ -35,6 +35,7 @@ class Request(NamedTuple):
         cond: The conditions of the run (extra_args).
         live: The sampler's own x, in float32 at least. An edit in place before the answer is seen by the sampler.
         args: Positional arguments of the model besides.
+        parts: Whether the answer is the conditional estimate and what guidance adds to it, of a model that has `parts`.
     """
     x: Tensor
     sigma: Tensor
@@ -45,10 +46,11 @@ class Request(NamedTuple):
     cond: Mapping[str, Any]
     live: Tensor
     args: Sequence[Any] = ()
+    parts: bool = False
 
     def answer(self, model: Any) -> Any:
         """Return the answer of a model that is called as model(x, sigma, **cond)."""
-        return (model.pair if self.pair else model)(self.x, self.sigma, *self.args, **self.cond)
+        return (model.parts if self.parts else model.pair if self.pair else model)(self.x, self.sigma, *self.args, **self.cond)
 
 
 #: What a part of a sampler is that asks the model: a generator of requests. `yield from` gives its result.
@@ -165,6 +167,17 @@ class Watch:
             self.denoised = guided
         return guided, self._seen(x, sigma, unconditional, copy=True)
 
+    def ask_parts(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Any], level: float = math.nan) -> Asking[tuple[Tensor, Tensor]]:
+        """Request the conditional estimate and what guidance adds to it, which a model with `parts` has, and return both (one call)."""
+        if self._afs is not None:
+            return self._analytic(x, sigma, self._afs), torch.zeros_like(x)
+        answer = yield self._request(x, sigma, cond, level, False)._replace(parts=True)
+        denoised, added = (self._seen(x, sigma, part, copy=True) for part in answer)
+        self.nfe += 1
+        if self.denoised is None:
+            self.denoised = denoised + added
+        return denoised, added
+
     def _request(self, x: Tensor, sigma: Tensor, cond: Mapping[str, Any], level: float, pair: bool,
                  args: Sequence[Any] = ()) -> Request:
         dtype = self.dtype or x.dtype
@@ -270,6 +283,19 @@ class Step:
         before = x.clone()
         return to_d(before, sigma, (yield from self.ask(x, sigma)))
 
+    def ask_slopes(self, x: Tensor) -> Asking[tuple[Tensor, Tensor]]:
+        """Ask for the slope without guidance, and for what guidance adds to it, of a model that has `parts`.
+
+        The callback is shown the guided estimate; where it edits it, the slope follows.
+        """
+        steps, before = self._steps, x.clone()
+        denoised, added = yield from steps.watch.ask_parts(x, x.new_full((x.shape[0],), self.sigma), steps.extra_args, self.sigma)
+        if steps.callback is not None:
+            guided = denoised + added
+            self.show(x, self.sigma, guided)
+            denoised = guided - added
+        return to_d(before, self.sigma, denoised), added.mul_(-1 / self.sigma)
+
     def ask_pair(self, x: Tensor, sigma: float | None = None) -> Asking[tuple[Tensor, Tensor]]:
         """Ask for the guided and the unconditional estimate at a level, by default that of the step.
 
@@ -344,6 +370,15 @@ class Steps:
 
     def __iter__(self) -> Iterator[Step]:
         return self.walk()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The noise levels (low, high] at which a model guides that has `parts`; None where it guides at all of them, or at none."""
+        model = self.watch.model
+        if not hasattr(model, 'parts') or model.scale == 1 or tuple(model.interval) == (0., math.inf):  # type: ignore[attr-defined]
+            return None
+        low, high = model.interval  # type: ignore[attr-defined]
+        return float(low), float(high)
 
     def walk(self, pairs: Sequence[tuple[float, float]] | None = None, repeats: bool = False) -> Iterator[Step]:
         """Iterate over the steps, under a progress bar.

@@ -1,7 +1,9 @@
 """The original's noise schedules: n descending levels in float32, then 0."""
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,6 +47,40 @@ def get_sigmas_vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: fl
         raise ValueError(f'beta_d={beta_d} and beta_min={beta_min} lead from the level {sigmas[0].item():g} to {sigmas[-1].item():g}; '
                          'levels are finite and fall, so give rates of at least 0, beta_d / 2 + beta_min below 88 (19.9 and 0.1 say)')
     return append_zero(sigmas).to(device)
+
+
+def get_sigmas_interval(n: int, sigma_min: float, sigma_max: float, interval: tuple[float, float], share: float = 0.4, rho: float = 7.,
+                        device: Any = 'cpu') -> Tensor:
+    """Karras levels with one on either edge of an interval (low, high], of guidance for example: [n + 1].
+
+    The steps between the edges are `share` of all; the others are divided by the lengths, in sigma^(1 / rho), of what lies above and
+    below. Where steps are too few for three parts the lower edge gives way first. A level on an edge is below it by two units in the
+    last place of float32, so that it is inside (low, edge].
+    """
+    least, most = bounds(n, sigma_min, sigma_max)
+    _rho(rho)
+    if not 0 < share < 1:
+        raise ValueError(f'share must be between 0 and 1; got {share}')
+    if n == 1:
+        return finish(ramp(most, most, 1), most, most, device)
+    edges = [edge * (1 - 2 ** -22) for edge in (interval[1], interval[0]) if least < edge < most][:max(n - 2, 0)]
+    knots = [most, *edges, least]
+    counts = _divide(n - 1, [a ** (1 / rho) - b ** (1 / rho) for a, b in itertools.pairwise(knots)], share)
+    levels = [most]
+    for start, end, count in zip(knots, knots[1:], counts):
+        a, b = start ** (1 / rho), end ** (1 / rho)
+        levels += [(a + i / count * (b - a)) ** rho for i in range(1, count + 1)]
+    return finish(torch.tensor(levels, dtype=torch.float64), least, most, device)
+
+
+def _divide(steps: int, lengths: Sequence[float], share: float) -> list[int]:
+    """How many steps each of one to three parts has, at least one: by length, but of three the middle one has its share first."""
+    if len(lengths) == 1:
+        return [steps]
+    middle = [min(max(1, round(share * steps)), steps - 2)] if len(lengths) == 3 else []
+    rest = steps - sum(middle)
+    first = min(max(1, round(rest * lengths[0] / (lengths[0] + lengths[-1]))), rest - 1)
+    return [first, *middle, rest - first]
 
 
 def _rho(rho: float) -> None:

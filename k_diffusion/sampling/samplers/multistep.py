@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core.arguments import check_number, is_whole, show_value
 from ..coefficients import adams_weights, exponential_weights, gauss_legendre, integral, lagrange
-from ..loop import Steps
+from ..loop import Step, Steps
 from ..registry import Run, sampler
 from .exponential_multistep import Past, combine, nodes_of, past_levels
 
@@ -23,13 +23,51 @@ EQUAL_STEPS = {1: (1.,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: 
 
 
 def walk_slopes(steps: Steps, x: Tensor, weights: Sequence[Sequence[float]]) -> Run[Tensor]:
-    """The steps of a table of weights, those of the newest slope first."""
-    history: deque[Tensor] = deque(maxlen=max(map(len, weights), default=1))
+    """The steps of a table of weights, those of the newest slope first.
+
+    Guidance with an interval is integrated over the part of each step that lies inside (`GuidanceShare`).
+    """
+    order = max(map(len, weights), default=1)
+    history: deque[Tensor] = deque(maxlen=order)
+    guidance = None if steps.interval is None else GuidanceShare(*steps.interval, min(order, 2))
     for step in steps:
-        history.appendleft((yield from step.ask_slope(x)))
-        x = combine(x, 1., weights[step.i], history)
+        if guidance is not None and guidance.covers(step):
+            slope, added = yield from step.ask_slopes(x)
+            history.appendleft(slope)
+            x = guidance.add(combine(x, 1., weights[step.i], history), step, added)
+        else:
+            history.appendleft((yield from step.ask_slope(x)))
+            x = combine(x, 1., weights[step.i], history)
         x = yield x
     return x
+
+
+class GuidanceShare:
+    """What guidance in an interval (low, high] of noise levels adds to the steps of a linear multistep method.
+
+    The model's answer jumps at the edges, so its slope is two streams: eps without guidance, smooth at all levels, and the slope
+    eps_g = -(D_guided - D) / sigma that guidance adds. The second has a history of its own, of `order` values interpolated in
+    sigma^(1/7), and is integrated over the part of a step inside the interval, wherever the levels lie.
+    """
+
+    def __init__(self, low: float, high: float, order: int) -> None:
+        self.low, self.high = low, high
+        self.levels: deque[float] = deque(maxlen=order)
+        self.slopes: deque[Tensor] = deque(maxlen=order)
+
+    def covers(self, step: Step) -> bool:
+        """Whether a part of the step is inside the interval."""
+        return step.sigma > self.low and step.sigma_next < self.high
+
+    def add(self, x: Tensor, step: Step, slope: Tensor) -> Tensor:
+        """Return x with the integral of eps_g over that part added; slope: eps_g at the step's level."""
+        self.levels.appendleft(step.sigma)
+        self.slopes.appendleft(slope)
+        past = tuple(self.levels)
+        weights = power_weights(past, max(step.sigma_next, self.low), 7.)
+        if step.sigma > self.high:
+            weights = [w - above for w, above in zip(weights, power_weights(past, self.high, 7.))]
+        return combine(x, 1., weights, self.slopes)
 
 
 def table_of(rule: Callable[[Past, float], Sequence[float]], sigmas: Sequence[float], order: int,
