@@ -20,8 +20,7 @@ from _flows import Ranged
 from torch import Tensor
 
 import k_diffusion as K
-from k_diffusion.core.images import from_bytes
-from k_diffusion.core.images import round_to_bytes as to_bytes
+from k_diffusion.core.images import from_bytes, round_to_bytes
 from k_diffusion.evaluation import Classifier, fid_with_error, train_classifier
 from k_diffusion.guidance import classifier_free
 
@@ -46,16 +45,16 @@ class Model:
         items = [data[i] for i in range(len(data))]
         images, labels = torch.stack([item['image'] for item in items]), torch.tensor([item['class_cond'] for item in items])
         self.judges = [train_classifier(images[half::2], labels[half::2], self.classes, seed=half) for half in (0, 1)]
-        self.reference = [features(judge, images) for judge in self.judges]
+        self.reference = [features(judge, from_bytes(images)) for judge in self.judges]
 
     def guided(self, scale: float, interval: tuple[float, float]) -> Any:
         """The denoiser with guidance, or as it is at a scale of 1."""
         return self.denoiser if scale == 1 else classifier_free(self.denoiser, {'class_cond': self.classes}, scale, interval)
 
     def draw(self, denoise: Any, n: int, calls: int, **how: Any) -> Tensor:
-        """n samples as a file would hold them, uint8."""
+        """n samples in [-1, 1], rounded to 8 bits as a file would."""
         cond = {'class_cond': torch.arange(n) % self.classes}
-        return to_bytes(K.sample(denoise, [n, *self.shape], calls, seeds=0, cond=cond, batch_size=250, device=self.device, **how))
+        return round_to_bytes(K.sample(denoise, [n, *self.shape], calls, seeds=0, cond=cond, batch_size=250, device=self.device, **how))
 
     def scores(self, samples: Tensor) -> str:
         """The Frechet distance by the first judge with its standard error, and by the second."""
@@ -64,9 +63,9 @@ class Model:
 
 
 def features(judge: Classifier, images: Tensor) -> Tensor:
-    """Of pictures uint8 [N, C, H, W]."""
+    """Of pictures [N, C, H, W] in [-1, 1]."""
     with torch.no_grad():
-        return torch.cat([judge(from_bytes(part)) for part in images.cpu().split(500)])
+        return torch.cat([judge(part) for part in images.cpu().split(500)])
 
 
 def compare(model: Model, scale: float, interval: tuple[float, float], n: int, calls: list[int]) -> None:

@@ -89,7 +89,8 @@ def choose_plan(denoiser: DenoiseFn, sampling: SamplingConfig, guided: bool = Fa
         sigma_min: The least noise level before 0, in place of the denoiser's or the recipe's.
         sigma_max: The first noise level, in place of the denoiser's.
     """
-    traits = Traits.of(denoiser, sigma_min, sigma_max, sampling.guidance if guided else 1., sampling.guidance_interval)
+    scale = (math.nan if sampling.guidance == 1 else sampling.guidance) if guided else 1.        # NaN: by a scale that is not known
+    traits = Traits.of(denoiser, sigma_min, sigma_max, scale, sampling.guidance_interval)
     return plan(denoiser, sampling.steps, sampling.sampler, sampling.schedule, sigma_min, sigma_max, {}, traits)[:3]
 
 
