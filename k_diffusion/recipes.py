@@ -58,6 +58,7 @@ class Recipe:
     """A sampler and the schedule it walks.
 
     options: The sampler's. spacing: The schedule's.
+    raised: The least level before 0, as a multiple of the model's own.
     why: What it was chosen for.
     """
 
@@ -65,6 +66,7 @@ class Recipe:
     options: Mapping[str, Any] = field(default_factory=dict)
     schedule: str = 'karras'
     spacing: Mapping[str, Any] = field(default_factory=dict)
+    raised: float = 1.
     why: str = ''
 
     def levels(self, steps: int, traits: Traits, options: Mapping[str, Any]) -> Tensor:
@@ -75,7 +77,7 @@ class Recipe:
             traits: Those of the model.
             options: The sampler's options in use; an analytic first step (afs) adds a level.
         """
-        low = traits.sigma_min
+        low = traits.sigma_min if self.raised == 1 else min(self.raised * traits.sigma_min, traits.sigma_max)
         n = steps + bool(options.get('afs'))
         if traits.interval is not None and self.schedule == 'karras':
             return get_sigmas_interval(n, low, traits.sigma_max, traits.interval, **self.spacing)
@@ -84,7 +86,8 @@ class Recipe:
     def __str__(self) -> str:
         options = ', '.join(f'{name}={value}' for name, value in self.options.items())
         spacing = ', '.join(f'{name} {value:g}' for name, value in self.spacing.items())
-        return ' '.join(filter(None, [self.sampler, f'({options})' if options else '', 'on', self.schedule, spacing]))
+        raised = '' if self.raised == 1 else f'to {self.raised:g} sigma_min'
+        return ' '.join(filter(None, [self.sampler, f'({options})' if options else '', 'on', self.schedule, spacing, raised]))
 
 
 #: The finer run that `K.probe` compares with.
@@ -104,6 +107,9 @@ CANDIDATES: list[Recipe] = [
     Recipe('zeab', {'order': 4}, spacing=RHO_7),
     Recipe('uni_pc_bh2', {'order': 3}, spacing=RHO_7),
     Recipe('dpmpp_2m', {}, 'exponential'),
+    Recipe('uni_pc', {}, 'exponential'),
+    Recipe('ipndm_v', {'afs': True}, 'exponential', raised=30.),
+    Recipe('ipndm_v', {'afs': True}, 'exponential', raised=10.),
 ]
 
 
