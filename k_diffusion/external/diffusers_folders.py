@@ -1,4 +1,4 @@
-"""The network and the scheduler in the folder of a diffusers pipeline, and variants of its weights."""
+"""The network, the scheduler and the ControlNet in the folder of a diffusers pipeline, and variants of its weights."""
 from __future__ import annotations
 
 import re
@@ -16,8 +16,10 @@ _WEIGHTS = re.compile(r'diffusion_pytorch_model(?:-\d{5}-of-\d{5})?(?:\.(?P<vari
                       r'(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)')
 
 
-def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> tuple[Any, Any]:
-    """Load the network and the scheduler of a pipeline's folder, or of one of that name on the hub.
+def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> tuple[Any, Any, Any]:
+    """Load the network, the scheduler and the ControlNet of a pipeline's folder, or of one of that name on the hub.
+
+    What the pipeline lacks is None.
 
     Args:
         source: the folder or the name.
@@ -31,7 +33,7 @@ def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> t
     """
     diffusers = require('diffusers', 'diffusers', 'loading a diffusers model')
     index = _read_index(diffusers, source)
-    parts = {key: index[key] for key in ('unet', 'transformer', 'scheduler')
+    parts = {key: index[key] for key in ('unet', 'transformer', 'scheduler', 'controlnet')
              if index.get(key) not in (None, [None, None])}
     second = next((key for key in ('transformer_2', 'unet_2')
                    if index.get(key) not in (None, [None, None])), None)
@@ -54,7 +56,7 @@ def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> t
             raise kind(f'the {key} of {source} cannot be loaded ({type(error).__name__}: {lines[0]}); the '
                        f'folder {key} must hold its config and its weights: if they have a variant, give '
                        'variant=') from error
-    return loaded.get('unet', loaded.get('transformer')), loaded.get('scheduler')
+    return loaded.get('unet', loaded.get('transformer')), loaded.get('scheduler'), loaded.get('controlnet')
 
 
 def choose_variant(folder: Path, variant: str | None) -> str | None:

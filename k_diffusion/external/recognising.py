@@ -11,7 +11,8 @@ from torch import nn
 
 from ..denoisers.base import PreconditionedDenoiser
 from .compvis import CompVisDenoiser, CompVisVDenoiser
-from .diffusers import DiffusersNetwork, from_diffusers
+from .diffusers import from_diffusers
+from .diffusers_network import DiffusersNetwork
 from .edm import EDMDenoiser
 from .openai import OpenAIDenoiser
 from .published import Published

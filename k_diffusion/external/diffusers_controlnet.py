@@ -1,0 +1,83 @@
+"""ControlNets of diffusers: networks asked at the same x and t, whose answer the first is given."""
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.conditions import expand_single
+from .diffusers_families import Family
+from .unwrapping import describe, unwrap_network
+
+#: Under which names a network takes what its ControlNet answers, by the network's class.
+_RESIDUALS: Mapping[str, tuple[str, ...]] = {
+    'UNet2DConditionModel': ('down_block_additional_residuals', 'mid_block_additional_residual'),
+    'SD3Transformer2DModel': ('block_controlnet_hidden_states',),
+    'SanaTransformer2DModel': ('controlnet_block_samples',),
+    'FluxTransformer2DModel': ('controlnet_block_samples', 'controlnet_single_block_samples'),
+}
+
+
+class ControlNet(nn.Module):
+    """A ControlNet as a function from the call of its network to that call with what it answers.
+
+    It takes of the network's conditions what its own signature names, and beside them its own:
+    `controlnet_cond` (a picture, or latents for Flux and Stable Diffusion 3; a list for several
+    ControlNets) and `conditioning_scale`, a number.
+
+    Args:
+        model: a ControlNet of diffusers, or several as one of its Multi classes.
+        kind: the class of the network that it is for, as its family has it.
+        family: the network's family.
+        shared: what the network's own call may hold.
+
+    Raises:
+        ValueError: networks of this class have no ControlNet, or this is none.
+    """
+
+    def __init__(self, model: Any, kind: str, family: Family, shared: set[str]) -> None:
+        super().__init__()
+        inner, residuals = unwrap_network(model), _RESIDUALS.get(kind)
+        takes = inspect.signature(inner.forward).parameters if isinstance(inner, nn.Module) else {}
+        if residuals is None or 'controlnet_cond' not in takes or 'control_type' in takes:
+            raise ValueError('controlnet must be a ControlNet, no ControlNetUnionModel, for one of '
+                             f'{", ".join(_RESIDUALS)}; '
+                             f'got {describe(model)} for {kind}')
+        self.model, self.residuals, self.pack = model, residuals, family.pack
+        self.takes = set(takes) - {'return_dict'}
+        self.own = self.takes - shared
+        first = inner.nets[0] if hasattr(inner, 'nets') else inner
+        self.config: Mapping[str, Any] = getattr(first, 'config', None) or {}
+
+    def forward(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a network's call with the residuals instead of the ControlNet's own conditions."""
+        own = {name: value for name, value in call.items() if name in self.own}
+        call = {name: value for name, value in call.items() if name not in self.own}
+        if 'controlnet_cond' not in own:
+            raise TypeError(f'{describe(self.model)} must be given the condition controlnet_cond; '
+                            f'got {", ".join(own) or "none"}')
+        pictures = own['controlnet_cond']
+        several = isinstance(pictures, (list, tuple))
+        pictures = [self._lay_out(picture, call)
+                    for picture in (pictures if several else [pictures])]
+        scale = own.get('conditioning_scale', 1.)
+        if several and not isinstance(scale, (list, tuple)):
+            scale = [scale] * len(pictures)
+        shared = {name: value for name, value in call.items() if name in self.takes}
+        asked = {**shared, **own, 'controlnet_cond': pictures if several else pictures[0],
+                 'conditioning_scale': scale}
+        if self.config.get('force_zeros_for_pooled_projection') and 'pooled_projections' in asked:
+            asked['pooled_projections'] = torch.zeros_like(asked['pooled_projections'])
+        if 'joint_attention_dim' in self.config and self.config['joint_attention_dim'] is None:
+            asked.pop('encoder_hidden_states', None)
+        return {**call, **dict(zip(self.residuals, self.model(**asked, return_dict=False)))}
+
+    def _lay_out(self, picture: Tensor, call: Mapping[str, Any]) -> Tensor:
+        """Return a picture with an entry for each item, as tokens where the network takes those."""
+        items = next(len(value) for value in call.values()
+                     if isinstance(value, Tensor) and value.ndim > 2)
+        picture = expand_single(picture, items)
+        return picture if self.pack is None else self.pack(picture, dict(call), self.config)[0]

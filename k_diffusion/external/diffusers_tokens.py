@@ -1,0 +1,134 @@
+"""Layouts that networks of diffusers take x in: tokens with their places, and lists of items.
+
+Each function is given x, the conditions (to which it adds the places of the tokens) and the
+network's settings, and returns what the network is called with and the way back for its answer.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Unpack = Callable[[Any], Tensor]
+
+
+def pack_flux(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
+    """Cut [B, C, H, W] into tokens at (0, row, column); the text stands at (0, 0, 0)."""
+    tokens, unpack, grid = _cut_patches(x, config)
+    rows, columns = _places(grid, x)
+    cond.setdefault('img_ids', torch.stack([torch.zeros_like(rows), rows, columns], -1))
+    cond.setdefault('txt_ids', x.new_zeros(cond['encoder_hidden_states'].shape[1], 3))
+    return tokens, unpack
+
+
+def pack_ovis(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
+    """Cut x as for Flux; the words of the text stand at (0, number, number)."""
+    words = torch.arange(cond['encoder_hidden_states'].shape[1], device=x.device, dtype=x.dtype)
+    cond.setdefault('txt_ids', torch.stack([torch.zeros_like(words), words, words], -1))
+    return pack_flux(x, cond, config)
+
+
+def pack_flux2(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
+    """Cut [B, C, H, W] into tokens at (0, row, column, 0); the text stands at (0, 0, 0, number)."""
+    tokens, unpack, grid = _cut_patches(x, config)
+    rows, columns = _places(grid, x)
+    none = torch.zeros_like(rows)
+    cond.setdefault('img_ids', torch.stack([none, rows, columns, none], -1))
+    words = torch.arange(cond['encoder_hidden_states'].shape[1], device=x.device, dtype=x.dtype)
+    cond.setdefault('txt_ids', F.pad(words[:, None], (3, 0)))
+    return tokens, unpack
+
+
+def pack_chroma(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
+    """Cut x as for Flux; the mask of the text [B, L] is extended by the tokens of the picture."""
+    tokens, unpack = pack_flux(x, cond, config)
+    mask = cond.get('attention_mask')
+    if mask is not None and mask.shape[1] == cond['encoder_hidden_states'].shape[1]:
+        cond['attention_mask'] = torch.cat([mask, mask.new_ones(len(x), tokens.shape[1])], 1)
+    return tokens, unpack
+
+
+def pack_qwen(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
+    """Cut [B, C, H, W] into tokens beside the number of frames, rows and columns of each item."""
+    tokens, unpack, grid = _cut_patches(x, config)
+    cond.setdefault('img_shapes', [[(1, *grid)]] * len(x))
+    return tokens, unpack
+
+
+def pack_ltx(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
+    """Lay [B, C, frames, H, W] out as a token for each place."""
+    if x.ndim != 5 or x.shape[1] != config['in_channels']:
+        raise ValueError(f'x must be latents [B, {config["in_channels"]}, frames, H, W] for this '
+                         f'network; got {list(x.shape)}')
+    size = x.shape[2:]
+    cond.update(zip(('num_frames', 'height', 'width'), size))
+    return x.flatten(2).mT, lambda answer: answer.mT.unflatten(2, size)
+
+
+def pack_list(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
+    """Make a list of items [C, 1, H, W], and of texts without what `cap_mask` leaves out."""
+    texts, mask = cond['cap_feats'], cond.pop('cap_mask', None)
+    texts = list(texts)
+    if mask is not None:
+        texts = [text[kept.bool()] for text, kept in zip(texts, mask)]
+    cond['cap_feats'] = texts
+    return list(x[:, :, None]), lambda answer: torch.stack(list(answer))[:, :, 0]
+
+
+def pack_cogvideo(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
+    """Leave [B, frames, C, H, W] as it is; add the rotations of its patches where it takes them."""
+    if config.get('use_rotary_positional_embeddings') and 'image_rotary_emb' not in cond:
+        cond['image_rotary_emb'] = _cogvideo_rotations(x, config)
+    return x, lambda answer: answer
+
+
+def _cogvideo_rotations(x: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines of the places of x [B, frames, C, H, W].
+
+    An x of another size than in training is laid over the places of training.
+
+    References: Yang et al. (2024), arXiv:2408.06072.
+    """
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed  # diffusers is an extra
+
+    side, frames_per_patch = config['patch_size'], config.get('patch_size_t')
+    grid = x.shape[3] // side, x.shape[4] // side
+    trained = config['sample_height'] // side, config['sample_width'] // side
+    options: dict[str, Any]
+    if frames_per_patch is None:
+        scale = min(trained[0] / grid[0], trained[1] / grid[1])
+        inner = [round(scale * n) for n in grid]
+        start = [round((outer - n) / 2) for outer, n in zip(trained, inner)]
+        options = {'crops_coords': (tuple(start), tuple(s + n for s, n in zip(start, inner))),
+                   'temporal_size': x.shape[1]}
+    else:
+        options = {'crops_coords': None, 'grid_type': 'slice', 'max_size': trained,
+                   'temporal_size': -(-x.shape[1] // frames_per_patch)}
+    cosines, sines = get_3d_rotary_pos_embed(embed_dim=config['attention_head_dim'], grid_size=grid,
+                                             device=x.device, **options)
+    return cosines, sines
+
+
+def _cut_patches(x: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Unpack, tuple[int, int]]:
+    """Cut [B, C, H, W] into square patches, tokens [B, n, width] as wide as the network takes."""
+    width = config['in_channels']
+    side = math.isqrt(width // x.shape[1]) if x.ndim == 4 else 0
+    if side == 0 or side * side * x.shape[1] != width or x.shape[2] % side or x.shape[3] % side:
+        sides = [f'[B, {width // n**2}, H, W]' for n in (1, 2) if width % n**2 == 0]
+        raise ValueError(f'x must be latents {" or ".join(sides)} (of even H and W in the latter) '
+                         f'for this network with tokens of {width} channels; got {list(x.shape)}')
+    grid = x.shape[2] // side, x.shape[3] // side
+
+    def unpack(answer: Tensor) -> Tensor:
+        return F.pixel_shuffle(answer.mT.unflatten(2, grid), side)
+    return F.pixel_unshuffle(x, side).flatten(2).mT, unpack, grid
+
+
+def _places(grid: tuple[int, int], like: Tensor) -> list[Tensor]:
+    """Return the row and the column [n] of each token."""
+    rows, columns = (torch.arange(n, device=like.device, dtype=like.dtype) for n in grid)
+    return [place.flatten() for place in torch.meshgrid(rows, columns, indexing='ij')]
