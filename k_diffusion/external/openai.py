@@ -7,10 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.conditions import expand_single
 from ..core.tensors import append_dims
+from ..denoisers.base import own_dtype
 from ..denoisers.scalings import Scalings, x0
 from .discrete import DiscreteEpsDDPMDenoiser, table_of
+from .frozen import differentiable
 from .schedule import DiscreteSchedule
+from .unwrapping import find_class, unwrap_network
 
 
 class OpenAIDenoiser(DiscreteEpsDDPMDenoiser):
@@ -20,10 +24,15 @@ class OpenAIDenoiser(DiscreteEpsDDPMDenoiser):
     (rescale_timesteps); the network is then asked at the times it was trained at. predict_xstart is heeded; a network that gives
     the picture one step less noisy (ModelMeanType.PREVIOUS_X) is refused.
     has_learned_sigmas: the network's second half of channels is a variance, which is left away.
+    Conditions are those of the network: y, and low_res [B, 3, h, w] in [-1, 1] of an upsampler (what sr_create_model_and_diffusion
+    gives); one entry serves all items.
     """
 
     def __init__(self, model: Any, diffusion: Any, quantize: bool = False, has_learned_sigmas: bool = True,
                  device: Any = 'cpu') -> None:
+        if find_class(unwrap_network(model), ('EncoderUNetModel',)):
+            raise ValueError('model must be a network that gives pictures; got EncoderUNetModel, a classifier: guide with '
+                             'K.guidance.classifier_guidance(denoiser, K.external.openai_classifier(model, diffusion))')
         super().__init__(model, table_of(diffusion, 'diffusion').to(device, torch.float32), quantize)
         self.has_learned_sigmas = has_learned_sigmas
         self.times = ModelTimes(diffusion)
@@ -37,7 +46,7 @@ class OpenAIDenoiser(DiscreteEpsDDPMDenoiser):
 
     def get_eps(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The network's answer (the noise, or the clean data) at the scaled x and the place t [B] in the table."""
-        output = super().get_eps(x, self.times(t), *args, **kwargs)
+        output = super().get_eps(x, self.times(t), *expand_single(args, len(x)), **expand_single(kwargs, len(x)))
         return output.chunk(2, dim=1)[0] if self.has_learned_sigmas else output
 
     def example(self, input: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,12 +76,17 @@ class ModelTimes:
 
 
 def openai_classifier(model: Any, diffusion: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """log p(y | x, sigma) [B] of a guided-diffusion classifier (x_t, t) -> logits, for K.guidance.classifier_guidance."""
+    """log p(y | x, sigma) [B] of a guided-diffusion classifier (x_t, t) -> logits, for K.guidance.classifier_guidance.
+
+    model: what create_classifier gives, frozen or not, in any dtype. y [B], or one class for all items.
+    """
     alphas = table_of(diffusion, 'diffusion').float()
     schedule, times = DiscreteSchedule(((1 - alphas) / alphas).sqrt(), False), ModelTimes(diffusion)
 
     def log_prob(x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
         t = times(schedule.sigma_to_t(sigma).to(x.device))
-        logits = model(x / append_dims((1 + sigma ** 2).sqrt(), x.ndim), t)
-        return logits.float().log_softmax(1).gather(1, y[:, None])[:, 0].to(x.dtype)
+        x_t = x / append_dims((1 + sigma ** 2).sqrt(), x.ndim)
+        with differentiable(model, x_t):
+            logits = model(x_t.to(own_dtype(model, x.dtype)), t)
+        return logits.to(x.dtype).log_softmax(1).gather(1, y.expand(len(x))[:, None])[:, 0]
     return log_prob
