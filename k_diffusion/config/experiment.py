@@ -63,6 +63,7 @@ class Experiment:
         self._dataset: Dataset | None = None
         self.notes: list[str] = []
         self._encoders: dict[str, LatentEncoder | None] = {}
+        self._conditions: dict[str, Conditions] = {}
 
     @classmethod
     def open(cls, source: Source, strict: bool = False,
@@ -89,7 +90,7 @@ class Experiment:
     def __getstate__(self) -> dict[str, Any]:
         kept = ('_raw', 'sections', 'base')
         return {key: vars(self)[key] for key in kept} | {
-            '_weighting': None, '_dataset': None, 'notes': [], '_encoders': {}}
+            '_weighting': None, '_dataset': None, 'notes': [], '_encoders': {}, '_conditions': {}}
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -100,6 +101,11 @@ class Experiment:
     def denoiser(self) -> nn.Module:
         """The denoiser of the network."""
         return self.wrap(self.network)
+
+    @property
+    def shape(self) -> list[int]:
+        """The shape [C, ...] of what is diffused."""
+        return [self.sections.model.input_channels, *self.sections.model.input_size]
 
     @property
     def density(self) -> Density:
@@ -134,10 +140,8 @@ class Experiment:
         Raises:
             ValueError: Its items are not shaped as the model's.
         """
-        model = self.sections.model
-        wanted = (model.input_channels, *model.input_size)
-        if tuple(dataset.image_shape) != wanted:
-            raise ValueError(f'dataset must hold items of the shape {list(wanted)} that the model '
+        if list(dataset.image_shape) != self.shape:
+            raise ValueError(f'dataset must hold items of the shape {self.shape} that the model '
                              f'takes; got {list(dataset.image_shape)}')
         classes = self.sections.dataset.num_classes
         if classes and dataset.num_classes != classes:
@@ -198,7 +202,10 @@ class Experiment:
 
     def conditions(self, device: Any = 'cpu') -> Conditions:
         """Return the conditions, made for the data set where that is open."""
-        return conditions_of(self.sections, self._dataset, device)
+        key = f'{device} {self._dataset is not None}'
+        if key not in self._conditions:
+            self._conditions[key] = conditions_of(self.sections, self._dataset, device)
+        return self._conditions[key]
 
     def dataset(self, device: Any = 'cpu', cache_dir: Path | None = None, allow_code: bool = False,
                 progress: Callable[[int, int], None] | None = None) -> Dataset:

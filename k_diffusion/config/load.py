@@ -123,6 +123,19 @@ def sections_of(config: Mapping[str, Any]) -> Sections:
     return sections
 
 
+def read_dataset_section(section: Mapping[str, Any]) -> Any:
+    """Return a "dataset" section by itself as an instance of the dataclass that its type names.
+
+    Raises:
+        ValueError: It cannot be used; all that is wrong is named.
+    """
+    findings = Findings()
+    read = choose(data.DATASETS, section, 'dataset', findings, 'imagefolder')
+    if findings.errors:
+        raise ValueError('the config cannot be used: ' + '; '.join(findings.errors))
+    return read
+
+
 def read_source(source: str | os.PathLike[str] | IO[str] | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """What a config holds before it is checked, and what it is called in messages."""
     if isinstance(source, Mapping):

@@ -10,23 +10,20 @@ from typing import Any
 
 import torch
 
-from ..config import load_model, sections_of
-from ..core.devices import choose_device
-from ..core.memory import keep_freed_memory
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed, randn_items
 from ..core.settings import are_lists, at_least, check_settings, comma_list, setting, takes_settings
 from ..core.weights import fingerprint
-from ..generation import apply_guidance, choose_sampling
+from ..generation import choose_sampling
 from ..sampling import BASES, Calibration
 from ..sampling import calibrate as fit_sampler
 from ..sampling.calibration.fitting import check_bases
 from ..sampling.calibration.reference_runs import Teacher
 from . import calibrations
-from .conditioning import conditions_of, null_conditions, requested_conditions
-from .encoding import encoder_of
+from .conditioning import guide, requested_conditions
+from .model import open_model
 from .progress import show_progress
-from .sample import class_labels, read_classes, read_interval
+from .sample import read_classes, read_interval
 
 _LOG = logging.getLogger(__name__)
 
@@ -114,29 +111,20 @@ def calibrate(settings: CalibrateSettings) -> CalibrationResult:
 
 def _prepare(settings: CalibrateSettings, path: Path) -> tuple[DenoiseFn, Callable[[], Teacher], dict[str, Any], calibrations.Unfinished]:
     """Return the guided denoiser, what makes the converged runs, the facts of a calibration, and those of a call that did not end."""
-    device = choose_device(settings.device)
-    if device.type == 'cpu':
-        keep_freed_memory()
-    denoiser, filled = load_model(settings.checkpoint, device, settings.config, settings.ema, settings.verify)
-    sampling = choose_sampling(filled['sampling'], guidance=settings.guidance, guidance_interval=settings.guidance_interval)
-    sections, n = sections_of(filled), 2 * settings.noises
-    conditions = conditions_of(sections, device=device)
-    cond = requested_conditions(conditions, settings.cond, n, sections.model, encoder_of(filled, device))
-    labels = class_labels(settings.classes, filled['dataset'], n)
-    if labels:
-        cond['class_cond'] = torch.tensor(labels)
+    denoiser, experiment, device = open_model(settings)
+    sampling = choose_sampling(vars(experiment.sections.sampling), guidance=settings.guidance, guidance_interval=settings.guidance_interval)
+    n = 2 * settings.noises
+    cond = requested_conditions(experiment, settings.cond, settings.classes, n, device)
     cond = {key: value.to(device) for key, value in cond.items()}
-    null = null_conditions(filled['dataset']['num_classes'], conditions)
-    denoise = apply_guidance(denoiser, null, sampling) if cond else denoiser
-    low, high = (getattr(sections.model, key) if getattr(settings, key) is None else getattr(settings, key)
+    denoise = guide(denoiser, cond, sampling, device)
+    low, high = (getattr(experiment.sections.model, key) if getattr(settings, key) is None else getattr(settings, key)
                  for key in ('sigma_min', 'sigma_max'))
-    shape = [sections.model.input_channels, *sections.model.input_size]
-    x = randn_items(shape, [derive_seed(settings.seed, 'calibrate', i) for i in range(n)], device) * high
+    x = randn_items(experiment.shape, [derive_seed(settings.seed, 'calibrate', i) for i in range(n)], device) * high
     scale = sampling.guidance if cond else 1.
     named = {'model': fingerprint(denoiser.state_dict()), 'guidance': scale, 'conditions': tuple(sorted(cond)),
              'guidance_interval': sampling.guidance_interval if scale != 1 else None}
     fits = calibrations.Unfinished(path, (named, low, high, settings.noises, tuple(settings.bases), settings.batch_size, settings.seed,
-                                          shape, str(device), fingerprint(cond)))
+                                          experiment.shape, str(device), fingerprint(cond)))
     return denoise, lambda: Teacher(denoise, x, low, high, cond, batch_size=settings.batch_size), named, fits
 
 

@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import load_model
-from ..core.devices import choose_device
 from ..core.images import from_bytes, make_grid, save_image
-from ..core.memory import keep_freed_memory
 from ..core.pretrained import ClipModel
 from ..core.random import derive_seed, randn_items
 from ..core.settings import are_lists, at_least, check_settings, one_of, setting, takes_settings
@@ -22,7 +19,7 @@ from ..encoders import LatentEncoder
 from ..generation import BETWEEN, generate
 from ..guidance import clip_guidance, time_travel
 from ..sampling import SAMPLERS
-from .encoding import encoder_of
+from .model import open_model
 from .output import Samples, Target
 from .progress import show_progress
 from .sample import find_sampler_problem
@@ -62,6 +59,7 @@ class ClipSettings:
     preview: str | os.PathLike[str] | None = setting(None, 'write a grid of the estimates so far to this file as they change',
                                                      metavar='FILE')
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
     overwrite: bool = setting(False, 'replace the samples that are in the folder already')
     show: bool = setting(True)
@@ -100,20 +98,15 @@ def clip(settings: ClipSettings) -> Samples:
         ValueError: A setting is wrong or does not fit the model, or the folder holds samples already.
     """
     target = Target.of(settings.out, settings.prefix, settings.overwrite)
-    device = choose_device(settings.device)
-    if device.type == 'cpu':
-        keep_freed_memory()
-    denoiser, filled = load_model(settings.checkpoint, device, settings.config, verify=settings.verify)
-    model = filled['model']
-    shape = [model['input_channels'], *model['input_size']]
-    encoder = encoder_of(filled, device)
-    decode = None if encoder is None else encoder.decode
+    denoiser, experiment, device = open_model(settings)
+    model, shape, encoder = experiment.sections.model, experiment.shape, experiment.encoder(device)
+    decode = experiment.decoder(device)
     judge = ClipModel(settings.clip_model, device)
     targets, weights = embed_prompts(judge, settings.prompts, settings.images)
     denoise = clip_guidance(denoiser, judge.encode_images, targets, weights, settings.clip_guidance_scale, judge.size, settings.cutn,
                             settings.cut_pow, settings.seed, (-1., 1.) if settings.clamp and encoder is None else None,
-                            model['sigma_data'] if settings.normalise else None, decode=decode)
-    low, high = (model[key] if getattr(settings, key) is None else getattr(settings, key) for key in ('sigma_min', 'sigma_max'))
+                            model.sigma_data if settings.normalise else None, decode=decode)
+    low, high = (getattr(model, key) if getattr(settings, key) is None else getattr(settings, key) for key in ('sigma_min', 'sigma_max'))
     seeds = [derive_seed(settings.seed, 'sample', i) for i in range(settings.n)]
     sigmas, x = _choose_start(settings, BETWEEN[settings.schedule](settings.steps, low, high), shape, seeds, encoder)
     sampler = _add_time_travel(settings.sampler, settings.time_travel_steps, settings.time_travel_interval)

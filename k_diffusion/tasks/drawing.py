@@ -1,17 +1,16 @@
 """Samples by number, for measuring: each from its own seed, with the classes of the pictures they are compared with."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from ..config import Experiment
 from ..core.images import round_to_bytes
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed
 from ..generation import SamplingConfig, apply_guidance, choose_plan, generate
-from .encoding import decoder_of
 
 
 class Draw:
@@ -21,19 +20,17 @@ class Draw:
     Samples are rounded to 8 bits, as a file would: the pictures they are compared with were.
     """
 
-    def __init__(self, denoiser: DenoiseFn, config: Mapping[str, Any], how: SamplingConfig, seed: int,
+    def __init__(self, denoiser: DenoiseFn, experiment: Experiment, how: SamplingConfig, seed: int,
                  classes: list[int] | None, batch_size: int, device: torch.device) -> None:
-        if config.get('conditions'):
-            kinds = ', '.join(entry['type'] for entry in config['conditions'])
+        if experiment.sections.conditions:
+            kinds = ', '.join(entry.type for entry in experiment.sections.conditions)
             raise ValueError(f'the model must have no conditions besides classes to be measured; it has {kinds}. Draw samples with '
                              'K.tasks.sample and measure their folder')
-        model, known = config['model'], config['dataset']['num_classes']
+        known = experiment.sections.dataset.num_classes
         self.labels = (classes or list(range(known))) if known else None
         self.denoise = apply_guidance(denoiser, {'class_cond': known}, how) if known else denoiser
         self.sigmas, self.sampler, self.options = choose_plan(denoiser, how, bool(known) and how.guidance != 1)
-        self.shape = [model['input_channels'], *model['input_size']]
-        experiment = getattr(denoiser, 'experiment', None)
-        self.decode = decoder_of(config, device) if experiment is None else experiment.decoder(device)
+        self.shape, self.decode = experiment.shape, experiment.decoder(device)
         self.seed, self.batch_size, self.device = seed, batch_size, device
 
     def __call__(self, items: Sequence[int], callback: Callable[..., None] | None = None) -> Tensor:

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import find_checkpoint, load_model
+from ..config import find_checkpoint
 from ..core.files import digest_of, write_json
 from ..core.images import from_bytes, save_image
-from ..core.memory import keep_freed_memory
 from ..core.registry import unknown
 from ..core.settings import are_lists, at_least, check_settings, one_of, setting, takes_settings
 from ..data import Dataset
@@ -34,6 +33,7 @@ from ..evaluation import (
 from ..evaluation.intervals import BLOCKS
 from ..generation import BETWEEN, choose_sampling
 from .drawing import Draw
+from .model import open_model
 from .processes import World, in_pieces, share_of, world
 from .progress import show_progress
 from .reference import (
@@ -145,19 +145,18 @@ class _Task:
     def __init__(self, settings: EvaluationSettings, processes: World) -> None:
         self.settings, self.processes = settings, processes
         self.path = find_checkpoint(settings.checkpoint)
-        self.device = processes.device(settings.device)
-        if self.device.type == 'cpu':
-            keep_freed_memory()
-        denoiser, config = load_model(self.path, self.device, settings.config, settings.ema,
-                                      settings.verify)
+        denoiser, experiment, self.device = open_model(settings, processes.device(settings.device))
+        sections = experiment.sections
         self.folder = Path(settings.out) if settings.out is not None else self.path.parent / 'evaluation'
         self.cache = Path(settings.cache) if settings.cache is not None else cache_folder() / 'evaluation'
-        self.training_set = lru_cache(lambda: open_reference(config, None, settings.allow_code, self.path.parent))
-        reference = self.training_set() if settings.dataset is None else open_reference(config, settings.dataset, settings.allow_code)
-        self._compare_with(reference, settings.extractor or ('classifier' if config['dataset']['num_classes'] else 'inception'))
-        sampling = choose_sampling(config['sampling'], sampler=settings.sampler, steps=settings.steps, schedule=settings.schedule,
+        self.training_set = lru_cache(lambda: open_reference(experiment, None, settings.allow_code, self.path.parent, self.device))
+        reference = self.training_set() if settings.dataset is None else open_reference(
+            experiment, settings.dataset, settings.allow_code, device=self.device)
+        self._compare_with(reference, settings.extractor or ('classifier' if sections.dataset.num_classes else 'inception'))
+        sampling = choose_sampling(vars(sections.sampling), sampler=settings.sampler, steps=settings.steps, schedule=settings.schedule,
                                    guidance=settings.guidance)
-        self.draw = Draw(denoiser, config, sampling, settings.seed, classes_of(reference, self.indices), settings.batch_size, self.device)
+        self.draw = Draw(denoiser, experiment, sampling, settings.seed, classes_of(reference, self.indices),
+                         settings.batch_size, self.device)
         self.facts |= {'seed': settings.seed, **dataclasses.asdict(sampling), 'sampler': self.draw.sampler}
 
     def _compare_with(self, reference: Dataset, named: Any) -> None:

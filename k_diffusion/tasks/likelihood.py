@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import find_checkpoint, load_model
+from ..config import find_checkpoint
 from ..core.files import digest_of, whole_file, write_json
-from ..core.memory import keep_freed_memory
 from ..core.plots import plot_histogram
 from ..core.random import derive_seed
 from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..evaluation import image_bits
+from .model import open_model
 from .processes import World, in_pieces, share_of, world
 from .progress import show_progress
 from .reference import DATASET_WORDS, chosen_pictures, classes_of, open_reference
@@ -103,24 +103,22 @@ class _Task:
     def __init__(self, settings: LikelihoodSettings, processes: World) -> None:
         self.settings = settings
         path = find_checkpoint(settings.checkpoint)
-        self.device = processes.device(settings.device)
-        if self.device.type == 'cpu':
-            keep_freed_memory()
-        self.denoiser, config = load_model(path, self.device, settings.config, settings.ema,
-                                           settings.verify)
-        if config['encoder']['type'] != 'pixels' or config['conditions']:
+        self.denoiser, experiment, self.device = open_model(settings, processes.device(settings.device))
+        sections = experiment.sections
+        model = sections.model
+        if sections.encoder.type != 'pixels' or sections.conditions:
             raise ValueError(f'checkpoint must be of a model of pixels without conditions besides classes; {path} is not. '
                              'K.sampling.log_likelihood gives the density of latents')
-        self.pictures = open_reference(config, settings.dataset, settings.allow_code, path.parent)
+        self.pictures = open_reference(experiment, settings.dataset, settings.allow_code, path.parent)
         self.indices = chosen_pictures(self.pictures, settings.n, settings.seed)
-        labels, known = classes_of(self.pictures, self.indices), config['dataset']['num_classes']
+        labels, known = classes_of(self.pictures, self.indices), sections.dataset.num_classes
         if known and labels and max(labels) >= known and not settings.unconditional:
             raise ValueError(f'{self.pictures.source} has the class {max(labels)} and the model knows {known} classes; '
                              'give pictures of its own classes, or pass unconditional=True')
         unknown_class = settings.unconditional or not labels
         self.classes = None if not known else [known] * len(self.indices) if unknown_class else labels
-        low = config['model']['sigma_min'] if settings.sigma_min is None else settings.sigma_min
-        self.range, self.data_std = (low, config['model']['sigma_max']), config['model']['sigma_data']
+        low = model.sigma_min if settings.sigma_min is None else settings.sigma_min
+        self.range, self.data_std = (low, model.sigma_max), model.sigma_data
         self.folder = Path(settings.out) if settings.out is not None else path.parent / 'likelihood'
         self.facts = {'checkpoint': digest_of(path), 'data': self.pictures.source, 'steps': settings.steps, 'probes': settings.probes,
                       'exact': settings.exact, 'points': settings.points, 'sigma': list(self.range), 'seed': settings.seed,

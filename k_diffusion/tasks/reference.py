@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import load_config, sections_of
+from ..config import Experiment
+from ..config.latents import picture_frame
+from ..config.load import read_dataset_section
 from ..core.files import digest_of, read_json
 from ..core.registry import unknown
 from ..data import DATASETS, Dataset, open_dataset, permutation
@@ -22,7 +24,6 @@ from ..evaluation import (
     cached_classifier,
 )
 from ..evaluation.features import INCEPTION_DIGEST
-from .encoding import encoder_of, picture_frame
 
 EXTRACTORS = ('inception', 'clip', 'dinov2', 'classifier')
 LEARNT_FROM = 20_000    # pictures at most, for the classifier
@@ -39,13 +40,21 @@ EXTRACTOR_WORDS = (
 )
 
 
-def open_reference(config: Mapping[str, Any], which: str | None = None, allow_code: bool = False, base: Path | None = None,
-                   cache: Path | None = None, progress: Callable[[int, int], None] | None = None) -> Dataset:
-    """The data set of a filled config, or another one, its pictures as the model's; `which` as DATASET_WORDS describes."""
-    section = config['dataset'] if which is None else _section(which, config['dataset'].get('num_classes', 0))
-    sections = sections_of(load_config({**config, 'dataset': section}))
-    return open_dataset(sections.dataset, *picture_frame(sections.model, encoder_of(config)), base, allow_code, cache_dir=cache,
-                        progress=progress)
+def open_reference(experiment: Experiment, which: str | None = None, allow_code: bool = False, base: Path | None = None,
+                   device: Any = 'cpu') -> Dataset:
+    """Open the data set of a config, or another one, its pictures as the model's.
+
+    Args:
+        experiment: The experiment of the model.
+        which: As DATASET_WORDS describes.
+        allow_code: Let a "custom" data set run its Python file.
+        base: The folder that the files of the config are relative to.
+        device: Where the encoder of the experiment is, which says how large pictures are.
+    """
+    section, model = experiment.sections.dataset, experiment.sections.model
+    if which is not None:
+        section = read_dataset_section(_section(which, section.num_classes))
+    return open_dataset(section, *picture_frame(model, experiment.encoder(device)), base, allow_code)
 
 
 def _section(which: str, num_classes: int) -> dict[str, Any]:

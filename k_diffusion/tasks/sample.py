@@ -1,26 +1,19 @@
 """Images from a trained model."""
 from __future__ import annotations
 
-import operator
 import os
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from ..config import load_model, sections_of
-from ..core.devices import choose_device
-from ..core.memory import keep_freed_memory
 from ..core.random import derive_seed
-from ..core.registry import nearest, unknown
+from ..core.registry import unknown
 from ..core.settings import are_lists, at_least, check_settings, comma_list, one_of, setting, takes_settings
-from ..generation import BETWEEN, apply_guidance, choose_plan, choose_sampling, generate, split_title
+from ..generation import BETWEEN, choose_plan, choose_sampling, generate, split_title
 from ..sampling import SAMPLERS
 from . import calibrations
-from .conditioning import conditions_of, null_conditions, requested_conditions
-from .encoding import encoder_of
+from .conditioning import guide, requested_conditions
+from .model import open_model
 from .output import Samples, Target
 from .progress import show_progress
 
@@ -97,70 +90,26 @@ def sample(settings: SampleSettings) -> Samples:
         ValueError: A setting is wrong or does not fit the model, or the folder holds samples already.
     """
     n, target = settings.n, Target.of(settings.out, settings.prefix, settings.overwrite)
-    device = choose_device(settings.device)
-    if device.type == 'cpu':
-        keep_freed_memory()
-    denoiser, filled = load_model(settings.checkpoint, device, settings.config, settings.ema, settings.verify)
-    sampling = choose_sampling(filled['sampling'], sampler=None if settings.sampler == calibrations.WORD else settings.sampler,
+    denoiser, experiment, device = open_model(settings)
+    demanded = settings.sampler == calibrations.WORD
+    sampling = choose_sampling(vars(experiment.sections.sampling), sampler=None if demanded else settings.sampler,
                                steps=settings.steps, schedule=settings.schedule, guidance=settings.guidance,
                                guidance_interval=settings.guidance_interval)
-    labels = class_labels(settings.classes, filled['dataset'], n)
-    sections, encoder = sections_of(filled), encoder_of(filled, device)
-    conditions = conditions_of(sections, device=device)
-    cond = requested_conditions(conditions, settings.cond, n, sections.model, encoder)
-    if labels:
-        cond['class_cond'] = torch.tensor(labels)
+    cond = requested_conditions(experiment, settings.cond, settings.classes, n, device)
     if settings.guidance not in (None, 1) and not cond:
         raise ValueError(f'guidance must be left out for a model without classes and conditions; got {settings.guidance}')
-    null = null_conditions(filled['dataset']['num_classes'], conditions)
-    denoise = apply_guidance(denoiser, null, sampling) if cond else denoiser
+    denoise = guide(denoiser, cond, sampling, device)
     sigmas, sampler, options = choose_plan(denoiser, sampling, bool(cond) and sampling.guidance != 1, settings.sigma_min,
                                            settings.sigma_max)
-    demanded = settings.sampler == calibrations.WORD
     if demanded or (settings.sampler, settings.schedule, settings.sigma_min) == (None, None, None):
         fitted = calibrations.find_calibration(settings.checkpoint, denoiser, sampling, cond, float(sigmas[0]), demanded)
         if fitted is not None:
             sigmas, sampler, options = fitted.levels, fitted.sampler(), {}
     target.make()
     with show_progress('sample', -(-n // settings.batch_size) * (len(sigmas) - 1), 'step', settings.show) as bar:
-        images = generate(denoise, [sections.model.input_channels, *sections.model.input_size], sigmas, sampler,
+        images = generate(denoise, experiment.shape, sigmas, sampler,
                           [derive_seed(settings.seed, 'sample', i) for i in range(n)], cond, callback=lambda *_: bar.update(),
                           batch_size=settings.batch_size, device=device, options=options,
-                          decode=None if encoder is None else encoder.decode)
+                          decode=experiment.decoder(device))
+    labels = cond['class_cond'].tolist() if 'class_cond' in cond else None
     return target.write(images, labels, settings.seed)
-
-
-def class_labels(classes: Sequence[int | str] | None, dataset: Mapping[str, Any], n: int) -> list[int] | None:
-    """Return the classes of n images, those asked for in turn; None for a model without classes.
-
-    Args:
-        classes: Numbers, or texts: names that the "dataset" section knows, else numbers. None: each class in turn.
-        dataset: The "dataset" section of a filled config.
-        n: How many images.
-
-    Raises:
-        ValueError: The model does not know a class.
-    """
-    num_classes, names = dataset['num_classes'], dataset.get('class_names') or []
-    if not num_classes:
-        if classes:
-            raise ValueError(f'classes must be left out for a model without classes; got {classes}')
-        return None
-    chosen = [_class_number(name, num_classes, names) for name in classes or range(num_classes)]
-    return [chosen[i % len(chosen)] for i in range(n)]
-
-
-def _class_number(name: int | str, num_classes: int, names: Sequence[str]) -> int:
-    known_names = [unicodedata.normalize('NFC', known) for known in names]      # (names of files on a Mac are decomposed)
-    if isinstance(name, str) and (wanted := unicodedata.normalize('NFC', name)) in known_names:
-        return known_names.index(wanted)
-    try:
-        number = int(name) if isinstance(name, str) else operator.index(name)
-    except (TypeError, ValueError):
-        number = -1
-    if 0 <= number < num_classes:
-        return number
-    near = nearest(str(name), names)
-    known = f'0 to {num_classes - 1}' + (f', called {", ".join(names[:10])}{", ..." if len(names) > 10 else ""}' if names else '')
-    raise ValueError(f'classes must name classes of the model, which are {known}; got {name}'
-                     + (f': did you mean {near!r}?' if near else ''))

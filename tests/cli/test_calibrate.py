@@ -109,7 +109,7 @@ def test_wrong_usage(trained, capsys):
     (['--bases', 'rab,foo'], "unknown base 'foo'"), (['--bases', ''], "unknown base ''"),
     (['--out', 'nowhere/x.json'], '--out must be in a folder that can be written to')])
 def test_mistakes_are_found_before_the_work(calibrated, monkeypatch, capsys, arguments, words):
-    monkeypatch.setattr(calibrate_task, 'load_model', lambda *_: pytest.fail('the work was begun'))
+    monkeypatch.setattr(calibrate_task, 'open_model', lambda *_: pytest.fail('the work was begun'))
     assert calibrate.main(['--checkpoint', str(calibrated), '--device', 'cpu', *arguments]) != 0
     assert words in capsys.readouterr().err
 

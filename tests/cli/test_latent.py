@@ -9,9 +9,9 @@ import torch
 
 import k_diffusion as K
 from k_diffusion.cli.entry import main
+from k_diffusion.config.conditioning import null_conditions
 from k_diffusion.core.images import save_image
 from k_diffusion.tasks.autoencoder import train_autoencoder
-from k_diffusion.tasks.conditioning import null_conditions
 from k_diffusion.tasks.run.settings import RunSettings
 from k_diffusion.tasks.sample import sample
 from k_diffusion.tasks.train import train
@@ -131,8 +131,8 @@ def test_text_and_a_coarse_picture_from_config_to_samples(tiny, tmp_path):
 def test_conditions_matter_and_guidance_takes_them_away(tiny, tmp_path):
     config = conditional(tiny, tmp_path, [{'type': 'text', 'into': 'mapping'}], mapping_cond_dim=64)
     run = trained(config, tmp_path / 'run', end_step=3)
-    denoiser, filled = K.load_model(run.checkpoint)
-    conditions = K.tasks.conditioning.conditions_of(K.config.sections_of(filled))
+    denoiser, _ = K.load_model(run.checkpoint)
+    conditions = denoiser.experiment.conditions()
     a, b = (conditions[0][1].asked(text, None) for text in ('1', '2'))
     x, sigma = torch.randn(1, 1, 16, 16), torch.tensor([1.])
     label = {'class_cond': torch.tensor([3])}

@@ -40,7 +40,7 @@ def test_everything_samples_as_the_library_does(trained, tmp_path):
     expected = K.sample(denoiser, [3, 1, 16, 16], 20, seeds=0, cond=label)
     assert not torch.allclose(expected, K.sample(denoiser, [3, 1, 16, 16], 20, 'dpmpp_2m', 'karras', seeds=0, cond=label), atol=1e-2)
     torch.testing.assert_close(sample_task(trained, 3, tmp_path / 'a', device='cpu').images, expected, atol=1e-5, rtol=1e-5)
-    draw = Draw(denoiser, config, choose_sampling(config['sampling']), 0, None, 64, torch.device('cpu'))
+    draw = Draw(denoiser, denoiser.experiment, choose_sampling(config['sampling']), 0, None, 64, torch.device('cpu'))
     assert (draw([0, 1, 2]) - expected.clamp(-1, 1)).abs().max() <= 0.51 / 127.5
     hook = DemoHook(1, tmp_path, 'm', denoiser, denoiser.experiment, 3, 3, print, steps=20)
     accelerator = SimpleNamespace(num_processes=1, process_index=0, device='cpu', autocast=torch.no_grad)

@@ -62,3 +62,34 @@ def test_a_denoiser_is_copied_and_pickled_without_its_data(source):
     assert copy.deepcopy(experiment.denoiser).experiment is experiment
     again = pickle.loads(pickle.dumps(experiment))
     assert again.as_dict() == experiment.as_dict() and again._dataset is None
+
+
+@pytest.fixture(scope='module')
+def trained_demo(tmp_path_factory):
+    """The folder of a run of one step on the shipped digits."""
+    folder = tmp_path_factory.mktemp('demo')
+    source = json.loads(shipped_config('config_demo').read_text())
+    source['training'] = {'batch_size': 4}
+    K.train(source, name='m', run_dir=folder, end_step=1, demo_every=0, device='cpu', evaluate_n=0, show=False)
+    return folder
+
+
+def features(pictures):
+    return pictures.flatten(1)[:, :4]
+
+
+CALLS = {
+    'sample': lambda **kwargs: K.tasks.sample.sample(n=2, steps=2, classes=['3'], **kwargs),
+    'evaluate': lambda **kwargs: K.evaluate(n=4, reference_n=8, steps=2, extractor=features, metrics=['fid'], **kwargs),
+    'evaluate with another data set': lambda **kwargs: K.evaluate(
+        n=4, reference_n=8, steps=2, extractor=features, metrics=['fid'], dataset='demo:', **kwargs),
+    'likelihood': lambda **kwargs: K.likelihood(n=2, steps=1, **kwargs),
+    'calibrate': lambda **kwargs: K.calibrate(steps=[2], noises=2, bases=['eab'], **kwargs),
+}
+
+
+@pytest.mark.parametrize('task', CALLS)
+def test_a_task_parses_the_config_of_its_model_once(parses, trained_demo, tmp_path, task):
+    out = tmp_path / ('calibrated.json' if task == 'calibrate' else 'out')
+    CALLS[task](checkpoint=trained_demo, out=out, device='cpu', show=False)
+    assert len(parses) == 1 and out.exists()

@@ -247,7 +247,7 @@ def _make_hooks(settings: TrainSettings, experiment: Experiment, folder: RunFold
         hooks.append(TensorboardHook(folder.path, LOG_EVERY))
     model = experiment.sections.model
     batch = settings.batch_size or experiment.sections.training.batch_size
-    drawn = is_picture((model.input_channels, *model.input_size)) or model.type != 'python'
+    drawn = is_picture(experiment.shape) or model.type != 'python'
     if settings.demo_every and drawn:
         hooks.append(DemoHook(settings.demo_every, folder.path, name, denoiser, experiment,
                               settings.sample_n, batch, display.say, told=shown, null=null))
@@ -270,7 +270,7 @@ def _add_evaluation(hooks: list[Hook], settings: TrainSettings, experiment: Expe
                     'told more')
         return
     hooks.append(EvaluationHook(
-        settings.evaluate_every, folder, settings.name, denoiser, experiment.as_dict(),
+        settings.evaluate_every, folder, settings.name, denoiser, experiment,
         settings.evaluate_n, batch, display.say, pictures_of(experiment.dataset()),
         settings.extractor, settings.evaluate_against, settings.allow_code, listeners))
 

@@ -57,21 +57,20 @@ class DemoHook:
 
     def draw(self, trainer: Trainer) -> torch.Tensor:
         """The samples [n, C, H, W], each process drawing its share; raises StopAsked on all of them at one step of the sampler."""
-        model, num_classes = self.experiment.sections.model, self.experiment.sections.dataset.num_classes
+        num_classes = self.experiment.sections.dataset.num_classes
         mine, n = share_of(self.n, trainer.accelerator)
         cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else {}
         cond.update({key: value[mine] for key, value in self.told.items()})
-        sampling = choose_sampling(self.experiment.as_dict()['sampling'], steps=self.steps)
+        sampling = choose_sampling(vars(self.experiment.sections.sampling), steps=self.steps)
         denoise = apply_guidance(self.denoiser, self.null, sampling) if self.null else self.denoiser
         sigmas, sampler, options = choose_plan(self.denoiser, sampling, bool(self.null) and sampling.guidance != 1)
-        shape = [model.input_channels, *model.input_size]
 
         def look_up(*_: Any) -> None:
             if trainer.stop_asked():
                 raise StopAsked
 
         with eval_mode(self.denoiser), trainer.accelerator.autocast():
-            images = generate(denoise, shape, sigmas, sampler, [derive_seed(trainer.seed, 'demo', i) for i in mine],
+            images = generate(denoise, self.experiment.shape, sigmas, sampler, [derive_seed(trainer.seed, 'demo', i) for i in mine],
                               cond, batch_size=self.batch_size, device=trainer.accelerator.device, callback=look_up,
                               options=options, decode=self.experiment.decoder(trainer.accelerator.device))
         return gather_in_order(images, n, trainer.accelerator)

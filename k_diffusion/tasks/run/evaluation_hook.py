@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...config import Experiment
 from ...core.files import note_once, whole_file
 from ...core.modules import eval_mode
 from ...core.plots import plot_curves
@@ -36,7 +37,7 @@ class EvaluationHook:
     folder: Path
     name: str
     denoiser: nn.Module
-    config: Mapping[str, Any]
+    experiment: Experiment
     n: int
     batch_size: int
     say: Callable[[str], None]
@@ -91,17 +92,18 @@ class EvaluationHook:
 
     def _open(self, device: torch.device) -> tuple[Extractor, Tensor, Draw]:
         kept = self.folder / 'cache'
-        reference = self.training_set if self.against is None else open_reference(self.config, self.against, self.allow_code)
+        reference = self.training_set if self.against is None else open_reference(
+            self.experiment, self.against, self.allow_code, device=device)
         extractor = make_extractor(
             self.extractor, lambda: self.training_set, kept, device, self.say, self.allow_code
         )
         indices = chosen_pictures(reference, REFERENCE)
         features = reference_features(reference, indices, extractor, kept, self.batch_size, device)
-        how = choose_sampling(self.config['sampling'], steps=STEPS)
+        how = choose_sampling(vars(self.experiment.sections.sampling), steps=STEPS)
         return extractor, features, self._draw(how, classes_of(reference, indices), device)
 
     def _draw(self, how: SamplingConfig, classes: list[int] | None, device: torch.device) -> Draw:
-        return Draw(self.denoiser, self.config, how, 0, classes, self.batch_size, device)
+        return Draw(self.denoiser, self.experiment, how, 0, classes, self.batch_size, device)
 
     def _measure(self, trainer: Trainer, extractor: Extractor, real: Tensor, draw: Draw) -> dict[str, float]:
         accelerator, drawn = trainer.accelerator, 0
