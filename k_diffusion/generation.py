@@ -78,7 +78,7 @@ def choose_sampling(section: Mapping[str, Any], **requested: Any) -> SamplingCon
 
 
 def choose_plan(denoiser: DenoiseFn, sampling: SamplingConfig, guided: bool = False, sigma_min: float | None = None,
-                sigma_max: float | None = None) -> tuple[Tensor, Any, Mapping[str, Any]]:
+                sigma_max: float | None = None, sampler: Any = None) -> tuple[Tensor, Any, Mapping[str, Any]]:
     """Return the noise levels, the sampler and its options that a model is sampled with, as `sample` chooses them.
 
     Args:
@@ -88,10 +88,12 @@ def choose_plan(denoiser: DenoiseFn, sampling: SamplingConfig, guided: bool = Fa
         guided: Whether classifier-free guidance is applied to it.
         sigma_min: The least noise level before 0, in place of the denoiser's or the recipe's.
         sigma_max: The first noise level, in place of the denoiser's.
+        sampler: A function, in place of the sampler that the section names.
     """
     scale = (math.nan if sampling.guidance == 1 else sampling.guidance) if guided else 1.        # NaN: by a scale that is not known
     traits = Traits.of(denoiser, sigma_min, sigma_max, scale, sampling.guidance_interval)
-    return plan(denoiser, sampling.steps, sampling.sampler, sampling.schedule, sigma_min, sigma_max, {}, traits)[:3]
+    sampler = sampling.sampler if sampler is None else sampler
+    return plan(denoiser, sampling.steps, sampler, sampling.schedule, sigma_min, sigma_max, {}, traits)[:3]
 
 
 def apply_guidance(denoiser: DenoiseFn, null: Mapping[str, Any], sampling: SamplingConfig) -> DenoiseFn:

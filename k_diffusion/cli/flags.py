@@ -24,7 +24,7 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, defaults: Mapping[str
         defaults: Other defaults than those of the fields.
     """
     hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
+    for field in sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only)):
         if field.metadata.get('help'):
             _add_flag(parser, field, hints[field.name], defaults or {})
 

@@ -2,9 +2,13 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
+import uuid
 from pathlib import Path
 from typing import Any
+
+from .files import digest_of
 
 
 def load_name(path: str | os.PathLike[str], name: str, allow_code: bool) -> Any:
@@ -29,6 +33,29 @@ def load_name(path: str | os.PathLike[str], name: str, allow_code: bool) -> Any:
     if not hasattr(module, name):
         raise LookupError(f'{path} has nothing called {name!r}')
     return getattr(module, name)
+
+
+def is_reference(value: Any) -> bool:
+    """Return True for a text that names a file of Python and something in it, 'FILE.py:NAME'."""
+    return isinstance(value, str) and value.rpartition(':')[0].endswith('.py')
+
+
+def digest_code(value: Any) -> str:
+    """Return a digest of the code behind a value, for results that are kept.
+
+    Args:
+        value: 'FILE.py:NAME', a function or an object; other texts and None have no code.
+
+    Returns:
+        That of the whole file; where none is known, as in a notebook, another one each time.
+    """
+    if is_reference(value):
+        return digest_of(value.rpartition(':')[0])
+    if value is None or isinstance(value, str):
+        return ''
+    function = value if inspect.isfunction(value) else getattr(type(value), 'forward', type(value).__call__)
+    code = getattr(inspect.unwrap(function), '__code__', None)
+    return digest_of(code.co_filename) if code and Path(code.co_filename).is_file() else uuid.uuid4().hex
 
 
 def load_reference(text: str, argument: str, allow_code: bool) -> Any:

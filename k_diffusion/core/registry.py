@@ -29,6 +29,13 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     return f'unknown {kind} {name!r}' + (f', did you mean {near!r}?' if near else ';') + f' known: {", ".join(listed)}{more}'
 
 
+def _origin(thing: object) -> object:
+    """Return where a function, a class or an entry of a function is defined; others are their own origin."""
+    function = getattr(thing, 'function', thing)
+    name = getattr(function, '__qualname__', None)
+    return thing if name is None else (getattr(function, '__module__', None), name)
+
+
 class Registry(Mapping[str, T], Generic[T]):
     """A mapping from names to things of one kind; asking for an unknown name raises a ValueError that suggests the nearest.
 
@@ -45,10 +52,13 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[T], T]:
-        """A decorator that enters a thing under these names."""
+        """Return a decorator that enters a thing under these names.
+
+        A definition that is run again, of a notebook's cell or a file, takes the place of the one before.
+        """
         def enter(thing: T) -> T:
             for name in names:
-                if name in self._entries:
+                if name in self._entries and _origin(self._entries[name]) != _origin(thing):
                     raise ValueError(f'{self.kind} {name!r} is registered already; choose another name')
                 self._entries[name] = thing
             return thing

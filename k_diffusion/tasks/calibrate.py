@@ -21,7 +21,7 @@ from ..sampling.calibration.fitting import check_bases
 from ..sampling.calibration.reference_runs import Teacher
 from . import calibrations
 from .conditioning import guide, requested_conditions
-from .model import open_model
+from .model import ModelSettings, open_model
 from .progress import show_progress
 from .sample import read_classes, read_interval
 
@@ -37,7 +37,7 @@ class CalibrationResult:
 
 
 @dataclass(frozen=True)
-class CalibrateSettings:
+class CalibrateSettings(ModelSettings):
     """Settings of `calibrate`."""
 
     checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
@@ -55,15 +55,10 @@ class CalibrateSettings:
                                   many='append')
     bases: Sequence[str] = setting(tuple(BASES), 'the methods to fit, each at a third of the cost; the best is kept (default: all)',
                                    metavar='rab,sei,eab', parse=comma_list(str, 'names of methods'))
-    config: Any = setting(None, 'the config, where the checkpoint carries none')
     batch_size: int = setting(256, 'how many items the model is called on at a time')
     seed: int = setting(0, 'of the noises')
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
-    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
     out: str | os.PathLike[str] | None = setting(
         None, 'the file to write (default: MODEL_calibrated.json beside the checkpoint, where sample finds it)')
-    show: bool = setting(True)
 
     def __post_init__(self) -> None:
         check_settings(are_lists(self, 'steps', 'classes', 'guidance_interval', 'cond', 'bases'))
@@ -87,8 +82,7 @@ def calibrate(settings: CalibrateSettings) -> CalibrationResult:
     Each is written when it is fitted, so that a call that was interrupted goes on with the next.
 
     Args:
-        settings: The settings, or the fields of CalibrateSettings as arguments; `ema` False takes the raw weights, `verify`
-            False takes a checkpoint that its manifest does not describe, `show` False turns the progress bar off.
+        settings: The settings, or the fields of CalibrateSettings as arguments.
 
     Returns:
         The calibrations and their file.

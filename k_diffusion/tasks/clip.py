@@ -18,15 +18,14 @@ from ..data import UnreadablePicture, load_picture
 from ..encoders import LatentEncoder
 from ..generation import BETWEEN, generate
 from ..guidance import clip_guidance, time_travel
-from ..sampling import SAMPLERS
-from .model import open_model
+from ..sampling import SAMPLERS, Sampler, find_sampler
+from .model import ModelSettings, find_sampler_problem, load_sampler, open_model
 from .output import Samples, Target
 from .progress import show_progress
-from .sample import find_sampler_problem
 
 
 @dataclass(frozen=True)
-class ClipSettings:
+class ClipSettings(ModelSettings):
     """Settings of `clip`."""
 
     prompts: Sequence[str] = setting(help='a text, with its weight after a colon if you like', flags=('prompts',), metavar='prompt',
@@ -35,7 +34,6 @@ class ClipSettings:
     n: int = setting(64, 'how many images', flags=('-n',))
     out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: samples, samples-2, ...)')
     prefix: str | None = setting(None, 'write {prefix}_00000.png ... where no folder is given')
-    config: Any = setting(None, 'the config, where the checkpoint carries none')
     batch_size: int = setting(16, 'how many at a time; changes no image')
     steps: int = setting(100, 'how many steps the sampler takes')
     clip_guidance_scale: float = setting(500., 'how strongly (often less is more)', flags=('--clip-guidance-scale', '-cgs'))
@@ -49,7 +47,8 @@ class ClipSettings:
     init: str | None = setting(None, 'a picture to begin with', metavar='FILE')
     sigma_start: float | None = setting(None, "the noise laid over it (default: the schedule's first level)")
     seed: int = setting(0, 'image i depends on (seed, i) alone')
-    sampler: str = setting('dpmpp_2s_ancestral', 'the sampler: ' + ', '.join(SAMPLERS))
+    sampler: Any = setting('dpmpp_2s_ancestral', 'the sampler: ' + ', '.join(SAMPLERS)
+                           + ', or FILE.py:FUNCTION, one of your own (see allow_code)', parse=str)
     schedule: str = setting('karras', 'the spacing of noise levels: ' + ', '.join(BETWEEN))
     sigma_min: float | None = setting(None, "the least noise level before 0 (default: the config's)")
     sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
@@ -58,11 +57,7 @@ class ClipSettings:
     time_travel_interval: tuple[float, float] = setting((0.3, 10.))
     preview: str | os.PathLike[str] | None = setting(None, 'write a grid of the estimates so far to this file as they change',
                                                      metavar='FILE')
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
-    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
     overwrite: bool = setting(False, 'replace the samples that are in the folder already')
-    show: bool = setting(True)
 
     def __post_init__(self) -> None:
         none = None if self.prompts or self.images else 'prompts must hold a text, or images a picture; got none'
@@ -72,13 +67,14 @@ class ClipSettings:
             at_least(self, 1, 'n', 'batch_size', 'steps', 'cutn', 'time_travel_steps'),
             one_of(self, BETWEEN, 'schedule'),
             f'sigma_start must be left out without init, a picture to lay the noise over; got {self.sigma_start}' if floating else None,
-            find_sampler_problem(self.sampler) or self._find_own_steps())
+            find_sampler_problem(self.sampler) or ((self.sampler in SAMPLERS and self.time_travel_steps > 1
+                                                   and _find_own_steps(SAMPLERS[self.sampler])) or None))
 
-    def _find_own_steps(self) -> str | None:
-        entry = SAMPLERS[self.sampler.removeprefix('sample_')]
-        if self.time_travel_steps == 1 or 'sigmas' in entry.takes:
-            return None
-        return f'sampler must take given steps for time_travel_steps above 1; {entry.name} chooses its own'
+
+def _find_own_steps(entry: Sampler) -> str | None:
+    if 'sigmas' in entry.takes:
+        return None
+    return f'sampler must take given steps for time_travel_steps above 1; {entry.name} chooses its own'
 
 
 @takes_settings(ClipSettings)
@@ -87,8 +83,8 @@ def clip(settings: ClipSettings) -> Samples:
 
     Args:
         settings: The settings, or the fields of ClipSettings as arguments. `clamp` False lets guided estimates leave [-1, 1];
-            `time_travel_interval` holds the noise levels between which steps are taken `time_travel_steps` times; `verify`
-            False takes a checkpoint that its manifest does not describe; `show` False turns the progress bar off.
+            `time_travel_interval` holds the noise levels between which steps are taken `time_travel_steps` times; `sampler` may
+            be a function.
 
     Returns:
         The images and the files.
@@ -109,7 +105,8 @@ def clip(settings: ClipSettings) -> Samples:
     low, high = (getattr(model, key) if getattr(settings, key) is None else getattr(settings, key) for key in ('sigma_min', 'sigma_max'))
     seeds = [derive_seed(settings.seed, 'sample', i) for i in range(settings.n)]
     sigmas, x = _choose_start(settings, BETWEEN[settings.schedule](settings.steps, low, high), shape, seeds, encoder)
-    sampler = _add_time_travel(settings.sampler, settings.time_travel_steps, settings.time_travel_interval)
+    named, own = load_sampler(settings.sampler, settings.allow_code)
+    sampler = _add_time_travel(find_sampler(own or str(named)), settings.time_travel_steps, settings.time_travel_interval)
     target.make()
     total = -(-settings.n // settings.batch_size) * (len(sigmas) - 1)
     with show_progress('clip', total if settings.time_travel_steps == 1 else None, 'step', settings.show) as bar:
@@ -166,11 +163,11 @@ def _choose_start(settings: ClipSettings, sigmas: Tensor, shape: Sequence[int], 
     return sigmas, picture + randn_items(shape, [derive_seed(seed, 'start') for seed in seeds]) * sigmas[0]
 
 
-def _add_time_travel(sampler: str, times: int, interval: tuple[float, float]) -> Any:
+def _add_time_travel(entry: Sampler, times: int, interval: tuple[float, float]) -> Any:
     """Return a sampler that takes each step within an interval so many times, with new noise at each visit of a level."""
-    entry = SAMPLERS[sampler.removeprefix('sample_')]
     if times == 1:
         return entry
+    check_settings(_find_own_steps(entry))
     return replace(entry, function=time_travel(entry.function, times, interval), noise='independent')
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,11 @@ class Draw:
     """Sample i is drawn from (seed, i) alone and has the class of the i-th reference picture (each
     class in turn without).
 
-    Samples are rounded to 8 bits, as a file would: the pictures they are compared with were.
+    `sampler` takes the place of that of `how`. Samples are rounded to 8 bits, as a file would: the pictures they are compared with were.
     """
 
     def __init__(self, denoiser: DenoiseFn, experiment: Experiment, how: SamplingConfig, seed: int,
-                 classes: list[int] | None, batch_size: int, device: torch.device) -> None:
+                 classes: list[int] | None, batch_size: int, device: torch.device, sampler: Any = None) -> None:
         if experiment.sections.conditions:
             kinds = ', '.join(entry.type for entry in experiment.sections.conditions)
             raise ValueError(f'the model must have no conditions besides classes to be measured; it has {kinds}. Draw samples with '
@@ -29,7 +30,8 @@ class Draw:
         known = experiment.sections.dataset.num_classes
         self.labels = (classes or list(range(known))) if known else None
         self.denoise = apply_guidance(denoiser, {'class_cond': known}, how) if known else denoiser
-        self.sigmas, self.sampler, self.options = choose_plan(denoiser, how, bool(known) and how.guidance != 1)
+        self.sigmas, self.sampler, self.options = choose_plan(denoiser, how, bool(known) and how.guidance != 1,
+                                                             sampler=sampler)
         self.shape, self.decode = experiment.shape, experiment.decoder(device)
         self.seed, self.batch_size, self.device = seed, batch_size, device
 

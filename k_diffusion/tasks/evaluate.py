@@ -17,6 +17,7 @@ from torch import Tensor
 from ..config import find_checkpoint
 from ..core.files import digest_of, write_json
 from ..core.images import from_bytes, save_image
+from ..core.python_files import digest_code
 from ..core.registry import unknown
 from ..core.settings import are_lists, at_least, check_settings, one_of, setting, takes_settings
 from ..data import Dataset
@@ -32,8 +33,9 @@ from ..evaluation import (
 )
 from ..evaluation.intervals import BLOCKS
 from ..generation import BETWEEN, choose_sampling
+from ..sampling import find_sampler
 from .drawing import Draw
-from .model import open_model
+from .model import ModelSettings, find_sampler_problem, load_sampler, open_model
 from .processes import World, in_pieces, share_of, world
 from .progress import show_progress
 from .reference import (
@@ -44,7 +46,6 @@ from .reference import (
     make_extractor,
     open_reference,
 )
-from .sample import find_sampler_problem
 
 COPIES = 'copies'       # a measure that looks at the training set, whatever the samples are compared with
 PAIRS = 24              # samples shown beside their nearest training pictures
@@ -66,7 +67,7 @@ def _read_names(text: str) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationSettings:
+class EvaluationSettings(ModelSettings):
     """Settings of `evaluate`."""
 
     checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
@@ -78,26 +79,20 @@ class EvaluationSettings:
         metavar='fid,kid,...', parse=_read_names)
     extractor: Any = setting(None, f'whose features are compared: {EXTRACTOR_WORDS} (default: classifier where there are classes, '
                              'else inception)')
-    dataset: str | None = setting(None, f'what to compare with: {DATASET_WORDS}')
+    dataset: Any = setting(None, f'what to compare with: {DATASET_WORDS}', parse=str)
     reference_n: int = setting(50_000, 'the most pictures of it that are used')
     out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: evaluation beside the checkpoint)')
-    config: Any = setting(None, 'the config, where the checkpoint carries none')
     batch_size: int = setting(64, 'how many samples at a time')
     steps: int | None = setting(None, "how many steps the sampler takes (default: the config's)")
-    sampler: str | None = setting(None, "the sampler (default: the config's, else the recommended one for the number of steps)")
+    sampler: Any = setting(None, "the sampler (default: the config's, else the recommended one for the number of steps), or "
+                           'FILE.py:FUNCTION, one of your own (see allow_code)', parse=str)
     schedule: str | None = setting(None, "the spacing of noise levels (default: the config's, else that of the recommended sampler)")
     guidance: float | None = setting(None, "classifier-free guidance scale (default: the config's)")
     seed: int = setting(0, 'sample i depends on (seed, i) alone')
     blocks: int | None = setting(
         None, 'parts of the jackknife that gives fid its error, intervals and unbiased value, at the cost of as many '
         'distances; 0: none (default: 20 for at most 512 features, else 0)')
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
-    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
-    allow_code: bool = setting(False, 'let a "custom" dataset run the Python file that the config names, and an extractor '
-                               'the code in its TorchScript file')
     cache: str | os.PathLike[str] | None = setting(None, "where reference features are kept (default: the user's cache folder)")
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
-    show: bool = setting(True)
 
     def __post_init__(self) -> None:
         check_settings(are_lists(self, 'metrics'))
@@ -118,8 +113,8 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
 
     Args:
         settings: The settings, or the fields of EvaluationSettings as arguments. `extractor` may also be a function from
-            pictures [B, C, H, W] in [-1, 1] to features [B, D]; `ema` False takes the raw weights; `verify` False takes a
-            checkpoint that its manifest does not describe; `show` False turns the progress bar off.
+            pictures [B, C, H, W] in [-1, 1] to features [B, D], `dataset` a tensor or a torch data set of pictures, and
+            `sampler` a function.
 
     Returns:
         The values and the files; of several processes, those other than the first return no values.
@@ -153,11 +148,13 @@ class _Task:
         reference = self.training_set() if settings.dataset is None else open_reference(
             experiment, settings.dataset, settings.allow_code, device=self.device)
         self._compare_with(reference, settings.extractor or ('classifier' if sections.dataset.num_classes else 'inception'))
-        sampling = choose_sampling(vars(sections.sampling), sampler=settings.sampler, steps=settings.steps, schedule=settings.schedule,
+        named, own = load_sampler(settings.sampler, settings.allow_code)
+        sampling = choose_sampling(vars(sections.sampling), sampler=named, steps=settings.steps, schedule=settings.schedule,
                                    guidance=settings.guidance)
         self.draw = Draw(denoiser, experiment, sampling, settings.seed, classes_of(reference, self.indices),
-                         settings.batch_size, self.device)
-        self.facts |= {'seed': settings.seed, **dataclasses.asdict(sampling), 'sampler': self.draw.sampler}
+                         settings.batch_size, self.device, own)
+        sampler = self.draw.sampler if own is None else find_sampler(own).name
+        self.facts |= {'seed': settings.seed, **dataclasses.asdict(sampling), 'sampler': sampler}
 
     def _compare_with(self, reference: Dataset, named: Any) -> None:
         self.indices = chosen_pictures(reference, self.settings.reference_n)
@@ -198,6 +195,7 @@ class _Task:
             'levels': 256,
             'checkpoint': digest_of(self.path),
             'ema': self.settings.ema,
+            'code': [digest_code(self.settings.network), digest_code(self.settings.sampler)],
             'classes': self.draw.labels,
             'extractor': getattr(self.extractor, 'fingerprint', self.facts['extractor']),
         }

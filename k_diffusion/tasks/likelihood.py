@@ -16,10 +16,11 @@ from torch import Tensor
 from ..config import find_checkpoint
 from ..core.files import digest_of, whole_file, write_json
 from ..core.plots import plot_histogram
+from ..core.python_files import digest_code
 from ..core.random import derive_seed
 from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..evaluation import image_bits
-from .model import open_model
+from .model import ModelSettings, open_model
 from .processes import World, in_pieces, share_of, world
 from .progress import show_progress
 from .reference import DATASET_WORDS, chosen_pictures, classes_of, open_reference
@@ -39,11 +40,11 @@ class Likelihood:
 
 
 @dataclasses.dataclass(frozen=True)
-class LikelihoodSettings:
+class LikelihoodSettings(ModelSettings):
     """Settings of `likelihood`."""
 
     checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
-    dataset: str | None = setting(None, f'whose pictures: {DATASET_WORDS}')
+    dataset: Any = setting(None, f'whose pictures: {DATASET_WORDS}', parse=str)
     n: int = setting(1000, 'how many pictures, drawn from the seed', flags=('-n',))
     steps: int = setting(32, 'steps of the solver, each of 4 model calls')
     probes: int = setting(1, 'probes of the trace per model call')
@@ -52,14 +53,8 @@ class LikelihoodSettings:
     sigma_min: float | None = setting(None, "the density is that of data with so much noise (default: the config's)")
     unconditional: bool = setting(False, 'do not tell the model the classes')
     out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: likelihood beside the checkpoint)')
-    config: Any = setting(None, 'the config, where the checkpoint carries none')
     batch_size: int = setting(64, 'how many pictures at a time')
     seed: int = setting(0, 'what is drawn for a picture depends on it and the picture alone')
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
-    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
-    allow_code: bool = setting(False, 'let a "custom" dataset run the Python file that the config names')
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
-    show: bool = setting(True)
 
     def __post_init__(self) -> None:
         check_settings(at_least(self, 1, 'n', 'steps', 'probes', 'points', 'batch_size'))
@@ -73,8 +68,8 @@ def likelihood(settings: LikelihoodSettings) -> Likelihood:
     with noise of sigma_min as -log2 p / dimensions + log2 127.5 bits. The prior has the config's sigma_data.
 
     Args:
-        settings: The settings, or the fields of LikelihoodSettings as arguments; `ema` False takes the raw weights, `verify`
-            False takes a checkpoint that its manifest does not describe, `show` False turns the progress bar off.
+        settings: The settings, or the fields of LikelihoodSettings as arguments; `dataset` may be a tensor or a
+            torch data set of pictures.
 
     Returns:
         The bits per dimension of each picture, their mean and its standard error, and the files.
@@ -123,7 +118,7 @@ class _Task:
         self.facts = {'checkpoint': digest_of(path), 'data': self.pictures.source, 'steps': settings.steps, 'probes': settings.probes,
                       'exact': settings.exact, 'points': settings.points, 'sigma': list(self.range), 'seed': settings.seed,
                       'unconditional': settings.unconditional, 'ema': settings.ema}
-        determined_by = repr((self.facts, self.classes, self.indices))
+        determined_by = repr((self.facts, self.classes, self.indices, digest_code(settings.network)))
         self.pieces = self.folder / f'pieces-{hashlib.blake2b(determined_by.encode(), digest_size=8).hexdigest()}'
 
     def compute_bits(self, items: Sequence[int]) -> Tensor:

@@ -1,6 +1,7 @@
-"""The trained model that a task works on, opened once."""
+"""The trained model that a task works on, opened once, and the sampler that draws from it."""
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -9,13 +10,39 @@ from torch import nn
 from ..config import Experiment, load_model
 from ..core.devices import choose_device
 from ..core.memory import keep_freed_memory
+from ..core.python_files import is_reference, load_reference
+from ..core.registry import unknown
+from ..core.settings import setting
+from ..generation import split_title
+from ..sampling import SAMPLERS, find_sampler
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Settings that the tasks on a trained model share, besides its `checkpoint`.
+
+    From Python `network` may also be an instance; `ema` False takes the raw weights, `verify` False a
+    checkpoint that its manifest does not describe; `show` False turns the progress bar off.
+    """
+
+    config: Any = setting(None, 'the config, where the checkpoint carries none')
+    network: nn.Module | str | None = setting(
+        None, 'FILE.py:CLASS, the network of a model that was trained with one of your own; runs the '
+        'file (see allow_code)', parse=str)
+    allow_code: bool = setting(
+        False, 'run Python files of your own that are named, that of a "custom" dataset among them, '
+        'and the code in a TorchScript file')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
+    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    show: bool = setting(True)
 
 
 def open_model(settings: Any, device: torch.device | None = None) -> tuple[nn.Module, Experiment, torch.device]:
     """Load the model that the settings of a task name.
 
     Args:
-        settings: The settings, with checkpoint, config, ema, verify and device.
+        settings: ModelSettings with a checkpoint.
         device: Where the model is to be; by default the device of the settings.
 
     Returns:
@@ -24,5 +51,35 @@ def open_model(settings: Any, device: torch.device | None = None) -> tuple[nn.Mo
     device = choose_device(settings.device) if device is None else device
     if device.type == 'cpu':
         keep_freed_memory()
-    denoiser, _ = load_model(settings.checkpoint, device, settings.config, settings.ema, settings.verify)
+    denoiser, _ = load_model(settings.checkpoint, device, settings.config, settings.ema,
+                             settings.verify, settings.network, settings.allow_code)
     return denoiser, cast(Experiment, denoiser.experiment), device
+
+
+def find_sampler_problem(sampler: Any, *also: str) -> str | None:
+    """Return what is wrong with the name of a sampler, or None.
+
+    Functions, 'FILE.py:FUNCTION', None and the names `also` are allowed.
+    """
+    name, _ = split_title(sampler)
+    if sampler is None or sampler in also or callable(sampler) or is_reference(sampler):
+        return None
+    if isinstance(name, str) and name.removeprefix('sample_') in SAMPLERS:
+        return None
+    return f'sampler must be the name of a sampler; {unknown("sampler", str(sampler), SAMPLERS)}'
+
+
+def load_sampler(sampler: Any, allow_code: bool) -> tuple[str | None, Any]:
+    """Return a sampler as its name and None; one of the user's own as None and the function.
+
+    Args:
+        sampler: A name, a function, 'FILE.py:FUNCTION' or None.
+        allow_code: That file may be run.
+    """
+    if is_reference(sampler):
+        sampler = load_reference(sampler, 'sampler', allow_code)
+    if sampler is None or isinstance(sampler, str):
+        return sampler, None
+    entry = find_sampler(sampler)
+    known = entry.name in SAMPLERS and SAMPLERS[entry.name] is entry
+    return (entry.name, None) if known else (None, sampler)

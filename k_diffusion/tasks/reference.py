@@ -13,8 +13,9 @@ from ..config import Experiment
 from ..config.latents import picture_frame
 from ..config.load import read_dataset_section
 from ..core.files import digest_of, read_json
+from ..core.images import to_bytes
 from ..core.registry import unknown
-from ..data import DATASETS, Dataset, open_dataset, permutation
+from ..data import DATASETS, Dataset, Images, StreamData, as_dataset, open_dataset, permutation
 from ..evaluation import (
     CLIPFeatureExtractor,
     DINOv2FeatureExtractor,
@@ -40,21 +41,40 @@ EXTRACTOR_WORDS = (
 )
 
 
-def open_reference(experiment: Experiment, which: str | None = None, allow_code: bool = False, base: Path | None = None,
+def open_reference(experiment: Experiment, which: Any = None, allow_code: bool = False, base: Path | None = None,
                    device: Any = 'cpu') -> Dataset:
     """Open the data set of a config, or another one, its pictures as the model's.
 
     Args:
         experiment: The experiment of the model.
-        which: As DATASET_WORDS describes.
+        which: As DATASET_WORDS describes; or a tensor [N, C, H, W] or a torch data set, as training takes them.
         allow_code: Let a "custom" data set run its Python file.
         base: The folder that the files of the config are relative to.
         device: Where the encoder of the experiment is, which says how large pictures are.
     """
     section, model = experiment.sections.dataset, experiment.sections.model
+    if which is not None and not isinstance(which, (str, os.PathLike)):
+        return _given_pictures(which, section.num_classes, experiment, device)
     if which is not None:
-        section = read_dataset_section(_section(which, section.num_classes))
+        section = read_dataset_section(_section(str(which), section.num_classes))
     return open_dataset(section, *picture_frame(model, experiment.encoder(device)), base, allow_code)
+
+
+def _given_pictures(data: Any, num_classes: int, experiment: Experiment, device: Any) -> Images:
+    """Return pictures given from Python as bytes, with their classes where they have some."""
+    dataset = as_dataset(data)
+    if isinstance(dataset, StreamData):
+        raise ValueError('dataset must be a tensor or a map-style data set to compare with; got an iterable one')
+    (h, w), channels = picture_frame(experiment.sections.model, experiment.encoder(device))
+    if tuple(dataset.image_shape) != (channels, h, w):
+        raise ValueError(f'dataset must hold pictures {[channels, h, w]}, as the model draws them; got {list(dataset.image_shape)}')
+    items = [dataset[i] for i in range(len(dataset))]
+    images = torch.stack([item['image'] for item in items])
+    labels = None
+    if num_classes and 'class_cond' in items[0]:
+        labels = torch.tensor([int(item['class_cond']) for item in items])
+    names = [str(i) for i in range(num_classes if labels is not None else 0)]
+    return Images(images if images.dtype == torch.uint8 else to_bytes(images), labels, names, dataset.source)
 
 
 def _section(which: str, num_classes: int) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.random import derive_seed
-from ..core.registry import unknown
 from ..core.settings import are_lists, at_least, check_settings, comma_list, one_of, setting, takes_settings
-from ..generation import BETWEEN, choose_plan, choose_sampling, generate, split_title
+from ..generation import BETWEEN, choose_plan, choose_sampling, generate
 from ..sampling import SAMPLERS
 from . import calibrations
 from .conditioning import guide, requested_conditions
-from .model import open_model
+from .model import ModelSettings, find_sampler_problem, load_sampler, open_model
 from .output import Samples, Target
 from .progress import show_progress
 
@@ -22,27 +21,18 @@ read_classes = comma_list(str, 'classes such as 3,cat')
 read_interval = comma_list(float, 'two noise levels such as 0.2,2', 2)
 
 
-def find_sampler_problem(name: str | None, *also: str) -> str | None:
-    """Return what is wrong with the name of a sampler (None and the names `also` are allowed), or None."""
-    sampler, _ = split_title(name)
-    if name is None or name in also or (isinstance(sampler, str) and sampler.removeprefix('sample_') in SAMPLERS):
-        return None
-    return f'sampler must be the name of a sampler; {unknown("sampler", str(name), SAMPLERS)}'
-
-
 @dataclass(frozen=True)
-class SampleSettings:
+class SampleSettings(ModelSettings):
     """Settings of `sample`."""
 
     checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
     n: int = setting(64, 'how many images', flags=('-n',))
     out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: samples, samples-2, ...)')
     prefix: str | None = setting(None, 'write {prefix}_00000.png ... where no folder is given')
-    config: Any = setting(None, 'the config, where the checkpoint carries none')
     batch_size: int = setting(64, 'how many at a time; changes no image')
     steps: int | None = setting(None, 'how many steps the sampler takes (default: the config, else 20)')
-    sampler: str | None = setting(None, "the sampler (default: the config's, else the recommended one for the number of steps): "
-                                  + ', '.join(SAMPLERS))
+    sampler: Any = setting(None, "the sampler (default: the config's, else the recommended one for the number of steps): "
+                           + ', '.join(SAMPLERS) + ', or FILE.py:FUNCTION, one of your own (see allow_code)', parse=str)
     schedule: str | None = setting(None, "the spacing of noise levels (default: the config's, else that of the recommended sampler): "
                                    + ', '.join(BETWEEN))
     sigma_min: float | None = setting(None, "the least noise level before 0 (default: the config's)")
@@ -56,11 +46,7 @@ class SampleSettings:
     cond: Sequence[str] = setting((), 'a condition of the model: text=WORDS, embeddings=ROW, super-resolution=PICTURE, '
                                   'inpainting=PICTURE[,TOP,BOTTOM,LEFT,RIGHT]; several are taken in turn', metavar='TYPE=VALUE',
                                   many='append')
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
-    ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
     overwrite: bool = setting(False, 'replace the samples that are in the folder already')
-    show: bool = setting(True)
 
     def __post_init__(self) -> None:
         own = [name for name in ('schedule', 'sigma_min') if getattr(self, name) is not None] if self.sampler == calibrations.WORD else []
@@ -79,8 +65,7 @@ def sample(settings: SampleSettings) -> Samples:
     sampler beside the checkpoint is used if there is one for the number of steps and the guidance.
 
     Args:
-        settings: The settings, or the fields of SampleSettings as arguments; `ema` False takes the raw weights, `verify` False
-            takes a checkpoint that its manifest does not describe, `show` False turns the progress bar off.
+        settings: The settings, or the fields of SampleSettings as arguments; `sampler` may be a function.
 
     Returns:
         The images, their classes and the files.
@@ -92,7 +77,8 @@ def sample(settings: SampleSettings) -> Samples:
     n, target = settings.n, Target.of(settings.out, settings.prefix, settings.overwrite)
     denoiser, experiment, device = open_model(settings)
     demanded = settings.sampler == calibrations.WORD
-    sampling = choose_sampling(vars(experiment.sections.sampling), sampler=None if demanded else settings.sampler,
+    named, own = load_sampler(None if demanded else settings.sampler, settings.allow_code)
+    sampling = choose_sampling(vars(experiment.sections.sampling), sampler=named,
                                steps=settings.steps, schedule=settings.schedule, guidance=settings.guidance,
                                guidance_interval=settings.guidance_interval)
     cond = requested_conditions(experiment, settings.cond, settings.classes, n, device)
@@ -100,7 +86,7 @@ def sample(settings: SampleSettings) -> Samples:
         raise ValueError(f'guidance must be left out for a model without classes and conditions; got {settings.guidance}')
     denoise = guide(denoiser, cond, sampling, device)
     sigmas, sampler, options = choose_plan(denoiser, sampling, bool(cond) and sampling.guidance != 1, settings.sigma_min,
-                                           settings.sigma_max)
+                                           settings.sigma_max, own)
     if demanded or (settings.sampler, settings.schedule, settings.sigma_min) == (None, None, None):
         fitted = calibrations.find_calibration(settings.checkpoint, denoiser, sampling, cond, float(sigmas[0]), demanded)
         if fitted is not None:

@@ -117,7 +117,7 @@ def test_errors_of_the_disk_name_flags_too(capsys):
     (CalibrateSettings, {'noises': 1, 'batch_size': 0, 'steps': [], 'bases': ['x']}, ['noises', 'batch_size', 'steps', 'bases']),
     (EvaluationSettings, {'n': 1, 'steps': 0, 'sampler': 'x', 'schedule': 'x', 'blocks': 1, 'metrics': ['fidd']},
      ['n', 'steps', 'sampler', 'schedule', 'blocks', 'metrics']),
-    (LikelihoodSettings, {'n': 0}, ['n']), (SampleSettings, {'sampler': len}, ['sampler']),
+    (LikelihoodSettings, {'n': 0}, ['n']), (SampleSettings, {'sampler': 5}, ['sampler']),
     (ClipSettings, {'prompts': 'a red apple'}, ['prompts']), (CalibrateSettings, {'steps': 5}, ['steps']),
     (SampleSettings, {'classes': '3', 'cond': 'text=a'}, ['classes']), (EvaluationSettings, {'metrics': 'fid'}, ['metrics']),
 ])
