@@ -9,10 +9,10 @@ from .conditioning import (
     ConditionedSequential,
     ResidualBlock,
     UnconditionedModule,
+    UNet,
 )
 from .embeddings import FourierFeatures
 from .resampling import Downsample2d, Upsample2d
-from .unet import UNet
 
 __all__ = [
     'AdaGN', 'ConditionedModule', 'ConditionedResidualBlock', 'ConditionedSequential', 'CrossAttention2d', 'Denoiser',

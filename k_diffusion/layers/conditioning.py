@@ -1,10 +1,10 @@
-"""Modules that are told a condition besides their input, and the one that most need it: adaptive group normalisation.
+"""Modules that take a condition besides their input: adaptive group normalisation, blocks and a U of blocks.
 
 The condition is a dict that travels through the whole network; each module takes from it the key that it knows.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -91,3 +91,26 @@ def zero_init(layer: nn.Module) -> Any:
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
+
+
+class UNet(ConditionedModule):
+    """Runs the down blocks from number `skip_stages` on, then as many up blocks (deepest first) with the downs' outputs.
+
+    Up blocks are called as block(input, cond, skip); the deepest gets no skip.
+    """
+
+    def __init__(self, d_blocks: Iterable[nn.Module], u_blocks: Iterable[nn.Module], skip_stages: int = 0) -> None:
+        super().__init__()
+        self.d_blocks = nn.ModuleList(d_blocks)
+        self.u_blocks = nn.ModuleList(u_blocks)
+        self.skip_stages = skip_stages
+
+    def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        skips: list[Tensor | None] = []
+        for block in self.d_blocks[self.skip_stages:]:
+            input = block(input, cond)
+            skips.append(input)
+        skips[-1] = None
+        for block, skip in zip(self.u_blocks, reversed(skips)):
+            input = block(input, cond, skip)
+        return input

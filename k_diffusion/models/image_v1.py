@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from ..core.modules import checkpoint
 from ..core.tensors import append_dims
 from ..layers.attention import CrossAttention2d, SelfAttention2d
-from ..layers.conditioning import AdaGN, ConditionedModule, ConditionedResidualBlock, ConditionedSequential, zero_init
+from ..layers.conditioning import AdaGN, ConditionedModule, ConditionedResidualBlock, ConditionedSequential, UNet, zero_init
 from ..layers.embeddings import FourierFeatures
 from ..layers.layout import channels_last
 from ..layers.resampling import Downsample2d, Upsample2d
-from ..layers.unet import UNet
 from .levels import GROUP_SIZE, HEAD_SIZE, check_levels, check_sides, check_skip_stages, n_groups
 from .section import ModelSection, check_above, check_share
 

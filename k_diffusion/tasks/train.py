@@ -28,7 +28,6 @@ from .launch import warn_of_one_process
 from .run.assembly import assemble
 from .run.display import Display
 from .run.evaluation_hook import EvaluationHook
-from .run.peers import told_of_peers
 from .run.plan import plan
 from .run.python import keep_sigma_data, open_experiment
 from .run.resuming import (
@@ -41,6 +40,9 @@ from .run.resuming import (
     tell_changes,
 )
 from .run.settings import Run, TrainSettings
+
+#: Parts of the errors that torch raises where an exchange between processes breaks.
+_BROKEN = ('gloo', 'nccl', 'connection closed', 'connection reset', 'process group')
 
 
 @takes_settings(TrainSettings)
@@ -120,7 +122,7 @@ def _train(asked: TrainSettings, settings: TrainSettings, experiment: Experiment
                 folder.rotate(trainer.step)     # first of all, since the disk may be full
             write_json(folder.path / f'{settings.name}_config.json', extra['config'])
         alive = heartbeat(accelerator.process_index, accelerator.num_processes)
-        with checkpointing(settings.checkpointing), told_of_peers(trainer), alive:
+        with checkpointing(settings.checkpointing), _explain_lost_process(trainer), alive:
             status = _evaluate(trainer) if settings.evaluate_only else trainer.run()
         accelerator.wait_for_everyone()
         status = 'stopped' if status == 'interrupted' and trainer.stopped else status
@@ -169,6 +171,20 @@ def _own_accelerator_state() -> Iterator[None]:
         for kind, values in zip(kinds, before):
             kind._shared_state.clear()
             kind._shared_state.update(values)
+
+
+@contextmanager
+def _explain_lost_process(trainer: Trainer) -> Iterator[None]:
+    """Raise the error of a broken exchange between processes again, as a sentence that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        process, last = trainer.accelerator.process_index, trainer.last_checkpoint
+        if trainer.accelerator.num_processes == 1 or not any(word in str(error).lower() for word in _BROKEN):
+            raise
+        saved = 'nothing was saved before' if last is None else f'it goes on from {last}'
+        raise ChildProcessError(f'process {process} lost another process of the run, which died or was cut off '
+                                f"(the launcher's summary below names it); run the same command again: {saved}") from error
 
 
 def _go_on(settings: TrainSettings, trainer: Trainer, state: dict[str, Any], path: Path | None,

@@ -10,7 +10,7 @@ import torch
 
 from k_diffusion.tasks.run.resuming import begin_losses
 from k_diffusion.training import CheckpointHook, Diverged, LogHook, Retention, RunFolder
-from k_diffusion.training.checkpoints.sanity import sane_steps
+from k_diffusion.training.checkpoints.retention import sane_steps
 
 
 class Explosion:

@@ -36,7 +36,7 @@ from ...training import (
 )
 from ...training.hooks import PlaceHook
 from ..conditioning import first_of
-from .demo_grid import DemoHook, SkippedNotice, WandbHook
+from .demo_grid import DemoHook, SkippedNotice
 from .display import Display
 from .evaluation_hook import EvaluationHook
 from .micro_batches import compiled, portions
@@ -44,7 +44,7 @@ from .objective import make_loss
 from .python import as_function, as_hook, is_picture, make_optimizer, make_schedule
 from .report import ReportHook
 from .settings import TrainSettings
-from .trackers import TensorboardHook
+from .trackers import TensorboardHook, WandbHook
 
 LOG_EVERY = 10
 

@@ -1,4 +1,4 @@
-"""What a training run shows of itself: demo grids, skipped pictures, Weights & Biases; none of it touches training randomness."""
+"""What a training run shows of itself: demo grids and skipped pictures; neither touches training randomness."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ...config import Experiment
-from ...core.extras import require
 from ...core.files import whole_file
 from ...core.images import make_grid, save_image
 from ...core.modules import eval_mode
@@ -18,8 +17,6 @@ from ...core.names import escape_name
 from ...core.random import derive_seed
 from ...generation import apply_guidance, choose_plan, choose_sampling, generate
 from ...training import StopAsked, Trainer
-from ...training.logs import values_of_parts
-from .report import redacted
 
 
 @dataclasses.dataclass
@@ -111,29 +108,3 @@ class SkippedNotice:
         with whole_file(self.path, sync=False) as temporary:
             temporary.write_text(''.join(f'{escape_name(path)}: {escape_name(reason)}\n' for path, reason in self.skipped), 'utf-8')
         self.told = len(self.skipped)
-
-
-class WandbHook:
-    """Sends what the log says to Weights & Biases, and with `save_model` each new checkpoint too (from the main process)."""
-
-    optional = True
-
-    def __init__(self, project: str, entity: str | None, group: str | None, config: Mapping[str, Any], every: int,
-                 save_model: bool, offline: bool = False) -> None:
-        self.every, self.save_model = every, save_model
-        self.sent: Path | None = None
-        self.wandb = require('wandb', 'wandb', 'wandb_project')
-        self.wandb.init(project=project, entity=entity, group=group, config=redacted(config), save_code=False,
-                        **({'mode': 'offline'} if offline else {}))
-
-    def __call__(self, trainer: Trainer) -> None:
-        values = {'epoch': trainer.loader.epoch(trainer.items), 'loss': trainer.ema_stats.get('loss'), 'lr': trainer.lr,
-                  'ema_decay': trainer.ema_decay, **values_of_parts(trainer)}
-        self.wandb.log(values, step=trainer.step)
-        if self.save_model and trainer.last_checkpoint not in (None, self.sent):
-            self.sent = trainer.last_checkpoint
-            self.wandb.save(str(self.sent), base_path=str(self.sent.parent))
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Sends the values of an evaluation, under the original's names."""
-        self.wandb.log({key.upper() if key in ('fid', 'kid') else key: value for key, value in values.items()}, step=step)

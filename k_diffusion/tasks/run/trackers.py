@@ -1,6 +1,7 @@
-"""The log of a run for TensorBoard."""
+"""The log of a run for TensorBoard and for Weights & Biases."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from ...core.extras import require
 from ...training import Trainer
 from ...training.log_files import flat
 from ...training.logs import values_of_parts
+from .report import redacted
 
 
 class TensorboardHook:
@@ -31,3 +33,29 @@ class TensorboardHook:
             if value is not None:
                 self.writer.add_scalar(key, value, trainer.step)
         self.writer.flush()
+
+
+class WandbHook:
+    """Sends what the log says to Weights & Biases, and with `save_model` each new checkpoint too (from the main process)."""
+
+    optional = True
+
+    def __init__(self, project: str, entity: str | None, group: str | None, config: Mapping[str, Any], every: int,
+                 save_model: bool, offline: bool = False) -> None:
+        self.every, self.save_model = every, save_model
+        self.sent: Path | None = None
+        self.wandb = require('wandb', 'wandb', 'wandb_project')
+        self.wandb.init(project=project, entity=entity, group=group, config=redacted(config), save_code=False,
+                        **({'mode': 'offline'} if offline else {}))
+
+    def __call__(self, trainer: Trainer) -> None:
+        values = {'epoch': trainer.loader.epoch(trainer.items), 'loss': trainer.ema_stats.get('loss'), 'lr': trainer.lr,
+                  'ema_decay': trainer.ema_decay, **values_of_parts(trainer)}
+        self.wandb.log(values, step=trainer.step)
+        if self.save_model and trainer.last_checkpoint not in (None, self.sent):
+            self.sent = trainer.last_checkpoint
+            self.wandb.save(str(self.sent), base_path=str(self.sent.parent))
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Sends the values of an evaluation, under the original's names."""
+        self.wandb.log({key.upper() if key in ('fid', 'kid') else key: value for key, value in values.items()}, step=step)

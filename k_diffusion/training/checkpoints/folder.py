@@ -33,8 +33,7 @@ from ..log_files import read_log
 from ..sharding import local
 from .manifest import Manifest, Record
 from .reading import read_training_checkpoint
-from .retention import LOSS_SINCE, Retention
-from .sanity import sane_steps
+from .retention import LOSS_SINCE, Retention, sane_steps
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
