@@ -1,4 +1,4 @@
-"""Noise -> sampler -> images: the one door that the command line, demo grids and metrics go through."""
+"""Noise -> sampler -> images: `sample`, the commands, demo grids and metrics all draw by these functions."""
 from __future__ import annotations
 
 import inspect

@@ -45,7 +45,7 @@ RULES: dict[str, str | None] = {
     'conditions.location': None,        # the texts or embeddings of the pictures
     'conditions.template': None,
     'conditions.largest': None,
-    'run': None,                        # what the command line alone sets: processes, accumulation, precision, seed
+    'run': None,                        # what settings of a run alone say: processes, accumulation, precision, seed
 }
 #: Keys whose new value makes losses before and after incomparable.
 _OF_THE_LOSS = ('model.sigma_sample_density', 'model.loss_config', 'model.loss_weighting', 'model.loss_scales', 'model.kl_weight')
@@ -74,9 +74,9 @@ def changes_of(checkpoint: Mapping[str, Any], config: Mapping[str, Any], overrid
     """Return what differs between the config in effect when a checkpoint was saved and a filled config.
 
     Args:
-        checkpoint: Its `config` and, in newer ones, `overrides`: what the command line set. Without a config nothing differs.
+        checkpoint: Its `config` and, in newer ones, `overrides`: what the settings of the run said. Without a config nothing differs.
         config: The filled config of the run that goes on.
-        overrides: What its command line sets, by 'section.key'.
+        overrides: What the settings of this run say, by 'section.key'.
         fill: Writes the defaults into the config of the checkpoint.
     """
     stored = fill(checkpoint['config']) if isinstance(checkpoint.get('config'), Mapping) else None
@@ -125,7 +125,7 @@ def changes_loss(changes: list[Change]) -> bool:
 
 
 def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with the values of a command line put in: 'section.key' -> value."""
+    """Return a config with the values of settings put in: 'section.key' -> value."""
     result = {section: dict(value) if isinstance(value, Mapping) else value for section, value in config.items()}
     for path, value in overrides.items():
         section, _, key = path.partition('.')

@@ -22,8 +22,8 @@ def setting(default: Any = dataclasses.MISSING, help: str = '', *, flags: Sequen
     Args:
         default: Its default; a field without one must be given.
         help: What it means, without the default, which help pages add.
-        flags: Its names on the command line; by default --name-with-dashes, and --no-name where the default is True.
-            A name without dashes makes it positional. `()` and no help: it is no flag.
+        flags: Its names on the command line, in place of those that are made of its name. A name without
+            dashes makes it positional. `()` and no help: it is no flag.
         choices: The values that it may have.
         metavar: What a help page shows in place of the value.
         parse: Makes the value of the text of a flag; by default the type of the field.

@@ -29,7 +29,7 @@ from ..evaluation.features import INCEPTION_DIGEST
 EXTRACTORS = ('inception', 'clip', 'dinov2', 'classifier')
 LEARNT_FROM = 20_000    # pictures at most, for the classifier
 
-#: For --help.
+#: For help pages.
 DATASET_WORDS = ("a folder of pictures, TYPE:LOCATION (mnist:data/mnist, or mnist/test:data/mnist for its test pictures), or a .json file "
                  "with a \"dataset\" section; "
                  "default: the data set of the model's config")

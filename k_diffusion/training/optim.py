@@ -99,7 +99,7 @@ class SGDConfig:
 class MuonConfig:
     """`Muon` for the model's hidden matrices and convolutions at `lr`, AdamW for the rest at `adamw_lr`.
 
-    An lr given on the command line replaces `lr`, and `adamw_lr` follows in proportion.
+    The lr of the settings of a run replaces `lr`, and `adamw_lr` follows in proportion.
     """
     type: Literal['muon'] = 'muon'
     lr: float = 4e-3

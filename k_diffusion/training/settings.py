@@ -1,4 +1,4 @@
-"""The config section "training": how long and in what portions a run trains, where the command line does not say."""
+"""The config section "training": how long and in what portions a run trains, where the settings of the run do not say."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -48,11 +48,11 @@ def resume_from(asked: str | os.PathLike[str] | None, folder: RunFolder, acceler
 
 
 def overrides_of(settings: TrainSettings, processes: int, seed: int) -> dict[str, Any]:
-    """Return what the command line sets in place of the config or beside it, by 'section.key'."""
-    flags = {'optimizer.lr': settings.lr, 'training.batch_size': settings.batch_size, 'training.end_step': settings.end_step,
+    """Return what settings say in place of the config or beside it, by 'section.key'."""
+    given = {'optimizer.lr': settings.lr, 'training.batch_size': settings.batch_size, 'training.end_step': settings.end_step,
              'training.ema_snapshots': settings.ema_snapshots}
     return {
-        **{key: value for key, value in flags.items() if value is not None},
+        **{key: value for key, value in given.items() if value is not None},
         'run.grad_accum_steps': settings.grad_accum_steps, 'run.processes': processes, 'run.seed': seed,
         'run.mixed_precision': settings.mixed_precision or 'no',
     }
