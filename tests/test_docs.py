@@ -87,6 +87,24 @@ def test_the_own_network_of_the_readme_trains_in_ten_lines(tmp_path, monkeypatch
     assert torch.equal(K.sample(denoiser, [100, 2], seeds=0), names['samples'])
 
 
+def test_the_trainer_of_the_page_trains_and_goes_on(tmp_path, monkeypatch):
+    pytest.importorskip('accelerate', reason='accelerate is in the extra "train"')
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'training.md').read_text(), re.S)
+    program = next(block for block in blocks if 'K.training.Trainer' in block)
+    weights = []
+    for place, ends in (('straight', [20]), ('paused', [10, 20])):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        for end in ends:
+            names: dict = {}
+            torch.manual_seed(0)
+            exec(program.replace('end_step=100', f'end_step={end}').replace('every=50', 'every=5'), names)
+            assert names['status'] == 'done' and names['trainer'].step == end
+        weights.append(names['average'].state_dict())
+    assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
+    assert not torch.equal(weights[0]['mix.weight'], names['net'].mix.weight)
+
+
 def test_every_sampler_is_on_the_page():
     page = (ROOT / 'docs' / 'samplers.md').read_text()
     from k_diffusion.tasks.samplers import sampler_table

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+from torch import Tensor, distributed
+
 #: Signals that ask once and end the process when they come again: Ctrl-C and SIGTERM.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Signals that only ask, however often they come: a closed terminal or connection, which the kernel
@@ -60,6 +63,27 @@ def on_interrupt(ask: Callable[[int], None], signals: Sequence[int] = STOP_SIGNA
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class StopVote:
+    """The question whether any of several processes was asked to stop, which all ask at one step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._sent: tuple[Tensor, Any] | None = None
+
+    def send(self, asked: bool) -> None:
+        """Send the answer of this process, without a wait."""
+        flag = torch.full((1,), float(asked), device=self.device)
+        self._sent = flag, distributed.all_reduce(flag, distributed.ReduceOp.MAX, async_op=True)
+
+    def result(self) -> bool:
+        """Return whether any answer was yes; False where none was sent."""
+        if self._sent is None:
+            return False
+        (flag, work), self._sent = self._sent, None
+        work.wait()
+        return bool(flag.item())
 
 
 def _leaving(number: int, before: Any) -> Any:

@@ -5,6 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .optim import match_strides
+from .sharding import cut_optimizer
 
 #: Options of a parameter group that tell one type of optimizer from another, and take their values from the config.
 _OF_A_TYPE = ('betas', 'eps', 'momentum', 'dampening', 'nesterov', 'ns_steps', 'muon')
@@ -13,6 +17,33 @@ _OWN = ('lr', 'initial_lr', 'weight_decay', *_OF_A_TYPE, 'amsgrad', 'maximize', 
         'differentiable', 'decoupled_weight_decay')
 #: State tensors of the shape of their parameter.
 _SHAPED = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer')
+
+
+def load_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, Any], source: object) -> None:
+    """Load the optimizer's part of a checkpoint, of ours or of the original.
+
+    Args:
+        optimizer: The optimizer.
+        model: The network that it is of.
+        state: The whole checkpoint.
+        source: Its path, for messages.
+
+    Raises:
+        ValueError: It does not fit.
+    """
+    groups = optimizer.param_groups
+    names = parameter_names(model, groups)
+    saved_names = state.get('opt_names', names)
+    if names is not None and 'items' not in state:      # the original's
+        sizes = [len(group['params']) for group in state['opt']['param_groups']]
+        saved_names = original_names(state['model'], names, sizes)
+    try:
+        optimizer.load_state_dict(matched_state(state['opt'], groups, names, saved_names))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f'the optimizer state in {source} does not fit ({error}); resume with the optimizer it was '
+                         'trained with, or start its moments anew (reset_optimizer=True)') from None
+    cut_optimizer(optimizer)
+    match_strides(optimizer)
 
 
 def parameter_names(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[list[str]] | None:

@@ -17,17 +17,17 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ..core.errors import Gone, Stop, StopAsked
 from ..core.random import derive_seed, generator
+from .batches import Batch, BatchSource, Part, check_parts
 from .checkpoints.reading import load_weights, unwrap
 from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs, set_ema_position
-from .interrupts import on_interrupt
+from .interrupts import StopVote, on_interrupt
 from .launcher import launcher_pid
 from .lr import set_lr_position
 from .noise_levels import LossByNoise
-from .optim import clip_gradients, match_strides
-from .optimizer_state import matched_state, original_names, parameter_names
-from .sharding import cut_optimizer, local
+from .optim import clip_gradients
+from .optimizer_state import load_optimizer, parameter_names
+from .sharding import local
 
-Batch = dict[str, Any]
 Status = Literal['done', 'interrupted']
 #: How many of the last so many steps may give a loss that is no number; one more, and the run has diverged.
 BAD_STEPS, BAD_WITHIN = 3, 1000
@@ -38,67 +38,83 @@ class Diverged(ValueError):
 
 
 class Hook(Protocol):
-    """Called after every `every`-th finished step (0: never), on all processes, and also when the run ends or is
-    interrupted if it has a true attribute `at_end`. It must leave the model's modes as they were. One that takes long asks
-    `trainer.stop_asked()` now and then and raises StopAsked where that is so; its attribute `task`
-    names what it makes, which is made up for when the run is resumed. A true attribute `optional`
-    says that a full disk in it does not end the run, `rescue` that it is called before a fault ends
-    the run."""
+    """A function of the trainer that is called after every `every`-th finished step (0: never), on all processes.
+
+    It leaves the model's modes as they were. One that takes long polls `trainer.stop_asked()` on all
+    processes and raises StopAsked where that is True.
+
+    Attributes:
+        every: The number of steps.
+        at_end: True: it is also called when the run ends or is interrupted. (This and the others may be missing.)
+        task: The name of what it makes; what a stop prevented is made when the run is resumed.
+        optional: True: a full disk in it does not end the run.
+        rescue: True: it is called before a fault ends the run.
+    """
     every: int
 
     def __call__(self, trainer: Trainer) -> None: ...
 
 
-class BatchSource(Protocol):
-    """Endless micro-batches of this process from a position in the stream of training items on."""
-    items_per_step: int
-
-    def iterate(self, items: int = 0) -> Iterator[Batch]: ...
-
-    def epoch(self, items: int) -> int: ...
-
-
-class Part(Protocol):
-    """Something of a run that has a state, kept in its checkpoints."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Any) -> None: ...
-
-
 @dataclass(eq=False, repr=False)
 class Trainer:
-    """Trains a network step by step; `step` counts the optimizer steps that are finished.
+    """The training loop: steps of an optimizer, the average of the weights, and hooks.
 
-    What is drawn is a function of the seed and of positions in the stream of items: each batch is given `u` (float64
-    [B] on the CPU, one quantile of the noise density per item, stratified over the whole step), and the global
-    generators are seeded before each forward pass, for dropout. Losses stay on the device until `read_losses` fetches
-    them, every `read_every` steps and whenever a hook asks.
+    What is drawn is a function of the seed and of positions in the stream of items: each batch is
+    given `u` (float64 [B] on the CPU, one quantile of the noise density per item, stratified over the
+    whole step), and the global generators are seeded before each forward pass.
+
+    Args:
+        accelerator: An accelerate.Accelerator, its own gradient accumulation left at 1.
+        model: The network as accelerator.prepare returned it, weights in float32.
+        loss: A function from a batch to the loss [B], which calls the model.
+        optimizer: Prepared.
+        lr_sched: Not prepared: accelerate would step it once per process.
+        ema_sched: Gives the decay of the average at each step.
+        ema_model: A deep copy of the network as it was before `prepare`, on the device.
+        loader: Where batches come from, `K.data.Loader` for example.
+        hooks: Called after steps, see `Hook`.
+        end_step: The last step; None: until interrupted.
+        grad_accum_steps: Micro-batches per step; the loader must be made with the same number.
+        clip_norm: The largest norm of the gradient; None: it is not clipped, and a loss that is not a
+            number ends the run.
+        seed: Of all that is drawn.
+        parts: What else is kept in checkpoints, under these keys.
+        read_every: After how many steps losses, which stay on the device, are fetched; hooks may ask earlier.
+        stop: Called after each step; True stops the run.
+
+    Attributes:
+        step: The optimizer steps that are finished.
+        items: The position in the stream of training items.
+        last_loss: The loss of the last step that was fetched.
+        ema_stats: The loss, averaged like the weights.
+        last_checkpoint: The path of the newest checkpoint.
+
+    Raises:
+        ValueError: The loader cannot share its items evenly, a weight is in half precision, or the
+            accelerator accumulates gradients.
     """
 
-    accelerator: Any                            # accelerate.Accelerator, its own gradient accumulation left at 1
-    model: nn.Module                            # the network as accelerator.prepare returned it, weights in float32
-    loss: Callable[[Batch], Tensor]             # batch -> [B], calls the model
-    optimizer: Optimizer                        # prepared
-    lr_sched: LRScheduler                       # not prepared (accelerate would step it once per process)
+    accelerator: Any
+    model: nn.Module
+    loss: Callable[[Batch], Tensor]
+    optimizer: Optimizer
+    lr_sched: LRScheduler
     ema_sched: EMASched
-    ema_model: nn.Module                        # a deep copy of the network as it was before `prepare`, on the device
+    ema_model: nn.Module
     loader: BatchSource
     hooks: Sequence[Hook] = ()
     _: KW_ONLY
-    end_step: int | None = None                 # None: until interrupted
-    grad_accum_steps: int = 1                   # micro-batches per step; the loader must know the same number
-    clip_norm: float | None = 1.                # largest norm of the gradient; None: not clipped
+    end_step: int | None = None
+    grad_accum_steps: int = 1
+    clip_norm: float | None = 1.
     seed: int = 0
-    parts: Mapping[str, Part] = field(default_factory=dict)     # kept in checkpoints under these keys, e.g. gns_stats
+    parts: Mapping[str, Part] = field(default_factory=dict)
     read_every: int = 25
-    stop: Callable[[], bool] | None = None      # asked after each step: whether the run is to stop
+    stop: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
-        _check(self.accelerator, self.model, self.loader, self.grad_accum_steps)
-        self.step = 0                           # optimizer steps finished
-        self.items = 0                          # position in the stream of training items
-        self.last_loss = math.nan               # of the last step that read_losses has seen
+        check_parts(self.accelerator, self.model, self.loader, self.grad_accum_steps)
+        self.step, self.items, self.last_loss = 0, 0, math.nan
         self.lr = self.optimizer.param_groups[0]['lr']
         self.ema_decay = 0.
         self.ema_stats: dict[str, float] = {}   # the loss, averaged like the weights (and LOSS_SINCE)
@@ -112,7 +128,7 @@ class Trainer:
         self.owed: list[str] = []               # tasks of hooks that a stop prevented
         self._launcher = launcher_pid()
         self._asked_to_stop = False
-        self._asking: tuple[Tensor, Any] | None = None
+        self._vote = StopVote(self.accelerator.device)
         self._between_steps = True
         self._silenced: set[int] = set()
         self._unread: list[tuple[Tensor, float]] = []
@@ -131,28 +147,38 @@ class Trainer:
         return self._elapsed + (0. if self._began is None else time.monotonic() - self._began)
 
     def request_stop(self, signal: int | None = None) -> None:
-        """Asks to stop after a finished step; several processes stop all at one step."""
+        """Ask to stop after a finished step; several processes stop all at one step.
+
+        Args:
+            signal: The number of the signal that asks.
+        """
         if not self._asked_to_stop:
             self._asked_to_stop, self.stopped_by = True, signal
 
     def stop_asked(self) -> bool:
-        """Whether a stop was asked of any process; hooks that take long call it on all of them, and give up where it is so."""
+        """Return True once any process was asked to stop; long hooks poll it on every process and return early."""
         if self.stopping:
             return True
         self._watch_launcher()
         self._ask_caller()
         if self.accelerator.num_processes == 1:
             return self._asked_to_stop
-        self._send_request()
-        return self._request_heard()
+        self._vote.send(self._asked_to_stop)
+        return self._vote.result()
 
     def run(self) -> Status:
-        """Trains up to end_step, or until it is asked to stop, then calls the hooks that run `at_end`. Raises Diverged.
+        """Train up to end_step, or until it is asked to stop, then call the hooks that run `at_end`.
 
         The first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 asks: the step under way is finished. A second
         Ctrl-C or SIGTERM ends it at once. Where something else ends it, hooks with a true attribute
         `rescue` are called first, if there is one process. What a stop prevented in the run before
         is made up for at the start.
+
+        Returns:
+            'done' at end_step, else 'interrupted'.
+
+        Raises:
+            Diverged: The losses or the weights are no longer finite.
         """
         self.model.train()
         self.stopped = False
@@ -172,7 +198,7 @@ class Trainer:
                 batches.close()
             self._elapsed, self._began = self.elapsed, None
             self.stopping = self._asked_to_stop = False
-            self._asking = None
+            self._vote = StopVote(self.accelerator.device)
         return 'done' if self.done else 'interrupted'
 
     def _take_step(self, batches: Iterator[Batch]) -> bool:
@@ -212,7 +238,11 @@ class Trainer:
                     warnings.warn(f'the steps since the last checkpoint are lost: {another}', stacklevel=2)
 
     def train_step(self, batches: Iterator[Batch]) -> None:
-        """One optimizer step of `grad_accum_steps` micro-batches; nothing in it waits for the device."""
+        """Take one optimizer step of `grad_accum_steps` micro-batches; nothing in it waits for the device.
+
+        Args:
+            batches: What `loader.iterate(trainer.items)` gives.
+        """
         quantiles = self._quantiles()
         losses = []
         for micro in range(self.grad_accum_steps):
@@ -333,31 +363,23 @@ class Trainer:
                               f'{f": {error.filename}" if error.filename else ""}); training goes on', stacklevel=2)
 
     def _agreed(self) -> bool:
-        """Whether any process was asked to stop: the same answer on all of them at one step, without a wait for a GPU.
+        """Return whether any process was asked to stop: one answer on all of them at one step, without a wait for a GPU.
 
         (There the answer is that of the step before, which has arrived by now.)
         """
-        before = self._request_heard() if self._asking else False
-        self._send_request()
-        return self._request_heard() or before if self.accelerator.device.type == 'cpu' else before
-
-    def _send_request(self) -> None:
-        flag = torch.full((1,), float(self._asked_to_stop), device=self.accelerator.device)
-        self._asking = flag, torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX, async_op=True)
-
-    def _request_heard(self) -> bool:
-        if self._asking is None:
-            return False
-        flag, work = self._asking
-        self._asking = None
-        work.wait()
-        return bool(flag.item())
+        before = self._vote.result()
+        self._vote.send(self._asked_to_stop)
+        return self._vote.result() or before if self.accelerator.device.type == 'cpu' else before
 
     def read_losses(self) -> None:
-        """Fetches the losses since the last call into `last_loss` and `ema_stats`. Raises Diverged.
+        """Fetch the losses since the last call into `last_loss` and `ema_stats`.
 
-        One wait for the device and one exchange between the processes, all of which must call it at the same step. A step
-        whose loss is no number is told and left out (its gradient was, where gradients are clipped); several are too many.
+        One wait for the device and one exchange between the processes, all of which must call it at the
+        same step. A step whose loss is not a number is named in a warning and left out.
+
+        Raises:
+            Diverged: More than three of the last 1,000 losses were not numbers, or one was and
+                gradients are not clipped.
         """
         if not self._unread:
             return
@@ -380,7 +402,11 @@ class Trainer:
                       'its gradient is left out and training goes on', stacklevel=2)
 
     def check_finite(self) -> None:
-        """Raises Diverged where a loss so far or a weight is not a finite number (which a last update can leave)."""
+        """Check the losses so far and the weights, which a last update can leave infinite.
+
+        Raises:
+            Diverged: One is not a finite number.
+        """
         self.read_losses()
         finite = torch.stack([local(p).detach().norm() for p in self._parameters]).isfinite().all().float()
         if self.accelerator.reduce(finite, 'mean').item() < 1:
@@ -398,7 +424,7 @@ class Trainer:
         return Diverged(f'{what}; {good}: lower the learning rate, or look for broken items in the data, and run again')
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole run, under the original's keys and a few more. Call it on every process."""
+        """Return the whole run, under the original's keys and a few more. Call it on every process."""
         scaler = self.accelerator.scaler
         return {
             'model': unwrap(self.model).state_dict(),
@@ -441,7 +467,7 @@ class Trainer:
         load_weights(unwrap(self.model), state['model'], name)
         load_weights(self.ema_model, state['model' if reset_ema else 'model_ema'], name)
         if not reset_optimizer:
-            self._load_optimizer(state, name)
+            load_optimizer(self.optimizer, unwrap(self.model), state, name)
         set_lr_position(self.lr_sched, state['sched'])
         if not reset_ema:
             set_ema_position(self.ema_sched, state['ema_sched'])
@@ -463,36 +489,7 @@ class Trainer:
                 part.load_state_dict(state[key])
         self.last_checkpoint = source
 
-    def _load_optimizer(self, state: Mapping[str, Any], name: object) -> None:
-        groups = self.optimizer.param_groups
-        names = parameter_names(unwrap(self.model), groups)
-        saved_names = state.get('opt_names', names)
-        if names is not None and 'items' not in state:      # the original's
-            sizes = [len(group['params']) for group in state['opt']['param_groups']]
-            saved_names = original_names(state['model'], names, sizes)
-        try:
-            self.optimizer.load_state_dict(matched_state(state['opt'], groups, names, saved_names))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f'the optimizer state in {name} does not fit ({error}); resume with the optimizer it was '
-                             'trained with, or start its moments anew (reset_optimizer=True)') from None
-        cut_optimizer(self.optimizer)
-        match_strides(self.optimizer)
-
 
 def _task(hook: Hook) -> str:
     """Return the name of what a hook makes, '' for one that is not made up for."""
     return str(getattr(hook, 'task', ''))
-
-
-def _check(accelerator: Any, model: nn.Module, loader: BatchSource, grad_accum_steps: int) -> None:
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError(f'the accelerator has gradient_accumulation_steps={accelerator.gradient_accumulation_steps}; '
-                         'leave it at 1 there and give the number to the Trainer as grad_accum_steps')
-    if loader.items_per_step % (grad_accum_steps * accelerator.num_processes):
-        raise ValueError(f'the loader hands out {loader.items_per_step} items per step, which '
-                         f'{accelerator.num_processes} processes of {grad_accum_steps} micro-batches cannot share '
-                         'evenly; make it with the same world_size and grad_accum_steps')
-    half = [name for name, p in model.named_parameters() if p.is_floating_point() and p.element_size() < 4]
-    if half:
-        raise ValueError(f'the parameter {half[0]} is in half precision; keep weights in float32 and let the '
-                         "accelerator compute in less (mixed_precision='bf16')")
