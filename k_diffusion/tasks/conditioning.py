@@ -10,27 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Experiment
-from ..config.conditioning import Conditions, null_conditions
+from ..config.conditioning import null_conditions
 from ..config.latents import picture_frame
 from ..core.images import from_bytes
 from ..core.protocols import DenoiseFn
 from ..core.registry import nearest
-from ..data import Dataset, UnreadablePicture, load_picture
+from ..data import UnreadablePicture, load_picture
 from ..encoders import LatentEncoder
 from ..generation import SamplingConfig, apply_guidance
-
-
-def first_of(conditions: Conditions, dataset: Dataset, n: int, seed: int) -> dict[str, Tensor]:
-    """Return the conditions of the first n pictures of the data, for demo grids."""
-    if not conditions:
-        return {}
-    index = torch.arange(n) % len(dataset)
-    images = torch.stack([dataset[i]['image'] for i in index.tolist()])
-    batch = {'image': from_bytes(images) if images.dtype == torch.uint8 else images, 'index': index, 'item': torch.arange(n)}
-    told: dict[str, Tensor] = {}
-    for _, condition in conditions:
-        told.update(condition.prepare(batch, seed))
-    return told
 
 
 def requested_conditions(experiment: Experiment, requests: Sequence[str], classes: Sequence[int | str] | None, n: int,

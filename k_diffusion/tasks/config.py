@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config import (
-    load_config,
+    Experiment,
     read_autoencoder_config,
     read_weights,
-    sections_of,
     shipped_configs,
 )
 from ..core.files import write_json
@@ -102,7 +101,7 @@ def _describe(name: str, path: Path) -> ShippedConfig:
     sections: Any = (
         read_autoencoder_config(path)[1]
         if name.startswith('autoencoders/')
-        else sections_of(load_config(path))
+        else Experiment.open(path).sections
     )
     model, dataset = sections.model, sections.dataset
     height, width = model.input_size

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import find_checkpoint, find_config, load_config, read_weights, sections_of
+from ..config import Experiment, find_checkpoint, find_config, read_weights
 from ..core.devices import choose_device
 from ..core.machine import memory_bytes, multiply_rate
 from ..core.settings import at_least, check_settings, setting, takes_settings
@@ -103,8 +103,7 @@ def info(settings: InfoSettings) -> Info:
         FileNotFoundError: There is no such file.
         ValueError: It carries no config, or one that cannot be used.
     """
-    config = load_config(_config_of(settings.source, settings.verify))
-    sections = sections_of(config)
+    sections = Experiment.open(_config_of(settings.source, settings.verify)).sections
     model, classes = sections.model, sections.dataset.num_classes
     counts = sizes(model, classes + 1 if classes else 0)
     device = choose_device(settings.device)

@@ -102,6 +102,13 @@ CALLS = {
 }
 
 
+def test_costs_and_lists_parse_each_config_once(parses, trained_demo):
+    K.info('config_demo', rate=1e9, device='cpu')
+    assert len(parses) == 1
+    shipped = [c for c in K.extract_config(list=True) if not c.name.startswith('autoencoders/')]
+    assert len(parses) == 1 + len(shipped)
+
+
 @pytest.mark.parametrize('task', CALLS)
 def test_a_task_parses_the_config_of_its_model_once(parses, trained_demo, tmp_path, task):
     out = tmp_path / ('calibrated.json' if task == 'calibrate' else 'out')

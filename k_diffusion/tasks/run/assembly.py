@@ -18,6 +18,7 @@ from ...config.conditioning import null_conditions
 from ...config.growing import inherit_weights
 from ...config.latents import pictures_of
 from ...config.load import Sections
+from ...core.images import from_bytes
 from ...core.machine import memory_bytes
 from ...core.modules import n_params
 from ...core.random import derive_seed
@@ -35,7 +36,6 @@ from ...training import (
     shard,
 )
 from ...training.hooks import PlaceHook
-from ..conditioning import first_of
 from .demo_grid import DemoHook, SkippedNotice
 from .display import Display
 from .evaluation_hook import EvaluationHook
@@ -219,13 +219,23 @@ def _describe_classes(names: list[str], known: int) -> str:
 
 def _first_conditions(conditions: Any, dataset: Dataset, n: int, seed: int) -> dict[str, Tensor]:
     """Return the conditions of the first n items, for demo grids; classes are left to these."""
-    if not isinstance(dataset, PythonData):
-        return first_of(conditions, dataset, n, seed)
     indices = [i % len(dataset) for i in range(n)]
+    if not isinstance(dataset, PythonData):
+        return _prepared_conditions(conditions, dataset, indices, seed) if conditions else {}
     items = dataset.read(indices, [derive_seed(seed, 'demo', i) for i in range(n)])
     kept = ('image', 'class_cond') if dataset.num_classes else ('image',)
     return {key: value for key, value in items.items()
             if key not in kept and isinstance(value, Tensor)}
+
+
+def _prepared_conditions(conditions: Any, dataset: Dataset, indices: list[int], seed: int) -> dict[str, Tensor]:
+    images = torch.stack([dataset[i]['image'] for i in indices])
+    batch = {'image': from_bytes(images) if images.dtype == torch.uint8 else images,
+             'index': torch.tensor(indices), 'item': torch.arange(len(indices))}
+    tensors: dict[str, Tensor] = {}
+    for _, condition in conditions:
+        tensors.update(condition.prepare(batch, seed))
+    return tensors
 
 
 def _make_hooks(settings: TrainSettings, experiment: Experiment, folder: RunFolder, display: Display,

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...config import load_config, sections_of, shipped_config
+from ...config import Experiment, load_config, shipped_config
 from ...config.overrides import change_config
 from ...core.devices import choose_device
 from ...core.files import write_json
@@ -145,7 +145,7 @@ def _recipe(looked: Inspection, size: int, device: torch.device) -> dict[str, An
 
 def _steps(config: dict[str, Any], minutes: float, device: torch.device) -> tuple[int, float]:
     """Return how many steps fit into so many minutes, and images per second, by an estimate."""
-    sections = sections_of(load_config(config))
+    sections = Experiment.open(config).sections
     classes = sections.dataset.num_classes
     work = 3 * 2 * sizes(sections.model, classes + 1 if classes else 0).multiply_adds
     speed = SHARE * multiply_rate(device) / work
