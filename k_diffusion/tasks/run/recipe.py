@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...config import Experiment, load_config, shipped_config
+from ...config.load import read_dataset_section
 from ...config.overrides import change_config
 from ...core.devices import choose_device
 from ...core.files import write_json
@@ -84,8 +85,7 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
 def _grey_range(section: dict[str, Any], settings: TrainSettings) -> tuple[float, float] | None:
     """Return dataset.grey_range where it is among the changes of the config, which are put in later."""
     changed = change_config({'dataset': section}, settings.changes)['dataset']
-    model = json.loads(shipped_config('config_demo').read_text())['model']
-    return getattr(sections_of({'model': model, 'dataset': changed}).dataset, 'grey_range', None)
+    return getattr(read_dataset_section(changed), 'grey_range', None)
 
 
 def _look_at(settings: TrainSettings, largest: int,
