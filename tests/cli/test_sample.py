@@ -13,10 +13,11 @@ from k_diffusion.cli import config, convert, entry, grid, sample, train
 from k_diffusion.core.random import derive_seed
 from k_diffusion.generation import BETWEEN, choose_sampling
 from k_diffusion.tasks import output
+from k_diffusion.tasks.conditioning import class_labels
 from k_diffusion.tasks.convert import convert as convert_task
 from k_diffusion.tasks.drawing import Draw
 from k_diffusion.tasks.run.demo_grid import DemoHook
-from k_diffusion.tasks.sample import SampleSettings, class_labels, read_classes
+from k_diffusion.tasks.sample import SampleSettings, read_classes
 from k_diffusion.tasks.sample import sample as sample_task
 
 
@@ -230,17 +231,17 @@ def test_plain_guidance_is_none_for_cfg_pp():
     ([1], [1]), ([3], [3]), ([np.int64(2)], [2]), ([torch.tensor(2)], [2]), (['10', 1, '3'], [1, 1, 3])])
 def test_a_text_that_is_a_name_is_no_number(asked, numbers):
     names = ['1', '10', '2', 'ten']
-    assert class_labels(asked, {'num_classes': 4, 'class_names': names}, len(numbers)) == numbers
-    assert class_labels(read_classes('2,ten'), {'num_classes': 4, 'class_names': names}, 2) == [2, 3]
+    assert class_labels(asked, SimpleNamespace(num_classes=4, class_names=names), len(numbers)) == numbers
+    assert class_labels(read_classes('2,ten'), SimpleNamespace(num_classes=4, class_names=names), 2) == [2, 3]
 
 
 @pytest.mark.parametrize('asked', ['4', '-1', '1.5', '', 4, -1, 1.5, None, '²'])
 def test_what_is_no_class_is_refused(asked):
     with pytest.raises(ValueError, match='classes must name classes of the model, which are 0 to 3, called 1, 10, 2, ten; got'):
-        class_labels([asked], {'num_classes': 4, 'class_names': ['1', '10', '2', 'ten']}, 1)
+        class_labels([asked], SimpleNamespace(num_classes=4, class_names=['1', '10', '2', 'ten']), 1)
 
 
 def test_names_that_look_alike_are_one():
     """A Mac writes é into names of files as e and an accent."""
-    assert class_labels(['caf\xe9'], {'num_classes': 2, 'class_names': ['bar', 'cafe\u0301']}, 1) == [1]
-    assert class_labels(['cafe\u0301'], {'num_classes': 2, 'class_names': ['bar', 'caf\xe9']}, 1) == [1]
+    assert class_labels(['caf\xe9'], SimpleNamespace(num_classes=2, class_names=['bar', 'cafe\u0301']), 1) == [1]
+    assert class_labels(['cafe\u0301'], SimpleNamespace(num_classes=2, class_names=['bar', 'caf\xe9']), 1) == [1]
