@@ -3,7 +3,7 @@
 The rooms are attributes of this package, imported when first touched: `K.sampling`, `K.external`, `K.layers`, `K.models`,
 `K.config`, `K.augmentation`, `K.utils` and so on. `K.load_model(path)` gives the denoiser of a trained checkpoint,
 `K.sample(denoiser, shape)` samples from it. The commands of `k-diffusion` are calls: `K.train`, `K.evaluate`, `K.likelihood`,
-`K.calibrate`, `K.clip`, `K.info`, `K.convert`, `K.checkpoints`, `K.ema`, `K.inspect_dataset`,
+`K.calibrate`, `K.clip`, `K.info`, `K.convert`, `K.checkpoints`, `K.ema`, `K.inspect_dataset`, `K.pack_dataset`,
 `K.grid`, `K.train_autoencoder`, `K.demo` and `K.extract_config`.
 """
 from __future__ import annotations
@@ -23,6 +23,7 @@ _NAMES = {
     'clip': 'tasks.clip', 'convert': 'tasks.convert', 'demo': 'tasks.demo', 'ema': 'tasks.ema',
     'evaluate': 'tasks.evaluate', 'extract_config': 'tasks.config', 'grid': 'tasks.grid',
     'info': 'tasks.info', 'inspect_dataset': 'tasks.dataset', 'likelihood': 'tasks.likelihood',
+    'pack_dataset': 'tasks.pack',
     'Stop': 'training', 'train': 'tasks.train', 'train_autoencoder': 'tasks.autoencoder',
 }
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from .tasks.grid import grid as grid
     from .tasks.info import info as info
     from .tasks.likelihood import likelihood as likelihood
+    from .tasks.pack import pack_dataset as pack_dataset
     from .tasks.train import train as train
     from .training import Stop as Stop
 

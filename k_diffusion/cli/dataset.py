@@ -1,4 +1,4 @@
-"""k-diffusion dataset: looks through a folder or archive of pictures before training."""
+"""k-diffusion dataset: looks through a folder or archive of pictures before training, or packs a folder."""
 from __future__ import annotations
 
 import sys
@@ -6,10 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..tasks.dataset import describe_inspection, inspect_dataset
+from ..tasks.pack import describe_packing, pack_dataset
 from .flags import run_command
 
-_EXAMPLE = '''example:
+_PACK = '''k-diffusion dataset pack: writes a folder of pictures or arrays as tar shards, for training that streams.'''
+_PACK_EXAMPLE = '''example:
+  k-diffusion dataset pack data/icons --classes folders -o data/icon-shards
+
+Files go in as they are; what lies beside a picture under its name as .txt (its caption), .json or
+.cls (its class) goes with it. The same files and flags give the same bytes.'''
+
+_EXAMPLE = '''examples:
   k-diffusion dataset data/icons --size 32 -o icons.png
+  k-diffusion dataset pack data/icons -o data/icon-shards      writes tar shards; pack --help says more
 
 Every picture is decoded once, by the rules of training. sigma_data is the value for the config.
 The contact sheet shows 64 pictures as the model sees them.'''
@@ -22,6 +31,10 @@ def _as_json(result: Any) -> dict[str, Any]:
             'sizes': {f'{w}x{h}': n for (w, h), n in result.sizes.items()}}
 
 
+def _packed_as_json(result: Any) -> dict[str, Any]:
+    return {**vars(result), 'folder': str(result.folder)}
+
+
 def _show_progress(done: int, total: int) -> None:
     if sys.stderr.isatty() and (done % 64 == 0 or done == total):
         end = '\n' if done == total else ''
@@ -29,6 +42,10 @@ def _show_progress(done: int, total: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion dataset') -> int:
-    """Run the command."""
+    """Run the command; with `pack` as the first word (a folder of that name is ./pack), write shards."""
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv[:1]) == ['pack']:
+        return run_command(f'{prog} pack', pack_dataset, describe_packing, about=_PACK, example=_PACK_EXAMPLE,
+                           as_json=_packed_as_json, argv=argv[1:], progress=_show_progress)
     return run_command(prog, inspect_dataset, describe_inspection, about=__doc__, example=_EXAMPLE,
                        as_json=_as_json, argv=argv, progress=_show_progress)

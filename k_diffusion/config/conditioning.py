@@ -13,7 +13,7 @@ _KEYS = ('mapping_cond', 'cross_cond', 'unet_cond')
 
 def conditions_of(sections: Sections, dataset: Dataset | None = None, device: Any = 'cpu') -> Conditions:
     """The conditions of a config, checked against its model; with the data set, they can prepare batches of it."""
-    if dataset is not None and sections.conditions and not isinstance(dataset, Images):
+    if dataset is not None and sections.conditions and not isinstance(dataset, Images) and not dataset.streams:
         raise ValueError(f'{dataset.source} is too large to be decoded into memory, which conditions need; take a smaller one')
     made = [(config, config.make(sections.model.input_channels, dataset, device)) for config in sections.conditions]
     for key in _KEYS:

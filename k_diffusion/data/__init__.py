@@ -3,20 +3,24 @@ from .archives import PictureArchive
 from .caching import MEMORY_LIMIT, decode_once
 from .cifar import CIFAR10Config
 from .custom import CustomConfig
-from .datasets import Dataset, Images
+from .datasets import Dataset, Images, permutation
 from .demo import DemoConfig
 from .folders import FolderOfImages, ImageFolderClassConfig, ImageFolderConfig, find_pictures
 from .huggingface import HuggingFaceConfig, hf_datasets_augs_helper
 from .inspection import Inspection, inspect_pictures
-from .loading import Loader, permutation
+from .loading import Loader
 from .mnist import MNISTConfig
 from .opening import DATASETS, DatasetConfig, open_dataset
 from .pictures import EXTENSIONS, PIXEL_LIMIT, UnreadablePicture, load_picture, picture_bytes
 from .python import PythonData, StreamData, StreamLoader, TensorData, as_dataset, measure_sigma_data
+from .reading import read_items, readable_index
+from .shards import ShardedSamples, ShardsConfig, pack_shards
+from .streams import ENDLESS, RowStream
 from .synthetic import icons
 
 __all__ = [
     'DATASETS',
+    'ENDLESS',
     'EXTENSIONS',
     'MEMORY_LIMIT',
     'PIXEL_LIMIT',
@@ -35,6 +39,9 @@ __all__ = [
     'MNISTConfig',
     'PictureArchive',
     'PythonData',
+    'RowStream',
+    'ShardedSamples',
+    'ShardsConfig',
     'StreamData',
     'StreamLoader',
     'TensorData',
@@ -48,6 +55,9 @@ __all__ = [
     'load_picture',
     'measure_sigma_data',
     'open_dataset',
+    'pack_shards',
     'permutation',
     'picture_bytes',
+    'read_items',
+    'readable_index',
 ]

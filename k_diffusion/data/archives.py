@@ -60,7 +60,11 @@ class PictureArchive(PictureSet[Member]):
         return {**self.__dict__, '_handle': None, '_lock': None, '_large': None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock(), _large=threading.Lock())
+        self.__dict__.update(state)
+        self.reopen()
+
+    def reopen(self) -> None:
+        self._handle, self._lock, self._large = None, threading.Lock(), threading.Lock()
 
     @contextmanager
     def open(self, index: int) -> Iterator[IO[bytes]]:
@@ -85,9 +89,9 @@ class PictureArchive(PictureSet[Member]):
             self._handle = zipfile.ZipFile(self.place) if member.offset < 0 else open(self.place, 'rb')  # noqa: SIM115 - kept open
         if member.offset < 0:
             with self._handle.open(self._handle.infolist()[-1 - member.offset]) as file:
-                return _exactly(file, member.size)
+                return read_exactly(file, member.size)
         self._handle.seek(member.offset)
-        return _exactly(self._handle, member.size, more=True)
+        return read_exactly(self._handle, member.size, more=True)
 
     def name(self, index: int) -> str:
         return self.shown(self.files[index].name)
@@ -105,8 +109,8 @@ class PictureArchive(PictureSet[Member]):
         return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
 
 
-def _exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
-    """So many bytes of a file; with fewer, or with further ones unless `more` are expected, it is damaged.
+def read_exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
+    """Return so many bytes of a file; with fewer, or with further ones unless `more` are expected, it is damaged.
 
     (In pieces, and to the end: a zip's checksum is looked at there, and reading at once would hold everything twice.)
     """
@@ -165,25 +169,34 @@ def _check_directory(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 def _tar(path: Path) -> Iterator[tuple[Member, str | None]]:
     with open(path, 'rb') as file:
-        end = 0
-        for info, following in read_heads(file):
-            odd = 'it is a link or device' if not info.isreg() else 'it is stored with holes' if info.issparse() else None
-            if not info.isdir():
-                yield Member(info.name, info.size, info.offset_data), odd
-            end = following
-        _check_end(path, end)
+        yield from list_tar(file)
 
 
-def _check_end(path: Path, offset: int) -> None:
+def list_tar(file: IO[bytes]) -> Iterator[tuple[Member, str | None]]:
+    """Yield the files of an uncompressed .tar as they lie there, and why one cannot be taken where that is so.
+
+    Raises:
+        OSError, ValueError, tarfile.TarError: It cannot be read, or not to its end.
+    """
+    file.seek(0)
+    end = 0
+    for info, following in read_heads(file):
+        odd = 'it is a link or device' if not info.isreg() else 'it is stored with holes' if info.issparse() else None
+        if not info.isdir():
+            yield Member(info.name, info.size, info.offset_data), odd
+        end = following
+    _check_end(file, end)
+
+
+def _check_end(file: IO[bytes], offset: int) -> None:
     """Refuse a .tar without the zeros that end one, from their block to its end: tarfile takes a damaged head or a cut for the end."""
-    with open(path, 'rb') as file:
-        file.seek(offset)
-        chunk = file.read(tarfile.BLOCKSIZE)
-        whole = len(chunk) == tarfile.BLOCKSIZE
-        while whole and chunk:
-            whole, chunk = not any(chunk), file.read(_CHUNK)
-        if not whole:
-            raise ValueError(f'it is cut or damaged at byte {offset:,}, where its next file or its end should be')
+    file.seek(offset)
+    chunk = file.read(tarfile.BLOCKSIZE)
+    whole = len(chunk) == tarfile.BLOCKSIZE
+    while whole and chunk:
+        whole, chunk = not any(chunk), file.read(_CHUNK)
+    if not whole:
+        raise ValueError(f'it is cut or damaged at byte {offset:,}, where its next file or its end should be')
 
 
 def read_heads(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
@@ -194,6 +207,7 @@ def read_heads(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInf
     """
     with tarfile.open(fileobj=cast(Any, _Heads(file)), mode='r:') as tar:
         for info in tar:
+            vars(tar)['members'] = []       # (it would keep them all)
             if len(tar.pax_headers) > GLOBAL_ATTRIBUTES:        # (tarfile copies them for each file)
                 raise tarfile.ReadError(f'it states more than {GLOBAL_ATTRIBUTES} attributes for all of its files')
             yield info, tar.offset

@@ -30,12 +30,12 @@ def decode_once(dataset: Dataset, memory_limit: int = MEMORY_LIMIT, cache_dir: s
                 progress: Progress | None = None) -> Dataset:
     """The data set with its pictures decoded, or as it is where that is not wanted.
 
-    That is where it fits neither into memory nor on the disk of its cache folder, and where its pictures may differ from one
-    reading to the next.
+    That is where it fits neither into memory nor on the disk of its cache folder, where its pictures may differ from one
+    reading to the next, and where it is read as a stream.
     Pictures that cannot be read are left out and listed in `.skipped`.
     """
     fingerprint = dataset.fingerprint()
-    if isinstance(dataset, Images) or fingerprint is None:
+    if isinstance(dataset, Images) or fingerprint is None or dataset.streams:
         return dataset
     size = len(dataset) * _bytes_each(dataset)
     if size <= memory_limit:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,19 +11,30 @@ from torch import Tensor
 
 from ..core.images import from_bytes, to_pil_image
 from ..core.names import escape_name
+from ..core.random import generator
 from .pictures import picture_bytes
+
+
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, n: int) -> Tensor:
+    """The order in which an epoch takes its n pictures, int64 [n] (kept: do not change it)."""
+    return torch.randperm(n, generator=generator(seed, 'epoch', epoch))
 
 
 class Dataset(ABC):
     """Pictures of one size, each with its class where the set has classes.
 
-    ds[i] -> dict(image uint8 [C, H, W], class_cond int), without class_cond where there are none. A picture that cannot be
+    ds[i] -> dict(image uint8 [C, H, W], class_cond int, text str), without what the set does not have. A picture that cannot be
     read raises UnreadablePicture. `skipped` lists those found so far: (name, reason); `notes` are sentences for who opened the set.
     Names are escaped wherever they are given.
     """
 
     #: What the set is called in messages.
     source: str
+    #: Whether items are read when they are asked for and never all of them, since they may be many or far away.
+    streams = False
+    #: Whether items have texts.
+    has_texts = False
 
     def __init__(self, image_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> None:
         self.image_shape = image_shape
@@ -40,6 +52,17 @@ class Dataset(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    def order(self, seed: int, epoch: int, first: int, count: int) -> Tensor:
+        """Return which items stand at `count` positions of an epoch from `first` on, int64 [count]."""
+        return permutation(seed, epoch, len(self))[first:first + count]
+
+    def next_index(self, index: int) -> int:
+        """Return the item that is taken in place of one that cannot be read."""
+        return (index + 1) % len(self)
+
+    def reopen(self) -> None:       # noqa: B027 - most have no open files
+        """Forget the files that are open; a process that was forked shares their positions with its parent."""
 
     def checked_class(self, label: Any, index: int) -> int:
         """The class of an item, which must be a whole number below num_classes."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +80,12 @@ def find_pictures(root: str | os.PathLike[str]) -> list[Path]:
     return list(select_files(root).in_order().values())
 
 
-def select_files(root: str | os.PathLike[str]) -> Selection[Path]:
+def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -> Selection[Path]:
     """Look through a folder and all folders in it; what cannot be looked into is skipped.
+
+    Args:
+        root: The folder.
+        endings: The endings, in lower case, of the files that count.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -89,7 +93,7 @@ def select_files(root: str | os.PathLike[str]) -> Selection[Path]:
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(f'there is no folder {root}; set dataset.location to the folder that holds the pictures')
-    found: Selection[Path] = Selection()
+    found: Selection[Path] = Selection(endings=endings)
     waiting: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
     while waiting:
         parts, above = waiting.pop()
@@ -115,7 +119,7 @@ def _select_entry(found: Selection[Path], parts: tuple[str, ...], entry: os.DirE
     try:
         if entry.is_dir():
             return not found.pass_hidden(parts)
-        if not entry.is_file() and path.suffix.lower() in EXTENSIONS:
+        if not entry.is_file() and path.suffix.lower() in found.endings:
             odd = 'it is no regular file' if path.exists() else 'it is a link to nothing'
     except OSError as error:        # (a link to itself)
         odd = error.strerror or str(error)

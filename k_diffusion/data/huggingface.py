@@ -1,44 +1,92 @@
-"""Data sets of the Hugging Face Hub, or saved in its format, through the package datasets."""
+"""Data sets of the Hugging Face Hub, or saved in its formats, through the package datasets."""
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..core.extras import require
 from ..core.hub import quick_hub
 from ..core.names import escape_name
+from ..core.random import derive_seed
 from .datasets import Dataset
 from .opening import DATASETS, PictureConfig, Request
 from .pictures import UnreadablePicture, load_picture, picture_bytes
+from .streams import RowStream
 
 
 @DATASETS.register('huggingface')
 @dataclass(kw_only=True)
 class HuggingFaceConfig(PictureConfig):
-    """The training split of a data set: location is its name or folder, image_key and class_key are columns, by name or number."""
+    """A split of a data set: location is its name, its folder, or a folder that save_to_disk wrote.
+
+    image_key, class_key and text_key are columns, by name or number. streaming: rows are read in order as they are needed, and
+    each `window` of them is mixed.
+    """
 
     type: Literal['huggingface'] = 'huggingface'
+    split: str = 'train'
+    text_key: int | str | None = None
+    streaming: bool = False
+    window: int = 1024
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window < 1:
+            raise ValueError(f'window must be at least 1 (1: rows are not mixed); got {self.window}')
 
     def open(self, request: Request) -> Dataset:
+        """Open the split.
+
+        Raises:
+            ValueError: It cannot be loaded, or has other columns.
+        """
         datasets = require('datasets', 'hf', "the dataset type 'huggingface'")
+        rows = self._load(datasets)
+        names = _column_names(rows)
+        columns = Columns(_column(names, self.image_key, 'image_key'),
+                          _column(names, self.class_key, 'class_key') if self.num_classes else None,
+                          None if self.text_key is None else _column(names, self.text_key, 'text_key'))
+        if isinstance((rows.features or {}).get(columns.image), datasets.Image):
+            rows = rows.cast_column(columns.image, datasets.Image(decode=False))  # so that our own limits hold
+        return (HuggingFaceStream if self.streaming else HuggingFaceRows)(rows, columns, self, request)
+
+    def _load(self, datasets: Any) -> Any:
         name = self.given_location()
+        folder = self.place()
         try:
+            if (folder / 'state.json').is_file() or (folder / 'dataset_dict.json').is_file():
+                return self._load_saved(datasets.load_from_disk(str(folder)))
             with quick_hub(name):
-                rows = datasets.load_dataset(name, split='train')
+                return datasets.load_dataset(name, split=self.split, **({'streaming': True} if self.streaming else {}))
         except (OSError, ValueError) as error:
-            raise ValueError(f'the Hugging Face data set {name!r} cannot be loaded ({error}); check dataset.location and the network, '
-                             'or give the folder of a copy') from None
-        image_key = _column(rows, self.image_key, 'image_key')
-        class_key = _column(rows, self.class_key, 'class_key') if self.num_classes else None
-        if isinstance(rows.features[image_key], datasets.Image):
-            rows = rows.cast_column(image_key, datasets.Image(decode=False))  # so that our own limits hold
-        return HuggingFaceRows(rows, image_key, class_key, self.num_classes, name, request, self.grey_range)
+            raise ValueError(f'the Hugging Face data set {name!r} cannot be loaded ({error}); check dataset.location, dataset.split '
+                             'and the network, or give the folder of a copy') from None
+
+    def _load_saved(self, found: Any) -> Any:
+        """The split of what save_to_disk wrote: a data set has one, a dict of them has names."""
+        if isinstance(found, Mapping):
+            if self.split not in found:
+                raise ValueError(f'it has no split {self.split!r}, only {", ".join(found)}')
+            found = found[self.split]
+        return found.to_iterable_dataset() if self.streaming else found
 
 
-def _column(rows: Any, key: int | str, name: str) -> str:
-    columns = list(rows.column_names)
+class Columns(NamedTuple):
+    """The columns that are read."""
+
+    image: str
+    label: str | None
+    text: str | None
+
+
+def _column_names(rows: Any) -> list[str]:
+    """The columns; of a stream that does not say them, those of its first row."""
+    return list(rows.column_names) if rows.column_names else list(next(iter(rows), {}))
+
+
+def _column(columns: list[str], key: int | str, name: str) -> str:
     if isinstance(key, int) and 0 <= key < len(columns):
         return columns[key]
     if key in columns:
@@ -47,33 +95,76 @@ def _column(rows: Any, key: int | str, name: str) -> str:
 
 
 class HuggingFaceRows(Dataset):
-    """The rows of a datasets.Dataset, decoded when they are asked for."""
+    """The rows of a datasets.Dataset, decoded when they are asked for; those with texts are never all decoded at once."""
 
-    def __init__(self, rows: Any, image_key: str, class_key: str | None, num_classes: int, name: str, request: Request,
-                 grey_range: tuple[float, float] | None = None) -> None:
-        given = getattr(rows.features[class_key], 'names', None) if class_key else None
-        super().__init__((request.channels, *request.size), given or [str(i) for i in range(num_classes)])
-        self.rows, self.image_key, self.class_key, self.grey_range = rows, image_key, class_key, grey_range
-        self.source = f'the Hugging Face data set {escape_name(name)}'
+    def __init__(self, rows: Any, columns: Columns, section: HuggingFaceConfig, request: Request) -> None:
+        super().__init__((request.channels, *request.size), _class_names(rows, columns, section))
+        self.rows, self.columns, self.grey_range = rows, columns, section.grey_range
+        self.source = f'the Hugging Face data set {escape_name(section.location)}'
+        self.has_texts = self.streams = columns.text is not None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        channels, *size = self.image_shape
         try:
             row = self.rows[index]
         except Exception as error:  # (each of its formats has faults of its own)
             raise ValueError(f'{self.name(index)} of {self.source} cannot be read: '
                              f'{type(error).__name__}: {error}') from error
-        item: dict[str, Any] = {'image': _decoded(row[self.image_key], (size[0], size[1]), channels, self.grey_range)}
-        return item | {'class_cond': self.checked_class(row[self.class_key], index)} if self.class_key else item
+        return _item(self, row, index)
 
     def name(self, index: int) -> str:
         return f'row {index}'
 
     def fingerprint(self) -> str | None:
-        return f'{self.source} {self.rows._fingerprint} {self.image_key} {self.class_key} {self.grey_range}'
+        return f'{self.source} {self.rows._fingerprint} {self.columns} {self.grey_range}'
+
+
+class HuggingFaceStream(RowStream):
+    """The rows of a datasets.IterableDataset in its order, its files in an order drawn from (seed, epoch)."""
+
+    def __init__(self, rows: Any, columns: Columns, section: HuggingFaceConfig, request: Request) -> None:
+        super().__init__((request.channels, *request.size), _class_names(rows, columns, section), section.window)
+        self.stream, self.columns, self.grey_range = rows, columns, section.grey_range
+        self.source = f'the Hugging Face data set {escape_name(section.location)}'
+        self.has_texts = columns.text is not None
+        self._identity = f'{section.location} {section.split} {section.window}'
+
+    def rows(self, seed: int, epoch: int) -> Iterator[Any]:
+        """Return the rows of an epoch; its files are mixed where there are several (epoch -1: as they lie)."""
+        stream = self.stream
+        files = getattr(stream, 'num_shards', None) or getattr(stream, 'n_shards', None) or 1
+        if epoch >= 0 and files > 1:
+            stream = stream.shuffle(seed=derive_seed(seed, 'files', epoch) % 2**32, buffer_size=1)
+        return iter(stream)
+
+    def decode(self, row: Any, index: int) -> dict[str, Any]:
+        """Return a row as an item."""
+        return _item(self, row, index)
+
+    def name(self, index: int) -> str:
+        return f'row {index}'
+
+    def fingerprint(self) -> str | None:
+        return f'{self._identity} {self.columns} {self.grey_range}'
+
+
+def _class_names(rows: Any, columns: Columns, section: HuggingFaceConfig) -> list[str]:
+    feature = (rows.features or {}).get(columns.label)
+    return getattr(feature, 'names', None) or [str(i) for i in range(section.num_classes)]
+
+
+def _item(dataset: HuggingFaceRows | HuggingFaceStream, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """A row as an item of a data set."""
+    channels, *size = dataset.image_shape
+    columns = dataset.columns
+    item: dict[str, Any] = {'image': _decoded(row[columns.image], (size[0], size[1]), channels, dataset.grey_range)}
+    if columns.label is not None:
+        item['class_cond'] = dataset.checked_class(row[columns.label], index)
+    if columns.text is not None:
+        item['text'] = str(row[columns.text] or '')
+    return item
 
 
 def _decoded(value: Any, size: tuple[int, int], channels: int, grey_range: tuple[float, float] | None) -> Any:

@@ -1,7 +1,6 @@
 """Icons (.ico, .icns): files of small pictures in other formats, which Pillow decodes whatever size these have."""
 from __future__ import annotations
 
-import os
 import re
 from typing import IO
 
@@ -12,19 +11,15 @@ _BEGINNINGS = (b'\0\0\1\0', b'icns')
 _SIZES = re.compile(rb'(?:IHDR|\xff\x4f\xff\x51.{4})(.{4})(.{4})', re.DOTALL)
 
 
-def check_icon(source: str | os.PathLike[str] | IO[bytes]) -> None:
+def check_icon(file: IO[bytes]) -> None:
     """Refuse an icon whose pictures state more than ICON_PIXELS; other files pass.
 
     Raises:
         ValueError: The file or a picture in it is too large for an icon.
     """
-    if isinstance(source, (str, os.PathLike)):
-        with open(source, 'rb') as file:
-            data = _read_icon(file)
-    else:
-        start = source.tell()
-        data = _read_icon(source)
-        source.seek(start)
+    start = file.tell()
+    data = _read_icon(file)
+    file.seek(start)
     if not data.startswith(_BEGINNINGS):
         return
     if len(data) > ICON_BYTES:

@@ -1,7 +1,8 @@
 """The stream of training batches: a function of the data, the seed and the position in it, and of nothing else.
 
-Item p of the stream is picture `permutation(seed, p // N, N)[p % N]`, augmented by a generator of (seed, p). An optimizer step
-takes the next batch_size * world_size * grad_accum_steps items, so that its micro-step m on rank r takes batch_size of them from
+Item p of the stream is picture number p % N of the order that the data set has in epoch p // N, by default
+`permutation(seed, p // N, N)`, augmented by a generator of (seed, p). An optimizer step takes the next
+batch_size * world_size * grad_accum_steps items, so that its micro-step m on rank r takes batch_size of them from
 base + (m * world_size + r) * batch_size on. Neither workers nor a pause can change anything, and how the items of a step are
 spread over processes and micro-steps changes only who takes them.
 """
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,24 +18,20 @@ from torch import Tensor
 
 from ..augmentation import BatchedAugmentation
 from ..core.images import from_bytes
-from ..core.random import derive_seed, generator
+from ..core.random import derive_seed
 from .datasets import Dataset
 from .python import PythonData, batch_of
 from .reading import Batch, read
-
-
-@lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """The order in which an epoch takes its n pictures, int64 [n] (kept: do not change it)."""
-    return torch.randperm(n, generator=generator(seed, 'epoch', epoch))
+from .streams import RowStream
 
 
 class Loader:
     """Endless micro-batches of one process.
 
     A batch is a dict: image float32 [B, C, H, W] in [-1, 1] and, where there are, class_cond int64 [B] and aug_cond
-    float32 [B, 9], on the device; on the CPU item int64 [B], the positions in the stream, and index [B], which pictures they are.
-    (In place of an unreadable picture stands the next, with its own number and class.)
+    float32 [B, 9], on the device; text, a list of B texts, where there are; on the CPU item int64 [B], the positions in the
+    stream, and index [B], which pictures they are. (In place of an unreadable picture stands the next, with its own number and
+    class.)
     """
 
     def __init__(
@@ -56,6 +52,7 @@ class Loader:
         self.rank, self.world_size, self.grad_accum_steps = rank, world_size, grad_accum_steps
         self.augmentation, self.num_workers, self.start_method, self.device = augmentation, num_workers, start_method, torch.device(device)
         self.worker_timeout = worker_timeout
+        self._noted = set(dataset.skipped)
         self.items_per_step = batch_size * world_size * grad_accum_steps
         self._check()
 
@@ -80,9 +77,9 @@ class Loader:
         """Which pictures the batch_size items from a position on are: int64 [B]."""
         n = len(self.dataset)
         epoch, offset = divmod(position, n)
-        chosen = permutation(self.seed, epoch, n)[offset:offset + self.batch_size]
+        chosen = self.dataset.order(self.seed, epoch, offset, min(self.batch_size, n - offset))
         missing = self.batch_size - len(chosen)
-        return torch.cat([chosen, permutation(self.seed, epoch + 1, n)[:missing]]) if missing else chosen
+        return torch.cat([chosen, self.dataset.order(self.seed, epoch + 1, 0, missing)]) if missing else chosen
 
     def iterate(self, items: int = 0) -> Iterator[dict[str, Any]]:
         """The micro-batches of this rank from the position `items` of the stream on.
@@ -97,6 +94,12 @@ class Loader:
         positions = range(first, 2**63, self.batch_size * self.world_size)
         if isinstance(self.dataset, PythonData):
             yield from map(self._from_python, positions)
+            return
+        if isinstance(self.dataset, RowStream):
+            rows = self.dataset.batches(self.seed, first, self.batch_size, self.batch_size * self.world_size)
+            for position, batch in zip(positions, rows):
+                self._note(batch.skipped)
+                yield self._finished(position, batch)
             return
         with closing(read(self.dataset, map(self.indices, positions), self.num_workers,
                           self.start_method, self.worker_timeout)) as batches:
@@ -114,12 +117,17 @@ class Loader:
         return {**batch, 'item': torch.tensor(positions), 'index': index}
 
     def _note(self, skipped: list[tuple[str, str]]) -> None:
-        self.dataset.skipped += [entry for entry in dict.fromkeys(skipped) if entry not in self.dataset.skipped]
+        new = [entry for entry in dict.fromkeys(skipped) if entry not in self._noted]
+        self._noted.update(new)
+        self.dataset.skipped += new
 
-    def _finished(self, position: int, batch: Batch) -> dict[str, Tensor]:
+    def _finished(self, position: int, batch: Batch) -> dict[str, Any]:
         positions = range(position, position + self.batch_size)
         images = self._to_device(batch.images)
-        result = {'item': torch.tensor(positions), 'index': batch.numbers}
+        result: dict[str, Any] = {'item': torch.tensor(positions), 'index': batch.numbers}
+        if self.augmentation is not None and images.dtype != torch.uint8:
+            raise ValueError(f'model.augment_prob must be 0, since {self.dataset.source} holds arrays of {images.dtype}, '
+                             'which cannot be turned and stretched as pictures can')
         if self.augmentation is None:
             result['image'] = from_bytes(images) if images.dtype == torch.uint8 else images     # latents are numbers already
         else:
@@ -127,6 +135,8 @@ class Loader:
             result['image'], result['aug_cond'] = self.augmentation(images, seeds)
         if batch.labels is not None:
             result['class_cond'] = self._to_device(batch.labels)
+        if batch.texts is not None:
+            result['text'] = batch.texts
         return result
 
     def _to_device(self, x: Tensor) -> Tensor:

@@ -16,12 +16,14 @@ from .ranges import range_notes
 
 @dataclass(frozen=True)
 class Request:
-    """What a data set is opened for: pictures of the size (h, w), and where and whether code of a config may be run."""
+    """What a data set is opened for: pictures of the size (h, w), where and whether code of a config may be run, and where
+    files are kept that are made of it (None: nowhere)."""
 
     size: tuple[int, int]
     channels: int
     base_dir: Path
     allow_code: bool
+    cache_dir: Path | None = None
 
 
 @dataclass(kw_only=True)
@@ -45,6 +47,10 @@ class DatasetConfig(ABC):
             raise ValueError(f'num_classes is {self.num_classes}; it must be at least 0 (0: no classes)')
         if not 0 <= self.cond_dropout_rate <= 1:
             raise ValueError(f'cond_dropout_rate is {self.cond_dropout_rate}; it must be a probability from 0 to 1')
+
+    def check_shape(self, size: tuple[int, int], channels: int) -> None:
+        """Refuse a size or a number of channels that no item of the data set can have."""
+        check_frame(size, channels)
 
     @abstractmethod
     def open(self, request: Request) -> Dataset:
@@ -97,8 +103,8 @@ def open_dataset(section: DatasetConfig, size: tuple[int, int], channels: int = 
     A set that takes at most `memory_limit` bytes is decoded now, into memory; a larger one into a file in `cache_dir`, where
     there is one, and else picture by picture as it is read. `progress(done, total)` is called while pictures are decoded.
     """
-    check_frame(size, channels)
-    request = Request((size[0], size[1]), channels, Path(base_dir or ''), allow_code)
+    section.check_shape(size, channels)
+    request = Request((size[0], size[1]), channels, Path(base_dir or ''), allow_code, Path(cache_dir) if cache_dir else None)
     dataset = section.open(request)
     _check_classes(section.num_classes, dataset)
     dataset = decode_once(dataset, memory_limit, cache_dir, progress)

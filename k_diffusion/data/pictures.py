@@ -19,7 +19,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -44,6 +44,8 @@ FORMATS = {
     'SGI': '.bw .rgb .rgba .sgi', 'SUN': '.ras', 'TGA': '.icb .tga .vda .vst', 'TIFF': '.tif .tiff', 'WEBP': '.webp',
     'XBM': '.xbm', 'XPM': '.xpm',
 }
+#: Those that most pictures have. They are told by their first bytes; trying the others first takes a third of the time of a small one.
+_COMMON = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF')
 #: The endings of picture files, in lower case.
 EXTENSIONS = frozenset(' '.join(FORMATS.values()).split())
 #: The most pixels a picture may have, by what its header says: a file of a kilobyte can claim gigabytes.
@@ -78,9 +80,10 @@ def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Imag
     """
     pil = require('PIL.Image', 'train', 'reading pictures')
     try:
-        check_icon(source)
-        with pil.open(source, formats=readable_formats()) as picture:
-            return use(picture)
+        with _opened(source) as file:
+            check_icon(file)
+            with pil.open(file, formats=readable_formats()) as picture:
+                return use(picture)
     except (UnreadablePicture, MemoryError):
         raise
     except pil.UnidentifiedImageError:
@@ -90,6 +93,10 @@ def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Imag
     except Exception as error:  # a damaged file makes decoders raise almost anything
         reason = f'{type(error).__name__}: {error}'
     raise UnreadablePicture(reason)
+
+
+def _opened(source: str | os.PathLike[str] | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+    return open(source, 'rb') if isinstance(source, (str, os.PathLike)) else nullcontext(source)
 
 
 def picture_bytes(picture: Image, size: tuple[int, int], channels: int = 3, pixel_limit: int = PIXEL_LIMIT,
@@ -134,10 +141,10 @@ def _count_scans(picture: Image) -> int:
 
 @cache
 def readable_formats() -> list[str]:
-    """The formats of FORMATS that the Pillow at hand knows."""
+    """The formats of FORMATS that the Pillow at hand knows, in the order in which it tries them."""
     pil = require('PIL.Image', 'train', 'reading pictures')
     pil.init()
-    return [name for name in FORMATS if name in pil.OPEN]
+    return [name for name in (*_COMMON, *(name for name in FORMATS if name not in _COMMON)) if name in pil.OPEN]
 
 
 def check_frame(size: tuple[int, int], channels: int) -> None:
@@ -237,5 +244,7 @@ def _framed(picture: Image, size: tuple[int, int], pixel_limit: int) -> Image:
         _check_pixels(width, height, pixel_limit)
         pil = require('PIL.Image', 'train', 'reading pictures')
         picture = picture.resize((width, height), pil.Resampling.BICUBIC)
+    if picture.size == (w, h):
+        return picture
     left, top = round((width - w) / 2), round((height - h) / 2)
     return picture.crop((left, top, left + w, top + h))

@@ -17,6 +17,7 @@ from ..core.images import from_bytes
 from ..core.random import derive_seed
 from .datasets import Dataset
 from .opening import DATASETS, DatasetConfig, Request
+from .reading import read_items
 
 Item = dict[str, Any]
 
@@ -229,6 +230,8 @@ def measure_sigma_data(dataset: Dataset, most: int = 4096) -> float:
     elif isinstance(dataset, PythonData):
         seeds = [derive_seed(0, 'measure', i) for i in range(n)]
         images = dataset.read([i * len(dataset) // n for i in range(n)], seeds)['image']
+    elif dataset.streams:
+        images = read_items(dataset, dataset.order(0, 0, 0, n).tolist()).images
     else:
         images = torch.stack([dataset[i * len(dataset) // n]['image'] for i in range(n)])
     values = from_bytes(images) if images.dtype == torch.uint8 else images

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
@@ -28,12 +28,13 @@ _ATTEMPTS = 100
 
 
 class Batch(NamedTuple):
-    """Pictures uint8 [B, C, H, W], their classes [B], their numbers [B], and what could not be read: (name, reason)."""
+    """Pictures [B, C, H, W], uint8 or float32, their classes [B], their numbers [B], what could not be read (name, reason), texts."""
 
     images: Tensor
     labels: Tensor | None
     numbers: Tensor
     skipped: list[tuple[str, str]]
+    texts: list[str] | None = None
 
 
 def read(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str,
@@ -55,7 +56,7 @@ def read(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method
     if isinstance(dataset, Images):
         return (_from_memory(dataset, index) for index in indices)
     if workers == 0:
-        return (_one_by_one(dataset, index.tolist()) for index in indices)
+        return (read_items(dataset, index.tolist()) for index in indices)
     return _by_workers(dataset, indices, workers, start_method, timeout)
 
 
@@ -63,21 +64,33 @@ def _from_memory(dataset: Images, index: Tensor) -> Batch:
     return Batch(dataset.images[index], None if dataset.labels is None else dataset.labels[index], index, [])
 
 
-def _one_by_one(dataset: Dataset, indices: list[int]) -> Batch:
+def read_items(dataset: Dataset, indices: Sequence[int]) -> Batch:
+    """Return items as a batch; in place of one that cannot be read stands the next that can."""
     skipped: list[tuple[str, str]] = []
     read, items = zip(*(_first_readable(dataset, index, skipped) for index in indices))
+    return stack_items(items, read, skipped)
+
+
+def stack_items(items: Sequence[dict[str, Any]], numbers: Sequence[int], skipped: list[tuple[str, str]]) -> Batch:
+    """Return items that were read, with their numbers and what was skipped meanwhile, as a batch."""
     labels = torch.tensor([item['class_cond'] for item in items]) if 'class_cond' in items[0] else None
-    return Batch(torch.stack([item['image'] for item in items]), labels, torch.tensor(read), skipped)
+    texts = [item['text'] for item in items] if 'text' in items[0] else None
+    return Batch(torch.stack([item['image'] for item in items]), labels, torch.tensor(numbers), skipped, texts)
+
+
+def readable_index(dataset: Dataset, index: int) -> int:
+    """Return the number of an item, or of the next that can be read in place of one that cannot."""
+    return _first_readable(dataset, index, [])[0]
 
 
 def _first_readable(dataset: Dataset, index: int, skipped: list[tuple[str, str]]) -> tuple[int, dict[str, Any]]:
     """The item with its number, or in place of one that cannot be read the next that can: the same whoever reads it."""
-    for step in range(min(_ATTEMPTS, len(dataset))):
-        at = (index + step) % len(dataset)
+    for _ in range(min(_ATTEMPTS, len(dataset))):
         try:
-            return at, dataset[at]
+            return index, dataset[index]
         except UnreadablePicture as error:
-            skipped.append((dataset.name(at), str(error)))
+            skipped.append((dataset.name(index), str(error)))
+        index = dataset.next_index(index)
     name, reason = skipped[-1]
     raise ValueError(f'{dataset.source} has many pictures in a row that cannot be read (the last, {name}: {reason}); are they pictures?')
 
@@ -95,9 +108,9 @@ def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start
                 if not _is_done_within(future, timeout):
                     _kill(processes)
                     raise ChildProcessError(_hang_message(dataset, first, timeout))
-                pictures, labels, read, skipped = future.result()
-                images = torch.frombuffer(pictures, dtype=torch.uint8).view(-1, *dataset.image_shape)
-                yield Batch(images, None if labels is None else torch.tensor(labels), torch.tensor(read), skipped)
+                pictures, dtype, labels, read, skipped, texts = future.result()
+                images = torch.frombuffer(pictures, dtype=dtype).view(-1, *dataset.image_shape)
+                yield Batch(images, None if labels is None else torch.tensor(labels), torch.tensor(read), skipped, texts)
     except BrokenProcessPool:
         raise ChildProcessError(f'a process that reads {dataset.source} died ({_how_it_died(processes)}); '
                       'pass fewer num_workers=..., or 0, and start again: training resumes where it was') from None
@@ -146,6 +159,7 @@ def _start_worker(dataset: Dataset) -> None:
     """In a worker: one thread (its fellows have the other cores), interrupts left to the parent, and an end with the parent."""
     global _dataset
     _dataset = dataset
+    dataset.reopen()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
@@ -158,9 +172,10 @@ def _end_after(parent: Any) -> None:
     os._exit(1)
 
 
-def _work(indices: list[int]) -> tuple[bytearray, list[int] | None, list[int], list[tuple[str, str]]]:
+def _work(indices: list[int]) -> tuple[Any, ...]:
     """In a worker: a batch as plain bytes (shared memory is scarce in containers, and must be cleaned up after)."""
     if _dataset is None:
         raise RuntimeError('a worker was not started; this is an error of the program')
-    batch = _one_by_one(_dataset, indices)
-    return raw_bytes(batch.images), None if batch.labels is None else batch.labels.tolist(), batch.numbers.tolist(), batch.skipped
+    images, labels, read, skipped, texts = read_items(_dataset, indices)
+    data = raw_bytes(images.contiguous().view(torch.uint8))
+    return data, images.dtype, None if labels is None else labels.tolist(), read.tolist(), skipped, texts

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -39,6 +39,7 @@ class Selection(Generic[F]):
     pictures: dict[str, F] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     passed: Counter[str] = field(default_factory=Counter)
+    endings: Set[str] = EXTENSIONS      # of the files that count
     _hidden: set[tuple[str, ...]] = field(default_factory=set)
 
     def add(self, parts: Sequence[str], file: F, shown: str, odd: str | None = None) -> None:
@@ -54,7 +55,7 @@ class Selection(Generic[F]):
             self.skipped.append((escape_name(shown), odd))
         elif not self.pass_hidden(parts):
             ending = PurePosixPath(parts[-1]).suffix.lower()
-            if ending not in EXTENSIONS:
+            if ending not in self.endings:
                 self.passed[escape_name(f'*{ending}') if ending else 'no ending'] += 1
                 return
             name = '/'.join(parts)

@@ -36,7 +36,8 @@ class Condition(ABC):
 
     @abstractmethod
     def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
-        """The tensors for a batch: image [B, C, H, W], item [B] (positions in the stream), index [B] (which pictures)."""
+        """The tensors for a batch: image [B, C, H, W], item [B] (positions in the stream), index [B] (which pictures), and
+        class_cond [B] and text (a list of B) where the data have them."""
 
     @abstractmethod
     def asked(self, value: str, load: Load) -> Tensors:
@@ -121,27 +122,51 @@ class _Texts(_Table):
         return self._told([value])
 
 
+class _BatchTexts(_Texts):
+    """Texts that come with the batches of a data set that is read as a stream: captions, or the texts of its classes."""
+
+    def __init__(self, into: str, encoder: TextFeatures, classes: Sequence[str] = ()) -> None:
+        super().__init__(into, encoder, classes, None)
+
+    def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
+        if self.features is None:
+            told = self._told(batch['text'])
+        else:
+            at = batch['class_cond'].to(self.features.device)
+            told = {self.key: self.features[at]}
+            if self.padding is not None:
+                told['cross_cond_padding'] = self.padding[at]
+        return {key: value.to(batch['image']) for key, value in told.items()}
+
+
 @CONDITIONS.register('text')
 @dataclass(kw_only=True)
 class TextConfig(ConditionConfig):
-    """Texts: a line for each picture in a file, or a template with the name of its class."""
+    """Texts: a line for each picture in a file, the caption of each sample of shards, or a template with the name of its class."""
 
     type: Literal['text'] = 'text'
     encoder: str = BUILT_IN             # built-in, a folder of transformers, or a name on the hub
     into: Literal['cross', 'mapping'] = 'cross'
     location: str | None = None         # a text file, a line for each picture, in the textual order of their names (1, 10, 2)
-    template: str = '{}'                # where there is no file: the text of a class, {} its name
+    template: str = '{}'                # where there are no texts: the text of a class, {} its name
     length: int = 16                    # tokens
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
+        encoder = TextFeatures(self.encoder, self.length, device)
+        if dataset is not None and dataset.streams and self.location is None:
+            return _BatchTexts(self.into, encoder, () if dataset.has_texts else self._classes(dataset))
         texts, rows = ([], None) if dataset is None else self._texts(dataset)
-        return _Texts(self.into, TextFeatures(self.encoder, self.length, device), texts, rows)
+        return _Texts(self.into, encoder, texts, rows)
+
+    def _classes(self, dataset: Any) -> list[str]:
+        if not dataset.num_classes:
+            raise ValueError(f'conditions: text has no location, and {dataset.source} has no texts and no classes to make them of; '
+                             'name a file')
+        return [self.template.format(name) for name in dataset.class_names]
 
     def _texts(self, dataset: Any) -> tuple[list[str], Tensor]:
         if self.location is None:
-            if dataset.labels is None:
-                raise ValueError(f'conditions: text has no location, and {dataset.source} has no classes to make texts of; name a file')
-            return [self.template.format(name) for name in dataset.class_names], dataset.labels
+            return self._classes(dataset), dataset.labels
         path = Path(self.location).expanduser()
         if not path.is_file():
             raise FileNotFoundError(f'conditions: text.location is {path}, and there is no such file')

@@ -15,7 +15,7 @@ from ..config.load import read_dataset_section
 from ..core.files import digest_of, read_json
 from ..core.images import to_bytes
 from ..core.registry import unknown
-from ..data import DATASETS, Dataset, Images, StreamData, as_dataset, open_dataset, permutation
+from ..data import DATASETS, Dataset, Images, StreamData, as_dataset, open_dataset, readable_index
 from ..evaluation import (
     CLIPFeatureExtractor,
     DINOv2FeatureExtractor,
@@ -97,7 +97,8 @@ def _section(which: str, num_classes: int) -> dict[str, Any]:
 
 def chosen_pictures(dataset: Dataset, most: int, seed: int = 0) -> list[int]:
     """Which pictures of a data set stand for it: all, or so many drawn from the seed."""
-    return permutation(seed, 0, len(dataset))[:most].tolist()
+    indices = dataset.order(seed, 0, 0, min(most, len(dataset))).tolist()
+    return [readable_index(dataset, index) for index in indices] if dataset.streams else indices
 
 
 def classes_of(dataset: Dataset, indices: list[int]) -> list[int] | None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from k_diffusion.data import ImageFolderConfig, PictureArchive, UnreadablePicture, inspect_pictures, open_dataset
+from k_diffusion.core.images import to_bytes
+from k_diffusion.data import ImageFolderConfig, Loader, PictureArchive, UnreadablePicture, inspect_pictures, open_dataset
 from k_diffusion.data import archives as module
 from k_diffusion.data import caching as module_of_caching
 
@@ -216,6 +217,24 @@ def test_an_archive_travels_to_worker_processes(tmp_path):
     archive = PictureArchive(zip_of(tmp_path / 'x.zip', [('a.png', png('lime'), stat.S_IFREG)]), (8, 8), 3)
     archive[0]
     assert torch.equal(pickle.loads(pickle.dumps(archive))[0]['image'], archive[0]['image'])
+
+
+def test_forked_workers_open_their_files_anew(tmp_path, monkeypatch):
+    """They would share a file's position with the others, and move it under their reads."""
+    colours = [(5 * i, 255 - 5 * i, 40) for i in range(8)]
+    place = tar_of(tmp_path / 'x.tar', [(f'{i:02}.png', png(colour), tarfile.REGTYPE) for i, colour in enumerate(colours)])
+    dataset = open_dataset(ImageFolderConfig(location=str(place)), (8, 8), memory_limit=0)
+    dataset[0]
+    parents, plain = dataset._handle, PictureArchive._read
+
+    def read(self, member):
+        data = plain(self, member)
+        assert self._handle is not parents, "the parent's"
+        return data
+    monkeypatch.setattr(PictureArchive, '_read', read)
+    batch = next(Loader(dataset, 4, num_workers=2, start_method='fork').iterate())
+    read_back = to_bytes(batch['image'][:, :, 0, 0]).tolist()
+    assert [tuple(colour) for colour in read_back] == [colours[i] for i in batch['index'].tolist()]
 
 
 def test_inspection_counts(tmp_path):

@@ -22,7 +22,15 @@ from ...core.images import from_bytes
 from ...core.machine import memory_bytes
 from ...core.modules import n_params
 from ...core.random import derive_seed
-from ...data import Dataset, Loader, PythonData, StreamData, StreamLoader
+from ...data import (
+    Dataset,
+    Loader,
+    PythonData,
+    RowStream,
+    StreamData,
+    StreamLoader,
+    read_items,
+)
 from ...training import (
     CheckpointHook,
     GradientNoiseHook,
@@ -190,7 +198,8 @@ def _make_loader(settings: TrainSettings, experiment: Experiment, accelerator: A
     if isinstance(dataset, StreamData):
         return StreamLoader(dataset, batch_size, accelerator.process_index,
                             accelerator.num_processes, settings.grad_accum_steps, accelerator.device)
-    display.say(f'{len(dataset):,} {"items" if isinstance(dataset, PythonData) else "images"}'
+    many = 'a stream of' if isinstance(dataset, RowStream) else f'{len(dataset):,}'
+    display.say(f'{many} {"items" if isinstance(dataset, PythonData) else "images"}'
                 + _describe_classes(dataset.class_names, sections.dataset.num_classes))
     for note in dataset.notes:
         display.say(f'note: {note}')
@@ -229,9 +238,9 @@ def _first_conditions(conditions: Any, dataset: Dataset, n: int, seed: int) -> d
 
 
 def _prepared_conditions(conditions: Any, dataset: Dataset, indices: list[int], seed: int) -> dict[str, Tensor]:
-    images = torch.stack([dataset[i]['image'] for i in indices])
+    images, labels, index, _, texts = read_items(dataset, indices)
     batch = {'image': from_bytes(images) if images.dtype == torch.uint8 else images,
-             'index': torch.tensor(indices), 'item': torch.arange(len(indices))}
+             'index': index, 'item': torch.arange(len(indices)), 'class_cond': labels, 'text': texts}
     tensors: dict[str, Tensor] = {}
     for _, condition in conditions:
         tensors.update(condition.prepare(batch, seed))

@@ -13,7 +13,7 @@ from ...config import Experiment
 from ...config.changes import Change, changes_of, check_changes
 from ...core.images import raw_bytes
 from ...core.weights import fingerprint
-from ...data import Dataset, Images, StreamData, TensorData, UnreadablePicture
+from ...data import Dataset, Images, RowStream, StreamData, TensorData, UnreadablePicture
 from ...encoders import LatentEncoder
 from ...training import RunFolder, Trainer, read_training_checkpoint
 from ...training.checkpoints.retention import LOSS_SINCE
@@ -79,7 +79,7 @@ def accepted_changes(state: Mapping[str, Any], experiment: Experiment, overrides
 
 def facts_of(dataset: Dataset, encoder: LatentEncoder | None = None) -> dict[str, Any]:
     """Return what identifies the data of a run: count and digest of the pictures, the digest of the encoder's weights."""
-    n = 0 if isinstance(dataset, StreamData) else len(dataset)
+    n = 0 if isinstance(dataset, (RowStream, StreamData)) else len(dataset)
     state = hashlib.blake2b(repr((n, dataset.image_shape, dataset.class_names)).encode(), digest_size=16)
     if isinstance(dataset, TensorData):
         few = torch.tensor(_spaced(n))
@@ -90,6 +90,8 @@ def facts_of(dataset: Dataset, encoder: LatentEncoder | None = None) -> dict[str
         state.update(raw_bytes(dataset.images if whole else dataset.images[_spaced(n)]))
         if dataset.labels is not None:
             state.update(raw_bytes(dataset.labels.contiguous().view(torch.uint8)))
+    elif dataset.streams:
+        state.update(str(dataset.fingerprint()).encode())
     elif dataset.fingerprint() is not None:     # (others may give another picture each time)
         for index in _spaced(n):
             state.update(_item_bytes(dataset, index))

@@ -1,0 +1,42 @@
+"""Arrays in the .npy format, read by its head: nothing else than numbers of a known shape is made of them."""
+from __future__ import annotations
+
+import io
+
+import torch
+from torch import Tensor
+
+from ...core.extras import require
+from ..pictures import UnreadablePicture
+
+MAGIC = b'\x93NUMPY'
+#: Types of numbers (as numpy names them) that are data; all but uint8 become float32.
+_TYPES = frozenset(('uint8', 'float16', 'float32', 'float64'))
+
+
+def read_array(data: bytes | bytearray, shape: tuple[int, ...]) -> Tensor:
+    """Return an array of a shape as a tensor: uint8, or float32 for floating-point numbers.
+
+    Raises:
+        UnreadablePicture: It has another shape or type, or is damaged.
+    """
+    numpy = require('numpy', 'train', 'reading arrays')
+    file, form = io.BytesIO(data), numpy.lib.format
+    try:
+        version = form.read_magic(file)
+        read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+        found, by_columns, dtype = read(file)
+    except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        found, by_columns, dtype, reason = (), False, None, str(error)
+    if dtype is None:
+        raise UnreadablePicture(f'it is no .npy array ({reason})')
+    if dtype.name not in _TYPES or tuple(found) != tuple(shape):
+        raise UnreadablePicture(f'it is an array {list(found)} of {dtype}; it must be {list(shape)} of uint8 or floating-point numbers')
+    if len(data) - file.tell() != dtype.itemsize * torch.Size(shape).numel():
+        raise UnreadablePicture('it is an array that is cut, or has more bytes than its shape says')
+    values = numpy.frombuffer(data, dtype, offset=file.tell()).reshape(found, order='F' if by_columns else 'C')
+    kind = numpy.uint8 if dtype.name == 'uint8' else numpy.float32
+    result = torch.from_numpy(numpy.array(values, dtype=kind, order='C'))
+    if result.is_floating_point() and not bool(result.isfinite().all()):
+        raise UnreadablePicture('it is an array with values that are not finite numbers')
+    return result

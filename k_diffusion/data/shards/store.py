@@ -1,0 +1,144 @@
+"""Shards as files on this machine: those of a URL are copied here when they are needed, a bounded number of bytes of them."""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import queue
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ...core.files import whole_file
+from ...core.names import escape_name
+from .listing import file_system, is_url
+
+try:
+    import fcntl
+except ImportError:     # (Windows: two processes may fetch one shard, each for itself)
+    fcntl = None        # type: ignore[assignment]
+
+#: The most bytes of copies that are kept.
+COPIES_LIMIT = 2**34
+#: Seconds between tries to open a shard.
+WAITS = (1., 4., 15.)
+
+
+class ShardStore:
+    """Opens shards by URL or path.
+
+    Args:
+        folder: Where copies of shards of a URL are kept, for all processes of this machine; None: in a folder of this process.
+        limit: The most bytes of copies that are kept; those that were not used for longest go first.
+    """
+
+    def __init__(self, folder: Path | None = None, limit: int = COPIES_LIMIT) -> None:
+        self.folder, self.limit = folder, limit
+        self._own: tempfile.TemporaryDirectory[str] | None = None
+        self._ahead: queue.SimpleQueue[str] | None = None
+        self._expected: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[ShardStore], tuple[Path | None, int]]:
+        return ShardStore, (self.folder, self.limit)
+
+    def open(self, url: str) -> IO[bytes]:
+        """Open a shard for reading; one that is missing or cannot be fetched is tried again a few times.
+
+        Raises:
+            OSError: It cannot be read; the message names it.
+        """
+        for wait in (*WAITS, None):
+            try:
+                return open(self._fetched(url) if is_url(url) else url, 'rb')
+            except Exception as error:      # (each file system of fsspec has errors of its own)
+                if isinstance(error, (ImportError, ValueError)):
+                    raise
+                reason = f'{type(error).__name__}: {error}' if not isinstance(error, OSError) else \
+                    error.strerror or str(error) or type(error).__name__
+            if wait is not None:
+                time.sleep(wait)
+        raise FileNotFoundError(f'the shard {escape_name(url)} cannot be read ({escape_name(reason)}; {len(WAITS) + 1} tries in '
+                                f'{sum(WAITS):g} s); bring it back, or take it out of dataset.location, and start again: training '
+                                'resumes where it was')
+
+    def expect(self, urls: Sequence[str]) -> None:
+        """Fetch shards of URLs in the background, so that they are here when they are opened."""
+        new = [url for url in urls if is_url(url) and url not in self._expected]
+        self._expected = {url for url in urls if is_url(url)}
+        if new and self._ahead is None:
+            self._ahead = queue.SimpleQueue()
+            # (of its own accord it does not end, and must not keep the process from ending)
+            threading.Thread(target=self._fetch_ahead, args=(self._ahead,), daemon=True).start()
+        for url in new:
+            if self._ahead is not None:
+                self._ahead.put(url)
+
+    def _fetch_ahead(self, ahead: queue.SimpleQueue[str]) -> None:
+        while True:
+            url = ahead.get()
+            if url in self._expected:
+                with contextlib.suppress(Exception):    # (who opens it meets the fault, and tells it)
+                    self._fetched(url)
+
+    def _place(self) -> Path:
+        with self._lock:
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                return self.folder
+            if self._own is None:
+                self._own = tempfile.TemporaryDirectory(prefix='k-diffusion-shards-')
+            return Path(self._own.name)
+
+    def _fetched(self, url: str) -> Path:
+        """The copy of a shard, which one process of this machine makes."""
+        folder = self._place()
+        digest = hashlib.blake2b(url.encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()
+        path = folder / f'{digest}.tar'
+        if not path.exists():
+            with _exclusive(folder / f'{digest[0]}.lock'):
+                if not path.exists():
+                    self._copy(url, path)
+        with contextlib.suppress(OSError):      # (of another user)
+            os.utime(path)
+        return path
+
+    def _copy(self, url: str, path: Path) -> None:
+        system, remote = file_system(url)
+        size = system.info(remote).get('size')
+        self._make_room(path.parent, size or 0)
+        with whole_file(path, sync=False) as temporary:
+            system.get_file(remote, str(temporary))
+            copied = temporary.stat().st_size
+            if size is not None and copied != size:
+                raise OSError(f'{copied:,} of {size:,} bytes arrived')
+
+    def _make_room(self, folder: Path, size: int) -> None:
+        """Remove the copies that were not used for longest, until one of `size` bytes fits under the limit."""
+        found = []
+        for path in folder.glob('*.tar'):
+            with contextlib.suppress(OSError):
+                facts = path.stat()
+                found.append((facts.st_mtime, facts.st_size, path))
+        held = sum(bytes_ for _, bytes_, _ in found)
+        for _, bytes_, path in sorted(found):
+            if held + size <= self.limit:
+                break
+            with contextlib.suppress(OSError):
+                path.unlink()
+                held -= bytes_
+
+
+@contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Within it this is the one thread of the machine that holds a lock file."""
+    if fcntl is None:
+        yield
+        return
+    with open(path, 'wb') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,84 @@
+"""A folder of pictures or arrays written as tar shards, for training that streams."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..core.names import escape_name
+from ..core.settings import at_least, check_settings, one_of, setting, takes_settings
+from ..data.shards import Packed, pack_shards
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """Settings of `pack_dataset`."""
+
+    place: str | os.PathLike[str] = setting(
+        help='a folder of pictures or .npy arrays', flags=('place',)
+    )
+    out: str | os.PathLike[str] = setting(
+        help='the folder for the shards', flags=('-o', '--out'), metavar='OUT'
+    )
+    classes: str = setting(
+        'none', 'folders: the first-level folders are the classes', choices=('none', 'folders')
+    )
+    order: str = setting(
+        'shuffled', 'the order of the files in the shards', choices=('shuffled', 'names')
+    )
+    seed: int = setting(0, 'what the order is drawn from')
+    samples: int = setting(10_000, 'the most samples of a shard')
+    megabytes: int = setting(256, 'about the most MiB of a shard')
+    progress: Callable[[int, int], None] | None = setting(None)
+
+    def __post_init__(self) -> None:
+        check_settings(
+            at_least(self, 1, 'samples', 'megabytes'),
+            one_of(self, ('none', 'folders'), 'classes'),
+            one_of(self, ('shuffled', 'names'), 'order'),
+        )
+
+
+@takes_settings(PackSettings)
+def pack_dataset(settings: PackSettings) -> Packed:
+    """Write a folder as tar shards in the WebDataset layout, with an index of their counts.
+
+    Files go in as they are; what lies beside a picture under its name as .txt, .json or .cls goes
+    with it. The same files and settings give the same bytes.
+
+    Returns:
+        How much was written, and what was left out.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        FileExistsError: There are shards in `out` already.
+        ValueError: The folder holds no pictures or arrays.
+    """
+    return pack_shards(
+        settings.place,
+        settings.out,
+        by_folder=settings.classes == 'folders',
+        shuffle=settings.order == 'shuffled',
+        seed=settings.seed,
+        samples=settings.samples,
+        size=settings.megabytes * 2**20,
+        progress=settings.progress,
+    )
+
+
+def describe_packing(result: Packed) -> str:
+    """Return what was written in words."""
+    lines = [
+        f'{escape_name(result.folder)}: {result.samples:,} samples in {result.shards:,} shards, '
+        f'{result.bytes / 1e6:,.1f} MB'
+    ]
+    if result.class_names:
+        lines.append(f'classes    {len(result.class_names)}')
+    if result.skipped:
+        lines.append(f'left out   {len(result.skipped):,}')
+        lines += [f'  {name}: {escape_name(why)}' for name, why in result.skipped[:10]]
+    known = f', "num_classes": {len(result.class_names)}' if result.class_names else ''
+    return '\n'.join(
+        [*lines, f'for the config: "type": "shards", "location": "{escape_name(result.folder)}"{known}']
+    )
