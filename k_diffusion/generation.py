@@ -140,7 +140,7 @@ def sample(denoiser: DenoiseFn, shape_or_x: Sequence[int] | Tensor, steps: int |
     """
     refuse_unwrapped(denoiser)
     x = shape_or_x if isinstance(shape_or_x, Tensor) else None
-    shape = _batch_shape(shape_or_x)
+    shape = batch_shape(shape_or_x)
     if cond is not None and not isinstance(cond, Mapping):
         raise TypeError(f"cond must be a dict of conditions by name, {{'class_cond': labels}} for example; got {show_value(cond)}")
     sampler, named = split_title(sampler)
@@ -327,11 +327,12 @@ def _whole(name: str, value: Any) -> int:
         raise ValueError(f'{name} is {value!r}; it must be a whole number') from None
 
 
-def _batch_shape(shape_or_x: Any) -> list[int]:
+def batch_shape(shape_or_x: Any) -> list[int]:
+    """Return the shape [B, ...] of a batch that is given, or whose shape is."""
     shape = shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x
     try:
         sides = [operator.index(side) for side in shape]
-    except TypeError:
+    except (TypeError, RuntimeError):
         sides = []
     if len(sides) < 2 or min(sides[1:]) < 1 or sides[0] < 0:
         raise ValueError(f'shape_or_x must be the shape of a batch, [4, 3, 64, 64] for example, or a batch; got {show_value(shape)}')

@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .core.arguments import check_whole, show_value
 from .core.devices import choose_device
 from .core.protocols import DenoiseFn
-from .generation import as_condition, device_of, generate, known_levels, make_seeds, refuse_unwrapped
+from .generation import as_condition, batch_shape, device_of, generate, known_levels, make_seeds, refuse_unwrapped
 from .guidance import classifier_free
 from .recipes import CANDIDATES, FINE, FLOOR, Probe, Recipe, Traits
 
@@ -42,6 +43,10 @@ def probe(denoiser: DenoiseFn, shape: Sequence[int], steps: Sequence[int] = (5, 
         The recipes; `save` keeps them beside a checkpoint, and `Probe.load` reads them.
     """
     refuse_unwrapped(denoiser)
+    shape, steps = batch_shape(shape), _numbers_of_calls(steps)
+    if not shape[0]:
+        raise ValueError(f'shape must hold at least one noise; got {shape}')
+    check_whole('fine', fine)
     traits = Traits.of(denoiser, scale=guidance, interval=guidance_interval)
     guided = denoiser if guidance == 1 else classifier_free(denoiser, null or {}, guidance, guidance_interval or (0., math.inf))
     conditions = {key: as_condition(value, shape[0]) for key, value in (cond or {}).items()}
@@ -64,6 +69,15 @@ def probe(denoiser: DenoiseFn, shape: Sequence[int], steps: Sequence[int] = (5, 
             f'(rms {rms:.2g}, median {median:.2g})'))
         seen[n] = {str(recipe): pair for recipe, pair in zip(CANDIDATES, found)}
     return Probe(traits, recipes, seen)
+
+
+def _numbers_of_calls(steps: Sequence[int]) -> list[int]:
+    if isinstance(steps, str) or not isinstance(steps, Iterable):
+        raise ValueError(f'steps must be numbers of model calls, [5, 10] for example; got {show_value(steps)}')
+    numbers = list(steps)
+    for n in numbers:
+        check_whole('each of steps', n)
+    return numbers
 
 
 def _distances(run: Callable[[Recipe, int], Tensor], recipe: Recipe, n: int, ends: Tensor) -> tuple[float, float]:

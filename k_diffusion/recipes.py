@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .core.arguments import check_interval, check_number
 from .core.files import read_json_file, write_json
 from .core.protocols import DenoiseFn
 from .schedules import SCHEDULES, get_sigmas_interval
@@ -43,9 +44,26 @@ class Traits:
         high = getattr(denoiser, 'sigma_max', RANGE[1]) if sigma_max is None else sigma_max
         if scale == 1 and hasattr(denoiser, 'pair'):
             scale, interval = getattr(denoiser, 'scale', math.nan), getattr(denoiser, 'interval', None)
-        edges = None if scale == 1 or interval is None else (float(interval[0]), float(interval[1]))
+        if isinstance(scale, tuple):        # one for each band of frequencies: that which guides most
+            scale = max(scale, key=lambda each: abs(each - 1))
+        if not (isinstance(scale, float) and math.isnan(scale)):
+            scale = check_number('guidance', scale, hint='1 is none')
+        edges = None if interval is None else check_interval('guidance_interval', interval)
+        edges = None if scale == 1 or edges == (0., math.inf) else edges
         std = float(getattr(denoiser, 'sigma_data', 1.))
-        return cls(float(low), float(high), float(scale), None if edges == (0., math.inf) else edges, std)
+        return cls(float(low), float(high), scale, edges, std)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as values that JSON has: None for an unknown scale and for an interval without an upper end."""
+        edges = None if self.interval is None else [edge if math.isfinite(edge) else None for edge in self.interval]
+        return {**asdict(self), 'scale': None if math.isnan(self.scale) else self.scale, 'interval': edges}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Traits:
+        """Return what `as_json` wrote."""
+        interval, scale = values['interval'], values['scale']
+        edges = None if interval is None else (interval[0], math.inf if interval[1] is None else interval[1])
+        return cls(**{**values, 'scale': math.nan if scale is None else scale, 'interval': edges})
 
     @property
     def guided(self) -> bool:
@@ -175,20 +193,21 @@ class Probe:
 
     def recipe(self, steps: int, traits: Traits) -> Recipe | None:
         """Return the recipe of the nearest number of model calls; None where it was made under other guidance or levels."""
-        if traits != self.traits or not self.recipes:
+        if traits.as_json() != self.traits.as_json() or not self.recipes:
             return None
         return self.recipes[min(self.recipes, key=lambda n: abs(math.log(n / steps)))]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it as JSON."""
-        write_json(path, asdict(self))
+        write_json(path, {**asdict(self), 'traits': self.traits.as_json()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
         """Read what `save` wrote."""
         found = read_json_file(Path(path))
-        interval = found['traits'].pop('interval')
-        traits = Traits(**found['traits'], interval=None if interval is None else (interval[0], interval[1]))
-        recipes = {int(n): Recipe(**recipe) for n, recipe in found['recipes'].items()}
-        distances = {int(n): {words: (pair[0], pair[1]) for words, pair in row.items()} for n, row in found['distances'].items()}
-        return cls(traits, recipes, distances)
+        try:
+            recipes = {int(n): Recipe(**recipe) for n, recipe in found['recipes'].items()}
+            distances = {int(n): {words: (pair[0], pair[1]) for words, pair in row.items()} for n, row in found['distances'].items()}
+            return cls(Traits.from_json(found['traits']), recipes, distances)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            raise ValueError(f'path must be a file that Probe.save wrote; got {os.fspath(path)!r}') from None

@@ -166,3 +166,51 @@ def test_a_probe_is_kept_and_taken(tmp_path):
     assert found.recipe(5, Traits.of(model)) in found.recipes.values()
     assert found.recipe(5, Traits.of(model, scale=2.)) is None     # made without guidance
     assert plan(model, 5, 'heun', None, None, None, {}).sampler == 'heun'
+
+
+@pytest.mark.parametrize('guided', [
+    K.guidance.frequency_decoupled(Conditional(), {'towards': 0}, (3., 2.), (0.3, math.inf)),
+    K.guidance.composed(Conditional(), {'towards': 0}, [{'towards': torch.ones(4, dtype=torch.long)}], [2.]),
+    classifier_free(Conditional(), {'towards': 0}, 3., (0., 2.))])
+def test_a_probe_of_any_guidance_is_read_as_it_was_written(guided, tmp_path):
+    traits = Traits.of(guided)
+    probe = Probe(traits, {5: recommended(5, traits)})
+    probe.save(tmp_path / 'probe.json')
+    again = Probe.load(tmp_path / 'probe.json')
+    assert again.recipe(5, Traits.of(guided)) == probe.recipe(5, traits) == recommended(5, traits)
+    assert again.recipe(5, Traits(0.05, 20.)) is None
+
+
+def test_sample_a_denoiser_with_a_scale_for_each_band():
+    guided = K.guidance.frequency_decoupled(Conditional(), {'towards': 0}, (1., 3.))
+    assert Traits.of(guided).scale == 3. and Traits.of(guided).guided
+
+
+@pytest.mark.parametrize('call, words', [
+    (lambda: get_sigmas_interval(8, 0.02, 40., (1.2, 0.3)), 'interval must hold two noise levels, the lower one first'),
+    (lambda: get_sigmas_interval(8, 0.02, 40., 3), 'interval must hold two noise levels'),
+    (lambda: get_sigmas_interval(8, 0.02, 40., (0.3, 1.2), share='half'), "share must be .*; got 'half'"),
+    (lambda: K.sample(MODEL, [2, 2], guidance=3., null={}, guidance_interval=3), 'guidance_interval must hold two noise levels'),
+    (lambda: K.sample(MODEL, [2, 2], guidance='much', null={}), "guidance must be .*; got 'much'"),
+    (lambda: K.probe(MODEL, [2, 2], steps=5), 'steps must be numbers of model calls'),
+    (lambda: K.probe(MODEL, [2, 2], steps=[0]), 'each of steps must be a whole number >= 1; got 0'),
+    (lambda: K.probe(MODEL, [2, 2], fine=0), 'fine must be a whole number >= 1; got 0'),
+    (lambda: K.probe(MODEL, [0, 2]), 'shape must hold at least one noise')])
+def test_refused_arguments(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_another_file_is_refused_as_a_probe(tmp_path):
+    (tmp_path / 'other.json').write_text('{"traits": {}}')
+    with pytest.raises(ValueError, match='path must be a file that Probe.save wrote'):
+        Probe.load(tmp_path / 'other.json')
+
+
+@pytest.mark.parametrize('name', ['zeab', 'ipndm'])
+def test_a_callback_that_looks_on_changes_no_bit(name):
+    levels = [20., 5., 1.5, 0.5, 0.1, 0.]
+    x, towards = start(3).float(), {'towards': torch.ones(3, dtype=torch.long)}
+    run = getattr(K.sampling, f'sample_{name}')
+    plain = run(GUIDED, x, levels, towards, disable=True)
+    assert torch.equal(run(GUIDED, x, levels, towards, lambda info: None, disable=True), plain)

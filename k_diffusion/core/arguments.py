@@ -50,6 +50,17 @@ def check_number(name: str, value: Any, least: float = -math.inf, infinite: bool
     raise ValueError(f'{name} must be {rule}{bound}{_bracketed(hint)}; got {show_value(value)}')
 
 
+def check_interval(name: str, interval: Any) -> tuple[float, float]:
+    """Return two noise levels (low, high) with 0 <= low < high as floats; high may be infinite."""
+    try:
+        low, high = (check_number(name, level, 0., infinite=True) for level in interval)
+    except (TypeError, ValueError):
+        low = high = 0.
+    if not low < high:
+        raise ValueError(f'{name} must hold two noise levels, the lower one first; got {show_value(interval)}')
+    return low, high
+
+
 def _bracketed(hint: str) -> str:
     return f' ({hint})' if hint else ''
 

@@ -47,7 +47,7 @@ class _Detail(BothEstimates):
                   **cond: Any) -> tuple[Tensor, ...]:
         if self.amount == 0 or all_outside(sigma, self.interval):
             return ask(x, sigma, **cond)
-        shifted = sigma * (1 - _at(self.amount, sigma))
+        shifted = sigma * (1 - _at('amount', self.amount, sigma))
         return ask(x, torch.where(inside(sigma, self.interval, sigma.ndim), shifted, sigma), **cond)
 
 
@@ -81,13 +81,21 @@ class _EpsilonScaling(BothEstimates):
         found = ask(x, sigma, **cond)
         if self.factor == 1:
             return found
-        factor = _at(self.factor, level_per_item(sigma, x))
+        factor = _at('factor', self.factor, level_per_item(sigma, x))
         factor = append_dims(factor.to(x), x.ndim) if isinstance(factor, Tensor) else factor
         return tuple(x - (x - each) / factor for each in found)
 
 
-def _at(value: PerLevel, sigma: Tensor) -> float | Tensor:
-    return value(sigma) if callable(value) else value
+def _at(name: str, value: PerLevel, sigma: Tensor) -> float | Tensor:
+    if not callable(value):
+        return value
+    found = value(sigma)
+    if isinstance(found, Tensor) and found.shape in ((), sigma.shape):
+        return found
+    if isinstance(found, Tensor):
+        raise ValueError(f'{name} must be a function that gives a number for each of the {len(sigma)} levels; '
+                         f'got shape {list(found.shape)}')
+    return check_number(f'{name}(sigma)', found)
 
 
 def interval_of_first_steps(sigmas: Tensor | Sequence[float], share: float) -> tuple[float, float]:
@@ -107,9 +115,12 @@ def interval_of_first_steps(sigmas: Tensor | Sequence[float], share: float) -> t
     References:
         Zhang et al. 2025, arXiv:2506.08351 (Step-AG); Castillo et al. 2023, arXiv:2312.12487.
     """
-    levels = torch.as_tensor(sigmas).tolist()
-    if not isinstance(levels, list) or len(levels) < 2:
-        raise ValueError(f'sigmas must hold two levels at least; got {show_value(sigmas)}')
+    try:
+        levels = torch.as_tensor(sigmas, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        levels = torch.empty(0)
+    if levels.ndim != 1 or len(levels) < 2 or not bool((levels.diff() <= 0).all()):
+        raise ValueError(f'sigmas must be a list of at least two levels, descending; got {show_value(sigmas)}')
     if not 0 <= check_number('share', share) <= 1:
         raise ValueError(f'share must be from 0 (no step) to 1 (every step); got {share}')
-    return (levels[round(share * (len(levels) - 1))], math.inf)
+    return (levels[round(share * (len(levels) - 1))].item(), math.inf)

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ..core.arguments import check_number, show_value
+from ..core.arguments import check_interval, check_number, show_value
 from ..core.conditions import DifferentTrees, NullRows, join_trees, replace_by_null
 from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
@@ -64,12 +64,7 @@ def without(cond: Mapping[str, Any], null: Null, n: int) -> dict[str, Any]:
 def check_strength(scale: float, interval: tuple[float, float] = (0., math.inf), nothing: str = '1') -> None:
     """Refuses a scale that is not a number, and what is no interval of noise levels."""
     check_number('scale', scale, hint=f'{nothing} is no guidance')
-    try:
-        low, high = (check_number('interval', level, 0., infinite=True) for level in interval)
-    except (TypeError, ValueError):
-        low = high = 0.
-    if not low < high:
-        raise ValueError(f'interval must hold two noise levels, the lower one first; got {show_value(interval)}')
+    check_interval('interval', interval)
 
 
 def check_null(null: Any) -> None:

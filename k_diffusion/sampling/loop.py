@@ -292,8 +292,9 @@ class Step:
         denoised, added = yield from steps.watch.ask_parts(x, x.new_full((x.shape[0],), self.sigma), steps.extra_args, self.sigma)
         if steps.callback is not None:
             guided = denoised + added
+            shown = guided.clone()
             self.show(x, self.sigma, guided)
-            denoised = guided - added
+            denoised = denoised + (guided - shown)      # the same to the last bit where nothing was edited
         return to_d(before, self.sigma, denoised), added.mul_(-1 / self.sigma)
 
     def ask_pair(self, x: Tensor, sigma: float | None = None) -> Asking[tuple[Tensor, Tensor]]:

@@ -18,6 +18,8 @@ RULES: Mapping[str, tuple[float, bool, str]] = {
     's_tmax': (0., True, 'the highest noise level with churn'),
     'euler_below': (0., False, 'a noise level'),
     'ge_gamma': (-math.inf, False, '2 is the usual value'),
+    'ud': (-math.inf, False, '0.1 is the usual value'),
+    'ab': (-math.inf, False, '0.25 is the usual value'),
     'pcoeff': (-math.inf, False, '0 is the usual value'),
     'icoeff': (-math.inf, False, '1 is the usual value'),
     'dcoeff': (-math.inf, False, '0 is the usual value'),

@@ -18,6 +18,9 @@ def requests(sampler: str | Sampler | Callable[..., Any], x: Tensor, sigmas: Sig
 
     It is the same body as sample_<name> and iterate run. Its result, the value of StopIteration, is what sample_<name> returns.
 
+    What guidance with an interval adds is not kept apart from the rest here, as linear multistep samplers do inside: the answers
+    are taken as they come.
+
     Args:
         sampler: A name, a function that `sampler` made, or an entry.
         x: Noise at the first level, [B, ...].

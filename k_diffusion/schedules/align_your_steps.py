@@ -61,6 +61,6 @@ def _all_of(n: int, levels: Sequence[float], device: Any) -> Tensor:
 
 
 def _levels(lists: Mapping[str, Sequence[float]], model: str) -> Sequence[float]:
-    if model not in lists:
+    if model not in tuple(lists):
         raise ValueError(unknown('model', model, lists))
     return lists[model]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_number, show_value
 from ..core.registry import unknown
 from .parts import SCHEDULES, bounds, check_count, check_positive, ramp, within
 
@@ -102,9 +103,9 @@ def flux_shift(tokens: int, low: tuple[int, float] = (256, 0.5), high: tuple[int
         ValueError: If there are no tokens, no line or no such kind, or a linear mu is not positive.
     """
     _check_tokens(tokens)
-    (x, start), (x_end, end) = low, high
+    (x, start), (x_end, end) = _check_point('low', low), _check_point('high', high)
     if x == x_end:
-        raise ValueError(f'low={low} and high={high} fix no line; give two points with different numbers of tokens')
+        raise ValueError(f'low and high must be points with different numbers of tokens; got {low} and {high}')
     mu = start + (end - start) * (tokens - x) / (x_end - x)
     if kind == 'exponential':
         return math.exp(mu)
@@ -128,8 +129,15 @@ def flux2_shift(tokens: int, steps: int) -> float:
 
 
 def _check_tokens(tokens: int) -> None:
-    if tokens < 1:
-        raise ValueError(f'tokens={tokens} make no image; give how many the transformer sees, at least 1')
+    check_number('tokens', tokens, 1., hint='how many the transformer sees')
+
+
+def _check_point(name: str, point: Any) -> tuple[float, float]:
+    try:
+        tokens, mu = (check_number(name, number) for number in point)
+    except (TypeError, ValueError):
+        raise ValueError(f'{name} must be a point (tokens, mu), (256, 0.5) for example; got {show_value(point)}') from None
+    return tokens, mu
 
 
 def _check_linear(n: int, linear: int, threshold: float) -> None:

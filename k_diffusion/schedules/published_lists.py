@@ -65,7 +65,7 @@ def get_sigmas_optimal_steps(n: int, model: str = 'flux', device: Any = 'cpu') -
     They are the model's own, whatever its bounds and shift. Any other n reads the list of flow times at n + 1 equal distances,
     log-linearly, the last of which then is 0. Those of flux and wan are by the authors, that of chroma is ComfyUI's.
     """
-    if model not in OPTIMAL_TIMES:
+    if model not in tuple(OPTIMAL_TIMES):
         raise ValueError(unknown('model', model, OPTIMAL_TIMES))
     check_count(n)
     times = read_levels(n + 1, OPTIMAL_TIMES[model])[:-1]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import check_interval, check_number
 from .parts import SCHEDULES, append_zero, bounds, check_count, finish, ramp
 
 
@@ -58,12 +59,13 @@ def get_sigmas_interval(n: int, sigma_min: float, sigma_max: float, interval: tu
     last place of float32, so that it is inside (low, edge].
     """
     least, most = bounds(n, sigma_min, sigma_max)
-    _rho(rho)
-    if not 0 < share < 1:
+    low, high = check_interval('interval', interval)
+    _rho(check_number('rho', rho))
+    if not 0 < check_number('share', share) < 1:
         raise ValueError(f'share must be between 0 and 1; got {share}')
     if n == 1:
         return finish(ramp(most, most, 1), most, most, device)
-    edges = [edge * (1 - 2 ** -22) for edge in (interval[1], interval[0]) if least < edge < most][:max(n - 2, 0)]
+    edges = [edge * (1 - 2 ** -22) for edge in (high, low) if least < edge < most][:max(n - 2, 0)]
     knots = [most, *edges, least]
     counts = _divide(n - 1, [a ** (1 / rho) - b ** (1 / rho) for a, b in itertools.pairwise(knots)], share)
     levels = [most]

@@ -187,7 +187,7 @@ def test_samplers_of_cfg_pp_take_them(name):
     (lambda: detail(denoise, 1.), 'amount must be below 1'),
     (lambda: detail(denoise, '0.1'), 'amount must be a finite number'),
     (lambda: interval_of_first_steps(torch.tensor([1., 0.]), 1.5), 'share must be from 0'),
-    (lambda: interval_of_first_steps(torch.tensor(3.), 0.5), 'two levels at least'),
+    (lambda: interval_of_first_steps(torch.tensor(3.), 0.5), 'at least two levels'),
 ])
 def test_refusals(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -139,8 +139,10 @@ def test_the_shift_of_flux2_is_diffusers(tokens, steps):
 def test_refused_shifts():
     for call, complaint in [
         (lambda: schedules.flux_shift(100, kind='cubic'), "unknown kind 'cubic'"),
+        (lambda: schedules.flux_shift('many'), "tokens must be .*; got 'many'"),
+        (lambda: schedules.flux_shift(100, low=3), r'low must be a point \(tokens, mu\)'),
         (lambda: schedules.flux_shift(1, (256, 0.1), (4096, 2.), 'linear'), 'mu must be above 0'),
-        (lambda: schedules.flux2_shift(0, 20), 'tokens=0'), (lambda: schedules.flux2_shift(256, 0), 'n=0'),
+        (lambda: schedules.flux2_shift(0, 20), 'tokens must be .*; got 0'), (lambda: schedules.flux2_shift(256, 0), 'n=0'),
     ]:
         with pytest.raises(ValueError, match=complaint):
             call()

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ...core.arguments import is_whole
+from ...core.arguments import is_whole, show_value
 from ...core.registry import unknown
 from ..coefficients import exponential_weights, get_ancestral_step
 from ..loop import Asking, Step, Steps
@@ -38,6 +38,8 @@ Table: TypeAlias = Sequence[Row]
 
 #: The step to sigma 0: the estimate itself. The weights of a higher order do not tend to it by themselves.
 LAST = Row(0., (1.,))
+#: A last step so many times as long in log sigma as the one before is better taken with fewer values.
+LEAP = 2.
 #: Between equal levels.
 STAY = Row(1., ())
 
@@ -48,7 +50,7 @@ Past: TypeAlias = tuple[float, ...]
 def past_levels(sigmas: Sequence[float], order: int) -> list[Past]:
     """For each step, the levels of the last `order` values of the model, newest first (equal neighbours are one level)."""
     if not is_whole(order):
-        raise ValueError(f'order={order} is no number of values of the model to use; give a whole number of at least 1 (3 is usual)')
+        raise ValueError(f'order must be a whole number >= 1 (3 is usual), how many values of the model are used; got {show_value(order)}')
     past: Past = ()
     pasts = []
     for sigma in sigmas[:-1]:
@@ -59,11 +61,23 @@ def past_levels(sigmas: Sequence[float], order: int) -> list[Past]:
 
 
 def lowered(pasts: list[Past], sigmas: Sequence[float]) -> list[Past]:
-    """The pasts cut so that the order is at most the number of steps left, where the schedule ends in 0."""
-    if sigmas[-1] > 0:
+    """The pasts cut so that the order is at most the number of steps left, where the schedule ends in a leap."""
+    if not ends_in_leap(sigmas):
         return pasts
     left = [len(set(sigmas[i + 1:])) for i in range(len(pasts))]
     return [past[:max(n, 1)] for past, n in zip(pasts, left)]
+
+
+def ends_in_leap(sigmas: Sequence[float]) -> bool:
+    """Whether the last step goes to 0, or is more than LEAP times as long in log sigma as the one before.
+
+    Image programs end at 0.001 say in place of 0. What was extrapolated so far through the last few values would
+    be far off, and with no step of its own after it nothing corrects it.
+    """
+    last = sorted({*sigmas})[:3]
+    if last[0] == 0:
+        return True
+    return len(last) == 3 and math.log(last[1] / last[0]) > LEAP * math.log(last[2] / last[1])
 
 
 def nodes_of(past: Past, sigma_next: float) -> list[float]:
@@ -154,14 +168,15 @@ def sample_exp_ab(steps: Steps, x: Tensor, *, order: int = 3, eta: float = 0., s
     """Exponential Adams-Bashforth with exact weights, of any order, for the flow or the reverse SDE of strength eta. 1 NFE.
 
     startup: 'ramp', orders 1, 2, ..; or 'res_2s', which makes the first order - 1 steps by RES-2S (2 NFE each) and so keeps the
-    full order 3 (a ramp's first step has an error of h^2). lower_order_final: at most as many values as there are steps left.
+    full order 3 (a ramp's first step has an error of h^2). lower_order_final: at most as many values as there are
+    steps left, in a schedule whose last step goes to 0 or is more than twice as long in log sigma as the one before.
     Hochbruck & Ostermann (2010), doi:10.1017/S0962492910000048, section 2.5.
     """
     starts = {'ramp': None, 'res_2s': res_2s_step}
-    if startup not in starts:
+    if startup not in tuple(starts):
         raise ValueError(unknown('startup', startup, starts))
     if eta and startup != 'ramp':
-        raise ValueError(f'startup={startup!r} makes steps without noise and eta is {eta}; take startup="ramp", or eta=0')
+        raise ValueError(f"startup must be 'ramp' where eta is above 0, as res_2s makes no noise; got {startup!r} and eta {eta}")
     table = adams_table(steps.sigmas, order, eta, lower_order_final)
     return walk_table(steps, x, table, s_noise, start=starts[startup])
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...core.arguments import is_whole
+from ...core.arguments import is_whole, show_value
 from ..loop import Steps
 from ..registry import Run, sampler
 
@@ -23,7 +23,7 @@ def sample_heun(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float =
     and the last lower_order_final ones (steps between equal levels do not count).
     """
     if not is_whole(lower_order_final, 0):
-        raise ValueError(f'lower_order_final={lower_order_final} is no number of steps; give a whole number of at least 0')
+        raise ValueError(f'lower_order_final must be a whole number >= 0, of steps; got {show_value(lower_order_final)}')
     final = set(sorted({*steps.sigmas})[1:lower_order_final + 1])     # where the last steps begin
     for step in steps.walk(repeats=s_churn > 0):
         x, sigma_hat = step.churn(x, s_churn, s_tmin, s_tmax, s_noise)

@@ -95,8 +95,8 @@ def adams(past: Past, sigma_next: float) -> tuple[float, ...]:
 
 def _order(order: int, most: float = math.inf) -> None:
     if not is_whole(order) or order > most:
-        allowed = 'a whole number of at least 1' if most == math.inf else f'1 to {most:.0f} (lms has exact weights of any order)'
-        raise ValueError(f'order={order} is no number of slopes to use; give {allowed}')
+        allowed = '>= 1' if most == math.inf else f'from 1 to {most:.0f} (lms has exact weights of any order)'
+        raise ValueError(f'order must be a whole number {allowed}, how many slopes are used; got {show_value(order)}')
 
 
 @sampler(order=4, family='linear multistep',
@@ -258,9 +258,9 @@ def power_weights(past: Sequence[float], sigma_next: float, rho: float) -> list[
 def check_power(order: int, rho: float) -> None:
     """Refuses an order or a rho that makes no method."""
     if not is_whole(order):
-        raise ValueError(f'order={order} is no number of slopes to use; give a whole number of at least 1 (3 or 4 are usual)')
+        raise ValueError(f'order must be a whole number >= 1 (3 or 4 are usual), how many slopes are used; got {show_value(order)}')
     if not 0 < rho < math.inf:
-        raise ValueError(f'rho={rho} is no root to take of a noise level; it must be positive and finite (7 is usual)')
+        raise ValueError(f'rho must be above 0 and finite (7 is usual); got {show_value(rho)}')
 
 
 @sampler(order=3, family='linear multistep')

@@ -107,5 +107,5 @@ def _slope(step: Step, x: Tensor, slopes: Sequence[Tensor], row: Sequence[float]
 
 
 def _check_table(name: str, known: Iterable[str]) -> None:
-    if name not in known:
+    if name not in tuple(known):
         raise ValueError(unknown('table', name, known))

@@ -73,8 +73,8 @@ def sample_uni_pc(steps: Steps, x: Tensor, *, order: int = 3, variant: Literal['
                   corrector: bool = True, lower_order_final: bool = True) -> Run[Tensor]:
     """UniP of the given order with UniC, hence order + 1; without the corrector `order`. 1 NFE.
 
-    variant: bh1 (for few steps and no guidance) or bh2. lower_order_final: in a schedule that ends in 0, at most as many values
-    as there are steps left.
+    variant: bh1 (for few steps and no guidance) or bh2. lower_order_final: in a schedule whose last step goes to 0 or is more than
+    twice as long in log sigma as the one before, at most as many values as there are steps left.
     """
     table = unipc_table(tuple(steps.sigmas), order, variant, corrector, lower_order_final)
     return walk_table(steps, x, table)
