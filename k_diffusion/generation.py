@@ -460,7 +460,7 @@ def list_calls(entry: Sampler, sigmas: Tensor, options: Mapping[str, Any] | None
     Returns:
         The levels, one for each call, and whether the first call is at the x that the run begins with.
     """
-    x = torch.zeros([1, *shape])
+    x = torch.zeros([1, *shape], dtype=torch.float64)       # the dtype that every run keeps its x in
     run = request_batch(entry, x, sigmas, [0], options)
     calls: list[float] = []
     at_start = False

@@ -27,8 +27,8 @@ class FlowDenoiser(PreconditionedDenoiser):
     inner_model(x, t) is given x_t = (1 - t) clean + t noise. time_scale: 1000 for networks that count their time so (Stable
     Diffusion 3). shift: where the family's schedule spends its steps, more at high noise the larger it is; it concerns
     `get_sigmas` alone, for D(x, sigma) is the same at any shift; where it depends on the number of tokens it is a function of that
-    number, K.schedules.flux_shift say. sigma_max stands for infinity, where t is 1; beyond about 1e4
-    float32 begins to lose the picture in the noise.
+    number, K.schedules.flux_shift say. sigma_max stands for infinity, where t is 1 (samplers keep
+    x in float64 there).
 
     prediction: what F gives; 'flow' (noise - clean), 'eps' (the noise), 'x0' (clean) or 'v' ((1 - t) noise - t clean).
 

@@ -33,7 +33,7 @@ class Request(NamedTuple):
         n: The number of steps; None where it follows from the answers.
         pair: Whether the answer is the guided and the unconditional estimate, a pair of tensors.
         cond: The conditions of the run (extra_args).
-        live: The sampler's own x, in float32 at least. An edit in place before the answer is seen by the sampler.
+        live: The sampler's own x, in float32 or float64. An edit in place before the answer is seen by the sampler.
         args: Positional arguments of the model besides.
         parts: Whether the answer is the conditional estimate and what guidance adds to it, of a model that has `parts`.
     """

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypedDict, TypeVar, 
 import torch
 from torch import Tensor
 
-from ..core.arguments import check_denoiser, expands
+from ..core.arguments import check_denoiser, check_number, expands
 from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import Registry
-from .loop import Request, Steps, Watch, levels
+from .loop import Callback, Request, Steps, Watch, levels
 from .noise import BrownianTreeNoiseSampler, Generators, NoiseKind, default_noise_sampler, make_noise_sampler
 from .options import check_options
 from .record import Record
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 R = TypeVar('R')
 #: A sampler that runs: it yields states x and requests, and is sent states and answers.
 Run: TypeAlias = Generator[Any, Any, R]
+
+#: The first level above which x is kept in float64. A step subtracts numbers as large as the level, and float32 loses
+#: 1e-7 of them, which is 1e-3 at the 1e4 where flows begin.
+WIDE = 1000.
 
 #: Arguments of every sampler besides its own options; `SampleFn` describes them.
 SHARED = tuple(Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation) for name, annotation in
@@ -216,7 +220,7 @@ def sampler(order: int, **known: Unpack[Known]) -> Callable[[Callable[..., Run[A
     The generator is written as sample_<name>(steps, x, *, options): `steps` is the `Steps` of the run. Samplers that choose
     their own levels take sigma_min, sigma_max and perhaps n after x. The function is called with (model, x, sigmas,
     extra_args, callback, disable, options, noise_sampler) and runs under no_grad. The state is float32 at least whatever the
-    dtype of x; the model is given, and the result has, the dtype of x.
+    dtype of x, and float64 where the first level is above WIDE; the model is given, and the result has, the dtype of x.
     """
     def make(body: Callable[..., Run[Any]]) -> SampleFn:
         name = body.__name__.removeprefix('sample_')
@@ -379,9 +383,30 @@ def start_run(entry: Sampler, *args: Any, seed: Any = None, generator: Any = Non
         noise = _default_noise(entry, x_0, sigmas, given)
     if record is not None:
         noise = record.wrap_noise(noise)
+    first = sigmas[0] if sigmas else check_number('sigma_max', given.get('sigma_max', 0.), infinite=True)
+    if first > WIDE and x_0.dtype == torch.float32 and x_0.device.type != 'mps':     # MPS has no float64
+        x_0, noise, callback = x_0.double(), _in_float64(noise), _in_float32(callback)
     steps = Steps(watch, sigmas, extra_args, callback, disable, noise)
     options = {name: value for name, value in given.items() if name not in (model, x)}
     return entry.body(steps, x_0, **options), watch
+
+
+def _in_float64(noise_sampler: NoiseSampler) -> NoiseSampler:
+    return lambda sigma, sigma_next: noise_sampler(sigma, sigma_next).double()
+
+
+def _in_float32(callback: Callback) -> Callback:
+    """Return a callback that is shown float32, as its decoders expect, and whose edits act on the float64 behind it."""
+    if callback is None:
+        return None
+
+    def show(info: dict[str, Any]) -> None:
+        doubles = {key: value for key, value in info.items() if isinstance(value, Tensor) and value.dtype == torch.float64}
+        shown = {key: value.float() for key, value in doubles.items()}
+        callback({**info, **shown})
+        for key, value in doubles.items():
+            value += shown[key].double() - value.float().double()      # exactly 0 where nothing was edited
+    return show
 
 
 def _one_step(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Run[Tensor]:

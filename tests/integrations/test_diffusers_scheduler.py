@@ -221,7 +221,7 @@ def test_flux(flux, vae, name):
         x = torch.nn.functional.pixel_shuffle(x.mT.unflatten(2, (4, 4)), 2)
         return pack(unpacked(x, sigma, **cond))
     of_cond = {'encoder_hidden_states': cond, 'pooled_projections': pooled}
-    wanted = K.sample(denoiser, pack(x).double() * (1 + sigmas[0]), sampler=name, schedule=sigmas, seeds=1, cond=of_cond)
+    wanted = K.sample(denoiser, pack(x) * (1 + sigmas[0].float()), sampler=name, schedule=sigmas, seeds=1, cond=of_cond)
     assert differ(found, wanted) < 1e-5
     if name == 'euler':
         pipe.scheduler = base
@@ -241,7 +241,7 @@ def test_flux_image_to_image(flux, vae, name):
     begin = len(scheduler.timesteps) - int(len(scheduler.timesteps) * 0.6)
     sigma = scheduler.sigmas[begin] / (1 - scheduler.sigmas[begin])
     sigmas = scheduler.levels[scheduler.levels <= sigma * (1 + 1e-6)]
-    wanted = K.sample(K.external.from_diffusers(flux, base), (image + sigma * noise).double(), sampler=name, schedule=sigmas,
+    wanted = K.sample(K.external.from_diffusers(flux, base), image + sigma * noise, sampler=name, schedule=sigmas,
                       cond={'encoder_hidden_states': cond, 'pooled_projections': pooled})
     assert differ(found, pack(wanted)) < 1e-5
 
