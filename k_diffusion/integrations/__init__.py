@@ -4,7 +4,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-MODULES = ('comfyui', 'diffusers')
+MODULES = ('comfyui', 'diffusers', 'diffusers_modular')
 
 
 def __getattr__(name: str) -> Any:

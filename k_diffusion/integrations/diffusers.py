@@ -101,7 +101,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = self.sigmas = torch.empty(0)
         self.levels = torch.empty(0)    # of the schedule, [n + 1], as samplers take them
         self._calls: list[float] = []
-        self._kept: Tensor | None = None
+        self.unconditional: Tensor | None = None    # the network's last such answer, for CFG++
         self._scalings_of: dict[float, tuple[float, ...]] = {}
         self.set_begin_index(None)
 
@@ -234,8 +234,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """
         if not self._calls:
             raise ValueError('step must be called after set_timesteps')
-        if self._run is None:
-            self._begin_run(timestep, sample, generator)
+        self.begin_run(timestep, sample, generator)
         denoised: Any = None
         if self._unused:
             self._unused -= 1
@@ -251,7 +250,10 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         output = self._next_sample(sample), denoised
         return KDiffusionSchedulerOutput(*output) if return_dict else output
 
-    def _begin_run(self, timestep: Any, sample: Tensor, generator: Any) -> None:
+    def begin_run(self, timestep: Any, sample: Tensor, generator: Any = None) -> Request | None:
+        """Begin the run that the first step would, and return what is asked next, if it is used."""
+        if self._run is not None:
+            return None if self._unused else self._request
         self._index = self._find_begin(timestep)
         levels, self._unused = self._levels_from(self._index)
         # x of a flow is 1e4 at its first level, where float32 would lose 1e-3
@@ -263,6 +265,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             draw_seeds(x, generator) if draws else make_seeds(self.seed, len(x))
         self._run = request_batch(self.entry, x, levels, seeds, self._options)
         self._send(None)
+        return self.begin_run(timestep, sample)
 
     def _send(self, answer: Any) -> None:
         try:
@@ -319,14 +322,15 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def watch(self, network: nn.Module) -> Any:
         """Look at the answers of a pipeline's network; `remove()` of what is returned ends it."""
         def keep(module: nn.Module, given: Any, output: Any) -> None:
-            self._kept = output[0]
+            self.unconditional = output[0][:len(output[0]) // 2]
         return network.register_forward_hook(keep)
 
     def _unconditional(self, request: Request) -> Tensor:
-        if self._kept is None or len(self._kept) != 2 * len(request.x):
+        output, self.unconditional = self.unconditional, None
+        if output is None or len(output) != len(request.x):
             raise ValueError(f'{self.entry.name} must see the unconditional estimate: call '
                              'scheduler.watch(pipe.unet), and give a guidance_scale above 1')
-        return self._denoised(self._kept.chunk(2)[0], request)
+        return self._denoised(output, request)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Return clean latents [B, ...] with the noise of the times [B], or of one time."""
@@ -347,4 +351,5 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the run, which cannot be copied and which a copy begins anew."""
-        return {**vars(self), '_run': None, '_request': None, '_returned': None, '_kept': None}
+        return {**vars(self), '_run': None, '_request': None, '_returned': None,
+                'unconditional': None}

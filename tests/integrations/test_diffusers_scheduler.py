@@ -11,28 +11,19 @@ import torch
 import k_diffusion as K
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is in the extra "diffusers"')
+from tiny_pipelines import BETAS, CROSS, TINY, differ, flux_pipe, latents, make_flux, make_vae, ours, randomised, words  # noqa: E402
+
 KDiffusionScheduler = K.integrations.diffusers.KDiffusionScheduler
 
 SAMPLERS = ['euler', 'heun', 'dpmpp_2m', 'dpmpp_2m_sde', 'uni_pc']
-TINY = {'sample_size': 8, 'block_out_channels': (16, 16), 'layers_per_block': 1, 'norm_num_groups': 4}
-CROSS = {'in_channels': 4, 'out_channels': 4, 'down_block_types': ('CrossAttnDownBlock2D', 'DownBlock2D'),
-         'up_block_types': ('UpBlock2D', 'CrossAttnUpBlock2D'), 'cross_attention_dim': 12, 'attention_head_dim': 4}
-BETAS = {'beta_start': 0.00085, 'beta_end': 0.012, 'beta_schedule': 'scaled_linear'}
-
-
-def randomised(model):
-    generator = torch.Generator().manual_seed(1)
-    for p in model.parameters():
-        p.data += 0.02 * torch.randn(p.shape, generator=generator)
-    return model.eval().requires_grad_(False)
+@pytest.fixture(scope='module')
+def vae():
+    return make_vae()
 
 
 @pytest.fixture(scope='module')
-def vae():
-    torch.manual_seed(0)
-    return randomised(diffusers.AutoencoderKL(
-        block_out_channels=(16, 16), norm_num_groups=4, latent_channels=4, sample_size=16,
-        down_block_types=('DownEncoderBlock2D',) * 2, up_block_types=('UpDecoderBlock2D',) * 2))
+def flux():
+    return make_flux()
 
 
 @pytest.fixture(scope='module')
@@ -48,29 +39,12 @@ def stable_diffusion(unet, vae, scheduler, kind='StableDiffusionPipeline'):
     return pipe
 
 
-def words(n=2):
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randn([n, 5, 12], generator=generator) for _ in range(2)]
-
-
-def latents(shape=(2, 4, 8, 8), seed=2):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def ddim():
     return diffusers.DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False)
 
 
-def ours(scheduler, **options):
-    return KDiffusionScheduler.from_config(scheduler.config, **options)
-
-
 def guided(denoiser, cond, null, scale=1.5):
     return K.guidance.classifier_free(denoiser, {'encoder_hidden_states': null}, scale), {'encoder_hidden_states': cond}
-
-
-def differ(a, b):
-    return float((a - b).abs().max() / b.abs().max())
 
 
 # Stable Diffusion
@@ -179,21 +153,6 @@ def test_sdxl(vae, name):
         cond_of = {'encoder_hidden_states': cond, 'text_embeds': pooled, 'time_ids': torch.tensor([[16., 16, 0, 0, 16, 16]] * 2)}
         wanted = K.sample(K.external.from_diffusers(unet, base), begin.float(), sampler=name, schedule=sigmas, seeds=1, cond=cond_of)
         assert differ(found, wanted) < 1e-5
-
-
-@pytest.fixture(scope='module')
-def flux():
-    torch.manual_seed(0)
-    return randomised(diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(4, 4, 8)))
-
-
-def flux_pipe(flux, vae, scheduler, kind='FluxPipeline'):
-    pipe = getattr(diffusers, kind)(scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None, text_encoder_2=None,
-                                    tokenizer_2=None, transformer=flux)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def pack(x):
@@ -497,7 +456,7 @@ def begin_inside(name, index):
 def test_the_examples_of_the_page(unet, vae, tmp_path, monkeypatch):
     """The pipeline's example with a small random pipeline in place of a downloaded one; the coroutine's as it stands."""
     page = (Path(__file__).parents[2] / 'docs' / 'diffusers.md').read_text()
-    first, second = re.findall(r'```python\n(.*?)```', page, re.S)
+    first, _, second = re.findall(r'```python\n(.*?)```', page, re.S)      # the one between: test_diffusers_modular.py
     assert sum(bool(line.strip()) for line in first.splitlines()) <= 10
     cond, null = words(1)
     pipe = stable_diffusion(unet, vae, diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1))
