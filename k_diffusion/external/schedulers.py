@@ -50,6 +50,14 @@ _PLACES = ('DDIMScheduler', 'DDIMParallelScheduler', 'DDPMScheduler', 'DDPMParal
 #: Schedulers with a table of levels under which D is not what a table makes of the answer.
 _OTHER_MEANING = ('CosineDPMSolverMultistepScheduler', 'DDPMWuerstchenScheduler')
 
+#: Settings by which schedulers are known whose levels or networks are of another kind.
+_REFUSED = {'snr_shift_scale': 'CogVideoX', 'scale_factors': 'scale-wise flows', 'stages': 'Helios',
+            'scaler': 'Wuerstchen', 's_noise sigma_max': 'consistency models', 'n_grid': 'pi-Flow',
+            'sigma_schedule solver_order': 'CosineDPMSolverMultistep'}
+#: Settings of which each scheduler known here has one, but for flows that have these.
+_DECISIVE = ('beta_start', 'trained_betas', 'sigma_data', 'prediction_type')
+_OF_FLOWS = ('shift num_train_timesteps', 'eta s_noise')
+
 
 def scheduler_sigmas(scheduler: Any, sigma_max: float = 1e4) -> Tensor:
     """Read the noise levels that a scheduler of diffusers walks, after its set_timesteps.
@@ -139,6 +147,24 @@ def read_config(scheduler: Any) -> Mapping[str, Any]:
         raise TypeError(f'scheduler must be a scheduler of diffusers, pipeline.scheduler for example; '
                         f'got {describe(scheduler)}')
     return config
+
+
+def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a scheduler by themselves with the prediction_type that flows leave out.
+
+    Raises:
+        ValueError: They are not those of a scheduler that is known here.
+    """
+    def has(keys: str) -> bool:
+        return all(config.get(key) is not None for key in keys.split())
+    for keys, kind in _REFUSED.items():
+        if has(keys) and 'algorithm_type' not in config:
+            raise ValueError(f'config must be of a scheduler that is known here; got one for {kind}, by its setting {keys!r}')
+    if any(map(has, _DECISIVE)):
+        return dict(config)
+    if not any(map(has, _OF_FLOWS)):
+        raise ValueError(f'config must have one of {", ".join(_DECISIVE)}, or shift of a flow; got {", ".join(config)}')
+    return {**config, 'prediction_type': 'flow_prediction'}
 
 
 def is_flow(scheduler: Any, config: Mapping[str, Any]) -> bool:

@@ -11,36 +11,23 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..core.files import read_json
 from ..core.tensors import append_dims
 from ..external.flow import FlowDenoiser
 from ..external.schedule import DiscreteSchedule
-from ..external.schedulers import make_denoiser, scheduler_sigmas
+from ..external.schedulers import complete_config, make_denoiser, scheduler_sigmas
 from ..generation import list_calls, make_seeds, plan, request_batch, split_title
-from ..sampling import Request, draw_seeds, find_sampler
+from ..sampling import Request, Sampler, draw_seeds, find_sampler
 from ..sampling.calibration.files import from_dict
-
-#: Settings by which schedulers are known whose levels or networks are of another kind.
-_REFUSED = {'snr_shift_scale': 'CogVideoX', 'scale_factors': 'scale-wise flows',
-            'scaler': 'Wuerstchen', 's_noise': 'consistency models',
-            'sigma_schedule solver_order': 'CosineDPMSolverMultistep'}
-
-
-@dataclass
-class KDiffusionSchedulerOutput(BaseOutput):
-    """Where the network is asked next (at last the result), and the denoised estimate if used."""
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
 
 
 class _Clock(nn.Module):
@@ -91,7 +78,6 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             sampler_options=dict(sampler_options or {}), seed=seed,
             **{'num_train_timesteps': 1000, 'prediction_type': 'epsilon', **kwargs})
         self.calibration = None if calibration is None else from_dict(calibration)
-        self.entry = find_sampler(name if self.calibration is None else self.calibration.sampler())
         takes = self.entry.takes        # without n the number of calls follows from the answers
         self.open_ended = 'sigma_min' in takes and 'n' not in takes
         self.seed = seed
@@ -108,18 +94,25 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False,
                     **kwargs: Any) -> Any:
-        """Make a scheduler with the settings of another, or of its config, and those given."""
-        values = {**getattr(config, 'config', config), **kwargs}
-        values = {key: value for key, value in values.items() if not key.startswith('_')}
-        for keys, kind in _REFUSED.items():
-            there = all(values.get(key) is not None for key in keys.split())
-            if there and 'algorithm_type' not in values:
-                raise ValueError('config must be of a scheduler that is known here; got one for '
-                                 f'{kind}, by its setting {keys!r}')
-        if not values.keys() & {'beta_start', 'trained_betas', 'sigma_data', 'prediction_type'}:
-            values['prediction_type'] = 'flow_prediction'       # FlowMatch*, without such a setting
-        made = cls(**values)
+        """Make a scheduler with the settings of another, or of its config, and those given.
+
+        A sampler that is given leaves out what belonged to another: its options, its calibration,
+        and the schedule if it is a title that names one.
+        """
+        values = dict(getattr(config, 'config', config) or {})
+        if 'sampler' in kwargs:
+            titled = split_title(kwargs['sampler'])[1] is not None
+            own = ('sampler_options', 'calibration', *['schedule'] * titled)
+            values = {key: value for key, value in values.items() if key not in own}
+        values = {key: value for key, value in {**values, **kwargs}.items() if key[0] != '_'}
+        made = cls(**complete_config(values))
         return (made, {}) if return_unused_kwargs else made
+
+    @functools.cached_property
+    def entry(self) -> Sampler:
+        """The sampler."""
+        own = self.calibration
+        return find_sampler(self.config.sampler if own is None else own.sampler())
 
     @functools.cached_property
     def original(self) -> Any:
@@ -127,7 +120,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         flow = self.config.prediction_type == 'flow_prediction'
         name = ('UniPCMultistep' if self.config.get('use_flow_sigmas') else
                 'FlowMatchEulerDiscrete' if flow else
-                'EDMEuler' if 'sigma_data' in self.config else 'EulerDiscrete')
+                'EDMEuler' if 'sigma_data' in self.config else
+                'LCM' if self.config.get('original_inference_steps') else 'EulerDiscrete')
         kind = getattr(diffusers, f'{name}Scheduler')
         known = inspect.signature(kind.__init__).parameters
         return kind(**{key: value for key, value in self.config.items() if key in known})
@@ -190,7 +184,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.begin_index, self._index, self._unused = begin_index, 0, 0
         self._run: Generator[Request, Any, Tensor] | None = None
         self._request: Request | None = None
-        self._returned: tuple[Tensor, int] | None = None
+        self._returned: tuple[Tensor, int | None] | None = None
         self._result: Any = None
 
     def _find_begin(self, timestep: Any) -> int:
@@ -248,7 +242,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
                              'got another call')
         self._index += 1
         output = self._next_sample(sample), denoised
-        return KDiffusionSchedulerOutput(*output) if return_dict else output
+        return EulerDiscreteSchedulerOutput(*output) if return_dict else output
 
     def begin_run(self, timestep: Any, sample: Tensor, generator: Any = None) -> Request | None:
         """Begin the run that the first step would, and return what is asked next, if it is used."""
@@ -287,7 +281,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         if self.open_ended:     # a pipeline walks views of the times
             self.timesteps[self._index:] = self._times([request.level]).to(self.timesteps)
         x = self._as_latents(request, sample.dtype)
-        self._returned = x, x._version
+        self._returned = x, None if x.is_inference() else x._version
         return x
 
     def _as_latents(self, request: Request, dtype: torch.dtype) -> Tensor:
@@ -298,8 +292,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """Take over what was done to the latents since they were returned."""
         if self._returned is None or sample is request.live:
             return
-        returned, version = self._returned
-        if sample is not returned or sample._version != version:
+        returned, version = self._returned      # a tensor of inference mode has no version
+        if sample is not returned or version is None or sample._version != version:
             before = self._as_latents(request, sample.dtype)
             change = sample.to(request.live) - before.to(request.live)
             request.live.add_(change / self._frame(request.level))
@@ -351,5 +345,5 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the run, which cannot be copied and which a copy begins anew."""
-        return {**vars(self), '_run': None, '_request': None, '_returned': None,
-                'unconditional': None}
+        none = dict.fromkeys(['_run', '_request', '_returned', 'unconditional'])
+        return {key: value for key, value in {**vars(self), **none}.items() if key != 'entry'}

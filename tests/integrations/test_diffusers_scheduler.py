@@ -2,6 +2,7 @@
 import copy
 import itertools
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import k_diffusion as K
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is in the extra "diffusers"')
 from tiny_pipelines import BETAS, CROSS, TINY, differ, flux_pipe, latents, make_flux, make_vae, ours, randomised, words  # noqa: E402
+
+from k_diffusion.external.schedulers import make_denoiser  # noqa: E402
 
 KDiffusionScheduler = K.integrations.diffusers.KDiffusionScheduler
 
@@ -470,3 +473,74 @@ def test_the_examples_of_the_page(unet, vae, tmp_path, monkeypatch):
     exec(second, names)
     sigmas = torch.tensor([10., 2., 0.5, 0.])
     assert names['x'].shape == (1, 4, 8, 8) and names['x'].abs().max() < sigmas[0]
+
+
+# Found in review
+
+@pytest.mark.parametrize('edits', [False, True])
+@pytest.mark.parametrize('name', ['dpmpp_2m', 'dpmpp_2m_sde'])
+def test_inference_mode(unet, vae, name, edits):
+    """Under inference mode, whose tensors have no version, edits are seen all the same."""
+    def edit(pipe, i, t, given):
+        return {'latents': given['latents'] + 0.1} if edits else {}
+    pipe = stable_diffusion(unet, vae, ours(ddim(), sampler=name, seed=1))
+    cond, null = words()
+    given = {'prompt_embeds': cond, 'negative_prompt_embeds': null, 'num_inference_steps': 4, 'guidance_scale': 1.5,
+             'output_type': 'latent', 'callback_on_step_end': edit}
+    wanted = pipe(**given, latents=latents()).images
+    with torch.inference_mode():
+        found = pipe(**given, latents=latents()).images
+    torch.testing.assert_close(found.clone(), wanted, rtol=0, atol=0)
+
+
+def test_another_sampler_leaves_out_what_belonged_to_the_last(calibration):
+    from k_diffusion.sampling.calibration.files import to_dict
+    first = KDiffusionScheduler('DPM++ 2M SDE Karras', sampler_options={'eta': 0.5}, seed=3, **BETAS)
+    other = KDiffusionScheduler.from_config(first.config, sampler='euler')
+    assert other.config.sampler_options == {} and other.config.schedule == 'karras' and other.config.seed == 3
+    titled = KDiffusionScheduler.from_config(first.config, sampler='Euler Exponential')
+    assert (titled.config.sampler, titled.config.schedule) == ('euler', 'exponential')
+    assert KDiffusionScheduler.from_config(first.config, seed=4).config.sampler_options == {'eta': 0.5}
+    fitted = KDiffusionScheduler(calibration=to_dict(calibration), **BETAS)
+    assert KDiffusionScheduler.from_config(fitted.config, sampler='heun').entry.name == 'heun'
+
+
+def test_a_pickled_copy_draws_the_same(calibration):
+    from k_diffusion.sampling.calibration.files import to_dict
+    network, x = noise_of_gaussian(), latents()
+    for scheduler, n in ((KDiffusionScheduler('dpmpp_2m_sde', 'karras', seed=3, **BETAS), 6),
+                         (KDiffusionScheduler(calibration=to_dict(calibration), **BETAS), 4)):
+        again = pickle.loads(pickle.dumps(scheduler))
+        torch.testing.assert_close(walk(again, network, x, n), walk(scheduler, network, x, n), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('kind', ['DDIMScheduler', 'DDPMScheduler', 'PNDMScheduler', 'LMSDiscreteScheduler', 'EulerDiscreteScheduler',
+                                  'EulerAncestralDiscreteScheduler', 'HeunDiscreteScheduler', 'KDPM2DiscreteScheduler',
+                                  'KDPM2AncestralDiscreteScheduler', 'DPMSolverMultistepScheduler', 'DPMSolverSinglestepScheduler',
+                                  'DEISMultistepScheduler', 'UniPCMultistepScheduler', 'SASolverScheduler', 'LCMScheduler', 'TCDScheduler',
+                                  'UnCLIPScheduler', 'EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler',
+                                  'FlowMatchEulerDiscreteScheduler', 'FlowMatchHeunDiscreteScheduler', 'FlowMatchLCMScheduler',
+                                  'LTXEulerAncestralRFScheduler'])
+def test_the_settings_of_every_scheduler(kind):
+    """What a network's answer means under the scheduler itself: the same denoiser, the same levels at the same times."""
+    base = getattr(diffusers, kind)()
+    scheduler = ours(base, sampler='euler')
+    scheduler.set_timesteps(5)
+    theirs = make_denoiser(scheduler.denoiser.inner_model, base)
+    assert type(theirs) is type(scheduler.denoiser)
+    sigma = torch.tensor([0.5, 3.])
+    torch.testing.assert_close(theirs.scalings(sigma), scheduler.denoiser.scalings(sigma))
+    torch.testing.assert_close(theirs.network(sigma, sigma), scheduler.denoiser.network(sigma, sigma), rtol=1e-4, atol=1e-3)
+    if kind in ('LCMScheduler', 'TCDScheduler'):        # distilled networks know the times that they were distilled at
+        base.set_timesteps(5)
+        torch.testing.assert_close(scheduler.timesteps, base.timesteps.float())
+
+
+@pytest.mark.parametrize('kind', ['KarrasVeScheduler', 'IPNDMScheduler', 'ScoreSdeVeScheduler', 'CMStochasticIterativeScheduler',
+                                  'CogVideoXDDIMScheduler', 'DDPMWuerstchenScheduler', 'SCMScheduler'])
+def test_settings_of_another_kind_are_refused(kind):
+    scheduler = getattr(diffusers, kind, None)
+    if scheduler is None:
+        pytest.skip(f'this diffusers has no {kind}')
+    with pytest.raises(ValueError, match=r'config must|prediction must'):
+        ours(scheduler(), sampler='euler')
