@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .core.devices import has_float64
 from .core.images import from_bytes, pil_bytes
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def warp(images: Tensor, maps: Tensor) -> Tensor:
     mirrored about the centres of its outermost pixels.
     """
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
-    maps = maps.to(images.device, torch.float32 if images.device.type == 'mps' else torch.float64)      # MPS has no float64
+    maps = maps.to(images.device, torch.float64 if has_float64(images.device) else torch.float32)
     return torch.cat([_warp(i, m) for i, m in zip(images.split(at_once), maps.split(at_once))])
 
 

@@ -37,15 +37,20 @@ class KSAMPLER:
         self.sampler_function = sampler_function
 
     def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-               latent_image: Tensor, disable_pbar: bool) -> Tensor:
+               latent_image: Tensor, denoise_mask: Tensor | None, disable_pbar: bool) -> Tensor:
+        scaling = model_wrap.inner_model.model_sampling
+
         def model(x: Tensor, sigma: Tensor, denoise_mask: Any, model_options: Any, seed: Any) -> Tensor:
-            return model_wrap(x, sigma, model_options, seed)
+            if denoise_mask is None:
+                return model_wrap(x, sigma, model_options, seed)
+            level = sigma.reshape(-1, *[1] * (x.ndim - 1))
+            x = x * denoise_mask + scaling.noise_scaling(level, noise, latent_image) * (1 - denoise_mask)
+            return model_wrap(x, sigma, model_options, seed) * denoise_mask + latent_image * (1 - denoise_mask)
 
         model.inner_model = model_wrap      # type: ignore[attr-defined]
-        scaling = model_wrap.inner_model.model_sampling
         x = scaling.noise_scaling(sigmas[0], noise, latent_image)
         show = None if callback is None else lambda info: callback(info['i'], info['denoised'], info['x'], len(sigmas) - 1)
-        x = self.sampler_function(model, x, sigmas, extra_args={**extra_args, 'denoise_mask': None}, callback=show,
+        x = self.sampler_function(model, x, sigmas, extra_args={**extra_args, 'denoise_mask': denoise_mask}, callback=show,
                                   disable=disable_pbar)
         return scaling.inverse_noise_scaling(sigmas[-1], x)
 
@@ -89,8 +94,8 @@ class Guider:
         return guided
 
     def sample(self, noise: Tensor, latent: Tensor, sampler: KSAMPLER, sigmas: Tensor, callback: Any = None,
-               disable_pbar: bool = True, seed: int = 0) -> Tensor:
-        return sampler.sample(self, sigmas, {'model_options': {}, 'seed': seed}, callback, noise, latent, disable_pbar)
+               disable_pbar: bool = True, seed: int = 0, denoise_mask: Tensor | None = None) -> Tensor:
+        return sampler.sample(self, sigmas, {'model_options': {}, 'seed': seed}, callback, noise, latent, denoise_mask, disable_pbar)
 
 
 class ProgressBar:

@@ -4,6 +4,11 @@ from __future__ import annotations
 import torch
 
 
+def has_float64(device: torch.device) -> bool:
+    """Return True if a device computes in float64; MPS and some GPUs of other makers do not."""
+    return device.type in ('cpu', 'cuda')
+
+
 def choose_device(asked: str | None = None) -> torch.device:
     """The device asked for, or the fastest there is; one that this machine lacks raises a ValueError."""
     if asked is None:

@@ -20,6 +20,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor, nn
 
+from ..core.devices import has_float64
 from ..core.files import read_json
 from ..core.tensors import append_dims
 from ..external.flow import FlowDenoiser
@@ -251,7 +252,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self._index = self._find_begin(timestep)
         levels, self._unused = self._levels_from(self._index)
         # x of a flow is 1e4 at its first level, where float32 would lose 1e-3
-        wide = self.is_flow and sample.device.type != 'mps'
+        wide = self.is_flow and has_float64(sample.device)
         x = sample.to(torch.float64 if wide else torch.promote_types(sample.dtype, torch.float32))
         x = x * (1 / self._frame(float(levels[0])))
         draws = generator is not None and self.seed is None

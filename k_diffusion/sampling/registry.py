@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.arguments import check_denoiser, check_number, expands
+from ..core.devices import has_float64
 from ..core.protocols import DenoiseFn, NoiseSampler
 from ..core.registry import Registry
 from .loop import Callback, Request, Steps, Watch, levels
@@ -384,7 +385,7 @@ def start_run(entry: Sampler, *args: Any, seed: Any = None, generator: Any = Non
     if record is not None:
         noise = record.wrap_noise(noise)
     first = sigmas[0] if sigmas else check_number('sigma_max', given.get('sigma_max', 0.), infinite=True)
-    if first > WIDE and x_0.dtype == torch.float32 and x_0.device.type != 'mps':     # MPS has no float64
+    if first > WIDE and x_0.dtype == torch.float32 and has_float64(x_0.device):
         x_0, noise, callback = x_0.double(), _in_float64(noise), _in_float32(callback)
     steps = Steps(watch, sigmas, extra_args, callback, disable, noise)
     options = {name: value for name, value in given.items() if name not in (model, x)}

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import k_diffusion as K
+
 STD = 0.5
 
 
@@ -51,3 +53,28 @@ def test_their_samplers_reach_the_data(package: str, name: str) -> None:
         scale = 50. * math.sqrt((STD ** 2 + end ** 2) / (STD ** 2 + 50. ** 2))
         rtol = 0.03 if name == 'k-dpm-adaptive' else 0.01      # its own tolerance, each step, is 0.01
         torch.testing.assert_close(drawn, noise * scale, rtol=rtol, atol=1e-3)
+
+
+@pytest.mark.parametrize('theirs, ours', [('euler', 'euler'), ('dpmpp', 'dpmpp_2m')])
+def test_their_rectified_flow_is_walked_alike(theirs: str, ours: str) -> None:
+    """Their own sampler of a flow, and ours of the same network as a FlowDenoiser from the same x at the same times."""
+    tools = load('stable_audio_tools')
+    side = torch.linspace(-1., 1., 64)
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        """noise - clean for clean data +-side of deviation 0.3."""
+        time = t.reshape(-1, 1, 1)
+        total = 0.09 * (1 - time) ** 2 + time ** 2
+        mean = torch.tanh((x_t * side).sum((1, 2), keepdim=True) * (1 - time) / total) * side
+        clean = mean + 0.09 * (1 - time) * (x_t - (1 - time) * mean) / total
+        return (x_t - clean) / time
+    noise, first = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0)), 0.995
+    times: list[float] = []
+
+    def noted(x_t: Tensor, t: Tensor) -> Tensor:
+        times.append(float(t[0]))
+        return network(x_t, t)
+    wanted = tools.sample_rf(noted, noise, steps=12, sampler_type=theirs, sigma_max=first, device='cpu')
+    levels = [t / (1 - t) for t in times] + [0.]
+    found = K.sample(K.external.FlowDenoiser(network), noise / (1 - first), sampler=ours, schedule=levels)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ from typing import Any
 import comfyui_stand_in as host
 import pytest
 import torch
+from sampler_cases import COMFYUI
 from torch import Tensor
 
 import k_diffusion as K
@@ -152,6 +153,22 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
     together = guider().sample(start(3), torch.zeros(3, 1, 4, 4), give('dpmpp_2m_sde'), sigmas, seed=4)
     alone = guider().sample(start(3)[:1], torch.zeros(1, 1, 4, 4), give('dpmpp_2m_sde'), sigmas, seed=4)
     torch.testing.assert_close(together[:1], alone)
+
+
+@pytest.mark.parametrize('flow', [False, True])
+@pytest.mark.parametrize('name', COMFYUI)
+def test_every_sampler_of_comfyui_repaints_under_a_mask(name: str, flow: bool) -> None:
+    """Image to image, and inpainting: outside of the mask the picture is what it was."""
+    name = K.sampling.find_sampler(name).name
+    latent, mask = CENTRE.expand(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)
+    mask[..., 2:] = 1
+    levels = K.schedules.get_sigmas_karras(6, 0.05, 3.).double()
+    levels = (levels / (1 + levels) if flow else levels).float()
+    ours = guider(flow).sample(start(), latent, give(name), levels, seed=2, denoise_mask=mask)
+    assert ours.isfinite().all() and (ours[..., 2:] - latent[..., 2:]).abs().max() > 1e-3
+    kept = (ours - latent)[..., :2].abs().max()
+    ends = levels[-2] if 'sigma_min' in ENTRIES[name].takes else 0.     # these two end at the least level above 0
+    assert kept < 1e-5 + 4 * float(ends)
 
 
 def test_the_hosts_noise_is_taken_where_it_is_asked_for() -> None:

@@ -12,6 +12,7 @@ import torch
 import k_diffusion as K
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is in the extra "diffusers"')
+from sampler_cases import COMFYUI  # noqa: E402
 from tiny_pipelines import BETAS, CROSS, TINY, differ, flux_pipe, latents, make_flux, make_vae, ours, randomised, words  # noqa: E402
 
 from k_diffusion.external.schedulers import make_denoiser  # noqa: E402
@@ -279,6 +280,36 @@ def test_cfg_pp_sees_the_unconditional_estimate(unet, vae):
         d, d_u = (denoiser(x, torch.tensor([sigma] * 2), encoder_hidden_states=words) for words in (cond, null))
         x = d_u + 1.2 * (d - d_u) + sigma_next / sigma * (x - d_u)
     assert differ(found, x) < 1e-5
+
+
+@pytest.mark.parametrize('name', [entry.name for entry in K.sampling.catalogue() if entry.needs_pair])
+def test_every_sampler_of_cfg_pp(name):
+    """The pipeline's network answers for both halves of a doubled batch, which the scheduler watches."""
+    scale, scheduler = 1.4, KDiffusionScheduler(name, 'karras', seed=[5, 6], **BETAS)
+
+    class Halves(torch.nn.Module):
+        def forward(self, x, t):
+            return torch.cat([noise_of_gaussian(0.9)(x, t), noise_of_gaussian(0.6)(x, t)]),
+    network, x = Halves(), latents()
+    scheduler.watch(network)
+
+    def guided(x, t):
+        unconditional, conditional = network(x, t)[0].chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    class Pair:
+        def pair(self, x, sigma):
+            return exact(x, sigma, 0.9) + scale * (exact(x, sigma, 0.6) - exact(x, sigma, 0.9)), exact(x, sigma, 0.9)
+
+        def __call__(self, x, sigma):
+            return self.pair(x, sigma)[0]
+    found = walk(scheduler, guided, x)
+    wanted = K.sample(Pair(), x * scheduler.levels[0].float(), None, name, scheduler.levels, seeds=[5, 6])
+    assert differ(found, wanted) < 1e-5
+
+
+def test_every_sampler_of_comfyui_is_known_by_its_name():
+    assert {KDiffusionScheduler(name, **BETAS).entry.name for name in COMFYUI} <= K.sampling.SAMPLERS.keys()
 
 
 def test_dpm_adaptive_stops_at_its_budget():
