@@ -251,7 +251,8 @@ def plan(denoiser: DenoiseFn, steps: int | None, sampler: Any, schedule: Any, si
          options: Mapping[str, Any], traits: Traits | None = None) -> Plan:
     """The plan of `sample`; the recommended one where neither sampler nor schedule is named."""
     traits = Traits.of(denoiser, sigma_min, sigma_max) if traits is None else traits
-    own = None if sampler is None else find_sampler(sampler).levels
+    entry = None if sampler is None else find_sampler(sampler)
+    own = None if entry is None else entry.levels
     if isinstance(schedule, str) or (schedule is None and own is None):
         steps = 20 if steps is None else _whole('steps', steps)
         if steps < 1:
@@ -263,7 +264,7 @@ def plan(denoiser: DenoiseFn, steps: int | None, sampler: Any, schedule: Any, si
         return made._replace(sigmas=known_levels(denoiser, made.sigmas))
     walked: Any = own if schedule is None else schedule
     sigmas = torch.tensor(levels(walked), dtype=torch.float64)
-    calls = len(sigmas) - 1 - (own is not None)         # a calibrated sampler's first step asks the model nothing
+    calls = len(sigmas) - 1 - (0 if entry is None else entry.unasked)
     if steps not in (None, calls) or sigma_min is not None or not math.isclose(sigmas[0], sigma_max or sigmas[0], rel_tol=1e-4):
         raise ValueError(f'steps={steps}, sigma_min={sigma_min} and sigma_max={sigma_max} were given with noise levels that make '
                          f'{calls} steps from {sigmas[0]:g}; leave them out')

@@ -104,9 +104,13 @@ class Watch:
         self.model, self.dtype, self.name, self._start = model, dtype, name, start
         self.nfe = 0
         self.retain = False
-        self._afs = _analytic(afs)
+        self.answer_first(afs)
         self._unseen: list[tuple[int, Tensor, Tensor]] = []
         self.begin(0, math.nan)
+
+    def answer_first(self, afs: bool | float | None) -> None:
+        """Have a formula answer the next call in place of the model; None and False: the model does."""
+        self._afs = _analytic(afs)
 
     def __getattr__(self, name: str) -> Any:
         """What else the model has (inner_model, a method that a sampler from elsewhere calls)."""

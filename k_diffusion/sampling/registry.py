@@ -81,6 +81,7 @@ class Sampler:
         needs_pair: Whether it asks for the guided and the unconditional estimate, as the samplers of CFG++ do.
         couples_batch: Whether an item depends on the others in its batch.
         levels: The noise levels of a sampler that has its own, else None.
+        unasked: How many of their steps ask the model nothing.
         of: The sampler that this name stands for with `fixed` options; empty for one of its own.
         fixed: Those options.
     """
@@ -97,6 +98,7 @@ class Sampler:
     needs_pair: bool = False
     couples_batch: bool = False
     levels: Sequence[float] | None = None
+    unasked: int = 0
     of: str = ''
     fixed: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -213,6 +215,7 @@ class Known(TypedDict, total=False):
     needs_pair: bool
     couples_batch: bool
     levels: Sequence[float] | None
+    unasked: int
 
 
 def sampler(order: int, **known: Unpack[Known]) -> Callable[[Callable[..., Run[Any]]], SampleFn]:

@@ -51,7 +51,7 @@ def best_start(teacher, runs):
     spectrum = sampling.Spectrum.of(teacher.ends)
     for base in BASES:
         students = Students(MODEL, runs, spectrum, base, N, 256)
-        from k_diffusion.sampling.calibration.fitting import schedules
+        from k_diffusion.sampling.calibration.starts import schedules
         starts = [students.start(levels) for levels in schedules(Students(MODEL, teacher, spectrum, base, N, 256))]
         found += [distance(end, runs) for end in students.ends(starts)]
     return min(found)
@@ -146,7 +146,7 @@ def test_json_of_any_spectrum(shape):
 
 def damaged(calibration):
     good = json.loads(to_json(calibration))
-    for key, value in {'version': 2, 'base': 'xyz', 'sigmas': [1., 2., 0.], 'corrections': [[0., 0.]], 'spectrum': {}, 'model': 3,
+    for key, value in {'version': 3, 'base': 'xyz', 'sigmas': [1., 2., 0.], 'corrections': [[0., 0.]], 'spectrum': {}, 'model': 3,
                        'scores': [1], 'guidance': 'much', 'conditions': [1]}.items():
         yield {**good, key: value}
     yield {**good, 'more': 1}

@@ -15,7 +15,8 @@ from ...core.spectral import dct, inverse_dct
 from ..spectrum import BANDS, Spectrum, bands
 from .solver import Calibration
 
-VERSION = 1
+VERSION = 2
+_ADDED_SINCE_1 = {'published', 'options', 'quality'}
 _MOST = 2**28       # elements of an item
 _KEYS = {'version', *(field.name for field in dataclasses.fields(Calibration))}
 
@@ -25,21 +26,25 @@ def to_dict(calibration: Calibration) -> dict[str, Any]:
     plain = {field.name: getattr(calibration, field.name) for field in dataclasses.fields(calibration)}
     return {'version': VERSION, **plain, 'sigmas': list(calibration.sigmas), 'corrections': [list(row) for row in calibration.corrections],
             'spectrum': spectrum_to_dict(calibration.spectrum), 'scores': dict(calibration.scores),
+            'options': dict(calibration.options), 'quality': dict(calibration.quality),
             'guidance_interval': calibration.guidance_interval and list(calibration.guidance_interval),
             'conditions': list(calibration.conditions)}
 
 
 def from_dict(value: Any, name: str = 'the calibration') -> Calibration:
-    """The calibration of such values; anything else raises one sentence."""
-    if not isinstance(value, Mapping) or value.get('version') != VERSION or set(value) != _KEYS:
-        raise ValueError(f'{name} is no calibration of version {VERSION}; make it anew with k-diffusion calibrate')
+    """The calibration of such values, of any version; anything else raises one sentence."""
+    if isinstance(value, Mapping) and value.get('version') == 1 and set(value) == _KEYS - _ADDED_SINCE_1:
+        value = {**value, 'published': '', 'options': {}, 'quality': {}}
+    elif not isinstance(value, Mapping) or value.get('version') != VERSION or set(value) != _KEYS:
+        raise ValueError(f'{name} is no calibration of version 1 or {VERSION}; make it anew with k-diffusion calibrate')
     try:
         interval = value['guidance_interval']
         return Calibration(
             _text(value['base']), tuple(map(_number, value['sigmas'])), tuple(tuple(map(_number, row)) for row in value['corrections']),
-            spectrum_from_dict(value['spectrum']), {_text(key): _number(score) for key, score in value['scores'].items()},
+            spectrum_from_dict(value['spectrum']), _numbers(value['scores']),
             _text(value['model']), _number(value['guidance']), interval and (_number(interval[0]), _number(interval[1])),
-            tuple(map(_text, value['conditions'])))
+            tuple(map(_text, value['conditions'])), _text(value['published']),
+            {_text(key): _option(option) for key, option in value['options'].items()}, _numbers(value['quality']))
     except (TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError, ValueError) as error:
         raise ValueError(f'{name} is damaged ({error}); make it anew with k-diffusion calibrate') from None
 
@@ -101,6 +106,14 @@ def _tensor(value: Any) -> Tensor:
     if not bool(numbers.isfinite().all()):
         raise ValueError('a number of its spectrum is not finite')
     return numbers.view([int(_number(side)) for side in value['shape']])
+
+
+def _numbers(values: Any) -> dict[str, float]:
+    return {_text(key): _number(value) for key, value in values.items()}
+
+
+def _option(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, (bool, int, str)) else _number(value)
 
 
 def _number(value: Any) -> float:

@@ -15,12 +15,19 @@ from ..spectrum import Spectrum
 from .bases import BASES
 from .candidates import Students
 from .files import spectrum_from_dict, spectrum_to_dict
+from .judging import Verdict, choose_fit, judge_recipes
 from .least_squares import Loss, fit, mean_squares
+from .published import Published, published_recipes
 from .reference_runs import Teacher
-from .solver import Calibration
+from .solver import PUBLISHED, Calibration
+from .starts import schedules
 
 #: The rounds of a fit: of the levels alone, then of everything.
-ROUNDS = (5, 12)
+ROUNDS = (4, 12)
+#: How many of the attempts are taken to the end: those that are nearest after the levels are fitted.
+FINALISTS = 2
+#: The share of the work that fitting the levels of all attempts is.
+SCREENING = 0.4
 #: Ways to weigh the estimates along the path against the end: not at all, strongly, very (where small errors early on decide
 #: which picture it becomes).
 PATH_WEIGHTS = (0., 16., 64.)
@@ -31,30 +38,36 @@ END_SCALE, PATH_SCALE = 0.55, 5.5
 def calibrate(denoise: DenoiseFn, x: Tensor, sigma_max: float, sigma_min: float = 0.002, steps: int = 5,
               extra_args: Mapping[str, Tensor] | None = None, spectrum: Spectrum | None = None, bases: Sequence[str] = BASES,
               held_out: int | None = None, batch_size: int = 256, teacher: Teacher | None = None,
-              callback: Callable[[float, str], Any] | None = None, **labels: Any) -> Calibration:
+              callback: Callable[[float, str], Any] | None = None, recipes: Sequence[Published] = (), **labels: Any) -> Calibration:
     """A solver of `steps` model calls for this denoiser, fitted to where the probability flow leads from x.
 
-    The levels and the weights of each of three multistep methods are fitted by Levenberg-Marquardt with differences for
-    derivatives (no gradient of the model is asked for) and a robust loss, and the best on held-out items is kept. It costs, in
-    evaluations of single items, some 1,000 times `steps` times the items that are fitted to. Everything follows from x.
+    The levels of each of three multistep methods are fitted by Levenberg-Marquardt with differences for derivatives (no gradient
+    of the model is asked for) and a robust loss, then the weights of those that came nearest, and the best on held-out items is
+    kept. Where it is not nearer than the best published recipe by both rms and median there, with no more items that end as
+    something else, that recipe is kept (`published` of the result). It costs, in evaluations of single items, some 500 times
+    `steps` times the items that are fitted to. Everything follows from x.
 
     calibration = K.sampling.calibrate(denoise, torch.randn(32, 3, 32, 32) * 80, 80., steps=8)
     images = calibration.sampler()(denoise, torch.randn(4, 3, 32, 32) * 80)
 
     Arguments:
         x: noise at the level sigma_max [B, ...], 16 items at least, 32 and more are better; vectors of few entries need more.
-        sigma_min: where the converged runs take their last step, to 0.
+        sigma_min: where the converged runs and the published recipes take their last step, to 0.
         extra_args: conditions, an entry for each item.
         spectrum: Spectrum.of(data); by default that of the ends of the converged runs.
         held_out: how many items, the last ones, are not fitted to but chosen by (default: half).
         batch_size: how many items the model is called on at a time.
         teacher: the converged runs from x where they are at hand: they serve any number of steps.
         callback: (the share of the work that is done, what is being done), now and then.
-        labels: model, guidance, guidance_interval, conditions, as the calibration is to bear them.
+        recipes: further recipes of so many model calls that it is compared with.
+        labels: model, guidance, guidance_interval, conditions, quality, as the calibration is to bear them.
     """
     if steps < 1:
         raise ValueError(f'steps is {steps}; a calibrated solver makes at least 1 model call')
     check_bases(bases)
+    odd = next((recipe for recipe in recipes if recipe.calls != steps), None)
+    if odd is not None:
+        raise ValueError(f'recipes must be of {steps} model calls; got {odd}, which makes {odd.calls}')
     held = len(x) // 2 if held_out is None else held_out
     if not 1 <= held <= len(x) - 2:
         raise ValueError(f'{len(x)} items with {held} held out are too few; give at least 16 items of noise, and hold out up to half')
@@ -64,14 +77,10 @@ def calibrate(denoise: DenoiseFn, x: Tensor, sigma_max: float, sigma_min: float 
         teacher = Teacher(denoise, x, sigma_min, sigma_max, extra_args, batch_size=batch_size)
     spectrum = spectrum_from_dict(spectrum_to_dict(Spectrum.of(teacher.ends) if spectrum is None else spectrum))
     learned, other = teacher.part(slice(0, len(x) - held)), teacher.part(slice(len(x) - held, None))
-    found: list[tuple[float, Calibration]] = []
-    for k, base in enumerate(bases):
-        def told(part: float, k: int = k, base: str = base) -> None:
-            say((k + part) / len(bases), f'{base}, {steps} calls')
-
-        iterates = _fitted(Students(denoise, learned, spectrum, base, steps, batch_size), told)
-        found.append(_best(Students(denoise, other, spectrum, base, steps, batch_size), iterates, labels))
-    return min(found, key=lambda pair: pair[0])[1]
+    attempts = [attempt for base in bases for attempt in _attempts(Students(denoise, learned, spectrum, base, steps, batch_size))]
+    finalists = _fitted(attempts, lambda share, words: say(share, f'{words}, {steps} calls'))
+    compared = [*published_recipes(steps, teacher.sigma_min, teacher.sigma_max), *recipes]
+    return dataclasses.replace(_choose(finalists, compared, other), **labels)
 
 
 def check_bases(bases: Sequence[str]) -> None:
@@ -83,26 +92,50 @@ def check_bases(bases: Sequence[str]) -> None:
         raise ValueError(f'no bases were given to fit; name some of {", ".join(BASES)}')
 
 
-def _fitted(students: Students, say: Callable[[float], None]) -> list[Tensor]:
-    """Every iterate of every fit of one base, the best start first."""
+@dataclasses.dataclass
+class Attempt:
+    """A fit of one base with one way to weigh the path, begun at `theta`; `iterates` are those it went through."""
+    students: Students
+    loss: Loss
+    only_end: bool
+    theta: Tensor
+    iterates: list[Tensor]
+
+    def blocks(self, thetas: Sequence[Tensor], first: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """The residuals that the loss is of."""
+        return _blocks(self.students, thetas, first, self.only_end)
+
+    def improve(self, free: Sequence[int], rounds: int) -> None:
+        """Fit some of the parameters."""
+        difference = 1e-3 if self.students.x.dtype == torch.float32 else 1e-5
+        self.theta, _ = fit(self.blocks, self.loss, self.theta, free, self.students.first, rounds, difference, self.iterates.append)
+
+    def distance(self) -> float:
+        """The geometric mean of the distances of the items fitted to, in which those that end as something else count little."""
+        squares = mean_squares((self.students.ends([self.theta]) - self.students.teacher.ends).flatten(2))
+        return float((squares + 1e-12).log().mean().nan_to_num(math.inf))
+
+
+def _attempts(students: Students) -> Iterator[Attempt]:
+    """One for each way to weigh the path, at the levels that are the best start for it."""
     starts = [students.start(levels) for levels in schedules(students)]
     squares = [mean_squares(block) for block in _blocks(students, starts)]
-    difference = 1e-3 if students.x.dtype == torch.float32 else 1e-5
-    iterates: list[Tensor] = []
-    levels, everything = range(students.n), [k for k, free in enumerate(students.free) if free]
-    for q, weight in enumerate(PATH_WEIGHTS):
+    for weight in PATH_WEIGHTS:
         only_end = not weight
         start, loss = _best_start(squares[-1:] if only_end else squares, [*[weight / students.n] * (0 if only_end else students.n), 1.])
-        theta = starts[start]
-        iterates.append(theta)
+        yield Attempt(students, loss, only_end, starts[start], [starts[start]])
 
-        def blocks(thetas: Sequence[Tensor], first: Sequence[int] | None = None, only_end: bool = only_end) -> Iterator[Tensor]:
-            return _blocks(students, thetas, first, only_end)
 
-        for i, (free, rounds) in enumerate(zip((levels, everything), ROUNDS)):
-            theta, _ = fit(blocks, loss, theta, list(free), students.first, rounds, difference, iterates.append)
-            say((q + (i + 1) / 2) / len(PATH_WEIGHTS))
-    return iterates
+def _fitted(attempts: Sequence[Attempt], say: Callable[[float, str], None]) -> list[Attempt]:
+    """Fit the levels of all attempts, then everything in those that are nearest by then, and return these."""
+    for k, attempt in enumerate(attempts):
+        say(SCREENING * k / len(attempts), f'{attempt.students.base}, levels')
+        attempt.improve(range(attempt.students.n), ROUNDS[0])
+    finalists = sorted(attempts, key=Attempt.distance)[:FINALISTS]
+    for k, attempt in enumerate(finalists):
+        say(SCREENING + (1 - SCREENING) * k / len(finalists), attempt.students.base)
+        attempt.improve([k for k, free in enumerate(attempt.students.free) if free], ROUNDS[1])
+    return finalists
 
 
 def _blocks(students: Students, thetas: Sequence[Tensor], first: Sequence[int] | None = None, only_end: bool = False) -> Iterator[Tensor]:
@@ -123,47 +156,25 @@ def _best_start(squares: Sequence[Tensor], weights: Sequence[float]) -> tuple[in
     return best, Loss(weights, (halves[:, best].cpu() * share).clamp_min(1e-12).tolist())
 
 
-def _best(judges: Students, iterates: Sequence[Tensor], labels: Mapping[str, Any]) -> tuple[float, Calibration]:
-    """The iterate that does best on the held-out items: by the geometric mean of their distances, and a little by the rms, which
-    the few that end as another picture decide."""
-    squares = torch.cat([mean_squares((judges.ends(iterates[k:k + 8]) - judges.teacher.ends).flatten(2))
-                         for k in range(0, len(iterates), 8)])
-    rms, median = squares.mean(1).sqrt().nan_to_num(math.inf), squares.median(1).values.sqrt().nan_to_num(math.inf)
-    score = (squares + 1e-12).log().mean(1).div(2).exp().nan_to_num(math.inf) * rms ** 0.25
-    best = int(score.argmin())
-    scores = {'rms': rms[best].item(), 'median': median[best].item(), 'start_rms': rms[0].item(), 'start_median': median[0].item(),
-              'teacher_change': judges.teacher.change}
-    theta = iterates[best]
-    plain = Calibration(judges.base, tuple(judges.levels(theta)), tuple(map(tuple, judges.corrections(theta))), judges.spectrum_given)
-    return score[best].item(), dataclasses.replace(plain, scores=scores, **labels)
-
-
-def schedules(students: Students) -> list[list[float]]:
-    """Levels to start from, sigma_max first, n + 1 of them: Karras and exponential ones, and knots where D bends."""
-    high, std, n = students.teacher.sigma_max, students.teacher.std, students.n
-    ramp = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-    made = []
-    for low in (min(share * std, high / 4) for share in (0.04, 0.1)):
-        for rho in (5., 7., 10., 50.):
-            made.append((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho)
-    made.append(_where_it_bends(students, ramp))
-    return [levels.tolist() for levels in made]
-
-
-def _where_it_bends(students: Students, ramp: Tensor) -> Tensor:
-    """Equal shares of (P |D''|)^(1/3), D'' in log sigma along the paths, P = s / sqrt(s^2 + sigma^2); down to 0.02 of the spread."""
-    teacher = students.teacher
-    t, d = teacher.log_snr, teacher.denoised.flatten(2)
-    slopes = (d[1:] - d[:-1]) / (t[1:] - t[:-1]).to(d)[:, None, None]
-    bends = (slopes[1:] - slopes[:-1]) / ((t[2:] - t[:-2]) / 2).to(d)[:, None, None]
-    size = bends.square().mean((1, 2), dtype=torch.float64).sqrt().cpu()
-    middle = t[1:-1]
-    density = (size * teacher.std / (teacher.std ** 2 + (-2 * middle).exp()).sqrt()) ** (1 / 3) + 1e-3
-    cells = (density[1:] + density[:-1]) / 2 * (middle[1:] - middle[:-1])
-    grown = torch.cat([torch.zeros(1, dtype=torch.float64), (cells * ((-middle[1:]).exp() > 0.02 * teacher.std)).cumsum(0)])
-    grown = grown / grown[-1]
-    cell = (torch.searchsorted(grown, ramp[1:-1]) - 1).clamp(0, len(cells) - 1)
-    inside = (ramp[1:-1] - grown[cell]) / (grown[cell + 1] - grown[cell]).clamp_min(1e-12)
-    knots = middle[cell] + inside * (middle[cell + 1] - middle[cell])
-    low = torch.tensor([-math.log(min(0.02 * teacher.std, teacher.sigma_max / 4))], dtype=torch.float64)
-    return torch.cat([torch.tensor([-math.log(teacher.sigma_max)], dtype=torch.float64), knots, low]).neg().exp()
+def _choose(attempts: Sequence[Attempt], recipes: Sequence[Published], other: Teacher) -> Calibration:
+    """The best iterate of the attempts on the held-out items, or the best of the recipes where no iterate beats it."""
+    denoise, batch_size, spectrum = (getattr(attempts[0].students, name) for name in ('denoise', 'batch_size', 'spectrum_given'))
+    published, recipe = judge_recipes(recipes, denoise, other, batch_size)
+    bar = published.scores(recipe)
+    verdicts, made = [], []
+    for attempt in attempts:
+        judges = Students(denoise, other, spectrum, attempt.students.base, attempt.students.n, batch_size)
+        for k in range(0, len(attempt.iterates), 8):
+            some = attempt.iterates[k:k + 8]
+            verdicts.append(Verdict.of(judges.ends(some), other))
+            made += [(judges, theta) for theta in some]
+    fits = Verdict(*(torch.cat(values) for values in zip(*verdicts)))
+    best, nearer = choose_fit(fits, bar, other.std)
+    scores = {'items': float(len(other.x)), 'teacher_change': other.change, **published.scores(recipe, 'published_'),
+              **fits.scores(best, '' if nearer else 'fitted_')}
+    scores = {name: value for name, value in scores.items() if math.isfinite(value)}
+    if not nearer:
+        kept = recipes[recipe]
+        return Calibration(PUBLISHED, kept.sigmas, (), spectrum, {**scores, **bar}, published=kept.sampler, options=kept.options)
+    judges, theta = made[best]
+    return Calibration(judges.base, tuple(judges.levels(theta)), tuple(map(tuple, judges.corrections(theta))), spectrum, scores)

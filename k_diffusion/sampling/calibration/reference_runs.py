@@ -14,39 +14,54 @@ from ...core.tensors import append_dims, mean_per_item
 from ..samplers.multistep import sample_rab
 
 KNOTS = 48
-FINEST = 32
+#: Steps from a knot to the next: of the first runs, and at most.
+COARSEST, FINEST = 4, 32
+#: Runs that move by more than this share of what they moved before are as near as they will come.
+STALLED = 0.7
 
 
 class Teacher:
     """Converged runs from x [B, ...] at sigma_max: their ends [B, ...] at sigma 0, and D along the paths.
 
-    Steps are halved until nine ends of ten move by less than `tolerance` times the spread of the data; where that takes more
-    than 1,536 of them, a warning says so. `change`: how far the ends moved last, as a share of that spread.
+    Steps are halved until nine ends of ten move by less than `tolerance` times the spread of the data, or no longer move less than
+    before; where that takes more than 1,536 of them, a warning says so. `change`: how far the ends moved last, as a share of that
+    spread. tested: how many of the items, the first ones, decide on it; the others take the steps so found.
     """
 
     def __init__(self, denoise: DenoiseFn, x: Tensor, sigma_min: float, sigma_max: float, extra_args: Mapping[str, Any] | None = None,
-                 tolerance: float = 1e-3, batch_size: int = 256, callback: Callable[[], Any] | None = None) -> None:
+                 tolerance: float = 1e-3, batch_size: int = 256, callback: Callable[[], Any] | None = None,
+                 tested: int | None = None) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(f'sigma_min={sigma_min} and sigma_max={sigma_max} are no range of noise levels; '
                              'give 0 < sigma_min < sigma_max, both finite')
-        self.x, self.extra_args, self.sigma_max = x, dict(extra_args or {}), sigma_max
-        self.levels = _karras(KNOTS + 1, sigma_min, sigma_max)
+        self.x, self.extra_args, self.sigma_min, self.sigma_max = x, dict(extra_args or {}), sigma_min, sigma_max
+        self.levels = karras_levels(KNOTS + 1, sigma_min, sigma_max)
         self.log_snr = torch.tensor([-math.log(sigma) for sigma in self.levels], dtype=torch.float64)
-        self.ends, self.change, finer = torch.zeros_like(x), math.inf, 2
-        while finer < FINEST and not self.change < tolerance:
-            finer *= 2
-            parts = [self._run(denoise, slice(start, start + batch_size), finer) for start in range(0, len(x), batch_size)]
-            ends = torch.cat([end for end, _ in parts])
-            self.denoised = torch.cat([path for _, path in parts], 1)
-            self.std = ends.double().std().item()
-            moved = mean_per_item((ends - self.ends).square()).double().sqrt()
-            self.change = moved.quantile(0.9).item() / max(self.std, 1e-12) if finer > 4 else math.inf
-            self.ends = ends
+        first = slice(0, len(x) if tested is None else tested)
+        self.change, finer, before = math.inf, COARSEST, torch.zeros_like(x[first])
+        while True:
+            self.ends, self.denoised = self._run_all(denoise, first, finer, batch_size)
+            self.std = self.ends.double().std().item()
+            moved = mean_per_item((self.ends - before).square()).double().sqrt().quantile(0.9).item() / max(self.std, 1e-12)
+            stalled, self.change = moved > STALLED * self.change, math.inf if finer == COARSEST else moved
+            before = self.ends
             if callback is not None:
                 callback()
+            if finer == FINEST or self.change < tolerance or stalled:
+                break
+            finer *= 2
+        if first.stop < len(x):
+            ends, denoised = self._run_all(denoise, slice(first.stop, None), finer, batch_size)
+            self.ends, self.denoised = torch.cat([self.ends, ends]), torch.cat([self.denoised, denoised], 1)
         if not self.change < tolerance:
             warnings.warn(f'the runs that are learned from still moved by {self.change:.1e} of the spread of the data when their '
-                          f'{KNOTS * FINEST // 2} steps were made {KNOTS * FINEST}; the calibration is no better than that', stacklevel=2)
+                          f'{KNOTS * finer // 2} steps were made {KNOTS * finer}; the calibration is no better than that', stacklevel=2)
+
+    def _run_all(self, denoise: DenoiseFn, items: slice, finer: int, batch_size: int) -> tuple[Tensor, Tensor]:
+        """The ends of some items, and D at the knots [K, B, ...]."""
+        begin, end, _ = items.indices(len(self.x))
+        runs = [self._run(denoise, slice(start, min(start + batch_size, end)), finer) for start in range(begin, end, batch_size)]
+        return torch.cat([end for end, _ in runs]), torch.cat([path for _, path in runs], 1)
 
     def _run(self, denoise: DenoiseFn, part: slice, finer: int) -> tuple[Tensor, Tensor]:
         """The ends of a part of the items, and D at the knots [K, b, ...], with so many steps between two knots."""
@@ -82,6 +97,7 @@ class Teacher:
         return copy
 
 
-def _karras(n: int, low: float, high: float) -> list[float]:
+def karras_levels(n: int, low: float, high: float) -> list[float]:
+    """n levels from high to low, evenly spaced in sigma^(1/7) (Karras et al. 2022, arXiv:2206.00364)."""
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     return ((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist()

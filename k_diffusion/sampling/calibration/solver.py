@@ -5,15 +5,20 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...core.registry import unknown
 from ..loop import Steps
-from ..registry import Run, SampleFn, make_sampler
+from ..registry import SAMPLERS, Run, SampleFn, make_sampler
 from ..spectrum import Spectrum
 from .bases import BASES, CORRECTIONS, HISTORY, Number, base_rows, distinct, enter, feature, gaussian_step, leave
+from .published import Published
+
+#: The base of a calibration that keeps a published recipe.
+PUBLISHED = 'published'
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,11 @@ class Calibration:
 
     base: rab, sei or eab (bases.py). sigmas: sigma_max, n levels and 0, for n model calls: the first step is that of the
     spectrum's Gaussian. corrections: what is added to the base's weights, a row for each model call (`base_rows`). scores: distances
-    to converged runs on noises that were not fitted to. model: the fingerprint of the weights it was made for.
+    to converged runs on noises that were not fitted to. model: the fingerprint of the weights it was made for. quality: what the
+    guidance was chosen by, where it was chosen (a metric of samples and its standard error).
+
+    Where no fit was nearer than a published recipe, base is 'published' and `published` and `options` are that sampler and its
+    options, sigmas its levels; corrections is empty.
     """
     base: str
     sigmas: tuple[float, ...]
@@ -33,13 +42,20 @@ class Calibration:
     guidance: float = 1.
     guidance_interval: tuple[float, float] | None = None
     conditions: tuple[str, ...] = ()
+    published: str = ''
+    options: Mapping[str, Any] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.base not in BASES:
-            raise ValueError(unknown('base of a calibration', self.base, BASES))
+        if self.base not in (*BASES, PUBLISHED):
+            raise ValueError(unknown('base of a calibration', self.base, (*BASES, PUBLISHED)))
         falling = all(high > low >= 0 for high, low in zip(self.sigmas, self.sigmas[1:]))
-        if len(self.sigmas) < 3 or not falling or self.sigmas[-1] != 0 or not self.sigmas[0] < math.inf:
+        if len(self.sigmas) < (2 if self.recipe else 3) or not falling or self.sigmas[-1] != 0 or not self.sigmas[0] < math.inf:
             raise ValueError(f'a calibration has the levels {list(self.sigmas)}; they must fall from sigma_max to 0, three at least')
+        if self.recipe is not None:
+            if self.corrections or self.recipe.calls < 1:
+                raise ValueError('a calibration that keeps a published recipe must have no corrections and make at least 1 model call')
+            return
         rows = [row for row in self.corrections if len(row) == CORRECTIONS[self.base] and all(map(math.isfinite, row))]
         if not len(rows) == len(self.corrections) == len(self.sigmas) - 2:
             raise ValueError(f'a calibration of {len(self.sigmas) - 2} model calls has {len(self.corrections)} rows of corrections, '
@@ -48,7 +64,12 @@ class Calibration:
     @property
     def steps(self) -> int:
         """The number of model calls."""
-        return len(self.corrections)
+        return len(self.corrections) if self.recipe is None else self.recipe.calls
+
+    @property
+    def recipe(self) -> Published | None:
+        """The published recipe that is kept; None where a solver was fitted."""
+        return Published(self.published, self.sigmas, self.options) if self.base == PUBLISHED else None
 
     @property
     def levels(self) -> Tensor:
@@ -57,7 +78,16 @@ class Calibration:
 
     def sampler(self) -> SampleFn:
         """Return a sampler with levels of its own: its sigmas may be left out, and x is at the level sigmas[0]."""
-        return make_sampler(self._walk, 'calibrated', 0, family='calibrated', levels=self.sigmas)
+        walk = self._walk if self.recipe is None else self._walk_recipe
+        return make_sampler(walk, 'calibrated', 0, family='calibrated', levels=self.sigmas, unasked=len(self.sigmas) - 1 - self.steps)
+
+    def _walk_recipe(self, steps: Steps, x: Tensor) -> Run[Tensor]:
+        """Walk the levels of a calibration that keeps a published recipe."""
+        options = dict(self.options)
+        steps.watch.answer_first(options.pop('afs', None))
+        body = SAMPLERS[self.published].body
+        assert body is not None
+        return (yield from body(steps, x, **options))
 
     def _walk(self, steps: Steps, x: Tensor) -> Run[Tensor]:
         """Walk the levels of a calibration with its weights."""
