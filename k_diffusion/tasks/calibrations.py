@@ -44,9 +44,11 @@ def read(path: Path) -> list[Calibration]:
 
 
 def add(path: Path, made: list[Calibration]) -> None:
-    """Writes new calibrations; older ones stay, but for those of the same setting."""
+    """Writes new calibrations; older ones stay, but for those of the same setting, and those of a guidance that is chosen anew."""
     settings = [_setting(calibration) for calibration in made]
-    kept = [calibration for calibration in read(path) if _setting(calibration) not in settings]
+    chosen = [(calibration.steps, calibration.conditions) for calibration in made if calibration.quality]
+    kept = [calibration for calibration in read(path) if _setting(calibration) not in settings
+            and not (calibration.quality and (calibration.steps, calibration.conditions) in chosen)]
     write_json(path, {'calibrations': [to_dict(calibration) for calibration in sorted([*kept, *made], key=_setting)]})
 
 
@@ -99,7 +101,7 @@ def _setting(calibration: Calibration) -> tuple[object, ...]:
 
 
 def find_calibration(checkpoint: str | os.PathLike[str], denoiser: nn.Module, sampling: SamplingConfig, conditions: Collection[str],
-                     sigma_max: float, demanded: bool) -> Calibration | None:
+                     sigma_max: float, demanded: bool, any_guidance: bool = False) -> Calibration | None:
     """Return the calibration of a model for a number of steps, a guidance and conditions.
 
     Args:
@@ -109,6 +111,7 @@ def find_calibration(checkpoint: str | os.PathLike[str], denoiser: nn.Module, sa
         conditions: The names of the conditions that the model is given.
         sigma_max: The first noise level.
         demanded: Whether to raise where there is none; else None is returned, with a warning where there is one that cannot be used.
+        any_guidance: Prefer one whose guidance was chosen for its samples, whatever it is.
 
     Raises:
         ValueError: One is demanded and there is none, or it is of other weights.
@@ -118,7 +121,11 @@ def find_calibration(checkpoint: str | os.PathLike[str], denoiser: nn.Module, sa
     wanted = (sampling.steps, scale, interval, tuple(sorted(conditions)))
     setting = f'steps {sampling.steps} and guidance {scale:g}' + (f' from {interval[0]:g} to {interval[1]:g}' if interval else '')
     try:
-        calibration = next((entry for entry in read(path) if _setting(entry) == wanted), None)
+        entries = read(path)
+        calibration = next((entry for entry in entries if _setting(entry) == wanted), None)
+        if any_guidance:
+            chosen = (entry for entry in entries if entry.quality and (entry.steps, entry.conditions) == (sampling.steps, wanted[3]))
+            calibration = next(chosen, calibration)
         if calibration is None and demanded:
             raise ValueError(f'{path} holds no calibrated sampler for {setting}; make one with calibrate')
         if calibration is not None and not _fits(calibration, denoiser, sigma_max):
@@ -130,7 +137,8 @@ def find_calibration(checkpoint: str | os.PathLike[str], denoiser: nn.Module, sa
         warnings.warn(f'{error}; it is not used', stacklevel=2)
         return None
     if calibration is not None:
-        _LOG.info('drawn by the calibrated sampler for %d steps, from %s', calibration.steps, path)
+        how = f' and guidance {calibration.guidance:g}, which was chosen for it' if any_guidance and calibration.quality else ''
+        _LOG.info('drawn by the calibrated sampler for %d steps%s, from %s', calibration.steps, how, path)
     return calibration
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.random import derive_seed
@@ -84,13 +84,15 @@ def sample(settings: SampleSettings) -> Samples:
     cond = requested_conditions(experiment, settings.cond, settings.classes, n, device)
     if settings.guidance not in (None, 1) and not cond:
         raise ValueError(f'guidance must be left out for a model without classes and conditions; got {settings.guidance}')
-    denoise = guide(denoiser, cond, sampling, device)
     sigmas, sampler, options = choose_plan(denoiser, sampling, bool(cond) and sampling.guidance != 1, settings.sigma_min,
                                            settings.sigma_max, own)
     if demanded or (settings.sampler, settings.schedule, settings.sigma_min) == (None, None, None):
-        fitted = calibrations.find_calibration(settings.checkpoint, denoiser, sampling, cond, float(sigmas[0]), demanded)
+        unguided = (settings.guidance, settings.guidance_interval) == (None, None)
+        fitted = calibrations.find_calibration(settings.checkpoint, denoiser, sampling, cond, float(sigmas[0]), demanded, unguided)
         if fitted is not None:
             sigmas, sampler, options = fitted.levels, fitted.sampler(), {}
+            sampling = replace(sampling, guidance=fitted.guidance, guidance_interval=fitted.guidance_interval)
+    denoise = guide(denoiser, cond, sampling, device)
     target.make()
     with show_progress('sample', -(-n // settings.batch_size) * (len(sigmas) - 1), 'step', settings.show) as bar:
         images = generate(denoise, experiment.shape, sigmas, sampler,

@@ -24,13 +24,11 @@ from .starts import schedules
 
 #: The rounds of a fit: of the levels alone, then of everything.
 ROUNDS = (4, 12)
-#: How many of the attempts are taken to the end: those that are nearest after the levels are fitted.
-FINALISTS = 2
 #: The share of the work that fitting the levels of all attempts is.
 SCREENING = 0.4
-#: Ways to weigh the estimates along the path against the end: not at all, strongly, very (where small errors early on decide
-#: which picture it becomes).
-PATH_WEIGHTS = (0., 16., 64.)
+#: Ways to weigh the estimates along the path against the end: not at all, and strongly (where small errors early on decide which
+#: picture it becomes).
+PATH_WEIGHTS = (0., 32.)
 #: Below this share of half the first median error, an error counts as none: at the end, and along the path.
 END_SCALE, PATH_SCALE = 0.55, 5.5
 
@@ -78,9 +76,9 @@ def calibrate(denoise: DenoiseFn, x: Tensor, sigma_max: float, sigma_min: float 
     spectrum = spectrum_from_dict(spectrum_to_dict(Spectrum.of(teacher.ends) if spectrum is None else spectrum))
     learned, other = teacher.part(slice(0, len(x) - held)), teacher.part(slice(len(x) - held, None))
     attempts = [attempt for base in bases for attempt in _attempts(Students(denoise, learned, spectrum, base, steps, batch_size))]
-    finalists = _fitted(attempts, lambda share, words: say(share, f'{words}, {steps} calls'))
+    _fit_all(attempts, lambda share, words: say(share, f'{words}, {steps} calls'))
     compared = [*published_recipes(steps, teacher.sigma_min, teacher.sigma_max), *recipes]
-    return dataclasses.replace(_choose(finalists, compared, other), **labels)
+    return dataclasses.replace(_choose(attempts, compared, other), **labels)
 
 
 def check_bases(bases: Sequence[str]) -> None:
@@ -126,16 +124,16 @@ def _attempts(students: Students) -> Iterator[Attempt]:
         yield Attempt(students, loss, only_end, starts[start], [starts[start]])
 
 
-def _fitted(attempts: Sequence[Attempt], say: Callable[[float, str], None]) -> list[Attempt]:
-    """Fit the levels of all attempts, then everything in those that are nearest by then, and return these."""
+def _fit_all(attempts: Sequence[Attempt], say: Callable[[float, str], None]) -> None:
+    """Fit the levels of all attempts, then everything in those that are nearest by then, one for each way to weigh the path."""
     for k, attempt in enumerate(attempts):
         say(SCREENING * k / len(attempts), f'{attempt.students.base}, levels')
         attempt.improve(range(attempt.students.n), ROUNDS[0])
-    finalists = sorted(attempts, key=Attempt.distance)[:FINALISTS]
+    ranked = sorted(attempts, key=Attempt.distance)
+    finalists = [next(attempt for attempt in ranked if attempt.only_end == only_end) for only_end in (False, True)]
     for k, attempt in enumerate(finalists):
         say(SCREENING + (1 - SCREENING) * k / len(finalists), attempt.students.base)
         attempt.improve([k for k, free in enumerate(attempt.students.free) if free], ROUNDS[1])
-    return finalists
 
 
 def _blocks(students: Students, thetas: Sequence[Tensor], first: Sequence[int] | None = None, only_end: bool = False) -> Iterator[Tensor]:

@@ -11,7 +11,13 @@ from torch import Tensor
 #: For some parameter vectors (those after the first differing from it in one place each, where `first` is given): blocks of
 #: residuals [P, B, D], the same number each time.
 Blocks = Callable[[Sequence[Tensor], Sequence[int] | None], Iterator[Tensor]]
+#: A round that lowers the loss by less ends a fit.
 GIVE_UP = 3e-3
+#: Where an item's squared derivatives are more than so many times the median's, it is near a border between two ends, about which
+#: a straight line says little: its weight in a step is reduced in proportion.
+STEEPEST = 4.
+#: How many times the damping is raised where no step lowers the loss.
+TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ def fit(blocks: Blocks, loss: Loss, theta: Tensor, free: Sequence[int], first: S
     damping, value = 1e-2, math.inf
     for _ in range(rounds):
         hessian, gradient, value = _normal_equations(blocks, loss, theta, order, [first[k] for k in order], difference)
-        for _ in range(2):
+        for _ in range(TRIES):
             dampings = [damping * 10 ** power for power in (-1.5, -0.5, 0.5, 1.5)]
             trials = [_moved(theta, order, hessian, gradient, mu) for mu in dampings]
             values = loss([mean_squares(block) for block in blocks(trials, None)])
@@ -73,8 +79,12 @@ def _normal_equations(blocks: Blocks, loss: Loss, theta: Tensor, order: Sequence
         squares.append(mean_squares(block[:1]))
         if not weight:
             continue
-        root = (weight / (scale ** 2 + squares[-1][0]) / block.shape[2] / block.shape[1]).sqrt()[:, None].to(block)
-        slopes = ((block[1:] - block[:1]) / difference * root).flatten(1)
+        slopes = (block[1:] - block[:1]) / difference
+        size = mean_squares(slopes.transpose(0, 1).flatten(1)[None])[0]
+        trust = (STEEPEST * size.median() / size.clamp_min(1e-300)).clamp_max(1)
+        weights = weight * trust / (scale ** 2 + squares[-1][0]) / block.shape[2] / block.shape[1]
+        root = weights.sqrt()[:, None].to(block)
+        slopes = (slopes * root).flatten(1)
         hessian += (slopes @ slopes.mT).double().cpu()
         gradient += (slopes @ (block[0] * root).flatten()).double().cpu()
     return hessian, gradient, loss(squares).item()

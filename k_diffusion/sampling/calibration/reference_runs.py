@@ -11,17 +11,17 @@ from torch import Tensor
 
 from ...core.protocols import DenoiseFn
 from ...core.tensors import append_dims, mean_per_item
-from ..samplers.multistep import sample_rab
+from ..samplers.multistep import sample_zeab
 
 KNOTS = 48
 #: Steps from a knot to the next: of the first runs, and at most.
-COARSEST, FINEST = 4, 32
+COARSEST, FINEST = 2, 32
 #: Runs that move by more than this share of what they moved before are as near as they will come.
 STALLED = 0.7
 
 
 class Teacher:
-    """Converged runs from x [B, ...] at sigma_max: their ends [B, ...] at sigma 0, and D along the paths.
+    """Converged runs from x [B, ...] at sigma_max: their ends [B, ...], D at sigma_min, and D along the paths.
 
     Steps are halved until nine ends of ten move by less than `tolerance` times the spread of the data, or no longer move less than
     before; where that takes more than 1,536 of them, a warning says so. `change`: how far the ends moved last, as a share of that
@@ -75,7 +75,7 @@ class Teacher:
                 seen.append(info['denoised'].clone())
 
         here = {key: value[part] for key, value in self.extra_args.items()}
-        end = sample_rab(denoise, self.x[part], sigmas, here, keep, disable=True)
+        end = sample_zeab(denoise, self.x[part], sigmas, here, keep, disable=True)
         return end, torch.stack(seen)
 
     def estimates(self, sigmas: Tensor) -> Tensor:

@@ -1,0 +1,134 @@
+"""Which scale and interval of guidance give the best samples in so many model calls."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import Experiment, find_checkpoint
+from ..core.protocols import DenoiseFn
+from ..core.random import derive_seed
+from ..evaluation import cache_folder, fid_with_error, kid_with_error, reference_features
+from ..generation import SamplingConfig
+from ..sampling import Calibration
+from .drawing import Draw
+from .reference import chosen_pictures, classes_of, make_extractor, open_reference
+
+#: Scales that are tried.
+SCALES = (1., 1.5, 2., 3., 4.5, 7.)
+#: Intervals that are tried besides all levels and the config's, in standard deviations of the data.
+INTERVALS = ((0.6, 2.4), (0.3, 6.))
+#: All are compared by this share of the samples, and so many of the best by all of them.
+FIRST_SHARE, FINALISTS = 0.25, 4
+METRICS = ('fid', 'kid')
+
+
+@dataclass
+class Judge:
+    """What samples of a class-conditional model are compared with, and by which features.
+
+    Attributes:
+        denoiser: The model, without guidance.
+        experiment: Its experiment.
+        metric: fid or kid.
+        real: The features of the reference pictures [M, D].
+        classes: Their classes, which samples have in turn.
+        extractor: Pictures [B, C, H, W] in [-1, 1] to features [B, D].
+        n: How many samples are compared.
+        seed: Seeds of choices and of the values shown are derived from it.
+    """
+
+    denoiser: DenoiseFn
+    experiment: Experiment
+    metric: str
+    real: Tensor
+    classes: list[int] | None
+    extractor: Any
+    n: int
+    seed: int
+    batch_size: int
+    device: torch.device
+
+    @classmethod
+    def of(cls, checkpoint: str | os.PathLike[str], denoiser: DenoiseFn, experiment: Experiment, metric: str, extractor: Any, n: int,
+           seed: int, batch_size: int, device: torch.device, allow_code: bool, say: Callable[[str], None]) -> Judge:
+        """Open the training set of a model and take the features of its pictures, as `evaluate` does."""
+        if not experiment.sections.dataset.num_classes or experiment.sections.conditions:
+            raise ValueError("guidance must be a number for a model that is not conditional on classes alone; got 'auto'")
+        reference = open_reference(experiment, None, allow_code, Path(find_checkpoint(checkpoint)).parent, device)
+        cache = cache_folder() / 'evaluation'
+        if not callable(extractor):
+            extractor = make_extractor(extractor or 'classifier', lambda: reference, cache, device, say, allow_code)
+        indices = chosen_pictures(reference, 50_000)
+        real = reference_features(reference, indices, extractor, cache, batch_size, device)
+        return cls(denoiser, experiment, metric, real, classes_of(reference, indices), extractor, n, seed, batch_size, device)
+
+    def measure(self, sampling: SamplingConfig, n: int, key: str, calibration: Calibration | None = None) -> tuple[float, float]:
+        """Return the metric of n samples and its standard error.
+
+        Args:
+            sampling: The number of model calls and the guidance.
+            n: How many samples.
+            key: Names the seeds they are drawn from.
+            calibration: What draws them, in place of the recommended recipe.
+        """
+        seed = derive_seed(self.seed, 'guidance', key)
+        own = None if calibration is None else calibration.sampler()
+        draw = Draw(self.denoiser, self.experiment, sampling, seed, self.classes, self.batch_size, self.device, own)
+        with torch.no_grad():
+            parts = torch.arange(n).split(self.batch_size)
+            fake = torch.cat([self.extractor(draw(items.tolist()).to(self.device)).float().cpu() for items in parts])
+        if self.metric == 'kid':
+            return kid_with_error(fake, self.real)
+        value, _, error = fid_with_error(fake, self.real)
+        return value, error
+
+    def quality(self, calibration: Calibration) -> dict[str, float]:
+        """The metric of a calibrated solver's samples, of seeds that nothing was chosen by, and its standard error."""
+        sampling = SamplingConfig(steps=calibration.steps, guidance=calibration.guidance, guidance_interval=calibration.guidance_interval)
+        value, error = self.measure(sampling, self.n, 'shown', calibration)
+        return {self.metric: value, f'{self.metric}_error': error}
+
+
+def guidances(sigma_data: float, interval: Sequence[float] | None) -> Iterator[tuple[float, tuple[float, float] | None]]:
+    """Scales with intervals to try: no guidance first, then every other scale at all levels and in each interval."""
+    scaled = [(low * sigma_data, high * sigma_data) for low, high in INTERVALS]
+    own = [] if interval is None else [(float(interval[0]), float(interval[1]))]
+    yield 1., None
+    for scale in SCALES[1:]:
+        for each in dict.fromkeys([None, *own, *scaled]):
+            yield scale, each
+
+
+def choose_guidance(judge: Judge, steps: int, interval: Sequence[float] | None,
+                    say: Callable[[float, str], None]) -> tuple[float, tuple[float, float] | None]:
+    """Return the scale and the interval whose samples by the recommended recipe are the best.
+
+    The same arguments choose the same. All candidates are compared on the same seeds, the best of them on more.
+
+    Args:
+        judge: What the samples are compared with.
+        steps: The number of model calls.
+        interval: One to try besides the usual ones.
+        say: Is shown the share of the work that is done, and what is being done.
+    """
+    tried = list(guidances(float(getattr(judge.denoiser, 'sigma_data', 1.)), interval))
+    few = max(2, round(judge.n * FIRST_SHARE))
+    cost = [few] * len(tried) + [judge.n] * FINALISTS
+
+    def values(n: int, key: str, candidates: Sequence[tuple[float, tuple[float, float] | None]], before: int) -> list[float]:
+        found = []
+        for k, (scale, each) in enumerate(candidates):
+            say(sum(cost[:before + k]) / sum(cost), f'guidance {scale:g}, {steps} calls')
+            found.append(judge.measure(SamplingConfig(steps=steps, guidance=scale, guidance_interval=each), n, key)[0])
+        return found
+
+    first = values(few, 'few', tried, 0)
+    best = sorted(range(len(tried)), key=lambda k: first[k])[:FINALISTS]
+    second = values(judge.n, 'all', [tried[k] for k in best], len(tried))
+    return tried[best[second.index(min(second))]]
