@@ -43,16 +43,28 @@ class Ranged:
         return self.denoise(x, sigma, **cond)
 
 
+def level_by_level(denoise: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A denoiser of one level, called for the items of each level in turn: fits ask for several at once."""
+    def call(self: Any, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
+        found = torch.empty_like(x)
+        for level in sigma.unique():
+            here = sigma == level
+            found[here] = denoise(self, x[here], sigma[here], **{key: value[here] for key, value in cond.items()})
+        return found
+    return call
+
+
 class Spectra:
     """The exact denoiser of K Gaussians of pictures, diagonal in the basis of cosines: means and stds [K, C, H, W].
 
     x is in that basis, too: an orthonormal change of basis commutes with every sampler here. `towards` [B] leaves the items where it
-    is 1 the first quarter of the components. All items have one level.
+    is 1 the first quarter of the components.
     """
 
     def __init__(self, means: Tensor, stds: Tensor) -> None:
         self.means, self.variances = means.flatten(1), stds.square().flatten(1)
 
+    @level_by_level
     def __call__(self, x: Tensor, sigma: Tensor, towards: Tensor | None = None) -> Tensor:
         y = x.flatten(1)
         total = self.variances + sigma[0] ** 2
@@ -71,6 +83,7 @@ class Subspaces:
     def __init__(self, means: Tensor, axes: Tensor, stds: Tensor) -> None:
         self.means, self.axes, self.variances = means, axes, stds ** 2
 
+    @level_by_level
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         noise = sigma[0] ** 2
         offset = x[:, None] - self.means

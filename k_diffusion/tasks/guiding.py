@@ -1,6 +1,7 @@
 """Which scale and interval of guidance give the best samples in so many model calls."""
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -97,11 +98,13 @@ class Judge:
 
 def guidances(sigma_data: float, interval: Sequence[float] | None) -> Iterator[tuple[float, tuple[float, float] | None]]:
     """Scales with intervals to try: no guidance first, then every other scale at all levels and in each interval."""
-    scaled = [(low * sigma_data, high * sigma_data) for low, high in INTERVALS]
-    own = [] if interval is None else [(float(interval[0]), float(interval[1]))]
+    tried = [] if interval is None else [(float(interval[0]), float(interval[1]))]
+    for low, high in ((low * sigma_data, high * sigma_data) for low, high in INTERVALS):
+        if not any(math.isclose(low, a, rel_tol=0.1) and math.isclose(high, b, rel_tol=0.1) for a, b in tried):
+            tried.append((low, high))
     yield 1., None
     for scale in SCALES[1:]:
-        for each in dict.fromkeys([None, *own, *scaled]):
+        for each in (None, *tried):
             yield scale, each
 
 

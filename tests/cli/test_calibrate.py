@@ -11,7 +11,7 @@ from k_diffusion.cli import calibrate
 from k_diffusion.config import load_model
 from k_diffusion.core.weights import fingerprint, load_checkpoint, save_checkpoint
 from k_diffusion.tasks import calibrate as calibrate_task
-from k_diffusion.tasks import calibrations, convert, sample
+from k_diffusion.tasks import calibrations, convert, guiding, sample
 
 FAST = ['--noises', '4', '--bases', 'rab', '--device', 'cpu']
 
@@ -212,3 +212,62 @@ def test_a_damaged_unfinished_file_is_passed_over(copied, monkeypatch, quick, te
     fitted = stop_at(monkeypatch, None, quick)
     assert calibrate.main(['--checkpoint', str(copied), '--steps', '1', *FAST]) == 0
     assert fitted == [1] and not unfinished(copied).exists()
+
+
+def pooled(pictures):
+    """Features that cost nothing: means of 4x4 pixels."""
+    return torch.nn.functional.avg_pool2d(pictures, 4).flatten(1)
+
+
+@pytest.fixture
+def two_scales(monkeypatch):
+    monkeypatch.setattr(guiding, 'SCALES', (1., 3.))
+    monkeypatch.setattr(guiding, 'INTERVALS', ((0.6, 2.4),))
+    monkeypatch.setattr(guiding, 'FINALISTS', 2)
+
+
+AUTO = {'steps': [2], 'guidance': 'auto', 'noises': 4, 'bases': ['rab'], 'samples': 40, 'device': 'cpu', 'extractor': pooled}
+
+
+def test_chosen_guidance_is_stored_and_used(copied, tmp_path, two_scales, caplog):
+    caplog.set_level('INFO', 'k_diffusion')
+    first = calibrate_task.calibrate(copied, out=tmp_path / 'a.json', **AUTO)
+    again = calibrate_task.calibrate(copied, **{**AUTO, 'batch_size': 256})
+    assert first.file.read_bytes() == again.file.read_bytes()
+    made = calibrations.read(again.file)[0]
+    assert made.quality['fid'] > 0 and made.quality['fid_error'] > 0 and made.guidance in (1., 3.)
+    drawn = draw(copied, tmp_path / 'x', steps=2)
+    assert f'2 steps and guidance {made.guidance:g}, which was chosen for it' in caplog.text
+    same = draw(copied, tmp_path / 'y', steps=2, sampler='calibrated', guidance=made.guidance, guidance_interval=made.guidance_interval)
+    assert torch.equal(drawn, same)
+    other = replace(made, guidance=7., quality={'fid': 1., 'fid_error': 0.1})
+    calibrations.add(again.file, [other])
+    assert [(entry.steps, entry.guidance) for entry in calibrations.read(again.file)] == [(2, 7.)]
+
+
+@pytest.mark.parametrize(('wanted', 'metric'), [((2., None), 'fid'), ((3., (0.25, 0.75)), 'kid'), ((1., None), 'fid')])
+def test_the_best_guidance_is_found(wanted, metric):
+    """By a measure that is known, with noise that the first comparison cannot see through."""
+    asked = []
+
+    def measure(sampling, n, key):
+        here = (sampling.guidance, sampling.guidance_interval)
+        asked.append((n, key))
+        return (0. if here == wanted else 1. + sampling.guidance / 10) + 0.2 * (n < 100) * (sampling.guidance == wanted[0]), 0.01
+
+    judge = SimpleNamespace(denoiser=SimpleNamespace(sigma_data=0.5), n=400, measure=measure, metric=metric)
+    shares = []
+    assert guiding.choose_guidance(judge, 5, (0.25, 0.75), lambda share, words: shares.append(share)) == wanted
+    assert asked.count((400, 'all')) == guiding.FINALISTS and asked.count((100, 'few')) == len(asked) - guiding.FINALISTS
+    assert shares == sorted(shares) and shares[-1] < 1
+
+
+@pytest.mark.parametrize(('arguments', 'words'), [
+    (['--guidance', 'much'], 'a scale or auto'), (['--guidance', 'auto', '--guidance-interval', '1,2'], 'must be left out'),
+    (['--metric', 'psnr'], 'psnr'), (['--samples', '1'], '--samples must be at least 2')])
+def test_wrong_usage_of_auto(calibrated, capsys, arguments, words):
+    try:
+        assert calibrate.main(['--checkpoint', str(calibrated), *arguments]) != 0
+    except SystemExit as stop:
+        assert stop.code == 2
+    assert words in capsys.readouterr().err
