@@ -46,12 +46,12 @@ def judge_recipes(recipes: Sequence[Published], denoise: object, teacher: Teache
 def choose_fit(fits: Verdict, bar: Mapping[str, float], std: float) -> tuple[int, bool]:
     """Which fit is the best, and whether it is nearer than the figures `bar` by both rms and median, with no more items astray.
 
-    Among those that are nearer by both the product of the two decides, else the larger of the two ratios. std: the spread of the
-    data; what is below its FLOOR counts as nearer than any bar.
+    Among those that are nearer by both, rms^2 median decides (few items make the rms, so that a small lead in it is luck), else the
+    larger of the two ratios. std: the spread of the data; what is below its FLOOR counts as nearer than any bar.
     """
     floor = FLOOR * std
     ratios = [(values + floor) / (bar[name] + floor) for name, values in (('rms', fits.rms), ('median', fits.median))]
     nearer = (fits.rms < max(bar['rms'], floor)) & (fits.median < max(bar['median'], floor)) & (fits.astray <= bar['astray'])
-    score = (ratios[0] * ratios[1]).masked_fill(~nearer, math.inf) if bool(nearer.any()) else torch.maximum(*ratios)
+    score = (ratios[0] ** 2 * ratios[1]).masked_fill(~nearer, math.inf) if bool(nearer.any()) else torch.maximum(*ratios)
     best = int(score.nan_to_num(math.inf).argmin())
     return best, bool(nearer[best])
