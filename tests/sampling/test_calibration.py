@@ -101,7 +101,7 @@ def test_a_fit_that_loses_gives_way_to_a_published_recipe():
     function = sampling.find_sampler(kept.published).function
     straight = function(two_kinds, x, list(kept.sigmas), {'kind': kind}, disable=True, **kept.options)
     assert torch.equal(kept.sampler()(two_kinds, x, None, {'kind': kind}, disable=True), straight)
-    assert from_json(to_json(kept)) == dataclasses.replace(kept, spectrum=from_json(to_json(kept)).spectrum)
+    assert dataclasses.replace(from_json(to_json(kept)), spectrum=kept.spectrum) == kept
 
 
 def verdict(*rows):
