@@ -153,8 +153,9 @@ class _Work:
                                for key in ('sigma_min', 'sigma_max'))
         self.x = randn_items(shape, [derive_seed(settings.seed, 'calibrate', i) for i in range(n)], self.device) * self.high
         self.model = fingerprint(self.denoiser.state_dict())
-        guidance = ((AUTO, settings.metric, settings.samples, str(settings.extractor), self.sampling.guidance_interval) if self.auto else
-                    self._labels(self.sampling))
+        named = getattr(settings.extractor, '__name__', settings.extractor)
+        guidance = ((AUTO, settings.metric, settings.samples, getattr(settings.extractor, 'fingerprint', named),
+                     self.sampling.guidance_interval) if self.auto else self._labels(self.sampling))
         self.fits = calibrations.Unfinished(path, (
             self.model, guidance, tuple(sorted(cond)), self.low, self.high, settings.noises, tuple(settings.bases), settings.batch_size,
             settings.seed, shape, str(self.device), fingerprint(self.cond)))
@@ -162,9 +163,9 @@ class _Work:
         self._teachers: dict[Any, Any] = {}
 
     def _make_judge(self) -> guiding.Judge:
-        settings = self.settings
+        settings, say = self.settings, _LOG.info if self.settings.show else lambda text: None
         return guiding.Judge.of(settings.checkpoint, self.denoiser, self.experiment, settings.metric, settings.extractor, settings.samples,
-                                settings.seed, settings.batch_size, self.device, settings.allow_code, _LOG.info)
+                                settings.seed, settings.batch_size, self.device, settings.allow_code, say)
 
     def _labels(self, sampling: SamplingConfig) -> dict[str, Any]:
         """The guidance of a calibration, as it is to bear it."""

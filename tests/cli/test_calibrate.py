@@ -13,7 +13,7 @@ from k_diffusion.core.weights import fingerprint, load_checkpoint, save_checkpoi
 from k_diffusion.tasks import calibrate as calibrate_task
 from k_diffusion.tasks import calibrations, convert, guiding, sample
 
-FAST = ['--noises', '4', '--bases', 'rab', '--device', 'cpu']
+FAST = ['--noises', '2', '--bases', 'rab', '--device', 'cpu']
 
 
 @pytest.fixture(scope='module')
@@ -226,7 +226,7 @@ def two_scales(monkeypatch):
     monkeypatch.setattr(guiding, 'FINALISTS', 2)
 
 
-AUTO = {'steps': [2], 'guidance': 'auto', 'noises': 4, 'bases': ['rab'], 'samples': 40, 'device': 'cpu', 'extractor': pooled}
+AUTO = {'steps': [2], 'guidance': 'auto', 'noises': 2, 'bases': ['rab'], 'samples': 40, 'device': 'cpu', 'extractor': pooled}
 
 
 def test_chosen_guidance_is_stored_and_used(copied, tmp_path, two_scales, caplog):
