@@ -137,11 +137,12 @@ def test_a_kept_recipe_is_its_sampler(afs, levels):
     assert torch.equal(from_json(to_json(kept)).sampler()(model, x, disable=True), straight)
     assert len(calls) == kept.steps == 3
     run = sampling.requests(kept.sampler(), x, disable=True)
-    request, asked = next(run), 0
+    request = next(run)
+    for _ in range(2):
+        request = run.send(MODEL(request.x, request.sigma))
     with pytest.raises(StopIteration) as end:
-        while True:
-            asked, request = asked + 1, run.send(MODEL(request.x, request.sigma))
-    assert asked == 3 and torch.equal(end.value.value, straight)
+        run.send(MODEL(request.x, request.sigma))
+    assert torch.equal(end.value.value, straight)
     import k_diffusion
     drawn = k_diffusion.sample(MODEL, x, steps=3, sampler=kept.sampler())
     torch.testing.assert_close(drawn, straight.float(), rtol=1e-5, atol=1e-5)
