@@ -151,7 +151,8 @@ def describe(hint: Any) -> str:
     if origin is list:
         return f'a list, each item {describe(inner[0])}'
     if origin is tuple:
-        return f'a list of {len(inner)}, each item {describe(inner[0])}'
+        count = '' if inner[-1] is Ellipsis else f' of {len(inner)}'
+        return f'a list{count}, each item {describe(inner[0])}'
     return 'an object'
 
 

@@ -1,7 +1,7 @@
 """What networks are built from. (The denoisers are shown here too, where the original has them.)"""
 from ..core.spectral import dct, freq_weight_1d, freq_weight_nd
 from ..denoisers import Denoiser, DenoiserWithVariance, SimpleLossDenoiser
-from .attention import CrossAttention2d, SelfAttention2d
+from .attention import CrossAttention, CrossAttention2d, SelfAttention, SelfAttention2d
 from .conditioning import (
     AdaGN,
     ConditionedModule,
@@ -12,10 +12,11 @@ from .conditioning import (
     UNet,
 )
 from .embeddings import FourierFeatures
-from .resampling import Downsample2d, Upsample2d
+from .resampling import Downsample, Downsample2d, Upsample, Upsample2d
 
 __all__ = [
-    'AdaGN', 'ConditionedModule', 'ConditionedResidualBlock', 'ConditionedSequential', 'CrossAttention2d', 'Denoiser',
-    'DenoiserWithVariance', 'Downsample2d', 'FourierFeatures', 'ResidualBlock', 'SelfAttention2d', 'SimpleLossDenoiser', 'UNet',
-    'UnconditionedModule', 'Upsample2d', 'dct', 'freq_weight_1d', 'freq_weight_nd',
+    'AdaGN', 'ConditionedModule', 'ConditionedResidualBlock', 'ConditionedSequential', 'CrossAttention', 'CrossAttention2d',
+    'Denoiser', 'DenoiserWithVariance', 'Downsample', 'Downsample2d', 'FourierFeatures', 'ResidualBlock', 'SelfAttention',
+    'SelfAttention2d', 'SimpleLossDenoiser', 'UNet', 'UnconditionedModule', 'Upsample', 'Upsample2d', 'dct', 'freq_weight_1d',
+    'freq_weight_nd',
 ]

@@ -10,19 +10,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core.modules import forward_mode
 from .conditioning import ConditionedModule, zero_init
+from .dimensions import conv
 from .pairwise import pairwise_attention, pairwise_pays
 
 
-class SelfAttention2d(ConditionedModule):
-    """x + out(attention over the H W pixels of norm(x)); x [B, C, H, W]. `norm(c_in)` makes the normalisation."""
+class SelfAttention(ConditionedModule):
+    """x + out(attention among the pixels of norm(x)); x [B, C, ...] with `dims` spatial axes. `norm(c_in)` makes the normalisation."""
 
-    def __init__(self, c_in: int, n_head: int, norm: Callable[[int], nn.Module], dropout_rate: float = 0.) -> None:
+    def __init__(self, dims: int, c_in: int, n_head: int, norm: Callable[[int], nn.Module], dropout_rate: float = 0.) -> None:
         super().__init__()
         check_heads(c_in, n_head)
         self.n_head = n_head
         self.norm_in = norm(c_in)
-        self.qkv_proj = nn.Conv2d(c_in, c_in * 3, 1)
-        self.out_proj = zero_init(nn.Conv2d(c_in, c_in, 1))
+        self.qkv_proj = conv(dims, c_in, c_in * 3, 1)
+        self.out_proj = zero_init(conv(dims, c_in, c_in, 1))
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
@@ -32,14 +33,21 @@ class SelfAttention2d(ConditionedModule):
         return input + self.out_proj(image(join_heads(y), input))
 
 
-class CrossAttention2d(ConditionedModule):
-    """x + out(attention of the pixels of norm(x) to a sequence); x [B, C, H, W].
+class SelfAttention2d(SelfAttention):
+    """SelfAttention over pictures [B, C, H, W]."""
+
+    def __init__(self, c_in: int, n_head: int, norm: Callable[[int], nn.Module], dropout_rate: float = 0.) -> None:
+        super().__init__(2, c_in, n_head, norm, dropout_rate)
+
+
+class CrossAttention(ConditionedModule):
+    """x + out(attention of the pixels of norm(x) to a sequence); x [B, C, ...] with `dims` spatial axes.
 
     The condition holds the sequence [B, N, c_enc] under `cond_key` and, where it is padded, [B, N] under `cond_key_padding`:
     1 at tokens to be left out.
     """
 
-    def __init__(self, c_dec: int, c_enc: int, n_head: int, norm_dec: Callable[[int], nn.Module], dropout_rate: float = 0.,
+    def __init__(self, dims: int, c_dec: int, c_enc: int, n_head: int, norm_dec: Callable[[int], nn.Module], dropout_rate: float = 0.,
                  cond_key: str = 'cross', cond_key_padding: str = 'cross_padding') -> None:
         super().__init__()
         check_heads(c_dec, n_head)
@@ -48,9 +56,9 @@ class CrossAttention2d(ConditionedModule):
         self.cond_key_padding = cond_key_padding
         self.norm_enc = nn.LayerNorm(c_enc)
         self.norm_dec = norm_dec(c_dec)
-        self.q_proj = nn.Conv2d(c_dec, c_dec, 1)
+        self.q_proj = conv(dims, c_dec, c_dec, 1)
         self.kv_proj = nn.Linear(c_enc, c_dec * 2)
-        self.out_proj = zero_init(nn.Conv2d(c_dec, c_dec, 1))
+        self.out_proj = zero_init(conv(dims, c_dec, c_dec, 1))
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
@@ -62,6 +70,14 @@ class CrossAttention2d(ConditionedModule):
         mask = None if padding is None else padding[:, None, None, :].to(q.dtype) * -10000
         y = attend(q, k, v, mask, dropout_rate=self.dropout.p if self.training else 0.)
         return input + self.out_proj(image(join_heads(y), input))
+
+
+class CrossAttention2d(CrossAttention):
+    """CrossAttention of pictures [B, C, H, W]."""
+
+    def __init__(self, c_dec: int, c_enc: int, n_head: int, norm_dec: Callable[[int], nn.Module], dropout_rate: float = 0.,
+                 cond_key: str = 'cross', cond_key_padding: str = 'cross_padding') -> None:
+        super().__init__(2, c_dec, c_enc, n_head, norm_dec, dropout_rate, cond_key, cond_key_padding)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout_rate: float = 0.,
@@ -85,12 +101,12 @@ def check_heads(channels: int, n_head: int) -> None:
 
 
 def tokens(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H W, C]; a view, which in channels_last is dense."""
+    """[B, C, ...] -> [B, N, C], N pixels; a view, which in channels_last is dense."""
     return x.flatten(2).mT
 
 
 def image(x: Tensor, like: Tensor) -> Tensor:
-    """[B, H W, C] -> [B, C, H, W] with the sides of `like`; a view, dense in channels_last."""
+    """[B, N, C] -> [B, C, ...] with the sides of `like`; a view, dense in channels_last."""
     return x.mT.unflatten(2, like.shape[2:])
 
 

@@ -42,24 +42,27 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: flo
 
 def attend_nearby(backend: str, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None) -> Tensor:
     """Neighbourhood attention by that backend where its kernels can do this call, and by tiles where they cannot."""
-    foreign = q.is_cuda and not forward_mode() and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    foreign = q.is_cuda and q.ndim == 5 and not forward_mode() and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
     return BACKENDS[backend if foreign else 'tiles'](q, k, v, kernel_size, scale)
 
 
-def choose_backend(wanted: str, kernel_size: int, d_head: int) -> str:
+def choose_backend(wanted: str, kernel_size: int, d_head: int, dims: int = 2) -> str:
     """The backend to build with: the one wanted, once it is known to work, or for 'auto' the fastest here.
 
-    Without CUDA 'auto' is 'tiles'. With it, those that there are run once, forward and backward, and the quickest is taken.
+    Without CUDA, and for grids of one axis or three, 'auto' is 'tiles'. With it, those that there are run once, forward and
+    backward, and the quickest is taken.
     """
-    check_backend(wanted)
-    measurable = torch.cuda.is_available() and torch.get_default_device().type != 'meta'
+    check_backend(wanted, dims)
+    measurable = dims == 2 and torch.cuda.is_available() and torch.get_default_device().type != 'meta'
     return wanted if wanted != 'auto' else fastest(kernel_size, d_head) if measurable else 'tiles'
 
 
-def check_backend(wanted: str) -> None:
+def check_backend(wanted: str, dims: int = 2) -> None:
     """Refuses a backend that is not known or cannot work here."""
     if wanted not in ('auto', *BACKENDS):
         raise ValueError(f'backend: {unknown("backend", wanted, ("auto", *BACKENDS))}')
+    if dims != 2 and wanted not in ('auto', 'tiles'):
+        raise ValueError(f"backend must be 'auto' or 'tiles' for grids of {dims} axes; got {wanted!r}")
     if wanted == 'natten':
         missing = why_not_natten()
         if missing:

@@ -17,9 +17,20 @@ def centers(start: float, stop: float, num: int, dtype: torch.dtype | None = Non
     return (edges[:-1] + edges[1:]) / 2
 
 
+def combine_axes(*axes: Tensor) -> Tensor:
+    """All combinations of the places along each axis: [H] and [W] -> [H, W, 2]."""
+    return torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)
+
+
 def make_grid(h_pos: Tensor, w_pos: Tensor) -> Tensor:
     """All pairs (y, x): [H] and [W] -> [H W, 2]."""
-    return torch.stack(torch.meshgrid(h_pos, w_pos, indexing='ij'), dim=-1).flatten(0, 1)
+    return combine_axes(h_pos, w_pos).flatten(0, 1)
+
+
+def make_positions(sides: Sequence[int], device: torch.device | str | None = None) -> Tensor:
+    """The centres of the pixels of a grid of any number of axes, [..., dims], where the longest side is [-1, 1]."""
+    reach = [side / max(sides) for side in sides]
+    return combine_axes(*(centers(-r, r, side, device=device) for r, side in zip(reach, sides)))
 
 
 def bounding_box(h: int, w: int, pixel_aspect_ratio: float = 1.0) -> tuple[float, float, float, float]:

@@ -78,35 +78,37 @@ def apply_rotary_emb_(x: Tensor, theta: Tensor) -> Tensor:
 
 
 class AxialRoPE(nn.Module):
-    """The angles of a place: pos [..., 2] -> [..., n_heads, dim / 2], the first half from the height, the second from the width.
+    """The angles of a place: pos [..., dims] -> [..., n_heads, n], an equal share of them from each axis in turn.
 
-    The frequencies are fixed, from pi to 10 pi, evenly spaced in the logarithm over all heads.
+    n is dim / 2, or the largest multiple of dims below it. The frequencies are fixed, from pi to 10 pi, evenly spaced in the
+    logarithm over all heads.
     """
 
     freqs: Tensor
 
-    def __init__(self, dim: int, n_heads: int) -> None:
+    def __init__(self, dim: int, n_heads: int, dims: int = 2) -> None:
         super().__init__()
-        freqs = torch.linspace(math.log(math.pi), math.log(10 * math.pi), n_heads * dim // 4 + 1)[:-1].exp()
-        self.register_buffer('freqs', freqs.view(dim // 4, n_heads).mT.contiguous())
+        each = dim // 2 // dims
+        freqs = torch.linspace(math.log(math.pi), math.log(10 * math.pi), n_heads * each + 1)[:-1].exp()
+        self.register_buffer('freqs', freqs.view(each, n_heads).mT.contiguous())
 
     def forward(self, pos: Tensor) -> Tensor:
         freqs = self.freqs.to(pos.dtype)
-        return torch.cat([pos[..., None, :1] * freqs, pos[..., None, 1:] * freqs], dim=-1)
+        return torch.cat([place[..., None, :] * freqs for place in pos.split(1, dim=-1)], dim=-1)
 
 
 class CosineAttentionBlock(nn.Module, ABC):
-    """x + out(dropout(attention among the tokens of norm(x, cond))): x [B, H, W, d_model] at pos [H, W, 2]."""
+    """x + out(dropout(attention among the tokens of norm(x, cond))): x [B, ..., d_model] at pos [..., dims]."""
 
-    def __init__(self, d_model: int, d_head: int, cond_features: int, dropout: float = 0.0) -> None:
+    def __init__(self, d_model: int, d_head: int, cond_features: int, dropout: float = 0.0, dims: int = 2) -> None:
         super().__init__()
-        check_heads(d_model, d_head)
+        check_heads(d_model, d_head, dims)
         self.d_head = d_head
         self.n_heads = d_model // d_head
         self.norm = AdaRMSNorm(d_model, cond_features)
         self.qkv_proj = apply_wd(nn.Linear(d_model, d_model * 3, bias=False))
         self.scale = nn.Parameter(torch.full([self.n_heads], 10.0))
-        self.pos_emb = AxialRoPE(d_head // 2, self.n_heads)
+        self.pos_emb = AxialRoPE(d_head // 2, self.n_heads, dims)
         self.dropout = nn.Dropout(dropout)
         self.out_proj = apply_wd(zero_init(nn.Linear(d_model, d_model, bias=False)))
 
@@ -116,7 +118,7 @@ class CosineAttentionBlock(nn.Module, ABC):
     def project(self, x: Tensor, pos: Tensor) -> tuple[Tensor, ...]:
         """x [B, N, d_model] -> q, k, v [B, heads, N, d_head], ready for attention of scale 1.
 
-        pos [N, 2], or [W, N, 2] where the items of the batch are at W places in turn.
+        pos [N, dims], or [W, N, dims] where the items of the batch are at W places in turn.
         """
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.n_heads, self.d_head))
         theta = self.pos_emb(pos)
@@ -124,55 +126,59 @@ class CosineAttentionBlock(nn.Module, ABC):
 
     @abstractmethod
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
-        """Attention among the tokens x [B, H, W, d_model] at pos [H, W, 2] -> the same shape."""
+        """Attention among the tokens x [B, ..., d_model] at pos [..., dims] -> the same shape."""
 
 
 class SelfAttentionBlock(CosineAttentionBlock):
     """Attention of each token to all."""
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
-        q, k, v = self.project(x.flatten(1, 2), pos.flatten(0, 1))
+        q, k, v = self.project(x.flatten(1, -2), pos.flatten(0, -2))
         return attend(q, k, v, scale=1.0).transpose(1, 2).reshape(x.shape)
 
 
 class NeighborhoodSelfAttentionBlock(CosineAttentionBlock):
-    """Attention of each token to the kernel_size x kernel_size around it; `backend` is one of choose_backend's."""
+    """Attention of each token to the kernel_size around it along each axis; `backend` is one of choose_backend's."""
 
     def __init__(self, d_model: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0,
-                 backend: str = 'auto') -> None:
-        super().__init__(d_model, d_head, cond_features, dropout=dropout)
+                 backend: str = 'auto', dims: int = 2) -> None:
+        super().__init__(d_model, d_head, cond_features, dropout=dropout, dims=dims)
         check_kernel_size(kernel_size)
         self.kernel_size = kernel_size
-        self.backend = choose_backend(backend, kernel_size, d_head)
+        self.backend = choose_backend(backend, kernel_size, d_head, dims)
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
-        q, k, v = (y.transpose(1, 2).unflatten(1, x.shape[1:3]) for y in self.project(x.flatten(1, 2), pos.flatten(0, 1)))
+        q, k, v = (y.transpose(1, 2).unflatten(1, x.shape[1:-1]) for y in self.project(x.flatten(1, -2), pos.flatten(0, -2)))
         if self.backend != 'tiles' and q.is_cuda:
             flops.op(flops.op_natten, q, k, v, self.kernel_size)
         return attend_nearby(self.backend, q, k, v, self.kernel_size, scale=1.0).flatten(-2)
 
 
 class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
-    """Attention within windows of window_size x window_size, on the grid shifted by window_shift."""
+    """Attention within windows of window_size along each axis, on the grid shifted by window_shift."""
 
     def __init__(self, d_model: int, d_head: int, cond_features: int, window_size: int, window_shift: int,
-                 dropout: float = 0.0) -> None:
-        super().__init__(d_model, d_head, cond_features, dropout=dropout)
+                 dropout: float = 0.0, dims: int = 2) -> None:
+        super().__init__(d_model, d_head, cond_features, dropout=dropout, dims=dims)
         self.window_size = window_size
         self.window_shift = window_shift
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
-        (height, width), s = x.shape[1:3], self.window_size
-        order, back = window_order(height, width, s, self.window_shift, x.device)
+        sides, dims = x.shape[1:-1], pos.shape[-1]
+        tokens = self.window_size**dims
+        order, back = window_order(sides, self.window_size, self.window_shift, x.device)
         # Cut before the projection: one copy of x instead of one of q, of k and of v.
-        cut = rearranged(x.flatten(1, 2), order, back)
-        q, k, v = self.project(cut.view(-1, s * s, x.shape[-1]), pos.flatten(0, 1)[order].view(-1, s * s, 2))
-        y = attend(q, k, v, shifted_mask(height // s, width // s, s, s, self.window_shift, q.device), scale=1.0)
+        cut = rearranged(x.flatten(1, -2), order, back)
+        q, k, v = self.project(cut.view(-1, tokens, x.shape[-1]), pos.flatten(0, -2)[order].view(-1, tokens, dims))
+        mask = shifted_mask([side // self.window_size for side in sides], self.window_size, self.window_shift, q.device)
+        y = attend(q, k, v, mask, scale=1.0)
         return rearranged(y.transpose(1, 2).reshape(cut.shape), back, order).view(x.shape)
 
 
-def check_heads(width: int, d_head: int) -> None:
-    """Refuses a width that does not make whole heads, and heads that rotary positions cannot share."""
+def check_heads(width: int, d_head: int, dims: int = 2) -> None:
+    """Refuses a width that does not make whole heads, and heads that rotary positions of `dims` axes cannot share."""
+    if 0 < d_head < 4 * dims:
+        raise ValueError(f'd_head must be at least {4 * dims} for the positions of {dims} axes; got {d_head}')
     if d_head < 1 or d_head % 8 or width % d_head:
         raise ValueError(f'd_head is {d_head} and the width is {width}; d_head must be a multiple of 8 that divides the width')
 

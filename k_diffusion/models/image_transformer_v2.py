@@ -15,7 +15,7 @@ from torch.nn import Linear
 from ..core.modules import checkpoint
 from ..core.registry import unknown
 from ..layers.conditioning import zero_init
-from .axial_rope import make_axial_pos
+from .axial_rope import make_positions
 from .cosine_attention import (
     ApplyRotaryEmbeddingInplace,
     AxialRoPE,
@@ -76,9 +76,9 @@ __all__ = [
 
 
 class ImageTransformerDenoiserModelV2(ConditionedTransformer):
-    """F(x, sigma): [B, in_channels, H, W] -> [B, out_channels, H, W].
+    """F(x, sigma): [B, in_channels, ...] -> [B, out_channels, ...], with as many spatial axes as `patch_size` has sides.
 
-    `levels` are described finest first; each merges the tokens of the one before two by two. `num_classes` counts the class
+    `levels` are described finest first; each merges the tokens of the one before by twos along every axis. `num_classes` counts the class
     that stands for none; with classes class_cond [B] must be given, with mapping_cond_dim mapping_cond [B, mapping_cond_dim].
     """
 
@@ -87,23 +87,24 @@ class ImageTransformerDenoiserModelV2(ConditionedTransformer):
         super().__init__()
         self.num_classes = num_classes
         *outer, inner = levels
+        dims = len(patch_size)
+        halves = (2,) * dims
         self.patch_in = TokenMerge(in_channels, levels[0].width, patch_size)
         self.make_condition(mapping.depth, mapping.width, mapping.d_ff, mapping.dropout, num_classes, mapping_cond_dim)
-        self.down_levels = nn.ModuleList([level.layers(mapping.width) for level in outer])
-        self.up_levels = nn.ModuleList([level.layers(mapping.width, first=level.depth) for level in outer])
-        self.mid_level = inner.layers(mapping.width)
-        self.merges = nn.ModuleList([TokenMerge(fine.width, coarse.width) for fine, coarse in pairwise(levels)])
-        self.splits = nn.ModuleList([TokenSplit(coarse.width, fine.width) for fine, coarse in pairwise(levels)])
+        self.down_levels = nn.ModuleList([level.layers(mapping.width, dims) for level in outer])
+        self.up_levels = nn.ModuleList([level.layers(mapping.width, dims, first=level.depth) for level in outer])
+        self.mid_level = inner.layers(mapping.width, dims)
+        self.merges = nn.ModuleList([TokenMerge(fine.width, coarse.width, halves) for fine, coarse in pairwise(levels)])
+        self.splits = nn.ModuleList([TokenSplit(coarse.width, fine.width, halves) for fine, coarse in pairwise(levels)])
         self.out_norm = RMSNorm(levels[0].width)
         self.patch_out = zero_init(TokenSplitWithoutSkip(levels[0].width, out_channels, patch_size))
 
     def forward(self, x: Tensor, sigma: Tensor, aug_cond: Tensor | None = None, class_cond: Tensor | None = None,
                 mapping_cond: Tensor | None = None) -> Tensor:
-        self._check_sides(*x.shape[2:])
+        self._check_sides(x.shape[2:])
         cond = self.condition(sigma, aug_cond, class_cond, mapping_cond)
         x = self.patch_in(x.movedim(1, -1))
-        height, width = x.shape[1:3]
-        pos = make_axial_pos(height, width, device=x.device).view(height, width, 2)
+        pos = make_positions(x.shape[1:-1], device=x.device)
         skips = []
         for down, merge in zip(self.down_levels, self.merges):
             x = down(x, pos, cond)
@@ -117,11 +118,13 @@ class ImageTransformerDenoiserModelV2(ConditionedTransformer):
     def hidden_modules(self) -> list[nn.Module]:
         return [self.down_levels, self.up_levels, self.mid_level, self.merges, self.splits]
 
-    def _check_sides(self, height: int, width: int) -> None:
+    def _check_sides(self, sides: Sequence[int]) -> None:
         units = [side * 2**len(self.merges) for side in self.patch_in.patch_size]
-        if height % units[0] or width % units[1]:
-            raise ValueError(f'the input is {height}x{width}; this model takes sides that are multiples of {units[0]} and {units[1]}: '
-                             'pad, crop or resize it')
+        if len(sides) != len(units):
+            raise ValueError(f'the input must have {len(units)} spatial axes; got {len(sides)}')
+        if any(side % unit for side, unit in zip(sides, units)):
+            raise ValueError(f'the input is {"x".join(map(str, sides))}; this model takes sides that are multiples of '
+                             f'{" and ".join(map(str, units))}: pad, crop or resize it')
 
 
 #: The kinds of attention by their "type", with the defaults of their keys.
@@ -153,6 +156,8 @@ def attention_spec(section: dict[str, Any]) -> AttentionSpec:
 @dataclass(kw_only=True)
 class ImageTransformerV2Config(TransformerSection):
     """The "model" section of a config for ImageTransformerDenoiserModelV2."""
+
+    DIMS = (1, 2, 3)
 
     type: Literal['image_transformer_v2'] = 'image_transformer_v2'
     depths: list[int]                               # these five: an entry for each level, finest first
@@ -197,7 +202,7 @@ class ImageTransformerV2Config(TransformerSection):
         for i, (section, width) in enumerate(zip(sections, self.widths)):
             try:
                 specs.append(attention_spec(section))
-                specs[i].check(width, *(side // patch // 2**i for side, patch in zip(self.input_size, self.patch_size)))
+                specs[i].check(width, [side // patch // 2**i for side, patch in zip(self.input_size, self.patch_size)])
             except ValueError as error:
                 raise ValueError(f'self_attns[{i}].{error}') from None
         return specs

@@ -1,5 +1,7 @@
 """The U-Net: residual convolutions and attention at each level, on patches of pixels if asked, and with levels that can rest.
 
+It takes pictures, and with `dims` 1 or 3 sequences or volumes.
+
 Patches: Luhman & Luhman (2022), arXiv 2207.04316.
 """
 from __future__ import annotations
@@ -9,18 +11,19 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.modules import checkpoint
 from ..core.tensors import append_dims
-from ..layers.attention import CrossAttention2d, SelfAttention2d
+from ..layers.attention import CrossAttention, SelfAttention
 from ..layers.conditioning import AdaGN, ConditionedModule, ConditionedResidualBlock, ConditionedSequential, UNet, zero_init
+from ..layers.dimensions import channel_dropout, conv
 from ..layers.embeddings import FourierFeatures
 from ..layers.layout import channels_last
-from ..layers.resampling import Downsample2d, Upsample2d
+from ..layers.resampling import Downsample, Upsample
 from .levels import GROUP_SIZE, HEAD_SIZE, check_levels, check_sides, check_skip_stages, n_groups
 from .section import ModelSection, check_above, check_share
+from .windows import fold_patches, unfold_patches
 
 
 def orthogonal_(module: Any) -> Any:
@@ -30,23 +33,24 @@ def orthogonal_(module: Any) -> Any:
 
 
 class ResConvBlock(ConditionedResidualBlock):
-    """Two 3x3 convolutions, each behind an AdaGN and a GELU, and a skip past them: [B, c_in, H, W] -> [B, c_out, H, W]."""
+    """Two convolutions of width 3, each behind an AdaGN and a GELU, and a skip past them: [B, c_in, ...] -> [B, c_out, ...]."""
 
-    def __init__(self, feats_in: int, c_in: int, c_mid: int, c_out: int, group_size: int = GROUP_SIZE, dropout_rate: float = 0.) -> None:
+    def __init__(self, feats_in: int, c_in: int, c_mid: int, c_out: int, group_size: int = GROUP_SIZE, dropout_rate: float = 0.,
+                 dims: int = 2) -> None:
         super().__init__(
             AdaGN(feats_in, c_in, n_groups(c_in, group_size)),
             nn.GELU(),
-            nn.Conv2d(c_in, c_mid, 3, padding=1),
-            nn.Dropout2d(dropout_rate, inplace=True),
+            conv(dims, c_in, c_mid, 3, padding=1),
+            channel_dropout(dims, dropout_rate),
             AdaGN(feats_in, c_mid, n_groups(c_mid, group_size)),
             nn.GELU(),
-            zero_init(nn.Conv2d(c_mid, c_out, 3, padding=1)),
-            nn.Dropout2d(dropout_rate, inplace=True),
-            skip=None if c_in == c_out else orthogonal_(nn.Conv2d(c_in, c_out, 1, bias=False)))
+            zero_init(conv(dims, c_mid, c_out, 3, padding=1)),
+            channel_dropout(dims, dropout_rate),
+            skip=None if c_in == c_out else orthogonal_(conv(dims, c_in, c_out, 1, bias=False)))
 
 
 def block_layers(n_layers: int, feats_in: int, c_in: int, c_mid: int, c_out: int, group_size: int, head_size: int,
-                 dropout_rate: float, self_attn: bool, cross_attn: bool, c_enc: int) -> list[nn.Module]:
+                 dropout_rate: float, self_attn: bool, cross_attn: bool, c_enc: int, dims: int = 2) -> list[nn.Module]:
     """n_layers times a ResConvBlock and the attentions asked for: c_in -> c_mid -> ... -> c_mid -> c_out channels."""
     def norm(channels: int) -> AdaGN:
         return AdaGN(feats_in, channels, n_groups(channels, group_size))
@@ -54,11 +58,11 @@ def block_layers(n_layers: int, feats_in: int, c_in: int, c_mid: int, c_out: int
     layers: list[nn.Module] = []
     for i in range(n_layers):
         c = c_mid if i < n_layers - 1 else c_out
-        layers.append(ResConvBlock(feats_in, c_in if i == 0 else c_mid, c_mid, c, group_size, dropout_rate))
+        layers.append(ResConvBlock(feats_in, c_in if i == 0 else c_mid, c_mid, c, group_size, dropout_rate, dims))
         if self_attn:
-            layers.append(SelfAttention2d(c, n_groups(c, head_size), norm, dropout_rate))
+            layers.append(SelfAttention(dims, c, n_groups(c, head_size), norm, dropout_rate))
         if cross_attn:
-            layers.append(CrossAttention2d(c, c_enc, n_groups(c, head_size), norm, dropout_rate))
+            layers.append(CrossAttention(dims, c, c_enc, n_groups(c, head_size), norm, dropout_rate))
     return layers
 
 
@@ -76,13 +80,14 @@ class DBlock(UNetLevel):
 
     def __init__(self, n_layers: int, feats_in: int, c_in: int, c_mid: int, c_out: int, group_size: int = GROUP_SIZE,
                  head_size: int = HEAD_SIZE, dropout_rate: float = 0., downsample: bool = False, self_attn: bool = False,
-                 cross_attn: bool = False, c_enc: int = 0) -> None:
+                 cross_attn: bool = False, c_enc: int = 0, dims: int = 2) -> None:
         super().__init__(nn.Identity(), *block_layers(n_layers, feats_in, c_in, c_mid, c_out, group_size, head_size, dropout_rate,
-                                                      self_attn, cross_attn, c_enc))
+                                                      self_attn, cross_attn, c_enc, dims))
+        self.dims = dims
         self.set_downsample(downsample)
 
     def set_downsample(self, downsample: bool) -> DBlock:
-        self[0] = Downsample2d() if downsample else nn.Identity()
+        self[0] = Downsample(self.dims) if downsample else nn.Identity()
         return self
 
 
@@ -91,9 +96,10 @@ class UBlock(UNetLevel):
 
     def __init__(self, n_layers: int, feats_in: int, c_in: int, c_mid: int, c_out: int, group_size: int = GROUP_SIZE,
                  head_size: int = HEAD_SIZE, dropout_rate: float = 0., upsample: bool = False, self_attn: bool = False,
-                 cross_attn: bool = False, c_enc: int = 0) -> None:
+                 cross_attn: bool = False, c_enc: int = 0, dims: int = 2) -> None:
         super().__init__(*block_layers(n_layers, feats_in, c_in, c_mid, c_out, group_size, head_size, dropout_rate,
-                                       self_attn, cross_attn, c_enc), nn.Identity())
+                                       self_attn, cross_attn, c_enc, dims), nn.Identity())
+        self.dims = dims
         self.set_upsample(upsample)
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor],  # type: ignore[override]  # Sequential takes one
@@ -101,7 +107,7 @@ class UBlock(UNetLevel):
         return super().forward(input if skip is None else torch.cat([input, skip], dim=1), cond)
 
     def set_upsample(self, upsample: bool) -> UBlock:
-        self[-1] = Upsample2d() if upsample else nn.Identity()
+        self[-1] = Upsample(self.dims) if upsample else nn.Identity()
         return self
 
 
@@ -116,22 +122,23 @@ class MappingNet(nn.Sequential):
 
 
 class ImageDenoiserModelV1(nn.Module):
-    """F(x, sigma): [B, c_in, H, W] -> the same, and with `return_variance` also the log variance [B] of its error.
+    """F(x, sigma): [B, c_in, ...] with `dims` spatial axes -> the same, and with `return_variance` also the log variance [B] of its error.
 
     `depths`, `channels`, `self_attn_depths`, `cross_attn_depths`: layers, width and attention of each level, finest first; the
     finest `skip_stages` levels rest, and the input has the sides of the first level in use.
     The condition is made of sigma, of `mapping_cond` [B, mapping_cond_dim] and of `class_cond` [B], whole numbers below
-    `num_classes`, the last of which stands for no class. `unet_cond` [B, unet_cond_dim, H, W] is laid beside the input;
+    `num_classes`, the last of which stands for no class. `unet_cond` [B, unet_cond_dim, ...] is laid beside the input;
     `cross_cond` [B, N, cross_cond_dim] is attended to, save where `cross_cond_padding` [B, N] is 1.
     """
 
     def __init__(self, c_in: int, feats_in: int, depths: Sequence[int], channels: Sequence[int], self_attn_depths: Sequence[bool],
                  cross_attn_depths: Sequence[bool] | None = None, mapping_cond_dim: int = 0, unet_cond_dim: int = 0,
                  cross_cond_dim: int = 0, dropout_rate: float = 0., patch_size: int = 1, skip_stages: int = 0,
-                 has_variance: bool = False, num_classes: int = 0) -> None:
+                 has_variance: bool = False, num_classes: int = 0, dims: int = 2) -> None:
         super().__init__()
         check_levels(depths, channels, self_attn_depths, cross_attn_depths, cross_cond_dim, skip_stages)
         self.c_in = c_in
+        self.dims = dims
         self.channels = list(channels)
         self.unet_cond_dim = unet_cond_dim
         self.cross_cond_dim = cross_cond_dim
@@ -148,7 +155,7 @@ class ImageDenoiserModelV1(nn.Module):
             c_up = c if i == len(channels) - 1 else 2 * c
             cross_attn = cross_attn_depths is not None and cross_attn_depths[i]
             shared: dict[str, Any] = {'dropout_rate': dropout_rate, 'self_attn': self_attn, 'cross_attn': cross_attn,
-                                      'c_enc': cross_cond_dim}
+                                      'c_enc': cross_cond_dim, 'dims': dims}
             d_blocks.append(DBlock(depth, feats_in, c_finer, c, c, downsample=i > skip_stages, **shared))
             u_blocks.append(UBlock(depth, feats_in, c_up, c, c_finer, upsample=i > skip_stages, **shared))
         self.u_net = UNet(d_blocks, reversed(u_blocks), skip_stages)
@@ -165,12 +172,12 @@ class ImageDenoiserModelV1(nn.Module):
             cond['cross_padding'] = cross_cond_padding
         x = input if unet_cond is None else torch.cat([input, unet_cond], dim=1)
         if self.patch_size > 1:
-            x = F.pixel_unshuffle(x, self.patch_size)
+            x = fold_patches(x, self.patch_size)
         x = self.proj_out(self.u_net(self.proj_in(channels_last(x)), cond))
         if self.has_variance:
             x, logvar = x[:, :-1], x[:, -1].flatten(1).mean(1)
         if self.patch_size > 1:
-            x = F.pixel_shuffle(x, self.patch_size)
+            x = unfold_patches(x, self.patch_size)
         return (x, logvar) if return_variance else x
 
     def condition(self, sigma: Tensor, mapping_cond: Tensor | None, class_cond: Tensor | None) -> Tensor:
@@ -193,9 +200,10 @@ class ImageDenoiserModelV1(nn.Module):
         check_skip_stages(skip_stages, len(self.channels))
         self.u_net.skip_stages = skip_stages
         d_blocks, u_blocks = cast('list[DBlock]', [*self.u_net.d_blocks]), cast('list[UBlock]', [*self.u_net.u_blocks])
+        like = next(self.mapping.parameters())
         for i, (down, up) in enumerate(zip(d_blocks, reversed(u_blocks))):
-            down.set_downsample(i > skip_stages).to(self.proj_in.weight)
-            up.set_upsample(i > skip_stages).to(self.proj_in.weight)
+            down.set_downsample(i > skip_stages).to(like)
+            up.set_upsample(i > skip_stages).to(like)
         self._make_projections()
         return self
 
@@ -216,14 +224,15 @@ class ImageDenoiserModelV1(nn.Module):
         return [p for name, p in self.u_net.named_parameters() if p.ndim > 1 and '.mapper.' not in name]
 
     def _make_projections(self) -> None:
-        c, pixels = self.channels[max(0, self.u_net.skip_stages - 1)], self.patch_size**2
+        c, pixels = self.channels[max(0, self.u_net.skip_stages - 1)], self.patch_size**self.dims
         like = next(self.mapping.parameters())
-        self.proj_in = nn.Conv2d((self.c_in + self.unet_cond_dim) * pixels, c, 1).to(like)
-        self.proj_out = zero_init(nn.Conv2d(c, self.c_in * pixels + self.has_variance, 1)).to(like)
+        self.proj_in = conv(self.dims, (self.c_in + self.unet_cond_dim) * pixels, c, 1).to(like)
+        self.proj_out = zero_init(conv(self.dims, c, self.c_in * pixels + self.has_variance, 1)).to(like)
 
     def _check_given(self, input: Tensor, unet_cond: Tensor | None, cross_cond: Tensor | None, return_variance: bool) -> None:
-        if input.ndim != 4 or input.shape[1] != self.c_in:
-            raise ValueError(f'the input is {list(input.shape)}; this model takes [B, {self.c_in}, H, W]')
+        if input.ndim != 2 + self.dims or input.shape[1] != self.c_in:
+            sides = ', '.join('DHW'[3 - self.dims:]) if self.dims > 1 else 'L'
+            raise ValueError(f'the input is {list(input.shape)}; this model takes [B, {self.c_in}, {sides}]')
         check_sides(input.shape[2:], self.patch_size, len(self.channels) - 1 - self.u_net.skip_stages)
         for name, given, needed in (('unet_cond', unet_cond is not None, self.unet_cond_dim > 0),
                                     ('cross_cond', cross_cond is not None, self.cross_cond_dim > 0)):
@@ -237,6 +246,8 @@ class ImageDenoiserModelV1(nn.Module):
 @dataclass(kw_only=True)
 class ImageV1Config(ModelSection):
     """The "model" section of a config for ImageDenoiserModelV1."""
+
+    DIMS = (1, 2, 3)
 
     type: Literal['image_v1'] = 'image_v1'
     patch_size: int = 1
@@ -268,4 +279,5 @@ class ImageV1Config(ModelSection):
             self.input_channels, self.mapping_out, self.depths, self.channels, self.self_attn_depths, self.cross_attn_depths,
             mapping_cond_dim=self.mapping_cond_dim + (9 if self.augment_wrapper else 0), unet_cond_dim=self.unet_cond_dim,
             cross_cond_dim=self.cross_cond_dim, dropout_rate=self.dropout_rate, patch_size=self.patch_size,
-            skip_stages=self.skip_stages, has_variance=self.has_variance, num_classes=num_classes)
+            skip_stages=self.skip_stages, has_variance=self.has_variance, num_classes=num_classes,
+            dims=self.dims)

@@ -23,7 +23,7 @@ def check_sides(sides: Sequence[int], patch_size: int, halvings: int) -> None:
     unit = patch_size * 2**halvings
     least = 2 * unit if halvings else unit  # the padding reflects, which takes two pixels
     if any(side % unit or side < least for side in sides):
-        raise ValueError(f'input_size is {sides[0]}x{sides[1]}, which cannot be halved {halvings} times in patches of {patch_size}; '
+        raise ValueError(f'input_size is {"x".join(map(str, sides))}, which cannot be halved {halvings} times in patches of {patch_size}; '
                          f'pad, crop or resize to sides that are multiples of {unit}, at least {least}')
 
 

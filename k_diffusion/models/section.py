@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 #: The largest numbers that are taken for meant; beyond them a slip of the finger would cost all memory, or a night of building.
 LIMITS = {'input_size': 16_384, 'input_channels': 4_096, 'patch_size': 4_096,
@@ -32,8 +32,12 @@ class DenoiserSection:
 class ModelSection(DenoiserSection):
     """The shape of the data, the noise levels and the loss; each network's config adds its own keys."""
 
+    #: The numbers of spatial dimensions that the network can be built for.
+    DIMS: ClassVar[tuple[int, ...]] = (2,)
+
+    dims: int = 2                                   # spatial dimensions: 1 sequences, 2 pictures, 3 volumes
     input_channels: int
-    input_size: tuple[int, int]                     # H, W
+    input_size: tuple[int, ...]                     # L; H, W; or D, H, W
     augment_prob: float = 0.                        # of each of Karras's augmentations
     sigma_min: float                                # noise levels of sampling
     sigma_max: float
@@ -41,11 +45,20 @@ class ModelSection(DenoiserSection):
 
     def __post_init__(self) -> None:
         self._check_limits()
+        self._check_dims()
         super().__post_init__()
         check_above(0, input_channels=self.input_channels, input_size=min(self.input_size), sigma_min=self.sigma_min)
         check_share(augment_prob=self.augment_prob)
         if self.sigma_max <= self.sigma_min:
             raise ValueError(f'sigma_max is {self.sigma_max}; it must be above sigma_min, {self.sigma_min}')
+
+    def _check_dims(self) -> None:
+        if self.dims not in self.DIMS:
+            others = '; image_v1 and image_transformer_v2 take 1 and 3 too' if self.DIMS == (2,) else ''
+            raise ValueError(f'dims must be {" or ".join(map(str, self.DIMS))}; got {self.dims}{others}')
+        if len(self.input_size) != self.dims:
+            raise ValueError(f'input_size must hold {self.dims} side{"s" * (self.dims > 1)}, one for each of dims; '
+                             f'got {list(self.input_size)}')
 
     def _check_limits(self) -> None:
         for key, limit in LIMITS.items():

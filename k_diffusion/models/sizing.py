@@ -39,15 +39,14 @@ def sizes(section: Any, num_classes: int = 0) -> Sizes:
 
 def example(section: Any, num_classes: int = 0, batch_size: int = 1) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
     """(x, sigma) and conditions of the kinds and shapes that the network of a section takes, on the default device."""
-    height, width = section.input_size
     dims = {name: getattr(section, f'{name}_dim', 0) for name in ('mapping_cond', 'unet_cond', 'cross_cond')}
     dims['mapping_cond'] += 9 if section.augment_wrapper else 0     # the first of them say how the picture was augmented
-    shapes = {'mapping_cond': (dims['mapping_cond'],), 'unet_cond': (dims['unet_cond'], height, width),
+    shapes = {'mapping_cond': (dims['mapping_cond'],), 'unet_cond': (dims['unet_cond'], *section.input_size),
               'cross_cond': (CROSS_TOKENS, dims['cross_cond'])}
     cond = {name: torch.zeros(batch_size, *shapes[name]) for name, dim in dims.items() if dim}
     if num_classes:
         cond['class_cond'] = torch.zeros(batch_size, dtype=torch.long)
-    return (torch.zeros(batch_size, section.input_channels, height, width), torch.ones(batch_size)), cond
+    return (torch.zeros(batch_size, section.input_channels, *section.input_size), torch.ones(batch_size)), cond
 
 
 def activation_bytes(network: nn.Module, inputs: tuple[Tensor, ...], cond: dict[str, Tensor]) -> int:

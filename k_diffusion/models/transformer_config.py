@@ -10,12 +10,15 @@ from .section import ModelSection, check_above
 class TransformerSection(ModelSection):
     """The patches, and two keys that only say something to image_v1; each network adds its own."""
 
-    patch_size: tuple[int, int]                     # pixels that make a token: height, width
+    patch_size: tuple[int, ...]                     # pixels that make a token, along each of dims
     augment_wrapper: bool = False
     skip_stages: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(self.patch_size) != self.dims:
+            raise ValueError(f'patch_size must hold {self.dims} side{"s" * (self.dims > 1)}, one for each of dims; '
+                             f'got {list(self.patch_size)}')
         check_above(0, patch_size=min(self.patch_size))
         if self.has_variance:
             raise ValueError('has_variance is true, and the transformers learn no variance; set it to false or take image_v1')
@@ -30,4 +33,4 @@ class TransformerSection(ModelSection):
         if any(side % unit for side, unit in zip(self.input_size, units)):
             halvings = f' and {levels} levels' if levels > 1 else ''
             raise ValueError(f'input_size is {list(self.input_size)}; with patch_size {list(self.patch_size)}{halvings} its sides '
-                             f'must be multiples of {units[0]} and {units[1]}')
+                             f'must be multiples of {" and ".join(map(str, units))}')

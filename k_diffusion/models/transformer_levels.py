@@ -35,8 +35,9 @@ class TransformerLayer(nn.Module):
 class GlobalTransformerLayer(TransformerLayer):
     """A layer whose tokens attend to all."""
 
-    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, dropout: float = 0.0) -> None:
-        super().__init__(SelfAttentionBlock(d_model, d_head, cond_features, dropout=dropout),
+    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, dropout: float = 0.0,
+                 dims: int = 2) -> None:
+        super().__init__(SelfAttentionBlock(d_model, d_head, cond_features, dropout=dropout, dims=dims),
                          FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
 
 
@@ -44,8 +45,9 @@ class NeighborhoodTransformerLayer(TransformerLayer):
     """A layer whose tokens attend to the kernel_size x kernel_size around them."""
 
     def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0,
-                 backend: str = 'auto') -> None:
-        super().__init__(NeighborhoodSelfAttentionBlock(d_model, d_head, cond_features, kernel_size, dropout=dropout, backend=backend),
+                 backend: str = 'auto', dims: int = 2) -> None:
+        super().__init__(NeighborhoodSelfAttentionBlock(d_model, d_head, cond_features, kernel_size, dropout=dropout, backend=backend,
+                                                        dims=dims),
                          FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
 
 
@@ -53,9 +55,10 @@ class ShiftedWindowTransformerLayer(TransformerLayer):
     """A layer whose tokens attend to those of their window; every other one, by index, has its windows shifted by half."""
 
     def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, window_size: int, index: int,
-                 dropout: float = 0.0) -> None:
+                 dropout: float = 0.0, dims: int = 2) -> None:
         shift = window_size // 2 if index % 2 else 0
-        super().__init__(ShiftedWindowSelfAttentionBlock(d_model, d_head, cond_features, window_size, shift, dropout=dropout),
+        super().__init__(ShiftedWindowSelfAttentionBlock(d_model, d_head, cond_features, window_size, shift, dropout=dropout,
+                                                         dims=dims),
                          FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
 
 
@@ -72,11 +75,11 @@ class GlobalAttentionSpec:
 
     d_head: int
 
-    def layer(self, level: LevelSpec, cond_features: int, index: int) -> TransformerLayer:
-        return GlobalTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, dropout=level.dropout)
+    def layer(self, level: LevelSpec, cond_features: int, index: int, dims: int = 2) -> TransformerLayer:
+        return GlobalTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, dropout=level.dropout, dims=dims)
 
-    def check(self, width: int, height_tokens: int, width_tokens: int) -> None:
-        check_heads(width, self.d_head)
+    def check(self, width: int, sides: Sequence[int]) -> None:
+        check_heads(width, self.d_head, len(sides))
 
 
 @dataclass
@@ -87,14 +90,14 @@ class NeighborhoodAttentionSpec:
     kernel_size: int
     backend: str = 'auto'
 
-    def layer(self, level: LevelSpec, cond_features: int, index: int) -> TransformerLayer:
+    def layer(self, level: LevelSpec, cond_features: int, index: int, dims: int = 2) -> TransformerLayer:
         return NeighborhoodTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, self.kernel_size,
-                                            dropout=level.dropout, backend=self.backend)
+                                            dropout=level.dropout, backend=self.backend, dims=dims)
 
-    def check(self, width: int, height_tokens: int, width_tokens: int) -> None:
-        check_heads(width, self.d_head)
-        check_kernel_size(self.kernel_size, height_tokens, width_tokens)
-        check_backend(self.backend)
+    def check(self, width: int, sides: Sequence[int]) -> None:
+        check_heads(width, self.d_head, len(sides))
+        check_kernel_size(self.kernel_size, *sides)
+        check_backend(self.backend, len(sides))
 
 
 @dataclass
@@ -104,25 +107,25 @@ class ShiftedWindowAttentionSpec:
     d_head: int
     window_size: int
 
-    def layer(self, level: LevelSpec, cond_features: int, index: int) -> TransformerLayer:
+    def layer(self, level: LevelSpec, cond_features: int, index: int, dims: int = 2) -> TransformerLayer:
         return ShiftedWindowTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, self.window_size, index,
-                                             dropout=level.dropout)
+                                             dropout=level.dropout, dims=dims)
 
-    def check(self, width: int, height_tokens: int, width_tokens: int) -> None:
-        check_heads(width, self.d_head)
-        if self.window_size < 1 or height_tokens % self.window_size or width_tokens % self.window_size:
+    def check(self, width: int, sides: Sequence[int]) -> None:
+        check_heads(width, self.d_head, len(sides))
+        if self.window_size < 1 or any(side % self.window_size for side in sides):
             raise ValueError(f'window_size is {self.window_size}; it must divide the sides of its level, '
-                             f'{height_tokens}x{width_tokens} tokens')
+                             f'{"x".join(map(str, sides))} tokens')
 
 
 @dataclass
 class NoAttentionSpec:
     """No token attends to any."""
 
-    def layer(self, level: LevelSpec, cond_features: int, index: int) -> TransformerLayer:
+    def layer(self, level: LevelSpec, cond_features: int, index: int, dims: int = 2) -> TransformerLayer:
         return NoAttentionTransformerLayer(level.width, level.d_ff, cond_features, dropout=level.dropout)
 
-    def check(self, width: int, height_tokens: int, width_tokens: int) -> None:
+    def check(self, width: int, sides: Sequence[int]) -> None:
         pass
 
 
@@ -139,9 +142,9 @@ class LevelSpec:
     self_attn: AttentionSpec
     dropout: float
 
-    def layers(self, cond_features: int, first: int = 0) -> Level:
-        """The layers of one way, whose numbers start at `first`."""
-        return Level([self.self_attn.layer(self, cond_features, first + i) for i in range(self.depth)])
+    def layers(self, cond_features: int, dims: int = 2, first: int = 0) -> Level:
+        """The layers of one way over `dims` axes, whose numbers start at `first`."""
+        return Level([self.self_attn.layer(self, cond_features, first + i, dims) for i in range(self.depth)])
 
 
 @dataclass
@@ -155,7 +158,7 @@ class MappingSpec:
 
 
 class Level(nn.ModuleList):
-    """Layers, one after the other: x [B, H, W, D] at pos [H, W, 2], cond [B, F]."""
+    """Layers, one after the other: x [B, ..., D] at pos [..., dims], cond [B, F]."""
 
     def forward(self, x: Tensor, pos: Tensor, cond: Tensor) -> Tensor:
         for layer in self:
@@ -164,7 +167,7 @@ class Level(nn.ModuleList):
 
 
 class TokenMerge(nn.Module):
-    """Each patch of tokens becomes one: [..., H, W, in_features] -> [..., H / a, W / b, out_features]."""
+    """Each patch of tokens becomes one: [..., H, W, in_features] -> [..., H / a, W / b, out_features]; so with other numbers of axes."""
 
     def __init__(self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)) -> None:
         super().__init__()
@@ -172,11 +175,11 @@ class TokenMerge(nn.Module):
         self.proj = apply_wd(nn.Linear(in_features * math.prod(patch_size), out_features, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(to_patches(x, self.patch_size).flatten(-3))
+        return self.proj(to_patches(x, self.patch_size).flatten(-1 - len(self.patch_size)))
 
 
 class TokenSplitWithoutSkip(nn.Module):
-    """Each token becomes a patch: [..., H, W, in_features] -> [..., a H, b W, out_features]."""
+    """Each token becomes a patch: [..., H, W, in_features] -> [..., a H, b W, out_features]; so with other numbers of axes."""
 
     def __init__(self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)) -> None:
         super().__init__()
@@ -184,7 +187,7 @@ class TokenSplitWithoutSkip(nn.Module):
         self.proj = apply_wd(nn.Linear(in_features, out_features * math.prod(patch_size), bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        return from_patches(self.proj(x).unflatten(-1, (*self.patch_size, -1)))
+        return from_patches(self.proj(x).unflatten(-1, (*self.patch_size, -1)), len(self.patch_size))
 
 
 class TokenSplit(nn.Module):
@@ -197,10 +200,11 @@ class TokenSplit(nn.Module):
         self.proj = apply_wd(nn.Linear(in_features, out_features * math.prod(patch_size), bias=False))
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        x = from_patches(self.proj(x).unflatten(-1, (*self.patch_size, -1)))
+        x = from_patches(self.proj(x).unflatten(-1, (*self.patch_size, -1)), len(self.patch_size))
         return torch.lerp(skip, x, self.fac.to(x.dtype))
 
 
 def downscale_pos(pos: Tensor) -> Tensor:
-    """The places of tokens merged two by two: [H, W, 2] -> [H / 2, W / 2, 2]."""
-    return to_patches(pos, (2, 2)).mean(dim=(-3, -2))
+    """The places of tokens merged by twos: [H, W, 2] -> [H / 2, W / 2, 2]; so with other numbers of axes, [..., dims]."""
+    dims = pos.shape[-1]
+    return to_patches(pos, (2,) * dims).mean(dim=tuple(range(-1 - dims, -1)))

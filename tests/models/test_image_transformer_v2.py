@@ -118,7 +118,7 @@ def test_windows_and_back():
 @pytest.mark.parametrize('shift', [0, 1])
 def test_the_order_of_windows(shift):
     x = torch.randn(2, 8, 12, 3, dtype=torch.float64, requires_grad=True)
-    order, back = window_order(8, 12, 4, shift)
+    order, back = window_order((8, 12), 4, shift)
     cut = rearranged(x.flatten(1, 2), order, back)
     assert torch.equal(cut, shifted_window(4, shift, x).reshape(2, 96, 3))
     assert torch.equal(rearranged(cut, back, order).view(x.shape), x)
