@@ -165,3 +165,9 @@ def test_the_examples_of_the_page_on_audio_run():
     exec('\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'audio.md').read_text(), re.S)), names)
     for drawn in (names['latents'], names['few']):      # 65,536 draws of deviation 1/2
         assert abs(drawn.std().item() - 0.5) < 0.03
+
+
+def test_the_example_of_the_page_on_tensors_runs():
+    names: dict = {}
+    exec('\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'tensors.md').read_text(), re.S)), names)
+    assert names['features'].shape == (4, 66)

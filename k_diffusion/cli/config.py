@@ -16,7 +16,7 @@ _EXAMPLE = '''examples:
 def _show(result: Any) -> str:
     if not isinstance(result, list):
         return escape_name(result)
-    rows = [(c.name, f'{c.size[1]}x{c.size[0]}x{c.channels}', c.network,
+    rows = [(c.name, 'x'.join(map(str, (*reversed(c.size), c.channels))), c.network,
              f'{c.dataset} {c.location or ""}') for c in result]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)

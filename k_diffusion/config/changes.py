@@ -31,6 +31,10 @@ RULES: dict[str, str | None] = {
     'model.kl_weight': None,            # of an autoencoder
     'dataset': None,
     'dataset.num_classes': _NEW_RUN,
+    'dataset.range': _NEW_RUN,          # these four: the scaling of tensors
+    'dataset.standardize': _NEW_RUN,
+    'dataset.mean': _NEW_RUN,
+    'dataset.std': _NEW_RUN,
     'optimizer': None,
     'optimizer.type': _RESET,
     'lr_sched': None,

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..data import Dataset, Images
+from ..data import Dataset, Images, TensorFiles
 from ..encoders import Condition, ConditionConfig
 from .load import Sections
 
@@ -13,8 +13,11 @@ _KEYS = ('mapping_cond', 'cross_cond', 'unet_cond')
 
 def conditions_of(sections: Sections, dataset: Dataset | None = None, device: Any = 'cpu') -> Conditions:
     """The conditions of a config, checked against its model; with the data set, they can prepare batches of it."""
-    if dataset is not None and sections.conditions and not isinstance(dataset, Images) and not dataset.streams:
+    if dataset is not None and sections.conditions and not isinstance(dataset, (Images, TensorFiles)) and not dataset.streams:
         raise ValueError(f'{dataset.source} is too large to be decoded into memory, which conditions need; take a smaller one')
+    for config in sections.conditions:
+        if config.type in ('super-resolution', 'inpainting') and len(sections.model.input_size) != 2:
+            raise ValueError(f'conditions: {config.type} needs pictures, a model of dims 2; got {len(sections.model.input_size)}')
     made = [(config, config.make(sections.model.input_channels, dataset, device)) for config in sections.conditions]
     for key in _KEYS:
         given = [(config.type, condition.width) for config, condition in made if condition.key == key]

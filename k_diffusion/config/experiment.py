@@ -16,12 +16,12 @@ from .. import schedules
 from ..core.arguments import show_value
 from ..core.protocols import Density
 from ..core.python_files import load_reference
-from ..data import Dataset, open_dataset
+from ..data import Dataset, TensorFiles, open_dataset
 from ..encoders import LatentEncoder
 from ..models.python import PythonNetworkConfig
 from .build import build_network, build_wrapper, make_sample_density
 from .conditioning import Conditions, conditions_of
-from .latents import encode_dataset, make_encoder, picture_frame
+from .latents import encode_dataset, gives_pictures, make_decoder, make_encoder, picture_frame
 from .load import (
     PYTHON_DENSITY,
     Sections,
@@ -106,6 +106,11 @@ class Experiment:
     def shape(self) -> list[int]:
         """The shape [C, ...] of what is diffused."""
         return [self.sections.model.input_channels, *self.sections.model.input_size]
+
+    @property
+    def gives_pictures(self) -> bool:
+        """Whether samples are pictures in [-1, 1]; else they are tensors, in the units of the data."""
+        return gives_pictures(self.sections)
 
     @property
     def density(self) -> Density:
@@ -196,9 +201,8 @@ class Experiment:
         return self._encoders[key]
 
     def decoder(self, device: Any = 'cpu') -> Callable[[Tensor], Tensor] | None:
-        """Return what turns samples into pictures; None where they are pictures already."""
-        encoder = self.encoder(device)
-        return None if encoder is None else encoder.decode
+        """Return what turns samples into pictures, or into the units of the data; None where they are that already."""
+        return make_decoder(self.sections, self.encoder(device))
 
     def conditions(self, device: Any = 'cpu') -> Conditions:
         """Return the conditions, made for the data set where that is open."""
@@ -228,12 +232,24 @@ class Experiment:
         names = dataset.class_names
         self.update('dataset', class_names=names if section.num_classes and names
                     and names != [str(i) for i in range(len(names))] else None)
+        if isinstance(dataset, TensorFiles):
+            self.update('dataset', mean=dataset.mean, std=dataset.std)
+            self._check_tensors(encoder)
         if encoder is not None:
             dataset = encode_dataset(dataset, encoder, cache_dir or Path('cache'), device, progress)
             self.update('encoder', mean=encoder.mean.flatten().tolist(),
                         std=encoder.std.flatten().tolist())
         self._dataset = dataset
         return dataset
+
+    def _check_tensors(self, encoder: LatentEncoder | None) -> None:
+        """Refuse what serves pictures alone."""
+        if encoder is not None:
+            raise ValueError('encoder.type must be pixels for the dataset type tensors; encode the data once and give the latents '
+                             'as tensors')
+        if self.sections.model.augment_prob:
+            raise ValueError(f'augment_prob must be 0 for the dataset type tensors; got {self.sections.model.augment_prob}: '
+                             'dataset.crop and dataset.flip augment them')
 
     def update(self, section: str, **values: Any) -> None:
         """Replace values of a section."""

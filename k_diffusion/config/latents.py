@@ -2,10 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..data import Dataset, Images
+from torch import Tensor
+
+from ..data import Dataset, Images, TensorFiles
+from ..data.tensor_files import restore
 from ..encoders import LatentEncoder, cached_latents
 from .load import Sections
 
@@ -32,12 +36,27 @@ def make_encoder(sections: Sections, device: Any = 'cpu') -> LatentEncoder | Non
     return encoder
 
 
-def picture_frame(model: Any, encoder: LatentEncoder | None) -> tuple[tuple[int, int], int]:
-    """Return the size (h, w) and channels of the pictures that a model's data are made of."""
-    h, w = model.input_size
+def make_decoder(sections: Sections, encoder: LatentEncoder | None) -> Callable[[Tensor], Tensor] | None:
+    """Return what turns samples into pictures, or into the units of the data; None where they are that already."""
+    if encoder is not None:
+        return encoder.decode
+    mean, std = (getattr(sections.dataset, key, None) for key in ('mean', 'std'))
+    return None if mean is None or std is None else partial(restore, mean=mean, std=std)
+
+
+def gives_pictures(sections: Sections) -> bool:
+    """Return whether samples are pictures in [-1, 1]; else they are tensors, in the units of the data."""
+    model = sections.model
+    if not sections.dataset.pictures or len(model.input_size) != 2:
+        return False
+    return sections.encoder.type != 'pixels' or model.input_channels in (1, 3, 4)
+
+
+def picture_frame(model: Any, encoder: LatentEncoder | None) -> tuple[tuple[int, ...], int]:
+    """Return the size and channels of the items that a model's data are made of, (h, w) of pictures."""
     if encoder is None:
-        return (h, w), model.input_channels
-    return (h * encoder.factor, w * encoder.factor), encoder.input_channels
+        return tuple(model.input_size), model.input_channels
+    return tuple(side * encoder.factor for side in model.input_size), encoder.input_channels
 
 
 def encode_dataset(dataset: Dataset, encoder: LatentEncoder, folder: Path, device: Any,
@@ -60,5 +79,7 @@ def encode_dataset(dataset: Dataset, encoder: LatentEncoder, folder: Path, devic
 
 
 def pictures_of(dataset: Dataset) -> Dataset:
-    """Return the pictures behind a data set that may hold latents."""
+    """Return what samples are compared with: the pictures behind latents, tensors in the units of their files."""
+    if isinstance(dataset, TensorFiles):
+        return dataset.unscaled()
     return dataset.pictures if isinstance(dataset, Encoded) else dataset

@@ -16,7 +16,8 @@ from .python import PythonData, StreamData, StreamLoader, TensorData, as_dataset
 from .reading import read_items, readable_index
 from .shards import ShardedSamples, ShardsConfig, pack_shards
 from .streams import ENDLESS, RowStream
-from .synthetic import icons
+from .synthetic import SyntheticConfig, blobs, icons, waves
+from .tensor_files import TensorFiles, TensorsConfig
 
 __all__ = [
     'DATASETS',
@@ -44,9 +45,13 @@ __all__ = [
     'ShardsConfig',
     'StreamData',
     'StreamLoader',
+    'SyntheticConfig',
     'TensorData',
+    'TensorFiles',
+    'TensorsConfig',
     'UnreadablePicture',
     'as_dataset',
+    'blobs',
     'decode_once',
     'find_pictures',
     'hf_datasets_augs_helper',
@@ -60,4 +65,5 @@ __all__ = [
     'picture_bytes',
     'read_items',
     'readable_index',
+    'waves',
 ]

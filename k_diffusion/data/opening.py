@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from ..core.registry import Registry
 from .caching import MEMORY_LIMIT, decode_once
@@ -16,14 +17,20 @@ from .ranges import range_notes
 
 @dataclass(frozen=True)
 class Request:
-    """What a data set is opened for: pictures of the size (h, w), where and whether code of a config may be run, and where
+    """What a data set is opened for: items of so many sides and channels, where and whether code of a config may be run, and where
     files are kept that are made of it (None: nowhere)."""
 
-    size: tuple[int, int]
+    sides: tuple[int, ...]
     channels: int
     base_dir: Path
     allow_code: bool
     cache_dir: Path | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of pictures."""
+        height, width = self.sides
+        return height, width
 
 
 @dataclass(kw_only=True)
@@ -34,6 +41,9 @@ class DatasetConfig(ABC):
     num_classes: how many classes the model is told of, 0 for none; cond_dropout_rate: how often it is not told in training.
     class_names: their names, which training writes into the config of its checkpoints.
     """
+
+    #: Whether its items are pictures in [-1, 1]; samples of others are tensors, in the units of the data.
+    pictures: ClassVar[bool] = True
 
     type: str = ''
     image_key: int | str = 0
@@ -48,9 +58,13 @@ class DatasetConfig(ABC):
         if not 0 <= self.cond_dropout_rate <= 1:
             raise ValueError(f'cond_dropout_rate is {self.cond_dropout_rate}; it must be a probability from 0 to 1')
 
-    def check_shape(self, size: tuple[int, int], channels: int) -> None:
-        """Refuse a size or a number of channels that no item of the data set can have."""
-        check_frame(size, channels)
+    def check_shape(self, size: tuple[int, ...], channels: int) -> None:
+        """Refuse a size or a number of channels that no picture can have, where the items are pictures."""
+        if self.pictures and len(size) != 2:
+            raise ValueError(f'dims must be 2 for the dataset type {self.type!r}, whose items are pictures; got {len(size)}: '
+                             'take the type tensors, or a model of pictures')
+        if self.pictures:
+            check_frame((size[0], size[1]), channels)
 
     @abstractmethod
     def open(self, request: Request) -> Dataset:
@@ -94,19 +108,21 @@ class PictureConfig(LocatedConfig):
             raise ValueError(f'grey_range is {list(self.grey_range)}; it must be [black, white], the first below the second')
 
 
-def open_dataset(section: DatasetConfig, size: tuple[int, int], channels: int = 3, base_dir: str | os.PathLike[str] | None = None,
+def open_dataset(section: DatasetConfig, size: Sequence[int], channels: int = 3, base_dir: str | os.PathLike[str] | None = None,
                  allow_code: bool = False, *, memory_limit: int = MEMORY_LIMIT, cache_dir: str | os.PathLike[str] | None = None,
                  progress: Callable[[int, int], None] | None = None) -> Dataset:
-    """The data set of a config section, its pictures of the size (h, w).
+    """The data set of a config section, its items of a size, (h, w) of pictures.
 
     base_dir: the folder of the config file (a "custom" data set is named relative to it); allow_code: whether that may run.
     A set that takes at most `memory_limit` bytes is decoded now, into memory; a larger one into a file in `cache_dir`, where
     there is one, and else picture by picture as it is read. `progress(done, total)` is called while pictures are decoded.
     """
-    section.check_shape(size, channels)
-    request = Request((size[0], size[1]), channels, Path(base_dir or ''), allow_code, Path(cache_dir) if cache_dir else None)
+    section.check_shape(tuple(size), channels)
+    request = Request(tuple(size), channels, Path(base_dir or ''), allow_code, Path(cache_dir) if cache_dir else None)
     dataset = section.open(request)
     _check_classes(section.num_classes, dataset)
+    if not section.pictures:
+        return dataset
     dataset = decode_once(dataset, memory_limit, cache_dir, progress)
     dataset.notes += range_notes(dataset)
     return dataset

@@ -36,7 +36,7 @@ class PythonDataConfig(DatasetConfig):
 
 
 class PythonData(Dataset):
-    """Data given from Python, [C, ...] each, uint8 or float, with conditions by name.
+    """Data that are read as tensors, [C, ...] each, uint8 or float, with conditions by name.
 
     With `num_classes` the entry class_cond of each item is its class, of which training leaves out
     some for guidance; other entries are given to the network as they are.

@@ -17,6 +17,7 @@ from .manifold import density_coverage, precision_recall
 from .metrics import METRICS, Metric, caution, measure
 from .moments import Moments
 from .neighbours import Neighbours, nearest_neighbours, neighbour_picture
+from .tensors import TensorFeatureExtractor
 
 __all__ = [
     'METRICS',
@@ -29,6 +30,7 @@ __all__ = [
     'Moments',
     'Neighbours',
     'ScriptFeatureExtractor',
+    'TensorFeatureExtractor',
     'bits_per_dim',
     'bootstrap',
     'cache_folder',

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.images import raw_bytes, round_to_bytes
 from ..core.tensor_cache import load_cache, save_cache
-from .arrays import as_features, as_pictures, as_tensor, whole_number
+from .arrays import as_features, as_floats, as_pictures, as_tensor, whole_number
 from .features import Extractor
 
 
@@ -71,18 +71,18 @@ def _picture(dataset: Any, index: int) -> Tensor:
 
 
 @torch.no_grad()
-def extract(extractor: Extractor, pictures: Iterable[Any], device: Any = 'cpu') -> Tensor:
+def extract(extractor: Extractor, pictures: Iterable[Any], device: Any = 'cpu', round_pictures: bool = True) -> Tensor:
     """Features [N, D] on the CPU of pictures [N, C, H, W], or of batches of them, uint8 or in [-1,
     1].
 
     Those in [-1, 1] are rounded to 8 bits first, as a file would, so that samples and pictures of a
-    data set are treated alike.
+    data set are treated alike. round_pictures=False takes batches of tensors [B, C, ...] as they are.
     """
-    if hasattr(pictures, '__array__') or _is_one_batch(pictures):
+    if round_pictures and (hasattr(pictures, '__array__') or _is_one_batch(pictures)):
         pictures = as_pictures(pictures, 'pictures').split(64)
     rows = []
     for batch in pictures:
-        x = round_to_bytes(as_pictures(batch, 'pictures').to(device))
+        x = round_to_bytes(as_pictures(batch, 'pictures').to(device)) if round_pictures else as_floats(batch, 'pictures').to(device)
         rows.append(as_features(extractor(x), 'what the extractor gives', least=0).float().cpu())
     if not sum(map(len, rows)):
         raise ValueError('pictures must hold at least one picture; got none')
@@ -96,22 +96,22 @@ def _is_one_batch(pictures: Any) -> bool:
 
 
 def reference_features(dataset: Any, indices: Sequence[int], extractor: Extractor, folder: str | os.PathLike[str] | None = None,
-                       batch_size: int = 64, device: Any = 'cpu') -> Tensor:
+                       batch_size: int = 64, device: Any = 'cpu', round_pictures: bool = True) -> Tensor:
     """Features [N, D] of pictures of a data set: computed once, then found in the folder under a digest of pictures and extractor.
 
-    (An extractor without a `fingerprint` is asked each time.)
+    (An extractor without a `fingerprint` is asked each time.) round_pictures=False takes items that are no pictures as they are.
     """
     told = getattr(extractor, 'fingerprint', '')
     if folder is None or not told:
-        return extract(extractor, picture_batches(dataset, indices, batch_size), device)
+        return extract(extractor, picture_batches(dataset, indices, batch_size), device, round_pictures)
     state = hashlib.blake2b(told.encode(), digest_size=16)
     for batch in picture_batches(dataset, indices, batch_size):
         for picture in batch:
             state.update(f'{tuple(picture.shape)}'.encode())
-            state.update(raw_bytes(picture))
+            state.update(raw_bytes(picture.contiguous().view(torch.uint8)))
     path = Path(folder) / f'features-{state.hexdigest()}.safetensors'
     if (cached := load_cache(path)) is not None:
         return cached[0]['features']
-    features = extract(extractor, picture_batches(dataset, indices, batch_size), device)
+    features = extract(extractor, picture_batches(dataset, indices, batch_size), device, round_pictures)
     save_cache(path, {'features': features})
     return features

@@ -67,9 +67,9 @@ def guide(denoiser: nn.Module, cond: dict[str, Tensor], sampling: SamplingConfig
 def loader_of(model: Any, encoder: LatentEncoder | None) -> Callable[[str], Tensor]:
     """A function from a picture file to what is diffused, [C, H, W]."""
     def load(path: str) -> Tensor:
-        size, channels = picture_frame(model, encoder)
+        (height, width), channels = picture_frame(model, encoder)
         try:
-            x = from_bytes(load_picture(path, size, channels))
+            x = from_bytes(load_picture(path, (height, width), channels))
         except UnreadablePicture as error:
             raise ValueError(f'{path} cannot be read as a picture ({error}); give a PNG or JPEG file') from None
         return x if encoder is None else encoder.encode(x[None].to(encoder.mean.device))[0].cpu()

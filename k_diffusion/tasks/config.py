@@ -51,7 +51,7 @@ class ShippedConfig:
     Attributes:
         name: Its name, which stands for its path wherever a config is read.
         path: The file.
-        size: Height and width of the pictures.
+        size: Height and width of the pictures, or the sides of other items.
         channels: Their channels.
         network: The type of the network.
         dataset: The type of the data set.
@@ -60,7 +60,7 @@ class ShippedConfig:
 
     name: str
     path: Path
-    size: tuple[int, int]
+    size: tuple[int, ...]
     channels: int
     network: str
     dataset: str
@@ -104,11 +104,10 @@ def _describe(name: str, path: Path) -> ShippedConfig:
         else Experiment.open(path).sections
     )
     model, dataset = sections.model, sections.dataset
-    height, width = model.input_size
     return ShippedConfig(
         name,
         path,
-        (height, width),
+        tuple(model.input_size),
         model.input_channels,
         model.type,
         dataset.type,

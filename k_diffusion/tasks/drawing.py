@@ -18,7 +18,7 @@ class Draw:
     """Sample i is drawn from (seed, i) alone and has the class of the i-th reference picture (each
     class in turn without).
 
-    `sampler` takes the place of that of `how`. Samples are rounded to 8 bits, as a file would: the pictures they are compared with were.
+    `sampler` takes the place of that of `how`. Pictures are rounded to 8 bits, as a file would: those they are compared with were.
     """
 
     def __init__(self, denoiser: DenoiseFn, experiment: Experiment, how: SamplingConfig, seed: int,
@@ -33,6 +33,7 @@ class Draw:
         self.sigmas, self.sampler, self.options = choose_plan(denoiser, how, bool(known) and how.guidance != 1,
                                                              sampler=sampler)
         self.shape, self.decode = experiment.shape, experiment.decoder(device)
+        self.pictures = experiment.gives_pictures
         self.seed, self.batch_size, self.device = seed, batch_size, device
 
     def __call__(self, items: Sequence[int], callback: Callable[..., None] | None = None) -> Tensor:
@@ -50,4 +51,4 @@ class Draw:
             device=self.device,
             options=self.options,
         )
-        return round_to_bytes(drawn)
+        return round_to_bytes(drawn) if self.pictures else drawn

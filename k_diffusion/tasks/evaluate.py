@@ -20,6 +20,7 @@ from ..core.images import from_bytes, save_image
 from ..core.python_files import digest_code
 from ..core.registry import unknown
 from ..core.settings import are_lists, at_least, check_settings, one_of, setting, takes_settings
+from ..core.views import show_tensors
 from ..data import Dataset
 from ..evaluation import (
     METRICS,
@@ -77,8 +78,8 @@ class EvaluationSettings(ModelSettings):
         'what to measure (default: fid,kid,precision_recall): ' + '; '.join(f'{m.name}: {m.meaning}' for m in METRICS.values())
         + f'; {COPIES}: the share of samples that copy a training picture, with the likeliest ones as a picture',
         metavar='fid,kid,...', parse=_read_names)
-    extractor: Any = setting(None, f'whose features are compared: {EXTRACTOR_WORDS} (default: classifier where there are classes, '
-                             'else inception)')
+    extractor: Any = setting(None, f'whose features are compared: {EXTRACTOR_WORDS} (default: tensor for '
+                             'what is no picture, classifier where there are classes, else inception)')
     dataset: Any = setting(None, f'what to compare with: {DATASET_WORDS}', parse=str)
     reference_n: int = setting(50_000, 'the most pictures of it that are used')
     out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: evaluation beside the checkpoint)')
@@ -113,8 +114,8 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
 
     Args:
         settings: The settings, or the fields of EvaluationSettings as arguments. `extractor` may also be a function from
-            pictures [B, C, H, W] in [-1, 1] to features [B, D], `dataset` a tensor or a torch data set of pictures, and
-            `sampler` a function.
+            pictures [B, C, H, W] in [-1, 1], or tensors [B, C, ...] in the units of the data, to features [B, D], `dataset` a
+            tensor or a torch data set of pictures, and `sampler` a function.
 
     Returns:
         The values and the files; of several processes, those other than the first return no values.
@@ -147,7 +148,9 @@ class _Task:
         self.training_set = lru_cache(lambda: open_reference(experiment, None, settings.allow_code, self.path.parent, self.device))
         reference = self.training_set() if settings.dataset is None else open_reference(
             experiment, settings.dataset, settings.allow_code, device=self.device)
-        self._compare_with(reference, settings.extractor or ('classifier' if sections.dataset.num_classes else 'inception'))
+        self.pictures = experiment.gives_pictures
+        usual = 'classifier' if sections.dataset.num_classes else 'inception'
+        self._compare_with(reference, settings.extractor or (usual if self.pictures else 'tensor'))
         named, own = load_sampler(settings.sampler, settings.allow_code)
         sampling = choose_sampling(vars(sections.sampling), sampler=named, steps=settings.steps, schedule=settings.schedule,
                                    guidance=settings.guidance)
@@ -177,7 +180,8 @@ class _Task:
                       'features': self.real.shape[1]}
 
     def _reference_features(self, dataset: Dataset, indices: Sequence[int]) -> Tensor:
-        return reference_features(dataset, indices, self.extractor, self.cache, self.settings.batch_size, self.device)
+        return reference_features(dataset, indices, self.extractor, self.cache, self.settings.batch_size, self.device,
+                                  self.pictures)
 
     def say(self, text: str) -> None:
         """Log a text, once for all processes."""
@@ -192,7 +196,7 @@ class _Task:
         determined_by = {
             **self.facts,
             'n': 0,
-            'levels': 256,
+            'levels': 256 if self.pictures else None,
             'checkpoint': digest_of(self.path),
             'ema': self.settings.ema,
             'code': [digest_code(self.settings.network), digest_code(self.settings.sampler)],
@@ -237,7 +241,12 @@ class _Task:
         indices = chosen_pictures(training_set, self.settings.reference_n)
         neighbours = nearest_neighbours(fake, self._reference_features(training_set, indices))
         most = neighbours.ratio.argsort()[:PAIRS].tolist()
-        near = from_bytes(torch.stack([training_set[indices[int(neighbours.index[i])]]['image'] for i in most]))
+        near = torch.stack([training_set[indices[int(neighbours.index[i])]]['image'] for i in most])
+        fakes = self.draw(most)
+        if self.pictures:
+            near = from_bytes(near)
+        else:
+            fakes, near = show_tensors(torch.cat([fakes, near])).chunk(2)
         shown = Neighbours(torch.arange(len(most)), neighbours.distance[most], neighbours.ratio[most])
-        save_image(self.folder / 'copies.png', neighbour_picture(self.draw(most), near, shown))
+        save_image(self.folder / 'copies.png', neighbour_picture(fakes, near, shown))
         return {'copies': neighbours.copies(), 'nearest_ratio': neighbours.ratio.median().item()}, self.folder / 'copies.png'

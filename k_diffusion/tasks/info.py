@@ -24,7 +24,7 @@ class Info:
 
     name: str
     type: str
-    input: list[int]                    # channels, height, width
+    input: list[int]                    # channels, and the sides
     parameters: int
     multiply_adds: int
     sampling_multiply_adds: int         # of one picture, with the steps of the config
@@ -39,7 +39,9 @@ class Info:
     training_seconds: float | None
 
     def __str__(self) -> str:
-        channels, height, width = self.input
+        channels, *size = self.input
+        shape = f'{size[1]}x{size[0]}' if len(size) == 2 else 'x'.join(map(str, size))
+        items = {0: 'vectors', 1: 'sequences', 2: 'pictures', 3: 'volumes'}[len(size)]
         memory = ''
         if self.memory_bytes:
             memory = f' ({self.device} has {format_bytes(self.memory_bytes)})'
@@ -51,7 +53,7 @@ class Info:
         else:
             time = f'{format_seconds(1e6 / rate)} for each million pictures'
         rows = {
-            'model': f'{self.type}, pictures of {width}x{height}, {channels} '
+            'model': f'{self.type}, {items}{" of " * bool(size)}{shape}, {channels} '
                      f'channel{"s" * (channels > 1)}',
             'parameters': f'{self.parameters:,}',
             'forward': f'{format_count(self.multiply_adds)} multiply-adds a picture',

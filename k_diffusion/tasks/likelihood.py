@@ -104,6 +104,9 @@ class _Task:
         if sections.encoder.type != 'pixels' or sections.conditions:
             raise ValueError(f'checkpoint must be of a model of pixels without conditions besides classes; {path} is not. '
                              'K.sampling.log_likelihood gives the density of latents')
+        if not experiment.gives_pictures:
+            raise ValueError(f'checkpoint must be of a model of pictures; {path} is of one of tensors. '
+                             'K.sampling.log_likelihood gives their density')
         self.pictures = open_reference(experiment, settings.dataset, settings.allow_code, path.parent)
         self.indices = chosen_pictures(self.pictures, settings.n, settings.seed)
         labels, known = classes_of(self.pictures, self.indices), sections.dataset.num_classes

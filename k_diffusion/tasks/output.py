@@ -9,13 +9,15 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..core.extras import require
 from ..core.files import whole_file
 from ..core.images import make_grid, save_image
+from ..core.views import show_tensors
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Images [N, C, H, W] in [-1, 1] that a task drew, their classes (or None), their files and the seed."""
+    """Images [N, C, H, W] in [-1, 1], or tensors [N, C, ...], that a task drew, their classes (or None), files and seed."""
 
     images: Tensor
     labels: list[int] | None
@@ -26,7 +28,7 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where samples go: a folder, as images/ with grid.png and labels.txt beside it, or PREFIX_00000.png and so on."""
+    """Where samples go: a folder, as images/ with grid.png and labels.txt beside it, or PREFIX_00000.png and so on (.npy: tensors)."""
 
     folder: Path | None
     prefix: str | None
@@ -47,18 +49,21 @@ class Target:
         folder = Path(f'{self.prefix}_').parent if self.folder is None else self.folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, images: Tensor, labels: list[int] | None, seed: int = 0) -> Samples:
-        """Writes the samples; in a folder, images/ takes its name when all is written."""
+    def write(self, images: Tensor, labels: list[int] | None, seed: int = 0, pictures: bool = True) -> Samples:
+        """Writes the samples, as pictures or as tensors; in a folder, images/ takes its name when all is written."""
         self.make()
         head = f'{self.prefix}_' if self.folder is None else f'{self.folder}/'
         images_head = head if self.folder is None else f'{head}.images/'
         if self.folder is not None:
             shutil.rmtree(images_head, ignore_errors=True)
             Path(images_head).mkdir()
-        names = [Path(f'{images_head}{i:05}.png') for i in range(len(images))]
+        names = [Path(f'{images_head}{i:05}{".png" if pictures else ".npy"}') for i in range(len(images))]
         for name, image in zip(names, images):
-            save_image(name, image)
-        save_image(f'{head}grid.png', make_grid(images))
+            if pictures:
+                save_image(name, image)
+            else:
+                _save_array(name, image)
+        save_image(f'{head}grid.png', make_grid(images) if pictures else make_grid(show_tensors(images), padding=2))
         if labels is None:
             Path(f'{head}labels.txt').unlink(missing_ok=True)
         else:
@@ -69,6 +74,13 @@ class Target:
             final = Path(images_head).replace(self.folder / 'images')
             names = [final / name.name for name in names]
         return Samples(images, labels, names, Path(f'{head}grid.png'), seed)
+
+
+def _save_array(path: Path, x: Tensor) -> None:
+    """Write a tensor as a .npy file, whole or not at all."""
+    numpy = require('numpy', 'train', 'writing .npy')
+    with whole_file(path, sync=False) as temporary, open(temporary, 'wb') as file:
+        numpy.save(file, x.numpy(), allow_pickle=False)
 
 
 def _first_free(name: str) -> Path:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import Experiment
-from ..config.latents import picture_frame
+from ..config.latents import picture_frame, pictures_of
 from ..config.load import read_dataset_section
 from ..core.files import digest_of, read_json
 from ..core.images import to_bytes
@@ -22,11 +22,12 @@ from ..evaluation import (
     Extractor,
     InceptionV3FeatureExtractor,
     ScriptFeatureExtractor,
+    TensorFeatureExtractor,
     cached_classifier,
 )
 from ..evaluation.features import INCEPTION_DIGEST
 
-EXTRACTORS = ('inception', 'clip', 'dinov2', 'classifier')
+EXTRACTORS = ('inception', 'clip', 'dinov2', 'classifier', 'tensor')
 LEARNT_FROM = 20_000    # pictures at most, for the classifier
 
 #: For help pages.
@@ -36,14 +37,15 @@ DATASET_WORDS = ("a folder of pictures, TYPE:LOCATION (mnist:data/mnist, or mnis
 EXTRACTOR_WORDS = (
     'inception, clip or clip:NAME, dinov2 or dinov2:NAME (a NAME may be a folder), classifier '
     '(trained in seconds on the '
-    "config's labelled data set), or a TorchScript file, which can run code of its own and is refused "
+    "config's labelled data set), tensor (levels and spectrum, for sequences, fields and volumes), or a TorchScript file, "
+    "which can run code of its own and is refused "
     "unless code is allowed"
 )
 
 
 def open_reference(experiment: Experiment, which: Any = None, allow_code: bool = False, base: Path | None = None,
                    device: Any = 'cpu') -> Dataset:
-    """Open the data set of a config, or another one, its pictures as the model's.
+    """Open the data set of a config, or another one, its pictures as the model's, tensors in the units of their files.
 
     Args:
         experiment: The experiment of the model.
@@ -56,18 +58,20 @@ def open_reference(experiment: Experiment, which: Any = None, allow_code: bool =
     if which is not None and not isinstance(which, (str, os.PathLike)):
         return _given_pictures(which, section.num_classes, experiment, device)
     if which is not None:
-        section = read_dataset_section(_section(str(which), section.num_classes))
-    return open_dataset(section, *picture_frame(model, experiment.encoder(device)), base, allow_code)
+        section = read_dataset_section(_section(str(which), section.num_classes, section.type == 'tensors'))
+    return pictures_of(open_dataset(section, *picture_frame(model, experiment.encoder(device)), base, allow_code))
 
 
-def _given_pictures(data: Any, num_classes: int, experiment: Experiment, device: Any) -> Images:
-    """Return pictures given from Python as bytes, with their classes where they have some."""
+def _given_pictures(data: Any, num_classes: int, experiment: Experiment, device: Any) -> Dataset:
+    """Return pictures given from Python as bytes, with their classes where they have some; other tensors as they are."""
     dataset = as_dataset(data)
     if isinstance(dataset, StreamData):
         raise ValueError('dataset must be a tensor or a map-style data set to compare with; got an iterable one')
-    (h, w), channels = picture_frame(experiment.sections.model, experiment.encoder(device))
-    if tuple(dataset.image_shape) != (channels, h, w):
-        raise ValueError(f'dataset must hold pictures {[channels, h, w]}, as the model draws them; got {list(dataset.image_shape)}')
+    size, channels = picture_frame(experiment.sections.model, experiment.encoder(device))
+    if tuple(dataset.image_shape) != (channels, *size):
+        raise ValueError(f'dataset must hold pictures {[channels, *size]}, as the model draws them; got {list(dataset.image_shape)}')
+    if not experiment.gives_pictures:
+        return dataset
     items = [dataset[i] for i in range(len(dataset))]
     images = torch.stack([item['image'] for item in items])
     labels = None
@@ -77,14 +81,14 @@ def _given_pictures(data: Any, num_classes: int, experiment: Experiment, device:
     return Images(images if images.dtype == torch.uint8 else to_bytes(images), labels, names, dataset.source)
 
 
-def _section(which: str, num_classes: int) -> dict[str, Any]:
+def _section(which: str, num_classes: int, tensors: bool = False) -> dict[str, Any]:
     if Path(which).suffix == '.json' and Path(which).is_file():
         found = read_json(Path(which).read_text(), which)
         if not isinstance(found, dict) or not isinstance(found.get('dataset'), dict):
             raise ValueError(f'{which} has no section "dataset"; give a config, or a file with that section alone')
         return found['dataset']
     if Path(which).is_dir():
-        return {'type': 'imagefolder', 'location': which, 'num_classes': 0}
+        return {'type': 'tensors' if tensors else 'imagefolder', 'location': which, 'num_classes': 0}
     names, _, location = which.partition(':')
     kind, _, split = names.partition('/')
     if kind in DATASETS and split and 'split' not in DATASETS[kind].__dataclass_fields__:
@@ -138,6 +142,8 @@ def make_extractor(
         return CLIPFeatureExtractor(name or 'ViT-B/16', device)
     if kind == 'dinov2':
         return DINOv2FeatureExtractor(name or 'vitl14', device)
+    if kind == 'tensor':
+        return TensorFeatureExtractor()
     images, labels, classes = _labelled(training_set())
     network = cached_classifier(folder, images, labels, classes)
     say(f'the features are those of a classifier of {classes} classes, {network.accuracy:.1%} right on pictures held out')

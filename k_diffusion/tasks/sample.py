@@ -61,6 +61,8 @@ class SampleSettings(ModelSettings):
 def sample(settings: SampleSettings) -> Samples:
     """Draw images from a trained model and write them, one by one and as a grid.
 
+    Samples of a model of tensors are written as .npy files in the units of the data, and shown in the grid.
+
     Image i depends on (seed, i) and its conditions alone. Where neither sampler, schedule nor sigma_min is given, a calibrated
     sampler beside the checkpoint is used if there is one for the number of steps and the guidance.
 
@@ -100,4 +102,4 @@ def sample(settings: SampleSettings) -> Samples:
                           batch_size=settings.batch_size, device=device, options=options,
                           decode=experiment.decoder(device))
     labels = cond['class_cond'].tolist() if 'class_cond' in cond else None
-    return target.write(images, labels, settings.seed)
+    return target.write(images, labels, settings.seed, experiment.gives_pictures)

@@ -39,7 +39,7 @@ from k_diffusion.data import cifar as module_of_cifar
 def test_the_types():
     assert set(DATASETS) == {
         'imagefolder', 'imagefolder-class', 'mnist', 'fashion-mnist', 'cifar10', 'demo', 'huggingface', 'custom',
-        'python', 'shards'}
+        'python', 'shards', 'synthetic', 'tensors'}
     for name, section in DATASETS.items():
         assert section(type=name).cond_dropout_rate == 0.1 and section().num_classes == 0
     with pytest.raises(ValueError, match="did you mean 'imagefolder'"):

@@ -54,7 +54,7 @@ class ShardsConfig(PictureConfig):
         if not self.copies > 0:
             raise ValueError(f'copies must be above 0, in GiB; got {self.copies}')
 
-    def check_shape(self, size: tuple[int, int], channels: int) -> None:
+    def check_shape(self, size: tuple[int, ...], channels: int) -> None:
         """Accept any: arrays have the shape that they have, and pictures are checked when they are read."""
 
     def open(self, request: Request) -> Dataset:
@@ -81,7 +81,7 @@ class ShardedSamples(Dataset):
 
     def __init__(self, listing: Listing, parts: Parts, store: ShardStore, section: ShardsConfig, request: Request) -> None:
         names = listing.class_names or [str(i) for i in range(section.num_classes)]
-        super().__init__((request.channels, *request.size), names)
+        super().__init__((request.channels, *request.sides), names)
         self.shards, self.parts, self.store, self.section = listing.shards, parts, store, section
         counts = [shard.samples or 0 for shard in self.shards]
         more = f' and {len(self.shards) - 1:,} more shards' if len(self.shards) > 1 else ''

@@ -49,7 +49,7 @@ from .display import Display
 from .evaluation_hook import EvaluationHook
 from .micro_batches import compiled, portions
 from .objective import make_loss
-from .python import as_function, as_hook, is_picture, make_optimizer, make_schedule
+from .python import as_function, as_hook, make_optimizer, make_schedule
 from .report import ReportHook
 from .settings import TrainSettings
 from .trackers import TensorboardHook, WandbHook
@@ -184,7 +184,7 @@ def _count(network: nn.Module, names: list[str]) -> int:
 
 
 def _memory_format(sections: Sections) -> torch.memory_format:
-    convolutional = sections.model.type in ('image_v1', 'image_v2')
+    convolutional = sections.model.type in ('image_v1', 'image_v2') and sections.model.dims == 2
     last = sections.training.channels_last and convolutional
     return torch.channels_last if last else torch.contiguous_format
 
@@ -229,7 +229,7 @@ def _describe_classes(names: list[str], known: int) -> str:
 def _first_conditions(conditions: Any, dataset: Dataset, n: int, seed: int) -> dict[str, Tensor]:
     """Return the conditions of the first n items, for demo grids; classes are left to these."""
     indices = [i % len(dataset) for i in range(n)]
-    if not isinstance(dataset, PythonData):
+    if conditions or not isinstance(dataset, PythonData):
         return _prepared_conditions(conditions, dataset, indices, seed) if conditions else {}
     items = dataset.read(indices, [derive_seed(seed, 'demo', i) for i in range(n)])
     kept = ('image', 'class_cond') if dataset.num_classes else ('image',)
@@ -264,15 +264,12 @@ def _make_hooks(settings: TrainSettings, experiment: Experiment, folder: RunFold
         listeners.append(wandb.metrics)
     if settings.tensorboard:
         hooks.append(TensorboardHook(folder.path, LOG_EVERY))
-    model = experiment.sections.model
     batch = settings.batch_size or experiment.sections.training.batch_size
-    drawn = is_picture(experiment.shape) or model.type != 'python'
-    if settings.demo_every and drawn:
+    if settings.demo_every:
         hooks.append(DemoHook(settings.demo_every, folder.path, name, denoiser, experiment,
                               settings.sample_n, batch, display.say, told=shown, null=null))
-    elif settings.demo_every:
-        display.say('demo grids are left out: samples are no pictures (hooks=[...] may show them)')
-    if settings.evaluate_n and not isinstance(dataset, PythonData):
+    measured = not isinstance(dataset, PythonData) or not experiment.sections.dataset.pictures
+    if settings.evaluate_n and measured:
         _add_evaluation(hooks, settings, experiment, folder.path, denoiser, batch, display, shown,
                         listeners)
     if settings.report:

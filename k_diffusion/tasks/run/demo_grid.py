@@ -15,6 +15,7 @@ from ...core.images import make_grid, save_image
 from ...core.modules import eval_mode
 from ...core.names import escape_name
 from ...core.random import derive_seed
+from ...core.views import show_tensors
 from ...generation import apply_guidance, choose_plan, choose_sampling, generate
 from ...training import StopAsked, Trainer
 
@@ -49,11 +50,12 @@ class DemoHook:
             raise
         if trainer.accelerator.is_main_process:
             path = self.folder / f'{self.name}_demo_{trainer.step:08}.png'
-            save_image(path, make_grid(images))
+            pictures = self.experiment.gives_pictures
+            save_image(path, make_grid(images) if pictures else make_grid(show_tensors(images), padding=2))
             self.say(f'demo grid: {path}')
 
     def draw(self, trainer: Trainer) -> torch.Tensor:
-        """The samples [n, C, H, W], each process drawing its share; raises StopAsked on all of them at one step of the sampler."""
+        """The samples [n, C, ...], each process drawing its share; raises StopAsked on all of them at one step of the sampler."""
         num_classes = self.experiment.sections.dataset.num_classes
         mine, n = share_of(self.n, trainer.accelerator)
         cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else {}

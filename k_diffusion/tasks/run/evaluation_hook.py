@@ -94,11 +94,14 @@ class EvaluationHook:
         kept = self.folder / 'cache'
         reference = self.training_set if self.against is None else open_reference(
             self.experiment, self.against, self.allow_code, device=device)
+        if not self.experiment.gives_pictures and self.extractor == 'inception':     # (the default, which takes pictures)
+            self.extractor = 'tensor'
         extractor = make_extractor(
             self.extractor, lambda: self.training_set, kept, device, self.say, self.allow_code
         )
         indices = chosen_pictures(reference, REFERENCE)
-        features = reference_features(reference, indices, extractor, kept, self.batch_size, device)
+        features = reference_features(reference, indices, extractor, kept, self.batch_size, device,
+                                      self.experiment.gives_pictures)
         how = choose_sampling(vars(self.experiment.sections.sampling), steps=STEPS)
         return extractor, features, self._draw(how, classes_of(reference, indices), device)
 
@@ -119,7 +122,8 @@ class EvaluationHook:
                 raise StopAsked
 
         with eval_mode(self.denoiser), torch.no_grad(), accelerator.autocast():
-            fake = compute_features(accelerator, sample, lambda x: extractor(x).float(), self.n, self.batch_size).cpu()
+            fake = compute_features(accelerator, sample, lambda x: extractor(x).float(), self.n, self.batch_size,
+                                    round_pictures=False).cpu()
         return measure(fake, real, ('fid', 'kid')) if accelerator.is_main_process else {}
 
     def _write(self, trainer: Trainer, values: Mapping[str, float]) -> list[dict[str, float]]:

@@ -11,10 +11,10 @@ import torch
 
 from ...core.images import make_grid, save_image
 from ...core.modules import n_params
+from ...core.views import show_tensors
 from ...models.flops import flop_counter
 from ...training import RunFolder, Trainer, unwrap
 from .display import clock
-from .python import is_picture
 from .settings import TrainSettings
 
 
@@ -27,10 +27,11 @@ def plan(settings: TrainSettings, trainer: Trainer, folder: RunFolder, path: Pat
     with flop_counter() as counter:
         trainer.train_step(itertools.chain([first], batches))
     seconds = min(_timed(trainer, batches) for _ in range(3))
-    shown = is_picture(first['image'].shape[1:])
-    if trainer.accelerator.is_main_process and shown:
+    if trainer.accelerator.is_main_process:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        save_image(picture, make_grid(first['image'][:64].cpu(), padding=1))
+        few = first['image'][:64].cpu()
+        is_picture = few.ndim == 4 and few.shape[1] in (1, 3, 4)
+        save_image(picture, make_grid(few if is_picture else show_tensors(few), padding=1))
     state_bytes = sum(x.numel() * x.element_size() for x in _tensors(trainer.state_dict()))
     steps = None if trainer.end_step is None else trainer.end_step - trainer.step + 4
     saves = None if steps is None else -(-steps // settings.save_every)
@@ -44,7 +45,7 @@ def plan(settings: TrainSettings, trainer: Trainer, folder: RunFolder, path: Pat
         'time': 'unknown' if steps is None else f'{clock(steps * seconds)} (without grids and saving)',
         'a checkpoint': f'{state_bytes / 1e6:,.1f} MB every {settings.save_every:,} steps' + _disk(folder.path, state_bytes, saves,
                                                                                                    settings),
-        'first batch': str(picture) if shown else str(list(first['image'].shape)),
+        'first batch': str(picture),
     }
 
 

@@ -99,11 +99,6 @@ def keep_sigma_data(experiment: Experiment, state: dict[str, Any], settings: Tra
         experiment.update('model', **{key: stored[key] for key in keys})
 
 
-def is_picture(shape: Any) -> bool:
-    """Return whether samples of a shape [C, ...] can be shown as pictures."""
-    return len(shape) == 3 and shape[0] in (1, 3, 4)
-
-
 def make_optimizer(settings: TrainSettings, experiment: Experiment, network: nn.Module) -> Any:
     """Return the optimizer: the one given, what the given function makes, or the config's."""
     given = settings.optimizer

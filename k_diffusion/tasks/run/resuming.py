@@ -62,16 +62,17 @@ def accepted_changes(state: Mapping[str, Any], experiment: Experiment, overrides
                      reset_optimizer: bool) -> list[Change]:
     """Return what differs from the config of a checkpoint and takes effect.
 
-    Statistics of latents that the config leaves to the data are taken over from the checkpoint, whose weights were
-    trained on latents scaled by them.
+    Statistics of latents and of tensors that the config leaves to the data are taken over from the checkpoint, whose weights were
+    trained on data scaled by them.
 
     Raises:
         ValueError: What differs changes the meaning or the shape of the weights.
     """
-    stored = (state.get('config') or {}).get('encoder') or {}
-    for key in ('mean', 'std'):
-        if getattr(experiment.sections.encoder, key, '') is None and stored.get(key) is not None:
-            experiment.update('encoder', **{key: stored[key]})
+    for name in ('encoder', 'dataset'):
+        stored, section = (state.get('config') or {}).get(name) or {}, getattr(experiment.sections, name)
+        found = {key: stored[key] for key in ('mean', 'std') if getattr(section, key, '') is None and stored.get(key) is not None}
+        if found:
+            experiment.update(name, **found)
     changes = changes_of(state, experiment.as_dict(), overrides)
     check_changes(changes, path, reset_optimizer)
     return changes
@@ -148,4 +149,4 @@ def _item_bytes(dataset: Dataset, index: int) -> bytes:
         item = dataset[index]
     except UnreadablePicture:
         return b'unreadable'
-    return bytes(raw_bytes(item['image'])) + str(item.get('class_cond')).encode()
+    return bytes(raw_bytes(item['image'].contiguous().view(torch.uint8))) + str(item.get('class_cond')).encode()
