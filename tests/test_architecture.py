@@ -150,7 +150,8 @@ def test_small_files_are_not_of_one_module_alone():
     """
     dotted = {path: '.'.join(path.relative_to(PACKAGE.parent).with_suffix('').parts) for path in files()}
     paths = {name.removesuffix('.__init__'): path for path, name in dotted.items()}
-    users = {name: {path for path in paths.values() if name in set(imported_modules(path, paths))} for name in paths}
+    imports = {path: set(imported_modules(path, paths)) for path in paths.values()}
+    users = {name: {path for path, names in imports.items() if name in names} for name in paths}
     assert PACKAGE / 'tasks/train.py' in users['k_diffusion.tasks.run.assembly']
     for name, path in paths.items():
         alone = len(users[name]) == 1 and all(user.name != '__init__.py' for user in users[name])
