@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,7 +29,6 @@ from torch import Tensor
 from ..core.extras import require
 from ..core.images import pil_bytes
 from .greys import is_wide, tags_of, to_8_bits
-from .icon_files import check_icon
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +55,11 @@ PICTURE_BYTES, DECODING_BYTES = 2**30, 2**28
 #: The most scans of a JPEG file (progressive ones have about 10): each takes a few bytes and the time of a whole picture.
 SCANS = 100
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
+#: The most bytes that an icon file may have, and the most pixels that a picture in it may have (the largest in use has 1024 x 1024).
+ICON_BYTES, ICON_PIXELS = 2**24, 2**22
+_ICON_BEGINNINGS = (b'\0\0\1\0', b'icns')
+#: Where a PNG and a JPEG 2000 state their width and height.
+_ICON_SIZES = re.compile(rb'(?:IHDR|\xff\x4f\xff\x51.{4})(.{4})(.{4})', re.DOTALL)
 
 
 class UnreadablePicture(ValueError):
@@ -248,3 +253,27 @@ def _framed(picture: Image, size: tuple[int, int], pixel_limit: int) -> Image:
         return picture
     left, top = round((width - w) / 2), round((height - h) / 2)
     return picture.crop((left, top, left + w, top + h))
+
+
+def check_icon(file: IO[bytes]) -> None:
+    """Refuse an icon whose pictures state more than ICON_PIXELS; other files pass.
+
+    Raises:
+        ValueError: The file or a picture in it is too large for an icon.
+    """
+    start = file.tell()
+    data = _read_icon(file)
+    file.seek(start)
+    if not data.startswith(_ICON_BEGINNINGS):
+        return
+    if len(data) > ICON_BYTES:
+        raise ValueError(f'it is an icon of more than {ICON_BYTES:,} bytes')
+    for width, height in ((int.from_bytes(side, 'big') for side in match.groups()) for match in _ICON_SIZES.finditer(data)):
+        if width * height > ICON_PIXELS:
+            raise ValueError(f'it is an icon that holds a picture of {width} x {height}, more than {ICON_PIXELS:,} pixels')
+
+
+def _read_icon(file: IO[bytes]) -> bytes:
+    """The bytes of a file that begins as an icon does, otherwise its first four."""
+    data = file.read(4)
+    return data + file.read(ICON_BYTES) if data in _ICON_BEGINNINGS else data

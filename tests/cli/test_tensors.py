@@ -15,7 +15,7 @@ from k_diffusion.data import blobs, waves
 from k_diffusion.evaluation.tensors import band_powers
 from k_diffusion.tasks.sample import sample
 
-STEPS, BATCH = {'config_waves': 200, 'config_blobs': 220}, {'config_waves': 32, 'config_blobs': 16}
+STEPS, BATCH = {'config_waves': 150, 'config_blobs': 200}, {'config_waves': 32, 'config_blobs': 16}
 
 
 @pytest.fixture(scope='module', params=list(STEPS))
@@ -46,7 +46,7 @@ def test_samples_have_the_statistics_of_the_data(trained, tmp_path):
     assert Image.open(drawn.grid).size[0] > 0
     assert abs(x.mean() - real.mean()) < 0.1 * real.std() + 0.02 and abs(x.std() / real.std() - 1) < 0.15
     spectra = band_powers(x).mean((0, 1)) - band_powers(real).mean((0, 1))
-    assert spectra[:3].abs().max() < 0.5      # in orders of magnitude; white noise is 2 away
+    assert spectra[:3].abs().max() < 0.5      # in orders of magnitude; white noise of the same deviation is 1.5 away
     if name == 'config_waves':      # a sine beside a cosine
         assert abs(x.square().sum(1).mean() - 1) < 0.15 and x.square().sum(1).std() < 0.35
 

@@ -171,7 +171,8 @@ def test_what_cannot_be_built_is_said(kind, keys, words):
 def test_an_input_of_other_axes_is_refused():
     with pytest.raises(ValueError, match=r'this model takes \[B, 2, L\]'):
         ImageV1Config(**UNET, dims=1, input_size=(32,)).build()(torch.zeros(1, 2, 32, 32), torch.ones(1))
-    network = ImageTransformerV2Config(**HOURGLASS, dims=1, input_size=(32,), patch_size=(2,)).build()
+    section = {**HOURGLASS, 'self_attns': [SEQUENCES[2], SEQUENCES[3]]}
+    network = ImageTransformerV2Config(**section, dims=1, input_size=(32,), patch_size=(2,)).build()
     with pytest.raises(ValueError, match='the input must have 1 spatial axes; got 2'):
         network(torch.zeros(1, 2, 32, 32), torch.ones(1))
 
