@@ -1,4 +1,4 @@
-"""What the benchmarks of few-step sampling share: probability flows of different character, and where they end.
+"""Probability flows of different character and their ends, for the benchmarks of few-step sampling.
 
 Every flow is a denoiser with its own range of noise levels. Most are exact (mixtures of Gaussians, the posterior mean of a data
 set); three are networks that are trained here in a minute and kept in a cache folder. `KEPT_OUT` names those that no recipe, level
@@ -166,7 +166,7 @@ class Flow:
 
     @property
     def kept_out(self) -> bool:
-        """Whether nothing was chosen on it."""
+        """Return whether the flow was left out of every choice."""
         return self.name in KEPT_OUT
 
     def noise(self, key: str) -> Tensor:

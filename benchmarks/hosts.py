@@ -1,4 +1,4 @@
-"""What the samplers cost inside other programs: model calls through a host's interface against the plain sampler.
+"""The cost of the samplers inside other programs: model calls through a host's interface against the plain sampler.
 
     python benchmarks/hosts.py [--shape 2 4 64 64] [--steps 30] [--samplers euler heun ...]
 

@@ -1,4 +1,4 @@
-"""Whether to skip model calls: predicted answers in a long run, beside fewer steps of the same and of other solvers.
+"""Skipped model calls: predicted answers in a long run, compared with fewer steps of the same and of other solvers.
 
     python benchmarks/skipping.py [--problem held] [--rule noise] [--items 16]
 

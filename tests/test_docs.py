@@ -151,7 +151,11 @@ def test_the_variants_of_guidance_on_the_page_run():
     page = (ROOT / 'docs' / 'guidance.md').read_text()
     block = next(block for block in re.findall(r'```python\n(.*?)```', page, re.S) if 'cfg_zero_star' in block)
     denoiser = lambda x, sigma, class_cond: x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + class_cond.view(-1, 1, 1, 1) / 10
-    exec(block, {'K': K, 'torch': torch, 'denoiser': denoiser, 'sigmas': K.sampling.get_sigmas_karras(5, 0.02, 40)})
+    names = {'K': K, 'torch': torch, 'denoiser': denoiser, 'sigmas': K.sampling.get_sigmas_karras(5, 0.02, 40)}
+    exec(block, names)
+    x, first = names['x'], names['sigmas'][:1].expand(10)
+    assert torch.equal(names['flow'](x, first, **names['conditions']), x / (1 + first[0]))      # the first step rests
+    assert not torch.equal(names['sharp'](x, first / 10, **names['conditions']), names['first'](x, first / 10, **names['conditions']))
 
 
 def test_every_guidance_is_on_the_page():

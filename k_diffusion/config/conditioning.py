@@ -25,9 +25,9 @@ def conditions_of(sections: Sections, dataset: Dataset | None = None, device: An
             raise ValueError(f'conditions: {given[0][0]} and {given[1][0]} both go into {key}; a model takes one there')
         wanted, width = getattr(sections.model, f'{key}_dim', 0), given[0][1] if given else 0
         if wanted != width:
-            told = f'the condition {given[0][0]!r} is {width} wide' if given else 'no condition goes there'
+            given_width = f'the condition {given[0][0]!r} is {width} wide' if given else 'no condition goes there'
             fix = f'set it to {width}' if not given or hasattr(sections.model, f'{key}_dim') else 'take a model that has it, image_v1'
-            raise ValueError(f'model.{key}_dim is {wanted}, and {told}; {fix}')
+            raise ValueError(f'model.{key}_dim is {wanted}, and {given_width}; {fix}')
     return made
 
 

@@ -57,7 +57,7 @@ class CustomItems(Dataset):
         except Refused:
             raise
         except (Exception, SystemExit) as error:  # (code of one's own raises anything)
-            raise ValueError(f'{self.source} cannot be opened: {_told(error, path)}') from error
+            raise ValueError(f'{self.source} cannot be opened: {_describe_error(error, path)}') from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CustomItems, self._arguments
@@ -78,8 +78,8 @@ class CustomItems(Dataset):
         except OSError as error:  # what Pillow raises at a damaged file
             reason = str(error)
         except (Exception, SystemExit) as error:  # (code of one's own raises anything)
-            told = _told(error, self._arguments[0])
-            raise ValueError(f'item {index} of {self.source} cannot be read: {told}') from error
+            reason = _describe_error(error, self._arguments[0])
+            raise ValueError(f'item {index} of {self.source} cannot be read: {reason}') from error
         if reason is not None:      # (a chained error would keep what was decoded)
             raise UnreadablePicture(reason)
         if not isinstance(image, Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != self.image_shape:
@@ -102,7 +102,7 @@ class Refused(ValueError):
     """The data set does not match the config; the text is a whole sentence."""
 
 
-def _told(error: BaseException, path: Path) -> str:
+def _describe_error(error: BaseException, path: Path) -> str:
     """Return an exception's type and text, and the line of the file that it came from."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
              if frame.filename == str(path)]

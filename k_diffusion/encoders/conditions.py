@@ -67,13 +67,13 @@ CONDITIONS: Registry[type[ConditionConfig]] = Registry('condition type')
 def tell(conditions: Sequence[tuple[ConditionConfig, Condition]], batch: dict[str, Any], seed: int,
          share: Callable[..., float]) -> Tensors:
     """The tensors of all conditions for a batch of training, each left out where share(seed, type, item) is below its dropout."""
-    told: Tensors = {}
+    tensors: Tensors = {}
     for config, condition in conditions:
         kept = [float(share(seed, 'condition', config.type, item) >= config.dropout) for item in batch['item'].tolist()]
         for key, value in condition.prepare(batch, seed).items():
             mask = torch.tensor(kept, device=value.device).view(-1, *[1] * (value.ndim - 1))
-            told[key] = value * mask.to(value)
-    return told
+            tensors[key] = value * mask.to(value)
+    return tensors
 
 
 class _Table(Condition):
@@ -87,10 +87,10 @@ class _Table(Condition):
             raise ValueError(f'the condition for {self.key} was made without its data set; it can answer what is asked, but prepare no '
                              'batch')
         at = self.rows[batch['index'].cpu()]
-        told = {self.key: self.features[at].to(batch['image'])}
+        tensors = {self.key: self.features[at].to(batch['image'])}
         if self.padding is not None:
-            told['cross_cond_padding'] = self.padding[at].to(batch['image'])
-        return told
+            tensors['cross_cond_padding'] = self.padding[at].to(batch['image'])
+        return tensors
 
     def asked(self, value: str, load: Load) -> Tensors:
         try:
@@ -108,18 +108,18 @@ class _Texts(_Table):
 
     def __init__(self, into: str, encoder: TextFeatures, texts: Sequence[str], rows: Tensor | None) -> None:
         self.into, self.encoder = into, encoder
-        probe = self._told(list(texts) or ['text'])
+        probe = self._encode_texts(list(texts) or ['text'])
         super().__init__(into, probe[f'{into}_cond'] if texts else None, probe.get('cross_cond_padding') if texts else None, rows,
                          probe[f'{into}_cond'].shape[-1])
 
-    def _told(self, texts: list[str]) -> Tensors:
+    def _encode_texts(self, texts: list[str]) -> Tensors:
         features, padding = self.encoder(texts)
         if self.into == 'mapping':
             return {'mapping_cond': pooled(features, padding)}
         return {'cross_cond': features, 'cross_cond_padding': padding}
 
     def asked(self, value: str, load: Load) -> Tensors:
-        return self._told([value])
+        return self._encode_texts([value])
 
 
 class _BatchTexts(_Texts):
@@ -130,13 +130,13 @@ class _BatchTexts(_Texts):
 
     def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
         if self.features is None:
-            told = self._told(batch['text'])
+            tensors = self._encode_texts(batch['text'])
         else:
             at = batch['class_cond'].to(self.features.device)
-            told = {self.key: self.features[at]}
+            tensors = {self.key: self.features[at]}
             if self.padding is not None:
-                told['cross_cond_padding'] = self.padding[at]
-        return {key: value.to(batch['image']) for key, value in told.items()}
+                tensors['cross_cond_padding'] = self.padding[at]
+        return {key: value.to(batch['image']) for key, value in tensors.items()}
 
 
 @CONDITIONS.register('text')

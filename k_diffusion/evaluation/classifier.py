@@ -161,8 +161,8 @@ def load_classifier(path: str | os.PathLike[str], channels: int, size: tuple[int
     """A classifier that cached_classifier wrote."""
     network = Classifier(channels, size, classes)
     network.load_state_dict(load_safetensors(path))
-    told = load_safetensors_config(path)
-    network.accuracy, network.fingerprint = told['accuracy'], told['fingerprint']
+    facts = load_safetensors_config(path)
+    network.accuracy, network.fingerprint = facts['accuracy'], facts['fingerprint']
     return network.eval().requires_grad_(False)
 
 

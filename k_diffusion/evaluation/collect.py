@@ -101,10 +101,10 @@ def reference_features(dataset: Any, indices: Sequence[int], extractor: Extracto
 
     (An extractor without a `fingerprint` is asked each time.) round_pictures=False takes items that are no pictures as they are.
     """
-    told = getattr(extractor, 'fingerprint', '')
-    if folder is None or not told:
+    identity = getattr(extractor, 'fingerprint', '')
+    if folder is None or not identity:
         return extract(extractor, picture_batches(dataset, indices, batch_size), device, round_pictures)
-    state = hashlib.blake2b(told.encode(), digest_size=16)
+    state = hashlib.blake2b(identity.encode(), digest_size=16)
     for batch in picture_batches(dataset, indices, batch_size):
         for picture in batch:
             state.update(f'{tuple(picture.shape)}'.encode())

@@ -181,7 +181,7 @@ class ImageDenoiserModelV1(nn.Module):
         return (x, logvar) if return_variance else x
 
     def condition(self, sigma: Tensor, mapping_cond: Tensor | None, class_cond: Tensor | None) -> Tensor:
-        """What every AdaGN is told: [B, feats_in]."""
+        """Return what modulates every AdaGN: [B, feats_in]."""
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         embedding = self.timestep_embed(append_dims(c_noise, 2))
         if mapping_cond is not None:

@@ -125,7 +125,7 @@ class ImageDenoiserModelV2(nn.Module):
         return [i > 1 and block.resampling is None for i, block in enumerate(self.up)]
 
     def condition(self, c_noise: Tensor, mapping_cond: Tensor | None, class_cond: Tensor | None) -> Tensor:
-        """What every block is told: [B, feats]."""
+        """Return what modulates every block: [B, feats]."""
         emb = self.emb_noise(self.fourier(c_noise))
         if self.emb_class is not None:
             null = torch.full_like(c_noise, self.num_classes - 1, dtype=torch.long) if class_cond is None else class_cond

@@ -130,7 +130,7 @@ class ConditionedTransformer(nn.Module, ABC):
 
     def condition(self, sigma: Tensor, aug_cond: Tensor | None = None, class_cond: Tensor | None = None,
                   mapping_cond: Tensor | None = None) -> Tensor:
-        """What every block is told, [B, width]: the noise level, the augmentation (none by default), the class and the rest."""
+        """Return what modulates every block, [B, width]: the noise level, the augmentation (none by default), the class and the rest."""
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         aug_cond = c_noise.new_zeros(sigma.shape[0], 9) if aug_cond is None else aug_cond
         x = self.time_in_proj(self.time_emb(c_noise[..., None])) + self.aug_in_proj(self.aug_emb(aug_cond))

@@ -14,6 +14,9 @@ from k_diffusion.core.wrapping import select_items
 N, SHAPE = 5, (2, 3, 3)
 CASES, CHUNK = 500, 25
 
+#: Kinds of guidance that `wrap_variant` makes.
+VARIANTS = ('zero star', 'tangential', 'frequency', 'epsilon', 'detail')
+
 
 def number_of(tree):
     """A number that tells the condition of one item: every leaf counts."""
@@ -151,8 +154,7 @@ class Maker:
         return (0.4, 2.) if self.yes() else (0., math.inf)
 
     def wrap(self, model, item, null, nulls, joined):
-        kind = self.random.choice(['cfg', 'apg', 'autoguidance', 'composed', 'inpainting', 'static', 'dynamic', 'zero star', 'tangential',
-                                   'frequency', 'epsilon', 'detail'])
+        kind = self.random.choice(['cfg', 'apg', 'autoguidance', 'composed', 'inpainting', 'static', 'dynamic', *VARIANTS])
         interval, scale = self.interval(), self.random.choice([0., 1., 2.5, 7.])
         low, high = interval
         absent = {i: {'c': nulls[i]} for i in range(N)}
@@ -205,6 +207,30 @@ class Maker:
                 prompt, without = (item(x, s, {**cond, 'c': own[i]}, i) for own in (self.conds, nulls))
                 return without + (weight[i].numpy() if torch.is_tensor(weight) else weight) * (prompt - without)
             return K.guidance.composed(model, null, [self.batch_cond], [weight], joined), composed
+        if kind in VARIANTS:
+            return self.wrap_variant(kind, model, item, null, scale, interval, by_two, joined)
+        if kind == 'inpainting':
+            each = self.yes()
+            image = self.normal(N, *SHAPE) if each else self.normal(*SHAPE)
+            mask = torch.rand(*([N] if each else []), 1, 3, 3, generator=self.draws, dtype=torch.float64)
+            mask = mask if self.yes() else (mask > 0.5)
+
+            def inpainted(x, s, cond, i):
+                known, where = (value[i] if each else value for value in (image, mask.double()))
+                return (where * known).numpy() + (1 - where).numpy() * item(x, s, cond, i)
+            return K.guidance.inpainting(model, image, mask), inpainted
+        if kind == 'static':
+            return K.guidance.static_thresholding(model, -0.6, 0.9), lambda x, s, cond, i: np.clip(item(x, s, cond, i), -0.6, 0.9)
+
+        def dynamic(x, s, cond, i):
+            out = item(x, s, cond, i)
+            size = max(0.5, np.quantile(np.abs(out), 0.9))
+            return np.clip(out, -size, size) * 0.5 / size
+        return K.guidance.dynamic_thresholding(model, 0.9, 0.5), dynamic
+
+    def wrap_variant(self, kind, model, item, null, scale, interval, by_two, joined):
+        """One of VARIANTS over a model, and over its plain reference; by_two: a guidance by an item's two estimates."""
+        low, high = interval
         if kind == 'zero star':
             zero_above = self.random.choice([1.5, math.inf])
 
@@ -235,31 +261,12 @@ class Maker:
             factor = 1.2 if self.yes() else lambda s: 1 + s / 9
             return K.guidance.epsilon_scaling(model, factor), lambda x, s, cond, i: x - (x - item(x, s, cond, i)) / (
                 1.2 if factor == 1.2 else 1 + s / 9)
-        if kind == 'detail':
-            amount = 0.15 if self.yes() else lambda s: s / (1 + s ** 2) / 3
+        amount = 0.15 if self.yes() else lambda s: s / (1 + s ** 2) / 3
 
-            def shifted(x, s, cond, i):
-                a = (0.15 if amount == 0.15 else s / (1 + s ** 2) / 3) if low < s <= high else 0.
-                return item(x, s * (1 - a), cond, i)
-            return K.guidance.detail(model, amount, interval), shifted
-        if kind == 'inpainting':
-            each = self.yes()
-            image = self.normal(N, *SHAPE) if each else self.normal(*SHAPE)
-            mask = torch.rand(*([N] if each else []), 1, 3, 3, generator=self.draws, dtype=torch.float64)
-            mask = mask if self.yes() else (mask > 0.5)
-
-            def inpainted(x, s, cond, i):
-                known, where = (value[i] if each else value for value in (image, mask.double()))
-                return (where * known).numpy() + (1 - where).numpy() * item(x, s, cond, i)
-            return K.guidance.inpainting(model, image, mask), inpainted
-        if kind == 'static':
-            return K.guidance.static_thresholding(model, -0.6, 0.9), lambda x, s, cond, i: np.clip(item(x, s, cond, i), -0.6, 0.9)
-
-        def dynamic(x, s, cond, i):
-            out = item(x, s, cond, i)
-            size = max(0.5, np.quantile(np.abs(out), 0.9))
-            return np.clip(out, -size, size) * 0.5 / size
-        return K.guidance.dynamic_thresholding(model, 0.9, 0.5), dynamic
+        def shifted(x, s, cond, i):
+            a = (0.15 if amount == 0.15 else s / (1 + s ** 2) / 3) if low < s <= high else 0.
+            return item(x, s * (1 - a), cond, i)
+        return K.guidance.detail(model, amount, interval), shifted
 
     def make(self):
         cond, conds, null, nulls = self.condition()

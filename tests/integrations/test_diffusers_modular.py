@@ -16,7 +16,7 @@ from diffusers.modular_pipelines.flux import inputs as flux_inputs  # noqa: E402
 from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks  # noqa: E402
 from diffusers.modular_pipelines.stable_diffusion_xl import before_denoise as before  # noqa: E402
 from diffusers.modular_pipelines.stable_diffusion_xl import decoders, denoise  # noqa: E402
-from tiny_pipelines import BETAS, CROSS, TINY, differ, flux_pipe, latents, make_flux, make_vae, ours, randomised, words  # noqa: E402
+from tiny_pipelines import BETAS, CROSS, TINY, differ, flux_pipe, latents, ours, randomised, words  # noqa: E402
 
 KDiffusionLoop = K.integrations.diffusers_modular.KDiffusionLoop
 use_samplers = K.integrations.diffusers_modular.use_samplers
@@ -43,16 +43,6 @@ class FluxBlocks(SequentialPipelineBlocks):
     block_classes = (flux_inputs.FluxTextInputStep, flux_before.FluxPrepareLatentsStep, flux_before.FluxSetTimestepsStep,
                      flux_before.FluxRoPEInputsStep, flux_denoise.FluxDenoiseStep)
     block_names = ('input', 'prepare_latents', 'set_timesteps', 'rope', 'denoise')
-
-
-@pytest.fixture(scope='module')
-def vae():
-    return make_vae()
-
-
-@pytest.fixture(scope='module')
-def flux():
-    return make_flux()
 
 
 @pytest.fixture(scope='module')

@@ -267,7 +267,7 @@ def _make_hooks(settings: TrainSettings, experiment: Experiment, folder: RunFold
     batch = settings.batch_size or experiment.sections.training.batch_size
     if settings.demo_every:
         hooks.append(DemoHook(settings.demo_every, folder.path, name, denoiser, experiment,
-                              settings.sample_n, batch, display.say, told=shown, null=null))
+                              settings.sample_n, batch, display.say, conditions=shown, null=null))
     measured = not isinstance(dataset, PythonData) or not experiment.sections.dataset.pictures
     if settings.evaluate_n and measured:
         _add_evaluation(hooks, settings, experiment, folder.path, denoiser, batch, display, shown,

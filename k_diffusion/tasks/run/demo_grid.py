@@ -33,8 +33,8 @@ class DemoHook:
     batch_size: int
     say: Callable[[str], None]
     steps: int = 50
-    told: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)    # conditions besides the classes, one for each sample
-    null: Mapping[str, Any] = dataclasses.field(default_factory=dict)       # what stands in place of conditions that are not told
+    conditions: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)    # conditions besides the classes, one for each sample
+    null: Mapping[str, Any] = dataclasses.field(default_factory=dict)       # what stands for no condition
     at_end = optional = True
     task = 'demo grid'
 
@@ -59,7 +59,7 @@ class DemoHook:
         num_classes = self.experiment.sections.dataset.num_classes
         mine, n = share_of(self.n, trainer.accelerator)
         cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else {}
-        cond.update({key: value[mine] for key, value in self.told.items()})
+        cond.update({key: value[mine] for key, value in self.conditions.items()})
         sampling = choose_sampling(vars(self.experiment.sections.sampling), steps=self.steps)
         denoise = apply_guidance(self.denoiser, self.null, sampling) if self.null else self.denoiser
         sigmas, sampler, options = choose_plan(self.denoiser, sampling, bool(self.null) and sampling.guidance != 1)
@@ -97,16 +97,16 @@ class SkippedNotice:
     skipped: list[tuple[str, str]]
     path: Path
     say: Callable[[str], None]
-    told: int = 0
+    noted: int = 0
     at_end = optional = True
 
     def __call__(self, trainer: Trainer) -> None:
-        if len(self.skipped) == self.told or not trainer.accelerator.is_main_process:
+        if len(self.skipped) == self.noted or not trainer.accelerator.is_main_process:
             return
-        for path, reason in self.skipped[self.told:10]:
+        for path, reason in self.skipped[self.noted:10]:
             self.say(f'skipped {path}: {reason}')
         if len(self.skipped) > 10:
             self.say(f'skipped {len(self.skipped):,} pictures in all, listed in {self.path}')
         with whole_file(self.path, sync=False) as temporary:
             temporary.write_text(''.join(f'{escape_name(path)}: {escape_name(reason)}\n' for path, reason in self.skipped), 'utf-8')
-        self.told = len(self.skipped)
+        self.noted = len(self.skipped)

@@ -69,13 +69,13 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, config)
     model = config['model']
-    told = f'told of the {classes} classes that its folders are' if classes else 'without classes'
+    classes_in_words = f'told of the {classes} classes that its folders are' if classes else 'without classes'
     return config, [
         f'{looked.readable:,} pictures of {escape_name(str(settings.data))}, most of them '
         f'{" x ".join(map(str, looked.sizes.most_common(1)[0][0]))}'
         + (f', {len(looked.broken):,} that cannot be read' if looked.broken else ''),
         f'picked: {size}x{size}, {"grey" if looked.channels == 1 else "colour"}, the network '
-        f'{model["type"]} with channels {model["channels"]}, {told}, '
+        f'{model["type"]} with channels {model["channels"]}, {classes_in_words}, '
         f'sigma_data {model["sigma_data"]:g}',
         f'picked: {steps:,} steps of {config["training"]["batch_size"]}, about {minutes:g} minutes '
         f'at {speed:,.0f} images/s on {device.type} (an estimate; size=..., classes=..., '

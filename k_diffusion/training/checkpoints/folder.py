@@ -323,11 +323,11 @@ class _Writing:
         older = (path for path in self.folder.checkpoints() if step_of(path) < self.step)
         last = next(filter(self.folder.is_whole, older), None)
         safe = 'no earlier one is whole' if last is None else f'the last one, {last}, is whole'
-        reason, advice = self._told(cause)
+        reason, advice = self._explain(cause)
         raise Unsaved(cause.errno, f'the checkpoint of step {self.step} could not be written: {reason}; '
                       f'{safe}: {advice} or choose another folder with run_dir=..., and run again') from None
 
-    def _told(self, cause: OSError) -> tuple[str, str]:
+    def _explain(self, cause: OSError) -> tuple[str, str]:
         """Return what refused the checkpoint, and what to do."""
         if cause.errno in _FULL:
             return (f'the disk of {self.folder.path} is full ({self._missing()})',

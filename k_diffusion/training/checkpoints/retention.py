@@ -66,10 +66,10 @@ def sane_steps(
     ahead = deque(sorted(begins))
     before: deque[float] = deque(maxlen=WINDOW)
     sane = []
-    told = [(step, False, loss) for step, loss in losses] + [
+    events = [(step, False, loss) for step, loss in losses] + [
         (step, True, loss) for step, loss in saved.items()
     ]
-    for step, is_saved, loss in sorted(told):
+    for step, is_saved, loss in sorted(events):
         while ahead and step > ahead[0]:
             ahead.popleft()
             before.clear()
