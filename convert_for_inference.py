@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """The door of the original to `k-diffusion convert`, with its flags and defaults."""
+
 import sys
 
 from k_diffusion.cli.convert import main

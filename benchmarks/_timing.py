@@ -1,4 +1,7 @@
-"""What the benchmarks of networks share: how they are made to do something, and how their steps are timed."""
+"""What the benchmarks of networks share: how they are made to do something, and how their steps
+are timed.
+"""
+
 from __future__ import annotations
 
 import statistics
@@ -13,7 +16,9 @@ from k_diffusion.denoisers import Denoiser
 
 
 def awake(network: nn.Module) -> nn.Module:
-    """The network with small random numbers where it starts with zeros, so that nothing is multiplied away."""
+    """The network with small random numbers where it starts with zeros, so that nothing is
+    multiplied away.
+    """
     for parameter in network.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.02)
@@ -26,9 +31,18 @@ def wait(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def training_seconds(networks: Mapping[str, Any], x: Tensor, noise: Tensor, sigma: Tensor, rounds: int, device: str,
-                     bf16: bool) -> dict[str, float]:
-    """The median seconds of a step (loss, forward and backward) of each; all run in turn within each round, two rounds uncounted."""
+def training_seconds(
+    networks: Mapping[str, Any],
+    x: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    rounds: int,
+    device: str,
+    bf16: bool,
+) -> dict[str, float]:
+    """The median seconds of a step (loss, forward and backward) of each; all run in turn within
+    each round, two rounds uncounted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(rounds + 2):
         for name, network in networks.items():

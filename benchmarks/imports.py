@@ -1,7 +1,9 @@
-"""What `import k_diffusion` costs beside `import torch`: the minimum of interleaved fresh processes, and the packages it loads.
+"""What `import k_diffusion` costs beside `import torch`: the minimum of interleaved fresh
+processes, and the packages it loads.
 
-    python benchmarks/imports.py [--runs 7]
+python benchmarks/imports.py [--runs 7]
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,14 +22,24 @@ def seconds(statement: str) -> float:
 def packages(statement: str) -> set[str]:
     """The top-level packages that one statement loads."""
     script = f'{statement}\nimport sys; print(*{{name.split(".")[0] for name in sys.modules}})'
-    return set(subprocess.run([sys.executable, '-c', script], check=True, capture_output=True, text=True).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, '-c', script], check=True, capture_output=True, text=True
+        ).stdout.split()
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--runs', type=int, default=7)
     runs = parser.parse_args().runs
-    statements = ['import torch', 'import k_diffusion', 'import torch, k_diffusion; k_diffusion.sampling']
+    statements = [
+        'import torch',
+        'import k_diffusion',
+        'import torch, k_diffusion; k_diffusion.sampling',
+    ]
     times: dict[str, list[float]] = {statement: [] for statement in statements}
     for _ in range(runs):
         for statement in statements:
@@ -36,7 +48,10 @@ def main() -> None:
     for statement in statements:
         extra = sorted(packages(statement) - packages('import torch') - {'k_diffusion'})
         best = min(times[statement])
-        print(f'{statement:52} {best:6.3f} s   {best / floor:5.2f} x   new packages: {", ".join(extra) or "none"}')
+        print(
+            f'{statement:52} {best:6.3f} s   {best / floor:5.2f} x   new packages: '
+            f'{", ".join(extra) or "none"}'
+        )
 
 
 if __name__ == '__main__':

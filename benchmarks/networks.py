@@ -1,10 +1,13 @@
-"""What image_v1's resampling and layout are worth: training steps against dense and depthwise resampling written out here.
+"""What image_v1's resampling and layout are worth: training steps against dense and depthwise
+resampling written out here.
 
-    python benchmarks/networks.py [--config configs/config_demo.json] [--batch-size 64] [--rounds 20] [--bf16] [--device cuda]
+    python benchmarks/networks.py [--config configs/config_demo.json] [--batch-size 64]
+        [--rounds 20] [--bf16] [--device cuda]
 
-A step is the loss, forward and backward. All variants hold the same weights and run in turn within each round, on one thread;
-the median round of each counts.
+A step is the loss, forward and backward. All variants hold the same weights and run in turn within
+each round, on one thread; the median round of each counts.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,7 +31,9 @@ from k_diffusion.models import ImageV1Config, flops, image_v1
 
 
 class Convolution(nn.Module):
-    """The resampling of a Downsample2d or Upsample2d (linear) as a convolution: a dense one, as in the original, or depthwise."""
+    """The resampling of a Downsample2d or Upsample2d (linear) as a convolution: a dense one, as
+    in the original, or depthwise.
+    """
 
     def __init__(self, of: Downsample2d | Upsample2d, groups: Callable[[int], int]) -> None:
         super().__init__()
@@ -60,12 +65,19 @@ def plain_layout() -> mock._patch[object]:
     return mock.patch.object(image_v1, 'channels_last', lambda x: x)
 
 
-def measure(config: ImageV1Config, batch_size: int, rounds: int, bf16: bool, device: str) -> dict[str, float]:
+def measure(
+    config: ImageV1Config, batch_size: int, rounds: int, bf16: bool, device: str
+) -> dict[str, float]:
     """Seconds per step, by variant."""
     model = awake(config.build())
     dense, depthwise = with_convolutions(model, lambda c: 1), with_convolutions(model, lambda c: c)
-    variants = {'dense, plain layout': (dense, plain_layout), 'dense': (dense, nullcontext), 'depthwise': (depthwise, nullcontext),
-                'as built, plain layout': (model, plain_layout), 'as built': (model, nullcontext)}
+    variants = {
+        'dense, plain layout': (dense, plain_layout),
+        'dense': (dense, nullcontext),
+        'depthwise': (depthwise, nullcontext),
+        'as built, plain layout': (model, plain_layout),
+        'as built': (model, nullcontext),
+    }
     x, noise = torch.randn(2, batch_size, config.input_channels, *config.input_size)
     sigma = torch.rand(batch_size) + 0.1
     with flops.flop_counter() as counter, torch.no_grad():
@@ -85,15 +97,19 @@ def measure(config: ImageV1Config, batch_size: int, rounds: int, bf16: bool, dev
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default='configs/config_demo.json', help='a config of type image_v1')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--config', default='configs/config_demo.json', help='a config of type image_v1'
+    )
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--bf16', action='store_true', help='under bf16 autocast')
     parser.add_argument('--device', default='cpu', help='cpu, cuda, mps (default: cpu)')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.device != 'cpu':        # a default device makes every call of torch dearer
+    if args.device != 'cpu':  # a default device makes every call of torch dearer
         torch.set_default_device(args.device)
     with open(args.config) as file:
         config = ImageV1Config(**json.load(file)['model'])

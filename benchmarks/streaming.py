@@ -1,8 +1,13 @@
-"""Memory and speed of streaming: shards are read once through the loader while the memory of all its processes is watched.
+"""Memory and speed of streaming: shards are read once through the loader while the memory of all
+its processes is watched.
 
-    python benchmarks/streaming.py --gib 2                      arrays in shards that are written first and removed at the end
-    python benchmarks/streaming.py --files 100000               a folder of so many small pictures: seconds to the first step
+    python benchmarks/streaming.py --gib 2
+    python benchmarks/streaming.py --files 100000
+
+The first writes arrays in shards and removes them at the end; the second makes a folder of that
+many small pictures and prints the seconds to the first step.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -19,13 +24,22 @@ from pathlib import Path
 import torch
 
 from k_diffusion.core.images import from_bytes, to_pil_image
-from k_diffusion.data import ImageFolderConfig, Loader, ShardsConfig, icons, open_dataset, pack_shards
+from k_diffusion.data import (
+    ImageFolderConfig,
+    Loader,
+    ShardsConfig,
+    icons,
+    open_dataset,
+    pack_shards,
+)
 
 SIDE, SMALL = 256, 32
 
 
 def resident(pid: int) -> int:
-    """Return the bytes of memory of a process and its children that no other process shares with them (where that is told)."""
+    """Return the bytes of memory of a process and its children that no other process shares with
+    them (where that is told).
+    """
     total = 0
     try:
         lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
@@ -59,11 +73,14 @@ class Watch:
 def write_arrays(folder: Path, gib: float) -> int:
     """Write random arrays [1, 256, 256], 64 KiB each, as .npy files; return how many."""
     import numpy
+
     count = int(gib * 2**30 / SIDE**2)
     source = numpy.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
-        numpy.save(folder / f'{i:07}.npy', source.integers(0, 256, (1, SIDE, SIDE), dtype=numpy.uint8))
+        numpy.save(
+            folder / f'{i:07}.npy', source.integers(0, 256, (1, SIDE, SIDE), dtype=numpy.uint8)
+        )
     return count
 
 
@@ -79,12 +96,18 @@ def stream(folder: Path, workers: int, batch_size: int) -> None:
         for _ in range(steps - 1):
             next(batches)
         seconds = time.perf_counter() - start
-    print(f'{workers} workers: {steps * batch_size:,} samples, {steps * batch_size * SIDE**2 / 2**30:.2f} GiB in {seconds:.1f} s; memory '
-          f'{watch.before / 2**20:.0f} MiB before, {first / 2**20:.0f} with the first batch, at most {watch.most / 2**20:.0f}')
+    print(
+        f'{workers} workers: {steps * batch_size:,} samples, '
+        f'{steps * batch_size * SIDE**2 / 2**30:.2f} GiB in {seconds:.1f} s; memory '
+        f'{watch.before / 2**20:.0f} MiB before, {first / 2**20:.0f} with the first batch, at '
+        f'most {watch.most / 2**20:.0f}'
+    )
 
 
 def small_files(folder: Path, count: int) -> None:
-    """Write small pictures, open the folder and take the first batch; say how long each takes and the memory."""
+    """Write small pictures, open the folder and take the first batch; say how long each takes
+    and the memory.
+    """
     images = icons(1000, SMALL)
     for i in range(count):
         place = folder / f'{i // 1000:04}'
@@ -92,7 +115,9 @@ def small_files(folder: Path, count: int) -> None:
         buffer = io.BytesIO()
         to_pil_image(from_bytes(images[i % 1000])).save(buffer, 'png')
         (place / f'{i:07}.png').write_bytes(buffer.getvalue())
-    code = (f'import sys; sys.argv = ["", "--opened", {str(folder)!r}]; exec(open({__file__!r}).read())')
+    code = (
+        f'import sys; sys.argv = ["", "--opened", {str(folder)!r}]; exec(open({__file__!r}).read())'
+    )
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
@@ -105,18 +130,24 @@ def first_batch(folder: str) -> None:
         batch = next(iter(Loader(dataset, 64).iterate()))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     held = len(dataset) * 3 * SMALL**2
-    print(f'{len(dataset):,} pictures, first batch {list(batch["image"].shape)} after {seconds:.1f} s ({cpu:.1f} s of processor time); '
-          f'memory at most {(watch.most - watch.before) / 2**20:.0f} MiB more, {held / 2**20:.0f} of them the decoded pictures')
+    print(
+        f'{len(dataset):,} pictures, first batch {list(batch["image"].shape)} after {seconds:.1f} '
+        f's ({cpu:.1f} s of processor time); '
+        f'memory at most {(watch.most - watch.before) / 2**20:.0f} MiB more, {held / 2**20:.0f} '
+        'of them the decoded pictures'
+    )
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--gib', type=float, default=0., help='stream so many GiB of arrays')
+    parser.add_argument('--gib', type=float, default=0.0, help='stream so many GiB of arrays')
     parser.add_argument('--files', type=int, default=0, help='open a folder of so many pictures')
     parser.add_argument('--workers', type=int, nargs='+', default=[0, 2])
     parser.add_argument('--batch-size', type=int, default=64)
-    parser.add_argument('--folder', default=None, help='where files are written (default: the system\'s)')
+    parser.add_argument(
+        '--folder', default=None, help="where files are written (default: the system's)"
+    )
     parser.add_argument('--opened', default=None, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.opened:
@@ -128,7 +159,10 @@ def main() -> None:
             count = write_arrays(folder / 'arrays', args.gib)
             start = time.perf_counter()
             packed = pack_shards(folder / 'arrays', folder / 'shards')
-            print(f'packed {count:,} files into {packed.shards} shards in {time.perf_counter() - start:.1f} s')
+            print(
+                f'packed {count:,} files into {packed.shards} shards in '
+                f'{time.perf_counter() - start:.1f} s'
+            )
             shutil.rmtree(folder / 'arrays')
             for workers in args.workers:
                 stream(folder / 'shards', workers, args.batch_size)

@@ -1,12 +1,16 @@
-"""What it costs to survive: how long saving holds up the steps, what a second process gives, how true post-hoc averages are.
+"""What it costs to survive: how long saving holds up the steps, what a second process gives, how
+true post-hoc averages are.
 
-    python benchmarks/survival.py [--config configs/config_demo.json] [--steps 800] [--only saving|processes|posthoc]
+    python benchmarks/survival.py [--config configs/config_demo.json] [--steps 800]
+        [--only saving|processes|posthoc]
 
-Saving: the time the step loop waits for one checkpoint, beside torch.save of the same state into the same folder, in turns; and as a share
-of training at the default --save-every (asynchronous saving would pay above 2 %). Processes: images per second of `train` with one
-process and with two, on one thread each, interleaved. Post-hoc: a run that keeps 8 snapshots of the widths 0.05 and 0.1 and tracks other
-widths directly; the relative error of the whole weight vector (the bar is 1e-3).
+Saving: the time the step loop waits for one checkpoint, beside torch.save of the same state into
+the same folder, in turns; and as a share of training at the default --save-every (asynchronous
+saving would pay above 2 %). Processes: images per second of `train` with one process and with two,
+on one thread each, interleaved. Post-hoc: a run that keeps 8 snapshots of the widths 0.05 and 0.1
+and tracks other widths directly; the relative error of the whole weight vector (the bar is 1e-3).
 """
+
 from __future__ import annotations
 
 import argparse
@@ -52,10 +56,24 @@ def make_trainer(config: dict[str, Any], steps: int, device: str) -> Trainer:
     optimizer = sections.optimizer.make(network)
     lr_sched = sections.lr_sched.make(optimizer, steps)
     model, optimizer = accelerator.prepare(network, optimizer)
-    dataset = open_dataset(sections.dataset, tuple(sections.model.input_size), sections.model.input_channels)
-    loss = make_loss(make_denoiser_wrapper(config)(model), sections.density, 0, sections.dataset.num_classes)
+    dataset = open_dataset(
+        sections.dataset, tuple(sections.model.input_size), sections.model.input_channels
+    )
+    loss = make_loss(
+        make_denoiser_wrapper(config)(model), sections.density, 0, sections.dataset.num_classes
+    )
     loader = Loader(dataset, sections.training.batch_size, device=accelerator.device)
-    return Trainer(accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), averaged, loader, end_step=steps)
+    return Trainer(
+        accelerator,
+        model,
+        loss,
+        optimizer,
+        lr_sched,
+        sections.ema_sched.make(),
+        averaged,
+        loader,
+        end_step=steps,
+    )
 
 
 def saving(config: dict[str, Any], device: str) -> None:
@@ -75,24 +93,55 @@ def saving(config: dict[str, Any], device: str) -> None:
             plain.append(time.perf_counter() - middle)
         size = trainer.last_checkpoint.stat().st_size if trainer.last_checkpoint else 0
     ms, bare = (1000 * statistics.median(times) for times in (ours, plain))
-    print(f'saving {size / 1e6:.1f} MB: {ms:.1f} ms (hashed, synced, on record), torch.save alone {bare:.1f} ms, ratio {ms / bare:.2f}; '
-          f'every 10,000 steps of {1000 * step:.1f} ms that is {100 * ms / (1e7 * step):.4f} % of training')
+    print(
+        f'saving {size / 1e6:.1f} MB: {ms:.1f} ms (hashed, synced, on record), torch.save alone '
+        f'{bare:.1f} ms, ratio {ms / bare:.2f}; '
+        f'every 10,000 steps of {1000 * step:.1f} ms that is {100 * ms / (1e7 * step):.4f} % of '
+        'training'
+    )
 
 
 def processes(config_path: str, steps: int) -> None:
     def rate(count: int) -> float:
-        launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(count)] if count > 1 else []
+        launcher = (
+            ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(count)]
+            if count > 1
+            else []
+        )
         with tempfile.TemporaryDirectory() as place:
-            command = [sys.executable, *launcher, str(ROOT / 'train.py'), '--config', config_path, '--name', 'x', '--run-dir', place,
-                       '--end-step', str(steps), '--demo-every', '0', '--evaluate-n', '0', '--device', 'cpu', '--no-report']
+            command = [
+                sys.executable,
+                *launcher,
+                str(ROOT / 'train.py'),
+                '--config',
+                config_path,
+                '--name',
+                'x',
+                '--run-dir',
+                place,
+                '--end-step',
+                str(steps),
+                '--demo-every',
+                '0',
+                '--evaluate-n',
+                '0',
+                '--device',
+                'cpu',
+                '--no-report',
+            ]
             environment = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
             subprocess.run(command, check=True, capture_output=True, env=environment)
-            lines = [json.loads(line) for line in Path(place, 'x_log.jsonl').read_text().splitlines()]
+            lines = [
+                json.loads(line) for line in Path(place, 'x_log.jsonl').read_text().splitlines()
+            ]
         return statistics.median(line['images_per_second'] for line in lines[1:])
 
     pairs = [(rate(1), rate(2)) for _ in range(3)]
     one, two = (statistics.median(column) for column in zip(*pairs))
-    print(f'one process {one:,.0f} images/s, two {two:,.0f}: {two / one:.2f} times ({os.cpu_count()} cores, a thread each)')
+    print(
+        f'one process {one:,.0f} images/s, two {two:,.0f}: {two / one:.2f} times '
+        f'({os.cpu_count()} cores, a thread each)'
+    )
 
 
 def posthoc(config: dict[str, Any], steps: int, device: str) -> None:
@@ -108,7 +157,10 @@ def posthoc(config: dict[str, Any], steps: int, device: str) -> None:
                 sched.step()
 
     with tempfile.TemporaryDirectory() as place:
-        trainer.hooks = [SnapshotHook(trainer.ema_model, Path(place), 'x', -(-steps // 8)), Direct()]
+        trainer.hooks = [
+            SnapshotHook(trainer.ema_model, Path(place), 'x', -(-steps // 8)),
+            Direct(),
+        ]
         trainer.run()
         found = find_snapshots(place)
         for width, (_, average) in direct.items():
@@ -116,12 +168,17 @@ def posthoc(config: dict[str, Any], steps: int, device: str) -> None:
             names = [name for name, value in true.items() if value.is_floating_point()]
             off = torch.cat([(weights[name] - true[name].cpu()).flatten() for name in names]).norm()
             size = torch.cat([true[name].flatten() for name in names]).norm()
-            print(f'post-hoc width {width:.2f} from {len(found) // 2} snapshots of each of 0.05 and 0.10, {steps} steps: '
-                  f'relative error {(off / size).item():.1e}')
+            print(
+                f'post-hoc width {width:.2f} from {len(found) // 2} snapshots of each of 0.05 and '
+                f'0.10, {steps} steps: '
+                f'relative error {(off / size).item():.1e}'
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--config', default=str(ROOT / 'configs' / 'config_demo.json'))
     parser.add_argument('--steps', type=int, default=800, help='of the post-hoc run (default: 800)')
     parser.add_argument('--only', choices=('saving', 'processes', 'posthoc'))

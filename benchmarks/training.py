@@ -1,11 +1,15 @@
-"""What the trainer costs: its step, hooks and data included, beside the bare one of the same network.
+"""What the trainer costs: its step, hooks and data included, beside the bare one of the same
+network.
 
-    python benchmarks/training.py [--config configs/config_demo.json] [--steps 100] [--optimizer adamw] [--snapshots]
+    python benchmarks/training.py [--config configs/config_demo.json] [--steps 100]
+        [--optimizer adamw] [--snapshots]
     python benchmarks/survival.py       saving, two processes, post-hoc averages
 
-Bare is forward, backward, optimizer and average on images in memory, noise from the global generator, no clipping. The
-two take turns on two copies of the network; medians are compared (the bar is 1.05). --snapshots adds the two averages of post-hoc EMA.
+Bare is forward, backward, optimizer and average on images in memory, noise from the global
+generator, no clipping. The two take turns on two copies of the network; medians are compared (the
+bar is 1.05). --snapshots adds the two averages of post-hoc EMA.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -37,6 +41,7 @@ def wait(device: torch.device) -> None:
 
 class TakeTurns:
     """A hook that times the step just done and then a bare one."""
+
     every = 1
 
     def __init__(self, bare_step: Callable[[], None]) -> None:
@@ -56,8 +61,15 @@ class TakeTurns:
         self.began = time.perf_counter()
 
 
-def bare_step(network: nn.Module, optimizer: torch.optim.Optimizer, wrapper: Callable[[nn.Module], Any], sections: Any,
-              images: torch.Tensor, labels: torch.Tensor | None, batch_size: int) -> Callable[[], None]:
+def bare_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    wrapper: Callable[[nn.Module], Any],
+    sections: Any,
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    batch_size: int,
+) -> Callable[[], None]:
     """The same work without a trainer."""
     device = next(network.parameters()).device
     denoiser, pairs = wrapper(network), ema_pairs(network, copy.deepcopy(network))
@@ -68,21 +80,30 @@ def bare_step(network: nn.Module, optimizer: torch.optim.Optimizer, wrapper: Cal
         index = torch.arange(position, position + batch_size) % len(images)
         x = (images[index].to(device) * (2 / 255) - 1).contiguous(memory_format=torch.channels_last)
         cond = {} if labels is None else {'class_cond': labels[index].to(device)}
-        denoiser.loss(x, torch.randn_like(x), sections.density([batch_size], device=device), **cond).mean().backward()
+        denoiser.loss(
+            x, torch.randn_like(x), sections.density([batch_size], device=device), **cond
+        ).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         ema_update_pairs(pairs, 0.99)
         position += batch_size
+
     return step
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--config', default=Path(__file__).parents[1] / 'configs' / 'config_demo.json')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--config', default=Path(__file__).parents[1] / 'configs' / 'config_demo.json'
+    )
     parser.add_argument('--steps', type=int, default=100)
     parser.add_argument('--optimizer', choices=list(OPTIMIZERS), help="instead of the config's")
     parser.add_argument('--device', choices=('cpu', 'cuda', 'mps'), default='cpu')
-    parser.add_argument('--snapshots', action='store_true', help='keep the two averages of post-hoc EMA too')
+    parser.add_argument(
+        '--snapshots', action='store_true', help='keep the two averages of post-hoc EMA too'
+    )
     args = parser.parse_args()
 
     config = load_config(args.config)
@@ -103,18 +124,40 @@ def main() -> None:
     averaged = copy.deepcopy(networks[0])
     lr_sched = sections.lr_sched.make(ours, args.steps)
     model, optimizer = accelerator.prepare(networks[0], ours)
-    loss = make_loss(wrapper(model), sections.density, 0, classes, sections.dataset.cond_dropout_rate, torch.channels_last)
+    loss = make_loss(
+        wrapper(model),
+        sections.density,
+        0,
+        classes,
+        sections.dataset.cond_dropout_rate,
+        torch.channels_last,
+    )
     names = [str(i) for i in range(classes)]
     loader = Loader(Images(images, labels, names), batch_size, device=accelerator.device)
     with tempfile.TemporaryDirectory() as folder:
         snapshots = [SnapshotHook(averaged, Path(folder), 'x', 10**9)] if args.snapshots else []
         hooks = [LogHook(Path(folder, 'log.jsonl'), 10), *snapshots, turns]
-        Trainer(accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), averaged, loader, hooks,
-                end_step=args.steps).run()
+        Trainer(
+            accelerator,
+            model,
+            loss,
+            optimizer,
+            lr_sched,
+            sections.ema_sched.make(),
+            averaged,
+            loader,
+            hooks,
+            end_step=args.steps,
+        ).run()
 
-    ours_ms, bare_ms = (1000 * statistics.median(times[args.steps // 10:]) for times in (turns.ours, turns.bare))
-    print(f'{n_params(networks[0]):,} parameters, batch {batch_size}, {sections.optimizer.type}, {torch.get_num_threads()} threads: '
-          f'trainer {ours_ms:.2f} ms, bare {bare_ms:.2f} ms a step, ratio {ours_ms / bare_ms:.3f}')
+    ours_ms, bare_ms = (
+        1000 * statistics.median(times[args.steps // 10 :]) for times in (turns.ours, turns.bare)
+    )
+    print(
+        f'{n_params(networks[0]):,} parameters, batch {batch_size}, {sections.optimizer.type}, '
+        f'{torch.get_num_threads()} threads: '
+        f'trainer {ours_ms:.2f} ms, bare {bare_ms:.2f} ms a step, ratio {ours_ms / bare_ms:.3f}'
+    )
 
 
 if __name__ == '__main__':

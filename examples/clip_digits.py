@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""CLIP guidance from nothing: a dual encoder learns digits and their captions in seconds, then steers a model that knows no classes.
+"""CLIP guidance from nothing: a dual encoder learns digits and their captions in seconds, then
+steers a model that knows no classes.
 
-    python examples/clip_digits.py [--steps 250] [-n 100] [--checkpoint runs/demo] [--out clip_digits.png]
+    python examples/clip_digits.py [--steps 250] [-n 100] [--checkpoint runs/demo]
+        [--out clip_digits.png]
 
-The model is the exact denoiser of 2,000 of the shipped digits (smoothed by 0.1), or a trained one with --checkpoint. The judge is the
-label of the nearest training picture, which no gradient can fool; beside it, how far the samples lie from the data.
+The model is the exact denoiser of 2,000 of the shipped digits (smoothed by 0.1), or a trained one
+with --checkpoint. The judge is the label of the nearest training picture, which no gradient can
+fool; beside it, how far the samples lie from the data.
 """
+
 import argparse
 
 import torch
@@ -18,7 +22,15 @@ from k_diffusion.data import DemoConfig, load_picture, open_dataset
 from k_diffusion.models import TextEncoder
 
 WORDS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
-CAPTIONS = ('a photo of the digit {}', 'the number {}', 'a handwritten {}', '{}', 'a picture of a {}', 'the digit {} on black', 'a {}')
+CAPTIONS = (
+    'a photo of the digit {}',
+    'the number {}',
+    'a handwritten {}',
+    '{}',
+    'a picture of a {}',
+    'the digit {} on black',
+    'a {}',
+)
 
 
 def digits():
@@ -28,16 +40,26 @@ def digits():
 
 
 class DualEncoder(nn.Module):
-    """Pictures and captions in one space of 64 dimensions: a small convolutional network and a small text transformer."""
+    """Pictures and captions in one space of 64 dimensions: a small convolutional network and a
+    small text transformer.
+    """
 
     size = 16
 
     def __init__(self, width: int = 64):
         super().__init__()
-        self.images = nn.Sequential(nn.Conv2d(1, 16, 3, 2, 1), nn.GELU(), nn.Conv2d(16, 32, 3, 2, 1), nn.GELU(), nn.Conv2d(32, 64, 3, 2, 1),
-                                    nn.GELU(), nn.Flatten(), nn.Linear(64 * 4, width))
+        self.images = nn.Sequential(
+            nn.Conv2d(1, 16, 3, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(16, 32, 3, 2, 1),
+            nn.GELU(),
+            nn.Conv2d(32, 64, 3, 2, 1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(64 * 4, width),
+        )
         self.text = TextEncoder(width)
-        self.log_scale = nn.Parameter(torch.tensor(2.))
+        self.log_scale = nn.Parameter(torch.tensor(2.0))
 
     def encode_images(self, x):
         return self.images(x)
@@ -47,22 +69,39 @@ class DualEncoder(nn.Module):
 
 
 def train_dual_encoder(images, labels, steps=250, batch=256, seed=0):
-    """Contrastive training (InfoNCE with every caption of the right digit as a positive). Returns the encoder, frozen."""
+    """Contrastive training (InfoNCE with every caption of the right digit as a positive).
+
+    Returns the encoder, frozen.
+    """
     torch.manual_seed(seed)
     model = DualEncoder()
     optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-    captions = [[c.format(name) for c in CAPTIONS for name in (WORDS[d], str(d))] for d in range(10)]
+    captions = [
+        [c.format(name) for c in CAPTIONS for name in (WORDS[d], str(d))] for d in range(10)
+    ]
     for step in range(steps):
         for group in optimizer.param_groups:
             group['lr'] = 2e-3 * min(1, (step + 1) / 20, (steps - step) / (steps / 2))
         chosen = torch.randint(len(images), (batch,))
         shift = torch.randint(-1, 2, (2,)).tolist()
-        seen = images[chosen].roll(shift, (2, 3)) + torch.rand(()) * 0.3 * torch.randn(batch, 1, 16, 16)
-        texts = [captions[d][i] for d in range(10) for i in torch.randint(len(captions[0]), (3,)).tolist()]
-        a, b = F.normalize(model.encode_images(seen), dim=1), F.normalize(model.encode_texts(texts), dim=1)
+        seen = images[chosen].roll(shift, (2, 3)) + torch.rand(()) * 0.3 * torch.randn(
+            batch, 1, 16, 16
+        )
+        texts = [
+            captions[d][i]
+            for d in range(10)
+            for i in torch.randint(len(captions[0]), (3,)).tolist()
+        ]
+        a, b = (
+            F.normalize(model.encode_images(seen), dim=1),
+            F.normalize(model.encode_texts(texts), dim=1),
+        )
         target = (labels[chosen][:, None] == torch.arange(30) // 3).float()
         logits = a @ b.T * model.log_scale.exp()
-        to_text, to_image = (logits.log_softmax(axis) * target / target.sum(axis, keepdim=True).clamp(min=1) for axis in (1, 0))
+        to_text, to_image = (
+            logits.log_softmax(axis) * target / target.sum(axis, keepdim=True).clamp(min=1)
+            for axis in (1, 0)
+        )
         loss = -to_text.sum(1).mean() - to_image.sum(0).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -74,27 +113,44 @@ def accuracy(model, images, labels):
     """The share of pictures whose nearest caption names their digit."""
     texts = model.encode_texts([f'a photo of the digit {word}' for word in WORDS])
     with torch.no_grad():
-        return (F.normalize(model.encode_images(images), dim=1) @ F.normalize(texts, dim=1).T).argmax(1).eq(labels).float().mean().item()
+        return (
+            (F.normalize(model.encode_images(images), dim=1) @ F.normalize(texts, dim=1).T)
+            .argmax(1)
+            .eq(labels)
+            .float()
+            .mean()
+            .item()
+        )
 
 
 class Smoothed:
-    """The exact denoiser of pictures [N, 1, H, W] smoothed by Gaussians of a width: what a model that knows them by heart would say."""
+    """The exact denoiser of pictures [N, 1, H, W] smoothed by Gaussians of a width: what a model
+    that knows them by heart would say.
+    """
 
     def __init__(self, images, width=0.1):
         self.points, self.width = images.flatten(1), width
 
     def __call__(self, x, sigma, **cond):
-        total = (self.width ** 2 + sigma ** 2)[:, None]
+        total = (self.width**2 + sigma**2)[:, None]
         flat = x.flatten(1)
-        squares = flat.square().sum(1, keepdim=True) - 2 * flat @ self.points.T + self.points.square().sum(1)
+        squares = (
+            flat.square().sum(1, keepdim=True)
+            - 2 * flat @ self.points.T
+            + self.points.square().sum(1)
+        )
         mean = (-squares / (2 * total)).softmax(1) @ self.points
-        return (mean + self.width ** 2 / total * (flat - mean)).view_as(x)
+        return (mean + self.width**2 / total * (flat - mean)).view_as(x)
 
 
 def judge(samples, images, labels, prompted):
-    """(share of samples whose nearest training picture shows the digit prompted, root mean square distance to it per pixel)."""
+    """(share of samples whose nearest training picture shows the digit prompted, root mean
+    square distance to it per pixel).
+    """
     distance, nearest = torch.cdist(samples.flatten(1), images.flatten(1)).min(1)
-    return labels[nearest].eq(prompted).float().mean().item(), distance.mean().item() / samples[0].numel() ** 0.5
+    return labels[nearest].eq(prompted).float().mean().item(), distance.mean().item() / samples[
+        0
+    ].numel() ** 0.5
 
 
 def prompts(n):
@@ -103,39 +159,71 @@ def prompts(n):
     return [f'a photo of the digit {WORDS[d]}' for d in wanted.tolist()], wanted
 
 
-def draw(denoise, encoder, n=100, scale=50., steps=25, clamp=None, sampler='euler_ancestral', sigmas=None, seed=0):
+def draw(
+    denoise,
+    encoder,
+    n=100,
+    scale=50.0,
+    steps=25,
+    clamp=None,
+    sampler='euler_ancestral',
+    sigmas=None,
+    seed=0,
+):
     """n samples, each guided to its own prompt (scale 0: to none)."""
     texts, _ = prompts(n)
     targets = encoder.encode_texts(texts)[:, None].detach()
-    guided = K.guidance.clip_guidance(denoise, encoder.encode_images, targets, scale=scale, size=encoder.size, clamp=clamp)
-    sigmas = K.sampling.get_sigmas_karras(steps, 0.05, 40.) if sigmas is None else sigmas
-    return K.generation.generate(guided, [1, 16, 16], sigmas, sampler, range(seed, seed + n), {'clip_targets': targets}, batch_size=n)
+    guided = K.guidance.clip_guidance(
+        denoise, encoder.encode_images, targets, scale=scale, size=encoder.size, clamp=clamp
+    )
+    sigmas = K.sampling.get_sigmas_karras(steps, 0.05, 40.0) if sigmas is None else sigmas
+    return K.generation.generate(
+        guided,
+        [1, 16, 16],
+        sigmas,
+        sampler,
+        range(seed, seed + n),
+        {'clip_targets': targets},
+        batch_size=n,
+    )
 
 
 def pictures(folder):
     """The pictures of a folder of samples, [N, 1, 16, 16]."""
-    return torch.stack([from_bytes(load_picture(path, (16, 16), 1)) for path in sorted(folder.glob('*.png'))])
+    return torch.stack(
+        [from_bytes(load_picture(path, (16, 16), 1)) for path in sorted(folder.glob('*.png'))]
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--steps', type=int, default=250, help='of training the dual encoder')
     parser.add_argument('-n', type=int, default=100)
     parser.add_argument('--checkpoint', help='guide a trained model instead of the exact one')
-    parser.add_argument('--scales', type=float, nargs='+', default=[0., 2., 5., 10., 50., 500.])
+    parser.add_argument(
+        '--scales', type=float, nargs='+', default=[0.0, 2.0, 5.0, 10.0, 50.0, 500.0]
+    )
     parser.add_argument('--out', default='clip_digits.png')
     args = parser.parse_args()
     torch.set_num_threads(1)
     images, labels = digits()
     encoder = train_dual_encoder(images[2000:9000], labels[2000:9000], args.steps)
-    print(f'zero-shot accuracy on 1,000 digits it has not seen: {accuracy(encoder, images[9000:], labels[9000:]):.3f}')
+    print(
+        'zero-shot accuracy on 1,000 digits it has not seen: '
+        f'{accuracy(encoder, images[9000:], labels[9000:]):.3f}'
+    )
     denoise = K.load_model(args.checkpoint)[0] if args.checkpoint else Smoothed(images[:2000])
     known = (images, labels) if args.checkpoint else (images[:2000], labels[:2000])
     for scale in args.scales:
-        for clamp in (None, (-1., 1.)) if scale else (None,):
+        for clamp in (None, (-1.0, 1.0)) if scale else (None,):
             samples = draw(denoise, encoder, args.n, scale, clamp=clamp)
             right, off = judge(samples, *known, prompts(args.n)[1])
-            print(f'scale {scale:g}, clamp {clamp}: nearest picture shows the prompt {right:.2f}, off the data {off:.3f}')
+            print(
+                f'scale {scale:g}, clamp {clamp}: nearest picture shows the prompt {right:.2f}, '
+                f'off the data {off:.3f}'
+            )
             if scale == 5 and clamp is None:
                 save_image(args.out, make_grid(samples, 10))
 

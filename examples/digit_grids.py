@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Two pictures from the model of `make demo`: classes with and without guidance, and digits whose lower half is drawn anew.
+"""Two pictures from the model of `make demo`: classes with and without guidance, and digits whose
+lower half is drawn anew.
 
     python examples/digit_grids.py --checkpoint runs/demo --out docs/images
 
-classes.png: a row for each class, ten samples without guidance, then the same ten noises with it. inpainting.png: sixteen test digits; what
-is known of them; the rest drawn by replacement alone; drawn with the network's gradient. The share of digits that are still read as
-what they were is printed (the label of the nearest training picture).
+classes.png: a row for each class, ten samples without guidance, then the same ten noises with it.
+inpainting.png: sixteen test digits; what is known of them; the rest drawn by replacement alone;
+drawn with the network's gradient. The share of digits that are still read as what they were is
+printed (the label of the nearest training picture).
 """
+
 import argparse
 from pathlib import Path
 
@@ -26,19 +29,36 @@ def classes(denoiser, config):
     """Samples [10 classes x 10 seeds] without and with guidance, from the same noises."""
     label, seeds = torch.arange(10).repeat_interleave(10), [i % 10 for i in range(100)]
     how = config['sampling']
-    guided = K.guidance.classifier_free(denoiser, {'class_cond': 10}, how['guidance'], how['guidance_interval'])
-    sigmas = K.sampling.get_sigmas_karras(how['steps'], config['model']['sigma_min'], config['model']['sigma_max'])
-    return label, [K.generation.generate(d, [1, 16, 16], sigmas, how['sampler'], seeds, {'class_cond': label}) for d in (denoiser, guided)]
+    guided = K.guidance.classifier_free(
+        denoiser, {'class_cond': 10}, how['guidance'], how['guidance_interval']
+    )
+    sigmas = K.sampling.get_sigmas_karras(
+        how['steps'], config['model']['sigma_min'], config['model']['sigma_max']
+    )
+    return label, [
+        K.generation.generate(d, [1, 16, 16], sigmas, how['sampler'], seeds, {'class_cond': label})
+        for d in (denoiser, guided)
+    ]
 
 
 def inpainted(denoiser, config, images, seed=0):
-    """The lower halves of digits [B, 1, 16, 16] drawn by the model told no class: by replacement, and with the gradient."""
+    """The lower halves of digits [B, 1, 16, 16] drawn by the model told no class: by
+    replacement, and with the gradient.
+    """
     mask = torch.zeros(1, 16, 16)
     mask[:, :8] = 1
-    sigmas = K.sampling.get_sigmas_karras(30, config['model']['sigma_min'], config['model']['sigma_max'])
+    sigmas = K.sampling.get_sigmas_karras(
+        30, config['model']['sigma_min'], config['model']['sigma_max']
+    )
     seeds = range(seed, seed + len(images))
-    guided = [K.guidance.inpainting(denoiser, images, mask, spread) for spread in (None, config['model']['sigma_data'])]
-    return mask, [K.generation.generate(d, [1, 16, 16], sigmas, 'heun', seeds, batch_size=len(images)) for d in guided]
+    guided = [
+        K.guidance.inpainting(denoiser, images, mask, spread)
+        for spread in (None, config['model']['sigma_data'])
+    ]
+    return mask, [
+        K.generation.generate(d, [1, 16, 16], sigmas, 'heun', seeds, batch_size=len(images))
+        for d in guided
+    ]
 
 
 def larger(picture, times=2):
@@ -47,7 +67,9 @@ def larger(picture, times=2):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--checkpoint', default='runs/demo')
     parser.add_argument('--out', type=Path, default=Path('.'))
     args = parser.parse_args()
@@ -57,21 +79,31 @@ def main():
     denoiser, config = K.load_model(args.checkpoint)
 
     label, (without, with_) = classes(denoiser, config)
-    gap = torch.full((10, 1, 1, 16, 16), -1.)
-    rows = torch.cat([without.unflatten(0, (10, 10)), gap, with_.unflatten(0, (10, 10))], 1).flatten(0, 1)
+    gap = torch.full((10, 1, 1, 16, 16), -1.0)
+    rows = torch.cat(
+        [without.unflatten(0, (10, 10)), gap, with_.unflatten(0, (10, 10))], 1
+    ).flatten(0, 1)
     save_image(args.out / 'classes.png', larger(make_grid(rows, 21)))
-    right = [nearest_label(x, images, labels).eq(label).float().mean().item() for x in (without, with_)]
+    right = [
+        nearest_label(x, images, labels).eq(label).float().mean().item() for x in (without, with_)
+    ]
     print(f'shows its class: without guidance {right[0]:.2f}, with it {right[1]:.2f}')
 
     chosen = torch.arange(200) * 37
     mask, drawn = inpainted(denoiser, config, images[chosen])
     known = torch.where(mask > 0.5, images[chosen], torch.zeros(()))
     rows = torch.cat([x[:16] for x in (images[chosen], known, *drawn)])
-    save_image(args.out / 'inpainting.png', larger(make_grid(rows, 16, padding=1, fill=0.)))
+    save_image(args.out / 'inpainting.png', larger(make_grid(rows, 16, padding=1, fill=0.0)))
     others = torch.ones(len(images), dtype=torch.bool)
-    others[chosen] = False          # or each digit would be its own nearest picture
-    kept = [nearest_label(x, images[others], labels[others]).eq(labels[chosen]).float().mean().item() for x in (images[chosen], *drawn)]
-    print(f'read as what it was: the digit itself {kept[0]:.2f}, by replacement {kept[1]:.2f}, with the gradient {kept[2]:.2f}')
+    others[chosen] = False  # or each digit would be its own nearest picture
+    kept = [
+        nearest_label(x, images[others], labels[others]).eq(labels[chosen]).float().mean().item()
+        for x in (images[chosen], *drawn)
+    ]
+    print(
+        f'read as what it was: the digit itself {kept[0]:.2f}, by replacement {kept[1]:.2f}, with '
+        f'the gradient {kept[2]:.2f}'
+    )
 
 
 if __name__ == '__main__':

@@ -1,11 +1,13 @@
 """k-diffusion: train, sample, guide and measure diffusion models.
 
-The rooms are attributes of this package, imported when first touched: `K.sampling`, `K.external`, `K.layers`, `K.models`,
-`K.config`, `K.augmentation`, `K.utils` and so on. `K.load_model(path)` gives the denoiser of a trained checkpoint,
-`K.sample(denoiser, shape)` samples from it. The commands of `k-diffusion` are calls: `K.train`, `K.evaluate`, `K.likelihood`,
-`K.calibrate`, `K.clip`, `K.info`, `K.convert`, `K.checkpoints`, `K.ema`, `K.inspect_dataset`, `K.pack_dataset`,
+The rooms are attributes of this package, imported when first touched: `K.sampling`, `K.external`,
+`K.layers`, `K.models`, `K.config`, `K.augmentation`, `K.utils` and so on. `K.load_model(path)`
+gives the denoiser of a trained checkpoint, `K.sample(denoiser, shape)` samples from it. The
+commands of `k-diffusion` are calls: `K.train`, `K.evaluate`, `K.likelihood`, `K.calibrate`,
+`K.clip`, `K.info`, `K.convert`, `K.checkpoints`, `K.ema`, `K.inspect_dataset`, `K.pack_dataset`,
 `K.grid`, `K.train_autoencoder`, `K.demo` and `K.extract_config`.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -13,18 +15,53 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = '0.3.0'
 
-ROOMS = ('augmentation', 'cli', 'config', 'core', 'data', 'denoisers', 'encoders', 'evaluation', 'external', 'generation', 'gns',
-         'guidance', 'integrations', 'layers', 'models', 'probing', 'recipes', 'sampling', 'schedules', 'tasks', 'training', 'utils')
+ROOMS = (
+    'augmentation',
+    'cli',
+    'config',
+    'core',
+    'data',
+    'denoisers',
+    'encoders',
+    'evaluation',
+    'external',
+    'generation',
+    'gns',
+    'guidance',
+    'integrations',
+    'layers',
+    'models',
+    'probing',
+    'recipes',
+    'sampling',
+    'schedules',
+    'tasks',
+    'training',
+    'utils',
+)
 #: name -> where it lives: a module, and after a colon the name there where it is another
 _NAMES = {
-    'Denoiser': 'denoisers', 'load_model': 'config', 'probe': 'probing', 'sample': 'generation',
+    'Denoiser': 'denoisers',
+    'load_model': 'config',
+    'probe': 'probing',
+    'sample': 'generation',
     'share': 'core.conditions',
-    'calibrate': 'tasks.calibrate', 'checkpoints': 'tasks.checkpoints',
-    'clip': 'tasks.clip', 'convert': 'tasks.convert', 'demo': 'tasks.demo', 'ema': 'tasks.ema',
-    'evaluate': 'tasks.evaluate', 'extract_config': 'tasks.config', 'grid': 'tasks.grid',
-    'info': 'tasks.info', 'inspect_dataset': 'tasks.dataset', 'likelihood': 'tasks.likelihood',
+    'calibrate': 'tasks.calibrate',
+    'checkpoints': 'tasks.checkpoints',
+    'clip': 'tasks.clip',
+    'convert': 'tasks.convert',
+    'demo': 'tasks.demo',
+    'ema': 'tasks.ema',
+    'evaluate': 'tasks.evaluate',
+    'extract_config': 'tasks.config',
+    'grid': 'tasks.grid',
+    'info': 'tasks.info',
+    'inspect_dataset': 'tasks.dataset',
+    'likelihood': 'tasks.likelihood',
     'pack_dataset': 'tasks.pack',
-    'Stop': 'training', 'train': 'tasks.train', 'train_autoencoder': 'tasks.autoencoder',
+    'Stop': 'training',
+    'train': 'tasks.train',
+    'train_autoencoder': 'tasks.autoencoder',
 }
 
 if TYPE_CHECKING:

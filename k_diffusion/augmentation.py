@@ -1,12 +1,17 @@
-"""The augmentation of Karras et al. (2022, arXiv:2206.00364, appendix F.2), and the wrapper that tells the model about it.
+"""The augmentation of Karras et al.
 
-Each picture is flipped, scaled, rotated, stretched along a random axis and shifted, each of these with probability `a_prob`
-(but the flip left to right, which is always an even chance). The network is told in nine numbers what was done, so that it
-learns the augmented distribution without showing it: at sampling the nine are 0, a picture as it came.
+(2022, arXiv:2206.00364, appendix F.2), and the wrapper that tells the model about it.
 
-`KarrasAugmentationPipeline` takes one picture and draws from torch's global generator; `BatchedAugmentation` takes a batch
-and a seed for each picture, and gives bit for bit the same for a picture whatever batch it is in.
+Each picture is flipped, scaled, rotated, stretched along a random axis and shifted, each of these
+with probability `a_prob` (but the flip left to right, which is always an even chance). The network
+is told in nine numbers what was done, so that it learns the augmented distribution without showing
+it: at sampling the nine are 0, a picture as it came.
+
+`KarrasAugmentationPipeline` takes one picture and draws from torch's global generator;
+`BatchedAugmentation` takes a batch and a seed for each picture, and gives bit for bit the same for
+a picture whatever batch it is in.
 """
+
 from __future__ import annotations
 
 import math
@@ -24,12 +29,15 @@ from .core.images import from_bytes, pil_bytes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: How many pixels are warped in one go: enough to hide the cost of each operation, few enough for the processor's cache.
+#: How many pixels are warped in one go: enough to hide the cost of each operation, few enough for
+#: the processor's cache.
 _PIXELS_AT_ONCE = 2**16
 
 
 def translate2d(tx: float | Tensor, ty: float | Tensor) -> Tensor:
-    """The matrix that moves a point (x, y, 1) by (tx, ty): [3, 3], or [..., 3, 3] for tensors of shape [...]."""
+    """The matrix that moves a point (x, y, 1) by (tx, ty): [3, 3], or [..., 3, 3] for tensors of
+    shape [...].
+    """
     return _matrix(1, 0, tx, 0, 1, ty, 0, 0, 1)
 
 
@@ -46,35 +54,52 @@ def rotate2d(theta: float | Tensor) -> Tensor:
 
 
 def _matrix(*entries: float | Tensor) -> Tensor:
-    kinds = [entry.dtype for entry in entries if isinstance(entry, Tensor) and entry.is_floating_point()]
+    kinds = [
+        entry.dtype for entry in entries if isinstance(entry, Tensor) and entry.is_floating_point()
+    ]
     dtype = kinds[0] if kinds else torch.get_default_dtype()
-    return torch.stack(torch.broadcast_tensors(*(torch.as_tensor(entry, dtype=dtype) for entry in entries)), -1).unflatten(-1, (3, 3))
+    return torch.stack(
+        torch.broadcast_tensors(*(torch.as_tensor(entry, dtype=dtype) for entry in entries)), -1
+    ).unflatten(-1, (3, 3))
 
 
 class BatchedAugmentation:
-    """(images uint8 [B, C, H, W], one seed per image) -> (augmented float32 [B, C, H, W] in [-1, 1], condition [B, 9]).
+    """(images uint8 [B, C, H, W], one seed per image) -> (augmented float32 [B, C, H, W] in [-1,
+    1], condition [B, 9]).
 
-    a_prob: the probability of each change; a_scale and a_aniso: the factor of one standard deviation of size and of stretch;
-    a_trans: the shift of one standard deviation, as a share of the picture's width (along x) and height (along y). The original
-    swaps these two sides, which shows in pictures that are not square; here each axis has its own.
-    Cubic resampling overshoots a little beyond [-1, 1] beside sharp edges, and is left to.
+    a_prob: the probability of each change; a_scale and a_aniso: the factor of one standard
+    deviation of size and of stretch; a_trans: the shift of one standard deviation, as a share of
+    the picture's width (along x) and height (along y). The original swaps these two sides, which
+    shows in pictures that are not square; here each axis has its own. Cubic resampling overshoots a
+    little beyond [-1, 1] beside sharp edges, and is left to.
     """
 
-    def __init__(self, a_prob: float = 0.12, a_scale: float = 2**0.2, a_aniso: float = 2**0.2, a_trans: float = 1 / 8) -> None:
+    def __init__(
+        self,
+        a_prob: float = 0.12,
+        a_scale: float = 2**0.2,
+        a_aniso: float = 2**0.2,
+        a_trans: float = 1 / 8,
+    ) -> None:
         if not 0 <= a_prob <= 1:
             raise ValueError(f'a_prob is {a_prob}; it must be a probability from 0 to 1')
         self.a_prob, self.a_scale, self.a_aniso, self.a_trans = a_prob, a_scale, a_aniso, a_trans
 
     def __call__(self, images: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         if len(seeds) != len(images):
-            raise ValueError(f'the augmentation got {len(images)} images and {len(seeds)} seeds; give one seed per image')
+            raise ValueError(
+                f'the augmentation got {len(images)} images and {len(seeds)} seeds; give one seed '
+                'per image'
+            )
         source = torch.Generator()
         return self.apply(images, [self.draw(source.manual_seed(seed)) for seed in seeds])
 
     def draw(self, generator: torch.Generator | None = None) -> list[float]:
-        """What happens to one picture: flips in x and y, log-scale, angle, angle and log-strength of the stretch, shifts in x and y.
+        """What happens to one picture: flips in x and y, log-scale, angle, angle and log-strength
+        of the stretch, shifts in x and y.
 
-        Thirteen draws, always all of them and in this order, so that a change of a_prob leaves the other draws as they were.
+        Thirteen draws, always all of them and in this order, so that a change of a_prob leaves the
+        other draws as they were.
         """
         value = torch.empty([], dtype=torch.float32)
 
@@ -100,10 +125,21 @@ class BatchedAugmentation:
         stretched = gate()
         axis, strength = stretched * angle(), stretched * normal()
         shifted = gate()
-        return [x_flip, y_flip, scale, rotation, axis, strength, shifted * normal(), shifted * normal()]
+        return [
+            x_flip,
+            y_flip,
+            scale,
+            rotation,
+            axis,
+            strength,
+            shifted * normal(),
+            shifted * normal(),
+        ]
 
     def apply(self, images: Tensor, drawn: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
-        """Does to each uint8 image what was drawn for it; only those that need resampling are resampled."""
+        """Does to each uint8 image what was drawn for it; only those that need resampling are
+        resampled.
+        """
         numbers = torch.tensor(drawn, dtype=torch.float64).view(-1, 8).T.contiguous()
         warped = numbers[2:].ne(0).any(0)
         out = from_bytes(images)
@@ -118,36 +154,65 @@ class BatchedAugmentation:
         return out, _condition(numbers).to(images.device)
 
     def _matrices(self, numbers: Tensor, h: int, w: int) -> Tensor:
-        """Where the pixel (x, y, 1) of a picture goes: [B, 3, 3] in float64 from the eight numbers [8, B]."""
+        """Where the pixel (x, y, 1) of a picture goes: [B, 3, 3] in float64 from the eight
+        numbers [8, B].
+        """
         x_flip, y_flip, scale, rotation, axis, strength, shift_x, shift_y = numbers
         one = torch.ones_like(scale)
-        size, stretch = self.a_scale ** scale, self.a_aniso ** strength
-        return reduce(torch.bmm, (
-            translate2d(one * (w - 1) / 2, one * (h - 1) / 2),
-            scale2d(1 - 2 * x_flip, 1 - 2 * y_flip),
-            scale2d(size, size),
-            rotate2d(-rotation),
-            rotate2d(axis), scale2d(stretch, 1 / stretch), rotate2d(-axis),
-            translate2d(self.a_trans * w * shift_x, self.a_trans * h * shift_y),
-            translate2d(-one * (w - 1) / 2, -one * (h - 1) / 2),
-        ))
+        size, stretch = self.a_scale**scale, self.a_aniso**strength
+        return reduce(
+            torch.bmm,
+            (
+                translate2d(one * (w - 1) / 2, one * (h - 1) / 2),
+                scale2d(1 - 2 * x_flip, 1 - 2 * y_flip),
+                scale2d(size, size),
+                rotate2d(-rotation),
+                rotate2d(axis),
+                scale2d(stretch, 1 / stretch),
+                rotate2d(-axis),
+                translate2d(self.a_trans * w * shift_x, self.a_trans * h * shift_y),
+                translate2d(-one * (w - 1) / 2, -one * (h - 1) / 2),
+            ),
+        )
 
 
 def _condition(numbers: Tensor) -> Tensor:
-    """The nine numbers for the network, all 0 where nothing was done: [B, 9] from the eight drawn [8, B]."""
+    """The nine numbers for the network, all 0 where nothing was done: [B, 9] from the eight
+    drawn [8, B].
+    """
     x_flip, y_flip, scale, rotation, axis, strength, shift_x, shift_y = numbers
-    return torch.stack([x_flip, y_flip, scale, rotation.cos() - 1, rotation.sin(), strength * axis.cos(), strength * axis.sin(),
-                        shift_x, shift_y], 1).float()
+    return torch.stack(
+        [
+            x_flip,
+            y_flip,
+            scale,
+            rotation.cos() - 1,
+            rotation.sin(),
+            strength * axis.cos(),
+            strength * axis.sin(),
+            shift_x,
+            shift_y,
+        ],
+        1,
+    ).float()
 
 
 class KarrasAugmentationPipeline:
-    """One picture -> (augmented [C, H, W], the picture as it came [C, H, W], condition [9]), float32, pictures in [-1, 1].
+    """One picture -> (augmented [C, H, W], the picture as it came [C, H, W], condition [9]),
+    float32, pictures in [-1, 1].
 
-    Drawn from torch's global generator. `disable_all` leaves the picture alone (and draws all the same). See `BatchedAugmentation`.
+    Drawn from torch's global generator. `disable_all` leaves the picture alone (and draws all the
+    same). See `BatchedAugmentation`.
     """
 
-    def __init__(self, a_prob: float = 0.12, a_scale: float = 2**0.2, a_aniso: float = 2**0.2, a_trans: float = 1 / 8,
-                 disable_all: bool = False) -> None:
+    def __init__(
+        self,
+        a_prob: float = 0.12,
+        a_scale: float = 2**0.2,
+        a_aniso: float = 2**0.2,
+        a_trans: float = 1 / 8,
+        disable_all: bool = False,
+    ) -> None:
         self.augmentation = BatchedAugmentation(a_prob, a_scale, a_aniso, a_trans)
         self.disable_all = disable_all
 
@@ -155,15 +220,18 @@ class KarrasAugmentationPipeline:
         image = image if image.mode in ('L', 'LA', 'RGB', 'RGBA') else image.convert('RGB')
         drawn = self.augmentation.draw()
         original = pil_bytes(image)
-        augmented, condition = self.augmentation.apply(original[None], [[0.] * 8 if self.disable_all else drawn])
+        augmented, condition = self.augmentation.apply(
+            original[None], [[0.0] * 8 if self.disable_all else drawn]
+        )
         return augmented[0], from_bytes(original), condition[0]
 
 
 def warp(images: Tensor, maps: Tensor) -> Tensor:
-    """Resamples images [B, C, H, W]: the pixel (x, y) of the result is read at maps [B, 3, 3] @ (x, y, 1).
+    """Resamples images [B, C, H, W]: the pixel (x, y) of the result is read at maps [B, 3, 3] @ (x,
+    y, 1).
 
-    Cubic convolution on 4x4 pixels with a = -1/2 (Keys 1981, doi:10.1109/TASSP.1981.1163711); outside, the picture goes on
-    mirrored about the centres of its outermost pixels.
+    Cubic convolution on 4x4 pixels with a = -1/2 (Keys 1981, doi:10.1109/TASSP.1981.1163711);
+    outside, the picture goes on mirrored about the centres of its outermost pixels.
     """
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
     maps = maps.to(images.device, torch.float64 if has_float64(images.device) else torch.float32)
@@ -177,26 +245,36 @@ def _warp(images: Tensor, maps: Tensor) -> Tensor:
     columns, across = _taps(maps[:, 0], x, y, w)
     rows, down = _taps(maps[:, 1], x, y, h)
 
-    bordered = images.permute(0, 2, 3, 1).index_select(1, _mirrored(h, images)).index_select(2, _mirrored(w, images))
+    bordered = (
+        images.permute(0, 2, 3, 1)
+        .index_select(1, _mirrored(h, images))
+        .index_select(2, _mirrored(w, images))
+    )
     width, pixels = w + 3, (h + 3) * (w + 3)
-    # Row n of the table is pixel n and the three to its right, so that one look-up serves four taps.
+    # Row n of the table is pixel n and the three to its right, so that one look-up serves four
+    # taps.
     flat = F.pad(bordered.flatten(), (0, 3 * c))
     table = flat.as_strided((b * pixels, 4 * c), (c, 1)).contiguous()
     first = torch.arange(b, device=images.device)[:, None, None] * pixels + rows * width + columns
     four = torch.arange(4, device=images.device)
     mixed = _weighted_rows(table, first.view(-1, 1) + four * width, down)
-    mixed = _weighted_rows(mixed.view(-1, c), torch.arange(len(mixed) * 4, device=images.device).view(-1, 4), across)
+    mixed = _weighted_rows(
+        mixed.view(-1, c), torch.arange(len(mixed) * 4, device=images.device).view(-1, 4), across
+    )
     return mixed.view(b, h, w, c).permute(0, 3, 1, 2)
 
 
 def _weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """out[n] = sum over k of weight[n, k] * table[index[n, k]], without a copy of the rows that are read."""
+    """out[n] = sum over k of weight[n, k] * table[index[n, k]], without a copy of the rows that
+    are read.
+    """
     return F.embedding_bag(index, table, per_sample_weights=weight, mode='sum')
 
 
 def _taps(line: Tensor, x: Tensor, y: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Along one axis, whose line of the maps is [B, 3]: the pixel at or before each point [B, H, W], and the weights of the four
-    around it [BHW, 4]."""
+    """Along one axis, whose line of the maps is [B, 3]: the pixel at or before each point [B, H,
+    W], and the weights of the four around it [BHW, 4].
+    """
     of_x, of_y, constant = line[..., None, None].unbind(1)
     at = of_x * x + of_y * y + constant
     period = max(2 * length - 2, 1)
@@ -210,7 +288,15 @@ def _cubic(f: Tensor) -> Tensor:
     """The weights [..., 4] of the pixels at -1, 0, 1, 2 for a point at f in [0, 1]."""
     square = f * f
     cube = square * f
-    return torch.stack([square - (cube + f) / 2, 1 - 2.5 * square + 1.5 * cube, f / 2 + 2 * square - 1.5 * cube, (cube - square) / 2], -1)
+    return torch.stack(
+        [
+            square - (cube + f) / 2,
+            1 - 2.5 * square + 1.5 * cube,
+            f / 2 + 2 * square - 1.5 * cube,
+            (cube - square) / 2,
+        ],
+        -1,
+    )
 
 
 def _mirrored(length: int, like: Tensor) -> Tensor:
@@ -221,14 +307,22 @@ def _mirrored(length: int, like: Tensor) -> Tensor:
 
 
 class KarrasAugmentWrapper(nn.Module):
-    """A network whose first nine mapping conditions say what augmentation was done, zeros where aug_cond is not given."""
+    """A network whose first nine mapping conditions say what augmentation was done, zeros where
+    aug_cond is not given.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.inner_model: Any = model
 
-    def forward(self, input: Tensor, sigma: Tensor, aug_cond: Tensor | None = None, mapping_cond: Tensor | None = None,
-                **cond: Any) -> Any:
+    def forward(
+        self,
+        input: Tensor,
+        sigma: Tensor,
+        aug_cond: Tensor | None = None,
+        mapping_cond: Tensor | None = None,
+        **cond: Any,
+    ) -> Any:
         if aug_cond is None:
             aug_cond = input.new_zeros([input.shape[0], 9])
         mapping_cond = aug_cond if mapping_cond is None else torch.cat([aug_cond, mapping_cond], 1)

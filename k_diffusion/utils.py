@@ -1,4 +1,5 @@
 """The names that the original kept here; each lives in the room it belongs to."""
+
 from .core.files import download_file
 from .core.images import from_pil_image, to_pil_image
 from .core.modules import eval_mode, n_params, tf32_mode, train_mode
@@ -28,9 +29,32 @@ from .training import (
 )
 
 __all__ = [
-    'CSVLogger', 'ConstantLRWithWarmup', 'EMAWarmup', 'ExponentialLR', 'FolderOfImages', 'InverseLR', 'append_dims', 'download_file',
-    'ema_update', 'ema_update_dict', 'enable_stratified', 'enable_stratified_accelerate', 'eval_mode', 'from_pil_image',
-    'get_safetensors_metadata', 'hf_datasets_augs_helper', 'n_params', 'rand_cosine_interpolated', 'rand_log_logistic', 'rand_log_normal',
-    'rand_log_uniform', 'rand_split_log_normal', 'rand_v_diffusion', 'stratified_uniform', 'stratified_with_settings', 'tf32_mode',
-    'to_pil_image', 'train_mode',
+    'CSVLogger',
+    'ConstantLRWithWarmup',
+    'EMAWarmup',
+    'ExponentialLR',
+    'FolderOfImages',
+    'InverseLR',
+    'append_dims',
+    'download_file',
+    'ema_update',
+    'ema_update_dict',
+    'enable_stratified',
+    'enable_stratified_accelerate',
+    'eval_mode',
+    'from_pil_image',
+    'get_safetensors_metadata',
+    'hf_datasets_augs_helper',
+    'n_params',
+    'rand_cosine_interpolated',
+    'rand_log_logistic',
+    'rand_log_normal',
+    'rand_log_uniform',
+    'rand_split_log_normal',
+    'rand_v_diffusion',
+    'stratified_uniform',
+    'stratified_with_settings',
+    'tf32_mode',
+    'to_pil_image',
+    'train_mode',
 ]

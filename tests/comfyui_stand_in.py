@@ -1,4 +1,7 @@
-"""The interfaces of ComfyUI that the nodes meet, as its documentation describes them, under their names in `sys.modules`."""
+"""The interfaces of ComfyUI that the nodes meet, as its documentation describes them, under
+their names in `sys.modules`.
+"""
+
 from __future__ import annotations
 
 import sys
@@ -36,26 +39,53 @@ class KSAMPLER:
     def __init__(self, sampler_function: Any) -> None:
         self.sampler_function = sampler_function
 
-    def sample(self, model_wrap: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor,
-               latent_image: Tensor, denoise_mask: Tensor | None, disable_pbar: bool) -> Tensor:
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None,
+        disable_pbar: bool,
+    ) -> Tensor:
         scaling = model_wrap.inner_model.model_sampling
 
-        def model(x: Tensor, sigma: Tensor, denoise_mask: Any, model_options: Any, seed: Any) -> Tensor:
+        def model(
+            x: Tensor, sigma: Tensor, denoise_mask: Any, model_options: Any, seed: Any
+        ) -> Tensor:
             if denoise_mask is None:
                 return model_wrap(x, sigma, model_options, seed)
             level = sigma.reshape(-1, *[1] * (x.ndim - 1))
-            x = x * denoise_mask + scaling.noise_scaling(level, noise, latent_image) * (1 - denoise_mask)
-            return model_wrap(x, sigma, model_options, seed) * denoise_mask + latent_image * (1 - denoise_mask)
+            x = x * denoise_mask + scaling.noise_scaling(level, noise, latent_image) * (
+                1 - denoise_mask
+            )
+            return model_wrap(x, sigma, model_options, seed) * denoise_mask + latent_image * (
+                1 - denoise_mask
+            )
 
-        model.inner_model = model_wrap      # type: ignore[attr-defined]
+        model.inner_model = model_wrap  # type: ignore[attr-defined]
         x = scaling.noise_scaling(sigmas[0], noise, latent_image)
-        show = None if callback is None else lambda info: callback(info['i'], info['denoised'], info['x'], len(sigmas) - 1)
-        x = self.sampler_function(model, x, sigmas, extra_args={**extra_args, 'denoise_mask': denoise_mask}, callback=show,
-                                  disable=disable_pbar)
+        show = (
+            None
+            if callback is None
+            else lambda info: callback(info['i'], info['denoised'], info['x'], len(sigmas) - 1)
+        )
+        x = self.sampler_function(
+            model,
+            x,
+            sigmas,
+            extra_args={**extra_args, 'denoise_mask': denoise_mask},
+            callback=show,
+            disable=disable_pbar,
+        )
         return scaling.inverse_noise_scaling(sigmas[-1], x)
 
 
-def set_model_options_post_cfg_function(options: dict[str, Any], function: Any, disable_cfg1_optimization: bool = False) -> Any:
+def set_model_options_post_cfg_function(
+    options: dict[str, Any], function: Any, disable_cfg1_optimization: bool = False
+) -> Any:
     options['sampler_post_cfg_function'] = [*options.get('sampler_post_cfg_function', []), function]
     if disable_cfg1_optimization:
         options['disable_cfg1_optimization'] = True
@@ -79,7 +109,9 @@ class Guider:
         self.inner_model = self.model_patcher = model
         self.scale, self.asked = scale, 0
 
-    def __call__(self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: Any) -> Tensor:
+    def __call__(
+        self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: Any
+    ) -> Tensor:
         self.asked += 1
         level = sigma.reshape(-1, *[1] * (x.ndim - 1))
         if isinstance(self.model_patcher.model_sampling, CONST):
@@ -93,9 +125,27 @@ class Guider:
             guided = function({'denoised': guided, 'uncond_denoised': unconditional})
         return guided
 
-    def sample(self, noise: Tensor, latent: Tensor, sampler: KSAMPLER, sigmas: Tensor, callback: Any = None,
-               disable_pbar: bool = True, seed: int = 0, denoise_mask: Tensor | None = None) -> Tensor:
-        return sampler.sample(self, sigmas, {'model_options': {}, 'seed': seed}, callback, noise, latent, denoise_mask, disable_pbar)
+    def sample(
+        self,
+        noise: Tensor,
+        latent: Tensor,
+        sampler: KSAMPLER,
+        sigmas: Tensor,
+        callback: Any = None,
+        disable_pbar: bool = True,
+        seed: int = 0,
+        denoise_mask: Tensor | None = None,
+    ) -> Tensor:
+        return sampler.sample(
+            self,
+            sigmas,
+            {'model_options': {}, 'seed': seed},
+            callback,
+            noise,
+            latent,
+            denoise_mask,
+            disable_pbar,
+        )
 
 
 class ProgressBar:
@@ -112,17 +162,30 @@ class ProgressBar:
 
 def install(monkeypatch: Any, output: Path) -> None:
     """Enter the stand-ins where ComfyUI's modules would be, until the end of the test."""
+
     def noise(x: Tensor, seed: int | None = None) -> Any:
         generator = torch.Generator().manual_seed(seed or 0)
         return lambda sigma, sigma_next: torch.randn(x.shape, generator=generator)
 
-    modules = {'comfy': {}, 'comfy.samplers': {'KSAMPLER': KSAMPLER}, 'comfy.model_sampling': {'CONST': CONST},
-               'comfy.model_patcher': {'set_model_options_post_cfg_function': set_model_options_post_cfg_function},
-               'comfy.utils': {'ProgressBar': ProgressBar}, 'comfy.k_diffusion': {},
-               'comfy.k_diffusion.sampling': {'default_noise_sampler': noise},
-               'folder_paths': {'get_output_directory': lambda: str(output)}}
+    modules = {
+        'comfy': {},
+        'comfy.samplers': {'KSAMPLER': KSAMPLER},
+        'comfy.model_sampling': {'CONST': CONST},
+        'comfy.model_patcher': {
+            'set_model_options_post_cfg_function': set_model_options_post_cfg_function
+        },
+        'comfy.utils': {'ProgressBar': ProgressBar},
+        'comfy.k_diffusion': {},
+        'comfy.k_diffusion.sampling': {'default_noise_sampler': noise},
+        'folder_paths': {'get_output_directory': lambda: str(output)},
+    }
     for name, contents in modules.items():
         module = types.ModuleType(name)
         vars(module).update(contents)
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(sys.modules['comfy.k_diffusion'], 'sampling', sys.modules['comfy.k_diffusion.sampling'], raising=False)
+    monkeypatch.setattr(
+        sys.modules['comfy.k_diffusion'],
+        'sampling',
+        sys.modules['comfy.k_diffusion.sampling'],
+        raising=False,
+    )

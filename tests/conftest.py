@@ -1,4 +1,7 @@
-"""What the tests share: one thread, here and in the processes they start (more of them starve each other), and the golden numbers."""
+"""What the tests share: one thread, here and in the processes they start (more of them starve
+each other), and the golden numbers.
+"""
+
 from __future__ import annotations
 
 import json
@@ -23,7 +26,9 @@ def golden():
 
 @pytest.fixture(scope='session')
 def golden_meta():
-    """golden_meta(name) -> the entry of tests/golden/index.json: options and descriptions of each case."""
+    """golden_meta(name) -> the entry of tests/golden/index.json: options and descriptions of
+    each case.
+    """
     index = json.loads((GOLDEN / 'index.json').read_text())
     return lambda name: index[name]
 

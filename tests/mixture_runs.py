@@ -1,4 +1,5 @@
 """Samplers run on one exact mixture, from one start, with one list of draws."""
+
 from __future__ import annotations
 
 import torch
@@ -7,8 +8,11 @@ from k_diffusion import sampling
 from k_diffusion.denoisers.analytic import Mixture
 from k_diffusion.sampling import SAMPLERS
 
-MODEL = Mixture(torch.tensor([[1., 0.], [-1., 0.7], [0.2, -1.2]], dtype=torch.float64), torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64))
-SIGMAS = sampling.get_sigmas_karras(9, 0.05, 20.).double()
+MODEL = Mixture(
+    torch.tensor([[1.0, 0.0], [-1.0, 0.7], [0.2, -1.2]], dtype=torch.float64),
+    torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64),
+)
+SIGMAS = sampling.get_sigmas_karras(9, 0.05, 20.0).double()
 X = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 20
 DRAWS = torch.randn(20, 8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 

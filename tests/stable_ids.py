@@ -1,4 +1,7 @@
-"""Names of test cases that are the same in every process, as running them in several at once needs."""
+"""Names of test cases that are the same in every process, as running them in several at once
+needs.
+"""
+
 import re
 
 

@@ -1,4 +1,5 @@
 """The pages say what the code says."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -15,9 +16,19 @@ from k_diffusion.tasks.evaluate import COPIES
 from k_diffusion.tasks.reference import EXTRACTORS
 
 ROOT = Path(__file__).parents[1]
-SECTIONS = [*K.models.MODELS.values(), *K.schedules.DENSITIES.values(), *K.data.DATASETS.values(), *K.training.OPTIMIZERS.values(),
-            *K.training.LR_SCHEDS.values(), *K.training.EMA_SCHEDS.values(), K.training.TrainingConfig, K.generation.SamplingConfig,
-            *K.encoders.ENCODERS.values(), *K.encoders.CONDITIONS.values(), K.models.AutoencoderConfig]
+SECTIONS = [
+    *K.models.MODELS.values(),
+    *K.schedules.DENSITIES.values(),
+    *K.data.DATASETS.values(),
+    *K.training.OPTIMIZERS.values(),
+    *K.training.LR_SCHEDS.values(),
+    *K.training.EMA_SCHEDS.values(),
+    K.training.TrainingConfig,
+    K.generation.SamplingConfig,
+    *K.encoders.ENCODERS.values(),
+    *K.encoders.CONDITIONS.values(),
+    K.models.AutoencoderConfig,
+]
 
 
 @pytest.mark.parametrize('section', SECTIONS, ids=lambda s: s.__name__)
@@ -29,13 +40,25 @@ def test_every_key_of_a_config_is_on_the_page(section):
 
 def test_every_type_is_on_the_page():
     page = (ROOT / 'docs' / 'config.md').read_text()
-    kinds = [*K.models.MODELS, *K.schedules.DENSITIES, *K.data.DATASETS, *K.training.OPTIMIZERS, *K.training.LR_SCHEDS,
-             *K.training.EMA_SCHEDS, *K.encoders.ENCODERS, *K.encoders.CONDITIONS]
+    kinds = [
+        *K.models.MODELS,
+        *K.schedules.DENSITIES,
+        *K.data.DATASETS,
+        *K.training.OPTIMIZERS,
+        *K.training.LR_SCHEDS,
+        *K.training.EMA_SCHEDS,
+        *K.encoders.ENCODERS,
+        *K.encoders.CONDITIONS,
+    ]
     for name in kinds:
         assert f'`{name}`' in page, name
 
 
-PAGES = ['README.md', 'CHANGELOG.md', *(f'docs/{page.name}' for page in sorted((ROOT / 'docs').glob('*.md')))]
+PAGES = [
+    'README.md',
+    'CHANGELOG.md',
+    *(f'docs/{page.name}' for page in sorted((ROOT / 'docs').glob('*.md'))),
+]
 
 
 @pytest.mark.parametrize('page', PAGES)
@@ -45,14 +68,25 @@ def test_what_a_page_points_to_is_there(page):
         assert target.startswith('http') or (ROOT / page).parent.joinpath(target).exists(), target
 
 
-@pytest.mark.parametrize('names', [K.schedules.SCHEDULES, K.schedules.DISCRETE_SCHEDULES], ids=lambda names: names.kind)
+@pytest.mark.parametrize(
+    'names', [K.schedules.SCHEDULES, K.schedules.DISCRETE_SCHEDULES], ids=lambda names: names.kind
+)
 def test_every_schedule_and_its_parameters_are_on_the_page(names):
-    rows = [line for line in (ROOT / 'docs' / 'schedules.md').read_text().splitlines() if line.startswith('| `')]
+    rows = [
+        line
+        for line in (ROOT / 'docs' / 'schedules.md').read_text().splitlines()
+        if line.startswith('| `')
+    ]
     for name, function in names.items():
         row = ''.join(line for line in rows if line.startswith(f'| `{name}` '))
         assert row, name
         if names is K.schedules.SCHEDULES:
-            own = inspect.signature(function).parameters.keys() - {'n', 'sigma_min', 'sigma_max', 'device'}
+            own = inspect.signature(function).parameters.keys() - {
+                'n',
+                'sigma_min',
+                'sigma_max',
+                'device',
+            }
             assert not [key for key in own if f'`{key}`' not in row], name
 
 
@@ -98,7 +132,10 @@ def test_the_trainer_of_the_page_trains_and_goes_on(tmp_path, monkeypatch):
         for end in ends:
             names: dict = {}
             torch.manual_seed(0)
-            exec(program.replace('end_step=100', f'end_step={end}').replace('every=50', 'every=5'), names)
+            exec(
+                program.replace('end_step=100', f'end_step={end}').replace('every=50', 'every=5'),
+                names,
+            )
             assert names['status'] == 'done' and names['trainer'].step == end
         weights.append(names['average'].state_dict())
     assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
@@ -108,12 +145,13 @@ def test_the_trainer_of_the_page_trains_and_goes_on(tmp_path, monkeypatch):
 def test_every_sampler_is_on_the_page():
     page = (ROOT / 'docs' / 'samplers.md').read_text()
     from k_diffusion.tasks.samplers import sampler_table
+
     assert sampler_table() in page, 'run k-diffusion samplers --markdown'
     for name, entry in K.sampling.SAMPLERS.items():
         assert f'| `{name}` | {entry.family} | {entry.order or "-"} | {entry.nfe} |' in page, name
-    for scale, interval in (1., None), (4., None), (4., (0.3, 1.2)):
+    for scale, interval in (1.0, None), (4.0, None), (4.0, (0.3, 1.2)):
         for steps in (5, 8, 15, 30):
-            assert f'`{recommended(steps, Traits(0.002, 80., scale, interval)).sampler}`' in page
+            assert f'`{recommended(steps, Traits(0.002, 80.0, scale, interval)).sampler}`' in page
 
 
 def test_every_metric_and_extractor_is_on_the_page():
@@ -124,15 +162,24 @@ def test_every_metric_and_extractor_is_on_the_page():
 
 def test_the_examples_of_the_page_on_measuring_run():
     names: dict = {}
-    exec('\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'measuring.md').read_text(), re.S)), names)
-    assert names['values']['fid'] == pytest.approx(names['distance'].item(), rel=1e-9) and names['values']['fid'] > 0.3
+    exec(
+        '\n'.join(
+            re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'measuring.md').read_text(), re.S)
+        ),
+        names,
+    )
+    assert (
+        names['values']['fid'] == pytest.approx(names['distance'].item(), rel=1e-9)
+        and names['values']['fid'] > 0.3
+    )
     torch.testing.assert_close(names['again'], names['x'], rtol=0, atol=1e-3)
-    assert ((names['log_p'] - names['exact']).abs() < 0.05).all()       # its Jacobian is diagonal
+    assert ((names['log_p'] - names['exact']).abs() < 0.05).all()  # its Jacobian is diagonal
 
 
 def test_the_page_on_architecture_is_true():
     """Its examples run, and its table is the one that is enforced."""
     from tests.test_architecture import MAY_IMPORT
+
     page = (ROOT / 'docs' / 'architecture.md').read_text()
     names: dict = {}
     try:
@@ -149,13 +196,29 @@ def test_the_page_on_architecture_is_true():
 
 def test_the_variants_of_guidance_on_the_page_run():
     page = (ROOT / 'docs' / 'guidance.md').read_text()
-    block = next(block for block in re.findall(r'```python\n(.*?)```', page, re.S) if 'cfg_zero_star' in block)
-    denoiser = lambda x, sigma, class_cond: x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + class_cond.view(-1, 1, 1, 1) / 10
-    names = {'K': K, 'torch': torch, 'denoiser': denoiser, 'sigmas': K.sampling.get_sigmas_karras(5, 0.02, 40)}
+    block = next(
+        block
+        for block in re.findall(r'```python\n(.*?)```', page, re.S)
+        if 'cfg_zero_star' in block
+    )
+    denoiser = lambda x, sigma, class_cond: (
+        x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + class_cond.view(-1, 1, 1, 1) / 10
+    )
+    names = {
+        'K': K,
+        'torch': torch,
+        'denoiser': denoiser,
+        'sigmas': K.sampling.get_sigmas_karras(5, 0.02, 40),
+    }
     exec(block, names)
     x, first = names['x'], names['sigmas'][:1].expand(10)
-    assert torch.equal(names['flow'](x, first, **names['conditions']), x / (1 + first[0]))      # the first step rests
-    assert not torch.equal(names['sharp'](x, first / 10, **names['conditions']), names['first'](x, first / 10, **names['conditions']))
+    assert torch.equal(
+        names['flow'](x, first, **names['conditions']), x / (1 + first[0])
+    )  # the first step rests
+    assert not torch.equal(
+        names['sharp'](x, first / 10, **names['conditions']),
+        names['first'](x, first / 10, **names['conditions']),
+    )
 
 
 def test_every_guidance_is_on_the_page():
@@ -166,12 +229,22 @@ def test_every_guidance_is_on_the_page():
 
 def test_the_examples_of_the_page_on_audio_run():
     names: dict = {}
-    exec('\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'audio.md').read_text(), re.S)), names)
-    for drawn in (names['latents'], names['few']):      # 65,536 draws of deviation 1/2
+    exec(
+        '\n'.join(
+            re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'audio.md').read_text(), re.S)
+        ),
+        names,
+    )
+    for drawn in (names['latents'], names['few']):  # 65,536 draws of deviation 1/2
         assert abs(drawn.std().item() - 0.5) < 0.03
 
 
 def test_the_example_of_the_page_on_tensors_runs():
     names: dict = {}
-    exec('\n'.join(re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'tensors.md').read_text(), re.S)), names)
+    exec(
+        '\n'.join(
+            re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'tensors.md').read_text(), re.S)
+        ),
+        names,
+    )
     assert names['features'].shape == (4, 66)

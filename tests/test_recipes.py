@@ -1,4 +1,7 @@
-"""What is chosen where no sampler is named: recipes by traits, probes, explanations, and guidance with an interval."""
+"""What is chosen where no sampler is named: recipes by traits, probes, explanations, and
+guidance with an interval.
+"""
+
 import itertools
 import math
 
@@ -12,14 +15,14 @@ from k_diffusion.guidance import classifier_free
 from k_diffusion.recipes import Probe, Traits, recommended
 from k_diffusion.schedules import get_sigmas_interval, get_sigmas_karras
 
-MEANS = torch.tensor([[1., 0.], [-1., 0.7], [0.2, -1.2]])
+MEANS = torch.tensor([[1.0, 0.0], [-1.0, 0.7], [0.2, -1.2]])
 MODEL = Mixture(MEANS, torch.tensor([0.3, 0.4, 0.5]))
 
 
 class Conditional:
     """A mixture, or its first component where `towards` is 1; levels from 0.05 to 20."""
 
-    sigma_min, sigma_max = 0.05, 20.
+    sigma_min, sigma_max = 0.05, 20.0
     alone = Gaussian(MEANS[0], torch.tensor(0.3))
 
     def __call__(self, x, sigma, towards):
@@ -28,18 +31,20 @@ class Conditional:
         return torch.where(towards[:, None] == 1, alone(x, sigma), model(x, sigma))
 
 
-GUIDED = classifier_free(Conditional(), {'towards': 0}, 3., (0.3, 2.))
+GUIDED = classifier_free(Conditional(), {'towards': 0}, 3.0, (0.3, 2.0))
 TOWARDS = {'towards': torch.ones(64, dtype=torch.long)}
 
 
-def start(n=64, high=20.):
+def start(n=64, high=20.0):
     return torch.randn(n, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * high
 
 
 def converged(x, levels):
-    """The end of the flow of GUIDED by the classical Runge-Kutta method in log sigma, each part of the interval apart."""
+    """The end of the flow of GUIDED by the classical Runge-Kutta method in log sigma, each part
+    of the interval apart.
+    """
     for high, low in itertools.pairwise(levels):
-        n, inside = 150, low >= 0.3 and high <= 2.
+        n, inside = 150, low >= 0.3 and high <= 2.0
         h = math.log(low / high) / n
 
         def slope(x, u, inside=inside):
@@ -56,29 +61,41 @@ def converged(x, levels):
     return x
 
 
-TRUTH = converged(start(), [20., 2., 0.3, 0.05])
+TRUTH = converged(start(), [20.0, 2.0, 0.3, 0.05])
 
 
 def error(sampler, sigmas, model=GUIDED, **options):
-    end = getattr(K.sampling, f'sample_{sampler}')(model, start(), sigmas, TOWARDS, disable=True, **options)
+    end = getattr(K.sampling, f'sample_{sampler}')(
+        model, start(), sigmas, TOWARDS, disable=True, **options
+    )
     return (end - TRUTH).square().mean().sqrt().item()
 
 
-@pytest.mark.parametrize(('sampler', 'options'), [('lms', {'order': 2}), ('ipndm', {'order': 2}), ('deis', {'order': 2}), ('rab', {})])
+@pytest.mark.parametrize(
+    ('sampler', 'options'),
+    [('lms', {'order': 2}), ('ipndm', {'order': 2}), ('deis', {'order': 2}), ('rab', {})],
+)
 def test_the_share_of_guidance_in_an_interval_is_integrated_to_second_order(sampler, options):
-    """Wherever the levels fall: with the guided estimate alone, the jump at the edges leaves order 1 and errors that scatter."""
+    """Wherever the levels fall: with the guided estimate alone, the jump at the edges leaves
+    order 1 and errors that scatter.
+    """
     counts = [30, 60, 120]
-    sigmas = {n: [get_sigmas_karras(n + shift, 0.05, 20.)[:-1] for shift in range(4)] for n in counts}
+    sigmas = {
+        n: [get_sigmas_karras(n + shift, 0.05, 20.0)[:-1] for shift in range(4)] for n in counts
+    }
     errors = {n: [error(sampler, levels, **options) for levels in sigmas[n]] for n in counts}
-    plain = [error(sampler, levels, lambda x, sigma, **cond: GUIDED(x, sigma, **cond), **options) for levels in sigmas[120]]
+    plain = [
+        error(sampler, levels, lambda x, sigma, **cond: GUIDED(x, sigma, **cond), **options)
+        for levels in sigmas[120]
+    ]
     order = math.log2(sum(errors[30]) / sum(errors[120])) / 2
     assert order > 1.7, (order, errors)
     assert max(errors[120]) < 2 * min(errors[120]) and max(errors[120]) < 0.2 * max(plain)
 
 
 def test_a_callback_sees_the_guided_estimate_and_its_edit_acts():
-    levels, seen = [3., 1.5, 1., 0.5], []
-    GUIDED_at = GUIDED(start(high=3.).float(), torch.full([64], 1.5), **TOWARDS)
+    levels, seen = [3.0, 1.5, 1.0, 0.5], []
+    GUIDED_at = GUIDED(start(high=3.0).float(), torch.full([64], 1.5), **TOWARDS)
     assert GUIDED_at.shape == (64, 2)
 
     def show(info):
@@ -86,43 +103,61 @@ def test_a_callback_sees_the_guided_estimate_and_its_edit_acts():
         if info['i'] == 2:
             info['denoised'].zero_()
 
-    x = K.sampling.sample_ipndm(GUIDED, start(high=3.), levels, TOWARDS, show, disable=True, order=1)
+    x = K.sampling.sample_ipndm(
+        GUIDED, start(high=3.0), levels, TOWARDS, show, disable=True, order=1
+    )
     for at, sigma, denoised in seen[1:]:
-        torch.testing.assert_close(denoised, GUIDED(at, torch.full([64], sigma, dtype=torch.float64), **TOWARDS))
+        torch.testing.assert_close(
+            denoised, GUIDED(at, torch.full([64], sigma, dtype=torch.float64), **TOWARDS)
+        )
     at, sigma, _ = seen[2]
-    torch.testing.assert_close(x, at * (0.5 / sigma))       # Euler with the estimate 0
+    torch.testing.assert_close(x, at * (0.5 / sigma))  # Euler with the estimate 0
 
 
 @pytest.mark.parametrize('n', [4, 5, 10, 30])
 def test_levels_lie_on_the_edges_of_an_interval(n):
-    levels = get_sigmas_interval(n, 0.02, 80., (0.3, 1.2))
-    assert len(levels) == n + 1 and (levels[1:] < levels[:-1]).all() and levels[0] == 80. and levels[-1] == 0
+    levels = get_sigmas_interval(n, 0.02, 80.0, (0.3, 1.2))
+    assert (
+        len(levels) == n + 1
+        and (levels[1:] < levels[:-1]).all()
+        and levels[0] == 80.0
+        and levels[-1] == 0
+    )
     assert levels[-2] == pytest.approx(0.02)
     places = [(levels - edge).abs().argmin().item() for edge in (1.2, 0.3)]
     for place, edge in zip(places, (1.2, 0.3)):
         assert levels[place] < edge and levels[place].item() == pytest.approx(edge, rel=1e-6)
-    assert places[1] - places[0] == max(1, round(0.4 * (n - 1)))      # steps inside
+    assert places[1] - places[0] == max(1, round(0.4 * (n - 1)))  # steps inside
 
 
 def test_an_interval_that_holds_all_levels_changes_none():
-    torch.testing.assert_close(get_sigmas_interval(9, 0.02, 80., (0.01, 100.)), get_sigmas_karras(9, 0.02, 80.))
-    assert [len(get_sigmas_interval(n, 0.02, 80., (0.3, 1.2))) for n in (1, 2, 3)] == [2, 3, 4]
-    assert get_sigmas_interval(3, 0.02, 80., (0.3, 1.2))[1].item() == pytest.approx(1.2, rel=1e-6)
+    torch.testing.assert_close(
+        get_sigmas_interval(9, 0.02, 80.0, (0.01, 100.0)), get_sigmas_karras(9, 0.02, 80.0)
+    )
+    assert [len(get_sigmas_interval(n, 0.02, 80.0, (0.3, 1.2))) for n in (1, 2, 3)] == [2, 3, 4]
+    assert get_sigmas_interval(3, 0.02, 80.0, (0.3, 1.2))[1].item() == pytest.approx(1.2, rel=1e-6)
     with pytest.raises(ValueError, match='share must be'):
-        get_sigmas_interval(9, 0.02, 80., (0.3, 1.2), share=1.)
+        get_sigmas_interval(9, 0.02, 80.0, (0.3, 1.2), share=1.0)
 
 
 def test_traits_are_read_off_the_denoiser():
-    assert Traits.of(MODEL) == Traits(0.002, 80.)
-    assert Traits.of(GUIDED) == Traits(0.05, 20., 3., (0.3, 2.))
-    assert Traits.of(Conditional(), scale=3., interval=(0., math.inf)) == Traits(0.05, 20., 3.)
-    assert Traits.of(MODEL, 0.1, 5., 1., (0.3, 2.)) == Traits(0.1, 5.)
-    assert not Traits.of(classifier_free(Conditional(), {'towards': 0}, 1.)).guided
+    assert Traits.of(MODEL) == Traits(0.002, 80.0)
+    assert Traits.of(GUIDED) == Traits(0.05, 20.0, 3.0, (0.3, 2.0))
+    assert Traits.of(Conditional(), scale=3.0, interval=(0.0, math.inf)) == Traits(0.05, 20.0, 3.0)
+    assert Traits.of(MODEL, 0.1, 5.0, 1.0, (0.3, 2.0)) == Traits(0.1, 5.0)
+    assert not Traits.of(classifier_free(Conditional(), {'towards': 0}, 1.0)).guided
 
 
 @pytest.mark.parametrize('steps', [1, 2, 5, 8, 10, 15, 20, 50])
-@pytest.mark.parametrize('traits', [Traits(0.002, 80.), Traits(0.03, 14.6), Traits(0.02, 40., 4.5, (0.3, 1.2), 0.5),
-                                    Traits(0.002, 80., 4.)])
+@pytest.mark.parametrize(
+    'traits',
+    [
+        Traits(0.002, 80.0),
+        Traits(0.03, 14.6),
+        Traits(0.02, 40.0, 4.5, (0.3, 1.2), 0.5),
+        Traits(0.002, 80.0, 4.0),
+    ],
+)
 def test_a_recipe_spends_the_calls_and_ends_at_the_least_level_of_the_model(steps, traits):
     recipe = recommended(steps, traits)
     levels = recipe.levels(steps, traits, recipe.options).tolist()
@@ -137,7 +172,9 @@ def test_a_recipe_spends_the_calls_and_ends_at_the_least_level_of_the_model(step
 
 
 def test_explain_says_what_was_taken_and_why(capsys):
-    K.sample(GUIDED, [2, 2], 8, seeds=0, cond={'towards': torch.ones(2, dtype=torch.long)}, explain=True)
+    K.sample(
+        GUIDED, [2, 2], 8, seeds=0, cond={'towards': torch.ones(2, dtype=torch.long)}, explain=True
+    )
     said = capsys.readouterr().out
     sigmas, sampler, _, why = plan(GUIDED, 8, None, None, None, None, {})
     assert sampler in said and why in said and 'interval' in why and f'{sigmas[1]:.4g}' in said
@@ -158,44 +195,71 @@ def test_a_probe_is_kept_and_taken(tmp_path):
     for n, recipe in found.recipes.items():
         rms, median = found.distances[n][str(recipe)]
         others = found.distances[n].values()
-        assert not any(r < rms and m < median for r, m in others), 'another recipe was nearer by both'
+        assert not any(r < rms and m < median for r, m in others), (
+            'another recipe was nearer by both'
+        )
     found.save(tmp_path / 'probe.json')
     assert Probe.load(tmp_path / 'probe.json') == found
     model.probe = Probe.load(tmp_path / 'probe.json')
     assert plan(model, 5, None, None, None, None, {}).why == found.recipe(5, Traits.of(model)).why
     assert found.recipe(5, Traits.of(model)) in found.recipes.values()
-    assert found.recipe(5, Traits.of(model, scale=2.)) is None     # made without guidance
+    assert found.recipe(5, Traits.of(model, scale=2.0)) is None  # made without guidance
     assert plan(model, 5, 'heun', None, None, None, {}).sampler == 'heun'
 
 
-@pytest.mark.parametrize('guided', [
-    K.guidance.frequency_decoupled(Conditional(), {'towards': 0}, (3., 2.), (0.3, math.inf)),
-    K.guidance.composed(Conditional(), {'towards': 0}, [{'towards': torch.ones(4, dtype=torch.long)}], [2.]),
-    classifier_free(Conditional(), {'towards': 0}, 3., (0., 2.))])
+@pytest.mark.parametrize(
+    'guided',
+    [
+        K.guidance.frequency_decoupled(Conditional(), {'towards': 0}, (3.0, 2.0), (0.3, math.inf)),
+        K.guidance.composed(
+            Conditional(), {'towards': 0}, [{'towards': torch.ones(4, dtype=torch.long)}], [2.0]
+        ),
+        classifier_free(Conditional(), {'towards': 0}, 3.0, (0.0, 2.0)),
+    ],
+)
 def test_a_probe_of_any_guidance_is_read_as_it_was_written(guided, tmp_path):
     traits = Traits.of(guided)
     probe = Probe(traits, {5: recommended(5, traits)})
     probe.save(tmp_path / 'probe.json')
     again = Probe.load(tmp_path / 'probe.json')
     assert again.recipe(5, Traits.of(guided)) == probe.recipe(5, traits) == recommended(5, traits)
-    assert again.recipe(5, Traits(0.05, 20.)) is None
+    assert again.recipe(5, Traits(0.05, 20.0)) is None
 
 
 def test_sample_a_denoiser_with_a_scale_for_each_band():
-    guided = K.guidance.frequency_decoupled(Conditional(), {'towards': 0}, (1., 3.))
-    assert Traits.of(guided).scale == 3. and Traits.of(guided).guided
+    guided = K.guidance.frequency_decoupled(Conditional(), {'towards': 0}, (1.0, 3.0))
+    assert Traits.of(guided).scale == 3.0 and Traits.of(guided).guided
 
 
-@pytest.mark.parametrize('call, words', [
-    (lambda: get_sigmas_interval(8, 0.02, 40., (1.2, 0.3)), 'interval must hold two noise levels, the lower one first'),
-    (lambda: get_sigmas_interval(8, 0.02, 40., 3), 'interval must hold two noise levels'),
-    (lambda: get_sigmas_interval(8, 0.02, 40., (0.3, 1.2), share='half'), "share must be .*; got 'half'"),
-    (lambda: K.sample(MODEL, [2, 2], guidance=3., null={}, guidance_interval=3), 'guidance_interval must hold two noise levels'),
-    (lambda: K.sample(MODEL, [2, 2], guidance='much', null={}), "guidance must be .*; got 'much'"),
-    (lambda: K.probe(MODEL, [2, 2], steps=5), 'steps must be numbers of model calls'),
-    (lambda: K.probe(MODEL, [2, 2], steps=[0]), 'each of steps must be a whole number >= 1; got 0'),
-    (lambda: K.probe(MODEL, [2, 2], fine=0), 'fine must be a whole number >= 1; got 0'),
-    (lambda: K.probe(MODEL, [0, 2]), 'shape must hold at least one noise')])
+@pytest.mark.parametrize(
+    'call, words',
+    [
+        (
+            lambda: get_sigmas_interval(8, 0.02, 40.0, (1.2, 0.3)),
+            'interval must hold two noise levels, the lower one first',
+        ),
+        (lambda: get_sigmas_interval(8, 0.02, 40.0, 3), 'interval must hold two noise levels'),
+        (
+            lambda: get_sigmas_interval(8, 0.02, 40.0, (0.3, 1.2), share='half'),
+            "share must be .*; got 'half'",
+        ),
+        (
+            lambda: K.sample(MODEL, [2, 2], guidance=3.0, null={}, guidance_interval=3),
+            'guidance_interval must hold two noise levels',
+        ),
+        (
+            lambda: K.sample(MODEL, [2, 2], guidance='much', null={}),
+            "guidance must be .*; got 'much'",
+        ),
+        (lambda: K.probe(MODEL, [2, 2], steps=5), 'steps must be numbers of model calls'),
+        (
+            lambda: K.probe(MODEL, [2, 2], steps=[0]),
+            'each of steps must be a whole number >= 1; got 0',
+        ),
+        (lambda: K.probe(MODEL, [2, 2], fine=0), 'fine must be a whole number >= 1; got 0'),
+        (lambda: K.probe(MODEL, [0, 2]), 'shape must hold at least one noise'),
+    ],
+)
 def test_refused_arguments(call, words):
     with pytest.raises(ValueError, match=words):
         call()
@@ -209,7 +273,7 @@ def test_another_file_is_refused_as_a_probe(tmp_path):
 
 @pytest.mark.parametrize('name', ['zeab', 'ipndm'])
 def test_a_callback_that_looks_on_changes_no_bit(name):
-    levels = [20., 5., 1.5, 0.5, 0.1, 0.]
+    levels = [20.0, 5.0, 1.5, 0.5, 0.1, 0.0]
     x, towards = start(3).float(), {'towards': torch.ones(3, dtype=torch.long)}
     run = getattr(K.sampling, f'sample_{name}')
     plain = run(GUIDED, x, levels, towards, disable=True)

@@ -1,4 +1,7 @@
-"""The original's public names and parameters (tests/golden/surface.json), as programs written for it read them."""
+"""The original's public names and parameters (tests/golden/surface.json), as programs written
+for it read them.
+"""
+
 from __future__ import annotations
 
 import importlib
@@ -32,11 +35,16 @@ def test_the_name_is_there_and_takes_what_it_took(room, name):
     takes = parameters(found)
     wanted = list(expected(room, name))
     own = list(takes)
-    assert [parameter for parameter, _ in wanted] == [parameter for parameter in own if parameter in dict(wanted)]
+    assert [parameter for parameter, _ in wanted] == [
+        parameter for parameter in own if parameter in dict(wanted)
+    ]
     for parameter in own:
         if parameter not in dict(wanted):
             kind = takes[parameter].kind
-            assert takes[parameter].default is not inspect.Parameter.empty or kind in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)
+            assert takes[parameter].default is not inspect.Parameter.empty or kind in (
+                kind.VAR_POSITIONAL,
+                kind.VAR_KEYWORD,
+            )
     for parameter, optional in wanted:
         assert not optional or takes[parameter].default is not inspect.Parameter.empty
 

@@ -1,12 +1,24 @@
 """Tiny random networks in pipelines of diffusers, and their inputs."""
+
 import diffusers
 import torch
 
 import k_diffusion as K
 
-TINY = {'sample_size': 8, 'block_out_channels': (16, 16), 'layers_per_block': 1, 'norm_num_groups': 4}
-CROSS = {'in_channels': 4, 'out_channels': 4, 'down_block_types': ('CrossAttnDownBlock2D', 'DownBlock2D'),
-         'up_block_types': ('UpBlock2D', 'CrossAttnUpBlock2D'), 'cross_attention_dim': 12, 'attention_head_dim': 4}
+TINY = {
+    'sample_size': 8,
+    'block_out_channels': (16, 16),
+    'layers_per_block': 1,
+    'norm_num_groups': 4,
+}
+CROSS = {
+    'in_channels': 4,
+    'out_channels': 4,
+    'down_block_types': ('CrossAttnDownBlock2D', 'DownBlock2D'),
+    'up_block_types': ('UpBlock2D', 'CrossAttnUpBlock2D'),
+    'cross_attention_dim': 12,
+    'attention_head_dim': 4,
+}
 BETAS = {'beta_start': 0.00085, 'beta_end': 0.012, 'beta_schedule': 'scaled_linear'}
 
 
@@ -19,21 +31,45 @@ def randomised(model):
 
 def make_vae():
     torch.manual_seed(0)
-    return randomised(diffusers.AutoencoderKL(
-        block_out_channels=(16, 16), norm_num_groups=4, latent_channels=4, sample_size=16,
-        down_block_types=('DownEncoderBlock2D',) * 2, up_block_types=('UpDecoderBlock2D',) * 2))
+    return randomised(
+        diffusers.AutoencoderKL(
+            block_out_channels=(16, 16),
+            norm_num_groups=4,
+            latent_channels=4,
+            sample_size=16,
+            down_block_types=('DownEncoderBlock2D',) * 2,
+            up_block_types=('UpDecoderBlock2D',) * 2,
+        )
+    )
 
 
 def make_flux():
     torch.manual_seed(0)
-    return randomised(diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=12, pooled_projection_dim=10, axes_dims_rope=(4, 4, 8)))
+    return randomised(
+        diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=12,
+            pooled_projection_dim=10,
+            axes_dims_rope=(4, 4, 8),
+        )
+    )
 
 
 def flux_pipe(flux, vae, scheduler, kind='FluxPipeline'):
-    pipe = getattr(diffusers, kind)(scheduler=scheduler, vae=vae, text_encoder=None, tokenizer=None, text_encoder_2=None,
-                                    tokenizer_2=None, transformer=flux)
+    pipe = getattr(diffusers, kind)(
+        scheduler=scheduler,
+        vae=vae,
+        text_encoder=None,
+        tokenizer=None,
+        text_encoder_2=None,
+        tokenizer_2=None,
+        transformer=flux,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

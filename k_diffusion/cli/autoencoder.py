@@ -1,4 +1,5 @@
 """k-diffusion train-autoencoder: trains the first stage of latent diffusion on pictures."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,24 +9,31 @@ from ..core.names import escape_name
 from ..tasks.autoencoder import TrainedAutoencoder, train_autoencoder
 from .flags import run_command
 
-_EXAMPLE = '''example:
+_EXAMPLE = """example:
   k-diffusion train-autoencoder --config autoencoders/icons --name icons-ae
 
 "encoder": {"type": "autoencoder", "location": "runs/icons-ae"} in the config of a model then has it
-trained on latents.'''
+trained on latents."""
 
 
 def _show(result: TrainedAutoencoder) -> str:
-    return (f'{escape_name(result.path)}, step {result.step:,}: error {result.error:.3f} '
-            f'in [-1, 1]\noriginals above reconstructions: {escape_name(result.pictures)}')
+    return (
+        f'{escape_name(result.path)}, step {result.step:,}: error {result.error:.3f} '
+        f'in [-1, 1]\noriginals above reconstructions: {escape_name(result.pictures)}'
+    )
 
 
 def _as_json(result: TrainedAutoencoder) -> dict[str, Any]:
-    return {'path': str(result.path), 'pictures': str(result.pictures), 'step': result.step,
-            'error': result.error}
+    return {
+        'path': str(result.path),
+        'pictures': str(result.pictures),
+        'step': result.step,
+        'error': result.error,
+    }
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion train-autoencoder') -> int:
     """Run the command."""
-    return run_command(prog, train_autoencoder, _show, about=__doc__, example=_EXAMPLE,
-                       as_json=_as_json, argv=argv)
+    return run_command(
+        prog, train_autoencoder, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv
+    )

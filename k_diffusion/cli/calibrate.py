@@ -1,4 +1,5 @@
 """k-diffusion calibrate: a sampler is fitted to a model, so that few steps give what many would."""
+
 from __future__ import annotations
 
 import math
@@ -9,12 +10,13 @@ from ..sampling import Calibration
 from ..tasks.calibrate import CalibrationResult, calibrate
 from .flags import run_command
 
-_EXAMPLE = '''example:
+_EXAMPLE = """example:
   k-diffusion calibrate --checkpoint runs/demo --steps 5,8,10
   k-diffusion calibrate --checkpoint runs/demo --steps 8 --guidance auto
   k-diffusion sample --checkpoint runs/demo --steps 8
 
-`sample` then takes the calibrated sampler by itself where the number of steps and the guidance are those of one.'''
+`sample` then uses the calibrated sampler by itself when the number of steps and the guidance match
+those of a calibration."""
 
 
 def _show(result: CalibrationResult) -> str:
@@ -24,26 +26,59 @@ def _show(result: CalibrationResult) -> str:
 def _line(calibration: Calibration) -> str:
     """What was found for a number of steps."""
     score = calibration.scores
-    kept, recipe = calibration.recipe, f'{score["published_median"]:.4f} ({score["published_rms"]:.4f})'
+    kept, recipe = (
+        calibration.recipe,
+        f'{score["published_median"]:.4f} ({score["published_rms"]:.4f})',
+    )
     if kept is not None:
-        text = (f'no fit was nearer to converged samples than {kept}, median {recipe}, by both median and rms: it is kept '
-                f'(the best fit: {score.get("fitted_median", math.inf):.4f} ({score.get("fitted_rms", math.inf):.4f}))')
+        text = (
+            f'no fit was nearer to converged samples than {kept}, median {recipe}, by both median '
+            'and rms: it is kept '
+            f'(the best fit: {score.get("fitted_median", math.inf):.4f} '
+            f'({score.get("fitted_rms", math.inf):.4f}))'
+        )
     else:
-        text = (f'median distance to converged samples {score["median"]:.4f} (rms {score["rms"]:.4f}), that of the best published recipe '
-                f'{recipe}; base {calibration.base}')
-    astray = f'{score["astray"]:.0f} and {score["published_astray"]:.0f} of {score["items"]:.0f} end as something else'
+        text = (
+            f'median distance to converged samples {score["median"]:.4f} (rms '
+            f'{score["rms"]:.4f}), that of the best published recipe '
+            f'{recipe}; base {calibration.base}'
+        )
+    astray = (
+        f'{score["astray"]:.0f} and {score["published_astray"]:.0f} of {score["items"]:.0f} '
+        'end as something else'
+    )
     quality = ', '.join(f'{name} {value:.3f}' for name, value in calibration.quality.items())
-    interval = '' if calibration.guidance_interval is None else ' from {:g} to {:g}'.format(*calibration.guidance_interval)
-    chosen = f'; guidance {calibration.guidance:g}{interval} was chosen: {quality}' if quality else ''
+    interval = (
+        ''
+        if calibration.guidance_interval is None
+        else ' from {:g} to {:g}'.format(*calibration.guidance_interval)
+    )
+    chosen = (
+        f'; guidance {calibration.guidance:g}{interval} was chosen: {quality}' if quality else ''
+    )
     return f'{calibration.steps} steps: {text}; {astray}{chosen}'
 
 
 def _as_json(result: CalibrationResult) -> dict[str, Any]:
-    return {'file': str(result.file), 'calibrations': [
-        {'steps': c.steps, 'base': c.base, 'published': c.published, 'guidance': c.guidance, 'guidance_interval': c.guidance_interval,
-         **c.scores, **c.quality} for c in result.calibrations]}
+    return {
+        'file': str(result.file),
+        'calibrations': [
+            {
+                'steps': c.steps,
+                'base': c.base,
+                'published': c.published,
+                'guidance': c.guidance,
+                'guidance_interval': c.guidance_interval,
+                **c.scores,
+                **c.quality,
+            }
+            for c in result.calibrations
+        ],
+    }
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion calibrate') -> int:
     """Run the command."""
-    return run_command(prog, calibrate, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv)
+    return run_command(
+        prog, calibrate, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv
+    )

@@ -1,4 +1,5 @@
-"""k-diffusion clip: images from a trained model, drawn towards texts and pictures by a CLIP model."""
+"""k-diffusion clip: images from a trained model, guided by texts and pictures with CLIP."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,14 +9,26 @@ from ..tasks.clip import clip
 from .flags import run_command
 from .sample import samples_as_json, show_samples
 
-_EXAMPLE = '''examples:
-  k-diffusion clip "a photo of the digit seven" --checkpoint runs/demo --clip-model my_clip_folder --no-clamp -cgs 50
-  k-diffusion clip "a red apple:2" "a painting:0.5" --image sketch.png:0.3 --checkpoint runs/mine --cutn 8 --init sketch.png --sigma-start 5
+_EXAMPLE = """examples:
+  k-diffusion clip "a photo of the digit seven" --checkpoint runs/demo \\
+    --clip-model my_clip_folder --no-clamp -cgs 50
+  k-diffusion clip "a red apple:2" "a painting:0.5" --image sketch.png:0.3 \\
+    --checkpoint runs/mine --cutn 8 --init sketch.png --sigma-start 5
 
-A weight follows a prompt after a colon; a negative one keeps away from it. CLIP models are those of the transformers library: a folder that
-save_pretrained wrote, a name on the hub, or one of OpenAI's names.'''
+A weight follows a prompt after a colon; a negative one keeps away from it. CLIP models are those of
+the transformers library: a folder that save_pretrained wrote, a name on the hub, or one of OpenAI's
+names."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion clip', **defaults: Any) -> int:
     """Run the command; `defaults` are those of the script it is called through."""
-    return run_command(prog, clip, show_samples, about=__doc__, example=_EXAMPLE, as_json=samples_as_json, argv=argv, **defaults)
+    return run_command(
+        prog,
+        clip,
+        show_samples,
+        about=__doc__,
+        example=_EXAMPLE,
+        as_json=samples_as_json,
+        argv=argv,
+        **defaults,
+    )

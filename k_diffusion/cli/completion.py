@@ -1,4 +1,5 @@
 """k-diffusion completion: prints a script that completes commands, flags and choices in a shell."""
+
 from __future__ import annotations
 
 import argparse
@@ -8,28 +9,28 @@ from shlex import quote
 
 from .entry import COMMANDS, Parser, guarded, parser_of
 
-_EXAMPLE = '''examples:
+_EXAMPLE = """examples:
   eval "$(k-diffusion completion bash)"           for this session, in zsh with zsh
   k-diffusion completion fish | source
-To keep it, write the script to a file that the shell reads when it starts.'''
+To keep it, write the script to a file that the shell reads when it starts."""
 
-_BASH = '''_k_diffusion() {
+_BASH = """_k_diffusion() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
     local verb=${COMP_WORDS[1]} found=
     (( COMP_CWORD == 1 )) && verb=
 %s
     COMPREPLY=($(compgen -W "$found" -- "$word"))
 }
-complete -o default -F _k_diffusion k-diffusion'''
+complete -o default -F _k_diffusion k-diffusion"""
 
-_ZSH = '''_k_diffusion() {
+_ZSH = """_k_diffusion() {
     local word=$words[CURRENT] previous=$words[CURRENT-1] verb=$words[2] found=
     (( CURRENT == 2 )) && verb=
 %s
     if [[ -n $found ]]; then compadd -- ${=found}; else _files; fi
 }
 (( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
-compdef _k_diffusion k-diffusion'''
+compdef _k_diffusion k-diffusion"""
 
 
 def _cases(parsers: dict[str, Parser]) -> Iterator[str]:
@@ -42,8 +43,10 @@ def _cases(parsers: dict[str, Parser]) -> Iterator[str]:
             if action.choices:
                 yield f'    "{command} {name}") found={_choices(action)};;'
         places = next((a for a in parser._actions if a.choices and not a.option_strings), None)
-        yield (f'    "{command} "*) found={_choices(places) if places else ""}; '
-               f'[[ $word == -* ]] && found={quote(" ".join(flags))};;')
+        yield (
+            f'    "{command} "*) found={_choices(places) if places else ""}; '
+            f'[[ $word == -* ]] && found={quote(" ".join(flags))};;'
+        )
     yield '    esac'
 
 
@@ -53,14 +56,18 @@ def _fish(parsers: dict[str, Parser]) -> Iterator[str]:
     yield f'{first} -l help\n{first} -l version'
     for command, parser in parsers.items():
         for action in parser._actions:
-            names = [f'{"-l" if name[1] == "-" else "-s" if len(name) == 2 else "-o"} '
-                     f'{name.lstrip("-")}' for name in action.option_strings]
+            names = [
+                f'{"-l" if name[1] == "-" else "-s" if len(name) == 2 else "-o"} {name.lstrip("-")}'
+                for name in action.option_strings
+            ]
             value = '' if action.nargs == 0 else '-r'
             value = f'-x -a {_choices(action)}' if action.choices else value
             words = textwrap.shorten(parser._get_formatter()._expand_help(action), 80)
             if names or action.choices:
-                yield (f"complete -c k-diffusion -n '__fish_seen_subcommand_from {command}' "
-                       f'{" ".join(names)} {value} -d {quote(words)}')
+                yield (
+                    f"complete -c k-diffusion -n '__fish_seen_subcommand_from {command}' "
+                    f'{" ".join(names)} {value} -d {quote(words)}'
+                )
 
 
 def _choices(action: argparse.Action) -> str:
@@ -77,4 +84,5 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion completion'
         parsers = {command: parser_of(command) for command in COMMANDS}
         lines = '\n'.join((_fish if shell == 'fish' else _cases)(parsers))
         print(lines if shell == 'fish' else (_BASH if shell == 'bash' else _ZSH) % lines)
+
     return guarded(prog, work)

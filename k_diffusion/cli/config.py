@@ -1,4 +1,5 @@
 """k-diffusion config: writes the config that a .safetensors or .pth file carries as JSON."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,16 +9,23 @@ from ..core.names import escape_name
 from ..tasks.config import extract_config
 from .flags import run_command
 
-_EXAMPLE = '''examples:
+_EXAMPLE = """examples:
   k-diffusion config demo.safetensors -o demo.json
-  k-diffusion config --list'''
+  k-diffusion config --list"""
 
 
 def _show(result: Any) -> str:
     if not isinstance(result, list):
         return escape_name(result)
-    rows = [(c.name, 'x'.join(map(str, (*reversed(c.size), c.channels))), c.network,
-             f'{c.dataset} {c.location or ""}') for c in result]
+    rows = [
+        (
+            c.name,
+            'x'.join(map(str, (*reversed(c.size), c.channels))),
+            c.network,
+            f'{c.dataset} {c.location or ""}',
+        )
+        for c in result
+    ]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join('  '.join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

@@ -1,4 +1,5 @@
-"""k-diffusion convert: the averaged weights of a training checkpoint as a .safetensors file for inference."""
+"""k-diffusion convert: the averaged weights of a checkpoint as a .safetensors file."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,7 +8,9 @@ from ..core.names import escape_name
 from ..tasks.convert import convert
 from .flags import run_command
 
-_EXAMPLE = 'example:\n  k-diffusion convert runs/demo/demo_00001450.pth -o demo.safetensors --dtype fp16'
+_EXAMPLE = (
+    'example:\n  k-diffusion convert runs/demo/demo_00001450.pth -o demo.safetensors --dtype fp16'
+)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion convert') -> int:

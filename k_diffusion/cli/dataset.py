@@ -1,4 +1,5 @@
-"""k-diffusion dataset: looks through a folder or archive of pictures before training, or packs a folder."""
+"""k-diffusion dataset: checks a folder or archive of pictures, or packs a folder."""
+
 from __future__ import annotations
 
 import sys
@@ -9,26 +10,42 @@ from ..tasks.dataset import describe_inspection, inspect_dataset
 from ..tasks.pack import describe_packing, pack_dataset
 from .flags import run_command
 
-_PACK = '''k-diffusion dataset pack: writes a folder of pictures or arrays as tar shards, for training that streams.'''
-_PACK_EXAMPLE = '''example:
+_PACK = """k-diffusion dataset pack: writes a folder of pictures or arrays as tar
+shards, for training that streams."""
+_PACK_EXAMPLE = """example:
   k-diffusion dataset pack data/icons --classes folders -o data/icon-shards
 
 Files go in as they are; what lies beside a picture under its name as .txt (its caption), .json or
-.cls (its class) goes with it. The same files and flags give the same bytes.'''
+.cls (its class) goes with it. The same files and flags give the same bytes."""
 
-_EXAMPLE = '''examples:
+_EXAMPLE = """examples:
   k-diffusion dataset data/icons --size 32 -o icons.png
-  k-diffusion dataset pack data/icons -o data/icon-shards      writes tar shards; pack --help says more
+  k-diffusion dataset pack data/icons -o data/icon-shards      (see pack --help)
 
 Every picture is decoded once, by the rules of training. sigma_data is the value for the config.
-The contact sheet shows 64 pictures as the model sees them.'''
+The contact sheet shows 64 pictures as the model sees them."""
 
 
 def _as_json(result: Any) -> dict[str, Any]:
-    names = ('source', 'files', 'readable', 'formats', 'modes', 'broken', 'passed', 'range',
-             'duplicates', 'channels', 'mean', 'sigma_data')
-    return {**{name: getattr(result, name) for name in names}, 'folders': result.classes,
-            'sizes': {f'{w}x{h}': n for (w, h), n in result.sizes.items()}}
+    names = (
+        'source',
+        'files',
+        'readable',
+        'formats',
+        'modes',
+        'broken',
+        'passed',
+        'range',
+        'duplicates',
+        'channels',
+        'mean',
+        'sigma_data',
+    )
+    return {
+        **{name: getattr(result, name) for name in names},
+        'folders': result.classes,
+        'sizes': {f'{w}x{h}': n for (w, h), n in result.sizes.items()},
+    }
 
 
 def _packed_as_json(result: Any) -> dict[str, Any]:
@@ -42,10 +59,28 @@ def _show_progress(done: int, total: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion dataset') -> int:
-    """Run the command; with `pack` as the first word (a folder of that name is ./pack), write shards."""
+    """Run the command; with `pack` as the first word (a folder of that name is ./pack), write
+    shards.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if list(argv[:1]) == ['pack']:
-        return run_command(f'{prog} pack', pack_dataset, describe_packing, about=_PACK, example=_PACK_EXAMPLE,
-                           as_json=_packed_as_json, argv=argv[1:], progress=_show_progress)
-    return run_command(prog, inspect_dataset, describe_inspection, about=__doc__, example=_EXAMPLE,
-                       as_json=_as_json, argv=argv, progress=_show_progress)
+        return run_command(
+            f'{prog} pack',
+            pack_dataset,
+            describe_packing,
+            about=_PACK,
+            example=_PACK_EXAMPLE,
+            as_json=_packed_as_json,
+            argv=argv[1:],
+            progress=_show_progress,
+        )
+    return run_command(
+        prog,
+        inspect_dataset,
+        describe_inspection,
+        about=__doc__,
+        example=_EXAMPLE,
+        as_json=_as_json,
+        argv=argv,
+        progress=_show_progress,
+    )

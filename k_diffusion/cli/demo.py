@@ -1,4 +1,5 @@
-"""k-diffusion demo: trains on the shipped digits for about a minute, then draws a grid of samples."""
+"""k-diffusion demo: trains on the shipped digits for a minute, then draws a grid of samples."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -20,8 +21,10 @@ The grid of digits your machine learned to draw:  {samples.grid}
 
 Try next:
   k-diffusion sample --checkpoint {run.folder} -n 100 --classes 3,7 --seed 1      more of them
-  k-diffusion train --config configs/config_icons.json --name mine             after setting "location" to your folder of pictures
-  k-diffusion train --config configs/config_demo.json --name {run.name}{where} --end-step {2 * run.step}     go on with this run
+  k-diffusion train --config configs/config_icons.json --name mine
+      (after setting "location" in that file to your folder of pictures)
+  k-diffusion train --config configs/config_demo.json --name {run.name}{where} \\
+    --end-step {2 * run.step}      (continues this run)
 (In a clone without an activated environment: .venv/bin/k-diffusion ...)"""
 
 

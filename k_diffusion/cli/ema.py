@@ -1,4 +1,5 @@
 """k-diffusion ema: puts together the averaged weights of any width from the snapshots of a run."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,14 +9,14 @@ from ..core.names import escape_name
 from ..tasks.ema import ema
 from .flags import run_command
 
-_EXAMPLE = '''examples:
+_EXAMPLE = """examples:
   k-diffusion ema --checkpoint-dir runs/demo                                 list the snapshots
   k-diffusion ema --checkpoint-dir runs/demo --width 0.08 -o ema08.safetensors
   k-diffusion sample --checkpoint ema08.safetensors
 
 A run writes snapshots where its config sets training.ema_snapshots, or with --ema-snapshots 8 of
 train. The width is the standard deviation of the profile of the average as a share of the run: 0.05
-follows the last weights closely, 0.2 averages over most.'''
+follows the last weights closely, 0.2 averages over most."""
 
 
 def _show(result: Any) -> str:
@@ -32,5 +33,6 @@ def _as_json(result: Any) -> Any:
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion ema') -> int:
     """Run the command."""
-    return run_command(prog, ema, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json,
-                       argv=argv)
+    return run_command(
+        prog, ema, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv
+    )

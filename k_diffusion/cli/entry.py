@@ -1,4 +1,5 @@
 """`k-diffusion COMMAND`: which command is meant, and how each of them ends."""
+
 from __future__ import annotations
 
 import argparse
@@ -31,9 +32,16 @@ COMMANDS = {
     'grid': ('grid', 'put pictures side by side'),
     'info': ('info', 'say what a model costs: parameters, arithmetic, memory, time'),
     'convert': ('convert', 'turn a training checkpoint into a file for inference'),
-    'checkpoints': ('checkpoints', 'list and verify the checkpoints of a run, pin those that are to stay'),
+    'checkpoints': (
+        'checkpoints',
+        'list and verify the checkpoints of a run, pin those that are to stay',
+    ),
     'ema': ('ema', 'put together averaged weights of any width from the snapshots of a run'),
-    'dataset': ('dataset', 'look through a folder of pictures: counts, broken ones, duplicates, a contact sheet, sigma_data'),
+    'dataset': (
+        'dataset',
+        'look through a folder of pictures: counts, broken ones, duplicates, a contact sheet, '
+        'sigma_data',
+    ),
     'config': ('config', 'write the config of an inference file, or list the shipped ones'),
     'completion': ('completion', 'print a script of completions for bash, zsh or fish'),
 }
@@ -43,7 +51,12 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that names the nearest option when it is given an unknown one."""
 
     def __init__(self, prog: str, description: str | None, epilog: str) -> None:
-        super().__init__(prog, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
+        super().__init__(
+            prog,
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         if isinstance(args, ParserRequest):
@@ -53,10 +66,21 @@ class Parser(argparse.ArgumentParser):
             return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        words = message.removeprefix('unrecognized arguments: ').split() if message.startswith('unrecognized') else []
-        hints = [(word, nearest(word.split('=')[0], self._option_string_actions)) for word in words if word.startswith('-')]
+        words = (
+            message.removeprefix('unrecognized arguments: ').split()
+            if message.startswith('unrecognized')
+            else []
+        )
+        hints = [
+            (word, nearest(word.split('=')[0], self._option_string_actions))
+            for word in words
+            if word.startswith('-')
+        ]
         meant = [f'{word}: did you mean {near}?' for word, near in hints if near]
-        text = '\n'.join(escape_name(line) for line in [f'{self.prog}: {message}', *(f'  {line}' for line in meant)])
+        text = '\n'.join(
+            escape_name(line)
+            for line in [f'{self.prog}: {message}', *(f'  {line}' for line in meant)]
+        )
         self.exit(2, f'{text}\n  {self.prog} --help lists the options\n')
 
 
@@ -75,7 +99,9 @@ def parser_of(command: str) -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `k-diffusion COMMAND ...`; the exit status is 0, 1 (it failed, one sentence says why) or 2 (wrong usage)."""
+    """Runs `k-diffusion COMMAND ...`; the exit status is 0, 1 (it failed, one sentence says why)
+    or 2 (wrong usage).
+    """
     with safe_streams():
         status = _run_command(list(sys.argv[1:] if argv is None else argv))
         return status or _check_output('k-diffusion')
@@ -90,19 +116,25 @@ def _run_command(argv: list[str]) -> int:
         return 0
     if argv[0] not in COMMANDS:
         near = nearest(argv[0], COMMANDS)
-        print(f'k-diffusion: no command {argv[0]!r}' + (f', did you mean {near!r}?' if near else '') +
-              f'; the commands are {", ".join(COMMANDS)}', file=sys.stderr)
+        print(
+            f'k-diffusion: no command {argv[0]!r}'
+            + (f', did you mean {near!r}?' if near else '')
+            + f'; the commands are {", ".join(COMMANDS)}',
+            file=sys.stderr,
+        )
         return 2
     try:
         command = importlib.import_module(f'.{COMMANDS[argv[0]][0]}', __package__)
         return int(command.main(argv[1:]))
-    except KeyboardInterrupt:       # before the command has begun its work
+    except KeyboardInterrupt:  # before the command has begun its work
         return 130
 
 
-def guarded(prog: str, work: Callable[[], int | None],
-            translate: Callable[[str], str] = str) -> int:
-    """Runs a command's work; a mistake or a fault of the world ends in one sentence and status 1, without a traceback.
+def guarded(
+    prog: str, work: Callable[[], int | None], translate: Callable[[str], str] = str
+) -> int:
+    """Runs a command's work; a mistake or a fault of the world ends in one sentence and status 1,
+    without a traceback.
 
     `translate` brings the message of an error into words of the shell.
     (With K_DIFFUSION_TRACEBACK=1 in the environment the traceback is shown, for a report.)
@@ -110,7 +142,7 @@ def guarded(prog: str, work: Callable[[], int | None],
     warnings.showwarning = _show_warning
     with safe_streams(), _print_log():
         stream = getattr(sys.stdout, 'stream', None)
-        if isinstance(stream, io.TextIOWrapper):        # (stderr does so by itself)
+        if isinstance(stream, io.TextIOWrapper):  # (stderr does so by itself)
             stream.reconfigure(errors='backslashreplace')
         return _outcome(prog, work, translate) or _check_output(prog)
 
@@ -119,8 +151,10 @@ def _check_output(prog: str) -> int:
     """Return 1 and say why where standard output could not take all; the work is done by then."""
     fault = output_fault()
     if fault is not None and not isinstance(fault, BrokenPipeError):
-        print(f'{prog}: standard output cannot be written to ({fault.strerror}); '
-              'all else is done', file=sys.stderr)
+        print(
+            f'{prog}: standard output cannot be written to ({fault.strerror}); all else is done',
+            file=sys.stderr,
+        )
     return 0 if fault is None else 1
 
 
@@ -130,7 +164,9 @@ def _outcome(prog: str, work: Callable[[], int | None], translate: Callable[[str
     except KeyboardInterrupt:
         print(f'\n{prog}: interrupted', file=sys.stderr)
         return 130
-    except Exception as error:  # whatever it is, nobody is helped by a traceback they did not ask for
+    except (
+        Exception
+    ) as error:  # whatever it is, nobody is helped by a traceback they did not ask for
         if os.environ.get('K_DIFFUSION_TRACEBACK') == '1':
             raise
         print(f'{prog}: {translate(_sentence(error))}', file=sys.stderr)
@@ -143,7 +179,10 @@ def _sentence(error: BaseException) -> str:
     text = escape_name(' '.join(str(error).split()))
     if isinstance(error, (ValueError, OSError, ImportError)) and text:
         return text
-    return f'{type(error).__name__}: {text} (this looks like a fault of the program; K_DIFFUSION_TRACEBACK=1 shows where)'
+    return (
+        f'{type(error).__name__}: {text} (this looks like a fault of the program; '
+        'K_DIFFUSION_TRACEBACK=1 shows where)'
+    )
 
 
 class _PrintedRecords(logging.Handler):
@@ -175,6 +214,14 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f'  {name:<{width}}  {text}' for name, (_, text) in COMMANDS.items()]
-    return '\n'.join(['k-diffusion trains, samples and measures diffusion models.', '',
-                      'usage: k-diffusion COMMAND [OPTIONS]', '', *lines, '',
-                      'k-diffusion COMMAND --help says more; try: k-diffusion demo'])
+    return '\n'.join(
+        [
+            'k-diffusion trains, samples and measures diffusion models.',
+            '',
+            'usage: k-diffusion COMMAND [OPTIONS]',
+            '',
+            *lines,
+            '',
+            'k-diffusion COMMAND --help says more; try: k-diffusion demo',
+        ]
+    )

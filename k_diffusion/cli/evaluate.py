@@ -1,4 +1,5 @@
-"""k-diffusion evaluate: how good the samples of a trained model are, by the features of pictures."""
+"""k-diffusion evaluate: the quality of the samples of a trained model, by picture features."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -6,12 +7,13 @@ from collections.abc import Sequence
 from ..tasks.evaluate import Evaluation, evaluate
 from .flags import run_command
 
-_EXAMPLE = '''examples:
+_EXAMPLE = """examples:
   k-diffusion evaluate --checkpoint runs/demo -n 10000
-  k-diffusion evaluate --checkpoint runs/cifar --metrics fid,fid_infinity,kid --extractor inception -n 50000
+  k-diffusion evaluate --checkpoint runs/cifar --metrics fid,fid_infinity,kid \\
+    --extractor inception -n 50000
   torchrun --nproc-per-node 2 -m k_diffusion.cli evaluate --checkpoint runs/demo -n 10000
 
-The same command again goes on where it was stopped.'''
+The same command again goes on where it was stopped."""
 
 
 def _show(evaluation: Evaluation) -> str:
@@ -21,7 +23,11 @@ def _show(evaluation: Evaluation) -> str:
         if name.endswith(('_stderr', '_low', '_high')):
             continue
         error = f' +- {values[f"{name}_stderr"]:.2g}' if f'{name}_stderr' in values else ''
-        between = f' (95 %: {values[f"{name}_low"]:.4g} to {values[f"{name}_high"]:.4g})' if f'{name}_low' in values else ''
+        between = (
+            f' (95 %: {values[f"{name}_low"]:.4g} to {values[f"{name}_high"]:.4g})'
+            if f'{name}_low' in values
+            else ''
+        )
         lines.append(f'{name:<14}{value:.5g}{error}{between}')
     copies = f', likeliest copies: {evaluation.picture}' if evaluation.picture else ''
     return '\n'.join([*lines, f'written to {evaluation.file}{copies}'])
@@ -29,5 +35,12 @@ def _show(evaluation: Evaluation) -> str:
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion evaluate') -> int:
     """Run the command."""
-    return run_command(prog, evaluate, _show, about=__doc__, example=_EXAMPLE, argv=argv,
-                       as_json=lambda evaluation: {**evaluation.values, **evaluation.facts})
+    return run_command(
+        prog,
+        evaluate,
+        _show,
+        about=__doc__,
+        example=_EXAMPLE,
+        argv=argv,
+        as_json=lambda evaluation: {**evaluation.values, **evaluation.facts},
+    )

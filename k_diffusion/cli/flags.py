@@ -1,4 +1,5 @@
 """Flags from the fields of a settings dataclass, and a command made of them."""
+
 from __future__ import annotations
 
 import argparse
@@ -15,7 +16,9 @@ from ..core.names import escape_name
 from .entry import Parser, guarded
 
 
-def add_flags(parser: argparse.ArgumentParser, kind: type, defaults: Mapping[str, Any] | None = None) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser, kind: type, defaults: Mapping[str, Any] | None = None
+) -> None:
     """Add a flag for each field of a settings dataclass that says what it means.
 
     Args:
@@ -29,11 +32,20 @@ def add_flags(parser: argparse.ArgumentParser, kind: type, defaults: Mapping[str
             _add_flag(parser, field, hints[field.name], defaults or {})
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any, defaults: Mapping[str, Any]) -> None:
+def _add_flag(
+    parser: argparse.ArgumentParser, field: Any, hint: Any, defaults: Mapping[str, Any]
+) -> None:
     given, names = dict(field.metadata), flags_of(field)
-    default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+    default = (
+        field.default_factory()
+        if field.default_factory is not dataclasses.MISSING
+        else field.default
+    )
     if field.name in defaults:
-        default, given['help'] = defaults[field.name], re.sub(r' \(default: [^)]*\)', '', given['help'])
+        default, given['help'] = (
+            defaults[field.name],
+            re.sub(r' \(default: [^)]*\)', '', given['help']),
+        )
     options: dict[str, Any] = {'help': _help_of(given['help'], default)}
     if default is not dataclasses.MISSING:
         options['default'] = default
@@ -50,39 +62,68 @@ def _add_flag(parser: argparse.ArgumentParser, field: Any, hint: Any, defaults: 
         options |= {'action': 'append', 'default': list(default)}
     elif given['many']:
         options['nargs'] = given['many']
-    parser.add_argument(*names, type=_read_with(given['parse']) if given['parse'] else _type_of(hint), **options)
+    parser.add_argument(
+        *names, type=_read_with(given['parse']) if given['parse'] else _type_of(hint), **options
+    )
 
 
 def _read_with(parse: Callable[[str], Any]) -> Callable[[str], Any]:
     """Let the message of a ValueError of `parse` be that of the command."""
+
     def read(text: str) -> Any:
         try:
             return parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
+
     return read
 
 
 def flags_of(field: Any) -> tuple[str, ...]:
     """Return the names of a field on the command line."""
     dashed = field.name.replace('_', '-')
-    return tuple(field.metadata.get('flags') or ()) or (f'--no-{dashed}' if field.default is True else f'--{dashed}',)
+    return tuple(field.metadata.get('flags') or ()) or (
+        f'--no-{dashed}' if field.default is True else f'--{dashed}',
+    )
 
 
 def _help_of(text: str, default: Any) -> str:
     text = text.replace('%', '%%')
-    shown = default is not dataclasses.MISSING and not isinstance(default, bool) and default not in (None, [], ()) and 'default' not in text
-    return f'{text} (default: {", ".join(map(str, default)) if isinstance(default, (list, tuple)) else default})' if shown else text
+    shown = (
+        default is not dataclasses.MISSING
+        and not isinstance(default, bool)
+        and default not in (None, [], ())
+        and 'default' not in text
+    )
+    return (
+        f'{text} (default: '
+        f'{", ".join(map(str, default)) if isinstance(default, (list, tuple)) else default})'
+        if shown
+        else text
+    )
 
 
 def _type_of(hint: Any) -> Callable[[str], Any]:
     """The number type among those of a field; else its text as it is."""
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    kinds = (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
     return next((kind for kind in (int, float) if kind in kinds), str)
 
 
-def run_command(prog: str, task: Callable[..., Any], show: Callable[[Any], str], *, about: str, example: str,
-                as_json: Callable[[Any], Any] | None = None, argv: Sequence[str] | None = None, **defaults: Any) -> int:
+def run_command(
+    prog: str,
+    task: Callable[..., Any],
+    show: Callable[[Any], str],
+    *,
+    about: str,
+    example: str,
+    as_json: Callable[[Any], Any] | None = None,
+    argv: Sequence[str] | None = None,
+    **defaults: Any,
+) -> int:
     """Parse flags into the settings of a task, run it and print its result.
 
     Args:
@@ -98,18 +139,20 @@ def run_command(prog: str, task: Callable[..., Any], show: Callable[[Any], str],
     Returns:
         The exit status: that of the result where it has one, else 0; 1 after an error.
     """
-    kind = task.settings        # type: ignore[attr-defined]
+    kind = task.settings  # type: ignore[attr-defined]
     parser = Parser(prog=prog, description=about, epilog=example)
     add_flags(parser, kind, defaults)
     if as_json is not None:
-        parser.add_argument('--json', action='store_true', help='print one machine-readable line on stdout')
+        parser.add_argument(
+            '--json', action='store_true', help='print one machine-readable line on stdout'
+        )
     values = vars(parser.parse_args(argv))
     wanted = values.pop('json', False)
 
     def work() -> int:
         try:
             result = task(kind(**values))
-        except TypeError as error:      # (of an argument; another is a fault of the program)
+        except TypeError as error:  # (of an argument; another is a fault of the program)
             if not re.match(r'\w+ must ', str(error)):
                 raise
             raise ValueError(str(error)) from error
@@ -118,6 +161,7 @@ def run_command(prog: str, task: Callable[..., Any], show: Callable[[Any], str],
             if text:
                 print(escape_name(text, keep='\n'))
         return int(getattr(result, 'exit_status', 0))
+
     return guarded(prog, work, lambda text: name_flags(text, kind))
 
 
@@ -128,6 +172,9 @@ def name_flags(text: str, kind: type) -> str:
     def flag(match: re.Match[str], gap: str = '') -> str:
         field, rest = fields.get(match['name']), match['rest']
         return match[0] if field is None else flags_of(field)[-1] + (gap + rest if rest else '')
-    text = re.sub(r'(?:^|(?<=[.;] ))(?P<name>\w+)(?P<rest> (?:must|needs|and \w+ must)\b)', flag, text)
+
+    text = re.sub(
+        r'(?:^|(?<=[.;] ))(?P<name>\w+)(?P<rest> (?:must|needs|and \w+ must)\b)', flag, text
+    )
     values = r"(?:True|False|\.\.\.|(?P<rest>\d+(?:\.\d+)?|'[^']*'))"
     return re.sub(rf'\b(?P<name>\w+)={values}', lambda m: flag(m, ' '), text)

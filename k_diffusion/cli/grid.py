@@ -1,4 +1,5 @@
 """k-diffusion grid: pictures side by side as one picture."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence

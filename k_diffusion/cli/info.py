@@ -1,4 +1,5 @@
 """k-diffusion info: parameters, arithmetic, memory and time of a model."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,10 +8,10 @@ from dataclasses import asdict
 from ..tasks.info import info
 from .flags import run_command
 
-_EXAMPLE = '''examples:
+_EXAMPLE = """examples:
   k-diffusion info config_icons
   k-diffusion info runs/demo --json
-  k-diffusion info config_256_transformer --batch-size 32 --rate 3e14'''
+  k-diffusion info config_256_transformer --batch-size 32 --rate 3e14"""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion info') -> int:

@@ -1,4 +1,5 @@
 """k-diffusion likelihood: how many bits per dimension pictures take under a trained model."""
+
 from __future__ import annotations
 
 import math
@@ -8,24 +9,35 @@ from typing import Any
 from ..tasks.likelihood import Likelihood, likelihood
 from .flags import run_command
 
-_EXAMPLE = '''examples:
+_EXAMPLE = """examples:
   k-diffusion likelihood --checkpoint runs/demo -n 1000
-  k-diffusion likelihood --checkpoint model.safetensors --dataset pictures/held_out -n 500 --probes 4
+  k-diffusion likelihood --checkpoint model.safetensors --dataset pictures/held_out \\
+    -n 500 --probes 4
   torchrun --nproc-per-node 2 -m k_diffusion.cli likelihood --checkpoint runs/demo -n 1000
 
-The same command again goes on where it was stopped.'''
+The same command again goes on where it was stopped."""
 
 
 def _show(result: Likelihood) -> str:
-    return (f'{result.mean:.4f} +- {result.stderr:.4f} bits per dimension over {len(result.bits):,} pictures\n'
-            f'each picture: {result.csv}, histogram: {result.histogram}')
+    return (
+        f'{result.mean:.4f} +- {result.stderr:.4f} bits per dimension over {len(result.bits):,} '
+        'pictures\n'
+        f'each picture: {result.csv}, histogram: {result.histogram}'
+    )
 
 
 def _as_json(result: Likelihood) -> dict[str, Any]:
-    return {'bits_per_dim': result.mean, 'stderr': None if math.isnan(result.stderr) else result.stderr, 'n': len(result.bits),
-            'csv': str(result.csv), 'histogram': str(result.histogram)}
+    return {
+        'bits_per_dim': result.mean,
+        'stderr': None if math.isnan(result.stderr) else result.stderr,
+        'n': len(result.bits),
+        'csv': str(result.csv),
+        'histogram': str(result.histogram),
+    }
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion likelihood') -> int:
     """Run the command."""
-    return run_command(prog, likelihood, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv)
+    return run_command(
+        prog, likelihood, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv
+    )

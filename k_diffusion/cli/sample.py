@@ -1,4 +1,5 @@
 """k-diffusion sample: images from a trained model."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -8,21 +9,41 @@ from ..tasks.output import Samples
 from ..tasks.sample import sample
 from .flags import run_command
 
-_EXAMPLE = '''examples:
+_EXAMPLE = """examples:
   k-diffusion sample --checkpoint runs/demo -n 64 --seed 1
-  k-diffusion sample --checkpoint model.safetensors -n 16 --classes 3,5 --guidance 1.5 --sampler heun --steps 30'''
+  k-diffusion sample --checkpoint model.safetensors -n 16 --classes 3,5 --guidance 1.5 \\
+    --sampler heun --steps 30"""
 
 
 def show_samples(samples: Samples) -> str:
     """Return where samples are, in words."""
-    return f'{len(samples.pictures)} images, {samples.pictures[0]} to {samples.pictures[-1].name}\ngrid: {samples.grid}'
+    return (
+        f'{len(samples.pictures)} images, {samples.pictures[0]} to '
+        f'{samples.pictures[-1].name}\ngrid: {samples.grid}'
+    )
 
 
 def samples_as_json(samples: Samples) -> dict[str, Any]:
     """Return where samples are, as plain values."""
-    return {'n': len(samples.pictures), 'first': str(samples.pictures[0]), 'grid': str(samples.grid), 'seed': samples.seed}
+    return {
+        'n': len(samples.pictures),
+        'first': str(samples.pictures[0]),
+        'grid': str(samples.grid),
+        'seed': samples.seed,
+    }
 
 
-def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion sample', **defaults: Any) -> int:
+def main(
+    argv: Sequence[str] | None = None, prog: str = 'k-diffusion sample', **defaults: Any
+) -> int:
     """Run the command; `defaults` are those of the script it is called through."""
-    return run_command(prog, sample, show_samples, about=__doc__, example=_EXAMPLE, as_json=samples_as_json, argv=argv, **defaults)
+    return run_command(
+        prog,
+        sample,
+        show_samples,
+        about=__doc__,
+        example=_EXAMPLE,
+        as_json=samples_as_json,
+        argv=argv,
+        **defaults,
+    )

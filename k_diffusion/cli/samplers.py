@@ -1,4 +1,5 @@
 """k-diffusion samplers: the samplers and schedules there are, as a table."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -11,5 +12,12 @@ _EXAMPLE = 'example:\n  k-diffusion samplers\n  k-diffusion samplers --schedules
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion samplers') -> int:
     """Run the command."""
-    return run_command(prog, list_samplers, lambda table: table.text, about=__doc__, example=_EXAMPLE, argv=argv,
-                       as_json=lambda table: table.rows)
+    return run_command(
+        prog,
+        list_samplers,
+        lambda table: table.text,
+        about=__doc__,
+        example=_EXAMPLE,
+        argv=argv,
+        as_json=lambda table: table.rows,
+    )

@@ -1,4 +1,5 @@
 """Standard output and error that may be closed, full or without a reader."""
+
 from __future__ import annotations
 
 import contextlib
@@ -56,7 +57,7 @@ def safe_streams() -> Iterator[None]:
     _fill_closed()
     with contextlib.ExitStack() as opened:
         for name, stream in zip(('stdout', 'stderr'), before):
-            if stream is None:      # it was closed when Python started
+            if stream is None:  # it was closed when Python started
                 stream = opened.enter_context(open(os.devnull, 'w', encoding='utf-8'))
             if not isinstance(stream, SafeStream):
                 stream = cast(TextIO, SafeStream(stream))
@@ -83,6 +84,6 @@ def _fill_closed() -> None:
             os.fstat(number)
         except OSError:
             null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, number)       # (which processes started later inherit)
+            os.dup2(null, number)  # (which processes started later inherit)
             if null != number:
                 os.close(null)

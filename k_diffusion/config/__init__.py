@@ -1,4 +1,7 @@
-"""What a config file says: reading and checking it, building the network and denoiser it describes, loading trained ones."""
+"""What a config file says: reading and checking it, building the network and denoiser it
+describes, loading trained ones.
+"""
+
 from .autoencoders import AutoencoderSections, read_autoencoder_config
 from .build import make_denoiser_wrapper, make_model, make_sample_density, round_to_power_of_two
 from .experiment import Experiment

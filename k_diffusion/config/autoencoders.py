@@ -1,4 +1,5 @@
 """The config of an autoencoder: a "model" of its own, and the sections it shares with denoisers."""
+
 from __future__ import annotations
 
 import os
@@ -23,20 +24,43 @@ class AutoencoderSections:
     training: training.TrainingConfig
 
 
-def read_autoencoder_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[dict[str, Any], AutoencoderSections]:
-    """The config with every default written out, and its sections. ValueError with every wrong key of it at once."""
+def read_autoencoder_config(
+    source: str | os.PathLike[str] | Mapping[str, Any],
+) -> tuple[dict[str, Any], AutoencoderSections]:
+    """The config with every default written out, and its sections.
+
+    ValueError with every wrong key of it at once.
+    """
     raw, name = read_source(source)
     findings = Findings()
     model = raw.get('model', {})
     if not isinstance(model, Mapping) or model.get('type') != 'autoencoder':
-        raise ValueError(f'{name} describes no autoencoder: its model.type is not "autoencoder"; k-diffusion train takes other models')
+        raise ValueError(
+            f'{name} describes no autoencoder: its model.type is not "autoencoder"; k-diffusion '
+            'train takes other models'
+        )
     parts = {
         'model': read_section(models.AutoencoderConfig, model, 'model', findings),
-        'dataset': choose(data.DATASETS, raw.get('dataset', {}), 'dataset', findings, 'imagefolder'),
-        'optimizer': choose(training.OPTIMIZERS, raw.get('optimizer', {}), 'optimizer', findings, 'adamw', {'adamw': {'lr': 1e-3}}),
-        'lr_sched': choose(training.LR_SCHEDS, raw.get('lr_sched', {}), 'lr_sched', findings, 'warmup-decay'),
-        'ema_sched': choose(training.EMA_SCHEDS, raw.get('ema_sched', {}), 'ema_sched', findings, 'power'),
-        'training': read_section(training.TrainingConfig, raw.get('training', {}), 'training', findings),
+        'dataset': choose(
+            data.DATASETS, raw.get('dataset', {}), 'dataset', findings, 'imagefolder'
+        ),
+        'optimizer': choose(
+            training.OPTIMIZERS,
+            raw.get('optimizer', {}),
+            'optimizer',
+            findings,
+            'adamw',
+            {'adamw': {'lr': 1e-3}},
+        ),
+        'lr_sched': choose(
+            training.LR_SCHEDS, raw.get('lr_sched', {}), 'lr_sched', findings, 'warmup-decay'
+        ),
+        'ema_sched': choose(
+            training.EMA_SCHEDS, raw.get('ema_sched', {}), 'ema_sched', findings, 'power'
+        ),
+        'training': read_section(
+            training.TrainingConfig, raw.get('training', {}), 'training', findings
+        ),
     }
     odd = [key for key in raw if key not in parts] + findings.unknown
     findings.errors += [f'{key} is not a key of this config; take it out' for key in odd]

@@ -1,4 +1,5 @@
 """From a config to the objects it describes."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -29,36 +30,56 @@ def build_network(sections: Sections) -> nn.Module:
 
 
 def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn.Module]:
-    """What turns the network of a config into its denoiser: a function from the network to D(x, sigma).
+    """What turns the network of a config into its denoiser: a function from the network to D(x,
+    sigma).
 
     A config whose model section holds only keys of the denoiser and its loss serves too.
     """
     return build_wrapper(_denoiser_section(config))
 
 
-def build_wrapper(model: DenoiserSection, weighting: Callable[[Tensor], Tensor] | None = None) -> Callable[[nn.Module], nn.Module]:
-    """Return the function from a network to its denoiser, as a model section says; `weighting` replaces that of the section."""
+def build_wrapper(
+    model: DenoiserSection, weighting: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[nn.Module], nn.Module]:
+    """Return the function from a network to its denoiser, as a model section says; `weighting`
+    replaces that of the section.
+    """
     make = _choose_denoiser(model, weighting)
 
     def wrap(inner: nn.Module) -> nn.Module:
         denoiser = make(inner)
-        for bound in ('sigma_min', 'sigma_max'):    # which K.sample looks for
+        for bound in ('sigma_min', 'sigma_max'):  # which K.sample looks for
             if hasattr(model, bound):
                 setattr(denoiser, bound, getattr(model, bound))
         return denoiser
+
     return wrap
 
 
-def _choose_denoiser(model: DenoiserSection, weighting: Callable[[Tensor], Tensor] | None) -> Callable[[nn.Module], nn.Module]:
+def _choose_denoiser(
+    model: DenoiserSection, weighting: Callable[[Tensor], Tensor] | None
+) -> Callable[[nn.Module], nn.Module]:
     if model.loss_config == 'simple':
         if model.has_variance:
-            raise ValueError("model.loss_config is 'simple' and model.has_variance is true, and that loss learns no variance; "
-                             'set one of them back')
-        return lambda inner: denoisers.SimpleLossDenoiser(inner, sigma_data=model.sigma_data, preconditioning=model.preconditioning)
+            raise ValueError(
+                "model.loss_config is 'simple' and model.has_variance is true, and that loss "
+                'learns no variance; '
+                'set one of them back'
+            )
+        return lambda inner: denoisers.SimpleLossDenoiser(
+            inner, sigma_data=model.sigma_data, preconditioning=model.preconditioning
+        )
     if model.has_variance:
-        return lambda inner: denoisers.DenoiserWithVariance(inner, sigma_data=model.sigma_data, preconditioning=model.preconditioning)
-    return lambda inner: denoisers.Denoiser(inner, sigma_data=model.sigma_data, weighting=weighting or model.loss_weighting,
-                                            scales=model.loss_scales, preconditioning=model.preconditioning)
+        return lambda inner: denoisers.DenoiserWithVariance(
+            inner, sigma_data=model.sigma_data, preconditioning=model.preconditioning
+        )
+    return lambda inner: denoisers.Denoiser(
+        inner,
+        sigma_data=model.sigma_data,
+        weighting=weighting or model.loss_weighting,
+        scales=model.loss_scales,
+        preconditioning=model.preconditioning,
+    )
 
 
 def _denoiser_section(config: Mapping[str, Any]) -> Any:
@@ -68,34 +89,54 @@ def _denoiser_section(config: Mapping[str, Any]) -> Any:
         return sections_of(config).model
     kind = models.MODELS[model.get('type', 'image_v1')]
     keys = [field.name for field in dataclasses.fields(DenoiserSection)]
-    defaults = {field.name: field.default for field in dataclasses.fields(kind) if field.name in keys}
-    return _read(DenoiserSection, {key: model[key] for key in keys if key in model}, 'model', defaults)
+    defaults = {
+        field.name: field.default for field in dataclasses.fields(kind) if field.name in keys
+    }
+    return _read(
+        DenoiserSection, {key: model[key] for key in keys if key in model}, 'model', defaults
+    )
 
 
 def make_sample_density(config: Mapping[str, Any]) -> Density:
-    """The density of training noise levels from the MODEL section of a config: (shape, device=...) -> sigma.
+    """The density of training noise levels from the MODEL section of a config: (shape, device=...)
+    -> sigma.
 
-    The section needs no more than `sigma_sample_density` and what this leaves to the model: sigma_data,
-    sigma_min, sigma_max, input_size.
+    The section needs no more than `sigma_sample_density` and what this leaves to the model:
+    sigma_data, sigma_min, sigma_max, input_size.
     """
     if 'input_size' in config and 'input_channels' in config:
         model = _read(models.MODELS[config.get('type', 'image_v1')], config, 'model')
         section = model.sigma_sample_density
     else:
-        model, section = types.SimpleNamespace(**{str(key): value for key, value in config.items()}), config.get('sigma_sample_density')
+        model, section = (
+            types.SimpleNamespace(**{str(key): value for key, value in config.items()}),
+            config.get('sigma_sample_density'),
+        )
     if not isinstance(section, Mapping):
-        raise ValueError(f'model.sigma_sample_density must be an object such as {{"type": "lognormal", ...}}; got {section!r}')
-    density = _read(schedules.DENSITIES[section.get('type', '')], section, 'model.sigma_sample_density')
+        raise ValueError(
+            f'model.sigma_sample_density must be an object such as {{"type": "lognormal", ...}}; '
+            f'got {section!r}'
+        )
+    density = _read(
+        schedules.DENSITIES[section.get('type', '')], section, 'model.sigma_sample_density'
+    )
     try:
         filled: Density = density.filled(model)
         return filled
     except AttributeError as error:
-        raise ValueError(f'model.{error.name} must be given, since model.sigma_sample_density leaves it to the model') from None
+        raise ValueError(
+            f'model.{error.name} must be given, since model.sigma_sample_density leaves it to the '
+            'model'
+        ) from None
     except (TypeError, ValueError) as error:
-        raise ValueError(f'model.sigma_sample_density cannot be made from the keys of the model: {error}') from None
+        raise ValueError(
+            f'model.sigma_sample_density cannot be made from the keys of the model: {error}'
+        ) from None
 
 
-def _read(kind: type, section: Mapping[str, Any], path: str, defaults: Mapping[str, Any] | None = None) -> Any:
+def _read(
+    kind: type, section: Mapping[str, Any], path: str, defaults: Mapping[str, Any] | None = None
+) -> Any:
     findings = Findings()
     read = read_section(kind, section, path, findings, defaults)
     if read is None:

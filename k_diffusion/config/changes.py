@@ -1,4 +1,5 @@
 """Going on with a run under another config: which keys may differ, and what differs."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -11,8 +12,9 @@ _NEW_RUN = 'keep it, or begin a new run with another name'
 _GROW = 'keep it, or begin a new run that grows from this one (grow=...)'
 _RESET = "keep it, or start the optimizer's moments anew (reset_optimizer=True)"
 
-#: Key of a config -> None where a new value takes effect when a run goes on, else the way out of its refusal. The longest
-#: name counts. Refused is what changes the shape of the weights or what they mean.
+#: Key of a config -> None where a new value takes effect when a run goes on, else the way out of
+#: its refusal. The longest name counts. Refused is what changes the shape of the weights or what
+#: they mean.
 RULES: dict[str, str | None] = {
     'model': _NEW_RUN,
     'model.input_size': _GROW,
@@ -28,10 +30,10 @@ RULES: dict[str, str | None] = {
     'model.loss_config': None,
     'model.loss_weighting': None,
     'model.loss_scales': None,
-    'model.kl_weight': None,            # of an autoencoder
+    'model.kl_weight': None,  # of an autoencoder
     'dataset': None,
     'dataset.num_classes': _NEW_RUN,
-    'dataset.range': _NEW_RUN,          # these four: the scaling of tensors
+    'dataset.range': _NEW_RUN,  # these four: the scaling of tensors
     'dataset.standardize': _NEW_RUN,
     'dataset.mean': _NEW_RUN,
     'dataset.std': _NEW_RUN,
@@ -43,16 +45,22 @@ RULES: dict[str, str | None] = {
     'training.ema_widths': _NEW_RUN,
     'sampling': None,
     'encoder': _NEW_RUN,
-    'encoder.location': None,           # the encoder's weights are compared instead
+    'encoder.location': None,  # the encoder's weights are compared instead
     'conditions': _NEW_RUN,
     'conditions.dropout': None,
-    'conditions.location': None,        # the texts or embeddings of the pictures
+    'conditions.location': None,  # the texts or embeddings of the pictures
     'conditions.template': None,
     'conditions.largest': None,
-    'run': None,                        # what settings of a run alone say: processes, accumulation, precision, seed
+    'run': None,  # what settings of a run alone say: processes, accumulation, precision, seed
 }
 #: Keys whose new value makes losses before and after incomparable.
-_OF_THE_LOSS = ('model.sigma_sample_density', 'model.loss_config', 'model.loss_weighting', 'model.loss_scales', 'model.kl_weight')
+_OF_THE_LOSS = (
+    'model.sigma_sample_density',
+    'model.loss_config',
+    'model.loss_weighting',
+    'model.loss_scales',
+    'model.kl_weight',
+)
 _ABSENT = object()
 
 
@@ -73,12 +81,18 @@ class Change:
         return f'{self.key} {_text(self.old)} -> {_text(self.new)}'
 
 
-def changes_of(checkpoint: Mapping[str, Any], config: Mapping[str, Any], overrides: Mapping[str, Any],
-               fill: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = fill_config) -> list[Change]:
-    """Return what differs between the config in effect when a checkpoint was saved and a filled config.
+def changes_of(
+    checkpoint: Mapping[str, Any],
+    config: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    fill: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = fill_config,
+) -> list[Change]:
+    """Return what differs between the config in effect when a checkpoint was saved and a filled
+    config.
 
     Args:
-        checkpoint: Its `config` and, in newer ones, `overrides`: what the settings of the run said. Without a config nothing differs.
+        checkpoint: Its `config` and, in newer ones, `overrides`: what the settings of the run said.
+            Without a config nothing differs.
         config: The filled config of the run that goes on.
         overrides: What the settings of this run say, by 'section.key'.
         fill: Writes the defaults into the config of the checkpoint.
@@ -95,7 +109,8 @@ _WRITTEN = ('dataset.class_names',)
 
 
 def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Return the keys in which two filled configs differ, in the order of the new one; keys that only one has are left out.
+    """Return the keys in which two filled configs differ, in the order of the new one; keys that
+    only one has are left out.
 
     A section of another type is one change, that of its type.
     """
@@ -105,8 +120,14 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chan
         was = before.get(key, _ABSENT)
         if key not in _WRITTEN and was is not _ABSENT and _plain(was) != _plain(value):
             changes.append(Change(key, was, value))
-    retyped = tuple(change.key.removesuffix('.type') for change in changes if change.key.endswith('.type'))
-    return [change for change in changes if change.key.endswith('.type') or not change.key.startswith(retyped)]
+    retyped = tuple(
+        change.key.removesuffix('.type') for change in changes if change.key.endswith('.type')
+    )
+    return [
+        change
+        for change in changes
+        if change.key.endswith('.type') or not change.key.startswith(retyped)
+    ]
 
 
 def check_changes(changes: list[Change], source: object, reset_optimizer: bool = False) -> None:
@@ -117,10 +138,16 @@ def check_changes(changes: list[Change], source: object, reset_optimizer: bool =
         source: The checkpoint, for the message.
         reset_optimizer: The optimizer's moments start anew, so that another type is welcome.
     """
-    refused = [change for change in changes if change.way_out and not (reset_optimizer and change.way_out == _RESET)]
+    refused = [
+        change
+        for change in changes
+        if change.way_out and not (reset_optimizer and change.way_out == _RESET)
+    ]
     if refused:
         ways = ', '.join(dict.fromkeys(change.way_out for change in refused if change.way_out))
-        raise ValueError(f'{source} does not fit this config: {", ".join(map(str, refused))}; {ways}')
+        raise ValueError(
+            f'{source} does not fit this config: {", ".join(map(str, refused))}; {ways}'
+        )
 
 
 def changes_loss(changes: list[Change]) -> bool:
@@ -130,7 +157,10 @@ def changes_loss(changes: list[Change]) -> bool:
 
 def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config with the values of settings put in: 'section.key' -> value."""
-    result = {section: dict(value) if isinstance(value, Mapping) else value for section, value in config.items()}
+    result = {
+        section: dict(value) if isinstance(value, Mapping) else value
+        for section, value in config.items()
+    }
     for path, value in overrides.items():
         section, _, key = path.partition('.')
         result.setdefault(section, {})[key] = value
@@ -145,7 +175,9 @@ def _rule(key: str) -> str:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config by 'section.key' and 'conditions[i].key'; what lies deeper is one value."""
+    """The values of a config by 'section.key' and 'conditions[i].key'; what lies deeper is one
+    value.
+    """
     flat: dict[str, Any] = {}
     for section, value in config.items():
         if section not in RULES:
@@ -155,7 +187,13 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
             flat[f'{section}.type'] = [entry['type'] for entry in value]
             entries = {f'{section}[{i}]': entry for i, entry in enumerate(value)}
         for head, entry in entries.items():
-            flat.update({f'{head}.{key}': item for key, item in entry.items() if head == section or key != 'type'})
+            flat.update(
+                {
+                    f'{head}.{key}': item
+                    for key, item in entry.items()
+                    if head == section or key != 'type'
+                }
+            )
     return flat
 
 

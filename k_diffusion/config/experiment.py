@@ -1,4 +1,5 @@
 """A parsed config, and the network, data and other objects that are built from it once."""
+
 from __future__ import annotations
 
 import copy
@@ -36,7 +37,9 @@ Source = str | os.PathLike[str] | IO[str] | Mapping[str, Any]
 
 
 def make_network(network: nn.Module | str, allow_code: bool) -> nn.Module:
-    """Return a network as it is; 'FILE.py:CLASS' makes an instance of that class, without arguments."""
+    """Return a network as it is; 'FILE.py:CLASS' makes an instance of that class, without
+    arguments.
+    """
     if not isinstance(network, str):
         return network
     made: nn.Module = load_reference(network, 'network', allow_code)()
@@ -44,7 +47,8 @@ def make_network(network: nn.Module | str, allow_code: bool) -> nn.Module:
 
 
 class Experiment:
-    """A parsed config, and the network, denoiser, density, encoder, conditions and data it describes.
+    """A parsed config, and the network, denoiser, density, encoder, conditions and data it
+    describes.
 
     `Experiment.open(path_or_dict)` parses the config; what is built of it is built when it is first
     asked for, and kept. The dict that it was opened with is never written to.
@@ -66,13 +70,14 @@ class Experiment:
         self._conditions: dict[str, Conditions] = {}
 
     @classmethod
-    def open(cls, source: Source, strict: bool = False,
-             changes: Sequence[str] | Mapping[str, Any] = ()) -> Experiment:
+    def open(
+        cls, source: Source, strict: bool = False, changes: Sequence[str] | Mapping[str, Any] = ()
+    ) -> Experiment:
         """Read and parse a config.
 
         Args:
-            source: The path of a .json file or of a .safetensors file that carries a config, an open
-                file, or a dict.
+            source: The path of a .json file or of a .safetensors file that carries a config, an
+                open file, or a dict.
             strict: Refuse keys that nothing reads; else one warning names them.
             changes: Other values for its keys, as `change_config` takes them.
 
@@ -85,12 +90,17 @@ class Experiment:
         return cls(raw, parse_sections(raw, name, strict), base)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Experiment:
-        return self     # a copy of a denoiser is of the same experiment
+        return self  # a copy of a denoiser is of the same experiment
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ('_raw', 'sections', 'base')
         return {key: vars(self)[key] for key in kept} | {
-            '_weighting': None, '_dataset': None, 'notes': [], '_encoders': {}, '_conditions': {}}
+            '_weighting': None,
+            '_dataset': None,
+            'notes': [],
+            '_encoders': {},
+            '_conditions': {},
+        }
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -109,7 +119,9 @@ class Experiment:
 
     @property
     def gives_pictures(self) -> bool:
-        """Whether samples are pictures in [-1, 1]; else they are tensors, in the units of the data."""
+        """Whether samples are pictures in [-1, 1]; else they are tensors, in the units of the
+        data.
+        """
         return gives_pictures(self.sections)
 
     @property
@@ -129,11 +141,16 @@ class Experiment:
             TypeError: It is not a module.
         """
         if not isinstance(network, nn.Module):
-            raise TypeError('network must be an instance of torch.nn.Module, called as '
-                            f'net(x, sigma, **cond); got {show_value(network)}')
+            raise TypeError(
+                'network must be an instance of torch.nn.Module, called as '
+                f'net(x, sigma, **cond); got {show_value(network)}'
+            )
         old, new = self.sections.model, PythonNetworkConfig
-        shared = {field.name: getattr(old, field.name) for field in dataclasses.fields(new)
-                  if field.name not in ('type', 'network')}
+        shared = {
+            field.name: getattr(old, field.name)
+            for field in dataclasses.fields(new)
+            if field.name not in ('type', 'network')
+        }
         model = new(network=name or type(network).__name__, **shared)
         self.sections = dataclasses.replace(self.sections, model=model)
         self._raw['model'] = {}
@@ -146,12 +163,16 @@ class Experiment:
             ValueError: Its items are not shaped as the model's.
         """
         if list(dataset.image_shape) != self.shape:
-            raise ValueError(f'dataset must hold items of the shape {self.shape} that the model '
-                             f'takes; got {list(dataset.image_shape)}')
+            raise ValueError(
+                f'dataset must hold items of the shape {self.shape} that the model '
+                f'takes; got {list(dataset.image_shape)}'
+            )
         classes = self.sections.dataset.num_classes
         if classes and dataset.num_classes != classes:
-            raise ValueError(f'dataset must have the {classes} classes that the model is told of; '
-                             f'got {dataset.num_classes}: pass num_classes={classes}')
+            raise ValueError(
+                f'dataset must have the {classes} classes that the model is told of; '
+                f'got {dataset.num_classes}: pass num_classes={classes}'
+            )
         self._dataset = dataset
 
     def take_density(self, density: Any) -> None:
@@ -166,16 +187,20 @@ class Experiment:
         """
         section: Any = PYTHON_DENSITY
         if isinstance(density, Mapping):
-            section, density = dict(density), make_sample_density(
-                {**vars(self.sections.model), 'sigma_sample_density': density})
+            section, density = (
+                dict(density),
+                make_sample_density({**vars(self.sections.model), 'sigma_sample_density': density}),
+            )
         elif isinstance(density, schedules.Density):
             density = density.filled(self.sections.model)
             values = plain(dataclasses.asdict(density))
             section = {key: value for key, value in values.items() if value not in (None, math.inf)}
         if not hasattr(density, 'quantile'):
-            raise TypeError('density must have a method quantile(u) -> sigma, as '
-                            'K.schedules.LogNormal(mean=-1.2, std=1.2) has; '
-                            f'got {show_value(density)}')
+            raise TypeError(
+                'density must have a method quantile(u) -> sigma, as '
+                'K.schedules.LogNormal(mean=-1.2, std=1.2) has; '
+                f'got {show_value(density)}'
+            )
         self.update('model', sigma_sample_density=section)
         self.sections = dataclasses.replace(self.sections, density=density)
 
@@ -201,7 +226,9 @@ class Experiment:
         return self._encoders[key]
 
     def decoder(self, device: Any = 'cpu') -> Callable[[Tensor], Tensor] | None:
-        """Return what turns samples into pictures, or into the units of the data; None where they are that already."""
+        """Return what turns samples into pictures, or into the units of the data; None where
+        they are that already.
+        """
         return make_decoder(self.sections, self.encoder(device))
 
     def conditions(self, device: Any = 'cpu') -> Conditions:
@@ -211,8 +238,13 @@ class Experiment:
             self._conditions[key] = conditions_of(self.sections, self._dataset, device)
         return self._conditions[key]
 
-    def dataset(self, device: Any = 'cpu', cache_dir: Path | None = None, allow_code: bool = False,
-                progress: Callable[[int, int], None] | None = None) -> Dataset:
+    def dataset(
+        self,
+        device: Any = 'cpu',
+        cache_dir: Path | None = None,
+        allow_code: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Dataset:
         """Open the data set, as latents where the config has an encoder.
 
         The names of its classes and the statistics of the latents become part of the config.
@@ -227,29 +259,46 @@ class Experiment:
             return self._dataset
         encoder = self.encoder(device)
         section = self.sections.dataset
-        dataset = open_dataset(section, *picture_frame(self.sections.model, encoder), self.base,
-                               allow_code, cache_dir=cache_dir, progress=progress)
+        dataset = open_dataset(
+            section,
+            *picture_frame(self.sections.model, encoder),
+            self.base,
+            allow_code,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
         names = dataset.class_names
-        self.update('dataset', class_names=names if section.num_classes and names
-                    and names != [str(i) for i in range(len(names))] else None)
+        self.update(
+            'dataset',
+            class_names=names
+            if section.num_classes and names and names != [str(i) for i in range(len(names))]
+            else None,
+        )
         if isinstance(dataset, TensorFiles):
             self.update('dataset', mean=dataset.mean, std=dataset.std)
             self._check_tensors(encoder)
         if encoder is not None:
             dataset = encode_dataset(dataset, encoder, cache_dir or Path('cache'), device, progress)
-            self.update('encoder', mean=encoder.mean.flatten().tolist(),
-                        std=encoder.std.flatten().tolist())
+            self.update(
+                'encoder', mean=encoder.mean.flatten().tolist(), std=encoder.std.flatten().tolist()
+            )
         self._dataset = dataset
         return dataset
 
     def _check_tensors(self, encoder: LatentEncoder | None) -> None:
         """Refuse what serves pictures alone."""
         if encoder is not None:
-            raise ValueError('encoder.type must be pixels for the dataset type tensors; encode the data once and give the latents '
-                             'as tensors')
+            raise ValueError(
+                'encoder.type must be pixels for the dataset type tensors; encode the data once '
+                'and give the latents '
+                'as tensors'
+            )
         if self.sections.model.augment_prob:
-            raise ValueError(f'augment_prob must be 0 for the dataset type tensors; got {self.sections.model.augment_prob}: '
-                             'dataset.crop and dataset.flip augment them')
+            raise ValueError(
+                'augment_prob must be 0 for the dataset type tensors; got '
+                f'{self.sections.model.augment_prob}: '
+                'dataset.crop and dataset.flip augment them'
+            )
 
     def update(self, section: str, **values: Any) -> None:
         """Replace values of a section."""

@@ -1,4 +1,7 @@
-"""A config file: read, checked against the dataclasses of its owners, filled with their defaults."""
+"""A config file: read, checked against the dataclasses of its owners, filled with their
+defaults.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,10 +17,13 @@ from ..core.registry import Registry, nearest, unknown
 from ..core.weights import load_safetensors_config
 from .schema import Findings, near_miss, read_section
 
-#: What the optimizer of each network is given unless the config says otherwise: the original's values, and image_v2's own.
-_ADAMW = {'image_v1': {'lr': 1e-4, 'betas': (0.95, 0.999), 'eps': 1e-6, 'weight_decay': 1e-3},
-          'image_v2': {'lr': 1e-2, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.},
-          'python': {'lr': 1e-3, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 1e-4}}
+#: What the optimizer of each network is given unless the config says otherwise: the original's
+#: values, and image_v2's own.
+_ADAMW = {
+    'image_v1': {'lr': 1e-4, 'betas': (0.95, 0.999), 'eps': 1e-6, 'weight_decay': 1e-3},
+    'image_v2': {'lr': 1e-2, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.0},
+    'python': {'lr': 1e-3, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 1e-4},
+}
 _ADAMW_TRANSFORMER = {'lr': 5e-4, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 1e-4}
 
 
@@ -43,13 +49,16 @@ PYTHON_DENSITY = {'type': 'python'}
 CONFIG_BYTES = 2**24
 
 
-def load_config(path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, Any], strict: bool = False) -> dict[str, Any]:
+def load_config(
+    path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, Any], strict: bool = False
+) -> dict[str, Any]:
     """Reads a config and fills in the defaults of its sections.
 
-    Takes the path of a .json file or of a .safetensors file that carries one, an open file, or a dict; where there is no
-    such file, the shipped configuration of that name. Unknown keys are
-    kept, with one warning, since programs built on this package read their own; `strict` refuses them. A key that is
-    nearly a known one is refused with the suggestion. All errors are reported in one go.
+    Takes the path of a .json file or of a .safetensors file that carries one, an open file, or a
+    dict; where there is no such file, the shipped configuration of that name. Unknown keys are
+    kept, with one warning, since programs built on this package read their own; `strict` refuses
+    them. A key that is nearly a known one is refused with the suggestion. All errors are reported
+    in one go.
     """
     raw, name = read_source(path_or_dict)
     return fill_defaults(raw, parse_sections(raw, name, strict))
@@ -68,16 +77,22 @@ def parse_sections(raw: Mapping[str, Any], name: str, strict: bool = False) -> S
     """
     sections, findings = read_sections(raw)
     if strict:
-        findings.errors += [f'{key} is not a key of this config; take it out' for key in findings.unknown]
+        findings.errors += [
+            f'{key} is not a key of this config; take it out' for key in findings.unknown
+        ]
     if findings.errors or sections is None:
         raise ValueError(f'{name} cannot be used: ' + '; '.join(findings.errors))
     if findings.unknown:
-        warnings.warn(f'{name} has keys that nothing here reads: {", ".join(findings.unknown)}', stacklevel=3)
+        warnings.warn(
+            f'{name} has keys that nothing here reads: {", ".join(findings.unknown)}', stacklevel=3
+        )
     return sections
 
 
 def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]:
-    """The sections of a config as dataclass instances (None where there are errors), and what was found on the way."""
+    """The sections of a config as dataclass instances (None where there are errors), and what
+    was found on the way.
+    """
     findings = Findings()
     known = [field.name for field in dataclasses.fields(Sections) if field.name != 'density']
     for key in config:
@@ -96,21 +111,41 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
     parts = {
         'model': model,
         'density': _density(model, findings),
-        'dataset': choose(data.DATASETS, config.get('dataset', {}), 'dataset', findings, 'imagefolder'),
-        'optimizer': choose(training.OPTIMIZERS, config.get('optimizer', {}), 'optimizer', findings, 'adamw',
-                              {'adamw': adamw, 'adam8bit': adamw}),
-        'lr_sched': choose(training.LR_SCHEDS, config.get('lr_sched', {}), 'lr_sched', findings, 'constant'),
-        'ema_sched': choose(training.EMA_SCHEDS, config.get('ema_sched', {}), 'ema_sched', findings, 'inverse'),
-        'training': read_section(training.TrainingConfig, config.get('training', {}), 'training', findings),
-        'sampling': read_section(generation.SamplingConfig, config.get('sampling', {}), 'sampling', findings),
-        'encoder': choose(encoders.ENCODERS, config.get('encoder', {}), 'encoder', findings, 'pixels'),
+        'dataset': choose(
+            data.DATASETS, config.get('dataset', {}), 'dataset', findings, 'imagefolder'
+        ),
+        'optimizer': choose(
+            training.OPTIMIZERS,
+            config.get('optimizer', {}),
+            'optimizer',
+            findings,
+            'adamw',
+            {'adamw': adamw, 'adam8bit': adamw},
+        ),
+        'lr_sched': choose(
+            training.LR_SCHEDS, config.get('lr_sched', {}), 'lr_sched', findings, 'constant'
+        ),
+        'ema_sched': choose(
+            training.EMA_SCHEDS, config.get('ema_sched', {}), 'ema_sched', findings, 'inverse'
+        ),
+        'training': read_section(
+            training.TrainingConfig, config.get('training', {}), 'training', findings
+        ),
+        'sampling': read_section(
+            generation.SamplingConfig, config.get('sampling', {}), 'sampling', findings
+        ),
+        'encoder': choose(
+            encoders.ENCODERS, config.get('encoder', {}), 'encoder', findings, 'pixels'
+        ),
         'conditions': _conditions(config.get('conditions', []), findings),
     }
     return (None if findings.errors else Sections(**parts)), findings
 
 
 def fill_config(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a config with its defaults written out, without a word about unknown keys; None where it cannot be read."""
+    """Return a config with its defaults written out, without a word about unknown keys; None
+    where it cannot be read.
+    """
     sections, _ = read_sections(raw)
     return None if sections is None else fill_defaults(raw, sections)
 
@@ -136,7 +171,9 @@ def read_dataset_section(section: Mapping[str, Any]) -> Any:
     return read
 
 
-def read_source(source: str | os.PathLike[str] | IO[str] | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+def read_source(
+    source: str | os.PathLike[str] | IO[str] | Mapping[str, Any],
+) -> tuple[Mapping[str, Any], str]:
     """What a config holds before it is checked, and what it is called in messages."""
     if isinstance(source, Mapping):
         return source, 'the config'
@@ -150,7 +187,9 @@ def read_source(source: str | os.PathLike[str] | IO[str] | Mapping[str, Any]) ->
         name = str(getattr(source, 'name', 'the config'))
         raw = read_json(source.read(), name)
     if not isinstance(raw, Mapping):
-        raise ValueError(f'{name} holds {type(raw).__name__}; a config is a JSON object with a "model" section')
+        raise ValueError(
+            f'{name} holds {type(raw).__name__}; a config is a JSON object with a "model" section'
+        )
     return raw, name
 
 
@@ -158,19 +197,35 @@ def _read_text(path: Path) -> Any:
     path = find_config(path)
     if not path.is_file():
         near = nearest(path.stem, shipped_configs())
-        raise FileNotFoundError(f'no config at {path}' + (
-            f', did you mean {near!r}?' if near else
-            '; give the path of a .json file, or the name of a shipped config'))
+        raise FileNotFoundError(
+            f'no config at {path}'
+            + (
+                f', did you mean {near!r}?'
+                if near
+                else '; give the path of a .json file, or the name of a shipped config'
+            )
+        )
     try:
         if (size := path.stat().st_size) > CONFIG_BYTES:
-            raise ValueError(f'{path} has {size:,} bytes, more than the {CONFIG_BYTES:,} of a config; give the path of a config')
+            raise ValueError(
+                f'{path} has {size:,} bytes, more than the {CONFIG_BYTES:,} of a config; give the '
+                'path of a config'
+            )
         return read_json(path.read_text('utf-8'), str(path))
     except UnicodeDecodeError:
-        raise ValueError(f'{path} is not text; a config is a .json file or a .safetensors file that carries one') from None
+        raise ValueError(
+            f'{path} is not text; a config is a .json file or a .safetensors file that carries one'
+        ) from None
 
 
-def choose(kinds: Registry[type], section: Any, path: str, findings: Findings, default: str | None = None,
-            defaults: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
+def choose(
+    kinds: Registry[type],
+    section: Any,
+    path: str,
+    findings: Findings,
+    default: str | None = None,
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Any:
     """Reads a section with the dataclass that its "type" names."""
     if not isinstance(section, Mapping):
         findings.errors.append(f'{path} is {section!r}; it must be an object')
@@ -178,7 +233,11 @@ def choose(kinds: Registry[type], section: Any, path: str, findings: Findings, d
     kind = section.get('type', default)
     if kind is None:
         near = next((key for key in section if near_miss(key, ['type'])), None)
-        findings.errors.append(f'{path}.type is missing' + (f' (you wrote {near!r})' if near else '') + f'; it takes {" or ".join(kinds)}')
+        findings.errors.append(
+            f'{path}.type is missing'
+            + (f' (you wrote {near!r})' if near else '')
+            + f'; it takes {" or ".join(kinds)}'
+        )
         return None
     if kind not in kinds:
         findings.errors.append(f'{path}.type: {unknown("type", kind, kinds)}')
@@ -188,9 +247,14 @@ def choose(kinds: Registry[type], section: Any, path: str, findings: Findings, d
 
 def _conditions(entries: Any, findings: Findings) -> list[Any]:
     if not isinstance(entries, (list, tuple)):
-        findings.errors.append(f'conditions is {entries!r}; it must be a list of objects, each with a type')
+        findings.errors.append(
+            f'conditions is {entries!r}; it must be a list of objects, each with a type'
+        )
         return []
-    return [choose(encoders.CONDITIONS, entry, f'conditions[{i}]', findings) for i, entry in enumerate(entries)]
+    return [
+        choose(encoders.CONDITIONS, entry, f'conditions[{i}]', findings)
+        for i, entry in enumerate(entries)
+    ]
 
 
 def _density(model: Any, findings: Findings) -> Any:
@@ -206,7 +270,9 @@ def _density(model: Any, findings: Findings) -> Any:
 
 
 def fill_defaults(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
-    """The config with every default written out, unknown keys where they were, as plain JSON values."""
+    """The config with every default written out, unknown keys where they were, as plain JSON
+    values.
+    """
     filled = dict(raw)
     for field in dataclasses.fields(Sections):
         if field.name != 'density':
@@ -247,8 +313,10 @@ def shipped_configs() -> dict[str, Path]:
     package = Path(__file__).resolve().parents[1]
     installed, in_clone = package / 'configs', package.parent / 'configs'
     folder = installed if installed.is_dir() else in_clone
-    return {path.relative_to(folder).with_suffix('').as_posix(): path
-            for path in sorted(folder.rglob('*.json'))}
+    return {
+        path.relative_to(folder).with_suffix('').as_posix(): path
+        for path in sorted(folder.rglob('*.json'))
+    }
 
 
 def shipped_config(name: str) -> Path:

@@ -1,4 +1,5 @@
 """Single values of a config, put in from the shell or from Python."""
+
 from __future__ import annotations
 
 import json
@@ -6,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-def change_config(config: Mapping[str, Any],
-                  changes: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
+def change_config(
+    config: Mapping[str, Any], changes: Sequence[str] | Mapping[str, Any]
+) -> dict[str, Any]:
     """Return a config with values put in.
 
     Args:
@@ -30,8 +32,9 @@ def change_config(config: Mapping[str, Any],
             place = None
         section = bool(parents) or isinstance(value, (Mapping, list))
         if not section or not isinstance(place, dict):
-            raise ValueError('changes must be of keys such as model.channels, or of whole sections; '
-                             f'got {key!r}')
+            raise ValueError(
+                f'changes must be of keys such as model.channels, or of whole sections; got {key!r}'
+            )
         place[last] = value
     return result
 
@@ -39,7 +42,9 @@ def change_config(config: Mapping[str, Any],
 def _split(text: str) -> tuple[str, Any]:
     key, sign, value = text.partition('=')
     if not sign:
-        raise ValueError(f"changes must be KEY=VALUE, such as model.channels='[64,128]'; got {text!r}")
+        raise ValueError(
+            f"changes must be KEY=VALUE, such as model.channels='[64,128]'; got {text!r}"
+        )
     try:
         return key, json.loads(value)
     except ValueError:

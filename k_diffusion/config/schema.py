@@ -1,4 +1,7 @@
-"""JSON into dataclasses: every error of a section found in one go, each with the path of its key."""
+"""JSON into dataclasses: every error of a section found in one go, each with the path of its
+key.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +15,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 @dataclasses.dataclass
 class Findings:
-    """What reading a config found: errors, and unknown keys that are not mistakes of a known one."""
+    """What reading a config found: errors, and unknown keys that are not mistakes of a known
+    one.
+    """
 
     errors: list[str] = dataclasses.field(default_factory=list)
     unknown: list[str] = dataclasses.field(default_factory=list)
@@ -23,24 +28,36 @@ class Mismatch(ValueError):
 
 
 def near_miss(key: str, known: Iterable[str]) -> str | None:
-    """The known key that this one was probably meant to be: a letter added, lost, changed or swapped, or nearly all the same."""
+    """The known key that this one was probably meant to be: a letter added, lost, changed or
+    swapped, or nearly all the same.
+    """
     for other in known:
         matcher = difflib.SequenceMatcher(None, key, other)
         same = sum(block.size for block in matcher.get_matching_blocks())
-        one_edit = abs(len(key) - len(other)) <= 1 and max(len(key), len(other)) - same <= 1 and len(key) > 2
+        one_edit = (
+            abs(len(key) - len(other)) <= 1
+            and max(len(key), len(other)) - same <= 1
+            and len(key) > 2
+        )
         swapped = len(key) == len(other) and sorted(key) == sorted(other) and len(key) - same <= 1
         if one_edit or swapped or key.lower() == other or matcher.ratio() >= 0.85:
             return other
     return None
 
 
-def read_section(cls: type, value: Any, path: str, findings: Findings, defaults: Mapping[str, Any] | None = None) -> Any:
-    """An instance of a dataclass from a JSON object, or None where the object has errors (collected in findings).
+def read_section(
+    cls: type, value: Any, path: str, findings: Findings, defaults: Mapping[str, Any] | None = None
+) -> Any:
+    """An instance of a dataclass from a JSON object, or None where the object has errors (collected
+    in findings).
 
     `defaults` replace the dataclass's own, for sections whose defaults hang on another section.
     """
     if not isinstance(value, Mapping):
-        findings.errors.append(f'{path} is {_show(value)}; it must be an object with the keys {", ".join(_fields(cls))}')
+        findings.errors.append(
+            f'{path} is {_show(value)}; it must be an object with the keys '
+            f'{", ".join(_fields(cls))}'
+        )
         return None
     before = len(findings.errors)
     _sort_unknown(value, _fields(cls), path, findings)
@@ -48,11 +65,20 @@ def read_section(cls: type, value: Any, path: str, findings: Findings, defaults:
     arguments: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         if field.name in value:
-            _read_key(arguments, field.name, hints[field.name], value[field.name], f'{path}.{field.name}', findings)
+            _read_key(
+                arguments,
+                field.name,
+                hints[field.name],
+                value[field.name],
+                f'{path}.{field.name}',
+                findings,
+            )
         elif defaults and field.name in defaults:
             arguments[field.name] = defaults[field.name]
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            findings.errors.append(f'{path}.{field.name} is missing; it takes {describe(hints[field.name])}')
+            findings.errors.append(
+                f'{path}.{field.name} is missing; it takes {describe(hints[field.name])}'
+            )
     if len(findings.errors) > before:
         return None
     try:
@@ -66,7 +92,9 @@ def _fields(cls: type) -> list[str]:
     return [field.name for field in dataclasses.fields(cls)]
 
 
-def _sort_unknown(value: Mapping[str, Any], known: list[str], path: str, findings: Findings) -> None:
+def _sort_unknown(
+    value: Mapping[str, Any], known: list[str], path: str, findings: Findings
+) -> None:
     for key in value:
         if key not in known:
             near = near_miss(str(key), known)
@@ -76,7 +104,9 @@ def _sort_unknown(value: Mapping[str, Any], known: list[str], path: str, finding
                 findings.unknown.append(f'{path}.{key}')
 
 
-def _read_key(arguments: dict[str, Any], name: str, hint: Any, value: Any, path: str, findings: Findings) -> None:
+def _read_key(
+    arguments: dict[str, Any], name: str, hint: Any, value: Any, path: str, findings: Findings
+) -> None:
     try:
         arguments[name] = coerce(hint, value, path, findings)
     except Mismatch:
@@ -84,7 +114,10 @@ def _read_key(arguments: dict[str, Any], name: str, hint: Any, value: Any, path:
 
 
 def coerce(hint: Any, value: Any, path: str, findings: Findings) -> Any:
-    """The value as the type takes it; raises Mismatch where it does not fit. A whole float serves as an int."""
+    """The value as the type takes it; raises Mismatch where it does not fit.
+
+    A whole float serves as an int.
+    """
     origin = get_origin(hint)
     if hint is Any:
         return value
@@ -118,7 +151,9 @@ def _sequence(hint: Any, value: Any, path: str, findings: Findings) -> Any:
     if len(inner) == 2 and inner[1] is Ellipsis:
         inner = (inner[0],) * len(value)
     _expect(len(inner) == len(value), value)
-    return tuple(coerce(h, item, f'{path}[{i}]', findings) for i, (h, item) in enumerate(zip(inner, value)))
+    return tuple(
+        coerce(h, item, f'{path}[{i}]', findings) for i, (h, item) in enumerate(zip(inner, value))
+    )
 
 
 def _scalar(hint: Any, value: Any) -> Any:
@@ -141,7 +176,14 @@ def _expect(fits: bool, value: Any) -> Any:
 def describe(hint: Any) -> str:
     """A type in the words of a JSON file."""
     origin, inner = get_origin(hint), get_args(hint)
-    words = {int: 'a whole number', float: 'a number', str: 'a text', bool: 'true or false', type(None): 'null', Any: 'anything'}
+    words = {
+        int: 'a whole number',
+        float: 'a number',
+        str: 'a text',
+        bool: 'true or false',
+        type(None): 'null',
+        Any: 'anything',
+    }
     if hint in words:
         return words[hint]
     if origin in (Union, types.UnionType):

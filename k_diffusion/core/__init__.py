@@ -1,1 +1,4 @@
-"""The ground everything stands on: tensors, modules, randomness, pictures, names and files. Knows no diffusion."""
+"""The ground everything stands on: tensors, modules, randomness, pictures, names and files.
+
+Knows no diffusion.
+"""

@@ -1,4 +1,5 @@
 """Checks of what public functions are called with."""
+
 from __future__ import annotations
 
 import math
@@ -23,10 +24,14 @@ def is_whole(value: Any, least: float = 1) -> bool:
 def check_whole(name: str, value: Any, least: int = 1, hint: str = '') -> None:
     """Raise a ValueError where a value is not a whole number of at least `least`."""
     if not is_whole(value, least):
-        raise ValueError(f'{name} must be a whole number >= {least}{_bracketed(hint)}; got {value!r}')
+        raise ValueError(
+            f'{name} must be a whole number >= {least}{_bracketed(hint)}; got {value!r}'
+        )
 
 
-def check_number(name: str, value: Any, least: float = -math.inf, infinite: bool = False, hint: str = '') -> float:
+def check_number(
+    name: str, value: Any, least: float = -math.inf, infinite: bool = False, hint: str = ''
+) -> float:
     """Return a real number (0-d tensors and numpy's too) as a float.
 
     Args:
@@ -53,11 +58,13 @@ def check_number(name: str, value: Any, least: float = -math.inf, infinite: bool
 def check_interval(name: str, interval: Any) -> tuple[float, float]:
     """Return two noise levels (low, high) with 0 <= low < high as floats; high may be infinite."""
     try:
-        low, high = (check_number(name, level, 0., infinite=True) for level in interval)
+        low, high = (check_number(name, level, 0.0, infinite=True) for level in interval)
     except (TypeError, ValueError):
-        low = high = 0.
+        low = high = 0.0
     if not low < high:
-        raise ValueError(f'{name} must hold two noise levels, the lower one first; got {show_value(interval)}')
+        raise ValueError(
+            f'{name} must hold two noise levels, the lower one first; got {show_value(interval)}'
+        )
     return low, high
 
 
@@ -71,9 +78,14 @@ def expands(shape: Sequence[int], to: Sequence[int]) -> bool:
 
 
 def check_denoiser(name: str, denoiser: Any) -> None:
-    """Raise a TypeError where something cannot be asked as a denoiser: it is called, or it has `pair`."""
+    """Raise a TypeError where something cannot be asked as a denoiser: it is called, or it has
+    `pair`.
+    """
     if isinstance(denoiser, type) or not (callable(denoiser) or hasattr(denoiser, 'pair')):
-        raise TypeError(f'{name} must be a denoiser, a function (x, sigma, **cond) -> D; got {show_value(denoiser)}')
+        raise TypeError(
+            f'{name} must be a denoiser, a function (x, sigma, **cond) -> D; got '
+            f'{show_value(denoiser)}'
+        )
 
 
 def check_function(name: str, function: Any, call: str) -> None:
@@ -83,8 +95,15 @@ def check_function(name: str, function: Any, call: str) -> None:
 
 
 def check_broadcast(name: str, value: Any, like: Sequence[int], of: str) -> None:
-    """Raise an error where a value is not a tensor that broadcasts to the shape `like`, which is that of `of`."""
+    """Raise an error where a value is not a tensor that broadcasts to the shape `like`, which is
+    that of `of`.
+    """
     if not isinstance(value, Tensor):
-        raise TypeError(f'{name} must be a tensor that broadcasts to {of}, {list(like)}; got {show_value(value)}')
+        raise TypeError(
+            f'{name} must be a tensor that broadcasts to {of}, {list(like)}; got '
+            f'{show_value(value)}'
+        )
     if not expands(value.shape, like):
-        raise ValueError(f'{name} must broadcast to {of}, {list(like)}; got shape {list(value.shape)}')
+        raise ValueError(
+            f'{name} must broadcast to {of}, {list(like)}; got shape {list(value.shape)}'
+        )

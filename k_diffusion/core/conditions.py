@@ -3,6 +3,7 @@
 A tensor whose leading dimension is the number of items has an entry for each item. A list or tuple
 of as many strings has one too. Everything else is a value that all items share.
 """
+
 from __future__ import annotations
 
 import numbers
@@ -57,8 +58,10 @@ def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
     if isinstance(tree, Mapping):
         if any(not isinstance(other, Mapping) or other.keys() != tree.keys() for other in others):
             raise DifferentTrees('the dicts differ in their keys')
-        return {key: map_leaves(function, value, *(other[key] for other in others))
-                for key, value in tree.items()}
+        return {
+            key: map_leaves(function, value, *(other[key] for other in others))
+            for key, value in tree.items()
+        }
     if isinstance(tree, (list, tuple)):
         if any(type(other) is not type(tree) or len(other) != len(tree) for other in others):
             raise DifferentTrees('the sequences differ in their lengths or types')
@@ -71,23 +74,29 @@ def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
 
 def convert_tensors(tree: Tree, convert: Callable[[Tensor], Tensor]) -> Tree:
     """Apply a conversion of dtype or device to the tensors of a tree; marks are kept."""
+
     def apply(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         return share(convert(value)) if is_shared(value) else convert(value)
+
     return map_leaves(apply, tree)
 
 
 def expand_single(tree: Tree, n: int) -> Tree:
     """Expand the tensors of a tree that have one entry to n items; marked ones are kept."""
+
     def apply(value: Any) -> Any:
         return value.expand(n, *value.shape[1:]) if has_entries(value, 1) else value
+
     return map_leaves(apply, tree)
 
 
 def cast_floating(tree: Tree, dtype: torch.dtype) -> Tree:
     """Cast the floating tensors of a tree."""
-    return convert_tensors(tree, lambda value: value.to(dtype) if value.is_floating_point() else value)
+    return convert_tensors(
+        tree, lambda value: value.to(dtype) if value.is_floating_point() else value
+    )
 
 
 def select_entries(tree: Tree, items: Tensor, n: int) -> Tree:
@@ -116,6 +125,7 @@ def join_trees(trees: Sequence[Tree], n: int) -> Tree:
     Raises:
         DifferentTrees: one batch cannot hold them.
     """
+
     def join(*values: Any) -> Any:
         if all(has_entries(value, n) for value in values):
             return _concatenate(values)
@@ -124,6 +134,7 @@ def join_trees(trees: Sequence[Tree], n: int) -> Tree:
         if all(has_entries(value, n) or has_entries(value, 1) for value in values):
             return _concatenate([value.expand(n, *value.shape[1:]) for value in values])
         raise DifferentTrees('a value that the items share differs')
+
     if any(_holds_item_lists(tree, n) for tree in trees):
         raise DifferentTrees('a list has an entry for each item')
     return map_leaves(join, *trees)
@@ -145,8 +156,11 @@ def _is_same(a: Any, b: Any) -> bool:
 
 
 def _lists_items(value: Tree, n: int) -> bool:
-    return (isinstance(value, (list, tuple)) and len(value) == n > 0
-            and all(isinstance(entry, str) for entry in value))
+    return (
+        isinstance(value, (list, tuple))
+        and len(value) == n > 0
+        and all(isinstance(entry, str) for entry in value)
+    )
 
 
 def _holds_item_lists(tree: Tree, n: int) -> bool:
@@ -180,14 +194,16 @@ class NullRows(dict[str, Any]):
         return null[self.rows.to(null.device)] if has_rows else null
 
 
-def replace_by_null(name: str, null: Tree, cond: Tree, n: int, rows: NullRows | None = None) -> Tree:
+def replace_by_null(
+    name: str, null: Tree, cond: Tree, n: int, rows: NullRows | None = None
+) -> Tree:
     """Replace a condition of n items by what stands for its absence.
 
     Args:
         name: the condition's name, for messages.
-        null: a number (for every entry), a tensor of one item's shape or with a leading dimension of
-            1 or n, None or a string; or a tree of these. A dict replaces the entries it holds and
-            keeps the others. One number serves for all leaves of a tree.
+        null: a number (for every entry), a tensor of one item's shape or with a leading dimension
+            of 1 or n, None or a string; or a tree of these. A dict replaces the entries it holds
+            and keeps the others. One number serves for all leaves of a tree.
         cond: the condition, a tree.
         n: the number of items.
         rows: selects the entries of null values that have one for each item of a larger batch.
@@ -200,12 +216,20 @@ def replace_by_null(name: str, null: Tree, cond: Tree, n: int, rows: NullRows | 
     if isinstance(cond, Mapping) and isinstance(null, Mapping):
         unknown = sorted(map(str, null.keys() - cond.keys()))
         if unknown:
-            raise ValueError(f'null[{name!r}] must hold keys of the condition {sorted(map(str, cond))}; '
-                             f'got {unknown[0]!r}')
-        return {key: replace_by_null(f'{name}.{key}', null[key], value, n, rows) if key in null else value
-                for key, value in cond.items()}
+            raise ValueError(
+                f'null[{name!r}] must hold keys of the condition {sorted(map(str, cond))}; '
+                f'got {unknown[0]!r}'
+            )
+        return {
+            key: replace_by_null(f'{name}.{key}', null[key], value, n, rows)
+            if key in null
+            else value
+            for key, value in cond.items()
+        }
     if isinstance(cond, (list, tuple)) and type(cond) is type(null) and len(cond) == len(null):
-        pairs = [replace_by_null(f'{name}.{i}', *pair, n, rows) for i, pair in enumerate(zip(null, cond))]
+        pairs = [
+            replace_by_null(f'{name}.{i}', *pair, n, rows) for i, pair in enumerate(zip(null, cond))
+        ]
         return type(cond)(*pairs) if hasattr(cond, '_fields') else type(cond)(pairs)
     if isinstance(null, numbers.Number) and isinstance(cond, (Mapping, list, tuple)):
         return map_leaves(lambda value: replace_by_null(name, null, value, n, rows), cond)
@@ -227,9 +251,11 @@ def _expand_null(name: str, null: Tensor | numbers.Number, cond: Tensor, n: int)
     fits = value.shape[1:] == cond.shape[1:] or _is_other_length(value, cond)
     if value.ndim == cond.ndim and len(value) in (1, n) and fits:
         return value.expand(n, *value.shape[1:])
-    raise ValueError(f'null[{name!r}] must have the shape of one item of the condition, '
-                     f'{list(cond.shape[1:])}, with or without a leading dimension of 1 or {n}; '
-                     f'got {list(torch.as_tensor(null).shape)}')
+    raise ValueError(
+        f'null[{name!r}] must have the shape of one item of the condition, '
+        f'{list(cond.shape[1:])}, with or without a leading dimension of 1 or {n}; '
+        f'got {list(torch.as_tensor(null).shape)}'
+    )
 
 
 def _is_other_length(null: Tensor, cond: Tensor) -> bool:
@@ -239,10 +265,17 @@ def _is_other_length(null: Tensor, cond: Tensor) -> bool:
 
 def _check_integer(name: str, null: Any, dtype: torch.dtype) -> None:
     if isinstance(null, Tensor) and not null.is_cpu:
-        return      # a look at its values would wait for the device
+        return  # a look at its values would wait for the device
     values = torch.as_tensor(null)
     low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-    wrong = (values < low) | (values > high) | (values != values.round() if values.is_floating_point() else False)
+    wrong = (
+        (values < low)
+        | (values > high)
+        | (values != values.round() if values.is_floating_point() else False)
+    )
     if wrong.any():
-        raise ValueError(f'null[{name!r}] must be a value that the dtype of the condition, {dtype}, can hold; '
-                         f'got {values[wrong].flatten()[0].item()}: give the condition as int64, or another null value')
+        raise ValueError(
+            f'null[{name!r}] must be a value that the dtype of the condition, {dtype}, can hold; '
+            f'got {values[wrong].flatten()[0].item()}: give the condition as int64, or another '
+            'null value'
+        )

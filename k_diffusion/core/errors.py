@@ -1,4 +1,5 @@
 """Exceptions that several packages raise or catch."""
+
 from __future__ import annotations
 
 
@@ -14,7 +15,9 @@ class Gone(Unsaved):
 
 
 class Stop(Exception):
-    """Raised by a hook or a loss, it ends the run as a stop does: saved, and ready to be gone on with."""
+    """Raised by a hook or a loss, it ends the run as a stop does: saved, and ready to be gone on
+    with.
+    """
 
 
 class StopAsked(Exception):

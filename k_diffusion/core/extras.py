@@ -1,4 +1,7 @@
-"""Packages that are not always there: imported where they are used, with an error that names the extra to install."""
+"""Packages that are not always there: imported where they are used, with an error that names the
+extra to install.
+"""
+
 from __future__ import annotations
 
 import importlib
@@ -16,5 +19,7 @@ def require(module: str, extra: str, purpose: str) -> Any:
     except ImportError as error:
         if error.name is None or error.name.split('.')[0] != module.split('.')[0]:
             raise
-        raise MissingExtra(f'{purpose} needs the package {module.split(".")[0]!r}, which is not installed; '
-                           f"install it with: pip install 'k-diffusion[{extra}]'") from None
+        raise MissingExtra(
+            f'{purpose} needs the package {module.split(".")[0]!r}, which is not installed; '
+            f"install it with: pip install 'k-diffusion[{extra}]'"
+        ) from None

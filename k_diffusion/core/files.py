@@ -1,4 +1,7 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed; downloads checked."""
+"""Files that are whole or not there: written under a temporary name, synced, renamed; downloads
+checked.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -26,12 +29,17 @@ _notes: set[str] = set()
 
 def say_malformed(error: Exception) -> str:
     """Return what is wrong with a file, from one of the errors MALFORMED."""
-    return str(error) if isinstance(error, (ValueError, OSError)) else 'it does not have the form of such a file'
+    return (
+        str(error)
+        if isinstance(error, (ValueError, OSError))
+        else 'it does not have the form of such a file'
+    )
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; what is written there takes the name at the end, or vanishes.
+    """Yields a temporary name beside `path`; what is written there takes the name at the end, or
+    vanishes.
 
     It is synced to the disk first, unless `sync` is False (for files that are cheap to make again).
 
@@ -67,8 +75,12 @@ def remove_stale(folder: Path, name: str) -> list[Path]:
     Returns:
         The paths that were removed. Files of other hosts and of living processes stay.
     """
-    inside = [path for place in (folder, folder / 'cache') if place.is_dir()
-              for path in (place.rglob('.*') if place != folder else place.glob('.*'))]
+    inside = [
+        path
+        for place in (folder, folder / 'cache')
+        if place.is_dir()
+        for path in (place.rglob('.*') if place != folder else place.glob('.*'))
+    ]
     stale = [path for path in inside if _is_stale(path, name)]
     for path in stale:
         with contextlib.suppress(OSError):
@@ -92,7 +104,7 @@ def _is_stale(path: Path, run: str) -> bool:
 
 def is_alive(pid: int) -> bool:
     """Return whether a process of this host lives; where that cannot be asked, True."""
-    if os.name == 'nt':     # (there os.kill would end it)
+    if os.name == 'nt':  # (there os.kill would end it)
         return True
     try:
         os.kill(pid, 0)
@@ -116,7 +128,9 @@ class Written(NamedTuple):
 
 
 class HashingFile:
-    """A file to be written in order, which keeps count and digest of what it was given (not of what the disk made of it)."""
+    """A file to be written in order, which keeps count and digest of what it was given (not of
+    what the disk made of it).
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -151,18 +165,24 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(text: str, name: str) -> Any:
-    """Parses JSON; NaN, infinity and a key given twice are refused with the name of where they stand.
+    """Parses JSON; NaN, infinity and a key given twice are refused with the name of where they
+    stand.
 
     (`Infinity` is refused too: it is not JSON. Write a large number or leave the key out.)
     """
+
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = sorted(key for key, count in Counter(key for key, _ in items).items() if count > 1)
         if twice:
-            raise ValueError(f'{name}: the key {twice[0]!r} is given twice in one object; keep one of them')
+            raise ValueError(
+                f'{name}: the key {twice[0]!r} is given twice in one object; keep one of them'
+            )
         return dict(items)
 
     def constant(value: str) -> float:
-        raise ValueError(f'{name}: {value} is not a JSON number; write a finite number or leave the key out')
+        raise ValueError(
+            f'{name}: {value} is not a JSON number; write a finite number or leave the key out'
+        )
 
     def number(value: str) -> float:
         return float(value) if math.isfinite(float(value)) else constant(value)
@@ -171,12 +191,21 @@ def read_json(text: str, name: str) -> Any:
         return int(value) if len(value) < 300 else constant(f'{value[:20]}...')
 
     try:
-        return json.loads(text, object_pairs_hook=pairs, parse_constant=constant,
-                          parse_float=number, parse_int=integer)
+        return json.loads(
+            text,
+            object_pairs_hook=pairs,
+            parse_constant=constant,
+            parse_float=number,
+            parse_int=integer,
+        )
     except json.JSONDecodeError as error:
-        raise ValueError(f'{name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}') from None
+        raise ValueError(
+            f'{name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}'
+        ) from None
     except RecursionError:
-        raise ValueError(f'{name} is nested too deeply to be read; a config has a handful of levels') from None
+        raise ValueError(
+            f'{name} is nested too deeply to be read; a config has a handful of levels'
+        ) from None
 
 
 def read_json_file(path: Path, name: str | None = None) -> Any:
@@ -205,12 +234,16 @@ def digest_of(path: str | os.PathLike[str], algorithm: str = 'sha256') -> str:
     return state.hexdigest()
 
 
-def download_file(path: str | os.PathLike[str], url: str, digest: str | None = None,
-                  progress: Callable[[int, int | None], None] | None = None) -> Path:
+def download_file(
+    path: str | os.PathLike[str],
+    url: str,
+    digest: str | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
     """Downloads a file once, checks its SHA-256 (or MD5, told by the length) and returns its path.
 
-    A file already there is checked too. Nothing half-downloaded or of another content is ever left under the name.
-    `progress(bytes so far, bytes in all or None)` is called as it goes on.
+    A file already there is checked too. Nothing half-downloaded or of another content is ever left
+    under the name. `progress(bytes so far, bytes in all or None)` is called as it goes on.
     """
     path = Path(path)
     algorithm = 'md5' if digest is not None and len(digest) == 32 else 'sha256'
@@ -229,7 +262,9 @@ def download_file(path: str | os.PathLike[str], url: str, digest: str | None = N
         raise
     except OSError as error:
         reason = getattr(error, 'reason', error)
-        raise OSError(f'could not download {url} ({reason}); fetch it by other means and place it at {path}') from None
+        raise OSError(
+            f'could not download {url} ({reason}); fetch it by other means and place it at {path}'
+        ) from None
     return path
 
 
@@ -237,7 +272,9 @@ class WrongContent(OSError):
     """A file is not the one whose digest is known."""
 
 
-def _copy(response: Any, file: BinaryIO, progress: Callable[[int, int | None], None] | None) -> None:
+def _copy(
+    response: Any, file: BinaryIO, progress: Callable[[int, int | None], None] | None
+) -> None:
     if progress is None:
         shutil.copyfileobj(response, file)
         return
@@ -254,5 +291,7 @@ def _check(path: Path, digest: str | None, algorithm: str, source: str) -> None:
         return
     found = digest_of(path, algorithm)
     if found != digest.lower():
-        raise WrongContent(f'{source} has the {algorithm.upper()} {found}, not the published {digest}; '
-                           'the file is damaged or another one: delete it and fetch it again')
+        raise WrongContent(
+            f'{source} has the {algorithm.upper()} {found}, not the published {digest}; '
+            'the file is damaged or another one: delete it and fetch it again'
+        )

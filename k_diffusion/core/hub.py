@@ -1,4 +1,5 @@
 """A brief look if the Hugging Face Hub answers; its own libraries try for half a minute."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: Seconds that the hub has for its answer.
-PATIENCE = 5.
+PATIENCE = 5.0
 _reached = threading.Event()
 
 
@@ -23,7 +24,7 @@ def hub_fault(name: str | os.PathLike[str]) -> str | None:
     faults: list[str] = []
     thread = threading.Thread(target=_ask_hub, args=(faults,), daemon=True)
     thread.start()
-    thread.join(PATIENCE + 1)       # (looking up its address has no limit of its own)
+    thread.join(PATIENCE + 1)  # (looking up its address has no limit of its own)
     if _reached.is_set():
         return None
     return faults[0] if faults else f'no answer within {PATIENCE:.0f} s'
@@ -39,6 +40,7 @@ def quick_hub(name: str | os.PathLike[str]) -> Iterator[None]:
         yield
         return
     from huggingface_hub import constants
+
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:
         yield
@@ -51,7 +53,8 @@ def _ask_hub(faults: list[str]) -> None:
     try:
         from huggingface_hub import constants
         from huggingface_hub.utils import get_session
+
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
         _reached.set()
-    except Exception as error:      # of whichever library it sends by
+    except Exception as error:  # of whichever library it sends by
         faults.append(' '.join(str(error).split())[:120] or type(error).__name__)

@@ -1,4 +1,7 @@
-"""The Beta distribution without scipy: its CDF, the regularised incomplete beta function, and its quantiles."""
+"""The Beta distribution without scipy: its CDF, the regularised incomplete beta function, and
+its quantiles.
+"""
+
 from __future__ import annotations
 
 import math
@@ -12,22 +15,33 @@ def beta_cdf(x: float, a: float, b: float) -> float:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):
         return 1 - beta_cdf(1 - x, b, a)
-    return math.exp(a * math.log(x) + b * math.log1p(-x) - _log_beta(a, b)) / (a * _fraction(x, a, b))
+    return math.exp(a * math.log(x) + b * math.log1p(-x) - _log_beta(a, b)) / (
+        a * _fraction(x, a, b)
+    )
 
 
 def beta_quantile(p: float, a: float, b: float) -> float:
-    """The x with I_x(a, b) = p; next to 0 it is exact to relative precision, like the tails of the distribution."""
+    """The x with I_x(a, b) = p; next to 0 it is exact to relative precision, like the tails of
+    the distribution.
+    """
     if not (0 <= p <= 1 and 0 < a < math.inf and 0 < b < math.inf):
-        raise ValueError(f'p={p} of Beta({a}, {b}) is no quantile; give p in [0, 1] and positive, finite parameters')
+        raise ValueError(
+            f'p={p} of Beta({a}, {b}) is no quantile; give p in [0, 1] and positive, finite '
+            'parameters'
+        )
     if p in (0, 1):
         return float(p)
     return _solve(p, a, b) if p <= beta_cdf(0.5, a, b) else 1 - _solve(1 - p, b, a)
 
 
 def _solve(p: float, a: float, b: float) -> float:
-    """The quantile where it is at most 1/2: Newton's method on log I over log x, kept in a bracket that every step narrows."""
-    y = min((math.log(p * a) + _log_beta(a, b)) / a, math.log(0.5))     # I ~ x^a / (a B(a, b)) at small x
-    low, high = min(y, -1.) * 2 - 1, math.log(0.5) + 1e-9
+    """The quantile where it is at most 1/2: Newton's method on log I over log x, kept in a
+    bracket that every step narrows.
+    """
+    y = min(
+        (math.log(p * a) + _log_beta(a, b)) / a, math.log(0.5)
+    )  # I ~ x^a / (a B(a, b)) at small x
+    low, high = min(y, -1.0) * 2 - 1, math.log(0.5) + 1e-9
     for _ in range(200):
         x = math.exp(y)
         cdf = max(beta_cdf(x, a, b), TINY)
@@ -36,7 +50,7 @@ def _solve(p: float, a: float, b: float) -> float:
         slope = math.exp(a * y + (b - 1) * math.log1p(-x) - _log_beta(a, b)) / cdf
         step = y - error / slope if slope > 0 else low
         step = step if low < step < high else (low + high) / 2
-        if abs(step - y) <= 1e-15 * max(1., abs(y)):
+        if abs(step - y) <= 1e-15 * max(1.0, abs(y)):
             break
         y = step
     return math.exp(y)
@@ -47,8 +61,10 @@ def _log_beta(a: float, b: float) -> float:
 
 
 def _fraction(x: float, a: float, b: float) -> float:
-    """The continued fraction of the incomplete beta function (Lentz's method; Abramowitz and Stegun 26.5.8), as 1 / its value."""
-    value, numerator, denominator = 1., 1., 0.
+    """The continued fraction of the incomplete beta function (Lentz's method; Abramowitz and
+    Stegun 26.5.8), as 1 / its value.
+    """
+    value, numerator, denominator = 1.0, 1.0, 0.0
     for i in range(1, 10000):
         m = i // 2
         if i % 2:

@@ -1,4 +1,5 @@
 """Modules and modes: training flags, parameter counts, TF32, gradient checkpointing."""
+
 from __future__ import annotations
 
 import threading
@@ -14,7 +15,8 @@ from torch.utils import checkpoint as torch_checkpoint
 
 @contextmanager
 def train_mode(model: nn.Module, mode: bool = True) -> Iterator[nn.Module]:
-    """Puts a model into training mode (or, with mode False, evaluation mode) and restores each module's flag after.
+    """Puts a model into training mode (or, with mode False, evaluation mode) and restores each
+    module's flag after.
 
     A context manager and a decorator.
     """
@@ -38,7 +40,9 @@ def n_params(module: nn.Module) -> int:
 
 @contextmanager
 def tf32_mode(cudnn: bool | None = None, matmul: bool | None = None) -> Iterator[None]:
-    """Allows or forbids TF32 in convolutions (cudnn) and matrix products (matmul); None leaves a setting as it is."""
+    """Allows or forbids TF32 in convolutions (cudnn) and matrix products (matmul); None leaves a
+    setting as it is.
+    """
     backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [backend.allow_tf32 for backend in backends]
     try:
@@ -52,12 +56,16 @@ def tf32_mode(cudnn: bool | None = None, matmul: bool | None = None) -> Iterator
 
 
 _state = threading.local()
-_in_compiled_code = False     # the same for torch's compiler, which cannot look into a thread's own state
+_in_compiled_code = (
+    False  # the same for torch's compiler, which cannot look into a thread's own state
+)
 
 
 @contextmanager
 def checkpointing(enable: bool = True) -> Iterator[None]:
-    """Within it, blocks that support it drop their activations and recompute them in the backward pass (this thread)."""
+    """Within it, blocks that support it drop their activations and recompute them in the
+    backward pass (this thread).
+    """
     global _in_compiled_code
     before = get_checkpointing()
     _state.checkpointing = _in_compiled_code = enable
@@ -75,9 +83,11 @@ def get_checkpointing() -> bool:
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """function(*args, **kwargs), its activations recomputed in the backward pass where checkpointing is on.
+    """function(*args, **kwargs), its activations recomputed in the backward pass where
+    checkpointing is on.
 
-    (Not under forward-mode differentiation, which keeps no activations and which torch's checkpoint does not pass on.)
+    (Not under forward-mode differentiation, which keeps no activations and which torch's checkpoint
+    does not pass on.)
     """
     if get_checkpointing() and torch.is_grad_enabled() and not forward_mode():
         return torch_checkpoint.checkpoint(function, *args, use_reentrant=False, **kwargs)
@@ -85,5 +95,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def forward_mode() -> bool:
-    """Whether forward-mode derivatives (torch.func.jvp) are being taken, which torch's fastest kernels do not know."""
+    """Whether forward-mode derivatives (torch.func.jvp) are being taken, which torch's fastest
+    kernels do not know.
+    """
     return forward_ad._current_level >= 0

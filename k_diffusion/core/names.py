@@ -1,13 +1,16 @@
 """Names of files and classes are data: they are shown and written escaped."""
+
 from __future__ import annotations
 
 import os
 
 
 def escape_name(name: str | os.PathLike[str], keep: str = '') -> str:
-    """Return a name with every character that does not print as an escape: \\n, \\x1b, \\u202e, and bytes that are not UTF-8 as \\xff.
+    """Return a name with every character that does not print as an escape: \\n, \\x1b, \\u202e, and
+    bytes that are not UTF-8 as \\xff.
 
-    What prints stays as it is, backslashes too, so that a name that is escaped already does not change.
+    What prints stays as it is, backslashes too, so that a name that is escaped already does not
+    change.
 
     Args:
         name: A name or a text that holds names.
@@ -18,6 +21,6 @@ def escape_name(name: str | os.PathLike[str], keep: str = '') -> str:
 
 def _escape(character: str) -> str:
     code = ord(character)
-    if 0xdc80 <= code <= 0xdcff:        # a byte that is not UTF-8, as Python keeps it in names
-        return f'\\x{code - 0xdc00:02x}'
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python keeps it in names
+        return f'\\x{code - 0xDC00:02x}'
     return character.encode('unicode_escape').decode('ascii')

@@ -1,4 +1,7 @@
-"""Other people's pretrained networks from the transformers library, by folder or name; CLIP as two functions."""
+"""Other people's pretrained networks from the transformers library, by folder or name; CLIP as
+two functions.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,17 +19,28 @@ from .files import read_json
 from .hub import hub_fault
 
 #: OpenAI's names of its CLIP models -> where they are on the hub.
-OPENAI_CLIP = {'ViT-B/32': 'openai/clip-vit-base-patch32', 'ViT-B/16': 'openai/clip-vit-base-patch16',
-               'ViT-L/14': 'openai/clip-vit-large-patch14', 'ViT-L/14@336px': 'openai/clip-vit-large-patch14-336'}
-#: The mean and standard deviation that CLIP's pictures in [0, 1] are normalised by, where no preprocessor_config.json says otherwise.
+OPENAI_CLIP = {
+    'ViT-B/32': 'openai/clip-vit-base-patch32',
+    'ViT-B/16': 'openai/clip-vit-base-patch16',
+    'ViT-L/14': 'openai/clip-vit-large-patch14',
+    'ViT-L/14@336px': 'openai/clip-vit-large-patch14-336',
+}
+#: The mean and standard deviation that CLIP's pictures in [0, 1] are normalised by, where no
+#: preprocessor_config.json says otherwise.
 CLIP_NORMALISATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def load_pretrained(name: str | os.PathLike[str], kind: str = 'AutoModel', purpose: str = 'a pretrained network',
-                    device: Any = 'cpu') -> Any:
-    """A model (kind 'AutoModel', 'CLIPModel', ...) of transformers in a local folder, or of that name on the hub.
+def load_pretrained(
+    name: str | os.PathLike[str],
+    kind: str = 'AutoModel',
+    purpose: str = 'a pretrained network',
+    device: Any = 'cpu',
+) -> Any:
+    """A model (kind 'AutoModel', 'CLIPModel', ...) of transformers in a local folder, or of that
+    name on the hub.
 
-    In evaluation mode and without gradients to its weights. Code that comes with weights is not run.
+    In evaluation mode and without gradients to its weights. Code that comes with weights is not
+    run.
     """
     model = _from_pretrained(name, kind, purpose)
     return model.to(device).eval().requires_grad_(False)
@@ -43,16 +57,22 @@ def _from_pretrained(name: str | os.PathLike[str], kind: str, purpose: str) -> A
     try:
         with _quiet(transformers):
             return getattr(transformers, kind).from_pretrained(
-                str(name), trust_remote_code=False, local_files_only=fault is not None)
+                str(name), trust_remote_code=False, local_files_only=fault is not None
+            )
     except (OSError, ValueError, KeyError) as error:
         if Path(name).is_dir():
             reason = ' '.join(str(error).split())
-            raise ValueError(f'{purpose}: the folder {name} cannot be loaded as {kind} ({reason[:200]}); it must be one that '
-                             'save_pretrained wrote') from None
+            raise ValueError(
+                f'{purpose}: the folder {name} cannot be loaded as {kind} ({reason[:200]}); it '
+                'must be one that '
+                'save_pretrained wrote'
+            ) from None
         why = f' ({fault})' if fault else ''
-        raise FileNotFoundError(f'{purpose}: there is no folder {name}, and no model of that name '
-                                f'is on this disk or can be downloaded{why}; '
-                                'give the folder of a downloaded model') from None
+        raise FileNotFoundError(
+            f'{purpose}: there is no folder {name}, and no model of that name '
+            f'is on this disk or can be downloaded{why}; '
+            'give the folder of a downloaded model'
+        ) from None
 
 
 @contextlib.contextmanager
@@ -92,24 +112,35 @@ class ClipModel(nn.Module):
         self.register_buffer('std', torch.tensor(std, device=device)[:, None, None])
 
     def encode_images(self, x: Tensor) -> Tensor:
-        """Pictures [N, C, H, W] in [-1, 1] -> embeddings [N, E], not normalised. Other sizes are brought to `size`."""
+        """Pictures [N, C, H, W] in [-1, 1] -> embeddings [N, E], not normalised.
+
+        Other sizes are brought to `size`.
+        """
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode='bicubic', antialias=True)
         if x.shape[1] != self.channels:
             if 1 not in (x.shape[1], self.channels):
-                x = x[:, :self.channels]
+                x = x[:, : self.channels]
             x = x.expand(-1, self.channels, -1, -1) if x.shape[1] == 1 else x.mean(1, keepdim=True)
         pixels = ((x + 1) / 2 - self.mean) / self.std
-        return _tensor(self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))).to(x.dtype)
+        return _tensor(self.model.get_image_features(pixel_values=pixels.to(self.model.dtype))).to(
+            x.dtype
+        )
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Texts -> embeddings [N, E], not normalised."""
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._name, 'the words of CLIP')
         length = self.model.config.text_config.max_position_embeddings
-        words = self._tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors='pt').to(self.mean.device)
+        words = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=length, return_tensors='pt'
+        ).to(self.mean.device)
         with torch.no_grad():
-            return _tensor(self.model.get_text_features(input_ids=words['input_ids'], attention_mask=words['attention_mask']))
+            return _tensor(
+                self.model.get_text_features(
+                    input_ids=words['input_ids'], attention_mask=words['attention_mask']
+                )
+            )
 
 
 def _tensor(output: Any) -> Tensor:
@@ -120,5 +151,12 @@ def _tensor(output: Any) -> Tensor:
 def _normalisation(folder: Path, channels: int) -> tuple[Sequence[float], Sequence[float]]:
     file = folder / 'preprocessor_config.json'
     told = read_json(file.read_text('utf-8'), str(file)) if file.is_file() else {}
-    mean, std = told.get('image_mean', CLIP_NORMALISATION[0]), told.get('image_std', CLIP_NORMALISATION[1])
-    return (mean, std) if len(mean) == channels else ([sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels)
+    mean, std = (
+        told.get('image_mean', CLIP_NORMALISATION[0]),
+        told.get('image_std', CLIP_NORMALISATION[1]),
+    )
+    return (
+        (mean, std)
+        if len(mean) == channels
+        else ([sum(mean) / len(mean)] * channels, [sum(std) / len(std)] * channels)
+    )

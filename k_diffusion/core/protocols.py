@@ -1,4 +1,5 @@
 """The contracts the rooms share."""
+
 from __future__ import annotations
 
 from typing import Any, Protocol
@@ -7,25 +8,33 @@ from torch import Tensor
 
 
 class DenoiseFn(Protocol):
-    """A denoiser: (x [B, ...], sigma [B], **cond) -> the estimate of the clean data, shaped like x."""
+    """A denoiser: (x [B, ...], sigma [B], **cond) -> the estimate of the clean data, shaped like
+    x.
+    """
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor: ...
 
 
 class GuidedFn(DenoiseFn, Protocol):
-    """A guided denoiser that also shows the estimate without the guidance: `pair` gives (guided, unconditional)."""
+    """A guided denoiser that also shows the estimate without the guidance: `pair` gives (guided,
+    unconditional).
+    """
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]: ...
 
 
 class NoiseSampler(Protocol):
-    """Noise of unit variance, shaped like the sample it was made for, for the step from sigma to sigma_next."""
+    """Noise of unit variance, shaped like the sample it was made for, for the step from sigma to
+    sigma_next.
+    """
 
     def __call__(self, sigma: Any, sigma_next: Any) -> Tensor: ...
 
 
 class Density(Protocol):
-    """The distribution of training noise levels: drawn by a call, or read off at quantiles u in (0, 1)."""
+    """The distribution of training noise levels: drawn by a call, or read off at quantiles u in
+    (0, 1).
+    """
 
     def __call__(self, shape: Any, device: Any = 'cpu') -> Tensor: ...
 

@@ -1,4 +1,5 @@
 """Code of the user: a function or class in a Python file, which runs only where that is allowed."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -23,8 +24,10 @@ def load_name(path: str | os.PathLike[str], name: str, allow_code: bool) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f'there is no file {path}; give the path of a .py file')
     if not allow_code:
-        raise ValueError(f'{path} must not be run unless you trust it; read it, and pass '
-                         'allow_code=True if you do')
+        raise ValueError(
+            f'{path} must not be run unless you trust it; read it, and pass '
+            'allow_code=True if you do'
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise ValueError(f'{path} is not a Python file; give the path of a .py file')
@@ -53,9 +56,17 @@ def digest_code(value: Any) -> str:
         return digest_of(value.rpartition(':')[0])
     if value is None or isinstance(value, str):
         return ''
-    function = value if inspect.isfunction(value) else getattr(type(value), 'forward', type(value).__call__)
+    function = (
+        value
+        if inspect.isfunction(value)
+        else getattr(type(value), 'forward', type(value).__call__)
+    )
     code = getattr(inspect.unwrap(function), '__code__', None)
-    return digest_of(code.co_filename) if code and Path(code.co_filename).is_file() else uuid.uuid4().hex
+    return (
+        digest_of(code.co_filename)
+        if code and Path(code.co_filename).is_file()
+        else uuid.uuid4().hex
+    )
 
 
 def load_reference(text: str, argument: str, allow_code: bool) -> Any:
@@ -72,4 +83,6 @@ def load_reference(text: str, argument: str, allow_code: bool) -> Any:
     try:
         return load_name(path, name, allow_code)
     except LookupError as error:
-        raise ValueError(f'{argument} must name a function or class of the file; {error.args[0]}') from None
+        raise ValueError(
+            f'{argument} must name a function or class of the file; {error.args[0]}'
+        ) from None

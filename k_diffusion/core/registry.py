@@ -1,4 +1,5 @@
 """Names for factories, and a suggestion where a name is not known."""
+
 from __future__ import annotations
 
 import difflib
@@ -24,20 +25,27 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     near = nearest(str(name), known)
     listed, more = known, ''
     if len(known) > MOST_NAMES:
-        listed = sorted(difflib.get_close_matches(str(name), known, FEW_NAMES, cutoff=0.))
+        listed = sorted(difflib.get_close_matches(str(name), known, FEW_NAMES, cutoff=0.0))
         more = f' and {len(known) - len(listed)} more'
-    return f'unknown {kind} {name!r}' + (f', did you mean {near!r}?' if near else ';') + f' known: {", ".join(listed)}{more}'
+    return (
+        f'unknown {kind} {name!r}'
+        + (f', did you mean {near!r}?' if near else ';')
+        + f' known: {", ".join(listed)}{more}'
+    )
 
 
 def _origin(thing: object) -> object:
-    """Return where a function, a class or an entry of a function is defined; others are their own origin."""
+    """Return where a function, a class or an entry of a function is defined; others are their
+    own origin.
+    """
     function = getattr(thing, 'function', thing)
     name = getattr(function, '__qualname__', None)
     return thing if name is None else (getattr(function, '__module__', None), name)
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A mapping from names to things of one kind; asking for an unknown name raises a ValueError that suggests the nearest.
+    """A mapping from names to things of one kind; asking for an unknown name raises a ValueError
+    that suggests the nearest.
 
     Args:
         kind: What the things are, for messages.
@@ -45,7 +53,12 @@ class Registry(Mapping[str, T], Generic[T]):
         plain: Brings a name that is not found as it stands into the form of names and aliases.
     """
 
-    def __init__(self, kind: str, aliases: Mapping[str, str] | None = None, plain: Callable[[str], str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        aliases: Mapping[str, str] | None = None,
+        plain: Callable[[str], str] | None = None,
+    ) -> None:
         self.kind = kind
         self.aliases = dict(aliases or {})
         self._plain = plain
@@ -54,14 +67,19 @@ class Registry(Mapping[str, T], Generic[T]):
     def register(self, *names: str) -> Callable[[T], T]:
         """Return a decorator that enters a thing under these names.
 
-        A definition that is run again, of a notebook's cell or a file, takes the place of the one before.
+        A definition that is run again, of a notebook's cell or a file, takes the place of the one
+        before.
         """
+
         def enter(thing: T) -> T:
             for name in names:
                 if name in self._entries and _origin(self._entries[name]) != _origin(thing):
-                    raise ValueError(f'{self.kind} {name!r} is registered already; choose another name')
+                    raise ValueError(
+                        f'{self.kind} {name!r} is registered already; choose another name'
+                    )
                 self._entries[name] = thing
             return thing
+
         return enter
 
     def find_name(self, name: object) -> str | None:
@@ -69,7 +87,10 @@ class Registry(Mapping[str, T], Generic[T]):
         if not isinstance(name, str):
             return None
         plain = name if self._plain is None else self._plain(name)
-        return next((known for known in (name, plain, self.aliases.get(plain)) if known in self._entries), None)
+        return next(
+            (known for known in (name, plain, self.aliases.get(plain)) if known in self._entries),
+            None,
+        )
 
     def __getitem__(self, name: str) -> T:
         known = self.find_name(name)

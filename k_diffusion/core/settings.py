@@ -1,4 +1,7 @@
-"""Settings of a task: dataclasses whose fields carry what a flag of the command line needs, and calls that take them."""
+"""Settings of a task: dataclasses whose fields carry what a flag of the command line needs, and
+calls that take them.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -13,17 +16,24 @@ R = TypeVar('R')
 V = TypeVar('V')
 
 
-def setting(default: Any = dataclasses.MISSING, help: str = '', *, flags: Sequence[str] = (), choices: Sequence[str] | None = None,
-            metavar: str | tuple[str, ...] | None = None,
-            parse: Callable[[str], Any] | None = None, many: str | int | None = None,
-            factory: Callable[[], Any] | None = None) -> Any:
+def setting(
+    default: Any = dataclasses.MISSING,
+    help: str = '',
+    *,
+    flags: Sequence[str] = (),
+    choices: Sequence[str] | None = None,
+    metavar: str | tuple[str, ...] | None = None,
+    parse: Callable[[str], Any] | None = None,
+    many: str | int | None = None,
+    factory: Callable[[], Any] | None = None,
+) -> Any:
     """Declare a field of a settings dataclass.
 
     Args:
         default: Its default; a field without one must be given.
         help: What it means, without the default, which help pages add.
-        flags: Its names on the command line, in place of those that are made of its name. A name without
-            dashes makes it positional. `()` and no help: it is no flag.
+        flags: Its names on the command line, in place of those that are made of its name. A name
+            without dashes makes it positional. `()` and no help: it is no flag.
         choices: The values that it may have.
         metavar: What a help page shows in place of the value.
         parse: Makes the value of the text of a flag; by default the type of the field.
@@ -31,13 +41,22 @@ def setting(default: Any = dataclasses.MISSING, help: str = '', *, flags: Sequen
             their number, they follow it. '?': a positional argument that may be left out.
         factory: Makes the default.
     """
-    metadata = {'help': help, 'flags': tuple(flags), 'choices': choices, 'metavar': metavar, 'parse': parse, 'many': many}
+    metadata = {
+        'help': help,
+        'flags': tuple(flags),
+        'choices': choices,
+        'metavar': metavar,
+        'parse': parse,
+        'many': many,
+    }
     if factory is not None:
         return dataclasses.field(default_factory=factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def comma_list(kind: Callable[[str], V], rule: str, length: int | None = None) -> Callable[[str], tuple[V, ...]]:
+def comma_list(
+    kind: Callable[[str], V], rule: str, length: int | None = None
+) -> Callable[[str], tuple[V, ...]]:
     """Return a function that reads the text of a flag as values with commas between them.
 
     Args:
@@ -45,6 +64,7 @@ def comma_list(kind: Callable[[str], V], rule: str, length: int | None = None) -
         rule: What the text must be, for messages: 'whole numbers such as 3,5'.
         length: How many values there must be; None: one or more.
     """
+
     def parse(text: str) -> tuple[V, ...]:
         try:
             values = tuple(kind(word.strip()) for word in text.split(','))
@@ -53,6 +73,7 @@ def comma_list(kind: Callable[[str], V], rule: str, length: int | None = None) -
         if not values or len(values) != (length or len(values)):
             raise ValueError(f'it must be {rule}; got {text!r}')
         return values
+
     return parse
 
 
@@ -73,29 +94,47 @@ def check_settings(*problems: str | None) -> None:
 
 def at_least(settings: Any, least: float, *names: str) -> str | None:
     """Return what is wrong with fields that must be at least so much (None is allowed), or None."""
-    odd = [f'{name} must be at least {least:g}; got {value!r}' for name in names
-           if (value := getattr(settings, name)) is not None and not (_is_number(value) and value >= least)]
+    odd = [
+        f'{name} must be at least {least:g}; got {value!r}'
+        for name in names
+        if (value := getattr(settings, name)) is not None
+        and not (_is_number(value) and value >= least)
+    ]
     return '. '.join(odd) or None
 
 
 def are_lists(settings: Any, *names: str) -> str | None:
-    """Return what is wrong with fields that must be lists or the like, no texts (None is allowed), or None."""
-    odd = [f'{name} must be a list; got {value!r}' for name in names
-           if (value := getattr(settings, name)) is not None and (isinstance(value, str) or not hasattr(value, '__iter__'))]
+    """Return what is wrong with fields that must be lists or the like, no texts (None is
+    allowed), or None.
+    """
+    odd = [
+        f'{name} must be a list; got {value!r}'
+        for name in names
+        if (value := getattr(settings, name)) is not None
+        and (isinstance(value, str) or not hasattr(value, '__iter__'))
+    ]
     return '. '.join(odd) or None
 
 
 def one_of(settings: Any, known: Iterable[str], name: str) -> str | None:
-    """Return what is wrong with a field that must be one of some names (None is allowed), or None."""
+    """Return what is wrong with a field that must be one of some names (None is allowed), or
+    None.
+    """
     value, known = getattr(settings, name), list(known)
     if value is None or value in known:
         return None
     near = nearest(str(value), known)
-    return f'{name} must be one of {", ".join(known)}; got {value!r}' + (f', did you mean {near!r}?' if near else '')
+    return f'{name} must be one of {", ".join(known)}; got {value!r}' + (
+        f', did you mean {near!r}?' if near else ''
+    )
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) or hasattr(value, '__index__') or hasattr(value, '__float__')
+    return (
+        isinstance(value, (int, float))
+        or hasattr(value, '__index__')
+        or hasattr(value, '__float__')
+    )
 
 
 def takes_settings(kind: type) -> Callable[[Callable[[Any], R]], Callable[..., R]]:
@@ -117,9 +156,17 @@ def takes_settings(kind: type) -> Callable[[Callable[[Any], R]], Callable[..., R
             odd = [name for name in kwargs if name not in names]
             if odd:
                 near = nearest(odd[0], names)
-                raise TypeError(f'{function.__name__} has no argument {odd[0]!r}' + (f', did you mean {near!r}?' if near else
-                                f'; its arguments are {", ".join(names)}'))
+                raise TypeError(
+                    f'{function.__name__} has no argument {odd[0]!r}'
+                    + (
+                        f', did you mean {near!r}?'
+                        if near
+                        else f'; its arguments are {", ".join(names)}'
+                    )
+                )
             return function(kind(*args, **kwargs))
+
         vars(call).update(settings=kind, __signature__=inspect.signature(kind))
         return call
+
     return make

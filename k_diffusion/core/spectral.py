@@ -1,4 +1,5 @@
 """The discrete cosine transform and weights over its frequencies (multi-scale losses)."""
+
 from __future__ import annotations
 
 import math
@@ -21,18 +22,28 @@ def dct_matrix(n: int, dtype: torch.dtype = torch.float32, device: Any = None) -
 
 
 def dct(x: Tensor) -> Tensor:
-    """The orthonormal DCT-II over all axes behind batch and channel: [B, C, N], [B, C, H, W] or [B, C, D, H, W]."""
+    """The orthonormal DCT-II over all axes behind batch and channel: [B, C, N], [B, C, H, W] or
+    [B, C, D, H, W].
+    """
     if not 3 <= x.ndim <= 5:
-        raise ValueError(f'dct got a tensor of {x.ndim} dimensions; it takes [B, C, N], [B, C, H, W] or [B, C, D, H, W]')
+        raise ValueError(
+            f'dct got a tensor of {x.ndim} dimensions; it takes [B, C, N], [B, C, H, W] or [B, C, '
+            'D, H, W]'
+        )
     for axis in range(2, x.ndim):
-        x = (x.movedim(axis, -1) @ dct_matrix(x.shape[axis], x.dtype, x.device).mT).movedim(-1, axis)
+        x = (x.movedim(axis, -1) @ dct_matrix(x.shape[axis], x.dtype, x.device).mT).movedim(
+            -1, axis
+        )
     return x
 
 
 def inverse_dct(x: Tensor) -> Tensor:
     """What dct was taken of, over the same axes."""
     if not 3 <= x.ndim <= 5:
-        raise ValueError(f'inverse_dct got a tensor of {x.ndim} dimensions; it takes [B, C, N], [B, C, H, W] or [B, C, D, H, W]')
+        raise ValueError(
+            f'inverse_dct got a tensor of {x.ndim} dimensions; it takes [B, C, N], [B, C, H, W] '
+            'or [B, C, D, H, W]'
+        )
     for axis in range(2, x.ndim):
         x = (x.movedim(axis, -1) @ dct_matrix(x.shape[axis], x.dtype, x.device)).movedim(-1, axis)
     return x
@@ -40,7 +51,9 @@ def inverse_dct(x: Tensor) -> Tensor:
 
 @lru_cache
 @torch.inference_mode(False)  # what is kept must serve training too
-def freq_weight_1d(n: int, scales: int = 0, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+def freq_weight_1d(
+    n: int, scales: int = 0, dtype: torch.dtype | None = None, device: Any = None
+) -> Tensor:
     """-log2 of the n frequencies from 0.5 / n to 0.5, at most `scales` where scales >= 1."""
     weight = -torch.log2(torch.linspace(0.5 / n, 0.5, n, dtype=dtype, device=device))
     return weight.clamp_max(scales) if scales >= 1 else weight
@@ -48,7 +61,9 @@ def freq_weight_1d(n: int, scales: int = 0, dtype: torch.dtype | None = None, de
 
 @lru_cache
 @torch.inference_mode(False)  # what is kept must serve training too
-def freq_weight_nd(shape: Sequence[int], scales: int = 0, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+def freq_weight_nd(
+    shape: Sequence[int], scales: int = 0, dtype: torch.dtype | None = None, device: Any = None
+) -> Tensor:
     """The elementwise minimum of the axes' weights, shaped [*shape]."""
     weights = [freq_weight_1d(n, scales, dtype, device) for n in shape]
     grids = torch.meshgrid(*weights, indexing='ij')

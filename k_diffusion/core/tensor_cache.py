@@ -1,4 +1,7 @@
-"""Files of tensors that can be computed again: kept with a checksum, and computed again where they do not have it."""
+"""Files of tensors that can be computed again: kept with a checksum, and computed again where
+they do not have it.
+"""
+
 from __future__ import annotations
 
 import json
@@ -19,8 +22,14 @@ from .weights import load_safetensors, load_safetensors_config, save_safetensors
 _CHUNK = 1 << 24
 
 
-def save_cache(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None) -> None:
-    """Write tensors and facts (JSON values by name) with a checksum of both; the folder is made where there is none."""
+def save_cache(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Write tensors and facts (JSON values by name) with a checksum of both; the folder is made
+    where there is none.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     values = dict(facts or {})
     save_safetensors(path, tensors, {**values, 'checksum': _checksum(tensors, values)})
@@ -30,7 +39,8 @@ def load_cache(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
     """Read what save_cache wrote.
 
     Returns:
-        The tensors and the facts. None where there is no file, and, with a warning, where it is damaged or has no checksum.
+        The tensors and the facts. None where there is no file, and, with a warning, where it is
+            damaged or has no checksum.
     """
     if not Path(path).is_file():
         return None
@@ -40,7 +50,11 @@ def load_cache(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
             return tensors, facts
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
-    warnings.warn(f'{escape_name(path)} is damaged or was written by an older version; what it held is computed again', stacklevel=3)
+    warnings.warn(
+        f'{escape_name(path)} is damaged or was written by an older version; what it held is '
+        'computed again',
+        stacklevel=3,
+    )
     return None
 
 

@@ -1,9 +1,12 @@
-"""The files of torch.save, read without torch.load: zip files, files of torch before 1.6, and pickles with tensors inside.
+"""The files of torch.save, read without torch.load: zip files, files of torch before 1.6, and
+pickles with tensors inside.
 
-torch.load looks at what a file holds and may hand it to torch.jit, whose archives run code while they are read. Here each layout is
-read by the code below. A tensor is made only when its sizes, strides and offset lie within its storage, and storages are made only
+torch.load looks at what a file holds and may hand it to torch.jit, whose archives run code while
+they are read. Here each layout is read by the code below. A tensor is made only when its sizes,
+strides and offset lie within its storage, and storages are made only
 from bytes that are in the file.
 """
+
 from __future__ import annotations
 
 import io
@@ -23,15 +26,38 @@ from .unpickling import Budget, Foreign, Machine, Name, Unreadable, checked_key
 from .zip_members import Member, read_chunks, read_members
 
 _STORAGES: dict[str, torch.dtype] = {
-    'DoubleStorage': torch.float64, 'FloatStorage': torch.float32, 'HalfStorage': torch.float16, 'BFloat16Storage': torch.bfloat16,
-    'LongStorage': torch.int64, 'IntStorage': torch.int32, 'ShortStorage': torch.int16, 'CharStorage': torch.int8,
-    'ByteStorage': torch.uint8, 'BoolStorage': torch.bool, 'ComplexDoubleStorage': torch.complex128,
-    'ComplexFloatStorage': torch.complex64, 'UntypedStorage': torch.uint8}
-_STORAGE_NAMES = {(module, name): dtype for name, dtype in _STORAGES.items() for module in ('torch', 'torch.cuda', 'torch.storage')}
-_TYPES = {('torch', 'Tensor'), ('torch._tensor', 'Tensor'), ('torch.nn.parameter', 'Parameter'), ('torch.nn.parameter', 'Buffer')}
-_DTYPES = {('torch', name): dtype for name in dir(torch) if isinstance(dtype := getattr(torch, name), torch.dtype)}
+    'DoubleStorage': torch.float64,
+    'FloatStorage': torch.float32,
+    'HalfStorage': torch.float16,
+    'BFloat16Storage': torch.bfloat16,
+    'LongStorage': torch.int64,
+    'IntStorage': torch.int32,
+    'ShortStorage': torch.int16,
+    'CharStorage': torch.int8,
+    'ByteStorage': torch.uint8,
+    'BoolStorage': torch.bool,
+    'ComplexDoubleStorage': torch.complex128,
+    'ComplexFloatStorage': torch.complex64,
+    'UntypedStorage': torch.uint8,
+}
+_STORAGE_NAMES = {
+    (module, name): dtype
+    for name, dtype in _STORAGES.items()
+    for module in ('torch', 'torch.cuda', 'torch.storage')
+}
+_TYPES = {
+    ('torch', 'Tensor'),
+    ('torch._tensor', 'Tensor'),
+    ('torch.nn.parameter', 'Parameter'),
+    ('torch.nn.parameter', 'Buffer'),
+}
+_DTYPES = {
+    ('torch', name): dtype
+    for name in dir(torch)
+    if isinstance(dtype := getattr(torch, name), torch.dtype)
+}
 #: The numbers that a file of torch before 1.6 begins with.
-_MAGIC, _PROTOCOL = 0x1950a86a20f9469cfc6c, 1001
+_MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _DIMENSIONS, _DEPTH = 64, 100
 
 
@@ -40,7 +66,9 @@ class Storage:
 
     __slots__ = ('count', 'data', 'dtype', 'start')
 
-    def __init__(self, data: torch.UntypedStorage, dtype: torch.dtype, start: int, count: int) -> None:
+    def __init__(
+        self, data: torch.UntypedStorage, dtype: torch.dtype, start: int, count: int
+    ) -> None:
         self.data, self.dtype, self.start, self.count = data, dtype, start, count
 
 
@@ -49,10 +77,12 @@ def read_torch_file(path: str | os.PathLike[str], data_only: bool) -> Any:
 
     Args:
         path: the file.
-        data_only: refuse what is no tensor, number, text or container of these (True), or give it as Records (False).
+        data_only: refuse what is no tensor, number, text or container of these (True), or give it
+            as Records (False).
 
     Raises:
-        Unreadable: the file is damaged, of another form, or larger than the limits of `unpickling` allow.
+        Unreadable: the file is damaged, of another form, or larger than the limits of `unpickling`
+            allow.
         Foreign: data_only, and the file holds something else.
     """
     size = Path(path).stat().st_size
@@ -61,14 +91,20 @@ def read_torch_file(path: str | os.PathLike[str], data_only: bool) -> Any:
     with open(path, 'rb') as file:
         is_zip = file.read(2) == b'PK'
         file.seek(0)
-        content = _read_zip(file, size, budget, records) if is_zip else _read_stream(file, size, budget, records)
+        content = (
+            _read_zip(file, size, budget, records)
+            if is_zip
+            else _read_stream(file, size, budget, records)
+        )
     if data_only:
         check_data(content, size)
     return content
 
 
 def check_data(content: Any, size: int = 0) -> None:
-    """Refuse contents that nest deeply, hold themselves, or repeat their parts without end: whoever walks them would not return."""
+    """Refuse contents that nest deeply, hold themselves, or repeat their parts without end:
+    whoever walks them would not return.
+    """
     budget = Budget(size)
 
     def walk(value: Any, depth: int) -> None:
@@ -84,6 +120,7 @@ def check_data(content: Any, size: int = 0) -> None:
                 walk(item, depth + 1)
         elif type(value) is Name or not isinstance(value, _DATA):
             raise Foreign(f'it holds {type(value).__name__} as a value')
+
     walk(content, 0)
 
 
@@ -92,24 +129,48 @@ _DATA = (str, bytes, bytearray, int, float, complex, type(None), Tensor, torch.d
 
 # Layouts
 
-def _machine(file: BinaryIO, size: int, budget: Budget, records: Any, persistent: Callable[[Any], Any] | None = None,
-             nested: bool = True) -> Machine:
+
+def _machine(
+    file: BinaryIO,
+    size: int,
+    budget: Budget,
+    records: Any,
+    persistent: Callable[[Any], Any] | None = None,
+    nested: bool = True,
+) -> Machine:
     calls = dict(_rebuilders(budget))
     if nested:
-        calls['torch.storage', '_load_from_bytes'] = lambda data: _read_nested(data, budget, records)
+        calls['torch.storage', '_load_from_bytes'] = lambda data: _read_nested(
+            data, budget, records
+        )
     names = _TYPES | _STORAGE_NAMES.keys() | calls.keys()
-    return Machine(file, size, budget, calls=calls, constants=_DTYPES, names=names, records=records, persistent=persistent)
+    return Machine(
+        file,
+        size,
+        budget,
+        calls=calls,
+        constants=_DTYPES,
+        names=names,
+        records=records,
+        persistent=persistent,
+    )
 
 
 def _read_zip(file: BinaryIO, size: int, budget: Budget, records: Any) -> Any:
     members = read_members(file, size)
-    roots = [name[:-len('data.pkl')] for name in members if re.fullmatch(r'([^/]*/)?data\.pkl', name)]
+    roots = [
+        name[: -len('data.pkl')] for name in members if re.fullmatch(r'([^/]*/)?data\.pkl', name)
+    ]
     if any(name.endswith('constants.pkl') or re.match(r'([^/]*/)?code/', name) for name in members):
         raise Foreign('it is a TorchScript archive, which is a program')
     if len(roots) != 1:
         raise Unreadable('it is a zip file that torch.save did not write')
     root, storages = roots[0], {}
-    order = b''.join(read_chunks(file, size, members[name], budget)) if (name := f'{root}byteorder') in members else b'little'
+    order = (
+        b''.join(read_chunks(file, size, members[name], budget))
+        if (name := f'{root}byteorder') in members
+        else b'little'
+    )
     if order not in (b'little', b'big'):
         raise Unreadable('its byte order is not known')
 
@@ -124,24 +185,35 @@ def _read_zip(file: BinaryIO, size: int, budget: Budget, records: Any) -> Any:
         return storages[key]
 
     pickle = b''.join(read_chunks(file, size, members[f'{root}data.pkl'], budget))
-    return _machine(io.BytesIO(pickle), len(pickle), budget, records, lambda key: _referred(key, storage)).load()
+    return _machine(
+        io.BytesIO(pickle), len(pickle), budget, records, lambda key: _referred(key, storage)
+    ).load()
 
 
-def _filled(chunks: Iterable[bytes], member: Member, dtype: torch.dtype, count: int) -> torch.UntypedStorage:
+def _filled(
+    chunks: Iterable[bytes], member: Member, dtype: torch.dtype, count: int
+) -> torch.UntypedStorage:
     if member.size != count * dtype.itemsize:
-        raise Unreadable(f'a tensor of it has {member.size:,} bytes of data where {count * dtype.itemsize:,} are said')
+        raise Unreadable(
+            f'a tensor of it has {member.size:,} bytes of data where {count * dtype.itemsize:,} '
+            'are said'
+        )
     data, at = torch.empty(member.size, dtype=torch.uint8), 0
     for chunk in chunks:
         if chunk:
-            data[at:at + len(chunk)] = torch.frombuffer(bytearray(chunk), dtype=torch.uint8)
+            data[at : at + len(chunk)] = torch.frombuffer(bytearray(chunk), dtype=torch.uint8)
             at += len(chunk)
     return data.untyped_storage()
 
 
 def _read_stream(file: BinaryIO, size: int, budget: Budget, records: Any) -> Any:
-    """A pickle, or a file of torch before 1.6: pickles of a head, the contents and the keys of storages, then their bytes."""
+    """A pickle, or a file of torch before 1.6: pickles of a head, the contents and the keys of
+    storages, then their bytes.
+    """
     first = _machine(file, size, budget, records).load()
-    return _read_old(file, size, budget, records) if type(first) is int and first == _MAGIC else first
+    return (
+        _read_old(file, size, budget, records) if type(first) is int and first == _MAGIC else first
+    )
 
 
 def _read_nested(data: Any, budget: Budget, records: Any) -> Any:
@@ -174,7 +246,11 @@ def _read_old(file: BinaryIO, size: int, budget: Budget, records: Any, nested: b
     content = machine.load()
     machine.persistent = None
     keys = machine.load()
-    if type(keys) is not list or len(keys) != len(wanted) or {checked_key(key, budget) for key in keys} != wanted.keys():
+    if (
+        type(keys) is not list
+        or len(keys) != len(wanted)
+        or {checked_key(key, budget) for key in keys} != wanted.keys()
+    ):
         raise Unreadable('its list of tensors is damaged')
     swap = isinstance(head, Mapping) and head.get('little_endian') is False
     for data, dtype, count in (wanted[key] for key in keys):
@@ -193,7 +269,7 @@ def _fill_old(file: BinaryIO, data: torch.UntypedStorage, dtype: torch.dtype, co
         chunk = file.read(min(1 << 20, count * dtype.itemsize - at))
         if not chunk:
             raise Unreadable('it is cut short')
-        view[at:at + len(chunk)] = torch.frombuffer(bytearray(chunk), dtype=torch.uint8)
+        view[at : at + len(chunk)] = torch.frombuffer(bytearray(chunk), dtype=torch.uint8)
         at += len(chunk)
 
 
@@ -222,23 +298,37 @@ def _referred(key: Any, storage: Callable[[Any, torch.dtype, int], torch.Untyped
 
 # Tensors
 
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 48
 
 
 def _rebuilders(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
     """The functions that torch's pickles name, over checked arguments."""
-    def tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None) -> Tensor:
+
+    def tensor(
+        storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None
+    ) -> Tensor:
         budget.spend(16)
         if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
             raise Unreadable('a tensor of it is damaged')
         dtype = dtype or storage.dtype
         room = storage.start + storage.count * storage.dtype.itemsize
         first, rest = divmod(storage.start, dtype.itemsize)
-        if rest or len(size) != len(stride) or len(size) > _DIMENSIONS or not all(map(_is_count, (offset, *size, *stride))):
+        if (
+            rest
+            or len(size) != len(stride)
+            or len(size) > _DIMENSIONS
+            or not all(map(_is_count, (offset, *size, *stride)))
+        ):
             raise Unreadable('a tensor of it is damaged')
-        count, last = math.prod(size), first + offset + sum((length - 1) * step for length, step in zip(size, stride))
-        if (count and (last + 1) * dtype.itemsize > room) or math.prod(filter(None, size)) >= 1 << 60:
+        count, last = (
+            math.prod(size),
+            first + offset + sum((length - 1) * step for length, step in zip(size, stride)),
+        )
+        if (count and (last + 1) * dtype.itemsize > room) or math.prod(
+            filter(None, size)
+        ) >= 1 << 60:
             raise Unreadable('a tensor of it reaches beyond its data')
         budget.allocate(count * dtype.itemsize)
         if not count:
@@ -248,11 +338,28 @@ def _rebuilders(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
     def first(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
         return tensor(storage, offset, size, stride)
 
-    def second(storage: Any, offset: Any, size: Any, stride: Any, gradient: Any = False, hooks: Any = None, extra: Any = None) -> Tensor:
+    def second(
+        storage: Any,
+        offset: Any,
+        size: Any,
+        stride: Any,
+        gradient: Any = False,
+        hooks: Any = None,
+        extra: Any = None,
+    ) -> Tensor:
         _check_extra(extra)
         return _with_gradient(tensor(storage, offset, size, stride), gradient)
 
-    def third(storage: Any, offset: Any, size: Any, stride: Any, gradient: Any, hooks: Any, dtype: Any, extra: Any = None) -> Tensor:
+    def third(
+        storage: Any,
+        offset: Any,
+        size: Any,
+        stride: Any,
+        gradient: Any,
+        hooks: Any,
+        dtype: Any,
+        extra: Any = None,
+    ) -> Tensor:
         _check_extra(extra)
         if not isinstance(dtype, torch.dtype):
             raise Unreadable('a tensor of it is of no known type')
@@ -262,7 +369,9 @@ def _rebuilders(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
         if not isinstance(data, Tensor):
             raise Unreadable('a parameter of it is damaged')
         budget.spend(16)
-        return nn.Parameter(data.detach(), gradient is True and (data.is_floating_point() or data.is_complex()))
+        return nn.Parameter(
+            data.detach(), gradient is True and (data.is_floating_point() or data.is_complex())
+        )
 
     def typed(function: Any, kind: Any, arguments: Any, state: Any = None) -> Tensor:
         if function not in functions or type(arguments) is not tuple:
@@ -270,24 +379,41 @@ def _rebuilders(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
         return functions[function](*arguments)
 
     functions: dict[tuple[str, str], Callable[..., Any]] = {
-        ('torch._utils', '_rebuild_tensor'): first, ('torch._utils', '_rebuild_tensor_v2'): second,
-        ('torch._utils', '_rebuild_tensor_v3'): third, ('torch._utils', '_rebuild_parameter'): parameter,
-        ('torch._utils', '_rebuild_parameter_with_state'): parameter}
-    return {**functions, ('torch._tensor', '_rebuild_from_type_v2'): typed, ('torch.tensor', '_rebuild_from_type_v2'): typed,
-            ('torch', 'Size'): _size, ('torch', 'device'): _device}
+        ('torch._utils', '_rebuild_tensor'): first,
+        ('torch._utils', '_rebuild_tensor_v2'): second,
+        ('torch._utils', '_rebuild_tensor_v3'): third,
+        ('torch._utils', '_rebuild_parameter'): parameter,
+        ('torch._utils', '_rebuild_parameter_with_state'): parameter,
+    }
+    return {
+        **functions,
+        ('torch._tensor', '_rebuild_from_type_v2'): typed,
+        ('torch.tensor', '_rebuild_from_type_v2'): typed,
+        ('torch', 'Size'): _size,
+        ('torch', 'device'): _device,
+    }
 
 
 def _check_extra(extra: Any) -> None:
     if extra:
-        raise Unreadable('a tensor of it is stored conjugated or negated, which is not read; save its .resolve_conj()')
+        raise Unreadable(
+            'a tensor of it is stored conjugated or negated, which is not read; save its '
+            '.resolve_conj()'
+        )
 
 
 def _with_gradient(tensor: Tensor, gradient: Any) -> Tensor:
-    return tensor.requires_grad_(gradient is True and (tensor.is_floating_point() or tensor.is_complex()))
+    return tensor.requires_grad_(
+        gradient is True and (tensor.is_floating_point() or tensor.is_complex())
+    )
 
 
 def _size(lengths: Any = ()) -> torch.Size:
-    if type(lengths) not in (tuple, list) or len(lengths) > _DIMENSIONS or not all(map(_is_count, lengths)):
+    if (
+        type(lengths) not in (tuple, list)
+        or len(lengths) > _DIMENSIONS
+        or not all(map(_is_count, lengths))
+    ):
         raise Unreadable('a shape in it is damaged')
     return torch.Size(lengths)
 

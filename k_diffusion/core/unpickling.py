@@ -1,18 +1,26 @@
 """A machine for pickles that calls nothing the pickle names.
 
-A pickle is a program for a stack machine. Python's machine looks names up among all modules and calls what it finds, which is how a
-pickle runs code. This machine executes the same opcodes over values of its own making, and it is safe for four reasons:
+A pickle is a program for a stack machine. Python's machine looks names up among all modules and
+calls what it finds, which is how a pickle runs code. This machine executes the same opcodes over
+values of its own making, and it is safe for four reasons:
 
-1. A name (GLOBAL, STACK_GLOBAL, INST) is pushed as a `Name`, two strings. No module is imported and no attribute is read. Constants
+1. A name (GLOBAL, STACK_GLOBAL, INST) is pushed as a `Name`, two strings. No module is imported and
+no attribute is read. Constants
    such as torch.float32 come from a table that the caller gives.
-2. A call (REDUCE, OBJ, NEWOBJ) runs one of the functions in the tables here and in the caller's, chosen by the two strings. These
-   functions check every argument and are never themselves on the stack. Any other name makes a `Record` of the call.
-3. State (BUILD) is stored in a slot of a Record. The one exception is `_metadata` of an OrderedDict, where torch keeps versions of
-   state dicts. There is no setattr, no `__setstate__`, no `__dict__` of anything else. Items go into lists, sets, dicts and Records alone.
-4. Everything is counted. Opcodes and memory are charged to a `Budget`. Lengths are compared with the bytes that are left before
-   they are read. Keys are text, 64-bit integers, floats and short flat tuples, so that hashing and comparing stay cheap, and nothing
-   here recurses into what the pickle nests.
+2. A call (REDUCE, OBJ, NEWOBJ) runs one of the functions in the tables here and in the caller's,
+chosen by the two strings. These
+   functions check every argument and are never themselves on the stack. Any other name makes a
+   `Record` of the call.
+3. State (BUILD) is stored in a slot of a Record. The one exception is `_metadata` of an
+OrderedDict, where torch keeps versions of
+   state dicts. There is no setattr, no `__setstate__`, no `__dict__` of anything else. Items go
+   into lists, sets, dicts and Records alone.
+4. Everything is counted. Opcodes and memory are charged to a `Budget`. Lengths are compared with
+the bytes that are left before
+   they are read. Keys are text, 64-bit integers, floats and short flat tuples, so that hashing and
+   comparing stay cheap, and nothing here recurses into what the pickle nests.
 """
+
 from __future__ import annotations
 
 import codecs
@@ -23,9 +31,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 #: Opcodes that a pickle may have, beside one for each 256 bytes of the file.
 OPERATIONS = 1_000_000
-#: All tensors and unpacked members of a file may take this many times its size, or MEMORY bytes where that is more.
+#: All tensors and unpacked members of a file may take this many times its size, or MEMORY bytes
+#: where that is more.
 EXPANSION, MEMORY = 16, 16 << 20
-#: Longest text that serves as a key or a name, largest whole number in bytes, items of a tuple that is a key, number of such tuples.
+#: Longest text that serves as a key or a name, largest whole number in bytes, items of a tuple that
+#: is a key, number of such tuples.
 TEXT_LENGTH, NUMBER_BYTES, TUPLE_LENGTH, TUPLE_KEYS = 4096, 1024, 8, 1000
 
 
@@ -54,7 +64,9 @@ class Budget:
         """Charge bytes before they are allocated."""
         self.memory -= count
         if self.memory < 0:
-            raise Unreadable(f'its contents would take more than {EXPANSION} times the size of the file')
+            raise Unreadable(
+                f'its contents would take more than {EXPANSION} times the size of the file'
+            )
 
 
 class Name(NamedTuple):
@@ -65,7 +77,9 @@ class Name(NamedTuple):
 
 
 class Record(dict[Any, Any]):
-    """A call in a pickle that is not made: the name, its arguments, its state, and the items that were added to it."""
+    """A call in a pickle that is not made: the name, its arguments, its state, and the items
+    that were added to it.
+    """
 
     __slots__ = ('arguments', 'items_added', 'module', 'name', 'state')
 
@@ -78,7 +92,7 @@ class Record(dict[Any, Any]):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    def __hash__(self) -> int:     # type: ignore[override]
+    def __hash__(self) -> int:  # type: ignore[override]
         return id(self)
 
     def __repr__(self) -> str:
@@ -91,7 +105,8 @@ class Machine:
     Args:
         stream: the pickles; `size` bytes of it may be read.
         budget: limits, shared by all that is read from one file.
-        calls: functions by (module, name), called with the arguments that the pickle gives; they must check them.
+        calls: functions by (module, name), called with the arguments that the pickle gives; they
+            must check them.
         constants: values by (module, name).
         names: names that stand for themselves, such as torch.FloatStorage.
         records: names that may become Records; None means all. Any other name raises Foreign.
@@ -99,10 +114,19 @@ class Machine:
         text: False gives the strings of Python 2 as bytes.
     """
 
-    def __init__(self, stream: BinaryIO, size: int, budget: Budget, *, calls: Mapping[tuple[str, str], Callable[..., Any]] | None = None,
-                 constants: Mapping[tuple[str, str], Any] | None = None, names: Collection[tuple[str, str]] = (),
-                 records: Collection[tuple[str, str]] | None = None, persistent: Callable[[Any], Any] | None = None,
-                 text: bool = True) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        size: int,
+        budget: Budget,
+        *,
+        calls: Mapping[tuple[str, str], Callable[..., Any]] | None = None,
+        constants: Mapping[tuple[str, str], Any] | None = None,
+        names: Collection[tuple[str, str]] = (),
+        records: Collection[tuple[str, str]] | None = None,
+        persistent: Callable[[Any], Any] | None = None,
+        text: bool = True,
+    ) -> None:
         self.stream, self.size, self.budget = stream, size, budget
         self.calls = {**_builtin_calls(budget), **(calls or {})}
         self.constants, self.names, self.records = constants or {}, names, records
@@ -133,8 +157,11 @@ class Machine:
         except Unreadable:
             raise
         except KeyError as error:
-            raise Unreadable(f'it has an opcode or refers to a value that does not exist: {ascii(error.args[0])[:40]}') from None
-        except Exception as error:      # values of wrong types fail in many ways
+            raise Unreadable(
+                'it has an opcode or refers to a value that does not exist: '
+                f'{ascii(error.args[0])[:40]}'
+            ) from None
+        except Exception as error:  # values of wrong types fail in many ways
             raise Unreadable(f'it is cut short or damaged ({type(error).__name__})') from None
 
     def take(self, count: int) -> bytes:
@@ -163,12 +190,21 @@ class Machine:
 
     def find(self, module: str, name: str) -> Any:
         """The constant or Name that two strings stand for."""
-        if type(module) is not str or type(name) is not str or len(module) + len(name) > TEXT_LENGTH:
+        if (
+            type(module) is not str
+            or type(name) is not str
+            or len(module) + len(name) > TEXT_LENGTH
+        ):
             raise Unreadable('a name in it is damaged')
         key = self.known.setdefault((module, name), Name(module, name))
         if key in self.constants:
             return self.constants[key]
-        if key not in self.calls and key not in self.names and self.records is not None and key not in self.records:
+        if (
+            key not in self.calls
+            and key not in self.names
+            and self.records is not None
+            and key not in self.records
+        ):
             raise Foreign(f'it names {ascii(f"{module}.{name}")[1:-1][:100]}')
         return key
 
@@ -217,6 +253,7 @@ def checked_key(key: Any, budget: Budget) -> Any:
 
 def _builtin_calls(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
     """Types of the standard library that are made from checked arguments."""
+
     def items_of(value: Any) -> Any:
         if type(value) not in (list, tuple, set):
             raise Unreadable('a set of it is made from no list')
@@ -241,31 +278,51 @@ def _builtin_calls(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
         return bytearray(data)
 
     def encode(text: Any, encoding: Any = 'utf-8') -> bytes:
-        if type(text) is not str or encoding not in ('latin1', 'latin-1', 'utf-8', 'utf8', 'ascii', b'latin1'):
+        if type(text) is not str or encoding not in (
+            'latin1',
+            'latin-1',
+            'utf-8',
+            'utf8',
+            'ascii',
+            b'latin1',
+        ):
             raise Unreadable('an encoded text of it is none')
         budget.allocate(len(text))
         return text.encode(encoding if isinstance(encoding, str) else encoding.decode())
 
-    def number(real: Any, imaginary: Any = 0.) -> complex:
+    def number(real: Any, imaginary: Any = 0.0) -> complex:
         if type(real) not in (int, float) or type(imaginary) not in (int, float):
             raise Unreadable('a complex number of it is made from no numbers')
         return complex(real, imaginary)
 
     calls: dict[str, Callable[..., Any]] = {
-        'set': lambda items=(): set(items_of(items)), 'frozenset': lambda items=(): frozenset(items_of(items)),
-        'bytearray': byte_array, 'complex': number}
-    return {**{(module, name): function for name, function in calls.items() for module in ('builtins', '__builtin__')},
-            ('collections', 'OrderedDict'): ordered, ('collections', 'Counter'): counter, ('_codecs', 'encode'): encode}
+        'set': lambda items=(): set(items_of(items)),
+        'frozenset': lambda items=(): frozenset(items_of(items)),
+        'bytearray': byte_array,
+        'complex': number,
+    }
+    return {
+        **{
+            (module, name): function
+            for name, function in calls.items()
+            for module in ('builtins', '__builtin__')
+        },
+        ('collections', 'OrderedDict'): ordered,
+        ('collections', 'Counter'): counter,
+        ('_codecs', 'encode'): encode,
+    }
 
 
 # The opcodes, by their byte
+
 
 def _push(value: Callable[[Machine], Any], cost: int = 0) -> Callable[[Machine], None]:
     def operation(machine: Machine) -> None:
         if cost:
             machine.budget.spend(cost)
-        result = value(machine)     # may replace the stack
+        result = value(machine)  # may replace the stack
         machine.stack.append(result)
+
     return operation
 
 
@@ -300,7 +357,7 @@ def _dict_of(machine: Machine, target: Any, items: list[Any]) -> None:
 
 
 def _dict(machine: Machine) -> dict[Any, Any]:
-    items, target = machine.pop_mark(), {}      # type: ignore[var-annotated]
+    items, target = machine.pop_mark(), {}  # type: ignore[var-annotated]
     _dict_of(machine, target, items)
     return target
 
@@ -354,6 +411,7 @@ def _tuple_of(count: int) -> Callable[[Machine], None]:
         if len(machine.stack) < count:
             raise Unreadable('it is damaged')
         machine.stack[-count:] = [tuple(machine.stack[-count:])]
+
     return operation
 
 
@@ -367,6 +425,7 @@ def _pop(machine: Machine) -> None:
 def _put(index: Callable[[Machine], int]) -> Callable[[Machine], None]:
     def operation(machine: Machine) -> None:
         machine.memo[index(machine)] = machine.stack[-1]
+
     return operation
 
 
@@ -401,8 +460,10 @@ def _build(machine: Machine) -> None:
         target.state = state
     elif type(target) is not OrderedDict or type(state) is not dict:
         raise Unreadable('it gives a state to what has none')
-    elif isinstance(versions := state.get('_metadata'), dict) and all(type(entry) is dict for entry in versions.values()):
-        target._metadata = versions     # type: ignore[attr-defined]
+    elif isinstance(versions := state.get('_metadata'), dict) and all(
+        type(entry) is dict for entry in versions.values()
+    ):
+        target._metadata = versions  # type: ignore[attr-defined]
 
 
 def _text(machine: Machine, width: int) -> str:
@@ -420,30 +481,70 @@ def _signed_length(machine: Machine) -> int:
 
 _OPERATIONS: dict[bytes, Callable[[Machine], object]] = {
     # numbers and constants
-    b'N': _push(lambda m: None), b'\x88': _push(lambda m: True), b'\x89': _push(lambda m: False),
-    b'K': _push(lambda m: m.unsigned(1)), b'M': _push(lambda m: m.unsigned(2)), b'J': _push(_signed_length),
-    b'\x8a': _push(lambda m: _number(m.take(m.unsigned(1)))), b'\x8b': _push(lambda m: _number(m.take(_signed_length(m)))),
-    b'G': _push(lambda m: struct.unpack('>d', m.take(8))[0]), b'F': _push(lambda m: float(m.line())),
-    b'I': _push(lambda m: _int_of_text(m.line())), b'L': _push(lambda m: _int_of_text(m.line())),
+    b'N': _push(lambda m: None),
+    b'\x88': _push(lambda m: True),
+    b'\x89': _push(lambda m: False),
+    b'K': _push(lambda m: m.unsigned(1)),
+    b'M': _push(lambda m: m.unsigned(2)),
+    b'J': _push(_signed_length),
+    b'\x8a': _push(lambda m: _number(m.take(m.unsigned(1)))),
+    b'\x8b': _push(lambda m: _number(m.take(_signed_length(m)))),
+    b'G': _push(lambda m: struct.unpack('>d', m.take(8))[0]),
+    b'F': _push(lambda m: float(m.line())),
+    b'I': _push(lambda m: _int_of_text(m.line())),
+    b'L': _push(lambda m: _int_of_text(m.line())),
     # text and bytes
-    b'X': _push(lambda m: _text(m, 4)), b'\x8c': _push(lambda m: _text(m, 1)), b'\x8d': _push(lambda m: _text(m, 8)),
-    b'B': _push(lambda m: m.take(m.unsigned(4))), b'C': _push(lambda m: m.take(m.unsigned(1))),
-    b'\x8e': _push(lambda m: m.take(m.unsigned(8))), b'\x96': _push(lambda m: bytearray(m.take(m.unsigned(8)))),
-    b'T': _push(lambda m: m.decode(m.take(_signed_length(m)))), b'U': _push(lambda m: m.decode(m.take(m.unsigned(1)))),
-    b'S': _push(lambda m: m.decode(_quoted(m.line()))), b'V': _push(lambda m: m.line().decode('raw-unicode-escape')),
+    b'X': _push(lambda m: _text(m, 4)),
+    b'\x8c': _push(lambda m: _text(m, 1)),
+    b'\x8d': _push(lambda m: _text(m, 8)),
+    b'B': _push(lambda m: m.take(m.unsigned(4))),
+    b'C': _push(lambda m: m.take(m.unsigned(1))),
+    b'\x8e': _push(lambda m: m.take(m.unsigned(8))),
+    b'\x96': _push(lambda m: bytearray(m.take(m.unsigned(8)))),
+    b'T': _push(lambda m: m.decode(m.take(_signed_length(m)))),
+    b'U': _push(lambda m: m.decode(m.take(m.unsigned(1)))),
+    b'S': _push(lambda m: m.decode(_quoted(m.line()))),
+    b'V': _push(lambda m: m.line().decode('raw-unicode-escape')),
     # containers
-    b'(': _mark, b'0': _pop, b'1': Machine.pop_mark, b'2': _push(lambda m: m.stack[-1]),
-    b']': _push(lambda m: [], 1), b'}': _push(lambda m: {}, 1), b')': _push(lambda m: ()), b'\x8f': _push(lambda m: set(), 3),
-    b'l': _push(Machine.pop_mark), b't': _push(lambda m: tuple(m.pop_mark())), b'd': _push(_dict, 1),
-    b'\x85': _tuple_of(1), b'\x86': _tuple_of(2), b'\x87': _tuple_of(3), b'\x91': _push(_frozen, 3),
-    b'a': _append, b'e': _appends, b's': _set_item, b'u': _set_items, b'\x90': _add_items,
+    b'(': _mark,
+    b'0': _pop,
+    b'1': Machine.pop_mark,
+    b'2': _push(lambda m: m.stack[-1]),
+    b']': _push(lambda m: [], 1),
+    b'}': _push(lambda m: {}, 1),
+    b')': _push(lambda m: ()),
+    b'\x8f': _push(lambda m: set(), 3),
+    b'l': _push(Machine.pop_mark),
+    b't': _push(lambda m: tuple(m.pop_mark())),
+    b'd': _push(_dict, 1),
+    b'\x85': _tuple_of(1),
+    b'\x86': _tuple_of(2),
+    b'\x87': _tuple_of(3),
+    b'\x91': _push(_frozen, 3),
+    b'a': _append,
+    b'e': _appends,
+    b's': _set_item,
+    b'u': _set_items,
+    b'\x90': _add_items,
     # names, calls and states
-    b'c': _push(lambda m: m.find(m.line().decode(), m.line().decode()), 2), b'\x93': _push(_stack_global, 2),
-    b'R': _push(_reduce), b'\x81': _push(_reduce), b'\x92': _push(_new_with_keywords), b'o': _push(_object), b'i': _push(_instance, 2),
-    b'b': _build, b'P': _push(lambda m: m.refer(m.line().decode())), b'Q': _push(lambda m: m.refer(m.stack.pop())),
+    b'c': _push(lambda m: m.find(m.line().decode(), m.line().decode()), 2),
+    b'\x93': _push(_stack_global, 2),
+    b'R': _push(_reduce),
+    b'\x81': _push(_reduce),
+    b'\x92': _push(_new_with_keywords),
+    b'o': _push(_object),
+    b'i': _push(_instance, 2),
+    b'b': _build,
+    b'P': _push(lambda m: m.refer(m.line().decode())),
+    b'Q': _push(lambda m: m.refer(m.stack.pop())),
     # memo and framing
-    b'p': _put(lambda m: int(m.line()[:20])), b'q': _put(lambda m: m.unsigned(1)), b'r': _put(lambda m: m.unsigned(4)),
-    b'\x94': _put(lambda m: len(m.memo)), b'g': _push(lambda m: m.memo[int(m.line()[:20])]),
-    b'h': _push(lambda m: m.memo[m.unsigned(1)]), b'j': _push(lambda m: m.memo[m.unsigned(4)]),
-    b'\x80': _protocol, b'\x95': lambda m: m.take(8),
+    b'p': _put(lambda m: int(m.line()[:20])),
+    b'q': _put(lambda m: m.unsigned(1)),
+    b'r': _put(lambda m: m.unsigned(4)),
+    b'\x94': _put(lambda m: len(m.memo)),
+    b'g': _push(lambda m: m.memo[int(m.line()[:20])]),
+    b'h': _push(lambda m: m.memo[m.unsigned(1)]),
+    b'j': _push(lambda m: m.memo[m.unsigned(4)]),
+    b'\x80': _protocol,
+    b'\x95': lambda m: m.take(8),
 }

@@ -1,28 +1,36 @@
-"""Tensors as pictures, for people to look at: sequences as curves, volumes as slices, fields by their first channels."""
+"""Tensors as pictures, for people to look at: sequences as curves, volumes as slices, fields by
+their first channels.
+"""
+
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Height and width of a drawn sequence, and the least side that small volumes and fields are enlarged to.
+#: Height and width of a drawn sequence, and the least side that small volumes and fields are
+#: enlarged to.
 PLOT, LEAST = (64, 128), 32
 _COLOURS = torch.tensor([[0.12, 0.44, 0.71], [0.82, 0.35, 0.06], [0.16, 0.54, 0.24]]) * 2 - 1
 
 
 def show_tensors(x: Tensor) -> Tensor:
-    """Return pictures [N, 1 or 3, H, W] in [-1, 1] of tensors [N, C, ...] with up to 3 spatial axes, for `make_grid`.
+    """Return pictures [N, 1 or 3, H, W] in [-1, 1] of tensors [N, C, ...] with up to 3 spatial
+    axes, for `make_grid`.
 
-    The first three channels are shown, scaled together so that their values fill the range. A sequence (or a vector [N, D]) becomes
-    a curve for each channel; a volume its middle slices across each axis, side by side.
+    The first three channels are shown, scaled together so that their values fill the range. A
+    sequence (or a vector [N, D]) becomes a curve for each channel; a volume its middle slices
+    across each axis, side by side.
 
     Raises:
         ValueError: The tensors have another number of axes.
     """
-    x = x.detach().float().cpu().nan_to_num(0., 0., 0.)
+    x = x.detach().float().cpu().nan_to_num(0.0, 0.0, 0.0)
     x = x[:, None] if x.ndim == 2 else x[:, :3]
     if not 3 <= x.ndim <= 5:
-        raise ValueError(f'x must be [N, C, ...] with 0 to 3 spatial axes; got the shape {list(x.shape)}')
+        raise ValueError(
+            f'x must be [N, C, ...] with 0 to 3 spatial axes; got the shape {list(x.shape)}'
+        )
     low, high = x.min(), x.max()
     x = (x - low) / (high - low).clamp_min(1e-12) * 2 - 1
     if x.ndim == 3:
@@ -33,14 +41,22 @@ def show_tensors(x: Tensor) -> Tensor:
 
 
 def draw_curves(x: Tensor) -> Tensor:
-    """Sequences [N, C, L] in [-1, 1] as pictures [N, 3, H, W], each channel a line; a column is lit between its least and largest value."""
+    """Sequences [N, C, L] in [-1, 1] as pictures [N, 3, H, W], each channel a line; a column is
+    lit between its least and largest value.
+    """
     height, width = PLOT
     points = max(x.shape[2], 4 * width)
-    x = F.interpolate(x, size=points, mode='linear', align_corners=True) if x.shape[2] > 1 else x.expand(-1, -1, points)
+    x = (
+        F.interpolate(x, size=points, mode='linear', align_corners=True)
+        if x.shape[2] > 1
+        else x.expand(-1, -1, points)
+    )
     high, low = F.adaptive_max_pool1d(x, width), -F.adaptive_max_pool1d(-x, width)
     # A column reaches the one before, so that steep lines have no gaps.
-    high, low = (torch.cat([high[..., :1], torch.maximum(high[..., 1:], low[..., :-1])], -1),
-                 torch.cat([low[..., :1], torch.minimum(low[..., 1:], high[..., :-1])], -1))
+    high, low = (
+        torch.cat([high[..., :1], torch.maximum(high[..., 1:], low[..., :-1])], -1),
+        torch.cat([low[..., :1], torch.minimum(low[..., 1:], high[..., :-1])], -1),
+    )
     rows = 1 - (2 * torch.arange(height, dtype=x.dtype)[:, None] + 1) / height
     lit = (rows <= high[:, :, None] + 1 / height) & (rows >= low[:, :, None] - 1 / height)
     image = x.new_ones(len(x), 3, height, width)
@@ -53,7 +69,10 @@ def _middle_slices(x: Tensor) -> Tensor:
     """Volumes [N, C, D, H, W] as the slices through their middle, across each axis."""
     slices = [x.select(axis, x.shape[axis] // 2) for axis in (2, 3, 4)]
     height = max(part.shape[2] for part in slices)
-    padded = [F.pad(part, (0, 1 if i < 2 else 0, 0, height - part.shape[2]), value=-1.) for i, part in enumerate(slices)]
+    padded = [
+        F.pad(part, (0, 1 if i < 2 else 0, 0, height - part.shape[2]), value=-1.0)
+        for i, part in enumerate(slices)
+    ]
     return torch.cat(padded, 3)
 
 

@@ -1,4 +1,7 @@
-"""Denoisers around denoisers: what every wrapper passes on, and how it follows the items of a batch."""
+"""Denoisers around denoisers: what every wrapper passes on, and how it follows the items of a
+batch.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,8 +20,8 @@ class DenoiserWrapper:
     """Base of the dataclasses that wrap a denoiser in their field `denoise`.
 
     A wrapper has the attributes of what it wraps (noise range, tables, device, experiment), except
-    `pair` and `parts`, which a wrapper defines where it has two estimates of its own. Fields named in
-    `per_item` may hold an entry for each item of the batch.
+    `pair` and `parts`, which a wrapper defines where it has two estimates of its own. Fields named
+    in `per_item` may hold an entry for each item of the batch.
     """
 
     denoise: DenoiseFn
@@ -40,7 +43,7 @@ class DenoiserWrapper:
             shape: the shape [B, ...] of the whole batch x.
         """
         changes: dict[str, Any] = {}
-        for field in dataclasses.fields(self):      # type: ignore[arg-type]
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if field.name in self.per_item:
                 selected = self.select_field(field.name, value, items, shape)
@@ -48,7 +51,7 @@ class DenoiserWrapper:
                 selected = select_items(value, items, shape)
             if selected is not value:
                 changes[field.name] = selected
-        return dataclasses.replace(self, **changes) if changes else self     # type: ignore[type-var]
+        return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
 
     def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
         """Select the entries of a field named in `per_item`: of tensors that have them as x has."""

@@ -1,4 +1,7 @@
-"""The members of a zip file, read with bounds: stored or deflated, under the lengths that its directory states."""
+"""The members of a zip file, read with bounds: stored or deflated, under the lengths that its
+directory states.
+"""
+
 from __future__ import annotations
 
 import struct
@@ -12,7 +15,7 @@ from .unpickling import Budget, Unreadable
 MEMBERS = 1 << 18
 _CHUNK = 1 << 20
 _END, _END64, _LOCATOR64, _ENTRY, _LOCAL = b'PK\5\6', b'PK\6\6', b'PK\6\7', b'PK\1\2', b'PK\3\4'
-_WIDE = 0xffffffff
+_WIDE = 0xFFFFFFFF
 
 
 class Member(NamedTuple):
@@ -33,15 +36,21 @@ def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
     data, at = file.read(length), 0
     members: dict[str, Member] = {}
     while at < len(data):
-        if data[at:at + 4] != _ENTRY or at + 46 > len(data):
+        if data[at : at + 4] != _ENTRY or at + 46 > len(data):
             raise Unreadable('its directory is damaged')
-        flags, method, packed, unpacked, name_length, extra_length, comment_length, header = struct.unpack_from(
-            '<8xHH8xLLHHH8xL', data, at)
+        flags, method, packed, unpacked, name_length, extra_length, comment_length, header = (
+            struct.unpack_from('<8xHH8xLLHHH8xL', data, at)
+        )
         extra_at = at + 46 + name_length
-        name = data[at + 46:extra_at].decode('utf-8', 'surrogateescape')
-        unpacked, packed, header = _wide(data[extra_at:extra_at + extra_length], [unpacked, packed, header])
+        name = data[at + 46 : extra_at].decode('utf-8', 'surrogateescape')
+        unpacked, packed, header = _wide(
+            data[extra_at : extra_at + extra_length], [unpacked, packed, header]
+        )
         if flags & 1 or name in members or len(members) >= MEMBERS:
-            raise Unreadable(f'its member {ascii(name)[:80]} is encrypted or there twice, or its members are too many')
+            raise Unreadable(
+                f'its member {ascii(name)[:80]} is encrypted or there twice, or its members are '
+                'too many'
+            )
         members[name] = Member(header, method, packed, unpacked)
         at = extra_at + extra_length + comment_length
     if len(members) != count:
@@ -50,9 +59,11 @@ def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
 
 
 def read_chunks(file: BinaryIO, size: int, member: Member, budget: Budget) -> Iterator[bytes]:
-    """The unpacked contents of a member in pieces, charged to the budget; they have the stated size, or Unreadable is raised."""
+    """The unpacked contents of a member in pieces, charged to the budget; they have the stated
+    size, or Unreadable is raised.
+    """
     budget.allocate(member.size)
-    if member.header > size:    # (an offset of 64 bits may be more than a file can be asked for)
+    if member.header > size:  # (an offset of 64 bits may be more than a file can be asked for)
         raise Unreadable('it is cut short')
     file.seek(member.header)
     local = file.read(30)
@@ -99,14 +110,16 @@ def _inflated(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
-    """Where the directory of a zip file of `size` bytes starts, its length, and how many members its end states."""
+    """Where the directory of a zip file of `size` bytes starts, its length, and how many members
+    its end states.
+    """
     file.seek(max(0, size - (1 << 16) - 22))
     tail = file.read((1 << 16) + 22)
     at = tail.rfind(_END)
     if at < 0 or at + 22 > len(tail):
         raise Unreadable('it is cut short: its directory is not at its end')
     count, length, start = struct.unpack_from('<HLL', tail, at + 10)
-    if at >= 20 and tail[at - 20:at - 16] == _LOCATOR64:
+    if at >= 20 and tail[at - 20 : at - 16] == _LOCATOR64:
         position = struct.unpack_from('<Q', tail, at - 12)[0]
         if position + 56 > size:
             raise Unreadable('its directory is damaged')
@@ -119,7 +132,9 @@ def find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
 
 
 def _wide(extra: bytes, values: list[int]) -> list[int]:
-    """Sizes and offset of an entry, with those that do not fit into 32 bits from its extra field."""
+    """Sizes and offset of an entry, with those that do not fit into 32 bits from its extra
+    field.
+    """
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from('<HH', extra, at)

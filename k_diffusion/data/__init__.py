@@ -1,4 +1,5 @@
 """Data sets by name, decoded once where they fit, and the stream of training batches."""
+
 from .archives import PictureArchive
 from .caching import MEMORY_LIMIT, decode_once
 from .cifar import CIFAR10Config

@@ -1,4 +1,7 @@
-"""Pictures inside an archive (.zip or .tar), read from it one by one: nothing of it is ever written to the disk or run."""
+"""Pictures inside an archive (.zip or .tar), read from it one by one: nothing of it is ever
+written to the disk or run.
+"""
+
 from __future__ import annotations
 
 import gzip
@@ -25,7 +28,8 @@ from .selection import PictureSet, Selection, drop_wrapper
 MEMBER_LIMIT = 2**26
 #: The most bytes of a long name or of other attributes of a file in a .tar.
 HEAD_LIMIT = 2**20
-#: The most digits in a row in a head of a .tar, and the most attributes that it states for all of its files.
+#: The most digits in a row in a head of a .tar, and the most attributes that it states for all of
+#: its files.
 DIGITS, GLOBAL_ATTRIBUTES = 255, 100
 #: How many times its packed size a member of a .zip may have (DEFLATE reaches 1,032).
 RATIO = 2000
@@ -35,7 +39,9 @@ _LARGE = 2**22
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name, its size by the archive's word, where its bytes begin (of a zip: -1 - its number)."""
+    """A file in an archive: its name, its size by the archive's word, where its bytes begin (of
+    a zip: -1 - its number).
+    """
 
     name: str
     size: int
@@ -43,18 +49,35 @@ class Member(NamedTuple):
 
 
 class PictureArchive(PictureSet[Member]):
-    """The pictures in an archive. A folder that holds all of them and has folders in it is a wrapper, and counts as no class.
+    """The pictures in an archive.
+
+    A folder that holds all of them and has folders in it is a wrapper, and counts as no class.
 
     Links, devices, encrypted members and names that lead out of the archive are skipped.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], channels: int, by_folder: bool = False,
-                 grey_range: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        size: tuple[int, int],
+        channels: int,
+        by_folder: bool = False,
+        grey_range: tuple[float, float] | None = None,
+    ) -> None:
         self._handle: Any = None
         self._lock, self._large = threading.Lock(), threading.Lock()
         found = _listed(path)
         pictures = drop_wrapper(found.in_order())
-        super().__init__(path, f'the archive {escape_name(path)}', found, pictures, size, channels, by_folder, grey_range)
+        super().__init__(
+            path,
+            f'the archive {escape_name(path)}',
+            found,
+            pictures,
+            size,
+            channels,
+            by_folder,
+            grey_range,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, '_handle': None, '_lock': None, '_large': None}
@@ -80,13 +103,26 @@ class PictureArchive(PictureSet[Member]):
         try:
             with self._lock:
                 return self._read(member)
-        except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError) as error:
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            zipfile.BadZipFile,
+            NotImplementedError,
+            RuntimeError,
+            ValueError,
+        ) as error:
             reason = str(error)
-        raise UnreadablePicture(f'the archive is damaged there ({reason})')     # (a chained error would keep what was read)
+        raise UnreadablePicture(
+            f'the archive is damaged there ({reason})'
+        )  # (a chained error would keep what was read)
 
     def _read(self, member: Member) -> bytearray:
         if self._handle is None:
-            self._handle = zipfile.ZipFile(self.place) if member.offset < 0 else open(self.place, 'rb')  # noqa: SIM115 - kept open
+            if member.offset < 0:
+                self._handle = zipfile.ZipFile(self.place)
+            else:
+                self._handle = open(self.place, 'rb')  # noqa: SIM115  (stays open)
         if member.offset < 0:
             with self._handle.open(self._handle.infolist()[-1 - member.offset]) as file:
                 return read_exactly(file, member.size)
@@ -100,7 +136,9 @@ class PictureArchive(PictureSet[Member]):
         return escape_name(f'{self.place}: {name}')
 
     def fingerprint(self) -> str:
-        """Of the archive's place, size and time of change; one that is gone meanwhile counts as gone."""
+        """Of the archive's place, size and time of change; one that is gone meanwhile counts as
+        gone.
+        """
         try:
             facts = self.place.stat()
             text = f'{self.rules()}\0{facts.st_size}\0{facts.st_mtime_ns}'
@@ -110,9 +148,11 @@ class PictureArchive(PictureSet[Member]):
 
 
 def read_exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
-    """Return so many bytes of a file; with fewer, or with further ones unless `more` are expected, it is damaged.
+    """Return so many bytes of a file; with fewer, or with further ones unless `more` are expected,
+    it is damaged.
 
-    (In pieces, and to the end: a zip's checksum is looked at there, and reading at once would hold everything twice.)
+    (In pieces, and to the end: a zip's checksum is looked at there, and reading at once would hold
+    everything twice.)
     """
     data = bytearray(size)
     done = 0
@@ -120,7 +160,7 @@ def read_exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
         chunk = file.read(min(_CHUNK, size - done))
         if not chunk:
             raise ValueError(f'it has {done:,} bytes where the archive tells of {size:,}')
-        data[done:done + len(chunk)] = chunk
+        data[done : done + len(chunk)] = chunk
         done += len(chunk)
     if not more and file.read(1):
         raise ValueError(f'it has more than the {size:,} bytes that the archive tells of')
@@ -133,12 +173,27 @@ def _listed(path: Path) -> Selection[Member]:
     try:
         for member, odd in _zip(path) if zipfile.is_zipfile(path) else _tar(path):
             parts = [part for part in member.name.split('/') if part not in ('', '.')]
-            if member.name.startswith('/') or '..' in member.name.replace('\\', '/').split('/') or not parts:
+            if (
+                member.name.startswith('/')
+                or '..' in member.name.replace('\\', '/').split('/')
+                or not parts
+            ):
                 odd = 'its name leads out of the archive'
             found.add(parts, member, f'{path}: {member.name}', odd)
-    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RecursionError) as error:
-        raise ValueError(f'{path} cannot be read as an archive ({error}); pictures are read from a folder, a .zip or an '
-                         'uncompressed .tar: unpack or fetch it again') from None
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RecursionError,
+    ) as error:
+        raise ValueError(
+            f'{path} cannot be read as an archive ({error}); pictures are read from a folder, a '
+            '.zip or an '
+            'uncompressed .tar: unpack or fetch it again'
+        ) from None
     return found
 
 
@@ -149,20 +204,30 @@ def _zip(path: Path) -> Iterator[tuple[Member, str | None]]:
         for number, info in enumerate(file.infolist()):
             name = info.filename.replace('\\', '/')
             kind = stat.S_IFMT(info.external_attr >> 16)
-            odd = 'it is a link or device' if kind not in (0, stat.S_IFREG, stat.S_IFDIR) else \
-                'it is encrypted' if info.flag_bits & 1 else \
-                f'it unpacks to more than {RATIO:,} times its size' if info.file_size > max(_CHUNK, RATIO * info.compress_size) else None
+            odd = (
+                'it is a link or device'
+                if kind not in (0, stat.S_IFREG, stat.S_IFDIR)
+                else 'it is encrypted'
+                if info.flag_bits & 1
+                else f'it unpacks to more than {RATIO:,} times its size'
+                if info.file_size > max(_CHUNK, RATIO * info.compress_size)
+                else None
+            )
             if not name.endswith('/'):
                 yield Member(name, info.file_size, -1 - number), odd
 
 
 def _check_directory(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse a zip whose directory is shorter than its end states (in 16 bits, by some programs), or whose members share bytes."""
+    """Refuse a zip whose directory is shorter than its end states (in 16 bits, by some
+    programs), or whose members share bytes.
+    """
     size = path.stat().st_size
     with open(path, 'rb') as file:
         _, _, count = find_directory(file, size)
     if (count - len(members)) % 2**16:
-        raise ValueError(f'its directory names {len(members):,} files where its end states {count:,}')
+        raise ValueError(
+            f'its directory names {len(members):,} files where its end states {count:,}'
+        )
     if sum(info.compress_size for info in members) > size:
         raise ValueError('its files have more bytes, packed, than the archive')
 
@@ -173,7 +238,8 @@ def _tar(path: Path) -> Iterator[tuple[Member, str | None]]:
 
 
 def list_tar(file: IO[bytes]) -> Iterator[tuple[Member, str | None]]:
-    """Yield the files of an uncompressed .tar as they lie there, and why one cannot be taken where that is so.
+    """Yield the files of an uncompressed .tar as they lie there, and why one cannot be taken where
+    that is so.
 
     Raises:
         OSError, ValueError, tarfile.TarError: It cannot be read, or not to its end.
@@ -181,7 +247,13 @@ def list_tar(file: IO[bytes]) -> Iterator[tuple[Member, str | None]]:
     file.seek(0)
     end = 0
     for info, following in read_heads(file):
-        odd = 'it is a link or device' if not info.isreg() else 'it is stored with holes' if info.issparse() else None
+        odd = (
+            'it is a link or device'
+            if not info.isreg()
+            else 'it is stored with holes'
+            if info.issparse()
+            else None
+        )
         if not info.isdir():
             yield Member(info.name, info.size, info.offset_data), odd
         end = following
@@ -189,14 +261,18 @@ def list_tar(file: IO[bytes]) -> Iterator[tuple[Member, str | None]]:
 
 
 def _check_end(file: IO[bytes], offset: int) -> None:
-    """Refuse a .tar without the zeros that end one, from their block to its end: tarfile takes a damaged head or a cut for the end."""
+    """Refuse a .tar without the zeros that end one, from their block to its end: tarfile takes a
+    damaged head or a cut for the end.
+    """
     file.seek(offset)
     chunk = file.read(tarfile.BLOCKSIZE)
     whole = len(chunk) == tarfile.BLOCKSIZE
     while whole and chunk:
         whole, chunk = not any(chunk), file.read(_CHUNK)
     if not whole:
-        raise ValueError(f'it is cut or damaged at byte {offset:,}, where its next file or its end should be')
+        raise ValueError(
+            f'it is cut or damaged at byte {offset:,}, where its next file or its end should be'
+        )
 
 
 def read_heads(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
@@ -207,14 +283,18 @@ def read_heads(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInf
     """
     with tarfile.open(fileobj=cast(Any, _Heads(file)), mode='r:') as tar:
         for info in tar:
-            vars(tar)['members'] = []       # (it would keep them all)
-            if len(tar.pax_headers) > GLOBAL_ATTRIBUTES:        # (tarfile copies them for each file)
-                raise tarfile.ReadError(f'it states more than {GLOBAL_ATTRIBUTES} attributes for all of its files')
+            vars(tar)['members'] = []  # (it would keep them all)
+            if len(tar.pax_headers) > GLOBAL_ATTRIBUTES:  # (tarfile copies them for each file)
+                raise tarfile.ReadError(
+                    f'it states more than {GLOBAL_ATTRIBUTES} attributes for all of its files'
+                )
             yield info, tar.offset
 
 
 class _Heads:
-    """A .tar as tarfile is to see it, which reads heads alone: none that takes it much memory or, for many digits, hours."""
+    """A .tar as tarfile is to see it, which reads heads alone: none that takes it much memory
+    or, for many digits, hours.
+    """
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -222,8 +302,12 @@ class _Heads:
     def read(self, size: int) -> bytes:
         """Read a head or a part of one."""
         if size > HEAD_LIMIT:
-            raise tarfile.ReadError(f'the name or attributes of a file in it have more than {HEAD_LIMIT:,} bytes')
+            raise tarfile.ReadError(
+                f'the name or attributes of a file in it have more than {HEAD_LIMIT:,} bytes'
+            )
         data = self._read(size)
-        if re.search(rb'[0-9]{%d}' % (DIGITS + 1), data):       # (CVE-2024-6232)
-            raise tarfile.ReadError(f'the name or attributes of a file in it have more than {DIGITS} digits in a row')
+        if re.search(rb'[0-9]{%d}' % (DIGITS + 1), data):  # (CVE-2024-6232)
+            raise tarfile.ReadError(
+                f'the name or attributes of a file in it have more than {DIGITS} digits in a row'
+            )
         return data

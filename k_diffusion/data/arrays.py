@@ -1,4 +1,7 @@
-"""Files of one tensor or of several, opened for their shape and read row by row: .npy, .safetensors, .pt."""
+"""Files of one tensor or of several, opened for their shape and read row by row: .npy,
+.safetensors, .pt.
+"""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -19,8 +22,19 @@ USUAL_KEYS = ('x', 'data', 'image', 'images')
 #: Mapped files that are kept open.
 _KEPT_OPEN = 64
 
-_SAFETENSORS = {'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
-                'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'U16': torch.uint16, 'BOOL': torch.bool}
+_SAFETENSORS = {
+    'F64': torch.float64,
+    'F32': torch.float32,
+    'F16': torch.float16,
+    'BF16': torch.bfloat16,
+    'I64': torch.int64,
+    'I32': torch.int32,
+    'I16': torch.int16,
+    'I8': torch.int8,
+    'U8': torch.uint8,
+    'U16': torch.uint16,
+    'BOOL': torch.bool,
+}
 
 
 class ArrayFile(ABC):
@@ -28,9 +42,13 @@ class ArrayFile(ABC):
 
     def __init__(self, path: Path, shape: Iterable[int], dtype: torch.dtype) -> None:
         if dtype.is_complex or dtype == torch.bool:
-            raise ValueError(f'{escape_name(path)} must hold real numbers; got {str(dtype).removeprefix("torch.")}: '
-                             'take real and imaginary part as two channels' if dtype.is_complex else
-                             f'{escape_name(path)} must hold numbers; got bool: convert it to uint8')
+            raise ValueError(
+                f'{escape_name(path)} must hold real numbers; got '
+                f'{str(dtype).removeprefix("torch.")}: '
+                'take real and imaginary part as two channels'
+                if dtype.is_complex
+                else f'{escape_name(path)} must hold numbers; got bool: convert it to uint8'
+            )
         self.path, self.shape, self.dtype = path, tuple(shape), dtype
         self.stamp = _stamp(path)
 
@@ -48,7 +66,9 @@ class NumpyFile(ArrayFile):
         try:
             dtype = torch.from_numpy(numpy.empty(0, array.dtype.newbyteorder('='))).dtype
         except TypeError:
-            raise ValueError(f'{escape_name(path)} must hold numbers; got the type {array.dtype}') from None
+            raise ValueError(
+                f'{escape_name(path)} must hold numbers; got the type {array.dtype}'
+            ) from None
         super().__init__(path, array.shape, dtype)
 
     def read(self, row: int | None) -> Tensor:
@@ -67,25 +87,37 @@ class SafetensorsFile(ArrayFile):
             part = file.get_slice(self.key)
             kind = part.get_dtype()
             if kind not in _SAFETENSORS:
-                raise ValueError(f'{escape_name(path)} must hold numbers of a type that torch has; got {kind}: convert it')
+                raise ValueError(
+                    f'{escape_name(path)} must hold numbers of a type that torch has; got {kind}: '
+                    'convert it'
+                )
             super().__init__(path, part.get_shape(), _SAFETENSORS[kind])
 
     def read(self, row: int | None) -> Tensor:
         file = _map_tensors(self.path, self.stamp)
-        tensor: Tensor = file.get_tensor(self.key) if row is None else file.get_slice(self.key)[row:row + 1][0]
+        tensor: Tensor = (
+            file.get_tensor(self.key) if row is None else file.get_slice(self.key)[row : row + 1][0]
+        )
         return tensor
 
 
 class TorchFile(ArrayFile):
-    """A tensor of a .pt file of tensors, numbers and text, read whole and kept; nothing in it is executed."""
+    """A tensor of a .pt file of tensors, numbers and text, read whole and kept; nothing in it is
+    executed.
+    """
 
     def __init__(self, path: Path, key: str | None) -> None:
         content = load_checkpoint(path)
         if isinstance(content, dict):
-            tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+            tensors = {
+                str(name): value for name, value in content.items() if isinstance(value, Tensor)
+            }
             content = tensors[_choose(path, list(tensors), key)]
         if not isinstance(content, Tensor):
-            raise ValueError(f'{escape_name(path)} must hold a tensor, or a dict of tensors; got a {type(content).__name__}')
+            raise ValueError(
+                f'{escape_name(path)} must hold a tensor, or a dict of tensors; got a '
+                f'{type(content).__name__}'
+            )
         self.tensor = content.detach()
         super().__init__(path, content.shape, content.dtype)
 
@@ -94,7 +126,11 @@ class TorchFile(ArrayFile):
 
 
 _KINDS: dict[str, Callable[[Path, str | None], ArrayFile]] = {
-    '.npy': NumpyFile, '.safetensors': SafetensorsFile, '.pt': TorchFile, '.pth': TorchFile}
+    '.npy': NumpyFile,
+    '.safetensors': SafetensorsFile,
+    '.pt': TorchFile,
+    '.pth': TorchFile,
+}
 ENDINGS = tuple(_KINDS)
 
 
@@ -116,11 +152,17 @@ def open_array(path: Path, key: str | None = None) -> ArrayFile:
 
 def _choose(path: Path, names: list[str], key: str | None) -> str:
     """The name of the tensor that is meant."""
-    usual = next((name for name in USUAL_KEYS if name in names), names[0] if len(names) == 1 else None)
+    usual = next(
+        (name for name in USUAL_KEYS if name in names), names[0] if len(names) == 1 else None
+    )
     chosen = usual if key is None else key
     if chosen is None or chosen not in names:
         listed = ', '.join(escape_name(name) for name in sorted(names)[:8]) or 'none'
-        what = 'dataset.key must name one of its tensors' if key is None else f'it has no tensor {key!r}'
+        what = (
+            'dataset.key must name one of its tensors'
+            if key is None
+            else f'it has no tensor {key!r}'
+        )
         raise ValueError(f'{escape_name(path)} holds the tensors {listed}; {what}')
     return chosen
 
@@ -138,8 +180,10 @@ def _map_array(path: Path, stamp: Any) -> Any:
     try:
         return numpy.load(path, mmap_mode='r', allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f'{escape_name(path)} is damaged, cut short or not a .npy file of numbers '
-                         f'({str(error).splitlines()[0][:120]})') from None
+        raise ValueError(
+            f'{escape_name(path)} is damaged, cut short or not a .npy file of numbers '
+            f'({str(error).splitlines()[0][:120]})'
+        ) from None
 
 
 @lru_cache(maxsize=_KEPT_OPEN)

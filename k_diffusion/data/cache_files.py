@@ -1,8 +1,11 @@
-"""The two files of a decoded data set: its pictures, and what else is known of them, with a checksum for each block of pictures.
+"""The two files of a decoded data set: its pictures, and what else is known of them, with a
+checksum for each block of pictures.
 
-The pictures are looked through whenever they are opened, a block at a time by several threads, which costs about what reading the
-file costs. What cannot be read, is of another size or does not have its checksum counts as damaged.
+The pictures are looked through whenever they are opened, a block at a time by several threads,
+which costs about what reading the file costs. What cannot be read, is of another size or does not
+have its checksum counts as damaged.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -31,19 +34,23 @@ _VERSION = 2
 class Facts:
     """Facts about decoded pictures that are stored beside their values."""
 
-    owner: str                              # digest of the data set's name and the shape of its pictures
+    owner: str  # digest of the data set's name and the shape of its pictures
     labels: list[int]
-    kept: list[int]                         # the numbers of the pictures that could be read
+    kept: list[int]  # the numbers of the pictures that could be read
     skipped: list[tuple[str, str]]
-    found_before: list[tuple[str, str]]     # what of `skipped` was known before any was decoded
-    block: int                              # pictures in a block
-    checksums: list[int]                    # CRC-32 of each block
+    found_before: list[tuple[str, str]]  # what of `skipped` was known before any was decoded
+    block: int  # pictures in a block
+    checksums: list[int]  # CRC-32 of each block
 
 
 class CacheFiles:
-    """The files of one data set in a folder; they are named after all that the pictures depend on."""
+    """The files of one data set in a folder; they are named after all that the pictures depend
+    on.
+    """
 
-    def __init__(self, folder: Path, fingerprint: str, source: str, image_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, folder: Path, fingerprint: str, source: str, image_shape: tuple[int, ...]
+    ) -> None:
         self.folder, self.picture_bytes = folder, math.prod(image_shape)
         self.block = max(1, _BLOCK // self.picture_bytes)
         self.owner = _digest(repr((source, image_shape)))
@@ -51,12 +58,19 @@ class CacheFiles:
         self.pictures, self.path = folder / f'{key}.uint8', folder / f'{key}.json'
 
     def facts(self, items: int) -> Facts | None:
-        """Return the facts about a data set of so many items, or None where there is no file or it is damaged."""
+        """Return the facts about a data set of so many items, or None where there is no file or
+        it is damaged.
+        """
         facts = _read(self.path)
-        if facts is not None and not all(type(index) is int and 0 <= index < items for index in facts.kept):
+        if facts is not None and not all(
+            type(index) is int and 0 <= index < items for index in facts.kept
+        ):
             return None
         try:
-            if facts is None or self.pictures.stat().st_size != len(facts.kept) * self.picture_bytes:
+            if (
+                facts is None
+                or self.pictures.stat().st_size != len(facts.kept) * self.picture_bytes
+            ):
                 return None
         except OSError:
             return None
@@ -78,11 +92,16 @@ class CacheFiles:
     def damaged_blocks(self, facts: Facts) -> list[int]:
         """The numbers of the blocks that do not have their checksums."""
         size = facts.block * self.picture_bytes
-        with open(self.pictures, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, \
-                memoryview(mapped) as data:
+        with (
+            open(self.pictures, 'rb') as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+            memoryview(mapped) as data,
+        ):
+
             def checksum(number: int) -> int:
-                with data[number * size:(number + 1) * size] as block:
+                with data[number * size : (number + 1) * size] as block:
                     return zlib.crc32(block)
+
             found = list(map_in_threads(checksum, len(facts.checksums), 8))
         return [number for number, value in enumerate(found) if value != facts.checksums[number]]
 
@@ -95,9 +114,15 @@ class CacheFiles:
             os.fsync(file.fileno())
 
     def remove_older(self) -> None:
-        """Remove the files of the same data set as it was before, and those that this version does not read."""
+        """Remove the files of the same data set as it was before, and those that this version
+        does not read.
+        """
         for path in self.folder.glob('*.json'):
-            if path == self.path or not re.fullmatch('[0-9a-f]{24}', path.stem) or not path.with_suffix('.uint8').exists():
+            if (
+                path == self.path
+                or not re.fullmatch('[0-9a-f]{24}', path.stem)
+                or not path.with_suffix('.uint8').exists()
+            ):
                 continue
             facts = _read(path)
             if facts is None or facts.owner == self.owner:
@@ -110,13 +135,28 @@ def _read(path: Path) -> Facts | None:
         values: Any = json.loads(path.read_text('utf-8'))
         digest = values.pop('digest')
         facts = Facts(**values)
-        if digest != _digest(json.dumps(asdict(facts))) or len(facts.checksums) != -(-len(facts.kept) // facts.block):
+        if digest != _digest(json.dumps(asdict(facts))) or len(facts.checksums) != -(
+            -len(facts.kept) // facts.block
+        ):
             return None
-        if len(facts.labels) != len(facts.kept) or not all(type(label) is int for label in facts.labels):
+        if len(facts.labels) != len(facts.kept) or not all(
+            type(label) is int for label in facts.labels
+        ):
             return None
-        pairs = [[(name, reason) for name, reason in entries] for entries in (facts.skipped, facts.found_before)]
+        pairs = [
+            [(name, reason) for name, reason in entries]
+            for entries in (facts.skipped, facts.found_before)
+        ]
         return Facts(**{**values, 'skipped': pairs[0], 'found_before': pairs[1]})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, RecursionError):
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ZeroDivisionError,
+        RecursionError,
+    ):
         return None
 
 

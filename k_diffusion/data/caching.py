@@ -1,4 +1,7 @@
-"""Decoding a data set once: into memory where it is small, into a file mapped into memory where there is room for one."""
+"""Decoding a data set once: into memory where it is small, into a file mapped into memory where
+there is room for one.
+"""
+
 from __future__ import annotations
 
 import os
@@ -20,19 +23,24 @@ from .threads import map_in_threads
 
 #: The most bytes of pictures that are held in memory.
 MEMORY_LIMIT = 2 * 2**30
-#: The most bytes, and the largest share of what is free on the disk, that a cache file takes; larger sets are read as they are.
+#: The most bytes, and the largest share of what is free on the disk, that a cache file takes;
+#: larger sets are read as they are.
 DISK_LIMIT, DISK_SHARE = 32 * 2**30, 0.25
 
 Progress = Callable[[int, int], None]
 
 
-def decode_once(dataset: Dataset, memory_limit: int = MEMORY_LIMIT, cache_dir: str | os.PathLike[str] | None = None,
-                progress: Progress | None = None) -> Dataset:
+def decode_once(
+    dataset: Dataset,
+    memory_limit: int = MEMORY_LIMIT,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+) -> Dataset:
     """The data set with its pictures decoded, or as it is where that is not wanted.
 
-    That is where it fits neither into memory nor on the disk of its cache folder, where its pictures may differ from one
-    reading to the next, and where it is read as a stream.
-    Pictures that cannot be read are left out and listed in `.skipped`.
+    That is where it fits neither into memory nor on the disk of its cache folder, where its
+    pictures may differ from one reading to the next, and where it is read as a stream. Pictures
+    that cannot be read are left out and listed in `.skipped`.
     """
     fingerprint = dataset.fingerprint()
     if isinstance(dataset, Images) or fingerprint is None or dataset.streams:
@@ -43,7 +51,9 @@ def decode_once(dataset: Dataset, memory_limit: int = MEMORY_LIMIT, cache_dir: s
     if cache_dir is None:
         return dataset
     cache = CacheFiles(Path(cache_dir), fingerprint, dataset.source, dataset.image_shape)
-    if cache.facts(len(dataset)) is not None or size <= min(DISK_LIMIT, DISK_SHARE * _free(Path(cache_dir))):
+    if cache.facts(len(dataset)) is not None or size <= min(
+        DISK_LIMIT, DISK_SHARE * _free(Path(cache_dir))
+    ):
         return _on_disk(dataset, cache, progress)
     return dataset
 
@@ -68,28 +78,38 @@ def _in_memory(dataset: Dataset, progress: Progress | None) -> Images:
         images[len(kept)] = item['image']
         kept.append(index)
         labels.append(item.get('class_cond', 0))
-    return _decoded(dataset, images[:len(kept)], labels, kept)
+    return _decoded(dataset, images[: len(kept)], labels, kept)
 
 
 def _on_disk(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> Images:
     facts = cache.facts(len(dataset))
     if facts is None:
         if cache.path.exists():
-            dataset.notes.append(f'{escape_name(cache.path)} or its pictures were damaged; all pictures are decoded again')
+            dataset.notes.append(
+                f'{escape_name(cache.path)} or its pictures were damaged; all pictures are '
+                'decoded again'
+            )
         facts = _write(dataset, cache, progress)
     else:
         dataset.skipped = list(facts.skipped)
         damaged = cache.damaged_blocks(facts)
         if damaged and _mend(dataset, cache, facts, damaged):
-            dataset.notes.append(f'{len(damaged)} of {len(facts.checksums)} blocks of {escape_name(cache.pictures)} were damaged; '
-                                 'their pictures were decoded again')
+            dataset.notes.append(
+                f'{len(damaged)} of {len(facts.checksums)} blocks of '
+                f'{escape_name(cache.pictures)} were damaged; '
+                'their pictures were decoded again'
+            )
         elif damaged:
-            dataset.notes.append(f'{escape_name(cache.pictures)} was damaged; all pictures are decoded again')
+            dataset.notes.append(
+                f'{escape_name(cache.pictures)} was damaged; all pictures are decoded again'
+            )
             dataset.skipped = list(facts.found_before)
             facts = _write(dataset, cache, progress)
     cache.remove_older()
     count = len(facts.kept)
-    images = torch.from_file(str(cache.pictures), size=count * cache.picture_bytes, dtype=torch.uint8)
+    images = torch.from_file(
+        str(cache.pictures), size=count * cache.picture_bytes, dtype=torch.uint8
+    )
     return _decoded(dataset, images.view(count, *dataset.image_shape), facts.labels, facts.kept)
 
 
@@ -116,7 +136,7 @@ def _mend(dataset: Dataset, cache: CacheFiles, facts: Facts, damaged: list[int])
     """Decode the pictures of damaged blocks again; False where they are not what they were."""
     for number in damaged:
         data = bytearray()
-        for index in facts.kept[number * facts.block:(number + 1) * facts.block]:
+        for index in facts.kept[number * facts.block : (number + 1) * facts.block]:
             try:
                 data += raw_bytes(dataset[index]['image'])
             except UnreadablePicture:
@@ -128,7 +148,12 @@ def _mend(dataset: Dataset, cache: CacheFiles, facts: Facts, damaged: list[int])
 
 
 def _decoded(dataset: Dataset, images: Tensor, labels: list[int], kept: list[int]) -> Images:
-    result = Images(images, torch.tensor(labels) if dataset.num_classes else None, dataset.class_names, dataset.source)
+    result = Images(
+        images,
+        torch.tensor(labels) if dataset.num_classes else None,
+        dataset.class_names,
+        dataset.source,
+    )
     result.skipped, result.notes = dataset.skipped, dataset.notes
     names = dataset.item_names()
     result.names = None if names is None else [names[index] for index in kept]
@@ -136,7 +161,9 @@ def _decoded(dataset: Dataset, images: Tensor, labels: list[int], kept: list[int
 
 
 def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The items that can be read, in order, with their numbers; the others are put on the data set's list."""
+    """The items that can be read, in order, with their numbers; the others are put on the data
+    set's list.
+    """
     found = 0
     for index, item in enumerate(_in_threads(dataset)):
         if isinstance(item, str):
@@ -148,12 +175,18 @@ def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int
             progress(index + 1, len(dataset))
     if not found:
         name, reason = dataset.skipped[-1]
-        raise ValueError(f'none of the {len(dataset)} pictures of {dataset.source} can be read (the last, {name}: {reason}); '
-                         'are they pictures?')
+        raise ValueError(
+            f'none of the {len(dataset)} pictures of {dataset.source} can be read (the last, '
+            f'{name}: {reason}); '
+            'are they pictures?'
+        )
 
 
 def _in_threads(dataset: Dataset) -> Iterator[dict[str, Any] | str]:
-    """Each item in order, or the reason why it cannot be read (as text: an exception would keep what was decoded so far)."""
+    """Each item in order, or the reason why it cannot be read (as text: an exception would keep
+    what was decoded so far).
+    """
+
     def read(index: int) -> dict[str, Any] | str:
         try:
             return dataset[index]

@@ -1,4 +1,7 @@
-"""CIFAR-10, from its published archives or what they unpack to; nothing in them is ever run or written to disk."""
+"""CIFAR-10, from its published archives or what they unpack to; nothing in them is ever run or
+written to disk.
+"""
+
 from __future__ import annotations
 
 import gzip
@@ -27,14 +30,20 @@ BATCH_LIMIT = 2**26
 #: The most bytes that an archive may unpack to (the published ones 186 million).
 ARCHIVE_LIMIT = 2**29
 #: What numpy's pickles of arrays name.
-_ARRAY_NAMES = {('numpy.core.multiarray', '_reconstruct'), ('numpy._core.multiarray', '_reconstruct'),
-                ('numpy', 'ndarray'), ('numpy', 'dtype')}
+_ARRAY_NAMES = {
+    ('numpy.core.multiarray', '_reconstruct'),
+    ('numpy._core.multiarray', '_reconstruct'),
+    ('numpy', 'ndarray'),
+    ('numpy', 'dtype'),
+}
 
 
 @DATASETS.register('cifar10')
 @dataclass(kw_only=True)
 class CIFAR10Config(LocatedConfig):
-    """The 50,000 training pictures: location is the archive (python or binary), its unpacked folder, or the folder of either."""
+    """The 50,000 training pictures: location is the archive (python or binary), its unpacked
+    folder, or the folder of either.
+    """
 
     type: Literal['cifar10'] = 'cifar10'
     download: bool = True
@@ -47,14 +56,22 @@ class CIFAR10Config(LocatedConfig):
                 raise FileNotFoundError(missing(CIFAR10, self.place(), searched))
             fetch(CIFAR10, self.place(), searched)
             batches = _find(self.place()) or []
-        images, labels = (torch.cat(parts) for parts in zip(*(_parse(name, data) for name, data in batches)))
-        return Images(images, labels, CIFAR10.class_names, str(self.place())).framed(request.size, request.channels)
+        images, labels = (
+            torch.cat(parts) for parts in zip(*(_parse(name, data) for name, data in batches))
+        )
+        return Images(images, labels, CIFAR10.class_names, str(self.place())).framed(
+            request.size, request.channels
+        )
 
 
 def _find(place: Path) -> list[tuple[str, bytes]] | None:
     """The five batches (name, contents), or None where there are none."""
-    for folder, names in ((place, _PYTHON), (place / 'cifar-10-batches-py', _PYTHON), (place, _BINARY),
-                          (place / 'cifar-10-batches-bin', _BINARY)):
+    for folder, names in (
+        (place, _PYTHON),
+        (place / 'cifar-10-batches-py', _PYTHON),
+        (place, _BINARY),
+        (place / 'cifar-10-batches-bin', _BINARY),
+    ):
         if (folder / names[0]).is_file():
             return [(str(folder / name), _contents(folder / name)) for name in names]
     for archive in (place, place / 'cifar-10-python.tar.gz', place / 'cifar-10-binary.tar.gz'):
@@ -71,10 +88,15 @@ def _contents(path: Path) -> bytes:
 
 
 def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
-    """The batches inside an archive, read in one pass; members of other names or kinds are passed over."""
+    """The batches inside an archive, read in one pass; members of other names or kinds are
+    passed over.
+    """
     found: dict[str, bytes] = {}
     try:
-        with open(archive, 'rb') as packed, gzip.open(packed) if packed.peek(2)[:2] == b'\x1f\x8b' else packed as file:
+        with (
+            open(archive, 'rb') as packed,
+            gzip.open(packed) if packed.peek(2)[:2] == b'\x1f\x8b' else packed as file,
+        ):
             for member, end in read_heads(file):
                 if end > ARCHIVE_LIMIT:
                     raise tarfile.ReadError(f'it unpacks to more than {ARCHIVE_LIMIT:,} bytes')
@@ -86,16 +108,24 @@ def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
                     if len(data) < member.size:
                         raise EOFError(f'{name} is cut short')
     except (tarfile.TarError, EOFError, zlib.error, OSError, RecursionError) as error:
-        raise ValueError(f'{archive} is cut short, damaged or not a .tar.gz archive ({error}); fetch it again') from None
+        raise ValueError(
+            f'{archive} is cut short, damaged or not a .tar.gz archive ({error}); fetch it again'
+        ) from None
     for names in (_PYTHON, _BINARY):
         if all(name in found for name in names):
             return [(f'{archive}: {name}', found[name]) for name in names]
-    raise ValueError(f'{archive} does not hold the five files {_PYTHON[0]} ... {_PYTHON[-1]}, with or without .bin; fetch it again')
+    raise ValueError(
+        f'{archive} does not hold the five files {_PYTHON[0]} ... {_PYTHON[-1]}, with or without '
+        '.bin; fetch it again'
+    )
 
 
 def _limited(data: bytes, name: str) -> bytes:
     if len(data) > BATCH_LIMIT:
-        raise ValueError(f'{name} has more than {BATCH_LIMIT} bytes, far more than a batch of CIFAR-10; fetch it again')
+        raise ValueError(
+            f'{name} has more than {BATCH_LIMIT} bytes, far more than a batch of CIFAR-10; fetch '
+            'it again'
+        )
     return data
 
 
@@ -103,30 +133,50 @@ def _parse(name: str, data: bytes) -> tuple[Tensor, Tensor]:
     """One batch as images uint8 [N, 3, 32, 32] and labels int64 [N]."""
     if name.endswith('.bin'):
         if not data or len(data) % (1 + _PIXELS):
-            raise ValueError(f'{name} has {len(data)} bytes, which is no multiple of {1 + _PIXELS}; it is cut short: fetch it again')
+            raise ValueError(
+                f'{name} has {len(data)} bytes, which is no multiple of {1 + _PIXELS}; it is cut '
+                'short: fetch it again'
+            )
         records = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, 1 + _PIXELS)
         return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].long()
     batch = read_arrays(name, data)
     images, labels = batch.get(b'data'), batch.get(b'labels')
-    if not isinstance(images, Tensor) or images.ndim != 2 or images.shape[1] != _PIXELS or not isinstance(labels, list) \
-            or not all(type(label) is int and 0 <= label < len(CIFAR10.class_names) for label in labels):
-        raise ValueError(f'{name} is not a batch of CIFAR-10: it lacks an array "data" of [N, {_PIXELS}] bytes or a list "labels" '
-                         f'of numbers from 0 to {len(CIFAR10.class_names) - 1}')
+    if (
+        not isinstance(images, Tensor)
+        or images.ndim != 2
+        or images.shape[1] != _PIXELS
+        or not isinstance(labels, list)
+        or not all(type(label) is int and 0 <= label < len(CIFAR10.class_names) for label in labels)
+    ):
+        raise ValueError(
+            f'{name} is not a batch of CIFAR-10: it lacks an array "data" of [N, {_PIXELS}] bytes '
+            'or a list "labels" '
+            f'of numbers from 0 to {len(CIFAR10.class_names) - 1}'
+        )
     return images.view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)
 
 
 def read_arrays(name: str, data: bytes) -> dict[Any, Any]:
-    """A pickled dict of byte arrays (as uint8 tensors), text, numbers, lists and dicts; one that names anything else is refused."""
-    machine = Machine(io.BytesIO(data), len(data), Budget(len(data)), records=_ARRAY_NAMES, text=False)
+    """A pickled dict of byte arrays (as uint8 tensors), text, numbers, lists and dicts; one that
+    names anything else is refused.
+    """
+    machine = Machine(
+        io.BytesIO(data), len(data), Budget(len(data)), records=_ARRAY_NAMES, text=False
+    )
     try:
         value = machine.load()
     except Foreign as error:
-        raise ValueError(f'{name} is refused: {error}, and only arrays of bytes, text and numbers are read') from None
+        raise ValueError(
+            f'{name} is refused: {error}, and only arrays of bytes, text and numbers are read'
+        ) from None
     except Unreadable as error:
         raise ValueError(f'{name} is cut short or damaged ({error}); fetch it again') from None
     if not isinstance(value, dict) or isinstance(value, Record):
         raise ValueError(f'{name} holds {type(value).__name__}, not a dict of arrays')
-    return {key: _array(name, entry) if isinstance(entry, Record) else entry for key, entry in value.items()}
+    return {
+        key: _array(name, entry) if isinstance(entry, Record) else entry
+        for key, entry in value.items()
+    }
 
 
 def _array(name: str, record: Record) -> Tensor:
@@ -135,10 +185,23 @@ def _array(name: str, record: Record) -> Tensor:
         _, shape, dtype, fortran, raw = record.state
         code = dtype.arguments[0]
     except (TypeError, ValueError, AttributeError, IndexError):
-        raise ValueError(f'{name} is cut short or damaged (an array of it lacks its data); fetch it again') from None
+        raise ValueError(
+            f'{name} is cut short or damaged (an array of it lacks its data); fetch it again'
+        ) from None
     if code not in (b'u1', 'u1') or fortran:
         raise ValueError(f'{name} is refused: an array of {code!r} is not one of bytes, row by row')
-    if type(raw) is not bytes or type(shape) is not tuple or not all(type(side) is int and side >= 0 for side in shape) \
-            or math.prod(shape) != len(raw):
-        raise ValueError(f'{name} is cut short or damaged (an array of it has another size than it states); fetch it again')
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(*shape) if raw else torch.empty(shape, dtype=torch.uint8)
+    if (
+        type(raw) is not bytes
+        or type(shape) is not tuple
+        or not all(type(side) is int and side >= 0 for side in shape)
+        or math.prod(shape) != len(raw)
+    ):
+        raise ValueError(
+            f'{name} is cut short or damaged (an array of it has another size than it states); '
+            'fetch it again'
+        )
+    return (
+        torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(*shape)
+        if raw
+        else torch.empty(shape, dtype=torch.uint8)
+    )

@@ -1,4 +1,5 @@
 """A data set of one's own: a Python file with a function that returns it."""
+
 from __future__ import annotations
 
 import traceback
@@ -21,10 +22,12 @@ from .pictures import UnreadablePicture, picture_bytes
 @DATASETS.register('custom')
 @dataclass(kw_only=True)
 class CustomConfig(PictureConfig):
-    """location: a .py file, relative to the config file; get_dataset: its function, called as get_dataset(config, transform=...).
+    """location: a .py file, relative to the config file; get_dataset: its function, called as
+    get_dataset(config, transform=...).
 
-    It returns a sequence of items; an item's picture is at image_key and, with num_classes, its class at class_key. The
-    transform makes a Pillow picture into the uint8 tensor [C, H, W] that the picture must be; a Pillow picture itself serves too.
+    It returns a sequence of items; an item's picture is at image_key and, with num_classes, its
+    class at class_key. The transform makes a Pillow picture into the uint8 tensor [C, H, W] that
+    the picture must be; a Pillow picture itself serves too.
     """
 
     type: Literal['custom'] = 'custom'
@@ -34,22 +37,35 @@ class CustomConfig(PictureConfig):
     def open(self, request: Request) -> Dataset:
         path = request.base_dir / Path(self.given_location()).expanduser()
         if not request.allow_code:
-            raise ValueError(f'this config wants to run the Python file {path}, which is refused unless you allow it; '
-                             'read it, and if you trust it pass allow_code=True')
+            raise ValueError(
+                f'this config wants to run the Python file {path}, which is refused unless you '
+                'allow it; '
+                'read it, and if you trust it pass allow_code=True'
+            )
         if not path.is_file():
-            raise FileNotFoundError(f'there is no file {path}; dataset.location must be a .py file, relative to the config file')
+            raise FileNotFoundError(
+                f'there is no file {path}; dataset.location must be a .py file, relative to the '
+                'config file'
+            )
         return CustomItems(path, self, request.size, request.channels)
 
 
 class CustomItems(Dataset):
-    """The items that a function in a file returns. (Each worker process calls it anew: what a file defines does not travel.)"""
+    """The items that a function in a file returns.
 
-    def __init__(self, path: Path, section: CustomConfig, size: tuple[int, int], channels: int) -> None:
+    (Each worker process calls it anew: what a file defines does not travel.)
+    """
+
+    def __init__(
+        self, path: Path, section: CustomConfig, size: tuple[int, int], channels: int
+    ) -> None:
         super().__init__((channels, *size), [str(i) for i in range(section.num_classes)])
         self.source = f'the data set of {escape_name(path)}'
         self._arguments = path, section, size, channels
         self.section = section
-        self.transform = partial(picture_bytes, size=size, channels=channels, grey_range=section.grey_range)
+        self.transform = partial(
+            picture_bytes, size=size, channels=channels, grey_range=section.grey_range
+        )
         try:
             get_dataset = _function(path, section.get_dataset)
             self.items = get_dataset(section.config, transform=self.transform)
@@ -57,7 +73,9 @@ class CustomItems(Dataset):
         except Refused:
             raise
         except (Exception, SystemExit) as error:  # (code of one's own raises anything)
-            raise ValueError(f'{self.source} cannot be opened: {_describe_error(error, path)}') from error
+            raise ValueError(
+                f'{self.source} cannot be opened: {_describe_error(error, path)}'
+            ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CustomItems, self._arguments
@@ -80,22 +98,36 @@ class CustomItems(Dataset):
         except (Exception, SystemExit) as error:  # (code of one's own raises anything)
             reason = _describe_error(error, self._arguments[0])
             raise ValueError(f'item {index} of {self.source} cannot be read: {reason}') from error
-        if reason is not None:      # (a chained error would keep what was decoded)
+        if reason is not None:  # (a chained error would keep what was decoded)
             raise UnreadablePicture(reason)
-        if not isinstance(image, Tensor) or image.dtype != torch.uint8 or tuple(image.shape) != self.image_shape:
-            found = f'{image.dtype} {list(image.shape)}' if isinstance(image, Tensor) else type(image).__name__
-            raise ValueError(f'the picture of item {index} of {self.source} is {found}; '
-                             f'it must be a uint8 tensor {list(self.image_shape)}, as the transform makes, or a Pillow picture')
+        if (
+            not isinstance(image, Tensor)
+            or image.dtype != torch.uint8
+            or tuple(image.shape) != self.image_shape
+        ):
+            found = (
+                f'{image.dtype} {list(image.shape)}'
+                if isinstance(image, Tensor)
+                else type(image).__name__
+            )
+            raise ValueError(
+                f'the picture of item {index} of {self.source} is {found}; '
+                f'it must be a uint8 tensor {list(self.image_shape)}, as the transform makes, or '
+                'a Pillow picture'
+            )
         return {'image': image} | (
-            {'class_cond': self.checked_class(label, index)} if self.num_classes else {})
+            {'class_cond': self.checked_class(label, index)} if self.num_classes else {}
+        )
 
     def _part(self, item: Any, name: str, index: int) -> Any:
         key = getattr(self.section, name)
         try:
             return item[key]
         except (KeyError, IndexError, TypeError):
-            raise Refused(f'dataset.{name} is {key!r}, and item {index} of {self.source} '
-                          'has no such entry; name the one that holds it') from None
+            raise Refused(
+                f'dataset.{name} is {key!r}, and item {index} of {self.source} '
+                'has no such entry; name the one that holds it'
+            ) from None
 
 
 class Refused(ValueError):
@@ -104,12 +136,15 @@ class Refused(ValueError):
 
 def _describe_error(error: BaseException, path: Path) -> str:
     """Return an exception's type and text, and the line of the file that it came from."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == str(path)]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(path)
+    ]
     where = f' (line {lines[-1]} of {path.name})' if lines else ''
     try:
         text = str(error)
-    except Exception:   # (of a class of one's own)
+    except Exception:  # (of a class of one's own)
         text = ''
     return f'{type(error).__name__}{": " if text else ""}{text}{where}'
 
@@ -118,6 +153,8 @@ def _function(path: Path, name: str) -> Any:
     if path.suffix != '.py':
         raise Refused(f'{path} is not a Python file; dataset.location must be a .py file')
     try:
-        return load_name(path, name, allow_code=True)       # (CustomConfig.open has asked)
+        return load_name(path, name, allow_code=True)  # (CustomConfig.open has asked)
     except LookupError:
-        raise Refused(f'{path} has no function {name!r}; dataset.get_dataset must name one') from None
+        raise Refused(
+            f'{path} has no function {name!r}; dataset.get_dataset must name one'
+        ) from None

@@ -1,4 +1,7 @@
-"""The data set inside the package: 10,000 MNIST digits (LeCun, Cortes and Burges, CC BY-SA 3.0) at 16x16."""
+"""The data set inside the package: 10,000 MNIST digits (LeCun, Cortes and Burges, CC BY-SA 3.0)
+at 16x16.
+"""
+
 from __future__ import annotations
 
 import gzip
@@ -23,5 +26,7 @@ class DemoConfig(DatasetConfig):
     def open(self, request: Request) -> Dataset:
         packed = files(__package__).joinpath('mnist16.safetensors.gz').read_bytes()
         tensors = safetensors.torch.load(gzip.decompress(packed))
-        images = Images(tensors['images'], tensors['labels'].long(), MNIST.class_names, 'the shipped digits')
+        images = Images(
+            tensors['images'], tensors['labels'].long(), MNIST.class_names, 'the shipped digits'
+        )
         return images.framed(request.size, request.channels)

@@ -1,4 +1,5 @@
 """Folders of pictures."""
+
 from __future__ import annotations
 
 import hashlib
@@ -23,7 +24,9 @@ from .selection import PictureSet, Selection
 @DATASETS.register('imagefolder')
 @dataclass(kw_only=True)
 class ImageFolderConfig(PictureConfig):
-    """All pictures below a folder or in a .zip or .tar; with labels "folders", its first-level subfolders, sorted, are the classes."""
+    """All pictures below a folder or in a .zip or .tar; with labels "folders", its first-level
+    subfolders, sorted, are the classes.
+    """
 
     type: Literal['imagefolder'] = 'imagefolder'
     labels: Literal['folders'] | None = None
@@ -43,7 +46,9 @@ class ImageFolderClassConfig(PictureConfig):
         return _pictures(self.place(), request, True, self.grey_range)
 
 
-def _pictures(place: Path, request: Request, by_folder: bool, grey_range: tuple[float, float] | None) -> Dataset:
+def _pictures(
+    place: Path, request: Request, by_folder: bool, grey_range: tuple[float, float] | None
+) -> Dataset:
     kind = PictureArchive if place.is_file() else PictureFiles
     return kind(place, request.size, request.channels, by_folder, grey_range)
 
@@ -51,10 +56,25 @@ def _pictures(place: Path, request: Request, by_folder: bool, grey_range: tuple[
 class PictureFiles(PictureSet[Path]):
     """The pictures below a folder."""
 
-    def __init__(self, root: Path, size: tuple[int, int], channels: int, by_folder: bool = False,
-                 grey_range: tuple[float, float] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        size: tuple[int, int],
+        channels: int,
+        by_folder: bool = False,
+        grey_range: tuple[float, float] | None = None,
+    ) -> None:
         found = select_files(root)
-        super().__init__(root, f'the folder {escape_name(root)}', found, found.in_order(), size, channels, by_folder, grey_range)
+        super().__init__(
+            root,
+            f'the folder {escape_name(root)}',
+            found,
+            found.in_order(),
+            size,
+            channels,
+            by_folder,
+            grey_range,
+        )
 
     def open(self, index: int) -> AbstractContextManager[Path]:
         return nullcontext(self.files[index])
@@ -63,7 +83,9 @@ class PictureFiles(PictureSet[Path]):
         return escape_name(self.place / name)
 
     def fingerprint(self) -> str:
-        """Of the files' names, sizes and times of change; a file that is gone meanwhile counts as gone."""
+        """Of the files' names, sizes and times of change; a file that is gone meanwhile counts
+        as gone.
+        """
         state = hashlib.blake2b(os.fsencode(self.rules()), digest_size=16)
         for name, path in zip(self.names, self.files):
             try:
@@ -76,7 +98,9 @@ class PictureFiles(PictureSet[Path]):
 
 
 def find_pictures(root: str | os.PathLike[str]) -> list[Path]:
-    """The pictures below a folder by the rules of `selection`, sorted; links to folders are followed, but in no circle."""
+    """The pictures below a folder by the rules of `selection`, sorted; links to folders are
+    followed, but in no circle.
+    """
     return list(select_files(root).in_order().values())
 
 
@@ -92,7 +116,9 @@ def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -
     """
     root = Path(root)
     if not root.is_dir():
-        raise FileNotFoundError(f'there is no folder {root}; set dataset.location to the folder that holds the pictures')
+        raise FileNotFoundError(
+            f'there is no folder {root}; set dataset.location to the folder that holds the pictures'
+        )
     found: Selection[Path] = Selection(endings=endings)
     waiting: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
     while waiting:
@@ -121,16 +147,20 @@ def _select_entry(found: Selection[Path], parts: tuple[str, ...], entry: os.DirE
             return not found.pass_hidden(parts)
         if not entry.is_file() and path.suffix.lower() in found.endings:
             odd = 'it is no regular file' if path.exists() else 'it is a link to nothing'
-    except OSError as error:        # (a link to itself)
+    except OSError as error:  # (a link to itself)
         odd = error.strerror or str(error)
     found.add(parts, path, str(path), odd)
     return False
 
 
 class FolderOfImages(torch.utils.data.Dataset[tuple[Any]]):
-    """The pictures below a folder as RGB: items are tuples of one, the picture or what `transform` makes of it."""
+    """The pictures below a folder as RGB: items are tuples of one, the picture or what
+    `transform` makes of it.
+    """
 
-    def __init__(self, root: str | os.PathLike[str], transform: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self, root: str | os.PathLike[str], transform: Callable[[Any], Any] | None = None
+    ) -> None:
         self.root = Path(root)
         self.transform = transform
         self.paths: Sequence[Path] = find_pictures(root)
@@ -139,6 +169,8 @@ class FolderOfImages(torch.utils.data.Dataset[tuple[Any]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any]:
-        with require('PIL.Image', 'train', 'reading pictures').open(self.paths[index], formats=readable_formats()) as file:
+        with require('PIL.Image', 'train', 'reading pictures').open(
+            self.paths[index], formats=readable_formats()
+        ) as file:
             picture = file.convert('RGB')
         return (picture if self.transform is None else self.transform(picture),)

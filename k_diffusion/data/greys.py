@@ -3,13 +3,16 @@
 Black and white are `grey_range` where it is set, and else what the kind of file implies:
 
 - 8 bits: 0 and 255.
-- Whole numbers of more bits: 0 and 65535, or what the file's own number of bits below 16 can hold (12 bits in a TIFF: 4095).
-- Floating-point numbers: 0 and 1 where the largest is at most 1.1; 0 and 255 where it is between 16 and 280.5.
+- Whole numbers of more bits: 0 and 65535, or what the file's own number of bits below 16 can hold
+  (12 bits in a TIFF: 4095).
+- Floating-point numbers: 0 and 1 where the largest is at most 1.1; 0 and 255 where it is between 16
+  and 280.5.
 - A TIFF whose zero is white (WhiteIsZero) is inverted.
 
-Values outside (by more than a tenth for floating-point numbers) are refused, since what they mean is not known; with `grey_range` they
-are clipped.
+Values outside (by more than a tenth for floating-point numbers) are refused, since what they mean
+is not known; with `grey_range` they are clipped.
 """
+
 from __future__ import annotations
 
 import math
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Pixels that are held as numbers at a time.
 _PIXELS = 2**18
-_BITS, _PHOTOMETRIC = 258, 262      # TIFF tags
+_BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
 
 
 def tags_of(picture: Image) -> tuple[bool, int]:
@@ -43,8 +46,11 @@ def is_wide(picture: Image) -> bool:
     return picture.mode[0] in 'IF'
 
 
-def to_8_bits(picture: Image, inverted: bool, bits: int, grey_range: tuple[float, float] | None) -> Image:
-    """Return a grey picture as one of 8 bits, LA where one of its values stands for transparent pixels.
+def to_8_bits(
+    picture: Image, inverted: bool, bits: int, grey_range: tuple[float, float] | None
+) -> Image:
+    """Return a grey picture as one of 8 bits, LA where one of its values stands for transparent
+    pixels.
 
     Args:
         picture: A picture of the modes L, I, I;16 and their kind, or F.
@@ -56,10 +62,12 @@ def to_8_bits(picture: Image, inverted: bool, bits: int, grey_range: tuple[float
         ValueError: Values lie outside what the kind of file implies.
     """
     low, high = grey_range or _implied_range(picture, bits)
-    if inverted:    # (Pillow inverts 8 bits itself)
+    if inverted:  # (Pillow inverts 8 bits itself)
         low, high = (high, low) if is_wide(picture) else (255 - high, 255 - low)
     clear = picture.info.get('transparency')
-    result = require('PIL.Image', 'train', 'reading pictures').new('LA' if isinstance(clear, int) else 'L', picture.size)
+    result = require('PIL.Image', 'train', 'reading pictures').new(
+        'LA' if isinstance(clear, int) else 'L', picture.size
+    )
     for top, values in _strips(picture):
         shares = [(values.double() - low).div_(high - low)]
         if isinstance(clear, int):
@@ -75,13 +83,16 @@ def _implied_range(picture: Image, bits: int) -> tuple[float, float]:
         if finite.numel():
             least, most = min(least, finite.min().item()), max(most, finite.max().item())
     if picture.mode != 'F':
-        white, tolerance = float(2**bits - 1), 0.
+        white, tolerance = float(2**bits - 1), 0.0
     else:
-        white, tolerance = (255., 0.1) if most >= 16 else (1., 0.1)
+        white, tolerance = (255.0, 0.1) if most >= 16 else (1.0, 0.1)
     if least < -tolerance * white or most > (1 + tolerance) * white:
-        raise ValueError(f'its greys go from {least:g} to {most:g}, and what is black and white there is not known; '
-                         'set dataset.grey_range to [black, white]')
-    return 0., white
+        raise ValueError(
+            f'its greys go from {least:g} to {most:g}, and what is black and white there is not '
+            'known; '
+            'set dataset.grey_range to [black, white]'
+        )
+    return 0.0, white
 
 
 def _strips(picture: Image) -> Iterator[tuple[int, Tensor]]:
@@ -90,4 +101,9 @@ def _strips(picture: Image) -> Iterator[tuple[int, Tensor]]:
     rows = max(1, _PIXELS // picture.width)
     for top in range(0, picture.height, rows):
         strip = picture.crop((0, top, picture.width, min(top + rows, picture.height))).convert(kind)
-        yield top, torch.frombuffer(bytearray(strip.tobytes()), dtype=dtype).view(strip.height, strip.width)
+        yield (
+            top,
+            torch.frombuffer(bytearray(strip.tobytes()), dtype=dtype).view(
+                strip.height, strip.width
+            ),
+        )

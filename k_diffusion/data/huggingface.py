@@ -1,4 +1,5 @@
 """Data sets of the Hugging Face Hub, or saved in its formats, through the package datasets."""
+
 from __future__ import annotations
 
 import io
@@ -21,8 +22,8 @@ from .streams import RowStream
 class HuggingFaceConfig(PictureConfig):
     """A split of a data set: location is its name, its folder, or a folder that save_to_disk wrote.
 
-    image_key, class_key and text_key are columns, by name or number. streaming: rows are read in order as they are needed, and
-    each `window` of them is mixed.
+    image_key, class_key and text_key are columns, by name or number. streaming: rows are read in
+    order as they are needed, and each `window` of them is mixed.
     """
 
     type: Literal['huggingface'] = 'huggingface'
@@ -34,7 +35,9 @@ class HuggingFaceConfig(PictureConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window < 1:
-            raise ValueError(f'window must be at least 1 (1: rows are not mixed); got {self.window}')
+            raise ValueError(
+                f'window must be at least 1 (1: rows are not mixed); got {self.window}'
+            )
 
     def open(self, request: Request) -> Dataset:
         """Open the split.
@@ -45,12 +48,18 @@ class HuggingFaceConfig(PictureConfig):
         datasets = require('datasets', 'hf', "the dataset type 'huggingface'")
         rows = self._load(datasets)
         names = _column_names(rows)
-        columns = Columns(_column(names, self.image_key, 'image_key'),
-                          _column(names, self.class_key, 'class_key') if self.num_classes else None,
-                          None if self.text_key is None else _column(names, self.text_key, 'text_key'))
+        columns = Columns(
+            _column(names, self.image_key, 'image_key'),
+            _column(names, self.class_key, 'class_key') if self.num_classes else None,
+            None if self.text_key is None else _column(names, self.text_key, 'text_key'),
+        )
         if isinstance((rows.features or {}).get(columns.image), datasets.Image):
-            rows = rows.cast_column(columns.image, datasets.Image(decode=False))  # so that our own limits hold
-        return (HuggingFaceStream if self.streaming else HuggingFaceRows)(rows, columns, self, request)
+            rows = rows.cast_column(
+                columns.image, datasets.Image(decode=False)
+            )  # so that our own limits hold
+        return (HuggingFaceStream if self.streaming else HuggingFaceRows)(
+            rows, columns, self, request
+        )
 
     def _load(self, datasets: Any) -> Any:
         name = self.given_location()
@@ -59,10 +68,15 @@ class HuggingFaceConfig(PictureConfig):
             if (folder / 'state.json').is_file() or (folder / 'dataset_dict.json').is_file():
                 return self._load_saved(datasets.load_from_disk(str(folder)))
             with quick_hub(name):
-                return datasets.load_dataset(name, split=self.split, **({'streaming': True} if self.streaming else {}))
+                return datasets.load_dataset(
+                    name, split=self.split, **({'streaming': True} if self.streaming else {})
+                )
         except (OSError, ValueError) as error:
-            raise ValueError(f'the Hugging Face data set {name!r} cannot be loaded ({error}); check dataset.location, dataset.split '
-                             'and the network, or give the folder of a copy') from None
+            raise ValueError(
+                f'the Hugging Face data set {name!r} cannot be loaded ({error}); check '
+                'dataset.location, dataset.split '
+                'and the network, or give the folder of a copy'
+            ) from None
 
     def _load_saved(self, found: Any) -> Any:
         """The split of what save_to_disk wrote: a data set has one, a dict of them has names."""
@@ -91,13 +105,20 @@ def _column(columns: list[str], key: int | str, name: str) -> str:
         return columns[key]
     if key in columns:
         return str(key)
-    raise ValueError(f'dataset.{name} is {key!r}, but the columns of the data set are {", ".join(columns)}; name one of them')
+    raise ValueError(
+        f'dataset.{name} is {key!r}, but the columns of the data set are {", ".join(columns)}; '
+        'name one of them'
+    )
 
 
 class HuggingFaceRows(Dataset):
-    """The rows of a datasets.Dataset, decoded when they are asked for; those with texts are never all decoded at once."""
+    """The rows of a datasets.Dataset, decoded when they are asked for; those with texts are
+    never all decoded at once.
+    """
 
-    def __init__(self, rows: Any, columns: Columns, section: HuggingFaceConfig, request: Request) -> None:
+    def __init__(
+        self, rows: Any, columns: Columns, section: HuggingFaceConfig, request: Request
+    ) -> None:
         super().__init__((request.channels, *request.size), _class_names(rows, columns, section))
         self.rows, self.columns, self.grey_range = rows, columns, section.grey_range
         self.source = f'the Hugging Face data set {escape_name(section.location)}'
@@ -110,8 +131,10 @@ class HuggingFaceRows(Dataset):
         try:
             row = self.rows[index]
         except Exception as error:  # (each of its formats has faults of its own)
-            raise ValueError(f'{self.name(index)} of {self.source} cannot be read: '
-                             f'{type(error).__name__}: {error}') from error
+            raise ValueError(
+                f'{self.name(index)} of {self.source} cannot be read: '
+                f'{type(error).__name__}: {error}'
+            ) from error
         return _item(self, row, index)
 
     def name(self, index: int) -> str:
@@ -122,17 +145,25 @@ class HuggingFaceRows(Dataset):
 
 
 class HuggingFaceStream(RowStream):
-    """The rows of a datasets.IterableDataset in its order, its files in an order drawn from (seed, epoch)."""
+    """The rows of a datasets.IterableDataset in its order, its files in an order drawn from
+    (seed, epoch).
+    """
 
-    def __init__(self, rows: Any, columns: Columns, section: HuggingFaceConfig, request: Request) -> None:
-        super().__init__((request.channels, *request.size), _class_names(rows, columns, section), section.window)
+    def __init__(
+        self, rows: Any, columns: Columns, section: HuggingFaceConfig, request: Request
+    ) -> None:
+        super().__init__(
+            (request.channels, *request.size), _class_names(rows, columns, section), section.window
+        )
         self.stream, self.columns, self.grey_range = rows, columns, section.grey_range
         self.source = f'the Hugging Face data set {escape_name(section.location)}'
         self.has_texts = columns.text is not None
         self._identity = f'{section.location} {section.split} {section.window}'
 
     def rows(self, seed: int, epoch: int) -> Iterator[Any]:
-        """Return the rows of an epoch; its files are mixed where there are several (epoch -1: as they lie)."""
+        """Return the rows of an epoch; its files are mixed where there are several (epoch -1: as
+        they lie).
+        """
         stream = self.stream
         files = getattr(stream, 'num_shards', None) or getattr(stream, 'n_shards', None) or 1
         if epoch >= 0 and files > 1:
@@ -155,11 +186,15 @@ def _class_names(rows: Any, columns: Columns, section: HuggingFaceConfig) -> lis
     return getattr(feature, 'names', None) or [str(i) for i in range(section.num_classes)]
 
 
-def _item(dataset: HuggingFaceRows | HuggingFaceStream, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+def _item(
+    dataset: HuggingFaceRows | HuggingFaceStream, row: Mapping[str, Any], index: int
+) -> dict[str, Any]:
     """A row as an item of a data set."""
     channels, *size = dataset.image_shape
     columns = dataset.columns
-    item: dict[str, Any] = {'image': _decoded(row[columns.image], (size[0], size[1]), channels, dataset.grey_range)}
+    item: dict[str, Any] = {
+        'image': _decoded(row[columns.image], (size[0], size[1]), channels, dataset.grey_range)
+    }
     if columns.label is not None:
         item['class_cond'] = dataset.checked_class(row[columns.label], index)
     if columns.text is not None:
@@ -167,8 +202,12 @@ def _item(dataset: HuggingFaceRows | HuggingFaceStream, row: Mapping[str, Any], 
     return item
 
 
-def _decoded(value: Any, size: tuple[int, int], channels: int, grey_range: tuple[float, float] | None) -> Any:
-    """A picture from what a column of them holds: the bytes or path of a file, or a Pillow picture."""
+def _decoded(
+    value: Any, size: tuple[int, int], channels: int, grey_range: tuple[float, float] | None
+) -> Any:
+    """A picture from what a column of them holds: the bytes or path of a file, or a Pillow
+    picture.
+    """
     if isinstance(value, Mapping):
         source = io.BytesIO(value['bytes']) if value.get('bytes') else value['path']
         return load_picture(source, size, channels, grey_range=grey_range)
@@ -177,7 +216,10 @@ def _decoded(value: Any, size: tuple[int, int], channels: int, grey_range: tuple
     return picture_bytes(value, size, channels, grey_range=grey_range)
 
 
-def hf_datasets_augs_helper(examples: Mapping[str, Any], transform: Callable[[Any], Any], image_key: str,
-                            mode: str = 'RGB') -> dict[str, list[Any]]:
-    """The pictures of a batch of rows, converted to a mode and transformed, as {image_key: [...]} (for `Dataset.set_transform`)."""
+def hf_datasets_augs_helper(
+    examples: Mapping[str, Any], transform: Callable[[Any], Any], image_key: str, mode: str = 'RGB'
+) -> dict[str, list[Any]]:
+    """The pictures of a batch of rows, converted to a mode and transformed, as {image_key:
+    [...]} (for `Dataset.set_transform`).
+    """
     return {image_key: [transform(image.convert(mode)) for image in examples[image_key]]}

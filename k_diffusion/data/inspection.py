@@ -1,4 +1,7 @@
-"""A look at a folder or archive of pictures before training: what is in it, what is broken, what is there twice."""
+"""A look at a folder or archive of pictures before training: what is in it, what is broken, what
+is there twice.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -26,7 +29,9 @@ GREY = frozenset(('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'F'))
 
 @dataclass
 class Inspection:
-    """What a set of pictures is: counts by format, mode and size, classes, broken ones, groups of equal ones, sigma_data."""
+    """What a set of pictures is: counts by format, mode and size, classes, broken ones, groups
+    of equal ones, sigma_data.
+    """
 
     source: str
     files: int = 0
@@ -37,30 +42,49 @@ class Inspection:
     modes: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
-    turned: int = 0                                     # those whose EXIF tag turns them
+    turned: int = 0  # those whose EXIF tag turns them
     broken: list[tuple[str, str]] = field(default_factory=list)
-    passed: Counter[str] = field(default_factory=Counter)   # kinds of files that do not count, and how many
+    passed: Counter[str] = field(
+        default_factory=Counter
+    )  # kinds of files that do not count, and how many
     duplicates: list[list[str]] = field(default_factory=list)
-    ranges: Ranges = field(default_factory=Counter)     # the least and the largest value of each, of 0 to 255
-    mean: float = 0.
-    sigma_data: float = 0.
-    sample: Tensor | None = None                        # uint8 [N, C, H, W], spread evenly over the set
+    ranges: Ranges = field(
+        default_factory=Counter
+    )  # the least and the largest value of each, of 0 to 255
+    mean: float = 0.0
+    sigma_data: float = 0.0
+    sample: Tensor | None = None  # uint8 [N, C, H, W], spread evenly over the set
 
     @property
     def range(self) -> tuple[int, int]:
         """The least and the largest value of all, of 0 to 255; (255, 0) without pictures."""
-        return min((low for low, _ in self.ranges), default=255), max((high for _, high in self.ranges), default=0)
+        return min((low for low, _ in self.ranges), default=255), max(
+            (high for _, high in self.ranges), default=0
+        )
 
 
-def inspect_pictures(place: str | os.PathLike[str], size: tuple[int, int] = (64, 64), channels: int | None = None, sheet: int = 64,
-                     progress: Callable[[int, int], None] | None = None, grey_range: tuple[float, float] | None = None) -> Inspection:
+def inspect_pictures(
+    place: str | os.PathLike[str],
+    size: tuple[int, int] = (64, 64),
+    channels: int | None = None,
+    sheet: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+    grey_range: tuple[float, float] | None = None,
+) -> Inspection:
     """Decodes every picture once, by the rules of training.
 
-    Duplicates are those of the same pixels at the size asked for; sigma_data is the standard deviation of all pixels in [-1, 1] at
-    that size, the value for the config; channels: None for 1 where all are grey, else 3.
+    Duplicates are those of the same pixels at the size asked for; sigma_data is the standard
+    deviation of all pixels in [-1, 1] at that size, the value for the config; channels: None for 1
+    where all are grey, else 3.
     """
     files = open_pictures(Path(place), size, grey_range)
-    found = Inspection(files.source, len(files) + len(files.skipped), size=size, broken=list(files.skipped), passed=files.passed)
+    found = Inspection(
+        files.source,
+        len(files) + len(files.skipped),
+        size=size,
+        broken=list(files.skipped),
+        passed=files.passed,
+    )
     chosen = {round(i * (len(files) - 1) / max(1, sheet - 1)) for i in range(sheet)}
     same: dict[bytes, list[str]] = {}
     kept, moments = [], torch.zeros(3, dtype=torch.float64)
@@ -71,29 +95,45 @@ def inspect_pictures(place: str | os.PathLike[str], size: tuple[int, int] = (64,
             facts, image = looked
             _count(found, facts, files, index)
             found.ranges[range_of(image)] += 1
-            same.setdefault(hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest(), []).append(files.name(index))
+            same.setdefault(
+                hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest(), []
+            ).append(files.name(index))
             values = image.double().div_(127.5).sub_(1)
-            moments += torch.stack([values.sum(), values.square().sum(), torch.tensor(float(values.numel()))])
+            moments += torch.stack(
+                [values.sum(), values.square().sum(), torch.tensor(float(values.numel()))]
+            )
             kept += [image] if index in chosen else []
         if progress is not None:
             progress(index + 1, len(files))
     if not found.readable:
-        raise ValueError(f'none of the {found.files} pictures of {found.source} can be read (the last, {found.broken[-1][0]}: '
-                         f'{found.broken[-1][1]}); are they pictures?')
+        raise ValueError(
+            f'none of the {found.files} pictures of {found.source} can be read (the last, '
+            f'{found.broken[-1][0]}: '
+            f'{found.broken[-1][1]}); are they pictures?'
+        )
     total, squares, count = moments.tolist()
-    found.mean, found.sigma_data = total / count, max(0., squares / count - (total / count) ** 2) ** 0.5
+    found.mean, found.sigma_data = (
+        total / count,
+        max(0.0, squares / count - (total / count) ** 2) ** 0.5,
+    )
     found.channels = channels or (1 if all(mode in GREY for mode in found.modes) else 3)
     found.sample = torch.stack(kept) if kept else None
     found.duplicates = [names for names in same.values() if len(names) > 1]
     return found
 
 
-def open_pictures(place: Path, size: tuple[int, int], grey_range: tuple[float, float] | None = None) -> PictureFiles | PictureArchive:
+def open_pictures(
+    place: Path, size: tuple[int, int], grey_range: tuple[float, float] | None = None
+) -> PictureFiles | PictureArchive:
     """The pictures of a folder or an archive, as training sees them."""
-    return (PictureArchive if place.is_file() else PictureFiles)(place, size, 3, grey_range=grey_range)
+    return (PictureArchive if place.is_file() else PictureFiles)(
+        place, size, 3, grey_range=grey_range
+    )
 
 
-def _count(found: Inspection, facts: dict[str, Any], files: PictureFiles | PictureArchive, index: int) -> None:
+def _count(
+    found: Inspection, facts: dict[str, Any], files: PictureFiles | PictureArchive, index: int
+) -> None:
     found.readable += 1
     found.formats[facts['format']] += 1
     found.modes[facts['mode']] += 1
@@ -104,20 +144,33 @@ def _count(found: Inspection, facts: dict[str, Any], files: PictureFiles | Pictu
         found.classes[escape_name(folder)] += 1
 
 
-def _in_threads(files: PictureFiles | PictureArchive, size: tuple[int, int]) -> Iterator[tuple[dict[str, Any], Tensor] | str]:
+def _in_threads(
+    files: PictureFiles | PictureArchive, size: tuple[int, int]
+) -> Iterator[tuple[dict[str, Any], Tensor] | str]:
     """Each picture's facts and pixels in order, or the reason why it cannot be read."""
+
     def look(index: int) -> tuple[dict[str, Any], Tensor] | str:
         try:
             with files.open(index) as source:
-                return read_picture(source, lambda picture: _looked_at(picture, size, files.grey_range))
+                return read_picture(
+                    source, lambda picture: _looked_at(picture, size, files.grey_range)
+                )
         except UnreadablePicture as error:
             return str(error)
 
     return map_in_threads(look, len(files), 3 * math.prod(size))
 
 
-def _looked_at(picture: Any, size: tuple[int, int], grey_range: tuple[float, float] | None) -> tuple[dict[str, Any], Tensor]:
-    facts = {'format': picture.format or '?', 'mode': picture.mode, 'size': (picture.width, picture.height)}
-    turned = is_turned(picture)         # (Pillow turns a TIFF as it decodes it, and a PNG may have its tag behind its pixels)
+def _looked_at(
+    picture: Any, size: tuple[int, int], grey_range: tuple[float, float] | None
+) -> tuple[dict[str, Any], Tensor]:
+    facts = {
+        'format': picture.format or '?',
+        'mode': picture.mode,
+        'size': (picture.width, picture.height),
+    }
+    turned = is_turned(
+        picture
+    )  # (Pillow turns a TIFF as it decodes it, and a PNG may have its tag behind its pixels)
     image = picture_bytes(picture, size, 3, grey_range=grey_range)
     return {**facts, 'turned': turned or is_turned(picture)}, image

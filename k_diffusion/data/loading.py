@@ -1,11 +1,14 @@
-"""The stream of training batches: a function of the data, the seed and the position in it, and of nothing else.
+"""The stream of training batches: a function of the data, the seed and the position in it, and of
+nothing else.
 
-Item p of the stream is picture number p % N of the order that the data set has in epoch p // N, by default
-`permutation(seed, p // N, N)`, augmented by a generator of (seed, p). An optimizer step takes the next
-batch_size * world_size * grad_accum_steps items, so that its micro-step m on rank r takes batch_size of them from
-base + (m * world_size + r) * batch_size on. Neither workers nor a pause can change anything, and how the items of a step are
-spread over processes and micro-steps changes only who takes them.
+Item p of the stream is picture number p % N of the order that the data set has in epoch p // N, by
+default `permutation(seed, p // N, N)`, augmented by a generator of (seed, p). An optimizer step
+takes the next batch_size * world_size * grad_accum_steps items, so that its micro-step m on rank r
+takes batch_size of them from base + (m * world_size + r) * batch_size on. Neither workers nor a
+pause can change anything, and how the items of a step are spread over processes and micro-steps
+changes only who takes them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
@@ -28,29 +31,34 @@ from .streams import RowStream
 class Loader:
     """Endless micro-batches of one process.
 
-    A batch is a dict: image float32 [B, C, H, W] in [-1, 1] and, where there are, class_cond int64 [B] and aug_cond
-    float32 [B, 9], on the device; text, a list of B texts, where there are; on the CPU item int64 [B], the positions in the
-    stream, and index [B], which pictures they are. (In place of an unreadable picture stands the next, with its own number and
-    class.)
+    A batch is a dict: image float32 [B, C, H, W] in [-1, 1] and, where there are, class_cond int64
+    [B] and aug_cond float32 [B, 9], on the device; text, a list of B texts, where there are; on the
+    CPU item int64 [B], the positions in the stream, and index [B], which pictures they are. (In
+    place of an unreadable picture stands the next, with its own number and class.)
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        batch_size: int,                    # per process and micro-step
+        batch_size: int,  # per process and micro-step
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         grad_accum_steps: int = 1,
         augmentation: BatchedAugmentation | None = None,
-        num_workers: int = 0,               # processes that decode what is not decoded yet; 0: this one does
-        start_method: str = 'spawn',        # how they start: spawn, fork or forkserver
+        num_workers: int = 0,  # processes that decode what is not decoded yet; 0: this one does
+        start_method: str = 'spawn',  # how they start: spawn, fork or forkserver
         device: Any = 'cpu',
-        worker_timeout: float | None = None,    # seconds until they count as hanging
+        worker_timeout: float | None = None,  # seconds until they count as hanging
     ) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world_size, self.grad_accum_steps = rank, world_size, grad_accum_steps
-        self.augmentation, self.num_workers, self.start_method, self.device = augmentation, num_workers, start_method, torch.device(device)
+        self.augmentation, self.num_workers, self.start_method, self.device = (
+            augmentation,
+            num_workers,
+            start_method,
+            torch.device(device),
+        )
         self.worker_timeout = worker_timeout
         self._noted = set(dataset.skipped)
         self.items_per_step = batch_size * world_size * grad_accum_steps
@@ -61,13 +69,23 @@ class Loader:
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} is {getattr(self, name)}; it must be at least 1')
         if self.num_workers < 0:
-            raise ValueError(f'num_workers is {self.num_workers}; it must be at least 0 (0: this process reads the pictures)')
+            raise ValueError(
+                f'num_workers is {self.num_workers}; it must be at least 0 (0: this process reads '
+                'the pictures)'
+            )
         if not 0 <= self.rank < self.world_size:
-            raise ValueError(f'rank is {self.rank}; with a world_size of {self.world_size} it must be from 0 to {self.world_size - 1}')
+            raise ValueError(
+                f'rank is {self.rank}; with a world_size of {self.world_size} it must be from 0 '
+                f'to {self.world_size - 1}'
+            )
         if len(self.dataset) < self.items_per_step:
-            raise ValueError(f'{self.dataset.source} has {len(self.dataset)} images, fewer than the {self.items_per_step} of one step '
-                             f'(batch size {self.batch_size} x {self.world_size} processes x {self.grad_accum_steps} accumulation steps); '
-                             'lower the batch size or add images')
+            raise ValueError(
+                f'{self.dataset.source} has {len(self.dataset)} images, fewer than the '
+                f'{self.items_per_step} of one step '
+                f'(batch size {self.batch_size} x {self.world_size} processes x '
+                f'{self.grad_accum_steps} accumulation steps); '
+                'lower the batch size or add images'
+            )
 
     def epoch(self, items: int) -> int:
         """The epoch that the item at a position belongs to, from 0."""
@@ -79,13 +97,18 @@ class Loader:
         epoch, offset = divmod(position, n)
         chosen = self.dataset.order(self.seed, epoch, offset, min(self.batch_size, n - offset))
         missing = self.batch_size - len(chosen)
-        return torch.cat([chosen, self.dataset.order(self.seed, epoch + 1, 0, missing)]) if missing else chosen
+        return (
+            torch.cat([chosen, self.dataset.order(self.seed, epoch + 1, 0, missing)])
+            if missing
+            else chosen
+        )
 
     def iterate(self, items: int = 0) -> Iterator[dict[str, Any]]:
         """The micro-batches of this rank from the position `items` of the stream on.
 
-        Beside an accelerator each is made while the one before is in use; on the CPU, when it is asked for, since a second
-        thread that computes there takes more from the training than it gives.
+        Beside an accelerator each is made while the one before is in use; on the CPU, when it is
+        asked for, since a second thread that computes there takes more from the training than it
+        gives.
         """
         with closing(self._batches(items + self.rank * self.batch_size)) as batches:
             yield from batches if self.device.type == 'cpu' else _ahead(batches)
@@ -96,13 +119,22 @@ class Loader:
             yield from map(self._from_python, positions)
             return
         if isinstance(self.dataset, RowStream):
-            rows = self.dataset.batches(self.seed, first, self.batch_size, self.batch_size * self.world_size)
+            rows = self.dataset.batches(
+                self.seed, first, self.batch_size, self.batch_size * self.world_size
+            )
             for position, batch in zip(positions, rows):
                 self._note(batch.skipped)
                 yield self._finished(position, batch)
             return
-        with closing(read(self.dataset, map(self.indices, positions), self.num_workers,
-                          self.start_method, self.worker_timeout)) as batches:
+        with closing(
+            read(
+                self.dataset,
+                map(self.indices, positions),
+                self.num_workers,
+                self.start_method,
+                self.worker_timeout,
+            )
+        ) as batches:
             for position, batch in zip(positions, batches):
                 self._note(batch.skipped)
                 yield self._finished(position, batch)
@@ -110,7 +142,9 @@ class Loader:
     def _from_python(self, position: int) -> dict[str, Any]:
         """The batch at a position of data given from Python, which this process reads."""
         if not isinstance(self.dataset, PythonData):
-            raise TypeError('only data given from Python is read so; this is an error of the program')
+            raise TypeError(
+                'only data given from Python is read so; this is an error of the program'
+            )
         positions, index = range(position, position + self.batch_size), self.indices(position)
         seeds = [derive_seed(self.seed, 'data', p) for p in positions]
         batch = batch_of(self.dataset, self.dataset.read(index.tolist(), seeds), self.device)
@@ -126,10 +160,15 @@ class Loader:
         images = self._to_device(batch.images)
         result: dict[str, Any] = {'item': torch.tensor(positions), 'index': batch.numbers}
         if self.augmentation is not None and images.dtype != torch.uint8:
-            raise ValueError(f'model.augment_prob must be 0, since {self.dataset.source} holds arrays of {images.dtype}, '
-                             'which cannot be turned and stretched as pictures can')
+            raise ValueError(
+                f'model.augment_prob must be 0, since {self.dataset.source} holds arrays of '
+                f'{images.dtype}, '
+                'which cannot be turned and stretched as pictures can'
+            )
         if self.augmentation is None:
-            result['image'] = from_bytes(images) if images.dtype == torch.uint8 else images     # latents are numbers already
+            result['image'] = (
+                from_bytes(images) if images.dtype == torch.uint8 else images
+            )  # latents are numbers already
         else:
             seeds = [derive_seed(self.seed, 'augment', p) for p in positions]
             result['image'], result['aug_cond'] = self.augmentation(images, seeds)
@@ -140,7 +179,11 @@ class Loader:
         return result
 
     def _to_device(self, x: Tensor) -> Tensor:
-        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == 'cuda' else x.to(self.device)
+        return (
+            x.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == 'cuda'
+            else x.to(self.device)
+        )
 
 
 def _ahead(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,5 @@
 """MNIST and what is published in its format, IDX."""
+
 from __future__ import annotations
 
 import gzip
@@ -18,15 +19,17 @@ from .published import FASHION_MNIST, MNIST, Published, PublishedFile, fetch, mi
 
 #: The most bytes that an IDX file may hold, by what its header says.
 IDX_LIMIT = 2**31
-#: The most bytes that a .gz file may hold: so many, or so many times its own size (MNIST shrinks to a fifth).
+#: The most bytes that a .gz file may hold: so many, or so many times its own size (MNIST shrinks to
+#: a fifth).
 UNPACKED, EXPANSION = 2**26, 100
 
 
 @DATASETS.register('mnist', 'fashion-mnist')
 @dataclass(kw_only=True)
 class MNISTConfig(LocatedConfig):
-    """MNIST or Fashion-MNIST, the training pictures or the test ones: IDX files, plain or .gz, in location or location/MNIST/raw
-    (FashionMNIST/raw)."""
+    """MNIST or Fashion-MNIST, the training pictures or the test ones: IDX files, plain or .gz, in
+    location or location/MNIST/raw (FashionMNIST/raw).
+    """
 
     type: Literal['mnist', 'fashion-mnist'] = 'mnist'
     download: bool = True
@@ -38,9 +41,14 @@ class MNISTConfig(LocatedConfig):
             published = published._replace(files=published.test_files)
         images, labels = (read_idx(path) for path in self._files(published))
         if images.ndim != 3 or labels.ndim != 1:
-            raise ValueError(f'{self.place()}: the images have the shape {list(images.shape)} and the labels {list(labels.shape)}; '
-                             'they must be [N, height, width] and [N]')
-        return Images(images[:, None], labels.long(), published.class_names, str(self.place())).framed(request.size, request.channels)
+            raise ValueError(
+                f'{self.place()}: the images have the shape {list(images.shape)} and the labels '
+                f'{list(labels.shape)}; '
+                'they must be [N, height, width] and [N]'
+            )
+        return Images(
+            images[:, None], labels.long(), published.class_names, str(self.place())
+        ).framed(request.size, request.channels)
 
     def _files(self, published: Published) -> list[Path]:
         below = self.place() / ('FashionMNIST' if self.type == 'fashion-mnist' else 'MNIST') / 'raw'
@@ -63,12 +71,20 @@ def _present(path: Path) -> Path | None:
 
 
 def _check_content(path: Path, file: PublishedFile) -> None:
-    if file.content is not None and hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest() != file.content:
-        raise ValueError(f'{path} was downloaded and does not hold what was published; delete it and fetch it by other means')
+    if (
+        file.content is not None
+        and hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest() != file.content
+    ):
+        raise ValueError(
+            f'{path} was downloaded and does not hold what was published; delete it and fetch it '
+            'by other means'
+        )
 
 
 def read_idx(path: Path) -> Tensor:
-    """An IDX file of bytes, plain or .gz, as a uint8 tensor: 0 0 8, the number of axes, each length as 4 bytes (big-endian), the data."""
+    """An IDX file of bytes, plain or .gz, as a uint8 tensor: 0 0 8, the number of axes, each
+    length as 4 bytes (big-endian), the data.
+    """
     try:
         with open(path, 'rb') as plain, gzip.open(plain) as unzipped:
             is_packed = path.suffix == '.gz'
@@ -85,13 +101,18 @@ def _parse_idx(file: IO[bytes] | gzip.GzipFile, limit: int) -> Tensor:
     if len(head) < 4 or head[:3] != b'\0\0\x08' or not 1 <= head[3] <= 4:
         raise ValueError('is not an IDX file of bytes')
     lengths = file.read(4 * head[3])
-    shape = [int.from_bytes(lengths[i:i + 4], 'big') for i in range(0, len(lengths), 4)]
+    shape = [int.from_bytes(lengths[i : i + 4], 'big') for i in range(0, len(lengths), 4)]
     size = prod(shape)
     if len(shape) < head[3] or len(lengths) % 4 or not 0 < size <= limit:
-        raise ValueError(f'claims the shape {shape}, which is empty, cut short or more than {limit} bytes')
+        raise ValueError(
+            f'claims the shape {shape}, which is empty, cut short or more than {limit} bytes'
+        )
     data = bytearray()
     while chunk := file.read(min(2**20, size + 1 - len(data))):
         data += chunk
     if len(data) != size:
-        raise ValueError(f'holds {"more" if len(data) > size else "fewer"} than the {size} bytes of the shape {shape}')
+        raise ValueError(
+            f'holds {"more" if len(data) > size else "fewer"} than the {size} bytes of the shape '
+            f'{shape}'
+        )
     return torch.frombuffer(data, dtype=torch.uint8).view(shape)

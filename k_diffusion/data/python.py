@@ -1,4 +1,7 @@
-"""Data given from Python: tensors and data sets of torch, as the stream of training batches needs them."""
+"""Data given from Python: tensors and data sets of torch, as the stream of training batches
+needs them.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -31,8 +34,10 @@ class PythonDataConfig(DatasetConfig):
 
     def open(self, request: Request) -> NoReturn:
         """Raise a ValueError that says how to give the data."""
-        raise ValueError('dataset must be given, since that of this config is from Python: pass '
-                         'dataset=..., a tensor or a torch data set')
+        raise ValueError(
+            'dataset must be given, since that of this config is from Python: pass '
+            'dataset=..., a tensor or a torch data set'
+        )
 
 
 class PythonData(Dataset):
@@ -68,8 +73,10 @@ class TensorData(PythonData):
         self.images, self.tensors = _numbers(images), dict(conditions)
         for key, value in self.tensors.items():
             if len(value) != len(images):
-                raise ValueError(f'dataset must hold as many values of {key} as items, '
-                                 f'{len(images)}; got {len(value)}')
+                raise ValueError(
+                    f'dataset must hold as many values of {key} as items, '
+                    f'{len(images)}; got {len(value)}'
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -112,8 +119,10 @@ class StreamData(PythonData):
     def __init__(self, items: Any, num_classes: int) -> None:
         self.items = items
         if iter(items) is items:
-            raise TypeError('dataset must be a data set that can be iterated anew; '
-                            f'got {show_value(items)}, which ends after one pass')
+            raise TypeError(
+                'dataset must be a data set that can be iterated anew; '
+                f'got {show_value(items)}, which ends after one pass'
+            )
         first = next(iter(items), None)
         if first is None:
             raise ValueError('dataset must hold at least one item; got an empty one')
@@ -133,10 +142,13 @@ class StreamData(PythonData):
         """
         if first and not hasattr(self.items, 'seek'):
             raise ValueError(
-                f'dataset must be map-style (__len__ and __getitem__) or have a method seek(n), which '
-                f'passes over n items, to go on with a run: {type(self.items).__name__} can only be '
+                'dataset must be map-style (__len__ and __getitem__) or have a method seek(n), '
+                'which '
+                f'passes over n items, to go on with a run: {type(self.items).__name__} can only '
+                'be '
                 f'read from its beginning, and the run has taken {first:,} items; begin a new run '
-                'with another name')
+                'with another name'
+            )
         if first:
             self.items.seek(first)
         while True:
@@ -145,15 +157,24 @@ class StreamData(PythonData):
                 empty = False
                 yield _parts(item)
             if empty:
-                raise ValueError(f'dataset must begin anew when it ends; {show_value(self.items)} '
-                                 'gave no more items')
+                raise ValueError(
+                    f'dataset must begin anew when it ends; {show_value(self.items)} '
+                    'gave no more items'
+                )
 
 
 class StreamLoader:
     """Endless micro-batches of one process from a `StreamData`, each item to one process."""
 
-    def __init__(self, dataset: StreamData, batch_size: int, rank: int = 0, world_size: int = 1,
-                 grad_accum_steps: int = 1, device: Any = 'cpu') -> None:
+    def __init__(
+        self,
+        dataset: StreamData,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        grad_accum_steps: int = 1,
+        device: Any = 'cpu',
+    ) -> None:
         self.dataset, self.batch_size, self.rank = dataset, batch_size, rank
         self.world_size, self.device = world_size, device
         self.items_per_step = batch_size * world_size * grad_accum_steps
@@ -175,8 +196,10 @@ class StreamLoader:
 
 def batch_of(dataset: PythonData, items: Item, device: Any) -> dict[str, Any]:
     """Return items as training takes them: image, class_cond where there are classes, and cond."""
-    items = {key: value.to(device) if isinstance(value, Tensor) else value
-             for key, value in items.items()}
+    items = {
+        key: value.to(device) if isinstance(value, Tensor) else value
+        for key, value in items.items()
+    }
     image = items.pop('image')
     batch = {'image': from_bytes(image) if image.dtype == torch.uint8 else image}
     if dataset.num_classes:
@@ -191,7 +214,8 @@ def as_dataset(data: Any, num_classes: int = 0) -> Dataset:
         data: A tensor [N, C, ...], uint8 or float; a torch data set, map-style or iterable, or a
             sequence, of tensors, (tensor, label) or dicts with the tensor under 'image' or 'x' and
             conditions under their names; or a data set of this package.
-        num_classes: How many classes the labels are of; 0: they are given to the network as they are.
+        num_classes: How many classes the labels are of; 0: they are given to the network as they
+            are.
 
     Raises:
         TypeError: It is something else.
@@ -203,8 +227,10 @@ def as_dataset(data: Any, num_classes: int = 0) -> Dataset:
         data = TensorDataset(data)
     if isinstance(data, TensorDataset):
         if len(data.tensors) > 2:
-            raise ValueError('dataset must hold tensors and labels; '
-                             f'got {len(data.tensors)} tensors: name them, items as dicts')
+            raise ValueError(
+                'dataset must hold tensors and labels; '
+                f'got {len(data.tensors)} tensors: name them, items as dicts'
+            )
         labels = {'class_cond': data.tensors[1]} if len(data.tensors) == 2 else {}
         dataset: PythonData = TensorData(data.tensors[0], labels, num_classes)
     elif hasattr(data, '__getitem__') and hasattr(data, '__len__'):
@@ -212,11 +238,14 @@ def as_dataset(data: Any, num_classes: int = 0) -> Dataset:
     elif hasattr(data, '__iter__'):
         dataset = StreamData(data, num_classes)
     else:
-        raise TypeError('dataset must be a tensor [N, C, ...] or a torch data set; '
-                        f'got {show_value(data)}')
+        raise TypeError(
+            f'dataset must be a tensor [N, C, ...] or a torch data set; got {show_value(data)}'
+        )
     if not 1 <= len(dataset.image_shape) <= 4:
-        raise ValueError('dataset must hold items of shape [C, ...] with at most 3 more dimensions; '
-                         f'got {list(dataset.image_shape)}')
+        raise ValueError(
+            'dataset must hold items of shape [C, ...] with at most 3 more dimensions; '
+            f'got {list(dataset.image_shape)}'
+        )
     if num_classes:
         _check_classes(dataset, num_classes)
     return dataset
@@ -237,8 +266,10 @@ def measure_sigma_data(dataset: Dataset, most: int = 4096) -> float:
     values = from_bytes(images) if images.dtype == torch.uint8 else images
     std = float(values.double().std(correction=0))
     if not 0 < std < float('inf'):
-        raise ValueError(f'sigma_data must be given as a number, since the values of the data set '
-                         f'have the standard deviation {std:g}')
+        raise ValueError(
+            f'sigma_data must be given as a number, since the values of the data set '
+            f'have the standard deviation {std:g}'
+        )
     return std
 
 
@@ -248,8 +279,10 @@ def _check_classes(dataset: PythonData, num_classes: int) -> None:
         raise ValueError(f'num_classes must be 0 where items have no label; got {num_classes}')
     labels = dataset.tensors['class_cond'] if isinstance(dataset, TensorData) else None
     if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise ValueError(f'num_classes must be above all labels, which go from {int(labels.min())} '
-                         f'to {int(labels.max())}; got {num_classes}')
+        raise ValueError(
+            f'num_classes must be above all labels, which go from {int(labels.min())} '
+            f'to {int(labels.max())}; got {num_classes}'
+        )
 
 
 def _numbers(x: Tensor) -> Tensor:
@@ -272,15 +305,19 @@ def _parts(item: Any) -> Item:
     else:
         image, parts = item, {}
     if not isinstance(image, Tensor):
-        raise TypeError('dataset must hold tensors, (tensor, label) or dicts with the tensor under '
-                        f"'image' or 'x'; got {show_value(item)}")
+        raise TypeError(
+            'dataset must hold tensors, (tensor, label) or dicts with the tensor under '
+            f"'image' or 'x'; got {show_value(item)}"
+        )
     return {'image': _numbers(image), **parts}
 
 
 def _stack(items: Sequence[Item]) -> Item:
     shapes = {tuple(item['image'].shape) for item in items}
     if len(shapes) > 1:
-        raise ValueError('dataset must hold items of one shape; '
-                         f'got {" and ".join(str(list(shape)) for shape in sorted(shapes)[:2])}')
+        raise ValueError(
+            'dataset must hold items of one shape; '
+            f'got {" and ".join(str(list(shape)) for shape in sorted(shapes)[:2])}'
+        )
     stacked: Item = default_collate(list(items))
     return stacked

@@ -1,4 +1,7 @@
-"""How much of black to white a data set uses: one that uses a sliver was probably scaled by the wrong rule."""
+"""How much of black to white a data set uses: one that uses a sliver was probably scaled by the
+wrong rule.
+"""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -14,7 +17,8 @@ from .selection import PictureSet
 _LOOKED_AT = 64
 #: A set whose values span less of 0 to 255 is warned about.
 SLIVER = 64
-#: So is one of which such a share of the pictures are within a sliver at black or white, as files of another depth are.
+#: So is one of which such a share of the pictures are within a sliver at black or white, as files
+#: of another depth are.
 SHARE = 0.25
 
 #: The least and the largest value of pictures, 0 to 255, and how many pictures have them.
@@ -27,16 +31,36 @@ def range_of(image: Tensor) -> tuple[int, int]:
 
 
 def range_note(source: str, ranges: Ranges) -> str | None:
-    """A sentence where pictures, or many of them, use a sliver of the range, None where they use more of it."""
-    narrow = ranges if _span(ranges) < SLIVER else Counter(
-        {(low, high): n for (low, high), n in ranges.items() if high < SLIVER or low > 255 - SLIVER})
+    """A sentence where pictures, or many of them, use a sliver of the range, None where they use
+    more of it.
+    """
+    narrow = (
+        ranges
+        if _span(ranges) < SLIVER
+        else Counter(
+            {
+                (low, high): n
+                for (low, high), n in ranges.items()
+                if high < SLIVER or low > 255 - SLIVER
+            }
+        )
+    )
     if not ranges or narrow.total() < SHARE * ranges.total():
         return None
-    which = 'the pictures' if narrow.total() == ranges.total() else f'{narrow.total():,} of the {ranges.total():,} pictures looked at'
-    return (f'{which} of {source} use only the values {min(low for low, _ in narrow)} to {max(high for _, high in narrow)} of 0 (black) '
-            'to 255 (white); if their files are scaled otherwise (12 bits in a 16-bit file), set dataset.grey_range to the values that '
-            'are black and white there, [0, 4095], and model.sigma_data to what `k-diffusion dataset` then measures; files of several '
-            'channels, and those of another depth than the rest, must be scaled anew')
+    which = (
+        'the pictures'
+        if narrow.total() == ranges.total()
+        else f'{narrow.total():,} of the {ranges.total():,} pictures looked at'
+    )
+    return (
+        f'{which} of {source} use only the values {min(low for low, _ in narrow)} to '
+        f'{max(high for _, high in narrow)} of 0 (black) '
+        'to 255 (white); if their files are scaled otherwise (12 bits in a 16-bit file), set '
+        'dataset.grey_range to the values that '
+        'are black and white there, [0, 4095], and model.sigma_data to what `k-diffusion dataset` '
+        'then measures; files of several '
+        'channels, and those of another depth than the rest, must be scaled anew'
+    )
 
 
 def range_notes(dataset: Dataset) -> list[str]:

@@ -1,4 +1,5 @@
 """Reading the pictures of a batch: from memory, one after another, or by worker processes."""
+
 from __future__ import annotations
 
 import math
@@ -22,13 +23,15 @@ from .pictures import UnreadablePicture
 #: How many batches each worker has waiting.
 _AHEAD = 2
 #: Seconds of one wait for a worker; the time while the program is stopped (Ctrl-Z) counts as one.
-_TURN = 1.
+_TURN = 1.0
 #: How many pictures in a row may be unreadable before that is an error.
 _ATTEMPTS = 100
 
 
 class Batch(NamedTuple):
-    """Pictures [B, C, H, W], uint8 or float32, their classes [B], their numbers [B], what could not be read (name, reason), texts."""
+    """Pictures [B, C, H, W], uint8 or float32, their classes [B], their numbers [B], what could
+    not be read (name, reason), texts.
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -37,8 +40,13 @@ class Batch(NamedTuple):
     texts: list[str] | None = None
 
 
-def read(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str,
-         timeout: float | None = None) -> Generator[Batch, None, None]:
+def read(
+    dataset: Dataset,
+    indices: Iterator[Tensor],
+    workers: int,
+    start_method: str,
+    timeout: float | None = None,
+) -> Generator[Batch, None, None]:
     """Yield the batches of a stream of indices [B], in order.
 
     Workers serve a data set that is still to be decoded; another needs none.
@@ -61,7 +69,9 @@ def read(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method
 
 
 def _from_memory(dataset: Images, index: Tensor) -> Batch:
-    return Batch(dataset.images[index], None if dataset.labels is None else dataset.labels[index], index, [])
+    return Batch(
+        dataset.images[index], None if dataset.labels is None else dataset.labels[index], index, []
+    )
 
 
 def read_items(dataset: Dataset, indices: Sequence[int]) -> Batch:
@@ -71,11 +81,23 @@ def read_items(dataset: Dataset, indices: Sequence[int]) -> Batch:
     return stack_items(items, read, skipped)
 
 
-def stack_items(items: Sequence[dict[str, Any]], numbers: Sequence[int], skipped: list[tuple[str, str]]) -> Batch:
-    """Return items that were read, with their numbers and what was skipped meanwhile, as a batch."""
-    labels = torch.tensor([item['class_cond'] for item in items]) if 'class_cond' in items[0] else None
+def stack_items(
+    items: Sequence[dict[str, Any]], numbers: Sequence[int], skipped: list[tuple[str, str]]
+) -> Batch:
+    """Return items that were read, with their numbers and what was skipped meanwhile, as a
+    batch.
+    """
+    labels = (
+        torch.tensor([item['class_cond'] for item in items]) if 'class_cond' in items[0] else None
+    )
     texts = [item['text'] for item in items] if 'text' in items[0] else None
-    return Batch(torch.stack([item['image'] for item in items]), labels, torch.tensor(numbers), skipped, texts)
+    return Batch(
+        torch.stack([item['image'] for item in items]),
+        labels,
+        torch.tensor(numbers),
+        skipped,
+        texts,
+    )
 
 
 def readable_index(dataset: Dataset, index: int) -> int:
@@ -83,8 +105,12 @@ def readable_index(dataset: Dataset, index: int) -> int:
     return _first_readable(dataset, index, [])[0]
 
 
-def _first_readable(dataset: Dataset, index: int, skipped: list[tuple[str, str]]) -> tuple[int, dict[str, Any]]:
-    """The item with its number, or in place of one that cannot be read the next that can: the same whoever reads it."""
+def _first_readable(
+    dataset: Dataset, index: int, skipped: list[tuple[str, str]]
+) -> tuple[int, dict[str, Any]]:
+    """The item with its number, or in place of one that cannot be read the next that can: the
+    same whoever reads it.
+    """
     for _ in range(min(_ATTEMPTS, len(dataset))):
         try:
             return index, dataset[index]
@@ -92,14 +118,25 @@ def _first_readable(dataset: Dataset, index: int, skipped: list[tuple[str, str]]
             skipped.append((dataset.name(index), str(error)))
         index = dataset.next_index(index)
     name, reason = skipped[-1]
-    raise ValueError(f'{dataset.source} has many pictures in a row that cannot be read (the last, {name}: {reason}); are they pictures?')
+    raise ValueError(
+        f'{dataset.source} has many pictures in a row that cannot be read (the last, {name}: '
+        f'{reason}); are they pictures?'
+    )
 
 
-def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start_method: str,
-                timeout: float | None) -> Generator[Batch, None, None]:
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method), _start_worker, (dataset,))
+def _by_workers(
+    dataset: Dataset,
+    indices: Iterator[Tensor],
+    workers: int,
+    start_method: str,
+    timeout: float | None,
+) -> Generator[Batch, None, None]:
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context(start_method), _start_worker, (dataset,)
+    )
     waiting: deque[tuple[list[int], Future[Any]]] = deque()
-    processes = pool._processes     # type: ignore[attr-defined, unused-ignore]  # kept, since a broken pool forgets them
+    # kept, since a broken pool forgets them
+    processes = pool._processes  # type: ignore[attr-defined, unused-ignore]
     try:
         for index in indices:
             waiting.append((index.tolist(), pool.submit(_work, index.tolist())))
@@ -110,10 +147,18 @@ def _by_workers(dataset: Dataset, indices: Iterator[Tensor], workers: int, start
                     raise ChildProcessError(_hang_message(dataset, first, timeout))
                 pictures, dtype, labels, read, skipped, texts = future.result()
                 images = torch.frombuffer(pictures, dtype=dtype).view(-1, *dataset.image_shape)
-                yield Batch(images, None if labels is None else torch.tensor(labels), torch.tensor(read), skipped, texts)
+                yield Batch(
+                    images,
+                    None if labels is None else torch.tensor(labels),
+                    torch.tensor(read),
+                    skipped,
+                    texts,
+                )
     except BrokenProcessPool:
-        raise ChildProcessError(f'a process that reads {dataset.source} died ({_how_it_died(processes)}); '
-                      'pass fewer num_workers=..., or 0, and start again: training resumes where it was') from None
+        raise ChildProcessError(
+            f'a process that reads {dataset.source} died ({_how_it_died(processes)}); '
+            'pass fewer num_workers=..., or 0, and start again: training resumes where it was'
+        ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -137,16 +182,21 @@ def _kill(processes: Any) -> None:
 
 def _hang_message(dataset: Dataset, indices: list[int], timeout: float | None) -> str:
     names = ', '.join(dataset.name(index) for index in indices[:3])
-    return (f'the processes that read {dataset.source} gave no batch for {timeout:g} s (it begins '
-            f'with {names}); mend what hangs or pass a greater worker_timeout=..., and start again: training '
-            'resumes where it was')
+    return (
+        f'the processes that read {dataset.source} gave no batch for {timeout:g} s (it begins '
+        f'with {names}); mend what hangs or pass a greater worker_timeout=..., and start again: '
+        'training '
+        'resumes where it was'
+    )
 
 
 def _how_it_died(processes: Any) -> str:
-    """The first of the processes that did not end by itself: its number, and the signal or status it ended with."""
+    """The first of the processes that did not end by itself: its number, and the signal or
+    status it ended with.
+    """
     for process in list((processes or {}).values()):
         code = process.exitcode
-        if code not in (None, 0, -signal.SIGTERM):      # (by SIGTERM the pool ends the others)
+        if code not in (None, 0, -signal.SIGTERM):  # (by SIGTERM the pool ends the others)
             how = f'signal {signal.Signals(-code).name}' if code < 0 else f'exit status {code}'
             return f'process {process.pid}, by {how}' + (': out of memory?' if code == -9 else '')
     return 'killed, or out of memory'
@@ -156,7 +206,9 @@ _dataset: Dataset | None = None
 
 
 def _start_worker(dataset: Dataset) -> None:
-    """In a worker: one thread (its fellows have the other cores), interrupts left to the parent, and an end with the parent."""
+    """In a worker: one thread (its fellows have the other cores), interrupts left to the parent,
+    and an end with the parent.
+    """
     global _dataset
     _dataset = dataset
     dataset.reopen()
@@ -173,9 +225,18 @@ def _end_after(parent: Any) -> None:
 
 
 def _work(indices: list[int]) -> tuple[Any, ...]:
-    """In a worker: a batch as plain bytes (shared memory is scarce in containers, and must be cleaned up after)."""
+    """In a worker: a batch as plain bytes (shared memory is scarce in containers, and must be
+    cleaned up after).
+    """
     if _dataset is None:
         raise RuntimeError('a worker was not started; this is an error of the program')
     images, labels, read, skipped, texts = read_items(_dataset, indices)
     data = raw_bytes(images.contiguous().view(torch.uint8))
-    return data, images.dtype, None if labels is None else labels.tolist(), read.tolist(), skipped, texts
+    return (
+        data,
+        images.dtype,
+        None if labels is None else labels.tolist(),
+        read.tolist(),
+        skipped,
+        texts,
+    )

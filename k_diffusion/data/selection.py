@@ -1,12 +1,16 @@
-"""Which files of a folder or an archive are the pictures of a data set: one set of rules for training and for a look at the data.
+"""Which files of a folder or an archive are the pictures of a data set: one set of rules for
+training and for a look at the data.
 
-- Hidden and system files and folders (names that begin with a dot, and those in SYSTEM_NAMES) are passed over.
+- Hidden and system files and folders (names that begin with a dot, and those in SYSTEM_NAMES) are
+  passed over.
 - Of the others those count whose ending is in EXTENSIONS; the rest is passed over.
-- What would count and cannot be taken (a link to nothing, a folder that cannot be read, a name that leads out of an archive) is skipped.
+- What would count and cannot be taken (a link to nothing, a folder that cannot be read, a name that
+  leads out of an archive) is skipped.
 - Pictures are in the order of their names as text, folder by folder: 1.png, 10.png, 2.png.
 
 What is passed over is counted by kind, what is skipped is listed with the reason.
 """
+
 from __future__ import annotations
 
 import os
@@ -24,22 +28,45 @@ from .pictures import EXTENSIONS, load_picture
 
 F = TypeVar('F')
 #: Names of files and folders that systems and programs leave beside pictures, in lower case.
-SYSTEM_NAMES = frozenset((
-    '__macosx', '@eadir', '@recycle', '@recently-snapshot', '@tmp', '#recycle', '#snapshot', '~snapshot', '$recycle.bin', 'recycler',
-    'recycled', 'found.000', 'system volume information', 'lost+found', 'network trash folder', 'temporary items', '__pycache__',
-    'thumbs.db', 'ehthumbs.db', 'desktop.ini', 'icon\r'))
+SYSTEM_NAMES = frozenset(
+    (
+        '__macosx',
+        '@eadir',
+        '@recycle',
+        '@recently-snapshot',
+        '@tmp',
+        '#recycle',
+        '#snapshot',
+        '~snapshot',
+        '$recycle.bin',
+        'recycler',
+        'recycled',
+        'found.000',
+        'system volume information',
+        'lost+found',
+        'network trash folder',
+        'temporary items',
+        '__pycache__',
+        'thumbs.db',
+        'ehthumbs.db',
+        'desktop.ini',
+        'icon\r',
+    )
+)
 #: How many kinds of files that were passed over are named.
 _NAMED = 8
 
 
 @dataclass
 class Selection(Generic[F]):
-    """The pictures of a place by their names below it, what was skipped (name, reason), and how many were passed over of each kind."""
+    """The pictures of a place by their names below it, what was skipped (name, reason), and how
+    many were passed over of each kind.
+    """
 
     pictures: dict[str, F] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     passed: Counter[str] = field(default_factory=Counter)
-    endings: Set[str] = EXTENSIONS      # of the files that count
+    endings: Set[str] = EXTENSIONS  # of the files that count
     _hidden: set[tuple[str, ...]] = field(default_factory=set)
 
     def add(self, parts: Sequence[str], file: F, shown: str, odd: str | None = None) -> None:
@@ -64,10 +91,12 @@ class Selection(Generic[F]):
             self.pictures[name] = file
 
     def pass_hidden(self, parts: Sequence[str]) -> bool:
-        """Return True if a file or folder is hidden or lies in a hidden folder; count each such entry once."""
+        """Return True if a file or folder is hidden or lies in a hidden folder; count each such
+        entry once.
+        """
         for i, part in enumerate(parts):
             if part.startswith('.') or part.lower() in SYSTEM_NAMES:
-                entry = tuple(parts[:i + 1])
+                entry = tuple(parts[: i + 1])
                 if entry not in self._hidden:
                     self._hidden.add(entry)
                     self.passed['._*' if part.startswith('._') else escape_name(part)] += 1
@@ -80,35 +109,70 @@ class Selection(Generic[F]):
 
 
 def drop_wrapper(pictures: dict[str, F]) -> dict[str, F]:
-    """Return the pictures without the folder that holds all of them, as long as there are folders in it."""
-    while len({name.partition('/')[0] for name in pictures}) == 1 and any(name.count('/') > 1 for name in pictures):
+    """Return the pictures without the folder that holds all of them, as long as there are
+    folders in it.
+    """
+    while len({name.partition('/')[0] for name in pictures}) == 1 and any(
+        name.count('/') > 1 for name in pictures
+    ):
         pictures = {name.partition('/')[2]: file for name, file in pictures.items()}
     return pictures
 
 
 class PictureSet(Dataset, Generic[F]):
-    """The pictures of a folder or an archive, decoded when they are asked for; with `by_folder` their first folders are the classes."""
+    """The pictures of a folder or an archive, decoded when they are asked for; with `by_folder`
+    their first folders are the classes.
+    """
 
-    def __init__(self, place: Path, source: str, selection: Selection[F], pictures: dict[str, F], size: tuple[int, int], channels: int,
-                 by_folder: bool = False, grey_range: tuple[float, float] | None = None) -> None:
-        self.place, self.source, self.passed, self.grey_range = place, source, selection.passed, grey_range
+    def __init__(
+        self,
+        place: Path,
+        source: str,
+        selection: Selection[F],
+        pictures: dict[str, F],
+        size: tuple[int, int],
+        channels: int,
+        by_folder: bool = False,
+        grey_range: tuple[float, float] | None = None,
+    ) -> None:
+        self.place, self.source, self.passed, self.grey_range = (
+            place,
+            source,
+            selection.passed,
+            grey_range,
+        )
         outside = [name for name in pictures if by_folder and '/' not in name]
         self.names = [name for name in pictures if not (by_folder and '/' not in name)]
         self.files = [pictures[name] for name in self.names]
         if not self.names:
-            raise ValueError(f'{source} holds no pictures{" in folders (each a class)" if by_folder else ""}'
-                             + (f' (passed over: {count_kinds(self.passed)})' if self.passed else '')
-                             + (f' ({len(selection.skipped):,} skipped, the first, {selection.skipped[0][0]}, since '
-                                f'{selection.skipped[0][1]})' if selection.skipped else '')
-                             + '; in it must lie files whose endings say that they are pictures (.png, .jpg, ...)')
+            raise ValueError(
+                f'{source} holds no pictures{" in folders (each a class)" if by_folder else ""}'
+                + (f' (passed over: {count_kinds(self.passed)})' if self.passed else '')
+                + (
+                    f' ({len(selection.skipped):,} skipped, the first, {selection.skipped[0][0]}, '
+                    'since '
+                    f'{selection.skipped[0][1]})'
+                    if selection.skipped
+                    else ''
+                )
+                + (
+                    '; in it must lie files whose endings say that they are pictures (.png, .jpg, '
+                    '...)'
+                )
+            )
         folders = [name.partition('/')[0] for name in self.names] if by_folder else []
         classes = {folder: i for i, folder in enumerate(sorted(set(folders)))}
         super().__init__((channels, *size), list(classes))
         self.labels = [classes[folder] for folder in folders]
-        self.skipped += selection.skipped + [(self.shown(name), 'it lies in no class folder') for name in outside]
+        self.skipped += selection.skipped + [
+            (self.shown(name), 'it lies in no class folder') for name in outside
+        ]
         if self.passed:
-            self.notes.append(f'passed over in {source}, since they are hidden, of the system or not pictures by their endings: '
-                              f'{count_kinds(self.passed)}')
+            self.notes.append(
+                f'passed over in {source}, since they are hidden, of the system or not pictures '
+                'by their endings: '
+                f'{count_kinds(self.passed)}'
+            )
 
     @abstractmethod
     def open(self, index: int) -> AbstractContextManager[Path | IO[bytes]]:
@@ -124,7 +188,11 @@ class PictureSet(Dataset, Generic[F]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         channels, *size = self.image_shape
         with self.open(index) as source:
-            item: dict[str, Any] = {'image': load_picture(source, (size[0], size[1]), channels, grey_range=self.grey_range)}
+            item: dict[str, Any] = {
+                'image': load_picture(
+                    source, (size[0], size[1]), channels, grey_range=self.grey_range
+                )
+            }
         return item | {'class_cond': self.labels[index]} if self.labels else item
 
     def name(self, index: int) -> str:

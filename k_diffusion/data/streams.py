@@ -1,4 +1,5 @@
 """Data sets that can only be read in their order: rows from a beginning on, mixed in windows."""
+
 from __future__ import annotations
 
 import itertools
@@ -19,9 +20,11 @@ ENDLESS = 2**62
 
 
 class RowStream(Dataset):
-    """Rows that are read in order, each window of `window` rows permuted by a generator of (seed, epoch, window).
+    """Rows that are read in order, each window of `window` rows permuted by a generator of (seed,
+    epoch, window).
 
-    A window of rows is held as it was read, not decoded. To begin at a position, the rows of its epoch before it are passed over.
+    A window of rows is held as it was read, not decoded. To begin at a position, the rows of its
+    epoch before it are passed over.
 
     Args:
         image_shape: The shape of the pictures.
@@ -31,7 +34,9 @@ class RowStream(Dataset):
 
     streams = True
 
-    def __init__(self, image_shape: tuple[int, ...], class_names: Sequence[str], window: int) -> None:
+    def __init__(
+        self, image_shape: tuple[int, ...], class_names: Sequence[str], window: int
+    ) -> None:
         super().__init__(image_shape, class_names)
         self.window = window
         self._reading: tuple[int, Any, Iterator[Any]] | None = None
@@ -64,7 +69,9 @@ class RowStream(Dataset):
         return torch.arange(first, first + count)
 
     def batches(self, seed: int, first: int, size: int, stride: int) -> Iterator[Batch]:
-        """Yield the batches of `size` items that begin at the positions first, first + stride, ... of the run."""
+        """Yield the batches of `size` items that begin at the positions first, first + stride,
+        ... of the run.
+        """
         windows = self._windows(seed, first)
         start, window = next(windows)
         for position in itertools.count(first, stride):
@@ -80,14 +87,18 @@ class RowStream(Dataset):
             yield stack_items(items, numbers, skipped)
 
     def _windows(self, seed: int, first: int) -> Iterator[tuple[int, list[Any]]]:
-        """The windows of rows, each with the position where it begins, from one that is not behind a position on."""
+        """The windows of rows, each with the position where it begins, from one that is not
+        behind a position on.
+        """
         epoch, base, begin, rows = self._enter(seed, first)
         while True:
             for number in itertools.count(begin // self.window):
                 window = list(itertools.islice(rows, self.window))
                 if not window:
                     break
-                mixed = torch.randperm(len(window), generator=generator(seed, 'window', epoch, number)).tolist()
+                mixed = torch.randperm(
+                    len(window), generator=generator(seed, 'window', epoch, number)
+                ).tolist()
                 yield base + begin, [window[i] for i in mixed]
                 begin += len(window)
             if not begin:
@@ -96,9 +107,11 @@ class RowStream(Dataset):
             rows = self.rows(seed, epoch)
 
     def _enter(self, seed: int, first: int) -> tuple[int, int, int, Iterator[Any]]:
-        """The epoch of a position, where it begins, how many of its rows are passed over, and the others.
+        """The epoch of a position, where it begins, how many of its rows are passed over, and the
+        others.
 
-        A stream whose length is not known is taken for longer than the position until it has ended before it.
+        A stream whose length is not known is taken for longer than the position until it has ended
+        before it.
         """
         epoch, offset = 0, first
         for _ in range(2):
@@ -111,8 +124,12 @@ class RowStream(Dataset):
             epoch, offset = divmod(first, passed)
         return epoch, first - offset, begin, rows
 
-    def _readable(self, window: list[Any], at: int, start: int, skipped: list[tuple[str, str]]) -> tuple[int, dict[str, Any]]:
-        """An item of a window and its place there, or in place of one that cannot be read the next of the window that can."""
+    def _readable(
+        self, window: list[Any], at: int, start: int, skipped: list[tuple[str, str]]
+    ) -> tuple[int, dict[str, Any]]:
+        """An item of a window and its place there, or in place of one that cannot be read the
+        next of the window that can.
+        """
         for step in range(len(window)):
             place = (at + step) % len(window)
             try:
@@ -120,5 +137,8 @@ class RowStream(Dataset):
             except UnreadablePicture as error:
                 skipped.append((self.name(start + place), str(error)))
         name, reason = skipped[-1]
-        raise ValueError(f'{self.source} has {len(window)} rows in a row that cannot be read (the last, {name}: {reason}); '
-                         'are they pictures?')
+        raise ValueError(
+            f'{self.source} has {len(window)} rows in a row that cannot be read (the last, '
+            f'{name}: {reason}); '
+            'are they pictures?'
+        )

@@ -1,4 +1,7 @@
-"""Data that need no files: pictures for tests and benchmarks, and sequences and volumes to try networks on."""
+"""Data that need no files: pictures for tests and benchmarks, and sequences and volumes to try
+networks on.
+"""
+
 from __future__ import annotations
 
 import math
@@ -16,14 +19,19 @@ from .python import TensorData
 
 
 def icons(n: int, size: int = 64, channels: int = 3, seed: int = 0) -> Tensor:
-    """Discs and boxes of random places, sizes and colours over each other on white: uint8 [n, C, size, size]."""
+    """Discs and boxes of random places, sizes and colours over each other on white: uint8 [n, C,
+    size, size].
+    """
     source = generator(seed, 'icons')
     images = torch.full((n, channels, size, size), 255, dtype=torch.uint8)
     grid = torch.arange(size) / size
     for radius in (0.4, 0.25, 0.15):
         centre = 0.3 + 0.4 * torch.rand(n, 2, generator=source)
         colour = torch.randint(256, (n, channels, 1, 1), dtype=torch.uint8, generator=source)
-        down, across = (grid - centre[:, 0, None])[:, :, None].abs(), (grid - centre[:, 1, None])[:, None].abs()
+        down, across = (
+            (grid - centre[:, 0, None])[:, :, None].abs(),
+            (grid - centre[:, 1, None])[:, None].abs(),
+        )
         is_round = torch.rand(n, 1, 1, generator=source) < 0.5
         distance = torch.where(is_round, torch.hypot(down, across), torch.maximum(down, across))
         images = torch.where((distance < radius)[:, None], colour, images)
@@ -31,21 +39,27 @@ def icons(n: int, size: int = 64, channels: int = 3, seed: int = 0) -> Tensor:
 
 
 def waves(n: int, length: int = 64, channels: int = 2, seed: int = 0) -> Tensor:
-    """Sines of one frequency (2 to 6 periods) and phase for each item, a quarter of a period between channels: float32 [n, C, length]."""
+    """Sines of one frequency (2 to 6 periods) and phase for each item, a quarter of a period
+    between channels: float32 [n, C, length].
+    """
     source = generator(seed, 'waves')
-    periods, phase = 2 + 4 * torch.rand(n, 1, 1, generator=source), torch.rand(n, 1, 1, generator=source)
+    periods, phase = (
+        2 + 4 * torch.rand(n, 1, 1, generator=source),
+        torch.rand(n, 1, 1, generator=source),
+    )
     quarter = torch.arange(channels)[:, None] / 4
     return (2 * math.pi * (periods * torch.arange(length) / length + phase + quarter)).sin()
 
 
 def blobs(n: int, size: Sequence[int] = (12, 12, 12), channels: int = 1, seed: int = 0) -> Tensor:
-    """A Gaussian bump from -1 (far away) to 1 (its centre) for each item and channel: float32 [n, C, *size].
+    """A Gaussian bump from -1 (far away) to 1 (its centre) for each item and channel: float32 [n,
+    C, *size].
 
     Its centre is from 0.3 to 0.7 of each side, its deviation from 0.15 to 0.25 of it.
     """
     source = generator(seed, 'blobs')
     deviation = 0.15 + 0.1 * torch.rand(n, channels, generator=source)
-    value = torch.full([n, channels, *size], 2.)
+    value = torch.full([n, channels, *size], 2.0)
     for axis, side in enumerate(size):
         centre = 0.3 + 0.4 * torch.rand(n, channels, generator=source)
         distance = ((torch.arange(side) + 0.5) / side - centre[..., None]) / deviation[..., None]
@@ -74,9 +88,14 @@ class SyntheticConfig(DatasetConfig):
     def open(self, request: Request) -> Dataset:
         """The items."""
         if self.kind == 'waves' and len(request.sides) != 1:
-            raise ValueError(f'dataset.kind must be blobs for a model of dims {len(request.sides)}; got waves')
-        made = waves(self.n, request.sides[0], request.channels, self.seed) if self.kind == 'waves' else blobs(
-            self.n, request.sides, request.channels, self.seed)
+            raise ValueError(
+                f'dataset.kind must be blobs for a model of dims {len(request.sides)}; got waves'
+            )
+        made = (
+            waves(self.n, request.sides[0], request.channels, self.seed)
+            if self.kind == 'waves'
+            else blobs(self.n, request.sides, request.channels, self.seed)
+        )
         data = TensorData(made, {}, 0)
         data.source = f'the synthetic {self.kind}'
         return data

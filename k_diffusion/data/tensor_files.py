@@ -1,8 +1,11 @@
-"""Data sets of tensors: .npy, .safetensors and .pt files of sequences, fields and volumes, read as they are needed.
+"""Data sets of tensors: .npy, .safetensors and .pt files of sequences, fields and volumes, read as
+they are needed.
 
-A file holds one item [C, ...] or a stack of items [N, C, ...]; the number of spatial axes is the model's. .npy and .safetensors files
-are mapped into memory; a .pt file is read whole, and kept. Nothing in a file is executed.
+A file holds one item [C, ...] or a stack of items [N, C, ...]; the number of spatial axes is the
+model's. .npy and .safetensors files are mapped into memory; a .pt file is read whole, and kept.
+Nothing in a file is executed.
 """
+
 from __future__ import annotations
 
 import copy
@@ -25,7 +28,8 @@ from .python import Item, PythonData
 
 #: Of larger data sets so many items, evenly spaced, are measured.
 MEASURED = 4096
-#: Whole numbers of these types fill their range, as audio and pictures do; what others mean must be said.
+#: Whole numbers of these types fill their range, as audio and pictures do; what others mean must be
+#: said.
 _RANGED = (torch.uint8, torch.int8, torch.int16, torch.uint16)
 
 
@@ -37,27 +41,43 @@ class TensorsConfig(LocatedConfig):
     pictures: ClassVar[bool] = False
 
     type: Literal['tensors'] = 'tensors'
-    key: str | None = None                          # the tensor, in files that hold several
-    labels: str | None = None                       # "folders", a file beside the data, or a tensor in their files
-    range: tuple[float, float] | None = None        # the values that become -1 and 1
-    standardize: bool = False                       # measure mean and std of each channel
-    mean: list[float] | None = None                 # these two: one number, or one for each channel; training fills them in
+    key: str | None = None  # the tensor, in files that hold several
+    labels: str | None = None  # "folders", a file beside the data, or a tensor in their files
+    range: tuple[float, float] | None = None  # the values that become -1 and 1
+    standardize: bool = False  # measure mean and std of each channel
+    mean: list[float] | None = (
+        None  # these two: one number, or one for each channel; training fills them in
+    )
     std: list[float] | None = None
-    crop: Literal['random', 'centre'] | None = None     # of items larger than the model's input
-    flip: list[int] = field(default_factory=list)   # spatial axes, from 0, along which half of the items are turned round
+    crop: Literal['random', 'centre'] | None = None  # of items larger than the model's input
+    flip: list[int] = field(
+        default_factory=list
+    )  # spatial axes, from 0, along which half of the items are turned round
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.range is not None and not self.range[0] < self.range[1]:
-            raise ValueError(f'range must be [low, high], the first below the second; got {list(self.range)}')
+            raise ValueError(
+                f'range must be [low, high], the first below the second; got {list(self.range)}'
+            )
         if (self.mean is None) != (self.std is None):
             raise ValueError('mean and std must be given together; got one of them')
         if self.range is not None and self.standardize:
             raise ValueError('range and standardize must not both be given; take one of them out')
         if self.std is not None and (min(self.std) <= 0 or len(self.std) != len(self.mean or [])):
-            raise ValueError(f'mean and std must have as many numbers, those of std above 0; got {self.mean} and {self.std}')
-        if self.range is not None and self.mean is not None and (self.mean, self.std) != _scaling_of(self.range):
-            raise ValueError(f'mean and std must be {_scaling_of(self.range)} for the range {list(self.range)}; take them out')
+            raise ValueError(
+                f'mean and std must have as many numbers, those of std above 0; got {self.mean} '
+                f'and {self.std}'
+            )
+        if (
+            self.range is not None
+            and self.mean is not None
+            and (self.mean, self.std) != _scaling_of(self.range)
+        ):
+            raise ValueError(
+                f'mean and std must be {_scaling_of(self.range)} for the range '
+                f'{list(self.range)}; take them out'
+            )
 
     def open(self, request: Request) -> TensorFiles:
         """The data set, its scaling measured where that is asked for."""
@@ -68,7 +88,8 @@ class TensorFiles(PythonData):
     """The items of files of tensors, float32 [C, ...] as the model takes them.
 
     Attributes:
-        mean, std: Lists of one number, or of one for each channel; None where values are taken as they are.
+        mean, std: Lists of one number, or of one for each channel; None where values are taken as
+            they are.
         labels: The classes [N], or None.
     """
 
@@ -76,17 +97,26 @@ class TensorFiles(PythonData):
         place = section.place()
         size, channels = request.sides, request.channels
         if any(axis not in range(len(size)) for axis in section.flip):
-            raise ValueError(f'dataset.flip must hold spatial axes from 0 to {len(size) - 1}; got {section.flip}')
+            raise ValueError(
+                f'dataset.flip must hold spatial axes from 0 to {len(size) - 1}; got {section.flip}'
+            )
         super().__init__((channels, *size))
         self.source = escape_name(place)
         self.crop, self.flip, self.names = section.crop, list(section.flip), None
         self.files = [open_array(path, section.key) for path in _find_files(place, section.labels)]
         self.stacked = [self._is_stack(file) for file in self.files]
-        counts = [file.shape[0] if stacked else 1 for file, stacked in zip(self.files, self.stacked)]
+        counts = [
+            file.shape[0] if stacked else 1 for file, stacked in zip(self.files, self.stacked)
+        ]
         self.ends = list(accumulate(counts))
         if len({file.dtype for file in self.files}) > 1:
-            kinds = ' and '.join(sorted({str(file.dtype).removeprefix('torch.') for file in self.files})[:2])
-            raise ValueError(f'the files of {self.source} must hold numbers of one type; got {kinds}: convert them')
+            kinds = ' and '.join(
+                sorted({str(file.dtype).removeprefix('torch.') for file in self.files})[:2]
+            )
+            raise ValueError(
+                f'the files of {self.source} must hold numbers of one type; got {kinds}: convert '
+                'them'
+            )
         self.labels = self._read_labels(place, section, counts)
         self.mean, self.std = self._find_scaling(section)
 
@@ -94,7 +124,10 @@ class TensorFiles(PythonData):
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> Item:
-        return {key: value[0] for key, value in self.read([index], [derive_seed(0, 'item', index)]).items()}
+        return {
+            key: value[0]
+            for key, value in self.read([index], [derive_seed(0, 'item', index)]).items()
+        }
 
     def name(self, index: int) -> str:
         """The file of an item, and its row in a stack."""
@@ -107,8 +140,14 @@ class TensorFiles(PythonData):
 
     def read(self, indices: Sequence[int], seeds: Sequence[int]) -> Item:
         """Return the items together, cropped and flipped by their seeds."""
-        items: Item = {'image': torch.stack([self._item(index, seed) for index, seed in zip(indices, seeds)])}
-        return items if self.labels is None else items | {'class_cond': self.labels[torch.tensor(indices)]}
+        items: Item = {
+            'image': torch.stack([self._item(index, seed) for index, seed in zip(indices, seeds)])
+        }
+        return (
+            items
+            if self.labels is None
+            else items | {'class_cond': self.labels[torch.tensor(indices)]}
+        )
 
     def unscaled(self) -> TensorFiles:
         """Return the same data set in the units of its files."""
@@ -124,7 +163,11 @@ class TensorFiles(PythonData):
         if self.crop is not None:
             shares = draws[0] if self.crop == 'random' else [0.5] * len(size)
             for axis, (wanted, share) in enumerate(zip(size, shares), 1):
-                x = x.narrow(axis, min(int((x.shape[axis] - wanted + 1) * share), x.shape[axis] - wanted), wanted)
+                x = x.narrow(
+                    axis,
+                    min(int((x.shape[axis] - wanted + 1) * share), x.shape[axis] - wanted),
+                    wanted,
+                )
         turned = [axis + 1 for axis in self.flip if draws[1][axis] < 0.5]
         x = x.flip(turned) if turned else x
         if self.mean is None or self.std is None:
@@ -134,7 +177,7 @@ class TensorFiles(PythonData):
     def _raw(self, index: int) -> Tensor:
         """An item [C, ...] as its file has it."""
         file, row = self._locate(index)
-        return file.read(row).view(self.image_shape[0], *file.shape[-len(self.image_shape) + 1:])
+        return file.read(row).view(self.image_shape[0], *file.shape[-len(self.image_shape) + 1 :])
 
     def _locate(self, index: int) -> tuple[ArrayFile, int | None]:
         if not 0 <= index < len(self):
@@ -149,27 +192,44 @@ class TensorFiles(PythonData):
         dims, shape = len(size), file.shape
         leading, sides = shape[:-dims], shape[-dims:]
         one = leading == (channels,) or (channels == 1 and leading == ())
-        many = (len(leading) == 2 and leading[1] == channels) or (channels == 1 and len(leading) == 1)
+        many = (len(leading) == 2 and leading[1] == channels) or (
+            channels == 1 and len(leading) == 1
+        )
         if not (one or many) or len(shape) < dims or 0 in shape:
-            raise ValueError(f'{escape_name(file.path)} must hold an item {self._pattern("")} or a stack {self._pattern("N")}, '
-                             f'where the model has {channels} channels and dims {dims}; got the shape {list(shape)}')
+            raise ValueError(
+                f'{escape_name(file.path)} must hold an item {self._pattern("")} or a stack '
+                f'{self._pattern("N")}, '
+                f'where the model has {channels} channels and dims {dims}; got the shape '
+                f'{list(shape)}'
+            )
         if list(sides) != size and (self.crop is None or any(a < b for a, b in zip(sides, size))):
-            fix = 'set dataset.crop to cut them out, or model.input_size' if all(a >= b for a, b in zip(sides, size)) else \
-                'pad them, or set model.input_size'
-            raise ValueError(f'{escape_name(file.path)} must hold items of the sides {size} of model.input_size; '
-                             f'got {list(sides)}: {fix}')
+            fix = (
+                'set dataset.crop to cut them out, or model.input_size'
+                if all(a >= b for a, b in zip(sides, size))
+                else 'pad them, or set model.input_size'
+            )
+            raise ValueError(
+                f'{escape_name(file.path)} must hold items of the sides {size} of '
+                'model.input_size; '
+                f'got {list(sides)}: {fix}'
+            )
         return not one
 
     def _pattern(self, first: str) -> str:
-        sides = 'L' if len(self.image_shape) == 2 else 'DHW'[4 - len(self.image_shape):]
+        sides = 'L' if len(self.image_shape) == 2 else 'DHW'[4 - len(self.image_shape) :]
         return f'[{", ".join([*first, "C", *sides])}]'
 
-    def _find_scaling(self, section: TensorsConfig) -> tuple[list[float] | None, list[float] | None]:
+    def _find_scaling(
+        self, section: TensorsConfig
+    ) -> tuple[list[float] | None, list[float] | None]:
         dtype = self.files[0].dtype
         if section.mean is not None:
             if len(section.mean) not in (1, self.image_shape[0]):
-                raise ValueError(f'dataset.mean must have one number, or one for each of {self.image_shape[0]} channels; '
-                                 f'got {len(section.mean)}')
+                raise ValueError(
+                    f'dataset.mean must have one number, or one for each of {self.image_shape[0]} '
+                    'channels; '
+                    f'got {len(section.mean)}'
+                )
             return section.mean, section.std
         if section.standardize:
             return measure_channels(self)
@@ -178,33 +238,53 @@ class TensorFiles(PythonData):
         if dtype.is_floating_point:
             return None, None
         if dtype not in _RANGED:
-            raise ValueError(f'dataset.range must be given for {str(dtype).removeprefix("torch.")}, [low, high] of the values, '
-                             'or dataset.standardize')
+            raise ValueError(
+                f'dataset.range must be given for {str(dtype).removeprefix("torch.")}, [low, '
+                'high] of the values, '
+                'or dataset.standardize'
+            )
         limits = torch.iinfo(dtype)
         return _scaling_of((limits.min, limits.max))
 
-    def _read_labels(self, place: Path, section: TensorsConfig, counts: Sequence[int]) -> Tensor | None:
+    def _read_labels(
+        self, place: Path, section: TensorsConfig, counts: Sequence[int]
+    ) -> Tensor | None:
         if section.labels is None:
             return None
         beside = _beside(place, section.labels)
         if section.labels == 'folders':
             if place.is_file() or any(file.path.parent == place for file in self.files):
-                raise ValueError(f'dataset.labels is "folders", and not all files of {self.source} lie in folders of their classes')
+                raise ValueError(
+                    f'dataset.labels is "folders", and not all files of {self.source} lie in '
+                    'folders of their classes'
+                )
             names = [file.path.relative_to(place).parts[0] for file in self.files]
             known = sorted(set(names))
             self.class_names = [escape_name(name) for name in known]
-            return torch.tensor([known.index(name) for name, n in zip(names, counts) for _ in range(n)])
-        sources = [open_array(beside)] if beside.is_file() else [open_array(file.path, section.labels) for file in self.files]
+            return torch.tensor(
+                [known.index(name) for name, n in zip(names, counts) for _ in range(n)]
+            )
+        sources = (
+            [open_array(beside)]
+            if beside.is_file()
+            else [open_array(file.path, section.labels) for file in self.files]
+        )
         labels = torch.cat([file.read(None).reshape(-1) for file in sources])
         if labels.is_floating_point() or len(labels) != len(self) or labels.long().min() < 0:
-            raise ValueError(f'dataset.labels must name whole numbers from 0 on, one for each of {len(self)} items; '
-                             f'got {len(labels)} of {str(labels.dtype).removeprefix("torch.")}, the least {labels.min().item():g}')
+            raise ValueError(
+                f'dataset.labels must name whole numbers from 0 on, one for each of {len(self)} '
+                'items; '
+                f'got {len(labels)} of {str(labels.dtype).removeprefix("torch.")}, the least '
+                f'{labels.min().item():g}'
+            )
         self.class_names = [str(i) for i in range(max(section.num_classes, int(labels.max()) + 1))]
         return labels.long()
 
 
 def scale(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return (x - mean) / std of [C, ...] in float32; wide types are brought there after the subtraction."""
+    """Return (x - mean) / std of [C, ...] in float32; wide types are brought there after the
+    subtraction.
+    """
     wide = torch.float64 if x.dtype in (torch.float64, torch.int32, torch.int64) else torch.float32
     shape = [-1] + [1] * (x.ndim - 1)
     centre, width = (torch.tensor(values, dtype=wide).view(shape) for values in (mean, std))
@@ -218,7 +298,8 @@ def restore(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
 
 
 def measure_channels(dataset: TensorFiles) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, of MEASURED items at most; of a constant channel the deviation is 1.
+    """Return mean and standard deviation of each channel, of MEASURED items at most; of a constant
+    channel the deviation is 1.
 
     Raises:
         ValueError: A value is not finite.
@@ -235,10 +316,12 @@ def measure_channels(dataset: TensorFiles) -> tuple[list[float], list[float]]:
         old, mean = moments[0].clone(), x.mean(1)
         total = count + x.shape[1]
         moments[0] += (mean - old) * x.shape[1] / total
-        moments[1] += (x - mean[:, None]).square().sum(1) + (mean - old).square() * count * x.shape[1] / total
+        moments[1] += (x - mean[:, None]).square().sum(1) + (mean - old).square() * count * x.shape[
+            1
+        ] / total
         count = total
     std = (moments[1] / count).sqrt()
-    return moments[0].tolist(), torch.where(std > 0, std, 1.).tolist()
+    return moments[0].tolist(), torch.where(std > 0, std, 1.0).tolist()
 
 
 def _scaling_of(limits: tuple[float, float]) -> tuple[list[float], list[float]]:
@@ -251,7 +334,9 @@ def _find_files(place: Path, labels: str | None) -> list[Path]:
     if place.is_file():
         return [place]
     if not place.is_dir():
-        raise FileNotFoundError(f'no data at {place}; dataset.location must be a file or folder of {", ".join(ENDINGS)}')
+        raise FileNotFoundError(
+            f'no data at {place}; dataset.location must be a file or folder of {", ".join(ENDINGS)}'
+        )
     left_out = _beside(place, labels) if labels else None
     found = [path for path in _walk(place) if path != left_out]
     if not found:

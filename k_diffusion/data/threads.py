@@ -1,4 +1,5 @@
 """Work on many items by threads, with bounded memory."""
+
 from __future__ import annotations
 
 import os
@@ -15,10 +16,11 @@ _SEVERAL = 32
 
 
 def map_in_threads(function: Callable[[int], T], count: int, bytes_each: int) -> Iterator[T]:
-    """Yield function(0) ... function(count - 1) in order, computed by threads a little ahead of who takes them.
+    """Yield function(0) ... function(count - 1) in order, computed by threads a little ahead of who
+    takes them.
 
-    (Decoding and resizing leave Python's lock, so that threads serve. Handing over several at once saves a third of the time of
-    small pictures.)
+    (Decoding and resizing leave Python's lock, so that threads serve. Handing over several at once
+    saves a third of the time of small pictures.)
 
     Args:
         function: What is computed of a number.
@@ -32,7 +34,9 @@ def map_in_threads(function: Callable[[int], T], count: int, bytes_each: int) ->
     with ThreadPoolExecutor(workers) as pool:
         try:
             for first in range(0, count, several):
-                waiting.append(pool.submit(_map, function, range(first, min(first + several, count))))
+                waiting.append(
+                    pool.submit(_map, function, range(first, min(first + several, count)))
+                )
                 if len(waiting) * several >= ahead:
                     yield from waiting.popleft().result()
             while waiting:

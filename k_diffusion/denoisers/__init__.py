@@ -1,7 +1,17 @@
-"""What makes a denoiser D(x, sigma) of a network: preconditioning, loss, weighting; and denoisers known in closed form."""
+"""What makes a denoiser D(x, sigma) of a network: preconditioning, loss, weighting; and
+denoisers known in closed form.
+"""
+
 from .base import PreconditionedDenoiser
 from .karras import Denoiser, DenoiserWithVariance, SimpleLossDenoiser
 from .scalings import SCALINGS
 from .weightings import WEIGHTINGS
 
-__all__ = ['SCALINGS', 'WEIGHTINGS', 'Denoiser', 'DenoiserWithVariance', 'PreconditionedDenoiser', 'SimpleLossDenoiser']
+__all__ = [
+    'SCALINGS',
+    'WEIGHTINGS',
+    'Denoiser',
+    'DenoiserWithVariance',
+    'PreconditionedDenoiser',
+    'SimpleLossDenoiser',
+]

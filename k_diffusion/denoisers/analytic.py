@@ -1,4 +1,7 @@
-"""Exact denoisers of Gaussians and of their mixtures, in closed form: what samplers and estimates can be compared with."""
+"""Exact denoisers of Gaussians and of their mixtures, in closed form: what samplers and
+estimates can be compared with.
+"""
+
 from __future__ import annotations
 
 import math
@@ -17,29 +20,35 @@ class Gaussian:
 
     D = mean + std^2 / (std^2 + sigma^2) (x - mean)
     """
+
     mean: Tensor
     std: Tensor
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        variance = self.std ** 2
+        variance = self.std**2
         return self.mean + variance / (variance + append_dims(sigma, x.ndim) ** 2) * (x - self.mean)
 
     def flow(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
         """Where the probability flow leads x from sigma to sigma_next, exactly."""
-        variance = self.std ** 2
-        return self.mean + ((variance + sigma_next ** 2) / (variance + sigma ** 2)).sqrt() * (x - self.mean)
+        variance = self.std**2
+        return self.mean + ((variance + sigma_next**2) / (variance + sigma**2)).sqrt() * (
+            x - self.mean
+        )
 
-    def log_prob(self, x: Tensor, sigma: float = 0.) -> Tensor:
+    def log_prob(self, x: Tensor, sigma: float = 0.0) -> Tensor:
         """The log density [B] of the data with noise of level sigma, in nats."""
-        return _log_normal(x - self.mean, self.std ** 2 + sigma ** 2)
+        return _log_normal(x - self.mean, self.std**2 + sigma**2)
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """The denoiser of a mixture of K diagonal Gaussians: means [K, ...]; stds [K] or [K, ...]; weights [K], equal by default.
+    """The denoiser of a mixture of K diagonal Gaussians: means [K, ...]; stds [K] or [K, ...];
+    weights [K], equal by default.
 
-    D = sum of the components' denoisers, weighted by the posterior probability of each component given x.
+    D = sum of the components' denoisers, weighted by the posterior probability of each component
+    given x.
     """
+
     means: Tensor
     stds: Tensor
     weights: Tensor | None = None
@@ -48,12 +57,14 @@ class Mixture:
         offsets, variances = self._components(x)
         total = variances + append_dims(sigma, x.ndim).unsqueeze(1) ** 2
         posterior = self._log_joint(offsets, total).softmax(1)
-        return (append_dims(posterior, offsets.ndim) * (self.means + variances / total * offsets)).sum(1)
+        return (
+            append_dims(posterior, offsets.ndim) * (self.means + variances / total * offsets)
+        ).sum(1)
 
-    def log_prob(self, x: Tensor, sigma: float = 0.) -> Tensor:
+    def log_prob(self, x: Tensor, sigma: float = 0.0) -> Tensor:
         """The log density [B] of the data with noise of level sigma, in nats."""
         offsets, variances = self._components(x)
-        return self._log_joint(offsets, variances + sigma ** 2).logsumexp(1)
+        return self._log_joint(offsets, variances + sigma**2).logsumexp(1)
 
     def _components(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x - mean [B, K, ...] and the variances [1, K, ...] of the components."""
@@ -61,11 +72,13 @@ class Mixture:
 
     def _log_joint(self, offsets: Tensor, variances: Tensor) -> Tensor:
         """log of weight times density, [B, K]."""
-        density = _log_normal(offsets.flatten(0, 1), variances.expand_as(offsets).flatten(0, 1)).unflatten(0, offsets.shape[:2])
+        density = _log_normal(
+            offsets.flatten(0, 1), variances.expand_as(offsets).flatten(0, 1)
+        ).unflatten(0, offsets.shape[:2])
         weights = torch.ones_like(density[0]) if self.weights is None else self.weights
         return density + (weights / weights.sum()).log()
 
 
 def _log_normal(offset: Tensor, variance: Tensor) -> Tensor:
     """The log density [B] of a centred diagonal Gaussian; variance broadcasts against [B, ...]."""
-    return -0.5 * (offset ** 2 / variance + torch.log(2 * math.pi * variance)).flatten(1).sum(1)
+    return -0.5 * (offset**2 / variance + torch.log(2 * math.pi * variance)).flatten(1).sum(1)

@@ -1,4 +1,8 @@
-"""The denoisers that networks of this house are trained as, preconditioned after Karras et al. (2022), arXiv 2206.00364, or otherwise."""
+"""The denoisers that networks of this house are trained as, preconditioned after Karras et al.
+
+(2022), arXiv 2206.00364, or otherwise.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,20 +21,34 @@ from .weightings import WEIGHTINGS, snr
 class Denoiser(PreconditionedDenoiser):
     """D = c_skip x + c_out F(c_in x, sigma), trained on weight(sigma) |F - target|^2.
 
-    `weighting`: one of WEIGHTINGS or a function of sigma [B]. `scales` other than 1 weighs the squared error
-    over its spatial frequencies, coarse ones more, over that many octaves (0: over all of them).
-    `preconditioning`, one of SCALINGS, says what F predicts. The loss of D at a given weighting is the same for all of them:
+    `weighting`: one of WEIGHTINGS or a function of sigma [B]. `scales` other than 1 weighs the
+    squared error over its spatial frequencies, coarse ones more, over that many octaves (0: over
+    all of them). `preconditioning`, one of SCALINGS, says what F predicts. The loss of D at a given
+    weighting is the same for all of them:
     |D - clean|^2 weight / c_out^2 with the c_out of Karras et al.
     """
 
-    def __init__(self, inner_model: Callable[..., Any], sigma_data: float = 1., weighting: str | Callable[[Tensor], Tensor] = 'karras',
-                 scales: int = 1, preconditioning: str = 'karras') -> None:
+    def __init__(
+        self,
+        inner_model: Callable[..., Any],
+        sigma_data: float = 1.0,
+        weighting: str | Callable[[Tensor], Tensor] = 'karras',
+        scales: int = 1,
+        preconditioning: str = 'karras',
+    ) -> None:
         super().__init__(inner_model, sigma_data)
         self.preconditioning = preconditioning
         self._scalings = SCALINGS[preconditioning]
         if scales < 0:
-            raise ValueError(f'scales is {scales}; it must be 1 (all frequencies alike), more, or 0 for all octaves')
-        self.weighting = weighting if callable(weighting) else partial(WEIGHTINGS[weighting], sigma_data=sigma_data)
+            raise ValueError(
+                f'scales is {scales}; it must be 1 (all frequencies alike), more, or 0 for all '
+                'octaves'
+            )
+        self.weighting = (
+            weighting
+            if callable(weighting)
+            else partial(WEIGHTINGS[weighting], sigma_data=sigma_data)
+        )
         self.scales = scales
 
     def get_scalings(self, sigma: Tensor) -> Scalings:
@@ -46,25 +64,40 @@ class Denoiser(PreconditionedDenoiser):
         error = self.predict(x, sigma, **cond) - target
         if self.scales == 1:
             return mean_per_item(error**2) * self.weight(sigma)
-        frequencies = freq_weight_nd(error.shape[2:], self.scales, dtype=error.dtype, device=error.device)
-        return mean_per_item(dct(error)**2 * frequencies) * self.weight(sigma)
+        frequencies = freq_weight_nd(
+            error.shape[2:], self.scales, dtype=error.dtype, device=error.device
+        )
+        return mean_per_item(dct(error) ** 2 * frequencies) * self.weight(sigma)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """The weight [B] on the squared error of F: `weighting`, carried over from the error that it is meant for."""
+        """The weight [B] on the squared error of F: `weighting`, carried over from the error
+        that it is meant for.
+        """
         if self._scalings is karras:
             return self.weighting(sigma)
-        return self.weighting(sigma) * (self.scalings(sigma)[1] / karras(sigma, self.sigma_data)[1])**2
+        return (
+            self.weighting(sigma)
+            * (self.scalings(sigma)[1] / karras(sigma, self.sigma_data)[1]) ** 2
+        )
 
 
 class DenoiserWithVariance(Denoiser):
-    """A denoiser whose network also says how wrong it will be, trained on the Gaussian likelihood that makes of it.
+    """A denoiser whose network also says how wrong it will be, trained on the Gaussian likelihood
+    that makes of it.
 
-    Called with return_variance=True the network gives (F, log variance [B]); loss = (|F - target|^2 / variance + log variance) / 2,
-    which weighs the noise levels by itself, so that it takes no weighting and no scales.
+    Called with return_variance=True the network gives (F, log variance [B]); loss = (|F - target|^2
+    / variance + log variance) / 2, which weighs the noise levels by itself, so that it takes no
+    weighting and no scales.
     """
 
-    def __init__(self, inner_model: Callable[..., Any], sigma_data: float = 1., weighting: str | Callable[[Tensor], Tensor] = 'karras',
-                 scales: int = 1, preconditioning: str = 'karras') -> None:
+    def __init__(
+        self,
+        inner_model: Callable[..., Any],
+        sigma_data: float = 1.0,
+        weighting: str | Callable[[Tensor], Tensor] = 'karras',
+        scales: int = 1,
+        preconditioning: str = 'karras',
+    ) -> None:
         _refuse('DenoiserWithVariance', weighting, scales)
         super().__init__(inner_model, sigma_data, preconditioning=preconditioning)
 
@@ -73,19 +106,34 @@ class DenoiserWithVariance(Denoiser):
         x, sigma, target = self.example(input, noise, sigma)
         prediction, logvar = self.predict(x, sigma, return_variance=True, **cond)
         logvar = append_dims(logvar, x.ndim)
-        return mean_per_item(((prediction - target)**2 * (-logvar).exp() + logvar) / 2)
+        return mean_per_item(((prediction - target) ** 2 * (-logvar).exp() + logvar) / 2)
 
 
 class SimpleLossDenoiser(Denoiser):
-    """A denoiser trained on the squared error of the noise it implies, (x - D) / sigma: weighting 'snr' under its old name."""
+    """A denoiser trained on the squared error of the noise it implies, (x - D) / sigma:
+    weighting 'snr' under its old name.
+    """
 
-    def __init__(self, inner_model: Callable[..., Any], sigma_data: float = 1., weighting: str | Callable[[Tensor], Tensor] = 'karras',
-                 scales: int = 1, preconditioning: str = 'karras') -> None:
+    def __init__(
+        self,
+        inner_model: Callable[..., Any],
+        sigma_data: float = 1.0,
+        weighting: str | Callable[[Tensor], Tensor] = 'karras',
+        scales: int = 1,
+        preconditioning: str = 'karras',
+    ) -> None:
         _refuse('SimpleLossDenoiser', weighting, scales)
-        super().__init__(inner_model, sigma_data, weighting=partial(snr, sigma_data=sigma_data), preconditioning=preconditioning)
+        super().__init__(
+            inner_model,
+            sigma_data,
+            weighting=partial(snr, sigma_data=sigma_data),
+            preconditioning=preconditioning,
+        )
 
 
 def _refuse(name: str, weighting: str | Callable[[Tensor], Tensor], scales: int) -> None:
     if weighting != 'karras' or scales != 1:
-        raise ValueError(f"{name} got weighting={weighting!r} and scales={scales!r}, and its loss has neither; "
-                         'leave both out, or take Denoiser')
+        raise ValueError(
+            f'{name} got weighting={weighting!r} and scales={scales!r}, and its loss has neither; '
+            'leave both out, or take Denoiser'
+        )

@@ -1,9 +1,12 @@
-"""The preconditionings: (sigma, sigma_data) -> (c_skip, c_out, c_in), with D(x, sigma) = c_skip x + c_out F(c_in x).
+"""The preconditionings: (sigma, sigma_data) -> (c_skip, c_out, c_in), with D(x, sigma) = c_skip x +
+c_out F(c_in x).
 
-Each says what the network F is to predict, since its target is (clean - c_skip x) / c_out. All of them see data of standard
-deviation sigma_data as data of standard deviation 1 at the noise level s = sigma / sigma_data: c_skip depends on s alone,
-c_out is sigma_data times and c_in one over sigma_data times a function of s.
+Each says what the network F is to predict, since its target is (clean - c_skip x) / c_out. All of
+them see data of standard deviation sigma_data as data of standard deviation 1 at the noise level s
+= sigma / sigma_data: c_skip depends on s alone, c_out is sigma_data times and c_in one over
+sigma_data times a function of s.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,33 +22,46 @@ SCALINGS: Registry[Callable[[Tensor, float], Scalings]] = Registry('precondition
 
 
 @SCALINGS.register('karras')
-def karras(sigma: Tensor, sigma_data: float = 1.) -> Scalings:
-    """The one of Karras et al. (2022), arXiv 2206.00364, table 1: noise at small sigma, data at large, always of variance 1."""
+def karras(sigma: Tensor, sigma_data: float = 1.0) -> Scalings:
+    """The one of Karras et al.
+
+    (2022), arXiv 2206.00364, table 1: noise at small sigma, data at large, always of variance 1.
+    """
     total = sigma**2 + sigma_data**2
     return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), total.rsqrt()
 
 
 @SCALINGS.register('v')
-def v(sigma: Tensor, sigma_data: float = 1.) -> Scalings:
-    """F is v = cos(phi) noise - sin(phi) clean, tan(phi) = sigma. Salimans & Ho (2022), arXiv 2202.00512, appendix D."""
+def v(sigma: Tensor, sigma_data: float = 1.0) -> Scalings:
+    """F is v = cos(phi) noise - sin(phi) clean, tan(phi) = sigma.
+
+    Salimans & Ho (2022), arXiv 2202.00512, appendix D.
+    """
     c_skip, c_out, c_in = karras(sigma, sigma_data)
     return c_skip, -c_out, c_in
 
 
 @SCALINGS.register('eps')
-def eps(sigma: Tensor, sigma_data: float = 1.) -> Scalings:
+def eps(sigma: Tensor, sigma_data: float = 1.0) -> Scalings:
     """F is the noise. Ho et al. (2020), arXiv 2006.11239."""
     return torch.ones_like(sigma), -sigma, (sigma**2 + sigma_data**2).rsqrt()
 
 
 @SCALINGS.register('x0')
-def x0(sigma: Tensor, sigma_data: float = 1.) -> Scalings:
+def x0(sigma: Tensor, sigma_data: float = 1.0) -> Scalings:
     """F is the clean data."""
-    return torch.zeros_like(sigma), torch.full_like(sigma, sigma_data), (sigma**2 + sigma_data**2).rsqrt()
+    return (
+        torch.zeros_like(sigma),
+        torch.full_like(sigma, sigma_data),
+        (sigma**2 + sigma_data**2).rsqrt(),
+    )
 
 
 @SCALINGS.register('flow')
-def flow(sigma: Tensor, sigma_data: float = 1.) -> Scalings:
-    """F is noise - clean, x a point on the line between them at t = sigma / (1 + sigma). Liu et al. (2022), arXiv 2209.03003."""
+def flow(sigma: Tensor, sigma_data: float = 1.0) -> Scalings:
+    """F is noise - clean, x a point on the line between them at t = sigma / (1 + sigma).
+
+    Liu et al. (2022), arXiv 2209.03003.
+    """
     total = sigma + sigma_data
     return sigma_data / total, -sigma * sigma_data / total, 1 / total

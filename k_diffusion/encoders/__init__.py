@@ -1,10 +1,34 @@
-"""What turns data into what is diffused, and back: pixels as they are, latents of an autoencoder; and what models are told."""
+"""What turns data into what is diffused, and back: pixels as they are, latents of an
+autoencoder; and what models are told.
+"""
+
 from .caching import cached_latents, statistics
 from .conditions import CONDITIONS, Condition, ConditionConfig, tell
-from .latents import DiffusersAutoencoder, Encoder, LatentEncoder, diffusers_autoencoder, own_autoencoder
+from .latents import (
+    DiffusersAutoencoder,
+    Encoder,
+    LatentEncoder,
+    diffusers_autoencoder,
+    own_autoencoder,
+)
 from .sections import ENCODERS, AutoencoderEncoderConfig, DiffusersEncoderConfig, PixelsConfig
 from .texts import TextFeatures
 
-__all__ = ['CONDITIONS', 'ENCODERS', 'AutoencoderEncoderConfig', 'Condition', 'ConditionConfig', 'DiffusersAutoencoder',
-           'DiffusersEncoderConfig', 'Encoder', 'LatentEncoder', 'PixelsConfig', 'TextFeatures', 'cached_latents', 'diffusers_autoencoder',
-           'own_autoencoder', 'statistics', 'tell']
+__all__ = [
+    'CONDITIONS',
+    'ENCODERS',
+    'AutoencoderEncoderConfig',
+    'Condition',
+    'ConditionConfig',
+    'DiffusersAutoencoder',
+    'DiffusersEncoderConfig',
+    'Encoder',
+    'LatentEncoder',
+    'PixelsConfig',
+    'TextFeatures',
+    'cached_latents',
+    'diffusers_autoencoder',
+    'own_autoencoder',
+    'statistics',
+    'tell',
+]

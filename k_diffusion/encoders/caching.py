@@ -1,4 +1,5 @@
 """Latents of a data set computed once: kept on disk with their statistics."""
+
 from __future__ import annotations
 
 import contextlib
@@ -28,12 +29,21 @@ class Pictures(Protocol):
 
 
 @torch.no_grad()
-def cached_latents(encoder: LatentEncoder, pictures: Pictures, fingerprint: str, folder: str | os.PathLike[str],
-                   batch_size: int = 64, device: Any = 'cpu', progress: Progress | None = None) -> Tensor:
-    """The latents [N, c, h, w] of pictures (items with `image` uint8 [C, H, W]), mean 0 and standard deviation 1 in each channel.
+def cached_latents(
+    encoder: LatentEncoder,
+    pictures: Pictures,
+    fingerprint: str,
+    folder: str | os.PathLike[str],
+    batch_size: int = 64,
+    device: Any = 'cpu',
+    progress: Progress | None = None,
+) -> Tensor:
+    """The latents [N, c, h, w] of pictures (items with `image` uint8 [C, H, W]), mean 0 and
+    standard deviation 1 in each channel.
 
-    They are computed once and kept in `folder`, in a file named after the encoder's weights and `fingerprint`, which is to tell
-    one set of pictures from another. The encoder is given their statistics, unless it has some already (as when a run goes on).
+    They are computed once and kept in `folder`, in a file named after the encoder's weights and
+    `fingerprint`, which is to tell one set of pictures from another. The encoder is given their
+    statistics, unless it has some already (as when a run goes on).
     """
     path = Path(folder) / f'latents-{_key(encoder, fingerprint)}.safetensors'
     cached = load_cache(path)
@@ -42,7 +52,11 @@ def cached_latents(encoder: LatentEncoder, pictures: Pictures, fingerprint: str,
     else:
         raw = _encoded(encoder, pictures, batch_size, device, progress)
         source = getattr(pictures, 'source', None)
-        owner = None if source is None else _key(encoder, f'{source} {getattr(pictures, "image_shape", "")}')
+        owner = (
+            None
+            if source is None
+            else _key(encoder, f'{source} {getattr(pictures, "image_shape", "")}')
+        )
         save_cache(path, {'latents': raw}, {'latents of': fingerprint, 'owner': owner})
         if owner is not None:
             _remove_older(path, owner)
@@ -65,10 +79,18 @@ def statistics(latents: Tensor) -> tuple[list[float], list[float]]:
     return flat.mean(1).tolist(), flat.std(1).clamp(min=1e-6).tolist()
 
 
-def _encoded(encoder: LatentEncoder, pictures: Pictures, batch_size: int, device: Any, progress: Progress | None) -> Tensor:
+def _encoded(
+    encoder: LatentEncoder,
+    pictures: Pictures,
+    batch_size: int,
+    device: Any,
+    progress: Progress | None,
+) -> Tensor:
     out = []
     for start in range(0, len(pictures), batch_size):
-        part = torch.stack([pictures[i]['image'] for i in range(start, min(start + batch_size, len(pictures)))])
+        part = torch.stack(
+            [pictures[i]['image'] for i in range(start, min(start + batch_size, len(pictures)))]
+        )
         out.append(encoder.network.encode(from_bytes(part.to(device)))[0].float().cpu())
         if progress is not None:
             progress(min(start + batch_size, len(pictures)), len(pictures))
@@ -78,5 +100,10 @@ def _encoded(encoder: LatentEncoder, pictures: Pictures, batch_size: int, device
 def _key(encoder: LatentEncoder, fingerprint: str) -> str:
     state = hashlib.blake2b(fingerprint.encode(), digest_size=12)
     for name, value in sorted(encoder.network.state_dict().items()):
-        state.update(f'{name} {list(value.shape)} {value.double().sum().item()!r} {value.double().abs().sum().item()!r}'.encode())
+        state.update(
+            (
+                f'{name} {list(value.shape)} {value.double().sum().item()!r} '
+                f'{value.double().abs().sum().item()!r}'
+            ).encode()
+        )
     return state.hexdigest()

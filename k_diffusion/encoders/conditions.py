@@ -1,8 +1,11 @@
-"""What a model is told besides the noise level, by config: texts, embeddings in files, other pictures.
+"""What a model is told besides the noise level, by config: texts, embeddings in files, other
+pictures.
 
-Each kind gives tensors under the names that the networks know: mapping_cond [B, D], cross_cond [B, T, D] (with cross_cond_padding
-[B, T]) or unet_cond [B, C, H, W]. Zeros stand for nothing told, in training (with probability `dropout`) and in guidance.
+Each kind gives tensors under the names that the networks know: mapping_cond [B, D], cross_cond [B,
+T, D] (with cross_cond_padding [B, T]) or unet_cond [B, C, H, W]. Zeros stand for nothing told, in
+training (with probability `dropout`) and in guidance.
 """
+
 from __future__ import annotations
 
 import re
@@ -31,13 +34,14 @@ Load = Callable[[str], Tensor]
 class Condition(ABC):
     """A condition that is ready: of a batch in training, or of what a user asks for."""
 
-    key: str        # mapping_cond, cross_cond or unet_cond
-    width: int      # the D or C that the model must be built with
+    key: str  # mapping_cond, cross_cond or unet_cond
+    width: int  # the D or C that the model must be built with
 
     @abstractmethod
     def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
-        """The tensors for a batch: image [B, C, H, W], item [B] (positions in the stream), index [B] (which pictures), and
-        class_cond [B] and text (a list of B) where the data have them."""
+        """The tensors for a batch: image [B, C, H, W], item [B] (positions in the stream), index
+        [B] (which pictures), and class_cond [B] and text (a list of B) where the data have them.
+        """
 
     @abstractmethod
     def asked(self, value: str, load: Load) -> Tensors:
@@ -57,19 +61,30 @@ class ConditionConfig(ABC):
 
     @abstractmethod
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
-        """The condition for data of so many channels; with the data set in training, without it in sampling."""
+        """The condition for data of so many channels; with the data set in training, without it
+        in sampling.
+        """
 
 
 #: The "type" of an entry of a config's conditions -> its dataclass.
 CONDITIONS: Registry[type[ConditionConfig]] = Registry('condition type')
 
 
-def tell(conditions: Sequence[tuple[ConditionConfig, Condition]], batch: dict[str, Any], seed: int,
-         share: Callable[..., float]) -> Tensors:
-    """The tensors of all conditions for a batch of training, each left out where share(seed, type, item) is below its dropout."""
+def tell(
+    conditions: Sequence[tuple[ConditionConfig, Condition]],
+    batch: dict[str, Any],
+    seed: int,
+    share: Callable[..., float],
+) -> Tensors:
+    """The tensors of all conditions for a batch of training, each left out where share(seed,
+    type, item) is below its dropout.
+    """
     tensors: Tensors = {}
     for config, condition in conditions:
-        kept = [float(share(seed, 'condition', config.type, item) >= config.dropout) for item in batch['item'].tolist()]
+        kept = [
+            float(share(seed, 'condition', config.type, item) >= config.dropout)
+            for item in batch['item'].tolist()
+        ]
         for key, value in condition.prepare(batch, seed).items():
             mask = torch.tensor(kept, device=value.device).view(-1, *[1] * (value.ndim - 1))
             tensors[key] = value * mask.to(value)
@@ -79,13 +94,29 @@ def tell(conditions: Sequence[tuple[ConditionConfig, Condition]], batch: dict[st
 class _Table(Condition):
     """Features of each picture by its number."""
 
-    def __init__(self, into: str, features: Tensor | None, padding: Tensor | None, rows: Tensor | None, width: int) -> None:
-        self.key, self.width, self.features, self.padding, self.rows = f'{into}_cond', width, features, padding, rows
+    def __init__(
+        self,
+        into: str,
+        features: Tensor | None,
+        padding: Tensor | None,
+        rows: Tensor | None,
+        width: int,
+    ) -> None:
+        self.key, self.width, self.features, self.padding, self.rows = (
+            f'{into}_cond',
+            width,
+            features,
+            padding,
+            rows,
+        )
 
     def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
         if self.features is None or self.rows is None:
-            raise ValueError(f'the condition for {self.key} was made without its data set; it can answer what is asked, but prepare no '
-                             'batch')
+            raise ValueError(
+                f'the condition for {self.key} was made without its data set; it can answer what '
+                'is asked, but prepare no '
+                'batch'
+            )
         at = self.rows[batch['index'].cpu()]
         tensors = {self.key: self.features[at].to(batch['image'])}
         if self.padding is not None:
@@ -96,21 +127,30 @@ class _Table(Condition):
         try:
             row = int(value)
         except ValueError:
-            raise ValueError(f'{value!r} is no row of the embeddings; give a whole number') from None
+            raise ValueError(
+                f'{value!r} is no row of the embeddings; give a whole number'
+            ) from None
         rows = 0 if self.features is None else len(self.features)
         if self.features is None or not 0 <= row < rows:
             raise ValueError(f'{row} is no row of the embeddings; there are {rows}, from 0 on')
-        return {self.key: self.features[row:row + 1].float()}
+        return {self.key: self.features[row : row + 1].float()}
 
 
 class _Texts(_Table):
     """Texts, which can be asked for in words."""
 
-    def __init__(self, into: str, encoder: TextFeatures, texts: Sequence[str], rows: Tensor | None) -> None:
+    def __init__(
+        self, into: str, encoder: TextFeatures, texts: Sequence[str], rows: Tensor | None
+    ) -> None:
         self.into, self.encoder = into, encoder
         probe = self._encode_texts(list(texts) or ['text'])
-        super().__init__(into, probe[f'{into}_cond'] if texts else None, probe.get('cross_cond_padding') if texts else None, rows,
-                         probe[f'{into}_cond'].shape[-1])
+        super().__init__(
+            into,
+            probe[f'{into}_cond'] if texts else None,
+            probe.get('cross_cond_padding') if texts else None,
+            rows,
+            probe[f'{into}_cond'].shape[-1],
+        )
 
     def _encode_texts(self, texts: list[str]) -> Tensors:
         features, padding = self.encoder(texts)
@@ -123,7 +163,9 @@ class _Texts(_Table):
 
 
 class _BatchTexts(_Texts):
-    """Texts that come with the batches of a data set that is read as a stream: captions, or the texts of its classes."""
+    """Texts that come with the batches of a data set that is read as a stream: captions, or the
+    texts of its classes.
+    """
 
     def __init__(self, into: str, encoder: TextFeatures, classes: Sequence[str] = ()) -> None:
         super().__init__(into, encoder, classes, None)
@@ -142,26 +184,35 @@ class _BatchTexts(_Texts):
 @CONDITIONS.register('text')
 @dataclass(kw_only=True)
 class TextConfig(ConditionConfig):
-    """Texts: a line for each picture in a file, the caption of each sample of shards, or a template with the name of its class."""
+    """Texts: a line for each picture in a file, the caption of each sample of shards, or a
+    template with the name of its class.
+    """
 
     type: Literal['text'] = 'text'
-    encoder: str = BUILT_IN             # built-in, a folder of transformers, or a name on the hub
+    encoder: str = BUILT_IN  # built-in, a folder of transformers, or a name on the hub
     into: Literal['cross', 'mapping'] = 'cross'
-    location: str | None = None         # a text file, a line for each picture, in the textual order of their names (1, 10, 2)
-    template: str = '{}'                # where there are no texts: the text of a class, {} its name
-    length: int = 16                    # tokens
+    location: str | None = (
+        None  # a text file, a line for each picture, in the textual order of their names (1, 10, 2)
+    )
+    template: str = '{}'  # where there are no texts: the text of a class, {} its name
+    length: int = 16  # tokens
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
         encoder = TextFeatures(self.encoder, self.length, device)
         if dataset is not None and dataset.streams and self.location is None:
-            return _BatchTexts(self.into, encoder, () if dataset.has_texts else self._classes(dataset))
+            return _BatchTexts(
+                self.into, encoder, () if dataset.has_texts else self._classes(dataset)
+            )
         texts, rows = ([], None) if dataset is None else self._texts(dataset)
         return _Texts(self.into, encoder, texts, rows)
 
     def _classes(self, dataset: Any) -> list[str]:
         if not dataset.num_classes:
-            raise ValueError(f'conditions: text has no location, and {dataset.source} has no texts and no classes to make them of; '
-                             'name a file')
+            raise ValueError(
+                f'conditions: text has no location, and {dataset.source} has no texts and no '
+                'classes to make them of; '
+                'name a file'
+            )
         return [self.template.format(name) for name in dataset.class_names]
 
     def _texts(self, dataset: Any) -> tuple[list[str], Tensor]:
@@ -169,11 +220,17 @@ class TextConfig(ConditionConfig):
             return self._classes(dataset), dataset.labels
         path = Path(self.location).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f'conditions: text.location is {path}, and there is no such file')
+            raise FileNotFoundError(
+                f'conditions: text.location is {path}, and there is no such file'
+            )
         try:
-            lines = path.read_text('utf-8-sig').removesuffix('\n').split('\n')     # (splitlines would cut at rarer characters too)
+            lines = (
+                path.read_text('utf-8-sig').removesuffix('\n').split('\n')
+            )  # (splitlines would cut at rarer characters too)
         except UnicodeDecodeError as error:
-            raise ValueError(f'{path} is not text in UTF-8 (byte {error.start:,}); convert it') from None
+            raise ValueError(
+                f'{path} is not text in UTF-8 (byte {error.start:,}); convert it'
+            ) from None
         check_count(len(lines), dataset, f'{path} has', 'lines')
         unique = list(dict.fromkeys(lines))
         places = {text: i for i, text in enumerate(unique)}
@@ -183,7 +240,9 @@ class TextConfig(ConditionConfig):
 @CONDITIONS.register('embeddings')
 @dataclass(kw_only=True)
 class EmbeddingsConfig(ConditionConfig):
-    """Embeddings [N, D] (or [N, T, D] for cross) under the name `embeddings` in a .safetensors file, one for each picture."""
+    """Embeddings [N, D] (or [N, T, D] for cross) under the name `embeddings` in a .safetensors
+    file, one for each picture.
+    """
 
     type: Literal['embeddings'] = 'embeddings'
     location: str
@@ -192,9 +251,15 @@ class EmbeddingsConfig(ConditionConfig):
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
         found = load_safetensors(Path(self.location).expanduser()).get('embeddings')
         if found is None or found.ndim != (2 if self.into == 'mapping' else 3):
-            shape = 'no tensor "embeddings"' if found is None else f'embeddings of shape {list(found.shape)}'
+            shape = (
+                'no tensor "embeddings"'
+                if found is None
+                else f'embeddings of shape {list(found.shape)}'
+            )
             wanted = '[N, D]' if self.into == 'mapping' else '[N, T, D]'
-            raise ValueError(f'{self.location} holds {shape}; {self.into} takes "embeddings" {wanted}')
+            raise ValueError(
+                f'{self.location} holds {shape}; {self.into} takes "embeddings" {wanted}'
+            )
         if dataset is not None:
             check_count(len(found), dataset, f'{self.location} has', 'embeddings')
         return _Table(self.into, found, None, torch.arange(len(found)), found.shape[-1])
@@ -216,7 +281,9 @@ class _SuperResolution(Condition):
 @CONDITIONS.register('super-resolution')
 @dataclass(kw_only=True)
 class SuperResolutionConfig(ConditionConfig):
-    """The same picture with sides `factor` times less, brought back to size, beside the model's input."""
+    """The same picture with sides `factor` times less, brought back to size, beside the model's
+    input.
+    """
 
     type: Literal['super-resolution'] = 'super-resolution'
     factor: int = 4
@@ -238,27 +305,39 @@ class _Inpainting(Condition):
 
     def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
         x = batch['image']
-        known = torch.stack([self._box(x.shape[2:], seed, item) for item in batch['item'].tolist()]).to(x)
+        known = torch.stack(
+            [self._box(x.shape[2:], seed, item) for item in batch['item'].tolist()]
+        ).to(x)
         return {self.key: torch.cat([known, x * known], 1)}
 
     def asked(self, value: str, load: Load) -> Tensors:
-        """picture, whose lower half is to be drawn; or picture,top,bottom,left,right, a box in shares of the sides."""
+        """picture, whose lower half is to be drawn; or picture,top,bottom,left,right, a box in
+        shares of the sides.
+        """
         path, *sides = value.split(',')
         x = load(path)[None]
         try:
-            top, bottom, left, right = (float(side) for side in sides) if sides else (0.5, 1., 0., 1.)
+            top, bottom, left, right = (
+                (float(side) for side in sides) if sides else (0.5, 1.0, 0.0, 1.0)
+            )
         except ValueError:
-            raise ValueError(f'{value!r} names no box; give PICTURE,TOP,BOTTOM,LEFT,RIGHT with four shares from 0 to 1') from None
+            raise ValueError(
+                f'{value!r} names no box; give PICTURE,TOP,BOTTOM,LEFT,RIGHT with four shares '
+                'from 0 to 1'
+            ) from None
         h, w = x.shape[2:]
         known = torch.ones(1, 1, h, w)
-        known[:, :, round(top * h):round(bottom * h), round(left * w):round(right * w)] = 0
+        known[:, :, round(top * h) : round(bottom * h), round(left * w) : round(right * w)] = 0
         return {self.key: torch.cat([known, x * known], 1)}
 
     def _box(self, size: Sequence[int], seed: int, item: int) -> Tensor:
         """1 where the picture is known: all but a box of random sides in a random place."""
         u = torch.rand(4, generator=generator(seed, 'box', item)).tolist()
         known = torch.ones(1, *size)
-        (top, bottom), (left, right) = (_span(side, share * self.largest, place) for side, share, place in zip(size, u[:2], u[2:]))
+        (top, bottom), (left, right) = (
+            _span(side, share * self.largest, place)
+            for side, share, place in zip(size, u[:2], u[2:])
+        )
         known[:, top:bottom, left:right] = 0
         return known
 
@@ -272,10 +351,12 @@ def _span(side: int, share: float, place: float) -> tuple[int, int]:
 @CONDITIONS.register('inpainting')
 @dataclass(kw_only=True)
 class InpaintingConfig(ConditionConfig):
-    """The picture with a random box left out, behind its mask (1 where it is known), beside the model's input."""
+    """The picture with a random box left out, behind its mask (1 where it is known), beside the
+    model's input.
+    """
 
     type: Literal['inpainting'] = 'inpainting'
-    largest: float = 1.                 # the longest side of a box, as a share of the picture's
+    largest: float = 1.0  # the longest side of a box, as a share of the picture's
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
         return _Inpainting(channels, self.largest)
@@ -284,23 +365,40 @@ class InpaintingConfig(ConditionConfig):
 def coarse(x: Tensor, factor: int) -> Tensor:
     """x [B, C, H, W] averaged over squares and brought back to size."""
     if x.shape[2] % factor or x.shape[3] % factor:
-        raise ValueError(f'conditions: super-resolution.factor is {factor}, and sides of {x.shape[2]}x{x.shape[3]} are no multiples of it')
-    return F.interpolate(F.avg_pool2d(x, factor), scale_factor=float(factor), mode='bilinear', align_corners=False)
+        raise ValueError(
+            f'conditions: super-resolution.factor is {factor}, and sides of '
+            f'{x.shape[2]}x{x.shape[3]} are no multiples of it'
+        )
+    return F.interpolate(
+        F.avg_pool2d(x, factor), scale_factor=float(factor), mode='bilinear', align_corners=False
+    )
 
 
 def check_count(n: int, dataset: Any, has: str, what: str) -> None:
     """Refuses a file with another number of entries than there are pictures."""
     if n != len(dataset):
         left_out = f' ({len(dataset.skipped)} more could not be read)' if dataset.skipped else ''
-        raise ValueError(f'{has} {n} {what} for the {len(dataset)} pictures of {dataset.source}{left_out}; there must be one for each')
+        raise ValueError(
+            f'{has} {n} {what} for the {len(dataset)} pictures of {dataset.source}{left_out}; '
+            'there must be one for each'
+        )
     names = getattr(dataset, 'names', None) or []
     if names != sorted(names, key=_numbers_as_numbers):
         shown = ', '.join(escape_name(name) for name in names[:3])
-        warnings.warn(f'{has} {what} for pictures in the textual order of their names ({shown}, ...), which is not the order of their '
-                      'numbers; check that the file has this order, or give the numbers leading zeros', stacklevel=3)
+        warnings.warn(
+            f'{has} {what} for pictures in the textual order of their names ({shown}, ...), which '
+            'is not the order of their '
+            'numbers; check that the file has this order, or give the numbers leading zeros',
+            stacklevel=3,
+        )
 
 
 def _numbers_as_numbers(name: str) -> list[list[tuple[int, str]]]:
     """A key that sorts names folder by folder, and the numbers in them by value."""
-    return [[(int(part), '') if part.isdecimal() and len(part) < 100 else (-1, part) for part in re.split('([0-9]+)', folder)]
-            for folder in name.split('/')]
+    return [
+        [
+            (int(part), '') if part.isdecimal() and len(part) < 100 else (-1, part)
+            for part in re.split('([0-9]+)', folder)
+        ]
+        for folder in name.split('/')
+    ]

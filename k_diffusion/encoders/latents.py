@@ -1,4 +1,7 @@
-"""What is diffused in place of pixels: latents of an autoencoder, brought to mean 0 and standard deviation 1."""
+"""What is diffused in place of pixels: latents of an autoencoder, brought to mean 0 and standard
+deviation 1.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -30,29 +33,49 @@ class Encoder(Protocol):
 class LatentEncoder(nn.Module):
     """An autoencoder as an Encoder: z = (its mean latent - mean) / std, a number per channel each.
 
-    network: `encode` gives (mean, log variance), `decode` pictures; factor, input_channels and latent_channels are its own.
+    network: `encode` gives (mean, log variance), `decode` pictures; factor, input_channels and
+    latent_channels are its own.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, network: Any, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         self.network = network
-        self.factor, self.input_channels, self.latent_channels = network.factor, network.input_channels, network.latent_channels
-        self.set_statistics(mean or [0.] * self.latent_channels, std or [1.] * self.latent_channels)
+        self.factor, self.input_channels, self.latent_channels = (
+            network.factor,
+            network.input_channels,
+            network.latent_channels,
+        )
+        self.set_statistics(
+            mean or [0.0] * self.latent_channels, std or [1.0] * self.latent_channels
+        )
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Takes the mean and the standard deviation of each channel of the network's own latents."""
+        """Takes the mean and the standard deviation of each channel of the network's own
+        latents.
+        """
         if len(mean) != self.latent_channels or len(std) != self.latent_channels or min(std) <= 0:
-            raise ValueError(f'the statistics are {list(mean)} and {list(std)}; give one mean and one std above 0 for each of '
-                             f'{self.latent_channels} channels')
+            raise ValueError(
+                f'the statistics are {list(mean)} and {list(std)}; give one mean and one std '
+                'above 0 for each of '
+                f'{self.latent_channels} channels'
+            )
         device = self.mean.device if hasattr(self, 'mean') else None
-        self.register_buffer('mean', torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1))
-        self.register_buffer('std', torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1))
+        self.register_buffer(
+            'mean', torch.tensor(mean, dtype=torch.float32, device=device).view(-1, 1, 1)
+        )
+        self.register_buffer(
+            'std', torch.tensor(std, dtype=torch.float32, device=device).view(-1, 1, 1)
+        )
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures [B, C, H, W] in [-1, 1] -> latents [B, c, H / f, W / f], always the same ones."""
+        """Pictures [B, C, H, W] in [-1, 1] -> latents [B, c, H / f, W / f], always the same
+        ones.
+        """
         return (self.network.encode(x)[0] - self.mean) / self.std
 
     def decode(self, z: Tensor) -> Tensor:
@@ -80,16 +103,22 @@ class DiffusersAutoencoder(nn.Module):
 
 
 def own_autoencoder(location: str) -> nn.Module:
-    """The autoencoder that `k-diffusion train-autoencoder` wrote: its .safetensors file, or the folder of its run."""
+    """The autoencoder that `k-diffusion train-autoencoder` wrote: its .safetensors file, or the
+    folder of its run.
+    """
     path = Path(location).expanduser()
     if path.is_dir():
         found = sorted(path.glob('*.safetensors'))
         if len(found) != 1:
-            raise ValueError(f'{path} holds {len(found)} .safetensors files; name the one of the autoencoder')
+            raise ValueError(
+                f'{path} holds {len(found)} .safetensors files; name the one of the autoencoder'
+            )
         path = found[0]
     config = load_safetensors_config(path)
     if config.get('model', {}).get('type') != 'autoencoder':
-        raise ValueError(f'{path} is not an autoencoder; train one with k-diffusion train-autoencoder')
+        raise ValueError(
+            f'{path} is not an autoencoder; train one with k-diffusion train-autoencoder'
+        )
     section = {key: value for key, value in config['model'].items() if key != 'type'}
     network = AutoencoderConfig(**section).build()
     network.load_state_dict(load_safetensors(path))
@@ -104,8 +133,12 @@ def diffusers_autoencoder(location: str) -> DiffusersAutoencoder:
     fault = hub_fault(path)
     try:
         model = diffusers.AutoencoderKL.from_pretrained(
-            str(path) if path.is_dir() else location, local_files_only=fault is not None)
+            str(path) if path.is_dir() else location, local_files_only=fault is not None
+        )
     except (OSError, ValueError) as error:
-        raise FileNotFoundError(f'no AutoencoderKL can be loaded from {location} ({str(error).splitlines()[0][:120]}); give the folder '
-                                'that save_pretrained wrote') from None
+        raise FileNotFoundError(
+            f'no AutoencoderKL can be loaded from {location} '
+            f'({str(error).splitlines()[0][:120]}); give the folder '
+            'that save_pretrained wrote'
+        ) from None
     return DiffusersAutoencoder(model.eval().requires_grad_(False))

@@ -1,4 +1,7 @@
-"""The config section "encoder": what is diffused, pixels or latents; read by training and sampling alike."""
+"""The config section "encoder": what is diffused, pixels or latents; read by training and
+sampling alike.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -29,8 +32,10 @@ class AutoencoderEncoderConfig:
     """Latents of an autoencoder trained by `k-diffusion train-autoencoder`."""
 
     type: Literal['autoencoder'] = 'autoencoder'
-    location: str                           # its .safetensors file, or the folder of its run
-    mean: list[float] | None = None         # of each channel of its latents over the data; training fills these in
+    location: str  # its .safetensors file, or the folder of its run
+    mean: list[float] | None = (
+        None  # of each channel of its latents over the data; training fills these in
+    )
     std: list[float] | None = None
 
     def make(self, device: Any = 'cpu') -> LatentEncoder:
@@ -44,7 +49,7 @@ class DiffusersEncoderConfig:
     """Latents of an AutoencoderKL of diffusers (Stable Diffusion's, say)."""
 
     type: Literal['diffusers'] = 'diffusers'
-    location: str                           # the folder that save_pretrained wrote, or that of a pipeline
+    location: str  # the folder that save_pretrained wrote, or that of a pipeline
     mean: list[float] | None = None
     std: list[float] | None = None
 

@@ -1,4 +1,7 @@
-"""Texts as sequences of features: by a tiny built-in encoder, or by any text encoder of transformers."""
+"""Texts as sequences of features: by a tiny built-in encoder, or by any text encoder of
+transformers.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,29 +13,44 @@ from torch import Tensor
 from ..core.pretrained import load_pretrained, load_tokenizer
 from ..models import TextEncoder
 
-#: The name of the encoder that needs nothing: random, the same everywhere, and enough to tell short texts apart.
+#: The name of the encoder that needs nothing: random, the same everywhere, and enough to tell short
+#: texts apart.
 BUILT_IN = 'built-in'
 
 
 class TextFeatures:
-    """texts -> (features [N, T, D], padding [N, T] with 1 where there is no token); nothing in it is trained.
+    """texts -> (features [N, T, D], padding [N, T] with 1 where there is no token); nothing in it
+    is trained.
 
-    name: 'built-in', a folder that save_pretrained wrote (CLIP, T5, BERT, ...), or a name on the hub. length: T.
+    name: 'built-in', a folder that save_pretrained wrote (CLIP, T5, BERT, ...), or a name on the
+    hub. length: T.
     """
 
     def __init__(self, name: str = BUILT_IN, length: int = 16, device: Any = 'cpu') -> None:
         self.name, self.length, self.device = name, length, device
-        self._model: Any = _built_in(length).to(device) if name == BUILT_IN else _pretrained(name, device)
-        self._tokenizer: Any = None if name == BUILT_IN else load_tokenizer(name, 'the words of a text encoder')
+        self._model: Any = (
+            _built_in(length).to(device) if name == BUILT_IN else _pretrained(name, device)
+        )
+        self._tokenizer: Any = (
+            None if name == BUILT_IN else load_tokenizer(name, 'the words of a text encoder')
+        )
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         if self.name == BUILT_IN:
             tokens = self._model.tokenise(texts)
             return self._model(tokens)[0], (tokens == 0).float()
-        words = self._tokenizer(list(texts), padding='max_length', truncation=True, max_length=self.length, return_tensors='pt')
+        words = self._tokenizer(
+            list(texts),
+            padding='max_length',
+            truncation=True,
+            max_length=self.length,
+            return_tensors='pt',
+        )
         there = words['attention_mask'].to(self.device)
-        found = self._model(input_ids=words['input_ids'].to(self.device), attention_mask=there).last_hidden_state
+        found = self._model(
+            input_ids=words['input_ids'].to(self.device), attention_mask=there
+        ).last_hidden_state
         return found.float() * there[..., None], 1 - there.float()
 
 

@@ -1,4 +1,7 @@
-"""Measuring: how likely data are under a model (bits per dimension), and how good samples are, with how much certainty."""
+"""Measuring: how likely data are under a model (bits per dimension), and how good samples are,
+with how much certainty.
+"""
+
 from .bits import bits_per_dim, dequantised, image_bits
 from .classifier import Classifier, cached_classifier, train_classifier
 from .collect import compute_features, extract, picture_batches, reference_features

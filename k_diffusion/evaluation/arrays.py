@@ -1,4 +1,7 @@
-"""Arguments of this package: numpy arrays, lists and tensors become checked tensors, or errors that name the argument."""
+"""Arguments of this package: numpy arrays, lists and tensors become checked tensors, or errors
+that name the argument.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -10,7 +13,7 @@ from torch import Tensor
 from ..core.images import from_bytes
 
 #: No picture in [-1, 1], however far its values stray, is all above 0 and somewhere above this.
-_NO_LEVEL = 16.
+_NO_LEVEL = 16.0
 
 
 def as_tensor(value: Any, name: str, of_numbers: torch.dtype = torch.float64) -> Tensor:
@@ -30,14 +33,16 @@ def as_tensor(value: Any, name: str, of_numbers: torch.dtype = torch.float64) ->
             which = 'without values (meta)' if value.is_meta else f'of the layout {value.layout}'
             raise TypeError(f'{name} must be a dense tensor; got one {which}')
         return value
-    if (not isinstance(value, (list, tuple)) and not hasattr(value, '__array__')) \
-            or isinstance(value, (str, bytes, Mapping)):
-        raise TypeError(f'{name} must be a tensor, a numpy array or a list of numbers; '
-                        f'got {_kind(value)}')
+    if (not isinstance(value, (list, tuple)) and not hasattr(value, '__array__')) or isinstance(
+        value, (str, bytes, Mapping)
+    ):
+        raise TypeError(
+            f'{name} must be a tensor, a numpy array or a list of numbers; got {_kind(value)}'
+        )
     try:
         if hasattr(value, '__array__'):
             array = value.__array__()
-            native = array.astype(array.dtype.newbyteorder('='), order='C')     # (a copy)
+            native = array.astype(array.dtype.newbyteorder('='), order='C')  # (a copy)
             return torch.from_numpy(native)
         if any(isinstance(part, Tensor) or hasattr(part, '__array__') for part in value):
             return torch.stack([as_tensor(part, name, of_numbers) for part in value])
@@ -45,8 +50,10 @@ def as_tensor(value: Any, name: str, of_numbers: torch.dtype = torch.float64) ->
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f'{name} must be an array of numbers, all rows of one length; '
-                   f'got {_kind(value)} that is none ({reason[:120]})') from None
+        raise kind(
+            f'{name} must be an array of numbers, all rows of one length; '
+            f'got {_kind(value)} that is none ({reason[:120]})'
+        ) from None
 
 
 def as_floats(value: Any, name: str) -> Tensor:
@@ -66,16 +73,20 @@ def as_features(value: Any, name: str, least: int = 2) -> Tensor:
     """
     x = as_tensor(value, name)
     if not x.is_floating_point():
-        raise TypeError(f'{name} must hold features in floating point; got {_dtype(x)}: pass pictures '
-                        'through a feature extractor, or convert features to float')
+        raise TypeError(
+            f'{name} must hold features in floating point; got {_dtype(x)}: pass pictures '
+            'through a feature extractor, or convert features to float'
+        )
     if x.ndim != 2 or x.shape[1] < 1:
-        raise ValueError(f'{name} must be features [N, D], a row for each picture; '
-                         f'got the shape {list(x.shape)}')
+        raise ValueError(
+            f'{name} must be features [N, D], a row for each picture; got the shape {list(x.shape)}'
+        )
     if len(x) < least:
         raise ValueError(f'{name} must have at least {least} rows; got {len(x)}')
     if not x.isfinite().all():
-        raise ValueError(f'{name} must be finite; got NaN or infinity: check the pictures and the '
-                         'extractor')
+        raise ValueError(
+            f'{name} must be finite; got NaN or infinity: check the pictures and the extractor'
+        )
     return x
 
 
@@ -83,8 +94,10 @@ def as_pair(x: Any, y: Any, least: int = 2) -> tuple[Tensor, Tensor]:
     """Return two sets of features of one width, on x's device, in float64."""
     x, y = as_features(x, 'x', least), as_features(y, 'y', least)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(f'x and y must have features of one width; got {x.shape[1]} and '
-                         f'{y.shape[1]} numbers: use one extractor for both')
+        raise ValueError(
+            f'x and y must have features of one width; got {x.shape[1]} and '
+            f'{y.shape[1]} numbers: use one extractor for both'
+        )
     return x.double(), y.to(x.device).double()
 
 
@@ -97,23 +110,31 @@ def as_pictures(value: Any, name: str) -> Tensor:
     """
     x = as_tensor(value, name, torch.float32)
     if x.dtype != torch.uint8 and not x.is_floating_point():
-        raise TypeError(f'{name} must be pictures of uint8 (0 to 255) or of floating-point numbers in '
-                        f'[-1, 1]; got {_dtype(x)}')
+        raise TypeError(
+            f'{name} must be pictures of uint8 (0 to 255) or of floating-point numbers in '
+            f'[-1, 1]; got {_dtype(x)}'
+        )
     if x.ndim != 4 or min(x.shape[1:]) < 1:
         raise ValueError(f'{name} must be pictures [B, C, H, W]; got the shape {list(x.shape)}')
     if x.shape[1] > 4 and x.shape[3] in (1, 3, 4):
-        raise ValueError(f'{name} must be pictures [B, C, H, W]; got the shape {list(x.shape)}, whose '
-                         'channels seem to be last: permute(0, 3, 1, 2) puts them there')
+        raise ValueError(
+            f'{name} must be pictures [B, C, H, W]; got the shape {list(x.shape)}, whose '
+            'channels seem to be last: permute(0, 3, 1, 2) puts them there'
+        )
     if x.dtype == torch.uint8:
         return from_bytes(x)
     if x.numel() and x.min() >= 0 and x.max() > _NO_LEVEL:
-        raise ValueError(f'{name} must be pictures in [-1, 1] where they are of floating-point '
-                         f'numbers; got values to {x.max().item():g}: x / 127.5 - 1 brings 0 to 255 there')
+        raise ValueError(
+            f'{name} must be pictures in [-1, 1] where they are of floating-point '
+            f'numbers; got values to {x.max().item():g}: x / 127.5 - 1 brings 0 to 255 there'
+        )
     return x
 
 
 def as_bytes(value: Any, name: str, shape: str = '[N, C, H, W]') -> Tensor:
-    """Return pictures of levels 0 to 255 as uint8, of as many axes as `shape` names (... for any)."""
+    """Return pictures of levels 0 to 255 as uint8, of as many axes as `shape` names (... for
+    any).
+    """
     x = as_tensor(value, name)
     if x.is_floating_point() and isinstance(value, (list, tuple)):
         if not ((x >= 0) & (x <= 255) & (x == x.round())).all():

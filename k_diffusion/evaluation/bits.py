@@ -1,4 +1,7 @@
-"""Bits per dimension: how many bits a picture of 8-bit levels takes, by the likelihood of a model."""
+"""Bits per dimension: how many bits a picture of 8-bit levels takes, by the likelihood of a
+model.
+"""
+
 from __future__ import annotations
 
 import math
@@ -13,26 +16,32 @@ from ..core.random import derive_seed, generator
 from ..sampling import log_likelihood
 from .arrays import as_bytes, as_floats, as_tensor, whole_number
 
-#: log2 of the levels in a unit of the model's scale, on which neighbouring levels are 1 / 127.5 apart.
+#: log2 of the levels in a unit of the model's scale, on which neighbouring levels are 1 / 127.5
+#: apart.
 LEVELS_PER_UNIT = math.log2(127.5)
 
 
 def dequantised(images: Any, seeds: Sequence[int]) -> Tensor:
-    """Pictures uint8 [B, ...] as points of the model's scale, (v + u) / 127.5 - 1 with u uniform in [-1/2, 1/2) from each one's seed.
+    """Pictures uint8 [B, ...] as points of the model's scale, (v + u) / 127.5 - 1 with u uniform in
+    [-1/2, 1/2) from each one's seed.
 
-    On average that is what training saw, v / 127.5 - 1, and a level's points fill the interval nearer to it than to any other.
+    On average that is what training saw, v / 127.5 - 1, and a level's points fill the interval
+    nearer to it than to any other.
     """
     images = as_bytes(images, 'images', '[B, ...]')
     _check_seeds(seeds, images)
-    noise = torch.stack([torch.rand(images.shape[1:], generator=generator(seed, 'dequantise')) for seed in seeds])
+    noise = torch.stack(
+        [torch.rand(images.shape[1:], generator=generator(seed, 'dequantise')) for seed in seeds]
+    )
     return (images.float() + noise.to(images.device) - 0.5) / 127.5 - 1
 
 
 def bits_per_dim(log_prob: Any, dimensions: int) -> Tensor:
     """log densities [B, K] at K dequantised points of each picture -> bits per dimension [B]:
 
-    -log2(mean of p over the points) / dimensions + log2 127.5. With K = 1 the expectation is an upper bound on the bits that the
-    picture takes (Theis et al. 2016, arXiv:1511.01844, section 3.1); more points tighten it (Burda et al. 2016, arXiv:1509.00519).
+    -log2(mean of p over the points) / dimensions + log2 127.5. With K = 1 the expectation is an
+    upper bound on the bits that the picture takes (Theis et al. 2016, arXiv:1511.01844, section
+    3.1); more points tighten it (Burda et al. 2016, arXiv:1509.00519).
     """
     log_prob = as_floats(log_prob, 'log_prob')
     if log_prob.ndim != 2 or log_prob.shape[1] < 1:
@@ -47,26 +56,28 @@ def bits_per_dim(log_prob: Any, dimensions: int) -> Tensor:
 
 def image_bits(
     denoise: DenoiseFn,
-    images: Any,                                    # uint8 [N, C, H, W]
+    images: Any,  # uint8 [N, C, H, W]
     sigma_min: float,
     sigma_max: float,
-    seeds: Sequence[int],                           # one per picture
-    cond: Mapping[str, Tensor] | None = None,       # tensors with an entry per picture
+    seeds: Sequence[int],  # one per picture
+    cond: Mapping[str, Tensor] | None = None,  # tensors with an entry per picture
     *,
-    points: int = 1,                                # dequantised points per picture
-    steps: int | None = 32,                         # None: the adaptive solver
+    points: int = 1,  # dequantised points per picture
+    steps: int | None = 32,  # None: the adaptive solver
     probes: int = 1,
     trace: Any = 'probes',
-    data_mean: float | Tensor = 0.,
-    data_std: float | Tensor = 0.,
+    data_mean: float | Tensor = 0.0,
+    data_std: float | Tensor = 0.0,
     batch_size: int = 64,
     device: Any = 'cpu',
     report: Callable[[int], object] | None = None,  # told how many pictures are done
 ) -> Tensor:
-    """Bits per dimension [N] of pictures under p, the model's density of data with noise of level sigma_min.
+    """Bits per dimension [N] of pictures under p, the model's density of data with noise of level
+    sigma_min.
 
-    A picture's value depends on its own seed alone. With several points the error of the probes must be small beside a nat, or
-    the largest of the points is picked for its error: take the exact trace, or more probes.
+    A picture's value depends on its own seed alone. With several points the error of the probes
+    must be small beside a nat, or the largest of the points is picked for its error: take the exact
+    trace, or more probes.
     """
     images = as_bytes(images, 'images')
     _check_seeds(seeds, images)
@@ -77,8 +88,10 @@ def image_bits(
     cond = {key: as_tensor(value, f'cond[{key!r}]') for key, value in (cond or {}).items()}
     for key, value in cond.items():
         if value.ndim < 1 or len(value) != len(images):
-            raise ValueError(f'cond[{key!r}] must have an entry for each of the {len(images)} pictures; '
-                             f'got the shape {list(value.shape)}')
+            raise ValueError(
+                f'cond[{key!r}] must have an entry for each of the {len(images)} pictures; '
+                f'got the shape {list(value.shape)}'
+            )
     results = []
     for start in range(0, len(images), batch_size):
         chosen = slice(start, start + batch_size)
@@ -87,8 +100,19 @@ def image_bits(
         found = []
         for k in range(points):
             own = [derive_seed(seed, 'point', k) for seed in seeds[chosen]]
-            log_prob, _ = log_likelihood(denoise, dequantised(batch, own), sigma_min, sigma_max, here, steps=steps, probes=probes,
-                                         trace=trace, seed=own, data_mean=data_mean, data_std=data_std)
+            log_prob, _ = log_likelihood(
+                denoise,
+                dequantised(batch, own),
+                sigma_min,
+                sigma_max,
+                here,
+                steps=steps,
+                probes=probes,
+                trace=trace,
+                seed=own,
+                data_mean=data_mean,
+                data_std=data_std,
+            )
             found.append(log_prob)
         results.append(bits_per_dim(torch.stack(found, 1), batch[0].numel()).cpu())
         if report is not None:

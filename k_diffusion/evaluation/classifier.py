@@ -1,4 +1,7 @@
-"""A feature extractor that needs no download: a small classifier, trained in seconds on the labelled pictures at hand."""
+"""A feature extractor that needs no download: a small classifier, trained in seconds on the
+labelled pictures at hand.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -18,12 +21,14 @@ from ..core.tensor_cache import load_cache, save_cache
 from ..core.weights import load_safetensors, load_safetensors_config
 from .arrays import as_bytes, as_pictures, as_tensor, whole_number
 
-SIDE = 32       # larger pictures are brought to this size
-RECIPE = 1      # changes when the network or its training does, so that kept classifiers and features are not mixed
+SIDE = 32  # larger pictures are brought to this size
+# changes when the network or its training does, so that kept classifiers and features are not mixed
+RECIPE = 1
 
 
 class Classifier(nn.Module):
-    """Two convolutions and a hidden layer of 64, whose values are the features: [B, C, H, W] in [-1, 1] -> [B, 64].
+    """Two convolutions and a hidden layer of 64, whose values are the features: [B, C, H, W] in
+    [-1, 1] -> [B, 64].
 
     They are scaled so that on the pictures it learnt from their variance is 1 on average.
 
@@ -42,9 +47,16 @@ class Classifier(nn.Module):
             '',
         )
         self.body = nn.Sequential(
-            nn.Conv2d(channels, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
-            nn.Conv2d(16, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True),
-            nn.Flatten(), nn.Linear(32 * _quarter(height) * _quarter(width), 64), nn.ReLU())
+            nn.Conv2d(channels, 16, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Conv2d(16, 32, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+            nn.Flatten(),
+            nn.Linear(32 * _quarter(height) * _quarter(width), 64),
+            nn.ReLU(),
+        )
         self.head = nn.Linear(64, classes)
         self.register_buffer('scale', torch.ones(()))
 
@@ -62,7 +74,11 @@ class Classifier(nn.Module):
         return self.head(self(x))
 
     def _framed(self, x: Tensor) -> Tensor:
-        return x if x.shape[-2:] == self.size else F.interpolate(x, self.size, mode='bilinear', antialias=True)
+        return (
+            x
+            if x.shape[-2:] == self.size
+            else F.interpolate(x, self.size, mode='bilinear', antialias=True)
+        )
 
 
 def train_classifier(
@@ -74,9 +90,11 @@ def train_classifier(
     batch_size: int = 128,
     report: Callable[[int, int], None] | None = None,
 ) -> Classifier:
-    """A classifier of pictures uint8 [N, C, H, W], trained on nine tenths of them; the same one for the same pictures and seed.
+    """A classifier of pictures uint8 [N, C, H, W], trained on nine tenths of them; the same one for
+    the same pictures and seed.
 
-    It computes on the CPU, where that is so, and neither draws from torch's global generator nor changes it.
+    It computes on the CPU, where that is so, and neither draws from torch's global generator nor
+    changes it.
     """
     images, labels = _labelled(images, labels, classes)
     whole_number(steps, 'steps')
@@ -85,7 +103,7 @@ def train_classifier(
         torch.manual_seed(derive_seed(seed, 'classifier'))
         network = Classifier(images.shape[1], (images.shape[2], images.shape[3]), classes)
     order = torch.randperm(len(images), generator=generator(seed, 'classifier split'))
-    held, train = order[:len(order) // 10], order[len(order) // 10:]
+    held, train = order[: len(order) // 10], order[len(order) // 10 :]
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     draws = generator(seed, 'classifier batches')
     with torch.enable_grad():
@@ -100,9 +118,14 @@ def train_classifier(
                 report(step + 1, steps)
     network.eval().requires_grad_(False)
     _scale(network, images[train[:5000]])
-    right = [network.logits(from_bytes(images[part])).argmax(1) == labels[part] for part in held.split(1000)]
+    right = [
+        network.logits(from_bytes(images[part])).argmax(1) == labels[part]
+        for part in held.split(1000)
+    ]
     network.accuracy = torch.cat(right).double().mean().item()
-    network.fingerprint = f'classifier {RECIPE} {content_digest(images, labels)} {seed} {steps} {batch_size}'
+    network.fingerprint = (
+        f'classifier {RECIPE} {content_digest(images, labels)} {seed} {steps} {batch_size}'
+    )
     return network
 
 
@@ -134,7 +157,13 @@ def _labelled(images: Any, labels: Any, classes: int) -> tuple[Tensor, Tensor]:
 
 def _scale(network: Classifier, images: Tensor) -> None:
     """Divides the features by their deviation, and gives the head its own back."""
-    deviation = torch.cat([network(from_bytes(part)) for part in images.split(1000)]).var(0).mean().sqrt().clamp_min(1e-6)
+    deviation = (
+        torch.cat([network(from_bytes(part)) for part in images.split(1000)])
+        .var(0)
+        .mean()
+        .sqrt()
+        .clamp_min(1e-6)
+    )
     network.scale.copy_(deviation)
     network.head.weight.mul_(deviation)
 
@@ -152,12 +181,18 @@ def cached_classifier(
     path = Path(folder) / f'classifier-{RECIPE}-{content_digest(images, labels)}-{seed}.safetensors'
     if load_cache(path) is None:
         trained = train_classifier(images, labels, classes, seed, report=report)
-        save_cache(path, trained.state_dict(), {'accuracy': trained.accuracy, 'fingerprint': trained.fingerprint})
+        save_cache(
+            path,
+            trained.state_dict(),
+            {'accuracy': trained.accuracy, 'fingerprint': trained.fingerprint},
+        )
         return trained
     return load_classifier(path, images.shape[1], (images.shape[2], images.shape[3]), classes)
 
 
-def load_classifier(path: str | os.PathLike[str], channels: int, size: tuple[int, int], classes: int) -> Classifier:
+def load_classifier(
+    path: str | os.PathLike[str], channels: int, size: tuple[int, int], classes: int
+) -> Classifier:
     """A classifier that cached_classifier wrote."""
     network = Classifier(channels, size, classes)
     network.load_state_dict(load_safetensors(path))

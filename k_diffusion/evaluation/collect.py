@@ -1,4 +1,7 @@
-"""Features of many pictures: of samples, over processes; of a reference set, kept by what it holds."""
+"""Features of many pictures: of samples, over processes; of a reference set, kept by what it
+holds.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -24,9 +27,11 @@ def compute_features(
     batch_size: int,
     round_pictures: bool = True,
 ) -> Tensor:
-    """Features [n, D] of pictures that every process draws a share of with sample_fn(how many), batch by batch, on all processes.
+    """Features [n, D] of pictures that every process draws a share of with sample_fn(how many),
+    batch by batch, on all processes.
 
-    Rows come in the order (batch, process, place in the batch). Where sample_fn raises StopIteration, there are fewer.
+    Rows come in the order (batch, process, place in the batch). Where sample_fn raises
+    StopIteration, there are fewer.
 
     Pictures [B, C, H, W] in [-1, 1] are first rounded to 8 bits, as a file would: a reference set's
     were, and an extractor that sees fine detail tells the two apart. round_pictures=False leaves
@@ -48,7 +53,9 @@ def compute_features(
     except StopIteration:
         pass
     if not rows:
-        raise ValueError('sample_fn drew no pictures; it must give at least one batch before StopIteration')
+        raise ValueError(
+            'sample_fn drew no pictures; it must give at least one batch before StopIteration'
+        )
     return torch.cat(rows)[:n]
 
 
@@ -57,7 +64,7 @@ def picture_batches(dataset: Any, indices: Sequence[int], batch_size: int) -> It
     whole_number(batch_size, 'batch_size')
     indices = [int(i) for i in indices]
     for start in range(0, len(indices), batch_size):
-        yield torch.stack([_picture(dataset, i) for i in indices[start:start + batch_size]])
+        yield torch.stack([_picture(dataset, i) for i in indices[start : start + batch_size]])
 
 
 def _picture(dataset: Any, index: int) -> Tensor:
@@ -65,24 +72,31 @@ def _picture(dataset: Any, index: int) -> Tensor:
     if not isinstance(item, Mapping) or 'image' not in item:
         raise TypeError(
             f"dataset must hold items with 'image'; got a {type(item).__name__}: K.data.Images "
-            "makes one of pictures"
+            'makes one of pictures'
         )
     return as_tensor(item['image'], "dataset's 'image'", torch.uint8)
 
 
 @torch.no_grad()
-def extract(extractor: Extractor, pictures: Iterable[Any], device: Any = 'cpu', round_pictures: bool = True) -> Tensor:
+def extract(
+    extractor: Extractor, pictures: Iterable[Any], device: Any = 'cpu', round_pictures: bool = True
+) -> Tensor:
     """Features [N, D] on the CPU of pictures [N, C, H, W], or of batches of them, uint8 or in [-1,
     1].
 
     Those in [-1, 1] are rounded to 8 bits first, as a file would, so that samples and pictures of a
-    data set are treated alike. round_pictures=False takes batches of tensors [B, C, ...] as they are.
+    data set are treated alike. round_pictures=False takes batches of tensors [B, C, ...] as they
+    are.
     """
     if round_pictures and (hasattr(pictures, '__array__') or _is_one_batch(pictures)):
         pictures = as_pictures(pictures, 'pictures').split(64)
     rows = []
     for batch in pictures:
-        x = round_to_bytes(as_pictures(batch, 'pictures').to(device)) if round_pictures else as_floats(batch, 'pictures').to(device)
+        x = (
+            round_to_bytes(as_pictures(batch, 'pictures').to(device))
+            if round_pictures
+            else as_floats(batch, 'pictures').to(device)
+        )
         rows.append(as_features(extractor(x), 'what the extractor gives', least=0).float().cpu())
     if not sum(map(len, rows)):
         raise ValueError('pictures must hold at least one picture; got none')
@@ -91,19 +105,33 @@ def extract(extractor: Extractor, pictures: Iterable[Any], device: Any = 'cpu', 
 
 def _is_one_batch(pictures: Any) -> bool:
     """Tell a list of pictures, [C, H, W] each, from one of batches of them."""
-    return (isinstance(pictures, (list, tuple)) and len(pictures) > 0
-            and as_tensor(pictures[0], 'pictures').ndim == 3)
+    return (
+        isinstance(pictures, (list, tuple))
+        and len(pictures) > 0
+        and as_tensor(pictures[0], 'pictures').ndim == 3
+    )
 
 
-def reference_features(dataset: Any, indices: Sequence[int], extractor: Extractor, folder: str | os.PathLike[str] | None = None,
-                       batch_size: int = 64, device: Any = 'cpu', round_pictures: bool = True) -> Tensor:
-    """Features [N, D] of pictures of a data set: computed once, then found in the folder under a digest of pictures and extractor.
+def reference_features(
+    dataset: Any,
+    indices: Sequence[int],
+    extractor: Extractor,
+    folder: str | os.PathLike[str] | None = None,
+    batch_size: int = 64,
+    device: Any = 'cpu',
+    round_pictures: bool = True,
+) -> Tensor:
+    """Features [N, D] of pictures of a data set: computed once, then found in the folder under a
+    digest of pictures and extractor.
 
-    (An extractor without a `fingerprint` is asked each time.) round_pictures=False takes items that are no pictures as they are.
+    (An extractor without a `fingerprint` is asked each time.) round_pictures=False takes items that
+    are no pictures as they are.
     """
     identity = getattr(extractor, 'fingerprint', '')
     if folder is None or not identity:
-        return extract(extractor, picture_batches(dataset, indices, batch_size), device, round_pictures)
+        return extract(
+            extractor, picture_batches(dataset, indices, batch_size), device, round_pictures
+        )
     state = hashlib.blake2b(identity.encode(), digest_size=16)
     for batch in picture_batches(dataset, indices, batch_size):
         for picture in batch:
@@ -112,6 +140,8 @@ def reference_features(dataset: Any, indices: Sequence[int], extractor: Extracto
     path = Path(folder) / f'features-{state.hexdigest()}.safetensors'
     if (cached := load_cache(path)) is not None:
         return cached[0]['features']
-    features = extract(extractor, picture_batches(dataset, indices, batch_size), device, round_pictures)
+    features = extract(
+        extractor, picture_batches(dataset, indices, batch_size), device, round_pictures
+    )
     save_cache(path, {'features': features})
     return features

@@ -1,4 +1,8 @@
-"""Feature extractors: pictures [B, C, H, W] in [-1, 1] -> features [B, D]. Any callable serves; here are the usual ones."""
+"""Feature extractors: pictures [B, C, H, W] in [-1, 1] -> features [B, D].
+
+Any callable serves; here are the usual ones.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -20,26 +24,34 @@ from .arrays import as_pictures
 INCEPTION_URL = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
 INCEPTION_DIGEST = 'f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4'
 
-DINOV2_MODELS = {'vits14': 'facebook/dinov2-small', 'vitb14': 'facebook/dinov2-base', 'vitl14': 'facebook/dinov2-large',
-                 'vitg14': 'facebook/dinov2-giant'}
+DINOV2_MODELS = {
+    'vits14': 'facebook/dinov2-small',
+    'vitb14': 'facebook/dinov2-base',
+    'vitl14': 'facebook/dinov2-large',
+    'vitg14': 'facebook/dinov2-giant',
+}
 
 
 class Extractor(Protocol):
     """(pictures [B, C, H, W] in [-1, 1]) -> features [B, D].
 
-    One with an attribute `fingerprint`, a text that changes with what it computes, has its features of a reference set kept.
+    One with an attribute `fingerprint`, a text that changes with what it computes, has its features
+    of a reference set kept.
     """
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
 def cache_folder() -> Path:
-    """Where downloads and reference features are kept: $XDG_CACHE_HOME/k-diffusion, or ~/.cache/k-diffusion."""
+    """Where downloads and reference features are kept: $XDG_CACHE_HOME/k-diffusion, or
+    ~/.cache/k-diffusion.
+    """
     return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'k-diffusion'
 
 
 class InceptionV3FeatureExtractor:
-    """The 2048 features of the Inception network that FID is defined by, from NVIDIA's TorchScript file.
+    """The 2048 features of the Inception network that FID is defined by, from NVIDIA's TorchScript
+    file.
 
     The file is taken from `path`, or from the cache, where it is downloaded if it is missing. A
     TorchScript file can run code when it is loaded: one without the SHA-256 of NVIDIA's is refused
@@ -72,7 +84,12 @@ class CLIPFeatureExtractor:
     """
 
     def __init__(self, name: str = 'ViT-B/16', device: Any = 'cpu') -> None:
-        self.model = load_pretrained(OPENAI_CLIP.get(name, name), 'CLIPVisionModelWithProjection', f'the feature extractor {name}', device)
+        self.model = load_pretrained(
+            OPENAI_CLIP.get(name, name),
+            'CLIPVisionModelWithProjection',
+            f'the feature extractor {name}',
+            device,
+        )
         self.size = self.model.config.image_size
         self.fingerprint = f'clip {_digest(self.model)}'
 
@@ -88,7 +105,8 @@ class CLIPFeatureExtractor:
 
 
 class DINOv2FeatureExtractor:
-    """DINOv2's class tokens after the last norm, of length sqrt(D), through transformers; the size of pictures is 224.
+    """DINOv2's class tokens after the last norm, of length sqrt(D), through transformers; the size
+    of pictures is 224.
 
     name: one of available_models(), a folder that save_pretrained wrote, or a name on the hub.
     """
@@ -96,7 +114,9 @@ class DINOv2FeatureExtractor:
     size = 224
 
     def __init__(self, name: str = 'vitl14', device: Any = 'cpu') -> None:
-        self.model = load_pretrained(DINOV2_MODELS.get(name, name), 'Dinov2Model', f'the feature extractor {name}', device)
+        self.model = load_pretrained(
+            DINOV2_MODELS.get(name, name), 'Dinov2Model', f'the feature extractor {name}', device
+        )
         self.fingerprint = f'dinov2 {_digest(self.model)}'
 
     @classmethod
@@ -134,8 +154,10 @@ def _load_script(path: Path, device: Any, allow_code: bool) -> tuple[Any, str]:
     """The network in a TorchScript file, and its SHA-256; only NVIDIA's is loaded without leave to
     run code."""
     if not path.is_file():
-        raise FileNotFoundError(f'no feature extractor at {path}; give the path of a TorchScript file')
-    data = path.read_bytes()            # read once, so that what is loaded is what was checked
+        raise FileNotFoundError(
+            f'no feature extractor at {path}; give the path of a TorchScript file'
+        )
+    data = path.read_bytes()  # read once, so that what is loaded is what was checked
     digest = hashlib.sha256(data).hexdigest()
     if digest != INCEPTION_DIGEST and not allow_code:
         raise ValueError(
@@ -145,16 +167,24 @@ def _load_script(path: Path, device: Any, allow_code: bool) -> tuple[Any, str]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', DeprecationWarning)     # such files are what is published
+            warnings.simplefilter('ignore', DeprecationWarning)  # such files are what is published
             return torch.jit.load(io.BytesIO(data), map_location=device).eval(), digest
     except RuntimeError as error:
-        raise ValueError(f'{path} is no TorchScript file ({str(error).splitlines()[0]}); make one with torch.jit.save') from None
+        raise ValueError(
+            f'{path} is no TorchScript file ({str(error).splitlines()[0]}); make one with '
+            'torch.jit.save'
+        ) from None
 
 
 def _digest(model: Any) -> str:
     """Of a model's weights, by sums that any change moves."""
-    sums = torch.stack([torch.stack([p.double().sum(), p.double().square().sum()]) for p in model.parameters()])
-    return f'{type(model).__name__} {sums.shape[0]} {sums.sum(0).tolist()} {sums[:, 0].square().sum().item()}'
+    sums = torch.stack(
+        [torch.stack([p.double().sum(), p.double().square().sum()]) for p in model.parameters()]
+    )
+    return (
+        f'{type(model).__name__} {sums.shape[0]} {sums.sum(0).tolist()} '
+        f'{sums[:, 0].square().sum().item()}'
+    )
 
 
 def _normalised(x: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -1,8 +1,10 @@
 """Frechet distance between Gaussians fitted to features: with Inception features, FID.
 
-Heusel et al. 2017, arXiv:1706.08500. |m_x - m_y|^2 + tr S_x + tr S_y - 2 tr (S_x S_y)^1/2, where the last trace is the nuclear
-norm (the sum of singular values) of A_x A_y^T for any factors S = A^T A: no square root of a matrix, and nothing to add to it.
+Heusel et al. 2017, arXiv:1706.08500. |m_x - m_y|^2 + tr S_x + tr S_y - 2 tr (S_x S_y)^1/2, where
+the last trace is the nuclear norm (the sum of singular values) of A_x A_y^T for any factors S = A^T
+A: no square root of a matrix, and nothing to add to it.
 """
+
 from __future__ import annotations
 
 import math
@@ -65,10 +67,10 @@ def fid_infinity(
 ) -> tuple[float, float]:
     """(the distance that endless samples x would have, its standard error), y taken as it is.
 
-    The distance of n samples is too large by an amount that falls as 1/n: a line in 1/n through `points` sizes from the share
-    `smallest` of x to all of it, evenly spaced in 1/n, ends there (Chong and Forsyth 2020, arXiv:1911.07023). Each size is a
-    random part of x; the error is that of the line's end and that of the draw of x (of
-    fid_with_error) together.
+    The distance of n samples is too large by an amount that falls as 1/n: a line in 1/n through
+    `points` sizes from the share `smallest` of x to all of it, evenly spaced in 1/n, ends there
+    (Chong and Forsyth 2020, arXiv:1911.07023). Each size is a random part of x; the error is that
+    of the line's end and that of the draw of x (of fid_with_error) together.
     """
     x, y = as_pair(x, y)
     whole_number(points, 'points', 3)
@@ -90,7 +92,9 @@ def fid_infinity(
 
 def intercept(u: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
     """The value at u = 0 of the least squares line, and its standard error."""
-    design = torch.stack([torch.ones(len(u), dtype=torch.float64), torch.tensor(u, dtype=torch.float64)], 1)
+    design = torch.stack(
+        [torch.ones(len(u), dtype=torch.float64), torch.tensor(u, dtype=torch.float64)], 1
+    )
     target = torch.tensor(values, dtype=torch.float64)
     inverse = torch.linalg.inv(design.T @ design)
     line = inverse @ (design.T @ target)
@@ -108,7 +112,9 @@ def _distance(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor]) -> Tensor:
 def _factor(features: Tensor) -> Tensor:
     """A [K, D], K at most D, with A^T A the covariance."""
     centred = (features - features.mean(0)) / (len(features) - 1) ** 0.5
-    tall = len(centred) > centred.shape[1] and not centred.requires_grad    # (the triangular factor alone knows no derivative)
+    tall = (
+        len(centred) > centred.shape[1] and not centred.requires_grad
+    )  # (the triangular factor alone knows no derivative)
     return torch.linalg.qr(centred, mode='r')[1] if tall else centred
 
 
@@ -118,9 +124,11 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def sqrtm_eig(a: Any) -> Tensor:
-    """The square root of a symmetric positive semidefinite matrix [..., D, D], by its eigenvectors; differentiable.
+    """The square root of a symmetric positive semidefinite matrix [..., D, D], by its eigenvectors;
+    differentiable.
 
-    (The distance above does without it. Negative eigenvalues, which are rounding errors, count by their size.)
+    (The distance above does without it. Negative eigenvalues, which are rounding errors, count by
+    their size.)
     """
     a = as_floats(a, 'a')
     if a.ndim < 2 or a.shape[-1] != a.shape[-2]:
@@ -132,7 +140,9 @@ def sqrtm_eig(a: Any) -> Tensor:
 
 
 class _SquareRoot(torch.autograd.Function):
-    """Its derivative solves d(a) = d(r) r + r d(r), which stays finite where eigenvalues are equal."""
+    """Its derivative solves d(a) = d(r) r + r d(r), which stays finite where eigenvalues are
+    equal.
+    """
 
     @staticmethod
     def forward(context: Any, a: Tensor) -> Tensor:
@@ -145,5 +155,5 @@ class _SquareRoot(torch.autograd.Function):
     def backward(context: Any, *outward: Tensor) -> Tensor:
         roots, vectors = context.saved_tensors
         sums = roots[..., :, None] + roots[..., None, :]
-        inner = (vectors.mT @ outward[0] @ vectors) / torch.where(sums == 0, 1., sums)
+        inner = (vectors.mT @ outward[0] @ vectors) / torch.where(sums == 0, 1.0, sums)
         return vectors @ inner @ vectors.mT

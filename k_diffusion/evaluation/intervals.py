@@ -1,4 +1,5 @@
 """How sure a number is: resampling."""
+
 from __future__ import annotations
 
 import math
@@ -33,7 +34,7 @@ def jackknife(
         raise ValueError(f'x must have at least 4 rows for a standard error; got {len(x)}')
     split = x.tensor_split(min(parts, len(x) // 2))
     value, count = metric(x), len(split)
-    without = [metric(torch.cat([*split[:i], *split[i + 1:]])) for i in range(count)]
+    without = [metric(torch.cat([*split[:i], *split[i + 1 :]])) for i in range(count)]
     mean = math.fsum(without) / count
     stderr = math.sqrt((count - 1) / count * math.fsum((one - mean) ** 2 for one in without))
     return value, count * value - (count - 1) * mean, stderr
@@ -45,7 +46,9 @@ def interval(
     """Return the interval of a value whose standard error has so many degrees of freedom, by
     Student's t."""
     if not freedom > 0 or not 0 < level < 1:
-        raise ValueError(f'freedom must be above 0 and level above 0 and below 1; got {freedom} and {level}')
+        raise ValueError(
+            f'freedom must be above 0 and level above 0 and below 1; got {freedom} and {level}'
+        )
     half = student_quantile((1 + level) / 2, freedom) * stderr
     return value - half, value + half
 
@@ -57,7 +60,8 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, tuple[float, float]]:
-    """(standard error, (low, high)) of metric(x) over the draw of the rows of x, from sets of the same size drawn with repetition.
+    """(standard error, (low, high)) of metric(x) over the draw of the rows of x, from sets of the
+    same size drawn with repetition.
 
     The interval is the basic one, 2 metric(x) minus the quantiles (Davison and Hinkley 1997,
     section 5.2). It is one of the value less its bias: where repeated rows raise the metric, as
@@ -70,8 +74,13 @@ def bootstrap(
     if not 0 < level < 1:
         raise ValueError(f'level must be above 0 and below 1; got {level}')
     source = generator(seed, 'bootstrap')
-    values = torch.tensor([metric(x[torch.randint(len(x), [len(x)], generator=source).to(x.device)]) for _ in range(replicates)],
-                          dtype=torch.float64)
+    values = torch.tensor(
+        [
+            metric(x[torch.randint(len(x), [len(x)], generator=source).to(x.device)])
+            for _ in range(replicates)
+        ],
+        dtype=torch.float64,
+    )
     value, tail = metric(x), (1 - level) / 2
     low, high = (2 * value - torch.quantile(values, q).item() for q in (1 - tail, tail))
     return values.std().item(), (low, high)

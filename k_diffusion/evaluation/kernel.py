@@ -1,4 +1,7 @@
-"""Distances between features by kernels: KID and CMMD, which unlike the Frechet distance are not biased by small sets."""
+"""Distances between features by kernels: KID and CMMD, which unlike the Frechet distance are not
+biased by small sets.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -30,7 +33,8 @@ def _cubic(x: Tensor, y: Tensor) -> Tensor:
 
 
 def squared_mmd(x: Any, y: Any, kernel: Kernel = polynomial_kernel) -> Tensor:
-    """The unbiased estimate of the squared maximum mean discrepancy of x [N, D] and y [M, D] (Gretton et al. 2012, eq. 3).
+    """The unbiased estimate of the squared maximum mean discrepancy of x [N, D] and y [M, D]
+    (Gretton et al. 2012, eq. 3).
 
     It can be below 0, and is 0 on average where both come from one distribution.
     """
@@ -52,7 +56,10 @@ def kid(x: Any, y: Any, max_size: int = 5000) -> Tensor:
     whole_number(max_size, 'max_size', 2)
     parts = -(-max(len(x), len(y)) // max_size)
     if min(len(x), len(y)) < 2 * parts:
-        raise ValueError(f'{len(x)} and {len(y)} features are too unequal for parts of {max_size}; give more of the smaller set')
+        raise ValueError(
+            f'{len(x)} and {len(y)} features are too unequal for parts of {max_size}; give more '
+            'of the smaller set'
+        )
     cuts = [[round(i * len(features) / parts) for i in range(1, parts)] for features in (x, y)]
     return torch.stack(
         [squared_mmd(a, b) for a, b in zip(x.tensor_split(cuts[0]), y.tensor_split(cuts[1]))]
@@ -62,7 +69,9 @@ def kid(x: Any, y: Any, max_size: int = 5000) -> Tensor:
 def kid_subsets(
     x: Any, y: Any, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """(the mean over random subsets of both, the standard deviation over subsets): KID as tables report it."""
+    """(the mean over random subsets of both, the standard deviation over subsets): KID as tables
+    report it.
+    """
     x, y = as_pair(x, y)
     whole_number(subsets, 'subsets', 2)
     size = min(whole_number(size, 'size', 2), len(x), len(y))
@@ -73,31 +82,46 @@ def kid_subsets(
 
 
 def kid_with_error(x: Any, y: Any, blocks: int = 20) -> tuple[float, float]:
-    """(squared_mmd(x, y) of all rows at once, its standard error by a jackknife over `blocks` parts of each set).
+    """(squared_mmd(x, y) of all rows at once, its standard error by a jackknife over `blocks` parts
+    of each set).
 
-    The kernel is never held whole, and all pairs count, so that this is the steadiest of the estimates here.
+    The kernel is never held whole, and all pairs count, so that this is the steadiest of the
+    estimates here.
     """
     x, y = as_pair(x, y, least=4)
     blocks = min(whole_number(blocks, 'blocks', 2), len(x) // 2, len(y) // 2)
     xs, ys = x.tensor_split(blocks), y.tensor_split(blocks)
     xx, yy, xy = (_block_sums(a, b) for a, b in ((xs, xs), (ys, ys), (xs, ys)))
-    own_x, own_y = (torch.stack([((part.square().sum(1) / part.shape[1] + 1) ** 3).sum() for part in parts]) for parts in (xs, ys))
-    sizes_x, sizes_y = (torch.tensor([len(part) for part in parts], device=x.device) for parts in (xs, ys))
+    own_x, own_y = (
+        torch.stack([((part.square().sum(1) / part.shape[1] + 1) ** 3).sum() for part in parts])
+        for parts in (xs, ys)
+    )
+    sizes_x, sizes_y = (
+        torch.tensor([len(part) for part in parts], device=x.device) for parts in (xs, ys)
+    )
 
     def estimate(keep: Tensor) -> Tensor:
         n, m = sizes_x[keep].sum(), sizes_y[keep].sum()
         within_x, within_y, between = (k[keep][:, keep].sum() for k in (xx, yy, xy))
-        return ((within_x - own_x[keep].sum()) / (n * (n - 1)) + (within_y - own_y[keep].sum()) / (m * (m - 1))
-                - 2 * between / (n * m))
+        return (
+            (within_x - own_x[keep].sum()) / (n * (n - 1))
+            + (within_y - own_y[keep].sum()) / (m * (m - 1))
+            - 2 * between / (n * m)
+        )
 
     everything = torch.ones(blocks, dtype=torch.bool, device=x.device)
-    without = torch.stack([estimate(torch.arange(blocks, device=x.device) != i) for i in range(blocks)])
+    without = torch.stack(
+        [estimate(torch.arange(blocks, device=x.device) != i) for i in range(blocks)]
+    )
     return estimate(everything).item(), ((blocks - 1) * without.var(correction=0)).sqrt().item()
 
 
-def cmmd(x: Any, y: Any, sigma: float = 10., scale: float = 1000., chunk: int = 2048) -> Tensor:
-    """CMMD (Jayasumana et al. 2024, arXiv:2401.09603): scale times the squared discrepancy of unit-length embeddings under the
-    Gaussian kernel exp(-|a - b|^2 / (2 sigma^2)), each picture's kernel with itself included. Meant for CLIP embeddings.
+def cmmd(x: Any, y: Any, sigma: float = 10.0, scale: float = 1000.0, chunk: int = 2048) -> Tensor:
+    """CMMD (Jayasumana et al.
+
+    2024, arXiv:2401.09603): scale times the squared discrepancy of unit-length embeddings under the
+    Gaussian kernel exp(-|a - b|^2 / (2 sigma^2)), each picture's kernel with itself included. Meant
+    for CLIP embeddings.
     """
     if not sigma > 0:
         raise ValueError(f'sigma must be above 0; got {sigma}')
@@ -109,7 +133,7 @@ def cmmd(x: Any, y: Any, sigma: float = 10., scale: float = 1000., chunk: int = 
 
     def mean(a: Tensor, b: Tensor) -> Tensor:
         # 1 - k, by expm1: the kernel is so wide that k itself is 1 to five digits
-        sums = [torch.expm1((part @ b.T - 1) / sigma ** 2).sum() for part in a.split(chunk)]
+        sums = [torch.expm1((part @ b.T - 1) / sigma**2).sum() for part in a.split(chunk)]
         return torch.stack(sums).sum() / (len(a) * len(b))
 
     return scale * (mean(x, x) + mean(y, y) - 2 * mean(x, y))

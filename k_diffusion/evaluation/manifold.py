@@ -1,4 +1,7 @@
-"""How much of what is generated is like the data, and how much of the data is reached: by nearest neighbours in feature space."""
+"""How much of what is generated is like the data, and how much of the data is reached: by
+nearest neighbours in feature space.
+"""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,10 +13,12 @@ from .arrays import as_pair, whole_number
 
 
 def precision_recall(x: Any, y: Any, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
-    """(precision, recall) of samples x [N, D] against data y [M, D] (Kynkaanniemi et al. 2019, arXiv:1904.06991).
+    """(precision, recall) of samples x [N, D] against data y [M, D] (Kynkaanniemi et al.
 
-    Precision: the share of x that lies within the ball of some y, which reaches to the k-th nearest other y. Recall: with x and
-    y exchanged.
+    2019, arXiv:1904.06991).
+
+    Precision: the share of x that lies within the ball of some y, which reaches to the k-th nearest
+    other y. Recall: with x and y exchanged.
     """
     x, y = _checked(x, y, k, chunk)
     radii_x, radii_y = kth_distance(x, k, chunk), kth_distance(y, k, chunk)
@@ -23,10 +28,13 @@ def precision_recall(x: Any, y: Any, k: int = 3, chunk: int = 1024) -> tuple[flo
 
 
 def density_coverage(x: Any, y: Any, k: int = 5, chunk: int = 1024) -> tuple[float, float]:
-    """(density, coverage) of samples x [N, D] against data y [M, D] (Naeem et al. 2020, arXiv:2002.09797).
+    """(density, coverage) of samples x [N, D] against data y [M, D] (Naeem et al.
 
-    Density: in how many balls of y a sample lies, over k (about 1 for samples of the data's own distribution). Coverage: the
-    share of y whose ball holds a sample. One odd sample or picture changes neither by much.
+    2020, arXiv:2002.09797).
+
+    Density: in how many balls of y a sample lies, over k (about 1 for samples of the data's own
+    distribution). Coverage: the share of y whose ball holds a sample. One odd sample or picture
+    changes neither by much.
     """
     x, y = _checked(x, y, k, chunk)
     radii = kth_distance(y, k, chunk)
@@ -42,7 +50,7 @@ def kth_distance(x: Tensor, k: int, chunk: int = 1024) -> Tensor:
     """The distance [N] of each row to its k-th nearest other row."""
     found = []
     for start in range(0, len(x), chunk):
-        distances = torch.cdist(x[start:start + chunk], x)
+        distances = torch.cdist(x[start : start + chunk], x)
         own = torch.arange(len(distances), device=x.device)
         distances[own, start + own] = torch.inf
         found.append(distances.kthvalue(k, dim=1).values)

@@ -1,4 +1,5 @@
 """The measures of sample quality by name, each from features of samples and of a reference set."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from .intervals import BLOCKS, interval
 from .kernel import cmmd, kid_with_error
 from .manifold import density_coverage, precision_recall
 
-FEW = 10_000    # below so many samples the Frechet distance cannot be compared with published ones
+FEW = 10_000  # below so many samples the Frechet distance cannot be compared with published ones
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Metric:
 METRICS: Registry[Metric] = Registry('metric')
 
 
-def metric(name: str, meaning: str) -> Callable[[Callable[[Tensor, Tensor, int], dict[str, float]]], Metric]:
+def metric(
+    name: str, meaning: str
+) -> Callable[[Callable[[Tensor, Tensor, int], dict[str, float]]], Metric]:
     """Enters a function (samples, reference, blocks of the jackknife) -> values by name in
     METRICS."""
 
     def enter(function: Callable[[Tensor, Tensor, int], dict[str, float]]) -> Metric:
         return METRICS.register(name)(Metric(name, function, meaning))
+
     return enter
 
 
@@ -72,15 +76,25 @@ def _density_coverage(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     return dict(zip(('density', 'coverage'), density_coverage(*_as_many(x, y))))
 
 
-@metric('floor', 'the Frechet distance that as many real pictures have to the rest of the reference set: what perfect samples score')
+@metric(
+    'floor',
+    'the Frechet distance that as many real pictures have to the rest of the reference set: what '
+    'perfect samples score',
+)
 def _floor(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     if len(y) < 2 * len(x):
-        raise ValueError(f'floor compares {len(x):,} pictures of the reference set with the rest of it, and it has {len(y):,}; '
-                         'measure it with fewer samples (-n)')
-    return {'floor': fid(y[:len(x)], y[len(x):]).item()}
+        raise ValueError(
+            f'floor compares {len(x):,} pictures of the reference set with the rest of it, and it '
+            f'has {len(y):,}; '
+            'measure it with fewer samples (-n)'
+        )
+    return {'floor': fid(y[: len(x)], y[len(x) :]).item()}
 
 
-@metric('cmmd', 'Gaussian kernel distance of unit-length embeddings, times 1000; with CLIP features, CMMD')
+@metric(
+    'cmmd',
+    'Gaussian kernel distance of unit-length embeddings, times 1000; with CLIP features, CMMD',
+)
 def _cmmd(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     return {'cmmd': cmmd(x, y).item()}
 
@@ -92,7 +106,9 @@ def _with_interval(name: str, value: float, stderr: float, freedom: int) -> dict
 
 
 def _as_many(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """As many of one as of the other: these shares depend on the numbers, and are comparable at equal ones."""
+    """As many of one as of the other: these shares depend on the numbers, and are comparable at
+    equal ones.
+    """
     n = min(len(x), len(y))
     return x[:n], y[:n]
 
@@ -125,8 +141,13 @@ def measure(
 
 
 def caution(n: int) -> str | None:
-    """A sentence where n samples are too few for a Frechet distance that can be compared with others."""
+    """A sentence where n samples are too few for a Frechet distance that can be compared with
+    others.
+    """
     if whole_number(n, 'n', 0) >= FEW:
         return None
-    return (f'{n:,} samples are fewer than {FEW:,}, so the Frechet distance is biased upward: compare it only at equal numbers, '
-            'or look at fid_infinity and kid')
+    return (
+        f'{n:,} samples are fewer than {FEW:,}, so the Frechet distance is biased upward: compare '
+        'it only at equal numbers, '
+        'or look at fid_infinity and kid'
+    )

@@ -1,4 +1,5 @@
 """Mean and covariance of features, gathered batch by batch and merged over processes."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,8 @@ from .arrays import as_features, as_tensor
 
 
 class Moments:
-    """n, mean [D] and scatter [D, D] (the sum of (f - mean)(f - mean)^T) of features [N, D], in float64.
+    """n, mean [D] and scatter [D, D] (the sum of (f - mean)(f - mean)^T) of features [N, D], in
+    float64.
 
     Batches may come in any portions, and moments of parts may be merged, without loss of precision
     (Chan, Golub and LeVeque 1983, doi:10.1080/00031305.1983.10483115).
@@ -48,8 +50,10 @@ class Moments:
             self.n, self.mean, self.scatter = n, mean.clone(), scatter.clone()
             return
         if mean.shape != self.mean.shape:
-            raise ValueError(f'features must have the {len(self.mean)} numbers of those before; '
-                             f'got {len(mean)}: use one extractor')
+            raise ValueError(
+                f'features must have the {len(self.mean)} numbers of those before; '
+                f'got {len(mean)}: use one extractor'
+            )
         total, shift = self.n + n, mean - self.mean
         self.mean = self.mean + shift * (n / total)
         self.scatter = self.scatter + scatter + torch.outer(shift, shift) * (self.n * n / total)
@@ -66,12 +70,19 @@ class Moments:
         return {'n': torch.tensor(self.n), 'mean': self.mean, 'scatter': self.scatter}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.n, self.mean, self.scatter = int(state_dict['n']), state_dict['mean'], state_dict['scatter']
+        self.n, self.mean, self.scatter = (
+            int(state_dict['n']),
+            state_dict['mean'],
+            state_dict['scatter'],
+        )
 
 
 def _is_one_batch(features: Any) -> bool:
     """Tell features from batches of them: a list whose first part is a row of numbers is one."""
     if isinstance(features, (list, tuple)) and features:
         return as_tensor(features[0], 'features').ndim < 2
-    return hasattr(features, '__array__') or not isinstance(features, Iterable) \
+    return (
+        hasattr(features, '__array__')
+        or not isinstance(features, Iterable)
         or isinstance(features, (str, bytes, Mapping))
+    )

@@ -1,4 +1,5 @@
 """Whether samples are copies: the training pictures nearest to each."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,22 +14,27 @@ from .arrays import as_pair, as_pictures, as_tensor, whole_number
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest training picture of each sample: index [N], distance [N], and ratio [N] of that distance to the next one's."""
+    """The nearest training picture of each sample: index [N], distance [N], and ratio [N] of
+    that distance to the next one's.
+    """
 
     index: Tensor
     distance: Tensor
     ratio: Tensor
 
     def copies(self, below: float = 1 / 3) -> float:
-        """The share of samples at least three times as near to one training picture as to any other."""
+        """The share of samples at least three times as near to one training picture as to any
+        other.
+        """
         return (self.ratio < below).double().mean().item()
 
 
 def nearest_neighbours(x: Any, y: Any, chunk: int = 1024) -> Neighbours:
-    """For samples x [N, ...] among training pictures y [M, ...]: as features, or as pictures, whose pixels are compared.
+    """For samples x [N, ...] among training pictures y [M, ...]: as features, or as pictures, whose
+    pixels are compared.
 
-    A ratio far below 1 marks a copy (below 1/3: Yoon et al. 2023, Diffusion probabilistic models generalize when they fail to
-    memorize).
+    A ratio far below 1 marks a copy (below 1/3: Yoon et al. 2023, Diffusion probabilistic models
+    generalize when they fail to memorize).
     """
     whole_number(chunk, 'chunk')
     x, y = _items(x, 'x'), _items(y, 'y')
@@ -50,7 +56,9 @@ def nearest_neighbours(x: Any, y: Any, chunk: int = 1024) -> Neighbours:
 def neighbour_picture(
     x: Any, y: Any, found: Neighbours, pairs: int = 24, columns: int = 6
 ) -> Tensor:
-    """The samples most like copies, each beside its nearest training picture: one picture [C, H, W]; the likeliest copy first."""
+    """The samples most like copies, each beside its nearest training picture: one picture [C, H,
+    W]; the likeliest copy first.
+    """
     whole_number(columns, 'columns')
     x, y = as_pictures(x, 'x'), as_pictures(y, 'y')
     if not isinstance(found, Neighbours):
@@ -61,9 +69,9 @@ def neighbour_picture(
             f'{list(x.shape)} and '
             f'{list(y.shape)} with {len(found.ratio)} neighbours'
         )
-    most = found.ratio.argsort()[:whole_number(pairs, 'pairs')]
+    most = found.ratio.argsort()[: whole_number(pairs, 'pairs')]
     sides = [torch.cat([x[i], y[found.index[i]]], 2) for i in most.tolist()]
-    return make_grid(torch.stack(sides), min(columns, len(sides)), padding=4, fill=1.)
+    return make_grid(torch.stack(sides), min(columns, len(sides)), padding=4, fill=1.0)
 
 
 def _items(value: Any, name: str) -> Tensor:

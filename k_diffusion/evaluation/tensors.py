@@ -1,4 +1,5 @@
 """Features of what is no picture: sequences, fields and volumes of any number of channels."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,18 +10,24 @@ from torch import Tensor
 
 from .arrays import as_floats
 
-_POOLS: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+_POOLS: dict[int, Any] = {
+    1: F.adaptive_avg_pool1d,
+    2: F.adaptive_avg_pool2d,
+    3: F.adaptive_avg_pool3d,
+}
 #: Pieces along an axis whose mean is a feature, and bands of the spectrum.
 _PIECES = {1: 16, 2: 6, 3: 4}
 BANDS = 8
 
 
 class TensorFeatureExtractor:
-    """Where the values of tensors [B, C, ...] are, and how rough they are: features [B, D] without a network.
+    """Where the values of tensors [B, C, ...] are, and how rough they are: features [B, D] without
+    a network.
 
-    For each channel: its means over a coarse grid (16, 6x6 or 4x4x4 pieces), and the logarithm of its power in BANDS equal bands of
-    frequency, up to half the sampling rate along each axis. They tell fields of other levels, places and smoothness apart, not what they
-    show: give a function of your own for that.
+    For each channel: its means over a coarse grid (16, 6x6 or 4x4x4 pieces), and the logarithm of
+    its power in BANDS equal bands of frequency, up to half the sampling rate along each axis. They
+    tell fields of other levels, places and smoothness apart, not what they show: give a function of
+    your own for that.
     """
 
     fingerprint = 'tensor 1'
@@ -32,19 +39,26 @@ class TensorFeatureExtractor:
         if dims == 0:
             return x
         if dims not in _POOLS:
-            raise ValueError(f'x must be tensors [B, C, ...] with up to 3 spatial axes; got the shape {list(x.shape)}')
+            raise ValueError(
+                'x must be tensors [B, C, ...] with up to 3 spatial axes; got the shape '
+                f'{list(x.shape)}'
+            )
         sides = [min(side, _PIECES[dims]) for side in x.shape[2:]]
         means = _POOLS[dims](x, sides[0] if dims == 1 else sides)
         return torch.cat([means.flatten(1), band_powers(x).flatten(1)], 1)
 
 
 def band_powers(x: Tensor, bands: int = BANDS) -> Tensor:
-    """Return log10 of the mean power of [B, C, ...] in equal bands of the distance to frequency 0, [B, C, bands]; the mean is left out."""
+    """Return log10 of the mean power of [B, C, ...] in equal bands of the distance to frequency
+    0, [B, C, bands]; the mean is left out.
+    """
     axes = tuple(range(2, x.ndim))
     power = torch.fft.fftn(x, dim=axes, norm='ortho').abs().square().flatten(2)
     grids = torch.meshgrid(*(torch.fft.fftfreq(side) for side in x.shape[2:]), indexing='ij')
     radius = torch.stack(grids).square().sum(0).sqrt().flatten()
-    band = (radius * 2 * bands).ceil().long().clamp(0, bands) - 1       # (0 is the mean, and what lies in the corners is in the last)
+    band = (radius * 2 * bands).ceil().long().clamp(
+        0, bands
+    ) - 1  # (0 is the mean, and what lies in the corners is in the last)
     inside = F.one_hot(band.clamp_min(0), bands).float() * (band >= 0)[:, None]
     counts = inside.sum(0).clamp_min(1)
     return (power @ inside.to(power) / counts.to(power) + 1e-8).log10()

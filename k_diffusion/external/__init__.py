@@ -1,4 +1,7 @@
-"""Networks of other families as denoisers D(x, sigma): v-diffusion, guided-diffusion, CompVis, rectified flow, diffusers, EDM."""
+"""Networks of other families as denoisers D(x, sigma): v-diffusion, guided-diffusion, CompVis,
+rectified flow, diffusers, EDM.
+"""
+
 from .compvis import CompVisDenoiser, CompVisVDenoiser
 from .diffusers import from_diffusers
 from .discrete import DiscreteEpsDDPMDenoiser, DiscreteVDDPMDenoiser, DiscreteX0DDPMDenoiser
@@ -11,6 +14,22 @@ from .schedule import DiscreteSchedule
 from .schedulers import scheduler_sigmas
 from .v_diffusion import VDenoiser
 
-__all__ = ['CompVisDenoiser', 'CompVisVDenoiser', 'DiscreteEpsDDPMDenoiser', 'DiscreteSchedule', 'DiscreteVDDPMDenoiser',
-           'DiscreteX0DDPMDenoiser', 'EDMDenoiser', 'FlowDenoiser', 'KarrasTimeDenoiser', 'OpenAIDenoiser', 'Published', 'VDenoiser',
-           'from_diffusers', 'load_published', 'openai_classifier', 'scheduler_sigmas', 'wrap']
+__all__ = [
+    'CompVisDenoiser',
+    'CompVisVDenoiser',
+    'DiscreteEpsDDPMDenoiser',
+    'DiscreteSchedule',
+    'DiscreteVDDPMDenoiser',
+    'DiscreteX0DDPMDenoiser',
+    'EDMDenoiser',
+    'FlowDenoiser',
+    'KarrasTimeDenoiser',
+    'OpenAIDenoiser',
+    'Published',
+    'VDenoiser',
+    'from_diffusers',
+    'load_published',
+    'openai_classifier',
+    'scheduler_sigmas',
+    'wrap',
+]

@@ -1,4 +1,5 @@
 """ControlNets of diffusers: networks asked at the same x and t, whose answer the first is given."""
+
 from __future__ import annotations
 
 import inspect
@@ -43,9 +44,11 @@ class ControlNet(nn.Module):
         inner, residuals = unwrap_network(model), _RESIDUALS.get(kind)
         takes = inspect.signature(inner.forward).parameters if isinstance(inner, nn.Module) else {}
         if residuals is None or 'controlnet_cond' not in takes or 'control_type' in takes:
-            raise ValueError('controlnet must be a ControlNet, no ControlNetUnionModel, for one of '
-                             f'{", ".join(_RESIDUALS)}; '
-                             f'got {describe(model)} for {kind}')
+            raise ValueError(
+                'controlnet must be a ControlNet, no ControlNetUnionModel, for one of '
+                f'{", ".join(_RESIDUALS)}; '
+                f'got {describe(model)} for {kind}'
+            )
         self.model, self.residuals, self.pack = model, residuals, family.pack
         self.takes = set(takes) - {'return_dict'}
         self.own = self.takes - shared
@@ -57,18 +60,25 @@ class ControlNet(nn.Module):
         own = {name: value for name, value in call.items() if name in self.own}
         call = {name: value for name, value in call.items() if name not in self.own}
         if 'controlnet_cond' not in own:
-            raise TypeError(f'{describe(self.model)} must be given the condition controlnet_cond; '
-                            f'got {", ".join(own) or "none"}')
+            raise TypeError(
+                f'{describe(self.model)} must be given the condition controlnet_cond; '
+                f'got {", ".join(own) or "none"}'
+            )
         pictures = own['controlnet_cond']
         several = isinstance(pictures, (list, tuple))
-        pictures = [self._lay_out(picture, call)
-                    for picture in (pictures if several else [pictures])]
-        scale = own.get('conditioning_scale', 1.)
+        pictures = [
+            self._lay_out(picture, call) for picture in (pictures if several else [pictures])
+        ]
+        scale = own.get('conditioning_scale', 1.0)
         if several and not isinstance(scale, (list, tuple)):
             scale = [scale] * len(pictures)
         shared = {name: value for name, value in call.items() if name in self.takes}
-        asked = {**shared, **own, 'controlnet_cond': pictures if several else pictures[0],
-                 'conditioning_scale': scale}
+        asked = {
+            **shared,
+            **own,
+            'controlnet_cond': pictures if several else pictures[0],
+            'conditioning_scale': scale,
+        }
         if self.config.get('force_zeros_for_pooled_projection') and 'pooled_projections' in asked:
             asked['pooled_projections'] = torch.zeros_like(asked['pooled_projections'])
         if 'joint_attention_dim' in self.config and self.config['joint_attention_dim'] is None:
@@ -77,7 +87,8 @@ class ControlNet(nn.Module):
 
     def _lay_out(self, picture: Tensor, call: Mapping[str, Any]) -> Tensor:
         """Return a picture with an entry for each item, as tokens where the network takes those."""
-        items = next(len(value) for value in call.values()
-                     if isinstance(value, Tensor) and value.ndim > 2)
+        items = next(
+            len(value) for value in call.values() if isinstance(value, Tensor) and value.ndim > 2
+        )
         picture = expand_single(picture, items)
         return picture if self.pack is None else self.pack(picture, dict(call), self.config)[0]

@@ -1,4 +1,5 @@
 """Families of diffusers' networks: known classes, and what each does otherwise than the rule."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -42,7 +43,7 @@ class Family:
         guidance_factor: what it is told is multiplied by.
     """
 
-    time_scale: float = 1000.
+    time_scale: float = 1000.0
     reversed_time: bool = False
     rounded_time: bool = False
     negated: bool = False
@@ -51,7 +52,7 @@ class Family:
     needs: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
     guidance: float | None = None
-    guidance_factor: float = 1.
+    guidance_factor: float = 1.0
 
 
 _TEXT = ('encoder_hidden_states',)
@@ -66,26 +67,30 @@ FAMILIES: Mapping[str, Family] = {
     'SanaTransformer2DModel': Family(),
     'SanaVideoTransformer3DModel': Family(),
     'SD3Transformer2DModel': Family(needs=(*_TEXT, 'pooled_projections')),
-    'AuraFlowTransformer2DModel': Family(time_scale=1., needs=_TEXT),
-    'PRXTransformer2DModel': Family(time_scale=1.),
-    'Lumina2Transformer2DModel': Family(time_scale=1., reversed_time=True, negated=True),
-    'ZImageTransformer2DModel': Family(time_scale=1., reversed_time=True, negated=True,
-                                       pack=pack_list, own=('cap_mask',)),
-    'HiDreamImageTransformer2DModel': Family(negated=True, needs=(
-        'encoder_hidden_states_t5', 'encoder_hidden_states_llama3', 'pooled_embeds')),
+    'AuraFlowTransformer2DModel': Family(time_scale=1.0, needs=_TEXT),
+    'PRXTransformer2DModel': Family(time_scale=1.0),
+    'Lumina2Transformer2DModel': Family(time_scale=1.0, reversed_time=True, negated=True),
+    'ZImageTransformer2DModel': Family(
+        time_scale=1.0, reversed_time=True, negated=True, pack=pack_list, own=('cap_mask',)
+    ),
+    'HiDreamImageTransformer2DModel': Family(
+        negated=True,
+        needs=('encoder_hidden_states_t5', 'encoder_hidden_states_llama3', 'pooled_embeds'),
+    ),
     'HunyuanImageTransformer2DModel': Family(rounded_time=True),
-    'FluxTransformer2DModel': Family(time_scale=1., pack=pack_flux, guidance=3.5,
-                                     needs=(*_TEXT, 'pooled_projections')),
-    'OvisImageTransformer2DModel': Family(time_scale=1., pack=pack_ovis, needs=_TEXT),
+    'FluxTransformer2DModel': Family(
+        time_scale=1.0, pack=pack_flux, guidance=3.5, needs=(*_TEXT, 'pooled_projections')
+    ),
+    'OvisImageTransformer2DModel': Family(time_scale=1.0, pack=pack_ovis, needs=_TEXT),
     'BriaTransformer2DModel': Family(pack=pack_flux, needs=_TEXT),
-    'ChromaTransformer2DModel': Family(time_scale=1., pack=pack_chroma, needs=_TEXT),
-    'Flux2Transformer2DModel': Family(time_scale=1., pack=pack_flux2, guidance=4., needs=_TEXT),
-    'QwenImageTransformer2DModel': Family(time_scale=1., pack=pack_qwen, needs=_TEXT),
+    'ChromaTransformer2DModel': Family(time_scale=1.0, pack=pack_chroma, needs=_TEXT),
+    'Flux2Transformer2DModel': Family(time_scale=1.0, pack=pack_flux2, guidance=4.0, needs=_TEXT),
+    'QwenImageTransformer2DModel': Family(time_scale=1.0, pack=pack_qwen, needs=_TEXT),
     'WanTransformer3DModel': Family(),
     'SkyReelsV2Transformer3DModel': Family(),
     'LTXVideoTransformer3DModel': Family(pack=pack_ltx),
     'CogVideoXTransformer3DModel': Family(channels=2, pack=pack_cogvideo),
-    'HunyuanVideoTransformer3DModel': Family(guidance=6., guidance_factor=1000.),
+    'HunyuanVideoTransformer3DModel': Family(guidance=6.0, guidance_factor=1000.0),
     'HunyuanVideo15Transformer3DModel': Family(rounded_time=True),
 }
 
@@ -127,8 +132,10 @@ def find_family(network: Any, held: Any = None) -> tuple[str, Family]:
         if name is None:
             return unknown, Family()
     config = getattr(network, 'config', None) or {}
-    reason = next((reason for setting, value, reason in _REFUSED_SETTINGS
-                   if config.get(setting) == value), None)
+    reason = next(
+        (reason for setting, value, reason in _REFUSED_SETTINGS if config.get(setting) == value),
+        None,
+    )
     if reason is not None:
         raise ValueError(f'{type(network).__name__} with these settings is not supported: {reason}')
     return name, FAMILIES[name]
@@ -143,15 +150,20 @@ def _refuse_unknown(network: Any) -> str:
     parameters = parameters_of(network)
     if any(base.__module__.startswith('diffusers.') for base in type(network).__mro__):
         near = nearest(name, FAMILIES)
-        raise ValueError(f'{name} is a network of diffusers that is not known here'
-                         f'{f"; the nearest that is known is {near}" if near else ""}. Those that '
-                         'are stand in docs/other_models.md; for another give a function '
-                         '(x, t, **cond) to K.external.FlowDenoiser or DiscreteEpsDDPMDenoiser')
+        raise ValueError(
+            f'{name} is a network of diffusers that is not known here'
+            f'{f"; the nearest that is known is {near}" if near else ""}. Those that '
+            'are stand in docs/other_models.md; for another give a function '
+            '(x, t, **cond) to K.external.FlowDenoiser or DiscreteEpsDDPMDenoiser'
+        )
     takes = any(p.name == 'return_dict' or p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = [p for p in parameters.values()
-             if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    named = [
+        p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
     if not takes or len(named) < 2:
-        raise ValueError(f'{name} is not called as forward(sample, timestep, ..., return_dict), as '
-                         'networks of diffusers are; those that are known stand in '
-                         'docs/other_models.md')
+        raise ValueError(
+            f'{name} is not called as forward(sample, timestep, ..., return_dict), as '
+            'networks of diffusers are; those that are known stand in '
+            'docs/other_models.md'
+        )
     return name

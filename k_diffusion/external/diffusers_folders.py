@@ -1,4 +1,7 @@
-"""The network, the scheduler and the ControlNet in the folder of a diffusers pipeline, and variants of its weights."""
+"""The network, the scheduler and the ControlNet in the folder of a diffusers pipeline, and
+variants of its weights.
+"""
+
 from __future__ import annotations
 
 import re
@@ -12,12 +15,15 @@ from ..core.extras import require
 from ..core.hub import hub_fault
 
 #: A file of weights, its variant, and its number among several.
-_WEIGHTS = re.compile(r'diffusion_pytorch_model(?:-\d{5}-of-\d{5})?(?:\.(?P<variant>[^.]+?))?'
-                      r'(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)')
+_WEIGHTS = re.compile(
+    r'diffusion_pytorch_model(?:-\d{5}-of-\d{5})?(?:\.(?P<variant>[^.]+?))?'
+    r'(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)'
+)
 
 
 def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> tuple[Any, Any, Any]:
-    """Load the network, the scheduler and the ControlNet of a pipeline's folder, or of one of that name on the hub.
+    """Load the network, the scheduler and the ControlNet of a pipeline's folder, or of one of that
+    name on the hub.
 
     What the pipeline lacks is None.
 
@@ -33,30 +39,46 @@ def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> t
     """
     diffusers = require('diffusers', 'diffusers', 'loading a diffusers model')
     index = _read_index(diffusers, source)
-    parts = {key: index[key] for key in ('unet', 'transformer', 'scheduler', 'controlnet')
-             if index.get(key) not in (None, [None, None])}
-    second = next((key for key in ('transformer_2', 'unet_2')
-                   if index.get(key) not in (None, [None, None])), None)
+    parts = {
+        key: index[key]
+        for key in ('unet', 'transformer', 'scheduler', 'controlnet')
+        if index.get(key) not in (None, [None, None])
+    }
+    second = next(
+        (key for key in ('transformer_2', 'unet_2') if index.get(key) not in (None, [None, None])),
+        None,
+    )
     if second is not None:
-        raise ValueError(f'source must have one network; {source} has a second, {second}, for other noise '
-                         'levels: load each yourself and give it with the scheduler')
+        raise ValueError(
+            f'source must have one network; {source} has a second, {second}, for other noise '
+            'levels: load each yourself and give it with the scheduler'
+        )
     for key, (library, name) in parts.items():
         if library != 'diffusers' or not hasattr(diffusers, name):
-            raise ValueError(f'{source} wants {name} of {library} as its {key}; only classes of diffusers itself are loaded, since others '
-                             'are code that comes with the weights')
+            raise ValueError(
+                f'{source} wants {name} of {library} as its {key}; only classes of diffusers '
+                'itself are loaded, since others '
+                'are code that comes with the weights'
+            )
     loaded: dict[str, Any] = {}
     for key, (_, name) in parts.items():
         options = {} if key == 'scheduler' else _weight_options(source, key, dtype, variant)
         options['local_files_only'] = hub_fault(source) is not None
         try:
             loaded[key] = getattr(diffusers, name).from_pretrained(source, subfolder=key, **options)
-        except Exception as error:      # whatever a damaged or missing file raises there
+        except Exception as error:  # whatever a damaged or missing file raises there
             lines = str(error).strip().splitlines() or ['']
             kind = FileNotFoundError if isinstance(error, OSError) else ValueError
-            raise kind(f'the {key} of {source} cannot be loaded ({type(error).__name__}: {lines[0]}); the '
-                       f'folder {key} must hold its config and its weights: if they have a variant, give '
-                       'variant=') from error
-    return loaded.get('unet', loaded.get('transformer')), loaded.get('scheduler'), loaded.get('controlnet')
+            raise kind(
+                f'the {key} of {source} cannot be loaded ({type(error).__name__}: {lines[0]}); the '
+                f'folder {key} must hold its config and its weights: if they have a variant, give '
+                'variant='
+            ) from error
+    return (
+        loaded.get('unet', loaded.get('transformer')),
+        loaded.get('scheduler'),
+        loaded.get('controlnet'),
+    )
 
 
 def choose_variant(folder: Path, variant: str | None) -> str | None:
@@ -66,43 +88,72 @@ def choose_variant(folder: Path, variant: str | None) -> str | None:
         FileNotFoundError: the folder has no weights, or none of that variant.
         ValueError: none was asked for and several fit.
     """
-    found = {match['variant'] or '' for file in sorted(folder.iterdir())
-             if (match := _WEIGHTS.fullmatch(file.name))} if folder.is_dir() else set()
+    found = (
+        {
+            match['variant'] or ''
+            for file in sorted(folder.iterdir())
+            if (match := _WEIGHTS.fullmatch(file.name))
+        }
+        if folder.is_dir()
+        else set()
+    )
     names = ', '.join(repr(name) for name in sorted(found - {''})) or 'none'
     if not found:
         raise FileNotFoundError(f'{folder} holds no weights (diffusion_pytorch_model*.safetensors)')
     if variant is not None:
         if variant not in found:
-            raise FileNotFoundError(f'variant must be one of those in {folder}: {names}; got {variant!r}'
-                                    + ('; leave it out for the weights without a variant' if '' in found else ''))
+            raise FileNotFoundError(
+                f'variant must be one of those in {folder}: {names}; got {variant!r}'
+                + ('; leave it out for the weights without a variant' if '' in found else '')
+            )
         return variant
     if '' in found:
         return None
     if len(found) > 1:
-        raise ValueError(f'variant must be given for {folder}, which holds several and none without: {names}')
+        raise ValueError(
+            f'variant must be given for {folder}, which holds several and none without: {names}'
+        )
     return found.pop()
 
 
-def _weight_options(source: str, key: str, dtype: torch.dtype | None, variant: str | None) -> dict[str, Any]:
+def _weight_options(
+    source: str, key: str, dtype: torch.dtype | None, variant: str | None
+) -> dict[str, Any]:
     if Path(source).is_dir():
         variant = choose_variant(Path(source) / key, variant)
-    return {**({} if dtype is None else {'torch_dtype': dtype}), **({} if variant is None else {'variant': variant})}
+    return {
+        **({} if dtype is None else {'torch_dtype': dtype}),
+        **({} if variant is None else {'variant': variant}),
+    }
 
 
 def _read_index(diffusers: Any, source: str) -> Mapping[str, Any]:
     path = Path(source)
     if path.is_file():
-        raise ValueError(f'source must be the folder of a pipeline; {source} is a file: read it with K.external.load_published, or let '
-                         'diffusers convert it (from_single_file) and give the pipeline')
+        raise ValueError(
+            f'source must be the folder of a pipeline; {source} is a file: read it with '
+            'K.external.load_published, or let '
+            'diffusers convert it (from_single_file) and give the pipeline'
+        )
     fault = hub_fault(source)
     try:
         index: Mapping[str, Any] = diffusers.DiffusionPipeline.load_config(
-            source, local_files_only=fault is not None)
-    except Exception as error:          # hub clients and a damaged file raise many kinds
+            source, local_files_only=fault is not None
+        )
+    except Exception as error:  # hub clients and a damaged file raise many kinds
         if (path / 'model_index.json').is_file():
-            raise ValueError(f'{path / "model_index.json"} cannot be read ({type(error).__name__}); save the pipeline again') from None
+            raise ValueError(
+                f'{path / "model_index.json"} cannot be read ({type(error).__name__}); save the '
+                'pipeline again'
+            ) from None
         why = f' ({fault})' if fault else ''
-        where = 'is a folder without model_index.json' if path.is_dir() else (
-            f'is no folder here, and no model of that name can be had{why}')
-        raise FileNotFoundError(f'{source} {where}; give the folder of a diffusers pipeline, or a model and its scheduler') from None
+        where = (
+            'is a folder without model_index.json'
+            if path.is_dir()
+            else (f'is no folder here, and no model of that name can be had{why}')
+        )
+        raise FileNotFoundError(
+            f'{source} {where}; give the folder of a diffusers pipeline, or a model and its '
+            'scheduler'
+        ) from None
     return index

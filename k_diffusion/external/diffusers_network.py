@@ -1,4 +1,5 @@
 """A network of diffusers as a function (x, t, **cond), by a rule and its family's exceptions."""
+
 from __future__ import annotations
 
 import inspect
@@ -19,12 +20,20 @@ _ADDED = ('text_embeds', 'time_ids', 'image_embeds', 'hint', 'resolution', 'aspe
 _ADDED_BY_SETTING: Mapping[tuple[str, Any], tuple[str, ...]] = {
     ('addition_embed_type', 'text_time'): ('text_embeds', 'time_ids'),
     ('addition_embed_type', 'image'): ('image_embeds',),
-    ('use_additional_conditions', True): ('resolution', 'aspect_ratio')}
+    ('use_additional_conditions', True): ('resolution', 'aspect_ratio'),
+}
 #: Conditions that are one tensor.
 _TENSORS = ('encoder_hidden_states', 'pooled_projections', 'class_labels', *_ADDED[:2])
 #: Conditions without a dimension of items: places of tokens, and what attention is given as it is.
-_UNBATCHED = ('img_ids', 'txt_ids', 'image_rotary_emb', 'rope_interpolation_scale',
-              'attention_kwargs', 'cross_attention_kwargs', 'joint_attention_kwargs')
+_UNBATCHED = (
+    'img_ids',
+    'txt_ids',
+    'image_rotary_emb',
+    'rope_interpolation_scale',
+    'attention_kwargs',
+    'cross_attention_kwargs',
+    'joint_attention_kwargs',
+)
 #: Names that DiffusersNetwork gives itself; they are no conditions of a network's forward.
 _OWN = ('timestep', 'return_dict')
 
@@ -48,16 +57,17 @@ class DiffusersNetwork(nn.Module):
         super().__init__()
         self.model = model
         network = unwrap_network(model)
-        held = unwrap_network(held_module(network))     # of a wrapper of one's own
+        held = unwrap_network(held_module(network))  # of a wrapper of one's own
         self.kind, self.family = find_family(network, held)
         configs = (getattr(part, 'config', None) for part in (network, held))
         self.config: Mapping[str, Any] = next(
-            (config for config in configs if isinstance(config, Mapping)), {})
+            (config for config in configs if isinstance(config, Mapping)), {}
+        )
         self.channels = self.family.channels
         #: The conditions it takes; None where it takes any.
         self.known: set[str] | None = None
         #: What a time of the flow in [0, 1] is multiplied by.
-        self.flow_time_scale = self.family.time_scale * self.config.get('timestep_scale', 1.)
+        self.flow_time_scale = self.family.time_scale * self.config.get('timestep_scale', 1.0)
         parameters = parameters_of(network)
         self._read_signature(parameters, {*parameters, *parameters_of(held)})
         self.controlnet: ControlNet | None = None
@@ -66,8 +76,9 @@ class DiffusersNetwork(nn.Module):
             self.controlnet = ControlNet(controlnet, self.kind, self.family, shared)
             self.known = None if self.known is None else {*self.known, *self.controlnet.own}
 
-    def _read_signature(self, parameters: Mapping[str, inspect.Parameter],
-                        names: Collection[str]) -> None:
+    def _read_signature(
+        self, parameters: Mapping[str, inspect.Parameter], names: Collection[str]
+    ) -> None:
         """Read what the forward calls x and t, and which conditions it takes and needs.
 
         Args:
@@ -76,21 +87,29 @@ class DiffusersNetwork(nn.Module):
         """
         self.input, second = list(parameters)[:2]
         self.time = 'timestep' if 'timestep' in parameters else second
-        self.conditions = {name: p for name, p in parameters.items()
-                           if name not in (*_OWN, self.input, self.time)}
+        self.conditions = {
+            name: p for name, p in parameters.items() if name not in (*_OWN, self.input, self.time)
+        }
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         any_name = any(p.kind is p.VAR_KEYWORD for p in self.conditions.values())
         self.known = None if any_name else {*self.conditions, *self.family.own}
-        required = [name for name, p in self.conditions.items()
-                    if p.kind in named and p.default is p.empty]
+        required = [
+            name for name, p in self.conditions.items() if p.kind in named and p.default is p.empty
+        ]
         self.needed = [*required, *self.family.needs]
         self.takes_added = 'added_cond_kwargs' in names
         self.tells_guidance = 'guidance' in names and self.config.get('guidance_embeds')
         if self.tells_guidance and self.family.guidance is None:
             self.needed.append('guidance')
 
-    def forward(self, x: Tensor, t: Tensor, unet_cond: Tensor | None = None,
-                class_cond: Tensor | None = None, **cond: Any) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        unet_cond: Tensor | None = None,
+        class_cond: Tensor | None = None,
+        **cond: Any,
+    ) -> Tensor:
         width = x.shape[self.channels] if x.ndim > self.channels else 0
         if unet_cond is not None:
             x = torch.cat([x, expand_single(unet_cond, len(x))], self.channels)
@@ -113,7 +132,7 @@ class DiffusersNetwork(nn.Module):
         if not isinstance(answer, Tensor):
             answer = next(iter(answer.values() if isinstance(answer, Mapping) else answer))
         answer = answer if unpack is None else unpack(answer)
-        if answer.shape[self.channels] > width:         # the rest is of a variance
+        if answer.shape[self.channels] > width:  # the rest is of a variance
             answer = answer.narrow(self.channels, 0, width)
         return -answer if self.family.negated else answer
 
@@ -130,33 +149,49 @@ class DiffusersNetwork(nn.Module):
             if not isinstance(guidance, Tensor):
                 guidance = torch.full((len(x),), guidance, device=x.device)
             cond['guidance'] = guidance.float().expand(len(x)) * self.family.guidance_factor
-        return {name: value if name in _UNBATCHED else expand_single(value, len(x))
-                for name, value in cond.items()}
+        return {
+            name: value if name in _UNBATCHED else expand_single(value, len(x))
+            for name, value in cond.items()
+        }
 
     def _check_channels(self, x: Tensor) -> None:
         wanted = None if self.family.pack else self.config.get('in_channels')
         if isinstance(wanted, int) and x.ndim > self.channels and x.shape[self.channels] != wanted:
-            raise ValueError(f'x must have {wanted} channels for this {self.kind}, those of '
-                             f'unet_cond counted; got {x.shape[self.channels]}')
+            raise ValueError(
+                f'x must have {wanted} channels for this {self.kind}, those of '
+                f'unet_cond counted; got {x.shape[self.channels]}'
+            )
 
     def _check_conditions(self, cond: Mapping[str, Any], n: int) -> None:
-        added = [name for (setting, value), names in _ADDED_BY_SETTING.items() for name in names
-                 if self.takes_added and self.config.get(setting) == value]
+        added = [
+            name
+            for (setting, value), names in _ADDED_BY_SETTING.items()
+            for name in names
+            if self.takes_added and self.config.get(setting) == value
+        ]
         given = {**cond, **(cond.get('added_cond_kwargs') or {})}
         missing = [name for name in (*self.needed, *added) if name not in given]
         if missing:
-            raise TypeError(f'{self.kind} must be given the condition {missing[0]!r}; got '
-                            f'{", ".join(map(repr, cond)) or "none"}')
+            raise TypeError(
+                f'{self.kind} must be given the condition {missing[0]!r}; got '
+                f'{", ".join(map(repr, cond)) or "none"}'
+            )
         for name in (name for name in _TENSORS if given.get(name) is not None):
             if not isinstance(given[name], Tensor):
-                raise TypeError(f'{name} must be a tensor with an entry for each item; '
-                                f'got {describe(given[name])}')
+                raise TypeError(
+                    f'{name} must be a tensor with an entry for each item; '
+                    f'got {describe(given[name])}'
+                )
             if given[name].ndim < 1 or len(given[name]) not in (1, n):
-                raise ValueError(f'{name} must have 1 entry or one for each of the {n} items; '
-                                 f'got the shape {list(given[name].shape)}')
+                raise ValueError(
+                    f'{name} must have 1 entry or one for each of the {n} items; '
+                    f'got the shape {list(given[name].shape)}'
+                )
         own = _ADDED if self.takes_added else ()
         known = cond if self.known is None else (*self.known, *own)
         unknown = [name for name in cond if name not in known]
         if unknown:
-            raise TypeError(f'{self.kind} takes no condition {unknown[0]!r}; it takes '
-                            f'{", ".join(sorted(self.known or ()))}')
+            raise TypeError(
+                f'{self.kind} takes no condition {unknown[0]!r}; it takes '
+                f'{", ".join(sorted(self.known or ()))}'
+            )

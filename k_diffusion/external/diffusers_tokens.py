@@ -3,6 +3,7 @@
 Each function is given x, the conditions (to which it adds the places of the tokens) and the
 network's settings, and returns what the network is called with and the way back for its answer.
 """
+
 from __future__ import annotations
 
 import math
@@ -62,8 +63,10 @@ def pack_qwen(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tup
 def pack_ltx(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
     """Lay [B, C, frames, H, W] out as a token for each place."""
     if x.ndim != 5 or x.shape[1] != config['in_channels']:
-        raise ValueError(f'x must be latents [B, {config["in_channels"]}, frames, H, W] for this '
-                         f'network; got {list(x.shape)}')
+        raise ValueError(
+            f'x must be latents [B, {config["in_channels"]}, frames, H, W] for this '
+            f'network; got {list(x.shape)}'
+        )
     size = x.shape[2:]
     cond.update(zip(('num_frames', 'height', 'width'), size))
     return x.flatten(2).mT, lambda answer: answer.mT.unflatten(2, size)
@@ -103,13 +106,20 @@ def _cogvideo_rotations(x: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, T
         scale = min(trained[0] / grid[0], trained[1] / grid[1])
         inner = [round(scale * n) for n in grid]
         start = [round((outer - n) / 2) for outer, n in zip(trained, inner)]
-        options = {'crops_coords': (tuple(start), tuple(s + n for s, n in zip(start, inner))),
-                   'temporal_size': x.shape[1]}
+        options = {
+            'crops_coords': (tuple(start), tuple(s + n for s, n in zip(start, inner))),
+            'temporal_size': x.shape[1],
+        }
     else:
-        options = {'crops_coords': None, 'grid_type': 'slice', 'max_size': trained,
-                   'temporal_size': -(-x.shape[1] // frames_per_patch)}
-    cosines, sines = get_3d_rotary_pos_embed(embed_dim=config['attention_head_dim'], grid_size=grid,
-                                             device=x.device, **options)
+        options = {
+            'crops_coords': None,
+            'grid_type': 'slice',
+            'max_size': trained,
+            'temporal_size': -(-x.shape[1] // frames_per_patch),
+        }
+    cosines, sines = get_3d_rotary_pos_embed(
+        embed_dim=config['attention_head_dim'], grid_size=grid, device=x.device, **options
+    )
     return cosines, sines
 
 
@@ -119,12 +129,15 @@ def _cut_patches(x: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Unpack, 
     side = math.isqrt(width // x.shape[1]) if x.ndim == 4 else 0
     if side == 0 or side * side * x.shape[1] != width or x.shape[2] % side or x.shape[3] % side:
         sides = [f'[B, {width // n**2}, H, W]' for n in (1, 2) if width % n**2 == 0]
-        raise ValueError(f'x must be latents {" or ".join(sides)} (of even H and W in the latter) '
-                         f'for this network with tokens of {width} channels; got {list(x.shape)}')
+        raise ValueError(
+            f'x must be latents {" or ".join(sides)} (of even H and W in the latter) '
+            f'for this network with tokens of {width} channels; got {list(x.shape)}'
+        )
     grid = x.shape[2] // side, x.shape[3] // side
 
     def unpack(answer: Tensor) -> Tensor:
         return F.pixel_shuffle(answer.mT.unflatten(2, grid), side)
+
     return F.pixel_unshuffle(x, side).flatten(2).mT, unpack, grid
 
 

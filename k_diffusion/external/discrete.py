@@ -1,7 +1,10 @@
-"""Networks trained at the T discrete noise levels of a DDPM, as denoisers. Ho et al. (2020), arXiv 2006.11239.
+"""Networks trained at the T discrete noise levels of a DDPM, as denoisers.
+
+Ho et al. (2020), arXiv 2006.11239.
 
 To wrap a network that is called in another way, subclass and override get_eps or get_v.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -18,7 +21,9 @@ from .unwrapping import describe
 
 
 class DiscreteDenoiser(DiscreteSchedule, PreconditionedDenoiser):
-    """What the two kinds share: a table of levels sigma = sqrt((1 - a) / a), from alphas_cumprod a [T], descending."""
+    """What the two kinds share: a table of levels sigma = sqrt((1 - a) / a), from alphas_cumprod
+    a [T], descending.
+    """
 
     inner_model: Any
 
@@ -51,13 +56,17 @@ class DiscreteEpsDDPMDenoiser(DiscreteDenoiser):
         return self.get_eps(x, self.sigma_to_t(sigma).to(x.device), **cond)
 
     def example(self, input: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As of every denoiser; but the target is the noise itself, which (input - x) / -sigma would only round."""
+        """As of every denoiser; but the target is the noise itself, which (input - x) / -sigma
+        would only round.
+        """
         x, sigma, _ = super().example(input, noise, sigma)
         return x, sigma, noise.to(x.dtype)
 
 
 class DiscreteVDDPMDenoiser(DiscreteDenoiser):
-    """D = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) F(x / sqrt(sigma^2 + 1), t(sigma)): the network gives v."""
+    """D = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) F(x / sqrt(sigma^2 + 1), t(sigma)): the
+    network gives v.
+    """
 
     def get_scalings(self, sigma: Tensor) -> Scalings:
         """(c_skip, c_out, c_in), each shaped like sigma."""
@@ -91,8 +100,9 @@ class DiscreteX0DDPMDenoiser(DiscreteDenoiser):
 def ddpm_sigmas(alphas_cumprod: Tensor) -> Tensor:
     """sqrt((1 - a) / a), [T] in float32 at least; finite and above 0 also where a is 0 or 1.
 
-    A last a of 0 (zero terminal SNR, Lin et al. 2023, arXiv 2305.08891) becomes 2^-24, sigma 4096, which the network cannot tell from
-    infinity; or half the a before it, if that is less. An a of 1, as low precision rounds it, becomes the number below 1.
+    A last a of 0 (zero terminal SNR, Lin et al. 2023, arXiv 2305.08891) becomes 2^-24, sigma 4096,
+    which the network cannot tell from infinity; or half the a before it, if that is less. An a of
+    1, as low precision rounds it, becomes the number below 1.
 
     Raises:
         TypeError: It is not a tensor or an array of numbers.
@@ -118,7 +128,9 @@ def table_of(diffusion: Any, name: str) -> Tensor:
     """
     table = getattr(diffusion, 'alphas_cumprod', None)
     if table is None:
-        raise TypeError(f'{name} must have alphas_cumprod, the table of noise levels; got {describe(diffusion)}')
+        raise TypeError(
+            f'{name} must have alphas_cumprod, the table of noise levels; got {describe(diffusion)}'
+        )
     return _as_table(table)
 
 
@@ -127,8 +139,18 @@ def _as_table(alphas_cumprod: Any) -> Tensor:
     try:
         table = torch.as_tensor(alphas_cumprod)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f'alphas_cumprod must be a tensor or an array of numbers; got {show_value(alphas_cumprod)}') from None
-    if table.ndim != 1 or len(table) < 2 or not ((table >= 0) & (table <= 1)).all() or (table.diff() > 0).any():
-        raise ValueError('alphas_cumprod must be one row of at least two numbers from 0 to 1 that do not rise; '
-                         f'got {show_value(table)} that begins {table.flatten()[:3].tolist()}')
+        raise TypeError(
+            'alphas_cumprod must be a tensor or an array of numbers; got '
+            f'{show_value(alphas_cumprod)}'
+        ) from None
+    if (
+        table.ndim != 1
+        or len(table) < 2
+        or not ((table >= 0) & (table <= 1)).all()
+        or (table.diff() > 0).any()
+    ):
+        raise ValueError(
+            'alphas_cumprod must be one row of at least two numbers from 0 to 1 that do not rise; '
+            f'got {show_value(table)} that begins {table.flatten()[:3].tolist()}'
+        )
     return table

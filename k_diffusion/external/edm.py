@@ -1,4 +1,7 @@
-"""The networks of EDM and EDM2, which are denoisers already, and networks in the preconditioning of diffusers' EDM schedulers."""
+"""The networks of EDM and EDM2, which are denoisers already, and networks in the preconditioning
+of diffusers' EDM schedulers.
+"""
+
 from __future__ import annotations
 
 import math
@@ -15,15 +18,16 @@ from ..schedules import append_zero, get_sigmas_karras
 from .unwrapping import check_network, unwrap_network
 
 #: The range of noise levels at which EDM and EDM2 are sampled, where the network allows.
-_SAMPLED = (0.002, 80.)
+_SAMPLED = (0.002, 80.0)
 
 
 class EDMDenoiser(nn.Module):
-    """A preconditioned network of EDM or EDM2 (EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond, Precond): D as it gives it.
+    """A preconditioned network of EDM or EDM2 (EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond,
+    Precond): D as it gives it.
 
-    class_cond [B] takes the place of their one-hot class_labels; the class `label_dim` stands for none. Networks that know a
-    list of noise levels alone (iDDPM) are asked at the nearest one. What else the network has
-    (img_resolution, img_channels, sigma_data) this has, too.
+    class_cond [B] takes the place of their one-hot class_labels; the class `label_dim` stands for
+    none. Networks that know a list of noise levels alone (iDDPM) are asked at the nearest one. What
+    else the network has (img_resolution, img_channels, sigma_data) this has, too.
     """
 
     def __init__(self, inner_model: Any) -> None:
@@ -48,50 +52,82 @@ class EDMDenoiser(nn.Module):
 
     @property
     def sigma_min(self) -> float:
-        """The lowest level of EDM's sampling, 0.002, or the network's own lowest where that is higher."""
-        return max(float(self._own('sigma_min', 0.)), _SAMPLED[0])
+        """The lowest level of EDM's sampling, 0.002, or the network's own lowest where that is
+        higher.
+        """
+        return max(float(self._own('sigma_min', 0.0)), _SAMPLED[0])
 
     @property
     def sigma_max(self) -> float:
-        """The highest level of EDM's sampling, 80, or the network's own highest where that is lower."""
+        """The highest level of EDM's sampling, 80, or the network's own highest where that is
+        lower.
+        """
         return min(float(self._own('sigma_max', math.inf)), _SAMPLED[1])
 
     def get_sigmas(self, n: int, device: Any = 'cpu') -> Tensor:
-        """Karras et al.'s n levels between them, each brought to one the network knows, then 0: [n + 1]."""
-        return append_zero(self.round_sigma(get_sigmas_karras(n, self.sigma_min, self.sigma_max, device=device)[:-1]))
+        """Karras et al.'s n levels between them, each brought to one the network knows, then 0:
+        [n + 1].
+        """
+        return append_zero(
+            self.round_sigma(
+                get_sigmas_karras(n, self.sigma_min, self.sigma_max, device=device)[:-1]
+            )
+        )
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise levels that the network knows."""
         theirs = self._own('round_sigma', None)
         return sigma if theirs is None else torch.as_tensor(theirs(sigma)).to(sigma)
 
-    def forward(self, x: Tensor, sigma: Tensor, class_cond: Tensor | int | None = None, **cond: Any) -> Any:
+    def forward(
+        self, x: Tensor, sigma: Tensor, class_cond: Tensor | int | None = None, **cond: Any
+    ) -> Any:
         sigma = at_least_float32(x, sigma)[1].to(torch.float32)
         cond = cast_floating(cond, torch.float32)
         if class_cond is not None:
-            cond['class_labels'] = self._one_hot(torch.as_tensor(class_cond, device=x.device), len(x))
+            cond['class_labels'] = self._one_hot(
+                torch.as_tensor(class_cond, device=x.device), len(x)
+            )
         answer = self.inner_model(x.to(torch.float32), self.round_sigma(sigma), **cond)
-        return cast_floating(answer, x.dtype)       # a tuple where return_logvar asks for one
+        return cast_floating(answer, x.dtype)  # a tuple where return_logvar asks for one
 
     def _one_hot(self, classes: Tensor, n: int) -> Tensor:
         if not self.label_dim:
-            raise ValueError(f'class_cond must be left out: {type(unwrap_network(self.inner_model)).__name__} has no classes')
-        if classes.is_floating_point() or (classes.is_cpu and ((classes < 0) | (classes > self.label_dim)).any()):
-            raise ValueError(f'class_cond must hold whole numbers from 0 to {self.label_dim}, which stands for no class; '
-                             f'got {classes.tolist()}')
+            raise ValueError(
+                f'class_cond must be left out: {type(unwrap_network(self.inner_model)).__name__} '
+                'has no classes'
+            )
+        if classes.is_floating_point() or (
+            classes.is_cpu and ((classes < 0) | (classes > self.label_dim)).any()
+        ):
+            raise ValueError(
+                f'class_cond must hold whole numbers from 0 to {self.label_dim}, which stands for '
+                'no class; '
+                f'got {classes.tolist()}'
+            )
         if classes.shape not in ((), (1,), (n,)):
-            raise ValueError(f'class_cond must be one class, or one for each of the {n} items; got the shape {list(classes.shape)}')
+            raise ValueError(
+                f'class_cond must be one class, or one for each of the {n} items; got the shape '
+                f'{list(classes.shape)}'
+            )
         return F.one_hot(classes.expand(n).long(), self.label_dim + 1)[:, :-1].to(torch.float32)
 
 
 class KarrasTimeDenoiser(PreconditionedDenoiser):
-    """EDM's preconditioning round a bare network F(c_in x, ln(sigma) / 4), as diffusers' EDM schedulers have it.
+    """EDM's preconditioning round a bare network F(c_in x, ln(sigma) / 4), as diffusers' EDM
+    schedulers have it.
 
     prediction: 'epsilon' (EDM's own sign of F) or 'v_prediction' (the other one).
     """
 
-    def __init__(self, inner_model: Any, sigma_data: float = 0.5, prediction: str = 'epsilon', sigma_min: float = 0.002,
-                 sigma_max: float = 80.) -> None:
+    def __init__(
+        self,
+        inner_model: Any,
+        sigma_data: float = 0.5,
+        prediction: str = 'epsilon',
+        sigma_min: float = 0.002,
+        sigma_max: float = 80.0,
+    ) -> None:
         check_network('inner_model', inner_model)
         if prediction not in ('epsilon', 'v_prediction'):
             raise ValueError(f"prediction must be 'epsilon' or 'v_prediction'; got {prediction!r}")
@@ -106,4 +142,6 @@ class KarrasTimeDenoiser(PreconditionedDenoiser):
         return get_sigmas_karras(n, self.sigma_min, self.sigma_max, device=device)
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        return self.inner_model(x, (sigma.log() / 4).to(torch.promote_types(x.dtype, torch.float32)), **cond)
+        return self.inner_model(
+            x, (sigma.log() / 4).to(torch.promote_types(x.dtype, torch.float32)), **cond
+        )

@@ -1,4 +1,5 @@
 """Rectified flow: Stable Diffusion 3, Flux and their kind."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -12,38 +13,50 @@ from ..denoisers.scalings import Scalings, flow
 from ..schedules import flow_time_to_sigma, get_sigmas_flow, sigma_to_flow_time
 from .unwrapping import check_network
 
-#: (c_skip, c_out, c_in) by what the network gives at x_t = x / (1 + sigma), t = sigma / (1 + sigma).
+#: (c_skip, c_out, c_in) by what the network gives at x_t = x / (1 + sigma), t = sigma / (1 +
+#: sigma).
 PREDICTIONS: Mapping[str, Callable[[Tensor], Scalings]] = {
-    'flow': lambda sigma: flow(sigma, 1.),
+    'flow': lambda sigma: flow(sigma, 1.0),
     'eps': lambda sigma: (torch.ones_like(sigma), -sigma, 1 / (1 + sigma)),
     'x0': lambda sigma: (torch.zeros_like(sigma), torch.ones_like(sigma), 1 / (1 + sigma)),
-    'v': lambda sigma: ((1 + sigma)**-2, -sigma / (1 + sigma), 1 / (1 + sigma)),
+    'v': lambda sigma: ((1 + sigma) ** -2, -sigma / (1 + sigma), 1 / (1 + sigma)),
 }
 
 
 class FlowDenoiser(PreconditionedDenoiser):
-    """D = (x - sigma F(x / (1 + sigma), time_scale t)) / (1 + sigma), F giving noise - clean at t = sigma / (1 + sigma).
+    """D = (x - sigma F(x / (1 + sigma), time_scale t)) / (1 + sigma), F giving noise - clean at t =
+    sigma / (1 + sigma).
 
-    inner_model(x, t) is given x_t = (1 - t) clean + t noise. time_scale: 1000 for networks that count their time so (Stable
-    Diffusion 3). shift: where the family's schedule spends its steps, more at high noise the larger it is; it concerns
-    `get_sigmas` alone, for D(x, sigma) is the same at any shift; where it depends on the number of tokens it is a function of that
-    number, K.schedules.flux_shift say. sigma_max stands for infinity, where t is 1 (samplers keep
-    x in float64 there).
+    inner_model(x, t) is given x_t = (1 - t) clean + t noise. time_scale: 1000 for networks that
+    count their time so (Stable Diffusion 3). shift: where the family's schedule spends its steps,
+    more at high noise the larger it is; it concerns `get_sigmas` alone, for D(x, sigma) is the same
+    at any shift; where it depends on the number of tokens it is a function of that number,
+    K.schedules.flux_shift say. sigma_max stands for infinity, where t is 1 (samplers keep x in
+    float64 there).
 
-    prediction: what F gives; 'flow' (noise - clean), 'eps' (the noise), 'x0' (clean) or 'v' ((1 - t) noise - t clean).
+    prediction: what F gives; 'flow' (noise - clean), 'eps' (the noise), 'x0' (clean) or 'v' ((1 -
+    t) noise - t clean).
 
     Liu et al. (2022), arXiv 2209.03003; the shift: Esser et al. (2024), arXiv 2403.03206, eq. 23.
     """
 
-    def __init__(self, inner_model: Any, shift: float | Callable[[int], float] = 1., time_scale: float = 1., sigma_max: float = 1e4,
-                 prediction: str = 'flow') -> None:
+    def __init__(
+        self,
+        inner_model: Any,
+        shift: float | Callable[[int], float] = 1.0,
+        time_scale: float = 1.0,
+        sigma_max: float = 1e4,
+        prediction: str = 'flow',
+    ) -> None:
         check_network('inner_model', inner_model)
         super().__init__(inner_model)
         for name, value in ('shift', shift), ('time_scale', time_scale), ('sigma_max', sigma_max):
             if not callable(value) and not value > 0:
                 raise ValueError(f'{name} must be above 0; got {value}')
         if prediction not in PREDICTIONS:
-            raise ValueError(f'prediction must be one of {", ".join(PREDICTIONS)}; got {prediction!r}')
+            raise ValueError(
+                f'prediction must be one of {", ".join(PREDICTIONS)}; got {prediction!r}'
+            )
         self.shift, self.time_scale, self.sigma_max = shift, time_scale, sigma_max
         self.prediction = prediction
 
@@ -59,7 +72,9 @@ class FlowDenoiser(PreconditionedDenoiser):
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         return flow_time_to_sigma(t).clamp(max=self.sigma_max)
 
-    def get_sigmas(self, n: int, shift: float | None = None, device: Any = 'cpu', tokens: int | None = None) -> Tensor:
+    def get_sigmas(
+        self, n: int, shift: float | None = None, device: Any = 'cpu', tokens: int | None = None
+    ) -> Tensor:
         """Make n steps evenly spaced in the time before the shift, then 0: [n + 1].
 
         Args:
@@ -72,12 +87,17 @@ class FlowDenoiser(PreconditionedDenoiser):
             K.schedules.get_sigmas_flow with what is known here.
 
         Raises:
-            ValueError: If the shift needs tokens and there are none, or is a number and tokens are given.
+            ValueError: If the shift needs tokens and there are none, or is a number and tokens are
+                given.
         """
         own = self.shift if shift is None else shift
         if callable(own) != (tokens is not None):
-            rule = 'be the number of tokens of the image, on which the shift of this denoiser depends'
-            raise ValueError(f'tokens must {rule if callable(own) else f"be left out where the shift is a number, {own:g}"}; got {tokens}')
+            rule = (
+                'be the number of tokens of the image, on which the shift of this denoiser depends'
+            )
+            if not callable(own):
+                rule = f'be left out where the shift is a number, {own:g}'
+            raise ValueError(f'tokens must {rule}; got {tokens}')
         value = own(tokens) if callable(own) and tokens is not None else own
         return get_sigmas_flow(n, sigma_max=self.sigma_max, shift=value, device=device)
 

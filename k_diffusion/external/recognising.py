@@ -1,4 +1,5 @@
 """Whatever is given, recognised and wrapped."""
+
 from __future__ import annotations
 
 import inspect
@@ -21,18 +22,24 @@ from .v_diffusion import VDenoiser
 
 logger = logging.getLogger(__name__)
 
-_KNOWN = ('a pipeline of diffusers, its folder, or a model with its scheduler; a network of guided-diffusion with its diffusion; an '
-          'object with apply_model and alphas_cumprod (CompVis); a network of EDM (with round_sigma) or EDM2 (with sigma_data and '
-          'class_labels); a network of v-diffusion (with a shape and forward(x, t))')
+_KNOWN = (
+    'a pipeline of diffusers, its folder, or a model with its scheduler; a network of '
+    'guided-diffusion with its diffusion; an '
+    'object with apply_model and alphas_cumprod (CompVis); a network of EDM (with round_sigma) or '
+    'EDM2 (with sigma_data and '
+    'class_labels); a network of v-diffusion (with a shape and forward(x, t))'
+)
 
 
 def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
-    """The denoiser D(x, sigma, **cond) of a model of another family, which is recognised by what it has.
+    """The denoiser D(x, sigma, **cond) of a model of another family, which is recognised by what it
+    has.
 
-    partner: the diffusion (guided-diffusion) or the scheduler (diffusers) that belongs to it, where there is one. What it was
-    taken for stands in the result's `taken_for`, and in the log at the level INFO. A denoiser of ours is given back as it is. What
-    is not recognised is refused, with a list of what would be. A network is recognised under torch.compile,
-    DistributedDataParallel and PEFT, too, and in the dict of a pickle of EDM or EDM2 (its 'ema').
+    partner: the diffusion (guided-diffusion) or the scheduler (diffusers) that belongs to it, where
+    there is one. What it was taken for stands in the result's `taken_for`, and in the log at the
+    level INFO. A denoiser of ours is given back as it is. What is not recognised is refused, with a
+    list of what would be. A network is recognised under torch.compile, DistributedDataParallel and
+    PEFT, too, and in the dict of a pickle of EDM or EDM2 (its 'ema').
 
     Raises:
         TypeError: it is a class, or a record of weights without a network.
@@ -41,65 +48,102 @@ def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
     model = _held_network(model)
     network = unwrap_network(model)
     if isinstance(network, (PreconditionedDenoiser, EDMDenoiser)):
-        return model if hasattr(model, 'inner_model') else network     # DDP has no noise range
+        return model if hasattr(model, 'inner_model') else network  # DDP has no noise range
     denoiser, taken_for = _recognise(model, network, partner, quantize)
-    denoiser.taken_for = taken_for          # type: ignore[assignment]
+    denoiser.taken_for = taken_for  # type: ignore[assignment]
     logger.info('%s was taken for %s', type(network).__name__, taken_for)
     return denoiser
 
 
 def _held_network(model: Any) -> Any:
-    """Return the network that the contents of a pickle of EDM hold, or what is given; refuse classes."""
+    """Return the network that the contents of a pickle of EDM hold, or what is given; refuse
+    classes.
+    """
     if isinstance(model, Mapping):
-        held = next((model[key] for key in ('ema', 'net') if isinstance(model.get(key), nn.Module)), None)
+        held = next(
+            (model[key] for key in ('ema', 'net') if isinstance(model.get(key), nn.Module)), None
+        )
         if held is None:
-            raise TypeError(f'model must be a network; got {type(model).__name__} without one: weights alone '
-                            'do not say how they are called, so load them into their network first')
+            raise TypeError(
+                f'model must be a network; got {type(model).__name__} without one: weights alone '
+                'do not say how they are called, so load them into their network first'
+            )
         return held
     if isinstance(model, Published):
-        raise TypeError(f'model must be a network; got published weights: make it of {model.network} with '
-                        'their method into(...)')
+        raise TypeError(
+            f'model must be a network; got published weights: make it of {model.network} with '
+            'their method into(...)'
+        )
     if isinstance(model, type):
-        raise TypeError(f'model must be a network; got the class {model.__name__}: make an instance of it and '
-                        'load its weights first')
+        raise TypeError(
+            f'model must be a network; got the class {model.__name__}: make an instance of it and '
+            'load its weights first'
+        )
     return model
 
 
 def _recognise(model: Any, network: Any, partner: Any, quantize: bool) -> tuple[nn.Module, str]:
-    """Return the denoiser and what the model was taken for; network is the model inside its wrappers."""
+    """Return the denoiser and what the model was taken for; network is the model inside its
+    wrappers.
+    """
     if isinstance(model, (str, os.PathLike)) or _is_diffusers(network) or _is_scheduler(partner):
         denoiser = from_diffusers(model, partner, quantize)
         inner = denoiser.inner_model
         kind = inner.kind if isinstance(inner, DiffusersNetwork) else type(inner).__name__
-        return denoiser, f'{kind} of diffusers, whose scheduler makes it a {type(denoiser).__name__}'
+        return (
+            denoiser,
+            f'{kind} of diffusers, whose scheduler makes it a {type(denoiser).__name__}',
+        )
     if hasattr(partner, 'alphas_cumprod'):
         learned = 'LEARNED' in str(getattr(getattr(partner, 'model_var_type', None), 'name', ''))
         wrapped = OpenAIDenoiser(model, partner, quantize, learned)
         answer = 'the clean data' if wrapped.gives_x0 else 'the noise'
-        return wrapped, f'a network of guided-diffusion that gives {answer}{" and a variance" * learned}, {len(wrapped.sigmas)} levels'
+        return (
+            wrapped,
+            f'a network of guided-diffusion that gives {answer}{" and a variance" * learned}, '
+            f'{len(wrapped.sigmas)} levels',
+        )
     if hasattr(network, 'apply_model') and hasattr(network, 'alphas_cumprod'):
         kind = getattr(network, 'parameterization', 'eps')
         if kind not in ('eps', 'v'):
-            raise ValueError(f'the model has apply_model and the parameterization {kind!r}; known are eps and v')
+            raise ValueError(
+                f'the model has apply_model and the parameterization {kind!r}; known are eps and v'
+            )
         wrapper = CompVisVDenoiser if kind == 'v' else CompVisDenoiser
         return wrapper(network, quantize), f'a latent diffusion model of CompVis that gives {kind}'
     edition = _edm_edition(network)
     if edition is not None:
         return EDMDenoiser(model), f'a denoiser of {edition} ({type(network).__name__})'
-    if isinstance(getattr(network, 'shape', None), tuple) and list(_parameters(network))[:2] in (['input', 't'], ['x', 't']):
-        return VDenoiser(model), f'a network of v-diffusion ({type(network).__name__}) for {"x".join(map(str, network.shape))}'
-    raise ValueError(f'model must be one of these: {_KNOWN}; got {describe(network)}'
-                     f'{" with " + type(partner).__name__ if partner is not None else ""}. For another, write a subclass of '
-                     'K.external.DiscreteEpsDDPMDenoiser or VDenoiser')
+    if isinstance(getattr(network, 'shape', None), tuple) and list(_parameters(network))[:2] in (
+        ['input', 't'],
+        ['x', 't'],
+    ):
+        return (
+            VDenoiser(model),
+            f'a network of v-diffusion ({type(network).__name__}) for '
+            f'{"x".join(map(str, network.shape))}',
+        )
+    raise ValueError(
+        f'model must be one of these: {_KNOWN}; got {describe(network)}'
+        f'{" with " + type(partner).__name__ if partner is not None else ""}. For another, write '
+        'a subclass of '
+        'K.external.DiscreteEpsDDPMDenoiser or VDenoiser'
+    )
 
 
 def _edm_edition(network: Any) -> str | None:
-    """Return which edition a preconditioned network is of: EDM's round levels, EDM2's take x, sigma and labels."""
+    """Return which edition a preconditioned network is of: EDM's round levels, EDM2's take x,
+    sigma and labels.
+    """
     if hasattr(network, 'round_sigma') and hasattr(network, 'sigma_min'):
         return 'EDM'
     takes = _parameters(network)
     classes = 'class_labels' in takes or hasattr(network, 'label_dim')
-    return 'EDM2' if takes[:2] == ['x', 'sigma'] and classes and hasattr(network, 'sigma_data') else None
+    return (
+        'EDM2'
+        if takes[:2] == ['x', 'sigma'] and classes and hasattr(network, 'sigma_data')
+        else None
+    )
 
 
 def _is_diffusers(model: Any) -> bool:

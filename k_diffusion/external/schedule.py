@@ -1,4 +1,7 @@
-"""The table of noise levels that a network was trained at, and the way between a level and its place in the table."""
+"""The table of noise levels that a network was trained at, and the way between a level and its
+place in the table.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,10 +17,12 @@ Self = TypeVar('Self', bound='DiscreteSchedule')
 
 
 class DiscreteSchedule(nn.Module):
-    """T ascending levels; t in [0, T - 1] is a place among them, and log sigma is linear in t between two neighbours.
+    """T ascending levels; t in [0, T - 1] is a place among them, and log sigma is linear in t
+    between two neighbours.
 
-    Levels beyond either end of the table have the t of that end. With quantize, t is the nearest place, an integer.
-    The tables `sigmas` and `log_sigmas` are buffers that keep their dtype when the module is cast: half precision would merge levels.
+    Levels beyond either end of the table have the t of that end. With quantize, t is the nearest
+    place, an integer. The tables `sigmas` and `log_sigmas` are buffers that keep their dtype when
+    the module is cast: half precision would merge levels.
     """
 
     sigmas: Tensor
@@ -30,9 +35,17 @@ class DiscreteSchedule(nn.Module):
 
     def set_sigmas(self, sigmas: Tensor) -> None:
         """Replace both tables by those of the levels sigmas [T]."""
-        if sigmas.ndim != 1 or len(sigmas) < 2 or not (sigmas > 0).all() or (sigmas.diff() < 0).any():
-            raise ValueError(f'sigmas of shape {tuple(sigmas.shape)} that begin {sigmas.flatten()[:3].tolist()} are no table of levels; '
-                             'give at least two in one dimension, all above 0 and ascending')
+        if (
+            sigmas.ndim != 1
+            or len(sigmas) < 2
+            or not (sigmas > 0).all()
+            or (sigmas.diff() < 0).any()
+        ):
+            raise ValueError(
+                f'sigmas of shape {tuple(sigmas.shape)} that begin '
+                f'{sigmas.flatten()[:3].tolist()} are no table of levels; '
+                'give at least two in one dimension, all above 0 and ascending'
+            )
         sigmas = sigmas.to(torch.promote_types(sigmas.dtype, torch.float32))
         self.register_buffer('sigmas', sigmas)
         self.register_buffer('log_sigmas', sigmas.log())
@@ -52,14 +65,18 @@ class DiscreteSchedule(nn.Module):
         if n is None:
             return append_zero(self.sigmas.flip(0))
         check_whole('n', n)
-        return append_zero(self.t_to_sigma(torch.linspace(len(self.sigmas) - 1, 0, n, device=self.sigmas.device)))
+        return append_zero(
+            self.t_to_sigma(torch.linspace(len(self.sigmas) - 1, 0, n, device=self.sigmas.device))
+        )
 
     def sigma_to_t(self, sigma: Tensor, quantize: bool | None = None) -> Tensor:
         """The t of each sigma, in its shape; in float32 at least, or int64 where quantized."""
         sigma, table = _alike(sigma, self.log_sigmas)
         log_sigma = sigma.log()
         low = (torch.searchsorted(table, log_sigma, right=True) - 1).clamp(0, len(table) - 2)
-        gap = (table[low + 1] - table[low]).clamp(min=torch.finfo(table.dtype).tiny)  # not 0 where two levels are equal
+        gap = (table[low + 1] - table[low]).clamp(
+            min=torch.finfo(table.dtype).tiny
+        )  # not 0 where two levels are equal
         w = ((log_sigma - table[low]) / gap).clamp(0, 1)
         t = (1 - w) * low + w * (low + 1)  # low + w, rounded as in the original
         return t.round().long() if (self.quantize if quantize is None else quantize) else t

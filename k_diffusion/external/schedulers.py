@@ -1,4 +1,7 @@
-"""Schedulers of diffusers: what a network's answer means under one, and the noise levels it walks."""
+"""Schedulers of diffusers: what a network's answer means under one, and the noise levels it
+walks.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -29,31 +32,65 @@ _DISCRETE: Mapping[str, Any] = {
 #: Predictions under a flow's noise schedule, by what FlowDenoiser calls them.
 _FLOW = {'flow_prediction': 'flow', 'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
 #: Schedulers whose `sigmas` are the times of a flow.
-_FLOW_TIMES = ('FlowMatchEulerDiscreteScheduler', 'FlowMatchHeunDiscreteScheduler',
-               'FlowMatchLCMScheduler', 'LTXEulerAncestralRFScheduler')
+_FLOW_TIMES = (
+    'FlowMatchEulerDiscreteScheduler',
+    'FlowMatchHeunDiscreteScheduler',
+    'FlowMatchLCMScheduler',
+    'LTXEulerAncestralRFScheduler',
+)
 #: Schedulers whose `sigmas` are noise levels, or times of a flow where use_flow_sigmas says so.
 _SIGMAS = (
-    'EulerDiscreteScheduler', 'EulerAncestralDiscreteScheduler', 'HeunDiscreteScheduler',
-    'KDPM2DiscreteScheduler', 'KDPM2AncestralDiscreteScheduler', 'LMSDiscreteScheduler',
-    'DPMSolverSDEScheduler', 'CosineDPMSolverMultistepScheduler', 'EDMEulerScheduler',
-    'EDMDPMSolverMultistepScheduler', 'CMStochasticIterativeScheduler',
-    'DPMSolverMultistepScheduler', 'DPMSolverSinglestepScheduler', 'UniPCMultistepScheduler',
-    'DEISMultistepScheduler', 'SASolverScheduler',
+    'EulerDiscreteScheduler',
+    'EulerAncestralDiscreteScheduler',
+    'HeunDiscreteScheduler',
+    'KDPM2DiscreteScheduler',
+    'KDPM2AncestralDiscreteScheduler',
+    'LMSDiscreteScheduler',
+    'DPMSolverSDEScheduler',
+    'CosineDPMSolverMultistepScheduler',
+    'EDMEulerScheduler',
+    'EDMDPMSolverMultistepScheduler',
+    'CMStochasticIterativeScheduler',
+    'DPMSolverMultistepScheduler',
+    'DPMSolverSinglestepScheduler',
+    'UniPCMultistepScheduler',
+    'DEISMultistepScheduler',
+    'SASolverScheduler',
 )
 #: Schedulers that call the network twice for a level and list the level as often.
-_TWO_CALLS = ('HeunDiscreteScheduler', 'KDPM2DiscreteScheduler', 'KDPM2AncestralDiscreteScheduler',
-              'DPMSolverSDEScheduler', 'FlowMatchHeunDiscreteScheduler')
+_TWO_CALLS = (
+    'HeunDiscreteScheduler',
+    'KDPM2DiscreteScheduler',
+    'KDPM2AncestralDiscreteScheduler',
+    'DPMSolverSDEScheduler',
+    'FlowMatchHeunDiscreteScheduler',
+)
 #: Schedulers that walk places of a table of levels.
-_PLACES = ('DDIMScheduler', 'DDIMParallelScheduler', 'DDPMScheduler', 'DDPMParallelScheduler',
-           'LCMScheduler', 'TCDScheduler', 'PNDMScheduler', 'CogVideoXDDIMScheduler',
-           'CogVideoXDPMScheduler', 'UnCLIPScheduler')
+_PLACES = (
+    'DDIMScheduler',
+    'DDIMParallelScheduler',
+    'DDPMScheduler',
+    'DDPMParallelScheduler',
+    'LCMScheduler',
+    'TCDScheduler',
+    'PNDMScheduler',
+    'CogVideoXDDIMScheduler',
+    'CogVideoXDPMScheduler',
+    'UnCLIPScheduler',
+)
 #: Schedulers with a table of levels under which D is not what a table makes of the answer.
 _OTHER_MEANING = ('CosineDPMSolverMultistepScheduler', 'DDPMWuerstchenScheduler')
 
 #: Settings by which schedulers are known whose levels or networks are of another kind.
-_REFUSED = {'snr_shift_scale': 'CogVideoX', 'scale_factors': 'scale-wise flows', 'stages': 'Helios',
-            'scaler': 'Wuerstchen', 's_noise sigma_max': 'consistency models', 'n_grid': 'pi-Flow',
-            'sigma_schedule solver_order': 'CosineDPMSolverMultistep'}
+_REFUSED = {
+    'snr_shift_scale': 'CogVideoX',
+    'scale_factors': 'scale-wise flows',
+    'stages': 'Helios',
+    'scaler': 'Wuerstchen',
+    's_noise sigma_max': 'consistency models',
+    'n_grid': 'pi-Flow',
+    'sigma_schedule solver_order': 'CosineDPMSolverMultistep',
+}
 #: Settings of which each scheduler known here has one, but for flows that have these.
 _DECISIVE = ('beta_start', 'trained_betas', 'sigma_data', 'prediction_type')
 _OF_FLOWS = ('shift num_train_timesteps', 'eta s_noise')
@@ -81,19 +118,24 @@ def scheduler_sigmas(scheduler: Any, sigma_max: float = 1e4) -> Tensor:
     if not sigma_max > 0:
         raise ValueError(f'sigma_max must be above 0; got {sigma_max}')
     if find_class(scheduler, (*_FLOW_TIMES, *_SIGMAS, *_PLACES)) is None:
-        raise ValueError(f'scheduler must be of a class whose levels are known here; got {name}: '
-                         f'known are {", ".join((*_SIGMAS, *_FLOW_TIMES, *_PLACES))}')
-    if getattr(scheduler, 'num_inference_steps', None) is None \
-            and not getattr(scheduler, 'custom_timesteps', False):
-        raise ValueError(f'scheduler must have its timesteps; got a {name} without: call its '
-                         'set_timesteps(n) first')
+        raise ValueError(
+            f'scheduler must be of a class whose levels are known here; got {name}: '
+            f'known are {", ".join((*_SIGMAS, *_FLOW_TIMES, *_PLACES))}'
+        )
+    if getattr(scheduler, 'num_inference_steps', None) is None and not getattr(
+        scheduler, 'custom_timesteps', False
+    ):
+        raise ValueError(
+            f'scheduler must have its timesteps; got a {name} without: call its '
+            'set_timesteps(n) first'
+        )
     if find_class(scheduler, _PLACES):
         return _check_descent(_levels_of_places(scheduler, config), name)
     sigmas = torch.as_tensor(scheduler.sigmas).detach().cpu().double()
     if find_class(scheduler, _TWO_CALLS):
         sigmas = torch.unique_consecutive(sigmas)
     else:
-        sigmas = sigmas[:len(scheduler.timesteps) + 1]      # log_linear spacing has one more
+        sigmas = sigmas[: len(scheduler.timesteps) + 1]  # log_linear spacing has one more
     if is_flow(scheduler, config):
         sigmas = _levels_of_times(sigmas, name, sigma_max)
     return _check_descent(sigmas, name)
@@ -111,80 +153,113 @@ def make_denoiser(network: Any, scheduler: Any, quantize: bool = False) -> Preco
         TypeError: it is no scheduler of diffusers.
         ValueError: the scheduler or its prediction_type is not known here.
     """
-    scheduler = getattr(scheduler, 'original', scheduler)       # of a KDiffusionScheduler
+    scheduler = getattr(scheduler, 'original', scheduler)  # of a KDiffusionScheduler
     config = read_config(scheduler)
     prediction = str(config.get('prediction_type', 'epsilon'))
     table = getattr(scheduler, 'alphas_cumprod', None)
     if is_flow(scheduler, config):
         made: PreconditionedDenoiser = _make_flow(network, scheduler, config, prediction)
     elif find_class(scheduler, ('EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler')):
-        made = KarrasTimeDenoiser(network, config['sigma_data'], prediction, config['sigma_min'],
-                                  config['sigma_max'])
+        made = KarrasTimeDenoiser(
+            network, config['sigma_data'], prediction, config['sigma_min'], config['sigma_max']
+        )
     elif table is None or prediction not in _DISCRETE or find_class(scheduler, _OTHER_MEANING):
         raise ValueError(
-            f'{type(scheduler).__name__} with prediction_type {prediction!r} is not known here; known '
+            f'{type(scheduler).__name__} with prediction_type {prediction!r} is not known here; '
+            'known '
             f'are schedulers with alphas_cumprod and {", ".join(_DISCRETE)}, those with '
-            'use_flow_sigmas, FlowMatch* and EDM* ones')
+            'use_flow_sigmas, FlowMatch* and EDM* ones'
+        )
     elif config.get('timestep_type') == 'continuous' and prediction == 'v_prediction':
         # Stable Video Diffusion: the v of data of deviation 1, in EDM's time ln(sigma) / 4.
         levels = ddpm_sigmas(table)
-        low, high = (config.get(key) or float(levels[place])
-                     for key, place in (('sigma_min', 0), ('sigma_max', -1)))
-        made = KarrasTimeDenoiser(network, 1., prediction, low, high)
+        low, high = (
+            config.get(key) or float(levels[place])
+            for key, place in (('sigma_min', 0), ('sigma_max', -1))
+        )
+        made = KarrasTimeDenoiser(network, 1.0, prediction, low, high)
     else:
         return _DISCRETE[prediction](network, table, quantize)
     if quantize:
-        raise ValueError(f'quantize must be False under {type(scheduler).__name__} with these '
-                         'settings: its network has no table of levels')
+        raise ValueError(
+            f'quantize must be False under {type(scheduler).__name__} with these '
+            'settings: its network has no table of levels'
+        )
     return made
 
 
 def read_config(scheduler: Any) -> Mapping[str, Any]:
     """Return a scheduler's settings, or refuse what is no scheduler."""
     config = getattr(scheduler, 'config', None)
-    if isinstance(scheduler, type) or not isinstance(config, Mapping) \
-            or not hasattr(scheduler, 'set_timesteps'):
-        raise TypeError(f'scheduler must be a scheduler of diffusers, pipeline.scheduler for example; '
-                        f'got {describe(scheduler)}')
+    if (
+        isinstance(scheduler, type)
+        or not isinstance(config, Mapping)
+        or not hasattr(scheduler, 'set_timesteps')
+    ):
+        raise TypeError(
+            f'scheduler must be a scheduler of diffusers, pipeline.scheduler for example; '
+            f'got {describe(scheduler)}'
+        )
     return config
 
 
 def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a scheduler by themselves with the prediction_type that flows leave out.
+    """Return the settings of a scheduler by themselves with the prediction_type that flows leave
+    out.
 
     Raises:
         ValueError: They are not those of a scheduler that is known here.
     """
+
     def has(keys: str) -> bool:
         return all(config.get(key) is not None for key in keys.split())
+
     for keys, kind in _REFUSED.items():
         if has(keys) and 'algorithm_type' not in config:
-            raise ValueError(f'config must be of a scheduler that is known here; got one for {kind}, by its setting {keys!r}')
+            raise ValueError(
+                f'config must be of a scheduler that is known here; got one for {kind}, by its '
+                f'setting {keys!r}'
+            )
     if any(map(has, _DECISIVE)):
         return dict(config)
     if not any(map(has, _OF_FLOWS)):
-        raise ValueError(f'config must have one of {", ".join(_DECISIVE)}, or shift of a flow; got {", ".join(config)}')
+        raise ValueError(
+            f'config must have one of {", ".join(_DECISIVE)}, or shift of a flow; got '
+            f'{", ".join(config)}'
+        )
     return {**config, 'prediction_type': 'flow_prediction'}
 
 
 def is_flow(scheduler: Any, config: Mapping[str, Any]) -> bool:
-    """Return True if the scheduler's `sigmas` are times of a flow; refuse flows of other conventions."""
+    """Return True if the scheduler's `sigmas` are times of a flow; refuse flows of other
+    conventions.
+    """
     name = type(scheduler).__name__
     flow = find_class(scheduler, _FLOW_TIMES) is not None
-    flow = flow or (bool(config.get('use_flow_sigmas')) and find_class(scheduler, _SIGMAS) is not None)
+    flow = flow or (
+        bool(config.get('use_flow_sigmas')) and find_class(scheduler, _SIGMAS) is not None
+    )
     if flow and config.get('invert_sigmas'):
-        raise ValueError(f'{name} with invert_sigmas is not known here: its time runs the other way')
+        raise ValueError(
+            f'{name} with invert_sigmas is not known here: its time runs the other way'
+        )
     if flow and config.get('scale_factors'):
-        raise ValueError(f'{name} with scale_factors is not known here: x changes its size on the way')
+        raise ValueError(
+            f'{name} with scale_factors is not known here: x changes its size on the way'
+        )
     return flow
 
 
-def _make_flow(network: Any, scheduler: Any, config: Mapping[str, Any], prediction: str) -> FlowDenoiser:
+def _make_flow(
+    network: Any, scheduler: Any, config: Mapping[str, Any], prediction: str
+) -> FlowDenoiser:
     if find_class(scheduler, _FLOW_TIMES):
-        prediction = 'flow_prediction'          # these have no such setting
+        prediction = 'flow_prediction'  # these have no such setting
     if prediction not in _FLOW:
-        raise ValueError(f'{type(scheduler).__name__} with prediction_type {prediction!r} is not known '
-                         f'here; known are {", ".join(_FLOW)}')
+        raise ValueError(
+            f'{type(scheduler).__name__} with prediction_type {prediction!r} is not known '
+            f'here; known are {", ".join(_FLOW)}'
+        )
     scale = network.flow_time_scale * config.get('num_train_timesteps', 1000) / 1000
     return FlowDenoiser(network, _shift(config), scale, prediction=_FLOW[prediction])
 
@@ -192,27 +267,38 @@ def _make_flow(network: Any, scheduler: Any, config: Mapping[str, Any], predicti
 def _shift(config: Mapping[str, Any]) -> float | Callable[[int], float]:
     """The shift of a flow, or the function of the number of tokens that it is."""
     if config.get('use_dynamic_shifting'):
-        points = [(config.get(f'{end}_image_seq_len', tokens), config.get(f'{end}_shift', mu))
-                  for end, tokens, mu in (('base', 256, 0.5), ('max', 4096, 1.15))]
-        return functools.partial(flux_shift, low=points[0], high=points[1], kind=config.get('time_shift_type', 'exponential'))
-    return float(config.get('shift', config.get('flow_shift', 1.)) or 1.)
+        points = [
+            (config.get(f'{end}_image_seq_len', tokens), config.get(f'{end}_shift', mu))
+            for end, tokens, mu in (('base', 256, 0.5), ('max', 4096, 1.15))
+        ]
+        return functools.partial(
+            flux_shift,
+            low=points[0],
+            high=points[1],
+            kind=config.get('time_shift_type', 'exponential'),
+        )
+    return float(config.get('shift', config.get('flow_shift', 1.0)) or 1.0)
 
 
 def _levels_of_times(times: Tensor, name: str, sigma_max: float) -> Tensor:
     if (times > 1).any() or (times < 0).any():
-        raise ValueError(f'scheduler must have flow times between 0 and 1; this {name} goes from '
-                         f'{times[0]:g} to {times[-1]:g}: another spacing (use_karras_sigmas, '
-                         'use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas) beside '
-                         'use_flow_sigmas makes levels of a diffusion of them')
+        raise ValueError(
+            f'scheduler must have flow times between 0 and 1; this {name} goes from '
+            f'{times[0]:g} to {times[-1]:g}: another spacing (use_karras_sigmas, '
+            'use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas) beside '
+            'use_flow_sigmas makes levels of a diffusion of them'
+        )
     return (times / (1 - times)).clamp(max=sigma_max)
 
 
 def _levels_of_places(scheduler: Any, config: Mapping[str, Any]) -> Tensor:
     if config.get('skip_prk_steps') is False:
-        raise ValueError(f'{type(scheduler).__name__} must have skip_prk_steps=True: its Runge-Kutta '
-                         'steps ask the network between the levels they walk')
+        raise ValueError(
+            f'{type(scheduler).__name__} must have skip_prk_steps=True: its Runge-Kutta '
+            'steps ask the network between the levels they walk'
+        )
     table = ddpm_sigmas(scheduler.alphas_cumprod.detach().cpu().double())
-    final = float(getattr(scheduler, 'final_alpha_cumprod', 1.))
+    final = float(getattr(scheduler, 'final_alpha_cumprod', 1.0))
     last = torch.tensor([math.sqrt((1 - final) / final)], dtype=torch.float64)
     places = torch.unique_consecutive(torch.as_tensor(scheduler.timesteps).long().cpu())
     return torch.cat([table[places], last])
@@ -222,6 +308,8 @@ def _check_descent(sigmas: Tensor, name: str) -> Tensor:
     """Return the levels without rises that rounding makes; refuse others."""
     lowered = sigmas.cummin(0).values
     if len(sigmas) < 2 or (sigmas > lowered * (1 + 1e-5)).any():
-        raise ValueError(f'scheduler must walk from noise to data; the levels of this {name} go from '
-                         f'{sigmas[0]:g} to {sigmas[-1]:g} and do not descend throughout')
+        raise ValueError(
+            f'scheduler must walk from noise to data; the levels of this {name} go from '
+            f'{sigmas[0]:g} to {sigmas[-1]:g} and do not descend throughout'
+        )
     return lowered

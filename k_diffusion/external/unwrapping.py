@@ -1,4 +1,5 @@
 """Networks inside the wrappers of torch, accelerate, PEFT and DeepSpeed, and classes by name."""
+
 from __future__ import annotations
 
 import inspect
@@ -10,15 +11,15 @@ from torch import nn
 
 #: The attribute in which a wrapper holds what it wraps, by the wrapper's class.
 _HELD_IN = {
-    'OptimizedModule': '_orig_mod',                 # torch.compile
+    'OptimizedModule': '_orig_mod',  # torch.compile
     'DataParallel': 'module',
     'DistributedDataParallel': 'module',
     'FullyShardedDataParallel': 'module',
-    'AveragedModel': 'module',                      # torch.optim.swa_utils
+    'AveragedModel': 'module',  # torch.optim.swa_utils
     'DeepSpeedEngine': 'module',
     'PeftModel': 'base_model',
     'PeftMixedModel': 'base_model',
-    'BaseTuner': 'model',                           # LoraModel and its kind, inside a PeftModel
+    'BaseTuner': 'model',  # LoraModel and its kind, inside a PeftModel
 }
 
 
@@ -32,7 +33,9 @@ def unwrap_network(network: Any) -> Any:
         names = class_names(network)
         held = next((_HELD_IN[name] for name in names if name in _HELD_IN), None)
         inner = None if held is None else getattr(network, held, None)
-        if inner is None and any(p.kind is p.VAR_POSITIONAL for p in parameters_of(network).values()):
+        if inner is None and any(
+            p.kind is p.VAR_POSITIONAL for p in parameters_of(network).values()
+        ):
             inner = held_module(network)
         if inner is None:
             return network
@@ -46,7 +49,8 @@ def held_module(network: Any) -> Any:
 
 
 def parameters_of(network: Any) -> dict[str, inspect.Parameter]:
-    """Return what a network's forward takes, without its self; of `*args`, what the class that it is derived from takes.
+    """Return what a network's forward takes, without its self; of `*args`, what the class that it
+    is derived from takes.
 
     The class is asked, since accelerate puts a forward of any arguments into an instance.
     """
@@ -94,11 +98,17 @@ def check_network(name: str, network: Any) -> None:
         TypeError: it is a class, or it cannot be called.
     """
     if isinstance(network, type):
-        raise TypeError(f'{name} must be a network; got the class {network.__name__}: '
-                        'make an instance of it and load its weights first')
+        raise TypeError(
+            f'{name} must be a network; got the class {network.__name__}: '
+            'make an instance of it and load its weights first'
+        )
     if hasattr(network, 'components') and hasattr(network, 'scheduler'):
-        raise TypeError(f'{name} must be a network; got a pipeline, {type(network).__name__}: '
-                        'give it to K.external.from_diffusers')
+        raise TypeError(
+            f'{name} must be a network; got a pipeline, {type(network).__name__}: '
+            'give it to K.external.from_diffusers'
+        )
     if not callable(network):
-        raise TypeError(f'{name} must be a network, which is called as network(x, t, **cond); '
-                        f'got {describe(network)}')
+        raise TypeError(
+            f'{name} must be a network, which is called as network(x, t, **cond); '
+            f'got {describe(network)}'
+        )

@@ -1,4 +1,5 @@
 """The continuous networks of v-diffusion."""
+
 from __future__ import annotations
 
 import math
@@ -12,7 +13,8 @@ from ..denoisers.scalings import Scalings, v
 
 
 class VDenoiser(PreconditionedDenoiser):
-    """D = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) F(x / sqrt(sigma^2 + 1), t), with F giving v at sigma = tan(t pi / 2).
+    """D = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) F(x / sqrt(sigma^2 + 1), t), with F giving
+    v at sigma = tan(t pi / 2).
 
     Salimans & Ho (2022), arXiv 2202.00512, appendix D.
     """
@@ -32,7 +34,9 @@ class VDenoiser(PreconditionedDenoiser):
         return sigma.atan() * (2 / math.pi)
 
     def t_to_sigma(self, t: Tensor) -> Tensor:
-        """sigma, in float32 at least; at t = 1, where it is infinite, as large as the dtype tells it from that."""
+        """sigma, in float32 at least; at t = 1, where it is infinite, as large as the dtype
+        tells it from that.
+        """
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         return (t.clamp(max=1 - torch.finfo(t.dtype).eps) * (math.pi / 2)).tan()
 

@@ -1,4 +1,5 @@
 """Guidance: each of these takes a denoiser and gives one back; no sampler ever hears of it."""
+
 from .apg import adaptive_projected
 from .autoguidance import autoguidance
 from .cfg import classifier_free
@@ -15,7 +16,28 @@ from .time_travel import time_travel
 from .variations import blended_noise, partial_noise
 from .views import views
 
-__all__ = ['adaptive_projected', 'autoguidance', 'blended_noise', 'cfg_zero_star', 'classifier_free', 'classifier_guidance',
-           'clip_guidance', 'composed', 'detail', 'dynamic_thresholding', 'epsilon_scaling', 'frequency_decoupled', 'inpainting',
-           'interval_of_first_steps', 'loss_guidance', 'partial_noise', 'posterior_sampling', 'pseudo_inverse',
-           'spherical_distance', 'static_thresholding', 'tangential_damping', 'time_travel', 'views']
+__all__ = [
+    'adaptive_projected',
+    'autoguidance',
+    'blended_noise',
+    'cfg_zero_star',
+    'classifier_free',
+    'classifier_guidance',
+    'clip_guidance',
+    'composed',
+    'detail',
+    'dynamic_thresholding',
+    'epsilon_scaling',
+    'frequency_decoupled',
+    'inpainting',
+    'interval_of_first_steps',
+    'loss_guidance',
+    'partial_noise',
+    'posterior_sampling',
+    'pseudo_inverse',
+    'spherical_distance',
+    'static_thresholding',
+    'tangential_damping',
+    'time_travel',
+    'views',
+]

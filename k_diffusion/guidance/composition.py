@@ -1,4 +1,5 @@
 """Several prompts at once, each with its weight and, if one likes, its place in the picture."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -15,15 +16,21 @@ from ..core.wrapping import DenoiserWrapper, select_like_x
 from .streams import Null, ask_all, check_null, without
 
 
-def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Any]], weights: Sequence[float | Tensor],
-             joined: bool = True) -> GuidedFn:
+def composed(
+    denoise: DenoiseFn,
+    null: Null,
+    prompts: Sequence[Mapping[str, Any]],
+    weights: Sequence[float | Tensor],
+    joined: bool = True,
+) -> GuidedFn:
     """D' = D_u + the sum of w_i (D(x | prompt_i) - D_u), D_u = D(x | null).
 
-    A prompt holds the conditions it replaces, one value for every item or a tensor of one item's shape, like `null`; what else
-    the denoiser is called with is kept. A condition that the call leaves out is read from `null` alone: there a leading
-    dimension of 1 before others is that of the batch, [1, 77, 768] as a text encoder gives it. A weight is a number, negative
-    to keep something away, or a map that broadcasts against an item, [H, W] for example. One prompt of weight 1 is that prompt
-    alone. `pair` gives (D', D_u).
+    A prompt holds the conditions it replaces, one value for every item or a tensor of one item's
+    shape, like `null`; what else the denoiser is called with is kept. A condition that the call
+    leaves out is read from `null` alone: there a leading dimension of 1 before others is that of
+    the batch, [1, 77, 768] as a text encoder gives it. A weight is a number, negative to keep
+    something away, or a map that broadcasts against an item, [H, W] for example. One prompt of
+    weight 1 is that prompt alone. `pair` gives (D', D_u).
 
     Liu et al. (2022), arXiv 2206.01714, eq. 11.
     """
@@ -32,10 +39,16 @@ def composed(denoise: DenoiseFn, null: Null, prompts: Sequence[Mapping[str, Any]
         if not isinstance(prompt, Mapping):
             raise TypeError(f'prompts must be dicts of conditions; got {show_value(prompt)}')
     if not prompts or len(prompts) != len(weights):
-        raise ValueError(f'composed got {len(prompts)} prompts and {len(weights)} weights; give one weight for each of at least one prompt')
+        raise ValueError(
+            f'composed got {len(prompts)} prompts and {len(weights)} weights; give one weight for '
+            'each of at least one prompt'
+        )
     odd = [i for i, prompt in enumerate(prompts) if prompt.keys() != null.keys()]
     if odd:
-        raise ValueError(f'prompt {odd[0]} holds {sorted(prompts[odd[0]])} and null {sorted(null)}; they must name the same conditions')
+        raise ValueError(
+            f'prompt {odd[0]} holds {sorted(prompts[odd[0]])} and null {sorted(null)}; they must '
+            'name the same conditions'
+        )
     return _Composed(denoise, null, prompts, weights, joined)
 
 
@@ -64,14 +77,24 @@ class _Composed(DenoiserWrapper):
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
         cond = self._named(x, cond)
-        uncond, *each = ask_all(self.denoise, x, sigma, [without(cond, given, len(x)) for given in (self.null, *self.prompts)], self.joined)
+        uncond, *each = ask_all(
+            self.denoise,
+            x,
+            sigma,
+            [without(cond, given, len(x)) for given in (self.null, *self.prompts)],
+            self.joined,
+        )
         guided = uncond
         for weight, denoised in zip(self.weights, each):
-            guided = guided + (weight.to(x) if isinstance(weight, Tensor) else weight) * (denoised - uncond)
+            guided = guided + (weight.to(x) if isinstance(weight, Tensor) else weight) * (
+                denoised - uncond
+            )
         return guided, uncond
 
     def _named(self, x: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
-        """The conditions, with one for each item also where the caller left to the prompts what they hold."""
+        """The conditions, with one for each item also where the caller left to the prompts what
+        they hold.
+        """
         missing = {key: value for key, value in self.null.items() if key not in cond}
         return {**map_leaves(lambda value: _one_each(value, len(x), x.device), missing), **cond}
 
@@ -80,6 +103,6 @@ def _one_each(value: Any, n: int, device: torch.device) -> Any:
     if value is None or isinstance(value, str):
         return value
     value = torch.as_tensor(value, device=device)
-    if value.ndim > 1 and len(value) == 1:      # as a text encoder gives it
+    if value.ndim > 1 and len(value) == 1:  # as a text encoder gives it
         value = value[0]
     return value.expand(n, *value.shape)

@@ -1,4 +1,5 @@
 """Frequency-decoupled guidance: a strength of its own for each band of a Laplacian pyramid."""
+
 from __future__ import annotations
 
 import math
@@ -14,9 +15,15 @@ from ..core.protocols import DenoiseFn, GuidedFn
 from .streams import Null, TwoConditions, check_null, check_strength
 
 
-def frequency_decoupled(denoise: DenoiseFn, null: Null, scales: Sequence[float], interval: tuple[float, float] = (0., math.inf),
-                        joined: bool = True) -> GuidedFn:
-    """D' = D_u + the sum of w_k times band k of D_c - D_u, the finest band first, of any number of bands.
+def frequency_decoupled(
+    denoise: DenoiseFn,
+    null: Null,
+    scales: Sequence[float],
+    interval: tuple[float, float] = (0.0, math.inf),
+    joined: bool = True,
+) -> GuidedFn:
+    """D' = D_u + the sum of w_k times band k of D_c - D_u, the finest band first, of any number of
+    bands.
 
     The bands are those of a Laplacian pyramid over the last two dimensions (height and width), so
     that the others, of frames for instance, are guided alike; they sum up to D_c - D_u. Equal
@@ -36,8 +43,10 @@ def frequency_decoupled(denoise: DenoiseFn, null: Null, scales: Sequence[float],
         doi:10.1109/TCOM.1983.1095851 (the pyramid, with its 5-tap binomial filter).
     """
     if isinstance(scales, (str, bytes)) or not isinstance(scales, Sequence) or not scales:
-        raise ValueError(f'scales must be a strength for each band, the finest first, (10., 5.) for example; '
-                         f'got {show_value(scales)}')
+        raise ValueError(
+            f'scales must be a strength for each band, the finest first, (10., 5.) for example; '
+            f'got {show_value(scales)}'
+        )
     for scale in scales:
         check_strength(scale, interval)
     check_null(null)
@@ -46,20 +55,25 @@ def frequency_decoupled(denoise: DenoiseFn, null: Null, scales: Sequence[float],
 
 @dataclass(frozen=True)
 class _FrequencyDecoupled(TwoConditions):
-    scale: tuple[float, ...]        # type: ignore[assignment]
+    scale: tuple[float, ...]  # type: ignore[assignment]
 
     def does_nothing(self) -> bool:
         return all(scale == 1 for scale in self.scale)
 
     def guide(self, x: Tensor, sigma: Tensor, denoised: Tensor, uncond: Tensor) -> Tensor:
         if x.ndim < 3:
-            raise ValueError(f'frequency_decoupled: x must have a height and a width, [B, ..., H, W]; got shape {list(x.shape)}')
+            raise ValueError(
+                'frequency_decoupled: x must have a height and a width, [B, ..., H, W]; got '
+                f'shape {list(x.shape)}'
+            )
         push = (denoised - uncond).reshape(-1, 1, *x.shape[-2:])
         return uncond + _weigh_bands(push, self.scale).view_as(x)
 
 
 def _weigh_bands(images: Tensor, scales: Sequence[float]) -> Tensor:
-    """Multiply the bands of pictures [N, 1, H, W] by their scales, the finest first, and sum them up."""
+    """Multiply the bands of pictures [N, 1, H, W] by their scales, the finest first, and sum
+    them up.
+    """
     if len(scales) == 1:
         return images * scales[0]
     size = images.shape[2:]
@@ -74,6 +88,6 @@ def _enlarge(images: Tensor, size: Sequence[int]) -> Tensor:
 
 def _blur(images: Tensor) -> Tensor:
     """Filter pictures with (1, 4, 6, 4, 1) / 16 along both axes; the border is repeated."""
-    taps = torch.tensor([1., 4., 6., 4., 1.], dtype=images.dtype, device=images.device) / 16
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=images.dtype, device=images.device) / 16
     padded = F.pad(images, (2, 2, 2, 2), mode='replicate')
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, 5, 1)), taps.view(1, 1, 1, 5))

@@ -1,4 +1,7 @@
-"""Pictures from what is known of them: inpainting and other inverse problems y = A(clean) + noise, with any denoiser."""
+"""Pictures from what is known of them: inpainting and other inverse problems y = A(clean) +
+noise, with any denoiser.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -18,21 +21,28 @@ Operator = Callable[[Tensor], Tensor]
 _MASK_VALUES = 'booleans, values from 0 to 1, or the integers 0 and 255'
 
 
-def inpainting(denoise: DenoiseFn, image: Tensor, mask: Tensor, spread: float | None = None) -> DenoiseFn:
-    """D' is the image where the mask is 1, and the denoiser's elsewhere; x then follows the image's own noise there.
+def inpainting(
+    denoise: DenoiseFn, image: Tensor, mask: Tensor, spread: float | None = None
+) -> DenoiseFn:
+    """D' is the image where the mask is 1, and the denoiser's elsewhere; x then follows the image's
+    own noise there.
 
-    With a mask of 0 the denoiser's answer is left as it is, to the last bit. Wang et al. (2022), arXiv 2212.00490.
+    With a mask of 0 the denoiser's answer is left as it is, to the last bit. Wang et al. (2022),
+    arXiv 2212.00490.
 
     Args:
         image: [C, H, W], or one for each item.
         mask: broadcasts against the image. Booleans, 0 and 1, integers 0 and 255, or soft values in
             [0, 1]: D' = mask image + (1 - mask) D.
-        spread: the standard deviation of the data. With it the unknown is first moved to agree with the
-            known by the network's gradient (`pseudo_inverse` for A = mask), which makes the two fit at
-            twice the cost. Where the mask is soft, the push is mask^2 times that of a known value.
+        spread: the standard deviation of the data. With it the unknown is first moved to agree with
+            the known by the network's gradient (`pseudo_inverse` for A = mask), which makes the two
+            fit at twice the cost. Where the mask is soft, the push is mask^2 times that of a known
+            value.
     """
     if not isinstance(image, Tensor):
-        raise TypeError(f'image must be a tensor [C, H, W] or [B, C, H, W]; got {show_value(image)}')
+        raise TypeError(
+            f'image must be a tensor [C, H, W] or [B, C, H, W]; got {show_value(image)}'
+        )
     mask = as_mask(mask)
     check_mask(image, mask)
     if spread is not None:
@@ -53,7 +63,9 @@ def as_mask(mask: Tensor) -> Tensor:
     try:
         mask = torch.as_tensor(mask)
     except (TypeError, RuntimeError, ValueError):
-        raise TypeError(f'mask must be a tensor of {_MASK_VALUES}; got {show_value(mask)}') from None
+        raise TypeError(
+            f'mask must be a tensor of {_MASK_VALUES}; got {show_value(mask)}'
+        ) from None
     if mask.is_complex():
         raise ValueError(f'mask must hold {_MASK_VALUES}; got {mask.dtype}')
     if mask.dtype == torch.bool:
@@ -62,8 +74,10 @@ def as_mask(mask: Tensor) -> Tensor:
     if not mask.is_floating_point() and values.numel() and ((values == 0) | (values == 255)).all():
         return values / 255
     if not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(f'mask must hold {_MASK_VALUES}; '
-                         f'got {mask.dtype} from {values.min().item():g} to {values.max().item():g}')
+        raise ValueError(
+            f'mask must hold {_MASK_VALUES}; '
+            f'got {mask.dtype} from {values.min().item():g} to {values.max().item():g}'
+        )
     return values
 
 
@@ -72,8 +86,10 @@ def check_mask(image: Tensor, mask: Tensor) -> None:
     try:
         torch.broadcast_shapes(image.shape, mask.shape)
     except RuntimeError:
-        raise ValueError(f'mask must broadcast against the image of shape {list(image.shape)}; '
-                         f'got shape {list(mask.shape)}') from None
+        raise ValueError(
+            f'mask must broadcast against the image of shape {list(image.shape)}; '
+            f'got shape {list(mask.shape)}'
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -100,8 +116,10 @@ class _Inpainting(DenoiserWrapper):
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         if self.image.ndim == x.ndim and len(self.image) not in (1, len(x)):
-            raise ValueError(f'image must hold one image, or one for each of the {len(x)} items; '
-                             f'got {len(self.image)} images')
+            raise ValueError(
+                f'image must hold one image, or one for each of the {len(x)} items; '
+                f'got {len(self.image)} images'
+            )
         check_broadcast('image', self.image, x.shape, 'x')
         denoised, mask = self.denoise(x, sigma, **cond), self.mask.to(x)
         return torch.where(mask > 0, torch.lerp(denoised, self.image.to(x), mask), denoised)
@@ -127,15 +145,25 @@ class _Measured(DenoiserWrapper):
         return value[items.to(value.device)] if value.ndim == measured.ndim else value
 
 
-def pseudo_inverse(denoise: DenoiseFn, operator: Operator, y: Tensor, spread: float = 1., noise: float = 0., orthonormal: bool = False,
-                   iterations: int = 20) -> DenoiseFn:
-    """D' = D + sigma^2 J^T A^T (r^2 A A^T + noise^2)^-1 (y - A D), J = dD/dx, r^2 = sigma^2 spread^2 / (sigma^2 + spread^2).
+def pseudo_inverse(
+    denoise: DenoiseFn,
+    operator: Operator,
+    y: Tensor,
+    spread: float = 1.0,
+    noise: float = 0.0,
+    orthonormal: bool = False,
+    iterations: int = 20,
+) -> DenoiseFn:
+    """D' = D + sigma^2 J^T A^T (r^2 A A^T + noise^2)^-1 (y - A D), J = dD/dx, r^2 = sigma^2
+    spread^2 / (sigma^2 + spread^2).
 
-    operator: A, linear, from a batch of clean data to a batch of measurements; its transpose is found by differentiation. y: one
-    measurement or one for each item. noise: the standard deviation of the measurements' noise. spread: that of the data.
-    orthonormal: whether A A^T is 1 on the measurements (masks, permutations, ...); else the inverse is found by at most
-    `iterations` steps of conjugate gradients, exact for as many different singular values. Right for Gaussian data of that
-    standard deviation, and near the end for any. Song et al. (2023), Pseudoinverse-guided diffusion models, ICLR.
+    operator: A, linear, from a batch of clean data to a batch of measurements; its transpose is
+    found by differentiation. y: one measurement or one for each item. noise: the standard deviation
+    of the measurements' noise. spread: that of the data. orthonormal: whether A A^T is 1 on the
+    measurements (masks, permutations, ...); else the inverse is found by at most `iterations` steps
+    of conjugate gradients, exact for as many different singular values. Right for Gaussian data of
+    that standard deviation, and near the end for any. Song et al. (2023), Pseudoinverse-guided
+    diffusion models, ICLR.
     """
     check_spread(spread, noise)
     check_whole('iterations', iterations)
@@ -146,14 +174,18 @@ def pseudo_inverse(denoise: DenoiseFn, operator: Operator, y: Tensor, spread: fl
 def check_spread(spread: float, noise: float) -> None:
     """Refuse standard deviations that are none."""
     if not check_number('spread', spread) > 0 or not check_number('noise', noise) >= 0:
-        raise ValueError(f'spread is {spread} and noise is {noise}; spread must be above 0 and noise at least 0')
+        raise ValueError(
+            f'spread is {spread} and noise is {noise}; spread must be above 0 and noise at least 0'
+        )
 
 
 def check_measurement(operator: Any, y: Any) -> None:
     """Refuse what is not an operator, or not a measurement."""
     check_function('operator', operator, 'from a batch of clean data to a batch of measurements')
     if not isinstance(y, Tensor):
-        raise TypeError(f'y must be a tensor, one measurement or one for each item; got {show_value(y)}')
+        raise TypeError(
+            f'y must be a tensor, one measurement or one for each item; got {show_value(y)}'
+        )
 
 
 @dataclass(frozen=True)
@@ -168,7 +200,7 @@ class _PseudoInverse(_Measured):
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         sigma_ = append_dims(sigma, x.ndim)
-        variance = sigma_ ** 2 * self.spread ** 2 / (sigma_ ** 2 + self.spread ** 2)
+        variance = sigma_**2 * self.spread**2 / (sigma_**2 + self.spread**2)
         with torch.enable_grad():
             at = x.detach().requires_grad_()
             denoised = self.denoise(at, sigma, **cond)
@@ -177,20 +209,30 @@ class _PseudoInverse(_Measured):
         residual = self.residual(a(clean))
         r2 = append_dims(variance.flatten(), residual.ndim)
         if self.orthonormal:
-            solved = residual / (r2 + self.noise ** 2)
+            solved = residual / (r2 + self.noise**2)
         else:
-            solved = conjugate_gradients(lambda v: r2 * a(a.transpose(v)) + self.noise ** 2 * v, residual, self.iterations)
-        push, = torch.autograd.grad(denoised, at, a.transpose(solved))
-        return clean + sigma_ ** 2 * push
+            solved = conjugate_gradients(
+                lambda v: r2 * a(a.transpose(v)) + self.noise**2 * v, residual, self.iterations
+            )
+        (push,) = torch.autograd.grad(denoised, at, a.transpose(solved))
+        return clean + sigma_**2 * push
 
 
-def posterior_sampling(denoise: DenoiseFn, operator: Operator, y: Tensor, scale: float = 1., spread: float = 1.,
-                       noise: float = 0.) -> DenoiseFn:
-    """D' = D - scale sigma^2 grad |y - A(D)|^2 / (2 (r^2 + noise^2)), r^2 as in `pseudo_inverse`, the gradient with respect to x.
+def posterior_sampling(
+    denoise: DenoiseFn,
+    operator: Operator,
+    y: Tensor,
+    scale: float = 1.0,
+    spread: float = 1.0,
+    noise: float = 0.0,
+) -> DenoiseFn:
+    """D' = D - scale sigma^2 grad |y - A(D)|^2 / (2 (r^2 + noise^2)), r^2 as in `pseudo_inverse`,
+    the gradient with respect to x.
 
-    operator: any differentiable A, linear or not; a batch goes in and a batch comes out. The weight is the one that is right for
-    A = 1 and Gaussian data of standard deviation `spread`, so that scale 1 is a good start; for an A whose gain is g take
-    1 / g^2. With scale 0 the denoiser is called as it is. Chung et al. (2022), arXiv 2209.14687.
+    operator: any differentiable A, linear or not; a batch goes in and a batch comes out. The weight
+    is the one that is right for A = 1 and Gaussian data of standard deviation `spread`, so that
+    scale 1 is a good start; for an A whose gain is g take 1 / g^2. With scale 0 the denoiser is
+    called as it is. Chung et al. (2022), arXiv 2209.14687.
     """
     check_spread(spread, noise)
     check_number('scale', scale)
@@ -213,14 +255,24 @@ class _PosteriorSampling(_Measured):
         with torch.enable_grad():
             at = x.detach().requires_grad_()
             denoised = self.denoise(at, sigma, **cond)
-            gradient, = torch.autograd.grad(self.residual(self.operator(denoised)).square().sum() / 2, at)
+            (gradient,) = torch.autograd.grad(
+                self.residual(self.operator(denoised)).square().sum() / 2, at
+            )
         s2 = append_dims(sigma, x.ndim) ** 2
-        return denoised.detach() - self.scale * s2 / (s2 * self.spread ** 2 / (s2 + self.spread ** 2) + self.noise ** 2) * gradient
+        return (
+            denoised.detach()
+            - self.scale
+            * s2
+            / (s2 * self.spread**2 / (s2 + self.spread**2) + self.noise**2)
+            * gradient
+        )
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear operator and its transpose, the latter by differentiation; `like` is a batch of what it takes."""
+    """A linear operator and its transpose, the latter by differentiation; `like` is a batch of
+    what it takes.
+    """
 
     operator: Operator
     like: Tensor
@@ -236,7 +288,10 @@ class Linear:
 
 
 def conjugate_gradients(matrix: Operator, b: Tensor, iterations: int) -> Tensor:
-    """The v that solves M v = b for each item of a batch, M symmetric and positive semi-definite, b in its range."""
+    """The v that solves M v = b for each item of a batch, M symmetric and positive
+    semi-definite, b in its range.
+    """
+
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(dim=list(range(1, a.ndim)), keepdim=True)
 
@@ -245,9 +300,15 @@ def conjugate_gradients(matrix: Operator, b: Tensor, iterations: int) -> Tensor:
     least = size * torch.finfo(b.dtype).eps ** 2
     for _ in range(iterations):
         image = matrix(direction)
-        step = torch.where(size > least, size / dot(direction, image).clamp(min=torch.finfo(b.dtype).tiny), 0.)
+        step = torch.where(
+            size > least, size / dot(direction, image).clamp(min=torch.finfo(b.dtype).tiny), 0.0
+        )
         v, residual = v + step * direction, residual - step * image
         new = dot(residual, residual)
-        direction = residual + torch.where(size > least, new / size.clamp(min=torch.finfo(b.dtype).tiny), 0.) * direction
+        direction = (
+            residual
+            + torch.where(size > least, new / size.clamp(min=torch.finfo(b.dtype).tiny), 0.0)
+            * direction
+        )
         size = new
     return v

@@ -1,4 +1,5 @@
 """Several conditions asked of one denoiser: in one call on a larger batch, or one after another."""
+
 from __future__ import annotations
 
 import math
@@ -20,7 +21,13 @@ from ..core.wrapping import DenoiserWrapper, select_items
 Null: TypeAlias = Mapping[str, Any]
 
 
-def ask_all(denoise: DenoiseFn, x: Tensor, sigma: Tensor, conditions: Sequence[Mapping[str, Any]], joined: bool = True) -> list[Tensor]:
+def ask_all(
+    denoise: DenoiseFn,
+    x: Tensor,
+    sigma: Tensor,
+    conditions: Sequence[Mapping[str, Any]],
+    joined: bool = True,
+) -> list[Tensor]:
     """D(x | cond) for each of the conditions, each [B, ...].
 
     Joined, they are one call on a batch as many times as large. Split, the calls follow one another
@@ -39,7 +46,8 @@ def ask_all(denoise: DenoiseFn, x: Tensor, sigma: Tensor, conditions: Sequence[M
     answers = []
     for i, condition in enumerate(conditions):
         answer = denoise(x, sigma, **condition)
-        # A denoiser may answer in one buffer again and again: what outlives the next call is copied.
+        # A denoiser may answer in one buffer again and again: what outlives the next call is
+        # copied.
         answers.append(answer if i == n - 1 else answer.clone())
     return answers
 
@@ -47,8 +55,10 @@ def ask_all(denoise: DenoiseFn, x: Tensor, sigma: Tensor, conditions: Sequence[M
 def level_per_item(sigma: Tensor, x: Tensor) -> Tensor:
     """Return noise levels as [B]; one level is that of every item."""
     if sigma.ndim > 1 or sigma.numel() not in (1, len(x)):
-        raise ValueError(f'sigma must be one noise level, or one for each of the {len(x)} items of x; '
-                         f'got shape {list(sigma.shape)}')
+        raise ValueError(
+            f'sigma must be one noise level, or one for each of the {len(x)} items of x; '
+            f'got shape {list(sigma.shape)}'
+        )
     return sigma.expand(len(x))
 
 
@@ -56,12 +66,20 @@ def without(cond: Mapping[str, Any], null: Null, n: int) -> dict[str, Any]:
     """The conditions of n items with those that `null` names taken away."""
     absent = sorted(null.keys() - cond.keys())
     if absent:
-        raise ValueError(f'the guided denoiser was called without {absent[0]!r}, which it is to guide towards; pass it as a condition')
+        raise ValueError(
+            f'the guided denoiser was called without {absent[0]!r}, which it is to guide towards; '
+            'pass it as a condition'
+        )
     rows = null if isinstance(null, NullRows) else None
-    return {key: replace_by_null(key, null[key], value, n, rows) if key in null else value for key, value in cond.items()}
+    return {
+        key: replace_by_null(key, null[key], value, n, rows) if key in null else value
+        for key, value in cond.items()
+    }
 
 
-def check_strength(scale: float, interval: tuple[float, float] = (0., math.inf), nothing: str = '1') -> None:
+def check_strength(
+    scale: float, interval: tuple[float, float] = (0.0, math.inf), nothing: str = '1'
+) -> None:
     """Refuses a scale that is not a number, and what is no interval of noise levels."""
     check_number('scale', scale, hint=f'{nothing} is no guidance')
     check_interval('interval', interval)
@@ -70,12 +88,16 @@ def check_strength(scale: float, interval: tuple[float, float] = (0., math.inf),
 def check_null(null: Any) -> None:
     """Refuse null values that are not named."""
     if not isinstance(null, Mapping):
-        raise TypeError("null must be a dict of what stands for no condition, {'class_cond': 10} for example; "
-                        f'got {show_value(null)}')
+        raise TypeError(
+            "null must be a dict of what stands for no condition, {'class_cond': 10} for example; "
+            f'got {show_value(null)}'
+        )
 
 
 class TwoEstimates(DenoiserWrapper, ABC):
-    """A guided denoiser made of two estimates: with scale 1, and outside the interval, the denoiser is asked alone."""
+    """A guided denoiser made of two estimates: with scale 1, and outside the interval, the
+    denoiser is asked alone.
+    """
 
     scale: float
     interval: tuple[float, float]
@@ -94,19 +116,22 @@ class TwoEstimates(DenoiserWrapper, ABC):
         return self.scale == 1
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        """(guided, unconditional); outside the interval, where nothing is guided, the conditional estimate twice."""
+        """(guided, unconditional); outside the interval, where nothing is guided, the
+        conditional estimate twice.
+        """
         if all_outside(sigma, self.interval):
             denoised = self.denoise(x, sigma, **cond)
             return denoised, denoised
         guided, denoised, unconditional = self.estimates(x, sigma, **cond)
-        if self.interval == (0., math.inf):
+        if self.interval == (0.0, math.inf):
             return guided, unconditional
         acts = inside(sigma, self.interval, x.ndim)
         return torch.where(acts, guided, denoised), torch.where(acts, unconditional, denoised)
 
     def parts(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        """(conditional, guided - conditional) as if the interval held every level: what samplers that integrate the guidance over
-        the part of a step inside the interval ask for."""
+        """(conditional, guided - conditional) as if the interval held every level: what samplers
+        that integrate the guidance over the part of a step inside the interval ask for.
+        """
         guided, denoised, _ = self.estimates(x, sigma, **cond)
         return denoised, guided - denoised
 
@@ -126,7 +151,9 @@ class TwoConditions(TwoEstimates, ABC):
     joined: bool
 
     def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
-        uncond, denoised = ask_all(self.denoise, x, sigma, [without(cond, self.null, len(x)), cond], self.joined)
+        uncond, denoised = ask_all(
+            self.denoise, x, sigma, [without(cond, self.null, len(x)), cond], self.joined
+        )
         return self.guide(x, level_per_item(sigma, x), denoised, uncond), denoised, uncond
 
     @abstractmethod
@@ -135,26 +162,32 @@ class TwoConditions(TwoEstimates, ABC):
 
 
 class BothEstimates(DenoiserWrapper, ABC):
-    """A wrapper that does the same to every estimate of a denoiser; it has a `pair` where the denoiser has one."""
+    """A wrapper that does the same to every estimate of a denoiser; it has a `pair` where the
+    denoiser has one.
+    """
 
     @abstractmethod
-    def estimates(self, ask: Callable[..., tuple[Tensor, ...]], x: Tensor, sigma: Tensor,
-                  **cond: Any) -> tuple[Tensor, ...]:
+    def estimates(
+        self, ask: Callable[..., tuple[Tensor, ...]], x: Tensor, sigma: Tensor, **cond: Any
+    ) -> tuple[Tensor, ...]:
         """Change the estimates that ask(x, sigma, **cond) gives, one or two."""
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        return self.estimates(lambda *args, **cond: (self.denoise(*args, **cond),), x, sigma, **cond)[0]
+        return self.estimates(
+            lambda *args, **cond: (self.denoise(*args, **cond),), x, sigma, **cond
+        )[0]
 
     @property
     def pair(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """(guided, unconditional), each changed; only of a denoiser that has a pair."""
         if not hasattr(self.denoise, 'pair'):
-            self.__getattr__('pair')        # raises
-        ask = self.denoise.pair     # type: ignore[attr-defined]
+            self.__getattr__('pair')  # raises
+        ask = self.denoise.pair  # type: ignore[attr-defined]
 
         def change_pair(x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
             guided, unconditional = self.estimates(ask, x, sigma, **cond)
             return guided, unconditional
+
         return change_pair
 
 
@@ -170,6 +203,13 @@ def inside(sigma: Tensor, interval: tuple[float, float], ndim: int) -> Tensor:
 
 
 def all_outside(sigma: Tensor, interval: tuple[float, float]) -> bool:
-    """Whether no item is in the interval, so that one evaluation serves. Only on the CPU, where looking costs no wait."""
+    """Whether no item is in the interval, so that one evaluation serves.
+
+    Only on the CPU, where looking costs no wait.
+    """
     low, high = interval
-    return (low, high) != (0., math.inf) and sigma.is_cpu and not bool(((sigma > low) & (sigma <= high)).any())
+    return (
+        (low, high) != (0.0, math.inf)
+        and sigma.is_cpu
+        and not bool(((sigma > low) & (sigma <= high)).any())
+    )

@@ -1,4 +1,7 @@
-"""Tangential damping: classifier-free guidance by the part of the unconditional estimate that the two share."""
+"""Tangential damping: classifier-free guidance by the part of the unconditional estimate that
+the two share.
+"""
+
 from __future__ import annotations
 
 import math
@@ -11,9 +14,15 @@ from ..core.protocols import DenoiseFn, GuidedFn
 from .streams import Null, TwoConditions, check_null, check_strength, dot_per_item
 
 
-def tangential_damping(denoise: DenoiseFn, null: Null, scale: float, interval: tuple[float, float] = (0., math.inf),
-                       joined: bool = True) -> GuidedFn:
-    """D' = D_u' + scale (D_c - D_u'), with x - D_u' the part of x - D_u along what x - D_u and x - D_c have most in common.
+def tangential_damping(
+    denoise: DenoiseFn,
+    null: Null,
+    scale: float,
+    interval: tuple[float, float] = (0.0, math.inf),
+    joined: bool = True,
+) -> GuidedFn:
+    """D' = D_u' + scale (D_c - D_u'), with x - D_u' the part of x - D_u along what x - D_u and x -
+    D_c have most in common.
 
     That direction v is the first right singular vector of the matrix of the two rows x - D_u and
     x - D_c (the scores, up to a factor): x - D_u' = <x - D_u, v> v. With scale 1 the denoiser is
@@ -40,7 +49,11 @@ class _Tangential(TwoConditions):
         rest_u, rest_c = x - uncond, x - denoised
         # v is cos(t) rest_u + sin(t) rest_c, up to its length, with (cos t, sin t) the first
         # eigenvector of the matrix of inner products; then <rest_u, v> v is cos(t) times it.
-        uu, uc, cc = dot_per_item(rest_u, rest_u), dot_per_item(rest_u, rest_c), dot_per_item(rest_c, rest_c)
+        uu, uc, cc = (
+            dot_per_item(rest_u, rest_u),
+            dot_per_item(rest_u, rest_c),
+            dot_per_item(rest_c, rest_c),
+        )
         angle = torch.atan2(2 * uc, uu - cc) / 2
         cos, sin = angle.cos(), angle.sin()
         damped = x - cos * (cos * rest_u + sin * rest_c)

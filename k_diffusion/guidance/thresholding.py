@@ -1,4 +1,5 @@
 """Thresholding: estimates of pictures kept within the range of pictures."""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -14,21 +15,30 @@ from ..core.protocols import DenoiseFn, GuidedFn
 from ..core.wrapping import DenoiserWrapper
 
 
-def static_thresholding(denoise: DenoiseFn, low: float = -1., high: float = 1.) -> GuidedFn:
+def static_thresholding(denoise: DenoiseFn, low: float = -1.0, high: float = 1.0) -> GuidedFn:
     """D' = D clamped to [low, high]. What lies within is left as it is, to the last bit."""
     if not check_number('low', low, infinite=True) < check_number('high', high, infinite=True):
-        raise ValueError(f'low is {low} and high is {high}; the range must hold two numbers, the lower one first')
+        raise ValueError(
+            f'low is {low} and high is {high}; the range must hold two numbers, the lower one first'
+        )
     return _Static(denoise, low, high)
 
 
-def dynamic_thresholding(denoise: DenoiseFn, quantile: float = 0.995, bound: float = 1.) -> GuidedFn:
-    """D' = bound D / s clamped to [-bound, bound], s the quantile of |D| in each item, or the bound where s is less.
+def dynamic_thresholding(
+    denoise: DenoiseFn, quantile: float = 0.995, bound: float = 1.0
+) -> GuidedFn:
+    """D' = bound D / s clamped to [-bound, bound], s the quantile of |D| in each item, or the bound
+    where s is less.
 
-    Strong guidance drives more and more pixels to the ends of the range; this draws them all back in. An item whose s is within
-    the bound is only clamped. For pixels in [-1, 1]; latents have no such range. Saharia et al. (2022), arXiv 2205.11487, section 2.3.
+    Strong guidance drives more and more pixels to the ends of the range; this draws them all back
+    in. An item whose s is within the bound is only clamped. For pixels in [-1, 1]; latents have no
+    such range. Saharia et al. (2022), arXiv 2205.11487, section 2.3.
     """
     if not 0 < check_number('quantile', quantile) <= 1 or not check_number('bound', bound) > 0:
-        raise ValueError(f'quantile is {quantile} and bound is {bound}; the quantile must be in (0, 1] and the bound above 0')
+        raise ValueError(
+            f'quantile is {quantile} and bound is {bound}; the quantile must be in (0, 1] and the '
+            'bound above 0'
+        )
     return _Dynamic(denoise, quantile, bound)
 
 
@@ -45,7 +55,7 @@ class _Thresholded(DenoiserWrapper, ABC):
         return self._threshold_pair if hasattr(self.denoise, 'pair') else self.__getattr__('pair')
 
     def _threshold_pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        guided, unconditional = self.denoise.pair(x, sigma, **cond)     # type: ignore[attr-defined]
+        guided, unconditional = self.denoise.pair(x, sigma, **cond)  # type: ignore[attr-defined]
         return self.threshold(guided), unconditional
 
 
@@ -66,9 +76,13 @@ class _Dynamic(_Thresholded):
     bound: float
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        sizes = denoised.detach().flatten(1).abs().sort(1).values      # torch.quantile takes at most 2^24 numbers
+        sizes = (
+            denoised.detach().flatten(1).abs().sort(1).values
+        )  # torch.quantile takes at most 2^24 numbers
         at = self.quantile * (sizes.shape[1] - 1)
         low = int(at)
-        s = torch.lerp(sizes[:, low], sizes[:, min(low + 1, sizes.shape[1] - 1)], at - low).clamp(min=self.bound)
+        s = torch.lerp(sizes[:, low], sizes[:, min(low + 1, sizes.shape[1] - 1)], at - low).clamp(
+            min=self.bound
+        )
         s = s.view(-1, *[1] * (denoised.ndim - 1))
         return denoised.clamp(-s, s) * (self.bound / s)

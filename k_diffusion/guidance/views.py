@@ -1,4 +1,7 @@
-"""Views of a picture for a network that judges it: crops and small shifts, a function of the noise level and a seed alone."""
+"""Views of a picture for a network that judges it: crops and small shifts, a function of the
+noise level and a seed alone.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -8,12 +11,21 @@ from torch import Tensor
 from ..core.arguments import show_value
 
 
-def views(images: Tensor, size: int, sigma: Tensor, n: int = 1, power: float = 1., seed: int = 0, jitter: float = 1 / 14) -> Tensor:
+def views(
+    images: Tensor,
+    size: int,
+    sigma: Tensor,
+    n: int = 1,
+    power: float = 1.0,
+    seed: int = 0,
+    jitter: float = 1 / 14,
+) -> Tensor:
     """n views of each image, [B, C, H, W] -> [n B, C, size, size], view by view.
 
-    The first is the whole image, shifted by up to `jitter` of its sides. Each further one is a square crop whose side is drawn
-    as u^power between `size` and the shorter side of the image, u uniform (a larger power gives smaller crops), from anywhere in
-    it. What is drawn depends on (seed, sigma, view) alone: not on the batch, the device or the generator.
+    The first is the whole image, shifted by up to `jitter` of its sides. Each further one is a
+    square crop whose side is drawn as u^power between `size` and the shorter side of the image, u
+    uniform (a larger power gives smaller crops), from anywhere in it. What is drawn depends on
+    (seed, sigma, view) alone: not on the batch, the device or the generator.
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
         raise ValueError(f'images must be pictures [B, C, H, W]; got {show_value(images)}')
@@ -33,24 +45,40 @@ def views(images: Tensor, size: int, sigma: Tensor, n: int = 1, power: float = 1
 
 
 def _crop(images: Tensor, share: Tensor, shift: Tensor, size: int) -> Tensor:
-    """Squares with `share` of the shorter side, their centres shifted by shift [B, 2] half sides, brought to [size, size]."""
+    """Squares with `share` of the shorter side, their centres shifted by shift [B, 2] half
+    sides, brought to [size, size].
+    """
     h, w = images.shape[2:]
     shorter = min(h, w)
     zero = torch.zeros_like(share)
-    rows = [torch.stack([share * (shorter / w), zero, shift[:, 0]], 1), torch.stack([zero, share * (shorter / h), shift[:, 1]], 1)]
-    inner = max(size, shorter)      # sampled finely, then shrunk with antialiasing
-    grid = F.affine_grid(torch.stack(rows, 1), [len(images), images.shape[1], inner, inner], align_corners=False)
+    rows = [
+        torch.stack([share * (shorter / w), zero, shift[:, 0]], 1),
+        torch.stack([zero, share * (shorter / h), shift[:, 1]], 1),
+    ]
+    inner = max(size, shorter)  # sampled finely, then shrunk with antialiasing
+    grid = F.affine_grid(
+        torch.stack(rows, 1), [len(images), images.shape[1], inner, inner], align_corners=False
+    )
     picture = F.grid_sample(images, grid, padding_mode='border', align_corners=False)
-    return picture if inner == size else F.interpolate(picture, (size, size), mode='bicubic', antialias=True)
+    return (
+        picture
+        if inner == size
+        else F.interpolate(picture, (size, size), mode='bicubic', antialias=True)
+    )
 
 
 def uniform(sigma: Tensor, seed: int, k: int) -> Tensor:
-    """[B, k] numbers in [0, 1) that are a function of (sigma, seed, column): a counter hashed, without a generator to wait for.
+    """[B, k] numbers in [0, 1) that are a function of (sigma, seed, column): a counter hashed,
+    without a generator to wait for.
 
     The hash is the finaliser of SplitMix64 (Steele et al. 2014) in wrapping 64-bit integers.
     """
     bits = sigma.to(torch.float32).view(torch.int32).long()[:, None]
-    z = bits * -7046029254386353131 + torch.arange(1, k + 1, device=sigma.device) * -4658895280553007687 + (seed * 2654435761) % 2**31
+    z = (
+        bits * -7046029254386353131
+        + torch.arange(1, k + 1, device=sigma.device) * -4658895280553007687
+        + (seed * 2654435761) % 2**31
+    )
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         z = (z ^ _shifted(z, shift)) * factor
     z = z ^ _shifted(z, 31)

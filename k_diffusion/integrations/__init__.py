@@ -1,4 +1,8 @@
-"""The samplers inside programs that generate pictures. A module is imported when it is touched, and imports its host itself."""
+"""The samplers inside programs that generate pictures.
+
+A module is imported when it is touched, and imports its host itself.
+"""
+
 from __future__ import annotations
 
 import importlib

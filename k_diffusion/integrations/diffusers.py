@@ -6,6 +6,7 @@ of the sampler's model calls, and the latents that `step` returns are where the 
 
 Latents are clean + sigma noise, as under EulerDiscreteScheduler; of flows (1 - t) clean + t noise.
 """
+
 from __future__ import annotations
 
 import functools
@@ -33,7 +34,8 @@ from ..sampling.calibration.files import from_dict
 
 class _Clock(nn.Module):
     """A network whose answer is the time it is asked at, to learn which time a level has."""
-    flow_time_scale = 1000.
+
+    flow_time_scale = 1000.0
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return t
@@ -62,39 +64,50 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         **kwargs: The settings of the pipeline's own scheduler: prediction_type, beta_schedule, ...
     """
 
-    _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]    # noqa: RUF012
+    _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012
     config_name: Any = 'scheduler_config.json'
     config: Any
     order = 1
 
-    def __init__(self, sampler: str = 'dpmpp_2m', schedule: str | None = None,
-                 sampler_options: Mapping[str, Any] | None = None, calibration: Any = None,
-                 seed: int | Sequence[int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        sampler: str = 'dpmpp_2m',
+        schedule: str | None = None,
+        sampler_options: Mapping[str, Any] | None = None,
+        calibration: Any = None,
+        seed: int | Sequence[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         name, schedule_of_title = split_title(sampler)
         if isinstance(calibration, str):
             with open(calibration, encoding='utf-8') as file:
                 calibration = read_json(file.read(), calibration)
         self.register_to_config(
-            sampler=name, schedule=schedule or schedule_of_title, calibration=calibration,
-            sampler_options=dict(sampler_options or {}), seed=seed,
-            **{'num_train_timesteps': 1000, 'prediction_type': 'epsilon', **kwargs})
+            sampler=name,
+            schedule=schedule or schedule_of_title,
+            calibration=calibration,
+            sampler_options=dict(sampler_options or {}),
+            seed=seed,
+            **{'num_train_timesteps': 1000, 'prediction_type': 'epsilon', **kwargs},
+        )
         self.calibration = None if calibration is None else from_dict(calibration)
-        takes = self.entry.takes        # without n the number of calls follows from the answers
+        takes = self.entry.takes  # without n the number of calls follows from the answers
         self.open_ended = 'sigma_min' in takes and 'n' not in takes
         self.seed = seed
         self.denoiser = make_denoiser(_Clock(), self.original)
         self.is_flow = isinstance(self.denoiser, FlowDenoiser)
         self.num_inference_steps: int | None = None
         self.timesteps = self.sigmas = torch.empty(0)
-        self.levels = torch.empty(0)    # of the schedule, [n + 1], as samplers take them
+        self.levels = torch.empty(0)  # of the schedule, [n + 1], as samplers take them
         self._calls: list[float] = []
-        self.unconditional: Tensor | None = None    # the network's last such answer, for CFG++
+        self.unconditional: Tensor | None = None  # the network's last such answer, for CFG++
         self._scalings_of: dict[float, tuple[float, ...]] = {}
         self.set_begin_index(None)
 
     @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False,
-                    **kwargs: Any) -> Any:
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
         """Make a scheduler with the settings of another, or of its config, and those given.
 
         A sampler that is given leaves out what belonged to another: its options, its calibration,
@@ -119,16 +132,29 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def original(self) -> Any:
         """The scheduler of diffusers that says what the network's answers and times mean."""
         flow = self.config.prediction_type == 'flow_prediction'
-        name = ('UniPCMultistep' if self.config.get('use_flow_sigmas') else
-                'FlowMatchEulerDiscrete' if flow else
-                'EDMEuler' if 'sigma_data' in self.config else
-                'LCM' if self.config.get('original_inference_steps') else 'EulerDiscrete')
+        name = (
+            'UniPCMultistep'
+            if self.config.get('use_flow_sigmas')
+            else 'FlowMatchEulerDiscrete'
+            if flow
+            else 'EDMEuler'
+            if 'sigma_data' in self.config
+            else 'LCM'
+            if self.config.get('original_inference_steps')
+            else 'EulerDiscrete'
+        )
         kind = getattr(diffusers, f'{name}Scheduler')
         known = inspect.signature(kind.__init__).parameters
         return kind(**{key: value for key, value in self.config.items() if key in known})
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None,
-                      sigmas: Any = None, timesteps: Any = None, mu: float | None = None) -> None:
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        timesteps: Any = None,
+        mu: float | None = None,
+    ) -> None:
         """Choose the noise levels of a run, and so the times at which the network is asked.
 
         sigmas or timesteps, as the pipeline's own scheduler takes them, stand in for the schedule.
@@ -144,15 +170,16 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             counted = {} if own.keys() & {'sigmas', 'timesteps'} else {'num_inference_steps': n}
             self.original.set_timesteps(**counted, **own)
             schedule, n = scheduler_sigmas(self.original), None
-        self.levels, _, self._options, _ = plan(self.denoiser, n, self.entry, schedule, None, None,
-                                                self.config.sampler_options)
+        self.levels, _, self._options, _ = plan(
+            self.denoiser, n, self.entry, schedule, None, None, self.config.sampler_options
+        )
         self.num_inference_steps = num_inference_steps or len(self.levels) - 1
         self._calls, self._unused_first = self._list_calls(self.levels)
         self._calls = [float(self.levels[0])] * self._unused_first + self._calls
         self.timesteps = self._times(self._calls).to(device)
         ends = torch.tensor([*self._calls, float(self.levels[-1])])
         self.sigmas = ends / (1 + ends) if self.is_flow else ends
-        counts_steps = not self.is_flow and not self.open_ended     # flow pipelines count calls
+        counts_steps = not self.is_flow and not self.open_ended  # flow pipelines count calls
         self.order = self.entry.nfe if counts_steps else 1
         self.set_begin_index(None)
 
@@ -166,14 +193,14 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return calls, int(not at_start)
 
     def _times(self, levels: Sequence[float]) -> Tensor:
-        sigma = torch.tensor(levels)        # in float32, as a denoiser works the times out
+        sigma = torch.tensor(levels)  # in float32, as a denoiser works the times out
         return self.denoiser.network(sigma, sigma).float()
 
     @property
     def init_noise_sigma(self) -> float:
         """What unit noise is multiplied by to become the latents of the first level."""
         high: Any = self.levels[0] if len(self.levels) else self.denoiser.sigma_max
-        return 1. if self.is_flow else float(high)
+        return 1.0 if self.is_flow else float(high)
 
     @property
     def step_index(self) -> int | None:
@@ -194,7 +221,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         places = (self.timesteps - torch.as_tensor(timestep).to(self.timesteps)).abs()
         if places[0] == 0:
             return 0
-        return len(places) - 1 - int(places.flip(0).argmin())   # of equals the last begins a step
+        return len(places) - 1 - int(places.flip(0).argmin())  # of equals the last begins a step
 
     def _levels_from(self, begin: int) -> tuple[Tensor, int]:
         """Return the levels of a run from a place, and how many answers it does not use."""
@@ -206,9 +233,11 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         unused = max(len(times) - len(own), least)
         wanted = torch.tensor([float(levels[0])] * unused + own)
         if unused > 1 or len(wanted) != len(times) or not wanted.allclose(times):
-            raise ValueError(f'strength must let {self.entry.name} begin with a whole step; got '
-                             f'time {begin} of {len(self._calls)}, inside one: give another '
-                             'strength, or a sampler with one model call in each step')
+            raise ValueError(
+                f'strength must let {self.entry.name} begin with a whole step; got '
+                f'time {begin} of {len(self._calls)}, inside one: give another '
+                'strength, or a sampler with one model call in each step'
+            )
         return levels, unused
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -219,8 +248,14 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return sample * self._scalings(self._calls[self._find_begin(timestep)])[2]
         return sample * self._scalings(self._request.level)[2]
 
-    def step(self, model_output: Tensor, timestep: Any, sample: Tensor, generator: Any = None,
-             return_dict: bool = True) -> Any:
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> Any:
         """Give the sampler the network's answer at the latents `sample`, [B, ...] both.
 
         If the latents were edited after the last step, the sampler goes on from the edited ones.
@@ -239,8 +274,10 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             pair = self._request.pair
             self._send((denoised, self._unconditional(self._request)) if pair else denoised)
         elif not self.open_ended:
-            raise ValueError(f'step must be called once for each of the {len(self._calls)} times; '
-                             'got another call')
+            raise ValueError(
+                f'step must be called once for each of the {len(self._calls)} times; '
+                'got another call'
+            )
         self._index += 1
         output = self._next_sample(sample), denoised
         return EulerDiscreteSchedulerOutput(*output) if return_dict else output
@@ -256,15 +293,20 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         x = sample.to(torch.float64 if wide else torch.promote_types(sample.dtype, torch.float32))
         x = x * (1 / self._frame(float(levels[0])))
         draws = generator is not None and self.seed is None
-        seeds = None if self.entry.noise is None else \
-            draw_seeds(x, generator) if draws else make_seeds(self.seed, len(x))
+        seeds = (
+            None
+            if self.entry.noise is None
+            else draw_seeds(x, generator)
+            if draws
+            else make_seeds(self.seed, len(x))
+        )
         self._run = request_batch(self.entry, x, levels, seeds, self._options)
         self._send(None)
         return self.begin_run(timestep, sample)
 
     def _send(self, answer: Any) -> None:
         try:
-            self._request = self._run.send(answer)      # type: ignore[union-attr]
+            self._request = self._run.send(answer)  # type: ignore[union-attr]
         except StopIteration as end:
             self._request, self._result = None, end.value
 
@@ -272,15 +314,17 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """Return where the network is asked next, or the result, as the pipeline's latents."""
         request = self._request
         if request is None:
-            x, self._result = self._result, None        # later calls return the latents as they are
+            x, self._result = self._result, None  # later calls return the latents as they are
             end = self._frame(float(self.levels[-1]))
             return sample if x is None else (x * end).to(sample.dtype)
         if self._index == len(self._calls):
-            raise ValueError('num_inference_steps must be at least the model calls that '
-                             f'{self.entry.name} makes; got {self._index}, which led to sigma '
-                             f'{request.level:g}: raise it, or rtol and atol in sampler_options')
-        if self.open_ended:     # a pipeline walks views of the times
-            self.timesteps[self._index:] = self._times([request.level]).to(self.timesteps)
+            raise ValueError(
+                'num_inference_steps must be at least the model calls that '
+                f'{self.entry.name} makes; got {self._index}, which led to sigma '
+                f'{request.level:g}: raise it, or rtol and atol in sampler_options'
+            )
+        if self.open_ended:  # a pipeline walks views of the times
+            self.timesteps[self._index :] = self._times([request.level]).to(self.timesteps)
         x = self._as_latents(request, sample.dtype)
         self._returned = x, None if x.is_inference() else x._version
         return x
@@ -293,7 +337,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """Take over what was done to the latents since they were returned."""
         if self._returned is None or sample is request.live:
             return
-        returned, version = self._returned      # a tensor of inference mode has no version
+        returned, version = self._returned  # a tensor of inference mode has no version
         if sample is not returned or version is None or sample._version != version:
             before = self._as_latents(request, sample.dtype)
             change = sample.to(request.live) - before.to(request.live)
@@ -312,19 +356,23 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     def _frame(self, level: float) -> float:
         """Return what clean + sigma noise is multiplied by to become the pipeline's latents."""
-        return 1 / (1 + level) if self.is_flow else 1.
+        return 1 / (1 + level) if self.is_flow else 1.0
 
     def watch(self, network: nn.Module) -> Any:
         """Look at the answers of a pipeline's network; `remove()` of what is returned ends it."""
+
         def keep(module: nn.Module, given: Any, output: Any) -> None:
-            self.unconditional = output[0][:len(output[0]) // 2]
+            self.unconditional = output[0][: len(output[0]) // 2]
+
         return network.register_forward_hook(keep)
 
     def _unconditional(self, request: Request) -> Tensor:
         output, self.unconditional = self.unconditional, None
         if output is None or len(output) != len(request.x):
-            raise ValueError(f'{self.entry.name} must see the unconditional estimate: call '
-                             'scheduler.watch(pipe.unet), and give a guidance_scale above 1')
+            raise ValueError(
+                f'{self.entry.name} must see the unconditional estimate: call '
+                'scheduler.watch(pipe.unet), and give a guidance_scale above 1'
+            )
         return self._denoised(output, request)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

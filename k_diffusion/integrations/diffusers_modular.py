@@ -3,6 +3,7 @@
 The blocks of a pipeline's own loop are kept: they prepare the network's input, call the guider and
 the network, apply masks. They are run once for each model call that the sampler asks for.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +18,8 @@ from .diffusers import KDiffusionScheduler
 
 
 class KDiffusionLoop(LoopSequentialPipelineBlocks):
-    """The loop of a denoise block, run by a sampler of k-diffusion; `use_samplers` makes such blocks.
+    """The loop of a denoise block, run by a sampler of k-diffusion; `use_samplers` makes such
+    blocks.
 
     A guider is given the sampler's step and the number of steps, so that its start and stop are
     shares of the steps also where the sampler calls the network twice in one. CFG++ samplers take
@@ -26,15 +28,21 @@ class KDiffusionLoop(LoopSequentialPipelineBlocks):
 
     @property
     def loop_inputs(self) -> list[InputParam]:
-        generator = InputParam('generator', description='One, or one for each image: the noise of the steps is drawn from it.')
+        generator = InputParam(
+            'generator',
+            description='One, or one for each image: the noise of the steps is drawn from it.',
+        )
         return [*super().loop_inputs, generator]
 
     def loop_step(self, components: Any, state: Any, **kwargs: Any) -> Any:
         """Run the blocks of one model call, kwargs: its place i among the times, and its time t."""
         scheduler = components.scheduler
         if not isinstance(scheduler, KDiffusionScheduler):
-            raise ValueError(f'the component scheduler must be a KDiffusionScheduler; got a {type(scheduler).__name__}: '
-                             'pipe.update_components(scheduler=KDiffusionScheduler.from_config(pipe.scheduler.config))')
+            raise ValueError(
+                'the component scheduler must be a KDiffusionScheduler; got a '
+                f'{type(scheduler).__name__}: '
+                'pipe.update_components(scheduler=KDiffusionScheduler.from_config(pipe.scheduler.config))'
+            )
         request = scheduler.begin_run(kwargs['t'], state.latents, getattr(state, 'generator', None))
         if request is None:
             unused: Any = None
@@ -46,7 +54,9 @@ class KDiffusionLoop(LoopSequentialPipelineBlocks):
 
 @contextlib.contextmanager
 def _followed(guider: Any, scheduler: KDiffusionScheduler, request: Request) -> Iterator[None]:
-    """Give a guider the sampler's steps in place of the times, and the scheduler what the guider saw."""
+    """Give a guider the sampler's steps in place of the times, and the scheduler what the guider
+    saw.
+    """
     if guider is None:
         yield
         return
@@ -59,6 +69,7 @@ def _followed(guider: Any, scheduler: KDiffusionScheduler, request: Request) -> 
         output = forward(*args, **kwargs)
         scheduler.unconditional = getattr(output, 'pred_uncond', None)
         return output
+
     guider.set_state, guider.forward = set_step, look
     try:
         yield

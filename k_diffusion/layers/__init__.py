@@ -1,4 +1,5 @@
 """What networks are built from. (The denoisers are shown here too, where the original has them.)"""
+
 from ..core.spectral import dct, freq_weight_1d, freq_weight_nd
 from ..denoisers import Denoiser, DenoiserWithVariance, SimpleLossDenoiser
 from .attention import CrossAttention, CrossAttention2d, SelfAttention, SelfAttention2d
@@ -15,8 +16,26 @@ from .embeddings import FourierFeatures
 from .resampling import Downsample, Downsample2d, Upsample, Upsample2d
 
 __all__ = [
-    'AdaGN', 'ConditionedModule', 'ConditionedResidualBlock', 'ConditionedSequential', 'CrossAttention', 'CrossAttention2d',
-    'Denoiser', 'DenoiserWithVariance', 'Downsample', 'Downsample2d', 'FourierFeatures', 'ResidualBlock', 'SelfAttention',
-    'SelfAttention2d', 'SimpleLossDenoiser', 'UNet', 'UnconditionedModule', 'Upsample', 'Upsample2d', 'dct', 'freq_weight_1d',
+    'AdaGN',
+    'ConditionedModule',
+    'ConditionedResidualBlock',
+    'ConditionedSequential',
+    'CrossAttention',
+    'CrossAttention2d',
+    'Denoiser',
+    'DenoiserWithVariance',
+    'Downsample',
+    'Downsample2d',
+    'FourierFeatures',
+    'ResidualBlock',
+    'SelfAttention',
+    'SelfAttention2d',
+    'SimpleLossDenoiser',
+    'UNet',
+    'UnconditionedModule',
+    'Upsample',
+    'Upsample2d',
+    'dct',
+    'freq_weight_1d',
     'freq_weight_nd',
 ]

@@ -1,4 +1,7 @@
-"""Attention over the pixels of a feature map: among themselves, and to a sequence from elsewhere (a text, say)."""
+"""Attention over the pixels of a feature map: among themselves, and to a sequence from elsewhere
+(a text, say).
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -15,9 +18,19 @@ from .pairwise import pairwise_attention, pairwise_pays
 
 
 class SelfAttention(ConditionedModule):
-    """x + out(attention among the pixels of norm(x)); x [B, C, ...] with `dims` spatial axes. `norm(c_in)` makes the normalisation."""
+    """x + out(attention among the pixels of norm(x)); x [B, C, ...] with `dims` spatial axes.
 
-    def __init__(self, dims: int, c_in: int, n_head: int, norm: Callable[[int], nn.Module], dropout_rate: float = 0.) -> None:
+    `norm(c_in)` makes the normalisation.
+    """
+
+    def __init__(
+        self,
+        dims: int,
+        c_in: int,
+        n_head: int,
+        norm: Callable[[int], nn.Module],
+        dropout_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         check_heads(c_in, n_head)
         self.n_head = n_head
@@ -29,26 +42,38 @@ class SelfAttention(ConditionedModule):
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         qkv = self.qkv_proj(self.norm_in(input, cond))
         q, k, v = (split_heads(tokens(t), self.n_head) for t in qkv.chunk(3, dim=1))
-        y = attend(q, k, v, dropout_rate=self.dropout.p if self.training else 0.)
+        y = attend(q, k, v, dropout_rate=self.dropout.p if self.training else 0.0)
         return input + self.out_proj(image(join_heads(y), input))
 
 
 class SelfAttention2d(SelfAttention):
     """SelfAttention over pictures [B, C, H, W]."""
 
-    def __init__(self, c_in: int, n_head: int, norm: Callable[[int], nn.Module], dropout_rate: float = 0.) -> None:
+    def __init__(
+        self, c_in: int, n_head: int, norm: Callable[[int], nn.Module], dropout_rate: float = 0.0
+    ) -> None:
         super().__init__(2, c_in, n_head, norm, dropout_rate)
 
 
 class CrossAttention(ConditionedModule):
-    """x + out(attention of the pixels of norm(x) to a sequence); x [B, C, ...] with `dims` spatial axes.
+    """x + out(attention of the pixels of norm(x) to a sequence); x [B, C, ...] with `dims` spatial
+    axes.
 
-    The condition holds the sequence [B, N, c_enc] under `cond_key` and, where it is padded, [B, N] under `cond_key_padding`:
-    1 at tokens to be left out.
+    The condition holds the sequence [B, N, c_enc] under `cond_key` and, where it is padded, [B, N]
+    under `cond_key_padding`: 1 at tokens to be left out.
     """
 
-    def __init__(self, dims: int, c_dec: int, c_enc: int, n_head: int, norm_dec: Callable[[int], nn.Module], dropout_rate: float = 0.,
-                 cond_key: str = 'cross', cond_key_padding: str = 'cross_padding') -> None:
+    def __init__(
+        self,
+        dims: int,
+        c_dec: int,
+        c_enc: int,
+        n_head: int,
+        norm_dec: Callable[[int], nn.Module],
+        dropout_rate: float = 0.0,
+        cond_key: str = 'cross',
+        cond_key_padding: str = 'cross_padding',
+    ) -> None:
         super().__init__()
         check_heads(c_dec, n_head)
         self.n_head = n_head
@@ -68,26 +93,45 @@ class CrossAttention(ConditionedModule):
         padding = cond.get(self.cond_key_padding)
         # A large finite number, so that a sequence padded everywhere gives a mean and no NaN.
         mask = None if padding is None else padding[:, None, None, :].to(q.dtype) * -10000
-        y = attend(q, k, v, mask, dropout_rate=self.dropout.p if self.training else 0.)
+        y = attend(q, k, v, mask, dropout_rate=self.dropout.p if self.training else 0.0)
         return input + self.out_proj(image(join_heads(y), input))
 
 
 class CrossAttention2d(CrossAttention):
     """CrossAttention of pictures [B, C, H, W]."""
 
-    def __init__(self, c_dec: int, c_enc: int, n_head: int, norm_dec: Callable[[int], nn.Module], dropout_rate: float = 0.,
-                 cond_key: str = 'cross', cond_key_padding: str = 'cross_padding') -> None:
-        super().__init__(2, c_dec, c_enc, n_head, norm_dec, dropout_rate, cond_key, cond_key_padding)
+    def __init__(
+        self,
+        c_dec: int,
+        c_enc: int,
+        n_head: int,
+        norm_dec: Callable[[int], nn.Module],
+        dropout_rate: float = 0.0,
+        cond_key: str = 'cross',
+        cond_key_padding: str = 'cross_padding',
+    ) -> None:
+        super().__init__(
+            2, c_dec, c_enc, n_head, norm_dec, dropout_rate, cond_key, cond_key_padding
+        )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout_rate: float = 0.,
-           scale: float | None = None) -> Tensor:
-    """softmax(q k^T scale + mask) v; q [B, heads, N, D], k and v [B, heads, M, D]. The scale is 1 / sqrt(D) unless given.
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    dropout_rate: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """softmax(q k^T scale + mask) v; q [B, heads, N, D], k and v [B, heads, M, D].
 
-    The mask broadcasts against [B, heads, N, M], or is [W, heads or 1, N, M] where the items of the batch take W masks in turn.
+    The scale is 1 / sqrt(D) unless given.
+
+    The mask broadcasts against [B, heads, N, M], or is [W, heads or 1, N, M] where the items of the
+    batch take W masks in turn.
     """
     if dropout_rate == 0 and not (mask is not None and mask.requires_grad) and pairwise_pays(q, k):
-        return pairwise_attention(q, k, v, mask, q.shape[-1]**-0.5 if scale is None else scale)
+        return pairwise_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
     if mask is not None and mask.ndim == 4 and len(mask) not in (1, len(q)):
         mask = mask.expand(len(q) // len(mask), *mask.shape).flatten(0, 1)
     with sdpa_kernel(SDPBackend.MATH) if forward_mode() else nullcontext():
@@ -97,7 +141,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, dropout_
 def check_heads(channels: int, n_head: int) -> None:
     """Refuses a width that its heads cannot share."""
     if channels % n_head:
-        raise ValueError(f'{channels} channels cannot be shared by {n_head} attention heads; choose a multiple of {n_head}')
+        raise ValueError(
+            f'{channels} channels cannot be shared by {n_head} attention heads; choose a multiple '
+            f'of {n_head}'
+        )
 
 
 def tokens(x: Tensor) -> Tensor:

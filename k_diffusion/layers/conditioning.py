@@ -1,7 +1,10 @@
-"""Modules that take a condition besides their input: adaptive group normalisation, blocks and a U of blocks.
+"""Modules that take a condition besides their input: adaptive group normalisation, blocks and a U
+of blocks.
 
-The condition is a dict that travels through the whole network; each module takes from it the key that it knows.
+The condition is a dict that travels through the whole network; each module takes from it the key
+that it knows.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -44,7 +47,8 @@ class UnconditionedModule(ConditionedModule):
 class ConditionedSequential(nn.Sequential, ConditionedModule):
     """Modules in a row; those that are conditioned get the condition."""
 
-    def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]  # Sequential takes one
+    # Sequential takes one
+    def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
         for module in self:
             input = module(input, cond) if isinstance(module, ConditionedModule) else module(input)
         return input
@@ -59,17 +63,22 @@ class ConditionedResidualBlock(ConditionedModule):
         self.skip = skip or nn.Identity()
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        skip = self.skip(input, cond) if isinstance(self.skip, ConditionedModule) else self.skip(input)
+        skip = (
+            self.skip(input, cond) if isinstance(self.skip, ConditionedModule) else self.skip(input)
+        )
         return self.main(input, cond) + skip
 
 
 class AdaGN(ConditionedModule):
-    """Group normalisation with a scale and a shift computed from the condition: groupnorm(x) (1 + w) + b.
+    """Group normalisation with a scale and a shift computed from the condition: groupnorm(x) (1 +
+    w) + b.
 
     (w, b) = mapper(cond[cond_key]), [B, feats_in] -> 2 [B, c_out]; zero at the start of training.
     """
 
-    def __init__(self, feats_in: int, c_out: int, num_groups: int, eps: float = 1e-5, cond_key: str = 'cond') -> None:
+    def __init__(
+        self, feats_in: int, c_out: int, num_groups: int, eps: float = 1e-5, cond_key: str = 'cond'
+    ) -> None:
         super().__init__()
         self.num_groups = num_groups
         self.eps = eps
@@ -79,7 +88,9 @@ class AdaGN(ConditionedModule):
         nn.init.zeros_(self.mapper.bias)
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        weight, bias = (append_dims(t, input.ndim) for t in self.mapper(cond[self.cond_key]).chunk(2, dim=-1))
+        weight, bias = (
+            append_dims(t, input.ndim) for t in self.mapper(cond[self.cond_key]).chunk(2, dim=-1)
+        )
         return torch.addcmul(bias, F.group_norm(input, self.num_groups, eps=self.eps), weight + 1)
 
     def extra_repr(self) -> str:
@@ -94,12 +105,15 @@ def zero_init(layer: nn.Module) -> Any:
 
 
 class UNet(ConditionedModule):
-    """Runs the down blocks from number `skip_stages` on, then as many up blocks (deepest first) with the downs' outputs.
+    """Runs the down blocks from number `skip_stages` on, then as many up blocks (deepest first)
+    with the downs' outputs.
 
     Up blocks are called as block(input, cond, skip); the deepest gets no skip.
     """
 
-    def __init__(self, d_blocks: Iterable[nn.Module], u_blocks: Iterable[nn.Module], skip_stages: int = 0) -> None:
+    def __init__(
+        self, d_blocks: Iterable[nn.Module], u_blocks: Iterable[nn.Module], skip_stages: int = 0
+    ) -> None:
         super().__init__()
         self.d_blocks = nn.ModuleList(d_blocks)
         self.u_blocks = nn.ModuleList(u_blocks)
@@ -107,7 +121,7 @@ class UNet(ConditionedModule):
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         skips: list[Tensor | None] = []
-        for block in self.d_blocks[self.skip_stages:]:
+        for block in self.d_blocks[self.skip_stages :]:
             input = block(input, cond)
             skips.append(input)
         skips[-1] = None

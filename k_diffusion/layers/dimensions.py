@@ -1,4 +1,5 @@
 """Layers by the number of spatial dimensions: 1 (sequences), 2 (pictures) or 3 (volumes)."""
+
 from __future__ import annotations
 
 from typing import Any

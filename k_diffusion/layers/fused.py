@@ -1,8 +1,11 @@
-"""The element-wise parts of a transformer, each as one function with a gradient of its own: fewer passes over memory than autograd makes.
+"""The element-wise parts of a transformer, each as one function with a gradient of its own: fewer
+passes over memory than autograd makes.
 
-Each has a plain twin that says what it computes, and which is used where only that will do: under forward-mode derivatives, vmap and
-torch.func, in a compiled network (the compiler fuses by itself), and for gradients of gradients.
+Each has a plain twin that says what it computes, and which is used where only that will do: under
+forward-mode derivatives, vmap and torch.func, in a compiled network (the compiler fuses by itself),
+and for gradients of gradients.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -17,7 +20,11 @@ from ..core.modules import forward_mode
 
 def fusible() -> bool:
     """Whether nothing looks into the functions here but reverse-mode differentiation."""
-    return not (torch.compiler.is_compiling() or forward_mode() or torch._C._are_functorch_transforms_active())
+    return not (
+        torch.compiler.is_compiling()
+        or forward_mode()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def wide(dtype: torch.dtype, *others: torch.dtype) -> torch.dtype:
@@ -27,16 +34,22 @@ def wide(dtype: torch.dtype, *others: torch.dtype) -> torch.dtype:
     return dtype
 
 
-def derive_again(plain: Callable[..., Any], inputs: tuple[Any, ...], grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+def derive_again(
+    plain: Callable[..., Any], inputs: tuple[Any, ...], grads: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
     """The gradients of the plain twin, with a graph of their own: for gradients of gradients."""
     with torch.enable_grad():
         wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-        found = iter(torch.autograd.grad(plain(*inputs), wanted, grads, create_graph=True, allow_unused=True))
+        found = iter(
+            torch.autograd.grad(plain(*inputs), wanted, grads, create_graph=True, allow_unused=True)
+        )
     return tuple(next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
 
 
 def plain_rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """scale x / sqrt(mean x^2 + eps) over the last axis, in float32 at least; scale broadcasts against x."""
+    """scale x / sqrt(mean x^2 + eps) over the last axis, in float32 at least; scale broadcasts
+    against x.
+    """
     y = x.to(wide(x.dtype))
     return (y * (torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + eps) * scale)).to(x.dtype)
 
@@ -57,12 +70,20 @@ class ScaledRMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, inverse = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return derive_again(lambda x, scale, eps: plain_rms_norm(x, scale[:, None], eps), (x, scale, ctx.eps), (grad,))
+            return derive_again(
+                lambda x, scale, eps: plain_rms_norm(x, scale[:, None], eps),
+                (x, scale, ctx.eps),
+                (grad,),
+            )
         y, g, s = x.to(inverse.dtype), grad.to(inverse.dtype), scale.to(inverse.dtype)
         product = g * y
         dot = product @ s.expand(len(x), -1)[:, :, None]
         d_scale = (inverse.mT @ product)[:, 0].sum_to_size(scale.shape).to(scale.dtype)
-        d_x = torch.mul(g, s[:, None], out=product).mul_(inverse).addcmul_(y, dot.mul_(inverse.pow(3)), value=-1 / x.shape[-1])
+        d_x = (
+            torch.mul(g, s[:, None], out=product)
+            .mul_(inverse)
+            .addcmul_(y, dot.mul_(inverse.pow(3)), value=-1 / x.shape[-1])
+        )
         return d_x.to(x.dtype), d_scale, None
 
 
@@ -75,8 +96,11 @@ def scaled_rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 
 def plain_linear_geglu(x: Tensor, weight: Tensor) -> Tensor:
-    """value * gelu(gate), where the linear map gives value and gate, in this order (Shazeer, 2020, arXiv 2002.05202)."""
-    # Two products with half the weight each: the halves of one product would be strided, and slow to work on.
+    """value * gelu(gate), where the linear map gives value and gate, in this order (Shazeer,
+    2020, arXiv 2002.05202).
+    """
+    # Two products with half the weight each: the halves of one product would be strided, and slow
+    # to work on.
     w_value, w_gate = weight.chunk(2)
     return F.linear(x, w_value) * F.gelu(F.linear(x, w_gate))
 
@@ -111,18 +135,25 @@ def linear_geglu(x: Tensor, weight: Tensor) -> Tensor:
     """plain_linear_geglu of x [..., D] and weight [2 F, D]."""
     if not fusible():
         return plain_linear_geglu(x, weight)
-    if x.device.type != 'meta' and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
+    if (
+        x.device.type != 'meta'
+        and x.dtype != torch.float64
+        and torch.is_autocast_enabled(x.device.type)
+    ):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
     y: Tensor = LinearGEGLU.apply(x.flatten(0, -2), weight)
     return y.view(*x.shape[:-1], -1)
 
 
-def plain_rotated_cosines(qkv: Tensor, scale: Tensor, theta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """q and k as unit vectors times sqrt(scale), their features i and n + i turned by the angle i of theta; v as it is.
+def plain_rotated_cosines(
+    qkv: Tensor, scale: Tensor, theta: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q and k as unit vectors times sqrt(scale), their features i and n + i turned by the angle i
+    of theta; v as it is.
 
-    qkv [B, N, 3, heads, D], scale [heads], theta [W, N, heads, n] with 2 n <= D -> 3 [B, heads, N, D]. W divides B: the items of a
-    batch take the angles in turn.
+    qkv [B, N, 3, heads, D], scale [heads], theta [W, N, heads, n] with 2 n <= D -> 3 [B, heads, N,
+    D]. W divides B: the items of a batch take the angles in turn.
     """
     dtype = wide(qkv.dtype, scale.dtype, theta.dtype)
     q, k, v = qkv.unbind(2)
@@ -132,8 +163,12 @@ def plain_rotated_cosines(qkv: Tensor, scale: Tensor, theta: Tensor, eps: float)
     def turned(x: Tensor) -> Tensor:
         y = x.to(dtype).unflatten(0, (-1, len(theta)))
         y = y * (torch.rsqrt(y.square().sum(dim=-1, keepdim=True) + eps) * root)
-        a, b = y[..., :n], y[..., n:2 * n]
-        return torch.cat([a * cos - b * sin, b * cos + a * sin, y[..., 2 * n:]], dim=-1).flatten(0, 1).to(x.dtype)
+        a, b = y[..., :n], y[..., n : 2 * n]
+        return (
+            torch.cat([a * cos - b * sin, b * cos + a * sin, y[..., 2 * n :]], dim=-1)
+            .flatten(0, 1)
+            .to(x.dtype)
+        )
 
     return turned(q).transpose(1, 2), turned(k).transpose(1, 2), v.transpose(1, 2)
 
@@ -142,11 +177,15 @@ class RotatedCosines(torch.autograd.Function):
     """plain_rotated_cosines; theta takes no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, scale: Tensor, theta: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, qkv: Tensor, scale: Tensor, theta: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         batch, n_tokens, _, heads, d = qkv.shape
         dtype = wide(qkv.dtype, scale.dtype, theta.dtype)
         both = qkv[:, :, :2].permute(2, 0, 3, 1, 4)
-        inverse = torch.rsqrt(torch.linalg.vector_norm(both, dim=-1, keepdim=True, dtype=dtype).square_().add_(eps))
+        inverse = torch.rsqrt(
+            torch.linalg.vector_norm(both, dim=-1, keepdim=True, dtype=dtype).square_().add_(eps)
+        )
         cos, sin = (t.to(dtype).transpose(1, 2).contiguous() for t in (theta.cos(), theta.sin()))
         out = qkv.new_empty(3, batch, heads, n_tokens, d)
         exact = out[:2] if out.dtype == dtype else out.new_empty(out[:2].shape, dtype=dtype)
@@ -164,7 +203,9 @@ class RotatedCosines(torch.autograd.Function):
     def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor | None, ...]:
         qkv, scale, theta, inverse, cos, sin = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return derive_again(plain_rotated_cosines, (qkv, scale, theta, ctx.eps), (d_q, d_k, d_v))
+            return derive_again(
+                plain_rotated_cosines, (qkv, scale, theta, ctx.eps), (d_q, d_k, d_v)
+            )
         dtype, n = inverse.dtype, 2 * theta.shape[-1]
         both = qkv[:, :, :2].permute(2, 0, 3, 1, 4)
         g = torch.empty_like(both, dtype=dtype, memory_format=torch.contiguous_format)
@@ -182,16 +223,22 @@ class RotatedCosines(torch.autograd.Function):
 
 
 def turn(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turns the features i and n + i of x [S, B, heads, N, 2 n] by angles of these cosines and sines [W, heads, N, n], into out."""
+    """Turns the features i and n + i of x [S, B, heads, N, 2 n] by angles of these cosines and
+    sines [W, heads, N, n], into out.
+    """
     (a, b), (out_a, out_b) = (t.unflatten(1, (-1, len(cos))).chunk(2, dim=-1) for t in (x, out))
     torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
     torch.mul(b, cos, out=out_b).addcmul_(a, sin)
 
 
-def rotated_cosines(qkv: Tensor, scale: Tensor, theta: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k [B, heads, N, D] ready for attention of scale 1 by cosine similarity and rotary positions, and v.
+def rotated_cosines(
+    qkv: Tensor, scale: Tensor, theta: Tensor, eps: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k [B, heads, N, D] ready for attention of scale 1 by cosine similarity and rotary
+    positions, and v.
 
-    qkv [B, N, 3, heads, D], scale [heads], theta [W, N, heads, n]: item b of the batch takes theta[b % W]. Theta takes no gradient.
+    qkv [B, N, 3, heads, D], scale [heads], theta [W, N, heads, n]: item b of the batch takes
+    theta[b % W]. Theta takes no gradient.
     """
     if not fusible():
         return plain_rotated_cosines(qkv, scale, theta, eps)

@@ -1,10 +1,13 @@
-"""Attention of each token of a grid to the tokens around it, exact, and without a kernel of its own.
+"""Attention of each token of a grid to the tokens around it, exact, and without a kernel of its
+own.
 
-Neighbourhood attention (Hassani et al., 2023, arXiv 2204.07143): a token sees the kernel_size x kernel_size tokens around it
-(kernel_size along each axis, of grids of one axis or three, too); near a border that square is moved inside, so that every token
-sees as many. The queries are taken in square tiles; the queries of a tile share the keys that any of them sees, and a small mask
-hides from each the keys that only others see. Time and memory are linear in the number of tokens.
+Neighbourhood attention (Hassani et al., 2023, arXiv 2204.07143): a token sees the kernel_size x
+kernel_size tokens around it (kernel_size along each axis, of grids of one axis or three, too); near
+a border that square is moved inside, so that every token sees as many. The queries are taken in
+square tiles; the queries of a tile share the keys that any of them sees, and a small mask hides
+from each the keys that only others see. Time and memory are linear in the number of tokens.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,7 +19,9 @@ from torch import Tensor
 
 from .attention import attend
 
-TILE = 8  # the longest side of a tile of queries; the fastest of 4, 7, 8 and 14 on a CPU, for kernel 7
+TILE = (
+    8  # the longest side of a tile of queries; the fastest of 4, 7, 8 and 14 on a CPU, for kernel 7
+)
 
 TILE_SIDES = {1: TILE**2, 2: TILE, 3: 4}  # so many queries a tile with other numbers of axes too
 
@@ -24,14 +29,18 @@ WORTHWHILE = 0.4  # tiles are cut where they pair at most this share of all toke
 
 
 class Tiles(NamedTuple):
-    """One axis cut into n tiles of T queries, which share S keys: positions [n, T] and [n, S], and who sees whom [n, T, S]."""
+    """One axis cut into n tiles of T queries, which share S keys: positions [n, T] and [n, S],
+    and who sees whom [n, T, S].
+    """
 
     queries: Tensor
     keys: Tensor
     seen: Tensor
 
 
-def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None) -> Tensor:
+def neighborhood_attention(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
+) -> Tensor:
     """q, k, v [B, H, W, heads, D] -> the same; scale multiplies q . k, 1 / sqrt(D) by default.
 
     Grids may have one axis or three in place of H, W.
@@ -39,9 +48,12 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, sc
     sides = q.shape[1:-2]
     check_kernel_size(kernel_size, *sides)
     axes = [tiles(side, kernel_size, q.device, len(sides)) for side in sides]
-    if math.prod([axis.seen.numel() for axis in axes]) > WORTHWHILE * math.prod(sides)**2:
+    if math.prod([axis.seen.numel() for axis in axes]) > WORTHWHILE * math.prod(sides) ** 2:
         return _dense(q, k, v, kernel_size, scale)
-    queries, keys = _places([axis.queries for axis in axes], sides), _places([axis.keys for axis in axes], sides)
+    queries, keys = (
+        _places([axis.queries for axis in axes], sides),
+        _places([axis.keys for axis in axes], sides),
+    )
     mask = pair_axes([axis.seen for axis in axes]).repeat(q.shape[-2], 1, 1)[None]
     y = attend(_take(q, queries), _take(k, keys), _take(v, keys), mask, scale=scale)
     return _untile(y, [axis.queries.shape for axis in axes], q.shape)
@@ -54,27 +66,44 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | Non
     return attend(flat_q, flat_k, flat_v, mask, scale=scale).transpose(1, 2).reshape(q.shape)
 
 
-def neighborhood_mask(height: int, width: int, kernel_size: int, device: torch.device | str | None = None) -> Tensor:
-    """Who sees whom, for dense attention: bool [H W, H W], rows are queries. What neighborhood_attention is equal to."""
+def neighborhood_mask(
+    height: int, width: int, kernel_size: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Who sees whom, for dense attention: bool [H W, H W], rows are queries.
+
+    What neighborhood_attention is equal to.
+    """
     check_kernel_size(kernel_size, height, width)
     return _grid_mask((height, width), kernel_size, device)
 
 
 def _grid_mask(sides: Sequence[int], kernel_size: int, device: torch.device | str | None) -> Tensor:
     places = [torch.arange(n, device=device) for n in sides]
-    return pair_axes([_sees(place[:, None], place, len(place), kernel_size)[None] for place in places])[0]
+    return pair_axes(
+        [_sees(place[:, None], place, len(place), kernel_size)[None] for place in places]
+    )[0]
 
 
 def check_kernel_size(kernel_size: int, *sides: int) -> None:
     """Refuses a neighbourhood without a centre, or larger than a grid of these sides."""
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f'kernel_size is {kernel_size}; it must be an odd number, so that a neighbourhood has a centre')
+        raise ValueError(
+            f'kernel_size is {kernel_size}; it must be an odd number, so that a neighbourhood has '
+            'a centre'
+        )
     if sides and kernel_size > min(sides):
-        raise ValueError(f'kernel_size is {kernel_size} on a grid of {"x".join(map(str, sides))} tokens; it must be at most {min(sides)}')
+        raise ValueError(
+            f'kernel_size is {kernel_size} on a grid of {"x".join(map(str, sides))} tokens; it '
+            f'must be at most {min(sides)}'
+        )
 
 
-def tiles(length: int, kernel_size: int, device: torch.device | str | None = None, dims: int = 2) -> Tiles:
-    """Cuts an axis, of `dims`, into equal tiles; the last one may hang over the end, where its queries repeat the last."""
+def tiles(
+    length: int, kernel_size: int, device: torch.device | str | None = None, dims: int = 2
+) -> Tiles:
+    """Cuts an axis, of `dims`, into equal tiles; the last one may hang over the end, where its
+    queries repeat the last.
+    """
     n = -(-length // TILE_SIDES[dims])
     tile = -(-length // n)
     span = min(length, tile + kernel_size - 1)
@@ -90,10 +119,17 @@ def _sees(query: Tensor, key: Tensor, length: int, kernel_size: int) -> Tensor:
 
 
 def pair_axes(axes: Sequence[Tensor]) -> Tensor:
-    """Of truth values [n, T, S] along each axis, those of the grid: [n n, T T, S S], true where all axes are."""
+    """Of truth values [n, T, S] along each axis, those of the grid: [n n, T T, S S], true where
+    all axes are.
+    """
     pairs = axes[0]
     for axis in axes[1:]:
-        pairs = (pairs[:, None, :, None, :, None] & axis[None, :, None, :, None, :]).flatten(4).flatten(2, 3).flatten(0, 1)
+        pairs = (
+            (pairs[:, None, :, None, :, None] & axis[None, :, None, :, None, :])
+            .flatten(4)
+            .flatten(2, 3)
+            .flatten(0, 1)
+        )
     return pairs
 
 
@@ -112,7 +148,9 @@ def _take(x: Tensor, places: Tensor) -> Tensor:
 
 
 def _untile(y: Tensor, axes: Sequence[torch.Size], shape: torch.Size) -> Tensor:
-    """y [B, heads n n, T T, D] -> [B, H, W, heads, D], without what hangs over; so with other numbers of axes."""
+    """y [B, heads n n, T T, D] -> [B, H, W, heads, D], without what hangs over; so with other
+    numbers of axes.
+    """
     batch, *sides, heads, d = shape
     dims = len(axes)
     y = y.reshape(batch, heads, *(n for n, _ in axes), *(tile for _, tile in axes), d)

@@ -1,8 +1,11 @@
-"""Who computes neighbourhood attention: the tiles of this house, natten's kernels or torch's flex_attention.
+"""Who computes neighbourhood attention: the tiles of this house, natten's kernels or torch's
+flex_attention.
 
-All are the same function of q, k, v, so that weights serve any of them. The tiles run everywhere, under forward-mode derivatives too;
-the others run on CUDA. Which one it is to be is settled when a network is built, and a backend that cannot work is refused then.
+All are the same function of q, k, v, so that weights serve any of them. The tiles run everywhere,
+under forward-mode derivatives too; the others run on CUDA. Which one it is to be is settled when a
+network is built, and a backend that cannot work is refused then.
 """
+
 from __future__ import annotations
 
 import functools
@@ -19,41 +22,66 @@ from ..core.registry import Registry, unknown
 from .neighborhood import check_kernel_size, neighborhood_attention
 
 #: name -> attention(q, k, v [B, H, W, heads, D], kernel_size, scale) -> [B, H, W, heads, D]
-BACKENDS: Registry[Callable[[Tensor, Tensor, Tensor, int, float | None], Tensor]] = Registry('backend')
+BACKENDS: Registry[Callable[[Tensor, Tensor, Tensor, int, float | None], Tensor]] = Registry(
+    'backend'
+)
 BACKENDS.register('tiles')(neighborhood_attention)
 
 
 @BACKENDS.register('natten')
-def natten_attention(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None) -> Tensor:
-    """natten's fused kernel (Hassani et al., 2024, arXiv 2403.04690), which has had this signature from 0.17 on."""
+def natten_attention(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
+) -> Tensor:
+    """natten's fused kernel (Hassani et al., 2024, arXiv 2403.04690), which has had this
+    signature from 0.17 on.
+    """
     from natten.functional import na2d
+
     out: Tensor = na2d(q, k, v, kernel_size, scale=scale)
     return out
 
 
 @BACKENDS.register('flex')
-def flex_attention(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None) -> Tensor:
-    """torch's flex_attention (Dong et al., 2024, arXiv 2412.05496), compiled on CUDA; it passes over blocks that nobody sees."""
+def flex_attention(
+    q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
+) -> Tensor:
+    """torch's flex_attention (Dong et al., 2024, arXiv 2412.05496), compiled on CUDA; it passes
+    over blocks that nobody sees.
+    """
     check_kernel_size(kernel_size, *q.shape[1:3])
     mask = _block_mask(*q.shape[1:3], kernel_size, str(q.device))
-    y = _flex(q.is_cuda)(*(x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)), block_mask=mask, scale=scale)
+    y = _flex(q.is_cuda)(
+        *(x.flatten(1, 2).transpose(1, 2) for x in (q, k, v)), block_mask=mask, scale=scale
+    )
     return y.transpose(1, 2).reshape(q.shape)
 
 
-def attend_nearby(backend: str, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None) -> Tensor:
-    """Neighbourhood attention by that backend where its kernels can do this call, and by tiles where they cannot."""
-    foreign = q.is_cuda and q.ndim == 5 and not forward_mode() and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
+def attend_nearby(
+    backend: str, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
+) -> Tensor:
+    """Neighbourhood attention by that backend where its kernels can do this call, and by tiles
+    where they cannot.
+    """
+    foreign = (
+        q.is_cuda
+        and q.ndim == 5
+        and not forward_mode()
+        and q.dtype in (torch.float16, torch.bfloat16, torch.float32)
+    )
     return BACKENDS[backend if foreign else 'tiles'](q, k, v, kernel_size, scale)
 
 
 def choose_backend(wanted: str, kernel_size: int, d_head: int, dims: int = 2) -> str:
-    """The backend to build with: the one wanted, once it is known to work, or for 'auto' the fastest here.
+    """The backend to build with: the one wanted, once it is known to work, or for 'auto' the
+    fastest here.
 
-    Without CUDA, and for grids of one axis or three, 'auto' is 'tiles'. With it, those that there are run once, forward and
-    backward, and the quickest is taken.
+    Without CUDA, and for grids of one axis or three, 'auto' is 'tiles'. With it, those that there
+    are run once, forward and backward, and the quickest is taken.
     """
     check_backend(wanted, dims)
-    measurable = dims == 2 and torch.cuda.is_available() and torch.get_default_device().type != 'meta'
+    measurable = (
+        dims == 2 and torch.cuda.is_available() and torch.get_default_device().type != 'meta'
+    )
     return wanted if wanted != 'auto' else fastest(kernel_size, d_head) if measurable else 'tiles'
 
 
@@ -62,11 +90,16 @@ def check_backend(wanted: str, dims: int = 2) -> None:
     if wanted not in ('auto', *BACKENDS):
         raise ValueError(f'backend: {unknown("backend", wanted, ("auto", *BACKENDS))}')
     if dims != 2 and wanted not in ('auto', 'tiles'):
-        raise ValueError(f"backend must be 'auto' or 'tiles' for grids of {dims} axes; got {wanted!r}")
+        raise ValueError(
+            f"backend must be 'auto' or 'tiles' for grids of {dims} axes; got {wanted!r}"
+        )
     if wanted == 'natten':
         missing = why_not_natten()
         if missing:
-            raise ValueError(f"backend is 'natten', and {missing}; 'tiles' needs no package and gives the same numbers")
+            raise ValueError(
+                f"backend is 'natten', and {missing}; 'tiles' needs no package and gives the same "
+                'numbers'
+            )
 
 
 def why_not_natten() -> str | None:
@@ -78,7 +111,8 @@ def why_not_natten() -> str | None:
         from natten.functional import na2d  # noqa: F401
     except (ImportError, OSError) as error:
         return f'the package natten that is installed has no na2d ({error})'
-    # Releases before 0.20 could be built without the fused kernels, and say so; later ones always have some.
+    # Releases before 0.20 could be built without the fused kernels, and say so; later ones always
+    # have some.
     if not getattr(natten, 'has_fused_na', lambda: True)():
         return 'the package natten that is installed was built without fused kernels'
     return None
@@ -86,26 +120,36 @@ def why_not_natten() -> str | None:
 
 @functools.cache
 def fastest(kernel_size: int, d_head: int) -> str:
-    """The quickest backend on the current CUDA device, measured in bfloat16 on 32x32 tokens or a few neighbourhoods."""
+    """The quickest backend on the current CUDA device, measured in bfloat16 on 32x32 tokens or a
+    few neighbourhoods.
+    """
     names = ['tiles', 'flex'] + (['natten'] if why_not_natten() is None else [])
     side = max(32, 2 * kernel_size)
     seconds = {}
     for name in names:
         try:
             seconds[name] = _milliseconds(name, side, kernel_size, d_head)
-        except Exception as error:  # a foreign kernel fails in ways of its own, and there is always another
-            warnings.warn(f'neighbourhood attention by {name} does not work here ({type(error).__name__}); it is left out', stacklevel=2)
+        except (
+            Exception
+        ) as error:  # a foreign kernel fails in ways of its own, and there is always another
+            warnings.warn(
+                f'neighbourhood attention by {name} does not work here ({type(error).__name__}); '
+                'it is left out',
+                stacklevel=2,
+            )
     return min(seconds, key=lambda name: seconds[name])
 
 
 def _milliseconds(name: str, side: int, kernel_size: int, d_head: int, rounds: int = 10) -> float:
-    q, k, v = torch.randn(3, 4, side, side, 4, d_head, device='cuda', dtype=torch.bfloat16, requires_grad=True).unbind()
+    q, k, v = torch.randn(
+        3, 4, side, side, 4, d_head, device='cuda', dtype=torch.bfloat16, requires_grad=True
+    ).unbind()
     event: Any = torch.cuda.Event
     start, end = event(enable_timing=True), event(enable_timing=True)
     for i in range(-3, rounds):
         if i == 0:
             start.record()
-        BACKENDS[name](q, k, v, kernel_size, 1.).sum().backward()
+        BACKENDS[name](q, k, v, kernel_size, 1.0).sum().backward()
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))
@@ -114,6 +158,7 @@ def _milliseconds(name: str, side: int, kernel_size: int, d_head: int, rounds: i
 @functools.cache
 def _flex(compiled: bool) -> Callable[..., Tensor]:
     from torch.nn.attention import flex_attention as flex
+
     function: Any = flex.flex_attention
     return torch.compile(function, dynamic=False) if compiled else function
 
@@ -126,6 +171,7 @@ def _block_mask(height: int, width: int, kernel_size: int, device: str) -> Any:
         def near(a: Tensor, b: Tensor, n: int) -> Tensor:
             first = (a - kernel_size // 2).clamp(0, n - kernel_size)
             return (b >= first) & (b < first + kernel_size)
+
         return near(query // width, key // width, height) & near(query % width, key % width, width)
 
     return create_block_mask(sees, None, None, height * width, height * width, device=device)

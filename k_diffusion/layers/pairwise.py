@@ -1,8 +1,10 @@
 """Attention among few tokens on a CPU, with its gradient, by plain products of batches of matrices.
 
-Torch's own attention on a CPU is made for many tokens: it never keeps who attends to whom, and computes it again in the backward
-pass. Among some two hundred tokens that table is no larger than the queries, and keeping it saves a third of the time.
+Torch's own attention on a CPU is made for many tokens: it never keeps who attends to whom, and
+computes it again in the backward pass. Among some two hundred tokens that table is no larger than
+the queries, and keeping it saves a third of the time.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -16,16 +18,29 @@ MOST_KEYS = 200  # up to here it is the faster of the two, forward and backward
 
 
 def pairwise_pays(q: Tensor, k: Tensor) -> bool:
-    """Whether pairwise_attention is the faster way to a gradient by q; in half precision it would also be the less exact one."""
-    return (q.ndim == 4 and q.shape[:2] == k.shape[:2] and k.shape[2] <= MOST_KEYS and q.device.type == 'cpu'
-            and q.dtype in (torch.float32, torch.float64) and fusible() and torch.is_grad_enabled() and q.requires_grad
-            and not torch.is_autocast_enabled('cpu'))
+    """Whether pairwise_attention is the faster way to a gradient by q; in half precision it
+    would also be the less exact one.
+    """
+    return (
+        q.ndim == 4
+        and q.shape[:2] == k.shape[:2]
+        and k.shape[2] <= MOST_KEYS
+        and q.device.type == 'cpu'
+        and q.dtype in (torch.float32, torch.float64)
+        and fusible()
+        and torch.is_grad_enabled()
+        and q.requires_grad
+        and not torch.is_autocast_enabled('cpu')
+    )
 
 
-def plain_pairwise_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def plain_pairwise_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
     """softmax(q k^T scale + bias) v; q [B, heads, N, D], k and v [B, heads, M, D].
 
-    bias [W, heads or 1, N or 1, M], where W divides B: the items of a batch take the biases in turn. It takes no gradient.
+    bias [W, heads or 1, N or 1, M], where W divides B: the items of a batch take the biases in
+    turn. It takes no gradient.
     """
     scores = q @ k.mT * scale
     if bias is not None:
@@ -37,7 +52,9 @@ class PairwiseAttention(torch.autograd.Function):
     """plain_pairwise_attention."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
+    ) -> Tensor:
         flat_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q, k, v))
         shares = torch.baddbmm(q.new_empty(1, 1, 1), flat_q, flat_k.mT, beta=0, alpha=scale)
         if bias is not None:
@@ -57,17 +74,28 @@ class PairwiseAttention(torch.autograd.Function):
         return d_q.view(q.shape), d_k.view(k.shape), d_v.view(v.shape), None, None
 
 
-def _gradients(q: Tensor, k: Tensor, v: Tensor, shares: Tensor, grad: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Those by q, k and v, all [P, N or M, D], of the attention that gave these shares [P, N, M]."""
+def _gradients(
+    q: Tensor, k: Tensor, v: Tensor, shares: Tensor, grad: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Those by q, k and v, all [P, N or M, D], of the attention that gave these shares [P, N,
+    M].
+    """
     d_scores = torch.bmm(grad, v.mT)
     torch.ops.aten._softmax_backward_data(d_scores, shares, -1, shares.dtype, grad_input=d_scores)
     nothing = q.new_empty(1, 1, 1)
-    return (torch.baddbmm(nothing, d_scores, k, beta=0, alpha=scale), torch.baddbmm(nothing, d_scores.mT, q, beta=0, alpha=scale),
-            torch.bmm(shares.mT, grad))
+    return (
+        torch.baddbmm(nothing, d_scores, k, beta=0, alpha=scale),
+        torch.baddbmm(nothing, d_scores.mT, q, beta=0, alpha=scale),
+        torch.bmm(shares.mT, grad),
+    )
 
 
-def pairwise_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """plain_pairwise_attention under a mask of up to four axes: true where a query may attend to a key, or a bias."""
+def pairwise_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """plain_pairwise_attention under a mask of up to four axes: true where a query may attend to
+    a key, or a bias.
+    """
     if mask is not None and mask.dtype == torch.bool:
         mask = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
     bias = None if mask is None else mask.view(*[1] * (4 - mask.ndim), *mask.shape)

@@ -1,9 +1,12 @@
-"""Halving and doubling the sides of a feature map with a fixed smooth kernel, each channel by itself.
+"""Halving and doubling the sides of a feature map with a fixed smooth kernel, each channel by
+itself.
 
-A resampling along one axis is linear, so it is done as what it is, a small matrix. On a CPU (channels_last, forward and backward)
-that takes 4 to 40 times less than a depthwise convolution in bf16, and in float32 0.8 to 5 times less up to 28 pixels a side; at 64
-it takes twice as long, which is still a few hundredths of the network's time. Whole networks: benchmarks/networks.py.
+A resampling along one axis is linear, so it is done as what it is, a small matrix. On a CPU
+(channels_last, forward and backward) that takes 4 to 40 times less than a depthwise convolution in
+bf16, and in float32 0.8 to 5 times less up to 28 pixels a side; at 64 it takes twice as long, which
+is still a few hundredths of the network's time. Whole networks: benchmarks/networks.py.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -16,11 +19,21 @@ from torch import Tensor, nn
 from ..core.registry import Registry
 from .layout import is_channels_last
 
-KERNELS: Registry[tuple[float, ...]] = Registry('resampling kernel')  # the left half of the taps; the right mirrors it
+KERNELS: Registry[tuple[float, ...]] = Registry(
+    'resampling kernel'
+)  # the left half of the taps; the right mirrors it
 KERNELS.register('linear')((1 / 8, 3 / 8))
 KERNELS.register('cubic')((-0.01171875, -0.03515625, 0.11328125, 0.43359375))
-KERNELS.register('lanczos3')((0.003689131001010537, 0.015056144446134567, -0.03399861603975296,
-                              -0.066637322306633, 0.13550527393817902, 0.44638532400131226))
+KERNELS.register('lanczos3')(
+    (
+        0.003689131001010537,
+        0.015056144446134567,
+        -0.03399861603975296,
+        -0.066637322306633,
+        0.13550527393817902,
+        0.44638532400131226,
+    )
+)
 
 
 def taps(kernel: str) -> Tensor:
@@ -37,11 +50,15 @@ def outer(kernel: Tensor, dims: int) -> Tensor:
 def factor(kernel: Tensor) -> Tensor:
     """The 1-D kernel whose outer product with itself a kernel over several axes is."""
     others = kernel.ndim - 1
-    return kernel.flatten(0, -2).sum(0) / kernel.sum() ** (others / kernel.ndim) if others else kernel
+    return (
+        kernel.flatten(0, -2).sum(0) / kernel.sum() ** (others / kernel.ndim) if others else kernel
+    )
 
 
 class Downsample(nn.Module):
-    """[B, C, ...] -> the same with half the sides, over `dims` axes, through the kernel 'linear', 'cubic' or 'lanczos3'."""
+    """[B, C, ...] -> the same with half the sides, over `dims` axes, through the kernel
+    'linear', 'cubic' or 'lanczos3'.
+    """
 
     kernel: Tensor
 
@@ -53,7 +70,9 @@ class Downsample(nn.Module):
     def along(self, x: Tensor) -> Tensor:
         """[N, 1, n] -> [N, 1, n / 2]."""
         pad = len(self.kernel) // 2 - 1
-        return F.conv1d(F.pad(x, (pad, pad), self.pad_mode), factor(self.kernel)[None, None], stride=2)
+        return F.conv1d(
+            F.pad(x, (pad, pad), self.pad_mode), factor(self.kernel)[None, None], stride=2
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return apply_separable(x, matrices(self, x))
@@ -67,7 +86,9 @@ class Downsample2d(Downsample):
 
 
 class Upsample(nn.Module):
-    """[B, C, ...] -> the same with twice the sides, over `dims` axes, through the kernel 'linear', 'cubic' or 'lanczos3'."""
+    """[B, C, ...] -> the same with twice the sides, over `dims` axes, through the kernel
+    'linear', 'cubic' or 'lanczos3'.
+    """
 
     kernel: Tensor
 
@@ -81,7 +102,9 @@ class Upsample(nn.Module):
         reach = len(self.kernel) // 2 - 1
         pad = (reach + 1) // 2
         kernel = factor(self.kernel)[None, None]
-        return F.conv_transpose1d(F.pad(x, (pad, pad), self.pad_mode), kernel, stride=2, padding=2 * reach + 1)
+        return F.conv_transpose1d(
+            F.pad(x, (pad, pad), self.pad_mode), kernel, stride=2, padding=2 * reach + 1
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return apply_separable(x, matrices(self, x))
@@ -95,7 +118,9 @@ class Upsample2d(Upsample):
 
 
 def matrices(module: Downsample | Upsample, x: Tensor) -> list[Tensor]:
-    """Return what a resampling does along each spatial axis of x, as matrices [n', n]: its answers to the unit vectors."""
+    """Return what a resampling does along each spatial axis of x, as matrices [n', n]: its
+    answers to the unit vectors.
+    """
     made: dict[int, Tensor] = {}
     for n in x.shape[2:]:
         if n not in made:
@@ -119,4 +144,4 @@ def apply_separable(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 def _apply(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
     """A matrix along an axis of x that is not the last one."""
-    return (matrix @ x.flatten(axis + 1)).unflatten(axis + 1, x.shape[axis + 1:])
+    return (matrix @ x.flatten(axis + 1)).unflatten(axis + 1, x.shape[axis + 1 :])

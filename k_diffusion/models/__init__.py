@@ -1,4 +1,5 @@
 """The networks, each in a file with its Config; MODELS names the configs by their "type"."""
+
 from ..core.modules import checkpointing, get_checkpointing
 from ..core.registry import Registry
 from . import axial_rope, flags, flops
@@ -18,9 +19,22 @@ MODELS.register('image_transformer_v2')(ImageTransformerV2Config)
 MODELS.register('python')(PythonNetworkConfig)
 
 __all__ = [
-    'MODELS', 'Autoencoder', 'AutoencoderConfig', 'ImageDenoiserModelV1', 'ImageDenoiserModelV2',
+    'MODELS',
+    'Autoencoder',
+    'AutoencoderConfig',
+    'ImageDenoiserModelV1',
+    'ImageDenoiserModelV2',
     'ImageTransformerDenoiserModelV1',
-    'ImageTransformerDenoiserModelV2', 'ImageTransformerV1Config', 'ImageTransformerV2Config', 'ImageV1Config', 'ImageV2Config',
-    'PythonNetworkConfig', 'TextEncoder', 'axial_rope',
-    'checkpointing', 'flags', 'flops', 'get_checkpointing',
+    'ImageTransformerDenoiserModelV2',
+    'ImageTransformerV1Config',
+    'ImageTransformerV2Config',
+    'ImageV1Config',
+    'ImageV2Config',
+    'PythonNetworkConfig',
+    'TextEncoder',
+    'axial_rope',
+    'checkpointing',
+    'flags',
+    'flops',
+    'get_checkpointing',
 ]

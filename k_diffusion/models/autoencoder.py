@@ -1,4 +1,7 @@
-"""A small autoencoder with a Gaussian bottleneck: pictures to latents a few times smaller a side, and back."""
+"""A small autoencoder with a Gaussian bottleneck: pictures to latents a few times smaller a
+side, and back.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -13,12 +16,16 @@ from .section import check_above
 
 
 class Autoencoder(nn.Module):
-    """Pictures [B, C, H, W] <-> latents [B, latent_channels, H / f, W / f], f = 2^(len(channels) - 1).
+    """Pictures [B, C, H, W] <-> latents [B, latent_channels, H / f, W / f], f = 2^(len(channels) -
+    1).
 
-    Kingma & Welling (2013), arXiv 1312.6114; as the first stage of latent diffusion: Rombach et al. (2021), arXiv 2112.10752.
+    Kingma & Welling (2013), arXiv 1312.6114; as the first stage of latent diffusion: Rombach et al.
+    (2021), arXiv 2112.10752.
     """
 
-    def __init__(self, input_channels: int, latent_channels: int, channels: list[int], depth: int = 1) -> None:
+    def __init__(
+        self, input_channels: int, latent_channels: int, channels: list[int], depth: int = 1
+    ) -> None:
         super().__init__()
         self.input_channels, self.latent_channels = input_channels, latent_channels
         self.factor = 2 ** (len(channels) - 1)
@@ -31,15 +38,26 @@ class Autoencoder(nn.Module):
         for i, c in reversed(list(enumerate(channels))):
             up += [residual(c) for _ in range(depth + 1)]
             if i:
-                up += [nn.Upsample(scale_factor=2.), nn.Conv2d(c, channels[i - 1], 3, padding=1)]
-        self.encoder = nn.Sequential(*down, *normed(channels[-1]), nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1))
-        self.decoder = nn.Sequential(*up, *normed(channels[0]), nn.Conv2d(channels[0], input_channels, 3, padding=1))
+                up += [nn.Upsample(scale_factor=2.0), nn.Conv2d(c, channels[i - 1], 3, padding=1)]
+        self.encoder = nn.Sequential(
+            *down, *normed(channels[-1]), nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1)
+        )
+        self.decoder = nn.Sequential(
+            *up, *normed(channels[0]), nn.Conv2d(channels[0], input_channels, 3, padding=1)
+        )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(mean, log variance) of the latents."""
-        if x.shape[1] != self.input_channels or x.shape[2] % self.factor or x.shape[3] % self.factor:
-            raise ValueError(f'the pictures are {list(x.shape[1:])}; this autoencoder takes {self.input_channels} channels and sides '
-                             f'that are multiples of {self.factor}')
+        if (
+            x.shape[1] != self.input_channels
+            or x.shape[2] % self.factor
+            or x.shape[3] % self.factor
+        ):
+            raise ValueError(
+                f'the pictures are {list(x.shape[1:])}; this autoencoder takes '
+                f'{self.input_channels} channels and sides '
+                f'that are multiples of {self.factor}'
+            )
         mean, log_variance = self.encoder(x).chunk(2, 1)
         return mean, log_variance.clamp(-20, 10)
 
@@ -48,21 +66,33 @@ class Autoencoder(nn.Module):
         return self.decoder(z)
 
     def loss(self, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
-        """[B]: the mean absolute error of a picture and of its differences along the sides, and the latents' divergence from N(0, 1)."""
+        """[B]: the mean absolute error of a picture and of its differences along the sides, and
+        the latents' divergence from N(0, 1).
+        """
         mean, log_variance = self.encode(x)
         y = self.decode(mean + noise * (log_variance / 2).exp())
-        divergence = (mean ** 2 + log_variance.exp() - 1 - log_variance) / 2
+        divergence = (mean**2 + log_variance.exp() - 1 - log_variance) / 2
         edges = mean_per_item((y - x).diff(dim=2).abs()) + mean_per_item((y - x).diff(dim=3).abs())
         return mean_per_item((y - x).abs()) + edges / 2 + kl_weight * mean_per_item(divergence)
 
     def param_groups(self, base_lr: float = 1e-3) -> list[dict[str, Any]]:
         """Convolutions with weight decay, the rest without."""
-        return [{'params': [p for p in self.parameters() if p.ndim > 1], 'lr': base_lr},
-                {'params': [p for p in self.parameters() if p.ndim <= 1], 'lr': base_lr, 'weight_decay': 0.}]
+        return [
+            {'params': [p for p in self.parameters() if p.ndim > 1], 'lr': base_lr},
+            {
+                'params': [p for p in self.parameters() if p.ndim <= 1],
+                'lr': base_lr,
+                'weight_decay': 0.0,
+            },
+        ]
 
     def hidden_parameters(self) -> list[nn.Parameter]:
         """The convolutions between hidden features."""
-        ends = {id(p) for layer in (self.encoder[0], self.encoder[-1], self.decoder[0], self.decoder[-1]) for p in layer.parameters()}
+        ends = {
+            id(p)
+            for layer in (self.encoder[0], self.encoder[-1], self.decoder[0], self.decoder[-1])
+            for p in layer.parameters()
+        }
         return [p for p in self.parameters() if p.ndim > 1 and id(p) not in ends]
 
 
@@ -73,8 +103,12 @@ def normed(channels: int) -> list[nn.Module]:
 
 def residual(channels: int) -> nn.Module:
     """Two normed 3x3 convolutions beside a skip."""
-    return ResidualBlock(*normed(channels), nn.Conv2d(channels, channels, 3, padding=1), *normed(channels),
-                         zero_init(nn.Conv2d(channels, channels, 3, padding=1)))
+    return ResidualBlock(
+        *normed(channels),
+        nn.Conv2d(channels, channels, 3, padding=1),
+        *normed(channels),
+        zero_init(nn.Conv2d(channels, channels, 3, padding=1)),
+    )
 
 
 @dataclass(kw_only=True)
@@ -83,21 +117,31 @@ class AutoencoderConfig:
 
     type: Literal['autoencoder'] = 'autoencoder'
     input_channels: int
-    input_size: tuple[int, int]                     # H, W
+    input_size: tuple[int, int]  # H, W
     latent_channels: int = 4
-    channels: list[int]                             # an entry per level, finest first; each after the first halves the sides
-    depth: int = 1                                  # residual blocks per level
-    kl_weight: float = 1e-4                         # how strongly latents are drawn to N(0, 1)
+    channels: list[int]  # an entry per level, finest first; each after the first halves the sides
+    depth: int = 1  # residual blocks per level
+    kl_weight: float = 1e-4  # how strongly latents are drawn to N(0, 1)
 
     def __post_init__(self) -> None:
-        check_above(0, input_channels=self.input_channels, latent_channels=self.latent_channels, depth=self.depth)
+        check_above(
+            0,
+            input_channels=self.input_channels,
+            latent_channels=self.latent_channels,
+            depth=self.depth,
+        )
         check_above(-1e-12, kl_weight=self.kl_weight)
         if not self.channels or any(c < 1 or c % n_groups(c, 16) for c in self.channels):
-            raise ValueError(f'channels is {self.channels}; give at least one level, each a multiple of 16')
+            raise ValueError(
+                f'channels is {self.channels}; give at least one level, each a multiple of 16'
+            )
         factor = 2 ** (len(self.channels) - 1)
         if any(side % factor for side in self.input_size):
-            raise ValueError(f'input_size is {list(self.input_size)}; with {len(self.channels)} levels its sides must be multiples of '
-                             f'{factor}')
+            raise ValueError(
+                f'input_size is {list(self.input_size)}; with {len(self.channels)} levels its '
+                'sides must be multiples of '
+                f'{factor}'
+            )
 
     def build(self) -> Autoencoder:
         """The network."""

@@ -1,4 +1,7 @@
-"""Self-attention by cosine similarity, with a learned scale and rotary positions for each head: everywhere, nearby, or in windows."""
+"""Self-attention by cosine similarity, with a learned scale and rotary positions for each head:
+everywhere, nearby, or in windows.
+"""
+
 from __future__ import annotations
 
 import math
@@ -21,13 +24,17 @@ from .windows import rearranged, shifted_mask, window_order
 
 @flags.compile_wrap
 def scale_for_cosine_sim(q: Tensor, k: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """q and k [..., D] as unit vectors times sqrt(scale), so that q . k is scale cos(q, k); scale broadcasts against [..., 1]."""
+    """q and k [..., D] as unit vectors times sqrt(scale), so that q . k is scale cos(q, k);
+    scale broadcasts against [..., 1].
+    """
     dtype = torch.promote_types(torch.promote_types(q.dtype, scale.dtype), torch.float32)
     root = scale.to(dtype).sqrt()
 
     def scaled(x: Tensor) -> Tensor:
         wide = x.to(dtype)
-        return (wide * (torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + eps) * root)).to(x.dtype)
+        return (wide * (torch.rsqrt(wide.square().sum(dim=-1, keepdim=True) + eps) * root)).to(
+            x.dtype
+        )
 
     return scaled(q), scaled(k)
 
@@ -39,22 +46,28 @@ def scale_for_cosine_sim_qkv(qkv: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 
 def _turned(x: Tensor, theta: Tensor, conj: bool) -> tuple[Tensor, Tensor]:
-    """The first n and the next n features of x, turned by the angles theta [..., n], in float32 at least."""
+    """The first n and the next n features of x, turned by the angles theta [..., n], in float32
+    at least.
+    """
     wide = torch.promote_types(x.dtype, torch.promote_types(theta.dtype, torch.float32))
     n = theta.shape[-1]
-    a, b = x[..., :n].to(wide), x[..., n:2 * n].to(wide)
+    a, b = x[..., :n].to(wide), x[..., n : 2 * n].to(wide)
     cos, sin = theta.cos(), -theta.sin() if conj else theta.sin()
     return a * cos - b * sin, b * cos + a * sin
 
 
 def apply_rotary_emb(x: Tensor, theta: Tensor, conj: bool = False) -> Tensor:
-    """Turns the features i and n + i of x [..., D] by the angle i of theta [..., n] (back, with conj); those from 2 n on stay."""
+    """Turns the features i and n + i of x [..., D] by the angle i of theta [..., n] (back, with
+    conj); those from 2 n on stay.
+    """
     a, b = _turned(x, theta, conj)
-    return torch.cat([a.to(x.dtype), b.to(x.dtype), x[..., 2 * theta.shape[-1]:]], dim=-1)
+    return torch.cat([a.to(x.dtype), b.to(x.dtype), x[..., 2 * theta.shape[-1] :]], dim=-1)
 
 
 class ApplyRotaryEmbeddingInplace(torch.autograd.Function):
-    """apply_rotary_emb that writes over x: less memory, for programs that need no forward-mode gradients, vmap or compile."""
+    """apply_rotary_emb that writes over x: less memory, for programs that need no forward-mode
+    gradients, vmap or compile.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, theta: Tensor, conj: bool) -> Tensor:
@@ -62,12 +75,12 @@ class ApplyRotaryEmbeddingInplace(torch.autograd.Function):
         ctx.save_for_backward(theta)
         ctx.conj = conj
         n = theta.shape[-1]
-        x[..., :n], x[..., n:2 * n] = _turned(x, theta, conj)
+        x[..., :n], x[..., n : 2 * n] = _turned(x, theta, conj)
         return x
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        theta, = ctx.saved_tensors
+        (theta,) = ctx.saved_tensors
         return apply_rotary_emb(grad, theta, not ctx.conj), None, None
 
 
@@ -78,10 +91,11 @@ def apply_rotary_emb_(x: Tensor, theta: Tensor) -> Tensor:
 
 
 class AxialRoPE(nn.Module):
-    """The angles of a place: pos [..., dims] -> [..., n_heads, n], an equal share of them from each axis in turn.
+    """The angles of a place: pos [..., dims] -> [..., n_heads, n], an equal share of them from each
+    axis in turn.
 
-    n is dim / 2, or the largest multiple of dims below it. The frequencies are fixed, from pi to 10 pi, evenly spaced in the
-    logarithm over all heads.
+    n is dim / 2, or the largest multiple of dims below it. The frequencies are fixed, from pi to 10
+    pi, evenly spaced in the logarithm over all heads.
     """
 
     freqs: Tensor
@@ -89,7 +103,9 @@ class AxialRoPE(nn.Module):
     def __init__(self, dim: int, n_heads: int, dims: int = 2) -> None:
         super().__init__()
         each = dim // 2 // dims
-        freqs = torch.linspace(math.log(math.pi), math.log(10 * math.pi), n_heads * each + 1)[:-1].exp()
+        freqs = torch.linspace(math.log(math.pi), math.log(10 * math.pi), n_heads * each + 1)[
+            :-1
+        ].exp()
         self.register_buffer('freqs', freqs.view(each, n_heads).mT.contiguous())
 
     def forward(self, pos: Tensor) -> Tensor:
@@ -98,9 +114,13 @@ class AxialRoPE(nn.Module):
 
 
 class CosineAttentionBlock(nn.Module, ABC):
-    """x + out(dropout(attention among the tokens of norm(x, cond))): x [B, ..., d_model] at pos [..., dims]."""
+    """x + out(dropout(attention among the tokens of norm(x, cond))): x [B, ..., d_model] at pos
+    [..., dims].
+    """
 
-    def __init__(self, d_model: int, d_head: int, cond_features: int, dropout: float = 0.0, dims: int = 2) -> None:
+    def __init__(
+        self, d_model: int, d_head: int, cond_features: int, dropout: float = 0.0, dims: int = 2
+    ) -> None:
         super().__init__()
         check_heads(d_model, d_head, dims)
         self.d_head = d_head
@@ -138,27 +158,50 @@ class SelfAttentionBlock(CosineAttentionBlock):
 
 
 class NeighborhoodSelfAttentionBlock(CosineAttentionBlock):
-    """Attention of each token to the kernel_size around it along each axis; `backend` is one of choose_backend's."""
+    """Attention of each token to the kernel_size around it along each axis; `backend` is one of
+    choose_backend's.
+    """
 
-    def __init__(self, d_model: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0,
-                 backend: str = 'auto', dims: int = 2) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_head: int,
+        cond_features: int,
+        kernel_size: int,
+        dropout: float = 0.0,
+        backend: str = 'auto',
+        dims: int = 2,
+    ) -> None:
         super().__init__(d_model, d_head, cond_features, dropout=dropout, dims=dims)
         check_kernel_size(kernel_size)
         self.kernel_size = kernel_size
         self.backend = choose_backend(backend, kernel_size, d_head, dims)
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
-        q, k, v = (y.transpose(1, 2).unflatten(1, x.shape[1:-1]) for y in self.project(x.flatten(1, -2), pos.flatten(0, -2)))
+        q, k, v = (
+            y.transpose(1, 2).unflatten(1, x.shape[1:-1])
+            for y in self.project(x.flatten(1, -2), pos.flatten(0, -2))
+        )
         if self.backend != 'tiles' and q.is_cuda:
             flops.op(flops.op_natten, q, k, v, self.kernel_size)
         return attend_nearby(self.backend, q, k, v, self.kernel_size, scale=1.0).flatten(-2)
 
 
 class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
-    """Attention within windows of window_size along each axis, on the grid shifted by window_shift."""
+    """Attention within windows of window_size along each axis, on the grid shifted by
+    window_shift.
+    """
 
-    def __init__(self, d_model: int, d_head: int, cond_features: int, window_size: int, window_shift: int,
-                 dropout: float = 0.0, dims: int = 2) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_head: int,
+        cond_features: int,
+        window_size: int,
+        window_shift: int,
+        dropout: float = 0.0,
+        dims: int = 2,
+    ) -> None:
         super().__init__(d_model, d_head, cond_features, dropout=dropout, dims=dims)
         self.window_size = window_size
         self.window_shift = window_shift
@@ -169,20 +212,40 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
         order, back = window_order(sides, self.window_size, self.window_shift, x.device)
         # Cut before the projection: one copy of x instead of one of q, of k and of v.
         cut = rearranged(x.flatten(1, -2), order, back)
-        q, k, v = self.project(cut.view(-1, tokens, x.shape[-1]), pos.flatten(0, -2)[order].view(-1, tokens, dims))
-        mask = shifted_mask([side // self.window_size for side in sides], self.window_size, self.window_shift, q.device)
+        q, k, v = self.project(
+            cut.view(-1, tokens, x.shape[-1]), pos.flatten(0, -2)[order].view(-1, tokens, dims)
+        )
+        mask = shifted_mask(
+            [side // self.window_size for side in sides],
+            self.window_size,
+            self.window_shift,
+            q.device,
+        )
         y = attend(q, k, v, mask, scale=1.0)
         return rearranged(y.transpose(1, 2).reshape(cut.shape), back, order).view(x.shape)
 
 
 def check_heads(width: int, d_head: int, dims: int = 2) -> None:
-    """Refuses a width that does not make whole heads, and heads that rotary positions of `dims` axes cannot share."""
+    """Refuses a width that does not make whole heads, and heads that rotary positions of `dims`
+    axes cannot share.
+    """
     if 0 < d_head < 4 * dims:
-        raise ValueError(f'd_head must be at least {4 * dims} for the positions of {dims} axes; got {d_head}')
+        raise ValueError(
+            f'd_head must be at least {4 * dims} for the positions of {dims} axes; got {d_head}'
+        )
     if d_head < 1 or d_head % 8 or width % d_head:
-        raise ValueError(f'd_head is {d_head} and the width is {width}; d_head must be a multiple of 8 that divides the width')
+        raise ValueError(
+            f'd_head is {d_head} and the width is {width}; d_head must be a multiple of 8 that '
+            'divides the width'
+        )
 
 
 def use_flash_2(x: Tensor) -> bool:
-    """Whether attention among tensors like this one may run as flash attention: in half precision on CUDA."""
-    return flags.get_use_flash_attention_2() and x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
+    """Whether attention among tensors like this one may run as flash attention: in half
+    precision on CUDA.
+    """
+    return (
+        flags.get_use_flash_attention_2()
+        and x.is_cuda
+        and x.dtype in (torch.float16, torch.bfloat16)
+    )

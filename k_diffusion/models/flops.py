@@ -1,4 +1,5 @@
 """The multiply-adds of whatever runs within a block of code."""
+
 from __future__ import annotations
 
 import threading
@@ -13,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class FlopCounter:
-    """Counts the multiply-adds of matrix products, convolutions and attention; `flops` is their number so far."""
+    """Counts the multiply-adds of matrix products, convolutions and attention; `flops` is their
+    number so far.
+    """
 
     def __init__(self) -> None:
         # torch counts attention on every device but the CPU, where it has an operator of its own.
@@ -32,7 +35,8 @@ _state = threading.local()
 
 @contextmanager
 def flop_counter(enable: bool = True) -> Iterator[FlopCounter]:
-    """Counts what runs within, on real tensors or (at no cost) on the meta device; with enable False it counts nothing.
+    """Counts what runs within, on real tensors or (at no cost) on the meta device; with enable
+    False it counts nothing.
 
     with flop_counter() as counter: model(x, sigma)
     """
@@ -46,7 +50,9 @@ def flop_counter(enable: bool = True) -> Iterator[FlopCounter]:
 
 
 def op(op: Callable[..., int], *args: Any, **kwargs: Any) -> None:
-    """Reports work that torch cannot see (a foreign kernel) to the counter that is on: op(*args) multiply-adds."""
+    """Reports work that torch cannot see (a foreign kernel) to the counter that is on: op(*args)
+    multiply-adds.
+    """
     counter = getattr(_state, 'counter', None)
     if counter is not None:
         counter.reported += op(*args, **kwargs)

@@ -1,4 +1,7 @@
-"""A plain diffusion transformer (after Peebles & Xie, 2022, arXiv 2212.09748): patches, and attention of each to all."""
+"""A plain diffusion transformer (after Peebles & Xie, 2022, arXiv 2212.09748): patches, and
+attention of each to all.
+"""
+
 from __future__ import annotations
 
 import math
@@ -17,14 +20,39 @@ from . import transformer_blocks as blocks
 from .axial_rope import AxialRoPE, make_axial_pos
 from .section import check_above, check_share
 from .tagging import apply_wd, filter_params, tag_module, tag_param
-from .transformer_blocks import AdaRMSNorm, ConditionedTransformer, MappingFeedForwardBlock, MappingNetwork, rms_norm
+from .transformer_blocks import (
+    AdaRMSNorm,
+    ConditionedTransformer,
+    MappingFeedForwardBlock,
+    MappingNetwork,
+    rms_norm,
+)
 from .transformer_config import TransformerSection
 
 __all__ = [
-    'GEGLU', 'AdaRMSNorm', 'FeedForwardBlock', 'ImageTransformerDenoiserModelV1', 'ImageTransformerV1Config',
-    'MappingFeedForwardBlock', 'MappingNetwork', 'Patching', 'QKNorm', 'RMSNorm', 'SelfAttentionBlock', 'TransformerBlock',
-    'Unpatching', 'apply_wd', 'checkpoint_helper', 'filter_params', 'geglu', 'rms_norm', 'round_to_power_of_two',
-    'scaled_dot_product_attention', 'tag_module', 'tag_param', 'zero_init',
+    'GEGLU',
+    'AdaRMSNorm',
+    'FeedForwardBlock',
+    'ImageTransformerDenoiserModelV1',
+    'ImageTransformerV1Config',
+    'MappingFeedForwardBlock',
+    'MappingNetwork',
+    'Patching',
+    'QKNorm',
+    'RMSNorm',
+    'SelfAttentionBlock',
+    'TransformerBlock',
+    'Unpatching',
+    'apply_wd',
+    'checkpoint_helper',
+    'filter_params',
+    'geglu',
+    'rms_norm',
+    'round_to_power_of_two',
+    'scaled_dot_product_attention',
+    'tag_module',
+    'tag_param',
+    'zero_init',
 ]
 
 HEAD_SIZE = 64  # features of an attention head
@@ -43,8 +71,12 @@ class GEGLU(nn.Module):
         return geglu(x)
 
 
-def scaled_dot_product_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0) -> Tensor:
-    """Attention of q to k and v, each [B, heads, N, D]; torch picks the kernel, flash attention among them."""
+def scaled_dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0
+) -> Tensor:
+    """Attention of q to k and v, each [B, heads, N, D]; torch picks the kernel, flash attention
+    among them.
+    """
     return attend(q, k, v, attn_mask, dropout_p)
 
 
@@ -63,7 +95,8 @@ class FeedForwardBlock(blocks.FeedForwardBlock):
 
 
 class QKNorm(nn.Module):
-    """x [B, heads, N, D] as vectors of length (exp(scale) sqrt D)^1/2, so that attention has the logits exp(scale) cos(q, k).
+    """x [B, heads, N, D] as vectors of length (exp(scale) sqrt D)^1/2, so that attention has the
+    logits exp(scale) cos(q, k).
 
     The learned scale of each head is held to log(max_scale).
     """
@@ -81,13 +114,16 @@ class QKNorm(nn.Module):
             self.scale.clamp_(max=self.max_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The value is bounded and the gradient is not, so that a scale beyond the bound finds its way back.
+        # The value is bounded and the gradient is not, so that a scale beyond the bound finds its
+        # way back.
         scale = self.scale + (self.scale.clamp(max=self.max_scale) - self.scale).detach()
         return rms_norm(x, ((scale - math.log(x.shape[-1]) / 2) / 2).exp()[:, None, None], self.eps)
 
 
 class SelfAttentionBlock(nn.Module):
-    """x + out(dropout(attention among the tokens of norm(x, cond))): x [B, N, d_model] at pos [N, 2]."""
+    """x + out(dropout(attention among the tokens of norm(x, cond))): x [B, N, d_model] at pos
+    [N, 2].
+    """
 
     def __init__(self, d_model: int, d_head: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -111,7 +147,9 @@ class SelfAttentionBlock(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and the feed-forward block; each recomputed in the backward pass under checkpointing."""
+    """Attention and the feed-forward block; each recomputed in the backward pass under
+    checkpointing.
+    """
 
     def __init__(self, d_model: int, d_ff: int, d_head: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -125,7 +163,9 @@ class TransformerBlock(nn.Module):
 
 
 class Patching(nn.Module):
-    """[B, features, H, W] -> a token for each patch of a x b pixels, [B, H / a W / b, features a b]."""
+    """[B, features, H, W] -> a token for each patch of a x b pixels, [B, H / a W / b, features a
+    b].
+    """
 
     def __init__(self, features: int, patch_size: Sequence[int]) -> None:
         super().__init__()
@@ -135,8 +175,11 @@ class Patching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.patch_size
         if x.shape[-2] % a or x.shape[-1] % b:
-            raise ValueError(f'the input is {x.shape[-2]}x{x.shape[-1]}; this model takes sides that are multiples of {a} and {b}: '
-                             'pad, crop or resize it')
+            raise ValueError(
+                f'the input is {x.shape[-2]}x{x.shape[-1]}; this model takes sides that are '
+                f'multiples of {a} and {b}: '
+                'pad, crop or resize it'
+            )
         x = x.unflatten(-2, (-1, a)).unflatten(-1, (-1, b))
         return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -161,8 +204,18 @@ class ImageTransformerDenoiserModelV1(ConditionedTransformer):
     `num_classes` counts the class that stands for none; with classes class_cond [B] must be given.
     """
 
-    def __init__(self, n_layers: int, d_model: int, d_ff: int, in_features: int, out_features: int, patch_size: Sequence[int],
-                 num_classes: int = 0, dropout: float = 0.0, sigma_data: float = 1.0) -> None:
+    def __init__(
+        self,
+        n_layers: int,
+        d_model: int,
+        d_ff: int,
+        in_features: int,
+        out_features: int,
+        patch_size: Sequence[int],
+        num_classes: int = 0,
+        dropout: float = 0.0,
+        sigma_data: float = 1.0,
+    ) -> None:
         super().__init__()
         self.sigma_data = sigma_data
         self.num_classes = num_classes
@@ -170,11 +223,19 @@ class ImageTransformerDenoiserModelV1(ConditionedTransformer):
         self.patch_out = Unpatching(out_features, patch_size)
         self.make_condition(2, d_model, d_ff, dropout, num_classes)
         self.in_proj = apply_wd(nn.Linear(self.patch_in.d_out, d_model, bias=False))
-        self.blocks = nn.ModuleList([TransformerBlock(d_model, d_ff, HEAD_SIZE, dropout=dropout) for _ in range(n_layers)])
+        self.blocks = nn.ModuleList(
+            [TransformerBlock(d_model, d_ff, HEAD_SIZE, dropout=dropout) for _ in range(n_layers)]
+        )
         self.out_norm = RMSNorm(d_model)
         self.out_proj = apply_wd(zero_init(nn.Linear(d_model, self.patch_out.d_in, bias=False)))
 
-    def forward(self, x: Tensor, sigma: Tensor, aug_cond: Tensor | None = None, class_cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        aug_cond: Tensor | None = None,
+        class_cond: Tensor | None = None,
+    ) -> Tensor:
         height, width = x.shape[-2:]
         a, b = self.patch_in.patch_size
         x = self.in_proj(self.patch_in(x))
@@ -185,7 +246,9 @@ class ImageTransformerDenoiserModelV1(ConditionedTransformer):
         return self.patch_out(self.out_proj(self.out_norm(x)), height, width)
 
     def proj_(self) -> ImageTransformerDenoiserModelV1:
-        """Brings the scales of attention back to their bound, for a trainer to call after a step."""
+        """Brings the scales of attention back to their bound, for a trainer to call after a
+        step.
+        """
         for module in self.modules():
             if isinstance(module, QKNorm):
                 module.proj_()
@@ -196,7 +259,9 @@ class ImageTransformerDenoiserModelV1(ConditionedTransformer):
 
 
 def round_to_power_of_two(x: float, tol: float) -> int:
-    """x rounded to a multiple of the largest power of two that keeps it within the relative tolerance."""
+    """x rounded to a multiple of the largest power of two that keeps it within the relative
+    tolerance.
+    """
     for power in range(math.ceil(math.log2(x)), 0, -1):
         multiple = round(x / 2**power) * 2**power
         if abs(x - multiple) <= tol * x:
@@ -209,10 +274,10 @@ class ImageTransformerV1Config(TransformerSection):
     """The "model" section of a config for ImageTransformerDenoiserModelV1."""
 
     type: Literal['image_transformer_v1'] = 'image_transformer_v1'
-    depth: int                                      # layers
+    depth: int  # layers
     width: int
-    d_ff: int = 0                                   # 0: about 8/3 of the width
-    dropout_rate: float = 0.
+    d_ff: int = 0  # 0: about 8/3 of the width
+    dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -220,12 +285,23 @@ class ImageTransformerV1Config(TransformerSection):
         check_above(-1, d_ff=self.d_ff)
         check_share(dropout_rate=self.dropout_rate)
         if self.width % HEAD_SIZE:
-            raise ValueError(f'width is {self.width}; it must be a multiple of {HEAD_SIZE}, the features of an attention head')
+            raise ValueError(
+                f'width is {self.width}; it must be a multiple of {HEAD_SIZE}, the features of an '
+                'attention head'
+            )
         self.d_ff = self.d_ff or round_to_power_of_two(self.width * 8 / 3, tol=0.05)
         self.check_sides()
 
     def build(self, num_classes: int = 0) -> ImageTransformerDenoiserModelV1:
         """The network; `num_classes` counts the class that stands for none."""
         return ImageTransformerDenoiserModelV1(
-            self.depth, self.width, self.d_ff, self.input_channels, self.input_channels, self.patch_size,
-            num_classes=num_classes, dropout=self.dropout_rate, sigma_data=self.sigma_data)
+            self.depth,
+            self.width,
+            self.d_ff,
+            self.input_channels,
+            self.input_channels,
+            self.patch_size,
+            num_classes=num_classes,
+            dropout=self.dropout_rate,
+            sigma_data=self.sigma_data,
+        )

@@ -1,7 +1,10 @@
-"""The hourglass diffusion transformer (Crowson et al., 2024, arXiv 2401.11605): levels of tokens, finest first, merged by fours.
+"""The hourglass diffusion transformer (Crowson et al., 2024, arXiv 2401.11605): levels of tokens,
+finest first, merged by fours.
 
-Fine levels attend nearby, the coarsest everywhere; on the way back each level is mixed with what it was.
+Fine levels attend nearby, the coarsest everywhere; on the way back each level is mixed with what it
+was.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -60,47 +63,122 @@ from .transformer_levels import (
     TokenSplitWithoutSkip,
     downscale_pos,
 )
-from .windows import apply_window_attention, make_shifted_window_masks, shifted_unwindow, shifted_window, unwindow, window
+from .windows import (
+    apply_window_attention,
+    make_shifted_window_masks,
+    shifted_unwindow,
+    shifted_window,
+    unwindow,
+    window,
+)
 
 __all__ = [
-    'AdaRMSNorm', 'ApplyRotaryEmbeddingInplace', 'AxialRoPE', 'FeedForwardBlock', 'GlobalAttentionSpec',
-    'GlobalTransformerLayer', 'ImageTransformerDenoiserModelV2', 'ImageTransformerV2Config', 'Level', 'LevelSpec', 'Linear',
-    'LinearGEGLU', 'MappingFeedForwardBlock', 'MappingNetwork', 'MappingSpec', 'NeighborhoodAttentionSpec',
-    'NeighborhoodSelfAttentionBlock', 'NeighborhoodTransformerLayer', 'NoAttentionSpec', 'NoAttentionTransformerLayer', 'RMSNorm',
-    'SelfAttentionBlock', 'ShiftedWindowAttentionSpec', 'ShiftedWindowSelfAttentionBlock', 'ShiftedWindowTransformerLayer',
-    'TokenMerge', 'TokenSplit', 'TokenSplitWithoutSkip', 'apply_rotary_emb', 'apply_rotary_emb_', 'apply_wd',
-    'apply_window_attention', 'checkpoint', 'downscale_pos', 'filter_params', 'linear_geglu', 'make_shifted_window_masks',
-    'rms_norm', 'scale_for_cosine_sim', 'scale_for_cosine_sim_qkv', 'shifted_unwindow', 'shifted_window', 'tag_module',
-    'tag_param', 'unwindow', 'use_flash_2', 'window', 'zero_init',
+    'AdaRMSNorm',
+    'ApplyRotaryEmbeddingInplace',
+    'AxialRoPE',
+    'FeedForwardBlock',
+    'GlobalAttentionSpec',
+    'GlobalTransformerLayer',
+    'ImageTransformerDenoiserModelV2',
+    'ImageTransformerV2Config',
+    'Level',
+    'LevelSpec',
+    'Linear',
+    'LinearGEGLU',
+    'MappingFeedForwardBlock',
+    'MappingNetwork',
+    'MappingSpec',
+    'NeighborhoodAttentionSpec',
+    'NeighborhoodSelfAttentionBlock',
+    'NeighborhoodTransformerLayer',
+    'NoAttentionSpec',
+    'NoAttentionTransformerLayer',
+    'RMSNorm',
+    'SelfAttentionBlock',
+    'ShiftedWindowAttentionSpec',
+    'ShiftedWindowSelfAttentionBlock',
+    'ShiftedWindowTransformerLayer',
+    'TokenMerge',
+    'TokenSplit',
+    'TokenSplitWithoutSkip',
+    'apply_rotary_emb',
+    'apply_rotary_emb_',
+    'apply_wd',
+    'apply_window_attention',
+    'checkpoint',
+    'downscale_pos',
+    'filter_params',
+    'linear_geglu',
+    'make_shifted_window_masks',
+    'rms_norm',
+    'scale_for_cosine_sim',
+    'scale_for_cosine_sim_qkv',
+    'shifted_unwindow',
+    'shifted_window',
+    'tag_module',
+    'tag_param',
+    'unwindow',
+    'use_flash_2',
+    'window',
+    'zero_init',
 ]
 
 
 class ImageTransformerDenoiserModelV2(ConditionedTransformer):
-    """F(x, sigma): [B, in_channels, ...] -> [B, out_channels, ...], with as many spatial axes as `patch_size` has sides.
+    """F(x, sigma): [B, in_channels, ...] -> [B, out_channels, ...], with as many spatial axes as
+    `patch_size` has sides.
 
-    `levels` are described finest first; each merges the tokens of the one before by twos along every axis. `num_classes` counts the class
-    that stands for none; with classes class_cond [B] must be given, with mapping_cond_dim mapping_cond [B, mapping_cond_dim].
+    `levels` are described finest first; each merges the tokens of the one before by twos along
+    every axis. `num_classes` counts the class that stands for none; with classes class_cond [B]
+    must be given, with mapping_cond_dim mapping_cond [B, mapping_cond_dim].
     """
 
-    def __init__(self, levels: Sequence[LevelSpec], mapping: MappingSpec, in_channels: int, out_channels: int,
-                 patch_size: Sequence[int], num_classes: int = 0, mapping_cond_dim: int = 0) -> None:
+    def __init__(
+        self,
+        levels: Sequence[LevelSpec],
+        mapping: MappingSpec,
+        in_channels: int,
+        out_channels: int,
+        patch_size: Sequence[int],
+        num_classes: int = 0,
+        mapping_cond_dim: int = 0,
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
         *outer, inner = levels
         dims = len(patch_size)
         halves = (2,) * dims
         self.patch_in = TokenMerge(in_channels, levels[0].width, patch_size)
-        self.make_condition(mapping.depth, mapping.width, mapping.d_ff, mapping.dropout, num_classes, mapping_cond_dim)
+        self.make_condition(
+            mapping.depth,
+            mapping.width,
+            mapping.d_ff,
+            mapping.dropout,
+            num_classes,
+            mapping_cond_dim,
+        )
         self.down_levels = nn.ModuleList([level.layers(mapping.width, dims) for level in outer])
-        self.up_levels = nn.ModuleList([level.layers(mapping.width, dims, first=level.depth) for level in outer])
+        self.up_levels = nn.ModuleList(
+            [level.layers(mapping.width, dims, first=level.depth) for level in outer]
+        )
         self.mid_level = inner.layers(mapping.width, dims)
-        self.merges = nn.ModuleList([TokenMerge(fine.width, coarse.width, halves) for fine, coarse in pairwise(levels)])
-        self.splits = nn.ModuleList([TokenSplit(coarse.width, fine.width, halves) for fine, coarse in pairwise(levels)])
+        self.merges = nn.ModuleList(
+            [TokenMerge(fine.width, coarse.width, halves) for fine, coarse in pairwise(levels)]
+        )
+        self.splits = nn.ModuleList(
+            [TokenSplit(coarse.width, fine.width, halves) for fine, coarse in pairwise(levels)]
+        )
         self.out_norm = RMSNorm(levels[0].width)
         self.patch_out = zero_init(TokenSplitWithoutSkip(levels[0].width, out_channels, patch_size))
 
-    def forward(self, x: Tensor, sigma: Tensor, aug_cond: Tensor | None = None, class_cond: Tensor | None = None,
-                mapping_cond: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        aug_cond: Tensor | None = None,
+        class_cond: Tensor | None = None,
+        mapping_cond: Tensor | None = None,
+    ) -> Tensor:
         self._check_sides(x.shape[2:])
         cond = self.condition(sigma, aug_cond, class_cond, mapping_cond)
         x = self.patch_in(x.movedim(1, -1))
@@ -119,18 +197,24 @@ class ImageTransformerDenoiserModelV2(ConditionedTransformer):
         return [self.down_levels, self.up_levels, self.mid_level, self.merges, self.splits]
 
     def _check_sides(self, sides: Sequence[int]) -> None:
-        units = [side * 2**len(self.merges) for side in self.patch_in.patch_size]
+        units = [side * 2 ** len(self.merges) for side in self.patch_in.patch_size]
         if len(sides) != len(units):
             raise ValueError(f'the input must have {len(units)} spatial axes; got {len(sides)}')
         if any(side % unit for side, unit in zip(sides, units)):
-            raise ValueError(f'the input is {"x".join(map(str, sides))}; this model takes sides that are multiples of '
-                             f'{" and ".join(map(str, units))}: pad, crop or resize it')
+            raise ValueError(
+                f'the input is {"x".join(map(str, sides))}; this model takes sides that are '
+                'multiples of '
+                f'{" and ".join(map(str, units))}: pad, crop or resize it'
+            )
 
 
 #: The kinds of attention by their "type", with the defaults of their keys.
 ATTENTIONS: dict[str, tuple[type[AttentionSpec], dict[str, Any]]] = {
     'global': (GlobalAttentionSpec, {'d_head': 64}),
-    'neighborhood': (NeighborhoodAttentionSpec, {'d_head': 64, 'kernel_size': 7, 'backend': 'auto'}),
+    'neighborhood': (
+        NeighborhoodAttentionSpec,
+        {'d_head': 64, 'kernel_size': 7, 'backend': 'auto'},
+    ),
     'shifted-window': (ShiftedWindowAttentionSpec, {'d_head': 64}),
     'none': (NoAttentionSpec, {}),
 }
@@ -160,41 +244,75 @@ class ImageTransformerV2Config(TransformerSection):
     DIMS = (1, 2, 3)
 
     type: Literal['image_transformer_v2'] = 'image_transformer_v2'
-    depths: list[int]                               # these five: an entry for each level, finest first
+    depths: list[int]  # these five: an entry for each level, finest first
     widths: list[int]
-    d_ffs: list[int] | None = None                  # 3 times the width
-    self_attns: list[dict[str, Any]] | None = None  # neighborhoods of 7, at the coarsest level global
+    d_ffs: list[int] | None = None  # 3 times the width
+    self_attns: list[dict[str, Any]] | None = (
+        None  # neighborhoods of 7, at the coarsest level global
+    )
     dropout_rate: list[float] | float | None = None
     mapping_width: int = 256
     mapping_depth: int = 2
-    mapping_d_ff: int | None = None                 # 3 times the width
+    mapping_d_ff: int | None = None  # 3 times the width
     mapping_cond_dim: int = 0
-    mapping_dropout_rate: float = 0.
+    mapping_dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         n, rates = len(self.widths), self.dropout_rate
         self.d_ffs = d_ffs = self.d_ffs or [3 * width for width in self.widths]
-        self.dropout_rate = dropout_rate = rates if isinstance(rates, list) else [rates or 0.] * n
-        self.self_attns = self_attns = self.self_attns or [{'type': 'neighborhood'}] * (n - 1) + [{'type': 'global'}]
+        self.dropout_rate = dropout_rate = rates if isinstance(rates, list) else [rates or 0.0] * n
+        self.self_attns = self_attns = self.self_attns or [{'type': 'neighborhood'}] * (n - 1) + [
+            {'type': 'global'}
+        ]
         self.mapping_d_ff = self.mapping_d_ff or 3 * self.mapping_width
-        for name, values in (('depths', self.depths), ('d_ffs', d_ffs), ('self_attns', self_attns), ('dropout_rate', dropout_rate)):
+        for name, values in (
+            ('depths', self.depths),
+            ('d_ffs', d_ffs),
+            ('self_attns', self_attns),
+            ('dropout_rate', dropout_rate),
+        ):
             if len(values) != n or n == 0:
-                raise ValueError(f'{name} has {len(values)} entries and widths has {n}; give one for each level, and at least one level')
-        check_above(0, depths=min(self.depths), widths=min(self.widths), d_ffs=min(d_ffs), mapping_width=self.mapping_width,
-                    mapping_d_ff=self.mapping_d_ff)
+                raise ValueError(
+                    f'{name} has {len(values)} entries and widths has {n}; give one for each '
+                    'level, and at least one level'
+                )
+        check_above(
+            0,
+            depths=min(self.depths),
+            widths=min(self.widths),
+            d_ffs=min(d_ffs),
+            mapping_width=self.mapping_width,
+            mapping_d_ff=self.mapping_d_ff,
+        )
         check_above(-1, mapping_depth=self.mapping_depth, mapping_cond_dim=self.mapping_cond_dim)
         check_share(mapping_dropout_rate=self.mapping_dropout_rate)
         for rate in dropout_rate:
             check_share(dropout_rate=rate)
         if self.mapping_width % 2:
-            raise ValueError(f'mapping_width is {self.mapping_width}; it must be even, half cosines and half sines')
+            raise ValueError(
+                f'mapping_width is {self.mapping_width}; it must be even, half cosines and half '
+                'sines'
+            )
         self.check_sides(n)
-        self.mapping = MappingSpec(self.mapping_depth, self.mapping_width, self.mapping_d_ff, self.mapping_dropout_rate)
-        self.levels = [LevelSpec(*level) for level in zip(self.depths, self.widths, d_ffs, self._attentions(self_attns), dropout_rate)]
-        # What runs the attention is of the machine, so it stands in a filled config only where the config itself says it.
-        self.self_attns = [{'type': given['type'], **{key: value for key, value in asdict(level.self_attn).items() if value != 'auto'}}
-                           for given, level in zip(self_attns, self.levels)]
+        self.mapping = MappingSpec(
+            self.mapping_depth, self.mapping_width, self.mapping_d_ff, self.mapping_dropout_rate
+        )
+        self.levels = [
+            LevelSpec(*level)
+            for level in zip(
+                self.depths, self.widths, d_ffs, self._attentions(self_attns), dropout_rate
+            )
+        ]
+        # What runs the attention is of the machine, so it stands in a filled config only where the
+        # config itself says it.
+        self.self_attns = [
+            {
+                'type': given['type'],
+                **{key: value for key, value in asdict(level.self_attn).items() if value != 'auto'},
+            }
+            for given, level in zip(self_attns, self.levels)
+        ]
 
     def _attentions(self, sections: list[dict[str, Any]]) -> list[AttentionSpec]:
         """The attention of each level, fit for its width and its grid of tokens."""
@@ -202,12 +320,25 @@ class ImageTransformerV2Config(TransformerSection):
         for i, (section, width) in enumerate(zip(sections, self.widths)):
             try:
                 specs.append(attention_spec(section))
-                specs[i].check(width, [side // patch // 2**i for side, patch in zip(self.input_size, self.patch_size)])
+                specs[i].check(
+                    width,
+                    [
+                        side // patch // 2**i
+                        for side, patch in zip(self.input_size, self.patch_size)
+                    ],
+                )
             except ValueError as error:
                 raise ValueError(f'self_attns[{i}].{error}') from None
         return specs
 
     def build(self, num_classes: int = 0) -> ImageTransformerDenoiserModelV2:
         """The network; `num_classes` counts the class that stands for none."""
-        return ImageTransformerDenoiserModelV2(self.levels, self.mapping, self.input_channels, self.input_channels, self.patch_size,
-                                               num_classes=num_classes, mapping_cond_dim=self.mapping_cond_dim)
+        return ImageTransformerDenoiserModelV2(
+            self.levels,
+            self.mapping,
+            self.input_channels,
+            self.input_channels,
+            self.patch_size,
+            num_classes=num_classes,
+            mapping_cond_dim=self.mapping_cond_dim,
+        )

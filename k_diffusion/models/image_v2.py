@@ -1,8 +1,11 @@
-"""A U-Net whose activations, weights and updates keep their size in training, and that says how wrong it will be.
+"""A U-Net whose activations, weights and updates keep their size in training, and that says how
+wrong it will be.
 
-Karras et al. (2024), arXiv 2312.02696 ("EDM2"), configuration G, from its equations; layers/magnitude.py has the parts. No biases, no
-learned normalisation, and no weight decay: learning rates are high (0.01 with AdamW) and fall like one over the root of the steps.
+Karras et al. (2024), arXiv 2312.02696 ("EDM2"), configuration G, from its equations;
+layers/magnitude.py has the parts. No biases, no learned normalisation, and no weight decay:
+learning rates are high (0.01 with AdamW) and fall like one over the root of the steps.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -21,21 +24,30 @@ from ..layers.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, norma
 from .levels import HEAD_SIZE, check_levels, check_sides, n_groups
 from .section import ModelSection, check_above, check_share
 
-BALANCE = 0.3           # the share of what a branch computes when it is added to what passes by it
+BALANCE = 0.3  # the share of what a branch computes when it is added to what passes by it
 UNCERTAINTY_FEATURES = 128
 
 Resampling = Literal['down', 'up'] | None
 
 
 class MPBlock(ConditionedModule):
-    """x [B, c_in, H, W] resampled, a residual branch that the condition [B, feats] scales, and attention: -> [B, c_out, H', W'].
+    """x [B, c_in, H, W] resampled, a residual branch that the condition [B, feats] scales, and
+    attention: -> [B, c_out, H', W'].
 
-    On the way down (`encoder`) a 1x1 convolution and a normalisation of each pixel come first; on the way up the convolution
-    stands beside the branch.
+    On the way down (`encoder`) a 1x1 convolution and a normalisation of each pixel come first; on
+    the way up the convolution stands beside the branch.
     """
 
-    def __init__(self, feats: int, c_in: int, c_out: int, encoder: bool, resampling: Resampling = None, self_attn: bool = False,
-                 dropout_rate: float = 0.) -> None:
+    def __init__(
+        self,
+        feats: int,
+        c_in: int,
+        c_out: int,
+        encoder: bool,
+        resampling: Resampling = None,
+        self_attn: bool = False,
+        dropout_rate: float = 0.0,
+    ) -> None:
         super().__init__()
         self.encoder, self.resampling = encoder, resampling
         self.skip = MPConv(c_in, c_out, 1) if c_in != c_out else None
@@ -60,10 +72,15 @@ class MPBlock(ConditionedModule):
         return self.attention(mp_sum(x, y, BALANCE))
 
     def attention(self, x: Tensor) -> Tensor:
-        """Attention of the pixels by the cosine of their queries and keys, where the block has it."""
+        """Attention of the pixels by the cosine of their queries and keys, where the block has
+        it.
+        """
         if self.qkv is None or self.attn_out is None:
             return x
-        q, k, v = (normalize(split_heads(tokens(y), self.n_head), dim=-1) for y in self.qkv(x).chunk(3, dim=1))
+        q, k, v = (
+            normalize(split_heads(tokens(y), self.n_head), dim=-1)
+            for y in self.qkv(x).chunk(3, dim=1)
+        )
         return mp_sum(x, self.attn_out(image(join_heads(attend(q, k, v)), x)), BALANCE)
 
 
@@ -71,19 +88,33 @@ def resample(x: Tensor, how: Resampling) -> Tensor:
     """The mean of each four pixels ('down'), or each pixel four times ('up')."""
     if how is None:
         return x
-    return F.avg_pool2d(x, 2) if how == 'down' else F.interpolate(x, scale_factor=2., mode='nearest')
+    return (
+        F.avg_pool2d(x, 2) if how == 'down' else F.interpolate(x, scale_factor=2.0, mode='nearest')
+    )
 
 
 class ImageDenoiserModelV2(nn.Module):
-    """F(x, sigma): [B, c_in, H, W] -> the same, and with `return_variance` also the log variance [B] of its error.
+    """F(x, sigma): [B, c_in, H, W] -> the same, and with `return_variance` also the log variance
+    [B] of its error.
 
-    `depths`, `channels`, `self_attn_depths`: blocks, width and attention of each level, finest first. The condition is made of sigma,
-    of `mapping_cond` [B, mapping_cond_dim] and of `class_cond` [B], whole numbers below `num_classes`, the last of which stands for
-    no class. Call `proj_` after each step of the optimizer (k-diffusion train does).
+    `depths`, `channels`, `self_attn_depths`: blocks, width and attention of each level, finest
+    first. The condition is made of sigma, of `mapping_cond` [B, mapping_cond_dim] and of
+    `class_cond` [B], whole numbers below `num_classes`, the last of which stands for no class. Call
+    `proj_` after each step of the optimizer (k-diffusion train does).
     """
 
-    def __init__(self, c_in: int, feats: int, depths: Sequence[int], channels: Sequence[int], self_attn_depths: Sequence[bool],
-                 mapping_cond_dim: int = 0, dropout_rate: float = 0., patch_size: int = 1, num_classes: int = 0) -> None:
+    def __init__(
+        self,
+        c_in: int,
+        feats: int,
+        depths: Sequence[int],
+        channels: Sequence[int],
+        self_attn_depths: Sequence[bool],
+        mapping_cond_dim: int = 0,
+        dropout_rate: float = 0.0,
+        patch_size: int = 1,
+        num_classes: int = 0,
+    ) -> None:
         super().__init__()
         check_levels(depths, channels, self_attn_depths, None, 0, 0)
         self.c_in, self.patch_size, self.num_classes = c_in, patch_size, num_classes
@@ -95,14 +126,22 @@ class ImageDenoiserModelV2(nn.Module):
         self.cond_gain = nn.Parameter(torch.zeros(())) if mapping_cond_dim else None
         self.conv_in = MPConv(c_in * patch_size**2 + 1, channels[0], 3)
         self.down, widths = _encoder(feats, depths, channels, self_attn_depths, dropout_rate)
-        self.up = _decoder(feats, depths, channels, self_attn_depths, dropout_rate, [channels[0], *widths])
+        self.up = _decoder(
+            feats, depths, channels, self_attn_depths, dropout_rate, [channels[0], *widths]
+        )
         self.conv_out = MPConv(channels[0], c_in * patch_size**2, 3)
         self.out_gain = nn.Parameter(torch.zeros(()))
         self.logvar_fourier = MPFourier(UNCERTAINTY_FEATURES)
         self.logvar = MPConv(UNCERTAINTY_FEATURES, 1)
 
-    def forward(self, input: Tensor, sigma: Tensor, mapping_cond: Tensor | None = None, return_variance: bool = False,
-                class_cond: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        input: Tensor,
+        sigma: Tensor,
+        mapping_cond: Tensor | None = None,
+        return_variance: bool = False,
+        class_cond: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         self._check_given(input)
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         cond = self.condition(c_noise, mapping_cond, class_cond)
@@ -121,25 +160,42 @@ class ImageDenoiserModelV2(nn.Module):
 
     @property
     def joins(self) -> list[bool]:
-        """Which blocks on the way up are shown what one on the way down has computed: all but the first two and those that double."""
+        """Which blocks on the way up are shown what one on the way down has computed: all but
+        the first two and those that double.
+        """
         return [i > 1 and block.resampling is None for i, block in enumerate(self.up)]
 
-    def condition(self, c_noise: Tensor, mapping_cond: Tensor | None, class_cond: Tensor | None) -> Tensor:
+    def condition(
+        self, c_noise: Tensor, mapping_cond: Tensor | None, class_cond: Tensor | None
+    ) -> Tensor:
         """Return what modulates every block: [B, feats]."""
         emb = self.emb_noise(self.fourier(c_noise))
         if self.emb_class is not None:
-            null = torch.full_like(c_noise, self.num_classes - 1, dtype=torch.long) if class_cond is None else class_cond
-            one_hot = F.one_hot(null, self.num_classes)[:, :-1].to(emb)     # the class that stands for none has no entry
-            emb = mp_sum(emb, self.emb_class(one_hot * (self.num_classes - 1)**0.5))
+            null = (
+                torch.full_like(c_noise, self.num_classes - 1, dtype=torch.long)
+                if class_cond is None
+                else class_cond
+            )
+            one_hot = F.one_hot(null, self.num_classes)[:, :-1].to(
+                emb
+            )  # the class that stands for none has no entry
+            emb = mp_sum(emb, self.emb_class(one_hot * (self.num_classes - 1) ** 0.5))
         elif class_cond is not None:
-            raise ValueError('class_cond was given to a model without classes; build it with num_classes or leave it out')
+            raise ValueError(
+                'class_cond was given to a model without classes; build it with num_classes or '
+                'leave it out'
+            )
         if mapping_cond is not None:
             if self.emb_cond is None or self.cond_gain is None:
-                raise ValueError('mapping_cond was given to a model without one; build it with mapping_cond_dim or leave it out')
+                raise ValueError(
+                    'mapping_cond was given to a model without one; build it with '
+                    'mapping_cond_dim or leave it out'
+                )
             emb = emb + self.emb_cond(mapping_cond, self.cond_gain)
         return mp_silu(emb)
 
-    # Equations 14 to 16: the loss is |F - target|^2 / exp(u) + u, and u(sigma) a linear map of features of the noise level alone
+    # Equations 14 to 16: the loss is |F - target|^2 / exp(u) + u, and u(sigma) a linear map of
+    # features of the noise level alone
     def uncertainty(self, c_noise: Tensor) -> Tensor:
         """u [B], the log variance of the error at these noise levels."""
         out: Tensor = self.logvar(self.logvar_fourier(c_noise))
@@ -153,21 +209,35 @@ class ImageDenoiserModelV2(nn.Module):
         return self
 
     def param_groups(self, base_lr: float = 1e-2) -> list[dict[str, Any]]:
-        """All parameters, without weight decay, which would only turn lengths that have no effect."""
-        return [{'params': list(self.parameters()), 'lr': base_lr, 'weight_decay': 0.}]
+        """All parameters, without weight decay, which would only turn lengths that have no
+        effect.
+        """
+        return [{'params': list(self.parameters()), 'lr': base_lr, 'weight_decay': 0.0}]
 
     def hidden_parameters(self) -> list[nn.Parameter]:
         """The convolutions between hidden features, which Muon takes."""
-        return [p for blocks in (self.down, self.up) for name, p in blocks.named_parameters() if p.ndim > 1 and '.emb.' not in f'.{name}']
+        return [
+            p
+            for blocks in (self.down, self.up)
+            for name, p in blocks.named_parameters()
+            if p.ndim > 1 and '.emb.' not in f'.{name}'
+        ]
 
     def _check_given(self, input: Tensor) -> None:
         if input.ndim != 4 or input.shape[1] != self.c_in:
-            raise ValueError(f'the input is {list(input.shape)}; this model takes [B, {self.c_in}, H, W]')
+            raise ValueError(
+                f'the input is {list(input.shape)}; this model takes [B, {self.c_in}, H, W]'
+            )
         check_sides(input.shape[2:], self.patch_size, len(self.channels) - 1)
 
 
-def _encoder(feats: int, depths: Sequence[int], channels: Sequence[int], self_attn: Sequence[bool], dropout: float,
-             ) -> tuple[nn.ModuleList, list[int]]:
+def _encoder(
+    feats: int,
+    depths: Sequence[int],
+    channels: Sequence[int],
+    self_attn: Sequence[bool],
+    dropout: float,
+) -> tuple[nn.ModuleList, list[int]]:
     """The blocks on the way down, and the channels that each gives."""
     blocks, widths = nn.ModuleList(), []
     c = channels[0]
@@ -182,18 +252,33 @@ def _encoder(feats: int, depths: Sequence[int], channels: Sequence[int], self_at
     return blocks, widths
 
 
-def _decoder(feats: int, depths: Sequence[int], channels: Sequence[int], self_attn: Sequence[bool], dropout: float,
-             skips: list[int]) -> nn.ModuleList:
-    """The blocks on the way up: two at the coarsest level, then one for each skip, the last one first."""
+def _decoder(
+    feats: int,
+    depths: Sequence[int],
+    channels: Sequence[int],
+    self_attn: Sequence[bool],
+    dropout: float,
+    skips: list[int],
+) -> nn.ModuleList:
+    """The blocks on the way up: two at the coarsest level, then one for each skip, the last one
+    first.
+    """
     blocks, c, deepest = nn.ModuleList(), channels[-1], len(channels) - 1
     skips = list(skips)
     for i in range(deepest, -1, -1):
         if i == deepest:
-            blocks.extend([MPBlock(feats, c, c, False, None, self_attn[i], dropout), MPBlock(feats, c, c, False, None, False, dropout)])
+            blocks.extend(
+                [
+                    MPBlock(feats, c, c, False, None, self_attn[i], dropout),
+                    MPBlock(feats, c, c, False, None, False, dropout),
+                ]
+            )
         else:
             blocks.append(MPBlock(feats, c, c, False, 'up'))
         for _ in range(depths[i] + 1):
-            blocks.append(MPBlock(feats, c + skips.pop(), channels[i], False, None, self_attn[i], dropout))
+            blocks.append(
+                MPBlock(feats, c + skips.pop(), channels[i], False, None, self_attn[i], dropout)
+            )
             c = channels[i]
     return blocks
 
@@ -204,14 +289,14 @@ class ImageV2Config(ModelSection):
 
     type: Literal['image_v2'] = 'image_v2'
     patch_size: int = 1
-    mapping_out: int                                # features of the condition
-    depths: list[int]                               # an entry for each level, finest first; so are the next two
+    mapping_out: int  # features of the condition
+    depths: list[int]  # an entry for each level, finest first; so are the next two
     channels: list[int]
     self_attn_depths: list[bool]
     mapping_cond_dim: int = 0
-    dropout_rate: float = 0.
-    has_variance: bool = True                       # train with the uncertainty that the network learns
-    augment_wrapper: bool = True                    # tell the network how its image was augmented
+    dropout_rate: float = 0.0
+    has_variance: bool = True  # train with the uncertainty that the network learns
+    augment_wrapper: bool = True  # tell the network how its image was augmented
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -224,6 +309,13 @@ class ImageV2Config(ModelSection):
     def build(self, num_classes: int = 0) -> ImageDenoiserModelV2:
         """The network; `num_classes` counts the class that stands for none."""
         return ImageDenoiserModelV2(
-            self.input_channels, self.mapping_out, self.depths, self.channels, self.self_attn_depths,
-            mapping_cond_dim=self.mapping_cond_dim + (9 if self.augment_wrapper else 0), dropout_rate=self.dropout_rate,
-            patch_size=self.patch_size, num_classes=num_classes)
+            self.input_channels,
+            self.mapping_out,
+            self.depths,
+            self.channels,
+            self.self_attn_depths,
+            mapping_cond_dim=self.mapping_cond_dim + (9 if self.augment_wrapper else 0),
+            dropout_rate=self.dropout_rate,
+            patch_size=self.patch_size,
+            num_classes=num_classes,
+        )

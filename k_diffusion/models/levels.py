@@ -1,10 +1,13 @@
-"""Which levels a U-Net can be built of, and which images fit it; each sentence begins with the key at fault."""
+"""Which levels a U-Net can be built of, and which images fit it; each sentence begins with the
+key at fault.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 GROUP_SIZE = 32  # channels of a normalisation group
-HEAD_SIZE = 64   # channels of an attention head
+HEAD_SIZE = 64  # channels of an attention head
 
 
 def n_groups(channels: int, size: int) -> int:
@@ -15,7 +18,9 @@ def n_groups(channels: int, size: int) -> int:
 def check_skip_stages(skip_stages: int, levels: int) -> None:
     """At least one level must work."""
     if not 0 <= skip_stages < levels:
-        raise ValueError(f'skip_stages is {skip_stages}; with {levels} levels it must be from 0 to {levels - 1}')
+        raise ValueError(
+            f'skip_stages is {skip_stages}; with {levels} levels it must be from 0 to {levels - 1}'
+        )
 
 
 def check_sides(sides: Sequence[int], patch_size: int, halvings: int) -> None:
@@ -23,29 +28,57 @@ def check_sides(sides: Sequence[int], patch_size: int, halvings: int) -> None:
     unit = patch_size * 2**halvings
     least = 2 * unit if halvings else unit  # the padding reflects, which takes two pixels
     if any(side % unit or side < least for side in sides):
-        raise ValueError(f'input_size is {"x".join(map(str, sides))}, which cannot be halved {halvings} times in patches of {patch_size}; '
-                         f'pad, crop or resize to sides that are multiples of {unit}, at least {least}')
+        raise ValueError(
+            f'input_size is {"x".join(map(str, sides))}, which cannot be halved {halvings} times '
+            f'in patches of {patch_size}; '
+            f'pad, crop or resize to sides that are multiples of {unit}, at least {least}'
+        )
 
 
-def check_levels(depths: Sequence[int], channels: Sequence[int], self_attn_depths: Sequence[bool],
-                 cross_attn_depths: Sequence[bool] | None, cross_cond_dim: int, skip_stages: int) -> None:
+def check_levels(
+    depths: Sequence[int],
+    channels: Sequence[int],
+    self_attn_depths: Sequence[bool],
+    cross_attn_depths: Sequence[bool] | None,
+    cross_cond_dim: int,
+    skip_stages: int,
+) -> None:
     """Refuses levels that cannot be built."""
     levels = len(channels)
-    for name, given in (('depths', depths), ('self_attn_depths', self_attn_depths), ('cross_attn_depths', cross_attn_depths)):
+    for name, given in (
+        ('depths', depths),
+        ('self_attn_depths', self_attn_depths),
+        ('cross_attn_depths', cross_attn_depths),
+    ):
         if given is not None and len(given) != levels:
-            raise ValueError(f'{name} has {len(given)} entries and channels has {levels}; give one for each level')
+            raise ValueError(
+                f'{name} has {len(given)} entries and channels has {levels}; give one for each '
+                'level'
+            )
     if levels == 0 or min(depths) < 1 or min(channels) < 1:
-        raise ValueError(f'channels is {list(channels)} and depths is {list(depths)}; give at least one level, of at least 1 each')
+        raise ValueError(
+            f'channels is {list(channels)} and depths is {list(depths)}; give at least one level, '
+            'of at least 1 each'
+        )
     check_skip_stages(skip_stages, levels)
     if any(cross_attn_depths or ()) != (cross_cond_dim > 0):
-        raise ValueError(f'cross_attn_depths is {cross_attn_depths} and cross_cond_dim is {cross_cond_dim}; cross-attention needs '
-                         'both a level that has it and the size of what it attends to')
+        raise ValueError(
+            f'cross_attn_depths is {cross_attn_depths} and cross_cond_dim is {cross_cond_dim}; '
+            'cross-attention needs '
+            'both a level that has it and the size of what it attends to'
+        )
     for i, c in enumerate(channels):
         if c % n_groups(c, GROUP_SIZE) or 2 * c % n_groups(2 * c, GROUP_SIZE):
-            raise ValueError(f'channels has {c} at level {i}, which does not fall into groups of about {GROUP_SIZE}; '
-                             f'take a multiple of {GROUP_SIZE}')
+            raise ValueError(
+                f'channels has {c} at level {i}, which does not fall into groups of about '
+                f'{GROUP_SIZE}; '
+                f'take a multiple of {GROUP_SIZE}'
+            )
         finer = channels[max(0, i - 1)]
         attends = self_attn_depths[i] or (cross_attn_depths is not None and cross_attn_depths[i])
         if attends and (c % n_groups(c, HEAD_SIZE) or finer % n_groups(finer, HEAD_SIZE)):
-            raise ValueError(f'channels has {c} at level {i} and {finer} above it, which do not fall into attention heads of about '
-                             f'{HEAD_SIZE}; take multiples of {HEAD_SIZE}')
+            raise ValueError(
+                f'channels has {c} at level {i} and {finer} above it, which do not fall into '
+                'attention heads of about '
+                f'{HEAD_SIZE}; take multiples of {HEAD_SIZE}'
+            )

@@ -1,14 +1,34 @@
 """What the "model" section of every config holds, whatever its "type"."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-#: The largest numbers that are taken for meant; beyond them a slip of the finger would cost all memory, or a night of building.
-LIMITS = {'input_size': 16_384, 'input_channels': 4_096, 'patch_size': 4_096,
-          **dict.fromkeys(('depth', 'depths', 'mapping_depth'), 1_000),
-          **dict.fromkeys(('channels', 'width', 'widths', 'd_ff', 'd_ffs', 'mapping_out', 'mapping_width', 'mapping_d_ff',
-                           'mapping_cond_dim', 'unet_cond_dim', 'cross_cond_dim'), 131_072)}
+#: The largest numbers that are taken for meant; beyond them a slip of the finger would cost all
+#: memory, or a night of building.
+LIMITS = {
+    'input_size': 16_384,
+    'input_channels': 4_096,
+    'patch_size': 4_096,
+    **dict.fromkeys(('depth', 'depths', 'mapping_depth'), 1_000),
+    **dict.fromkeys(
+        (
+            'channels',
+            'width',
+            'widths',
+            'd_ff',
+            'd_ffs',
+            'mapping_out',
+            'mapping_width',
+            'mapping_d_ff',
+            'mapping_cond_dim',
+            'unet_cond_dim',
+            'cross_cond_dim',
+        ),
+        131_072,
+    ),
+}
 MOST_LEVELS = 16
 
 
@@ -16,11 +36,13 @@ MOST_LEVELS = 16
 class DenoiserSection:
     """How a network becomes a denoiser, and its loss."""
 
-    sigma_data: float = 1.                          # standard deviation of the data
+    sigma_data: float = 1.0  # standard deviation of the data
     has_variance: bool = False
     loss_config: Literal['karras', 'simple'] = 'karras'
     loss_weighting: Literal['karras', 'soft-min-snr', 'snr', 'flow'] = 'karras'
-    preconditioning: Literal['karras', 'v', 'eps', 'x0', 'flow'] = 'karras'     # what the network predicts
+    preconditioning: Literal['karras', 'v', 'eps', 'x0', 'flow'] = (
+        'karras'  # what the network predicts
+    )
     loss_scales: int = 1
 
     def __post_init__(self) -> None:
@@ -30,42 +52,60 @@ class DenoiserSection:
 
 @dataclass(kw_only=True)
 class ModelSection(DenoiserSection):
-    """The shape of the data, the noise levels and the loss; each network's config adds its own keys."""
+    """The shape of the data, the noise levels and the loss; each network's config adds its own
+    keys.
+    """
 
     #: The numbers of spatial dimensions that the network can be built for.
     DIMS: ClassVar[tuple[int, ...]] = (2,)
 
-    dims: int = 2                                   # spatial dimensions: 1 sequences, 2 pictures, 3 volumes
+    dims: int = 2  # spatial dimensions: 1 sequences, 2 pictures, 3 volumes
     input_channels: int
-    input_size: tuple[int, ...]                     # L; H, W; or D, H, W
-    augment_prob: float = 0.                        # of each of Karras's augmentations
-    sigma_min: float                                # noise levels of sampling
+    input_size: tuple[int, ...]  # L; H, W; or D, H, W
+    augment_prob: float = 0.0  # of each of Karras's augmentations
+    sigma_min: float  # noise levels of sampling
     sigma_max: float
-    sigma_sample_density: dict[str, Any]            # noise levels of training: one of K.schedules.DENSITIES
+    sigma_sample_density: dict[str, Any]  # noise levels of training: one of K.schedules.DENSITIES
 
     def __post_init__(self) -> None:
         self._check_limits()
         self._check_dims()
         super().__post_init__()
-        check_above(0, input_channels=self.input_channels, input_size=min(self.input_size), sigma_min=self.sigma_min)
+        check_above(
+            0,
+            input_channels=self.input_channels,
+            input_size=min(self.input_size),
+            sigma_min=self.sigma_min,
+        )
         check_share(augment_prob=self.augment_prob)
         if self.sigma_max <= self.sigma_min:
-            raise ValueError(f'sigma_max is {self.sigma_max}; it must be above sigma_min, {self.sigma_min}')
+            raise ValueError(
+                f'sigma_max is {self.sigma_max}; it must be above sigma_min, {self.sigma_min}'
+            )
 
     def _check_dims(self) -> None:
         if self.dims not in self.DIMS:
-            others = '; image_v1 and image_transformer_v2 take 1 and 3 too' if self.DIMS == (2,) else ''
-            raise ValueError(f'dims must be {" or ".join(map(str, self.DIMS))}; got {self.dims}{others}')
+            others = (
+                '; image_v1 and image_transformer_v2 take 1 and 3 too' if self.DIMS == (2,) else ''
+            )
+            raise ValueError(
+                f'dims must be {" or ".join(map(str, self.DIMS))}; got {self.dims}{others}'
+            )
         if len(self.input_size) != self.dims:
-            raise ValueError(f'input_size must hold {self.dims} side{"s" * (self.dims > 1)}, one for each of dims; '
-                             f'got {list(self.input_size)}')
+            raise ValueError(
+                f'input_size must hold {self.dims} side{"s" * (self.dims > 1)}, one for each of '
+                'dims; '
+                f'got {list(self.input_size)}'
+            )
 
     def _check_limits(self) -> None:
         for key, limit in LIMITS.items():
             value = getattr(self, key, None)
             numbers = value if isinstance(value, (list, tuple)) else [value or 0]
             if len(numbers) > MOST_LEVELS:
-                raise ValueError(f'{key} has {len(numbers)} entries; a network has at most {MOST_LEVELS} levels')
+                raise ValueError(
+                    f'{key} has {len(numbers)} entries; a network has at most {MOST_LEVELS} levels'
+                )
             if max(numbers, default=0) > limit:
                 raise ValueError(f'{key} is {value}; it must be at most {limit:,}')
 

@@ -1,8 +1,10 @@
-"""Tags that say how parameters are trained: 'wd' takes weight decay, 'mapping' the mapping network's learning rate.
+"""Tags that say how parameters are trained: 'wd' takes weight decay, 'mapping' the mapping
+network's learning rate.
 
-They lie on the modules that own the parameters, as plain data by parameter name: deepcopy and pickling keep those, and
-lose attributes of parameters.
+They lie on the modules that own the parameters, as plain data by parameter name: deepcopy and
+pickling keep those, and lose attributes of parameters.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -25,25 +27,39 @@ def apply_wd(module: M) -> M:
 
 
 def tag_param(param: P, tag: str) -> P:
-    """The parameter, tagged itself: for one that no module owns yet. A deepcopy loses this tag; tag_module's stays."""
+    """The parameter, tagged itself: for one that no module owns yet.
+
+    A deepcopy loses this tag; tag_module's stays.
+    """
     vars(param).setdefault('_tags', set()).add(tag)
     return param
 
 
-def filter_params(function: Callable[[set[str]], bool], module: nn.Module) -> Iterator[nn.Parameter]:
+def filter_params(
+    function: Callable[[set[str]], bool], module: nn.Module
+) -> Iterator[nn.Parameter]:
     """The parameters of a module, in order, whose set of tags the function accepts."""
     for owner in module.modules():
         for name, param in owner.named_parameters(recurse=False):
-            if function(vars(owner).get('_tags', {}).get(name, set()) | getattr(param, '_tags', set())):
+            if function(
+                vars(owner).get('_tags', {}).get(name, set()) | getattr(param, '_tags', set())
+            ):
                 yield param
 
 
-def param_groups(module: nn.Module, base_lr: float, mapping_lr_scale: float) -> list[dict[str, Any]]:
-    """Four groups for an optimizer: with weight decay, without it, and the mapping network's two, with its learning rate."""
+def param_groups(
+    module: nn.Module, base_lr: float, mapping_lr_scale: float
+) -> list[dict[str, Any]]:
+    """Four groups for an optimizer: with weight decay, without it, and the mapping network's
+    two, with its learning rate.
+    """
+
     def group(decays: bool, mapping: bool) -> dict[str, Any]:
-        params = filter_params(lambda tags: ('wd' in tags, 'mapping' in tags) == (decays, mapping), module)
+        params = filter_params(
+            lambda tags: ('wd' in tags, 'mapping' in tags) == (decays, mapping), module
+        )
         lr = base_lr * mapping_lr_scale if mapping else base_lr
-        return {'params': list(params), 'lr': lr} | ({} if decays else {'weight_decay': 0.})
+        return {'params': list(params), 'lr': lr} | ({} if decays else {'weight_decay': 0.0})
 
     return [group(decays, mapping) for mapping in (False, True) for decays in (True, False)]
 

@@ -1,4 +1,7 @@
-"""A small text encoder for demonstrations and little data: words hashed to embeddings, a transformer, their mean."""
+"""A small text encoder for demonstrations and little data: words hashed to embeddings, a
+transformer, their mean.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -13,12 +16,21 @@ from ..layers.attention import attend, join_heads, split_heads
 
 
 class TextEncoder(nn.Module):
-    """Word tokens [B, N] -> (a sequence [B, N, D], their mean [B, D]); `tokenise` makes the tokens, 0 is padding.
+    """Word tokens [B, N] -> (a sequence [B, N, D], their mean [B, D]); `tokenise` makes the tokens,
+    0 is padding.
 
-    It has no list of words: a word is one of `vocabulary` embeddings by its hash, so that two may rarely share one.
+    It has no list of words: a word is one of `vocabulary` embeddings by its hash, so that two may
+    rarely share one.
     """
 
-    def __init__(self, width: int = 64, depth: int = 1, heads: int = 4, length: int = 16, vocabulary: int = 4096) -> None:
+    def __init__(
+        self,
+        width: int = 64,
+        depth: int = 1,
+        heads: int = 4,
+        length: int = 16,
+        vocabulary: int = 4096,
+    ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f'width is {width}; it must be a multiple of heads, {heads}')
@@ -32,14 +44,18 @@ class TextEncoder(nn.Module):
         """Texts -> int64 [B, length]: words and single signs, cut at `length`, padded with 0."""
         out = torch.zeros(len(texts), self.length, dtype=torch.long)
         for row, text in zip(out, texts):
-            for i, word in enumerate(re.findall(r'\w+|[^\w\s]', text.lower())[:self.length]):
-                row[i] = 1 + int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), 'little') % (self.vocabulary - 1)
+            for i, word in enumerate(re.findall(r'\w+|[^\w\s]', text.lower())[: self.length]):
+                row[i] = 1 + int.from_bytes(
+                    hashlib.blake2b(word.encode(), digest_size=8).digest(), 'little'
+                ) % (self.vocabulary - 1)
         return out.to(self.places.device)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         there = tokens != 0
-        mask = torch.zeros_like(there, dtype=self.places.dtype).masked_fill(~there, -1e4)[:, None, None]
-        x = self.words(tokens) + self.places[:tokens.shape[1]]
+        mask = torch.zeros_like(there, dtype=self.places.dtype).masked_fill(~there, -1e4)[
+            :, None, None
+        ]
+        x = self.words(tokens) + self.places[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
         x = self.norm(x) * there[..., None]
@@ -57,6 +73,8 @@ class TextBlock(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = (split_heads(t, self.heads) for t in self.qkv(self.norm_attention(x)).chunk(3, -1))
+        q, k, v = (
+            split_heads(t, self.heads) for t in self.qkv(self.norm_attention(x)).chunk(3, -1)
+        )
         x = x + self.out(join_heads(attend(q, k, v, mask)))
         return x + self.down(F.gelu(self.up(self.norm_feed(x))))

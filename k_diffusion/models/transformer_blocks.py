@@ -1,4 +1,7 @@
-"""What both transformers are built from: root-mean-square norms, gated feed-forward blocks, the mapping network, their condition."""
+"""What both transformers are built from: root-mean-square norms, gated feed-forward blocks, the
+mapping network, their condition.
+"""
+
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
@@ -17,13 +20,17 @@ from .tagging import apply_wd, filter_params, param_groups, tag_module
 
 @flags.compile_wrap
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """scale x / sqrt(mean x^2 + eps) over the last axis, computed in float32 at least (Zhang & Sennrich, 2019, arXiv 1910.07467)."""
+    """scale x / sqrt(mean x^2 + eps) over the last axis, computed in float32 at least (Zhang &
+    Sennrich, 2019, arXiv 1910.07467).
+    """
     return fused.plain_rms_norm(x, scale, eps)
 
 
 @flags.compile_wrap
 def linear_geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """value * gelu(gate), where the linear map gives value and gate, in this order (Shazeer, 2020, arXiv 2002.05202)."""
+    """value * gelu(gate), where the linear map gives value and gate, in this order (Shazeer,
+    2020, arXiv 2002.05202).
+    """
     if bias is None:
         return fused.plain_linear_geglu(x, weight)
     value, gate = F.linear(x, weight, bias).chunk(2, dim=-1)
@@ -38,7 +45,9 @@ class LinearGEGLU(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         plain = flags.get_use_compile() or self.bias is not None
-        return linear_geglu(x, self.weight, self.bias) if plain else fused.linear_geglu(x, self.weight)
+        return (
+            linear_geglu(x, self.weight, self.bias) if plain else fused.linear_geglu(x, self.weight)
+        )
 
 
 class RMSNorm(nn.Module):
@@ -56,12 +65,16 @@ class RMSNorm(nn.Module):
 
 
 class AdaRMSNorm(nn.Module):
-    """rms_norm with a scale that a linear map gives, from the condition: x [B, ..., features], cond [B, cond_features]."""
+    """rms_norm with a scale that a linear map gives, from the condition: x [B, ..., features],
+    cond [B, cond_features].
+    """
 
     def __init__(self, features: int, cond_features: int, eps: float = 1e-6) -> None:
         super().__init__()
         self.eps = eps
-        self.linear = tag_module(apply_wd(zero_init(nn.Linear(cond_features, features, bias=False))), 'mapping')
+        self.linear = tag_module(
+            apply_wd(zero_init(nn.Linear(cond_features, features, bias=False))), 'mapping'
+        )
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         scale = self.linear(cond) + 1
@@ -104,7 +117,9 @@ class MappingNetwork(nn.Module):
     def __init__(self, n_layers: int, d_model: int, d_ff: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.in_norm = RMSNorm(d_model)
-        self.blocks = nn.ModuleList([MappingFeedForwardBlock(d_model, d_ff, dropout=dropout) for _ in range(n_layers)])
+        self.blocks = nn.ModuleList(
+            [MappingFeedForwardBlock(d_model, d_ff, dropout=dropout) for _ in range(n_layers)]
+        )
         self.out_norm = RMSNorm(d_model)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -115,42 +130,79 @@ class MappingNetwork(nn.Module):
 
 
 class ConditionedTransformer(nn.Module, ABC):
-    """What the two networks share: how they make their condition, and how their parameters are to be trained."""
+    """What the two networks share: how they make their condition, and how their parameters are
+    to be trained.
+    """
 
-    def make_condition(self, n_layers: int, width: int, d_ff: int, dropout: float = 0.0, num_classes: int = 0,
-                       mapping_cond_dim: int = 0) -> None:
+    def make_condition(
+        self,
+        n_layers: int,
+        width: int,
+        d_ff: int,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        mapping_cond_dim: int = 0,
+    ) -> None:
         """Creates the modules that `condition` uses, under the names that checkpoints know."""
         self.time_emb = FourierFeatures(1, width)
         self.time_in_proj = nn.Linear(width, width, bias=False)
         self.aug_emb = FourierFeatures(9, width)
         self.aug_in_proj = nn.Linear(width, width, bias=False)
         self.class_emb = nn.Embedding(num_classes, width) if num_classes else None
-        self.mapping_cond_in_proj = nn.Linear(mapping_cond_dim, width, bias=False) if mapping_cond_dim else None
+        self.mapping_cond_in_proj = (
+            nn.Linear(mapping_cond_dim, width, bias=False) if mapping_cond_dim else None
+        )
         self.mapping = tag_module(MappingNetwork(n_layers, width, d_ff, dropout=dropout), 'mapping')
 
-    def condition(self, sigma: Tensor, aug_cond: Tensor | None = None, class_cond: Tensor | None = None,
-                  mapping_cond: Tensor | None = None) -> Tensor:
-        """Return what modulates every block, [B, width]: the noise level, the augmentation (none by default), the class and the rest."""
+    def condition(
+        self,
+        sigma: Tensor,
+        aug_cond: Tensor | None = None,
+        class_cond: Tensor | None = None,
+        mapping_cond: Tensor | None = None,
+    ) -> Tensor:
+        """Return what modulates every block, [B, width]: the noise level, the augmentation (none
+        by default), the class and the rest.
+        """
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         aug_cond = c_noise.new_zeros(sigma.shape[0], 9) if aug_cond is None else aug_cond
-        x = self.time_in_proj(self.time_emb(c_noise[..., None])) + self.aug_in_proj(self.aug_emb(aug_cond))
-        for name, module, given in (('class_cond', self.class_emb, class_cond),
-                                    ('mapping_cond', self.mapping_cond_in_proj, mapping_cond)):
+        x = self.time_in_proj(self.time_emb(c_noise[..., None])) + self.aug_in_proj(
+            self.aug_emb(aug_cond)
+        )
+        for name, module, given in (
+            ('class_cond', self.class_emb, class_cond),
+            ('mapping_cond', self.mapping_cond_in_proj, mapping_cond),
+        ):
             if (module is None) != (given is None):
-                raise ValueError(f'{name} was given to a model that was built without it; leave it out' if module is None else
-                                 f'{name} is missing; this model was built with it and cannot run without it')
+                raise ValueError(
+                    f'{name} was given to a model that was built without it; leave it out'
+                    if module is None
+                    else (
+                        f'{name} is missing; this model was built with it and cannot run without it'
+                    )
+                )
             if module is not None:
                 x = x + module(given)
         return self.mapping(x)
 
-    def param_groups(self, base_lr: float = 5e-4, mapping_lr_scale: float = 1 / 3) -> list[dict[str, Any]]:
-        """With weight decay, without it, and the mapping network's two at mapping_lr_scale times the learning rate."""
+    def param_groups(
+        self, base_lr: float = 5e-4, mapping_lr_scale: float = 1 / 3
+    ) -> list[dict[str, Any]]:
+        """With weight decay, without it, and the mapping network's two at mapping_lr_scale times
+        the learning rate.
+        """
         return param_groups(self, base_lr, mapping_lr_scale)
 
     def hidden_parameters(self) -> list[nn.Parameter]:
         """The weight matrices between hidden features, which Muon takes."""
-        return [p for module in self.hidden_modules() for p in filter_params(lambda tags: tags == {'wd'}, module)]
+        return [
+            p
+            for module in self.hidden_modules()
+            for p in filter_params(lambda tags: tags == {'wd'}, module)
+        ]
 
     @abstractmethod
     def hidden_modules(self) -> list[nn.Module]:
-        """What lies between the first and the last projection, without the condition's own network."""
+        """What lies between the first and the last projection, without the condition's own
+        network.
+        """

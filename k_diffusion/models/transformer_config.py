@@ -1,4 +1,5 @@
 """What the "model" section holds for both transformers."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,27 +11,39 @@ from .section import ModelSection, check_above
 class TransformerSection(ModelSection):
     """The patches, and two keys that only say something to image_v1; each network adds its own."""
 
-    patch_size: tuple[int, ...]                     # pixels that make a token, along each of dims
+    patch_size: tuple[int, ...]  # pixels that make a token, along each of dims
     augment_wrapper: bool = False
     skip_stages: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.patch_size) != self.dims:
-            raise ValueError(f'patch_size must hold {self.dims} side{"s" * (self.dims > 1)}, one for each of dims; '
-                             f'got {list(self.patch_size)}')
+            raise ValueError(
+                f'patch_size must hold {self.dims} side{"s" * (self.dims > 1)}, one for each of '
+                'dims; '
+                f'got {list(self.patch_size)}'
+            )
         check_above(0, patch_size=min(self.patch_size))
         if self.has_variance:
-            raise ValueError('has_variance is true, and the transformers learn no variance; set it to false or take image_v1')
+            raise ValueError(
+                'has_variance is true, and the transformers learn no variance; set it to false or '
+                'take image_v1'
+            )
         if self.skip_stages:
-            raise ValueError(f'skip_stages is {self.skip_stages}, and only image_v1 can rest levels; set it to 0')
-        # These networks take aug_cond themselves; the original, too, put no wrapper around them whatever this said.
+            raise ValueError(
+                f'skip_stages is {self.skip_stages}, and only image_v1 can rest levels; set it to 0'
+            )
+        # These networks take aug_cond themselves; the original, too, put no wrapper around them
+        # whatever this said.
         self.augment_wrapper = False
 
     def check_sides(self, levels: int = 1) -> None:
         """Refuses an image that does not fall into whole tokens at every level."""
-        units = [side * 2**(levels - 1) for side in self.patch_size]
+        units = [side * 2 ** (levels - 1) for side in self.patch_size]
         if any(side % unit for side, unit in zip(self.input_size, units)):
             halvings = f' and {levels} levels' if levels > 1 else ''
-            raise ValueError(f'input_size is {list(self.input_size)}; with patch_size {list(self.patch_size)}{halvings} its sides '
-                             f'must be multiples of {" and ".join(map(str, units))}')
+            raise ValueError(
+                f'input_size is {list(self.input_size)}; with patch_size '
+                f'{list(self.patch_size)}{halvings} its sides '
+                f'must be multiples of {" and ".join(map(str, units))}'
+            )

@@ -1,4 +1,7 @@
-"""The levels of the hourglass transformer: their descriptions, their layers, and the ways from one level to the next."""
+"""The levels of the hourglass transformer: their descriptions, their layers, and the ways from
+one level to the next.
+"""
+
 from __future__ import annotations
 
 import math
@@ -11,14 +14,21 @@ from torch import Tensor, nn
 from ..core.modules import checkpoint
 from ..layers.neighborhood import check_kernel_size
 from ..layers.neighborhood_backends import check_backend
-from .cosine_attention import NeighborhoodSelfAttentionBlock, SelfAttentionBlock, ShiftedWindowSelfAttentionBlock, check_heads
+from .cosine_attention import (
+    NeighborhoodSelfAttentionBlock,
+    SelfAttentionBlock,
+    ShiftedWindowSelfAttentionBlock,
+    check_heads,
+)
 from .tagging import apply_wd
 from .transformer_blocks import FeedForwardBlock
 from .windows import from_patches, to_patches
 
 
 class TransformerLayer(nn.Module):
-    """Attention, if there is any, and the feed-forward block; each recomputed in the backward pass under checkpointing."""
+    """Attention, if there is any, and the feed-forward block; each recomputed in the backward
+    pass under checkpointing.
+    """
 
     def __init__(self, self_attn: nn.Module | None, ff: nn.Module) -> None:
         super().__init__()
@@ -35,31 +45,72 @@ class TransformerLayer(nn.Module):
 class GlobalTransformerLayer(TransformerLayer):
     """A layer whose tokens attend to all."""
 
-    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, dropout: float = 0.0,
-                 dims: int = 2) -> None:
-        super().__init__(SelfAttentionBlock(d_model, d_head, cond_features, dropout=dropout, dims=dims),
-                         FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        d_head: int,
+        cond_features: int,
+        dropout: float = 0.0,
+        dims: int = 2,
+    ) -> None:
+        super().__init__(
+            SelfAttentionBlock(d_model, d_head, cond_features, dropout=dropout, dims=dims),
+            FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout),
+        )
 
 
 class NeighborhoodTransformerLayer(TransformerLayer):
     """A layer whose tokens attend to the kernel_size x kernel_size around them."""
 
-    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, kernel_size: int, dropout: float = 0.0,
-                 backend: str = 'auto', dims: int = 2) -> None:
-        super().__init__(NeighborhoodSelfAttentionBlock(d_model, d_head, cond_features, kernel_size, dropout=dropout, backend=backend,
-                                                        dims=dims),
-                         FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        d_head: int,
+        cond_features: int,
+        kernel_size: int,
+        dropout: float = 0.0,
+        backend: str = 'auto',
+        dims: int = 2,
+    ) -> None:
+        super().__init__(
+            NeighborhoodSelfAttentionBlock(
+                d_model,
+                d_head,
+                cond_features,
+                kernel_size,
+                dropout=dropout,
+                backend=backend,
+                dims=dims,
+            ),
+            FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout),
+        )
 
 
 class ShiftedWindowTransformerLayer(TransformerLayer):
-    """A layer whose tokens attend to those of their window; every other one, by index, has its windows shifted by half."""
+    """A layer whose tokens attend to those of their window; every other one, by index, has its
+    windows shifted by half.
+    """
 
-    def __init__(self, d_model: int, d_ff: int, d_head: int, cond_features: int, window_size: int, index: int,
-                 dropout: float = 0.0, dims: int = 2) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        d_head: int,
+        cond_features: int,
+        window_size: int,
+        index: int,
+        dropout: float = 0.0,
+        dims: int = 2,
+    ) -> None:
         shift = window_size // 2 if index % 2 else 0
-        super().__init__(ShiftedWindowSelfAttentionBlock(d_model, d_head, cond_features, window_size, shift, dropout=dropout,
-                                                         dims=dims),
-                         FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
+        super().__init__(
+            ShiftedWindowSelfAttentionBlock(
+                d_model, d_head, cond_features, window_size, shift, dropout=dropout, dims=dims
+            ),
+            FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout),
+        )
 
 
 class NoAttentionTransformerLayer(TransformerLayer):
@@ -75,8 +126,12 @@ class GlobalAttentionSpec:
 
     d_head: int
 
-    def layer(self, level: LevelSpec, cond_features: int, index: int, dims: int = 2) -> TransformerLayer:
-        return GlobalTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, dropout=level.dropout, dims=dims)
+    def layer(
+        self, level: LevelSpec, cond_features: int, index: int, dims: int = 2
+    ) -> TransformerLayer:
+        return GlobalTransformerLayer(
+            level.width, level.d_ff, self.d_head, cond_features, dropout=level.dropout, dims=dims
+        )
 
     def check(self, width: int, sides: Sequence[int]) -> None:
         check_heads(width, self.d_head, len(sides))
@@ -84,15 +139,27 @@ class GlobalAttentionSpec:
 
 @dataclass
 class NeighborhoodAttentionSpec:
-    """Each token attends to the kernel_size x kernel_size around it; `backend` is auto, tiles, natten or flex."""
+    """Each token attends to the kernel_size x kernel_size around it; `backend` is auto, tiles,
+    natten or flex.
+    """
 
     d_head: int
     kernel_size: int
     backend: str = 'auto'
 
-    def layer(self, level: LevelSpec, cond_features: int, index: int, dims: int = 2) -> TransformerLayer:
-        return NeighborhoodTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, self.kernel_size,
-                                            dropout=level.dropout, backend=self.backend, dims=dims)
+    def layer(
+        self, level: LevelSpec, cond_features: int, index: int, dims: int = 2
+    ) -> TransformerLayer:
+        return NeighborhoodTransformerLayer(
+            level.width,
+            level.d_ff,
+            self.d_head,
+            cond_features,
+            self.kernel_size,
+            dropout=level.dropout,
+            backend=self.backend,
+            dims=dims,
+        )
 
     def check(self, width: int, sides: Sequence[int]) -> None:
         check_heads(width, self.d_head, len(sides))
@@ -107,34 +174,54 @@ class ShiftedWindowAttentionSpec:
     d_head: int
     window_size: int
 
-    def layer(self, level: LevelSpec, cond_features: int, index: int, dims: int = 2) -> TransformerLayer:
-        return ShiftedWindowTransformerLayer(level.width, level.d_ff, self.d_head, cond_features, self.window_size, index,
-                                             dropout=level.dropout, dims=dims)
+    def layer(
+        self, level: LevelSpec, cond_features: int, index: int, dims: int = 2
+    ) -> TransformerLayer:
+        return ShiftedWindowTransformerLayer(
+            level.width,
+            level.d_ff,
+            self.d_head,
+            cond_features,
+            self.window_size,
+            index,
+            dropout=level.dropout,
+            dims=dims,
+        )
 
     def check(self, width: int, sides: Sequence[int]) -> None:
         check_heads(width, self.d_head, len(sides))
         if self.window_size < 1 or any(side % self.window_size for side in sides):
-            raise ValueError(f'window_size is {self.window_size}; it must divide the sides of its level, '
-                             f'{"x".join(map(str, sides))} tokens')
+            raise ValueError(
+                f'window_size is {self.window_size}; it must divide the sides of its level, '
+                f'{"x".join(map(str, sides))} tokens'
+            )
 
 
 @dataclass
 class NoAttentionSpec:
     """No token attends to any."""
 
-    def layer(self, level: LevelSpec, cond_features: int, index: int, dims: int = 2) -> TransformerLayer:
-        return NoAttentionTransformerLayer(level.width, level.d_ff, cond_features, dropout=level.dropout)
+    def layer(
+        self, level: LevelSpec, cond_features: int, index: int, dims: int = 2
+    ) -> TransformerLayer:
+        return NoAttentionTransformerLayer(
+            level.width, level.d_ff, cond_features, dropout=level.dropout
+        )
 
     def check(self, width: int, sides: Sequence[int]) -> None:
         pass
 
 
-AttentionSpec = GlobalAttentionSpec | NeighborhoodAttentionSpec | ShiftedWindowAttentionSpec | NoAttentionSpec
+AttentionSpec = (
+    GlobalAttentionSpec | NeighborhoodAttentionSpec | ShiftedWindowAttentionSpec | NoAttentionSpec
+)
 
 
 @dataclass
 class LevelSpec:
-    """One level: its layers (on each way, down and up), features, hidden features of the feed-forward blocks, and attention."""
+    """One level: its layers (on each way, down and up), features, hidden features of the
+    feed-forward blocks, and attention.
+    """
 
     depth: int
     width: int
@@ -144,7 +231,9 @@ class LevelSpec:
 
     def layers(self, cond_features: int, dims: int = 2, first: int = 0) -> Level:
         """The layers of one way over `dims` axes, whose numbers start at `first`."""
-        return Level([self.self_attn.layer(self, cond_features, first + i, dims) for i in range(self.depth)])
+        return Level(
+            [self.self_attn.layer(self, cond_features, first + i, dims) for i in range(self.depth)]
+        )
 
 
 @dataclass
@@ -167,37 +256,57 @@ class Level(nn.ModuleList):
 
 
 class TokenMerge(nn.Module):
-    """Each patch of tokens becomes one: [..., H, W, in_features] -> [..., H / a, W / b, out_features]; so with other numbers of axes."""
+    """Each patch of tokens becomes one: [..., H, W, in_features] -> [..., H / a, W / b,
+    out_features]; so with other numbers of axes.
+    """
 
-    def __init__(self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)
+    ) -> None:
         super().__init__()
         self.patch_size = tuple(patch_size)
-        self.proj = apply_wd(nn.Linear(in_features * math.prod(patch_size), out_features, bias=False))
+        self.proj = apply_wd(
+            nn.Linear(in_features * math.prod(patch_size), out_features, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(to_patches(x, self.patch_size).flatten(-1 - len(self.patch_size)))
 
 
 class TokenSplitWithoutSkip(nn.Module):
-    """Each token becomes a patch: [..., H, W, in_features] -> [..., a H, b W, out_features]; so with other numbers of axes."""
+    """Each token becomes a patch: [..., H, W, in_features] -> [..., a H, b W, out_features]; so
+    with other numbers of axes.
+    """
 
-    def __init__(self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)
+    ) -> None:
         super().__init__()
         self.patch_size = tuple(patch_size)
-        self.proj = apply_wd(nn.Linear(in_features, out_features * math.prod(patch_size), bias=False))
+        self.proj = apply_wd(
+            nn.Linear(in_features, out_features * math.prod(patch_size), bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return from_patches(self.proj(x).unflatten(-1, (*self.patch_size, -1)), len(self.patch_size))
+        return from_patches(
+            self.proj(x).unflatten(-1, (*self.patch_size, -1)), len(self.patch_size)
+        )
 
 
 class TokenSplit(nn.Module):
-    """Each token becomes a patch, mixed with what the finer level had on the way down: skip + fac (split - skip), fac learned."""
+    """Each token becomes a patch, mixed with what the finer level had on the way down: skip +
+    fac (split - skip), fac learned.
+    """
 
-    def __init__(self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, patch_size: Sequence[int] = (2, 2)
+    ) -> None:
         super().__init__()
         self.patch_size = tuple(patch_size)
         self.fac = nn.Parameter(torch.full([1], 0.5))
-        self.proj = apply_wd(nn.Linear(in_features, out_features * math.prod(patch_size), bias=False))
+        self.proj = apply_wd(
+            nn.Linear(in_features, out_features * math.prod(patch_size), bias=False)
+        )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = from_patches(self.proj(x).unflatten(-1, (*self.patch_size, -1)), len(self.patch_size))
@@ -205,6 +314,8 @@ class TokenSplit(nn.Module):
 
 
 def downscale_pos(pos: Tensor) -> Tensor:
-    """The places of tokens merged by twos: [H, W, 2] -> [H / 2, W / 2, 2]; so with other numbers of axes, [..., dims]."""
+    """The places of tokens merged by twos: [H, W, 2] -> [H / 2, W / 2, 2]; so with other numbers
+    of axes, [..., dims].
+    """
     dims = pos.shape[-1]
     return to_patches(pos, (2,) * dims).mean(dim=tuple(range(-1 - dims, -1)))

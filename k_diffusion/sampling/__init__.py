@@ -1,8 +1,12 @@
-"""Samplers: how a denoiser turns noise into data. Each is a plain function sample_<name>(model, x, sigmas, ...).
+"""Samplers: how a denoiser turns noise into data.
 
-Programs also replace names here (`k_diffusion.sampling.torch = ...`) to change what the samplers draw or show, so a name set on
-this module is set in every file of the room that holds the same object under it.
+Each is a plain function sample_<name>(model, x, sigmas, ...).
+
+Programs also replace names here (`k_diffusion.sampling.torch = ...`) to change what the samplers
+draw or show, so a name set on this module is set in every file of the room that holds the same
+object under it.
 """
+
 # ruff: noqa: F401
 from __future__ import annotations
 
@@ -74,7 +78,18 @@ from .noise import (
 )
 from .outside import requests
 from .record import Record
-from .registry import SAMPLERS, SampleFn, Sampler, State, catalogue, find_sampler, iterate, make_sampler, preset, sampler
+from .registry import (
+    SAMPLERS,
+    SampleFn,
+    Sampler,
+    State,
+    catalogue,
+    find_sampler,
+    iterate,
+    make_sampler,
+    preset,
+    sampler,
+)
 from .samplers import presets as _presets
 from .samplers.cfg_pp import (
     sample_cfgpp_ud10_ab,
@@ -139,8 +154,12 @@ from .step_size import PIDStepSizeController
 globals().update({f'sample_{name}': entry.function for name, entry in SAMPLERS.items()})
 
 # Names that old programs find here, loaded when asked for: (module, attribute).
-_LAZY = {'utils': ('k_diffusion.utils', None), 'integrate': ('scipy.integrate', None),
-         'odeint': ('torchdiffeq', 'odeint'), 'torchsde': ('torchsde', None)}
+_LAZY = {
+    'utils': ('k_diffusion.utils', None),
+    'integrate': ('scipy.integrate', None),
+    'odeint': ('torchdiffeq', 'odeint'),
+    'torchsde': ('torchsde', None),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -150,7 +169,10 @@ def __getattr__(name: str) -> Any:
     try:
         found = importlib.import_module(module)
     except ImportError as error:
-        raise AttributeError(f'{__name__}.{name} needs the package {module.split(".")[0]!r}, which cannot be imported: {error}') from None
+        raise AttributeError(
+            f'{__name__}.{name} needs the package {module.split(".")[0]!r}, which cannot be '
+            f'imported: {error}'
+        ) from None
     return getattr(found, attribute) if attribute else found
 
 

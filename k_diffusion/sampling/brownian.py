@@ -1,4 +1,7 @@
-"""A Brownian path that remembers nothing but its seed: every value is drawn when asked for, the same one each time."""
+"""A Brownian path that remembers nothing but its seed: every value is drawn when asked for, the
+same one each time.
+"""
+
 from __future__ import annotations
 
 import math
@@ -10,37 +13,45 @@ from torch import Tensor
 
 from ..core.random import derive_seed, randn_items
 
-SPAN = 64                 # the nodes are powers of 2 from 2^-64 to 2^64
-COARSEST, FINEST = 3, 44  # leaves are 2^-3 octaves wide (9 % of the time) and down to 2^-44 where steps are that short
-POINTS = 4                # asked-for values that are kept
+SPAN = 64  # the nodes are powers of 2 from 2^-64 to 2^64
+COARSEST, FINEST = (
+    3,
+    44,
+)  # leaves are 2^-3 octaves wide (9 % of the time) and down to 2^-44 where steps are that short
+POINTS = 4  # asked-for values that are kept
 
 
 class Point(NamedTuple):
     """A time and W there."""
+
     time: float
     value: Tensor
 
 
 class BrownianPath:
-    """W(time) [B, ...] for every time >= 0: W(0) = 0, increments independent and of variance their length.
+    """W(time) [B, ...] for every time >= 0: W(0) = 0, increments independent and of variance their
+    length.
 
-    (0, inf) is halved in the exponent of the time, down to leaves no wider than the step that asks, each node drawn given the two
-    around it (a Brownian bridge) by a generator seeded with its exponent. A time inside a leaf is drawn given the leaf's ends by the
-    generator of the leaf's middle, so that halving on, as a shorter step does, moves W there but little. So W is a function of the
-    seeds, the time and the level of halving, whatever was asked before; and the two times of a step lie in two leaves, so that its
-    increment has the right variance. Steps of 1/8 octave (9 %) and more all see one path, exactly; shorter ones see more of its
-    detail, and where the detail changes from step to step two neighbours may be correlated by up to 0.1.
-    The nodes on the way to the last leaf are kept, so a walk draws only what lies below the fork of two ways: three or four a step.
+    (0, inf) is halved in the exponent of the time, down to leaves no wider than the step that asks,
+    each node drawn given the two around it (a Brownian bridge) by a generator seeded with its
+    exponent. A time inside a leaf is drawn given the leaf's ends by the generator of the leaf's
+    middle, so that halving on, as a shorter step does, moves W there but little. So W is a function
+    of the seeds, the time and the level of halving, whatever was asked before; and the two times of
+    a step lie in two leaves, so that its increment has the right variance. Steps of 1/8 octave (9
+    %) and more all see one path, exactly; shorter ones see more of its detail, and where the detail
+    changes from step to step two neighbours may be correlated by up to 0.1. The nodes on the way to
+    the last leaf are kept, so a walk draws only what lies below the fork of two ways: three or four
+    a step.
     """
 
     def __init__(self, x: Tensor, seeds: Sequence[int]) -> None:
         self._like = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
         self._shape, self._seeds = x.shape[1:], seeds
-        self._origin = Point(0., self._like.new_zeros(x.shape))
+        self._origin = Point(0.0, self._like.new_zeros(x.shape))
         self._nodes: dict[float, Point] = {}
         self._points: dict[tuple[float, int], Tensor] = {}
 
-    def __call__(self, time: float, other: float = 0.) -> Tensor:
+    def __call__(self, time: float, other: float = 0.0) -> Tensor:
         """W at a time, as a step between it and the other time sees it."""
         if time == 0:
             return self._origin.value
@@ -51,24 +62,29 @@ class BrownianPath:
             value = self._between(left, right, time, key).value
             self._points[time, level] = value
             if len(self._points) > POINTS:
-                del self._points[next(iter(self._points))]      # the oldest
+                del self._points[next(iter(self._points))]  # the oldest
         return value
 
-    def draw(self, key: float | str, std: float = 1.) -> Tensor:
+    def draw(self, key: float | str, std: float = 1.0) -> Tensor:
         """Gaussian noise named by a key."""
-        return randn_items(self._shape, [derive_seed(seed, 'brownian', key) for seed in self._seeds], self._like.device,
-                           self._like.dtype, std)
+        return randn_items(
+            self._shape,
+            [derive_seed(seed, 'brownian', key) for seed in self._seeds],
+            self._like.device,
+            self._like.dtype,
+            std,
+        )
 
     def _leaf(self, time: float, level: int) -> tuple[Point, Point, float]:
         """The two nodes around a time at a level, and the exponent of the middle between them."""
         low, high = -float(SPAN), float(SPAN)
         left, right = self._origin, Point(math.inf, self._origin.value)
         way = {}
-        while high - low > 2. ** -level:
+        while high - low > 2.0**-level:
             middle = (low + high) / 2
             node = self._nodes.get(middle)
             if node is None:
-                node = self._between(left, right, 2. ** middle, middle)
+                node = self._between(left, right, 2.0**middle, middle)
             way[middle] = node
             if node.time <= time:
                 low, left = middle, node
@@ -85,8 +101,10 @@ class BrownianPath:
 
 
 def _level(time: float, other: float) -> int:
-    """How often an octave is halved so that the leaves are at most as wide as the step between two times."""
+    """How often an octave is halved so that the leaves are at most as wide as the step between
+    two times.
+    """
     if time <= 0 or other <= 0:
         return COARSEST
-    octaves = max(2. ** -FINEST, abs(math.log2(time) - math.log2(other)))
+    octaves = max(2.0**-FINEST, abs(math.log2(time) - math.log2(other)))
     return max(COARSEST, math.ceil(-math.log2(octaves)))

@@ -1,4 +1,7 @@
-"""The numbers of a step: derivatives, the ancestral split, phi functions, Adams and exponential Adams weights. All float64."""
+"""The numbers of a step: derivatives, the ancestral split, phi functions, Adams and exponential
+Adams weights. All float64.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -20,39 +23,50 @@ def to_d(x: Tensor, sigma: Any, denoised: Tensor) -> Tensor:
     if isinstance(sigma, Tensor):
         return (x - denoised) / append_dims(sigma, x.ndim)
     if not sigma:
-        raise ValueError(f'sigma must be a noise level > 0, where x has a slope; got {show_value(sigma)}')
+        raise ValueError(
+            f'sigma must be a noise level > 0, where x has a slope; got {show_value(sigma)}'
+        )
     return (x - denoised).mul_(1 / sigma)
 
 
-def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: float = 1.) -> tuple[Any, Any]:
-    """(sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_to^2: how far to denoise, and how much noise to add.
+def get_ancestral_step(sigma_from: Any, sigma_to: Any, eta: float = 1.0) -> tuple[Any, Any]:
+    """(sigma_down, sigma_up) with sigma_down^2 + sigma_up^2 = sigma_to^2: how far to denoise, and
+    how much noise to add.
 
-    sigma_up = eta sigma_to sqrt(1 - sigma_to^2 / sigma_from^2), at most sigma_to. Numbers give numbers, 0-d tensors tensors.
+    sigma_up = eta sigma_to sqrt(1 - sigma_to^2 / sigma_from^2), at most sigma_to. Numbers give
+    numbers, 0-d tensors tensors.
     """
     if not eta:
-        return sigma_to, 0.
+        return sigma_to, 0.0
     if isinstance(sigma_to, Tensor) or isinstance(sigma_from, Tensor):
         start, end = check_number('sigma_from', sigma_from), check_number('sigma_to', sigma_to)
         down, up = get_ancestral_step(start, end, eta)
         like = sigma_to if isinstance(sigma_to, Tensor) else sigma_from
         return like.new_tensor(down), like.new_tensor(up)
     if not 0 <= eta < math.inf or not 0 <= sigma_to <= sigma_from < math.inf or not sigma_from:
-        raise ValueError('get_ancestral_step must be given sigma_from > 0, 0 <= sigma_to <= sigma_from and a finite eta >= 0; '
-                         f'got {show_value(sigma_from)}, {show_value(sigma_to)} and {show_value(eta)}')
-    sigma_up = min(sigma_to, eta * (sigma_to ** 2 * (sigma_from ** 2 - sigma_to ** 2) / sigma_from ** 2) ** 0.5)
-    return (sigma_to ** 2 - sigma_up ** 2) ** 0.5, sigma_up
+        raise ValueError(
+            'get_ancestral_step must be given sigma_from > 0, 0 <= sigma_to <= sigma_from and a '
+            'finite eta >= 0; '
+            f'got {show_value(sigma_from)}, {show_value(sigma_to)} and {show_value(eta)}'
+        )
+    sigma_up = min(
+        sigma_to, eta * (sigma_to**2 * (sigma_from**2 - sigma_to**2) / sigma_from**2) ** 0.5
+    )
+    return (sigma_to**2 - sigma_up**2) ** 0.5, sigma_up
 
 
-def split_step(sigma: float, sigma_next: float, eta: float, down: str = 'ddpm') -> tuple[float, float]:
+def split_step(
+    sigma: float, sigma_next: float, eta: float, down: str = 'ddpm'
+) -> tuple[float, float]:
     """Split a step of an ancestral sampler by one of two rules.
 
     Args:
         sigma: The level at its start, above 0.
         sigma_next: The level at its end.
         eta: The strength of the noise.
-        down: 'ddpm', sigma_up is eta times that of DDPM (`get_ancestral_step`); or 'flow', sigma_down
-            is linear in flow time t = sigma / (1 + sigma): t_down = t' (1 - eta (1 - t' / t)), as
-            image programs have it for flow models. eta = 0 is the flow by either.
+        down: 'ddpm', sigma_up is eta times that of DDPM (`get_ancestral_step`); or 'flow',
+            sigma_down is linear in flow time t = sigma / (1 + sigma): t_down = t' (1 - eta (1 - t'
+            / t)), as image programs have it for flow models. eta = 0 is the flow by either.
 
     Returns:
         (sigma_down, sigma_up), sigma_down^2 + sigma_up^2 = sigma_next^2.
@@ -65,9 +79,11 @@ def split_step(sigma: float, sigma_next: float, eta: float, down: str = 'ddpm') 
     sigma_down, sigma_up = get_ancestral_step(sigma, sigma_next, eta)
     if down == 'ddpm' or not eta:
         return sigma_down, sigma_up
-    drop = min(1., eta * (sigma - sigma_next) / (sigma * (1 + sigma_next)))     # t_down = t' (1 - drop)
+    drop = min(
+        1.0, eta * (sigma - sigma_next) / (sigma * (1 + sigma_next))
+    )  # t_down = t' (1 - drop)
     sigma_down = sigma_next * (1 - drop) / (1 + sigma_next * drop)
-    return sigma_down, math.sqrt(sigma_next ** 2 - sigma_down ** 2)
+    return sigma_down, math.sqrt(sigma_next**2 - sigma_down**2)
 
 
 def phi(k: int, z: float) -> float:
@@ -77,13 +93,15 @@ def phi(k: int, z: float) -> float:
 
 
 def phis(most: int, z: float) -> list[float]:
-    """phi_0(z) to phi_most(z): by the series of the last and the recurrence downwards where it would cancel upwards."""
+    """phi_0(z) to phi_most(z): by the series of the last and the recurrence downwards where it
+    would cancel upwards.
+    """
     if abs(z) >= 1:
         values = [math.exp(z), math.expm1(z) / z]
         for k in range(1, most):
             values.append((values[k] - INVERSE_FACTORIALS[k]) / z)
-        return values[:most + 1]
-    last, power = 0., 1.
+        return values[: most + 1]
+    last, power = 0.0, 1.0
     for n in range(18):
         last += power * INVERSE_FACTORIALS[n + most]
         power *= z
@@ -94,21 +112,28 @@ def phis(most: int, z: float) -> list[float]:
 
 
 def lagrange(nodes: Sequence[float]) -> list[list[float]]:
-    """The polynomials that are 1 at one node and 0 at the others, as rows of coefficients, the constant first."""
+    """The polynomials that are 1 at one node and 0 at the others, as rows of coefficients, the
+    constant first.
+    """
     if len(set(nodes)) < len(nodes):
         raise ValueError(f'the nodes of an interpolation must be distinct; got {[*nodes]}')
     rows = []
     for own in nodes:
-        row = [1.]
+        row = [1.0]
         for other in nodes:
             if other != own:
-                row = [(low - other * high) / (own - other) for low, high in zip([0., *row], [*row, 0.])]
+                row = [
+                    (low - other * high) / (own - other)
+                    for low, high in zip([0.0, *row], [*row, 0.0])
+                ]
         rows.append(row)
     return rows
 
 
 def adams_weights(nodes: Sequence[float], start: float, end: float) -> list[float]:
-    """w_j = the integral of l_j from start to end, l_j the Lagrange polynomials of the (distinct) nodes."""
+    """w_j = the integral of l_j from start to end, l_j the Lagrange polynomials of the
+    (distinct) nodes.
+    """
     h = end - start
     if not h:
         raise ValueError(f'start and end of a step must differ; got {start} and {end}')
@@ -117,28 +142,40 @@ def adams_weights(nodes: Sequence[float], start: float, end: float) -> list[floa
 
 
 def exponential_weights(nodes: Sequence[float], h: float) -> list[float]:
-    """b_j = h times the integral of e^{-h (1 - s)} l_j(s) over s in [0, 1]: x' = e^-h x + sum b_j D_j.
+    """b_j = h times the integral of e^{-h (1 - s)} l_j(s) over s in [0, 1]: x' = e^-h x + sum b_j
+    D_j.
 
-    nodes: where the D_j were evaluated, from the start of the step in units of the step (0, -r1, ... and 1 for a corrector).
-    h: the step in log sigma, times 1 + eta for an SDE. b_j = sum_k c_jk k! h phi_{k+1}(-h) (Hochbruck and Ostermann 2010).
+    nodes: where the D_j were evaluated, from the start of the step in units of the step (0, -r1,
+    ... and 1 for a corrector). h: the step in log sigma, times 1 + eta for an SDE. b_j = sum_k c_jk
+    k! h phi_{k+1}(-h) (Hochbruck and Ostermann 2010).
     """
     moments = [math.factorial(k) * h * value for k, value in enumerate(phis(len(nodes), -h)[1:])]
     return [math.fsum(c * m for c, m in zip(row, moments)) for row in lagrange(nodes)]
 
 
 def linear_multistep_coeff(order: int, t: Any, i: int, j: int) -> float:
-    """The Adams-Bashforth weight over [t[i], t[i + 1]] of the derivative at t[i - j], with nodes t[i], ..., t[i - order + 1]."""
+    """The Adams-Bashforth weight over [t[i], t[i + 1]] of the derivative at t[i - j], with nodes
+    t[i], ..., t[i - order + 1].
+    """
     check_whole('order', order)
     if not 0 <= j < order or not 0 <= i < len(t) - 1:
-        raise ValueError(f'step i must lie in the {len(t) - 1} steps of t and j in range(order); got i={i}, j={j} and order={order}')
+        raise ValueError(
+            f'step i must lie in the {len(t) - 1} steps of t and j in range(order); got i={i}, '
+            f'j={j} and order={order}'
+        )
     if order - 1 > i:
-        raise ValueError(f'order {order} needs {order - 1} past levels and step {i} has {i}; give an order of at most {i + 1}')
+        raise ValueError(
+            f'order {order} needs {order - 1} past levels and step {i} has {i}; give an order of '
+            f'at most {i + 1}'
+        )
     return adams_weights([float(t[i - k]) for k in range(order)], float(t[i]), float(t[i + 1]))[j]
 
 
 @functools.cache
 def gauss_legendre(n: int) -> tuple[tuple[float, float], ...]:
-    """The n pairs (node, weight) on [-1, 1], exact for polynomials of degree 2 n - 1; the nodes by Newton's method."""
+    """The n pairs (node, weight) on [-1, 1], exact for polynomials of degree 2 n - 1; the nodes
+    by Newton's method.
+    """
     pairs = []
     for i in range(n):
         x = math.cos(math.pi * (i + 0.75) / (n + 0.5))
@@ -153,7 +190,7 @@ def gauss_legendre(n: int) -> tuple[tuple[float, float], ...]:
 
 def _legendre(n: int, x: float) -> tuple[float, float]:
     """The Legendre polynomial P_n and its derivative at x in (-1, 1)."""
-    before, value = 1., x
+    before, value = 1.0, x
     for k in range(2, n + 1):
         before, value = value, ((2 * k - 1) * x * value - (k - 1) * before) / k
     return value, n * (x * value - before) / (x * x - 1)

@@ -1,4 +1,5 @@
 """Checks of the options that samplers are called with."""
+
 from __future__ import annotations
 
 import math
@@ -8,15 +9,16 @@ from typing import Any
 
 from ..core.arguments import check_number, show_value
 
-#: The rule of a numeric option: the least value, whether infinity is allowed, and a hint. Other options are numbers of any size.
+#: The rule of a numeric option: the least value, whether infinity is allowed, and a hint. Other
+#: options are numbers of any size.
 RULES: Mapping[str, tuple[float, bool, str]] = {
-    'eta': (0., False, '0 disables noise, 1 is the usual value'),
-    'tau': (0., False, '0 disables noise, 1 is the usual value'),
-    's_noise': (0., False, '1 is the usual value'),
-    's_churn': (0., True, '0 disables churn'),
-    's_tmin': (0., True, 'the lowest noise level with churn'),
-    's_tmax': (0., True, 'the highest noise level with churn'),
-    'euler_below': (0., False, 'a noise level'),
+    'eta': (0.0, False, '0 disables noise, 1 is the usual value'),
+    'tau': (0.0, False, '0 disables noise, 1 is the usual value'),
+    's_noise': (0.0, False, '1 is the usual value'),
+    's_churn': (0.0, True, '0 disables churn'),
+    's_tmin': (0.0, True, 'the lowest noise level with churn'),
+    's_tmax': (0.0, True, 'the highest noise level with churn'),
+    'euler_below': (0.0, False, 'a noise level'),
     'ge_gamma': (-math.inf, False, '2 is the usual value'),
     'ud': (-math.inf, False, '0.1 is the usual value'),
     'ab': (-math.inf, False, '0.25 is the usual value'),
@@ -41,4 +43,7 @@ def check_options(parameters: Mapping[str, Parameter], given: MutableMapping[str
             raise TypeError(f'{name} must be a function or None; got {show_value(given[name])}')
     extra_args = given.get('extra_args')
     if extra_args is not None and not isinstance(extra_args, Mapping):
-        raise TypeError(f'extra_args must be a dict of keyword arguments for the model; got a {type(extra_args).__name__}')
+        raise TypeError(
+            'extra_args must be a dict of keyword arguments for the model; got a '
+            f'{type(extra_args).__name__}'
+        )

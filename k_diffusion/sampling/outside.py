@@ -1,4 +1,7 @@
-"""Samplers whose model is outside: what calls it is not the sampler but whoever runs it, as in schedulers of other programs."""
+"""Samplers whose model is outside: what calls it is not the sampler but whoever runs it, as in
+schedulers of other programs.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
@@ -12,28 +15,39 @@ from .record import Record
 from .registry import Run, Sampler, cast_result, find_sampler, start_run
 
 
-def requests(sampler: str | Sampler | Callable[..., Any], x: Tensor, sigmas: Sigmas | None = None, *,
-             record: Record | None = None, **kwargs: Any) -> Generator[Request, Any, Any]:
-    """Run a sampler whose model is outside: a generator that yields each call of the model and is sent the answer.
+def requests(
+    sampler: str | Sampler | Callable[..., Any],
+    x: Tensor,
+    sigmas: Sigmas | None = None,
+    *,
+    record: Record | None = None,
+    **kwargs: Any,
+) -> Generator[Request, Any, Any]:
+    """Run a sampler whose model is outside: a generator that yields each call of the model and is
+    sent the answer.
 
-    It is the same body as sample_<name> and iterate run. Its result, the value of StopIteration, is what sample_<name> returns.
+    It is the same body as sample_<name> and iterate run. Its result, the value of StopIteration, is
+    what sample_<name> returns.
 
-    What guidance with an interval adds is not kept apart from the rest here, as linear multistep samplers do inside: the answers
-    are taken as they come.
+    What guidance with an interval adds is not kept apart from the rest here, as linear multistep
+    samplers do inside: the answers are taken as they come.
 
     Args:
         sampler: A name, a function that `sampler` made, or an entry.
         x: Noise at the first level, [B, ...].
         sigmas: The noise levels, of the samplers that take them.
-        record: Keeps the answers and the noise (`Record`). A run that is given one with answers does not ask for these again,
-            so a run goes on in another process; the generator itself cannot be pickled. Edits of `Request.live` are not recorded.
-        **kwargs: What else sample_<name> takes: extra_args (which come back as `Request.cond`), callback, seed and options.
+        record: Keeps the answers and the noise (`Record`). A run that is given one with answers
+            does not ask for these again, so a run goes on in another process; the generator itself
+            cannot be pickled. Edits of `Request.live` are not recorded.
+        **kwargs: What else sample_<name> takes: extra_args (which come back as `Request.cond`),
+            callback, seed and options.
 
     Returns:
         A generator of `Request`s: x [B, ...], sigma [B], and what the host needs besides.
 
     Raises:
-        ValueError: The sampler is a function from elsewhere, or calls its model by `Step.denoise` and not by `Step.ask`.
+        ValueError: The sampler is a function from elsewhere, or calls its model by `Step.denoise`
+            and not by `Step.ask`.
 
     Example:
         run = K.sampling.requests('heun', x, sigmas, seed=0)
@@ -46,14 +60,21 @@ def requests(sampler: str | Sampler | Callable[..., Any], x: Tensor, sigmas: Sig
     """
     entry = find_sampler(sampler)
     if entry.body is None:
-        raise ValueError(f'sampler must be a generator of steps, as K.sampling.sampler takes it; got the function {entry.name}, '
-                         'which calls its model inside')
+        raise ValueError(
+            'sampler must be a generator of steps, as K.sampling.sampler takes it; got the '
+            f'function {entry.name}, '
+            'which calls its model inside'
+        )
     levels_of_run = () if sigmas is None else (sigmas,)
-    run, watch = start_run(entry, _Outside(), x, *levels_of_run, record=record, **{'disable': True, **kwargs})
+    run, watch = start_run(
+        entry, _Outside(), x, *levels_of_run, record=record, **{'disable': True, **kwargs}
+    )
     return _ask_outside(run, watch, record)
 
 
-def _ask_outside(run: Run[Any], watch: Watch, record: Record | None) -> Generator[Request, Any, Any]:
+def _ask_outside(
+    run: Run[Any], watch: Watch, record: Record | None
+) -> Generator[Request, Any, Any]:
     sent: Any = None
     while True:
         try:
@@ -74,7 +95,10 @@ class _Outside:
     """The place of a model that is asked by requests."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise ValueError('this sampler calls its model by step.denoise, step.slope or step.denoise_pair and cannot be run by requests; '
-                         'write yield from step.ask, step.ask_slope or step.ask_pair')
+        raise ValueError(
+            'this sampler calls its model by step.denoise, step.slope or step.denoise_pair and '
+            'cannot be run by requests; '
+            'write yield from step.ask, step.ask_slope or step.ask_pair'
+        )
 
     pair = __call__

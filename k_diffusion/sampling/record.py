@@ -1,4 +1,7 @@
-"""A run as data: what the model answered and what noise was drawn, from which another process goes on."""
+"""A run as data: what the model answered and what noise was drawn, from which another process
+goes on.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -15,9 +18,9 @@ _KEYS = ('start', 'answers', 'noises', 'edits', 'steps')
 class Record:
     """The answers and the noise of a run of `iterate`.
 
-    A sampler keeps what its method needs in local variables. Given the answers of the model and the noise again, it comes to
-    the same place without a call of the model. So these are the state of a run, for every sampler. They take the memory of
-    one x for each call of the model and each draw.
+    A sampler keeps what its method needs in local variables. Given the answers of the model and the
+    noise again, it comes to the same place without a call of the model. So these are the state of a
+    run, for every sampler. They take the memory of one x for each call of the model and each draw.
 
     Args:
         state: The result of `state_dict` of a run to continue.
@@ -37,8 +40,10 @@ class Record:
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         odd = [key for key in _KEYS if key not in state] if isinstance(state, Mapping) else []
         if odd or not (state is None or isinstance(state, Mapping)):
-            raise ValueError(f'state must be what Record.state_dict gave; got {type(state).__name__}'
-                             + (f' without {odd[0]!r}' if odd else ''))
+            raise ValueError(
+                f'state must be what Record.state_dict gave; got {type(state).__name__}'
+                + (f' without {odd[0]!r}' if odd else '')
+            )
         held = state or {}
         self.start: Tensor | None = held.get('start')
         self.answers: list[Any] = list(held.get('answers', ()))
@@ -49,11 +54,18 @@ class Record:
         self._last: tuple[int, Tensor, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the run so far as tensors and numbers, with what was done to x after its last step."""
+        """Return the run so far as tensors and numbers, with what was done to x after its last
+        step.
+        """
         if self._last is not None:
             self._note_edit(*self._last)
-        return {'start': self.start, 'answers': list(self.answers), 'noises': list(self.noises), 'edits': dict(self.edits),
-                'steps': self.steps}
+        return {
+            'start': self.start,
+            'answers': list(self.answers),
+            'noises': list(self.noises),
+            'edits': dict(self.edits),
+            'steps': self.steps,
+        }
 
     def begin(self, x: Tensor) -> None:
         """Note where the run starts; raise a ValueError if it is a run from another x."""
@@ -63,11 +75,17 @@ class Record:
             raise ValueError('x must be the start of the run that record holds; got another one')
 
     def wrap_model(self, model: Any) -> Any:
-        """Return the model with its calls recorded; those that were made already are answered from the record."""
+        """Return the model with its calls recorded; those that were made already are answered
+        from the record.
+        """
         return _Recorded(model, self)
 
     def wrap_noise(self, noise_sampler: NoiseSampler) -> NoiseSampler:
-        """Return the source of noise with its draws recorded. What was drawn already is drawn again, and not used."""
+        """Return the source of noise with its draws recorded.
+
+        What was drawn already is drawn again, and not used.
+        """
+
         def noise(sigma: Any, sigma_next: Any) -> Tensor:
             drawn = noise_sampler(sigma, sigma_next)
             self._drawn += 1
@@ -75,6 +93,7 @@ class Record:
                 return self.noises[self._drawn - 1].to(drawn)
             self.noises.append(drawn.detach().clone())
             return drawn
+
         return noise
 
     def answer(self, ask: Callable[..., Any], x: Tensor, *args: Any, **cond: Any) -> Any:
@@ -100,7 +119,9 @@ class Record:
         self.steps, self._last = step + 1, (step, x.clone(), state)
 
     def sent(self, step: int, x: Tensor) -> Tensor:
-        """Return the x that the run goes on with after a step: as it was edited, now or in the record."""
+        """Return the x that the run goes on with after a step: as it was edited, now or in the
+        record.
+        """
         if self._last is not None and self._last[0] == step:
             self._note_edit(*self._last)
         return self.edits[step].to(x) if step in self.edits else x

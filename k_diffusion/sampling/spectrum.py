@@ -1,4 +1,7 @@
-"""The data's Gaussian: a mean, and variances in a basis of cosines (images) or of principal components (vectors)."""
+"""The data's Gaussian: a mean, and variances in a basis of cosines (images) or of principal
+components (vectors).
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -12,7 +15,8 @@ from ..core.spectral import dct, inverse_dct
 
 #: Frequencies along an axis are taken together in at most so many bands, the low ones singly.
 BANDS = 16
-#: Longer vectors are taken entry by entry: their principal components would need more data and memory than they are worth.
+#: Longer vectors are taken entry by entry: their principal components would need more data and
+#: memory than they are worth.
 LONGEST = 256
 
 
@@ -20,35 +24,55 @@ LONGEST = 256
 class Spectrum:
     """Mean m and variances s^2, each shaped like an item or broadcasting against it.
 
-    basis: 'cosines' (items [C, ...]: the DCT of every channel), a matrix [D, D] whose rows are orthonormal (items [D]), or
-    None, where the entries themselves are the coefficients. The mean is a plain item, not in the basis.
+    basis: 'cosines' (items [C, ...]: the DCT of every channel), a matrix [D, D] whose rows are
+    orthonormal (items [D]), or None, where the entries themselves are the coefficients. The mean is
+    a plain item, not in the basis.
     """
+
     mean: Tensor
     variance: Tensor
     basis: Tensor | str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.basis, str) and self.basis != 'cosines':
-            raise ValueError(f'basis is {self.basis!r}; a spectrum has the basis "cosines", a matrix or None')
+            raise ValueError(
+                f'basis is {self.basis!r}; a spectrum has the basis "cosines", a matrix or None'
+            )
         if not bool((self.variance >= 0).all()) or not bool(self.variance.isfinite().all()):
-            raise ValueError('a spectrum was given variances that are negative or not finite; each must be a number of at least 0')
+            raise ValueError(
+                'a spectrum was given variances that are negative or not finite; each must be a '
+                'number of at least 0'
+            )
 
     @classmethod
-    def isotropic(cls, std: float, mean: float = 0.) -> Spectrum:
+    def isotropic(cls, std: float, mean: float = 0.0) -> Spectrum:
         """The same mean and standard deviation for every entry, whatever the shape."""
-        std, mean = check_number('std', std, 0., hint='a standard deviation'), check_number('mean', mean)
-        return cls(torch.tensor(mean, dtype=torch.float64), torch.tensor(std ** 2, dtype=torch.float64))
+        std, mean = (
+            check_number('std', std, 0.0, hint='a standard deviation'),
+            check_number('mean', mean),
+        )
+        return cls(
+            torch.tensor(mean, dtype=torch.float64), torch.tensor(std**2, dtype=torch.float64)
+        )
 
     @classmethod
     def of(cls, data: Tensor) -> Spectrum:
-        """The spectrum of items [N, ...]: principal components for vectors, cosines for [N, C, ...].
+        """The spectrum of items [N, ...]: principal components for vectors, cosines for [N, C,
+        ...].
 
-        Variances of images are averaged over bands of neighbouring frequencies, and the mean keeps the same number of them.
+        Variances of images are averaged over bands of neighbouring frequencies, and the mean keeps
+        the same number of them.
         """
         if not isinstance(data, Tensor):
-            raise TypeError(f'data must be a tensor of items, [N, D] or [N, C, ...]; got a {type(data).__name__}')
+            raise TypeError(
+                'data must be a tensor of items, [N, D] or [N, C, ...]; got a '
+                f'{type(data).__name__}'
+            )
         if data.ndim < 2 or len(data) < 2:
-            raise ValueError(f'data has shape {tuple(data.shape)}; a spectrum needs at least two items, [N, D] or [N, C, ...]')
+            raise ValueError(
+                f'data has shape {tuple(data.shape)}; a spectrum needs at least two items, [N, D] '
+                'or [N, C, ...]'
+            )
         data = data.detach().double().cpu()
         mean = data.mean(0)
         if data.ndim == 2:
@@ -71,14 +95,25 @@ class Spectrum:
         return cls(mean, values.clamp_min(0), vectors.mT.contiguous())
 
     def like(self, x: Tensor) -> Spectrum:
-        """The same spectrum in the precision and on the device of x [B, ...], whose items it must fit."""
+        """The same spectrum in the precision and on the device of x [B, ...], whose items it
+        must fit.
+        """
         matrix = self.basis if isinstance(self.basis, Tensor) else None
-        shapes = [self.mean.shape, self.variance.shape] + ([] if matrix is None else [matrix.shape[1:]])
+        shapes = [self.mean.shape, self.variance.shape] + (
+            [] if matrix is None else [matrix.shape[1:]]
+        )
         if not all(expands(shape, x.shape[1:]) for shape in shapes):
-            raise ValueError(f'the spectrum is of items of shape {tuple(self.variance.shape)} and x holds items of shape '
-                             f'{tuple(x.shape[1:])}; make one with Spectrum.of(data) from data like x')
-        return dataclasses.replace(self, mean=self.mean.to(x), variance=self.variance.to(x), basis=self.basis if matrix is None
-                                   else matrix.to(x))
+            raise ValueError(
+                f'the spectrum is of items of shape {tuple(self.variance.shape)} and x holds '
+                'items of shape '
+                f'{tuple(x.shape[1:])}; make one with Spectrum.of(data) from data like x'
+            )
+        return dataclasses.replace(
+            self,
+            mean=self.mean.to(x),
+            variance=self.variance.to(x),
+            basis=self.basis if matrix is None else matrix.to(x),
+        )
 
     def analyse(self, x: Tensor) -> Tensor:
         """The coefficients of x [B, ...] in the basis, the mean taken away."""
@@ -95,14 +130,16 @@ class Spectrum:
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """The denoiser of this Gaussian: m + s^2 / (s^2 + sigma^2) y."""
-        return self.synthesise(self.variance / (self.variance + sigma ** 2) * self.analyse(x))
+        return self.synthesise(self.variance / (self.variance + sigma**2) * self.analyse(x))
 
 
 def bands(n: int) -> list[int]:
-    """The band of each of n frequencies: the first few alone, then ever wider ones, BANDS at most."""
+    """The band of each of n frequencies: the first few alone, then ever wider ones, BANDS at
+    most.
+    """
     if n <= BANDS:
         return list(range(n))
-    edges, ratio = [0., 1.], 1.
+    edges, ratio = [0.0, 1.0], 1.0
     while len(edges) <= BANDS:
         ratio = (n / edges[-1]) ** (1 / (BANDS + 1 - len(edges)))
         edges.append(max(edges[-1] + 1, edges[-1] * ratio))

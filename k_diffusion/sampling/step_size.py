@@ -1,4 +1,5 @@
 """Step size control for adaptive solvers."""
+
 from __future__ import annotations
 
 import math
@@ -10,23 +11,47 @@ def check_tolerances(atol: float, rtol: float) -> None:
     """Refuses tolerances that no step could meet."""
     for name, tolerance in (('atol', atol), ('rtol', rtol)):
         if isinstance(tolerance, str) or not 0 <= tolerance < math.inf:
-            raise ValueError(f'{name} is {tolerance}; tolerances must be at least 0 and finite, one of them above 0 (1e-4 is usual)')
+            raise ValueError(
+                f'{name} is {tolerance}; tolerances must be at least 0 and finite, one of them '
+                'above 0 (1e-4 is usual)'
+            )
     if not atol + rtol > 0:
-        raise ValueError('atol and rtol are 0, which no step meets; tolerances must be at least 0, one of them above it (1e-4 is usual)')
+        raise ValueError(
+            'atol and rtol are 0, which no step meets; tolerances must be at least 0, one of them '
+            'above it (1e-4 is usual)'
+        )
 
 
 class PIDStepSizeController:
-    """Proposes the next step h from the last three errors, by a PID controller on log h, with a smooth limit on its change.
+    """Proposes the next step h from the last three errors, by a PID controller on log h, with a
+    smooth limit on its change.
 
-    An error of 1 is just at the tolerance. factor = prod (1 / error_k) ** b_k; a step is accepted where the limited factor is
-    at least accept_safety, and h takes the factor either way (Soderlind 2003, doi:10.1145/641876.641877).
+    An error of 1 is just at the tolerance. factor = prod (1 / error_k) ** b_k; a step is accepted
+    where the limited factor is at least accept_safety, and h takes the factor either way (Soderlind
+    2003, doi:10.1145/641876.641877).
     """
 
-    def __init__(self, h: float, pcoeff: float, icoeff: float, dcoeff: float, order: float = 1, accept_safety: float = 0.81,
-                 eps: float = 1e-8) -> None:
+    def __init__(
+        self,
+        h: float,
+        pcoeff: float,
+        icoeff: float,
+        dcoeff: float,
+        order: float = 1,
+        accept_safety: float = 0.81,
+        eps: float = 1e-8,
+    ) -> None:
         if not 0 < abs(h) < math.inf:
-            raise ValueError(f'h_init, the first step, is {h}; give a finite length in log sigma, other than 0 (0.05 is usual)')
-        for name, value in {'pcoeff': pcoeff, 'icoeff': icoeff, 'dcoeff': dcoeff, 'accept_safety': accept_safety}.items():
+            raise ValueError(
+                f'h_init, the first step, is {h}; give a finite length in log sigma, other than 0 '
+                '(0.05 is usual)'
+            )
+        for name, value in {
+            'pcoeff': pcoeff,
+            'icoeff': icoeff,
+            'dcoeff': dcoeff,
+            'accept_safety': accept_safety,
+        }.items():
             check_number(name, value)
         if not order > 0:
             raise ValueError(f'order must be > 0, the order of the solver; got {order}')
@@ -46,7 +71,9 @@ class PIDStepSizeController:
         """Whether the step with this error is accepted; changes h for the next one."""
         inverse = 1 / (float(error) + self.eps)
         self.errs = [inverse, *self.errs[1:]] if self.errs else [inverse] * 3
-        factor = self.limiter(self.errs[0] ** self.b1 * self.errs[1] ** self.b2 * self.errs[2] ** self.b3)
+        factor = self.limiter(
+            self.errs[0] ** self.b1 * self.errs[1] ** self.b2 * self.errs[2] ** self.b3
+        )
         accept = factor >= self.accept_safety
         if accept:
             self.errs = [inverse, inverse, self.errs[1]]

@@ -1,6 +1,15 @@
-"""Noise levels: the descending lists that samplers walk, and the distributions that training draws from."""
+"""Noise levels: the descending lists that samplers walk, and the distributions that training
+draws from.
+"""
+
 # ruff: noqa: F401
-from .align_your_steps import AYS_32_LEVELS, AYS_LEVELS, get_sigmas_ays, get_sigmas_ays_11, get_sigmas_ays_32
+from .align_your_steps import (
+    AYS_32_LEVELS,
+    AYS_LEVELS,
+    get_sigmas_ays,
+    get_sigmas_ays_11,
+    get_sigmas_ays_32,
+)
 from .densities import (
     DENSITIES,
     CosineInterpolated,
@@ -41,9 +50,20 @@ from .flow import (
 )
 from .parts import SCHEDULES, append_zero
 from .published_lists import GITS_LEVELS, OPTIMAL_TIMES, get_sigmas_gits, get_sigmas_optimal_steps
-from .sigmas import get_sigmas_exponential, get_sigmas_interval, get_sigmas_karras, get_sigmas_polyexponential, get_sigmas_vp
+from .sigmas import (
+    get_sigmas_exponential,
+    get_sigmas_interval,
+    get_sigmas_karras,
+    get_sigmas_polyexponential,
+    get_sigmas_vp,
+)
 from .spacings import get_sigmas_beta, get_sigmas_beta57, get_sigmas_kl_optimal, get_sigmas_laplace
-from .stratified import enable_stratified, enable_stratified_accelerate, stratified_uniform, stratified_with_settings
+from .stratified import (
+    enable_stratified,
+    enable_stratified_accelerate,
+    stratified_uniform,
+    stratified_with_settings,
+)
 from .transforms import (
     cap_sigmas,
     discard_penultimate_sigma,

@@ -1,4 +1,8 @@
-"""Schedules optimised for published models. Sabour et al. (2024), "Align Your Steps", arXiv:2404.14507."""
+"""Schedules optimised for published models.
+
+Sabour et al. (2024), "Align Your Steps", arXiv:2404.14507.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +13,8 @@ from torch import Tensor
 from ..core.registry import unknown
 from .parts import SCHEDULES, append_zero, check_count, read_levels, steps_between
 
-#: The eleven levels published for ten steps of each model; the last one only serves to interpolate, as sampling ends in 0.
+#: The eleven levels published for ten steps of each model; the last one only serves to interpolate,
+#: as sampling ends in 0.
 AYS_LEVELS = {
     'sd15': (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
     'sdxl': (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
@@ -18,14 +23,74 @@ AYS_LEVELS = {
 
 #: The 32 levels of image programs (reForge) for the same method, longer and down to 0.015.
 AYS_32_LEVELS = {
-    'sd15': (14.615, 11.23951352, 8.64363081, 6.64729424, 5.57250862, 4.71648546, 3.99196065, 3.5195609, 3.13490466, 2.79228788,
-             2.48773628, 2.21663865, 1.97508351, 1.7793172, 1.61475335, 1.46540953, 1.314849, 1.16642497, 1.03475547, 0.91573744,
-             0.80748169, 0.71202361, 0.621739, 0.53065202, 0.4529096, 0.37491455, 0.27461819, 0.2011529, 0.14105873, 0.06682881,
-             0.03166121, 0.015),
-    'sdxl': (14.615, 11.1491618, 8.50522127, 6.48827151, 5.43707402, 4.60398619, 3.89854704, 3.27407457, 2.74396527, 2.29968659,
-             1.95448514, 1.67108715, 1.42878152, 1.23181009, 1.06789649, 0.92579443, 0.80290886, 0.69660121, 0.60436903, 0.52852552,
-             0.46773344, 0.41393379, 0.36258186, 0.31008517, 0.26518925, 0.22326461, 0.17653877, 0.13959192, 0.10587381, 0.05519369,
-             0.02877334, 0.015),
+    'sd15': (
+        14.615,
+        11.23951352,
+        8.64363081,
+        6.64729424,
+        5.57250862,
+        4.71648546,
+        3.99196065,
+        3.5195609,
+        3.13490466,
+        2.79228788,
+        2.48773628,
+        2.21663865,
+        1.97508351,
+        1.7793172,
+        1.61475335,
+        1.46540953,
+        1.314849,
+        1.16642497,
+        1.03475547,
+        0.91573744,
+        0.80748169,
+        0.71202361,
+        0.621739,
+        0.53065202,
+        0.4529096,
+        0.37491455,
+        0.27461819,
+        0.2011529,
+        0.14105873,
+        0.06682881,
+        0.03166121,
+        0.015,
+    ),
+    'sdxl': (
+        14.615,
+        11.1491618,
+        8.50522127,
+        6.48827151,
+        5.43707402,
+        4.60398619,
+        3.89854704,
+        3.27407457,
+        2.74396527,
+        2.29968659,
+        1.95448514,
+        1.67108715,
+        1.42878152,
+        1.23181009,
+        1.06789649,
+        0.92579443,
+        0.80290886,
+        0.69660121,
+        0.60436903,
+        0.52852552,
+        0.46773344,
+        0.41393379,
+        0.36258186,
+        0.31008517,
+        0.26518925,
+        0.22326461,
+        0.17653877,
+        0.13959192,
+        0.10587381,
+        0.05519369,
+        0.02877334,
+        0.015,
+    ),
 }
 
 
@@ -33,8 +98,9 @@ AYS_32_LEVELS = {
 def get_sigmas_ays(n: int, model: str = 'sd15', device: Any = 'cpu') -> Tensor:
     """The levels of sd15 (Stable Diffusion 1.5), sdxl or svd (Stable Video Diffusion): [n + 1].
 
-    They are the model's own, whatever its bounds: sigma_min and sigma_max are not asked for. Ten steps take the published list; any
-    other n reads it at n + 1 equal distances, log-linearly, the last of which then is 0.
+    They are the model's own, whatever its bounds: sigma_min and sigma_max are not asked for. Ten
+    steps take the published list; any other n reads it at n + 1 equal distances, log-linearly, the
+    last of which then is 0.
     """
     return steps_between(n, _levels(AYS_LEVELS, model), device)
 
@@ -43,15 +109,17 @@ def get_sigmas_ays(n: int, model: str = 'sd15', device: Any = 'cpu') -> Tensor:
 def get_sigmas_ays_11(n: int, model: str = 'sd15', device: Any = 'cpu') -> Tensor:
     """The eleven levels of sd15, sdxl or svd, the last one kept before the zero: [n + 1].
 
-    Eleven steps take the published list; any other n reads it at n equal distances, log-linearly. `ays` puts 0 in place of the
-    last level.
+    Eleven steps take the published list; any other n reads it at n equal distances, log-linearly.
+    `ays` puts 0 in place of the last level.
     """
     return _all_of(n, _levels(AYS_LEVELS, model), device)
 
 
 @SCHEDULES.register('ays_32')
 def get_sigmas_ays_32(n: int, model: str = 'sd15', device: Any = 'cpu') -> Tensor:
-    """The 32 levels of sd15 or sdxl, then 0: [n + 1]; any other n reads them at n equal distances, log-linearly."""
+    """The 32 levels of sd15 or sdxl, then 0: [n + 1]; any other n reads them at n equal
+    distances, log-linearly.
+    """
     return _all_of(n, _levels(AYS_32_LEVELS, model), device)
 
 

@@ -1,8 +1,11 @@
-"""How training noise levels are distributed: a Density is drawn by a call and read off at quantiles.
+"""How training noise levels are distributed: a Density is drawn by a call and read off at
+quantiles.
 
-It is at the same time the config section of its "type" (DENSITIES has them all), with the original's keys and defaults; what it
-leaves None, `filled(model)` takes from the model section around it.
+It is at the same time the config section of its "type" (DENSITIES has them all), with the
+original's keys and defaults; what it leaves None, `filled(model)` takes from the model section
+around it.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,7 +25,9 @@ DENSITIES: Registry[type[Density]] = Registry('sigma density')
 
 @dataclass(frozen=True)
 class Density(ABC):
-    """A distribution of noise levels: what draws from it, its inverse CDF, and the parameters both take."""
+    """A distribution of noise levels: what draws from it, its inverse CDF, and the parameters
+    both take.
+    """
 
     rand: ClassVar[Callable[..., Tensor]]
     inverse_cdf: ClassVar[Callable[..., Tensor]]
@@ -46,7 +51,9 @@ class Density(ABC):
 
     def filled(self: D, model: Any) -> D:
         """The density with nothing left None."""
-        missing = {key: default for key, default in self.defaults().items() if getattr(self, key) is None}
+        missing = {
+            key: default for key, default in self.defaults().items() if getattr(self, key) is None
+        }
         return replace(self, **{key: default(model) for key, default in missing.items()})
 
 
@@ -93,7 +100,11 @@ class SplitLogNormal(Density):
 
     @property
     def parameters(self) -> tuple[float, ...]:
-        return _one_of(self, 'mean', 'loc'), _one_of(self, 'std_1', 'scale_1'), _one_of(self, 'std_2', 'scale_2')
+        return (
+            _one_of(self, 'mean', 'loc'),
+            _one_of(self, 'std_1', 'scale_1'),
+            _one_of(self, 'std_2', 'scale_2'),
+        )
 
 
 @DENSITIES.register('loglogistic')
@@ -102,9 +113,9 @@ class LogLogistic(Density):
     """rand_log_logistic."""
 
     type: Literal['loglogistic'] = 'loglogistic'
-    loc: float | None = None                        # None: ln sigma_data
+    loc: float | None = None  # None: ln sigma_data
     scale: float = 0.5
-    min_value: float = 0.
+    min_value: float = 0.0
     max_value: float = math.inf
 
     rand = staticmethod(draws.rand_log_logistic)
@@ -128,8 +139,8 @@ class LogUniform(Density):
     """rand_log_uniform."""
 
     type: Literal['loguniform'] = 'loguniform'
-    min_value: float | None = None                  # None: sigma_min
-    max_value: float | None = None                  # None: sigma_max
+    min_value: float | None = None  # None: sigma_min
+    max_value: float | None = None  # None: sigma_max
 
     rand = staticmethod(draws.rand_log_uniform)
     inverse_cdf = staticmethod(draws.log_uniform)
@@ -143,7 +154,10 @@ class LogUniform(Density):
         return _given(self, 'min_value'), _given(self, 'max_value')
 
     def defaults(self) -> dict[str, Callable[[Any], float]]:
-        return {'min_value': lambda model: model.sigma_min, 'max_value': lambda model: model.sigma_max}
+        return {
+            'min_value': lambda model: model.sigma_min,
+            'max_value': lambda model: model.sigma_max,
+        }
 
 
 @DENSITIES.register('v-diffusion', 'cosine')
@@ -152,7 +166,7 @@ class VDiffusion(Density):
     """rand_v_diffusion."""
 
     type: Literal['v-diffusion', 'cosine'] = 'v-diffusion'
-    sigma_data: float | None = None                 # None: the model's
+    sigma_data: float | None = None  # None: the model's
     min_value: float = 1e-3
     max_value: float = 1e3
 
@@ -177,12 +191,12 @@ class CosineInterpolated(Density):
     """rand_cosine_interpolated."""
 
     type: Literal['cosine-interpolated'] = 'cosine-interpolated'
-    image_d: float | None = None                    # None: the longer side of input_size
+    image_d: float | None = None  # None: the longer side of input_size
     noise_d_low: float = 32
-    noise_d_high: float | None = None               # None: the longer side of input_size
-    sigma_data: float | None = None                 # None: the model's
-    min_value: float | None = None                  # None: sigma_min, or 1e-3 if that is less
-    max_value: float | None = None                  # None: sigma_max, or 1e3 if that is more
+    noise_d_high: float | None = None  # None: the longer side of input_size
+    sigma_data: float | None = None  # None: the model's
+    min_value: float | None = None  # None: sigma_min, or 1e-3 if that is less
+    max_value: float | None = None  # None: sigma_max, or 1e3 if that is more
 
     rand = staticmethod(draws.rand_cosine_interpolated)
     inverse_cdf = staticmethod(draws.cosine_interpolated)
@@ -199,22 +213,30 @@ class CosineInterpolated(Density):
 
     def defaults(self) -> dict[str, Callable[[Any], float]]:
         return {
-            'image_d': lambda model: max(model.input_size), 'noise_d_high': lambda model: max(model.input_size),
+            'image_d': lambda model: max(model.input_size),
+            'noise_d_high': lambda model: max(model.input_size),
             'sigma_data': lambda model: model.sigma_data,
-            'min_value': lambda model: min(model.sigma_min, 1e-3), 'max_value': lambda model: max(model.sigma_max, 1e3)}
+            'min_value': lambda model: min(model.sigma_min, 1e-3),
+            'max_value': lambda model: max(model.sigma_max, 1e3),
+        }
 
 
 def _given(density: Density, key: str) -> float:
     value: float | None = getattr(density, key)
     if value is None:
-        raise ValueError(f'{key} is None, which is for the model to fill; give it a number or call filled(model)')
+        raise ValueError(
+            f'{key} is None, which is for the model to fill; give it a number or call filled(model)'
+        )
     return value
 
 
 def _one_of(density: Density, *keys: str) -> float:
     given = [value for key in keys if (value := getattr(density, key)) is not None]
     if len(given) != 1:
-        raise ValueError(f'{keys[0]} is {"missing" if not given else "given twice"}; give it once, as {" or as ".join(keys)}')
+        raise ValueError(
+            f'{keys[0]} is {"missing" if not given else "given twice"}; give it once, as '
+            f'{" or as ".join(keys)}'
+        )
     return float(given[0])
 
 
@@ -226,4 +248,7 @@ def _check_above_0(**values: float | None) -> None:
 
 def _check_range(min_value: float | None, max_value: float | None) -> None:
     if min_value is not None and max_value is not None and not 0 <= min_value < max_value:
-        raise ValueError(f'min_value is {min_value} and max_value is {max_value}; it must be at least 0 and below max_value')
+        raise ValueError(
+            f'min_value is {min_value} and max_value is {max_value}; it must be at least 0 and '
+            'below max_value'
+        )

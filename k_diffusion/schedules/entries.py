@@ -1,4 +1,5 @@
 """The schedules as a list: what a menu or a table shows of each."""
+
 from __future__ import annotations
 
 import inspect
@@ -20,9 +21,12 @@ _REFERENCES = {
     'laplace': 'Hang et al. 2024, arXiv:2407.03297',
     'flow': 'Esser et al. 2024, arXiv:2403.03206, section 5.3.2',
     'ddim_uniform': 'Song et al. 2021, arXiv:2010.02502',
-    'beta': 'Lee et al. 2024, arXiv:2407.12173', 'beta57': 'Lee et al. 2024, arXiv:2407.12173',
-    'ays_11': 'Sabour et al. 2024, arXiv:2404.14507', 'ays_32': 'Sabour et al. 2024, arXiv:2404.14507',
-    'optimal_steps': 'Pei et al. 2025, arXiv:2503.21774', 'gits': 'Chen et al. 2024, arXiv:2405.11326',
+    'beta': 'Lee et al. 2024, arXiv:2407.12173',
+    'beta57': 'Lee et al. 2024, arXiv:2407.12173',
+    'ays_11': 'Sabour et al. 2024, arXiv:2404.14507',
+    'ays_32': 'Sabour et al. 2024, arXiv:2404.14507',
+    'optimal_steps': 'Pei et al. 2025, arXiv:2503.21774',
+    'gits': 'Chen et al. 2024, arXiv:2405.11326',
 }
 _COMMON = ('n', 'sigma_min', 'sigma_max', 'table', 'device')
 
@@ -34,8 +38,9 @@ class Schedule:
     Attributes:
         name: As in get_sigmas_<name>.
         function: What is called.
-        takes: What it makes the levels from, besides their number: 'range' (sigma_min, sigma_max), 'table' (the levels
-            that the denoiser was trained at) or 'nothing', for levels of its own.
+        takes: What it makes the levels from, besides their number: 'range' (sigma_min, sigma_max),
+            'table' (the levels that the denoiser was trained at) or 'nothing', for levels of its
+            own.
         reference: The paper it is published in, or empty.
     """
 
@@ -52,14 +57,30 @@ class Schedule:
     @property
     def options(self) -> dict[str, Parameter]:
         """Its own options by name, with their types and defaults."""
-        return {name: p for name, p in inspect.signature(self.function).parameters.items() if name not in _COMMON}
+        return {
+            name: p
+            for name, p in inspect.signature(self.function).parameters.items()
+            if name not in _COMMON
+        }
 
 
 def catalogue() -> tuple[Schedule, ...]:
-    """Return the entries of all schedules: those of a range or of their own, then those of a table of levels."""
+    """Return the entries of all schedules: those of a range or of their own, then those of a
+    table of levels.
+    """
     entries = []
     for name, function in SCHEDULES.items():
         takes = 'range' if 'sigma_max' in inspect.signature(function).parameters else 'nothing'
-        entries.append(Schedule(name, function, takes, '' if name in ('beta', 'beta57') else _REFERENCES.get(name, '')))
-    entries += [Schedule(name, function, 'table', _REFERENCES.get(name, '')) for name, function in DISCRETE_SCHEDULES.items()]
+        entries.append(
+            Schedule(
+                name,
+                function,
+                takes,
+                '' if name in ('beta', 'beta57') else _REFERENCES.get(name, ''),
+            )
+        )
+    entries += [
+        Schedule(name, function, 'table', _REFERENCES.get(name, ''))
+        for name, function in DISCRETE_SCHEDULES.items()
+    ]
     return tuple(entries)

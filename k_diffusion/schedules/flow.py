@@ -1,7 +1,10 @@
-"""Schedules in the time t of flow models (x_t = (1 - t) x_0 + t noise), as levels sigma = t / (1 - t) that every sampler here takes.
+"""Schedules in the time t of flow models (x_t = (1 - t) x_0 + t noise), as levels sigma = t / (1 -
+t) that every sampler here takes.
 
-The shift of t' = s t / (1 + (s - 1) t) is sigma' = s sigma. Time 1 is an infinite level; it becomes sigma_max.
+The shift of t' = s t / (1 + (s - 1) t) is sigma' = s sigma. Time 1 is an infinite level; it becomes
+sigma_max.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,11 +19,18 @@ from .parts import SCHEDULES, bounds, check_count, check_positive, ramp, within
 
 
 @SCHEDULES.register('flow')
-def get_sigmas_flow(n: int, sigma_min: float = 1e-4, sigma_max: float = 4096., shift: float = 1., device: Any = 'cpu') -> Tensor:
+def get_sigmas_flow(
+    n: int,
+    sigma_min: float = 1e-4,
+    sigma_max: float = 4096.0,
+    shift: float = 1.0,
+    device: Any = 'cpu',
+) -> Tensor:
     """sigma = shift t / (1 - t), t = 1 - i / n for i from 0 to n - 1: at most [n + 1].
 
-    Levels outside the bounds are brought to them, and equal neighbours dropped. shift is 3 for Stable Diffusion 3 (Esser et al. 2024,
-    arXiv:2403.03206, section 5.3.2), flux_shift(tokens) for Flux.
+    Levels outside the bounds are brought to them, and equal neighbours dropped. shift is 3 for
+    Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206, section 5.3.2), flux_shift(tokens) for
+    Flux.
     """
     low, high = bounds(n, sigma_min, sigma_max)
     check_positive('1 is none, 3 is usual', shift=shift)
@@ -28,12 +38,20 @@ def get_sigmas_flow(n: int, sigma_min: float = 1e-4, sigma_max: float = 4096., s
 
 
 @SCHEDULES.register('linear_quadratic')
-def get_sigmas_linear_quadratic(n: int, sigma_min: float, sigma_max: float, threshold_noise: float = 0.025,
-                                linear_steps: int | None = None, device: Any = 'cpu') -> Tensor:
-    """Flow time falls from 1 in L small equal steps by threshold_noise, then as a parabola to 0, slope continuous: at most [n + 1].
+def get_sigmas_linear_quadratic(
+    n: int,
+    sigma_min: float,
+    sigma_max: float,
+    threshold_noise: float = 0.025,
+    linear_steps: int | None = None,
+    device: Any = 'cpu',
+) -> Tensor:
+    """Flow time falls from 1 in L small equal steps by threshold_noise, then as a parabola to 0,
+    slope continuous: at most [n + 1].
 
-    1 - t_i = threshold i / L up to i = L = linear_steps (None: n // 2), then threshold + threshold (i - L) / L + c (i - L)^2 with
-    t_n = 0. Levels outside the bounds are brought to them, and equal neighbours dropped. From the video model Mochi.
+    1 - t_i = threshold i / L up to i = L = linear_steps (None: n // 2), then threshold + threshold
+    (i - L) / L + c (i - L)^2 with t_n = 0. Levels outside the bounds are brought to them, and equal
+    neighbours dropped. From the video model Mochi.
     """
     low, high = bounds(n, sigma_min, sigma_max)
     i = ramp(0, n, n + 1)[:-1]
@@ -42,23 +60,31 @@ def get_sigmas_linear_quadratic(n: int, sigma_min: float, sigma_max: float, thre
     linear = n // 2 if linear_steps is None else linear_steps
     _check_linear(n, linear, threshold_noise)
     slope, rest = threshold_noise / linear, n - linear
-    curve = (1 - threshold_noise - slope * rest) / rest ** 2
+    curve = (1 - threshold_noise - slope * rest) / rest**2
     done = slope * i + curve * (i - linear).clamp(min=0) ** 2
     return within(flow_time_to_sigma(1 - done), low, high, device)
 
 
 @SCHEDULES.register('bong_tangent')
-def get_sigmas_bong_tangent(n: int, sigma_min: float, sigma_max: float, device: Any = 'cpu') -> Tensor:
+def get_sigmas_bong_tangent(
+    n: int, sigma_min: float, sigma_max: float, device: Any = 'cpu'
+) -> Tensor:
     """Flow time falls from 1 to 1/2 and from there to 0 along two arc tangents: at most [n + 1].
 
-    With N = n + 2 and m = floor(0.6 N), the first has its places 0 to m - 1 and is steepest at m, the second its places
-    0 to N - m - 1 and is steepest at 0; the slope is 8 / N a place, and each is scaled to its two ends. Levels outside the bounds
-    are brought to them, and equal neighbours dropped. A curve of image programs, without a paper.
+    With N = n + 2 and m = floor(0.6 N), the first has its places 0 to m - 1 and is steepest at m,
+    the second its places 0 to N - m - 1 and is steepest at 0; the slope is 8 / N a place, and each
+    is scaled to its two ends. Levels outside the bounds are brought to them, and equal neighbours
+    dropped. A curve of image programs, without a paper.
     """
     low, high = bounds(n, sigma_min, sigma_max)
     places = n + 2
     first = max(int(0.6 * places), 2)
-    t = torch.cat([_tangent(1., 0.5, first, first, 8 / places)[:-1], _tangent(0.5, 0., places - first, 0, 8 / places)])
+    t = torch.cat(
+        [
+            _tangent(1.0, 0.5, first, first, 8 / places)[:-1],
+            _tangent(0.5, 0.0, places - first, 0, 8 / places),
+        ]
+    )
     return within(flow_time_to_sigma(t[:-1]), low, high, device)
 
 
@@ -78,20 +104,27 @@ def sigma_to_flow_time(sigma: Tensor) -> Tensor:
     return 1 / (1 + 1 / sigma)
 
 
-def flow_table(shift: float = 1., n: int = 1000, sigma_max: float = 4096.) -> Tensor:
-    """The ascending levels [n] of a flow model that is trained at t = 1/n, 2/n, ..., 1: a table for the schedules of discrete models."""
+def flow_table(shift: float = 1.0, n: int = 1000, sigma_max: float = 4096.0) -> Tensor:
+    """The ascending levels [n] of a flow model that is trained at t = 1/n, 2/n, ..., 1: a table
+    for the schedules of discrete models.
+    """
     check_count(n)
     check_positive('the defaults are usual', shift=shift, sigma_max=sigma_max)
     return (shift * flow_time_to_sigma(ramp(1, n, n) / n)).clamp(max=sigma_max).float()
 
 
-def flux_shift(tokens: int, low: tuple[int, float] = (256, 0.5), high: tuple[int, float] = (4096, 1.15),
-               kind: str = 'exponential') -> float:
-    """The shift for an image of so many tokens, of mu on the line through two points (tokens, mu), by default Flux's.
+def flux_shift(
+    tokens: int,
+    low: tuple[int, float] = (256, 0.5),
+    high: tuple[int, float] = (4096, 1.15),
+    kind: str = 'exponential',
+) -> float:
+    """The shift for an image of so many tokens, of mu on the line through two points (tokens, mu),
+    by default Flux's.
 
     Args:
-        tokens: How many the transformer sees. Flux has one per 16 x 16 pixels: 1024 x 1024 pixels are 4096 tokens and shift by
-            3.16.
+        tokens: How many the transformer sees. Flux has one per 16 x 16 pixels: 1024 x 1024 pixels
+            are 4096 tokens and shift by 3.16.
         low: One of the points.
         high: The other; (1024, 0.95) and (4096, 2.05) for LTX-Video.
         kind: 'exponential' for the shift e^mu, 'linear' for mu itself.
@@ -105,22 +138,27 @@ def flux_shift(tokens: int, low: tuple[int, float] = (256, 0.5), high: tuple[int
     _check_tokens(tokens)
     (x, start), (x_end, end) = _check_point('low', low), _check_point('high', high)
     if x == x_end:
-        raise ValueError(f'low and high must be points with different numbers of tokens; got {low} and {high}')
+        raise ValueError(
+            f'low and high must be points with different numbers of tokens; got {low} and {high}'
+        )
     mu = start + (end - start) * (tokens - x) / (x_end - x)
     if kind == 'exponential':
         return math.exp(mu)
     if kind != 'linear':
         raise ValueError(unknown('kind', kind, ('exponential', 'linear')))
     if mu <= 0:
-        raise ValueError(f'mu must be above 0 for a linear shift; tokens={tokens} give {mu:g}, so move the points')
+        raise ValueError(
+            f'mu must be above 0 for a linear shift; tokens={tokens} give {mu:g}, so move the '
+            'points'
+        )
     return mu
 
 
 def flux2_shift(tokens: int, steps: int) -> float:
     """The shift e^mu of FLUX.2 for an image of so many tokens in so many steps.
 
-    Up to 4,300 tokens mu is linear in the steps through two lines in the tokens, those of 10 and of 200 steps; beyond, that of 200
-    steps.
+    Up to 4,300 tokens mu is linear in the steps through two lines in the tokens, those of 10 and of
+    200 steps; beyond, that of 200 steps.
     """
     _check_tokens(tokens)
     check_count(steps)
@@ -129,20 +167,28 @@ def flux2_shift(tokens: int, steps: int) -> float:
 
 
 def _check_tokens(tokens: int) -> None:
-    check_number('tokens', tokens, 1., hint='how many the transformer sees')
+    check_number('tokens', tokens, 1.0, hint='how many the transformer sees')
 
 
 def _check_point(name: str, point: Any) -> tuple[float, float]:
     try:
         tokens, mu = (check_number(name, number) for number in point)
     except (TypeError, ValueError):
-        raise ValueError(f'{name} must be a point (tokens, mu), (256, 0.5) for example; got {show_value(point)}') from None
+        raise ValueError(
+            f'{name} must be a point (tokens, mu), (256, 0.5) for example; got {show_value(point)}'
+        ) from None
     return tokens, mu
 
 
 def _check_linear(n: int, linear: int, threshold: float) -> None:
     if not 1 <= linear < n:
-        raise ValueError(f'linear_steps={linear} of n={n} steps leave no parabola; give 1 to {n - 1}, or None for half')
-    most = 2 * linear / (n + linear)        # beyond it the parabola would turn round before t = 0
+        raise ValueError(
+            f'linear_steps={linear} of n={n} steps leave no parabola; give 1 to {n - 1}, or None '
+            'for half'
+        )
+    most = 2 * linear / (n + linear)  # beyond it the parabola would turn round before t = 0
     if not 0 < threshold <= most:
-        raise ValueError(f'threshold_noise={threshold} is too much for {linear} linear steps of {n}; give above 0 and at most {most:g}')
+        raise ValueError(
+            f'threshold_noise={threshold} is too much for {linear} linear steps of {n}; give '
+            f'above 0 and at most {most:g}'
+        )

@@ -1,4 +1,7 @@
-"""What every schedule is built from: checked arguments, ramps in float64, exact ends, the final zero."""
+"""What every schedule is built from: checked arguments, ramps in float64, exact ends, the final
+zero.
+"""
+
 from __future__ import annotations
 
 import math
@@ -10,7 +13,8 @@ from torch import Tensor
 
 from ..core.registry import Registry
 
-#: Schedules by name. Those with the parameters sigma_min and sigma_max go between two levels; the others have levels of their own.
+#: Schedules by name. Those with the parameters sigma_min and sigma_max go between two levels; the
+#: others have levels of their own.
 SCHEDULES: Registry[Callable[..., Tensor]] = Registry('schedule')
 
 
@@ -27,7 +31,9 @@ def check_count(n: int) -> None:
 def check_positive(hint: str, **values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
-            raise ValueError(f'{name}={value} makes no schedule; {name} must be positive and finite ({hint})')
+            raise ValueError(
+                f'{name}={value} makes no schedule; {name} must be positive and finite ({hint})'
+            )
 
 
 def bounds(n: int, sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
@@ -35,8 +41,10 @@ def bounds(n: int, sigma_min: Any, sigma_max: Any) -> tuple[float, float]:
     check_count(n)
     low, high = float(sigma_min), float(sigma_max)
     if not 0 < low <= high < math.inf:
-        raise ValueError(f'sigma_min={low} and sigma_max={high} are no range of noise levels; '
-                         f'give 0 < sigma_min <= sigma_max, both finite')
+        raise ValueError(
+            f'sigma_min={low} and sigma_max={high} are no range of noise levels; '
+            f'give 0 < sigma_min <= sigma_max, both finite'
+        )
     return low, high
 
 
@@ -52,17 +60,23 @@ def finish(sigmas: Tensor, sigma_min: float, sigma_max: float, device: Any) -> T
 
 
 def distinct(sigmas: Tensor) -> Tensor:
-    """Without the levels that equal the one before: a step between equal levels would do nothing, at the price of a whole one."""
+    """Without the levels that equal the one before: a step between equal levels would do
+    nothing, at the price of a whole one.
+    """
     return torch.cat([sigmas[:1], sigmas[1:][sigmas.diff() != 0]])
 
 
 def within(sigmas: Tensor, sigma_min: float, sigma_max: float, device: Any) -> Tensor:
-    """Float32, what lies outside the bounds brought to them, equal neighbours dropped, and the zero: at most [n + 1]."""
+    """Float32, what lies outside the bounds brought to them, equal neighbours dropped, and the
+    zero: at most [n + 1].
+    """
     return append_zero(distinct(sigmas.clamp(sigma_min, sigma_max).float())).to(device)
 
 
 def between_places(levels: Tensor, place: Tensor) -> Tensor:
-    """levels [T] at places in [0, T - 1], log-linear between two neighbours and exact at whole places."""
+    """levels [T] at places in [0, T - 1], log-linear between two neighbours and exact at whole
+    places.
+    """
     low, high = levels[place.floor().long()], levels[place.ceil().long()]
     return low * (high / low) ** (place - place.floor())
 
@@ -73,6 +87,8 @@ def read_levels(n: int, levels: Sequence[float]) -> Tensor:
 
 
 def steps_between(n: int, levels: Sequence[float], device: Any) -> Tensor:
-    """The levels of n steps from a published list whose last entry stands for 0, float32 [n + 1]."""
+    """The levels of n steps from a published list whose last entry stands for 0, float32 [n +
+    1].
+    """
     check_count(n)
     return append_zero(read_levels(n + 1, levels)[:-1].float()).to(device)

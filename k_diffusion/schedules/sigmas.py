@@ -1,4 +1,5 @@
 """The original's noise schedules: n descending levels in float32, then 0."""
+
 from __future__ import annotations
 
 import itertools
@@ -14,7 +15,9 @@ from .parts import SCHEDULES, append_zero, bounds, check_count, finish, ramp
 
 
 @SCHEDULES.register('karras')
-def get_sigmas_karras(n: int, sigma_min: float, sigma_max: float, rho: float = 7., device: Any = 'cpu') -> Tensor:
+def get_sigmas_karras(
+    n: int, sigma_min: float, sigma_max: float, rho: float = 7.0, device: Any = 'cpu'
+) -> Tensor:
     """Uniform in sigma ** (1 / rho): [n + 1] (Karras et al. 2022, arXiv:2206.00364, eq. 5)."""
     low, high = bounds(n, sigma_min, sigma_max)
     _rho(rho)
@@ -23,40 +26,66 @@ def get_sigmas_karras(n: int, sigma_min: float, sigma_max: float, rho: float = 7
 
 
 @SCHEDULES.register('exponential')
-def get_sigmas_exponential(n: int, sigma_min: float, sigma_max: float, device: Any = 'cpu') -> Tensor:
+def get_sigmas_exponential(
+    n: int, sigma_min: float, sigma_max: float, device: Any = 'cpu'
+) -> Tensor:
     """Uniform in log sigma: [n + 1]."""
-    return get_sigmas_polyexponential(n, sigma_min, sigma_max, 1., device)
+    return get_sigmas_polyexponential(n, sigma_min, sigma_max, 1.0, device)
 
 
 @SCHEDULES.register('polyexponential')
-def get_sigmas_polyexponential(n: int, sigma_min: float, sigma_max: float, rho: float = 1., device: Any = 'cpu') -> Tensor:
+def get_sigmas_polyexponential(
+    n: int, sigma_min: float, sigma_max: float, rho: float = 1.0, device: Any = 'cpu'
+) -> Tensor:
     """log sigma falls as a ramp from 1 to 0 to the power rho: [n + 1]."""
     low, high = bounds(n, sigma_min, sigma_max)
     _rho(rho)
-    return finish((ramp(1, 0, n) ** rho * math.log(high / low) + math.log(low)).exp(), low, high, device)
+    return finish(
+        (ramp(1, 0, n) ** rho * math.log(high / low) + math.log(low)).exp(), low, high, device
+    )
 
 
 @SCHEDULES.register('vp')
-def get_sigmas_vp(n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: float = 1e-3, device: Any = 'cpu') -> Tensor:
-    """sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t from 1 to eps_s: [n + 1] (Song et al. 2021, arXiv:2011.13456, VP SDE)."""
+def get_sigmas_vp(
+    n: int, beta_d: float = 19.9, beta_min: float = 0.1, eps_s: float = 1e-3, device: Any = 'cpu'
+) -> Tensor:
+    """sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t from 1 to eps_s: [n + 1] (Song et al.
+
+    2021, arXiv:2011.13456, VP SDE).
+    """
     check_count(n)
     if not 0 < eps_s <= 1:
         raise ValueError(f'eps_s={eps_s} ends no schedule; the last time must lie in (0, 1]')
-    t = torch.linspace(1, eps_s, n)  # float32 as in the original: exp - 1 cancels at small t, and what it gives there is expected
-    sigmas = (torch.exp(beta_d * t ** 2 / 2 + beta_min * t) - 1).sqrt()
+    t = torch.linspace(
+        1, eps_s, n
+    )  # float32 as in the original: exp - 1 cancels at small t, and what it gives there is expected
+    sigmas = (torch.exp(beta_d * t**2 / 2 + beta_min * t) - 1).sqrt()
     if not (sigmas.isfinite().all() and (sigmas.diff() <= 0).all() and sigmas[0] > 0):
-        raise ValueError(f'beta_d={beta_d} and beta_min={beta_min} lead from the level {sigmas[0].item():g} to {sigmas[-1].item():g}; '
-                         'levels are finite and fall, so give rates of at least 0, beta_d / 2 + beta_min below 88 (19.9 and 0.1 say)')
+        raise ValueError(
+            f'beta_d={beta_d} and beta_min={beta_min} lead from the level {sigmas[0].item():g} to '
+            f'{sigmas[-1].item():g}; '
+            'levels are finite and fall, so give rates of at least 0, beta_d / 2 + beta_min below '
+            '88 (19.9 and 0.1 say)'
+        )
     return append_zero(sigmas).to(device)
 
 
-def get_sigmas_interval(n: int, sigma_min: float, sigma_max: float, interval: tuple[float, float], share: float = 0.4, rho: float = 7.,
-                        device: Any = 'cpu') -> Tensor:
-    """Karras levels with one on either edge of an interval (low, high], of guidance for example: [n + 1].
+def get_sigmas_interval(
+    n: int,
+    sigma_min: float,
+    sigma_max: float,
+    interval: tuple[float, float],
+    share: float = 0.4,
+    rho: float = 7.0,
+    device: Any = 'cpu',
+) -> Tensor:
+    """Karras levels with one on either edge of an interval (low, high], of guidance for example: [n
+    + 1].
 
-    The steps between the edges are `share` of all; the others are divided by the lengths, in sigma^(1 / rho), of what lies above and
-    below. Where steps are too few for three parts the lower edge gives way first. A level on an edge is below it by two units in the
-    last place of float32, so that it is inside (low, edge].
+    The steps between the edges are `share` of all; the others are divided by the lengths, in
+    sigma^(1 / rho), of what lies above and below. Where steps are too few for three parts the lower
+    edge gives way first. A level on an edge is below it by two units in the last place of float32,
+    so that it is inside (low, edge].
     """
     least, most = bounds(n, sigma_min, sigma_max)
     low, high = check_interval('interval', interval)
@@ -65,9 +94,11 @@ def get_sigmas_interval(n: int, sigma_min: float, sigma_max: float, interval: tu
         raise ValueError(f'share must be between 0 and 1; got {share}')
     if n == 1:
         return finish(ramp(most, most, 1), most, most, device)
-    edges = [edge * (1 - 2 ** -22) for edge in (high, low) if least < edge < most][:max(n - 2, 0)]
+    edges = [edge * (1 - 2**-22) for edge in (high, low) if least < edge < most][: max(n - 2, 0)]
     knots = [most, *edges, least]
-    counts = _divide(n - 1, [a ** (1 / rho) - b ** (1 / rho) for a, b in itertools.pairwise(knots)], share)
+    counts = _divide(
+        n - 1, [a ** (1 / rho) - b ** (1 / rho) for a, b in itertools.pairwise(knots)], share
+    )
     levels = [most]
     for start, end, count in zip(knots, knots[1:], counts):
         a, b = start ** (1 / rho), end ** (1 / rho)
@@ -76,7 +107,9 @@ def get_sigmas_interval(n: int, sigma_min: float, sigma_max: float, interval: tu
 
 
 def _divide(steps: int, lengths: Sequence[float], share: float) -> list[int]:
-    """How many steps each of one to three parts has, at least one: by length, but of three the middle one has its share first."""
+    """How many steps each of one to three parts has, at least one: by length, but of three the
+    middle one has its share first.
+    """
     if len(lengths) == 1:
         return [steps]
     middle = [min(max(1, round(share * steps)), steps - 2)] if len(lengths) == 3 else []
@@ -87,4 +120,6 @@ def _divide(steps: int, lengths: Sequence[float], share: float) -> list[int]:
 
 def _rho(rho: float) -> None:
     if not 0 < rho < math.inf:
-        raise ValueError(f'rho={rho} bends no schedule; rho must be positive and finite (7 is usual for karras)')
+        raise ValueError(
+            f'rho={rho} bends no schedule; rho must be positive and finite (7 is usual for karras)'
+        )

@@ -1,4 +1,5 @@
 """More schedules between two noise levels: n descending levels in float32, then 0."""
+
 from __future__ import annotations
 
 import math
@@ -12,15 +13,26 @@ from .parts import SCHEDULES, append_zero, bounds, check_positive, distinct, fin
 
 
 @SCHEDULES.register('beta')
-def get_sigmas_beta(n: int, sigma_min: float, sigma_max: float, alpha: float = 0.6, beta: float = 0.6, device: Any = 'cpu') -> Tensor:
-    """sigma_min + q (sigma_max - sigma_min), q the quantiles of Beta(alpha, beta) at 1, ..., 0: [n + 1].
+def get_sigmas_beta(
+    n: int,
+    sigma_min: float,
+    sigma_max: float,
+    alpha: float = 0.6,
+    beta: float = 0.6,
+    device: Any = 'cpu',
+) -> Tensor:
+    """sigma_min + q (sigma_max - sigma_min), q the quantiles of Beta(alpha, beta) at 1, ..., 0: [n
+    + 1].
 
-    Linear in sigma, which is coarse at small levels where sigma_max is large. For a model with a table of levels take
-    get_sigmas_beta_table, whose quantiles are those of the table's index (Lee et al. 2024, arXiv:2407.12173).
+    Linear in sigma, which is coarse at small levels where sigma_max is large. For a model with a
+    table of levels take get_sigmas_beta_table, whose quantiles are those of the table's index (Lee
+    et al. 2024, arXiv:2407.12173).
     """
     low, high = bounds(n, sigma_min, sigma_max)
     check_positive('0.6 is usual', alpha=alpha, beta=beta)
-    q = torch.tensor([beta_quantile(p, alpha, beta) for p in ramp(1, 0, n).tolist()], dtype=torch.float64)
+    q = torch.tensor(
+        [beta_quantile(p, alpha, beta) for p in ramp(1, 0, n).tolist()], dtype=torch.float64
+    )
     return finish(low + q * (high - low), low, high, device)
 
 
@@ -31,11 +43,14 @@ def get_sigmas_beta57(n: int, sigma_min: float, sigma_max: float, device: Any = 
 
 
 @SCHEDULES.register('kl_optimal')
-def get_sigmas_kl_optimal(n: int, sigma_min: float, sigma_max: float, sigma_data: float = 1., device: Any = 'cpu') -> Tensor:
+def get_sigmas_kl_optimal(
+    n: int, sigma_min: float, sigma_max: float, sigma_data: float = 1.0, device: Any = 'cpu'
+) -> Tensor:
     """Uniform in atan(sigma / sigma_data): [n + 1].
 
-    Where Euler's method errs least on Gaussian data of that standard deviation: of the spread due to them each step keeps the cosine of
-    its angle, and equal angles make the largest product (Sabour et al. 2024, arXiv:2404.14507, section 3.1).
+    Where Euler's method errs least on Gaussian data of that standard deviation: of the spread due
+    to them each step keeps the cosine of its angle, and equal angles make the largest product
+    (Sabour et al. 2024, arXiv:2404.14507, section 3.1).
     """
     low, high = bounds(n, sigma_min, sigma_max)
     check_positive('the standard deviation of the data', sigma_data=sigma_data)
@@ -44,16 +59,29 @@ def get_sigmas_kl_optimal(n: int, sigma_min: float, sigma_max: float, sigma_data
 
 
 @SCHEDULES.register('laplace')
-def get_sigmas_laplace(n: int, sigma_min: float, sigma_max: float, mu: float = 0., beta: float = 0.5, device: Any = 'cpu') -> Tensor:
-    """log sigma at uniform quantiles of Laplace(mu, beta), cut to the two bounds: dense about e^mu, at most [n + 1].
+def get_sigmas_laplace(
+    n: int,
+    sigma_min: float,
+    sigma_max: float,
+    mu: float = 0.0,
+    beta: float = 0.5,
+    device: Any = 'cpu',
+) -> Tensor:
+    """log sigma at uniform quantiles of Laplace(mu, beta), cut to the two bounds: dense about e^mu,
+    at most [n + 1].
 
-    log sigma = mu - beta sign(1/2 - p) log(1 - |1 - 2p| + 1e-5), p from 0 to 1; equal neighbours are dropped where the cut makes them.
-    Hang et al. (2024), arXiv:2407.03297.
+    log sigma = mu - beta sign(1/2 - p) log(1 - |1 - 2p| + 1e-5), p from 0 to 1; equal neighbours
+    are dropped where the cut makes them. Hang et al. (2024), arXiv:2407.03297.
     """
     low, high = bounds(n, sigma_min, sigma_max)
     check_positive('0.5 is usual', beta=beta)
     if not math.isfinite(mu):
-        raise ValueError(f'mu={mu} is no centre of a schedule; mu is the log sigma where levels are densest, a finite number')
+        raise ValueError(
+            f'mu={mu} is no centre of a schedule; mu is the log sigma where levels are densest, a '
+            'finite number'
+        )
     p = ramp(0, 1, n)
-    sigmas = (mu - beta * (0.5 - p).sign() * (1 - (1 - 2 * p).abs() + 1e-5).log()).exp().clamp(low, high)
+    sigmas = (
+        (mu - beta * (0.5 - p).sign() * (1 - (1 - 2 * p).abs() + 1e-5).log()).exp().clamp(low, high)
+    )
     return append_zero(distinct(finish(sigmas, low, high, device)[:-1]))

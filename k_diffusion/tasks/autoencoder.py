@@ -1,4 +1,5 @@
 """The first stage of latent diffusion, trained on a folder of pictures."""
+
 from __future__ import annotations
 
 import copy
@@ -35,26 +36,33 @@ class TrainAutoencoderSettings:
     """Settings of `train_autoencoder`."""
 
     config: str | os.PathLike[str] | Mapping[str, Any] = setting(
-        help='the config file, whose model has the type "autoencoder", '
-             'or the name of a shipped one')
+        help='the config file, whose model has the type "autoencoder", or the name of a shipped one'
+    )
     name: str = setting('autoencoder', 'the name of the run')
     run_dir: str | os.PathLike[str] | None = setting(
-        None, 'the folder of the run (default: runs/NAME)')
+        None, 'the folder of the run (default: runs/NAME)'
+    )
     end_step: int | None = setting(
-        None, "stop after so many optimizer steps in all (default: the config's)")
+        None, "stop after so many optimizer steps in all (default: the config's)"
+    )
     batch_size: int | None = setting(
-        None, "images per step and process (default: the config's, else 64)")
+        None, "images per step and process (default: the config's, else 64)"
+    )
     seed: int = setting(0, 'the seed')
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
     save_every: int = setting(1000, 'save a checkpoint every so many steps')
     reset_optimizer: bool = setting(
-        False, "start the optimizer's moments anew, as another type of optimizer needs")
+        False, "start the optimizer's moments anew, as another type of optimizer needs"
+    )
 
     def __post_init__(self) -> None:
         plain = Path(self.name).name == self.name and self.name.strip('.')
-        check_settings(at_least(self, 1, 'end_step', 'batch_size', 'save_every'),
-                       None if plain else f'name must be a plain name; got {self.name!r}. '
-                       'Give the folder as run_dir=...')
+        check_settings(
+            at_least(self, 1, 'end_step', 'batch_size', 'save_every'),
+            None
+            if plain
+            else f'name must be a plain name; got {self.name!r}. Give the folder as run_dir=...',
+        )
 
 
 @dataclass(frozen=True)
@@ -95,54 +103,94 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
     filled, sections = read_autoencoder_config(settings.config)
     end_step = settings.end_step or sections.training.end_step
     if end_step is None:
-        raise ValueError('end_step must be given, since the config has no training.end_step; '
-                         '2000 is enough for a start')
+        raise ValueError(
+            'end_step must be given, since the config has no training.end_step; '
+            '2000 is enough for a start'
+        )
     device = choose_device(settings.device)
     if device.type == 'cpu':
         keep_freed_memory()
     accelerator = require('accelerate', 'train', 'training').Accelerator(cpu=device.type == 'cpu')
     overrides = {'training.batch_size': batch_size, 'training.end_step': end_step}
-    extra: dict[str, Any] = {'config': filled, 'overrides': {key: value for key, value in overrides.items() if value is not None}}
+    extra: dict[str, Any] = {
+        'config': filled,
+        'overrides': {key: value for key, value in overrides.items() if value is not None},
+    }
     folder = RunFolder(Path(settings.run_dir or Path('runs') / name), name, extra)
     with Display(name) as display, folder.held():
         folder.sweep()
-        dataset = open_dataset(sections.dataset, sections.model.input_size, sections.model.input_channels,
-                               cache_dir=folder.path / 'cache', progress=display.decoding)
+        dataset = open_dataset(
+            sections.dataset,
+            sections.model.input_size,
+            sections.model.input_channels,
+            cache_dir=folder.path / 'cache',
+            progress=display.decoding,
+        )
         for note in dataset.notes:
             display.say(f'note: {note}')
         extra['data'] = facts_of(dataset)
-        loader = Loader(dataset, batch_size or sections.training.batch_size, seed=seed, device=accelerator.device)
+        loader = Loader(
+            dataset,
+            batch_size or sections.training.batch_size,
+            seed=seed,
+            device=accelerator.device,
+        )
         network = _build_network(sections.model, seed).to(accelerator.device)
         display.say(f'{n_params(network):,} parameters, {len(dataset):,} images')
         averaged = copy.deepcopy(network).requires_grad_(False).eval()
         optimizer = sections.optimizer.make(network)
         lr_sched = sections.lr_sched.make(optimizer, end_step)
-        prepared, optimizer = accelerator.prepare(Losses(network, sections.model.kl_weight), optimizer)
-        hooks: list[Hook] = [LogHook(folder.path / f'{name}_log.jsonl', 25, display),
-                             CheckpointHook(folder, settings.save_every)]
-        trainer = Trainer(accelerator, prepared, _loss(prepared, seed, network.latent_channels, network.factor), optimizer, lr_sched,
-                          sections.ema_sched.make(), Losses(averaged, 0.), loader, hooks, end_step=end_step,
-                          clip_norm=sections.training.grad_clip, seed=seed)
+        prepared, optimizer = accelerator.prepare(
+            Losses(network, sections.model.kl_weight), optimizer
+        )
+        hooks: list[Hook] = [
+            LogHook(folder.path / f'{name}_log.jsonl', 25, display),
+            CheckpointHook(folder, settings.save_every),
+        ]
+        trainer = Trainer(
+            accelerator,
+            prepared,
+            _loss(prepared, seed, network.latent_channels, network.factor),
+            optimizer,
+            lr_sched,
+            sections.ema_sched.make(),
+            Losses(averaged, 0.0),
+            loader,
+            hooks,
+            end_step=end_step,
+            clip_norm=sections.training.grad_clip,
+            seed=seed,
+        )
         found = folder.newest()
         if found is not None:
             changes = changes_of(found[1], filled, extra['overrides'], fill=dict)
             check_changes(changes, found[0], settings.reset_optimizer)
-            notes = [*map(str, changes), *changed_data(found[1].get('data'), extra['data'], found[0])]
+            notes = [
+                *map(str, changes),
+                *changed_data(found[1].get('data'), extra['data'], found[0]),
+            ]
             trainer.load_state_dict(found[1], found[0], reset_optimizer=settings.reset_optimizer)
             if changes_loss(changes):
                 begin_losses(trainer)
-            tell_changes(notes, settings.reset_optimizer, display.say, other_loss=changes_loss(changes))
+            tell_changes(
+                notes, settings.reset_optimizer, display.say, other_loss=changes_loss(changes)
+            )
         status = trainer.run()
     if status == 'interrupted':
-        warnings.warn(f'{name} interrupted at step {trainer.step:,}: {trainer.last_checkpoint}; '
-                      'the same call goes on from there', stacklevel=3)
+        warnings.warn(
+            f'{name} interrupted at step {trainer.step:,}: {trainer.last_checkpoint}; '
+            'the same call goes on from there',
+            stacklevel=3,
+        )
     write_json(folder.path / f'{name}_config.json', filled)
     result = _write_results(folder.path, name, averaged, filled, loader, trainer.step)
     return replace(result, signal=trainer.stopped_by if status == 'interrupted' else None)
 
 
 class Losses(nn.Module):
-    """The autoencoder as a module whose call is its loss, so that several processes share it as they share a denoiser."""
+    """The autoencoder as a module whose call is its loss, so that several processes share it as
+    they share a denoiser.
+    """
 
     def __init__(self, network: Any, kl_weight: float) -> None:
         super().__init__()
@@ -158,18 +206,24 @@ def _build_network(section: Any, seed: int) -> Any:
         return section.build()
 
 
-def _loss(model: nn.Module, seed: int, channels: int, factor: int) -> Callable[[dict[str, Any]], Tensor]:
+def _loss(
+    model: nn.Module, seed: int, channels: int, factor: int
+) -> Callable[[dict[str, Any]], Tensor]:
     def loss(batch: dict[str, Any]) -> Tensor:
         x = batch['image']
         shape = [channels, x.shape[2] // factor, x.shape[3] // factor]
-        noise = randn_items(shape, [derive_seed(seed, 'noise', item) for item in batch['item'].tolist()], x.device)
+        noise = randn_items(
+            shape, [derive_seed(seed, 'noise', item) for item in batch['item'].tolist()], x.device
+        )
         return model(x, noise)
+
     return loss
 
 
 @torch.no_grad()
-def _write_results(folder: Path, name: str, network: Any, config: Mapping[str, Any],
-                   loader: Loader, step: int) -> TrainedAutoencoder:
+def _write_results(
+    folder: Path, name: str, network: Any, config: Mapping[str, Any], loader: Loader, step: int
+) -> TrainedAutoencoder:
     """Write the averaged weights, and sixteen pictures above their reconstructions."""
     path, pictures = folder / f'{name}.safetensors', folder / f'{name}_reconstructions.png'
     save_safetensors(path, network.state_dict(), config)

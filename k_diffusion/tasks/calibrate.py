@@ -1,4 +1,5 @@
 """A sampler fitted to a model, so that few steps give what many would."""
+
 from __future__ import annotations
 
 import logging
@@ -11,7 +12,15 @@ from typing import Any
 import torch
 
 from ..core.random import derive_seed, randn_items
-from ..core.settings import are_lists, at_least, check_settings, comma_list, one_of, setting, takes_settings
+from ..core.settings import (
+    are_lists,
+    at_least,
+    check_settings,
+    comma_list,
+    one_of,
+    setting,
+    takes_settings,
+)
 from ..core.weights import fingerprint
 from ..generation import SamplingConfig, choose_plan, choose_sampling
 from ..sampling import BASES, Calibration
@@ -27,8 +36,8 @@ from .sample import read_classes, read_interval
 
 _LOG = logging.getLogger(__name__)
 AUTO = 'auto'
-#: How many noises are held out for each that is fitted to: their converged runs are cheap beside a fit, and the few of them that end
-#: as something else decide the rms.
+#: How many noises are held out for each that is fitted to: their converged runs are cheap beside a
+#: fit, and the few of them that end as something else decide the rms.
 HELD_OUT = 3
 #: The share of the work that choosing the guidance is, and that the converged runs are.
 CHOOSING, CONVERGING = 0.5, 0.15
@@ -54,43 +63,87 @@ class CalibrationResult:
 class CalibrateSettings(ModelSettings):
     """Settings of `calibrate`."""
 
-    checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
-    steps: Sequence[int] = setting((5, 8, 10), 'numbers of model calls, with a sampler for each (default: 5,8,10)', metavar='5,8,10',
-                                   parse=comma_list(int, 'whole numbers such as 3,5'))
-    noises: int = setting(16, f'how many noises it is fitted to; {HELD_OUT} times as many are held out to choose by')
-    sigma_min: float | None = setting(None, "where the converged runs take their last step, to 0 (default: the config's)")
+    checkpoint: str | os.PathLike[str] = setting(
+        help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
+    )
+    steps: Sequence[int] = setting(
+        (5, 8, 10),
+        'numbers of model calls, with a sampler for each (default: 5,8,10)',
+        metavar='5,8,10',
+        parse=comma_list(int, 'whole numbers such as 3,5'),
+    )
+    noises: int = setting(
+        16, f'how many noises it is fitted to; {HELD_OUT} times as many are held out to choose by'
+    )
+    sigma_min: float | None = setting(
+        None, "where the converged runs take their last step, to 0 (default: the config's)"
+    )
     sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
-    classes: Sequence[int | str] | None = setting(None, 'classes in turn, as sampling takes them (default: each class in turn)',
-                                                  metavar='3,cat', parse=read_classes)
+    classes: Sequence[int | str] | None = setting(
+        None,
+        'classes in turn, as sampling takes them (default: each class in turn)',
+        metavar='3,cat',
+        parse=read_classes,
+    )
     guidance: float | str | None = setting(
-        None, "classifier-free guidance scale, or auto: for each number of steps the scale and the interval whose samples are the best by "
-        "`metric`, which `sample` then uses (default: the config's, else 1, which is none)", metavar='SCALE', parse=read_guidance)
+        None,
+        'classifier-free guidance scale, or auto: for each number of steps the scale and the '
+        'interval whose samples are the best by '
+        "`metric`, which `sample` then uses (default: the config's, else 1, which is none)",
+        metavar='SCALE',
+        parse=read_guidance,
+    )
     guidance_interval: tuple[float, float] | None = setting(
-        None, "the noise levels it acts at (default: the config's, else all)", metavar='LOW,HIGH', parse=read_interval)
-    cond: Sequence[str] = setting((), 'a condition of the model, as sample takes it; several are taken in turn', metavar='TYPE=VALUE',
-                                  many='append')
+        None,
+        "the noise levels it acts at (default: the config's, else all)",
+        metavar='LOW,HIGH',
+        parse=read_interval,
+    )
+    cond: Sequence[str] = setting(
+        (),
+        'a condition of the model, as sample takes it; several are taken in turn',
+        metavar='TYPE=VALUE',
+        many='append',
+    )
     metric: str = setting('fid', 'what guidance auto is chosen by', choices=guiding.METRICS)
     samples: int = setting(2000, 'how many samples it is chosen by')
-    extractor: Any = setting(None, 'whose features are compared for it, as evaluate takes it (default: classifier)')
-    bases: Sequence[str] = setting(tuple(BASES), 'the methods to fit; the best is kept (default: all)',
-                                   metavar='rab,sei,eab', parse=comma_list(str, 'names of methods'))
+    extractor: Any = setting(
+        None, 'whose features are compared for it, as evaluate takes it (default: classifier)'
+    )
+    bases: Sequence[str] = setting(
+        tuple(BASES),
+        'the methods to fit; the best is kept (default: all)',
+        metavar='rab,sei,eab',
+        parse=comma_list(str, 'names of methods'),
+    )
     batch_size: int = setting(256, 'how many items the model is called on at a time')
     seed: int = setting(0, 'of the noises')
     out: str | os.PathLike[str] | None = setting(
-        None, 'the file to write (default: MODEL_calibrated.json beside the checkpoint, where sample finds it)')
+        None,
+        'the file to write (default: MODEL_calibrated.json beside the checkpoint, where sample '
+        'finds it)',
+    )
 
     def __post_init__(self) -> None:
         check_settings(are_lists(self, 'steps', 'classes', 'guidance_interval', 'cond', 'bases'))
         few = min(self.steps, default=0) < 1
-        check_settings(at_least(self, 2, 'noises', 'samples'), at_least(self, 1, 'batch_size'), one_of(self, guiding.METRICS, 'metric'),
-                       *self._guidance_problems(),
-                       f'steps must be numbers of at least 1; got {list(self.steps)}' if few else None, _find_unknown(self.bases))
+        check_settings(
+            at_least(self, 2, 'noises', 'samples'),
+            at_least(self, 1, 'batch_size'),
+            one_of(self, guiding.METRICS, 'metric'),
+            *self._guidance_problems(),
+            f'steps must be numbers of at least 1; got {list(self.steps)}' if few else None,
+            _find_unknown(self.bases),
+        )
 
     def _guidance_problems(self) -> Iterator[str]:
         if isinstance(self.guidance, str) and self.guidance != AUTO:
             yield f'guidance must be a scale or {AUTO!r}; got {self.guidance!r}'
         if self.guidance == AUTO and self.guidance_interval is not None:
-            yield f'guidance_interval must be left out with guidance {AUTO!r}, which chooses it; got {self.guidance_interval}'
+            yield (
+                f'guidance_interval must be left out with guidance {AUTO!r}, which chooses it; '
+                f'got {self.guidance_interval}'
+            )
 
 
 def _find_unknown(bases: Sequence[str]) -> str | None:
@@ -122,81 +175,171 @@ def calibrate(settings: CalibrateSettings) -> CalibrationResult:
     steps = list(dict.fromkeys(settings.steps))
     missing = _list_missing(steps, work.fits)
     layout = '{desc}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}'
-    with show_progress('calibrate', 1000, '', settings.show, bar_format=layout) as bar, torch.no_grad():
+    with (
+        show_progress('calibrate', 1000, '', settings.show, bar_format=layout) as bar,
+        torch.no_grad(),
+    ):
         for k, n in enumerate(missing):
             begins, share = sum(missing[:k]) / sum(missing), n / sum(missing)
 
-            def report(part: float, words: str, begins: float = begins, share: float = share) -> None:
+            def report(
+                part: float, words: str, begins: float = begins, share: float = share
+            ) -> None:
                 bar.set_description(words)
                 bar.update(round(1000 * (begins + share * part)) - bar.n)
 
             calibration = work.fit(n, report)
-            report(1., f'{n} calls')
+            report(1.0, f'{n} calls')
             work.fits.keep(calibration)
     return CalibrationResult(work.fits.finish(steps), path)
 
 
 class _Work:
-    """A model, the noises and conditions it is fitted to, and the calibrations of a call that did not end."""
+    """A model, the noises and conditions it is fitted to, and the calibrations of a call that
+    did not end.
+    """
 
     def __init__(self, settings: CalibrateSettings, path: Path) -> None:
         self.settings = settings
         self.denoiser, self.experiment, self.device = open_model(settings)
         self.auto = settings.guidance == AUTO
         scale = None if isinstance(settings.guidance, str) else settings.guidance
-        self.sampling = choose_sampling(vars(self.experiment.sections.sampling), guidance=scale,
-                                        guidance_interval=settings.guidance_interval)
-        n, model, shape = (1 + HELD_OUT) * settings.noises, self.experiment.sections.model, self.experiment.shape
-        cond = requested_conditions(self.experiment, settings.cond, settings.classes, n, self.device)
+        self.sampling = choose_sampling(
+            vars(self.experiment.sections.sampling),
+            guidance=scale,
+            guidance_interval=settings.guidance_interval,
+        )
+        n, model, shape = (
+            (1 + HELD_OUT) * settings.noises,
+            self.experiment.sections.model,
+            self.experiment.shape,
+        )
+        cond = requested_conditions(
+            self.experiment, settings.cond, settings.classes, n, self.device
+        )
         self.cond = {key: value.to(self.device) for key, value in cond.items()}
-        self.low, self.high = (getattr(model, key) if getattr(settings, key) is None else getattr(settings, key)
-                               for key in ('sigma_min', 'sigma_max'))
-        self.x = randn_items(shape, [derive_seed(settings.seed, 'calibrate', i) for i in range(n)], self.device) * self.high
+        self.low, self.high = (
+            getattr(model, key) if getattr(settings, key) is None else getattr(settings, key)
+            for key in ('sigma_min', 'sigma_max')
+        )
+        self.x = (
+            randn_items(
+                shape, [derive_seed(settings.seed, 'calibrate', i) for i in range(n)], self.device
+            )
+            * self.high
+        )
         self.model = fingerprint(self.denoiser.state_dict())
         named = getattr(settings.extractor, '__name__', settings.extractor)
-        guidance = ((AUTO, settings.metric, settings.samples, getattr(settings.extractor, 'fingerprint', named),
-                     self.sampling.guidance_interval) if self.auto else self._labels(self.sampling))
-        self.fits = calibrations.Unfinished(path, (
-            self.model, guidance, tuple(sorted(cond)), self.low, self.high, settings.noises, tuple(settings.bases), settings.batch_size,
-            settings.seed, shape, str(self.device), fingerprint(self.cond)))
+        guidance = (
+            (
+                AUTO,
+                settings.metric,
+                settings.samples,
+                getattr(settings.extractor, 'fingerprint', named),
+                self.sampling.guidance_interval,
+            )
+            if self.auto
+            else self._labels(self.sampling)
+        )
+        self.fits = calibrations.Unfinished(
+            path,
+            (
+                self.model,
+                guidance,
+                tuple(sorted(cond)),
+                self.low,
+                self.high,
+                settings.noises,
+                tuple(settings.bases),
+                settings.batch_size,
+                settings.seed,
+                shape,
+                str(self.device),
+                fingerprint(self.cond),
+            ),
+        )
         self.judge = self._make_judge() if self.auto else None
         self._teachers: dict[Any, Any] = {}
 
     def _make_judge(self) -> guiding.Judge:
         settings, say = self.settings, _LOG.info if self.settings.show else lambda text: None
-        return guiding.Judge.of(settings.checkpoint, self.denoiser, self.experiment, settings.metric, settings.extractor, settings.samples,
-                                settings.seed, settings.batch_size, self.device, settings.allow_code, say)
+        return guiding.Judge.of(
+            settings.checkpoint,
+            self.denoiser,
+            self.experiment,
+            settings.metric,
+            settings.extractor,
+            settings.samples,
+            settings.seed,
+            settings.batch_size,
+            self.device,
+            settings.allow_code,
+            say,
+        )
 
     def _labels(self, sampling: SamplingConfig) -> dict[str, Any]:
         """The guidance of a calibration, as it is to bear it."""
-        scale = sampling.guidance if self.cond else 1.
-        return {'guidance': scale, 'guidance_interval': sampling.guidance_interval if scale != 1 else None}
+        scale = sampling.guidance if self.cond else 1.0
+        return {
+            'guidance': scale,
+            'guidance_interval': sampling.guidance_interval if scale != 1 else None,
+        }
 
     def fit(self, n: int, report: Callable[[float, str], None]) -> Calibration:
         """Fit the sampler for n model calls, with the guidance that is asked for or chosen."""
-        sampling, begins = replace(self.sampling, steps=n, sampler=None, schedule=None), 0.
+        sampling, begins = replace(self.sampling, steps=n, sampler=None, schedule=None), 0.0
         if self.judge is not None:
-            scale, interval = guiding.choose_guidance(self.judge, n, self.sampling.guidance_interval,
-                                                      lambda part, words: report(CHOOSING * part, words))
-            sampling, begins = replace(sampling, guidance=scale, guidance_interval=interval), CHOOSING
+            scale, interval = guiding.choose_guidance(
+                self.judge,
+                n,
+                self.sampling.guidance_interval,
+                lambda part, words: report(CHOOSING * part, words),
+            )
+            sampling, begins = (
+                replace(sampling, guidance=scale, guidance_interval=interval),
+                CHOOSING,
+            )
         report(begins, 'converged runs')
         denoise = guide(self.denoiser, self.cond, sampling, self.device)
         labels = self._labels(sampling)
         if tuple(labels.values()) not in self._teachers:
-            self._teachers[tuple(labels.values())] = Teacher(denoise, self.x, self.low, self.high, self.cond,
-                                                             batch_size=self.settings.batch_size, tested=self.settings.noises)
+            self._teachers[tuple(labels.values())] = Teacher(
+                denoise,
+                self.x,
+                self.low,
+                self.high,
+                self.cond,
+                batch_size=self.settings.batch_size,
+                tested=self.settings.noises,
+            )
             begins += (1 - begins) * CONVERGING
         teacher = self._teachers[tuple(labels.values())]
         calibration = fit_sampler(
-            denoise, teacher.x, teacher.sigma_max, steps=n, bases=self.settings.bases, batch_size=self.settings.batch_size,
-            teacher=teacher, held_out=HELD_OUT * self.settings.noises, recipes=self._recommended(sampling),
-            callback=lambda part, words: report(begins + (1 - begins) * part, words), model=self.model, conditions=tuple(sorted(self.cond)),
-            **labels)
-        return calibration if self.judge is None else replace(calibration, quality=self.judge.quality(calibration))
+            denoise,
+            teacher.x,
+            teacher.sigma_max,
+            steps=n,
+            bases=self.settings.bases,
+            batch_size=self.settings.batch_size,
+            teacher=teacher,
+            held_out=HELD_OUT * self.settings.noises,
+            recipes=self._recommended(sampling),
+            callback=lambda part, words: report(begins + (1 - begins) * part, words),
+            model=self.model,
+            conditions=tuple(sorted(self.cond)),
+            **labels,
+        )
+        return (
+            calibration
+            if self.judge is None
+            else replace(calibration, quality=self.judge.quality(calibration))
+        )
 
     def _recommended(self, sampling: SamplingConfig) -> list[Published]:
         """What the model is sampled with where it has no calibration."""
-        levels, sampler, options = choose_plan(self.denoiser, sampling, bool(self.cond) and sampling.guidance != 1, self.low, self.high)
+        levels, sampler, options = choose_plan(
+            self.denoiser, sampling, bool(self.cond) and sampling.guidance != 1, self.low, self.high
+        )
         recipe = Published(sampler, tuple(levels.double().tolist()), options)
         return [recipe] if recipe.calls == sampling.steps else []
 
@@ -205,13 +348,20 @@ def _list_missing(steps: Sequence[int], fits: calibrations.Unfinished) -> list[i
     """Return the numbers of calls that are still to be fitted, and log which are not."""
     fitted = [n for n in steps if n in fits.made]
     if fitted:
-        _LOG.info('the samplers for %s steps were fitted by an earlier call that did not end', ', '.join(map(str, fitted)))
+        _LOG.info(
+            'the samplers for %s steps were fitted by an earlier call that did not end',
+            ', '.join(map(str, fitted)),
+        )
     return [n for n in steps if n not in fitted]
 
 
 def _writable_file(settings: CalibrateSettings) -> Path:
     """Return the file to write to; raise before the work if it or its folder is unfit."""
-    path = Path(settings.out) if settings.out is not None else calibrations.file_of(settings.checkpoint)
+    path = (
+        Path(settings.out)
+        if settings.out is not None
+        else calibrations.file_of(settings.checkpoint)
+    )
     try:
         calibrations.read(path)
     except ValueError as error:

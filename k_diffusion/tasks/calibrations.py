@@ -1,4 +1,7 @@
-"""Calibrated solvers beside their checkpoint: MODEL_calibrated.json, with an entry for each number of model calls and guidance."""
+"""Calibrated solvers beside their checkpoint: MODEL_calibrated.json, with an entry for each
+number of model calls and guidance.
+"""
+
 from __future__ import annotations
 
 import hashlib
@@ -27,7 +30,9 @@ _LOG = logging.getLogger(__name__)
 
 
 def file_of(checkpoint: str | os.PathLike[str]) -> Path:
-    """Where the calibrations of a checkpoint stand; of a run's folder, those of its latest checkpoint."""
+    """Where the calibrations of a checkpoint stand; of a run's folder, those of its latest
+    checkpoint.
+    """
     path = Path(find_checkpoint(checkpoint))
     return path.with_name(f'{path.stem}_calibrated.json')
 
@@ -39,17 +44,34 @@ def read(path: Path) -> list[Calibration]:
     value = read_json_file(path)
     entries = value.get('calibrations') if isinstance(value, dict) else None
     if not isinstance(entries, list):
-        raise ValueError(f'{path} holds no calibrations; remove it and make them again with calibrate')
+        raise ValueError(
+            f'{path} holds no calibrations; remove it and make them again with calibrate'
+        )
     return [from_dict(entry, str(path)) for entry in entries]
 
 
 def add(path: Path, made: list[Calibration]) -> None:
-    """Writes new calibrations; older ones stay, but for those of the same setting, and those of a guidance that is chosen anew."""
+    """Writes new calibrations; older ones stay, but for those of the same setting, and those of
+    a guidance that is chosen anew.
+    """
     settings = [_setting(calibration) for calibration in made]
-    chosen = [(calibration.steps, calibration.conditions) for calibration in made if calibration.quality]
-    kept = [calibration for calibration in read(path) if _setting(calibration) not in settings
-            and not (calibration.quality and (calibration.steps, calibration.conditions) in chosen)]
-    write_json(path, {'calibrations': [to_dict(calibration) for calibration in sorted([*kept, *made], key=_setting)]})
+    chosen = [
+        (calibration.steps, calibration.conditions) for calibration in made if calibration.quality
+    ]
+    kept = [
+        calibration
+        for calibration in read(path)
+        if _setting(calibration) not in settings
+        and not (calibration.quality and (calibration.steps, calibration.conditions) in chosen)
+    ]
+    write_json(
+        path,
+        {
+            'calibrations': [
+                to_dict(calibration) for calibration in sorted([*kept, *made], key=_setting)
+            ]
+        },
+    )
 
 
 class Unfinished:
@@ -97,11 +119,23 @@ class Unfinished:
 
 
 def _setting(calibration: Calibration) -> tuple[object, ...]:
-    return (calibration.steps, calibration.guidance, calibration.guidance_interval or (), calibration.conditions)
+    return (
+        calibration.steps,
+        calibration.guidance,
+        calibration.guidance_interval or (),
+        calibration.conditions,
+    )
 
 
-def find_calibration(checkpoint: str | os.PathLike[str], denoiser: nn.Module, sampling: SamplingConfig, conditions: Collection[str],
-                     sigma_max: float, demanded: bool, any_guidance: bool = False) -> Calibration | None:
+def find_calibration(
+    checkpoint: str | os.PathLike[str],
+    denoiser: nn.Module,
+    sampling: SamplingConfig,
+    conditions: Collection[str],
+    sigma_max: float,
+    demanded: bool,
+    any_guidance: bool = False,
+) -> Calibration | None:
     """Return the calibration of a model for a number of steps, a guidance and conditions.
 
     Args:
@@ -110,37 +144,61 @@ def find_calibration(checkpoint: str | os.PathLike[str], denoiser: nn.Module, sa
         sampling: The number of steps and the guidance.
         conditions: The names of the conditions that the model is given.
         sigma_max: The first noise level.
-        demanded: Whether to raise where there is none; else None is returned, with a warning where there is one that cannot be used.
+        demanded: Whether to raise where there is none; else None is returned, with a warning where
+            there is one that cannot be used.
         any_guidance: Prefer one whose guidance was chosen for its samples, whatever it is.
 
     Raises:
         ValueError: One is demanded and there is none, or it is of other weights.
     """
-    path, scale = file_of(checkpoint), sampling.guidance if conditions else 1.
-    interval = () if scale == 1 or sampling.guidance_interval is None else tuple(sampling.guidance_interval)
+    path, scale = file_of(checkpoint), sampling.guidance if conditions else 1.0
+    interval = (
+        ()
+        if scale == 1 or sampling.guidance_interval is None
+        else tuple(sampling.guidance_interval)
+    )
     wanted = (sampling.steps, scale, interval, tuple(sorted(conditions)))
-    setting = f'steps {sampling.steps} and guidance {scale:g}' + (f' from {interval[0]:g} to {interval[1]:g}' if interval else '')
+    setting = f'steps {sampling.steps} and guidance {scale:g}' + (
+        f' from {interval[0]:g} to {interval[1]:g}' if interval else ''
+    )
     try:
         entries = read(path)
         calibration = next((entry for entry in entries if _setting(entry) == wanted), None)
         if any_guidance:
-            chosen = (entry for entry in entries if entry.quality and (entry.steps, entry.conditions) == (sampling.steps, wanted[3]))
+            chosen = (
+                entry
+                for entry in entries
+                if entry.quality and (entry.steps, entry.conditions) == (sampling.steps, wanted[3])
+            )
             calibration = next(chosen, calibration)
         if calibration is None and demanded:
-            raise ValueError(f'{path} holds no calibrated sampler for {setting}; make one with calibrate')
+            raise ValueError(
+                f'{path} holds no calibrated sampler for {setting}; make one with calibrate'
+            )
         if calibration is not None and not _fits(calibration, denoiser, sigma_max):
-            raise ValueError(f'the calibrated sampler in {path} was made for other weights or another sigma_max; '
-                             f'make one for {setting} with calibrate')
+            raise ValueError(
+                f'the calibrated sampler in {path} was made for other weights or another '
+                'sigma_max; '
+                f'make one for {setting} with calibrate'
+            )
     except (ValueError, OSError) as error:
         if demanded:
             raise
         warnings.warn(f'{error}; it is not used', stacklevel=2)
         return None
     if calibration is not None:
-        how = f' and guidance {calibration.guidance:g}, which was chosen for it' if any_guidance and calibration.quality else ''
-        _LOG.info('drawn by the calibrated sampler for %d steps%s, from %s', calibration.steps, how, path)
+        how = (
+            f' and guidance {calibration.guidance:g}, which was chosen for it'
+            if any_guidance and calibration.quality
+            else ''
+        )
+        _LOG.info(
+            'drawn by the calibrated sampler for %d steps%s, from %s', calibration.steps, how, path
+        )
     return calibration
 
 
 def _fits(calibration: Calibration, denoiser: nn.Module, sigma_max: float) -> bool:
-    return math.isclose(calibration.sigmas[0], sigma_max, rel_tol=1e-6) and calibration.model == fingerprint(denoiser.state_dict())
+    return math.isclose(
+        calibration.sigmas[0], sigma_max, rel_tol=1e-6
+    ) and calibration.model == fingerprint(denoiser.state_dict())

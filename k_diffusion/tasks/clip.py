@@ -1,4 +1,5 @@
 """Images from a trained model, drawn towards texts and pictures by a CLIP model."""
+
 from __future__ import annotations
 
 import os
@@ -28,53 +29,105 @@ from .progress import show_progress
 class ClipSettings(ModelSettings):
     """Settings of `clip`."""
 
-    prompts: Sequence[str] = setting(help='a text, with its weight after a colon if you like', flags=('prompts',), metavar='prompt',
-                                     many='*')
-    checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    prompts: Sequence[str] = setting(
+        help='a text, with its weight after a colon if you like',
+        flags=('prompts',),
+        metavar='prompt',
+        many='*',
+    )
+    checkpoint: str | os.PathLike[str] = setting(
+        help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
+    )
     n: int = setting(64, 'how many images', flags=('-n',))
-    out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: samples, samples-2, ...)')
+    out: str | os.PathLike[str] | None = setting(
+        None, 'folder to write to (default: samples, samples-2, ...)'
+    )
     prefix: str | None = setting(None, 'write {prefix}_00000.png ... where no folder is given')
     batch_size: int = setting(16, 'how many at a time; changes no image')
     steps: int = setting(100, 'how many steps the sampler takes')
-    clip_guidance_scale: float = setting(500., 'how strongly (often less is more)', flags=('--clip-guidance-scale', '-cgs'))
-    clip_model: str | os.PathLike[str] = setting('ViT-B/16', "a folder, a name on the hub, or OpenAI's name")
-    images: Sequence[str] = setting((), 'a picture as a prompt, with its weight after a colon', flags=('--image',), metavar='FILE',
-                                    many='append')
+    clip_guidance_scale: float = setting(
+        500.0, 'how strongly (often less is more)', flags=('--clip-guidance-scale', '-cgs')
+    )
+    clip_model: str | os.PathLike[str] = setting(
+        'ViT-B/16', "a folder, a name on the hub, or OpenAI's name"
+    )
+    images: Sequence[str] = setting(
+        (),
+        'a picture as a prompt, with its weight after a colon',
+        flags=('--image',),
+        metavar='FILE',
+        many='append',
+    )
     cutn: int = setting(1, 'how many views of the picture CLIP sees')
-    cut_pow: float = setting(1., 'larger: smaller cutouts')
+    cut_pow: float = setting(1.0, 'larger: smaller cutouts')
     clamp: bool = setting(True, 'let estimates leave [-1, 1]; reaches prompts more often')
-    normalise: bool = setting(False, 'the scale counts standard deviations of what is unknown at each level (take 0.1 to 1)')
+    normalise: bool = setting(
+        False,
+        'the scale counts standard deviations of what is unknown at each level (take 0.1 to 1)',
+    )
     init: str | None = setting(None, 'a picture to begin with', metavar='FILE')
-    sigma_start: float | None = setting(None, "the noise laid over it (default: the schedule's first level)")
+    sigma_start: float | None = setting(
+        None, "the noise laid over it (default: the schedule's first level)"
+    )
     seed: int = setting(0, 'image i depends on (seed, i) alone')
-    sampler: Any = setting('dpmpp_2s_ancestral', 'the sampler: ' + ', '.join(SAMPLERS)
-                           + ', or FILE.py:FUNCTION, one of your own (see allow_code)', parse=str)
+    sampler: Any = setting(
+        'dpmpp_2s_ancestral',
+        'the sampler: '
+        + ', '.join(SAMPLERS)
+        + ', or FILE.py:FUNCTION, one of your own (see allow_code)',
+        parse=str,
+    )
     schedule: str = setting('karras', 'the spacing of noise levels: ' + ', '.join(BETWEEN))
-    sigma_min: float | None = setting(None, "the least noise level before 0 (default: the config's)")
+    sigma_min: float | None = setting(
+        None, "the least noise level before 0 (default: the config's)"
+    )
     sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
-    time_travel_steps: int = setting(1, 'take each step between the levels 0.3 and 10 so often, with fresh noise between',
-                                     flags=('--time-travel',), metavar='TIMES')
-    time_travel_interval: tuple[float, float] = setting((0.3, 10.))
-    preview: str | os.PathLike[str] | None = setting(None, 'write a grid of the estimates so far to this file as they change',
-                                                     metavar='FILE')
+    time_travel_steps: int = setting(
+        1,
+        'take each step between the levels 0.3 and 10 so often, with fresh noise between',
+        flags=('--time-travel',),
+        metavar='TIMES',
+    )
+    time_travel_interval: tuple[float, float] = setting((0.3, 10.0))
+    preview: str | os.PathLike[str] | None = setting(
+        None, 'write a grid of the estimates so far to this file as they change', metavar='FILE'
+    )
     overwrite: bool = setting(False, 'replace the samples that are in the folder already')
 
     def __post_init__(self) -> None:
-        none = None if self.prompts or self.images else 'prompts must hold a text, or images a picture; got none'
+        none = (
+            None
+            if self.prompts or self.images
+            else 'prompts must hold a text, or images a picture; got none'
+        )
         floating = self.sigma_start is not None and self.init is None
         check_settings(
-            none, are_lists(self, 'prompts', 'images', 'time_travel_interval'),
+            none,
+            are_lists(self, 'prompts', 'images', 'time_travel_interval'),
             at_least(self, 1, 'n', 'batch_size', 'steps', 'cutn', 'time_travel_steps'),
             one_of(self, BETWEEN, 'schedule'),
-            f'sigma_start must be left out without init, a picture to lay the noise over; got {self.sigma_start}' if floating else None,
-            find_sampler_problem(self.sampler) or ((self.sampler in SAMPLERS and self.time_travel_steps > 1
-                                                   and _find_own_steps(SAMPLERS[self.sampler])) or None))
+            'sigma_start must be left out without init, a picture to lay the noise over; got '
+            f'{self.sigma_start}'
+            if floating
+            else None,
+            find_sampler_problem(self.sampler)
+            or (
+                (
+                    self.sampler in SAMPLERS
+                    and self.time_travel_steps > 1
+                    and _find_own_steps(SAMPLERS[self.sampler])
+                )
+                or None
+            ),
+        )
 
 
 def _find_own_steps(entry: Sampler) -> str | None:
     if 'sigmas' in entry.takes:
         return None
-    return f'sampler must take given steps for time_travel_steps above 1; {entry.name} chooses its own'
+    return (
+        f'sampler must take given steps for time_travel_steps above 1; {entry.name} chooses its own'
+    )
 
 
 @takes_settings(ClipSettings)
@@ -82,16 +135,17 @@ def clip(settings: ClipSettings) -> Samples:
     """Draw images from a trained model towards prompts and write them, one by one and as a grid.
 
     Args:
-        settings: The settings, or the fields of ClipSettings as arguments. `clamp` False lets guided estimates leave [-1, 1];
-            `time_travel_interval` holds the noise levels between which steps are taken `time_travel_steps` times; `sampler` may
-            be a function.
+        settings: The settings, or the fields of ClipSettings as arguments. `clamp` False lets
+            guided estimates leave [-1, 1]; `time_travel_interval` holds the noise levels between
+            which steps are taken `time_travel_steps` times; `sampler` may be a function.
 
     Returns:
         The images and the files.
 
     Raises:
         FileNotFoundError: There is no checkpoint, no CLIP model or no picture.
-        ValueError: A setting is wrong or does not fit the model, or the folder holds samples already.
+        ValueError: A setting is wrong or does not fit the model, or the folder holds samples
+            already.
     """
     target = Target.of(settings.out, settings.prefix, settings.overwrite)
     denoiser, experiment, device = open_model(settings)
@@ -99,28 +153,70 @@ def clip(settings: ClipSettings) -> Samples:
     decode = experiment.decoder(device)
     judge = ClipModel(settings.clip_model, device)
     targets, weights = embed_prompts(judge, settings.prompts, settings.images)
-    denoise = clip_guidance(denoiser, judge.encode_images, targets, weights, settings.clip_guidance_scale, judge.size, settings.cutn,
-                            settings.cut_pow, settings.seed, (-1., 1.) if settings.clamp and encoder is None else None,
-                            model.sigma_data if settings.normalise else None, decode=decode)
-    low, high = (getattr(model, key) if getattr(settings, key) is None else getattr(settings, key) for key in ('sigma_min', 'sigma_max'))
+    denoise = clip_guidance(
+        denoiser,
+        judge.encode_images,
+        targets,
+        weights,
+        settings.clip_guidance_scale,
+        judge.size,
+        settings.cutn,
+        settings.cut_pow,
+        settings.seed,
+        (-1.0, 1.0) if settings.clamp and encoder is None else None,
+        model.sigma_data if settings.normalise else None,
+        decode=decode,
+    )
+    low, high = (
+        getattr(model, key) if getattr(settings, key) is None else getattr(settings, key)
+        for key in ('sigma_min', 'sigma_max')
+    )
     seeds = [derive_seed(settings.seed, 'sample', i) for i in range(settings.n)]
-    sigmas, x = _choose_start(settings, BETWEEN[settings.schedule](settings.steps, low, high), shape, seeds, encoder)
+    sigmas, x = _choose_start(
+        settings, BETWEEN[settings.schedule](settings.steps, low, high), shape, seeds, encoder
+    )
     named, own = load_sampler(settings.sampler, settings.allow_code)
-    sampler = _add_time_travel(find_sampler(own or str(named)), settings.time_travel_steps, settings.time_travel_interval)
+    sampler = _add_time_travel(
+        find_sampler(own or str(named)), settings.time_travel_steps, settings.time_travel_interval
+    )
     target.make()
     total = -(-settings.n // settings.batch_size) * (len(sigmas) - 1)
-    with show_progress('clip', total if settings.time_travel_steps == 1 else None, 'step', settings.show) as bar:
-        images = generate(denoise, shape, sigmas, sampler, seeds, decode=decode, callback=_report_steps(bar, settings.preview, decode),
-                          batch_size=settings.batch_size, device=device, x=x)
+    with show_progress(
+        'clip', total if settings.time_travel_steps == 1 else None, 'step', settings.show
+    ) as bar:
+        images = generate(
+            denoise,
+            shape,
+            sigmas,
+            sampler,
+            seeds,
+            decode=decode,
+            callback=_report_steps(bar, settings.preview, decode),
+            batch_size=settings.batch_size,
+            device=device,
+            x=x,
+        )
     return target.write(images, None, settings.seed)
 
 
-def embed_prompts(judge: ClipModel, texts: Sequence[str], pictures: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Return the embeddings [P, E] and weights [P] of prompts written as text:weight and picture:weight."""
-    split_texts, split_pictures = [split_weight(text) for text in texts], [split_weight(picture) for picture in pictures]
+def embed_prompts(
+    judge: ClipModel, texts: Sequence[str], pictures: Sequence[str]
+) -> tuple[Tensor, Tensor]:
+    """Return the embeddings [P, E] and weights [P] of prompts written as text:weight and
+    picture:weight.
+    """
+    split_texts, split_pictures = (
+        [split_weight(text) for text in texts],
+        [split_weight(picture) for picture in pictures],
+    )
     rows = [judge.encode_texts([text for text, _ in split_texts])] if split_texts else []
     if split_pictures:
-        loaded = torch.stack([_load_picture(path, (judge.size, judge.size), judge.channels) for path, _ in split_pictures])
+        loaded = torch.stack(
+            [
+                _load_picture(path, (judge.size, judge.size), judge.channels)
+                for path, _ in split_pictures
+            ]
+        )
         with torch.no_grad():
             rows.append(judge.encode_images(loaded.to(judge.mean.device)))
     return torch.cat(rows), torch.tensor([weight for _, weight in (*split_texts, *split_pictures)])
@@ -130,53 +226,82 @@ def split_weight(prompt: str) -> tuple[str, float]:
     """Return a prompt and the weight after its last colon, or 1."""
     text, colon, weight = prompt.rpartition(':')
     try:
-        return (text, float(weight)) if colon and text else (prompt, 1.)
+        return (text, float(weight)) if colon and text else (prompt, 1.0)
     except ValueError:
-        return prompt, 1.
+        return prompt, 1.0
 
 
 def _load_picture(path: str, size: tuple[int, int], channels: int) -> Tensor:
-    """Return a picture file as [C, h, w] in [-1, 1], scaled and cropped like those of a data set."""
+    """Return a picture file as [C, h, w] in [-1, 1], scaled and cropped like those of a data
+    set.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no picture {path}; give the path of a picture file')
     try:
         return from_bytes(load_picture(path, size, channels))
     except UnreadablePicture as error:
-        raise ValueError(f'{path} cannot be read as a picture ({error}); give a PNG or JPEG file') from None
+        raise ValueError(
+            f'{path} cannot be read as a picture ({error}); give a PNG or JPEG file'
+        ) from None
 
 
-def _choose_start(settings: ClipSettings, sigmas: Tensor, shape: Sequence[int], seeds: Sequence[int],
-                  encoder: LatentEncoder | None) -> tuple[Tensor, Tensor | None]:
-    """Return the noise levels to use, and the init picture with noise of the first of them (None: noise alone)."""
+def _choose_start(
+    settings: ClipSettings,
+    sigmas: Tensor,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    encoder: LatentEncoder | None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the noise levels to use, and the init picture with noise of the first of them
+    (None: noise alone).
+    """
     init, sigma_start = settings.init, settings.sigma_start
     if init is None:
         return sigmas, None
     if sigma_start is not None:
         if not sigmas[-2] < sigma_start <= sigmas[0]:
-            raise ValueError(f'sigma_start must be within the schedule, above {sigmas[-2]:g} and at most {sigmas[0]:g}; got {sigma_start}')
+            raise ValueError(
+                f'sigma_start must be within the schedule, above {sigmas[-2]:g} and at most '
+                f'{sigmas[0]:g}; got {sigma_start}'
+            )
         sigmas = torch.cat([sigmas.new_tensor([sigma_start]), sigmas[sigmas < sigma_start]])
     if encoder is None:
         picture = _load_picture(init, (shape[1], shape[2]), shape[0])
     else:
-        pixels = _load_picture(init, (shape[1] * encoder.factor, shape[2] * encoder.factor), encoder.input_channels)
+        pixels = _load_picture(
+            init, (shape[1] * encoder.factor, shape[2] * encoder.factor), encoder.input_channels
+        )
         picture = encoder.encode(pixels[None].to(encoder.mean.device))[0].cpu()
-    return sigmas, picture + randn_items(shape, [derive_seed(seed, 'start') for seed in seeds]) * sigmas[0]
+    return sigmas, picture + randn_items(
+        shape, [derive_seed(seed, 'start') for seed in seeds]
+    ) * sigmas[0]
 
 
 def _add_time_travel(entry: Sampler, times: int, interval: tuple[float, float]) -> Any:
-    """Return a sampler that takes each step within an interval so many times, with new noise at each visit of a level."""
+    """Return a sampler that takes each step within an interval so many times, with new noise at
+    each visit of a level.
+    """
     if times == 1:
         return entry
     check_settings(_find_own_steps(entry))
-    return replace(entry, function=time_travel(entry.function, times, interval), noise='independent')
+    return replace(
+        entry, function=time_travel(entry.function, times, interval), noise='independent'
+    )
 
 
-def _report_steps(bar: Any, preview: str | os.PathLike[str] | None,
-                  decode: Callable[[Tensor], Tensor] | None) -> Callable[[int, dict[str, Any]], None]:
-    """Return a callback that moves the bar and, every fifth step, writes a grid of the estimates of the batch."""
+def _report_steps(
+    bar: Any, preview: str | os.PathLike[str] | None, decode: Callable[[Tensor], Tensor] | None
+) -> Callable[[int, dict[str, Any]], None]:
+    """Return a callback that moves the bar and, every fifth step, writes a grid of the estimates
+    of the batch.
+    """
+
     def show(done: int, info: dict[str, Any]) -> None:
         bar.update()
         if preview is not None and info['i'] % 5 == 0:
             denoised = info['denoised'].detach()
-            save_image(preview, make_grid((denoised if decode is None else decode(denoised)).float().cpu()))
+            save_image(
+                preview, make_grid((denoised if decode is None else decode(denoised)).float().cpu())
+            )
+
     return show

@@ -1,4 +1,5 @@
 """The conditions of samples: what is asked for, classes in turn, and guidance by them."""
+
 from __future__ import annotations
 
 import operator
@@ -20,8 +21,13 @@ from ..encoders import LatentEncoder
 from ..generation import SamplingConfig, apply_guidance
 
 
-def requested_conditions(experiment: Experiment, requests: Sequence[str], classes: Sequence[int | str] | None, n: int,
-                         device: torch.device) -> dict[str, Tensor]:
+def requested_conditions(
+    experiment: Experiment,
+    requests: Sequence[str],
+    classes: Sequence[int | str] | None,
+    n: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
     """Return the tensors of the conditions of n samples, their classes among them.
 
     Args:
@@ -41,14 +47,18 @@ def requested_conditions(experiment: Experiment, requests: Sequence[str], classe
         kind, _, value = text.partition('=')
         if kind not in values or not value:
             known = ', '.join(values) or 'none'
-            raise ValueError(f'cond must be TYPE=VALUE, where the model has the types {known}; got {text!r}')
+            raise ValueError(
+                f'cond must be TYPE=VALUE, where the model has the types {known}; got {text!r}'
+            )
         values[kind].append(value)
     tensors: dict[str, Tensor] = {}
     load = loader_of(experiment.sections.model, experiment.encoder(device))
     for config, condition in conditions:
         given = values[config.type]
         if not given:
-            raise ValueError(f'cond must hold a value of each condition of the model; give {config.type}=VALUE')
+            raise ValueError(
+                f'cond must hold a value of each condition of the model; give {config.type}=VALUE'
+            )
         one = [condition.asked(value, load) for value in given]
         for key in one[0]:
             tensors[key] = torch.cat([one[i % len(one)][key] for i in range(n)])
@@ -57,8 +67,12 @@ def requested_conditions(experiment: Experiment, requests: Sequence[str], classe
     return tensors
 
 
-def guide(denoiser: nn.Module, cond: dict[str, Tensor], sampling: SamplingConfig, device: torch.device) -> DenoiseFn:
-    """Return the denoiser with the guidance of a "sampling" section; as it is where the model has no conditions."""
+def guide(
+    denoiser: nn.Module, cond: dict[str, Tensor], sampling: SamplingConfig, device: torch.device
+) -> DenoiseFn:
+    """Return the denoiser with the guidance of a "sampling" section; as it is where the model
+    has no conditions.
+    """
     experiment: Any = denoiser.experiment
     null = null_conditions(experiment.sections.dataset.num_classes, experiment.conditions(device))
     return apply_guidance(denoiser, null, sampling) if cond else denoiser
@@ -66,13 +80,17 @@ def guide(denoiser: nn.Module, cond: dict[str, Tensor], sampling: SamplingConfig
 
 def loader_of(model: Any, encoder: LatentEncoder | None) -> Callable[[str], Tensor]:
     """A function from a picture file to what is diffused, [C, H, W]."""
+
     def load(path: str) -> Tensor:
         (height, width), channels = picture_frame(model, encoder)
         try:
             x = from_bytes(load_picture(path, (height, width), channels))
         except UnreadablePicture as error:
-            raise ValueError(f'{path} cannot be read as a picture ({error}); give a PNG or JPEG file') from None
+            raise ValueError(
+                f'{path} cannot be read as a picture ({error}); give a PNG or JPEG file'
+            ) from None
         return x if encoder is None else encoder.encode(x[None].to(encoder.mean.device))[0].cpu()
+
     return load
 
 
@@ -80,7 +98,8 @@ def class_labels(classes: Sequence[int | str] | None, dataset: Any, n: int) -> l
     """Return the classes of n images, those asked for in turn; None for a model without classes.
 
     Args:
-        classes: Numbers, or texts: names that the "dataset" section knows, else numbers. None: each class in turn.
+        classes: Numbers, or texts: names that the "dataset" section knows, else numbers. None: each
+            class in turn.
         dataset: The "dataset" section.
         n: How many images.
 
@@ -97,7 +116,9 @@ def class_labels(classes: Sequence[int | str] | None, dataset: Any, n: int) -> l
 
 
 def _class_number(name: int | str, num_classes: int, names: Sequence[str]) -> int:
-    known_names = [unicodedata.normalize('NFC', known) for known in names]      # (names of files on a Mac are decomposed)
+    known_names = [
+        unicodedata.normalize('NFC', known) for known in names
+    ]  # (names of files on a Mac are decomposed)
     if isinstance(name, str) and (wanted := unicodedata.normalize('NFC', name)) in known_names:
         return known_names.index(wanted)
     try:
@@ -107,6 +128,10 @@ def _class_number(name: int | str, num_classes: int, names: Sequence[str]) -> in
     if 0 <= number < num_classes:
         return number
     near = nearest(str(name), names)
-    known = f'0 to {num_classes - 1}' + (f', called {", ".join(names[:10])}{", ..." if len(names) > 10 else ""}' if names else '')
-    raise ValueError(f'classes must name classes of the model, which are {known}; got {name}'
-                     + (f': did you mean {near!r}?' if near else ''))
+    known = f'0 to {num_classes - 1}' + (
+        f', called {", ".join(names[:10])}{", ..." if len(names) > 10 else ""}' if names else ''
+    )
+    raise ValueError(
+        f'classes must name classes of the model, which are {known}; got {name}'
+        + (f': did you mean {near!r}?' if near else '')
+    )

@@ -31,7 +31,9 @@ class ConfigSettings:
         flags=('-o', '--output', '--out'),
     )
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
-    list: bool = setting(False, 'list the shipped configs, which are known by their names wherever a config is given')
+    list: bool = setting(
+        False, 'list the shipped configs, which are known by their names wherever a config is given'
+    )
 
     def __post_init__(self) -> None:
         check_settings(

@@ -1,4 +1,5 @@
 """Averaged weights of a training checkpoint as a file for inference."""
+
 from __future__ import annotations
 
 import os
@@ -21,14 +22,20 @@ class ConvertSettings:
 
     checkpoint: str | os.PathLike[str] = setting(help='the .pth checkpoint', flags=('checkpoint',))
     out: str | os.PathLike[str] | None = setting(
-        None, 'the .safetensors file to write (default: the checkpoint with this ending)', flags=('-o', '--output', '--out'))
+        None,
+        'the .safetensors file to write (default: the checkpoint with this ending)',
+        flags=('-o', '--output', '--out'),
+    )
     dtype: str = setting('fp16', 'the type of the weights', choices=tuple(_DTYPES))
     config: str | None = setting(None, 'its config, where the checkpoint carries none')
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
 
     def __post_init__(self) -> None:
         named = self.out is None or Path(self.out).suffix == '.safetensors'
-        check_settings(one_of(self, _DTYPES, 'dtype'), None if named else f'out must end in .safetensors; got {self.out}')
+        check_settings(
+            one_of(self, _DTYPES, 'dtype'),
+            None if named else f'out must end in .safetensors; got {self.out}',
+        )
 
 
 @takes_settings(ConvertSettings)
@@ -40,17 +47,27 @@ def convert(settings: ConvertSettings) -> Path:
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        ValueError: It carries no config and none is given, or the file would be the checkpoint itself.
+        ValueError: It carries no config and none is given, or the file would be the checkpoint
+            itself.
     """
     checkpoint = find_checkpoint(settings.checkpoint)
     weights, carried = read_weights(checkpoint, verify=settings.verify)
     source = settings.config if settings.config is not None else carried
     if source is None:
-        raise ValueError(f'config must be given, since {checkpoint} carries none; name the one that it was trained with')
+        raise ValueError(
+            f'config must be given, since {checkpoint} carries none; name the one that it was '
+            'trained with'
+        )
     filled = load_config(source)
     load_weights(make_model(filled), weights, checkpoint)
-    path = Path(settings.out) if settings.out is not None else Path(checkpoint).with_suffix('.safetensors')
+    path = (
+        Path(settings.out)
+        if settings.out is not None
+        else Path(checkpoint).with_suffix('.safetensors')
+    )
     if path.resolve() == Path(checkpoint).resolve():
         raise ValueError(f'out must be another file than the checkpoint; got {path}')
-    save_safetensors(path, {key: value.to(_DTYPES[settings.dtype]) for key, value in weights.items()}, filled)
+    save_safetensors(
+        path, {key: value.to(_DTYPES[settings.dtype]) for key, value in weights.items()}, filled
+    )
     return path

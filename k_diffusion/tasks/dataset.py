@@ -99,17 +99,24 @@ def describe_inspection(result: Inspection) -> str:
     if small:
         lines.append(f'small      {small:,} are smaller than {width}x{height} and are enlarged')
     if result.passed:
-        lines.append(f'passed     {sum(result.passed.values()):,}: {count_kinds(result.passed)} '
-                     '(hidden, of the system, or not pictures)')
+        lines.append(
+            f'passed     {sum(result.passed.values()):,}: {count_kinds(result.passed)} '
+            '(hidden, of the system, or not pictures)'
+        )
     lines.append(f'broken     {len(result.broken):,}')
     lines += [f'  {escape_name(name)}: {escape_name(why)}' for name, why in result.broken[:10]]
     lines.append(f'duplicates {sum(len(names) - 1 for names in result.duplicates):,}')
     lines += [f'  {escape_name(a)} = {escape_name(b)}' for a, b, *_ in result.duplicates[:5]]
     note = range_note(result.source, result.ranges)
     lines += [f'note: {note}'] if note else []
-    return '\n'.join([*lines, f'for the config: "input_channels": {result.channels}, '
-                              f'"sigma_data": {result.sigma_data:.3f}  '
-                              f'(mean {result.mean:+.3f}, at {width}x{height})'])
+    return '\n'.join(
+        [
+            *lines,
+            f'for the config: "input_channels": {result.channels}, '
+            f'"sigma_data": {result.sigma_data:.3f}  '
+            f'(mean {result.mean:+.3f}, at {width}x{height})',
+        ]
+    )
 
 
 def _area(size: tuple[int, int]) -> int:

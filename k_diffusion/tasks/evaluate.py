@@ -1,4 +1,5 @@
 """Quality of the samples of a trained model, by the features of pictures."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -48,8 +49,10 @@ from .reference import (
     open_reference,
 )
 
-COPIES = 'copies'       # a measure that looks at the training set, whatever the samples are compared with
-PAIRS = 24              # samples shown beside their nearest training pictures
+COPIES = (
+    'copies'  # a measure that looks at the training set, whatever the samples are compared with
+)
+PAIRS = 24  # samples shown beside their nearest training pictures
 _LOG = logging.getLogger(__name__)
 
 
@@ -71,51 +74,86 @@ def _read_names(text: str) -> tuple[str, ...]:
 class EvaluationSettings(ModelSettings):
     """Settings of `evaluate`."""
 
-    checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    checkpoint: str | os.PathLike[str] = setting(
+        help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
+    )
     n: int = setting(10_000, 'how many samples', flags=('-n',))
     metrics: Sequence[str] = setting(
         ('fid', 'kid', 'precision_recall'),
-        'what to measure (default: fid,kid,precision_recall): ' + '; '.join(f'{m.name}: {m.meaning}' for m in METRICS.values())
-        + f'; {COPIES}: the share of samples that copy a training picture, with the likeliest ones as a picture',
-        metavar='fid,kid,...', parse=_read_names)
-    extractor: Any = setting(None, f'whose features are compared: {EXTRACTOR_WORDS} (default: tensor for '
-                             'what is no picture, classifier where there are classes, else inception)')
+        'what to measure (default: fid,kid,precision_recall): '
+        + '; '.join(f'{m.name}: {m.meaning}' for m in METRICS.values())
+        + (
+            f'; {COPIES}: the share of samples that copy a training picture, with the likeliest '
+            'ones as a picture'
+        ),
+        metavar='fid,kid,...',
+        parse=_read_names,
+    )
+    extractor: Any = setting(
+        None,
+        f'whose features are compared: {EXTRACTOR_WORDS} (default: tensor for '
+        'what is no picture, classifier where there are classes, else inception)',
+    )
     dataset: Any = setting(None, f'what to compare with: {DATASET_WORDS}', parse=str)
     reference_n: int = setting(50_000, 'the most pictures of it that are used')
-    out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: evaluation beside the checkpoint)')
+    out: str | os.PathLike[str] | None = setting(
+        None, 'folder to write to (default: evaluation beside the checkpoint)'
+    )
     batch_size: int = setting(64, 'how many samples at a time')
     steps: int | None = setting(None, "how many steps the sampler takes (default: the config's)")
-    sampler: Any = setting(None, "the sampler (default: the config's, else the recommended one for the number of steps), or "
-                           'FILE.py:FUNCTION, one of your own (see allow_code)', parse=str)
-    schedule: str | None = setting(None, "the spacing of noise levels (default: the config's, else that of the recommended sampler)")
+    sampler: Any = setting(
+        None,
+        "the sampler (default: the config's, else the recommended one for the number of steps), or "
+        'FILE.py:FUNCTION, one of your own (see allow_code)',
+        parse=str,
+    )
+    schedule: str | None = setting(
+        None,
+        "the spacing of noise levels (default: the config's, else that of the recommended sampler)",
+    )
     guidance: float | None = setting(None, "classifier-free guidance scale (default: the config's)")
     seed: int = setting(0, 'sample i depends on (seed, i) alone')
     blocks: int | None = setting(
-        None, 'parts of the jackknife that gives fid its error, intervals and unbiased value, at the cost of as many '
-        'distances; 0: none (default: 20 for at most 512 features, else 0)')
-    cache: str | os.PathLike[str] | None = setting(None, "where reference features are kept (default: the user's cache folder)")
+        None,
+        'parts of the jackknife that gives fid its error, intervals and unbiased value, at the '
+        'cost of as many '
+        'distances; 0: none (default: 20 for at most 512 features, else 0)',
+    )
+    cache: str | os.PathLike[str] | None = setting(
+        None, "where reference features are kept (default: the user's cache folder)"
+    )
 
     def __post_init__(self) -> None:
         check_settings(are_lists(self, 'metrics'))
         unknown_metrics = [name for name in self.metrics if name not in (COPIES, *METRICS)]
         check_settings(
-            at_least(self, 2, 'n', 'batch_size', 'reference_n'), at_least(self, 1, 'steps'), find_sampler_problem(self.sampler),
+            at_least(self, 2, 'n', 'batch_size', 'reference_n'),
+            at_least(self, 1, 'steps'),
+            find_sampler_problem(self.sampler),
             one_of(self, BETWEEN, 'schedule'),
-            f'blocks must be 0 (no interval) or at least 2; got {self.blocks}' if self.blocks is not None and (
-                self.blocks < 0 or self.blocks == 1) else None,
-            f'metrics must be names of metrics; {unknown("metric", unknown_metrics[0], [COPIES, *METRICS])}' if unknown_metrics else None)
+            f'blocks must be 0 (no interval) or at least 2; got {self.blocks}'
+            if self.blocks is not None and (self.blocks < 0 or self.blocks == 1)
+            else None,
+            'metrics must be names of metrics; '
+            f'{unknown("metric", unknown_metrics[0], [COPIES, *METRICS])}'
+            if unknown_metrics
+            else None,
+        )
 
 
 @takes_settings(EvaluationSettings)
 def evaluate(settings: EvaluationSettings) -> Evaluation:
-    """Draw samples, compare their features with those of a reference set, and write the values as JSON.
+    """Draw samples, compare their features with those of a reference set, and write the values as
+    JSON.
 
-    The features of the samples are kept in the folder piece by piece, so that an evaluation that was stopped goes on.
+    The features of the samples are kept in the folder piece by piece, so that an evaluation that
+    was stopped goes on.
 
     Args:
-        settings: The settings, or the fields of EvaluationSettings as arguments. `extractor` may also be a function from
-            pictures [B, C, H, W] in [-1, 1], or tensors [B, C, ...] in the units of the data, to features [B, D], `dataset` a
-            tensor or a torch data set of pictures, and `sampler` a function.
+        settings: The settings, or the fields of EvaluationSettings as arguments. `extractor` may
+            also be a function from pictures [B, C, H, W] in [-1, 1], or tensors [B, C, ...] in the
+            units of the data, to features [B, D], `dataset` a tensor or a torch data set of
+            pictures, and `sampler` a function.
 
     Returns:
         The values and the files; of several processes, those other than the first return no values.
@@ -143,19 +181,45 @@ class _Task:
         self.path = find_checkpoint(settings.checkpoint)
         denoiser, experiment, self.device = open_model(settings, processes.device(settings.device))
         sections = experiment.sections
-        self.folder = Path(settings.out) if settings.out is not None else self.path.parent / 'evaluation'
-        self.cache = Path(settings.cache) if settings.cache is not None else cache_folder() / 'evaluation'
-        self.training_set = lru_cache(lambda: open_reference(experiment, None, settings.allow_code, self.path.parent, self.device))
-        reference = self.training_set() if settings.dataset is None else open_reference(
-            experiment, settings.dataset, settings.allow_code, device=self.device)
+        self.folder = (
+            Path(settings.out) if settings.out is not None else self.path.parent / 'evaluation'
+        )
+        self.cache = (
+            Path(settings.cache) if settings.cache is not None else cache_folder() / 'evaluation'
+        )
+        self.training_set = lru_cache(
+            lambda: open_reference(
+                experiment, None, settings.allow_code, self.path.parent, self.device
+            )
+        )
+        reference = (
+            self.training_set()
+            if settings.dataset is None
+            else open_reference(
+                experiment, settings.dataset, settings.allow_code, device=self.device
+            )
+        )
         self.pictures = experiment.gives_pictures
         usual = 'classifier' if sections.dataset.num_classes else 'inception'
         self._compare_with(reference, settings.extractor or (usual if self.pictures else 'tensor'))
         named, own = load_sampler(settings.sampler, settings.allow_code)
-        sampling = choose_sampling(vars(sections.sampling), sampler=named, steps=settings.steps, schedule=settings.schedule,
-                                   guidance=settings.guidance)
-        self.draw = Draw(denoiser, experiment, sampling, settings.seed, classes_of(reference, self.indices),
-                         settings.batch_size, self.device, own)
+        sampling = choose_sampling(
+            vars(sections.sampling),
+            sampler=named,
+            steps=settings.steps,
+            schedule=settings.schedule,
+            guidance=settings.guidance,
+        )
+        self.draw = Draw(
+            denoiser,
+            experiment,
+            sampling,
+            settings.seed,
+            classes_of(reference, self.indices),
+            settings.batch_size,
+            self.device,
+            own,
+        )
         sampler = self.draw.sampler if own is None else find_sampler(own).name
         self.facts |= {'seed': settings.seed, **dataclasses.asdict(sampling), 'sampler': sampler}
 
@@ -175,13 +239,27 @@ class _Task:
                 )
             )
             self.real = self._reference_features(reference, self.indices)
-        self.facts = {'checkpoint': str(self.path), 'n': self.settings.n, 'reference': reference.source, 'reference_n': len(self.indices),
-                      'extractor': named if isinstance(named, str) else getattr(named, '__name__', type(named).__name__),
-                      'features': self.real.shape[1]}
+        self.facts = {
+            'checkpoint': str(self.path),
+            'n': self.settings.n,
+            'reference': reference.source,
+            'reference_n': len(self.indices),
+            'extractor': named
+            if isinstance(named, str)
+            else getattr(named, '__name__', type(named).__name__),
+            'features': self.real.shape[1],
+        }
 
     def _reference_features(self, dataset: Dataset, indices: Sequence[int]) -> Tensor:
-        return reference_features(dataset, indices, self.extractor, self.cache, self.settings.batch_size, self.device,
-                                  self.pictures)
+        return reference_features(
+            dataset,
+            indices,
+            self.extractor,
+            self.cache,
+            self.settings.batch_size,
+            self.device,
+            self.pictures,
+        )
 
     def say(self, text: str) -> None:
         """Log a text, once for all processes."""
@@ -191,8 +269,10 @@ class _Task:
     def compute_features(self) -> Tensor:
         """Return the features of the samples [N, D]."""
         n = self.settings.n
-        self.say(f'{n:,} samples by {self.facts["sampler"]}, {self.facts["steps"]} steps, '
-                 f'against {len(self.indices):,} pictures of {self.facts["reference"]}')
+        self.say(
+            f'{n:,} samples by {self.facts["sampler"]}, {self.facts["steps"]} steps, '
+            f'against {len(self.indices):,} pictures of {self.facts["reference"]}'
+        )
         determined_by = {
             **self.facts,
             'n': 0,
@@ -206,7 +286,13 @@ class _Task:
         key = hashlib.blake2b(repr(determined_by).encode(), digest_size=8).hexdigest()
         show = self.settings.show and self.processes.main
         with show_progress('evaluate', share_of(n, self.processes), 'image', show) as bar:
-            return in_pieces(self.folder / f'pieces-{key}', n, self._piece, self.processes, lambda done: bar.update(done - bar.n))
+            return in_pieces(
+                self.folder / f'pieces-{key}',
+                n,
+                self._piece,
+                self.processes,
+                lambda done: bar.update(done - bar.n),
+            )
 
     @torch.no_grad()
     def _piece(self, items: Sequence[int]) -> Tensor:
@@ -236,7 +322,9 @@ class _Task:
         return Evaluation(values, self.facts, self.folder / 'metrics.json', picture)
 
     def _find_copies(self, fake: Tensor) -> tuple[dict[str, float], Path]:
-        """Return the share of samples that look like copies of a training picture, and a picture of the likeliest ones."""
+        """Return the share of samples that look like copies of a training picture, and a picture
+        of the likeliest ones.
+        """
         training_set = self.training_set()
         indices = chosen_pictures(training_set, self.settings.reference_n)
         neighbours = nearest_neighbours(fake, self._reference_features(training_set, indices))
@@ -247,6 +335,11 @@ class _Task:
             near = from_bytes(near)
         else:
             fakes, near = show_tensors(torch.cat([fakes, near])).chunk(2)
-        shown = Neighbours(torch.arange(len(most)), neighbours.distance[most], neighbours.ratio[most])
+        shown = Neighbours(
+            torch.arange(len(most)), neighbours.distance[most], neighbours.ratio[most]
+        )
         save_image(self.folder / 'copies.png', neighbour_picture(fakes, near, shown))
-        return {'copies': neighbours.copies(), 'nearest_ratio': neighbours.ratio.median().item()}, self.folder / 'copies.png'
+        return {
+            'copies': neighbours.copies(),
+            'nearest_ratio': neighbours.ratio.median().item(),
+        }, self.folder / 'copies.png'

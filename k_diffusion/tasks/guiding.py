@@ -1,4 +1,5 @@
 """Which scale and interval of guidance give the best samples in so many model calls."""
+
 from __future__ import annotations
 
 import math
@@ -21,9 +22,9 @@ from .drawing import Draw
 from .reference import chosen_pictures, classes_of, make_extractor, open_reference
 
 #: Scales that are tried.
-SCALES = (1., 1.5, 2., 3., 4.5, 7.)
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.5, 7.0)
 #: Intervals that are tried besides all levels and the config's, in standard deviations of the data.
-INTERVALS = ((0.6, 2.4), (0.3, 6.))
+INTERVALS = ((0.6, 2.4), (0.3, 6.0))
 #: All are compared by this share of the samples, and so many of the best by all of them.
 FIRST_SHARE, FINALISTS = 0.25, 4
 METRICS = ('fid', 'kid')
@@ -56,20 +57,54 @@ class Judge:
     device: torch.device
 
     @classmethod
-    def of(cls, checkpoint: str | os.PathLike[str], denoiser: DenoiseFn, experiment: Experiment, metric: str, extractor: Any, n: int,
-           seed: int, batch_size: int, device: torch.device, allow_code: bool, say: Callable[[str], None]) -> Judge:
-        """Open the training set of a model and take the features of its pictures, as `evaluate` does."""
+    def of(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        denoiser: DenoiseFn,
+        experiment: Experiment,
+        metric: str,
+        extractor: Any,
+        n: int,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        allow_code: bool,
+        say: Callable[[str], None],
+    ) -> Judge:
+        """Open the training set of a model and take the features of its pictures, as `evaluate`
+        does.
+        """
         if not experiment.sections.dataset.num_classes or experiment.sections.conditions:
-            raise ValueError("guidance must be a number for a model that is not conditional on classes alone; got 'auto'")
-        reference = open_reference(experiment, None, allow_code, Path(find_checkpoint(checkpoint)).parent, device)
+            raise ValueError(
+                'guidance must be a number for a model that is not conditional on classes alone; '
+                "got 'auto'"
+            )
+        reference = open_reference(
+            experiment, None, allow_code, Path(find_checkpoint(checkpoint)).parent, device
+        )
         cache = cache_folder() / 'evaluation'
         if not callable(extractor):
-            extractor = make_extractor(extractor or 'classifier', lambda: reference, cache, device, say, allow_code)
+            extractor = make_extractor(
+                extractor or 'classifier', lambda: reference, cache, device, say, allow_code
+            )
         indices = chosen_pictures(reference, 50_000)
         real = reference_features(reference, indices, extractor, cache, batch_size, device)
-        return cls(denoiser, experiment, metric, real, classes_of(reference, indices), extractor, n, seed, batch_size, device)
+        return cls(
+            denoiser,
+            experiment,
+            metric,
+            real,
+            classes_of(reference, indices),
+            extractor,
+            n,
+            seed,
+            batch_size,
+            device,
+        )
 
-    def measure(self, sampling: SamplingConfig, n: int, key: str, calibration: Calibration | None = None) -> tuple[float, float]:
+    def measure(
+        self, sampling: SamplingConfig, n: int, key: str, calibration: Calibration | None = None
+    ) -> tuple[float, float]:
         """Return the metric of n samples and its standard error.
 
         Args:
@@ -80,39 +115,68 @@ class Judge:
         """
         seed = derive_seed(self.seed, 'guidance', key)
         own = None if calibration is None else calibration.sampler()
-        draw = Draw(self.denoiser, self.experiment, sampling, seed, self.classes, self.batch_size, self.device, own)
+        draw = Draw(
+            self.denoiser,
+            self.experiment,
+            sampling,
+            seed,
+            self.classes,
+            self.batch_size,
+            self.device,
+            own,
+        )
         with torch.no_grad():
             parts = torch.arange(n).split(self.batch_size)
-            fake = torch.cat([self.extractor(draw(items.tolist()).to(self.device)).float().cpu() for items in parts])
+            fake = torch.cat(
+                [
+                    self.extractor(draw(items.tolist()).to(self.device)).float().cpu()
+                    for items in parts
+                ]
+            )
         if self.metric == 'kid':
             return kid_with_error(fake, self.real)
         value, _, error = fid_with_error(fake, self.real)
         return value, error
 
     def quality(self, calibration: Calibration) -> dict[str, float]:
-        """The metric of a calibrated solver's samples, of seeds that nothing was chosen by, and its standard error."""
-        sampling = SamplingConfig(steps=calibration.steps, guidance=calibration.guidance, guidance_interval=calibration.guidance_interval)
+        """The metric of a calibrated solver's samples, of seeds that nothing was chosen by, and
+        its standard error.
+        """
+        sampling = SamplingConfig(
+            steps=calibration.steps,
+            guidance=calibration.guidance,
+            guidance_interval=calibration.guidance_interval,
+        )
         value, error = self.measure(sampling, self.n, 'shown', calibration)
         return {self.metric: value, f'{self.metric}_error': error}
 
 
-def guidances(sigma_data: float, interval: Sequence[float] | None) -> Iterator[tuple[float, tuple[float, float] | None]]:
-    """Scales with intervals to try: no guidance first, then every other scale at all levels and in each interval."""
+def guidances(
+    sigma_data: float, interval: Sequence[float] | None
+) -> Iterator[tuple[float, tuple[float, float] | None]]:
+    """Scales with intervals to try: no guidance first, then every other scale at all levels and
+    in each interval.
+    """
     tried = [] if interval is None else [(float(interval[0]), float(interval[1]))]
     for low, high in ((low * sigma_data, high * sigma_data) for low, high in INTERVALS):
-        if not any(math.isclose(low, a, rel_tol=0.1) and math.isclose(high, b, rel_tol=0.1) for a, b in tried):
+        if not any(
+            math.isclose(low, a, rel_tol=0.1) and math.isclose(high, b, rel_tol=0.1)
+            for a, b in tried
+        ):
             tried.append((low, high))
-    yield 1., None
+    yield 1.0, None
     for scale in SCALES[1:]:
         for each in (None, *tried):
             yield scale, each
 
 
-def choose_guidance(judge: Judge, steps: int, interval: Sequence[float] | None,
-                    say: Callable[[float, str], None]) -> tuple[float, tuple[float, float] | None]:
+def choose_guidance(
+    judge: Judge, steps: int, interval: Sequence[float] | None, say: Callable[[float, str], None]
+) -> tuple[float, tuple[float, float] | None]:
     """Return the scale and the interval whose samples by the recommended recipe are the best.
 
-    The same arguments choose the same. All candidates are compared on the same seeds, the best of them on more.
+    The same arguments choose the same. All candidates are compared on the same seeds, the best of
+    them on more.
 
     Args:
         judge: What the samples are compared with.
@@ -120,15 +184,24 @@ def choose_guidance(judge: Judge, steps: int, interval: Sequence[float] | None,
         interval: One to try besides the usual ones.
         say: Is shown the share of the work that is done, and what is being done.
     """
-    tried = list(guidances(float(getattr(judge.denoiser, 'sigma_data', 1.)), interval))
+    tried = list(guidances(float(getattr(judge.denoiser, 'sigma_data', 1.0)), interval))
     few = max(2, round(judge.n * FIRST_SHARE))
     cost = [few] * len(tried) + [judge.n] * FINALISTS
 
-    def values(n: int, key: str, candidates: Sequence[tuple[float, tuple[float, float] | None]], before: int) -> list[float]:
+    def values(
+        n: int,
+        key: str,
+        candidates: Sequence[tuple[float, tuple[float, float] | None]],
+        before: int,
+    ) -> list[float]:
         found = []
         for k, (scale, each) in enumerate(candidates):
-            say(sum(cost[:before + k]) / sum(cost), f'guidance {scale:g}, {steps} calls')
-            found.append(judge.measure(SamplingConfig(steps=steps, guidance=scale, guidance_interval=each), n, key)[0])
+            say(sum(cost[: before + k]) / sum(cost), f'guidance {scale:g}, {steps} calls')
+            found.append(
+                judge.measure(
+                    SamplingConfig(steps=steps, guidance=scale, guidance_interval=each), n, key
+                )[0]
+            )
         return found
 
     first = values(few, 'few', tried, 0)

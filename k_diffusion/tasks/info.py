@@ -1,4 +1,5 @@
 """Parameters, arithmetic, memory and an estimate of time of the model of a config or checkpoint."""
+
 from __future__ import annotations
 
 import os
@@ -11,7 +12,8 @@ from ..core.machine import memory_bytes, multiply_rate
 from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..models.sizing import sizes
 
-#: The share of the rate of large matrix products that whole training steps were seen to reach: 0.4 to 0.8 on a CPU.
+#: The share of the rate of large matrix products that whole training steps were seen to reach: 0.4
+#: to 0.8 on a CPU.
 SHARE = 0.5
 
 
@@ -24,18 +26,18 @@ class Info:
 
     name: str
     type: str
-    input: list[int]                    # channels, and the sides
+    input: list[int]  # channels, and the sides
     parameters: int
     multiply_adds: int
-    sampling_multiply_adds: int         # of one picture, with the steps of the config
-    activation_bytes: int               # of one picture
+    sampling_multiply_adds: int  # of one picture, with the steps of the config
+    activation_bytes: int  # of one picture
     batch_size: int
-    training_bytes: int                 # of a batch
-    memory_bytes: int | None            # of the device
+    training_bytes: int  # of a batch
+    memory_bytes: int | None  # of the device
     device: str
-    rate: float                         # floating-point operations per second
-    images_per_second: float            # of training
-    steps: int | None                   # of the run, as the config has it
+    rate: float  # floating-point operations per second
+    images_per_second: float  # of training
+    steps: int | None  # of the run, as the config has it
     training_seconds: float | None
 
     def __str__(self) -> str:
@@ -54,23 +56,25 @@ class Info:
             time = f'{format_seconds(1e6 / rate)} for each million pictures'
         rows = {
             'model': f'{self.type}, {items}{" of " * bool(size)}{shape}, {channels} '
-                     f'channel{"s" * (channels > 1)}',
+            f'channel{"s" * (channels > 1)}',
             'parameters': f'{self.parameters:,}',
             'forward': f'{format_count(self.multiply_adds)} multiply-adds a picture',
             'sampling': f'{format_count(self.sampling_multiply_adds)} multiply-adds a picture',
             'activations': f'{format_bytes(self.activation_bytes)} a picture, '
-                           f'{format_bytes(of_batch)} a batch of {self.batch_size}, '
-                           'in float32 (about half in bf16)',
+            f'{format_bytes(of_batch)} a batch of {self.batch_size}, '
+            'in float32 (about half in bf16)',
             'training': f'{format_bytes(self.training_bytes)}: weights, gradients, AdamW, average, '
-                        f'activations{memory}',
+            f'activations{memory}',
             'speed': f'{per_second} of training on {self.device}, at {SHARE:.0%} of '
-                     f'{format_count(self.rate)} operations/s',
+            f'{format_count(self.rate)} operations/s',
             'time': f'about {time}',
         }
         text = [f'{name:13}{value}' for name, value in rows.items()]
         if self.memory_bytes and self.training_bytes > self.memory_bytes:
-            text.append(f'It does not fit into the memory of {self.device}: take a smaller batch, '
-                        'checkpointing or a smaller model.')
+            text.append(
+                f'It does not fit into the memory of {self.device}: take a smaller batch, '
+                'checkpointing or a smaller model.'
+            )
         return '\n'.join(text)
 
 
@@ -80,18 +84,24 @@ class InfoSettings:
 
     source: str | os.PathLike[str] = setting(
         help='a .json config, a .pth or .safetensors file, a run, or the name of a shipped config',
-        flags=('source',), metavar='CONFIG|CHECKPOINT')
+        flags=('source',),
+        metavar='CONFIG|CHECKPOINT',
+    )
     batch_size: int | None = setting(None, "pictures in a batch (default: the config's)")
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
     rate: float | None = setting(
-        None, 'floating-point operations per second of the device '
-              '(default: measured in a third of a second)')
+        None,
+        'floating-point operations per second of the device '
+        '(default: measured in a third of a second)',
+    )
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
 
     def __post_init__(self) -> None:
         positive = self.rate is None or self.rate > 0
-        check_settings(at_least(self, 1, 'batch_size'),
-                       None if positive else f'rate must be above 0; got {self.rate}')
+        check_settings(
+            at_least(self, 1, 'batch_size'),
+            None if positive else f'rate must be above 0; got {self.rate}',
+        )
 
 
 @takes_settings(InfoSettings)
@@ -115,12 +125,22 @@ def info(settings: InfoSettings) -> Info:
     steps = sections.training.end_step
     guided = 2 if classes and sections.sampling.guidance != 1 else 1
     return Info(
-        str(settings.source), model.type, [model.input_channels, *model.input_size],
-        counts.parameters, counts.multiply_adds,
+        str(settings.source),
+        model.type,
+        [model.input_channels, *model.input_size],
+        counts.parameters,
+        counts.multiply_adds,
         guided * sections.sampling.steps * counts.multiply_adds,
-        counts.activation_bytes, batch_size, counts.training_bytes(batch_size),
-        memory_bytes(device), device.type, rate, images_per_second,
-        steps, steps * batch_size / images_per_second if steps else None)
+        counts.activation_bytes,
+        batch_size,
+        counts.training_bytes(batch_size),
+        memory_bytes(device),
+        device.type,
+        rate,
+        images_per_second,
+        steps,
+        steps * batch_size / images_per_second if steps else None,
+    )
 
 
 def _config_of(source: str | os.PathLike[str], verify: bool) -> Any:
@@ -129,14 +149,21 @@ def _config_of(source: str | os.PathLike[str], verify: bool) -> Any:
         return path
     config = read_weights(path, verify=verify)[1]
     if config is None:
-        raise ValueError(f'source must carry a config; {path} carries none, '
-                         'give the config that it was trained with')
+        raise ValueError(
+            f'source must carry a config; {path} carries none, '
+            'give the config that it was trained with'
+        )
     return config
 
 
 def format_count(value: float) -> str:
     """Return a number with a word for its size: '1.23 million' for 1234567."""
-    for unit, word in ((1e15, ' quadrillion'), (1e12, ' trillion'), (1e9, ' billion'), (1e6, ' million')):
+    for unit, word in (
+        (1e15, ' quadrillion'),
+        (1e12, ' trillion'),
+        (1e9, ' billion'),
+        (1e6, ' million'),
+    ):
         if value >= unit:
             return f'{value / unit:.3g}{word}'
     return f'{value:,.0f}'
@@ -154,5 +181,9 @@ def format_seconds(seconds: float) -> str:
     """Return a duration in the unit that suits it."""
     for unit, word in ((86400 * 365, 'years'), (86400, 'days'), (3600, 'hours'), (60, 'minutes')):
         if seconds >= 1.5 * unit:
-            return f'{seconds / unit:,.2g} {word}' if seconds < 100 * unit else f'{seconds / unit:,.0f} {word}'
+            return (
+                f'{seconds / unit:,.2g} {word}'
+                if seconds < 100 * unit
+                else f'{seconds / unit:,.0f} {word}'
+            )
     return f'{seconds:.2g} seconds'

@@ -1,4 +1,5 @@
 """The trained model that a task works on, opened once, and the sampler that draws from it."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -21,24 +22,31 @@ from ..sampling import SAMPLERS, find_sampler
 class ModelSettings:
     """Settings that the tasks on a trained model share, besides its `checkpoint`.
 
-    From Python `network` may also be an instance; `ema` False takes the raw weights, `verify` False a
-    checkpoint that its manifest does not describe; `show` False turns the progress bar off.
+    From Python `network` may also be an instance; `ema` False takes the raw weights, `verify` False
+    a checkpoint that its manifest does not describe; `show` False turns the progress bar off.
     """
 
     config: Any = setting(None, 'the config, where the checkpoint carries none')
     network: nn.Module | str | None = setting(
-        None, 'FILE.py:CLASS, the network of a model that was trained with one of your own; runs the '
-        'file (see allow_code)', parse=str)
+        None,
+        'FILE.py:CLASS, the network of a model that was trained with one of your own; runs the '
+        'file (see allow_code)',
+        parse=str,
+    )
     allow_code: bool = setting(
-        False, 'run Python files of your own that are named, that of a "custom" dataset among them, '
-        'and the code in a TorchScript file')
+        False,
+        'run Python files of your own that are named, that of a "custom" dataset among them, '
+        'and the code in a TorchScript file',
+    )
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
     ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
     show: bool = setting(True)
 
 
-def open_model(settings: Any, device: torch.device | None = None) -> tuple[nn.Module, Experiment, torch.device]:
+def open_model(
+    settings: Any, device: torch.device | None = None
+) -> tuple[nn.Module, Experiment, torch.device]:
     """Load the model that the settings of a task name.
 
     Args:
@@ -51,8 +59,15 @@ def open_model(settings: Any, device: torch.device | None = None) -> tuple[nn.Mo
     device = choose_device(settings.device) if device is None else device
     if device.type == 'cpu':
         keep_freed_memory()
-    denoiser, _ = load_model(settings.checkpoint, device, settings.config, settings.ema,
-                             settings.verify, settings.network, settings.allow_code)
+    denoiser, _ = load_model(
+        settings.checkpoint,
+        device,
+        settings.config,
+        settings.ema,
+        settings.verify,
+        settings.network,
+        settings.allow_code,
+    )
     return denoiser, cast(Experiment, denoiser.experiment), device
 
 

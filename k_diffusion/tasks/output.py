@@ -1,4 +1,5 @@
 """Samples on disk."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,7 +18,9 @@ from ..core.views import show_tensors
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Images [N, C, H, W] in [-1, 1], or tensors [N, C, ...], that a task drew, their classes (or None), files and seed."""
+    """Images [N, C, H, W] in [-1, 1], or tensors [N, C, ...], that a task drew, their classes
+    (or None), files and seed.
+    """
 
     images: Tensor
     labels: list[int] | None
@@ -28,42 +31,61 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where samples go: a folder, as images/ with grid.png and labels.txt beside it, or PREFIX_00000.png and so on (.npy: tensors)."""
+    """Where samples go: a folder, as images/ with grid.png and labels.txt beside it, or
+    PREFIX_00000.png and so on (.npy: tensors).
+    """
 
     folder: Path | None
     prefix: str | None
 
     @classmethod
     def of(cls, out: str | os.PathLike[str] | None, prefix: str | None, overwrite: bool) -> Target:
-        """Return the target; `out` wins over `prefix`. A folder that holds samples is refused unless `overwrite` is True."""
+        """Return the target; `out` wins over `prefix`.
+
+        A folder that holds samples is refused unless `overwrite` is True.
+        """
         if prefix is not None and out is None:
             return cls(None, prefix)
         folder = Path(out) if out is not None else _first_free('samples')
         if (folder / 'images').exists() and not overwrite:
-            raise ValueError(f'out must be a folder without samples; {folder} holds samples already, give another folder or pass '
-                             'overwrite=True')
+            raise ValueError(
+                f'out must be a folder without samples; {folder} holds samples already, give '
+                'another folder or pass '
+                'overwrite=True'
+            )
         return cls(folder, None)
 
     def make(self) -> None:
-        """Makes its folder: to be called before the drawing, so that a place that cannot be written to is found in time."""
+        """Makes its folder: to be called before the drawing, so that a place that cannot be
+        written to is found in time.
+        """
         folder = Path(f'{self.prefix}_').parent if self.folder is None else self.folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, images: Tensor, labels: list[int] | None, seed: int = 0, pictures: bool = True) -> Samples:
-        """Writes the samples, as pictures or as tensors; in a folder, images/ takes its name when all is written."""
+    def write(
+        self, images: Tensor, labels: list[int] | None, seed: int = 0, pictures: bool = True
+    ) -> Samples:
+        """Writes the samples, as pictures or as tensors; in a folder, images/ takes its name
+        when all is written.
+        """
         self.make()
         head = f'{self.prefix}_' if self.folder is None else f'{self.folder}/'
         images_head = head if self.folder is None else f'{head}.images/'
         if self.folder is not None:
             shutil.rmtree(images_head, ignore_errors=True)
             Path(images_head).mkdir()
-        names = [Path(f'{images_head}{i:05}{".png" if pictures else ".npy"}') for i in range(len(images))]
+        names = [
+            Path(f'{images_head}{i:05}{".png" if pictures else ".npy"}') for i in range(len(images))
+        ]
         for name, image in zip(names, images):
             if pictures:
                 save_image(name, image)
             else:
                 _save_array(name, image)
-        save_image(f'{head}grid.png', make_grid(images) if pictures else make_grid(show_tensors(images), padding=2))
+        save_image(
+            f'{head}grid.png',
+            make_grid(images) if pictures else make_grid(show_tensors(images), padding=2),
+        )
         if labels is None:
             Path(f'{head}labels.txt').unlink(missing_ok=True)
         else:
@@ -85,4 +107,8 @@ def _save_array(path: Path, x: Tensor) -> None:
 
 def _first_free(name: str) -> Path:
     """name, name-2, name-3, ...: the first that is not there."""
-    return next(path for i in itertools.count(1) if not (path := Path(name if i == 1 else f'{name}-{i}')).exists())
+    return next(
+        path
+        for i in itertools.count(1)
+        if not (path := Path(name if i == 1 else f'{name}-{i}')).exists()
+    )

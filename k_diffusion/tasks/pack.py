@@ -80,5 +80,8 @@ def describe_packing(result: Packed) -> str:
         lines += [f'  {name}: {escape_name(why)}' for name, why in result.skipped[:10]]
     known = f', "num_classes": {len(result.class_names)}' if result.class_names else ''
     return '\n'.join(
-        [*lines, f'for the config: "type": "shards", "location": "{escape_name(result.folder)}"{known}']
+        [
+            *lines,
+            f'for the config: "type": "shards", "location": "{escape_name(result.folder)}"{known}',
+        ]
     )

@@ -1,4 +1,7 @@
-"""Several processes of one command (torchrun): who does what, each piece of work kept on the disk."""
+"""Several processes of one command (torchrun): who does what, each piece of work kept on the
+disk.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -17,7 +20,9 @@ from ..core.tensor_cache import load_cache, save_cache
 from ..training.launcher import launcher_pid
 from .launch import warn_of_one_process
 
-CHUNK = 256     # items in a piece; a constant, so that another batch size or number of processes finds the same pieces
+# items in a piece; a constant, so that another batch size or number of processes finds the same
+# pieces
+CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class World:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Its body runs on the main process before the others, which then find what it left on the disk."""
+        """Its body runs on the main process before the others, which then find what it left on
+        the disk.
+        """
         if not self.main:
             self.wait()
         yield
@@ -69,20 +76,29 @@ def world() -> Iterator[World]:
         distributed.destroy_process_group()
 
 
-def in_pieces(folder: Path, n: int, work: Callable[[range], Tensor], world: World, report: Callable[[int], object] | None = None) -> Tensor:
-    """The rows [n, ...] that work(range of items) gives, piece by piece, shared among the processes and kept in the folder.
+def in_pieces(
+    folder: Path,
+    n: int,
+    work: Callable[[range], Tensor],
+    world: World,
+    report: Callable[[int], object] | None = None,
+) -> Tensor:
+    """The rows [n, ...] that work(range of items) gives, piece by piece, shared among the processes
+    and kept in the folder.
 
-    Pieces that lie there already are not done again, so that a run that was stopped goes on. `report` is told how many items
-    of this process's share are done. Every process gets all rows.
+    Pieces that lie there already are not done again, so that a run that was stopped goes on.
+    `report` is told how many items of this process's share are done. Every process gets all rows.
     """
     starts = range(0, n, CHUNK)
     if world.main:
         remove_stale(folder, folder.name)
     done, launcher = 0, launcher_pid()
-    for start in starts[world.rank::world.size]:
+    for start in starts[world.rank :: world.size]:
         if launcher_pid() != launcher:
-            raise ChildProcessError(f'the launcher (process {launcher}) is gone; run the same '
-                                    f'command again: it goes on with what is kept in {folder}')
+            raise ChildProcessError(
+                f'the launcher (process {launcher}) is gone; run the same '
+                f'command again: it goes on with what is kept in {folder}'
+            )
         items = range(start, min(start + CHUNK, n))
         path = _path(folder, items)
         if load_cache(path) is None:
@@ -91,19 +107,24 @@ def in_pieces(folder: Path, n: int, work: Callable[[range], Tensor], world: Worl
         if report is not None:
             report(done)
     world.wait()
-    return torch.cat([_rows(_path(folder, range(start, min(start + CHUNK, n)))) for start in starts])
+    return torch.cat(
+        [_rows(_path(folder, range(start, min(start + CHUNK, n)))) for start in starts]
+    )
 
 
 def _rows(path: Path) -> Tensor:
     piece = load_cache(path)
     if piece is None:
-        raise FileNotFoundError(f'{path} was written and is missing or damaged; check the disk, and run the command again')
+        raise FileNotFoundError(
+            f'{path} was written and is missing or damaged; check the disk, and run the command '
+            'again'
+        )
     return piece[0]['rows']
 
 
 def share_of(n: int, world: World) -> int:
     """How many of n items this process will do."""
-    return sum(min(CHUNK, n - start) for start in range(0, n, CHUNK)[world.rank::world.size])
+    return sum(min(CHUNK, n - start) for start in range(0, n, CHUNK)[world.rank :: world.size])
 
 
 def _path(folder: Path, items: range) -> Path:

@@ -1,4 +1,7 @@
-"""Progress of a task: a bar on a terminal or in a notebook, a line of the log every few seconds elsewhere."""
+"""Progress of a task: a bar on a terminal or in a notebook, a line of the log every few seconds
+elsewhere.
+"""
+
 from __future__ import annotations
 
 import logging
@@ -12,17 +15,19 @@ from tqdm.auto import tqdm
 from .run.display import clock
 
 #: Seconds between two lines.
-EVERY = 10.
+EVERY = 10.0
 _LOG = logging.getLogger(__name__)
 _IN_NOTEBOOK = any(base.__name__ == 'tqdm_notebook' for base in tqdm.__mro__)
 
 
-def show_progress(name: str, total: int | None, unit: str, show: bool = True,
-                  **options: Any) -> Any:
+def show_progress(
+    name: str, total: int | None, unit: str, show: bool = True, **options: Any
+) -> Any:
     """Return an object that shows how far a task is.
 
-    On a terminal and in a notebook it is a bar; elsewhere it writes lines to the log of level INFO, which the commands print.
-    It has `update`, `set_description` and `n`, as a bar of tqdm, and is a context manager.
+    On a terminal and in a notebook it is a bar; elsewhere it writes lines to the log of level INFO,
+    which the commands print. It has `update`, `set_description` and `n`, as a bar of tqdm, and is a
+    context manager.
 
     Args:
         name: The task.

@@ -1,4 +1,7 @@
-"""What samples are compared with: the data set of a config or another one, and the extractor of features."""
+"""What samples are compared with: the data set of a config or another one, and the extractor of
+features.
+"""
+
 from __future__ import annotations
 
 import os
@@ -28,28 +31,39 @@ from ..evaluation import (
 from ..evaluation.features import INCEPTION_DIGEST
 
 EXTRACTORS = ('inception', 'clip', 'dinov2', 'classifier', 'tensor')
-LEARNT_FROM = 20_000    # pictures at most, for the classifier
+LEARNT_FROM = 20_000  # pictures at most, for the classifier
 
 #: For help pages.
-DATASET_WORDS = ("a folder of pictures, TYPE:LOCATION (mnist:data/mnist, or mnist/test:data/mnist for its test pictures), or a .json file "
-                 "with a \"dataset\" section; "
-                 "default: the data set of the model's config")
+DATASET_WORDS = (
+    'a folder of pictures, TYPE:LOCATION (mnist:data/mnist, or mnist/test:data/mnist for its test '
+    'pictures), or a .json file '
+    'with a "dataset" section; '
+    "default: the data set of the model's config"
+)
 EXTRACTOR_WORDS = (
     'inception, clip or clip:NAME, dinov2 or dinov2:NAME (a NAME may be a folder), classifier '
     '(trained in seconds on the '
-    "config's labelled data set), tensor (levels and spectrum, for sequences, fields and volumes), or a TorchScript file, "
-    "which can run code of its own and is refused "
-    "unless code is allowed"
+    "config's labelled data set), tensor (levels and spectrum, for sequences, fields and "
+    'volumes), or a TorchScript file, '
+    'which can run code of its own and is refused '
+    'unless code is allowed'
 )
 
 
-def open_reference(experiment: Experiment, which: Any = None, allow_code: bool = False, base: Path | None = None,
-                   device: Any = 'cpu') -> Dataset:
-    """Open the data set of a config, or another one, its pictures as the model's, tensors in the units of their files.
+def open_reference(
+    experiment: Experiment,
+    which: Any = None,
+    allow_code: bool = False,
+    base: Path | None = None,
+    device: Any = 'cpu',
+) -> Dataset:
+    """Open the data set of a config, or another one, its pictures as the model's, tensors in the
+    units of their files.
 
     Args:
         experiment: The experiment of the model.
-        which: As DATASET_WORDS describes; or a tensor [N, C, H, W] or a torch data set, as training takes them.
+        which: As DATASET_WORDS describes; or a tensor [N, C, H, W] or a torch data set, as training
+            takes them.
         allow_code: Let a "custom" data set run its Python file.
         base: The folder that the files of the config are relative to.
         device: Where the encoder of the experiment is, which says how large pictures are.
@@ -58,18 +72,29 @@ def open_reference(experiment: Experiment, which: Any = None, allow_code: bool =
     if which is not None and not isinstance(which, (str, os.PathLike)):
         return _given_pictures(which, section.num_classes, experiment, device)
     if which is not None:
-        section = read_dataset_section(_section(str(which), section.num_classes, section.type == 'tensors'))
-    return pictures_of(open_dataset(section, *picture_frame(model, experiment.encoder(device)), base, allow_code))
+        section = read_dataset_section(
+            _section(str(which), section.num_classes, section.type == 'tensors')
+        )
+    return pictures_of(
+        open_dataset(section, *picture_frame(model, experiment.encoder(device)), base, allow_code)
+    )
 
 
 def _given_pictures(data: Any, num_classes: int, experiment: Experiment, device: Any) -> Dataset:
-    """Return pictures given from Python as bytes, with their classes where they have some; other tensors as they are."""
+    """Return pictures given from Python as bytes, with their classes where they have some; other
+    tensors as they are.
+    """
     dataset = as_dataset(data)
     if isinstance(dataset, StreamData):
-        raise ValueError('dataset must be a tensor or a map-style data set to compare with; got an iterable one')
+        raise ValueError(
+            'dataset must be a tensor or a map-style data set to compare with; got an iterable one'
+        )
     size, channels = picture_frame(experiment.sections.model, experiment.encoder(device))
     if tuple(dataset.image_shape) != (channels, *size):
-        raise ValueError(f'dataset must hold pictures {[channels, *size]}, as the model draws them; got {list(dataset.image_shape)}')
+        raise ValueError(
+            f'dataset must hold pictures {[channels, *size]}, as the model draws them; got '
+            f'{list(dataset.image_shape)}'
+        )
     if not experiment.gives_pictures:
         return dataset
     items = [dataset[i] for i in range(len(dataset))]
@@ -78,25 +103,44 @@ def _given_pictures(data: Any, num_classes: int, experiment: Experiment, device:
     if num_classes and 'class_cond' in items[0]:
         labels = torch.tensor([int(item['class_cond']) for item in items])
     names = [str(i) for i in range(num_classes if labels is not None else 0)]
-    return Images(images if images.dtype == torch.uint8 else to_bytes(images), labels, names, dataset.source)
+    return Images(
+        images if images.dtype == torch.uint8 else to_bytes(images), labels, names, dataset.source
+    )
 
 
 def _section(which: str, num_classes: int, tensors: bool = False) -> dict[str, Any]:
     if Path(which).suffix == '.json' and Path(which).is_file():
         found = read_json(Path(which).read_text(), which)
         if not isinstance(found, dict) or not isinstance(found.get('dataset'), dict):
-            raise ValueError(f'{which} has no section "dataset"; give a config, or a file with that section alone')
+            raise ValueError(
+                f'{which} has no section "dataset"; give a config, or a file with that section '
+                'alone'
+            )
         return found['dataset']
     if Path(which).is_dir():
-        return {'type': 'tensors' if tensors else 'imagefolder', 'location': which, 'num_classes': 0}
+        return {
+            'type': 'tensors' if tensors else 'imagefolder',
+            'location': which,
+            'num_classes': 0,
+        }
     names, _, location = which.partition(':')
     kind, _, split = names.partition('/')
     if kind in DATASETS and split and 'split' not in DATASETS[kind].__dataclass_fields__:
-        raise ValueError(f'dataset must be given without /{split}: the type {kind!r} has no splits; got {which!r}')
+        raise ValueError(
+            f'dataset must be given without /{split}: the type {kind!r} has no splits; got '
+            f'{which!r}'
+        )
     if kind not in DATASETS:
-        raise ValueError(f'dataset must be a folder, a .json file or TYPE:LOCATION; got {which!r}: {unknown("type", kind, DATASETS)}')
+        raise ValueError(
+            f'dataset must be a folder, a .json file or TYPE:LOCATION; got {which!r}: '
+            f'{unknown("type", kind, DATASETS)}'
+        )
     given = {'location': location, 'split': split}
-    return {'type': kind, 'num_classes': num_classes, **{key: value for key, value in given.items() if value}}
+    return {
+        'type': kind,
+        'num_classes': num_classes,
+        **{key: value for key, value in given.items() if value},
+    }
 
 
 def chosen_pictures(dataset: Dataset, most: int, seed: int = 0) -> list[int]:
@@ -135,7 +179,9 @@ def make_extractor(
             else ScriptFeatureExtractor(which, device, allow_code)
         )
     if kind not in EXTRACTORS:
-        raise ValueError(f'{unknown("extractor", kind, EXTRACTORS)}, or the path of a TorchScript file')
+        raise ValueError(
+            f'{unknown("extractor", kind, EXTRACTORS)}, or the path of a TorchScript file'
+        )
     if kind == 'inception':
         return InceptionV3FeatureExtractor(device)
     if kind == 'clip':
@@ -146,14 +192,24 @@ def make_extractor(
         return TensorFeatureExtractor()
     images, labels, classes = _labelled(training_set())
     network = cached_classifier(folder, images, labels, classes)
-    say(f'the features are those of a classifier of {classes} classes, {network.accuracy:.1%} right on pictures held out')
+    say(
+        f'the features are those of a classifier of {classes} classes, {network.accuracy:.1%} '
+        'right on pictures held out'
+    )
     return network.to(device)
 
 
 def _labelled(dataset: Dataset) -> tuple[Tensor, Tensor, int]:
     """Pictures uint8 [N, C, H, W] and their classes [N], in an order drawn once."""
     if not dataset.num_classes:
-        raise ValueError(f'{dataset.source} has no classes for a classifier to learn; choose another extractor: {EXTRACTOR_WORDS}')
+        raise ValueError(
+            f'{dataset.source} has no classes for a classifier to learn; choose another '
+            f'extractor: {EXTRACTOR_WORDS}'
+        )
     indices = chosen_pictures(dataset, LEARNT_FROM)
     items = [dataset[i] for i in indices]
-    return torch.stack([item['image'] for item in items]), torch.tensor([item['class_cond'] for item in items]), dataset.num_classes
+    return (
+        torch.stack([item['image'] for item in items]),
+        torch.tensor([item['class_cond'] for item in items]),
+        dataset.num_classes,
+    )

@@ -1,4 +1,5 @@
 """Images from a trained model."""
+
 from __future__ import annotations
 
 import os
@@ -7,7 +8,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.random import derive_seed
-from ..core.settings import are_lists, at_least, check_settings, comma_list, one_of, setting, takes_settings
+from ..core.settings import (
+    are_lists,
+    at_least,
+    check_settings,
+    comma_list,
+    one_of,
+    setting,
+    takes_settings,
+)
 from ..generation import BETWEEN, choose_plan, choose_sampling, generate
 from ..sampling import SAMPLERS
 from . import calibrations
@@ -25,81 +34,154 @@ read_interval = comma_list(float, 'two noise levels such as 0.2,2', 2)
 class SampleSettings(ModelSettings):
     """Settings of `sample`."""
 
-    checkpoint: str | os.PathLike[str] = setting(help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)")
+    checkpoint: str | os.PathLike[str] = setting(
+        help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
+    )
     n: int = setting(64, 'how many images', flags=('-n',))
-    out: str | os.PathLike[str] | None = setting(None, 'folder to write to (default: samples, samples-2, ...)')
+    out: str | os.PathLike[str] | None = setting(
+        None, 'folder to write to (default: samples, samples-2, ...)'
+    )
     prefix: str | None = setting(None, 'write {prefix}_00000.png ... where no folder is given')
     batch_size: int = setting(64, 'how many at a time; changes no image')
-    steps: int | None = setting(None, 'how many steps the sampler takes (default: the config, else 20)')
-    sampler: Any = setting(None, "the sampler (default: the config's, else the recommended one for the number of steps): "
-                           + ', '.join(SAMPLERS) + ', or FILE.py:FUNCTION, one of your own (see allow_code)', parse=str)
-    schedule: str | None = setting(None, "the spacing of noise levels (default: the config's, else that of the recommended sampler): "
-                                   + ', '.join(BETWEEN))
-    sigma_min: float | None = setting(None, "the least noise level before 0 (default: the config's)")
+    steps: int | None = setting(
+        None, 'how many steps the sampler takes (default: the config, else 20)'
+    )
+    sampler: Any = setting(
+        None,
+        "the sampler (default: the config's, else the recommended one for the number of steps): "
+        + ', '.join(SAMPLERS)
+        + ', or FILE.py:FUNCTION, one of your own (see allow_code)',
+        parse=str,
+    )
+    schedule: str | None = setting(
+        None,
+        "the spacing of noise levels (default: the config's, else that of the recommended "
+        'sampler): ' + ', '.join(BETWEEN),
+    )
+    sigma_min: float | None = setting(
+        None, "the least noise level before 0 (default: the config's)"
+    )
     sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
     seed: int = setting(0, 'image i depends on (seed, i) alone')
-    classes: Sequence[int | str] | None = setting(None, 'classes in turn, by name or else by number (default: each class in turn)',
-                                                  metavar='3,cat', parse=read_classes)
-    guidance: float | None = setting(None, "classifier-free guidance scale (default: the config's, else 1, which is none)")
+    classes: Sequence[int | str] | None = setting(
+        None,
+        'classes in turn, by name or else by number (default: each class in turn)',
+        metavar='3,cat',
+        parse=read_classes,
+    )
+    guidance: float | None = setting(
+        None, "classifier-free guidance scale (default: the config's, else 1, which is none)"
+    )
     guidance_interval: tuple[float, float] | None = setting(
-        None, "the noise levels it acts at (default: the config's, else all)", metavar='LOW,HIGH', parse=read_interval)
-    cond: Sequence[str] = setting((), 'a condition of the model: text=WORDS, embeddings=ROW, super-resolution=PICTURE, '
-                                  'inpainting=PICTURE[,TOP,BOTTOM,LEFT,RIGHT]; several are taken in turn', metavar='TYPE=VALUE',
-                                  many='append')
+        None,
+        "the noise levels it acts at (default: the config's, else all)",
+        metavar='LOW,HIGH',
+        parse=read_interval,
+    )
+    cond: Sequence[str] = setting(
+        (),
+        'a condition of the model: text=WORDS, embeddings=ROW, super-resolution=PICTURE, '
+        'inpainting=PICTURE[,TOP,BOTTOM,LEFT,RIGHT]; several are taken in turn',
+        metavar='TYPE=VALUE',
+        many='append',
+    )
     overwrite: bool = setting(False, 'replace the samples that are in the folder already')
 
     def __post_init__(self) -> None:
-        own = [name for name in ('schedule', 'sigma_min') if getattr(self, name) is not None] if self.sampler == calibrations.WORD else []
-        check_settings(are_lists(self, 'classes', 'guidance_interval', 'cond'), at_least(self, 1, 'n', 'batch_size', 'steps'),
-                       find_sampler_problem(self.sampler, calibrations.WORD),
-                       one_of(self, BETWEEN, 'schedule'), *(
-            f'{name} must be left out with a calibrated sampler, which has its own noise levels; got {getattr(self, name)}'
-            for name in own))
+        own = (
+            [name for name in ('schedule', 'sigma_min') if getattr(self, name) is not None]
+            if self.sampler == calibrations.WORD
+            else []
+        )
+        check_settings(
+            are_lists(self, 'classes', 'guidance_interval', 'cond'),
+            at_least(self, 1, 'n', 'batch_size', 'steps'),
+            find_sampler_problem(self.sampler, calibrations.WORD),
+            one_of(self, BETWEEN, 'schedule'),
+            *(
+                f'{name} must be left out with a calibrated sampler, which has its own noise '
+                f'levels; got {getattr(self, name)}'
+                for name in own
+            ),
+        )
 
 
 @takes_settings(SampleSettings)
 def sample(settings: SampleSettings) -> Samples:
     """Draw images from a trained model and write them, one by one and as a grid.
 
-    Samples of a model of tensors are written as .npy files in the units of the data, and shown in the grid.
+    Samples of a model of tensors are written as .npy files in the units of the data, and shown in
+    the grid.
 
-    Image i depends on (seed, i) and its conditions alone. Where neither sampler, schedule nor sigma_min is given, a calibrated
-    sampler beside the checkpoint is used if there is one for the number of steps and the guidance.
+    Image i depends on (seed, i) and its conditions alone. Where neither sampler, schedule nor
+    sigma_min is given, a calibrated sampler beside the checkpoint is used if there is one for the
+    number of steps and the guidance.
 
     Args:
-        settings: The settings, or the fields of SampleSettings as arguments; `sampler` may be a function.
+        settings: The settings, or the fields of SampleSettings as arguments; `sampler` may be a
+            function.
 
     Returns:
         The images, their classes and the files.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
-        ValueError: A setting is wrong or does not fit the model, or the folder holds samples already.
+        ValueError: A setting is wrong or does not fit the model, or the folder holds samples
+            already.
     """
     n, target = settings.n, Target.of(settings.out, settings.prefix, settings.overwrite)
     denoiser, experiment, device = open_model(settings)
     demanded = settings.sampler == calibrations.WORD
     named, own = load_sampler(None if demanded else settings.sampler, settings.allow_code)
-    sampling = choose_sampling(vars(experiment.sections.sampling), sampler=named,
-                               steps=settings.steps, schedule=settings.schedule, guidance=settings.guidance,
-                               guidance_interval=settings.guidance_interval)
+    sampling = choose_sampling(
+        vars(experiment.sections.sampling),
+        sampler=named,
+        steps=settings.steps,
+        schedule=settings.schedule,
+        guidance=settings.guidance,
+        guidance_interval=settings.guidance_interval,
+    )
     cond = requested_conditions(experiment, settings.cond, settings.classes, n, device)
     if settings.guidance not in (None, 1) and not cond:
-        raise ValueError(f'guidance must be left out for a model without classes and conditions; got {settings.guidance}')
-    sigmas, sampler, options = choose_plan(denoiser, sampling, bool(cond) and sampling.guidance != 1, settings.sigma_min,
-                                           settings.sigma_max, own)
+        raise ValueError(
+            'guidance must be left out for a model without classes and conditions; got '
+            f'{settings.guidance}'
+        )
+    sigmas, sampler, options = choose_plan(
+        denoiser,
+        sampling,
+        bool(cond) and sampling.guidance != 1,
+        settings.sigma_min,
+        settings.sigma_max,
+        own,
+    )
     if demanded or (settings.sampler, settings.schedule, settings.sigma_min) == (None, None, None):
         unguided = (settings.guidance, settings.guidance_interval) == (None, None)
-        fitted = calibrations.find_calibration(settings.checkpoint, denoiser, sampling, cond, float(sigmas[0]), demanded, unguided)
+        fitted = calibrations.find_calibration(
+            settings.checkpoint, denoiser, sampling, cond, float(sigmas[0]), demanded, unguided
+        )
         if fitted is not None:
             sigmas, sampler, options = fitted.levels, fitted.sampler(), {}
-            sampling = replace(sampling, guidance=fitted.guidance, guidance_interval=fitted.guidance_interval)
+            sampling = replace(
+                sampling, guidance=fitted.guidance, guidance_interval=fitted.guidance_interval
+            )
     denoise = guide(denoiser, cond, sampling, device)
     target.make()
-    with show_progress('sample', -(-n // settings.batch_size) * (len(sigmas) - 1), 'step', settings.show) as bar:
-        images = generate(denoise, experiment.shape, sigmas, sampler,
-                          [derive_seed(settings.seed, 'sample', i) for i in range(n)], cond, callback=lambda *_: bar.update(),
-                          batch_size=settings.batch_size, device=device, options=options,
-                          decode=experiment.decoder(device))
+    with show_progress(
+        'sample', -(-n // settings.batch_size) * (len(sigmas) - 1), 'step', settings.show
+    ) as bar:
+        images = generate(
+            denoise,
+            experiment.shape,
+            sigmas,
+            sampler,
+            [derive_seed(settings.seed, 'sample', i) for i in range(n)],
+            cond,
+            callback=lambda *_: bar.update(),
+            batch_size=settings.batch_size,
+            device=device,
+            options=options,
+            decode=experiment.decoder(device),
+        )
     labels = cond['class_cond'].tolist() if 'class_cond' in cond else None
     return target.write(images, labels, settings.seed, experiment.gives_pictures)

@@ -1,4 +1,5 @@
 """The samplers and schedules, as tables."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -42,26 +43,49 @@ def list_samplers(settings: SamplersSettings) -> Table:
         rows = [describe_schedule(entry) for entry in schedule_catalogue()]
         return Table(rows, _align(rows, ('name', 'takes', 'reference')))
     rows = [describe_sampler(entry) for entry in catalogue()]
-    return Table(rows, sampler_table() if settings.markdown else _align(rows, ('name', 'family', 'order', 'calls', 'noise', 'reference')))
+    return Table(
+        rows,
+        sampler_table()
+        if settings.markdown
+        else _align(rows, ('name', 'family', 'order', 'calls', 'noise', 'reference')),
+    )
 
 
 def _align(rows: list[dict[str, Any]], keys: Sequence[str]) -> str:
     widths = [max(len(key), *(len(str(row[key])) for row in rows)) for key in keys]
-    return '\n'.join('  '.join(str(row[key]).ljust(width) for key, width in zip(keys, widths)).rstrip()
-                     for row in [dict(zip(keys, keys)), *rows])
+    return '\n'.join(
+        '  '.join(str(row[key]).ljust(width) for key, width in zip(keys, widths)).rstrip()
+        for row in [dict(zip(keys, keys)), *rows]
+    )
 
 
 def describe_sampler(entry: Sampler) -> dict[str, Any]:
     """Return what a table shows of a sampler, as plain values."""
-    return {'name': entry.name, 'family': entry.family, 'order': entry.order, 'calls': entry.nfe, 'noise': noise_of(entry),
-            'needs_pair': entry.needs_pair, 'options': _options(entry.options), 'aliases': list(entry.aliases),
-            'of': entry.of, 'fixed': dict(entry.fixed), 'reference': entry.reference, 'summary': entry.summary}
+    return {
+        'name': entry.name,
+        'family': entry.family,
+        'order': entry.order,
+        'calls': entry.nfe,
+        'noise': noise_of(entry),
+        'needs_pair': entry.needs_pair,
+        'options': _options(entry.options),
+        'aliases': list(entry.aliases),
+        'of': entry.of,
+        'fixed': dict(entry.fixed),
+        'reference': entry.reference,
+        'summary': entry.summary,
+    }
 
 
 def describe_schedule(entry: Schedule) -> dict[str, Any]:
     """Return what a table shows of a schedule, as plain values."""
-    return {'name': entry.name, 'takes': entry.takes, 'options': _options(entry.options), 'reference': entry.reference,
-            'summary': entry.summary}
+    return {
+        'name': entry.name,
+        'takes': entry.takes,
+        'options': _options(entry.options),
+        'reference': entry.reference,
+        'summary': entry.summary,
+    }
 
 
 def noise_of(entry: Sampler) -> str:
@@ -72,13 +96,25 @@ def noise_of(entry: Sampler) -> str:
 
 
 def _options(options: dict[str, Parameter]) -> dict[str, Any]:
-    return {name: p.default if isinstance(p.default, (int, float, str, bool, type(None))) else str(p.default)
-            for name, p in options.items() if name != 'noise_sampler'}
+    return {
+        name: p.default
+        if isinstance(p.default, (int, float, str, bool, type(None)))
+        else str(p.default)
+        for name, p in options.items()
+        if name != 'noise_sampler'
+    }
 
 
 def sampler_table() -> str:
     """Return the table of docs/samplers.md."""
-    rows = ['| name | family | order | calls | noise | | published |', '|---|---|---|---|---|---|---|']
-    rows += [f'| `{entry.name}` | {entry.family} | {entry.order or "-"} | {entry.nfe} | {noise_of(entry)} | {entry.summary} '
-             f'| {entry.reference or "ours"} |' for entry in catalogue()]
+    rows = [
+        '| name | family | order | calls | noise | | published |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    rows += [
+        f'| `{entry.name}` | {entry.family} | {entry.order or "-"} | {entry.nfe} | '
+        f'{noise_of(entry)} | {entry.summary} '
+        f'| {entry.reference or "ours"} |'
+        for entry in catalogue()
+    ]
     return '\n'.join(rows)

@@ -1,4 +1,7 @@
-"""A training run: what it trains, the folder it lives in, from where it goes on, and how it ends."""
+"""A training run: what it trains, the folder it lives in, from where it goes on, and how it
+ends.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -49,9 +52,10 @@ _BROKEN = ('gloo', 'nccl', 'connection closed', 'connection reset', 'process gro
 def train(settings: TrainSettings) -> Run:
     """Train a model, or go on with a run that was stopped; the whole run lies in one folder.
 
-    `train('config.json', name='digits', end_step=2000)` and `train(TrainSettings('config.json', ...))`
-    train the model of a config; `train(network=net, dataset=tensor, name='mine', end_step=2000)` any
-    module called as net(x, sigma, **cond) on any tensor [N, C, ...] or torch data set.
+    `train('config.json', name='digits', end_step=2000)` and `train(TrainSettings('config.json',
+    ...))` train the model of a config; `train(network=net, dataset=tensor, name='mine',
+    end_step=2000)` any module called as net(x, sigma, **cond) on any tensor [N, C, ...] or torch
+    data set.
 
     Returns:
         What became of it.
@@ -75,14 +79,19 @@ def train(settings: TrainSettings) -> Run:
         return dataclasses.replace(run, network=network)
 
 
-def _train(asked: TrainSettings, settings: TrainSettings, experiment: Experiment,
-           accelerator: Any) -> Run:
+def _train(
+    asked: TrainSettings, settings: TrainSettings, experiment: Experiment, accelerator: Any
+) -> Run:
     end_step = settings.end_step or experiment.sections.training.end_step
     if accelerator.device.type == 'cpu':
         keep_freed_memory()
     main, extra = accelerator.is_main_process, dict[str, Any]()
-    folder = RunFolder(Path(settings.run_dir or Path('runs') / settings.name), settings.name, extra,
-                       Retention(settings.keep_last, settings.keep_best))
+    folder = RunFolder(
+        Path(settings.run_dir or Path('runs') / settings.name),
+        settings.name,
+        extra,
+        Retention(settings.keep_last, settings.keep_best),
+    )
     lock = run_lock(folder.path, folder.name) if main else nullcontext()
     shown = main and settings.show
     with Display(settings.name, shown) as display, lock, folder.held() if main else nullcontext():
@@ -90,28 +99,43 @@ def _train(asked: TrainSettings, settings: TrainSettings, experiment: Experiment
             folder.sweep()
         path, state = resume_from(settings.resume, folder, accelerator, settings.verify)
         many = 'es' * (accelerator.num_processes > 1)
-        display.say(f'{settings.name}: {accelerator.num_processes} process{many} on '
-                    f'{accelerator.device.type}, folder {folder.path}')
+        display.say(
+            f'{settings.name}: {accelerator.num_processes} process{many} on '
+            f'{accelerator.device.type}, folder {folder.path}'
+        )
         for note in experiment.notes:
             display.say(note)
         over = bool(state and end_step and state['step'] >= end_step and not state.get('owed'))
         if path and state and over and not settings.evaluate_only:
-            display.say(f'{settings.name} is done: it has reached step {state["step"]:,} of '
-                        f'{end_step:,} (a greater end_step goes further)')
+            display.say(
+                f'{settings.name} is done: it has reached step {state["step"]:,} of '
+                f'{end_step:,} (a greater end_step goes further)'
+            )
             accelerator.end_training()
-            return Run(settings.name, folder.path, path, state['step'], 'already done', None,
-                       accelerator.num_processes)
+            return Run(
+                settings.name,
+                folder.path,
+                path,
+                state['step'],
+                'already done',
+                None,
+                accelerator.num_processes,
+            )
         seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
         extra['overrides'] = overrides_of(asked, accelerator.num_processes, seed)
         changes: list[Change] = []
         if state:
             keep_sigma_data(experiment, state, settings)
-            changes = accepted_changes(state, experiment, extra['overrides'], path,
-                                       settings.reset_optimizer)
-        trainer = assemble(settings, experiment, accelerator, folder, state, display, end_step, seed)
+            changes = accepted_changes(
+                state, experiment, extra['overrides'], path, settings.reset_optimizer
+            )
+        trainer = assemble(
+            settings, experiment, accelerator, folder, state, display, end_step, seed
+        )
         extra['config'] = experiment.as_dict()
-        extra['data'] = facts_of(pictures_of(experiment.dataset()),
-                                 experiment.encoder(accelerator.device))
+        extra['data'] = facts_of(
+            pictures_of(experiment.dataset()), experiment.encoder(accelerator.device)
+        )
         if state:
             _go_on(settings, trainer, state, path, changes, extra['data'], display)
         del state
@@ -119,7 +143,7 @@ def _train(asked: TrainSettings, settings: TrainSettings, experiment: Experiment
             return _show_plan(settings, trainer, folder, path, display)
         if main:
             if path and path.parent == folder.path:
-                folder.rotate(trainer.step)     # first of all, since the disk may be full
+                folder.rotate(trainer.step)  # first of all, since the disk may be full
             write_json(folder.path / f'{settings.name}_config.json', extra['config'])
         alive = heartbeat(accelerator.process_index, accelerator.num_processes)
         with checkpointing(settings.checkpointing), _explain_lost_process(trainer), alive:
@@ -175,72 +199,115 @@ def _own_accelerator_state() -> Iterator[None]:
 
 @contextmanager
 def _explain_lost_process(trainer: Trainer) -> Iterator[None]:
-    """Raise the error of a broken exchange between processes again, as a sentence that says what to do."""
+    """Raise the error of a broken exchange between processes again, as a sentence that says what
+    to do.
+    """
     try:
         yield
     except RuntimeError as error:
         process, last = trainer.accelerator.process_index, trainer.last_checkpoint
-        if trainer.accelerator.num_processes == 1 or not any(word in str(error).lower() for word in _BROKEN):
+        if trainer.accelerator.num_processes == 1 or not any(
+            word in str(error).lower() for word in _BROKEN
+        ):
             raise
         saved = 'nothing was saved before' if last is None else f'it goes on from {last}'
-        raise ChildProcessError(f'process {process} lost another process of the run, which died or was cut off '
-                                f"(the launcher's summary below names it); run the same command again: {saved}") from error
+        raise ChildProcessError(
+            f'process {process} lost another process of the run, which died or was cut off '
+            f"(the launcher's summary below names it); run the same command again: {saved}"
+        ) from error
 
 
-def _go_on(settings: TrainSettings, trainer: Trainer, state: dict[str, Any], path: Path | None,
-           changes: list[Change], data: dict[str, Any], display: Display) -> None:
-    """Load a checkpoint into the trainer and say in one note what is another than when it was saved."""
+def _go_on(
+    settings: TrainSettings,
+    trainer: Trainer,
+    state: dict[str, Any],
+    path: Path | None,
+    changes: list[Change],
+    data: dict[str, Any],
+    display: Display,
+) -> None:
+    """Load a checkpoint into the trainer and say in one note what is another than when it was
+    saved.
+    """
     if 'posthoc' in trainer.parts and not state.get('posthoc'):
-        raise ValueError(f'{path} has no averages for snapshots, which are of the whole run; leave '
-                         'them out (ema_snapshots 0), or begin a new run with another name')
+        raise ValueError(
+            f'{path} has no averages for snapshots, which are of the whole run; leave '
+            'them out (ema_snapshots 0), or begin a new run with another name'
+        )
     try:
         notes = [*map(str, changes), *changed_data(state.get('data'), data, path)]
         trainer.load_state_dict(state, path, settings.reset_ema, settings.reset_optimizer)
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
-        raise ValueError(f'{path} holds something that training does not write ({type(error).__name__}: '
-                         f'{error}); use an older one from the same folder') from error
+        raise ValueError(
+            f'{path} holds something that training does not write ({type(error).__name__}: '
+            f'{error}); use an older one from the same folder'
+        ) from error
     display.say(f'goes on from {path}, step {trainer.step:,}')
     if changes_loss(changes):
         begin_losses(trainer)
-    tell_changes(notes, settings.reset_optimizer, display.say, settings.reset_ema,
-                 changes_loss(changes))
+    tell_changes(
+        notes, settings.reset_optimizer, display.say, settings.reset_ema, changes_loss(changes)
+    )
 
 
-def _show_plan(settings: TrainSettings, trainer: Trainer, folder: RunFolder, path: Path | None,
-               display: Display) -> Run:
+def _show_plan(
+    settings: TrainSettings,
+    trainer: Trainer,
+    folder: RunFolder,
+    path: Path | None,
+    display: Display,
+) -> Run:
     """Say what a run would do, without doing it."""
     for name, text in plan(settings, trainer, folder, path).items():
         display.say(f'  {name:<13} {text}')
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    return Run(settings.name, folder.path, path or folder.checkpoint_path(0), 0, 'dry run', None,
-               trainer.accelerator.num_processes)
+    return Run(
+        settings.name,
+        folder.path,
+        path or folder.checkpoint_path(0),
+        0,
+        'dry run',
+        None,
+        trainer.accelerator.num_processes,
+    )
 
 
 def _refuse(sections: Sections) -> None:
-    """Refuse configs that can be loaded, since the original took them, but would not be trained as they say."""
+    """Refuse configs that can be loaded, since the original took them, but would not be trained
+    as they say.
+    """
     model = sections.model
-    if (model.augment_prob and model.type in ('image_v1', 'image_v2')
-            and not model.augment_wrapper):
+    if model.augment_prob and model.type in ('image_v1', 'image_v2') and not model.augment_wrapper:
         raise ValueError(
-            f'model.augment_prob is {model.augment_prob} and model.augment_wrapper is false, so that '
-            'the network would learn augmented pictures as real ones; set augment_wrapper to true or '
-            'augment_prob to 0')
+            f'model.augment_prob is {model.augment_prob} and model.augment_wrapper is false, so '
+            'that '
+            'the network would learn augmented pictures as real ones; set augment_wrapper to true '
+            'or '
+            'augment_prob to 0'
+        )
     if (model.has_variance or model.loss_config == 'simple') and (
-            model.loss_weighting != 'karras' or model.loss_scales != 1):
-        raise ValueError('model.loss_weighting and model.loss_scales have no effect with '
-                         'has_variance or the simple loss; leave them out')
+        model.loss_weighting != 'karras' or model.loss_scales != 1
+    ):
+        raise ValueError(
+            'model.loss_weighting and model.loss_scales have no effect with '
+            'has_variance or the simple loss; leave them out'
+        )
 
 
 def _split_for_noise_scale(settings: TrainSettings, usual: int) -> TrainSettings:
-    """With gns in one process, take each batch in two halves, whose gradients are compared with the whole's."""
+    """With gns in one process, take each batch in two halves, whose gradients are compared with
+    the whole's.
+    """
     several = settings.grad_accum_steps > 1 or int(os.environ.get('WORLD_SIZE', 1)) > 1
     if not settings.gns or several:
         return settings
     batch_size = settings.batch_size or usual
     if batch_size % 2:
-        raise ValueError('gns=True in one process takes the batch in two halves, and the batch size '
-                         f'is {batch_size}; make it even')
+        raise ValueError(
+            'gns=True in one process takes the batch in two halves, and the batch size '
+            f'is {batch_size}; make it even'
+        )
     return dataclasses.replace(settings, batch_size=batch_size // 2, grad_accum_steps=2)
 
 
@@ -250,34 +317,50 @@ def _accelerator(settings: TrainSettings, find_unused: bool) -> Any:
     device = choose_device(settings.device)
     # Told that it is to use the CPU, or accelerate starts no process group there.
     accelerator = accelerate.Accelerator(
-        mixed_precision=settings.mixed_precision, cpu=device.type == 'cpu',
-        kwargs_handlers=[accelerate.DistributedDataParallelKwargs(
-            find_unused_parameters=find_unused)])
+        mixed_precision=settings.mixed_precision,
+        cpu=device.type == 'cpu',
+        kwargs_handlers=[
+            accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused)
+        ],
+    )
     warn_of_one_process()
     launched = int(os.environ.get('WORLD_SIZE', 1))
     if accelerator.num_processes != launched:
-        raise ValueError(f'{launched} processes were launched and {accelerator.num_processes} found '
-                         'each other; launch them with torchrun')
+        raise ValueError(
+            f'{launched} processes were launched and {accelerator.num_processes} found '
+            'each other; launch them with torchrun'
+        )
     return accelerator
 
 
 def _evaluate(trainer: Trainer) -> str:
     """Evaluate the checkpoint that was loaded, and take no step."""
     if not trainer.step:
-        raise ValueError('evaluate_only=True found no checkpoint of this run; train it first, or '
-                         'name one with resume=...')
+        raise ValueError(
+            'evaluate_only=True found no checkpoint of this run; train it first, or '
+            'name one with resume=...'
+        )
     for hook in trainer.hooks:
         if isinstance(hook, EvaluationHook):
             hook(trainer)
     return 'evaluated'
 
 
-def _close(settings: TrainSettings, trainer: Trainer, folder: RunFolder, status: str,
-           display: Display) -> Run:
+def _close(
+    settings: TrainSettings, trainer: Trainer, folder: RunFolder, status: str, display: Display
+) -> Run:
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     path = trainer.last_checkpoint or folder.checkpoint_path(trainer.step)
     again = '' if status in ('done', 'evaluated') else '; the same command goes on from there'
     display.say(escape_name(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}'))
-    return Run(settings.name, folder.path, path, trainer.step, status,
-               trainer.ema_stats.get('loss'), trainer.accelerator.num_processes, trainer.stopped_by)
+    return Run(
+        settings.name,
+        folder.path,
+        path,
+        trainer.step,
+        status,
+        trainer.ema_stats.get('loss'),
+        trainer.accelerator.num_processes,
+        trainer.stopped_by,
+    )

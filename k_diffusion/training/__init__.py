@@ -1,4 +1,5 @@
 """Training: a loss, a loader and hooks in; weights, their average and checkpoints out."""
+
 from __future__ import annotations
 
 from ..core.errors import Stop, StopAsked

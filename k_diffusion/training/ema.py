@@ -1,4 +1,7 @@
-"""Exponential moving averages of weights: how strongly to average at each step, and the averaging itself."""
+"""Exponential moving averages of weights: how strongly to average at each step, and the
+averaging itself.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -15,7 +18,9 @@ EMAPairs = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
 class EMASched(Protocol):
-    """The decay of an average as a function of the steps taken: `get_value` for this step, then `step`."""
+    """The decay of an average as a function of the steps taken: `get_value` for this step, then
+    `step`.
+    """
 
     def get_value(self) -> float: ...
 
@@ -27,14 +32,22 @@ class EMASched(Protocol):
 
 
 class EMAWarmup:
-    """decay(k) = 1 - (1 + k / inv_gamma)^-power, clamped to [min_value, max_value], k = last_epoch - start_at.
+    """decay(k) = 1 - (1 + k / inv_gamma)^-power, clamped to [min_value, max_value], k = last_epoch
+    - start_at.
 
-    With inv_gamma 1, a power of 2/3 suits runs of about a million steps, 3/4 shorter ones. The first decay is 0, so
-    that the average starts as the model.
+    With inv_gamma 1, a power of 2/3 suits runs of about a million steps, 3/4 shorter ones. The
+    first decay is 0, so that the average starts as the model.
     """
 
-    def __init__(self, inv_gamma: float = 1., power: float = 1., min_value: float = 0., max_value: float = 1.,
-                 start_at: int = 0, last_epoch: int = 0) -> None:
+    def __init__(
+        self,
+        inv_gamma: float = 1.0,
+        power: float = 1.0,
+        min_value: float = 0.0,
+        max_value: float = 1.0,
+        start_at: int = 0,
+        last_epoch: int = 0,
+    ) -> None:
         self.inv_gamma = inv_gamma
         self.power = power
         self.min_value = min_value
@@ -57,10 +70,12 @@ class EMAWarmup:
 
 
 class PowerEMA:
-    """decay(t) = (1 - 1/t)^(g + 1) at step t = 1, 2, ...: an average whose width is a fixed share of the run so far.
+    """decay(t) = (1 - 1/t)^(g + 1) at step t = 1, 2, ...: an average whose width is a fixed share
+    of the run so far.
 
-    Step s of a run of t steps weighs as (s/t)^g; `width` is the standard deviation of that profile divided by t,
-    w^2 = (g + 1) / ((g + 2)^2 (g + 3)). Karras et al. 2024, arXiv 2312.02696, section 3.1.
+    Step s of a run of t steps weighs as (s/t)^g; `width` is the standard deviation of that profile
+    divided by t, w^2 = (g + 1) / ((g + 2)^2 (g + 3)). Karras et al. 2024, arXiv 2312.02696, section
+    3.1.
     """
 
     def __init__(self, width: float = 0.10, last_epoch: int = 0) -> None:
@@ -83,7 +98,9 @@ class PowerEMA:
 
 
 def set_ema_position(sched: EMASched, state: Mapping[str, Any]) -> None:
-    """Move a schedule to the position of a saved one; those of this module keep their own shape, others load all of it."""
+    """Move a schedule to the position of a saved one; those of this module keep their own shape,
+    others load all of it.
+    """
     ours = isinstance(sched, (EMAWarmup, PowerEMA))
     sched.load_state_dict({'last_epoch': state['last_epoch']} if ours else state)
 
@@ -95,25 +112,35 @@ def _update(sched: EMASched, state_dict: Mapping[str, Any]) -> None:
 
 
 def power_ema_exponent(width: float) -> float:
-    """The g >= 0 of a power profile of relative width `width`: w^2 = (g + 1) / ((g + 2)^2 (g + 3))."""
-    if not 0 < width <= 12 ** -0.5:
-        raise ValueError(f'width is {width}; it must be above 0 and at most 0.288, the plain average of all steps '
-                         '(0.05 to 0.15 is usual)')
-    low, high = 0., 1 / width
+    """The g >= 0 of a power profile of relative width `width`: w^2 = (g + 1) / ((g + 2)^2 (g +
+    3)).
+    """
+    if not 0 < width <= 12**-0.5:
+        raise ValueError(
+            f'width is {width}; it must be above 0 and at most 0.288, the plain average of all '
+            'steps '
+            '(0.05 to 0.15 is usual)'
+        )
+    low, high = 0.0, 1 / width
     while low < (g := (low + high) / 2) < high:
-        low, high = (g, high) if (g + 1) / ((g + 2) ** 2 * (g + 3)) > width ** 2 else (low, g)
+        low, high = (g, high) if (g + 1) / ((g + 2) ** 2 * (g + 3)) > width**2 else (low, g)
     return g
 
 
 def ema_pairs(model: nn.Module, averaged_model: nn.Module) -> EMAPairs:
-    """(parameters, averaged parameters, buffers, averaged buffers) of two models that must have the same names."""
+    """(parameters, averaged parameters, buffers, averaged buffers) of two models that must have
+    the same names.
+    """
     lists: list[list[Tensor]] = []
     for kind in ('parameters', 'buffers'):
         own, averaged = (dict(getattr(m, f'named_{kind}')()) for m in (model, averaged_model))
         if odd := sorted(own.keys() ^ averaged.keys()):
             where = 'the model' if odd[0] in own else 'the averaged model'
-            raise ValueError(f'only {where} has {odd[0]!r} among its {kind}; average a model into a copy of itself '
-                             '(copy.deepcopy, unwrapped and not compiled)')
+            raise ValueError(
+                f'only {where} has {odd[0]!r} among its {kind}; average a model into a copy of '
+                'itself '
+                '(copy.deepcopy, unwrapped and not compiled)'
+            )
         lists += [[local(p) for p in own.values()], [local(averaged[name]) for name in own]]
     return lists[0], lists[1], lists[2], lists[3]
 
@@ -123,17 +150,24 @@ def ema_update_pairs(pairs: EMAPairs, decay: float) -> None:
     """`ema_update` for the lists that `ema_pairs` found, once for a whole run."""
     params, averaged, buffers, averaged_buffers = pairs
     if params:
-        torch._foreach_lerp_(averaged, [p.to(a.device, a.dtype) for p, a in zip(params, averaged)], 1 - decay)
+        torch._foreach_lerp_(
+            averaged, [p.to(a.device, a.dtype) for p, a in zip(params, averaged)], 1 - decay
+        )
     for buffer, copy in zip(buffers, averaged_buffers):
         copy.copy_(buffer)
 
 
 def ema_update(model: nn.Module, averaged_model: nn.Module, decay: float) -> None:
-    """averaged <- decay averaged + (1 - decay) model for parameters; buffers are copied. The names must agree."""
+    """averaged <- decay averaged + (1 - decay) model for parameters; buffers are copied.
+
+    The names must agree.
+    """
     ema_update_pairs(ema_pairs(model, averaged_model), decay)
 
 
-def ema_update_dict(values: dict[str, float], updates: Mapping[str, float], decay: float) -> dict[str, float]:
+def ema_update_dict(
+    values: dict[str, float], updates: Mapping[str, float], decay: float
+) -> dict[str, float]:
     """Averages numbers by name in place; a name seen for the first time starts at its value."""
     for name, update in updates.items():
         values[name] = decay * values[name] + (1 - decay) * update if name in values else update
@@ -147,16 +181,19 @@ EMA_SCHEDS: Registry[type] = Registry('ema_sched type')
 @dataclass
 class InverseEMAConfig:
     """`EMAWarmup`."""
+
     type: Literal['inverse'] = 'inverse'
     power: float = 0.6667
     max_value: float = 0.9999
-    inv_gamma: float = 1.
-    min_value: float = 0.
+    inv_gamma: float = 1.0
+    min_value: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_value <= self.max_value <= 1:
-            raise ValueError(f'max_value is {self.max_value} and min_value {self.min_value}; '
-                             'they must satisfy 0 <= min_value <= max_value <= 1')
+            raise ValueError(
+                f'max_value is {self.max_value} and min_value {self.min_value}; '
+                'they must satisfy 0 <= min_value <= max_value <= 1'
+            )
         for key in ('power', 'inv_gamma'):
             if not getattr(self, key) > 0:
                 raise ValueError(f'{key} is {getattr(self, key)}; it must be above 0')
@@ -169,6 +206,7 @@ class InverseEMAConfig:
 @dataclass
 class PowerEMAConfig:
     """`PowerEMA`: width is relative to the length of the run."""
+
     type: Literal['power'] = 'power'
     width: float = 0.10
 

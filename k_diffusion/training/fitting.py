@@ -1,4 +1,5 @@
 """What fits into memory: the size of a micro-batch, from what one item's activations take."""
+
 from __future__ import annotations
 
 import os
@@ -11,7 +12,9 @@ from torch import Tensor
 
 
 def activation_bytes(run: Callable[[], Tensor]) -> int:
-    """The bytes of all tensors that a forward pass keeps for its backward pass, each storage counted once."""
+    """The bytes of all tensors that a forward pass keeps for its backward pass, each storage
+    counted once.
+    """
     storages: dict[int, int] = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -26,7 +29,9 @@ def activation_bytes(run: Callable[[], Tensor]) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """The memory that is free: of the GPU, else of the machine and of the container this process lives in; None if unknown."""
+    """The memory that is free: of the GPU, else of the machine and of the container this process
+    lives in; None if unknown.
+    """
     if device.type == 'cuda':
         return int(torch.cuda.mem_get_info(device)[0])
     found = [value for value in (_available(), _container()) if value is not None]
@@ -36,29 +41,41 @@ def free_bytes(device: torch.device) -> int | None:
 def _available() -> int | None:
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable'))
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith('MemAvailable')
+        )
     except (OSError, StopIteration, ValueError):
         return None
 
 
 def _container() -> int | None:
-    for limit, used in (('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')):
+    for limit, used in (
+        ('memory.max', 'memory.current'),
+        ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
+    ):
         try:
-            return int(Path('/sys/fs/cgroup', limit).read_text()) - int(Path('/sys/fs/cgroup', used).read_text())
+            return int(Path('/sys/fs/cgroup', limit).read_text()) - int(
+                Path('/sys/fs/cgroup', used).read_text()
+            )
         except (OSError, ValueError):
             continue
     return None
 
 
 def micro_batch(batch: int, per_item: int, fixed: int, free: int | None, share: float = 0.8) -> int:
-    """The largest divisor of `batch` whose items, beside what is `fixed`, take at most a share of the free bytes (twice over:
-    gradients of activations live beside them). Raises MemoryError where not even one does."""
+    """The largest divisor of `batch` whose items, beside what is `fixed`, take at most a share of
+    the free bytes (twice over: gradients of activations live beside them). Raises MemoryError where
+    not even one does.
+    """
     if free is None:
         return batch
     room = share * free - fixed
     if room < 2 * per_item:
-        raise MemoryError(f'one picture takes {(fixed + 2 * per_item) / 2**30:.2f} GiB to train on, and {free / 2**30:.2f} GiB are free; '
-                          'take a smaller model, or pass checkpointing=True')
+        raise MemoryError(
+            f'one picture takes {(fixed + 2 * per_item) / 2**30:.2f} GiB to train on, and '
+            f'{free / 2**30:.2f} GiB are free; '
+            'take a smaller model, or pass checkpointing=True'
+        )
     return next(n for n in range(batch, 0, -1) if batch % n == 0 and 2 * per_item * n <= room)
 
 

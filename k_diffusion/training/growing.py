@@ -1,4 +1,7 @@
-"""A learning rate that rises for some layers alone, while the rest of the network, trained already, goes on at its own."""
+"""A learning rate that rises for some layers alone, while the rest of the network, trained
+already, goes on at its own.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -10,11 +13,13 @@ from torch.optim import Optimizer
 
 
 class NewLayersWarmup:
-    """Over its first `steps` steps k = 0, 1, ..., an optimizer moves the named parameters (k + 1) / steps of the way it would.
+    """Over its first `steps` steps k = 0, 1, ..., an optimizer moves the named parameters (k + 1) /
+    steps of the way it would.
 
-    For optimizers whose step is proportional to the learning rate (AdamW, Muon, SGD), this is a learning rate of
-    (k + 1) / steps of the schedule's, without groups of their own, so that the optimizer's state is what it is without it.
-    A part of the Trainer: a resumed run takes the names and the number of steps done from its checkpoint.
+    For optimizers whose step is proportional to the learning rate (AdamW, Muon, SGD), this is a
+    learning rate of (k + 1) / steps of the schedule's, without groups of their own, so that the
+    optimizer's state is what it is without it. A part of the Trainer: a resumed run takes the names
+    and the number of steps done from its checkpoint.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], steps: int) -> None:
@@ -35,8 +40,15 @@ class NewLayersWarmup:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         missing = [name for name in state_dict['names'] if name not in self._parameters]
         if missing:
-            raise ValueError(f'the checkpoint warms up {missing[0]}, which the model does not have; use the config it was trained with')
-        self.names, self.steps, self.done = list(state_dict['names']), state_dict['steps'], state_dict['done']
+            raise ValueError(
+                f'the checkpoint warms up {missing[0]}, which the model does not have; use the '
+                'config it was trained with'
+            )
+        self.names, self.steps, self.done = (
+            list(state_dict['names']),
+            state_dict['steps'],
+            state_dict['done'],
+        )
 
     @torch.no_grad()
     def _remember(self) -> None:

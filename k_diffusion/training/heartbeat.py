@@ -1,4 +1,7 @@
-"""Signs of life between the processes of a run, so that one that hangs or whose machine is cut off ends it soon, by name."""
+"""Signs of life between the processes of a run, so that one that hangs or whose machine is cut
+off ends it soon, by name.
+"""
+
 from __future__ import annotations
 
 import os
@@ -14,24 +17,32 @@ import torch
 
 from .launcher import launcher_pid
 
-EVERY, LIMIT = 3., 30.      # seconds between signs, and without one until a process counts as lost
+EVERY, LIMIT = 3.0, 30.0  # seconds between signs, and without one until a process counts as lost
 
 
 @contextmanager
 def heartbeat(rank: int, world: int, every: float = EVERY, limit: float = LIMIT) -> Iterator[None]:
-    """Within it, each process gives a sign of life at the launcher's meeting point and watches the next one's.
+    """Within it, each process gives a sign of life at the launcher's meeting point and watches the
+    next one's.
 
-    Where that one is silent for `limit` seconds this process says so and ends at once, whatever it waits for. It does nothing for
-    one process, and where the launcher tells no meeting point (MASTER_ADDR, MASTER_PORT).
+    Where that one is silent for `limit` seconds this process says so and ends at once, whatever it
+    waits for. It does nothing for one process, and where the launcher tells no meeting point
+    (MASTER_ADDR, MASTER_PORT).
     """
     address, port = os.environ.get('MASTER_ADDR'), os.environ.get('MASTER_PORT')
     if world == 1 or not address or not port:
         yield
         return
-    store = torch.distributed.TCPStore(address, int(port), is_master=False, timeout=timedelta(seconds=limit))
-    names = torch.distributed.PrefixStore(f'signs of life {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)} {_round(rank)}', store)
+    store = torch.distributed.TCPStore(
+        address, int(port), is_master=False, timeout=timedelta(seconds=limit)
+    )
+    names = torch.distributed.PrefixStore(
+        f'signs of life {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)} {_round(rank)}', store
+    )
     ended = threading.Event()
-    thread = threading.Thread(target=_watch, args=(names, rank, (rank + 1) % world, every, limit, ended), daemon=True)
+    thread = threading.Thread(
+        target=_watch, args=(names, rank, (rank + 1) % world, every, limit, ended), daemon=True
+    )
     thread.start()
     try:
         yield
@@ -41,28 +52,37 @@ def heartbeat(rank: int, world: int, every: float = EVERY, limit: float = LIMIT)
 
 
 def _round(rank: int) -> str:
-    """A name of this start that all its processes share, so that signs of an earlier one are not taken for it."""
+    """A name of this start that all its processes share, so that signs of an earlier one are not
+    taken for it.
+    """
     chosen = [f'{time.time():.3f}' if rank == 0 else '']
     torch.distributed.broadcast_object_list(chosen)
     return chosen[0]
 
 
-def _watch(store: Any, rank: int, other: int, every: float, limit: float, ended: threading.Event) -> None:
+def _watch(
+    store: Any, rank: int, other: int, every: float, limit: float, ended: threading.Event
+) -> None:
     seen, heard_at, count, launcher = b'', time.monotonic(), 0, launcher_pid()
     while not ended.wait(every):
         count += 1
         try:
             store.set(str(rank), str(count))
             sign = store.get(str(other)) if store.check([str(other)]) else b''
-        except (RuntimeError, ValueError):      # the meeting point is gone, or the run is over
+        except (RuntimeError, ValueError):  # the meeting point is gone, or the run is over
             sign = seen
-            if launcher_pid() != launcher:      # the trainer notices, saves and stops
+            if launcher_pid() != launcher:  # the trainer notices, saves and stops
                 heard_at = time.monotonic()
         if sign != seen or sign == b'done':
             seen, heard_at = sign, time.monotonic()
         if time.monotonic() - heard_at > limit and not ended.is_set():
-            print(f'process {other} has not been heard of for {limit:.0f} s: it hangs, or its machine is cut off; process {rank} ends. '
-                  'Run the same command again: it goes on from the last checkpoint', file=sys.stderr, flush=True)
+            print(
+                f'process {other} has not been heard of for {limit:.0f} s: it hangs, or its '
+                f'machine is cut off; process {rank} ends. '
+                'Run the same command again: it goes on from the last checkpoint',
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(1)
     try:
         store.set(str(rank), 'done')

@@ -1,4 +1,7 @@
-"""What is done beside the steps of a run: the contract, checkpoints, gradient statistics (the log: logs.py)."""
+"""What is done beside the steps of a run: the contract, checkpoints, gradient statistics (the
+log: logs.py).
+"""
+
 from __future__ import annotations
 
 import math
@@ -15,6 +18,7 @@ from .trainer import Trainer
 
 class CheckpointHook:
     """Saves the run, unless its losses or weights have stopped being finite (Diverged)."""
+
     at_end = rescue = True
 
     def __init__(self, folder: RunFolder, every: int = 10_000) -> None:
@@ -26,8 +30,13 @@ class CheckpointHook:
         state = trainer.state_dict()
         accelerator = trainer.accelerator
         if has_pieces(state['model']):
-            trainer.last_checkpoint = save_shards(self.folder, state, trainer.ema_stats, accelerator.process_index,
-                                                  accelerator.num_processes)
+            trainer.last_checkpoint = save_shards(
+                self.folder,
+                state,
+                trainer.ema_stats,
+                accelerator.process_index,
+                accelerator.num_processes,
+            )
             return
         if accelerator.is_main_process:
             self.folder.save(state, trainer.ema_stats)
@@ -45,7 +54,10 @@ class CheckpointHook:
 
 
 class PlaceHook:
-    """Ends the run where its folder was moved or deleted; it comes before the hooks that write there, as often as they do."""
+    """Ends the run where its folder was moved or deleted; it comes before the hooks that write
+    there, as often as they do.
+    """
+
     at_end = True
 
     def __init__(self, folder: RunFolder, every: int) -> None:
@@ -59,14 +71,20 @@ class PlaceHook:
 class GradientNoiseHook:
     """Follows the gradient noise scale; waits for the device at each step.
 
-    Of a DistributedDataParallel model, from the gradients of the processes; of another, from those of the micro-batches of a step.
-    A part of the Trainer under 'gns_stats'. Under fp16 both norms carry the loss scale; their ratio is free of it.
+    Of a DistributedDataParallel model, from the gradients of the processes; of another, from those
+    of the micro-batches of a step. A part of the Trainer under 'gns_stats'. Under fp16 both norms
+    carry the loss scale; their ratio is free of it.
     """
+
     every = 1
 
     def __init__(self, model: torch.nn.Module, grad_accum_steps: int = 1) -> None:
         over_processes = hasattr(model, 'register_comm_hook')
-        self.gradients = DDPGradientStatsHook(model) if over_processes else SplitGradientStats(model, grad_accum_steps)
+        self.gradients = (
+            DDPGradientStatsHook(model)
+            if over_processes
+            else SplitGradientStats(model, grad_accum_steps)
+        )
         self.parts = None if over_processes else grad_accum_steps
         self.noise_scale = GradientNoiseScale()
 
@@ -74,7 +92,9 @@ class GradientNoiseHook:
         small, large = self.gradients.get_stats()
         if math.isfinite(small) and math.isfinite(large):
             n_large = trainer.loader.items_per_step
-            self.noise_scale.update(small, large, n_large // (self.parts or trainer.accelerator.num_processes), n_large)
+            self.noise_scale.update(
+                small, large, n_large // (self.parts or trainer.accelerator.num_processes), n_large
+            )
 
     def logged(self) -> dict[str, float | None]:
         """The gradient noise scale, for the log."""

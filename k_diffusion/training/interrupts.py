@@ -1,4 +1,5 @@
 """Signals that ask a run to stop: the first one asks, a second one ends it at once."""
+
 from __future__ import annotations
 
 import signal
@@ -16,14 +17,16 @@ from torch import Tensor, distributed
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 #: Signals that only ask, however often they come: a closed terminal or connection, which the kernel
 #: and the shell may both report, and the early notice of a cluster, which SIGTERM follows.
-NOTICES = tuple(
-    getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name)
-)
+NOTICES = tuple(getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name))
 
 
 @contextmanager
-def on_interrupt(ask: Callable[[int], None], signals: Sequence[int] = STOP_SIGNALS,
-                 grace: float = 0., notices: Sequence[int] = NOTICES) -> Iterator[None]:
+def on_interrupt(
+    ask: Callable[[int], None],
+    signals: Sequence[int] = STOP_SIGNALS,
+    grace: float = 0.0,
+    notices: Sequence[int] = NOTICES,
+) -> Iterator[None]:
     """Call `ask` with the number of the first signal; end the process at the second one.
 
     The second Ctrl-C raises KeyboardInterrupt, the second SIGTERM ends the process; so too where a
@@ -66,7 +69,9 @@ def on_interrupt(ask: Callable[[int], None], signals: Sequence[int] = STOP_SIGNA
 
 
 class StopVote:
-    """The question whether any of several processes was asked to stop, which all ask at one step."""
+    """The question whether any of several processes was asked to stop, which all ask at one
+    step.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -1,4 +1,5 @@
 """The launcher that started this process."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """The files of a log: JSON lines, and comma-separated rows."""
+
 from __future__ import annotations
 
 import csv
@@ -12,7 +13,9 @@ from ..core.files import note_once, whole_file
 
 
 class Table:
-    """The lines of a log as comma-separated rows, lists spread over numbered columns; written anew when a column is new."""
+    """The lines of a log as comma-separated rows, lists spread over numbered columns; written
+    anew when a column is new.
+    """
 
     def __init__(self, path: Path, lines: Sequence[dict[str, Any]]) -> None:
         self.path = path
@@ -38,7 +41,11 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
     """A line of a log without lists: a list under `name` becomes name_0, name_1, ..."""
     out: dict[str, Any] = {}
     for key, value in line.items():
-        out.update({f'{key}_{i}': item for i, item in enumerate(value)} if isinstance(value, list) else {key: value})
+        out.update(
+            {f'{key}_{i}': item for i, item in enumerate(value)}
+            if isinstance(value, list)
+            else {key: value}
+        )
     return out
 
 
@@ -67,8 +74,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return []
     texts = path.read_bytes().split(b'\n')
     lines = [_line(text) for text in texts]
-    odd = sum(line is None and not text.isspace() and text != b''
-              for line, text in zip(lines[:-1], texts))
+    odd = sum(
+        line is None and not text.isspace() and text != b'' for line, text in zip(lines[:-1], texts)
+    )
     if odd:
         note_once(f'{odd} lines of {path} are not lines of a log; they are passed over')
     return [line for line in lines if line is not None]

@@ -1,4 +1,5 @@
 """The log of a run."""
+
 from __future__ import annotations
 
 import json
@@ -20,16 +21,23 @@ if TYPE_CHECKING:
 
 
 class LogHook:
-    """Writes a line of JSON per `every` steps and hands its values to `display`, on the main process.
+    """Writes a line of JSON per `every` steps and hands its values to `display`, on the main
+    process.
 
-    step, end_step, epoch, loss, smoothed_loss, images_per_second, seconds_left, memory_bytes, lr, ema_decay, elapsed;
-    null where unknown, and loss_by_noise, as LossByNoise gives it. After a resume, lines of steps that are taken again are replaced.
-    The same values go as rows into a .csv file beside it.
+    step, end_step, epoch, loss, smoothed_loss, images_per_second, seconds_left, memory_bytes, lr,
+    ema_decay, elapsed; null where unknown, and loss_by_noise, as LossByNoise gives it. After a
+    resume, lines of steps that are taken again are replaced. The same values go as rows into a .csv
+    file beside it.
     """
+
     at_end = optional = True
 
-    def __init__(self, path: str | os.PathLike[str] | None, every: int = 25,
-                 display: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        every: int = 25,
+        display: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
         self.path = None if path is None else Path(path)
         self.every = every
         self.display = display
@@ -44,22 +52,37 @@ class LogHook:
             return
         values = self._values(trainer) | {'loss_by_noise': by_noise}
         if self.path is not None and (trainer.done or trainer.step % max(1, self.every) == 0):
-            self._write(self.path, values)     # a pause leaves no line: the log is that of a run without one
+            self._write(
+                self.path, values
+            )  # a pause leaves no line: the log is that of a run without one
         if self.display is not None:
             self.display(values)
 
     def _values(self, trainer: Trainer) -> dict[str, Any]:
         now = time.monotonic()
-        steps, seconds = (trainer.step - self._last[0], now - self._last[1]) if self._last else (0, 0.)
+        steps, seconds = (
+            (trainer.step - self._last[0], now - self._last[1]) if self._last else (0, 0.0)
+        )
         self._last = trainer.step, now
         rate = steps / seconds if steps and seconds else None
-        left = None if trainer.end_step is None or rate is None else (trainer.end_step - trainer.step) / rate
+        left = (
+            None
+            if trainer.end_step is None or rate is None
+            else (trainer.end_step - trainer.step) / rate
+        )
         return {
-            'step': trainer.step, 'end_step': trainer.end_step, 'epoch': trainer.loader.epoch(trainer.items),
-            'loss': _finite(trainer.last_loss), 'smoothed_loss': _finite(trainer.ema_stats.get('loss', math.nan)),
-            'images_per_second': None if rate is None else rate * trainer.loader.items_per_step, 'seconds_left': left,
-            'memory_bytes': memory_bytes(trainer.accelerator.device), 'lr': trainer.lr, 'ema_decay': trainer.ema_decay,
-            'elapsed': trainer.elapsed, **values_of_parts(trainer),
+            'step': trainer.step,
+            'end_step': trainer.end_step,
+            'epoch': trainer.loader.epoch(trainer.items),
+            'loss': _finite(trainer.last_loss),
+            'smoothed_loss': _finite(trainer.ema_stats.get('loss', math.nan)),
+            'images_per_second': None if rate is None else rate * trainer.loader.items_per_step,
+            'seconds_left': left,
+            'memory_bytes': memory_bytes(trainer.accelerator.device),
+            'lr': trainer.lr,
+            'ema_decay': trainer.ema_decay,
+            'elapsed': trainer.elapsed,
+            **values_of_parts(trainer),
         }
 
     def _write(self, path: Path, values: dict[str, Any]) -> None:
@@ -72,12 +95,14 @@ class LogHook:
             self._written = True
         with open(path, 'a') as file:
             file.write(json.dumps(values) + '\n')
-        if not self._table.add(values):     # it has a column that is new
+        if not self._table.add(values):  # it has a column that is new
             self._table = Table(path.with_suffix('.csv'), read_log(path))
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """The most memory this process has used: of the GPU if it trains there, else of the machine; None if unknown."""
+    """The most memory this process has used: of the GPU if it trains there, else of the machine;
+    None if unknown.
+    """
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -90,7 +115,12 @@ def memory_bytes(device: torch.device) -> int | None:
 
 def values_of_parts(trainer: Trainer) -> dict[str, Any]:
     """What the parts of a run have to say in its log: their `logged()`, where they have one."""
-    return {name: value for part in trainer.parts.values() if hasattr(part, 'logged') for name, value in part.logged().items()}
+    return {
+        name: value
+        for part in trainer.parts.values()
+        if hasattr(part, 'logged')
+        for name, value in part.logged().items()
+    }
 
 
 def _finite(value: float) -> float | None:

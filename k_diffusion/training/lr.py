@@ -1,4 +1,5 @@
 """Learning-rate schedules, one value per optimizer step."""
+
 from __future__ import annotations
 
 import math
@@ -36,8 +37,16 @@ class _WarmedLR(LRScheduler):
 class InverseLR(_WarmedLR):
     """lr(k) = (1 - warmup^(k + 1)) * max(min_lr, base_lr * (1 + k / inv_gamma)^-power)."""
 
-    def __init__(self, optimizer: Optimizer, inv_gamma: float = 1., power: float = 1., warmup: float = 0.,
-                 min_lr: float = 0., last_epoch: int = -1, verbose: object = False) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        inv_gamma: float = 1.0,
+        power: float = 1.0,
+        warmup: float = 0.0,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
+        verbose: object = False,
+    ) -> None:
         self.inv_gamma = inv_gamma
         self.power = power
         self.min_lr = min_lr
@@ -50,8 +59,16 @@ class InverseLR(_WarmedLR):
 class ExponentialLR(_WarmedLR):
     """lr(k) = (1 - warmup^(k + 1)) * max(min_lr, base_lr * decay^(k / num_steps))."""
 
-    def __init__(self, optimizer: Optimizer, num_steps: float, decay: float = 0.5, warmup: float = 0.,
-                 min_lr: float = 0., last_epoch: int = -1, verbose: object = False) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_steps: float,
+        decay: float = 0.5,
+        warmup: float = 0.0,
+        min_lr: float = 0.0,
+        last_epoch: int = -1,
+        verbose: object = False,
+    ) -> None:
         self.num_steps = num_steps
         self.decay = decay
         self.min_lr = min_lr
@@ -64,20 +81,36 @@ class ExponentialLR(_WarmedLR):
 class ConstantLRWithWarmup(_WarmedLR):
     """lr(k) = (1 - warmup^(k + 1)) * base_lr."""
 
-    def __init__(self, optimizer: Optimizer, warmup: float = 0., last_epoch: int = -1, verbose: object = False) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup: float = 0.0,
+        last_epoch: int = -1,
+        verbose: object = False,
+    ) -> None:
         super().__init__(optimizer, warmup, last_epoch)
 
 
 class WarmupDecayLR(LRScheduler):
-    """A rate tied to the length of the run: up over `warmup_steps`, flat, then down to `final` at `num_steps`.
+    """A rate tied to the length of the run: up over `warmup_steps`, flat, then down to `final` at
+    `num_steps`.
 
-    lr(k) = base_lr * min(1, (k + 1) / warmup_steps) * (1 - (1 - final) s(p)), where p is the share of the decay that
-    is done, 0 up to step decay_start * num_steps and 1 from num_steps on; s = p (linear), (1 - cos(pi p)) / 2 (cosine).
-    The shape is of the command, not of the state: a run resumed with another length follows the new one.
+    lr(k) = base_lr * min(1, (k + 1) / warmup_steps) * (1 - (1 - final) s(p)), where p is the share
+    of the decay that is done, 0 up to step decay_start * num_steps and 1 from num_steps on; s = p
+    (linear), (1 - cos(pi p)) / 2 (cosine). The shape is of the command, not of the state: a run
+    resumed with another length follows the new one.
     """
 
-    def __init__(self, optimizer: Optimizer, num_steps: int, warmup_steps: int = 100, decay_start: float = 0.4,
-                 final: float = 0.02, shape: Shape = 'linear', last_epoch: int = -1) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        num_steps: int,
+        warmup_steps: int = 100,
+        decay_start: float = 0.4,
+        final: float = 0.02,
+        shape: Shape = 'linear',
+        last_epoch: int = -1,
+    ) -> None:
         _check_decay(num_steps, warmup_steps, decay_start, final, shape)
         self.num_steps = num_steps
         self.warmup_steps = warmup_steps
@@ -87,9 +120,9 @@ class WarmupDecayLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
-        warm = min(1., (self.last_epoch + 1) / max(1, self.warmup_steps))
+        warm = min(1.0, (self.last_epoch + 1) / max(1, self.warmup_steps))
         start = self.decay_start * self.num_steps
-        done = min(1., max(0., (self.last_epoch - start) / max(self.num_steps - start, 1.)))
+        done = min(1.0, max(0.0, (self.last_epoch - start) / max(self.num_steps - start, 1.0)))
         s = done if self.shape == 'linear' else (1 - math.cos(math.pi * done)) / 2
         return [base_lr * warm * (1 - (1 - self.final) * s) for base_lr in self.base_lrs]
 
@@ -99,10 +132,11 @@ class WarmupDecayLR(LRScheduler):
 
 
 def set_lr_position(sched: LRScheduler, state: Mapping[str, Any]) -> None:
-    """Move a schedule to the position of a saved one and set the rates of its optimizer accordingly.
+    """Move a schedule to the position of a saved one and set the rates of its optimizer
+    accordingly.
 
-    The schedules of this module keep their own shape and base rates, which are those of the config; others load the
-    whole state.
+    The schedules of this module keep their own shape and base rates, which are those of the config;
+    others load the whole state.
     """
     if isinstance(sched, (_WarmedLR, WarmupDecayLR)):
         sched.last_epoch = state['last_epoch']
@@ -116,18 +150,32 @@ def set_lr_position(sched: LRScheduler, state: Mapping[str, Any]) -> None:
 
 def _check_warmup(warmup: float) -> None:
     if not 0 <= warmup < 1:
-        raise ValueError(f'warmup is {warmup}; it must be at least 0 and below 1 (0: none; 0.99: some hundred steps)')
+        raise ValueError(
+            f'warmup is {warmup}; it must be at least 0 and below 1 (0: none; 0.99: some hundred '
+            'steps)'
+        )
 
 
-def _check_decay(num_steps: int | None, warmup_steps: int, decay_start: float, final: float, shape: str) -> None:
+def _check_decay(
+    num_steps: int | None, warmup_steps: int, decay_start: float, final: float, shape: str
+) -> None:
     if num_steps is not None and num_steps < 1:
-        raise ValueError(f'num_steps is {num_steps}; it must be at least 1, the length of the run in optimizer steps')
+        raise ValueError(
+            f'num_steps is {num_steps}; it must be at least 1, the length of the run in optimizer '
+            'steps'
+        )
     if warmup_steps < 0:
-        raise ValueError(f'warmup_steps is {warmup_steps}; it must be 0 (no warm-up) or a number of optimizer steps')
+        raise ValueError(
+            f'warmup_steps is {warmup_steps}; it must be 0 (no warm-up) or a number of optimizer '
+            'steps'
+        )
     if not 0 <= decay_start <= 1:
         raise ValueError(f'decay_start is {decay_start}; it must lie in [0, 1], a share of the run')
     if not 0 <= final <= 1:
-        raise ValueError(f'final is {final}; it must lie in [0, 1], the share of the rate that is left at the end')
+        raise ValueError(
+            f'final is {final}; it must lie in [0, 1], the share of the rate that is left at the '
+            'end'
+        )
     if shape not in get_args(Shape):
         raise ValueError(f'shape is {shape!r}; it must be one of {", ".join(get_args(Shape))}')
 
@@ -139,8 +187,9 @@ LR_SCHEDS: Registry[type] = Registry('lr_sched type')
 @dataclass(kw_only=True)
 class ConstantLRConfig:
     """`ConstantLRWithWarmup`."""
+
     type: Literal['constant'] = 'constant'
-    warmup: float = 0.
+    warmup: float = 0.0
 
     def __post_init__(self) -> None:
         _check_warmup(self.warmup)
@@ -153,16 +202,20 @@ class ConstantLRConfig:
 @dataclass(kw_only=True)
 class InverseLRConfig:
     """`InverseLR`."""
+
     type: Literal['inverse'] = 'inverse'
-    inv_gamma: float = 1.
-    power: float = 1.
-    warmup: float = 0.
-    min_lr: float = 0.
+    inv_gamma: float = 1.0
+    power: float = 1.0
+    warmup: float = 0.0
+    min_lr: float = 0.0
 
     def __post_init__(self) -> None:
         _check_warmup(self.warmup)
         if not self.inv_gamma > 0:
-            raise ValueError(f'inv_gamma is {self.inv_gamma}; it must be above 0, steps that halve the rate at power 1')
+            raise ValueError(
+                f'inv_gamma is {self.inv_gamma}; it must be above 0, steps that halve the rate at '
+                'power 1'
+            )
 
     def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
         return InverseLR(optimizer, self.inv_gamma, self.power, self.warmup, self.min_lr)
@@ -172,16 +225,19 @@ class InverseLRConfig:
 @dataclass(kw_only=True)
 class ExponentialLRConfig:
     """`ExponentialLR`: the rate falls by the factor `decay` every `num_steps` steps."""
+
     type: Literal['exponential'] = 'exponential'
     num_steps: float
     decay: float = 0.5
-    warmup: float = 0.
-    min_lr: float = 0.
+    warmup: float = 0.0
+    min_lr: float = 0.0
 
     def __post_init__(self) -> None:
         _check_warmup(self.warmup)
         if not self.num_steps > 0:
-            raise ValueError(f'num_steps is {self.num_steps}; it must be above 0, the steps per factor `decay`')
+            raise ValueError(
+                f'num_steps is {self.num_steps}; it must be above 0, the steps per factor `decay`'
+            )
 
     def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
         return ExponentialLR(optimizer, self.num_steps, self.decay, self.warmup, self.min_lr)
@@ -191,6 +247,7 @@ class ExponentialLRConfig:
 @dataclass(kw_only=True)
 class WarmupDecayLRConfig:
     """`WarmupDecayLR`; num_steps null is the end_step of the run."""
+
     type: Literal['warmup-decay'] = 'warmup-decay'
     num_steps: int | None = None
     warmup_steps: int = 100
@@ -204,6 +261,10 @@ class WarmupDecayLRConfig:
     def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
         num_steps = self.num_steps if self.num_steps is not None else end_step
         if num_steps is None:
-            raise ValueError('num_steps of the lr_sched is null and the run has no end; warmup-decay needs one: '
-                             'give end_step=..., or num_steps in the config')
-        return WarmupDecayLR(optimizer, num_steps, self.warmup_steps, self.decay_start, self.final, self.shape)
+            raise ValueError(
+                'num_steps of the lr_sched is null and the run has no end; warmup-decay needs one: '
+                'give end_step=..., or num_steps in the config'
+            )
+        return WarmupDecayLR(
+            optimizer, num_steps, self.warmup_steps, self.decay_start, self.final, self.shape
+        )

@@ -1,4 +1,7 @@
-"""Muon: momentum made orthogonal for the weights between hidden features, AdamW for all others, in one optimizer."""
+"""Muon: momentum made orthogonal for the weights between hidden features, AdamW for all others,
+in one optimizer.
+"""
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -16,10 +19,12 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
-    """[K, m, n] -> roughly the nearest semi-orthogonal matrices: U S V^T goes to U S' V^T with S' near 1.
+    """[K, m, n] -> roughly the nearest semi-orthogonal matrices: U S V^T goes to U S' V^T with S'
+    near 1.
 
-    The quintic x <- a x + (b x x^T + c (x x^T)^2) x takes singular values of (0, 1] to about [0.7, 1.2] in few steps
-    rather than to 1 in many. K. Jordan et al. 2024, "Muon". In bfloat16 on a GPU, which the iteration tolerates.
+    The quintic x <- a x + (b x x^T + c (x x^T)^2) x takes singular values of (0, 1] to about [0.7,
+    1.2] in few steps rather than to 1 in many. K. Jordan et al. 2024, "Muon". In bfloat16 on a GPU,
+    which the iteration tolerates.
     """
     a, b, c = _COEFFICIENTS
     x = g.bfloat16() if g.is_cuda else g
@@ -35,24 +40,46 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
 class Muon(Optimizer):
     """Groups with `muon: True` take orthogonal steps, others are AdamW's.
 
-    m <- momentum m + (1 - momentum) g;  u = NewtonSchulz(momentum m + (1 - momentum) g, or m without `nesterov`)
-    w <- (1 - lr weight_decay) w - lr 0.2 sqrt(max(fan_in, fan_out)) u
+    m <- momentum m + (1 - momentum) g; u = NewtonSchulz(momentum m + (1 - momentum) g, or m without
+    `nesterov`) w <- (1 - lr weight_decay) w - lr 0.2 sqrt(max(fan_in, fan_out)) u
 
-    A convolution [out, in, h, w] is a matrix [out, in h w]. With this scale a step has the root mean square of AdamW's
-    (Liu et al. 2025, arXiv 2502.16982, section 2.2). Matrices of one shape are stacked and made orthogonal together.
+    A convolution [out, in, h, w] is a matrix [out, in h w]. With this scale a step has the root
+    mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2). Matrices of one shape
+    are stacked and made orthogonal together.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float = 4e-3, momentum: float = 0.95, nesterov: bool = True,
-                 ns_steps: int = 5, weight_decay: float = 0., betas: tuple[float, float] = (0.9, 0.95),
-                 eps: float = 1e-8, muon: bool = False, fused: bool = False) -> None:
-        defaults = {'lr': lr, 'momentum': momentum, 'nesterov': nesterov, 'ns_steps': ns_steps,
-                    'weight_decay': weight_decay, 'betas': betas, 'eps': eps, 'muon': muon, 'fused': fused}
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 4e-3,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_steps: int = 5,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        muon: bool = False,
+        fused: bool = False,
+    ) -> None:
+        defaults = {
+            'lr': lr,
+            'momentum': momentum,
+            'nesterov': nesterov,
+            'ns_steps': ns_steps,
+            'weight_decay': weight_decay,
+            'betas': betas,
+            'eps': eps,
+            'muon': muon,
+            'fused': fused,
+        }
         super().__init__(params, defaults)
         for group in self.param_groups:
             for p in group['params']:
                 if group['muon'] and p.ndim < 2:
-                    raise ValueError(f'Muon got a parameter of shape {list(p.shape)}; it takes matrices and '
-                                     'convolutions: put vectors into a group with muon=False')
+                    raise ValueError(
+                        f'Muon got a parameter of shape {list(p.shape)}; it takes matrices and '
+                        'convolutions: put vectors into a group with muon=False'
+                    )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -78,7 +105,10 @@ class Muon(Optimizer):
         for i, p in enumerate(params):
             same_shape[tuple(p.shape)].append(i)
         for shape, indices in same_shape.items():
-            u = newton_schulz(torch.stack([whole(updates[i], params[i]).flatten(1) for i in indices]), group['ns_steps'])
+            u = newton_schulz(
+                torch.stack([whole(updates[i], params[i]).flatten(1) for i in indices]),
+                group['ns_steps'],
+            )
             scale = 0.2 * max(u.shape[-2:]) ** 0.5
             steps = [piece_of(step, params[i]) for step, i in zip(u.view(-1, *shape), indices)]
             torch._foreach_add_([own[i] for i in indices], steps, alpha=-lr * scale)
@@ -87,12 +117,27 @@ class Muon(Optimizer):
         states = [self._state(p, 'exp_avg', 'exp_avg_sq') for p in params]
         for p, state in zip(params, states):
             if 'step' not in state:
-                state['step'] = torch.zeros((), dtype=torch.float32, device=p.device if group['fused'] else 'cpu')
+                state['step'] = torch.zeros(
+                    (), dtype=torch.float32, device=p.device if group['fused'] else 'cpu'
+                )
         beta1, beta2 = group['betas']
-        adamw([local(p) for p in params], _grads(params), [local(s['exp_avg']) for s in states],
-              [local(s['exp_avg_sq']) for s in states], [], [s['step'] for s in states], fused=group['fused'],
-              foreach=not group['fused'], amsgrad=False, beta1=beta1, beta2=beta2, lr=group['lr'], weight_decay=group['weight_decay'],
-              eps=group['eps'], maximize=False)
+        adamw(
+            [local(p) for p in params],
+            _grads(params),
+            [local(s['exp_avg']) for s in states],
+            [local(s['exp_avg_sq']) for s in states],
+            [],
+            [s['step'] for s in states],
+            fused=group['fused'],
+            foreach=not group['fused'],
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group['lr'],
+            weight_decay=group['weight_decay'],
+            eps=group['eps'],
+            maximize=False,
+        )
 
     def _state(self, p: Tensor, *names: str) -> dict[str, Tensor]:
         state = self.state[p]

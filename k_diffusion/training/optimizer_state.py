@@ -1,4 +1,7 @@
-"""Saved optimizer state: matched to the parameters of a network by name, without the rates of the run it was saved in."""
+"""Saved optimizer state: matched to the parameters of a network by name, without the rates of
+the run it was saved in.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,16 +13,31 @@ from torch.optim import Optimizer
 from .optim import match_strides
 from .sharding import cut_optimizer
 
-#: Options of a parameter group that tell one type of optimizer from another, and take their values from the config.
+#: Options of a parameter group that tell one type of optimizer from another, and take their values
+#: from the config.
 _OF_A_TYPE = ('betas', 'eps', 'momentum', 'dampening', 'nesterov', 'ns_steps', 'muon')
-#: Options that are those of the optimizer at hand, whatever was saved; any other option is state, and is taken over.
-_OWN = ('lr', 'initial_lr', 'weight_decay', *_OF_A_TYPE, 'amsgrad', 'maximize', 'foreach', 'fused', 'capturable',
-        'differentiable', 'decoupled_weight_decay')
+#: Options that are those of the optimizer at hand, whatever was saved; any other option is state,
+#: and is taken over.
+_OWN = (
+    'lr',
+    'initial_lr',
+    'weight_decay',
+    *_OF_A_TYPE,
+    'amsgrad',
+    'maximize',
+    'foreach',
+    'fused',
+    'capturable',
+    'differentiable',
+    'decoupled_weight_decay',
+)
 #: State tensors of the shape of their parameter.
 _SHAPED = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer')
 
 
-def load_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, Any], source: object) -> None:
+def load_optimizer(
+    optimizer: Optimizer, model: nn.Module, state: Mapping[str, Any], source: object
+) -> None:
     """Load the optimizer's part of a checkpoint, of ours or of the original.
 
     Args:
@@ -34,31 +52,43 @@ def load_optimizer(optimizer: Optimizer, model: nn.Module, state: Mapping[str, A
     groups = optimizer.param_groups
     names = parameter_names(model, groups)
     saved_names = state.get('opt_names', names)
-    if names is not None and 'items' not in state:      # the original's
+    if names is not None and 'items' not in state:  # the original's
         sizes = [len(group['params']) for group in state['opt']['param_groups']]
         saved_names = original_names(state['model'], names, sizes)
     try:
         optimizer.load_state_dict(matched_state(state['opt'], groups, names, saved_names))
     except (ValueError, KeyError) as error:
-        raise ValueError(f'the optimizer state in {source} does not fit ({error}); resume with the optimizer it was '
-                         'trained with, or start its moments anew (reset_optimizer=True)') from None
+        raise ValueError(
+            f'the optimizer state in {source} does not fit ({error}); resume with the optimizer '
+            'it was '
+            'trained with, or start its moments anew (reset_optimizer=True)'
+        ) from None
     cut_optimizer(optimizer)
     match_strides(optimizer)
 
 
-def parameter_names(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> list[list[str]] | None:
-    """Return the name of each parameter of each group; None where a parameter is not the model's."""
+def parameter_names(
+    model: nn.Module, groups: Iterable[Mapping[str, Any]]
+) -> list[list[str]] | None:
+    """Return the name of each parameter of each group; None where a parameter is not the
+    model's.
+    """
     names = {id(p): name for name, p in model.named_parameters()}
     found = [[names.get(id(p)) for p in group['params']] for group in groups]
     return None if any(name is None for group in found for name in group) else found  # type: ignore[return-value]
 
 
-def matched_state(saved: Mapping[str, Any], groups: Sequence[dict[str, Any]], names: list[list[str]] | None,
-                  saved_names: list[list[str]] | None) -> dict[str, Any]:
+def matched_state(
+    saved: Mapping[str, Any],
+    groups: Sequence[dict[str, Any]],
+    names: list[list[str]] | None,
+    saved_names: list[list[str]] | None,
+) -> dict[str, Any]:
     """Return saved optimizer state in the order of `groups`, as Optimizer.load_state_dict takes it.
 
-    Each parameter gets the state that was saved under its name (with unknown names: at its position). Learning rate,
-    weight decay and the other options that a config sets stay those of `groups`.
+    Each parameter gets the state that was saved under its name (with unknown names: at its
+    position). Learning rate, weight decay and the other options that a config sets stay those of
+    `groups`.
 
     Args:
         saved: What Optimizer.state_dict returned.
@@ -67,7 +97,8 @@ def matched_state(saved: Mapping[str, Any], groups: Sequence[dict[str, Any]], na
         saved_names: The names of the saved parameters, group by group.
 
     Raises:
-        ValueError: The state is that of another type of optimizer, of other parameters or of other shapes.
+        ValueError: The state is that of another type of optimizer, of other parameters or of other
+            shapes.
     """
     _check_type(saved['param_groups'], groups)
     sources = [_ids(group) for group in saved['param_groups']]
@@ -75,13 +106,19 @@ def matched_state(saved: Mapping[str, Any], groups: Sequence[dict[str, Any]], na
     if names is None or saved_names is None:
         names, saved_names = _positions(counts), _positions([len(ids) for ids in sources])
     if [len(ids) for ids in sources] != [len(group) for group in saved_names]:
-        raise ValueError(f'it has groups of {[len(ids) for ids in sources]} parameters, and the checkpoint names '
-                         f'{[len(group) for group in saved_names]}')
+        raise ValueError(
+            f'it has groups of {[len(ids) for ids in sources]} parameters, and the checkpoint '
+            'names '
+            f'{[len(group) for group in saved_names]}'
+        )
     source = dict(zip(_flat(saved_names), _flat(sources)))
     wanted = _flat(names)
     if source.keys() != set(wanted) or len(source) != len(wanted):
         odd = next(iter(source.keys() ^ set(wanted)), 'a parameter twice')
-        raise ValueError(f'it is of {len(source)} parameters, and there are {len(wanted)}; {odd} is in one of them only')
+        raise ValueError(
+            f'it is of {len(source)} parameters, and there are {len(wanted)}; {odd} is in one of '
+            'them only'
+        )
     parameters = [p for group in groups for p in group['params']]
     state = {}
     for i, (name, p) in enumerate(zip(wanted, parameters)):
@@ -91,11 +128,14 @@ def matched_state(saved: Mapping[str, Any], groups: Sequence[dict[str, Any]], na
     return {'state': state, 'param_groups': _options(saved['param_groups'], groups)}
 
 
-def original_names(order: Iterable[str], names: list[list[str]], sizes: Sequence[int]) -> list[list[str]]:
-    """Return the names of the parameters of a checkpoint that does not tell them, as the original wrote it.
+def original_names(
+    order: Iterable[str], names: list[list[str]], sizes: Sequence[int]
+) -> list[list[str]]:
+    """Return the names of the parameters of a checkpoint that does not tell them, as the original
+    wrote it.
 
-    There each group holds its parameters in the order of registration, which is that of the weights in the checkpoint.
-    The earliest version of the original had one group of all parameters.
+    There each group holds its parameters in the order of registration, which is that of the weights
+    in the checkpoint. The earliest version of the original had one group of all parameters.
 
     Args:
         order: The names of the weights in the checkpoint, in its order.
@@ -105,7 +145,11 @@ def original_names(order: Iterable[str], names: list[list[str]], sizes: Sequence
     place = {name: i for i, name in enumerate(order)}
     last = len(place)
     grouped = [sorted(group, key=lambda name: place.get(name, last)) for group in names]
-    return [sorted(_flat(names), key=lambda name: place.get(name, last))] if len(sizes) == 1 else grouped
+    return (
+        [sorted(_flat(names), key=lambda name: place.get(name, last))]
+        if len(sizes) == 1
+        else grouped
+    )
 
 
 def _positions(counts: Iterable[int]) -> list[list[str]]:
@@ -132,11 +176,18 @@ def _check_shapes(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
     for key in _SHAPED:
         value = state.get(key)
         if isinstance(value, Tensor) and value.shape != p.shape:
-            raise ValueError(f'its {key} of {name} has the shape {list(value.shape)}, and {name} has {list(p.shape)}')
+            raise ValueError(
+                f'its {key} of {name} has the shape {list(value.shape)}, and {name} has '
+                f'{list(p.shape)}'
+            )
 
 
-def _options(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the options of `groups`, those that are state taken over from the saved groups where these correspond."""
+def _options(
+    saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the options of `groups`, those that are state taken over from the saved groups
+    where these correspond.
+    """
     options, first = [], 0
     for i, group in enumerate(groups):
         held = saved[i] if len(saved) == len(groups) else {}

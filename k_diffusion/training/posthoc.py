@@ -1,12 +1,15 @@
-"""Post-hoc EMA: two averages kept in training, from whose snapshots the average of any width is put together afterwards.
+"""Post-hoc EMA: two averages kept in training, from whose snapshots the average of any width is put
+together afterwards.
 
-Karras et al. 2024, arXiv 2312.02696, section 3.2. A power profile of exponent g at step t weighs the moment tau <= t as
-(g + 1) / t (tau / t)^g; the profile asked for is matched by a combination of those of the snapshots. The paper takes least squares of
-the profiles, the best choice for weights that jump about independently. Weights wander instead: with theta the sum of small
-independent moves, an average is the sum of the moves, each times the part of the profile that comes after it,
-R(tau) = 1 - (tau / t)^(g + 1). So least squares are taken of R here, the factors bound to the sum 1; that is two to eight times as
-exact on real runs.
+Karras et al. 2024, arXiv 2312.02696, section 3.2. A power profile of exponent g at step t weighs
+the moment tau <= t as (g + 1) / t (tau / t)^g; the profile asked for is matched by a combination of
+those of the snapshots. The paper takes least squares of the profiles, the best choice for weights
+that jump about independently. Weights wander instead: with theta the sum of small independent
+moves, an average is the sum of the moves, each times the part of the profile that comes after it,
+R(tau) = 1 - (tau / t)^(g + 1). So least squares are taken of R here, the factors bound to the sum
+1; that is two to eight times as exact on real runs.
 """
+
 from __future__ import annotations
 
 import copy
@@ -49,17 +52,31 @@ class Snapshot(NamedTuple):
 
 
 class SnapshotHook:
-    """Averages the network at several widths beside the trainer's own average, and writes them every `snapshot_every` steps.
+    """Averages the network at several widths beside the trainer's own average, and writes them
+    every `snapshot_every` steps.
 
-    Also a part of the Trainer (under 'posthoc'), so that a pause changes nothing. A snapshot is NAME_ema_STEP.safetensors and holds
-    one tensor "WIDTH/NAME" for each width and weight.
+    Also a part of the Trainer (under 'posthoc'), so that a pause changes nothing. A snapshot is
+    NAME_ema_STEP.safetensors and holds one tensor "WIDTH/NAME" for each width and weight.
     """
+
     every = 1
     at_end = False
 
-    def __init__(self, network: nn.Module, folder: Path, name: str, snapshot_every: int, config: Any = None,
-                 widths: Sequence[float] = WIDTHS) -> None:
-        self.folder, self.name, self.snapshot_every, self.config = folder, name, snapshot_every, config
+    def __init__(
+        self,
+        network: nn.Module,
+        folder: Path,
+        name: str,
+        snapshot_every: int,
+        config: Any = None,
+        widths: Sequence[float] = WIDTHS,
+    ) -> None:
+        self.folder, self.name, self.snapshot_every, self.config = (
+            folder,
+            name,
+            snapshot_every,
+            config,
+        )
         self.scheds = [PowerEMA(width) for width in widths]
         self.averages = [copy.deepcopy(network).requires_grad_(False).eval() for _ in widths]
         self._pairs: list[Any] = []
@@ -78,7 +95,12 @@ class SnapshotHook:
     def write(self, step: int, main: bool = True) -> None:
         tensors = {}
         for sched, average in zip(self.scheds, self.averages):
-            tensors.update({f'{sched.width:g}/{key}': value for key, value in whole_state(average.state_dict()).items()})
+            tensors.update(
+                {
+                    f'{sched.width:g}/{key}': value
+                    for key, value in whole_state(average.state_dict()).items()
+                }
+            )
         if main:
             path = snapshot_path(self.folder, self.name, step)
             manifest = Manifest(self.folder / f'{self.name}_manifest.json')
@@ -88,15 +110,20 @@ class SnapshotHook:
             manifest.put(path.name, Record(step, {path.name: written}))
 
     def state_dict(self) -> dict[str, Any]:
-        return {f'{sched.width:g}': {'sched': sched.state_dict(), 'model': average.state_dict()}
-                for sched, average in zip(self.scheds, self.averages)}
+        return {
+            f'{sched.width:g}': {'sched': sched.state_dict(), 'model': average.state_dict()}
+            for sched, average in zip(self.scheds, self.averages)
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for sched, average in zip(self.scheds, self.averages):
             held = state.get(f'{sched.width:g}')
             if held is None:
-                raise ValueError(f'the checkpoint has averages of the widths {", ".join(state)} and the run asks for {sched.width:g}; '
-                                 'keep the widths of a run that is gone on with')
+                raise ValueError(
+                    f'the checkpoint has averages of the widths {", ".join(state)} and the run '
+                    f'asks for {sched.width:g}; '
+                    'keep the widths of a run that is gone on with'
+                )
             sched.load_state_dict(held['sched'])
             average.load_state_dict(cut_state(held['model'], average.state_dict()))
 
@@ -105,8 +132,9 @@ def snapshot_path(folder: Path, name: str, step: int) -> Path:
     return folder / f'{name}_ema_{step:08}.safetensors'
 
 
-def find_snapshots(folder: str | os.PathLike[str], name: str | None = None,
-                   verify: bool = False) -> list[Snapshot]:
+def find_snapshots(
+    folder: str | os.PathLike[str], name: str | None = None, verify: bool = False
+) -> list[Snapshot]:
     """The snapshots in a run's folder, by step and width.
 
     Files that are damaged, or hold other weights than most of the run, are passed over with a note.
@@ -158,9 +186,11 @@ def _alike(files: Sequence[tuple[int, list[float], Path, _Layout]]) -> Iterator[
 
 
 def remainder_product(step_a: float, width_a: float, step_b: float, width_b: float) -> float:
-    """The integral of R_a R_b over all moments, R(tau) = 1 - (tau / t)^(g + 1) up to t and 0 beyond; with t_a <= t_b it is
+    """The integral of R_a R_b over all moments, R(tau) = 1 - (tau / t)^(g + 1) up to t and 0
+    beyond; with t_a <= t_b it is
 
-    t_a (1 - 1 / (a + 2) - q / (b + 2) + q / (a + b + 3)),  q = (t_a / t_b)^(b + 1),  a, b the exponents.
+    t_a (1 - 1 / (a + 2) - q / (b + 2) + q / (a + b + 3)), q = (t_a / t_b)^(b + 1), a, b the
+    exponents.
     """
     if step_a > step_b:
         return remainder_product(step_b, width_b, step_a, width_a)
@@ -170,25 +200,39 @@ def remainder_product(step_a: float, width_a: float, step_b: float, width_b: flo
 
 
 def combination(snapshots: Sequence[tuple[float, float]], step: float, width: float) -> Tensor:
-    """How much of each snapshot (step, width) makes the average of that width at that step: float64 [N], of sum 1."""
+    """How much of each snapshot (step, width) makes the average of that width at that step:
+    float64 [N], of sum 1.
+    """
     n = len(snapshots)
-    system, wanted = torch.ones(n + 1, n + 1, dtype=torch.float64), torch.ones(n + 1, 1, dtype=torch.float64)
-    system[n, n] = 0        # (the last row and column bind the sum)
+    system, wanted = (
+        torch.ones(n + 1, n + 1, dtype=torch.float64),
+        torch.ones(n + 1, 1, dtype=torch.float64),
+    )
+    system[n, n] = 0  # (the last row and column bind the sum)
     for i, one in enumerate(snapshots):
-        system[i, :n] = torch.tensor([remainder_product(*one, *other) / step for other in snapshots])
+        system[i, :n] = torch.tensor(
+            [remainder_product(*one, *other) / step for other in snapshots]
+        )
         wanted[i] = remainder_product(*one, step, width) / step
     solution = torch.linalg.lstsq(system, wanted, driver='gelsd').solution[:n, 0]
     return solution / solution.sum()
 
 
-def reconstruct(snapshots: Iterable[Snapshot], width: float, step: int | None = None) -> dict[str, Tensor]:
-    """The weights averaged at `width` after `step` steps (the last snapshot's), from the snapshots up to there."""
+def reconstruct(
+    snapshots: Iterable[Snapshot], width: float, step: int | None = None
+) -> dict[str, Tensor]:
+    """The weights averaged at `width` after `step` steps (the last snapshot's), from the
+    snapshots up to there.
+    """
     known = sorted(snapshots)
     step = known[-1].step if step is None and known else step
     used = [snapshot for snapshot in known if step is not None and snapshot.step <= step]
     if not used or step is None or used[-1].step < step:
         steps = sorted({snapshot.step for snapshot in known})
-        raise ValueError(f'there is no snapshot at step {step}; the average can be put together for the steps {steps}')
+        raise ValueError(
+            f'there is no snapshot at step {step}; the average can be put together for the steps '
+            f'{steps}'
+        )
     factors = combination([(snapshot.step, snapshot.width) for snapshot in used], step, width)
     total: dict[str, Tensor] = {}
     for factor, snapshot in zip(factors.tolist(), used):
@@ -199,7 +243,10 @@ def reconstruct(snapshots: Iterable[Snapshot], width: float, step: int | None = 
                     _add(total, key.removeprefix(head), file.get_tensor(key), factor)
     like = load_safetensors(used[-1].path)
     head = f'{used[-1].width:g}/'
-    return {key: value.to(like[head + key].dtype) if value.is_floating_point() else value for key, value in total.items()}
+    return {
+        key: value.to(like[head + key].dtype) if value.is_floating_point() else value
+        for key, value in total.items()
+    }
 
 
 def _add(total: dict[str, Tensor], key: str, value: Tensor, factor: float) -> None:

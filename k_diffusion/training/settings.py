@@ -1,4 +1,7 @@
-"""The config section "training": how long and in what portions a run trains, where the settings of the run do not say."""
+"""The config section "training": how long and in what portions a run trains, where the settings
+of the run do not say.
+"""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,12 +13,16 @@ from .ema import power_ema_exponent
 class TrainingConfig:
     """Settings of a run that belong to a recipe; batch_size and end_step of the call win."""
 
-    batch_size: int = 64            # images per step, process and micro-step
-    end_step: int | None = None     # optimizer steps in all; null trains until it is stopped
-    grad_clip: float = 1.           # the largest norm of the gradient
-    ema_snapshots: int = 0          # how many snapshots of two averages a run writes, for `k-diffusion ema`; 8 are plenty
-    ema_widths: tuple[float, ...] = (0.05, 0.10)    # the relative widths of those averages
-    channels_last: bool = True      # convolutional networks keep their tensors in this order; faster on most devices
+    batch_size: int = 64  # images per step, process and micro-step
+    end_step: int | None = None  # optimizer steps in all; null trains until it is stopped
+    grad_clip: float = 1.0  # the largest norm of the gradient
+    ema_snapshots: int = (
+        0  # how many snapshots of two averages a run writes, for `k-diffusion ema`; 8 are plenty
+    )
+    ema_widths: tuple[float, ...] = (0.05, 0.10)  # the relative widths of those averages
+    channels_last: bool = (
+        True  # convolutional networks keep their tensors in this order; faster on most devices
+    )
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

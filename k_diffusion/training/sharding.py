@@ -1,7 +1,10 @@
-"""Networks in pieces: each process holds a share of every weight (PyTorch's fully_shard, also known as FSDP2).
+"""Networks in pieces: each process holds a share of every weight (PyTorch's fully_shard, also known
+as FSDP2).
 
-Weights are cut along their first axis, as torch.chunk cuts. Here what works on pieces alone is told from what needs the whole.
+Weights are cut along their first axis, as torch.chunk cuts. Here what works on pieces alone is told
+from what needs the whole.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -23,23 +26,36 @@ def is_sharded(x: Any) -> bool:
 
 
 def local(x: Any) -> Tensor:
-    """This process's piece of a tensor in pieces; another tensor as it is. (In-place changes reach the whole.)"""
+    """This process's piece of a tensor in pieces; another tensor as it is.
+
+    (In-place changes reach the whole.)
+    """
     piece: Tensor = x.to_local() if is_sharded(x) else x
     return piece
 
 
 def whole(piece: Tensor, like: Any) -> Tensor:
-    """The tensor whose piece this is, put together on every process, where `like` lies in pieces; else the tensor itself."""
+    """The tensor whose piece this is, put together on every process, where `like` lies in
+    pieces; else the tensor itself.
+    """
     if not is_sharded(like):
         return piece
     from torch.distributed.tensor import DTensor
-    together: Tensor = DTensor.from_local(piece.contiguous(), like.device_mesh, like.placements, shape=like.shape,
-                                          stride=torch.empty(like.shape, device='meta').stride()).full_tensor()
+
+    together: Tensor = DTensor.from_local(
+        piece.contiguous(),
+        like.device_mesh,
+        like.placements,
+        shape=like.shape,
+        stride=torch.empty(like.shape, device='meta').stride(),
+    ).full_tensor()
     return together
 
 
 def piece_of(x: Tensor, like: Any) -> Tensor:
-    """The piece of a whole tensor that this process holds of `like`, where that lies in pieces; else the tensor itself."""
+    """The piece of a whole tensor that this process holds of `like`, where that lies in pieces;
+    else the tensor itself.
+    """
     if not is_sharded(like):
         return x
     pieces = x.chunk(like.device_mesh.size(), 0)
@@ -52,41 +68,66 @@ def cut(x: Tensor, like: Any) -> Tensor:
     if not is_sharded(like) or is_sharded(x):
         return x
     from torch.distributed.tensor import DTensor
+
     piece = piece_of(x.to(like.device), like).contiguous().clone()
-    return DTensor.from_local(piece, like.device_mesh, like.placements, shape=like.shape,
-                              stride=torch.empty(like.shape, device='meta').stride())
+    return DTensor.from_local(
+        piece,
+        like.device_mesh,
+        like.placements,
+        shape=like.shape,
+        stride=torch.empty(like.shape, device='meta').stride(),
+    )
 
 
 def cut_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole weights by name, cut as a model holds its own; names and shapes that do not agree are left for its check."""
-    return {name: cut(x, own[name]) if name in own and own[name].shape == x.shape else x for name, x in state.items()}
+    """Whole weights by name, cut as a model holds its own; names and shapes that do not agree
+    are left for its check.
+    """
+    return {
+        name: cut(x, own[name]) if name in own and own[name].shape == x.shape else x
+        for name, x in state.items()
+    }
 
 
 def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state with every tensor whole, on every process (all must call it where there are pieces)."""
+    """A state with every tensor whole, on every process (all must call it where there are
+    pieces).
+    """
     return {name: x.full_tensor() if is_sharded(x) else x for name, x in state.items()}  # type: ignore[attr-defined]
 
 
-def shard(networks: Iterable[nn.Module], optimizer: Optimizer, device: torch.device, block: int = BLOCK) -> None:
-    """Cuts networks into pieces over all processes; the optimizer of the first is given its pieces (it must not have stepped)."""
+def shard(
+    networks: Iterable[nn.Module], optimizer: Optimizer, device: torch.device, block: int = BLOCK
+) -> None:
+    """Cuts networks into pieces over all processes; the optimizer of the first is given its
+    pieces (it must not have stepped).
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for network in networks:
-        network.to(memory_format=torch.contiguous_format)   # type: ignore[call-overload]  # pieces are cut from plain rows alone
+        # pieces are cut from plain rows alone
+        network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         names = {id(p): name for name, p in network.named_parameters()}
         for module in blocks(network, block):
             fully_shard(module, mesh=mesh)
         fully_shard(network, mesh=mesh)
         pieces = dict(network.named_parameters())
         for group in optimizer.param_groups:
-            group['params'] = [pieces[names[id(p)]] if id(p) in names else p for p in group['params']]
+            group['params'] = [
+                pieces[names[id(p)]] if id(p) in names else p for p in group['params']
+            ]
 
 
 def blocks(network: nn.Module, least: int) -> list[nn.Module]:
-    """The entries of a network's lists of modules that have a forward of their own and at least so many parameters, innermost first."""
+    """The entries of a network's lists of modules that have a forward of their own and at least
+    so many parameters, innermost first.
+    """
     containers = (nn.ModuleList, nn.Sequential)
-    entries = [child for module in network.modules() if isinstance(module, containers) for child in module]
+    entries = [
+        child for module in network.modules() if isinstance(module, containers) for child in module
+    ]
     chosen = [m for m in entries if not isinstance(m, nn.ModuleList) and n_params(m) >= least]
     return list(dict.fromkeys(reversed(chosen)))
 

@@ -1,4 +1,5 @@
 """The training loop: a loss, a loader and hooks in; weights, their average and checkpoints out."""
+
 from __future__ import annotations
 
 import math
@@ -29,7 +30,8 @@ from .optimizer_state import load_optimizer, parameter_names
 from .sharding import local
 
 Status = Literal['done', 'interrupted']
-#: How many of the last so many steps may give a loss that is no number; one more, and the run has diverged.
+#: How many of the last so many steps may give a loss that is no number; one more, and the run has
+#: diverged.
 BAD_STEPS, BAD_WITHIN = 3, 1000
 
 
@@ -38,18 +40,21 @@ class Diverged(ValueError):
 
 
 class Hook(Protocol):
-    """A function of the trainer that is called after every `every`-th finished step (0: never), on all processes.
+    """A function of the trainer that is called after every `every`-th finished step (0: never), on
+    all processes.
 
-    It leaves the model's modes as they were. One that takes long polls `trainer.stop_asked()` on all
-    processes and raises StopAsked where that is True.
+    It leaves the model's modes as they were. One that takes long polls `trainer.stop_asked()` on
+    all processes and raises StopAsked where that is True.
 
     Attributes:
         every: The number of steps.
-        at_end: True: it is also called when the run ends or is interrupted. (This and the others may be missing.)
+        at_end: True: it is also called when the run ends or is interrupted. (This and the others
+            may be missing.)
         task: The name of what it makes; what a stop prevented is made when the run is resumed.
         optional: True: a full disk in it does not end the run.
         rescue: True: it is called before a fault ends the run.
     """
+
     every: int
 
     def __call__(self, trainer: Trainer) -> None: ...
@@ -60,8 +65,8 @@ class Trainer:
     """The training loop: steps of an optimizer, the average of the weights, and hooks.
 
     What is drawn is a function of the seed and of positions in the stream of items: each batch is
-    given `u` (float64 [B] on the CPU, one quantile of the noise density per item, stratified over the
-    whole step), and the global generators are seeded before each forward pass.
+    given `u` (float64 [B] on the CPU, one quantile of the noise density per item, stratified over
+    the whole step), and the global generators are seeded before each forward pass.
 
     Args:
         accelerator: An accelerate.Accelerator, its own gradient accumulation left at 1.
@@ -75,11 +80,12 @@ class Trainer:
         hooks: Called after steps, see `Hook`.
         end_step: The last step; None: until interrupted.
         grad_accum_steps: Micro-batches per step; the loader must be made with the same number.
-        clip_norm: The largest norm of the gradient; None: it is not clipped, and a loss that is not a
-            number ends the run.
+        clip_norm: The largest norm of the gradient; None: it is not clipped, and a loss that is not
+            a number ends the run.
         seed: Of all that is drawn.
         parts: What else is kept in checkpoints, under these keys.
-        read_every: After how many steps losses, which stay on the device, are fetched; hooks may ask earlier.
+        read_every: After how many steps losses, which stay on the device, are fetched; hooks may
+            ask earlier.
         stop: Called after each step; True stops the run.
 
     Attributes:
@@ -106,7 +112,7 @@ class Trainer:
     _: KW_ONLY
     end_step: int | None = None
     grad_accum_steps: int = 1
-    clip_norm: float | None = 1.
+    clip_norm: float | None = 1.0
     seed: int = 0
     parts: Mapping[str, Part] = field(default_factory=dict)
     read_every: int = 25
@@ -116,16 +122,18 @@ class Trainer:
         check_parts(self.accelerator, self.model, self.loader, self.grad_accum_steps)
         self.step, self.items, self.last_loss = 0, 0, math.nan
         self.lr = self.optimizer.param_groups[0]['lr']
-        self.ema_decay = 0.
-        self.ema_stats: dict[str, float] = {}   # the loss, averaged like the weights (and LOSS_SINCE)
+        self.ema_decay = 0.0
+        self.ema_stats: dict[
+            str, float
+        ] = {}  # the loss, averaged like the weights (and LOSS_SINCE)
         self.demo_gen = generator(self.seed, 'demo')
         self.loss_by_noise = LossByNoise(device=self.accelerator.device)
-        self.bad_steps: list[int] = []          # those lately whose loss was no number
+        self.bad_steps: list[int] = []  # those lately whose loss was no number
         self.last_checkpoint: Path | None = None
         self.stopping = False
-        self.stopped_by: int | None = None      # the signal that asked for it
-        self.stopped = False                    # `Stop` was raised or `stop` said so
-        self.owed: list[str] = []               # tasks of hooks that a stop prevented
+        self.stopped_by: int | None = None  # the signal that asked for it
+        self.stopped = False  # `Stop` was raised or `stop` said so
+        self.owed: list[str] = []  # tasks of hooks that a stop prevented
         self._launcher = launcher_pid()
         self._asked_to_stop = False
         self._vote = StopVote(self.accelerator.device)
@@ -134,7 +142,7 @@ class Trainer:
         self._unread: list[tuple[Tensor, float]] = []
         self._parameters = list(self.model.parameters())
         self._ema_pairs = ema_pairs(unwrap(self.model), self.ema_model)
-        self._elapsed = 0.
+        self._elapsed = 0.0
         self._began: float | None = None
 
     @property
@@ -144,7 +152,7 @@ class Trainer:
     @property
     def elapsed(self) -> float:
         """Seconds of training, those before a resume included."""
-        return self._elapsed + (0. if self._began is None else time.monotonic() - self._began)
+        return self._elapsed + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def request_stop(self, signal: int | None = None) -> None:
         """Ask to stop after a finished step; several processes stop all at one step.
@@ -156,7 +164,9 @@ class Trainer:
             self._asked_to_stop, self.stopped_by = True, signal
 
     def stop_asked(self) -> bool:
-        """Return True once any process was asked to stop; long hooks poll it on every process and return early."""
+        """Return True once any process was asked to stop; long hooks poll it on every process
+        and return early.
+        """
         if self.stopping:
             return True
         self._watch_launcher()
@@ -167,7 +177,8 @@ class Trainer:
         return self._vote.result()
 
     def run(self) -> Status:
-        """Train up to end_step, or until it is asked to stop, then call the hooks that run `at_end`.
+        """Train up to end_step, or until it is asked to stop, then call the hooks that run
+        `at_end`.
 
         The first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 asks: the step under way is finished. A second
         Ctrl-C or SIGTERM ends it at once. Where something else ends it, hooks with a true attribute
@@ -185,7 +196,9 @@ class Trainer:
         batches = self.loader.iterate(self.items)
         self._began = time.monotonic()
         try:
-            with on_interrupt(self.request_stop, grace=1. if self.accelerator.num_processes > 1 else 0.):
+            with on_interrupt(
+                self.request_stop, grace=1.0 if self.accelerator.num_processes > 1 else 0.0
+            ):
                 self._make_up()
                 while not self.done and not self.stopping:
                     if self._take_step(batches):
@@ -202,14 +215,16 @@ class Trainer:
         return 'done' if self.done else 'interrupted'
 
     def _take_step(self, batches: Iterator[Batch]) -> bool:
-        """Take a step; return False where the loss raised Stop, and end the run after the last step."""
+        """Take a step; return False where the loss raised Stop, and end the run after the last
+        step.
+        """
         try:
             self.train_step(batches)
             return True
         except Stop:
             for p in self._parameters:
                 p.grad = None
-            if self.accelerator.num_processes > 1:      # (the others wait in this step)
+            if self.accelerator.num_processes > 1:  # (the others wait in this step)
                 raise
             self._stop_by_caller()
             self.stopping = True
@@ -226,19 +241,26 @@ class Trainer:
 
     def _rescue(self, error: Exception) -> None:
         """Saves the finished steps of a run that ends by a fault which is not its own."""
-        if isinstance(error, Diverged) or not self._between_steps or self.accelerator.num_processes > 1:
+        if (
+            isinstance(error, Diverged)
+            or not self._between_steps
+            or self.accelerator.num_processes > 1
+        ):
             return
         for hook in self.hooks:
             if getattr(hook, 'rescue', False):
                 try:
                     hook(self)
-                except Gone:    # (the error says so itself)
+                except Gone:  # (the error says so itself)
                     return
                 except Exception as another:
-                    warnings.warn(f'the steps since the last checkpoint are lost: {another}', stacklevel=2)
+                    warnings.warn(
+                        f'the steps since the last checkpoint are lost: {another}', stacklevel=2
+                    )
 
     def train_step(self, batches: Iterator[Batch]) -> None:
-        """Take one optimizer step of `grad_accum_steps` micro-batches; nothing in it waits for the device.
+        """Take one optimizer step of `grad_accum_steps` micro-batches; nothing in it waits for the
+        device.
 
         Args:
             batches: What `loader.iterate(trainer.items)` gives.
@@ -259,13 +281,17 @@ class Trainer:
         self._between_steps = False
         self._update()
         self.loss_by_noise.end_step()
-        self._unread.append((losses[0] if len(losses) == 1 else torch.stack(losses).sum(), self.ema_decay))
+        self._unread.append(
+            (losses[0] if len(losses) == 1 else torch.stack(losses).sum(), self.ema_decay)
+        )
         self.step += 1
         self.items += self.loader.items_per_step
         self._between_steps = True
 
     def _quantiles(self) -> Tensor:
-        """[G] in (0, 1), one in each of G equal strata, in random order: for the G items of a step."""
+        """[G] in (0, 1), one in each of G equal strata, in random order: for the G items of a
+        step.
+        """
         n = self.loader.items_per_step
         source = generator(self.seed, 'sigma', self.items)
         order = torch.randperm(n, generator=source)
@@ -295,7 +321,9 @@ class Trainer:
             self.read_losses()
         self._watch_launcher()
         self._ask_caller()
-        self.stopping = self._asked_to_stop if self.accelerator.num_processes == 1 else self._agreed()
+        self.stopping = (
+            self._asked_to_stop if self.accelerator.num_processes == 1 else self._agreed()
+        )
         self._call_hooks()
 
     def _call_hooks(self) -> None:
@@ -342,12 +370,16 @@ class Trainer:
         """Ask for a stop where the launcher that started this process is gone."""
         if self._asked_to_stop or launcher_pid() == self._launcher:
             return
-        warnings.warn(f'the launcher (process {self._launcher}) is gone; '
-                      'the run is saved and stops', stacklevel=2)
+        warnings.warn(
+            f'the launcher (process {self._launcher}) is gone; the run is saved and stops',
+            stacklevel=2,
+        )
         self.request_stop()
 
     def _call(self, hook: Hook) -> None:
-        """A hook that shows a run (`optional`) and meets a fault of the disk does not end it: that is told once."""
+        """A hook that shows a run (`optional`) and meets a fault of the disk does not end it:
+        that is told once.
+        """
         try:
             hook(self)
         except StopAsked:
@@ -359,11 +391,15 @@ class Trainer:
                 raise
             if id(hook) not in self._silenced:
                 self._silenced.add(id(hook))
-                warnings.warn(f'{type(hook).__name__} failed at step {self.step} ({error.strerror or error}'
-                              f'{f": {error.filename}" if error.filename else ""}); training goes on', stacklevel=2)
+                warnings.warn(
+                    f'{type(hook).__name__} failed at step {self.step} ({error.strerror or error}'
+                    f'{f": {error.filename}" if error.filename else ""}); training goes on',
+                    stacklevel=2,
+                )
 
     def _agreed(self) -> bool:
-        """Return whether any process was asked to stop: one answer on all of them at one step, without a wait for a GPU.
+        """Return whether any process was asked to stop: one answer on all of them at one step,
+        without a wait for a GPU.
 
         (There the answer is that of the step before, which has arrived by now.)
         """
@@ -374,8 +410,8 @@ class Trainer:
     def read_losses(self) -> None:
         """Fetch the losses since the last call into `last_loss` and `ema_stats`.
 
-        One wait for the device and one exchange between the processes, all of which must call it at the
-        same step. A step whose loss is not a number is named in a warning and left out.
+        One wait for the device and one exchange between the processes, all of which must call it at
+        the same step. A step whose loss is not a number is named in a warning and left out.
 
         Raises:
             Diverged: More than three of the last 1,000 losses were not numbers, or one was and
@@ -384,7 +420,9 @@ class Trainer:
         if not self._unread:
             return
         unread, self._unread = self._unread, []
-        values = self.accelerator.reduce(torch.stack([loss for loss, _ in unread]).float(), 'mean').tolist()
+        values = self.accelerator.reduce(
+            torch.stack([loss for loss, _ in unread]).float(), 'mean'
+        ).tolist()
         for back, (value, (_, decay)) in enumerate(zip(values, unread), 1 - len(unread)):
             if math.isfinite(value):
                 ema_update_dict(self.ema_stats, {'loss': value}, decay)
@@ -395,11 +433,19 @@ class Trainer:
     def _met_bad_step(self, value: float, step: int) -> None:
         self.bad_steps = [*(bad for bad in self.bad_steps if bad > step - BAD_WITHIN), step]
         if self.clip_norm is None or len(self.bad_steps) > BAD_STEPS:
-            times = f', as at {len(self.bad_steps) - 1} others of the last {BAD_WITHIN}' if len(self.bad_steps) > 1 else ''
+            times = (
+                f', as at {len(self.bad_steps) - 1} others of the last {BAD_WITHIN}'
+                if len(self.bad_steps) > 1
+                else ''
+            )
             raise self._diverged(f'the loss is {value} at step {step}{times}')
         last = self.items - (self.step - step) * self.loader.items_per_step
-        warnings.warn(f'the loss is {value} at step {step} (items {last - self.loader.items_per_step:,} to {last - 1:,} of the stream); '
-                      'its gradient is left out and training goes on', stacklevel=2)
+        warnings.warn(
+            f'the loss is {value} at step {step} (items {last - self.loader.items_per_step:,} to '
+            f'{last - 1:,} of the stream); '
+            'its gradient is left out and training goes on',
+            stacklevel=2,
+        )
 
     def check_finite(self) -> None:
         """Check the losses so far and the weights, which a last update can leave infinite.
@@ -408,7 +454,12 @@ class Trainer:
             Diverged: One is not a finite number.
         """
         self.read_losses()
-        finite = torch.stack([local(p).detach().norm() for p in self._parameters]).isfinite().all().float()
+        finite = (
+            torch.stack([local(p).detach().norm() for p in self._parameters])
+            .isfinite()
+            .all()
+            .float()
+        )
         if self.accelerator.reduce(finite, 'mean').item() < 1:
             raise self._diverged(f'the weights are not finite after step {self.step}')
 
@@ -418,13 +469,25 @@ class Trainer:
             if hasattr(hook, 'go_back'):
                 saved = hook.go_back(self)
         if saved is None and self.last_checkpoint is not None:
-            return Diverged(f'{what}; no checkpoint was saved with a loss in keeping with those '
-                            'before: lower the learning rate and begin anew with another name')
-        good = 'no checkpoint was saved before' if saved is None else f'the last good checkpoint is {saved}'
-        return Diverged(f'{what}; {good}: lower the learning rate, or look for broken items in the data, and run again')
+            return Diverged(
+                f'{what}; no checkpoint was saved with a loss in keeping with those '
+                'before: lower the learning rate and begin anew with another name'
+            )
+        good = (
+            'no checkpoint was saved before'
+            if saved is None
+            else f'the last good checkpoint is {saved}'
+        )
+        return Diverged(
+            f'{what}; {good}: lower the learning rate, or look for broken items in the data, and '
+            'run again'
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the whole run, under the original's keys and a few more. Call it on every process."""
+        """Return the whole run, under the original's keys and a few more.
+
+        Call it on every process.
+        """
         scaler = self.accelerator.scaler
         return {
             'model': unwrap(self.model).state_dict(),
@@ -448,9 +511,15 @@ class Trainer:
             **{name: part.state_dict() for name, part in self.parts.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], source: Path | None = None, reset_ema: bool = False,
-                        reset_optimizer: bool = False) -> None:
-        """Go on from a checkpoint, of ours or of the original (whose `step` gives the data position too).
+    def load_state_dict(
+        self,
+        state: Mapping[str, Any],
+        source: Path | None = None,
+        reset_ema: bool = False,
+        reset_optimizer: bool = False,
+    ) -> None:
+        """Go on from a checkpoint, of ours or of the original (whose `step` gives the data position
+        too).
 
         Rates and schedules stay those of this trainer; the checkpoint gives the position in them.
 
@@ -472,10 +541,10 @@ class Trainer:
         if not reset_ema:
             set_ema_position(self.ema_sched, state['ema_sched'])
         self.step = state['step']
-        items = state.get('items')      # (the original's have none)
+        items = state.get('items')  # (the original's have none)
         self.items = self.step * self.loader.items_per_step if items is None else items
         self.ema_stats = dict(state.get('ema_stats') or {})
-        self._elapsed = state.get('elapsed', 0.)
+        self._elapsed = state.get('elapsed', 0.0)
         self.bad_steps = list(state.get('bad_steps') or [])
         self.owed = list(state.get('owed') or [])
         if state.get('loss_by_noise'):

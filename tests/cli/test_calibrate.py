@@ -1,4 +1,5 @@
 """k-diffusion calibrate, and sample with what it made."""
+
 import json
 import shutil
 from dataclasses import replace
@@ -33,27 +34,60 @@ def test_what_it_writes(calibrated, capsys):
     file = calibrated / 'tiny_00000003_calibrated.json'
     assert file == calibrations.file_of(calibrated) and file.stat().st_size < 20_000
     assert [c.steps for c in calibrations.read(file)] == [2, 3]
-    assert calibrate.main(['--checkpoint', str(calibrated), '--steps', '2', '--guidance', '2', '--json', *FAST]) == 0
+    assert (
+        calibrate.main(
+            ['--checkpoint', str(calibrated), '--steps', '2', '--guidance', '2', '--json', *FAST]
+        )
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
-    assert told['file'] == str(file) and told['calibrations'][0]['steps'] == 2 and told['calibrations'][0]['rms'] > 0
-    assert [(c.steps, c.guidance) for c in calibrations.read(file)] == [(2, 1.), (2, 2.), (3, 1.)]
+    assert (
+        told['file'] == str(file)
+        and told['calibrations'][0]['steps'] == 2
+        and told['calibrations'][0]['rms'] > 0
+    )
+    assert [(c.steps, c.guidance) for c in calibrations.read(file)] == [
+        (2, 1.0),
+        (2, 2.0),
+        (3, 1.0),
+    ]
 
 
 def test_sample_takes_it_by_itself(calibrated, tmp_path, caplog):
     caplog.set_level('INFO', 'k_diffusion')
     ours = draw(calibrated, tmp_path / 'a')
     assert 'drawn by the calibrated sampler for 3 steps' in caplog.text
-    assert torch.equal(ours, draw(calibrated, tmp_path / 'b', sampler='calibrated')) and ours.std() > 0.05
-    assert torch.allclose(ours[:1], sample.sample(calibrated, 1, tmp_path / 'one', steps=3, device='cpu').images, atol=1e-5)
+    assert (
+        torch.equal(ours, draw(calibrated, tmp_path / 'b', sampler='calibrated'))
+        and ours.std() > 0.05
+    )
+    assert torch.allclose(
+        ours[:1],
+        sample.sample(calibrated, 1, tmp_path / 'one', steps=3, device='cpu').images,
+        atol=1e-5,
+    )
     caplog.clear()
-    for i, other in enumerate(({'steps': 4}, {'sampler': 'dpmpp_2m'}, {'schedule': 'karras'}, {'guidance': 3.}, {'sigma_min': 0.05})):
+    for i, other in enumerate(
+        (
+            {'steps': 4},
+            {'sampler': 'dpmpp_2m'},
+            {'schedule': 'karras'},
+            {'guidance': 3.0},
+            {'sigma_min': 0.05},
+        )
+    ):
         assert not torch.equal(ours, draw(calibrated, tmp_path / str(i), **other))
     assert 'calibrated' not in caplog.text
 
 
-@pytest.mark.parametrize(('options', 'words'), [
-    ({'steps': 9}, 'for steps 9 and guidance 1; make one with calibrate'), ({'guidance': 3.}, 'and guidance 3;'),
-    ({'schedule': 'karras'}, 'has its own noise levels')])
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        ({'steps': 9}, 'for steps 9 and guidance 1; make one with calibrate'),
+        ({'guidance': 3.0}, 'and guidance 3;'),
+        ({'schedule': 'karras'}, 'has its own noise levels'),
+    ],
+)
 def test_what_was_not_made_is_refused(calibrated, tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
         draw(calibrated, tmp_path / 'x', sampler='calibrated', **options)
@@ -65,7 +99,11 @@ def test_other_weights_are_told_apart(calibrated, tmp_path):
     shutil.copytree(calibrated, folder)
     path = folder / 'tiny_00000003.pth'
     checkpoint = load_checkpoint(path)
-    name = next(key for key, value in checkpoint['model_ema'].items() if value.is_floating_point() and value.ndim > 1)
+    name = next(
+        key
+        for key, value in checkpoint['model_ema'].items()
+        if value.is_floating_point() and value.ndim > 1
+    )
     checkpoint['model_ema'][name] = checkpoint['model_ema'][name] + 1e-3
     save_checkpoint(path, checkpoint)
     with pytest.raises(ValueError, match='was made for other weights'):
@@ -94,7 +132,15 @@ def test_the_fingerprint(calibrated, tmp_path):
     weights = dict(load_model(path)[0].state_dict())
     assert fingerprint(dict(reversed(weights.items()))) == first
     assert fingerprint({**weights, 'more': torch.zeros(1)}) != first
-    assert fingerprint({key: value * (1 + 1e-6) if value.is_floating_point() else value for key, value in weights.items()}) != first
+    assert (
+        fingerprint(
+            {
+                key: value * (1 + 1e-6) if value.is_floating_point() else value
+                for key, value in weights.items()
+            }
+        )
+        != first
+    )
 
 
 def test_wrong_usage(trained, capsys):
@@ -105,9 +151,14 @@ def test_wrong_usage(trained, capsys):
     assert stop.value.code == 2
 
 
-@pytest.mark.parametrize(('arguments', 'words'), [
-    (['--bases', 'rab,foo'], "unknown base 'foo'"), (['--bases', ''], "unknown base ''"),
-    (['--out', 'nowhere/x.json'], '--out must be in a folder that can be written to')])
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--bases', 'rab,foo'], "unknown base 'foo'"),
+        (['--bases', ''], "unknown base ''"),
+        (['--out', 'nowhere/x.json'], '--out must be in a folder that can be written to'),
+    ],
+)
 def test_mistakes_are_found_before_the_work(calibrated, monkeypatch, capsys, arguments, words):
     monkeypatch.setattr(calibrate_task, 'open_model', lambda *_: pytest.fail('the work was begun'))
     assert calibrate.main(['--checkpoint', str(calibrated), '--device', 'cpu', *arguments]) != 0
@@ -149,6 +200,7 @@ def stop_at(monkeypatch, steps, fit=None):
             raise KeyboardInterrupt
         fitted.append(options['steps'])
         return real(*arguments, **options)
+
     monkeypatch.setattr(calibrate_task, 'fit_sampler', stopped)
     return fitted
 
@@ -157,13 +209,23 @@ def stop_at(monkeypatch, steps, fit=None):
 def quick(calibrated, monkeypatch):
     """A fit that takes no time, of converged runs that take none."""
     plain = calibrations.read(calibrations.file_of(calibrated))[0]
-    monkeypatch.setattr(calibrate_task, 'Teacher', lambda *arguments, **options: SimpleNamespace(
-        x=None, sigma_max=plain.sigmas[0]))
+    monkeypatch.setattr(
+        calibrate_task,
+        'Teacher',
+        lambda *arguments, **options: SimpleNamespace(x=None, sigma_max=plain.sigmas[0]),
+    )
 
     def fit(*arguments, steps, model, guidance, conditions, guidance_interval, **options):
-        return replace(plain, sigmas=(*(40. / 2 ** i for i in range(steps + 1)), 0.),
-                       corrections=plain.corrections[:1] * steps, model=model, guidance=guidance,
-                       conditions=conditions, guidance_interval=guidance_interval)
+        return replace(
+            plain,
+            sigmas=(*(40.0 / 2**i for i in range(steps + 1)), 0.0),
+            corrections=plain.corrections[:1] * steps,
+            model=model,
+            guidance=guidance,
+            conditions=conditions,
+            guidance_interval=guidance_interval,
+        )
+
     return fit
 
 
@@ -182,9 +244,19 @@ def test_a_call_that_was_interrupted_goes_on(copied, tmp_path, monkeypatch, caps
     assert calibrations.file_of(copied).read_bytes() == straight.read_bytes()
 
 
-@pytest.mark.parametrize('other', [
-    ['--seed', '1'], ['--noises', '5'], ['--guidance', '2'], ['--sigma-min', '0.05'],
-    ['--classes', '3'], ['--bases', 'sei'], ['--batch-size', '3'], ['--raw']])
+@pytest.mark.parametrize(
+    'other',
+    [
+        ['--seed', '1'],
+        ['--noises', '5'],
+        ['--guidance', '2'],
+        ['--sigma-min', '0.05'],
+        ['--classes', '3'],
+        ['--bases', 'sei'],
+        ['--batch-size', '3'],
+        ['--raw'],
+    ],
+)
 def test_what_was_fitted_with_other_settings_is_not_taken(copied, monkeypatch, quick, other):
     command = ['--checkpoint', str(copied), '--steps', '1,2', *FAST]
     stop_at(monkeypatch, 2, quick)
@@ -205,8 +277,9 @@ def test_what_is_not_asked_for_again_stays(copied, monkeypatch, quick):
     assert not unfinished(copied).exists()
 
 
-@pytest.mark.parametrize('text', [
-    '', '[]', '{"settings": 3}', '\ud800', '{"settings": "x", "calibrations": 3}'])
+@pytest.mark.parametrize(
+    'text', ['', '[]', '{"settings": 3}', '\ud800', '{"settings": "x", "calibrations": 3}']
+)
 def test_a_damaged_unfinished_file_is_passed_over(copied, monkeypatch, quick, text):
     unfinished(copied).write_bytes(text.encode('utf-8', 'surrogatepass'))
     fitted = stop_at(monkeypatch, None, quick)
@@ -221,12 +294,20 @@ def pooled(pictures):
 
 @pytest.fixture
 def two_scales(monkeypatch):
-    monkeypatch.setattr(guiding, 'SCALES', (1., 3.))
+    monkeypatch.setattr(guiding, 'SCALES', (1.0, 3.0))
     monkeypatch.setattr(guiding, 'INTERVALS', ((0.6, 2.4),))
     monkeypatch.setattr(guiding, 'FINALISTS', 2)
 
 
-AUTO = {'steps': [2], 'guidance': 'auto', 'noises': 2, 'bases': ['rab'], 'samples': 40, 'device': 'cpu', 'extractor': pooled}
+AUTO = {
+    'steps': [2],
+    'guidance': 'auto',
+    'noises': 2,
+    'bases': ['rab'],
+    'samples': 40,
+    'device': 'cpu',
+    'extractor': pooled,
+}
 
 
 def test_chosen_guidance_is_stored_and_used(copied, tmp_path, two_scales, caplog):
@@ -235,17 +316,26 @@ def test_chosen_guidance_is_stored_and_used(copied, tmp_path, two_scales, caplog
     again = calibrate_task.calibrate(copied, **{**AUTO, 'batch_size': 256})
     assert first.file.read_bytes() == again.file.read_bytes()
     made = calibrations.read(again.file)[0]
-    assert made.quality['fid'] > 0 and made.quality['fid_error'] > 0 and made.guidance in (1., 3.)
+    assert made.quality['fid'] > 0 and made.quality['fid_error'] > 0 and made.guidance in (1.0, 3.0)
     drawn = draw(copied, tmp_path / 'x', steps=2)
     assert f'2 steps and guidance {made.guidance:g}, which was chosen for it' in caplog.text
-    same = draw(copied, tmp_path / 'y', steps=2, sampler='calibrated', guidance=made.guidance, guidance_interval=made.guidance_interval)
+    same = draw(
+        copied,
+        tmp_path / 'y',
+        steps=2,
+        sampler='calibrated',
+        guidance=made.guidance,
+        guidance_interval=made.guidance_interval,
+    )
     assert torch.equal(drawn, same)
-    other = replace(made, guidance=7., quality={'fid': 1., 'fid_error': 0.1})
+    other = replace(made, guidance=7.0, quality={'fid': 1.0, 'fid_error': 0.1})
     calibrations.add(again.file, [other])
-    assert [(entry.steps, entry.guidance) for entry in calibrations.read(again.file)] == [(2, 7.)]
+    assert [(entry.steps, entry.guidance) for entry in calibrations.read(again.file)] == [(2, 7.0)]
 
 
-@pytest.mark.parametrize(('wanted', 'metric'), [((2., None), 'fid'), ((3., (0.25, 0.75)), 'kid'), ((1., None), 'fid')])
+@pytest.mark.parametrize(
+    ('wanted', 'metric'), [((2.0, None), 'fid'), ((3.0, (0.25, 0.75)), 'kid'), ((1.0, None), 'fid')]
+)
 def test_the_best_guidance_is_found(wanted, metric):
     """By a measure that is known, with noise that the first comparison cannot see through."""
     asked = []
@@ -253,18 +343,34 @@ def test_the_best_guidance_is_found(wanted, metric):
     def measure(sampling, n, key):
         here = (sampling.guidance, sampling.guidance_interval)
         asked.append((n, key))
-        return (0. if here == wanted else 1. + sampling.guidance / 10) + 0.2 * (n < 100) * (sampling.guidance == wanted[0]), 0.01
+        return (0.0 if here == wanted else 1.0 + sampling.guidance / 10) + 0.2 * (n < 100) * (
+            sampling.guidance == wanted[0]
+        ), 0.01
 
-    judge = SimpleNamespace(denoiser=SimpleNamespace(sigma_data=0.5), n=400, measure=measure, metric=metric)
+    judge = SimpleNamespace(
+        denoiser=SimpleNamespace(sigma_data=0.5), n=400, measure=measure, metric=metric
+    )
     shares = []
-    assert guiding.choose_guidance(judge, 5, (0.25, 0.75), lambda share, words: shares.append(share)) == wanted
-    assert asked.count((400, 'all')) == guiding.FINALISTS and asked.count((100, 'few')) == len(asked) - guiding.FINALISTS
+    assert (
+        guiding.choose_guidance(judge, 5, (0.25, 0.75), lambda share, words: shares.append(share))
+        == wanted
+    )
+    assert (
+        asked.count((400, 'all')) == guiding.FINALISTS
+        and asked.count((100, 'few')) == len(asked) - guiding.FINALISTS
+    )
     assert shares == sorted(shares) and shares[-1] < 1
 
 
-@pytest.mark.parametrize(('arguments', 'words'), [
-    (['--guidance', 'much'], 'a scale or auto'), (['--guidance', 'auto', '--guidance-interval', '1,2'], 'must be left out'),
-    (['--metric', 'psnr'], 'psnr'), (['--samples', '1'], '--samples must be at least 2')])
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['--guidance', 'much'], 'a scale or auto'),
+        (['--guidance', 'auto', '--guidance-interval', '1,2'], 'must be left out'),
+        (['--metric', 'psnr'], 'psnr'),
+        (['--samples', '1'], '--samples must be at least 2'),
+    ],
+)
 def test_wrong_usage_of_auto(calibrated, capsys, arguments, words):
     try:
         assert calibrate.main(['--checkpoint', str(calibrated), *arguments]) != 0

@@ -1,4 +1,6 @@
-"""Files beside the checkpoints of a run are input like any other: what they hold never ends a run or a command."""
+"""Files beside the checkpoints of a run are input like any other: what they hold never ends a
+run or a command.
+"""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_commands_keep_their_flags(monkeypatch, command):
     found = flags_of(monkeypatch, lambda: module.main(more))
     assert list(differences(wanted, found)) == []
     required = {name for name, row in found.items() if row.get('required')}
-    dropped = {'--config'} if command == 'train' else set()      # --data makes a config
+    dropped = {'--config'} if command == 'train' else set()  # --data makes a config
     assert required == {name for name, row in wanted.items() if row.get('required')} - dropped
 
 

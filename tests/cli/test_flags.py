@@ -1,10 +1,21 @@
-"""Flags made from the fields of settings, and errors that name the argument in Python and the flag in the shell."""
+"""Flags made from the fields of settings, and errors that name the argument in Python and the
+flag in the shell.
+"""
+
 import dataclasses
 
 import pytest
 
 from k_diffusion.cli.flags import name_flags, run_command
-from k_diffusion.core.settings import SettingsError, at_least, check_settings, comma_list, one_of, setting, takes_settings
+from k_diffusion.core.settings import (
+    SettingsError,
+    at_least,
+    check_settings,
+    comma_list,
+    one_of,
+    setting,
+    takes_settings,
+)
 from k_diffusion.tasks.calibrate import CalibrateSettings
 from k_diffusion.tasks.clip import ClipSettings
 from k_diffusion.tasks.evaluate import EvaluationSettings
@@ -27,8 +38,13 @@ class Settings:
     network: object = setting(None)
 
     def __post_init__(self):
-        check_settings(at_least(self, 1, 'batch_size'), one_of(self, ('a', 'b'), 'kind'),
-                       None if self.rate is None or self.rate > 0 else f'rate must be above 0; got {self.rate}')
+        check_settings(
+            at_least(self, 1, 'batch_size'),
+            one_of(self, ('a', 'b'), 'kind'),
+            None
+            if self.rate is None or self.rate > 0
+            else f'rate must be above 0; got {self.rate}',
+        )
 
 
 @takes_settings(Settings)
@@ -40,16 +56,37 @@ def task(settings):
 
 def run(*argv, **defaults):
     seen = []
-    status = run_command('prog', task, lambda result: seen.append(result) or 'done', about='A task.', example='example:\n  prog here',
-                         as_json=dataclasses.asdict, argv=list(argv), **defaults)
+    status = run_command(
+        'prog',
+        task,
+        lambda result: seen.append(result) or 'done',
+        about='A task.',
+        example='example:\n  prog here',
+        as_json=dataclasses.asdict,
+        argv=list(argv),
+        **defaults,
+    )
     return status, seen[0] if seen else None
 
 
 def test_flags_are_the_fields():
     assert run('here') == (0, Settings('here'))
-    given = ['--batch-size', '7', '--rate', '0.5', '--kind', 'b', '--no-verify', '--dry-run', '--raw', '--cond', 'x', '--cond', 'y']
-    assert run('here', *given) == (
-        0, Settings('here', 7, 0.5, 'b', False, True, False, ['x', 'y']))
+    given = [
+        '--batch-size',
+        '7',
+        '--rate',
+        '0.5',
+        '--kind',
+        'b',
+        '--no-verify',
+        '--dry-run',
+        '--raw',
+        '--cond',
+        'x',
+        '--cond',
+        'y',
+    ]
+    assert run('here', *given) == (0, Settings('here', 7, 0.5, 'b', False, True, False, ['x', 'y']))
     assert run('here', batch_size=9)[1].batch_size == 9
 
 
@@ -57,7 +94,11 @@ def test_help_shows_meaning_default_and_example(capsys):
     with pytest.raises(SystemExit):
         run('--help')
     text = ' '.join(capsys.readouterr().out.split())
-    assert 'how many at a time (default: 4)' in text and 'example: prog here' in text and '--network' not in text
+    assert (
+        'how many at a time (default: 4)' in text
+        and 'example: prog here' in text
+        and '--network' not in text
+    )
     assert 'take it as it is' in text and '{a,b}' in text
 
 
@@ -69,8 +110,13 @@ def test_help_shows_the_defaults_of_a_script(capsys):
 
 
 def test_lists_with_commas():
-    assert comma_list(int, 'whole numbers')('3, 5') == (3, 5) and comma_list(float, 'a pair', 2)('1,2.5') == (1., 2.5)
-    for parse, text in (comma_list(int, 'whole numbers'), '3,x'), (comma_list(float, 'a pair', 2), '1,2,3'):
+    assert comma_list(int, 'whole numbers')('3, 5') == (3, 5) and comma_list(float, 'a pair', 2)(
+        '1,2.5'
+    ) == (1.0, 2.5)
+    for parse, text in (
+        (comma_list(int, 'whole numbers'), '3,x'),
+        (comma_list(float, 'a pair', 2), '1,2,3'),
+    ):
         with pytest.raises(ValueError, match=f'it must be .*; got {text!r}'):
             parse(text)
 
@@ -78,17 +124,28 @@ def test_lists_with_commas():
 def test_all_that_is_wrong_is_told_at_once_by_the_name_of_the_argument():
     with pytest.raises(ValueError) as error:
         task('here', batch_size=0, kind='c', rate=-1)
-    assert str(error.value) == "batch_size must be at least 1; got 0. kind must be one of a, b; got 'c'. rate must be above 0; got -1"
-    with pytest.raises(TypeError, match="task has no argument 'batchsize', did you mean 'batch_size'"):
+    assert str(error.value) == (
+        "batch_size must be at least 1; got 0. kind must be one of a, b; got 'c'. rate must be "
+        'above 0; got -1'
+    )
+    with pytest.raises(
+        TypeError, match="task has no argument 'batchsize', did you mean 'batch_size'"
+    ):
         task('here', batchsize=3)
     assert task(Settings('here')) == task('here') == Settings('here')
 
 
 def test_the_shell_names_flags(capsys):
     assert run('here', '--batch-size', '0', '--rate', '-1')[0] == 1
-    assert capsys.readouterr().err == 'prog: --batch-size must be at least 1; got 0. --rate must be above 0; got -1.0\n'
+    assert (
+        capsys.readouterr().err
+        == 'prog: --batch-size must be at least 1; got 0. --rate must be above 0; got -1.0\n'
+    )
     assert run('nowhere')[0] == 1
-    assert capsys.readouterr().err == 'prog: place must exist; got nowhere; pass --dry-run or --no-verify\n'
+    assert (
+        capsys.readouterr().err
+        == 'prog: place must exist; got nowhere; pass --dry-run or --no-verify\n'
+    )
 
 
 def test_json_is_one_line(capsys):
@@ -97,7 +154,7 @@ def test_json_is_one_line(capsys):
 
 
 def test_values_and_every_kind_of_error_are_translated():
-    text = 'x; pass batch_size=3, kind=\'b\', rate=... or other=2'
+    text = "x; pass batch_size=3, kind='b', rate=... or other=2"
     assert name_flags(text, Settings) == "x; pass --batch-size 3, --kind 'b', --rate or other=2"
     assert name_flags('the new kind must be old', Settings) == 'the new kind must be old'
 
@@ -106,22 +163,52 @@ def test_errors_of_the_disk_name_flags_too(capsys):
     @takes_settings(Settings)
     def fail(settings):
         raise OSError('the disk is full; pass batch_size=1')
+
     assert run_command('prog', fail, str, about='', example='', argv=['here']) == 1
     assert capsys.readouterr().err == 'prog: the disk is full; pass --batch-size 1\n'
 
 
-@pytest.mark.parametrize(('kind', 'given', 'wrong'), [
-    (SampleSettings, {'n': 0, 'sampler': 'calibrated', 'schedule': 'karras', 'sigma_min': 1.}, ['n', 'schedule', 'sigma_min']),
-    (ClipSettings, {'prompts': [], 'cutn': 0, 'schedule': 'x', 'sigma_start': 3., 'sampler': 'dpm_fast', 'time_travel_steps': 2},
-     ['prompts', 'cutn', 'schedule', 'sigma_start', 'sampler']),
-    (CalibrateSettings, {'noises': 1, 'batch_size': 0, 'steps': [], 'bases': ['x']}, ['noises', 'batch_size', 'steps', 'bases']),
-    (EvaluationSettings, {'n': 1, 'steps': 0, 'sampler': 'x', 'schedule': 'x', 'blocks': 1, 'metrics': ['fidd']},
-     ['n', 'steps', 'sampler', 'schedule', 'blocks', 'metrics']),
-    (LikelihoodSettings, {'n': 0}, ['n']), (SampleSettings, {'sampler': 5}, ['sampler']),
-    (ClipSettings, {'prompts': 'a red apple'}, ['prompts']), (CalibrateSettings, {'steps': 5}, ['steps']),
-    (SampleSettings, {'classes': '3', 'cond': 'text=a'}, ['classes']), (EvaluationSettings, {'metrics': 'fid'}, ['metrics']),
-])
+@pytest.mark.parametrize(
+    ('kind', 'given', 'wrong'),
+    [
+        (
+            SampleSettings,
+            {'n': 0, 'sampler': 'calibrated', 'schedule': 'karras', 'sigma_min': 1.0},
+            ['n', 'schedule', 'sigma_min'],
+        ),
+        (
+            ClipSettings,
+            {
+                'prompts': [],
+                'cutn': 0,
+                'schedule': 'x',
+                'sigma_start': 3.0,
+                'sampler': 'dpm_fast',
+                'time_travel_steps': 2,
+            },
+            ['prompts', 'cutn', 'schedule', 'sigma_start', 'sampler'],
+        ),
+        (
+            CalibrateSettings,
+            {'noises': 1, 'batch_size': 0, 'steps': [], 'bases': ['x']},
+            ['noises', 'batch_size', 'steps', 'bases'],
+        ),
+        (
+            EvaluationSettings,
+            {'n': 1, 'steps': 0, 'sampler': 'x', 'schedule': 'x', 'blocks': 1, 'metrics': ['fidd']},
+            ['n', 'steps', 'sampler', 'schedule', 'blocks', 'metrics'],
+        ),
+        (LikelihoodSettings, {'n': 0}, ['n']),
+        (SampleSettings, {'sampler': 5}, ['sampler']),
+        (ClipSettings, {'prompts': 'a red apple'}, ['prompts']),
+        (CalibrateSettings, {'steps': 5}, ['steps']),
+        (SampleSettings, {'classes': '3', 'cond': 'text=a'}, ['classes']),
+        (EvaluationSettings, {'metrics': 'fid'}, ['metrics']),
+    ],
+)
 def test_settings_report_each_wrong_field(kind, given, wrong):
     with pytest.raises(SettingsError) as error:
         kind(**{'checkpoint': 'm.pth', **given})
-    assert [problem.split(' must ')[0] for problem in error.value.problems] == wrong and '--' not in str(error.value)
+    assert [
+        problem.split(' must ')[0] for problem in error.value.problems
+    ] == wrong and '--' not in str(error.value)

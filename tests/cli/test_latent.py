@@ -1,4 +1,5 @@
 """Latent diffusion and conditions from config to pictures, on a few digits for a few steps."""
+
 from __future__ import annotations
 
 import json
@@ -16,8 +17,18 @@ from k_diffusion.tasks.run.settings import RunSettings
 from k_diffusion.tasks.sample import sample
 from k_diffusion.tasks.train import train
 
-AUTOENCODER = {'model': {'type': 'autoencoder', 'input_channels': 1, 'input_size': [16, 16], 'channels': [16, 16], 'latent_channels': 2},
-               'dataset': {'type': 'demo'}, 'lr_sched': {'type': 'constant'}, 'training': {'batch_size': 8, 'end_step': 4}}
+AUTOENCODER = {
+    'model': {
+        'type': 'autoencoder',
+        'input_channels': 1,
+        'input_size': [16, 16],
+        'channels': [16, 16],
+        'latent_channels': 2,
+    },
+    'dataset': {'type': 'demo'},
+    'lr_sched': {'type': 'constant'},
+    'training': {'batch_size': 8, 'end_step': 4},
+}
 SAMPLING = {'steps': 3, 'device': 'cpu', 'show': False}
 
 
@@ -34,20 +45,38 @@ def autoencoder(tmp_path_factory):
 def test_an_autoencoder_is_trained_and_gone_on_with(autoencoder, tmp_path, capsys):
     assert autoencoder.path.exists() and autoencoder.pictures.exists() and autoencoder.step == 4
     (tmp_path / 'c.json').write_text(json.dumps(AUTOENCODER))
-    flags = ['train-autoencoder', '--config', str(tmp_path / 'c.json'), '--run-dir', str(tmp_path / 'run'), '--name', 'ae',
-             '--device', 'cpu', '--json']
+    flags = [
+        'train-autoencoder',
+        '--config',
+        str(tmp_path / 'c.json'),
+        '--run-dir',
+        str(tmp_path / 'run'),
+        '--name',
+        'ae',
+        '--device',
+        'cpu',
+        '--json',
+    ]
     assert main([*flags, '--end-step', '2']) == 0 and main(flags) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told['step'] == 4
     for name, value in K.core.weights.load_safetensors(told['path']).items():
-        torch.testing.assert_close(value, K.core.weights.load_safetensors(autoencoder.path)[name], msg=name)
+        torch.testing.assert_close(
+            value, K.core.weights.load_safetensors(autoencoder.path)[name], msg=name
+        )
 
 
 @pytest.fixture
 def latent(tiny, autoencoder):
     """A config that is made latent by one key (the shape aside)."""
-    return tiny(('model', 'input_channels', 2), ('model', 'input_size', [8, 8]), ('model', 'augment_prob', 0.), ('model', 'patch_size', 1),
-                ('encoder', 'type', 'autoencoder'), ('encoder', 'location', str(autoencoder.path)))
+    return tiny(
+        ('model', 'input_channels', 2),
+        ('model', 'input_size', [8, 8]),
+        ('model', 'augment_prob', 0.0),
+        ('model', 'patch_size', 1),
+        ('encoder', 'type', 'autoencoder'),
+        ('encoder', 'location', str(autoencoder.path)),
+    )
 
 
 def test_a_run_reads_its_autoencoder_once(latent, tmp_path, monkeypatch):
@@ -79,20 +108,43 @@ def test_training_and_sampling_in_latents(latent, tmp_path, autoencoder):
 
 @pytest.mark.slow
 def test_latent_models_are_measured_as_pictures(latent, tmp_path, capsys):
-    run = trained(latent, tmp_path / 'run', evaluate_n=32, evaluate_every=2, evaluate_with='classifier')
+    run = trained(
+        latent, tmp_path / 'run', evaluate_n=32, evaluate_every=2, evaluate_with='classifier'
+    )
     assert (tmp_path / 'run' / 'm_metrics.csv').exists()
     flags = ['--checkpoint', str(run.checkpoint), '-n', '32', '--device', 'cpu']
-    assert main(['evaluate', *flags, '--extractor', 'classifier', '--steps', '2', '--out', str(tmp_path / 'e'), '--json']) == 0
+    assert (
+        main(
+            [
+                'evaluate',
+                *flags,
+                '--extractor',
+                'classifier',
+                '--steps',
+                '2',
+                '--out',
+                str(tmp_path / 'e'),
+                '--json',
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out.splitlines()[-1])['fid'] > 0
-    assert main(['likelihood', *flags]) == 1 and 'must be of a model of pixels' in capsys.readouterr().err
+    assert (
+        main(['likelihood', *flags]) == 1
+        and 'must be of a model of pixels' in capsys.readouterr().err
+    )
 
 
-@pytest.mark.parametrize('changes, message', [
-    ((('model', 'input_channels', 1),), 'have 2 channels; set it to 2'),
-    ((('model', 'augment_prob', 0.1),), 'set it to 0'),
-    ((('encoder', 'location', 'none.safetensors'),), 'no file at none.safetensors'),
-    ((('encoder', 'type', 'autoencodr'),), "did you mean 'autoencoder'"),
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ((('model', 'input_channels', 1),), 'have 2 channels; set it to 2'),
+        ((('model', 'augment_prob', 0.1),), 'set it to 0'),
+        ((('encoder', 'location', 'none.safetensors'),), 'no file at none.safetensors'),
+        ((('encoder', 'type', 'autoencodr'),), "did you mean 'autoencoder'"),
+    ],
+)
 def test_mistakes(latent, tmp_path, capsys, changes, message):
     config = json.loads(Path(latent).read_text())
     for section, key, value in changes:
@@ -106,6 +158,7 @@ def test_mistakes(latent, tmp_path, capsys, changes, message):
 
 # Conditions
 
+
 def conditional(tiny, tmp_path, conditions, **dims):
     path = tiny(*[('model', key, value) for key, value in dims.items()])
     config = json.loads(Path(path).read_text())
@@ -115,14 +168,20 @@ def conditional(tiny, tmp_path, conditions, **dims):
 
 
 def test_text_and_a_coarse_picture_from_config_to_samples(tiny, tmp_path):
-    config = conditional(tiny, tmp_path, [{'type': 'text', 'template': 'the digit {}'}, {'type': 'super-resolution', 'factor': 4}],
-                         cross_cond_dim=64, cross_attn_depths=[False, True], unet_cond_dim=1)
+    config = conditional(
+        tiny,
+        tmp_path,
+        [{'type': 'text', 'template': 'the digit {}'}, {'type': 'super-resolution', 'factor': 4}],
+        cross_cond_dim=64,
+        cross_attn_depths=[False, True],
+        unet_cond_dim=1,
+    )
     run = trained(config, tmp_path / 'run', micro_batch='auto')
     save_image(tmp_path / 'p.png', torch.rand(1, 16, 16) * 2 - 1)
     ask = [f'super-resolution={tmp_path}/p.png', 'text=the digit 3', 'text=the digit 7']
-    drawn = sample(run.checkpoint, 4, tmp_path / 'out', cond=ask, guidance=3., **SAMPLING)
+    drawn = sample(run.checkpoint, 4, tmp_path / 'out', cond=ask, guidance=3.0, **SAMPLING)
     assert drawn.images.shape == (4, 1, 16, 16)
-    with pytest.raises(ValueError, match="cond must hold a value .* give super-resolution=VALUE"):
+    with pytest.raises(ValueError, match='cond must hold a value .* give super-resolution=VALUE'):
         sample(run.checkpoint, 4, tmp_path / 'b', cond=['text=x'], **SAMPLING)
     with pytest.raises(ValueError, match='where the model has the types text, super-resolution'):
         sample(run.checkpoint, 4, tmp_path / 'b', cond=['txt=x'], **SAMPLING)
@@ -134,22 +193,54 @@ def test_conditions_matter_and_guidance_takes_them_away(tiny, tmp_path):
     denoiser, _ = K.load_model(run.checkpoint)
     conditions = denoiser.experiment.conditions()
     a, b = (conditions[0][1].asked(text, None) for text in ('1', '2'))
-    x, sigma = torch.randn(1, 1, 16, 16), torch.tensor([1.])
+    x, sigma = torch.randn(1, 1, 16, 16), torch.tensor([1.0])
     label = {'class_cond': torch.tensor([3])}
     assert (denoiser(x, sigma, **a, **label) != denoiser(x, sigma, **b, **label)).any()
     null = null_conditions(10, conditions)
-    guided = K.guidance.classifier_free(denoiser, null, 2.)(x, sigma, **a, **label)
+    guided = K.guidance.classifier_free(denoiser, null, 2.0)(x, sigma, **a, **label)
     nothing = denoiser(x, sigma, mapping_cond=torch.zeros(1, 64), class_cond=torch.tensor([10]))
-    torch.testing.assert_close(guided, nothing + 2 * (denoiser(x, sigma, **a, **label) - nothing), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        guided, nothing + 2 * (denoiser(x, sigma, **a, **label) - nothing), atol=1e-5, rtol=1e-5
+    )
 
 
-@pytest.mark.parametrize('conditions, dims, message', [
-    ([{'type': 'text'}], {}, "model.cross_cond_dim is 0, and the condition 'text' is 64 wide; set it to 64"),
-    ([{'type': 'super-resolution'}, {'type': 'inpainting'}], {'unet_cond_dim': 2}, 'both go into unet_cond'),
-    ([{'type': 'inpaint'}], {}, "conditions[0].type: unknown type 'inpaint', did you mean 'inpainting'"),
-    ([{'type': 'text', 'location': 'none.txt'}], {}, 'there is no such file'),
-])
+@pytest.mark.parametrize(
+    'conditions, dims, message',
+    [
+        (
+            [{'type': 'text'}],
+            {},
+            "model.cross_cond_dim is 0, and the condition 'text' is 64 wide; set it to 64",
+        ),
+        (
+            [{'type': 'super-resolution'}, {'type': 'inpainting'}],
+            {'unet_cond_dim': 2},
+            'both go into unet_cond',
+        ),
+        (
+            [{'type': 'inpaint'}],
+            {},
+            "conditions[0].type: unknown type 'inpaint', did you mean 'inpainting'",
+        ),
+        ([{'type': 'text', 'location': 'none.txt'}], {}, 'there is no such file'),
+    ],
+)
 def test_mistaken_conditions(tiny, tmp_path, capsys, conditions, dims, message):
     config = conditional(tiny, tmp_path, conditions, **dims)
-    assert main(['train', '--config', str(config), '--run-dir', str(tmp_path / 'r'), '--device', 'cpu', '--end-step', '1']) == 1
+    assert (
+        main(
+            [
+                'train',
+                '--config',
+                str(config),
+                '--run-dir',
+                str(tmp_path / 'r'),
+                '--device',
+                'cpu',
+                '--end-step',
+                '1',
+            ]
+        )
+        == 1
+    )
     assert message in capsys.readouterr().err.splitlines()[-1]

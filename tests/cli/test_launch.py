@@ -1,4 +1,5 @@
 """accelerate launch that starts one process where several were asked for."""
+
 from __future__ import annotations
 
 import os
@@ -27,18 +28,24 @@ def notes(monkeypatch, *words, **environment):
     return [str(note.message) for note in seen]
 
 
-@pytest.mark.parametrize('words', [
-    ['--num_processes', '2'], ['--num_processes=2'], ['--cpu', '--num-processes', '2', 'x.py']])
+@pytest.mark.parametrize(
+    'words',
+    [['--num_processes', '2'], ['--num_processes=2'], ['--cpu', '--num-processes', '2', 'x.py']],
+)
 def test_one_process_in_place_of_two_is_told(monkeypatch, words):
     said = notes(monkeypatch, 'accelerate', 'launch', *words, ACCELERATE_MIXED_PRECISION='no')
     assert said and 'was asked for 2 processes and started one' in said[0]
     assert said[0].endswith('or take torchrun with its option nproc-per-node, 2')
 
 
-@pytest.mark.parametrize(('words', 'environment'), [
-    (['--num_processes', '1'], {'ACCELERATE_MIXED_PRECISION': 'no'}),
-    (['x.py'], {'ACCELERATE_MIXED_PRECISION': 'no'}),
-    (['--num_processes', '2'], {})])
+@pytest.mark.parametrize(
+    ('words', 'environment'),
+    [
+        (['--num_processes', '1'], {'ACCELERATE_MIXED_PRECISION': 'no'}),
+        (['x.py'], {'ACCELERATE_MIXED_PRECISION': 'no'}),
+        (['--num_processes', '2'], {}),
+    ],
+)
 def test_nothing_is_told_where_one_was_asked_for(monkeypatch, words, environment):
     assert notes(monkeypatch, 'accelerate', 'launch', *words, **environment) == []
 
@@ -46,10 +53,33 @@ def test_nothing_is_told_where_one_was_asked_for(monkeypatch, words, environment
 @pytest.mark.faults
 def test_the_launcher_itself_is_understood(tiny, tmp_path):
     pytest.importorskip('accelerate', reason='accelerate is in the extra "train"')
-    command = [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2',
-               str(ROOT / 'train.py'), '--config', tiny(), '--run-dir', str(tmp_path / 'run'),
-               '--end-step', '1', '--demo-every', '0', '--evaluate-n', '0', '--num-workers', '0']
-    done = subprocess.run(command, capture_output=True, text=True, check=False,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+    command = [
+        sys.executable,
+        '-m',
+        'accelerate.commands.launch',
+        '--cpu',
+        '--num_processes',
+        '2',
+        str(ROOT / 'train.py'),
+        '--config',
+        tiny(),
+        '--run-dir',
+        str(tmp_path / 'run'),
+        '--end-step',
+        '1',
+        '--demo-every',
+        '0',
+        '--evaluate-n',
+        '0',
+        '--num-workers',
+        '0',
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+    )
     assert done.returncode == 0, done.stderr
     assert 'note: accelerate launch was asked for 2 processes and started one' in done.stderr

@@ -1,4 +1,6 @@
-"""The folder of a run that is moved or deleted while it trains: one sentence, and nothing is written elsewhere."""
+"""The folder of a run that is moved or deleted while it trains: one sentence, and nothing is
+written elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class At:
 
 @pytest.fixture
 def train(tiny, tmp_path, monkeypatch, capsys):
-    """train(act, *flags) -> the exit status of a run, which `act` is done to after step 3, and what it said."""
+    """train(act, *flags) -> the exit status of a run, which `act` is done to after step 3, and
+    what it said.
+    """
     make = run._make_hooks
 
     def start(act, *flags):

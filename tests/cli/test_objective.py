@@ -19,21 +19,32 @@ class Spy:
 
 def batch(items, **more):
     quantiles = torch.linspace(0.1, 0.9, len(items), dtype=torch.float64)
-    return {'image': torch.zeros(len(items), 1, 2, 2), 'item': torch.tensor(items), 'u': quantiles, **more}
+    return {
+        'image': torch.zeros(len(items), 1, 2, 2),
+        'item': torch.tensor(items),
+        'u': quantiles,
+        **more,
+    }
 
 
 def test_noise_is_named_by_the_item_and_sigma_by_the_quantile():
     spy = Spy()
-    loss = make_loss(spy, LogNormal(mean=0., std=1.), seed=5)
+    loss = make_loss(spy, LogNormal(mean=0.0, std=1.0), seed=5)
     sigma = loss(batch([7, 8, 9]))
     assert torch.equal(spy.seen['noise'][1:2], randn_items((1, 2, 2), [derive_seed(5, 'noise', 8)]))
-    assert sigma.dtype == torch.float32 and torch.allclose(sigma[1], torch.tensor(1.)) and (sigma.diff() > 0).all()
+    assert (
+        sigma.dtype == torch.float32
+        and torch.allclose(sigma[1], torch.tensor(1.0))
+        and (sigma.diff() > 0).all()
+    )
     assert spy.seen.keys() == {'input', 'noise', 'sigma'}
 
 
 def test_classes_are_dropped_item_by_item():
     spy, items = Spy(), list(range(2000))
-    loss = make_loss(spy, LogNormal(mean=0., std=1.), seed=0, num_classes=3, cond_dropout_rate=0.25)
+    loss = make_loss(
+        spy, LogNormal(mean=0.0, std=1.0), seed=0, num_classes=3, cond_dropout_rate=0.25
+    )
     loss(batch(items, class_cond=torch.ones(2000, dtype=torch.long)))
     dropped = spy.seen['class_cond'] == 3
     assert 0.2 < dropped.float().mean() < 0.3 and (spy.seen['class_cond'][~dropped] == 1).all()
@@ -43,14 +54,18 @@ def test_classes_are_dropped_item_by_item():
 
 def test_labels_of_a_model_without_classes_stay_out_and_augmentation_goes_in():
     spy = Spy()
-    make_loss(spy, LogNormal(mean=0., std=1.), seed=0)(batch([1], class_cond=torch.tensor([1]), aug_cond=torch.ones(1, 9)))
+    make_loss(spy, LogNormal(mean=0.0, std=1.0), seed=0)(
+        batch([1], class_cond=torch.tensor([1]), aug_cond=torch.ones(1, 9))
+    )
     assert 'class_cond' not in spy.seen and torch.equal(spy.seen['aug_cond'], torch.ones(1, 9))
 
 
 def test_share_is_uniform():
     values = torch.tensor([share(0, 'x', i) for i in range(4000)])
     assert values.min() >= 0 and values.max() < 1
-    assert values.mean().item() == pytest.approx(0.5, abs=0.02) and values.std().item() == pytest.approx(12**-0.5, abs=0.01)
+    assert values.mean().item() == pytest.approx(
+        0.5, abs=0.02
+    ) and values.std().item() == pytest.approx(12**-0.5, abs=0.01)
 
 
 def test_skipped_pictures_are_told_once_counted_and_listed(tmp_path):
@@ -58,7 +73,11 @@ def test_skipped_pictures_are_told_once_counted_and_listed(tmp_path):
     trainer = SimpleNamespace(accelerator=SimpleNamespace(is_main_process=True))
     notice = SkippedNotice(1, skipped, tmp_path / 'skipped.txt', said.append)
     notice(trainer)
-    assert len(said) == 11 and said[0] == 'skipped 0.png: cut short' and 'skipped 12 pictures in all' in said[-1]
+    assert (
+        len(said) == 11
+        and said[0] == 'skipped 0.png: cut short'
+        and 'skipped 12 pictures in all' in said[-1]
+    )
     assert len((tmp_path / 'skipped.txt').read_text().splitlines()) == 12
     notice(trainer)
     assert len(said) == 11

@@ -1,4 +1,7 @@
-"""File and class names with escape codes, newlines and bytes that are not UTF-8, through the commands."""
+"""File and class names with escape codes, newlines and bytes that are not UTF-8, through the
+commands.
+"""
+
 from __future__ import annotations
 
 import json
@@ -18,12 +21,16 @@ SHOWN = [r'\xff.png', r'a\x1b[31m.png', r'new\nline.png', r'\u202egnp.png']
 
 @pytest.fixture
 def pictures(tmp_path):
-    """A folder of two classes of odd names, each with 8 good pictures and as many broken as there are odd names."""
+    """A folder of two classes of odd names, each with 8 good pictures and as many broken as
+    there are odd names.
+    """
     root = tmp_path / 'pictures'
     for folder in (b'a\x1b]0;title\x07', b'b\xfe\n'):
         os.makedirs(os.fsencode(root) + b'/' + folder)
         for i in range(8):
-            Image.new('L', (16, 16), 20 * i).save(os.fsencode(root) + b'/' + folder + b'/%d.png' % i, 'PNG')
+            Image.new('L', (16, 16), 20 * i).save(
+                os.fsencode(root) + b'/' + folder + b'/%d.png' % i, 'PNG'
+            )
         for name in ODD:
             with open(os.fsencode(root) + b'/' + folder + b'/' + name, 'wb') as file:
                 file.write(b'broken')
@@ -31,17 +38,43 @@ def pictures(tmp_path):
 
 
 def check_text(text):
-    """Nothing in a text but what prints, and line ends (and what the progress of a terminal is made of)."""
+    """Nothing in a text but what prints, and line ends (and what the progress of a terminal is
+    made of).
+    """
     assert text.replace('\n', '').isprintable(), text
     return text
 
 
 def test_training_names_broken_pictures_and_goes_on(pictures, tiny, tmp_path, capsys):
-    config = tiny(('dataset', 'type', 'imagefolder'), ('dataset', 'location', str(pictures)), ('dataset', 'labels', 'folders'),
-                  ('dataset', 'num_classes', 2))
+    config = tiny(
+        ('dataset', 'type', 'imagefolder'),
+        ('dataset', 'location', str(pictures)),
+        ('dataset', 'labels', 'folders'),
+        ('dataset', 'num_classes', 2),
+    )
     for steps in ('1', '2'):
-        assert main(['train', '--config', config, '--run-dir', str(tmp_path / 'run'), '--name', 'tiny', '--demo-every', '0',
-                     '--evaluate-n', '0', '--device', 'cpu', '--end-step', steps]) == 0
+        assert (
+            main(
+                [
+                    'train',
+                    '--config',
+                    config,
+                    '--run-dir',
+                    str(tmp_path / 'run'),
+                    '--name',
+                    'tiny',
+                    '--demo-every',
+                    '0',
+                    '--evaluate-n',
+                    '0',
+                    '--device',
+                    'cpu',
+                    '--end-step',
+                    steps,
+                ]
+            )
+            == 0
+        )
         shown = check_text(capsys.readouterr().err)
         assert r'0 a\x1b]0;title\x07, 1 b\xfe\n' in shown and all(name in shown for name in SHOWN)
     listed = check_text((tmp_path / 'run' / 'tiny_skipped.txt').read_text('utf-8'))
@@ -62,8 +95,12 @@ def test_the_look_at_a_data_set(pictures, kind, tmp_path, capsys):
     assert main(['dataset', str(place), '--size', '8', '--json']) == 0
     found = json.loads(capsys.readouterr().out)
     assert found['readable'] == 16 and len(found['broken']) == 8
-    dataset = open_dataset(ImageFolderConfig(location=str(place), labels='folders', num_classes=2), (8, 8))
-    assert dataset.class_names == [r'a\x1b]0;title\x07', r'b\xfe\n'] and torch.equal(dataset.labels, torch.arange(2).repeat_interleave(8))
+    dataset = open_dataset(
+        ImageFolderConfig(location=str(place), labels='folders', num_classes=2), (8, 8)
+    )
+    assert dataset.class_names == [r'a\x1b]0;title\x07', r'b\xfe\n'] and torch.equal(
+        dataset.labels, torch.arange(2).repeat_interleave(8)
+    )
 
 
 def test_a_place_of_an_odd_name_that_is_not_there(tmp_path, capsys):
@@ -74,11 +111,34 @@ def test_a_place_of_an_odd_name_that_is_not_there(tmp_path, capsys):
 def test_names_of_runs_and_checkpoints_and_wrong_options_are_shown_escaped(tiny, tmp_path, capsys):
     odd = 'a\x1b[31m\n\udcff'
     folder = str(tmp_path / f'run {odd}')
-    assert main(['train', '--config', tiny(), '--run-dir', folder, '--name', odd, '--demo-every', '0', '--evaluate-n', '0',
-                 '--device', 'cpu', '--end-step', '1']) == 0
+    assert (
+        main(
+            [
+                'train',
+                '--config',
+                tiny(),
+                '--run-dir',
+                folder,
+                '--name',
+                odd,
+                '--demo-every',
+                '0',
+                '--evaluate-n',
+                '0',
+                '--device',
+                'cpu',
+                '--end-step',
+                '1',
+            ]
+        )
+        == 0
+    )
     lines = check_text(capsys.readouterr().err).splitlines()
     shown = r'a\x1b[31m\n\xff'
-    assert any(line.startswith(f'{shown} done at step 1: ') and line.endswith(f'{shown}_00000001.pth') for line in lines)
+    assert any(
+        line.startswith(f'{shown} done at step 1: ') and line.endswith(f'{shown}_00000001.pth')
+        for line in lines
+    )
     with pytest.raises(SystemExit):
         main(['info', odd, odd])
     assert shown in check_text(capsys.readouterr().err)

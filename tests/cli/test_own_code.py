@@ -1,4 +1,5 @@
 """Networks and samplers of one's own, from Python and as FILE.py:NAME."""
+
 import json
 
 import pytest
@@ -27,7 +28,8 @@ def sample_halves(model, x, sigmas, extra_args=None, callback=None, disable=None
         denoised = model(x, sigmas[i] * x.new_ones([len(x)]), **(extra_args or {}))
         x = denoised + (x - denoised) * sigmas[i + 1] / sigmas[i]
         if callback is not None:
-            callback({'x': x, 'i': i, 'sigma': sigmas[i], 'sigma_hat': sigmas[i], 'denoised': denoised})
+            state = {'x': x, 'i': i, 'sigma': sigmas[i], 'sigma_hat': sigmas[i]}
+            callback({**state, 'denoised': denoised})
     return x
 
 @K.sampling.sampler(order=1)
@@ -52,8 +54,18 @@ def own(tmp_path_factory):
     folder = tmp_path_factory.mktemp('own')
     (folder / 'net.py').write_text(NETWORK)
     (folder / 'samplers.py').write_text(SAMPLERS)
-    K.train(network=f'{folder}/net.py:MyNet', dataset=PICTURES, name='own', run_dir=folder, end_step=1, demo_every=0,
-            evaluate_n=0, batch_size=4, allow_code=True, **QUIET)
+    K.train(
+        network=f'{folder}/net.py:MyNet',
+        dataset=PICTURES,
+        name='own',
+        run_dir=folder,
+        end_step=1,
+        demo_every=0,
+        evaluate_n=0,
+        batch_size=4,
+        allow_code=True,
+        **QUIET,
+    )
     return folder
 
 
@@ -63,29 +75,67 @@ def net(folder):
 
 @pytest.mark.parametrize('given', ['instance', 'file'])
 def test_every_task_takes_the_network(own, tmp_path, given):
-    how = {'network': net(own), 'allow_code': True} if given == 'file' else {
-        'network': load_reference(net(own), 'network', True)()}
+    how = (
+        {'network': net(own), 'allow_code': True}
+        if given == 'file'
+        else {'network': load_reference(net(own), 'network', True)()}
+    )
     asked = {'checkpoint': own, **how, **QUIET}
     samples = draw(n=2, steps=3, out=tmp_path / 'a', **asked)
     denoiser, _ = K.load_model(own, **how)
     torch.testing.assert_close(samples.images, K.sample(denoiser, [2, 1, 8, 8], 3, seeds=0))
-    evaluation = K.evaluate(n=6, steps=2, extractor=features, metrics=['fid'], out=tmp_path / 'b', dataset=PICTURES, **asked)
+    evaluation = K.evaluate(
+        n=6,
+        steps=2,
+        extractor=features,
+        metrics=['fid'],
+        out=tmp_path / 'b',
+        dataset=PICTURES,
+        **asked,
+    )
     assert evaluation.values['fid'] > 0 and evaluation.facts['reference_n'] == 12
     assert K.likelihood(n=2, steps=1, out=tmp_path / 'c', dataset=PICTURES, **asked).mean != 0
-    assert K.calibrate(steps=[2], noises=2, bases=['eab'], out=tmp_path / 'd.json', **asked).calibrations[0].steps == 2
+    assert (
+        K.calibrate(steps=[2], noises=2, bases=['eab'], out=tmp_path / 'd.json', **asked)
+        .calibrations[0]
+        .steps
+        == 2
+    )
     folder = make_clip(tmp_path / 'clip', WORDS, size=8, channels=1, width=16, layers=1)
-    assert K.clip(['a'], n=1, steps=2, clip_model=folder, out=tmp_path / 'e', **asked).images.isfinite().all()
+    assert (
+        K.clip(['a'], n=1, steps=2, clip_model=folder, out=tmp_path / 'e', **asked)
+        .images.isfinite()
+        .all()
+    )
 
 
 def test_a_run_says_how_to_give_its_network(own, tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"network must be given, .* pass network='.*net.py:MyNet' and allow_code=True"):
+    with pytest.raises(
+        ValueError,
+        match=r"network must be given, .* pass network='.*net.py:MyNet' and allow_code=True",
+    ):
         K.evaluate(checkpoint=own, dataset=PICTURES, **QUIET)
-    flags = ['sample', '--checkpoint', str(own), '-n', '1', '--steps', '2', '--device', 'cpu', '--out', str(tmp_path / 'a')]
+    flags = [
+        'sample',
+        '--checkpoint',
+        str(own),
+        '-n',
+        '1',
+        '--steps',
+        '2',
+        '--device',
+        'cpu',
+        '--out',
+        str(tmp_path / 'a'),
+    ]
     assert main(flags) == 1
-    assert f"--network must be given, since {net(own)} is not" in (said := capsys.readouterr().err)
+    assert f'--network must be given, since {net(own)} is not' in (said := capsys.readouterr().err)
     assert f"pass --network '{net(own)}' and --allow-code" in said
     assert main([*flags, '--network', net(own)]) == 1
-    assert 'must not be run unless you trust it; read it, and pass --allow-code if you do' in capsys.readouterr().err
+    assert (
+        'must not be run unless you trust it; read it, and pass --allow-code if you do'
+        in capsys.readouterr().err
+    )
     assert main([*flags, '--network', net(own), '--allow-code']) == 0
     with pytest.raises(TypeError, match='network must be an instance of torch.nn.Module'):
         K.evaluate(checkpoint=own, network=5, dataset=PICTURES, **QUIET)
@@ -93,11 +143,13 @@ def test_a_run_says_how_to_give_its_network(own, tmp_path, capsys):
 
 @pytest.mark.parametrize('name', ['sample_halves', 'sample_own_steps'])
 def test_a_sampler_in_a_file_is_that_sampler(own, tmp_path, name):
-    """Both are Euler's method; one is written as the original writes samplers, one for this package."""
+    """Both are Euler's method; one is written as the original writes samplers, one for this
+    package.
+    """
     asked = {'checkpoint': own, 'network': net(own), 'allow_code': True, 'steps': 4, **QUIET}
     reference = f'{own}/samplers.py:{name}'
     euler = draw(n=2, sampler='euler', out=tmp_path / 'a', **asked).images
-    for place in 'bc':      # the file is run twice in one process
+    for place in 'bc':  # the file is run twice in one process
         drawn = draw(n=2, sampler=reference, out=tmp_path / place, **asked).images
         torch.testing.assert_close(drawn, euler, atol=1e-4, rtol=1e-4)
     function = load_reference(reference, 'sampler', True)
@@ -107,20 +159,53 @@ def test_a_sampler_in_a_file_is_that_sampler(own, tmp_path, name):
 
 def test_an_evaluation_is_of_the_code_in_the_file(own, tmp_path):
     (tmp_path / 'samplers.py').write_text(SAMPLERS)
-    asked = {'checkpoint': own, 'network': net(own), 'allow_code': True, 'sampler': f'{tmp_path}/samplers.py:sample_halves',
-             'n': 4, 'steps': 2, 'extractor': features, 'metrics': ['fid'], 'dataset': PICTURES, 'out': tmp_path / 'out', **QUIET}
+    asked = {
+        'checkpoint': own,
+        'network': net(own),
+        'allow_code': True,
+        'sampler': f'{tmp_path}/samplers.py:sample_halves',
+        'n': 4,
+        'steps': 2,
+        'extractor': features,
+        'metrics': ['fid'],
+        'dataset': PICTURES,
+        'out': tmp_path / 'out',
+        **QUIET,
+    }
     before = K.evaluate(**asked)
-    assert before.facts['sampler'] == 'sample_halves' and K.evaluate(**asked).values == before.values
+    assert (
+        before.facts['sampler'] == 'sample_halves' and K.evaluate(**asked).values == before.values
+    )
     (tmp_path / 'samplers.py').write_text(SAMPLERS.replace('return x\n\n@K', 'return x / 2\n\n@K'))
     assert K.evaluate(**asked).values != before.values
     assert json.loads((tmp_path / 'out' / 'metrics.json').read_text())['sampler'] == 'sample_halves'
 
 
 def test_mistakes_end_in_one_sentence(own, capsys):
-    flags = ['sample', '--checkpoint', str(own), '--network', net(own), '--device', 'cpu', '--sampler']
+    flags = [
+        'sample',
+        '--checkpoint',
+        str(own),
+        '--network',
+        net(own),
+        '--device',
+        'cpu',
+        '--sampler',
+    ]
     assert main([*flags, f'{own}/samplers.py:sample_halves']) == 1
-    assert 'must not be run unless you trust it; read it, and pass --allow-code' in capsys.readouterr().err
+    assert (
+        'must not be run unless you trust it; read it, and pass --allow-code'
+        in capsys.readouterr().err
+    )
     assert main([*flags, f'{own}/samplers.py:sample_third', '--allow-code']) == 1
     assert '--sampler must name a function or class of the file' in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r'dataset must hold pictures \[1, 8, 8\].*got \[1, 4, 4\]'):
-        K.evaluate(checkpoint=own, network=net(own), allow_code=True, dataset=PICTURES[..., :4, :4], **QUIET)
+    with pytest.raises(
+        ValueError, match=r'dataset must hold pictures \[1, 8, 8\].*got \[1, 4, 4\]'
+    ):
+        K.evaluate(
+            checkpoint=own,
+            network=net(own),
+            allow_code=True,
+            dataset=PICTURES[..., :4, :4],
+            **QUIET,
+        )

@@ -1,4 +1,5 @@
 """Progress in a pipe: a line every few seconds."""
+
 from __future__ import annotations
 
 import re
@@ -24,19 +25,20 @@ def slow(monkeypatch, module, name, seconds):
         result = real(*arguments, **options)
         time.sleep(seconds)
         return result
+
     monkeypatch.setattr(module, name, slowed)
 
 
 def test_lines_say_how_far_it_is(monkeypatch):
-    now = [100.]
+    now = [100.0]
     monkeypatch.setattr(time, 'monotonic', lambda: now[0])
     lines = progress.Lines('sample', 1200, 'step')
-    now[0] = 130.
+    now[0] = 130.0
     assert lines.describe() == 'sample: 0 of 1,200 steps after 0:30'
     lines.update(300)
     assert lines.describe() == 'sample: 300 of 1,200 steps after 0:30, 1:30 left'
     share = progress.Lines('calibrate', 1000, '')
-    now[0] = 200.
+    now[0] = 200.0
     share.update(375)
     share.set_description('rab, 5 calls')
     assert share.describe() == 'calibrate: 37 % (rab, 5 calls) after 1:10, 1:57 left'
@@ -45,7 +47,19 @@ def test_lines_say_how_far_it_is(monkeypatch):
 
 def test_sample_speaks_in_a_pipe(trained, tmp_path, often, monkeypatch, capsys):
     slow(monkeypatch, sample, 'generate', 0.2)
-    command = ['sample', '--checkpoint', str(trained), '-n', '2', '--steps', '2', '--sampler', 'euler', '--device', 'cpu']
+    command = [
+        'sample',
+        '--checkpoint',
+        str(trained),
+        '-n',
+        '2',
+        '--steps',
+        '2',
+        '--sampler',
+        'euler',
+        '--device',
+        'cpu',
+    ]
     assert kd([*command, '--out', str(tmp_path / 'a')]) == 0
     err = capsys.readouterr().err
     lines = re.findall(r'^sample: (\d) of 2 steps after 0:0\d', err, re.MULTILINE)
@@ -55,7 +69,7 @@ def test_sample_speaks_in_a_pipe(trained, tmp_path, often, monkeypatch, capsys):
 @pytest.mark.parametrize('seconds', [0, 0.2])
 def test_likelihood_speaks_in_a_pipe(trained, tmp_path, often, monkeypatch, capsys, seconds):
     slow(monkeypatch, likelihood, 'image_bits', seconds)
-    monkeypatch.setattr(progress, 'EVERY', 0.05 if seconds else 100.)
+    monkeypatch.setattr(progress, 'EVERY', 0.05 if seconds else 100.0)
     command = ['likelihood', '--checkpoint', str(trained), '-n', '2', '--steps', '1']
     assert kd([*command, '--device', 'cpu', '--out', str(tmp_path / 'l')]) == 0
     assert ('likelihood: 0 of 2 images' in capsys.readouterr().err) == bool(seconds)

@@ -1,4 +1,7 @@
-"""A run without a config file: what is picked for a folder of pictures, and single values from the shell."""
+"""A run without a config file: what is picked for a folder of pictures, and single values from
+the shell.
+"""
+
 import json
 
 import pytest
@@ -24,9 +27,27 @@ def pictures(tmp_path):
 
 
 def run(pictures, folder, *more):
-    return main(['--data', str(pictures), '--name', 'mine', '--run-dir', str(folder), '--device',
-                 'cpu', '--demo-every', '0', '--evaluate-n', '0', '--num-workers', '0',
-                 '--end-step', '2', *more])
+    return main(
+        [
+            '--data',
+            str(pictures),
+            '--name',
+            'mine',
+            '--run-dir',
+            str(folder),
+            '--device',
+            'cpu',
+            '--demo-every',
+            '0',
+            '--evaluate-n',
+            '0',
+            '--num-workers',
+            '0',
+            '--end-step',
+            '2',
+            *more,
+        ]
+    )
 
 
 def test_a_folder_is_enough(pictures, tmp_path, capsys):
@@ -37,21 +58,35 @@ def test_a_folder_is_enough(pictures, tmp_path, capsys):
     config = json.loads((tmp_path / 'run' / 'mine_config.json').read_text())
     assert config['model']['input_size'] == [16, 16] and config['model']['input_channels'] == 1
     assert config['dataset']['class_names'] == ['a', 'b']
-    values = torch.stack([K.data.load_picture(path, (16, 16), 1) for path in
-                          sorted(pictures.rglob('*.png'))]).double() / 127.5 - 1
-    assert config['model']['sigma_data'] == pytest.approx(
-        values.std(correction=0).item(), abs=0.03)
+    values = (
+        torch.stack(
+            [K.data.load_picture(path, (16, 16), 1) for path in sorted(pictures.rglob('*.png'))]
+        ).double()
+        / 127.5
+        - 1
+    )
+    assert config['model']['sigma_data'] == pytest.approx(values.std(correction=0).item(), abs=0.03)
     assert run(pictures, tmp_path / 'run', '--end-step', '3') == 0
     assert 'goes on from' in capsys.readouterr().err
     denoiser, _ = K.load_model(tmp_path / 'run')
-    assert K.sample(denoiser, [2, 1, 16, 16], steps=2, seeds=0,
-                    cond={'class_cond': torch.tensor([0, 1])}).shape == (2, 1, 16, 16)
+    assert K.sample(
+        denoiser, [2, 1, 16, 16], steps=2, seeds=0, cond={'class_cond': torch.tensor([0, 1])}
+    ).shape == (2, 1, 16, 16)
 
 
 def test_what_is_picked_can_be_steered(pictures, tmp_path, capsys):
-    steered = ['--size', '32', '--classes', 'none', '--minutes', '0.001', '--set',
-               'model.channels=[16,16,16]', '--set',
-               'optimizer={"type":"adamw","lr":0.01}']
+    steered = [
+        '--size',
+        '32',
+        '--classes',
+        'none',
+        '--minutes',
+        '0.001',
+        '--set',
+        'model.channels=[16,16,16]',
+        '--set',
+        'optimizer={"type":"adamw","lr":0.01}',
+    ]
     assert run(pictures, tmp_path / 'run', *steered) == 0
     config = json.loads((tmp_path / 'run' / 'mine_config.json').read_text())
     assert config['model']['input_size'] == [32, 32] and config['dataset']['num_classes'] == 0
@@ -70,11 +105,20 @@ def test_what_is_picked_can_be_steered(pictures, tmp_path, capsys):
 
 def test_values_are_put_into_a_copy_of_a_config():
     config = {'model': {'channels': [1]}, 'conditions': [{'type': 'text'}]}
-    changed = change_config(config, ['model.channels=[2, 3]', 'conditions.0.dropout=0.5',
-                                     'dataset.type=mnist', 'model.x.y=null'])
-    assert changed == {'model': {'channels': [2, 3], 'x': {'y': None}},
-                       'conditions': [{'type': 'text', 'dropout': 0.5}],
-                       'dataset': {'type': 'mnist'}}
+    changed = change_config(
+        config,
+        [
+            'model.channels=[2, 3]',
+            'conditions.0.dropout=0.5',
+            'dataset.type=mnist',
+            'model.x.y=null',
+        ],
+    )
+    assert changed == {
+        'model': {'channels': [2, 3], 'x': {'y': None}},
+        'conditions': [{'type': 'text', 'dropout': 0.5}],
+        'dataset': {'type': 'mnist'},
+    }
     assert config == {'model': {'channels': [1]}, 'conditions': [{'type': 'text'}]}
     assert change_config(config, {'model.channels': [4]})['model'] == {'channels': [4]}
     for wrong in 'model.channels', 'channels=3', 'model.channels.x=3', 'conditions.7.type=text':
@@ -101,13 +145,14 @@ def test_a_network_in_a_file_is_run_only_where_that_is_allowed(pictures, tmp_pat
     name = f'{tmp_path / "net.py"}:MyNet'
     assert run(pictures, tmp_path / 'run', '--network', name) == 1
     assert 'must not be run unless you trust it; read it, and pass --allow-code' in (
-        capsys.readouterr().err)
+        capsys.readouterr().err
+    )
     assert run(pictures, tmp_path / 'run', '--network', name, '--allow-code') == 0
     with pytest.raises(ValueError, match='MyNet is not one of this package: .*allow_code=True'):
         K.load_model(tmp_path / 'run')
     denoiser, _ = K.load_model(tmp_path / 'run', network=name, allow_code=True)
     assert type(denoiser.inner_model).__name__ == 'MyNet'
     assert run(pictures, tmp_path / 'other', '--network', f'{name}s', '--allow-code') == 1
-    assert "--network must name a function or class of the file" in capsys.readouterr().err
+    assert '--network must name a function or class of the file' in capsys.readouterr().err
     assert run(pictures, tmp_path / 'other', '--network', 'net.py', '--allow-code') == 1
     assert '--network must be FILE.py:NAME' in capsys.readouterr().err

@@ -1,4 +1,5 @@
 """Training networks and data given from Python."""
+
 import random
 import threading
 
@@ -42,8 +43,14 @@ def data(*shape):
 
 
 def run(folder, dataset, steps=2, network=None, **settings):
-    return K.train(network=network or fresh(), dataset=dataset, name='own', run_dir=folder,
-                   end_step=steps, **{**QUIET, **settings})
+    return K.train(
+        network=network or fresh(),
+        dataset=dataset,
+        name='own',
+        run_dir=folder,
+        end_step=steps,
+        **{**QUIET, **settings},
+    )
 
 
 def same_weights(done, network):
@@ -68,7 +75,7 @@ def test_any_shape_is_trained_loaded_and_sampled(tmp_path, shape):
     x = data(3, *shape)
     assert torch.equal(denoiser(x, torch.ones(3)), done.denoiser(x, torch.ones(3)))
     assert config['model']['network'] == 'Net'
-    assert len(list(tmp_path.glob('own_demo_*.png'))) == 2      # curves, pictures or slices
+    assert len(list(tmp_path.glob('own_demo_*.png'))) == 2  # curves, pictures or slices
     assert (tmp_path / 'own_report.html').exists() and (tmp_path / 'own_log.jsonl').exists()
 
 
@@ -78,6 +85,7 @@ def test_bytes_are_pictures_from_minus_one_to_one(tmp_path):
     def loss(denoiser, x, noise, sigma, **cond):
         seen.append(x)
         return K.Denoiser.loss(denoiser, x, noise, sigma, **cond)
+
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
     run(tmp_path, images, 1, batch_size=3, loss=loss)
     assert sorted(seen[0].flatten().tolist()) == pytest.approx([-1, 51 / 127.5 - 1, 1])
@@ -85,7 +93,7 @@ def test_bytes_are_pictures_from_minus_one_to_one(tmp_path):
 
 def test_sigma_data_is_measured_or_given(tmp_path):
     x = 3 * data(64, 2, 5) + 7
-    expected = float(x.double().pow(2).mean() - x.double().mean()**2) ** 0.5
+    expected = float(x.double().pow(2).mean() - x.double().mean() ** 2) ** 0.5
     assert run(tmp_path / 'a', x, network=fresh(2)).denoiser.sigma_data == pytest.approx(expected)
     assert measure_sigma_data(as_dataset(list(x))) == pytest.approx(expected)
     done = run(tmp_path / 'b', x, network=fresh(2), sigma_data=0.5)
@@ -138,6 +146,7 @@ def test_a_stream_is_read_in_order_and_goes_on_only_where_it_can(tmp_path):
     def loss(denoiser, x, noise, sigma, **cond):
         seen.append(x[:, 0, 0].tolist())
         return denoiser.loss(x, noise, sigma, **cond)
+
     run(tmp_path / 'a', Stream(), 3, batch_size=4, loss=loss)
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
     with pytest.raises(ValueError, match=r'dataset must be map-style .*method seek.*12 items'):
@@ -173,17 +182,26 @@ def test_own_optimizer_rate_density_weighting_and_hooks(tmp_path):
     def weighting(sigma):
         sigmas.append(sigma)
         return torch.ones_like(sigma)
-    done = run(tmp_path / 'a', data(16, 1, 4), 3, weighting=weighting,
-               density=K.schedules.LogUniform(min_value=2., max_value=3.),
-               optimizer=lambda params: torch.optim.SGD(params, lr=1.),
-               lr_schedule=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.5**step),
-               hooks=[lambda trainer: steps.append((trainer.step, trainer.lr))])
-    assert steps == [(1, 1.), (2, 0.5), (3, 0.25)]
+
+    done = run(
+        tmp_path / 'a',
+        data(16, 1, 4),
+        3,
+        weighting=weighting,
+        density=K.schedules.LogUniform(min_value=2.0, max_value=3.0),
+        optimizer=lambda params: torch.optim.SGD(params, lr=1.0),
+        lr_schedule=lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 0.5**step),
+        hooks=[lambda trainer: steps.append((trainer.step, trainer.lr))],
+    )
+    assert steps == [(1, 1.0), (2, 0.5), (3, 0.25)]
     every = torch.cat(sigmas)
     assert 2 <= every.min() < 2.2 and 2.8 < every.max() <= 3
     state = load_checkpoint(done.checkpoint)
     assert state['config']['model']['sigma_sample_density'] == {
-        'type': 'loguniform', 'min_value': 2., 'max_value': 3.}
+        'type': 'loguniform',
+        'min_value': 2.0,
+        'max_value': 3.0,
+    }
     network = fresh()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     assert run(tmp_path / 'b', data(16, 1, 4), network=network, optimizer=optimizer).step == 2
@@ -193,6 +211,7 @@ def test_own_optimizer_rate_density_weighting_and_hooks(tmp_path):
     class Fixed:
         def quantile(self, u):
             return torch.full_like(u, 2.5)
+
     sigmas.clear()
     run(tmp_path / 'd', data(16, 1, 4), 1, weighting=weighting, density=Fixed())
     assert torch.cat(sigmas).unique().tolist() == [2.5]
@@ -214,9 +233,11 @@ def test_what_is_wrong_is_said_in_terms_of_arguments(tmp_path):
     with pytest.raises(ValueError, match='dataset must hold uint8 or floating-point'):
         run(tmp_path / 'e', torch.ones(10, 1, 4, dtype=torch.long))
     with pytest.raises(ValueError, match='dataset must hold items of one shape'):
-        run(tmp_path / 'f', [torch.ones(1, 4 + i) for i in range(8)], sigma_data=1.)
+        run(tmp_path / 'f', [torch.ones(1, 4 + i) for i in range(8)], sigma_data=1.0)
     run(tmp_path / 'g', x)
-    with pytest.raises(ValueError, match=r'Net is not one of this package: .*network=Net\(\.\.\.\)'):
+    with pytest.raises(
+        ValueError, match=r'Net is not one of this package: .*network=Net\(\.\.\.\)'
+    ):
         K.load_model(tmp_path / 'g')
 
 
@@ -226,12 +247,18 @@ def test_a_stop_from_a_hook_an_event_and_another_thread(tmp_path):
     def stop_at_two(trainer):
         if trainer.step == 2:
             raise K.Stop
+
     done = run(tmp_path / 'a', x, 9, hooks=[stop_at_two])
     assert (done.step, done.status, done.exit_status) == (2, 'stopped', 0)
     assert load_checkpoint(done.checkpoint)['step'] == 2
     assert run(tmp_path / 'a', x, 4).status == 'done'
-    done = run(tmp_path / 'b', x, 10**6, stop=event,
-               hooks=[lambda trainer: threading.Thread(target=event.set).start()])
+    done = run(
+        tmp_path / 'b',
+        x,
+        10**6,
+        stop=event,
+        hooks=[lambda trainer: threading.Thread(target=event.set).start()],
+    )
     assert done.status == 'stopped' and 1 <= done.step < 10**6 and done.checkpoint.exists()
     done = run(tmp_path / 'c', x, 9, stop=lambda: True)
     assert (done.step, done.status) == (1, 'stopped')
@@ -242,6 +269,7 @@ def test_a_stop_from_a_hook_an_event_and_another_thread(tmp_path):
         if len(calls) == 4:
             raise K.Stop
         return denoiser.loss(x, noise, sigma)
+
     done = run(tmp_path / 'd', x, 9, loss=loss)
     assert (done.step, done.status) == (3, 'stopped') and done.checkpoint.exists()
 
@@ -261,6 +289,7 @@ def test_a_call_leaves_the_process_as_it_was(tmp_path, capsys):
 
 def test_an_accelerator_of_ones_own_stays_what_it_was(tmp_path):
     from accelerate import Accelerator
+
     own = Accelerator(cpu=True, gradient_accumulation_steps=3)
     assert run(tmp_path, data(16, 1, 4), 1, mixed_precision='bf16').status == 'done'
     assert own.mixed_precision == 'no' and own.gradient_accumulation_steps == 3

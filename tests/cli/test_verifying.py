@@ -157,7 +157,9 @@ def test_a_file_that_no_manifest_names_is_taken(flipped, tmp_path):
     expected = K.load_model(flipped, verify=False)[0].state_dict()
     for _ in range(2):
         loaded = K.load_model(moved)[0].state_dict()
-        assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], value) for name, value in expected.items())
+        assert loaded.keys() == expected.keys() and all(
+            torch.equal(loaded[name], value) for name, value in expected.items()
+        )
         (moved.parent / 'other_manifest.json').write_text(json.dumps({'checkpoints': {}}))
 
 

@@ -1,4 +1,5 @@
 """A config opened once."""
+
 import copy
 import json
 import pickle
@@ -27,8 +28,17 @@ def source():
 
 
 def test_a_run_parses_its_config_once(parses, source, tmp_path):
-    K.train(source, name='m', run_dir=tmp_path, end_step=1, demo_every=1, sample_n=2, device='cpu',
-            evaluate_n=0, show=False)
+    K.train(
+        source,
+        name='m',
+        run_dir=tmp_path,
+        end_step=1,
+        demo_every=1,
+        sample_n=2,
+        device='cpu',
+        evaluate_n=0,
+        show=False,
+    )
     assert len(parses) == 1
     denoiser, _ = K.load_model(tmp_path)
     assert len(parses) == 2 and denoiser.experiment.sections.dataset.type == 'demo'
@@ -39,7 +49,7 @@ def test_the_dict_that_was_given_is_left_alone(source, tmp_path):
     experiment = Experiment.open(source)
     experiment.dataset()
     experiment.update('model', sigma_data=0.25)
-    experiment.as_dict()['model']['sigma_data'] = 3.
+    experiment.as_dict()['model']['sigma_data'] = 3.0
     assert source == before and experiment.as_dict()['model']['sigma_data'] == 0.25
 
 
@@ -83,8 +93,17 @@ def trained_demo(tmp_path_factory):
     source = json.loads(shipped_config('config_demo').read_text())
     source['training'] = {'batch_size': 4}
     source['optimizer'] = {'type': 'adamw'}
-    K.train(source, network=Scaled(), name='m', run_dir=folder, end_step=1, demo_every=0, device='cpu',
-            evaluate_n=0, show=False)
+    K.train(
+        source,
+        network=Scaled(),
+        name='m',
+        run_dir=folder,
+        end_step=1,
+        demo_every=0,
+        device='cpu',
+        evaluate_n=0,
+        show=False,
+    )
     return folder
 
 
@@ -94,9 +113,12 @@ def features(pictures):
 
 CALLS = {
     'sample': lambda **kwargs: draw_samples(n=2, steps=2, classes=[3], **kwargs),
-    'evaluate': lambda **kwargs: K.evaluate(n=4, reference_n=8, steps=2, extractor=features, metrics=['fid'], **kwargs),
+    'evaluate': lambda **kwargs: K.evaluate(
+        n=4, reference_n=8, steps=2, extractor=features, metrics=['fid'], **kwargs
+    ),
     'evaluate with another data set': lambda **kwargs: K.evaluate(
-        n=4, reference_n=8, steps=2, extractor=features, metrics=['fid'], dataset='demo:', **kwargs),
+        n=4, reference_n=8, steps=2, extractor=features, metrics=['fid'], dataset='demo:', **kwargs
+    ),
     'likelihood': lambda **kwargs: K.likelihood(n=2, steps=1, **kwargs),
     'calibrate': lambda **kwargs: K.calibrate(steps=[2], noises=2, bases=['eab'], **kwargs),
 }

@@ -16,7 +16,7 @@ class Part:
 class Section:
     size: tuple[int, int]
     depths: list[int]
-    rate: float | list[float] = 0.
+    rate: float | list[float] = 0.0
     name: str | None = None
     flag: bool = False
     part: Part | None = None
@@ -33,23 +33,38 @@ def read(value, **kwargs):
 
 
 def test_values_take_their_types():
-    section, findings = read({'size': [4, 5.0], 'depths': [1, 2], 'rate': 1, 'part': {'width': 3}, 'flag': True})
-    assert section == Section((4, 5), [1, 2], 1., None, True, Part(3)) and findings.errors == []
+    section, findings = read(
+        {'size': [4, 5.0], 'depths': [1, 2], 'rate': 1, 'part': {'width': 3}, 'flag': True}
+    )
+    assert section == Section((4, 5), [1, 2], 1.0, None, True, Part(3)) and findings.errors == []
     assert type(section.size[1]) is int and type(section.rate) is float
 
 
 def test_all_errors_come_at_once_with_their_paths():
-    section, findings = read({'size': [4], 'depths': 'two', 'rate': 'x', 'flag': 1, 'part': {'width': 1.5, 'kind': 'c'}})
+    section, findings = read(
+        {'size': [4], 'depths': 'two', 'rate': 'x', 'flag': 1, 'part': {'width': 1.5, 'kind': 'c'}}
+    )
     assert section is None and len(findings.errors) == 6
     text = ' '.join(findings.errors)
-    for path in ('model.size', 'model.depths', 'model.rate', 'model.flag', 'model.part.width', 'model.part.kind'):
+    for path in (
+        'model.size',
+        'model.depths',
+        'model.rate',
+        'model.flag',
+        'model.part.width',
+        'model.part.kind',
+    ):
         assert f'{path} is ' in text
     assert "model.part.kind is 'c'; it takes 'a' or 'b'" in text
 
 
 def test_missing_and_impossible_values():
-    assert read({'depths': [1]})[1].errors == ['model.size is missing; it takes a list of 2, each item a whole number']
-    assert read({'size': [1, 1], 'depths': [0]})[1].errors == ['model.depths is [0]; each must be at least 1']
+    assert read({'depths': [1]})[1].errors == [
+        'model.size is missing; it takes a list of 2, each item a whole number'
+    ]
+    assert read({'size': [1, 1], 'depths': [0]})[1].errors == [
+        'model.depths is [0]; each must be at least 1'
+    ]
     assert 'must be an object' in read([])[1].errors[0]
     for odd in (True, '1', None, float('nan'), float('inf'), 1.5, 10**400):
         assert read({'size': [1, odd], 'depths': [1]})[0] is None
@@ -68,7 +83,9 @@ def test_defaults_may_hang_on_another_section():
     assert read({'size': [1, 1], 'depths': [1], 'rate': 0.1}, defaults={'rate': 0.5})[0].rate == 0.1
 
 
-@pytest.mark.parametrize('typo', ['sigma_dat', 'sigma_dataa', 'sigma_dsta', 'sigma_daat', 'Sigma_data', 'sigmadata'])
+@pytest.mark.parametrize(
+    'typo', ['sigma_dat', 'sigma_dataa', 'sigma_dsta', 'sigma_daat', 'Sigma_data', 'sigmadata']
+)
 def test_one_letter_off_is_near(typo):
     assert near_miss(typo, ['sigma_max', 'sigma_data']) == 'sigma_data'
 

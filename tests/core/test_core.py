@@ -11,15 +11,15 @@ from k_diffusion.core.registry import Registry
 
 def test_append_dims():
     assert tensors.append_dims(torch.ones(3), 4).shape == (3, 1, 1, 1)
-    assert tensors.append_dims(torch.tensor(2.), 2).item() == 2
+    assert tensors.append_dims(torch.tensor(2.0), 2).item() == 2
     with pytest.raises(ValueError, match='at least 4'):
         tensors.append_dims(torch.ones(1, 1, 1, 1), 3)
 
 
 def test_per_item_reductions():
-    x = torch.arange(24.).reshape(2, 3, 4)
+    x = torch.arange(24.0).reshape(2, 3, 4)
     assert tensors.mean_per_item(x).tolist() == [5.5, 17.5]
-    assert tensors.sum_per_item(x).tolist() == [66., 210.]
+    assert tensors.sum_per_item(x).tolist() == [66.0, 210.0]
 
 
 def test_train_mode_restores_each_flag_and_decorates():
@@ -57,16 +57,25 @@ def test_checkpointing_is_per_thread_and_keeps_gradients():
         thread.join()
         assert modules.get_checkpointing() and seen == [False]
         modules.checkpoint(body, x).sum().backward()
-    assert len(calls) == 3 and torch.equal(layer.weight.grad, plain) and not modules.get_checkpointing()
+    assert (
+        len(calls) == 3
+        and torch.equal(layer.weight.grad, plain)
+        and not modules.get_checkpointing()
+    )
 
 
 def test_named_randomness():
     assert random.derive_seed(0, 'noise', 3) == random.derive_seed(0, 'noise', 3)
-    assert len({random.derive_seed(s, k, i) for s in (0, 1) for k in ('a', 'b') for i in range(50)}) == 200
+    assert (
+        len({random.derive_seed(s, k, i) for s in (0, 1) for k in ('a', 'b') for i in range(50)})
+        == 200
+    )
     noise = random.randn_items((3, 5), [7, 8, 9])
     assert torch.equal(noise[1:2], random.randn_items((3, 5), [8]))
     assert abs(random.randn_items((1000,), range(20)).std().item() - 1) < 0.02
-    assert torch.rand(3, generator=random.generator(1, 'x')).equal(torch.rand(3, generator=random.generator(1, 'x')))
+    assert torch.rand(3, generator=random.generator(1, 'x')).equal(
+        torch.rand(3, generator=random.generator(1, 'x'))
+    )
 
 
 def test_registry_suggests():
@@ -82,7 +91,11 @@ def test_registry_suggests():
 def test_a_long_list_of_names_is_cut_to_those_like_it():
     things: Registry[int] = Registry('thing')
     things.register(*(f'other_{i}' for i in range(60)), 'euler', 'euler_a')(1)
-    with pytest.raises(ValueError, match=r"unknown thing 'euller', did you mean 'euler'\? known: .*\beuler, euler_a, .* and 50 more$"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown thing 'euller', did you mean 'euler'\? known: .*\beuler, euler_a, .* and "
+        r'50 more$',
+    ):
         things['euller']
 
 
@@ -106,7 +119,10 @@ def test_frequency_weights():
     weight = spectral.freq_weight_1d(8)
     assert weight[0] == 4 and weight[-1] == 1
     assert spectral.freq_weight_nd((4, 8), 2).max() == 2
-    assert torch.equal(spectral.freq_weight_nd((4, 8))[0], spectral.freq_weight_1d(8).clamp_max(spectral.freq_weight_1d(4)[0]))
+    assert torch.equal(
+        spectral.freq_weight_nd((4, 8))[0],
+        spectral.freq_weight_1d(8).clamp_max(spectral.freq_weight_1d(4)[0]),
+    )
 
 
 @pytest.mark.parametrize('channels', [1, 2, 3, 4])
@@ -120,14 +136,26 @@ def test_pictures_round_trip(channels, tmp_path):
 
 
 def test_to_pil_image_clamps_and_refuses():
-    assert list(images.to_pil_image(torch.tensor([[[-3., 3., float('nan')]]])).tobytes()) == [0, 255, 0]
+    assert list(images.to_pil_image(torch.tensor([[[-3.0, 3.0, float('nan')]]])).tobytes()) == [
+        0,
+        255,
+        0,
+    ]
     with pytest.raises(ValueError, match=r'\[5, 2, 2\]'):
         images.to_pil_image(torch.zeros(5, 2, 2))
 
 
 def test_grid_places_images_row_by_row():
-    grid = images.make_grid(torch.arange(3.).reshape(3, 1, 1, 1).expand(3, 1, 2, 2), 2, padding=1, fill=9.)
-    assert grid[0].tolist() == [[0, 0, 9, 1, 1], [0, 0, 9, 1, 1], [9] * 5, [2, 2, 9, 9, 9], [2, 2, 9, 9, 9]]
+    grid = images.make_grid(
+        torch.arange(3.0).reshape(3, 1, 1, 1).expand(3, 1, 2, 2), 2, padding=1, fill=9.0
+    )
+    assert grid[0].tolist() == [
+        [0, 0, 9, 1, 1],
+        [0, 0, 9, 1, 1],
+        [9] * 5,
+        [2, 2, 9, 9, 9],
+        [2, 2, 9, 9, 9],
+    ]
     with pytest.raises(ValueError, match='no images'):
         images.make_grid([])
 
@@ -144,9 +172,16 @@ def test_a_file_is_whole_or_not_there(tmp_path):
     assert target.read_text() == 'new' and list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize('text, complaint', [('{"a": 1, "a": 2}', "'a' is given twice"), ('{"a": NaN}', 'NaN'),
-                                             ('{"a": -Infinity}', 'Infinity'),
-                                             ('{"a": ', 'line 1'), ('[' * 100000, 'too deeply')])
+@pytest.mark.parametrize(
+    'text, complaint',
+    [
+        ('{"a": 1, "a": 2}', "'a' is given twice"),
+        ('{"a": NaN}', 'NaN'),
+        ('{"a": -Infinity}', 'Infinity'),
+        ('{"a": ', 'line 1'),
+        ('[' * 100000, 'too deeply'),
+    ],
+)
 def test_bad_json_is_refused_by_name(text, complaint):
     with pytest.raises(ValueError, match=complaint) as caught:
         files.read_json(text, 'c.json')
@@ -157,14 +192,19 @@ def test_download_checks_and_leaves_nothing(tmp_path):
     source = tmp_path / 'source'
     source.write_bytes(b'digits')
     good, seen = files.digest_of(source), []
-    path = files.download_file(tmp_path / 'new' / 'file', source.as_uri(), good, lambda *a: seen.append(a))
+    path = files.download_file(
+        tmp_path / 'new' / 'file', source.as_uri(), good, lambda *a: seen.append(a)
+    )
     assert path.read_bytes() == b'digits' and seen[-1][0] == 6
     assert files.download_file(path, 'https://nowhere.invalid/', good) == path
     with pytest.raises(OSError, match='not the published'):
         files.download_file(tmp_path / 'other', source.as_uri(), '0' * 64)
     with pytest.raises(OSError, match='place it at'):
         files.download_file(tmp_path / 'other', (tmp_path / 'gone').as_uri())
-    assert not (tmp_path / 'other').exists() and sorted(p.name for p in tmp_path.iterdir()) == ['new', 'source']
+    assert not (tmp_path / 'other').exists() and sorted(p.name for p in tmp_path.iterdir()) == [
+        'new',
+        'source',
+    ]
 
 
 def test_checkpoints_hold_data_only(tmp_path):

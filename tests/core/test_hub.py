@@ -1,4 +1,5 @@
 """The Hugging Face Hub, which may not answer."""
+
 from __future__ import annotations
 
 import socket
@@ -17,16 +18,23 @@ from k_diffusion.data.huggingface import HuggingFaceConfig
 from k_diffusion.encoders.latents import diffusers_autoencoder
 from k_diffusion.external.diffusers_folders import load_parts
 
-constants = pytest.importorskip('huggingface_hub.constants', reason='it comes with the extra "clip"')
+constants = pytest.importorskip(
+    'huggingface_hub.constants', reason='it comes with the extra "clip"'
+)
 
 
 @pytest.fixture
 def endpoint(monkeypatch, tmp_path):
     """Have the hub at another address, with nothing kept of it; count its retries."""
+
     def move(address):
         monkeypatch.setattr(constants, 'ENDPOINT', address)
-        monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE',
-                            address + '/{repo_id}/resolve/{revision}/{filename}')
+        monkeypatch.setattr(
+            constants,
+            'HUGGINGFACE_CO_URL_TEMPLATE',
+            address + '/{repo_id}/resolve/{revision}/{filename}',
+        )
+
     for name in ('http_proxy', 'HTTP_PROXY', 'all_proxy', 'ALL_PROXY'):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
@@ -50,10 +58,12 @@ def closed_port():
 
 def load_rows(monkeypatch):
     """A `datasets` that waits for the hub as the real one does, unless it is told to be offline."""
+
     def load_dataset(name, split):
         if not constants.HF_HUB_OFFLINE:
             time.sleep(20)
         raise ConnectionError(f'no {name}')
+
     stub = types.SimpleNamespace(load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, 'datasets', stub)
     open_dataset(HuggingFaceConfig(location='some/rows'), (8, 8))
@@ -70,7 +80,10 @@ LOADERS = {
 
 @pytest.mark.parametrize('kind', LOADERS)
 def test_without_a_hub_the_sentence_comes_at_once(endpoint, closed_port, monkeypatch, kind):
-    pytest.importorskip('transformers' if kind in ('model', 'tokenizer') else 'diffusers', reason='it is in an extra')
+    pytest.importorskip(
+        'transformers' if kind in ('model', 'tokenizer') else 'diffusers',
+        reason='it is in an extra',
+    )
     endpoint(f'http://127.0.0.1:{closed_port}')
     waits = []
     monkeypatch.setattr(time, 'sleep', waits.append)
@@ -105,6 +118,7 @@ def test_a_hub_that_answers_is_asked_once(endpoint, tmp_path):
 
         def log_message(self, *_):
             pass
+
     server = HTTPServer(('127.0.0.1', 0), Answer)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

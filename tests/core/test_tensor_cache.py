@@ -1,4 +1,5 @@
 """Tensors that can be computed again: a flipped byte anywhere in their file is noticed."""
+
 from __future__ import annotations
 
 import warnings
@@ -12,8 +13,13 @@ from k_diffusion.encoders import LatentEncoder, cached_latents
 from k_diffusion.evaluation import reference_features
 from k_diffusion.tasks.processes import World, in_pieces
 
-TENSORS = {'a': torch.arange(12.).reshape(3, 4), 'b': torch.tensor(2, dtype=torch.int64), 'c': torch.empty(0, 2),
-           'd': torch.ones(3, dtype=torch.bool), 'e': torch.arange(4.).bfloat16()}
+TENSORS = {
+    'a': torch.arange(12.0).reshape(3, 4),
+    'b': torch.tensor(2, dtype=torch.int64),
+    'c': torch.empty(0, 2),
+    'd': torch.ones(3, dtype=torch.bool),
+    'e': torch.arange(4.0).bfloat16(),
+}
 
 
 def test_what_is_kept_comes_back(tmp_path):
@@ -22,7 +28,10 @@ def test_what_is_kept_comes_back(tmp_path):
     save_cache(path, TENSORS, {'of': 'some \x1b name', 'n': 0.1})
     tensors, facts = load_cache(path)
     assert facts == {'of': 'some \x1b name', 'n': 0.1} and tensors.keys() == TENSORS.keys()
-    assert all(torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype for name, value in TENSORS.items())
+    assert all(
+        torch.equal(tensors[name], value) and tensors[name].dtype == value.dtype
+        for name, value in TENSORS.items()
+    )
 
 
 def test_every_flipped_byte_is_noticed(tmp_path):
@@ -31,13 +40,13 @@ def test_every_flipped_byte_is_noticed(tmp_path):
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], 'little')
     for at in range(len(data)):
-        path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1:])
+        path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter('always')
             found = load_cache(path)
         if found is None:
             assert len(told) == 1 and 'x.safetensors is damaged' in str(told[0].message)
-        else:       # white space of the head
+        else:  # white space of the head
             assert at < start and found[1] == {'of': 'name', 'accuracy': 0.25}
             assert all(torch.equal(found[0][name], value) for name, value in TENSORS.items())
     path.write_bytes(data[:-1])
@@ -50,7 +59,7 @@ def test_every_flipped_byte_is_noticed(tmp_path):
 
 def flip(folder, pattern):
     """Change one byte of the values in the only file of a name."""
-    path, = folder.rglob(pattern)
+    (path,) = folder.rglob(pattern)
     data = bytearray(path.read_bytes())
     data[-2] ^= 0x40
     path.write_bytes(data)
@@ -70,17 +79,22 @@ class Doubling(torch.nn.Module):
 
 
 def test_damaged_latents_features_and_pieces_are_computed_again(tmp_path):
-    pictures = Pictures({'image': torch.full((1, 4, 4), 20 * i, dtype=torch.uint8)} for i in range(6))
+    pictures = Pictures(
+        {'image': torch.full((1, 4, 4), 20 * i, dtype=torch.uint8)} for i in range(6)
+    )
 
     class Extractor:
         fingerprint = 'means'
 
         def __call__(self, x):
             return x.flatten(1)
+
     uses = {
         'latents-*': lambda: cached_latents(LatentEncoder(Doubling()), pictures, 'six', tmp_path),
         'features-*': lambda: reference_features(pictures, range(6), Extractor(), tmp_path),
-        '0*': lambda: in_pieces(tmp_path / 'pieces-x', 6, lambda items: torch.tensor([float(i) for i in items]), World()),
+        '0*': lambda: in_pieces(
+            tmp_path / 'pieces-x', 6, lambda items: torch.tensor([float(i) for i in items]), World()
+        ),
     }
     for pattern, use in uses.items():
         expected = use()
@@ -94,7 +108,9 @@ def test_damaged_latents_features_and_pieces_are_computed_again(tmp_path):
 
 
 def test_latents_of_older_pictures_are_removed(tmp_path):
-    pictures = Pictures({'image': torch.full((1, 4, 4), 20 * i, dtype=torch.uint8)} for i in range(3))
+    pictures = Pictures(
+        {'image': torch.full((1, 4, 4), 20 * i, dtype=torch.uint8)} for i in range(3)
+    )
     other = Pictures(pictures)
     other.source = 'other pictures'
     save_safetensors(tmp_path / 'latents-mine.safetensors', TENSORS)

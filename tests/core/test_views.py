@@ -1,4 +1,7 @@
-"""Tensors as pictures: curves where the values are, the slices through the middle, the first three channels."""
+"""Tensors as pictures: curves where the values are, the slices through the middle, the first
+three channels.
+"""
+
 import pytest
 import torch
 
@@ -8,11 +11,15 @@ from k_diffusion.core.views import LEAST, PLOT, draw_curves, show_tensors
 @pytest.mark.parametrize('length', [1, 7, 128, 5000])
 def test_a_curve_goes_through_its_values(length):
     height, width = PLOT
-    x = torch.linspace(-0.9, 0.9, length).view(1, 1, length) if length > 1 else torch.full((1, 1, 1), 0.4)
+    x = (
+        torch.linspace(-0.9, 0.9, length).view(1, 1, length)
+        if length > 1
+        else torch.full((1, 1, 1), 0.4)
+    )
     image = draw_curves(x)
     assert image.shape == (1, 3, *PLOT)
     lit = (image[0] != 1).any(0)
-    assert lit.any(0).all() and lit.sum() < 6 * width      # in every column, and thin
+    assert lit.any(0).all() and lit.sum() < 6 * width  # in every column, and thin
     for column in (0, width // 3, width - 1):
         value = (-0.9 + 1.8 * (column + 0.5) / width) if length > 1 else 0.4
         rows = lit[:, column].nonzero()[:, 0].float()
@@ -28,8 +35,8 @@ def test_a_step_is_drawn_without_a_gap_and_a_spike_is_not_lost():
 
 
 def test_channels_have_colours_of_their_own():
-    image = draw_curves(torch.stack([torch.full((50,), value) for value in (-0.5, 0., 0.5)])[None])
-    rows = [int((1 - value) / 2 * PLOT[0]) for value in (-0.5, 0., 0.5)]
+    image = draw_curves(torch.stack([torch.full((50,), value) for value in (-0.5, 0.0, 0.5)])[None])
+    rows = [int((1 - value) / 2 * PLOT[0]) for value in (-0.5, 0.0, 0.5)]
     assert len({tuple(image[0, :, row, 9].tolist()) for row in rows}) == 3
 
 

@@ -1,4 +1,5 @@
 """Decoding once: in memory, in a file, or not at all, always the same pictures."""
+
 from __future__ import annotations
 
 import os
@@ -28,19 +29,31 @@ def test_memory_and_file_hold_the_same(folder, tmp_path):
     assert isinstance(memory, Images) and isinstance(mapped, Images) and len(memory) == 7
     assert torch.equal(memory.images, mapped.images) and memory.images.float().std() > 20
     assert memory.labels.tolist() == mapped.labels.tolist() == [0] * 3 + [1] * 4
-    assert memory.skipped == mapped.skipped and len(memory.skipped) == 1 and memory.skipped[0][0].endswith('0001.png')
+    assert (
+        memory.skipped == mapped.skipped
+        and len(memory.skipped) == 1
+        and memory.skipped[0][0].endswith('0001.png')
+    )
 
 
 def test_without_room_or_folder_pictures_are_decoded_as_they_are_read(folder):
     dataset = opened(folder, memory_limit=8 * 3 * 12 * 12 - 1)
     assert isinstance(dataset, PictureFiles) and len(dataset) == 8
-    assert torch.equal(dataset[0]['image'], opened(folder)[0]['image']) and dataset[7]['class_cond'] == 1
+    assert (
+        torch.equal(dataset[0]['image'], opened(folder)[0]['image'])
+        and dataset[7]['class_cond'] == 1
+    )
     assert isinstance(opened(folder, memory_limit=8 * 3 * 12 * 12), Images)
 
 
 def test_the_file_is_read_again_until_the_pictures_change(folder, tmp_path, monkeypatch):
     def mapped(size=(12, 12)):
-        return open_dataset(ImageFolderConfig(location=str(folder)), size, memory_limit=0, cache_dir=tmp_path / 'cache')
+        return open_dataset(
+            ImageFolderConfig(location=str(folder)),
+            size,
+            memory_limit=0,
+            cache_dir=tmp_path / 'cache',
+        )
 
     first = mapped().images.clone()
     with monkeypatch.context() as patch:
@@ -73,8 +86,10 @@ def test_an_interrupted_cache_is_made_anew(folder, tmp_path):
     assert torch.equal(opened(folder, memory_limit=0, cache_dir=cache).images, whole.images)
 
 
-@pytest.mark.parametrize('content', [b'', b'\0' * 40, b'\xff\xfe', b'[]', b'null', b'{}', b'[' * 9999,
-                                     b'{"digest": 1e999}', None])
+@pytest.mark.parametrize(
+    'content',
+    [b'', b'\0' * 40, b'\xff\xfe', b'[]', b'null', b'{}', b'[' * 9999, b'{"digest": 1e999}', None],
+)
 def test_damaged_facts_are_passed_over_with_one_note(folder, tmp_path, content):
     whole = opened(folder, memory_limit=0, cache_dir=tmp_path / 'cache')
     facts = next((tmp_path / 'cache').glob('*.json'))

@@ -1,4 +1,7 @@
-"""The stream of batches: each picture once an epoch, and the same whoever reads it and wherever it is taken up again."""
+"""The stream of batches: each picture once an epoch, and the same whoever reads it and wherever
+it is taken up again.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -45,7 +48,9 @@ def same(a, b):
 
 
 def test_permutation():
-    assert torch.equal(permutation(3, 1, 50), torch.randperm(50, generator=generator(3, 'epoch', 1)))
+    assert torch.equal(
+        permutation(3, 1, 50), torch.randperm(50, generator=generator(3, 'epoch', 1))
+    )
     assert permutation(3, 1, 50) is permutation(3, 1, 50)
     orders = [permutation(3, 0, 50), permutation(3, 1, 50), permutation(4, 0, 50)]
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(orders, 2))
@@ -54,12 +59,21 @@ def test_permutation():
 def test_a_batch(dataset):
     batch = take(Loader(dataset, 5, seed=7), 1)[0]
     order = permutation(7, 0, 22)[:5]
-    assert batch.keys() == {'image', 'item', 'index', 'class_cond'} and torch.equal(batch['index'], order)
-    assert torch.equal(batch['image'], from_bytes(dataset.images[order])) and batch['image'].dtype == torch.float32
+    assert batch.keys() == {'image', 'item', 'index', 'class_cond'} and torch.equal(
+        batch['index'], order
+    )
+    assert (
+        torch.equal(batch['image'], from_bytes(dataset.images[order]))
+        and batch['image'].dtype == torch.float32
+    )
     assert batch['item'].tolist() == [0, 1, 2, 3, 4] and torch.equal(batch['class_cond'], order % 3)
     augmented = take(Loader(dataset, 5, seed=7, augmentation=BatchedAugmentation(0.5)), 1)[0]
-    expected = BatchedAugmentation(0.5)(dataset.images[order], [derive_seed(7, 'augment', p) for p in range(5)])
-    assert torch.equal(augmented['image'], expected[0]) and torch.equal(augmented['aug_cond'], expected[1])
+    expected = BatchedAugmentation(0.5)(
+        dataset.images[order], [derive_seed(7, 'augment', p) for p in range(5)]
+    )
+    assert torch.equal(augmented['image'], expected[0]) and torch.equal(
+        augmented['aug_cond'], expected[1]
+    )
     assert augmented['aug_cond'].shape == (5, 9) and augmented['aug_cond'].ne(0).any()
     assert 'class_cond' not in take(Loader(Images(icons(9, 8)), 2), 1)[0]
 
@@ -68,9 +82,13 @@ def test_every_picture_once_an_epoch(dataset):
     """Whatever the batch size, batches that reach into the next epoch included."""
     dataset.images[:, 0, 0, 0] = torch.arange(22, dtype=torch.uint8)  # a picture's number
     loader = Loader(dataset, 5)
-    seen = torch.cat([(batch['image'][:, 0, 0, 0] + 1) * 127.5 for batch in take(loader, 13)]).round().int()
+    seen = (
+        torch.cat([(batch['image'][:, 0, 0, 0] + 1) * 127.5 for batch in take(loader, 13)])
+        .round()
+        .int()
+    )
     for epoch in range(2):
-        assert sorted(seen[22 * epoch:22 * epoch + 22].tolist()) == list(range(22))
+        assert sorted(seen[22 * epoch : 22 * epoch + 22].tolist()) == list(range(22))
     assert not torch.equal(seen[:22], seen[22:44])
     assert [loader.epoch(items) for items in (0, 21, 22, 44)] == [0, 0, 1, 2]
 
@@ -82,7 +100,9 @@ def test_taken_up_anywhere(dataset, items):
     straight = take(Loader(dataset, 1, seed=1, augmentation=BatchedAugmentation(0.5)), 10, items)
     resumed = take(loader, 2, items)
     for key in resumed[0]:
-        assert torch.equal(torch.cat([b[key] for b in resumed]), torch.cat([b[key] for b in straight]))
+        assert torch.equal(
+            torch.cat([b[key] for b in resumed]), torch.cat([b[key] for b in straight])
+        )
     same(take(loader, 1, items + 5), resumed[1:])
 
 
@@ -92,7 +112,14 @@ def test_ranks_and_accumulation_share_out_the_same_items(dataset, world_size, gr
     expected = take(Loader(dataset, 4, augmentation=augmentation), 8)
     parts = {}
     for rank in range(world_size):
-        loader = Loader(dataset, 4, rank=rank, world_size=world_size, grad_accum_steps=grad_accum_steps, augmentation=augmentation)
+        loader = Loader(
+            dataset,
+            4,
+            rank=rank,
+            world_size=world_size,
+            grad_accum_steps=grad_accum_steps,
+            augmentation=augmentation,
+        )
         assert loader.items_per_step == 16
         for batch in take(loader, 2 * grad_accum_steps):
             parts[int(batch['item'][0])] = batch
@@ -109,11 +136,20 @@ def test_observing_and_torch_s_seed_change_nothing(dataset):
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize(('keys', 'message'), [
-    ({'batch_size': 0}, 'batch_size is 0'), ({'world_size': 0}, 'world_size is 0'), ({'grad_accum_steps': 0}, 'grad_accum_steps is 0'),
-    ({'num_workers': -1}, 'num_workers is -1'), ({'rank': 2, 'world_size': 2}, 'rank is 2'),
-    ({'batch_size': 4, 'world_size': 3, 'grad_accum_steps': 2}, r'has 22 images, fewer than the 24 of one step .*lower the batch size'),
-])
+@pytest.mark.parametrize(
+    ('keys', 'message'),
+    [
+        ({'batch_size': 0}, 'batch_size is 0'),
+        ({'world_size': 0}, 'world_size is 0'),
+        ({'grad_accum_steps': 0}, 'grad_accum_steps is 0'),
+        ({'num_workers': -1}, 'num_workers is -1'),
+        ({'rank': 2, 'world_size': 2}, 'rank is 2'),
+        (
+            {'batch_size': 4, 'world_size': 3, 'grad_accum_steps': 2},
+            r'has 22 images, fewer than the 24 of one step .*lower the batch size',
+        ),
+    ],
+)
 def test_errors(dataset, keys, message):
     with pytest.raises(ValueError, match=message):
         Loader(dataset, **{'batch_size': 1, **keys})
@@ -134,9 +170,16 @@ def streamed(tmp_path, write_pictures):
 def test_broken_pictures_make_room_for_the_next(streamed):
     batch = take(Loader(streamed, 12), 1)[0]
     at = int((permutation(0, 0, 12) == 1).nonzero())
-    assert torch.equal(batch['image'][at], from_bytes(streamed[2]['image'])) and batch['class_cond'].sum() == 6
-    assert batch['index'][at] == 2      # (what belongs to a picture by its number, its caption say, belongs to the one that is shown)
-    assert all(torch.equal(image, from_bytes(streamed[i]['image'])) for image, i in zip(batch['image'], batch['index'].tolist()))
+    assert (
+        torch.equal(batch['image'][at], from_bytes(streamed[2]['image']))
+        and batch['class_cond'].sum() == 6
+    )
+    # What belongs to a picture by its number, as a caption does, belongs to the one that is shown.
+    assert batch['index'][at] == 2
+    assert all(
+        torch.equal(image, from_bytes(streamed[i]['image']))
+        for image, i in zip(batch['image'], batch['index'].tolist())
+    )
     assert len(streamed.skipped) == 1 and streamed.skipped[0][0].endswith('0001.png')
     take(Loader(streamed, 12), 2)
     assert len(streamed.skipped) == 1
@@ -154,7 +197,11 @@ def test_only_broken_pictures(streamed):
 def test_workers_change_nothing(streamed, num_workers, start_method):
     def loader(**keys):
         return Loader(streamed, 5, augmentation=BatchedAugmentation(0.5), **keys)
-    same(take(loader(num_workers=num_workers, start_method=start_method), 8, items=3), take(loader(), 8, items=3))
+
+    same(
+        take(loader(num_workers=num_workers, start_method=start_method), 8, items=3),
+        take(loader(), 8, items=3),
+    )
     assert len(streamed.skipped) == 1
     deadline = time.monotonic() + 20
     while multiprocessing.active_children() and time.monotonic() < deadline:
@@ -167,13 +214,18 @@ def test_a_dead_worker_ends_the_stream_with_a_sentence(streamed):
     with closing(Loader(streamed, 4, num_workers=2, start_method='fork').iterate()) as batches:
         next(batches)
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        with pytest.raises(ChildProcessError, match=r'died \((process \d+, by signal SIGKILL|killed, or)'):
+        with pytest.raises(
+            ChildProcessError, match=r'died \((process \d+, by signal SIGKILL|killed, or)'
+        ):
             for _ in range(1000):
                 next(batches)
 
 
 class Hanging(Dataset):
-    """Grey pictures, of which reading the ninth never ends; the process that tries writes down its number."""
+    """Grey pictures, of which reading the ninth never ends; the process that tries writes down
+    its number.
+    """
+
     source = 'the pictures'
 
     def __init__(self, image_shape, note=None):
@@ -204,12 +256,15 @@ def test_a_worker_that_hangs_is_noticed_in_time(workers, tmp_path):
             begun = time.monotonic()
     assert 1.5 <= time.monotonic() - begun < 30
     hung = order.index(9) // 4
-    assert taken == [order[i:i + 4] for i in range(0, 4 * hung, 4)]
+    assert taken == [order[i : i + 4] for i in range(0, 4 * hung, 4)]
     assert 'the processes that read the pictures gave no batch for 1.5 s' in str(fault.value)
     assert dataset.name(order[4 * hung]) in str(fault.value)
     assert 'worker_timeout=' in str(fault.value)
     pid, end = int((tmp_path / 'hung').read_text()), time.monotonic() + 30
-    while pid in {process.pid for process in multiprocessing.active_children()} and time.monotonic() < end:
+    while (
+        pid in {process.pid for process in multiprocessing.active_children()}
+        and time.monotonic() < end
+    ):
         time.sleep(0.05)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -226,6 +281,7 @@ def test_the_time_in_which_the_whole_program_is_stopped_does_not_count(monkeypat
         if len(turns) == 1:
             late.append(time.sleep(0.6))
         return real(futures, timeout)
+
     monkeypatch.setattr(reading, 'wait', wait)
     monkeypatch.setattr(reading, '_TURN', 0.1)
     with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,5 @@
 """A folder written as shards: what goes in, and that the same goes in again."""
+
 from __future__ import annotations
 
 import json
@@ -14,7 +15,9 @@ from k_diffusion.data import ShardsConfig, open_dataset, pack_shards
 
 @pytest.fixture
 def folder(tmp_path, write_pictures):
-    """Twelve pictures in the folders a and b, some with captions; returns the folder and {name: picture}."""
+    """Twelve pictures in the folders a and b, some with captions; returns the folder and {name:
+    picture}.
+    """
     images = {}
     for name, n, seed in (('a', 7, 1), ('b', 5, 2)):
         for i, image in enumerate(write_pictures(tmp_path / 'in' / name, n, seed=seed)):
@@ -32,17 +35,30 @@ def contents(out):
 def test_what_is_packed_is_read(folder, tmp_path):
     place, images = folder
     result = pack_shards(place, tmp_path / 'out', by_folder=True, samples=5)
-    assert (result.shards, result.samples, result.class_names, result.skipped) == (3, 12, ['a', 'b'], [])
+    assert (result.shards, result.samples, result.class_names, result.skipped) == (
+        3,
+        12,
+        ['a', 'b'],
+        [],
+    )
     index = json.loads((tmp_path / 'out' / 'index.json').read_text())
-    assert [(entry['url'], entry['nsamples']) for entry in index['shardlist']] == [('000000.tar', 5), ('000001.tar', 5), ('000002.tar', 2)]
+    assert [(entry['url'], entry['nsamples']) for entry in index['shardlist']] == [
+        ('000000.tar', 5),
+        ('000001.tar', 5),
+        ('000002.tar', 2),
+    ]
     dataset = open_dataset(ShardsConfig(location=str(tmp_path / 'out'), num_classes=2), (12, 12))
     assert dataset.class_names == ['a', 'b'] and len(dataset) == 12
     found = {dataset.name(i).rpartition(': ')[2]: dataset[i] for i in range(12)}
     assert found.keys() == images.keys()
     for name, item in found.items():
-        assert torch.equal(item['image'], images[name]) and item['class_cond'] == 'ab'.index(name[0])
+        assert torch.equal(item['image'], images[name]) and item['class_cond'] == 'ab'.index(
+            name[0]
+        )
         assert item['text'] == ('three' if name == 'a/0003' else '')
-    assert [dataset.name(i)[-6:] for i in range(12)] != sorted(name[-6:] for name in images)      # (mixed)
+    assert [dataset.name(i)[-6:] for i in range(12)] != sorted(
+        name[-6:] for name in images
+    )  # (mixed)
 
 
 def test_the_same_bytes_again_and_others_by_another_seed(folder, tmp_path):
@@ -53,7 +69,10 @@ def test_the_same_bytes_again_and_others_by_another_seed(folder, tmp_path):
     assert a == b and a != c and a != d
     with tarfile.open(tmp_path / 'd' / '000000.tar') as archive:
         heads = archive.getmembers()
-    assert [head.name for head in heads] == [f'a/{i:04}.png' for i in range(4)] + ['a/0003.txt', 'a/0004.png']
+    assert [head.name for head in heads] == [f'a/{i:04}.png' for i in range(4)] + [
+        'a/0003.txt',
+        'a/0004.png',
+    ]
     assert {(head.mtime, head.uid, head.uname, head.mode) for head in heads} == {(0, 0, '', 0o644)}
 
 
@@ -61,7 +80,9 @@ def test_names_with_dots_and_of_two_kinds_stay_apart(tmp_path, write_pictures):
     images = write_pictures(tmp_path / 'in', 3)
     (tmp_path / 'in' / '0000.png').rename(tmp_path / 'in' / 'a.b.PNG')
     (tmp_path / 'in' / '0001.png').rename(tmp_path / 'in' / 'a_b.png')
-    (tmp_path / 'in' / '0002.png').rename(tmp_path / 'in' / 'a.b.jpg')     # (a picture's ending need not be right)
+    (tmp_path / 'in' / '0002.png').rename(
+        tmp_path / 'in' / 'a.b.jpg'
+    )  # (a picture's ending need not be right)
     assert pack_shards(tmp_path / 'in', tmp_path / 'out', shuffle=False).samples == 3
     dataset = open_dataset(ShardsConfig(location=str(tmp_path / 'out')), (12, 12))
     assert [dataset.name(i).rpartition(': ')[2] for i in range(3)] == ['a_b', 'a_b_2', 'a_b_3']
@@ -80,7 +101,11 @@ def test_what_cannot_be_packed(folder, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='no folder'):
         pack_shards(tmp_path / 'none', tmp_path / 'out')
     result = pack_shards(place, tmp_path / 'out')
-    assert result.samples == 0 and len(result.skipped) == 12 and 'more than 10 bytes' in result.skipped[0][1]
+    assert (
+        result.samples == 0
+        and len(result.skipped) == 12
+        and 'more than 10 bytes' in result.skipped[0][1]
+    )
     with pytest.raises(FileExistsError, match=r'which has an index\.json'):
         pack_shards(place, tmp_path / 'out')
     (tmp_path / 'empty').mkdir()
@@ -90,13 +115,33 @@ def test_what_cannot_be_packed(folder, tmp_path, monkeypatch):
 
 def test_the_command_and_the_call(folder, tmp_path, capsys):
     place, _ = folder
-    assert main(['pack', str(place), '-o', str(tmp_path / 'out'), '--classes', 'folders', '--samples', '5']) == 0
+    assert (
+        main(
+            [
+                'pack',
+                str(place),
+                '-o',
+                str(tmp_path / 'out'),
+                '--classes',
+                'folders',
+                '--samples',
+                '5',
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
-    assert '12 samples in 3 shards' in said and '"type": "shards"' in said and '"num_classes": 2' in said
+    assert (
+        '12 samples in 3 shards' in said
+        and '"type": "shards"' in said
+        and '"num_classes": 2' in said
+    )
     K.pack_dataset(place, tmp_path / 'again', classes='folders', samples=5)
     assert contents(tmp_path / 'out') == contents(tmp_path / 'again')
     assert main(['pack', str(place), '-o', str(tmp_path / 'out')]) == 1
-    assert 'k-diffusion dataset pack: --out must be a folder without shards' in capsys.readouterr().err
+    assert (
+        'k-diffusion dataset pack: --out must be a folder without shards' in capsys.readouterr().err
+    )
     assert main(['pack', str(place), '-o', str(tmp_path / 'x'), '--samples', '0']) == 1
     assert '--samples must be at least 1; got 0' in capsys.readouterr().err
     assert main(['pack', str(place), '-o', str(tmp_path / 'json'), '--json']) == 0

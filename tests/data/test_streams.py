@@ -1,4 +1,5 @@
 """Streams of rows, and Hugging Face sets: splits, saved folders, streaming."""
+
 from __future__ import annotations
 
 import itertools
@@ -7,7 +8,15 @@ import pytest
 import torch
 
 from k_diffusion.core.images import from_bytes
-from k_diffusion.data import HuggingFaceConfig, Loader, RowStream, UnreadablePicture, icons, measure_sigma_data, open_dataset
+from k_diffusion.data import (
+    HuggingFaceConfig,
+    Loader,
+    RowStream,
+    UnreadablePicture,
+    icons,
+    measure_sigma_data,
+    open_dataset,
+)
 
 IMAGES = icons(30, 12)
 
@@ -42,14 +51,14 @@ def test_epochs_windows_and_resumes(n, window):
     batches = texts(Numbers(n, window), 20)
     flat = [int(text) for batch in batches for text in batch]
     for epoch in range(60 // n):
-        part = flat[epoch * n:(epoch + 1) * n]
+        part = flat[epoch * n : (epoch + 1) * n]
         assert sorted(part) == list(range(n))
         assert all(value // window == position // window for position, value in enumerate(part))
     assert flat == list(range(60)) or window > 1 or n < 60
     if window > 4:
-        assert flat[:n] != sorted(flat[:n]) and flat[:n] != flat[n:2 * n]
+        assert flat[:n] != sorted(flat[:n]) and flat[:n] != flat[n : 2 * n]
     for step in (0, 1, 5, 7, 13):
-        assert texts(Numbers(n, window), 4, 3 * step) == batches[step:step + 4]
+        assert texts(Numbers(n, window), 4, 3 * step) == batches[step : step + 4]
 
 
 def test_processes_share_a_stream():
@@ -61,7 +70,11 @@ def test_processes_share_a_stream():
 def test_broken_rows_are_replaced_within_their_window():
     stream = Numbers(12, 4, broken=(5, 9))
     flat = [int(text) for batch in texts(stream, 4) for text in batch]
-    assert all(flat[i] // 4 == i // 4 for i in range(12)) and not {5, 9} & set(flat) and len(stream.skipped) == 2
+    assert (
+        all(flat[i] // 4 == i // 4 for i in range(12))
+        and not {5, 9} & set(flat)
+        and len(stream.skipped) == 2
+    )
     with pytest.raises(ValueError, match='4 rows in a row that cannot be read'):
         texts(Numbers(12, 4, broken=range(12)), 1)
     with pytest.raises(ValueError, match='holds no rows'):
@@ -86,17 +99,31 @@ def saved(tmp_path_factory):
     import io
 
     from k_diffusion.core.images import to_pil_image
+
     folder, files = tmp_path_factory.mktemp('hf'), []
     for image in IMAGES:
         buffer = io.BytesIO()
         to_pil_image(from_bytes(image)).save(buffer, 'png')
         files.append({'bytes': buffer.getvalue(), 'path': None})
-    features = datasets.Features({'image': datasets.Image(), 'label': datasets.ClassLabel(names=['a', 'b', 'c']),
-                                  'caption': datasets.Value('string')})
+    features = datasets.Features(
+        {
+            'image': datasets.Image(),
+            'label': datasets.ClassLabel(names=['a', 'b', 'c']),
+            'caption': datasets.Value('string'),
+        }
+    )
     rows = datasets.Dataset.from_dict(
-        {'image': files, 'label': [i % 3 for i in range(30)], 'caption': [f'icon {i}' for i in range(30)]}, features=features)
+        {
+            'image': files,
+            'label': [i % 3 for i in range(30)],
+            'caption': [f'icon {i}' for i in range(30)],
+        },
+        features=features,
+    )
     rows.save_to_disk(folder / 'one')
-    datasets.DatasetDict({'train': rows, 'validation': rows.select(range(7))}).save_to_disk(folder / 'dict')
+    datasets.DatasetDict({'train': rows, 'validation': rows.select(range(7))}).save_to_disk(
+        folder / 'dict'
+    )
     (folder / 'files').mkdir()
     for i in range(3):
         rows.select(range(10 * i, 10 * i + 10)).to_parquet(folder / 'files' / f'train-{i}.parquet')
@@ -104,7 +131,9 @@ def saved(tmp_path_factory):
 
 
 def opened(location, **keys):
-    section = HuggingFaceConfig(location=str(location), image_key='image', class_key='label', num_classes=3, **keys)
+    section = HuggingFaceConfig(
+        location=str(location), image_key='image', class_key='label', num_classes=3, **keys
+    )
     return open_dataset(section, (12, 12))
 
 
@@ -128,16 +157,23 @@ def test_any_split_and_saved_folders(saved):
 
 @pytest.mark.parametrize('place', ['one', 'files'])
 def test_streaming(saved, place, monkeypatch):
-    monkeypatch.setattr('datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN', 0, raising=False)     # (5 s at the end of each epoch)
+    monkeypatch.setattr(
+        'datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN', 0, raising=False
+    )  # (5 s at the end of each epoch)
     keys = {'text_key': 'caption', 'streaming': True, 'window': 8}
     dataset = opened(saved / place, **keys)
     batches = list(itertools.islice(Loader(dataset, 5, seed=1).iterate(), 18))
     check(batches)
     flat = [text for batch in batches for text in batch['text']]
     for epoch in range(3):
-        assert sorted(flat[30 * epoch:30 * epoch + 30]) == sorted(f'icon {i}' for i in range(30))
+        assert sorted(flat[30 * epoch : 30 * epoch + 30]) == sorted(f'icon {i}' for i in range(30))
     for step in (3, 6, 13):
-        resumed = itertools.islice(Loader(opened(saved / place, **keys), 5, seed=1).iterate(5 * step), 5)
-        assert [batch['text'] for batch in resumed] == [batch['text'] for batch in batches[step:step + 5]]
-    assert measure_sigma_data(opened(saved / place, **{**keys, 'text_key': None}), 30) == pytest.approx(
-        float(from_bytes(IMAGES).double().std(correction=0)), rel=1e-6)
+        resumed = itertools.islice(
+            Loader(opened(saved / place, **keys), 5, seed=1).iterate(5 * step), 5
+        )
+        assert [batch['text'] for batch in resumed] == [
+            batch['text'] for batch in batches[step : step + 5]
+        ]
+    assert measure_sigma_data(
+        opened(saved / place, **{**keys, 'text_key': None}), 30
+    ) == pytest.approx(float(from_bytes(IMAGES).double().std(correction=0)), rel=1e-6)

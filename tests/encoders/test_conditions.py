@@ -1,4 +1,5 @@
 """Conditions: what they give for a batch and for what is asked, and how often they are left out."""
+
 import warnings
 
 import pytest
@@ -13,29 +14,51 @@ from k_diffusion.tasks.run.objective import share
 
 @pytest.fixture
 def data():
-    return Images(torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8), torch.tensor([0, 1, 2, 0, 1, 2]), ['cat', 'dog', 'bird'], 'six')
+    return Images(
+        torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+        ['cat', 'dog', 'bird'],
+        'six',
+    )
 
 
 def batch(indices=(0, 1, 3)):
-    return {'image': torch.randn(len(indices), 1, 8, 8), 'item': torch.arange(len(indices)) + 40, 'index': torch.tensor(indices)}
+    return {
+        'image': torch.randn(len(indices), 1, 8, 8),
+        'item': torch.arange(len(indices)) + 40,
+        'index': torch.tensor(indices),
+    }
 
 
 def test_texts_of_classes(data):
     told = CONDITIONS['text'](template='a photo of a {}').make(1, data).prepare(batch(), 0)
-    assert told['cross_cond'].shape == (3, 16, 64) and told['cross_cond_padding'].sum(1).tolist() == [11, 11, 11]
-    assert torch.equal(told['cross_cond'][0], told['cross_cond'][2]) and not torch.allclose(told['cross_cond'][0], told['cross_cond'][1])
+    assert told['cross_cond'].shape == (3, 16, 64) and told['cross_cond_padding'].sum(
+        1
+    ).tolist() == [11, 11, 11]
+    assert torch.equal(told['cross_cond'][0], told['cross_cond'][2]) and not torch.allclose(
+        told['cross_cond'][0], told['cross_cond'][1]
+    )
     asked = CONDITIONS['text']().make(1).asked('a photo of a dog', None)
     torch.testing.assert_close(asked['cross_cond'][0], told['cross_cond'][1])
     mapped = CONDITIONS['text'](into='mapping').make(1, data)
-    assert mapped.key == 'mapping_cond' and mapped.prepare(batch(), 0)['mapping_cond'].shape == (3, mapped.width)
+    assert mapped.key == 'mapping_cond' and mapped.prepare(batch(), 0)['mapping_cond'].shape == (
+        3,
+        mapped.width,
+    )
 
 
 def test_texts_of_a_file(data, tmp_path):
     (tmp_path / 'captions.txt').write_text('red\ngreen\nblue sky\nred\nyellow\nblack\n')
-    told = CONDITIONS['text'](location=str(tmp_path / 'captions.txt')).make(1, data).prepare(batch((0, 3, 2)), 0)['cross_cond']
+    told = (
+        CONDITIONS['text'](location=str(tmp_path / 'captions.txt'))
+        .make(1, data)
+        .prepare(batch((0, 3, 2)), 0)['cross_cond']
+    )
     assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
     (tmp_path / 'captions.txt').write_text('red\n')
-    with pytest.raises(ValueError, match=r'has 1 lines for the 6 pictures of six; there must be one for each'):
+    with pytest.raises(
+        ValueError, match=r'has 1 lines for the 6 pictures of six; there must be one for each'
+    ):
         CONDITIONS['text'](location=str(tmp_path / 'captions.txt')).make(1, data)
 
 
@@ -43,20 +66,32 @@ def test_captions_in_another_order_than_the_numbers_of_the_pictures_are_told(dat
     lines = tmp_path / 'captions.txt'
     lines.write_text('a\nb\u2028b\nc\nd\ne\nf\n')
     save_safetensors(tmp_path / 'e.safetensors', {'embeddings': torch.zeros(6, 4)})
-    uses = [lambda: CONDITIONS['text'](location=str(lines)).make(1, data),
-            lambda: CONDITIONS['embeddings'](location=str(tmp_path / 'e.safetensors')).make(1, data)]
-    data.names = ['1.png', '10.png', '2.png', '3.png', '4.png', '5\x1b.png']      # as text sorts them
+    uses = [
+        lambda: CONDITIONS['text'](location=str(lines)).make(1, data),
+        lambda: CONDITIONS['embeddings'](location=str(tmp_path / 'e.safetensors')).make(1, data),
+    ]
+    data.names = ['1.png', '10.png', '2.png', '3.png', '4.png', '5\x1b.png']  # as text sorts them
     for use in uses:
-        with pytest.warns(UserWarning, match=r'in the textual order of their names \(1.png, 10.png, 2.png, ...\)'):
+        with pytest.warns(
+            UserWarning, match=r'in the textual order of their names \(1.png, 10.png, 2.png, ...\)'
+        ):
             use()
-    for names in (None, [f'{i:02}.png' for i in range(6)], ['a/1.png', 'a/2.png', 'a-b/1.png', 'b/1.png', 'b/1a.png', 'b/b.png']):
+    for names in (
+        None,
+        [f'{i:02}.png' for i in range(6)],
+        ['a/1.png', 'a/2.png', 'a-b/1.png', 'b/1.png', 'b/1a.png', 'b/b.png'],
+    ):
         data.names = names
         with warnings.catch_warnings():
             warnings.simplefilter('error')
             for use in uses:
                 use()
-    lines.write_bytes('\ufeffa\r\nb\r\nc\r\na\r\nb\r\nc\r\n'.encode())     # as Windows writes text
-    told = CONDITIONS['text'](location=str(lines)).make(1, data).prepare(batch((0, 3, 1)), 0)['cross_cond']
+    lines.write_bytes('\ufeffa\r\nb\r\nc\r\na\r\nb\r\nc\r\n'.encode())  # as Windows writes text
+    told = (
+        CONDITIONS['text'](location=str(lines))
+        .make(1, data)
+        .prepare(batch((0, 3, 1)), 0)['cross_cond']
+    )
     assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
     lines.write_bytes(b'\xff\n' * 6)
     with pytest.raises(ValueError, match=r'captions\.txt is not text in UTF-8 \(byte 0\)'):
@@ -67,7 +102,11 @@ def test_a_text_encoder_of_transformers(tmp_path):
     pytest.importorskip('transformers', reason='transformers is in the extra "clip"')
     encoder = TextFeatures(str(make_clip(tmp_path, ['red', 'apple'], width=16, layers=1)), 8)
     features, padding = encoder(['red apple', 'red'])
-    assert features.shape == (2, 8, 16) and padding.sum(1).tolist() == [4, 5] and (features[padding == 1] == 0).all()
+    assert (
+        features.shape == (2, 8, 16)
+        and padding.sum(1).tolist() == [4, 5]
+        and (features[padding == 1] == 0).all()
+    )
     assert not torch.allclose(features[0, 3], features[1, 2])
 
 
@@ -75,37 +114,57 @@ def test_embeddings(data, tmp_path):
     table = torch.randn(6, 5)
     save_safetensors(tmp_path / 'e.safetensors', {'embeddings': table})
     condition = CONDITIONS['embeddings'](location=str(tmp_path / 'e.safetensors')).make(1, data)
-    assert condition.width == 5 and torch.equal(condition.prepare(batch((4, 0)), 0)['mapping_cond'], table[[4, 0]])
+    assert condition.width == 5 and torch.equal(
+        condition.prepare(batch((4, 0)), 0)['mapping_cond'], table[[4, 0]]
+    )
     assert torch.equal(condition.asked('2', None)['mapping_cond'], table[2:3])
     for value, message in (('9', 'there are 6'), ('x', 'give a whole number')):
         with pytest.raises(ValueError, match=message):
             condition.asked(value, None)
     with pytest.raises(ValueError, match=r'cross takes "embeddings" \[N, T, D\]'):
-        CONDITIONS['embeddings'](location=str(tmp_path / 'e.safetensors'), into='cross').make(1, data)
+        CONDITIONS['embeddings'](location=str(tmp_path / 'e.safetensors'), into='cross').make(
+            1, data
+        )
 
 
 def test_pictures():
     given = batch()
     coarse = CONDITIONS['super-resolution'](factor=4).make(1).prepare(given, 0)['unet_cond']
     assert coarse.shape == given['image'].shape
-    torch.testing.assert_close(coarse.mean((1, 2, 3)), given['image'].mean((1, 2, 3)), atol=1e-5, rtol=1e-5)
-    assert (coarse.std() < given['image'].std() / 2)
+    torch.testing.assert_close(
+        coarse.mean((1, 2, 3)), given['image'].mean((1, 2, 3)), atol=1e-5, rtol=1e-5
+    )
+    assert coarse.std() < given['image'].std() / 2
     told = CONDITIONS['inpainting']().make(1).prepare(given, 3)['unet_cond']
     known, seen = told[:, :1], told[:, 1:]
-    assert set(known.unique().tolist()) == {0., 1.} and torch.equal(seen, given['image'] * known)
+    assert set(known.unique().tolist()) == {0.0, 1.0} and torch.equal(seen, given['image'] * known)
     alone = {key: value[1:2] for key, value in given.items()}
     assert torch.equal(CONDITIONS['inpainting']().make(1).prepare(alone, 3)['unet_cond'], told[1:2])
-    half = CONDITIONS['inpainting']().make(1).asked('p.png', lambda path: torch.ones(1, 8, 8))['unet_cond']
+    half = (
+        CONDITIONS['inpainting']()
+        .make(1)
+        .asked('p.png', lambda path: torch.ones(1, 8, 8))['unet_cond']
+    )
     assert half[0, 0].sum() == 32 and half[0, 0, :4].all()
-    box = CONDITIONS['inpainting']().make(1).asked('p.png,0,0.5,0.5,1', lambda path: torch.ones(1, 8, 8))['unet_cond']
+    box = (
+        CONDITIONS['inpainting']()
+        .make(1)
+        .asked('p.png,0,0.5,0.5,1', lambda path: torch.ones(1, 8, 8))['unet_cond']
+    )
     assert box[0, 0].sum() == 48 and not box[0, 0, :4, 4:].any()
 
 
 def test_conditions_are_left_out_as_often_as_the_config_says(data):
     config = CONDITIONS['text'](dropout=0.25)
-    many = {'image': torch.zeros(4000, 1, 8, 8), 'item': torch.arange(4000), 'index': torch.arange(4000) % 6}
+    many = {
+        'image': torch.zeros(4000, 1, 8, 8),
+        'item': torch.arange(4000),
+        'index': torch.arange(4000) % 6,
+    }
     told = tell([(config, config.make(1, data))], many, 5, share)['cross_cond']
     empty = (told == 0).flatten(1).all(1)
     assert abs(empty.float().mean() - 0.25) < 0.03
     some = {key: value[100:110] for key, value in many.items()}
-    assert torch.equal(tell([(config, config.make(1, data))], some, 5, share)['cross_cond'], told[100:110])
+    assert torch.equal(
+        tell([(config, config.make(1, data))], some, 5, share)['cross_cond'], told[100:110]
+    )

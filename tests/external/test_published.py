@@ -1,4 +1,5 @@
 """Published weights: told by their names, read without running a line of what they carry."""
+
 import collections
 import pickle
 import sys
@@ -15,12 +16,13 @@ from k_diffusion.external import load_published
 
 class Bomb:
     def __reduce__(self):
-        return exec, ("import builtins; builtins.bomb_went_off = True",)
+        return exec, ('import builtins; builtins.bomb_went_off = True',)
 
 
 @pytest.fixture
 def went_off():
     import builtins
+
     yield lambda: hasattr(builtins, 'bomb_went_off')
     if hasattr(builtins, 'bomb_went_off'):
         del builtins.bomb_went_off
@@ -38,7 +40,9 @@ SOURCE = 'import builtins; builtins.bomb_went_off = True'
 
 @pytest.fixture
 def edm(monkeypatch):
-    """A network pickled as EDM's persistence does it: class name, source text and state, to be rebuilt by a function of theirs."""
+    """A network pickled as EDM's persistence does it: class name, source text and state, to be
+    rebuilt by a function of theirs.
+    """
     package, module = types.ModuleType('torch_utils'), types.ModuleType('torch_utils.persistence')
 
     def _reconstruct_persistent_obj(meta):
@@ -52,7 +56,13 @@ def edm(monkeypatch):
 
     class Persistent(nn.Module):
         def __reduce__(self):
-            meta = {'type': 'class', 'version': 6, 'module_src': SOURCE, 'class_name': type(self).__name__, 'state': dict(self.__dict__)}
+            meta = {
+                'type': 'class',
+                'version': 6,
+                'module_src': SOURCE,
+                'class_name': type(self).__name__,
+                'state': dict(self.__dict__),
+            }
             return _reconstruct_persistent_obj, (meta,)
 
     class Block(Persistent):
@@ -80,7 +90,9 @@ def test_edm_pickles_are_read_without_their_code(edm, tmp_path, went_off):
     assert published.family == 'EDM' and published.network == 'EDMPrecond of training.networks'
     assert published.arguments == {'img_resolution': 64, 'width': 5, 'dropout': 0.13}
     expected = network.state_dict()
-    assert published.weights.keys() == expected.keys() and all(torch.equal(published.weights[k], v) for k, v in expected.items())
+    assert published.weights.keys() == expected.keys() and all(
+        torch.equal(published.weights[k], v) for k, v in expected.items()
+    )
     rebuilt = published.into(edm)
     assert torch.equal(rebuilt.model.weight, network.model.weight) and not rebuilt.training
     with pytest.raises(ValueError, match='they need EDMPrecond of training.networks'):
@@ -89,73 +101,148 @@ def test_edm_pickles_are_read_without_their_code(edm, tmp_path, went_off):
 
 # State dicts
 
+
 def shapes(**sizes):
     return {key: torch.randn(*size) for key, size in sizes.items()}
 
 
-GUIDED = {'time_embed.0.weight': torch.randn(16, 192), 'input_blocks.0.0.weight': torch.randn(192, 3, 3, 3),
-          'label_emb.weight': torch.randn(1000, 16), 'out.2.weight': torch.randn(6, 192, 3, 3)}
+GUIDED = {
+    'time_embed.0.weight': torch.randn(16, 192),
+    'input_blocks.0.0.weight': torch.randn(192, 3, 3, 3),
+    'label_emb.weight': torch.randn(1000, 16),
+    'out.2.weight': torch.randn(6, 192, 3, 3),
+}
 
 
 def test_guided_diffusion(tmp_path):
     torch.save(GUIDED, tmp_path / '64x64_diffusion.pt')
     published = load_published(tmp_path / '64x64_diffusion.pt')
     assert published.family == 'guided-diffusion'
-    told = {key: published.arguments[key] for key in ('image_size', 'class_cond', 'learn_sigma', 'num_channels', 'noise_schedule')}
-    assert told == {'image_size': 64, 'class_cond': True, 'learn_sigma': True, 'num_channels': 192, 'noise_schedule': 'cosine'}
-    plain = {key: value for key, value in GUIDED.items() if key != 'label_emb.weight'} | {'out.2.weight': torch.randn(3, 192, 3, 3)}
+    told = {
+        key: published.arguments[key]
+        for key in ('image_size', 'class_cond', 'learn_sigma', 'num_channels', 'noise_schedule')
+    }
+    assert told == {
+        'image_size': 64,
+        'class_cond': True,
+        'learn_sigma': True,
+        'num_channels': 192,
+        'noise_schedule': 'cosine',
+    }
+    plain = {key: value for key, value in GUIDED.items() if key != 'label_emb.weight'} | {
+        'out.2.weight': torch.randn(3, 192, 3, 3)
+    }
     torch.save(plain, tmp_path / 'mine.pt')
-    assert load_published(tmp_path / 'mine.pt').arguments == {'class_cond': False, 'learn_sigma': False, 'num_channels': 192}
+    assert load_published(tmp_path / 'mine.pt').arguments == {
+        'class_cond': False,
+        'learn_sigma': False,
+        'num_channels': 192,
+    }
     torch.save({**plain, 'out.2.weight': torch.randn(3, 192)}, tmp_path / 'classifier.pt')
     assert 'classifier' in load_published(tmp_path / 'classifier.pt').network
 
 
 def test_v_diffusion(tmp_path):
-    torch.save({'timestep_embed.weight': torch.randn(8, 1), 'net.0.weight': torch.randn(2, 2)}, tmp_path / 'cc12m_1_cfg.pth',
-               _use_new_zipfile_serialization=False)
+    torch.save(
+        {'timestep_embed.weight': torch.randn(8, 1), 'net.0.weight': torch.randn(2, 2)},
+        tmp_path / 'cc12m_1_cfg.pth',
+        _use_new_zipfile_serialization=False,
+    )
     published = load_published(tmp_path / 'cc12m_1_cfg.pth')
-    assert published.family == 'v-diffusion' and 'cc12m_1_cfg' in published.network and len(published.weights) == 2
+    assert (
+        published.family == 'v-diffusion'
+        and 'cc12m_1_cfg' in published.network
+        and len(published.weights) == 2
+    )
 
 
-@pytest.mark.parametrize('width, family', [(768, 'Stable Diffusion 1'), (1024, 'Stable Diffusion 2'), (7, 'CompVis latent diffusion')])
+@pytest.mark.parametrize(
+    'width, family',
+    [(768, 'Stable Diffusion 1'), (1024, 'Stable Diffusion 2'), (7, 'CompVis latent diffusion')],
+)
 def test_compvis(tmp_path, went_off, width, family):
-    """A Lightning checkpoint: a state dict among objects of classes that are not here, some of them hostile."""
-    unet = {'model.diffusion_model.input_blocks.0.0.weight': torch.randn(4, 4),
-            'model.diffusion_model.middle.attn2.to_k.weight': torch.randn(3, width)}
-    averaged = {f'model_ema.{key.removeprefix("model.").replace(".", "")}': value + 1 for key, value in unet.items()}
-    rest = {'first_stage_model.decoder.weight': torch.randn(2), 'cond_stage_model.weight': torch.randn(2), 'alphas_cumprod': torch.rand(5)}
+    """A Lightning checkpoint: a state dict among objects of classes that are not here, some of
+    them hostile.
+    """
+    unet = {
+        'model.diffusion_model.input_blocks.0.0.weight': torch.randn(4, 4),
+        'model.diffusion_model.middle.attn2.to_k.weight': torch.randn(3, width),
+    }
+    averaged = {
+        f'model_ema.{key.removeprefix("model.").replace(".", "")}': value + 1
+        for key, value in unet.items()
+    }
+    rest = {
+        'first_stage_model.decoder.weight': torch.randn(2),
+        'cond_stage_model.weight': torch.randn(2),
+        'alphas_cumprod': torch.rand(5),
+    }
     foreign = types.ModuleType('pytorch_lightning')
-    foreign.Callback = type('Callback', (), {'__module__': 'pytorch_lightning', '__init__': lambda self: setattr(self, 'best', 1)})
+    foreign.Callback = type(
+        'Callback',
+        (),
+        {'__module__': 'pytorch_lightning', '__init__': lambda self: setattr(self, 'best', 1)},
+    )
     sys.modules['pytorch_lightning'] = foreign
     try:
-        torch.save({'state_dict': {**unet, **averaged, **rest}, 'callbacks': {'a': foreign.Callback(), 'b': Bomb()},
-                    'hyper': collections.defaultdict(list)}, tmp_path / 'model.ckpt')
+        torch.save(
+            {
+                'state_dict': {**unet, **averaged, **rest},
+                'callbacks': {'a': foreign.Callback(), 'b': Bomb()},
+                'hyper': collections.defaultdict(list),
+            },
+            tmp_path / 'model.ckpt',
+        )
     finally:
         del sys.modules['pytorch_lightning']
-    published, raw = load_published(tmp_path / 'model.ckpt'), load_published(tmp_path / 'model.ckpt', ema=False)
-    assert not went_off() and published.family == family and set(published.parts) == {'first_stage_model', 'cond_stage_model', 'others'}
+    published, raw = (
+        load_published(tmp_path / 'model.ckpt'),
+        load_published(tmp_path / 'model.ckpt', ema=False),
+    )
+    assert (
+        not went_off()
+        and published.family == family
+        and set(published.parts) == {'first_stage_model', 'cond_stage_model', 'others'}
+    )
     for key, value in unet.items():
         name = key.removeprefix('model.diffusion_model.')
-        assert torch.equal(raw.weights[name], value) and torch.equal(published.weights[name], value + 1)
+        assert torch.equal(raw.weights[name], value) and torch.equal(
+            published.weights[name], value + 1
+        )
     save_safetensors(tmp_path / 'model.safetensors', {**unet, **rest})
     assert load_published(tmp_path / 'model.safetensors').family == family
 
 
 def test_what_is_not_read_becomes_a_record(tmp_path, went_off):
-    (tmp_path / 'a.pkl').write_bytes(pickle.dumps([Bomb(), {'x': torch.ones(3)}, {1, 2}, 1 + 2j, range(3)]))
+    (tmp_path / 'a.pkl').write_bytes(
+        pickle.dumps([Bomb(), {'x': torch.ones(3)}, {1, 2}, 1 + 2j, range(3)])
+    )
     bomb, tensors, numbers, z, other = read_pickle(tmp_path / 'a.pkl')
-    assert isinstance(bomb, Record) and (bomb.module, bomb.name) == ('builtins', 'exec') and not went_off()
-    assert torch.equal(tensors['x'], torch.ones(3)) and numbers == {1, 2} and z == 1 + 2j and isinstance(other, Record)
+    assert (
+        isinstance(bomb, Record)
+        and (bomb.module, bomb.name) == ('builtins', 'exec')
+        and not went_off()
+    )
+    assert (
+        torch.equal(tensors['x'], torch.ones(3))
+        and numbers == {1, 2}
+        and z == 1 + 2j
+        and isinstance(other, Record)
+    )
 
 
-@pytest.mark.parametrize('content, message', [
-    (b'not a pickle', 'cannot be read safely'),
-    (b'', 'cannot be read safely'),
-    (pickle.dumps({'weights': 3}), 'holds dict that is no state dict'),
-    (pickle.dumps({'a': torch.ones(1), 'b': torch.ones(2)}), 'tensors named a, b'),
-    (pickle.dumps({'model_ema': {}, 'config': {}}), 'load it with K.load_model'),
-    (pickle.dumps(Bomb()), 'no state dict'),
-], ids=['no pickle', 'empty', 'numbers', 'strangers', 'ours', 'a bomb'])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'not a pickle', 'cannot be read safely'),
+        (b'', 'cannot be read safely'),
+        (pickle.dumps({'weights': 3}), 'holds dict that is no state dict'),
+        (pickle.dumps({'a': torch.ones(1), 'b': torch.ones(2)}), 'tensors named a, b'),
+        (pickle.dumps({'model_ema': {}, 'config': {}}), 'load it with K.load_model'),
+        (pickle.dumps(Bomb()), 'no state dict'),
+    ],
+    ids=['no pickle', 'empty', 'numbers', 'strangers', 'ours', 'a bomb'],
+)
 def test_refusals(tmp_path, content, message, went_off):
     (tmp_path / 'x.pkl').write_bytes(content)
     with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ written. After each kill the newest checkpoint must be whole and no older than b
 the run is finished, and its state, log and files are compared with those of a run that was left
 alone. Prints one JSON line.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,8 +29,17 @@ import k_diffusion.tasks.train  # noqa: F401
 from k_diffusion.core.weights import load_checkpoint
 from k_diffusion.training import RunFolder, read_log
 
-KEYS = ('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'step', 'items', 'ema_stats',
-        'loss_by_noise')
+KEYS = (
+    'model',
+    'model_ema',
+    'opt',
+    'sched',
+    'ema_sched',
+    'step',
+    'items',
+    'ema_stats',
+    'loss_by_noise',
+)
 LOGGED = ('step', 'loss', 'smoothed_loss', 'lr', 'ema_decay', 'loss_by_noise')
 
 
@@ -44,10 +54,31 @@ def start_run(folder: Path, config: Path, end_step: int) -> int:
     os.dup2(log, 2)
     status = 1
     try:
-        status = cli.main([
-            '--config', str(config), '--name', 'tiny', '--run-dir', str(folder), '--device', 'cpu',
-            '--evaluate-n', '0', '--demo-every', '0', '--num-workers', '0', '--no-report',
-            '--save-every', '1', '--keep-last', '3', '--end-step', str(end_step)])
+        status = cli.main(
+            [
+                '--config',
+                str(config),
+                '--name',
+                'tiny',
+                '--run-dir',
+                str(folder),
+                '--device',
+                'cpu',
+                '--evaluate-n',
+                '0',
+                '--demo-every',
+                '0',
+                '--num-workers',
+                '0',
+                '--no-report',
+                '--save-every',
+                '1',
+                '--keep-last',
+                '3',
+                '--end-step',
+                str(end_step),
+            ]
+        )
     finally:
         os._exit(status)
 
@@ -101,11 +132,19 @@ def finish(folder: Path, config: Path, end_step: int) -> None:
 
 def differences(killed: Path, straight: Path, step: int) -> list[str]:
     """Name what differs between the two runs: state, logged values, file names."""
-    states = [load_checkpoint(RunFolder(folder, 'tiny').checkpoint_path(step))
-              for folder in (killed, straight)]
+    states = [
+        load_checkpoint(RunFolder(folder, 'tiny').checkpoint_path(step))
+        for folder in (killed, straight)
+    ]
     found = [key for key in KEYS if not is_same(states[0][key], states[1][key])]
-    logs = [[{key: line[key] for key in LOGGED} for line in read_log(folder / 'tiny_log.jsonl')
-             if line['step'] % 10 == 0] for folder in (killed, straight)]
+    logs = [
+        [
+            {key: line[key] for key in LOGGED}
+            for line in read_log(folder / 'tiny_log.jsonl')
+            if line['step'] % 10 == 0
+        ]
+        for folder in (killed, straight)
+    ]
     files = [sorted(path.name for path in folder.iterdir()) for folder in (killed, straight)]
     more = sorted(set(files[0]) ^ set(files[1]))
     return found + ['log'] * (logs[0] != logs[1]) + [f'file {name}' for name in more]
@@ -132,8 +171,16 @@ def main() -> None:
     for folder in (killed, straight):
         finish(folder, config, end_step)
     differing = differences(killed, straight, end_step)
-    print(json.dumps({**counts, 'steps': end_step, 'differences': differing,
-                      'seconds': round(time.monotonic() - began)}))
+    print(
+        json.dumps(
+            {
+                **counts,
+                'steps': end_step,
+                'differences': differing,
+                'seconds': round(time.monotonic() - began),
+            }
+        )
+    )
     sys.exit(bool(differing))
 
 

@@ -1,4 +1,5 @@
 """Configs with mistakes in them: none reaches a traceback, every misspelt key is found."""
+
 from __future__ import annotations
 
 import copy
@@ -16,8 +17,12 @@ from .conftest import TINY
 def misspellings(key):
     """A letter lost, doubled, changed, two swapped."""
     i = len(key) // 2
-    return {key[:i] + key[i + 1:], key[:i] + key[i] + key[i:], key[:i] + ('x' if key[i] != 'x' else 'y') + key[i + 1:],
-            key[:i - 1] + key[i] + key[i - 1] + key[i + 1:]} - {key}
+    return {
+        key[:i] + key[i + 1 :],
+        key[:i] + key[i] + key[i:],
+        key[:i] + ('x' if key[i] != 'x' else 'y') + key[i + 1 :],
+        key[: i - 1] + key[i] + key[i - 1] + key[i + 1 :],
+    } - {key}
 
 
 def test_every_key_misspelt_by_one_letter_is_refused():
@@ -32,16 +37,47 @@ def test_every_key_misspelt_by_one_letter_is_refused():
                 continue
             with pytest.raises(ValueError, match='cannot be used') as error:
                 load_config(config, strict=True)
-            assert f'{section}.{wrong}' in str(error.value) or wrong in str(error.value), (section, wrong)
+            assert f'{section}.{wrong}' in str(error.value) or wrong in str(error.value), (
+                section,
+                wrong,
+            )
     for section in filled:
         for wrong in misspellings(section):
             config = {**filled, wrong: filled[section]}
-            with pytest.raises(ValueError, match=f'{wrong} is not a section; did you mean {section}'):
+            with pytest.raises(
+                ValueError, match=f'{wrong} is not a section; did you mean {section}'
+            ):
                 load_config(config, strict=True)
 
 
-VALUES = [None, True, False, 0, -1, 1, 2, 3, 7, 10**9, -0.5, 0.5, 1e300, '', 'x', '32', 'image_v1', [], [1], [-1, 0], [1, 'a'], {},
-          {'type': 'x'}, {'type': []}, [[]], 'é\0']
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    3,
+    7,
+    10**9,
+    -0.5,
+    0.5,
+    1e300,
+    '',
+    'x',
+    '32',
+    'image_v1',
+    [],
+    [1],
+    [-1, 0],
+    [1, 'a'],
+    {},
+    {'type': 'x'},
+    {'type': []},
+    [[]],
+    'é\0',
+]
 
 
 def mutated(config, draw):
@@ -57,7 +93,9 @@ def mutated(config, draw):
         elif keys and action < 0.85:
             del holder[draw.choice(keys)]
         elif isinstance(holder, dict):
-            holder[draw.choice(['extra', 'type', 'lr', '', 'chanels'])] = copy.deepcopy(draw.choice(VALUES))
+            holder[draw.choice(['extra', 'type', 'lr', '', 'chanels'])] = copy.deepcopy(
+                draw.choice(VALUES)
+            )
     return config
 
 
@@ -70,7 +108,11 @@ def _holders(value):
 
 def check(seed, count):
     draw = random.Random(seed)
-    bases = [load_config(TINY), load_config('configs/config_mnist_transformer.json'), load_config('configs/config_cifar10.json')]
+    bases = [
+        load_config(TINY),
+        load_config('configs/config_mnist_transformer.json'),
+        load_config('configs/config_cifar10.json'),
+    ]
     refused = 0
     for _ in range(count):
         config = mutated(draw.choice(bases), draw)
@@ -85,13 +127,19 @@ def check(seed, count):
             refused += 1
             assert str(error).strip(), config
         except Exception as error:
-            raise AssertionError(f'{type(error).__name__}: {error} from {json.dumps(config)}') from error
+            raise AssertionError(
+                f'{type(error).__name__}: {error} from {json.dumps(config)}'
+            ) from error
     assert count * 0.3 < refused < count
 
 
 def _size(sections):
     """Roughly how large the network is, so that giants are not even described."""
-    numbers = [v for value in vars(sections.model).values() for v in (value if isinstance(value, (list, tuple)) else [value])]
+    numbers = [
+        v
+        for value in vars(sections.model).values()
+        for v in (value if isinstance(value, (list, tuple)) else [value])
+    ]
     return max([v for v in numbers if isinstance(v, (int, float))], default=0)
 
 

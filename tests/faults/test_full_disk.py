@@ -1,4 +1,5 @@
 """Checkpoints on a disk that is full, with and without a rule of what is kept."""
+
 from __future__ import annotations
 
 import errno
@@ -12,12 +13,18 @@ import torch
 from k_diffusion.core import weights
 from k_diffusion.training import Retention, RunFolder
 
-SIZE = 100_000      # bytes of the tensor in a checkpoint of these tests
+SIZE = 100_000  # bytes of the tensor in a checkpoint of these tests
 
 
 def state(step):
-    return {'model': {'w': torch.full((SIZE // 4,), float(step))}, 'model_ema': {}, 'opt': {},
-            'sched': {}, 'ema_sched': {}, 'step': step}
+    return {
+        'model': {'w': torch.full((SIZE // 4,), float(step))},
+        'model_ema': {},
+        'opt': {},
+        'sched': {},
+        'ema_sched': {},
+        'step': step,
+    }
 
 
 class SmallDisk:
@@ -45,7 +52,9 @@ def test_old_checkpoints_go_first_where_the_disk_is_full(tmp_path, monkeypatch):
     for step in (1, 2, 3, 4):
         run.save(state(step))
     assert steps_of(run) == [4, 3] and sorted(run.manifest.read()) == [
-        'm_00000003.pth', 'm_00000004.pth']
+        'm_00000003.pth',
+        'm_00000004.pth',
+    ]
     assert run.newest()[1]['model']['w'][0] == 4
 
 
@@ -53,8 +62,11 @@ def test_the_only_whole_checkpoint_is_never_deleted_for_a_new_one(tmp_path, monk
     run = RunFolder(tmp_path, 'm', keep=Retention(1, 0))
     run.save(state(1))
     SmallDisk(tmp_path, 1.5 * SIZE, monkeypatch)
-    with pytest.raises(OSError, match=r'could not be written: the disk of .* is full .*'
-                       r'the checkpoint takes about 0\.2 MB'):
+    with pytest.raises(
+        OSError,
+        match=r'could not be written: the disk of .* is full .*'
+        r'the checkpoint takes about 0\.2 MB',
+    ):
         run.save(state(2))
     assert steps_of(run) == [1]
 
@@ -68,13 +80,13 @@ def test_a_damaged_checkpoint_does_not_count_as_the_whole_one(tmp_path, monkeypa
     run.keep = Retention(2, 0)
     disk = SmallDisk(tmp_path, 3.5 * SIZE, monkeypatch)
     run.save(state(4))
-    assert steps_of(run) == [4, 3]      # 2 was the whole one until 4 was written
+    assert steps_of(run) == [4, 3]  # 2 was the whole one until 4 was written
     path = run.checkpoint_path(4)
     path.write_bytes(path.read_bytes()[:-1] + b'?')
     disk.capacity = 2.5 * SIZE
     with pytest.raises(OSError, match='is full'):
         run.save(state(5))
-    assert steps_of(run) == [4, 3]      # none is whole, so that none is deleted
+    assert steps_of(run) == [4, 3]  # none is whole, so that none is deleted
 
 
 def test_without_a_rule_nothing_is_deleted_and_the_missing_room_is_named(tmp_path, monkeypatch):

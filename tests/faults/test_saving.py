@@ -1,4 +1,5 @@
 """Faults of the disk and of checkpoints, injected into this process."""
+
 from __future__ import annotations
 
 import json
@@ -19,11 +20,29 @@ from k_diffusion.training import Retention, RunFolder, Taken, run_lock
 @pytest.fixture
 def train(tmp_path):
     from .conftest import TINY
+
     (tmp_path / 'tiny.json').write_text(json.dumps(TINY))
 
     def run(*more):
-        return main(['--config', str(tmp_path / 'tiny.json'), '--run-dir', str(tmp_path / 'run'), '--name', 'tiny', '--device', 'cpu',
-                     '--demo-every', '0', '--evaluate-n', '0', '--no-report', *more])
+        return main(
+            [
+                '--config',
+                str(tmp_path / 'tiny.json'),
+                '--run-dir',
+                str(tmp_path / 'run'),
+                '--name',
+                'tiny',
+                '--device',
+                'cpu',
+                '--demo-every',
+                '0',
+                '--evaluate-n',
+                '0',
+                '--no-report',
+                *more,
+            ]
+        )
+
     run.folder = RunFolder(tmp_path / 'run', 'tiny')
     return run
 
@@ -37,14 +56,17 @@ def flip(path, at=0.5):
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_gone_on_from(train, capsys):
     assert train('--end-step', '4', '--save-every', '2') == 0
     flip(train.folder.checkpoint_path(4))
-    torch.load(train.folder.checkpoint_path(4), weights_only=True)      # torch itself says nothing
+    torch.load(train.folder.checkpoint_path(4), weights_only=True)  # torch itself says nothing
     with pytest.raises(ValueError, match=r'its SHA-256 is not .*; `k-diffusion checkpoints'):
         K.load_model(train.folder.path)
     assert kd(['checkpoints', str(train.folder.path)]) == 1
     assert 'DAMAGED: tiny_00000004.pth is damaged: its SHA-256' in capsys.readouterr().out
     assert train('--end-step', '6', '--save-every', '2') == 0
     err = capsys.readouterr().err
-    assert 'tiny_00000004.pth is passed over: tiny_00000004.pth is damaged' in err and 'tiny_00000002.pth, step 2' in err
+    assert (
+        'tiny_00000004.pth is passed over: tiny_00000004.pth is damaged' in err
+        and 'tiny_00000002.pth, step 2' in err
+    )
     assert kd(['checkpoints', str(train.folder.path), '--json']) == 0
     assert [entry['step'] for entry in json.loads(capsys.readouterr().out)] == [6, 4, 2]
 
@@ -77,8 +99,13 @@ def test_a_write_limit_is_a_sentence_and_leaves_nothing_half_written(train, caps
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     err = capsys.readouterr().err
-    assert 'the checkpoint of step 4 could not be written: the disk of' in err and 'tiny_00000002.pth, is whole' in err
-    assert 'Traceback' not in err and not [p for p in train.folder.path.iterdir() if '.tmp' in p.name]
+    assert (
+        'the checkpoint of step 4 could not be written: the disk of' in err
+        and 'tiny_00000002.pth, is whole' in err
+    )
+    assert 'Traceback' not in err and not [
+        p for p in train.folder.path.iterdir() if '.tmp' in p.name
+    ]
     assert train('--end-step', '4') == 0
 
 
@@ -95,21 +122,27 @@ def test_a_read_only_disk_is_a_sentence(train, capsys, monkeypatch):
         if str(path).endswith('.lock'):
             raise OSError(30, 'Read-only file system', str(path))
         return real(path, flags, *more, **options)
+
     monkeypatch.setattr(os, 'open', read_only)
     assert train('--end-step', '2') == 1
-    assert '(Read-only file system); choose another folder with --run-dir' in capsys.readouterr().err
+    assert (
+        '(Read-only file system); choose another folder with --run-dir' in capsys.readouterr().err
+    )
 
 
 def test_the_lock_is_the_kernels_and_ends_with_its_holder(tmp_path):
     folder = tmp_path / 'a' / 'b'
     ready, told = os.pipe()
     child = os.fork()
-    if child == 0:      # holds the lock until it is killed
+    if child == 0:  # holds the lock until it is killed
         with run_lock(folder, 'x'):
             os.write(told, b'!')
             signal.pause()
     os.read(ready, 1)
-    with pytest.raises(Taken, match=f"the run 'x' in .* is being trained by process {child} on "), run_lock(folder, 'x'):
+    with (
+        pytest.raises(Taken, match=f"the run 'x' in .* is being trained by process {child} on "),
+        run_lock(folder, 'x'),
+    ):
         pass
     with run_lock(folder, 'another'):
         pass
@@ -122,12 +155,15 @@ def test_the_lock_is_the_kernels_and_ends_with_its_holder(tmp_path):
 
 
 def test_the_last_the_best_and_the_pinned_are_kept(train, capsys):
-    assert Retention(2, 1).reasons([1, 2, 3, 4, 5], {1: {'loss': 3.}, 2: {'loss': 1.}, 5: {'loss': 2.}}, {3, 9}) == {
-        5: ['last'], 4: ['last'], 3: ['pinned'], 2: ['best'], 1: []}
+    assert Retention(2, 1).reasons(
+        [1, 2, 3, 4, 5], {1: {'loss': 3.0}, 2: {'loss': 1.0}, 5: {'loss': 2.0}}, {3, 9}
+    ) == {5: ['last'], 4: ['last'], 3: ['pinned'], 2: ['best'], 1: []}
     assert train('--end-step', '3', '--save-every', '1') == 0
     assert kd(['checkpoints', str(train.folder.path), '--pin', '1']) == 0
     assert 'pinned' in capsys.readouterr().out
-    assert train('--end-step', '9', '--save-every', '1', '--keep-last', '2', '--keep-best', '0') == 0
+    assert (
+        train('--end-step', '9', '--save-every', '1', '--keep-last', '2', '--keep-best', '0') == 0
+    )
     assert [int(path.stem[-8:]) for path in train.folder.checkpoints()] == [9, 8, 1]
     assert len(train.folder.manifest.read()) == 3
     assert kd(['checkpoints', str(train.folder.path), '--pin', '7']) == 1
@@ -136,6 +172,7 @@ def test_the_last_the_best_and_the_pinned_are_kept(train, capsys):
 
 def test_sigterm_is_status_143_and_ctrl_c_status_0(train, monkeypatch, capsys):
     from k_diffusion.training import Trainer
+
     real = Trainer.train_step
 
     def interrupted(number):
@@ -143,7 +180,9 @@ def test_sigterm_is_status_143_and_ctrl_c_status_0(train, monkeypatch, capsys):
             if self.step % 3 == 1:
                 os.kill(os.getpid(), number)
             real(self, batches)
+
         return step
+
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 0)):
         monkeypatch.setattr(Trainer, 'train_step', interrupted(number))
         assert train('--end-step', '9') == status
@@ -153,6 +192,7 @@ def test_sigterm_is_status_143_and_ctrl_c_status_0(train, monkeypatch, capsys):
 
 def test_a_grid_is_given_up_when_a_stop_is_asked(train, monkeypatch, capsys):
     from k_diffusion.tasks.run import demo_grid as hooks
+
     real = hooks.generate
 
     def generate(*arguments, callback, **options):
@@ -161,7 +201,9 @@ def test_a_grid_is_given_up_when_a_stop_is_asked(train, monkeypatch, capsys):
                 os.kill(os.getpid(), signal.SIGTERM)
             assert info['i'] < 5, 'it went on after the signal'
             callback(i, info)
+
         return real(*arguments, callback=wrapped, **options)
+
     monkeypatch.setattr(hooks, 'generate', generate)
     assert train('--end-step', '9', '--demo-every', '2', '--sample-n', '2') == 143
     assert 'the demo grid of step 2 is given up' in capsys.readouterr().err
@@ -170,6 +212,7 @@ def test_a_grid_is_given_up_when_a_stop_is_asked(train, monkeypatch, capsys):
 
 def test_a_fault_of_the_data_saves_the_finished_steps(train, monkeypatch, capsys):
     from k_diffusion.data import Loader
+
     real = Loader._batches
 
     def dying(self, first):
@@ -177,15 +220,20 @@ def test_a_fault_of_the_data_saves_the_finished_steps(train, monkeypatch, capsys
             if i == 3:
                 raise ChildProcessError('a process that reads died')
             yield batch
+
     monkeypatch.setattr(Loader, '_batches', dying)
     assert train('--end-step', '9') == 1
-    assert 'a process that reads died' in capsys.readouterr().err and train.folder.newest()[1]['step'] == 3
+    assert (
+        'a process that reads died' in capsys.readouterr().err
+        and train.folder.newest()[1]['step'] == 3
+    )
 
 
 def test_one_percent_of_broken_pictures_is_skipped_and_listed(train, tmp_path, capsys):
     from PIL import Image
 
     from .conftest import TINY
+
     pictures = tmp_path / 'pictures'
     pictures.mkdir()
     for i in range(200):
@@ -205,6 +253,7 @@ def test_code_in_a_checkpoint_is_not_run(train, tmp_path, capsys):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / 'pwned'),)
+
     for flag in ('--resume', '--resume-inference'):
         torch.save({'model': Evil()}, tmp_path / 'evil.pth')
         assert train('--end-step', '1', flag, str(tmp_path / 'evil.pth')) == 1
@@ -212,7 +261,10 @@ def test_code_in_a_checkpoint_is_not_run(train, tmp_path, capsys):
     torch.save(Evil(), train.folder.path / 'tiny_00000007.shards' / 'rank_00000.pth')
     assert train('--end-step', '1') == 1
     err = capsys.readouterr().err
-    assert err.count('refused, since reading it could run code') >= 3 and not (tmp_path / 'pwned').exists()
+    assert (
+        err.count('refused, since reading it could run code') >= 3
+        and not (tmp_path / 'pwned').exists()
+    )
 
 
 def test_a_checkpoint_is_readable_by_others(train):

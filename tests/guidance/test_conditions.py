@@ -1,4 +1,5 @@
 """Conditions of every type under guidance, compared with the formula evaluated item by item."""
+
 import copy
 import pickle
 
@@ -8,8 +9,11 @@ import torch
 import k_diffusion as K
 from k_diffusion.guidance import classifier_free, composed
 
-B, SCALE = 3, 3.
-X, SIGMA = torch.randn(B, 1, 2, 2, dtype=torch.float64), torch.tensor([0.5, 1., 2.], dtype=torch.float64)
+B, SCALE = 3, 3.0
+X, SIGMA = (
+    torch.randn(B, 1, 2, 2, dtype=torch.float64),
+    torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64),
+)
 
 
 def number_of(tree):
@@ -24,12 +28,14 @@ def number_of(tree):
         return sum((i + 2) * number_of(value) for i, value in enumerate(tree))
     if isinstance(tree, torch.Tensor):
         flat = tree.flatten().double()
-        return float((flat * torch.arange(1, len(flat) + 1)).mean()) if len(flat) else 0.
+        return float((flat * torch.arange(1, len(flat) + 1)).mean()) if len(flat) else 0.0
     return float(tree)
 
 
 def item(tree, i, n):
-    """What item i of n has of a condition, by the rule: a leading dimension of n is one of items."""
+    """What item i of n has of a condition, by the rule: a leading dimension of n is one of
+    items.
+    """
     if isinstance(tree, dict):
         return {key: item(value, i, n) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
@@ -50,31 +56,50 @@ def denoise(x, sigma, **cond):
 TEXT = torch.randn(B, 4, 5, dtype=torch.float64)
 CASES = {
     'numbers': ({'c': 3}, {'c': 10}, [{'c': 10}] * B),
-    'floats': ({'c': 3.5}, {'c': 0.}, [{'c': 0.}] * B),
-    '0-d tensors': ({'c': torch.tensor(3.)}, {'c': torch.tensor(10.)}, [{'c': 10.}] * B),
+    'floats': ({'c': 3.5}, {'c': 0.0}, [{'c': 0.0}] * B),
+    '0-d tensors': ({'c': torch.tensor(3.0)}, {'c': torch.tensor(10.0)}, [{'c': 10.0}] * B),
     'a number for labels': ({'c': torch.tensor([1, 2, 4])}, {'c': 7}, [{'c': 7}] * B),
     'strings': ({'c': 'a prompt'}, {'c': ''}, [{'c': ''}] * B),
     'a string for each': ({'c': ['a', 'bcd', 'ef']}, {'c': ''}, [{'c': ''}] * B),
     'None': ({'c': torch.tensor([1, 2, 4])}, {'c': None}, [{'c': None}] * B),
     'embeddings, null of one item': ({'c': TEXT}, {'c': TEXT[0] * 0.1}, [{'c': TEXT[0] * 0.1}] * B),
     'embeddings, null [1, T, E]': ({'c': TEXT}, {'c': TEXT[:1] * 0.1}, [{'c': TEXT[0] * 0.1}] * B),
-    'pooled embeddings, null [1, E]': ({'c': TEXT[:, 0]}, {'c': TEXT[:1, 0] * 0.1}, [{'c': TEXT[0, 0] * 0.1}] * B),
-    'nested, null [1, E]': ({'added': {'text': TEXT[:, 0], 'ids': torch.ones(B, 6)}},
-                            {'added': {'text': TEXT[:1, 0] * 0.1}},
-                            [{'added': {'text': TEXT[0, 0] * 0.1, 'ids': torch.ones(6)}}] * B),
+    'pooled embeddings, null [1, E]': (
+        {'c': TEXT[:, 0]},
+        {'c': TEXT[:1, 0] * 0.1},
+        [{'c': TEXT[0, 0] * 0.1}] * B,
+    ),
+    'nested, null [1, E]': (
+        {'added': {'text': TEXT[:, 0], 'ids': torch.ones(B, 6)}},
+        {'added': {'text': TEXT[:1, 0] * 0.1}},
+        [{'added': {'text': TEXT[0, 0] * 0.1, 'ids': torch.ones(6)}}] * B,
+    ),
     'one embedding for all': ({'c': TEXT[:1]}, {'c': TEXT[1:2]}, [{'c': TEXT[1]}] * B),
     'null of another length': ({'c': TEXT}, {'c': TEXT[:1, :2]}, [{'c': TEXT[0, :2]}] * B),
     'null for each item': ({'c': TEXT}, {'c': -TEXT}, [{'c': -TEXT[i]} for i in range(B)]),
-    'nested dict': ({'added': {'text': TEXT, 'ids': torch.ones(B, 6)}}, {'added': {'text': 0., 'ids': 2}},
-                    [{'added': {'text': TEXT[0] * 0, 'ids': torch.full((6,), 2.)}}] * B),
-    'a part of a dict': ({'added': {'text': TEXT, 'ids': torch.ones(B, 6)}}, {'added': {'text': 0.}},
-                         [{'added': {'text': TEXT[0] * 0, 'ids': torch.ones(6)}}] * B),
-    'tuple of residuals': ({'r': (TEXT, TEXT[:, 0])}, {'r': 0.}, [{'r': (TEXT[0] * 0, TEXT[0, 0] * 0)}] * B),
+    'nested dict': (
+        {'added': {'text': TEXT, 'ids': torch.ones(B, 6)}},
+        {'added': {'text': 0.0, 'ids': 2}},
+        [{'added': {'text': TEXT[0] * 0, 'ids': torch.full((6,), 2.0)}}] * B,
+    ),
+    'a part of a dict': (
+        {'added': {'text': TEXT, 'ids': torch.ones(B, 6)}},
+        {'added': {'text': 0.0}},
+        [{'added': {'text': TEXT[0] * 0, 'ids': torch.ones(6)}}] * B,
+    ),
+    'tuple of residuals': (
+        {'r': (TEXT, TEXT[:, 0])},
+        {'r': 0.0},
+        [{'r': (TEXT[0] * 0, TEXT[0, 0] * 0)}] * B,
+    ),
 }
 
 
-@pytest.mark.parametrize('extra', [{}, {'strength': 0.8, 'ids': torch.randn(16, 3)}, {'style': torch.tensor([1, 5, 2])}],
-                         ids=['alone', 'shared extras', 'another per item'])
+@pytest.mark.parametrize(
+    'extra',
+    [{}, {'strength': 0.8, 'ids': torch.randn(16, 3)}, {'style': torch.tensor([1, 5, 2])}],
+    ids=['alone', 'shared extras', 'another per item'],
+)
 @pytest.mark.parametrize('joined', [True, False])
 @pytest.mark.parametrize('name', CASES)
 def test_guidance_is_its_formula_item_by_item(name, joined, extra):
@@ -93,8 +118,9 @@ def test_the_model_gets_the_type_that_was_passed():
     def ask(x, sigma, c, d):
         seen.append((type(c), type(d)))
         return x * c
-    got = classifier_free(ask, {'c': 10}, 3.)(torch.ones(2, 1), torch.ones(2), c=3, d=('a', 1))
-    assert seen == [(int, tuple)] * 2 and torch.equal(got, torch.full((2, 1), -11.))
+
+    got = classifier_free(ask, {'c': 10}, 3.0)(torch.ones(2, 1), torch.ones(2), c=3, d=('a', 1))
+    assert seen == [(int, tuple)] * 2 and torch.equal(got, torch.full((2, 1), -11.0))
 
 
 def test_batched_conditions_are_one_call():
@@ -103,8 +129,10 @@ def test_batched_conditions_are_one_call():
     def ask(x, sigma, c, added):
         calls.append((len(x), tuple(c.shape), tuple(added['text'].shape), added['scale']))
         return x
-    classifier_free(ask, {'c': 9, 'added': {'text': 0.}}, 2.)(
-        X, SIGMA, c=torch.tensor([1, 2, 3]), added={'text': TEXT, 'scale': 0.5})
+
+    classifier_free(ask, {'c': 9, 'added': {'text': 0.0}}, 2.0)(
+        X, SIGMA, c=torch.tensor([1, 2, 3]), added={'text': TEXT, 'scale': 0.5}
+    )
     assert calls == [(6, (6,), (6, 4, 5), 0.5)]
 
 
@@ -117,8 +145,11 @@ def test_prompts_alone_are_one_embedding_for_each_item(joined, lead):
     def ask(x, sigma, c):
         shapes.append(tuple(c.shape[1:]))
         return denoise(x, sigma, c=c)
-    guided = composed(ask, {'c': null.view(*lead, 4, 5)}, [{'c': prompt.view(*lead, 4, 5)}], [2.], joined)
-    expected = number_of({'c': null}) + 2. * (number_of({'c': prompt}) - number_of({'c': null}))
+
+    guided = composed(
+        ask, {'c': null.view(*lead, 4, 5)}, [{'c': prompt.view(*lead, 4, 5)}], [2.0], joined
+    )
+    expected = number_of({'c': null}) + 2.0 * (number_of({'c': prompt}) - number_of({'c': null}))
     torch.testing.assert_close(guided(X, SIGMA), X / (1 + SIGMA.view(-1, 1, 1, 1)) + expected)
     assert set(shapes) == {(4, 5)}
 
@@ -129,34 +160,58 @@ def test_a_shared_tensor_stays_shared_when_guidance_takes_it_away_twice():
     def ask(x, sigma, ids):
         shapes.append(tuple(ids.shape))
         return torch.zeros_like(x) + ids.sum()
-    guided = classifier_free(classifier_free(ask, {'ids': 0.}, 2.), {'ids': 0.}, 3.)
+
+    guided = classifier_free(classifier_free(ask, {'ids': 0.0}, 2.0), {'ids': 0.0}, 3.0)
     got = guided(X, SIGMA, ids=K.share(torch.ones(B, 2, dtype=X.dtype)))
     assert set(shapes) == {(B, 2)}
-    torch.testing.assert_close(got, torch.full_like(X, 3. * 2. * 2 * B))
+    torch.testing.assert_close(got, torch.full_like(X, 3.0 * 2.0 * 2 * B))
 
 
-@pytest.mark.parametrize(('null', 'cond', 'message'), [
-    (-1, torch.tensor([1, 2, 3], dtype=torch.uint8), r"null\['c'\] must be a value that the dtype .*uint8.* got -1"),
-    (0.5, torch.tensor([1, 2, 3]), 'int64, can hold; got 0.5'),
-    (300, torch.tensor([1, 2, 3], dtype=torch.uint8), 'got 300'),
-    (torch.zeros(2), torch.zeros(3, 5), r'\[5\].* got \[2\]'),
-    ({'text': 0.}, {'prompt': TEXT}, "got 'text'"),
-])
+@pytest.mark.parametrize(
+    ('null', 'cond', 'message'),
+    [
+        (
+            -1,
+            torch.tensor([1, 2, 3], dtype=torch.uint8),
+            r"null\['c'\] must be a value that the dtype .*uint8.* got -1",
+        ),
+        (0.5, torch.tensor([1, 2, 3]), 'int64, can hold; got 0.5'),
+        (300, torch.tensor([1, 2, 3], dtype=torch.uint8), 'got 300'),
+        (torch.zeros(2), torch.zeros(3, 5), r'\[5\].* got \[2\]'),
+        ({'text': 0.0}, {'prompt': TEXT}, "got 'text'"),
+    ],
+)
 def test_a_null_that_does_not_fit_is_refused(null, cond, message):
     with pytest.raises(ValueError, match=message):
-        classifier_free(denoise, {'c': null}, 2.)(X, SIGMA, c=cond)
+        classifier_free(denoise, {'c': null}, 2.0)(X, SIGMA, c=cond)
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 5, 64])
 def test_sample_splits_trees_and_shares_the_rest(batch_size):
     n = 5
-    cond = {'c': torch.arange(n), 'added': {'text': torch.randn(n, 2, 3), 'one': torch.randn(1, 4)}, 'pair': (torch.randn(n, 2), 'word'),
-            'strength': 0.8, 'ids': torch.randn(16, 3), 'prompts': ['a', 'bb', 'ccc', 'dddd', ''], 'none': None}
+    cond = {
+        'c': torch.arange(n),
+        'added': {'text': torch.randn(n, 2, 3), 'one': torch.randn(1, 4)},
+        'pair': (torch.randn(n, 2), 'word'),
+        'strength': 0.8,
+        'ids': torch.randn(16, 3),
+        'prompts': ['a', 'bb', 'ccc', 'dddd', ''],
+        'none': None,
+    }
     start = torch.randn(n, 1, 2, 2)
-    got = K.sample(denoise, start * 3, schedule=[3., 1., 0.], sampler='euler', cond=cond, guidance=2., null={'c': 7}, batch_size=batch_size)
+    got = K.sample(
+        denoise,
+        start * 3,
+        schedule=[3.0, 1.0, 0.0],
+        sampler='euler',
+        cond=cond,
+        guidance=2.0,
+        null={'c': 7},
+        batch_size=batch_size,
+    )
     for i in range(n):
         x = start[i].double() * 3
-        for sigma, sigma_next in ((3., 1.), (1., 0.)):
+        for sigma, sigma_next in ((3.0, 1.0), (1.0, 0.0)):
             base = x / (1 + sigma)
             with_, without = (number_of({**item(cond, i, n), 'c': c}) for c in (i, 7))
             denoised = base + without + 2 * (with_ - without)
@@ -171,8 +226,19 @@ def test_shared_tensors_are_not_split():
     def ask(x, sigma, ids, c):
         seen.append(tuple(ids.shape))
         return x
+
     marked = K.share(torch.randn(16, 3))
-    K.sample(ask, [16, 1, 2, 2], 2, 'euler', seeds=0, batch_size=4, guidance=2., null={'c': 0}, cond={'ids': marked, 'c': torch.ones(16)})
+    K.sample(
+        ask,
+        [16, 1, 2, 2],
+        2,
+        'euler',
+        seeds=0,
+        batch_size=4,
+        guidance=2.0,
+        null={'c': 0},
+        cond={'ids': marked, 'c': torch.ones(16)},
+    )
     assert set(seen) == {(16, 3)}
 
 
@@ -183,9 +249,16 @@ def test_all_leaves_are_cast_to_the_networks_dtype():
             self.weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
 
         def forward(self, x, sigma, added, residuals, label):
-            assert {t.dtype for t in (added['text'], *residuals)} == {torch.bfloat16} and label.dtype == torch.int64
+            assert {t.dtype for t in (added['text'], *residuals)} == {
+                torch.bfloat16
+            } and label.dtype == torch.int64
             return x * self.weight
-    cond = {'added': {'text': torch.ones(2, 3)}, 'residuals': (torch.ones(2), [torch.ones(2)][0]), 'label': torch.tensor([1, 2])}
+
+    cond = {
+        'added': {'text': torch.ones(2, 3)},
+        'residuals': (torch.ones(2), [torch.ones(2)][0]),
+        'label': torch.tensor([1, 2]),
+    }
     K.Denoiser(Network(), 0.5)(torch.ones(2, 1, 2, 2), torch.ones(2), **cond)
 
 
@@ -199,15 +272,23 @@ class AnyGaussian:
 
 
 def wrappers():
-    image, mask = torch.randn(1, 2, 2, dtype=torch.float64), torch.tensor([[1., 0.], [0., 1.]], dtype=torch.float64)
+    image, mask = (
+        torch.randn(1, 2, 2, dtype=torch.float64),
+        torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64),
+    )
     guidance, base = K.guidance, AnyGaussian()
     return base, {
-        'classifier_free': guidance.classifier_free(base, {}, 3.), 'adaptive_projected': guidance.adaptive_projected(base, {}, 3.),
-        'autoguidance': guidance.autoguidance(base, base, 3.), 'static': guidance.static_thresholding(base),
-        'dynamic': guidance.dynamic_thresholding(base), 'inpainting': guidance.inpainting(base, image, mask, spread=0.5),
-        'pseudo_inverse': guidance.pseudo_inverse(base, torch.neg, image), 'posterior': guidance.posterior_sampling(base, torch.neg, image),
-        'classifier': guidance.classifier_guidance(base, log_prob), 'loss': guidance.loss_guidance(base, loss, 1.),
-        'composed': guidance.composed(base, {}, [{}], [2.]),
+        'classifier_free': guidance.classifier_free(base, {}, 3.0),
+        'adaptive_projected': guidance.adaptive_projected(base, {}, 3.0),
+        'autoguidance': guidance.autoguidance(base, base, 3.0),
+        'static': guidance.static_thresholding(base),
+        'dynamic': guidance.dynamic_thresholding(base),
+        'inpainting': guidance.inpainting(base, image, mask, spread=0.5),
+        'pseudo_inverse': guidance.pseudo_inverse(base, torch.neg, image),
+        'posterior': guidance.posterior_sampling(base, torch.neg, image),
+        'classifier': guidance.classifier_guidance(base, log_prob),
+        'loss': guidance.loss_guidance(base, loss, 1.0),
+        'composed': guidance.composed(base, {}, [{}], [2.0]),
     }
 
 
@@ -222,12 +303,24 @@ def loss(denoised, sigma):
 @pytest.mark.parametrize('name', wrappers()[1])
 def test_a_wrapper_has_what_the_model_has_and_can_be_pickled(name):
     base, made = wrappers()
-    cond = {'class_cond': torch.tensor([1., 2., 3.])} if name == 'classifier' else {}
+    cond = {'class_cond': torch.tensor([1.0, 2.0, 3.0])} if name == 'classifier' else {}
     wrapper = made[name]
-    assert (wrapper.sigma_min, wrapper.sigma_max) == (0.03, 14.6) and torch.equal(wrapper.sigmas, base.sigmas)
+    assert (wrapper.sigma_min, wrapper.sigma_max) == (0.03, 14.6) and torch.equal(
+        wrapper.sigmas, base.sigmas
+    )
     assert not hasattr(wrapper, 'not_there')
-    assert hasattr(wrapper, 'pair') == (name not in (
-        'inpainting', 'pseudo_inverse', 'posterior', 'classifier', 'loss', 'static', 'dynamic'))
+    assert hasattr(wrapper, 'pair') == (
+        name
+        not in (
+            'inpainting',
+            'pseudo_inverse',
+            'posterior',
+            'classifier',
+            'loss',
+            'static',
+            'dynamic',
+        )
+    )
     expected = wrapper(X, SIGMA, **cond)
     for other in (pickle.loads(pickle.dumps(wrapper)), copy.deepcopy(wrapper)):
         assert torch.equal(other(X, SIGMA, **cond), expected)
@@ -236,41 +329,74 @@ def test_a_wrapper_has_what_the_model_has_and_can_be_pickled(name):
 def test_sample_walks_the_range_of_the_model_inside():
     levels = []
     for name in ('static', 'autoguidance', 'inpainting'):
-        K.sample(wrappers()[1][name], torch.randn(2, 1, 2, 2), 4, 'euler', schedule='karras', seeds=0,
-                 callback=lambda done, info: levels.append(float(info['sigma'])))
+        K.sample(
+            wrappers()[1][name],
+            torch.randn(2, 1, 2, 2),
+            4,
+            'euler',
+            schedule='karras',
+            seeds=0,
+            callback=lambda done, info: levels.append(float(info['sigma'])),
+        )
     assert levels[::4] == pytest.approx([14.6] * 3) and levels[3::4] == pytest.approx([0.03] * 3)
 
 
-@pytest.mark.parametrize(('name', 'made'), [
-    ('classifier_free', lambda f, **k: K.guidance.classifier_free(f, {'c': 0.}, 4., **k)),
-    ('adaptive_projected', lambda f, **k: K.guidance.adaptive_projected(f, {'c': 0.}, 4., **k)),
-    ('autoguidance', lambda f, **k: K.guidance.autoguidance(f, lambda x, s, c: x * 0, 4., **k)),
-])
+@pytest.mark.parametrize(
+    ('name', 'made'),
+    [
+        ('classifier_free', lambda f, **k: K.guidance.classifier_free(f, {'c': 0.0}, 4.0, **k)),
+        (
+            'adaptive_projected',
+            lambda f, **k: K.guidance.adaptive_projected(f, {'c': 0.0}, 4.0, **k),
+        ),
+        (
+            'autoguidance',
+            lambda f, **k: K.guidance.autoguidance(f, lambda x, s, c: x * 0, 4.0, **k),
+        ),
+    ],
+)
 def test_outside_the_interval_both_estimates_are_the_conditional_one(name, made):
-    label = torch.tensor([1., 2., 3.], dtype=torch.float64)
+    label = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
     def ask(x, sigma, c):
         return x * 0.5 + c.view(-1, 1, 1, 1)
+
     plain = ask(X, SIGMA, label)
     guided, unconditional = made(ask, interval=(0.7, 1.5)).pair(X, SIGMA, c=label)
     for estimate in (guided, unconditional):
-        assert torch.equal(estimate[[0, 2]], plain[[0, 2]]) and not torch.allclose(estimate[1], plain[1])
-    both = made(ask, interval=(5., 9.)).pair(X, SIGMA, c=label)
+        assert torch.equal(estimate[[0, 2]], plain[[0, 2]]) and not torch.allclose(
+            estimate[1], plain[1]
+        )
+    both = made(ask, interval=(5.0, 9.0)).pair(X, SIGMA, c=label)
     assert torch.equal(both[0], plain) and torch.equal(both[1], plain)
 
 
 def test_cfg_pp_in_an_interval_lies_between_none_and_everywhere():
-    """Two Gaussians of deviation 0.5 around 0 (unconditional) and 2: the closed form of D is linear in x."""
+    """Two Gaussians of deviation 0.5 around 0 (unconditional) and 2: the closed form of D is
+    linear in x.
+    """
+
     def exact(x, sigma, c):
         s2 = sigma.view(-1, 1) ** 2
         return (0.25 * x + s2 * 2 * c.view(-1, 1)) / (0.25 + s2)
+
     torch.manual_seed(0)
-    start, sigmas = torch.randn(4000, 1, dtype=torch.float64) * 40, K.schedules.get_sigmas_karras(40, 0.01, 40.)
+    start, sigmas = (
+        torch.randn(4000, 1, dtype=torch.float64) * 40,
+        K.schedules.get_sigmas_karras(40, 0.01, 40.0),
+    )
     cond = {'c': torch.ones(4000, dtype=torch.float64)}
 
     def mean(scale, interval):
-        model = classifier_free(exact, {'c': 0.}, scale, interval)
-        return K.sampling.sample_euler_cfg_pp(model, start, sigmas, cond, disable=True).mean().item()
-    nowhere, everywhere, part = mean(0.6, (1e4, 2e4)), mean(0.6, (0., float('inf'))), mean(0.6, (0.3, 3.))
-    assert nowhere == pytest.approx(2., abs=0.05)
+        model = classifier_free(exact, {'c': 0.0}, scale, interval)
+        return (
+            K.sampling.sample_euler_cfg_pp(model, start, sigmas, cond, disable=True).mean().item()
+        )
+
+    nowhere, everywhere, part = (
+        mean(0.6, (1e4, 2e4)),
+        mean(0.6, (0.0, float('inf'))),
+        mean(0.6, (0.3, 3.0)),
+    )
+    assert nowhere == pytest.approx(2.0, abs=0.05)
     assert min(nowhere, everywhere) < part < max(nowhere, everywhere)

@@ -1,28 +1,46 @@
 """Guidance by the difference of two estimates: laws that hold whatever the network."""
+
 import math
 
 import pytest
 import torch
 
 import k_diffusion as K
-from k_diffusion.guidance import adaptive_projected, autoguidance, classifier_free, composed, dynamic_thresholding, static_thresholding
+from k_diffusion.guidance import (
+    adaptive_projected,
+    autoguidance,
+    classifier_free,
+    composed,
+    dynamic_thresholding,
+    static_thresholding,
+)
 
 
-def denoise(x, sigma, class_cond, shift=0.):
+def denoise(x, sigma, class_cond, shift=0.0):
     """A denoiser whose answer tells its class, item by item and pixel by pixel."""
     pixels = torch.arange(x[0].numel(), dtype=x.dtype).view_as(x[0])
-    return x / (1 + sigma.view(-1, 1, 1, 1)) + (class_cond.view(-1, 1, 1, 1).to(x) * (pixels / 7).sin()) + shift
+    return (
+        x / (1 + sigma.view(-1, 1, 1, 1))
+        + (class_cond.view(-1, 1, 1, 1).to(x) * (pixels / 7).sin())
+        + shift
+    )
 
 
 def given(n=4):
-    return torch.randn(n, 1, 3, 4), torch.tensor([0.1, 0.5, 1., 3.])[:n], {'class_cond': torch.tensor([1, 2, 3, 4])[:n], 'shift': 0.5}
+    return (
+        torch.randn(n, 1, 3, 4),
+        torch.tensor([0.1, 0.5, 1.0, 3.0])[:n],
+        {'class_cond': torch.tensor([1, 2, 3, 4])[:n], 'shift': 0.5},
+    )
 
 
 NULL = {'class_cond': 0}
 MAKERS = {
     'classifier_free': lambda scale, f=denoise, **k: classifier_free(f, NULL, scale, **k),
     'adaptive_projected': lambda scale, f=denoise, **k: adaptive_projected(f, NULL, scale, **k),
-    'autoguidance': lambda scale, f=denoise, **k: autoguidance(f, lambda x, sigma, **cond: f(x, sigma, **cond) * 0.9, scale, **k),
+    'autoguidance': lambda scale, f=denoise, **k: autoguidance(
+        f, lambda x, sigma, **cond: f(x, sigma, **cond) * 0.9, scale, **k
+    ),
 }
 
 
@@ -30,6 +48,7 @@ def counted(f=denoise):
     def ask(x, sigma, **cond):
         ask.calls.append(len(x))
         return f(x, sigma, **cond)
+
     ask.calls = []
     return ask
 
@@ -37,7 +56,7 @@ def counted(f=denoise):
 @pytest.mark.parametrize('name', MAKERS)
 def test_scale_1_is_a_no_op_to_the_last_bit(name):
     (x, sigma, cond), ask = given(), counted()
-    guided = MAKERS[name](1., ask)
+    guided = MAKERS[name](1.0, ask)
     assert torch.equal(guided(x, sigma, **cond), denoise(x, sigma, **cond)) and ask.calls == [4]
     assert torch.equal(guided.pair(x, sigma, **cond)[0], denoise(x, sigma, **cond))
 
@@ -45,25 +64,35 @@ def test_scale_1_is_a_no_op_to_the_last_bit(name):
 @pytest.mark.parametrize('name', MAKERS)
 def test_outside_the_interval_is_a_no_op_to_the_last_bit(name):
     (x, sigma, cond), ask = given(), counted()
-    got, plain = MAKERS[name](4., ask, interval=(0.3, 1.))(x, sigma, **cond), denoise(x, sigma, **cond)
+    got, plain = (
+        MAKERS[name](4.0, ask, interval=(0.3, 1.0))(x, sigma, **cond),
+        denoise(x, sigma, **cond),
+    )
     assert torch.equal(got[[0, 3]], plain[[0, 3]]) and (got[1:3] != plain[1:3]).any()
     ask.calls.clear()
-    assert torch.equal(MAKERS[name](4., ask, interval=(5., 9.))(x, sigma, **cond), plain) and ask.calls == [4]
+    assert torch.equal(
+        MAKERS[name](4.0, ask, interval=(5.0, 9.0))(x, sigma, **cond), plain
+    ) and ask.calls == [4]
 
 
 @pytest.mark.parametrize('name', ['classifier_free', 'adaptive_projected'])
 def test_joined_and_split_agree(name):
     x, sigma, cond = given()
     joined, split = counted(), counted()
-    a, b = MAKERS[name](3., joined)(x, sigma, **cond), MAKERS[name](3., split, joined=False)(x, sigma, **cond)
+    a, b = (
+        MAKERS[name](3.0, joined)(x, sigma, **cond),
+        MAKERS[name](3.0, split, joined=False)(x, sigma, **cond),
+    )
     torch.testing.assert_close(a, b)
     assert joined.calls == [8] and split.calls == [4, 4]
 
 
 def test_rescaling_gives_the_spread_back():
     x, sigma, cond = given()
-    plain, strong = denoise(x, sigma, **cond), classifier_free(denoise, NULL, 9.)(x, sigma, **cond)
-    full, half = (classifier_free(denoise, NULL, 9., rescale=r)(x, sigma, **cond) for r in (1., 0.5))
+    plain, strong = denoise(x, sigma, **cond), classifier_free(denoise, NULL, 9.0)(x, sigma, **cond)
+    full, half = (
+        classifier_free(denoise, NULL, 9.0, rescale=r)(x, sigma, **cond) for r in (1.0, 0.5)
+    )
     torch.testing.assert_close(full.std((1, 2, 3)), plain.std((1, 2, 3)))
     torch.testing.assert_close(half, (full + strong) / 2)
     assert (strong.std((1, 2, 3)) > plain.std((1, 2, 3))).all()
@@ -73,61 +102,80 @@ def test_projection_leaves_no_push_along_the_estimate():
     x, sigma, cond = given()
     cond['class_cond'] = torch.tensor([1, 2, 3, 4])
     plain = denoise(x, sigma, **cond)
-    push = adaptive_projected(denoise, NULL, 3.)(x, sigma, **cond) - plain
+    push = adaptive_projected(denoise, NULL, 3.0)(x, sigma, **cond) - plain
     assert (push * plain).sum((1, 2, 3)).abs().max() < 1e-4 and push.abs().max() > 0.1
-    whole = adaptive_projected(denoise, NULL, 3., eta=1.)(x, sigma, **cond)
-    torch.testing.assert_close(whole, classifier_free(denoise, NULL, 3.)(x, sigma, **cond))
-    bounded = adaptive_projected(denoise, NULL, 2., eta=1., norm=0.2)(x, sigma, **cond) - plain
+    whole = adaptive_projected(denoise, NULL, 3.0, eta=1.0)(x, sigma, **cond)
+    torch.testing.assert_close(whole, classifier_free(denoise, NULL, 3.0)(x, sigma, **cond))
+    bounded = adaptive_projected(denoise, NULL, 2.0, eta=1.0, norm=0.2)(x, sigma, **cond) - plain
     torch.testing.assert_close(bounded.square().mean((1, 2, 3)).sqrt(), torch.full((4,), 0.2))
 
 
 def test_momentum_remembers_within_a_sample_and_forgets_with_the_next():
     x, sigma, cond = given()
-    guided, once = (adaptive_projected(denoise, NULL, 2., eta=1., momentum=m) for m in (-0.5, 0.))
+    guided, once = (
+        adaptive_projected(denoise, NULL, 2.0, eta=1.0, momentum=m) for m in (-0.5, 0.0)
+    )
     first = guided(x, sigma, **cond)
     second = guided(x, sigma / 2, **cond)
     push = once(x, sigma / 2, **cond) - denoise(x, sigma / 2, **cond)
-    torch.testing.assert_close(second, denoise(x, sigma / 2, **cond) + push / 2)     # the push is the same at each level here
+    torch.testing.assert_close(
+        second, denoise(x, sigma / 2, **cond) + push / 2
+    )  # the push is the same at each level here
     assert torch.equal(guided(x, sigma, **cond), first)
-    assert torch.equal(guided(x[:2], sigma[:2] / 2, class_cond=cond['class_cond'][:2], shift=0.5),
-                       once(x[:2], sigma[:2] / 2, class_cond=cond['class_cond'][:2], shift=0.5))
+    assert torch.equal(
+        guided(x[:2], sigma[:2] / 2, class_cond=cond['class_cond'][:2], shift=0.5),
+        once(x[:2], sigma[:2] / 2, class_cond=cond['class_cond'][:2], shift=0.5),
+    )
 
 
 def test_autoguidance_extrapolates_from_the_worse_one():
     x, sigma, cond = given()
     plain = denoise(x, sigma, **cond)
-    torch.testing.assert_close(MAKERS['autoguidance'](3.)(x, sigma, **cond), plain * (0.9 + 3 * 0.1))
+    torch.testing.assert_close(
+        MAKERS['autoguidance'](3.0)(x, sigma, **cond), plain * (0.9 + 3 * 0.1)
+    )
 
 
 def test_prompts_add_up():
     x, sigma, cond = given()
     ask = counted()
     prompts = [{'class_cond': 3}, {'class_cond': 5}]
-    got = composed(ask, NULL, prompts, [2., -1.])(x, sigma, shift=0.5)
+    got = composed(ask, NULL, prompts, [2.0, -1.0])(x, sigma, shift=0.5)
     none, three, five = (denoise(x, sigma, torch.full((4,), c), 0.5) for c in (0, 3, 5))
     torch.testing.assert_close(got, none + 2 * (three - none) - (five - none))
     assert ask.calls == [12]
-    torch.testing.assert_close(composed(denoise, NULL, prompts, [2., -1.], joined=False)(x, sigma, **cond), got)
-    one = composed(ask, NULL, prompts[:1], [1.])(x, sigma, **cond)
+    torch.testing.assert_close(
+        composed(denoise, NULL, prompts, [2.0, -1.0], joined=False)(x, sigma, **cond), got
+    )
+    one = composed(ask, NULL, prompts[:1], [1.0])(x, sigma, **cond)
     assert torch.equal(one, three) and ask.calls == [12, 4]
 
 
 def test_a_prompt_has_its_place():
     x, sigma, _ = given()
-    left = torch.tensor([1., 1., 0., 0.]).expand(3, 4)
-    got = composed(denoise, NULL, [{'class_cond': 3}, {'class_cond': 5}], [left, 1 - left])(x, sigma)
+    left = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(3, 4)
+    got = composed(denoise, NULL, [{'class_cond': 3}, {'class_cond': 5}], [left, 1 - left])(
+        x, sigma
+    )
     three, five = (denoise(x, sigma, torch.full((4,), c)) for c in (3, 5))
     torch.testing.assert_close(got[..., :2], three[..., :2])
     torch.testing.assert_close(got[..., 2:], five[..., 2:])
 
 
 def test_cfg_pp_takes_every_guidance_with_two_estimates():
-    x, sigmas = torch.randn(2, 1, 3, 4) * 10, K.sampling.get_sigmas_karras(8, 0.1, 10.)
+    x, sigmas = torch.randn(2, 1, 3, 4) * 10, K.sampling.get_sigmas_karras(8, 0.1, 10.0)
     cond = {'class_cond': torch.tensor([1, 2])}
-    made = [*[MAKERS[name](0.6) for name in MAKERS], composed(denoise, NULL, [{'class_cond': 3}], [0.6]),
-            static_thresholding(classifier_free(denoise, NULL, 0.6))]
-    out = [K.sampling.sample_euler_cfg_pp(f, x, sigmas, extra_args=cond, disable=True) for f in made]
-    assert all(o.isfinite().all() and o.std() > 0.01 for o in out) and not torch.allclose(out[0], out[2])
+    made = [
+        *[MAKERS[name](0.6) for name in MAKERS],
+        composed(denoise, NULL, [{'class_cond': 3}], [0.6]),
+        static_thresholding(classifier_free(denoise, NULL, 0.6)),
+    ]
+    out = [
+        K.sampling.sample_euler_cfg_pp(f, x, sigmas, extra_args=cond, disable=True) for f in made
+    ]
+    assert all(o.isfinite().all() and o.std() > 0.01 for o in out) and not torch.allclose(
+        out[0], out[2]
+    )
 
 
 def test_thresholds():
@@ -139,26 +187,43 @@ def test_thresholds():
     drawn_in = dynamic_thresholding(wide, 0.9)(x, sigma)
     s = (3 * x).flatten(1).abs().quantile(0.9, dim=1)
     assert (s > 1).all()
-    torch.testing.assert_close(drawn_in, (3 * x).clamp(-s.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)) / s.view(-1, 1, 1, 1))
-    for threshold in (static_thresholding, dynamic_thresholding):     # a pair is that of what they wrap
-        assert not hasattr(threshold(wide), 'pair') and hasattr(threshold(classifier_free(denoise, NULL, 2.)), 'pair')
+    torch.testing.assert_close(
+        drawn_in, (3 * x).clamp(-s.view(-1, 1, 1, 1), s.view(-1, 1, 1, 1)) / s.view(-1, 1, 1, 1)
+    )
+    for threshold in (
+        static_thresholding,
+        dynamic_thresholding,
+    ):  # a pair is that of what they wrap
+        assert not hasattr(threshold(wide), 'pair') and hasattr(
+            threshold(classifier_free(denoise, NULL, 2.0)), 'pair'
+        )
     small = x / x.abs().amax() / 3
     for threshold in (static_thresholding, dynamic_thresholding):
         assert torch.equal(threshold(wide)(small, sigma), wide(small, sigma))
 
 
-@pytest.mark.parametrize('wrong, message', [
-    (lambda: classifier_free(denoise, NULL, 2., rescale=2.), 'rescale is 2.0'),
-    (lambda: adaptive_projected(denoise, NULL, 2., norm=0.), 'norm is 0'),
-    (lambda: autoguidance(denoise, denoise, math.inf), 'finite'),
-    (lambda: composed(denoise, NULL, [{'class_cond': 1}], []), 'one weight for each'),
-    (lambda: composed(denoise, NULL, [{'text': 1}], [1.]), 'must name the same conditions'),
-    (lambda: static_thresholding(denoise, 1., -1.), 'the lower one first'),
-    (lambda: dynamic_thresholding(denoise, 1.5), 'quantile is 1.5'),
-    (lambda: classifier_free(denoise, NULL, 2.)(torch.ones(1, 1, 1, 1), torch.ones(1)), "without 'class_cond'"),
-    (lambda: classifier_free(denoise, {'c': torch.ones(2)}, 2.)(
-        torch.ones(1, 1), torch.ones(1), c=torch.ones(1, 3)), r"'c'.*\[3\].*got \[2\]"),
-])
+@pytest.mark.parametrize(
+    'wrong, message',
+    [
+        (lambda: classifier_free(denoise, NULL, 2.0, rescale=2.0), 'rescale is 2.0'),
+        (lambda: adaptive_projected(denoise, NULL, 2.0, norm=0.0), 'norm is 0'),
+        (lambda: autoguidance(denoise, denoise, math.inf), 'finite'),
+        (lambda: composed(denoise, NULL, [{'class_cond': 1}], []), 'one weight for each'),
+        (lambda: composed(denoise, NULL, [{'text': 1}], [1.0]), 'must name the same conditions'),
+        (lambda: static_thresholding(denoise, 1.0, -1.0), 'the lower one first'),
+        (lambda: dynamic_thresholding(denoise, 1.5), 'quantile is 1.5'),
+        (
+            lambda: classifier_free(denoise, NULL, 2.0)(torch.ones(1, 1, 1, 1), torch.ones(1)),
+            "without 'class_cond'",
+        ),
+        (
+            lambda: classifier_free(denoise, {'c': torch.ones(2)}, 2.0)(
+                torch.ones(1, 1), torch.ones(1), c=torch.ones(1, 3)
+            ),
+            r"'c'.*\[3\].*got \[2\]",
+        ),
+    ],
+)
 def test_refusals(wrong, message):
     with pytest.raises(ValueError, match=message):
         wrong()

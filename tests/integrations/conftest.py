@@ -1,4 +1,5 @@
 """Tiny parts of pipelines that several tests of diffusers share."""
+
 import pytest
 
 

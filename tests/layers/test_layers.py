@@ -1,4 +1,5 @@
 """Conditioning, attention, embeddings: each against its formula written out plainly."""
+
 import inspect
 import json
 import math
@@ -34,7 +35,7 @@ def test_the_original_signature(name):
     theirs = [p.split('=')[0].split(':')[0] for p in SURFACE[name]]
     if theirs != ['*args', '**kwargs']:
         ours = [('*' if p.kind is p.VAR_POSITIONAL else '') + p.name for p in parameters]
-        assert ours[:len(theirs)] == theirs
+        assert ours[: len(theirs)] == theirs
         defaults = {p.name: p.default for p in parameters}
         for parameter, default in (p.split('=') for p in SURFACE[name] if '=' in p):
             assert str(defaults[parameter]) == default.strip("'")
@@ -46,10 +47,12 @@ def test_adagn():
     expected = F.group_norm(x, 2) * (1 + weight)[..., None, None] + bias[..., None, None]
     torch.testing.assert_close(module(x, COND), expected)
     torch.testing.assert_close(module(channels_last(x), COND), expected)
-    torch.testing.assert_close(AdaGN(6, 4, 2)(x, COND), F.group_norm(x, 2))  # the mapper starts at zero
+    torch.testing.assert_close(
+        AdaGN(6, 4, 2)(x, COND), F.group_norm(x, 2)
+    )  # the mapper starts at zero
 
 
-def plain_attention(q, k, v, heads, mask=0.):
+def plain_attention(q, k, v, heads, mask=0.0):
     """[B, N, C] each, head by head."""
     out = []
     for q1, k1, v1 in zip(q.chunk(heads, -1), k.chunk(heads, -1), v.chunk(heads, -1)):
@@ -73,7 +76,9 @@ def test_cross_attention(padded):
     padding = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 1]])
     q = module.q_proj(module.norm_dec(x, COND)).flatten(2).mT
     k, v = module.kv_proj(module.norm_enc(tokens)).chunk(2, dim=-1)
-    y = plain_attention(q, k, v, 2, padding[:, None] * -10000. if padded else 0.).mT.unflatten(2, (3, 5))
+    y = plain_attention(q, k, v, 2, padding[:, None] * -10000.0 if padded else 0.0).mT.unflatten(
+        2, (3, 5)
+    )
     cond = {**COND, 'cross': tokens} | ({'cross_padding': padding} if padded else {})
     torch.testing.assert_close(module(x, cond), x + module.out_proj(y))
     if padded:
@@ -98,11 +103,13 @@ def test_heads_must_share_the_channels():
 def test_attention_has_a_forward_derivative():
     q, k, v = torch.randn(3, 2, 2, 5, 4, dtype=torch.float64)
     exact = torch.func.jvp(lambda q: attend(q, k, v), (q,), (torch.ones_like(q),))[1]
-    torch.testing.assert_close(exact, (attend(q + 1e-6, k, v) - attend(q - 1e-6, k, v)) / 2e-6, rtol=0, atol=1e-8)
+    torch.testing.assert_close(
+        exact, (attend(q + 1e-6, k, v) - attend(q - 1e-6, k, v)) / 2e-6, rtol=0, atol=1e-8
+    )
 
 
 def test_fourier_features():
-    module = FourierFeatures(2, 6, std=3.)
+    module = FourierFeatures(2, 6, std=3.0)
     x = torch.randn(4, 2)
     angle = 2 * math.pi * x @ module.weight.T
     torch.testing.assert_close(module(x), torch.cat([angle.cos(), angle.sin()], dim=1))
@@ -119,10 +126,14 @@ def test_conditions_reach_only_those_who_take_them():
             return input * cond['by']
 
     row = layers.ConditionedSequential(nn.Flatten(), Scale(), layers.UnconditionedModule(nn.ReLU()))
-    torch.testing.assert_close(row(torch.tensor([[-1., 2.]]), {'by': -3}), torch.tensor([[3., 0.]]))
+    torch.testing.assert_close(
+        row(torch.tensor([[-1.0, 2.0]]), {'by': -3}), torch.tensor([[3.0, 0.0]])
+    )
     block = layers.ConditionedResidualBlock(Scale(), skip=Scale())
-    torch.testing.assert_close(block(torch.ones(1), {'by': 4}), torch.tensor([8.]))
-    torch.testing.assert_close(layers.ResidualBlock(nn.ReLU())(torch.tensor([-1., 2.])), torch.tensor([-1., 4.]))
+    torch.testing.assert_close(block(torch.ones(1), {'by': 4}), torch.tensor([8.0]))
+    torch.testing.assert_close(
+        layers.ResidualBlock(nn.ReLU())(torch.tensor([-1.0, 2.0])), torch.tensor([-1.0, 4.0])
+    )
 
 
 def test_a_unet_hands_the_skips_up_in_reverse():

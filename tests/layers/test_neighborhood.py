@@ -1,4 +1,7 @@
-"""Tiled neighbourhood attention: equal to dense masked attention, and linear in the number of tokens."""
+"""Tiled neighbourhood attention: equal to dense masked attention, and linear in the number of
+tokens.
+"""
+
 from __future__ import annotations
 
 import pytest
@@ -10,7 +13,16 @@ from k_diffusion.layers import neighborhood
 from k_diffusion.layers.neighborhood import TILE, neighborhood_attention, neighborhood_mask
 from k_diffusion.models.flops import flop_counter
 
-GRIDS = [(7, 7, 7), (9, 9, 7), (8, 17, 3), (16, 16, 7), (13, 30, 5), (33, 10, 9), (11, 11, 11), (5, 6, 1)]
+GRIDS = [
+    (7, 7, 7),
+    (9, 9, 7),
+    (8, 17, 3),
+    (16, 16, 7),
+    (13, 30, 5),
+    (33, 10, 9),
+    (11, 11, 11),
+    (5, 6, 1),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -39,14 +51,20 @@ def test_equals_dense_masked_attention(height, width, kernel_size, dtype, tolera
     assert ours.shape == q.shape
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
     weight = torch.randn_like(ours)
-    for mine, dense_gradient in zip(torch.autograd.grad(ours, (q, k, v), weight), torch.autograd.grad(theirs, (q, k, v), weight)):
+    for mine, dense_gradient in zip(
+        torch.autograd.grad(ours, (q, k, v), weight), torch.autograd.grad(theirs, (q, k, v), weight)
+    ):
         torch.testing.assert_close(mine, dense_gradient, rtol=0, atol=10 * tolerance)
 
 
 def test_scale():
     q, k, v = qkv(9, 9, torch.float64)
-    torch.testing.assert_close(neighborhood_attention(q, k, v, 3, scale=2.), dense(q, k, v, 3, scale=2.))
-    assert not torch.allclose(neighborhood_attention(q, k, v, 3, scale=2.), neighborhood_attention(q, k, v, 3))
+    torch.testing.assert_close(
+        neighborhood_attention(q, k, v, 3, scale=2.0), dense(q, k, v, 3, scale=2.0)
+    )
+    assert not torch.allclose(
+        neighborhood_attention(q, k, v, 3, scale=2.0), neighborhood_attention(q, k, v, 3)
+    )
 
 
 def test_a_token_sees_the_square_around_it_moved_inside_near_the_border():
@@ -56,7 +74,7 @@ def test_a_token_sees_the_square_around_it_moved_inside_near_the_border():
         for x in range(width):
             top, left = min(max(y - 2, 0), height - 5), min(max(x - 2, 0), width - 5)
             square = torch.zeros(height, width, dtype=torch.bool)
-            square[top:top + kernel_size, left:left + kernel_size] = True
+            square[top : top + kernel_size, left : left + kernel_size] = True
             assert torch.equal(seen[y, x], square)
 
 
@@ -73,17 +91,22 @@ def test_work_is_linear_in_the_tokens():
 def test_forward_gradient():
     x, tangent = torch.randn(2, 1, 10, 9, 1, 4, dtype=torch.float64).unbind(0)
     with sdpa_kernel(SDPBackend.MATH):
-        _, derivative = torch.func.jvp(lambda x: neighborhood_attention(x, 2 * x, x.sin(), 3), (x,), (tangent,))
+        _, derivative = torch.func.jvp(
+            lambda x: neighborhood_attention(x, 2 * x, x.sin(), 3), (x,), (tangent,)
+        )
         _, expected = torch.func.jvp(lambda x: dense(x, 2 * x, x.sin(), 3), (x,), (tangent,))
     torch.testing.assert_close(derivative, expected)
     assert derivative.abs().max() > 0.1
 
 
-@pytest.mark.parametrize(('kernel_size', 'sentence'), [
-    (0, 'kernel_size is 0; it must be an odd number'),
-    (4, 'kernel_size is 4; it must be an odd number'),
-    (9, 'kernel_size is 9 on a grid of 8x12 tokens; it must be at most 8'),
-])
+@pytest.mark.parametrize(
+    ('kernel_size', 'sentence'),
+    [
+        (0, 'kernel_size is 0; it must be an odd number'),
+        (4, 'kernel_size is 4; it must be an odd number'),
+        (9, 'kernel_size is 9 on a grid of 8x12 tokens; it must be at most 8'),
+    ],
+)
 def test_refuses_a_neighbourhood_without_a_centre_or_larger_than_the_grid(kernel_size, sentence):
     q = torch.zeros(1, 8, 12, 1, 8)
     with pytest.raises(ValueError, match=sentence):
@@ -96,4 +119,4 @@ def test_small_grids_are_done_whole_and_tiles_are_the_same(monkeypatch):
     monkeypatch.undo()
     whole = neighborhood_attention(q, k, v, 7)
     torch.testing.assert_close(whole, tiled, rtol=0, atol=1e-12)
-    assert not torch.equal(whole, tiled)    # other sums: the two ways were taken
+    assert not torch.equal(whole, tiled)  # other sums: the two ways were taken

@@ -1,4 +1,7 @@
-"""The backends of neighbourhood attention: the same function, chosen and checked when a network is built."""
+"""The backends of neighbourhood attention: the same function, chosen and checked when a network
+is built.
+"""
+
 from __future__ import annotations
 
 import importlib.machinery
@@ -16,9 +19,16 @@ from k_diffusion.models.cosine_attention import NeighborhoodSelfAttentionBlock
 
 @pytest.fixture
 def fake_natten(monkeypatch):
-    """fake_natten(fused=...): a stand-in for the package with its signature; returns the calls it gets."""
+    """fake_natten(fused=...): a stand-in for the package with its signature; returns the calls
+    it gets.
+    """
+
     def install(**attributes):
-        package, functional, calls = types.ModuleType('natten'), types.ModuleType('natten.functional'), []
+        package, functional, calls = (
+            types.ModuleType('natten'),
+            types.ModuleType('natten.functional'),
+            [],
+        )
 
         def na2d(query, key, value, kernel_size, stride=1, dilation=1, is_causal=False, scale=None):
             calls.append((tuple(query.shape), kernel_size, scale))
@@ -32,16 +42,19 @@ def fake_natten(monkeypatch):
         monkeypatch.setitem(sys.modules, 'natten', package)
         monkeypatch.setitem(sys.modules, 'natten.functional', functional)
         return calls
+
     return install
 
 
 @pytest.mark.parametrize(('height', 'width', 'kernel_size'), [(9, 12, 5), (7, 7, 7), (16, 8, 3)])
-@pytest.mark.parametrize('scale', [None, 2.])
+@pytest.mark.parametrize('scale', [None, 2.0])
 def test_flex_attention_is_the_same_function(height, width, kernel_size, scale):
     q, k, v = torch.randn(3, 2, height, width, 2, 16)
     with torch.no_grad():
         flex = BACKENDS['flex'](q, k, v, kernel_size, scale)
-    torch.testing.assert_close(flex, neighborhood_attention(q, k, v, kernel_size, scale), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        flex, neighborhood_attention(q, k, v, kernel_size, scale), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize('attributes', [{'has_fused_na': lambda: True}, {}], ids=['0.17', '0.20'])
@@ -49,10 +62,14 @@ def test_natten_old_and_new_is_called_as_it_wants(fake_natten, attributes):
     calls = fake_natten(**attributes)
     assert choose_backend('natten', 5, 16) == 'natten'
     q, k, v = torch.randn(3, 2, 9, 12, 2, 16)
-    torch.testing.assert_close(BACKENDS['natten'](q, k, v, 5, 1.), neighborhood_attention(q, k, v, 5, 1.))
-    assert calls == [((2, 9, 12, 2, 16), 5, 1.)]
+    torch.testing.assert_close(
+        BACKENDS['natten'](q, k, v, 5, 1.0), neighborhood_attention(q, k, v, 5, 1.0)
+    )
+    assert calls == [((2, 9, 12, 2, 16), 5, 1.0)]
     # Not on CUDA: the tiles do it, and nothing fails at the first forward pass.
-    torch.testing.assert_close(attend_nearby('natten', q, k, v, 5), neighborhood_attention(q, k, v, 5))
+    torch.testing.assert_close(
+        attend_nearby('natten', q, k, v, 5), neighborhood_attention(q, k, v, 5)
+    )
     assert len(calls) == 1
 
 
@@ -70,7 +87,7 @@ def test_what_cannot_work_is_refused_at_construction(fake_natten, monkeypatch):
 
 
 def test_the_fastest_is_taken_where_there_is_cuda(monkeypatch):
-    times = {'tiles': 3., 'flex': 1., 'natten': 2.}
+    times = {'tiles': 3.0, 'flex': 1.0, 'natten': 2.0}
     monkeypatch.setattr(neighborhood_backends, 'why_not_natten', lambda: None)
     monkeypatch.setattr(neighborhood_backends, '_milliseconds', lambda name, *_: times[name])
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)

@@ -1,4 +1,7 @@
-"""Attention among few tokens against its plain twin: values, gradients, gradients of gradients, and where it may run."""
+"""Attention among few tokens against its plain twin: values, gradients, gradients of gradients,
+and where it may run.
+"""
+
 from __future__ import annotations
 
 import pytest
@@ -21,17 +24,28 @@ def bias(*shape):
     return torch.randn(*shape, dtype=torch.float64)
 
 
-BIASES = {'none': None, 'for all': bias(3, 5), 'by head': bias(1, 2, 3, 5), 'by key': bias(4, 1, 1, 5), 'in turn': bias(2, 1, 3, 5)}
+BIASES = {
+    'none': None,
+    'for all': bias(3, 5),
+    'by head': bias(1, 2, 3, 5),
+    'by key': bias(4, 1, 1, 5),
+    'in turn': bias(2, 1, 3, 5),
+}
 
 
 @pytest.mark.parametrize('given', BIASES.values(), ids=BIASES)
 def test_values_and_gradients_are_the_plain_ones(given):
     q, k, v = inputs()
     full = None if given is None else given.view(*[1] * (4 - given.ndim), *given.shape)
-    ours, theirs = pairwise_attention(q, k, v, given, 0.3), plain_pairwise_attention(q, k, v, full, 0.3)
+    ours, theirs = (
+        pairwise_attention(q, k, v, given, 0.3),
+        plain_pairwise_attention(q, k, v, full, 0.3),
+    )
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     weight = torch.randn_like(ours)
-    for mine, expected in zip(torch.autograd.grad(ours, (q, k, v), weight), torch.autograd.grad(theirs, (q, k, v), weight)):
+    for mine, expected in zip(
+        torch.autograd.grad(ours, (q, k, v), weight), torch.autograd.grad(theirs, (q, k, v), weight)
+    ):
         torch.testing.assert_close(mine, expected, rtol=1e-10, atol=1e-10)
         assert mine.abs().max() > 0
 
@@ -61,7 +75,9 @@ def test_strided_queries_and_a_strided_gradient():
     q, k, v = (x.transpose(1, 2) for x in (leaf(4, 3, 2, 8), leaf(4, 5, 2, 8), leaf(4, 5, 2, 6)))
     y = attend(q, k, v).transpose(1, 2)
     weight = torch.randn_like(y)
-    expected = torch.autograd.grad(plain_pairwise_attention(q, k, v, None, 8**-0.5).transpose(1, 2), (q, k, v), weight)
+    expected = torch.autograd.grad(
+        plain_pairwise_attention(q, k, v, None, 8**-0.5).transpose(1, 2), (q, k, v), weight
+    )
     torch.testing.assert_close(torch.autograd.grad(y, (q, k, v), weight), expected)
 
 
@@ -72,8 +88,13 @@ def test_other_modes_of_differentiation():
     def plain(*qkv):
         return plain_pairwise_attention(*qkv, None, 8**-0.5)
 
-    torch.testing.assert_close(torch.func.jvp(attend, qkv, tangents)[1], torch.func.jvp(plain, qkv, tangents)[1])
-    ours, theirs = (torch.func.grad(lambda *x, f=f: f(*x).pow(3).sum(), argnums=(0, 1, 2))(*qkv) for f in (attend, plain))
+    torch.testing.assert_close(
+        torch.func.jvp(attend, qkv, tangents)[1], torch.func.jvp(plain, qkv, tangents)[1]
+    )
+    ours, theirs = (
+        torch.func.grad(lambda *x, f=f: f(*x).pow(3).sum(), argnums=(0, 1, 2))(*qkv)
+        for f in (attend, plain)
+    )
     torch.testing.assert_close(ours, theirs)
 
 
@@ -81,7 +102,11 @@ def test_the_pairwise_one_runs_where_it_may():
     q, k, v = inputs()
     assert 'PairwiseAttention' in type(attend(q, k, v).grad_fn).__name__
     assert 'PairwiseAttention' not in type(attend(q, k, v, leaf(3, 5)).grad_fn).__name__
-    assert not pairwise_pays(q.detach(), k) and not pairwise_pays(q.half(), k) and not pairwise_pays(q, leaf(4, 2, 300, 8))
+    assert (
+        not pairwise_pays(q.detach(), k)
+        and not pairwise_pays(q.half(), k)
+        and not pairwise_pays(q, leaf(4, 2, 300, 8))
+    )
     with torch.autocast('cpu', torch.bfloat16):
         assert not pairwise_pays(q, k)
     with torch.no_grad():

@@ -1,4 +1,5 @@
 """The networks are one graph for torch's compiler, gradient checkpointing included."""
+
 from __future__ import annotations
 
 import pytest
@@ -7,14 +8,38 @@ import torch
 from k_diffusion.core.modules import checkpointing
 from k_diffusion.models import MODELS
 
-NOISE = {'input_channels': 1, 'input_size': [16, 16], 'sigma_min': 0.01, 'sigma_max': 80.,
-         'sigma_sample_density': {'type': 'cosine-interpolated'}}
-UNET = {'mapping_out': 16, 'depths': [1, 1], 'channels': [32, 32], 'self_attn_depths': [False, True], 'augment_wrapper': False}
-KINDS = [{'type': 'shifted-window', 'd_head': 16, 'window_size': 4}, {'type': 'neighborhood', 'd_head': 16, 'kernel_size': 3},
-         {'type': 'global', 'd_head': 16}]
-SECTIONS = {'image_v1': UNET, 'image_v2': UNET, 'image_transformer_v1': {'patch_size': [4, 4], 'depth': 1, 'width': 64},
-            'image_transformer_v2': {'patch_size': [1, 1], 'depths': [2, 1, 1], 'widths': [16, 16, 32], 'self_attns': KINDS,
-                                     'mapping_width': 16, 'mapping_depth': 1}}
+NOISE = {
+    'input_channels': 1,
+    'input_size': [16, 16],
+    'sigma_min': 0.01,
+    'sigma_max': 80.0,
+    'sigma_sample_density': {'type': 'cosine-interpolated'},
+}
+UNET = {
+    'mapping_out': 16,
+    'depths': [1, 1],
+    'channels': [32, 32],
+    'self_attn_depths': [False, True],
+    'augment_wrapper': False,
+}
+KINDS = [
+    {'type': 'shifted-window', 'd_head': 16, 'window_size': 4},
+    {'type': 'neighborhood', 'd_head': 16, 'kernel_size': 3},
+    {'type': 'global', 'd_head': 16},
+]
+SECTIONS = {
+    'image_v1': UNET,
+    'image_v2': UNET,
+    'image_transformer_v1': {'patch_size': [4, 4], 'depth': 1, 'width': 64},
+    'image_transformer_v2': {
+        'patch_size': [1, 1],
+        'depths': [2, 1, 1],
+        'widths': [16, 16, 32],
+        'self_attns': KINDS,
+        'mapping_width': 16,
+        'mapping_depth': 1,
+    },
+}
 
 
 @pytest.mark.parametrize('name', SECTIONS)
@@ -24,14 +49,24 @@ def test_one_graph(name):
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
-    model, x, sigma = model.double(), torch.randn(2, 1, 16, 16).double(), torch.tensor([0.3, 5.]).double()
+    model, x, sigma = (
+        model.double(),
+        torch.randn(2, 1, 16, 16).double(),
+        torch.tensor([0.3, 5.0]).double(),
+    )
     expected = model(x, sigma)
-    compiled = torch.compile(model, fullgraph=True, backend='eager')     # raises where the graph would be broken
+    compiled = torch.compile(
+        model, fullgraph=True, backend='eager'
+    )  # raises where the graph would be broken
     with checkpointing():
         out = compiled(x, sigma)
-        gradients = torch.autograd.grad(out.square().sum(), list(model.parameters()), allow_unused=True)
+        gradients = torch.autograd.grad(
+            out.square().sum(), list(model.parameters()), allow_unused=True
+        )
     torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-9)
-    plain = torch.autograd.grad(expected.square().sum(), list(model.parameters()), allow_unused=True)
+    plain = torch.autograd.grad(
+        expected.square().sum(), list(model.parameters()), allow_unused=True
+    )
     for mine, theirs in zip(gradients, plain):
         if theirs is not None:
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)

@@ -1,4 +1,5 @@
 """Multiply-adds: by hand, and half of what torch counts on the meta device."""
+
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,15 +31,23 @@ def test_a_foreign_kernel_reports_itself():
             flops.op(flops.op_linear, torch.empty(3, 2), torch.empty(5, 2))
             torch.empty(3, 2) @ torch.empty(2, 5)
     assert (inner.flops, off.flops) == (30, 0)
-    assert outer.flops == 2 * 4 * 16 * 16 * 16 * 49 + 30  # inner and disabled counters do not hide work from torch's own
+    assert (
+        outer.flops == 2 * 4 * 16 * 16 * 16 * 49 + 30
+    )  # inner and disabled counters do not hide work from torch's own
 
 
 def test_the_unet_agrees_with_torch_on_every_device():
     def model():
-        return ImageDenoiserModelV1(1, 16, [1, 1], [16, 32], [False, True], [False, True], cross_cond_dim=8, patch_size=2)
+        return ImageDenoiserModelV1(
+            1, 16, [1, 1], [16, 32], [False, True], [False, True], cross_cond_dim=8, patch_size=2
+        )
 
     def run(model, device):
-        model(torch.ones(2, 1, 16, 16, device=device), torch.ones(2, device=device), cross_cond=torch.ones(2, 3, 8, device=device))
+        model(
+            torch.ones(2, 1, 16, 16, device=device),
+            torch.ones(2, device=device),
+            cross_cond=torch.ones(2, 3, 8, device=device),
+        )
 
     with torch.device('meta'):
         on_meta = model()

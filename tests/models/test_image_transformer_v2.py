@@ -1,4 +1,7 @@
-"""The hourglass transformer: the original's numbers, each kind of attention against a plain one, copies, config."""
+"""The hourglass transformer: the original's numbers, each kind of attention against a plain one,
+copies, config.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -29,11 +32,25 @@ from k_diffusion.models.image_transformer_v2 import (
 )
 from k_diffusion.models.windows import rearranged, window_order
 
-KINDS = [{'type': 'shifted-window', 'd_head': 16, 'window_size': 4}, {'type': 'neighborhood', 'd_head': 16, 'kernel_size': 3},
-         {'type': 'none'}, {'type': 'global', 'd_head': 16}]
-SECTION = {'input_channels': 1, 'input_size': (16, 32), 'patch_size': (1, 2), 'depths': [2, 1, 1, 1], 'widths': [32, 32, 48, 64],
-               'self_attns': KINDS, 'mapping_width': 32, 'mapping_depth': 1, 'sigma_min': 0.01, 'sigma_max': 80.,
-               'sigma_sample_density': {'type': 'cosine-interpolated'}}
+KINDS = [
+    {'type': 'shifted-window', 'd_head': 16, 'window_size': 4},
+    {'type': 'neighborhood', 'd_head': 16, 'kernel_size': 3},
+    {'type': 'none'},
+    {'type': 'global', 'd_head': 16},
+]
+SECTION = {
+    'input_channels': 1,
+    'input_size': (16, 32),
+    'patch_size': (1, 2),
+    'depths': [2, 1, 1, 1],
+    'widths': [32, 32, 48, 64],
+    'self_attns': KINDS,
+    'mapping_width': 32,
+    'mapping_depth': 1,
+    'sigma_min': 0.01,
+    'sigma_max': 80.0,
+    'sigma_sample_density': {'type': 'cosine-interpolated'},
+}
 ONE_LEVEL = {'depths': [1], 'widths': [32], 'self_attns': KINDS[-1:]}
 
 
@@ -57,11 +74,23 @@ def make(num_classes=0, **changes):
 def test_golden(name, golden, golden_meta):
     tensors, meta = golden(name), golden_meta(name)
     classes = meta['config']['dataset']['num_classes']
-    model = ImageTransformerV2Config(**meta['config']['model']).build(num_classes=classes + 1 if classes else 0)
+    model = ImageTransformerV2Config(**meta['config']['model']).build(
+        num_classes=classes + 1 if classes else 0
+    )
     # The order matters too: an optimizer's state goes by it.
-    assert list(model.state_dict()) == [name.removeprefix('weights.') for name in meta['tensors'] if name.startswith('weights.')]
-    model.load_state_dict({name.removeprefix('weights.'): t for name, t in tensors.items() if name.startswith('weights.')})
-    inputs = {name.removeprefix('input.'): t for name, t in tensors.items() if name.startswith('input.')}
+    assert list(model.state_dict()) == [
+        name.removeprefix('weights.') for name in meta['tensors'] if name.startswith('weights.')
+    ]
+    model.load_state_dict(
+        {
+            name.removeprefix('weights.'): t
+            for name, t in tensors.items()
+            if name.startswith('weights.')
+        }
+    )
+    inputs = {
+        name.removeprefix('input.'): t for name, t in tensors.items() if name.startswith('input.')
+    }
     torch.testing.assert_close(model(**inputs), tensors['output'], rtol=0, atol=1e-5)
 
 
@@ -70,20 +99,25 @@ def block_of(kind, *options):
 
 
 def inputs_of(height, width):
-    return (torch.randn(2, height, width, 32).double(), make_axial_pos(height, width).double().view(height, width, 2),
-            torch.randn(2, 8).double())
+    return (
+        torch.randn(2, height, width, 32).double(),
+        make_axial_pos(height, width).double().view(height, width, 2),
+        torch.randn(2, 8).double(),
+    )
 
 
 def dense(block, mask, x, pos, cond):
     """What the block computes, written as attention of all tokens to all under a mask."""
     q, k, v = block.project(block.norm(x, cond).flatten(1, 2), pos.flatten(0, 1))
-    y = F.scaled_dot_product_attention(q, k, v, mask, scale=1.)
+    y = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
     return x + block.out_proj(y.transpose(1, 2).reshape(x.shape))
 
 
 def test_neighbourhood_attention_is_masked_attention():
     block, (x, pos, cond) = block_of(NeighborhoodSelfAttentionBlock, 5), inputs_of(9, 12)
-    torch.testing.assert_close(block(x, pos, cond), dense(block, neighborhood_mask(9, 12, 5), x, pos, cond))
+    torch.testing.assert_close(
+        block(x, pos, cond), dense(block, neighborhood_mask(9, 12, 5), x, pos, cond)
+    )
 
 
 def test_a_neighbourhood_of_everything_is_global_attention():
@@ -96,19 +130,27 @@ def test_a_neighbourhood_of_everything_is_global_attention():
 @pytest.mark.parametrize('shift', [0, 2])
 def test_shifted_windows_are_masked_attention(shift):
     height, width, size = 8, 12, 4
-    block, (x, pos, cond) = block_of(ShiftedWindowSelfAttentionBlock, size, shift), inputs_of(height, width)
-    # Moved down and right by the shift, the windows begin at multiples of the size; a window that the border cuts is two.
+    block, (x, pos, cond) = (
+        block_of(ShiftedWindowSelfAttentionBlock, size, shift),
+        inputs_of(height, width),
+    )
+    # Moved down and right by the shift, the windows begin at multiples of the size; a window that
+    # the border cuts is two.
     rows, columns = ((torch.arange(n) + shift) // size for n in (height, width))
     of_token = (rows[:, None] * 100 + columns).flatten()
     mask = of_token[:, None] == of_token
     torch.testing.assert_close(block(x, pos, cond), dense(block, mask, x, pos, cond))
     q, k, v = torch.randn(3, 2, 2, height, width, 16).double()
-    expected = F.scaled_dot_product_attention(q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), mask, scale=0.3)
-    torch.testing.assert_close(apply_window_attention(size, shift, q, k, v, scale=0.3), expected.view(q.shape))
+    expected = F.scaled_dot_product_attention(
+        q.flatten(2, 3), k.flatten(2, 3), v.flatten(2, 3), mask, scale=0.3
+    )
+    torch.testing.assert_close(
+        apply_window_attention(size, shift, q, k, v, scale=0.3), expected.view(q.shape)
+    )
 
 
 def test_windows_and_back():
-    x = torch.arange(2 * 8 * 12 * 3.).view(2, 8, 12, 3)
+    x = torch.arange(2 * 8 * 12 * 3.0).view(2, 8, 12, 3)
     windows = shifted_window(4, 1, x)
     assert windows.shape == (2, 2, 3, 4, 4, 3)
     assert torch.equal(windows[:, 0, 0, 1:, 1:], x[:, :3, :3])
@@ -124,16 +166,26 @@ def test_the_order_of_windows(shift):
     assert torch.equal(rearranged(cut, back, order).view(x.shape), x)
     weight = torch.randn_like(cut)
     assert torch.equal(torch.autograd.grad(cut, x, weight)[0].flatten(1, 2)[:, order], weight)
-    assert torch.autograd.gradgradcheck(lambda x: rearranged(x, order, back)**3, x.detach()[:1, :, :, :1].flatten(1, 2).requires_grad_())
+    assert torch.autograd.gradgradcheck(
+        lambda x: rearranged(x, order, back) ** 3,
+        x.detach()[:1, :, :, :1].flatten(1, 2).requires_grad_(),
+    )
     tangent = torch.randn_like(x).flatten(1, 2)
-    assert torch.equal(torch.func.jvp(lambda x: rearranged(x, order, back), (x.detach().flatten(1, 2),), (tangent,))[1], tangent[:, order])
+    assert torch.equal(
+        torch.func.jvp(
+            lambda x: rearranged(x, order, back), (x.detach().flatten(1, 2),), (tangent,)
+        )[1],
+        tangent[:, order],
+    )
 
 
 def test_cosine_similarity_and_rotation():
     qkv, theta = torch.randn(2, 5, 3, 4, 16).double(), torch.randn(5, 4, 4).double()
-    scaled = scale_for_cosine_sim_qkv(qkv, torch.tensor([1., 4., 9., 16.]).double(), 1e-6)
+    scaled = scale_for_cosine_sim_qkv(qkv, torch.tensor([1.0, 4.0, 9.0, 16.0]).double(), 1e-6)
     q, k, v = scaled.unbind(-3)
-    expected = F.cosine_similarity(qkv[:, :, 0], qkv[:, :, 1], dim=-1) * torch.tensor([1., 4., 9., 16.])
+    expected = F.cosine_similarity(qkv[:, :, 0], qkv[:, :, 1], dim=-1) * torch.tensor(
+        [1.0, 4.0, 9.0, 16.0]
+    )
     torch.testing.assert_close((q * k).sum(-1), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(v, qkv[:, :, 2])
     turned = apply_rotary_emb(q, theta)
@@ -143,26 +195,47 @@ def test_cosine_similarity_and_rotation():
 
 
 def test_rotation_in_place():
-    x, theta, weight = torch.randn(5, 4, 16).requires_grad_(), torch.randn(5, 4, 4), torch.randn(5, 4, 16)
+    x, theta, weight = (
+        torch.randn(5, 4, 16).requires_grad_(),
+        torch.randn(5, 4, 4),
+        torch.randn(5, 4, 16),
+    )
     y = x * 1
     assert apply_rotary_emb_(y, theta) is y
     torch.testing.assert_close(y, apply_rotary_emb(x, theta))
-    gradients = [torch.autograd.grad((out * weight).sum(), x)[0] for out in (y, apply_rotary_emb(x, theta))]
+    gradients = [
+        torch.autograd.grad((out * weight).sum(), x)[0] for out in (y, apply_rotary_emb(x, theta))
+    ]
     torch.testing.assert_close(*gradients)
 
 
 def test_conditions():
     model = make(num_classes=4, mapping_cond_dim=3)
-    x, sigma, class_cond, mapping_cond = torch.randn(2, 1, 16, 32), torch.tensor([0.3, 5.]), torch.tensor([0, 3]), torch.randn(2, 3)
+    x, sigma, class_cond, mapping_cond = (
+        torch.randn(2, 1, 16, 32),
+        torch.tensor([0.3, 5.0]),
+        torch.tensor([0, 3]),
+        torch.randn(2, 3),
+    )
     first = model(x, sigma, class_cond=class_cond, mapping_cond=mapping_cond)
     assert first.shape == x.shape
-    for other in ({'aug_cond': torch.randn(2, 9)}, {'class_cond': 1 - class_cond.clamp(max=1)}, {'mapping_cond': -mapping_cond}):
-        assert not torch.allclose(first, model(x, sigma, **{'class_cond': class_cond, 'mapping_cond': mapping_cond, **other}))
+    for other in (
+        {'aug_cond': torch.randn(2, 9)},
+        {'class_cond': 1 - class_cond.clamp(max=1)},
+        {'mapping_cond': -mapping_cond},
+    ):
+        assert not torch.allclose(
+            first,
+            model(x, sigma, **{'class_cond': class_cond, 'mapping_cond': mapping_cond, **other}),
+        )
     with pytest.raises(ValueError, match='class_cond is missing'):
         model(x, sigma, mapping_cond=mapping_cond)
     with pytest.raises(ValueError, match='mapping_cond is missing'):
         model(x, sigma, class_cond=class_cond)
-    with pytest.raises(ValueError, match='the input is 16x24; this model takes sides that are multiples of 8 and 16'):
+    with pytest.raises(
+        ValueError,
+        match='the input is 16x24; this model takes sides that are multiples of 8 and 16',
+    ):
         model(x[..., :24], sigma, class_cond=class_cond, mapping_cond=mapping_cond)
 
 
@@ -173,7 +246,7 @@ def test_an_item_of_a_batch_is_a_batch_of_one():
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    model, x, sigma = make(), torch.randn(2, 1, 16, 32), torch.tensor([0.3, 5.])
+    model, x, sigma = make(), torch.randn(2, 1, 16, 32), torch.tensor([0.3, 5.0])
     expected = model(x, sigma)
     half = copy.deepcopy(model).to(dtype)(x.to(dtype), sigma)
     with torch.autocast('cpu', dtype):
@@ -183,7 +256,9 @@ def test_half_precision(dtype):
         assert (output - expected).norm() < 0.06 * expected.norm()
 
 
-@pytest.mark.parametrize('copied', [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize(
+    'copied', [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
 def test_param_groups_survive_copies(copied):
     model = copied(make(**ONE_LEVEL, mapping_depth=2))
     names = {id(p): name for name, p in model.named_parameters()}
@@ -191,10 +266,19 @@ def test_param_groups_survive_copies(copied):
     assert [len(group['params']) for group in groups] == [6, 4, 6, 4]
     assert sorted(names) == sorted(id(p) for group in groups for p in group['params'])
     assert [group['lr'] for group in groups] == pytest.approx([5e-4, 5e-4, 5e-4 / 3, 5e-4 / 3])
-    assert [group.get('weight_decay') for group in groups] == [None, 0., None, 0.]
+    assert [group.get('weight_decay') for group in groups] == [None, 0.0, None, 0.0]
     assert {names[id(p)] for p in groups[1]['params']} == {
-        'time_in_proj.weight', 'aug_in_proj.weight', 'mid_level.0.self_attn.scale', 'out_norm.scale'}
-    assert [names[id(p)].split('.')[-2] for p in model.hidden_parameters()] == ['qkv_proj', 'out_proj', 'up_proj', 'down_proj']
+        'time_in_proj.weight',
+        'aug_in_proj.weight',
+        'mid_level.0.self_attn.scale',
+        'out_norm.scale',
+    }
+    assert [names[id(p)].split('.')[-2] for p in model.hidden_parameters()] == [
+        'qkv_proj',
+        'out_proj',
+        'up_proj',
+        'down_proj',
+    ]
 
 
 def test_hidden_parameters_are_the_matrices_between_levels_too():
@@ -202,8 +286,15 @@ def test_hidden_parameters_are_the_matrices_between_levels_too():
     hidden = {id(p) for p in model.hidden_parameters()}
     names = {name for name, p in model.named_parameters() if id(p) in hidden}
     assert all(p.ndim == 2 for p in model.hidden_parameters())
-    assert {'merges.0.proj.weight', 'splits.2.proj.weight', 'up_levels.2.0.ff.up_proj.weight'} < names
-    assert not any(name.startswith(('patch_', 'mapping', 'time_', 'aug_')) or '.norm.' in name for name in names)
+    assert {
+        'merges.0.proj.weight',
+        'splits.2.proj.weight',
+        'up_levels.2.0.ff.up_proj.weight',
+    } < names
+    assert not any(
+        name.startswith(('patch_', 'mapping', 'time_', 'aug_')) or '.norm.' in name
+        for name in names
+    )
 
 
 def test_a_parameter_can_be_tagged_by_itself():
@@ -246,44 +337,99 @@ def test_flops_are_counted():
 
 
 def test_importing_leaves_the_compiler_as_it_is():
-    code = ('import sys, k_diffusion.models.image_transformer_v1, k_diffusion.models.image_transformer_v2; '
-            "dynamo = sys.modules.get('torch._dynamo'); assert dynamo is None or not dynamo.config.suppress_errors")
+    code = (
+        'import sys, k_diffusion.models.image_transformer_v1, '
+        'k_diffusion.models.image_transformer_v2; '
+        "dynamo = sys.modules.get('torch._dynamo'); assert dynamo is None or not "
+        'dynamo.config.suppress_errors'
+    )
     subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def test_the_size_of_the_original_s_mnist_transformer():
     with torch.device('meta'):
-        model = config(input_size=(28, 28), patch_size=(4, 4), depths=[8], widths=[256], self_attns=None, mapping_width=256,
-                       mapping_depth=2).build(num_classes=11)
+        model = config(
+            input_size=(28, 28),
+            patch_size=(4, 4),
+            depths=[8],
+            widths=[256],
+            self_attns=None,
+            mapping_width=256,
+            mapping_depth=2,
+        ).build(num_classes=11)
     assert n_params(model) == 9_187_360
 
 
 def test_defaults_are_filled_in():
-    section = {k: v for k, v in SECTION.items() if k not in ('self_attns', 'mapping_depth', 'mapping_width')}
-    filled = ImageTransformerV2Config(**{**section, 'input_size': (128, 128), 'patch_size': (2, 2), 'depths': [1, 1], 'widths': [64, 128],
-                                         'dropout_rate': 0.1, 'augment_wrapper': True})
-    assert filled.self_attns == [{'type': 'neighborhood', 'd_head': 64, 'kernel_size': 7}, {'type': 'global', 'd_head': 64}]
+    section = {
+        k: v
+        for k, v in SECTION.items()
+        if k not in ('self_attns', 'mapping_depth', 'mapping_width')
+    }
+    filled = ImageTransformerV2Config(
+        **{
+            **section,
+            'input_size': (128, 128),
+            'patch_size': (2, 2),
+            'depths': [1, 1],
+            'widths': [64, 128],
+            'dropout_rate': 0.1,
+            'augment_wrapper': True,
+        }
+    )
+    assert filled.self_attns == [
+        {'type': 'neighborhood', 'd_head': 64, 'kernel_size': 7},
+        {'type': 'global', 'd_head': 64},
+    ]
     assert (filled.d_ffs, filled.dropout_rate, filled.mapping_d_ff) == ([192, 384], [0.1, 0.1], 768)
     assert filled.augment_wrapper is False
-    assert config(dropout_rate=None).dropout_rate == [0.] * 4
+    assert config(dropout_rate=None).dropout_rate == [0.0] * 4
 
 
-@pytest.mark.parametrize(('changes', 'sentence'), [
-    ({'input_size': (16, 24)}, r'input_size is \[16, 24\]; with patch_size \[1, 2\] and 4 levels its sides must be multiples of 8 and 16'),
-    ({'depths': [1, 1]}, 'depths has 2 entries and widths has 4'),
-    ({'dropout_rate': [0.1]}, 'dropout_rate has 1 entries'),
-    ({'dropout_rate': -1.}, 'dropout_rate is -1.0; it must be from 0 to 1'),
-    ({'widths': [32, 32, 48, 60]}, r'self_attns\[3\].d_head is 16 and the width is 60'),
-    ({'self_attns': [*KINDS[:3], {'type': 'local'}]}, r"self_attns\[3\].type: unknown type 'local'"),
-    ({'self_attns': [*KINDS[:3], {'type': 'globl'}]}, r"self_attns\[3\].type: unknown type 'globl', did you mean 'global'\?"),
-    ({'self_attns': [{'type': 'shifted-window', 'd_head': 16}, *KINDS[1:]]}, r'self_attns\[0\].window_size is missing'),
-    ({'self_attns': [{**KINDS[0], 'window_size': 5}, *KINDS[1:]]}, r'self_attns\[0\].window_size is 5; it must divide'),
-    ({'self_attns': [KINDS[0], {**KINDS[1], 'kernel_size': 4}, *KINDS[2:]]}, r'self_attns\[1\].kernel_size is 4; it must be an odd number'),
-    ({'self_attns': [KINDS[0], {**KINDS[1], 'kernal': 3}, *KINDS[2:]]}, r"self_attns\[1\].kernal: unknown key 'kernal'"),
-    ({'self_attns': [KINDS[0], {**KINDS[1], 'kernel_size': 9}, *KINDS[2:]]}, r'self_attns\[1\].kernel_size is 9 on a grid of 8x8 tokens'),
-    ({'has_variance': True}, 'has_variance is true, and the transformers learn no variance'),
-    ({'mapping_width': 31}, 'mapping_width is 31; it must be even'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'sentence'),
+    [
+        (
+            {'input_size': (16, 24)},
+            r'input_size is \[16, 24\]; with patch_size \[1, 2\] and 4 levels its sides must be '
+            r'multiples of 8 and 16',
+        ),
+        ({'depths': [1, 1]}, 'depths has 2 entries and widths has 4'),
+        ({'dropout_rate': [0.1]}, 'dropout_rate has 1 entries'),
+        ({'dropout_rate': -1.0}, 'dropout_rate is -1.0; it must be from 0 to 1'),
+        ({'widths': [32, 32, 48, 60]}, r'self_attns\[3\].d_head is 16 and the width is 60'),
+        (
+            {'self_attns': [*KINDS[:3], {'type': 'local'}]},
+            r"self_attns\[3\].type: unknown type 'local'",
+        ),
+        (
+            {'self_attns': [*KINDS[:3], {'type': 'globl'}]},
+            r"self_attns\[3\].type: unknown type 'globl', did you mean 'global'\?",
+        ),
+        (
+            {'self_attns': [{'type': 'shifted-window', 'd_head': 16}, *KINDS[1:]]},
+            r'self_attns\[0\].window_size is missing',
+        ),
+        (
+            {'self_attns': [{**KINDS[0], 'window_size': 5}, *KINDS[1:]]},
+            r'self_attns\[0\].window_size is 5; it must divide',
+        ),
+        (
+            {'self_attns': [KINDS[0], {**KINDS[1], 'kernel_size': 4}, *KINDS[2:]]},
+            r'self_attns\[1\].kernel_size is 4; it must be an odd number',
+        ),
+        (
+            {'self_attns': [KINDS[0], {**KINDS[1], 'kernal': 3}, *KINDS[2:]]},
+            r"self_attns\[1\].kernal: unknown key 'kernal'",
+        ),
+        (
+            {'self_attns': [KINDS[0], {**KINDS[1], 'kernel_size': 9}, *KINDS[2:]]},
+            r'self_attns\[1\].kernel_size is 9 on a grid of 8x8 tokens',
+        ),
+        ({'has_variance': True}, 'has_variance is true, and the transformers learn no variance'),
+        ({'mapping_width': 31}, 'mapping_width is 31; it must be even'),
+    ],
+)
 def test_the_config_refuses(changes, sentence):
     with pytest.raises(ValueError, match=f'^{sentence}'):
         config(**changes)

@@ -1,4 +1,7 @@
-"""The U-Net: the original's numbers and keys, its conditions, growing, layouts, and what it refuses."""
+"""The U-Net: the original's numbers and keys, its conditions, growing, layouts, and what it
+refuses.
+"""
+
 import copy
 import inspect
 import json
@@ -12,13 +15,23 @@ from torch import nn
 from k_diffusion.core.modules import checkpointing
 from k_diffusion.models import MODELS, ImageDenoiserModelV1, ImageV1Config, image_v1
 
-SURFACE = json.loads((Path(__file__).parents[1] / 'golden' / 'surface.json').read_text())['models.image_v1']
+SURFACE = json.loads((Path(__file__).parents[1] / 'golden' / 'surface.json').read_text())[
+    'models.image_v1'
+]
 GOLDEN = ['image_v1_plain', 'image_v1_patch2_cross', 'image_v1_skip1']
-TINY = {'c_in': 2, 'feats_in': 8, 'depths': [1, 2], 'channels': [8, 16], 'self_attn_depths': [False, True]}
+TINY = {
+    'c_in': 2,
+    'feats_in': 8,
+    'depths': [1, 2],
+    'channels': [8, 16],
+    'self_attn_depths': [False, True],
+}
 
 
 def awake(model):
-    """The model with random numbers where it starts with zeros, so that every part of it can be seen."""
+    """The model with random numbers where it starts with zeros, so that every part of it can be
+    seen.
+    """
     for parameter in model.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.1)
@@ -40,13 +53,24 @@ def case(request, golden, golden_meta):
 
 
 def inputs(tensors):
-    given = {key.removeprefix('input.'): value for key, value in tensors.items() if key.startswith('input.')}
-    given['mapping_cond'] = torch.cat([given.pop('aug_cond'), *([given['mapping_cond']] if 'mapping_cond' in given else [])], dim=1)
+    given = {
+        key.removeprefix('input.'): value
+        for key, value in tensors.items()
+        if key.startswith('input.')
+    }
+    given['mapping_cond'] = torch.cat(
+        [given.pop('aug_cond'), *([given['mapping_cond']] if 'mapping_cond' in given else [])],
+        dim=1,
+    )
     return given
 
 
 def weights(tensors):
-    return {key.removeprefix('weights.inner_model.'): value for key, value in tensors.items() if key.startswith('weights.')}
+    return {
+        key.removeprefix('weights.inner_model.'): value
+        for key, value in tensors.items()
+        if key.startswith('weights.')
+    }
 
 
 def test_old_weights_give_the_old_numbers(case):
@@ -70,7 +94,7 @@ def test_the_original_signature(name):
     for parameter, theirs in zip(ours, SURFACE[name]):
         key, _, default = theirs.partition('=')
         assert parameter.name == key and (not default or str(parameter.default) == default)
-    assert all(p.default is not p.empty for p in ours[len(SURFACE[name]):])
+    assert all(p.default is not p.empty for p in ours[len(SURFACE[name]) :])
 
 
 def test_an_item_alone_is_the_item_of_a_batch():
@@ -82,11 +106,26 @@ def test_an_item_alone_is_the_item_of_a_batch():
 
 
 def test_every_condition_matters():
-    model = tiny(mapping_cond_dim=3, unet_cond_dim=1, cross_cond_dim=5, cross_attn_depths=[False, True], num_classes=4, has_variance=True)
+    model = tiny(
+        mapping_cond_dim=3,
+        unet_cond_dim=1,
+        cross_cond_dim=5,
+        cross_attn_depths=[False, True],
+        num_classes=4,
+        has_variance=True,
+    )
     x, sigma = x_sigma()
-    given = {'mapping_cond': torch.randn(3, 3), 'unet_cond': torch.randn(3, 1, 8, 8), 'cross_cond': torch.randn(3, 6, 5),
-             'cross_cond_padding': torch.zeros(3, 6), 'class_cond': torch.tensor([0, 1, 2])}
-    changed = {'class_cond': torch.tensor([1, 2, 0]), 'cross_cond_padding': (torch.arange(6) > 2).expand(3, 6)}
+    given = {
+        'mapping_cond': torch.randn(3, 3),
+        'unet_cond': torch.randn(3, 1, 8, 8),
+        'cross_cond': torch.randn(3, 6, 5),
+        'cross_cond_padding': torch.zeros(3, 6),
+        'class_cond': torch.tensor([0, 1, 2]),
+    }
+    changed = {
+        'class_cond': torch.tensor([1, 2, 0]),
+        'cross_cond_padding': (torch.arange(6) > 2).expand(3, 6),
+    }
     base = model(x, sigma, **given)
     assert base.shape == x.shape and base.std() > 1e-3
     for key, value in given.items():
@@ -133,7 +172,7 @@ def test_rectangles(patch_size):
 def test_dropout_is_for_training():
     model, (x, sigma) = tiny(dropout_rate=0.3), x_sigma()
     assert torch.equal(model(x, sigma), model(x, sigma))
-    assert torch.equal(model(x, sigma), awake(_like(model, dropout_rate=0.))(x, sigma))
+    assert torch.equal(model(x, sigma), awake(_like(model, dropout_rate=0.0))(x, sigma))
     model.train()
     assert not torch.equal(model(x, sigma), model(x, sigma))
 
@@ -162,9 +201,13 @@ def test_a_fresh_model_answers_zero_and_learns():
 def test_layout_is_kept_between_the_projections():
     model, formats = tiny(patch_size=2, channels=[8, 16]), []
     for module in model.u_net.modules():
-        module.register_forward_hook(lambda module, args, out: formats.append(out) if out.ndim == 4 else None)
+        module.register_forward_hook(
+            lambda module, args, out: formats.append(out) if out.ndim == 4 else None
+        )
     model(*x_sigma())
-    assert len(formats) > 40 and all(out.is_contiguous(memory_format=torch.channels_last) for out in formats)
+    assert len(formats) > 40 and all(
+        out.is_contiguous(memory_format=torch.channels_last) for out in formats
+    )
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
@@ -187,19 +230,29 @@ def test_forward_derivatives_and_their_batches():
         return model(x, sigma, cross_cond=torch.ones(3, 2, 5, dtype=torch.float64))
 
     exact = torch.func.jvp(f, (x,), (tangent,))[1]
-    torch.testing.assert_close(exact, (f(x + 1e-6 * tangent) - f(x - 1e-6 * tangent)) / 2e-6, rtol=0, atol=1e-7)
-    batch = torch.func.vmap(lambda t: torch.func.jvp(f, (x,), (t,))[1])(torch.stack([tangent, 2 * tangent]))
+    torch.testing.assert_close(
+        exact, (f(x + 1e-6 * tangent) - f(x - 1e-6 * tangent)) / 2e-6, rtol=0, atol=1e-7
+    )
+    batch = torch.func.vmap(lambda t: torch.func.jvp(f, (x,), (t,))[1])(
+        torch.stack([tangent, 2 * tangent])
+    )
     torch.testing.assert_close(batch, torch.stack([exact, 2 * exact]))
 
 
 def test_checkpointing_changes_no_gradient():
-    model = awake(ImageDenoiserModelV1(**TINY, dropout_rate=0.2, cross_cond_dim=5, cross_attn_depths=[True, False]))
+    model = awake(
+        ImageDenoiserModelV1(
+            **TINY, dropout_rate=0.2, cross_cond_dim=5, cross_attn_depths=[True, False]
+        )
+    )
     x, sigma = x_sigma()
     kept = []
 
     def gradients():
         torch.manual_seed(1)
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: kept.append(t.numel()) or t, lambda t: t
+        ):
             out = model(x, sigma, cross_cond=torch.ones(3, 2, 5)).square().sum()
         saved = sum(kept)
         kept.clear()
@@ -224,7 +277,9 @@ def test_growing_wakes_levels_without_touching_the_others():
     grown = small.set_skip_stages(0)
     assert grown is small
     reference = growable(skip_stages=0)
-    assert {k: v.shape for k, v in grown.state_dict().items()} == {k: v.shape for k, v in reference.state_dict().items()}
+    assert {k: v.shape for k, v in grown.state_dict().items()} == {
+        k: v.shape for k, v in reference.state_dict().items()
+    }
     reference.load_state_dict(grown.state_dict(), strict=True)
     kept = [key for key in old if not key.startswith('proj')]
     assert all(torch.equal(old[key], grown.state_dict()[key]) for key in kept)
@@ -238,7 +293,12 @@ def test_growing_keeps_dtype_and_takes_patches():
     assert model.set_patch_size(2) is None
     model.set_skip_stages(1).set_skip_stages(0)
     assert {t.dtype for t in model.state_dict().values()} == {torch.float64}
-    assert model.proj_in.weight.shape == (8, 8, 1, 1) and model.proj_out.weight.shape == (8, 8, 1, 1)
+    assert model.proj_in.weight.shape == (8, 8, 1, 1) and model.proj_out.weight.shape == (
+        8,
+        8,
+        1,
+        1,
+    )
     x = torch.randn(1, 2, 16, 16, dtype=torch.float64)
     assert awake(model)(x, torch.ones(1)).std() > 0
 
@@ -253,45 +313,98 @@ def test_rested_levels_are_not_run():
 
 
 def test_parameter_groups_cover_all_once_and_survive_copies():
-    original = tiny(mapping_cond_dim=3, num_classes=4, cross_cond_dim=5, cross_attn_depths=[False, True])
+    original = tiny(
+        mapping_cond_dim=3, num_classes=4, cross_cond_dim=5, cross_attn_depths=[False, True]
+    )
     for model in (original, copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
         decayed, rest = model.param_groups(1e-3)
         named = {id(p): name for name, p in model.named_parameters()}
         assert sorted(map(id, decayed['params'] + rest['params'])) == sorted(named)
-        assert decayed['lr'] == rest['lr'] == 1e-3 and rest['weight_decay'] == 0 and 'weight_decay' not in decayed
-        assert all(named[id(p)].endswith('.weight') and named[id(p)].startswith(('mapping', 'u_net')) for p in decayed['params'])
-        assert {'mapping_cond.weight', 'mapping.0.weight'} <= {named[id(p)] for p in decayed['params']}
-        assert {'class_emb.weight', 'proj_in.weight', 'proj_out.weight'} <= {named[id(p)] for p in rest['params']}
+        assert (
+            decayed['lr'] == rest['lr'] == 1e-3
+            and rest['weight_decay'] == 0
+            and 'weight_decay' not in decayed
+        )
+        assert all(
+            named[id(p)].endswith('.weight') and named[id(p)].startswith(('mapping', 'u_net'))
+            for p in decayed['params']
+        )
+        assert {'mapping_cond.weight', 'mapping.0.weight'} <= {
+            named[id(p)] for p in decayed['params']
+        }
+        assert {'class_emb.weight', 'proj_in.weight', 'proj_out.weight'} <= {
+            named[id(p)] for p in rest['params']
+        }
         hidden = {named[id(p)] for p in model.hidden_parameters()}
-        assert hidden and all('mapper' not in name and name.endswith('.weight') and name.startswith('u_net') for name in hidden)
-        assert {name.split('.')[-2] for name in hidden} == {'2', '6', 'skip', 'qkv_proj', 'out_proj', 'q_proj', 'kv_proj'}
+        assert hidden and all(
+            'mapper' not in name and name.endswith('.weight') and name.startswith('u_net')
+            for name in hidden
+        )
+        assert {name.split('.')[-2] for name in hidden} == {
+            '2',
+            '6',
+            'skip',
+            'qkv_proj',
+            'out_proj',
+            'q_proj',
+            'kv_proj',
+        }
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'depths': [1]}, 'depths has 1 entries and channels has 2'),
-    ({'self_attn_depths': [True] * 3}, 'self_attn_depths has 3 entries'),
-    ({'channels': [8, 100]}, 'channels has 100 at level 1, which does not fall into groups of about 32'),
-    ({'channels': [8, 224]}, 'channels has 224 at level 1 and 8 above it, which do not fall into attention heads'),
-    ({'channels': [8, 0]}, r'channels is \[8, 0\]'),
-    ({'skip_stages': 2}, 'skip_stages is 2; with 2 levels it must be from 0 to 1'),
-    ({'cross_cond_dim': 5}, 'cross_attn_depths is None and cross_cond_dim is 5'),
-    ({'cross_attn_depths': [True, False]}, 'cross_cond_dim is 0'),
-    ({'feats_in': 7}, 'out_features is 7; it must be even'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'depths': [1]}, 'depths has 1 entries and channels has 2'),
+        ({'self_attn_depths': [True] * 3}, 'self_attn_depths has 3 entries'),
+        (
+            {'channels': [8, 100]},
+            'channels has 100 at level 1, which does not fall into groups of about 32',
+        ),
+        (
+            {'channels': [8, 224]},
+            'channels has 224 at level 1 and 8 above it, which do not fall into attention heads',
+        ),
+        ({'channels': [8, 0]}, r'channels is \[8, 0\]'),
+        ({'skip_stages': 2}, 'skip_stages is 2; with 2 levels it must be from 0 to 1'),
+        ({'cross_cond_dim': 5}, 'cross_attn_depths is None and cross_cond_dim is 5'),
+        ({'cross_attn_depths': [True, False]}, 'cross_cond_dim is 0'),
+        ({'feats_in': 7}, 'out_features is 7; it must be even'),
+    ],
+)
 def test_what_cannot_be_built_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ImageDenoiserModelV1(**{**TINY, **options})
 
 
-@pytest.mark.parametrize('shape, given, message', [
-    ((3, 1, 8, 8), {}, r'the input is \[3, 1, 8, 8\]; this model takes \[B, 2, H, W\]'),
-    ((3, 2, 8, 9), {}, 'input_size is 8x9, which cannot be halved 1 times in patches of 1; .* multiples of 2, at least 4'),
-    ((3, 2, 2, 8), {}, 'at least 4'),
-    ((3, 2, 8, 8), {'class_cond': torch.zeros(3, dtype=torch.long)}, 'class_cond was given to a model without classes'),
-    ((3, 2, 8, 8), {'mapping_cond': torch.zeros(3, 3)}, 'mapping_cond was given to a model without one'),
-    ((3, 2, 8, 8), {'unet_cond': torch.zeros(3, 1, 8, 8)}, 'unet_cond was given to a model without one'),
-    ((3, 2, 8, 8), {'return_variance': True}, 'return_variance is true'),
-])
+@pytest.mark.parametrize(
+    'shape, given, message',
+    [
+        ((3, 1, 8, 8), {}, r'the input is \[3, 1, 8, 8\]; this model takes \[B, 2, H, W\]'),
+        (
+            (3, 2, 8, 9),
+            {},
+            'input_size is 8x9, which cannot be halved 1 times in patches of 1; .* multiples of '
+            '2, at least 4',
+        ),
+        ((3, 2, 2, 8), {}, 'at least 4'),
+        (
+            (3, 2, 8, 8),
+            {'class_cond': torch.zeros(3, dtype=torch.long)},
+            'class_cond was given to a model without classes',
+        ),
+        (
+            (3, 2, 8, 8),
+            {'mapping_cond': torch.zeros(3, 3)},
+            'mapping_cond was given to a model without one',
+        ),
+        (
+            (3, 2, 8, 8),
+            {'unet_cond': torch.zeros(3, 1, 8, 8)},
+            'unet_cond was given to a model without one',
+        ),
+        ((3, 2, 8, 8), {'return_variance': True}, 'return_variance is true'),
+    ],
+)
 def test_what_does_not_fit_the_model_is_refused(shape, given, message):
     with pytest.raises(ValueError, match=message):
         tiny()(torch.zeros(shape), torch.ones(3), **given)
@@ -302,15 +415,24 @@ def test_a_missing_condition_is_named():
         tiny(unet_cond_dim=1)(*x_sigma())
 
 
-CONFIG = {'type': 'image_v1', 'input_channels': 1, 'input_size': [28, 28], 'mapping_out': 256, 'depths': [2, 4, 4],
-          'channels': [128, 128, 256], 'self_attn_depths': [False, False, True], 'sigma_min': 0.01, 'sigma_max': 80,
-          'sigma_sample_density': {'type': 'cosine-interpolated'}}
+CONFIG = {
+    'type': 'image_v1',
+    'input_channels': 1,
+    'input_size': [28, 28],
+    'mapping_out': 256,
+    'depths': [2, 4, 4],
+    'channels': [128, 128, 256],
+    'self_attn_depths': [False, False, True],
+    'sigma_min': 0.01,
+    'sigma_max': 80,
+    'sigma_sample_density': {'type': 'cosine-interpolated'},
+}
 
 
 def test_config_defaults_and_building():
     config = MODELS['image_v1'](**CONFIG)
     assert (config.patch_size, config.augment_wrapper, config.has_variance) == (1, True, False)
-    assert (config.loss_weighting, config.sigma_data) == ('karras', 1.)
+    assert (config.loss_weighting, config.sigma_data) == ('karras', 1.0)
     with torch.device('meta'):
         model = config.build(num_classes=11)
     assert model.mapping_cond.weight.shape == (256, 9) and model.class_emb.weight.shape == (11, 256)
@@ -318,15 +440,18 @@ def test_config_defaults_and_building():
     assert ImageV1Config(**{**CONFIG, 'augment_wrapper': False}).build().mapping_cond is None
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'input_channels': 0}, '^input_channels is 0; it must be above 0'),
-    ({'mapping_out': 9}, '^mapping_out is 9; it must be even'),
-    ({'sigma_max': 0.001}, '^sigma_max is 0.001; it must be above sigma_min'),
-    ({'dropout_rate': 1.5}, '^dropout_rate is 1.5; it must be from 0 to 1'),
-    ({'unet_cond_dim': -1}, '^unet_cond_dim is -1'),
-    ({'input_size': [28, 30]}, '^input_size is 28x30, which cannot be halved 2 times'),
-    ({'depths': [2, 4]}, '^depths has 2 entries and channels has 3'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'input_channels': 0}, '^input_channels is 0; it must be above 0'),
+        ({'mapping_out': 9}, '^mapping_out is 9; it must be even'),
+        ({'sigma_max': 0.001}, '^sigma_max is 0.001; it must be above sigma_min'),
+        ({'dropout_rate': 1.5}, '^dropout_rate is 1.5; it must be from 0 to 1'),
+        ({'unet_cond_dim': -1}, '^unet_cond_dim is -1'),
+        ({'input_size': [28, 30]}, '^input_size is 28x30, which cannot be halved 2 times'),
+        ({'depths': [2, 4]}, '^depths has 2 entries and channels has 3'),
+    ],
+)
 def test_config_errors_begin_with_their_key(change, message):
     with pytest.raises(ValueError, match=message):
         ImageV1Config(**{**CONFIG, **change})

@@ -1,4 +1,7 @@
-"""The magnitude-preserving U-Net: sizes, conditions, uncertainty, projection, and what it refuses."""
+"""The magnitude-preserving U-Net: sizes, conditions, uncertainty, projection, and what it
+refuses.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -13,7 +16,13 @@ from k_diffusion.layers.magnitude import MPConv
 from k_diffusion.models import MODELS, ImageDenoiserModelV2, ImageV2Config
 from k_diffusion.models.growing import inherit
 
-TINY = {'c_in': 2, 'feats': 16, 'depths': [1, 2], 'channels': [32, 64], 'self_attn_depths': [False, True]}
+TINY = {
+    'c_in': 2,
+    'feats': 16,
+    'depths': [1, 2],
+    'channels': [32, 64],
+    'self_attn_depths': [False, True],
+}
 
 
 def tiny(**options):
@@ -22,7 +31,7 @@ def tiny(**options):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith('gain'):
-                parameter.fill_(1.)
+                parameter.fill_(1.0)
     return model
 
 
@@ -31,11 +40,20 @@ def x_sigma(batch=3, side=8):
 
 
 def test_activations_keep_their_size():
-    model = ImageDenoiserModelV2(**{**TINY, 'channels': [64, 64, 128], 'depths': [2] * 3, 'self_attn_depths': [False, True, True]})
+    model = ImageDenoiserModelV2(
+        **{
+            **TINY,
+            'channels': [64, 64, 128],
+            'depths': [2] * 3,
+            'self_attn_depths': [False, True, True],
+        }
+    )
     torch.nn.init.ones_(model.out_gain)
     seen = []
     for block in [*model.down, *model.up]:
-        block.register_forward_hook(lambda module, inputs, output: seen.append(output.square().mean().sqrt().item()))
+        block.register_forward_hook(
+            lambda module, inputs, output: seen.append(output.square().mean().sqrt().item())
+        )
     out = model(*x_sigma(8, 32))
     assert len(seen) == 8 + 13 and min(seen) > 0.7 and max(seen) < 1.3
     assert 0.7 < out.square().mean().sqrt() < 1.3
@@ -46,7 +64,7 @@ def test_a_fresh_model_answers_zero_and_says_how_wrong_it_is():
     out, logvar = model(x, sigma, return_variance=True)
     assert out.shape == x.shape and not out.any() and logvar.shape == (3,)
     other = model(torch.randn_like(x), sigma, return_variance=True)[1]
-    assert torch.equal(logvar, other) and logvar.std() > 0      # of the noise level alone
+    assert torch.equal(logvar, other) and logvar.std() > 0  # of the noise level alone
     denoiser = DenoiserWithVariance(model, 0.5)
     noise = torch.randn_like(x)
     target = denoiser.example(x, noise, sigma)[2].square().mean((1, 2, 3))
@@ -56,9 +74,13 @@ def test_a_fresh_model_answers_zero_and_says_how_wrong_it_is():
 def test_conditions():
     model, (x, sigma) = tiny(num_classes=4, mapping_cond_dim=9), x_sigma()
     none = model(x, sigma)
-    assert torch.equal(none, model(x, sigma, class_cond=torch.tensor([3, 3, 3])))       # the last class is no class
+    assert torch.equal(
+        none, model(x, sigma, class_cond=torch.tensor([3, 3, 3]))
+    )  # the last class is no class
     one = model(x, sigma, class_cond=torch.tensor([0, 3, 1]))
-    assert torch.allclose(one[1], none[1], atol=1e-5) and not torch.allclose(one[0], none[0], atol=1e-3)
+    assert torch.allclose(one[1], none[1], atol=1e-5) and not torch.allclose(
+        one[0], none[0], atol=1e-3
+    )
     told = model(x, sigma, mapping_cond=torch.randn(3, 9))
     assert not torch.allclose(told, none, atol=1e-3)
     assert torch.allclose(model(x, sigma, mapping_cond=torch.zeros(3, 9)), none, atol=1e-6)
@@ -67,7 +89,9 @@ def test_conditions():
         tiny()(x, sigma, class_cond=torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match='mapping_cond was given to a model without one'):
         tiny()(x, sigma, mapping_cond=torch.zeros(3, 9))
-    with pytest.raises(ValueError, match=r'the input is \[3, 1, 8, 8\]; this model takes \[B, 2, H, W\]'):
+    with pytest.raises(
+        ValueError, match=r'the input is \[3, 1, 8, 8\]; this model takes \[B, 2, H, W\]'
+    ):
         tiny()(x[:, :1], sigma)
     with pytest.raises(ValueError, match='input_size is 8x9, which cannot be halved 1 times'):
         tiny()(torch.randn(3, 2, 8, 9), sigma)
@@ -107,10 +131,13 @@ def test_projection_changes_lengths_and_no_answer():
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, MPConv):
-                module.weight.mul_(3.)
+                module.weight.mul_(3.0)
     assert model.proj_() is model
     torch.testing.assert_close(model(x, sigma), before, rtol=1e-2, atol=1e-3)
-    sizes = [w.flatten(1).square().mean(1).sqrt() for w in (m.weight for m in model.modules() if isinstance(m, MPConv))]
+    sizes = [
+        w.flatten(1).square().mean(1).sqrt()
+        for w in (m.weight for m in model.modules() if isinstance(m, MPConv))
+    ]
     assert torch.cat(sizes).sub(1).abs().max() < 1e-3
 
 
@@ -124,20 +151,39 @@ def test_half_precision():
     assert half.dtype == torch.bfloat16 and (half - exact).abs().max() < 0.1 * exact.abs().max()
 
 
-@pytest.mark.parametrize('copied', [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize(
+    'copied', [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
 def test_parameter_groups(copied):
     model = copied(tiny(num_classes=3, mapping_cond_dim=9))
-    group, = model.param_groups(0.02)
-    assert group['lr'] == 0.02 and group['weight_decay'] == 0 and len(group['params']) == len(list(model.parameters()))
+    (group,) = model.param_groups(0.02)
+    assert (
+        group['lr'] == 0.02
+        and group['weight_decay'] == 0
+        and len(group['params']) == len(list(model.parameters()))
+    )
     names = {id(p): name for name, p in model.named_parameters()}
     hidden = [names[id(p)] for p in model.hidden_parameters()]
-    assert hidden and all(name.startswith(('down', 'up')) and '.emb.' not in name and 'gain' not in name for name in hidden)
+    assert hidden and all(
+        name.startswith(('down', 'up')) and '.emb.' not in name and 'gain' not in name
+        for name in hidden
+    )
 
 
 def test_config():
-    section = {'type': 'image_v2', 'input_channels': 1, 'input_size': [16, 16], 'patch_size': 2, 'mapping_out': 32, 'depths': [1, 1],
-               'channels': [32, 64], 'self_attn_depths': [False, True], 'sigma_min': 0.02, 'sigma_max': 80.,
-               'sigma_sample_density': {'type': 'lognormal', 'mean': -0.8, 'std': 1.6}}
+    section = {
+        'type': 'image_v2',
+        'input_channels': 1,
+        'input_size': [16, 16],
+        'patch_size': 2,
+        'mapping_out': 32,
+        'depths': [1, 1],
+        'channels': [32, 64],
+        'self_attn_depths': [False, True],
+        'sigma_min': 0.02,
+        'sigma_max': 80.0,
+        'sigma_sample_density': {'type': 'lognormal', 'mean': -0.8, 'std': 1.6},
+    }
     config = MODELS['image_v2'](**section)
     assert isinstance(config, ImageV2Config) and config.has_variance and config.augment_wrapper
     model = config.build(num_classes=11)

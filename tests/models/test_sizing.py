@@ -1,4 +1,5 @@
 """What a network costs, told without building it: against the real thing."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,19 +11,46 @@ from k_diffusion.models import MODELS
 from k_diffusion.models.flops import flop_counter
 from k_diffusion.models.sizing import activation_bytes, example, sizes
 
-NOISE = {'input_channels': 2, 'input_size': [16, 32],
-         'sigma_min': 0.01, 'sigma_max': 80., 'sigma_sample_density': {'type': 'cosine-interpolated'}}
-UNET = {'mapping_out': 32, 'depths': [1, 2], 'channels': [32, 64], 'self_attn_depths': [False, True]}
-ATTENTIONS = [{'type': 'shifted-window', 'd_head': 16, 'window_size': 4}, {'type': 'neighborhood', 'd_head': 16, 'kernel_size': 3},
-              {'type': 'global', 'd_head': 16}]
+NOISE = {
+    'input_channels': 2,
+    'input_size': [16, 32],
+    'sigma_min': 0.01,
+    'sigma_max': 80.0,
+    'sigma_sample_density': {'type': 'cosine-interpolated'},
+}
+UNET = {
+    'mapping_out': 32,
+    'depths': [1, 2],
+    'channels': [32, 64],
+    'self_attn_depths': [False, True],
+}
+ATTENTIONS = [
+    {'type': 'shifted-window', 'd_head': 16, 'window_size': 4},
+    {'type': 'neighborhood', 'd_head': 16, 'kernel_size': 3},
+    {'type': 'global', 'd_head': 16},
+]
 SECTIONS = {
     'image_v1': UNET,
-    'image_v1, every condition': {'type': 'image_v1', **UNET, 'cross_attn_depths': [True, False], 'cross_cond_dim': 5, 'unet_cond_dim': 3,
-                                  'mapping_cond_dim': 7, 'patch_size': 2, 'has_variance': True},
+    'image_v1, every condition': {
+        'type': 'image_v1',
+        **UNET,
+        'cross_attn_depths': [True, False],
+        'cross_cond_dim': 5,
+        'unet_cond_dim': 3,
+        'mapping_cond_dim': 7,
+        'patch_size': 2,
+        'has_variance': True,
+    },
     'image_v2': UNET,
     'image_transformer_v1': {'patch_size': [2, 4], 'depth': 2, 'width': 64},
-    'image_transformer_v2': {'patch_size': [1, 2], 'depths': [2, 1, 1], 'widths': [32, 32, 64], 'self_attns': ATTENTIONS,
-                             'mapping_width': 32, 'mapping_cond_dim': 7},
+    'image_transformer_v2': {
+        'patch_size': [1, 2],
+        'depths': [2, 1, 1],
+        'widths': [32, 32, 64],
+        'self_attns': ATTENTIONS,
+        'mapping_width': 32,
+        'mapping_cond_dim': 7,
+    },
 }
 
 
@@ -63,18 +91,30 @@ def test_activations_of_a_batch_are_those_of_its_pictures():
     assert eight == pytest.approx(8 * one, rel=0.05)
     found = sizes(section)
     assert found.training_bytes(8) == 20 * found.parameters + 8 * found.activation_bytes
-    # Kept is at least the input of each convolution of the finest level: four of them, in 32 channels.
+    # Kept is at least the input of each convolution of the finest level: four of them, in 32
+    # channels.
     assert found.activation_bytes > 4 * 32 * 16 * 32 * 4
 
 
-@pytest.mark.parametrize(('name', 'change', 'sentence'), [
-    ('image_v1', {'depths': [1, 10**9]}, r'^depths is \[1, 1000000000\]; it must be at most 1,000'),
-    ('image_v1', {'channels': [32, 64 * 10**6]}, '^channels is .* at most 131,072'),
-    ('image_v1', {'input_size': [2**20, 2**20]}, '^input_size is .* at most 16,384'),
-    ('image_v1', {'depths': [1] * 99}, '^depths has 99 entries; a network has at most 16 levels'),
-    ('image_transformer_v1', {'depth': 10**6}, '^depth is 1000000; it must be at most 1,000'),
-    ('image_transformer_v2', {'mapping_width': 2**40}, '^mapping_width is 1099511627776'),
-])
+@pytest.mark.parametrize(
+    ('name', 'change', 'sentence'),
+    [
+        (
+            'image_v1',
+            {'depths': [1, 10**9]},
+            r'^depths is \[1, 1000000000\]; it must be at most 1,000',
+        ),
+        ('image_v1', {'channels': [32, 64 * 10**6]}, '^channels is .* at most 131,072'),
+        ('image_v1', {'input_size': [2**20, 2**20]}, '^input_size is .* at most 16,384'),
+        (
+            'image_v1',
+            {'depths': [1] * 99},
+            '^depths has 99 entries; a network has at most 16 levels',
+        ),
+        ('image_transformer_v1', {'depth': 10**6}, '^depth is 1000000; it must be at most 1,000'),
+        ('image_transformer_v2', {'mapping_width': 2**40}, '^mapping_width is 1099511627776'),
+    ],
+)
 def test_absurd_sizes_are_refused_before_anything_is_made(name, change, sentence):
     values = {'type': name, **NOISE, **SECTIONS[name], **change}
     with pytest.raises(ValueError, match=sentence):

@@ -1,4 +1,5 @@
 """The tiny text encoder: the same words everywhere, and padding that changes nothing."""
+
 import pytest
 import torch
 
@@ -7,14 +8,24 @@ from k_diffusion.models import TextEncoder
 
 def test_words_are_told_apart_and_padding_is_not_seen():
     short, long = (TextEncoder(32, 2, 4, length) for length in (8, 12))
-    long.load_state_dict({**short.state_dict(), 'places': torch.cat([short.places, torch.randn(4, 32)])})
+    long.load_state_dict(
+        {**short.state_dict(), 'places': torch.cat([short.places, torch.randn(4, 32)])}
+    )
     texts = ['a red apple', 'A red, apple!', 'an apple', '']
     tokens = short.tokenise(texts)
-    assert tokens.shape == (4, 8) and (tokens != 0).sum(1).tolist() == [3, 5, 2, 0] and tokens[0, 2] == tokens[2, 1]
+    assert (
+        tokens.shape == (4, 8)
+        and (tokens != 0).sum(1).tolist() == [3, 5, 2, 0]
+        and tokens[0, 2] == tokens[2, 1]
+    )
     (sequence, mean), (longer, longer_mean) = short(tokens), long(long.tokenise(texts))
     torch.testing.assert_close(longer[:, :8], sequence, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(longer_mean, mean, atol=1e-5, rtol=1e-4)
-    assert (longer[:, 8:] == 0).all() and mean.isfinite().all() and not torch.allclose(mean[0], mean[2])
+    assert (
+        (longer[:, 8:] == 0).all()
+        and mean.isfinite().all()
+        and not torch.allclose(mean[0], mean[2])
+    )
     torch.testing.assert_close(mean[0], sequence[0, :3].mean(0))
 
 

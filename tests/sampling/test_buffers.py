@@ -1,4 +1,5 @@
 """Models that answer in one buffer."""
+
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from sampler_cases import suited
 import k_diffusion as K
 from k_diffusion.sampling import SAMPLERS, iterate
 
-SIGMAS = K.sampling.get_sigmas_karras(7, 0.1, 10.)
+SIGMAS = K.sampling.get_sigmas_karras(7, 0.1, 10.0)
 
 
 def denoise(x, sigma, **cond):
@@ -43,7 +44,7 @@ class BufferedPair(Buffered):
 
 def options_of(name):
     entry = SAMPLERS[name]
-    where = {'sigmas': SIGMAS} if 'sigmas' in entry.takes else {'sigma_min': 0.1, 'sigma_max': 10.}
+    where = {'sigmas': SIGMAS} if 'sigmas' in entry.takes else {'sigma_min': 0.1, 'sigma_max': 10.0}
     where |= {'n': 7} if 'n' in entry.takes else {}
     return {**where, 'seed': [1, 2], 'disable': True}
 

@@ -1,4 +1,7 @@
-"""Callbacks that write into x, in each sampler of the original: plain loops in its order of slope, callback and step."""
+"""Callbacks that write into x, in each sampler of the original: plain loops in its order of
+slope, callback and step.
+"""
+
 import itertools
 import math
 
@@ -9,13 +12,13 @@ import torch
 
 from k_diffusion import sampling
 
-SIGMAS = [10., 6., 3., 1.5, 0.6, 0.2, 0.]
-LOW, HIGH = 0.2, 10.
+SIGMAS = [10.0, 6.0, 3.0, 1.5, 0.6, 0.2, 0.0]
+LOW, HIGH = 0.2, 10.0
 
 
 def D(x, s):
     """A denoiser whose answer is not linear in x."""
-    return x * (0.25 / (0.25 + s ** 2)) + 0.3 * torch.sin(x / 5)
+    return x * (0.25 / (0.25 + s**2)) + 0.3 * torch.sin(x / 5)
 
 
 def edited(x):
@@ -30,8 +33,8 @@ def draw(s, t):
 
 
 def split(s, t):
-    up = min(t, math.sqrt(t ** 2 * (s ** 2 - t ** 2)) / s)
-    return math.sqrt(t ** 2 - up ** 2), up
+    up = min(t, math.sqrt(t**2 * (s**2 - t**2)) / s)
+    return math.sqrt(t**2 - up**2), up
 
 
 def d(x, s):
@@ -69,9 +72,9 @@ def lms(x):
         nodes = [SIGMAS[i - j] for j in range(len(slopes))]
         x = edited(x)
         for j, slope in enumerate(slopes):
-            basis = np.poly1d([1.])
-            for other in nodes[:j] + nodes[j + 1:]:
-                basis = basis * np.poly1d([1., -other]) / (nodes[j] - other)
+            basis = np.poly1d([1.0])
+            for other in nodes[:j] + nodes[j + 1 :]:
+                basis = basis * np.poly1d([1.0, -other]) / (nodes[j] - other)
             x = x + slope * scipy.integrate.quad(basis, s, t)[0]
     return x
 
@@ -195,13 +198,19 @@ def dpm_fast(x):
     for order in (3, 3, 1):
         t = s * (LOW / HIGH) ** (1 / 3)
         eps, x = d(x, s), edited(x)
-        x = step_1(x, s, t, eps) if order == 1 else step_3(x, s, t, eps, step_2(x, s, t, eps, 1 / 3)[1])
+        x = (
+            step_1(x, s, t, eps)
+            if order == 1
+            else step_3(x, s, t, eps, step_2(x, s, t, eps, 1 / 3)[1])
+        )
         s = t
     return x
 
 
 def dpm_adaptive(x):
-    """Orders 2 and 3; the callback comes after the step, and an edit is the start of the next one."""
+    """Orders 2 and 3; the callback comes after the step, and an edit is the start of the next
+    one.
+    """
     t, end, h, previous = -math.log(HIGH), -math.log(LOW), 0.05, x
     while end - t > 1e-5:
         following = min(end, t + h)
@@ -219,20 +228,45 @@ def dpm_adaptive(x):
     return x
 
 
-STOCHASTIC = {'euler_ancestral', 'dpm_2_ancestral', 'dpmpp_2s_ancestral', 'dpmpp_sde', 'dpmpp_2m_sde', 'dpmpp_3m_sde'}
-ORIGINALS = [euler, heun, dpm_2, lms, euler_ancestral, dpm_2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, dpmpp_2m, dpmpp_2m_sde,
-             dpmpp_3m_sde, dpm_fast, dpm_adaptive]
+STOCHASTIC = {
+    'euler_ancestral',
+    'dpm_2_ancestral',
+    'dpmpp_2s_ancestral',
+    'dpmpp_sde',
+    'dpmpp_2m_sde',
+    'dpmpp_3m_sde',
+}
+ORIGINALS = [
+    euler,
+    heun,
+    dpm_2,
+    lms,
+    euler_ancestral,
+    dpm_2_ancestral,
+    dpmpp_2s_ancestral,
+    dpmpp_sde,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m_sde,
+    dpm_fast,
+    dpm_adaptive,
+]
 
 
 @pytest.mark.parametrize('original', ORIGINALS)
 @pytest.mark.filterwarnings('ignore:sample_dpm_2_ancestral. the step')
 def test_an_edit_of_x_in_the_callback_is_that_of_the_original(original):
     name, x = original.__name__, torch.randn(2, 1, 3, 3, dtype=torch.float64) * 10
-    where = {'dpm_fast': (LOW, HIGH, 7), 'dpm_adaptive': (LOW, HIGH)}.get(name, (torch.tensor(SIGMAS, dtype=torch.float64),))
+    where = {'dpm_fast': (LOW, HIGH, 7), 'dpm_adaptive': (LOW, HIGH)}.get(
+        name, (torch.tensor(SIGMAS, dtype=torch.float64),)
+    )
     options = {'noise_sampler': draw} if name in STOCHASTIC else {}
     model = lambda x, sigma: D(x, sigma.view(-1, 1, 1, 1))
 
     def callback(info):
         info['x'].copy_(edited(info['x']))
-    got = sampling.SAMPLERS[name].function(model, x.clone(), *where, callback=callback, disable=True, **options)
+
+    got = sampling.SAMPLERS[name].function(
+        model, x.clone(), *where, callback=callback, disable=True, **options
+    )
     torch.testing.assert_close(got, original(x), atol=1e-8, rtol=1e-8)

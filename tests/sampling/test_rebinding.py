@@ -1,4 +1,7 @@
-"""Programs replace names on k_diffusion.sampling to change what samplers draw, compute and show; each replacement must reach them."""
+"""Programs replace names on k_diffusion.sampling to change what samplers draw, compute and show;
+each replacement must reach them.
+"""
+
 from unittest import mock
 
 import pytest
@@ -8,7 +11,7 @@ from tqdm import trange
 
 import k_diffusion.sampling as sampling
 
-SIGMAS = torch.tensor([10., 4., 1., 0.3, 0.1, 0.])
+SIGMAS = torch.tensor([10.0, 4.0, 1.0, 0.3, 0.1, 0.0])
 X = torch.linspace(-1, 1, 6).reshape(2, 3) * 10
 
 
@@ -30,10 +33,18 @@ class TorchHijack:
         return torch.full_like(x, self.draws)
 
 
-@pytest.mark.parametrize(('name', 'options', 'draws'), [
-    ('euler', {'s_churn': 1.}, 5), ('euler', {}, 0), ('heun', {'s_churn': 1.}, 5), ('dpm_2', {'s_churn': 1.}, 5),
-    ('euler_ancestral', {}, 4), ('dpmpp_2s_ancestral', {}, 4), ('dpm_2_ancestral', {}, 4),
-])
+@pytest.mark.parametrize(
+    ('name', 'options', 'draws'),
+    [
+        ('euler', {'s_churn': 1.0}, 5),
+        ('euler', {}, 0),
+        ('heun', {'s_churn': 1.0}, 5),
+        ('dpm_2', {'s_churn': 1.0}, 5),
+        ('euler_ancestral', {}, 4),
+        ('dpmpp_2s_ancestral', {}, 4),
+        ('dpm_2_ancestral', {}, 4),
+    ],
+)
 def test_torch(name, options, draws):
     function, hijack = sampling.SAMPLERS[name].function, TorchHijack()
     plain = function(denoiser, X, SIGMAS, disable=True)
@@ -51,9 +62,13 @@ def test_torch(name, options, draws):
 def test_every_sampler_runs_with_torch_replaced():
     with mock.patch.object(sampling, 'torch', TorchHijack()):
         for entry in sampling.SAMPLERS.values():
-            given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10., 'n': 5}
+            given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 5}
             options = {key: given[key] for key in entry.takes}
-            assert entry.function(suited(entry.name, denoiser), X, disable=True, **options).isfinite().all()
+            assert (
+                entry.function(suited(entry.name, denoiser), X, disable=True, **options)
+                .isfinite()
+                .all()
+            )
     assert sampling.loop.torch is torch
 
 
@@ -72,9 +87,17 @@ def test_trange():
     assert len(seen) == 5
 
 
-@pytest.mark.parametrize(('name', 'calls'), [
-    ('euler', 5), ('heun', 9), ('dpm_2', 9), ('lms', 5), ('euler_ancestral', 5), ('dpm_2_ancestral', 9),
-])
+@pytest.mark.parametrize(
+    ('name', 'calls'),
+    [
+        ('euler', 5),
+        ('heun', 9),
+        ('dpm_2', 9),
+        ('lms', 5),
+        ('euler_ancestral', 5),
+        ('dpm_2_ancestral', 9),
+    ],
+)
 def test_to_d(monkeypatch, name, calls):
     seen = []
 
@@ -101,9 +124,11 @@ def test_brownian_tree_noise_sampler(monkeypatch):
 
     monkeypatch.setattr(sampling, 'BrownianTreeNoiseSampler', Silent)
     for name in ('dpmpp_sde', 'dpmpp_2m_sde', 'dpmpp_3m_sde'):
-        first, second = (sampling.SAMPLERS[name].function(denoiser, X, SIGMAS, disable=True) for _ in range(2))
+        first, second = (
+            sampling.SAMPLERS[name].function(denoiser, X, SIGMAS, disable=True) for _ in range(2)
+        )
         assert torch.equal(first, second)
-    assert made == [(pytest.approx(0.1), 10.)] * 6
+    assert made == [(pytest.approx(0.1), 10.0)] * 6
 
 
 def test_a_new_name_on_the_face_stays_there():

@@ -1,4 +1,5 @@
 """A run of iterate that is kept as data and gone on with elsewhere."""
+
 import io
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from k_diffusion import sampling
 
-SIGMAS = sampling.get_sigmas_karras(6, 0.1, 10.)
+SIGMAS = sampling.get_sigmas_karras(6, 0.1, 10.0)
 #: A stop after so many steps.
 STOP = 3
 
@@ -31,13 +32,15 @@ def start():
 
 
 def arguments(name):
-    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10., 'n': 12}
+    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 12}
     return {key: given[key] for key in sampling.SAMPLERS[name].takes} | {'disable': True}
 
 
 def walk(name, model, record=None, stop=None, edit=False, **options):
     states = []
-    for state in sampling.iterate(name, model, start(), record=record, **arguments(name), **options):
+    for state in sampling.iterate(
+        name, model, start(), record=record, **arguments(name), **options
+    ):
         if edit and state.i == 1:
             state.x = state.x * 0.5
         if edit and state.i == STOP - 1:
@@ -64,7 +67,8 @@ def test_a_run_goes_on_in_another_process_bit_for_bit(name, edit):
     record, first = sampling.Record(), Model()
     begun = walk(name, first, record, STOP, edit)
     kept, second = through_a_file(record), Model()
-    # The first part drew from the global generator, and the second draws its own part again: so the seed is set once more.
+    # The first part drew from the global generator, and the second draws its own part again: so the
+    # seed is set once more.
     torch.manual_seed(7)
     rest = walk(name, second, kept, None, edit)
     assert len(begun) + len(rest) == len(straight) and first.calls + second.calls == straight[-1][2]

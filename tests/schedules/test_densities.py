@@ -1,4 +1,7 @@
-"""Training noise levels: the original's draws under a seed, quantiles that are the inverse of the distribution, strata."""
+"""Training noise levels: the original's draws under a seed, quantiles that are the inverse of
+the distribution, strata.
+"""
+
 import math
 from types import SimpleNamespace
 
@@ -6,19 +9,39 @@ import pytest
 import torch
 
 from k_diffusion import schedules
-from k_diffusion.schedules import DENSITIES, CosineInterpolated, LogLogistic, LogNormal, LogUniform, SplitLogNormal, VDiffusion
+from k_diffusion.schedules import (
+    DENSITIES,
+    CosineInterpolated,
+    LogLogistic,
+    LogNormal,
+    LogUniform,
+    SplitLogNormal,
+    VDiffusion,
+)
 
 #: the parameters of golden/utilities (index.json), and the same as densities
 GOLDEN = {
     'log_normal': ((-1.2, 1.2), LogNormal(mean=-1.2, std=1.2)),
-    'log_logistic': ((-1, 0.5, 0.01, 80), LogLogistic(loc=-1, scale=0.5, min_value=0.01, max_value=80)),
+    'log_logistic': (
+        (-1, 0.5, 0.01, 80),
+        LogLogistic(loc=-1, scale=0.5, min_value=0.01, max_value=80),
+    ),
     'log_uniform': ((0.01, 80), LogUniform(min_value=0.01, max_value=80)),
     'v_diffusion': ((0.5, 0.01, 80), VDiffusion(sigma_data=0.5, min_value=0.01, max_value=80)),
-    'cosine_interpolated': ((64, 32, 64, 0.5, 0.01, 80), CosineInterpolated(image_d=64, noise_d_low=32, noise_d_high=64, sigma_data=0.5,
-                                                                            min_value=0.01, max_value=80)),
+    'cosine_interpolated': (
+        (64, 32, 64, 0.5, 0.01, 80),
+        CosineInterpolated(
+            image_d=64,
+            noise_d_low=32,
+            noise_d_high=64,
+            sigma_data=0.5,
+            min_value=0.01,
+            max_value=80,
+        ),
+    ),
     'split_log_normal': ((-1, 0.5, 1.5), SplitLogNormal(loc=-1, scale_1=0.5, std_2=1.5)),
 }
-MODEL = SimpleNamespace(sigma_data=0.5, sigma_min=0.02, sigma_max=160., input_size=(32, 48))
+MODEL = SimpleNamespace(sigma_data=0.5, sigma_min=0.02, sigma_max=160.0, input_size=(32, 48))
 names = pytest.mark.parametrize('name', GOLDEN)
 
 
@@ -27,7 +50,10 @@ names = pytest.mark.parametrize('name', GOLDEN)
 def test_the_originals_draws(golden, name, stratified):
     parameters, density = GOLDEN[name]
     expected = golden('utilities')[f'rand_{name}{".stratified" if stratified else ""}.seed3']
-    for draw in (lambda: getattr(schedules, f'rand_{name}')([16], *parameters), lambda: density([16])):
+    for draw in (
+        lambda: getattr(schedules, f'rand_{name}')([16], *parameters),
+        lambda: density([16]),
+    ):
         torch.manual_seed(3)
         with schedules.enable_stratified(disable=not stratified):
             torch.testing.assert_close(draw(), expected, rtol=3e-6, atol=0)
@@ -48,25 +74,41 @@ def test_quantiles_invert_the_distribution(name):
 
 def test_closed_forms():
     u = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    torch.testing.assert_close(LogNormal(loc=-1, scale=2).quantile(u).log(), -1 + 2 * torch.special.ndtri(u), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        LogNormal(loc=-1, scale=2).quantile(u).log(),
+        -1 + 2 * torch.special.ndtri(u),
+        rtol=0,
+        atol=1e-6,
+    )
     torch.testing.assert_close(LogLogistic(loc=-1, scale=2).quantile(u).log(), -1 + 2 * u.logit())
-    torch.testing.assert_close(LogUniform(min_value=0.1, max_value=10).quantile(u).log10(), 2 * u - 1)
+    torch.testing.assert_close(
+        LogUniform(min_value=0.1, max_value=10).quantile(u).log10(), 2 * u - 1
+    )
     whole = VDiffusion(sigma_data=0.5, min_value=0, max_value=math.inf)
     torch.testing.assert_close(whole.quantile(u), 0.5 * (u * math.pi / 2).tan())
     split = SplitLogNormal(mean=-1, std_1=1, std_2=3).quantile(u).log()
-    torch.testing.assert_close(split[:1], torch.tensor([-1.], dtype=torch.float64))
-    torch.testing.assert_close(split[2:], -1 + 3 * torch.special.ndtri(torch.tensor([5 / 6], dtype=torch.float64)))
+    torch.testing.assert_close(split[:1], torch.tensor([-1.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        split[2:], -1 + 3 * torch.special.ndtri(torch.tensor([5 / 6], dtype=torch.float64))
+    )
 
 
-@pytest.mark.parametrize('side, expected', [(32, [.209, .499, 1.197]), (256, [.342, 1.399, 5.66])])
+@pytest.mark.parametrize(
+    'side, expected', [(32, [0.209, 0.499, 1.197]), (256, [0.342, 1.399, 5.66])]
+)
 def test_the_cosine_shifts_with_the_size_of_the_image(side, expected):
     model = SimpleNamespace(sigma_data=0.5, sigma_min=0.01, sigma_max=80, input_size=(side, side))
     quartiles = CosineInterpolated().filled(model).quantile(torch.tensor([0.25, 0.5, 0.75]))
-    torch.testing.assert_close(quartiles, torch.tensor(expected), rtol=0.03, atol=0)  # measured on draws
+    torch.testing.assert_close(
+        quartiles, torch.tensor(expected), rtol=0.03, atol=0
+    )  # measured on draws
 
 
 def test_a_model_fills_what_is_left_open():
-    filled = {name: DENSITIES[name]().filled(MODEL) for name in ('loglogistic', 'loguniform', 'v-diffusion', 'cosine-interpolated')}
+    filled = {
+        name: DENSITIES[name]().filled(MODEL)
+        for name in ('loglogistic', 'loguniform', 'v-diffusion', 'cosine-interpolated')
+    }
     assert filled['loglogistic'].parameters == (math.log(0.5), 0.5, 0, math.inf)
     assert filled['loguniform'].parameters == (0.02, 160)
     assert filled['v-diffusion'].parameters == (0.5, 1e-3, 1e3)
@@ -75,16 +117,22 @@ def test_a_model_fills_what_is_left_open():
     assert DENSITIES['cosine'](type='cosine') == VDiffusion(type='cosine')
 
 
-@pytest.mark.parametrize('make, message', [
-    (lambda: LogNormal(mean=-1), 'std is missing; give it once, as std or as scale'),
-    (lambda: LogNormal(mean=-1, loc=-1, std=1), 'mean is given twice'),
-    (lambda: LogNormal(mean=-1, std=0), 'std is 0.0; it must be above 0'),
-    (lambda: SplitLogNormal(mean=-1, std_1=1, std_2=-1), 'std_2 is -1.0'),
-    (lambda: VDiffusion(min_value=2, max_value=1), 'min_value is 2 and max_value is 1'),
-    (lambda: LogUniform(min_value=0.), 'min_value is 0.0; it must be above 0'),
-    (lambda: LogUniform()([4]), r'min_value is None, .* call filled\(model\)'),
-    (lambda: DENSITIES['log-normal'], "unknown sigma density 'log-normal', did you mean 'lognormal'"),
-])
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda: LogNormal(mean=-1), 'std is missing; give it once, as std or as scale'),
+        (lambda: LogNormal(mean=-1, loc=-1, std=1), 'mean is given twice'),
+        (lambda: LogNormal(mean=-1, std=0), 'std is 0.0; it must be above 0'),
+        (lambda: SplitLogNormal(mean=-1, std_1=1, std_2=-1), 'std_2 is -1.0'),
+        (lambda: VDiffusion(min_value=2, max_value=1), 'min_value is 2 and max_value is 1'),
+        (lambda: LogUniform(min_value=0.0), 'min_value is 0.0; it must be above 0'),
+        (lambda: LogUniform()([4]), r'min_value is None, .* call filled\(model\)'),
+        (
+            lambda: DENSITIES['log-normal'],
+            "unknown sigma density 'log-normal', did you mean 'lognormal'",
+        ),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
@@ -93,7 +141,7 @@ def test_what_cannot_be_drawn_is_refused(make, message):
 def test_strata_of_all_groups_cover_the_unit_interval_once():
     parts = [schedules.stratified_uniform([2, 8], group, 3) for group in range(3)]
     u = torch.stack(parts, dim=-1).flatten(1)
-    assert torch.equal((u * 24).floor(), torch.arange(24.).expand(2, 24))
+    assert torch.equal((u * 24).floor(), torch.arange(24.0).expand(2, 24))
     assert not torch.equal(*u)
 
 
@@ -112,13 +160,17 @@ def test_stratification_is_switched_by_settings_and_restored():
 
 
 def test_an_accelerator_names_the_group():
-    accelerator = SimpleNamespace(process_index=1, num_processes=2, step=5, gradient_state=SimpleNamespace(num_steps=3))
+    accelerator = SimpleNamespace(
+        process_index=1, num_processes=2, step=5, gradient_state=SimpleNamespace(num_steps=3)
+    )
     with schedules.enable_stratified_accelerate(accelerator):
         u = schedules.stratified_with_settings([4], dtype=torch.float64)
     assert (u * 24).floor().tolist() == [5, 11, 17, 23]
 
 
-@pytest.mark.parametrize('group, groups, message', [(0, 0, 'groups is 0'), (2, 2, 'group is 2; it must be from 0 to 1')])
+@pytest.mark.parametrize(
+    'group, groups, message', [(0, 0, 'groups is 0'), (2, 2, 'group is 2; it must be from 0 to 1')]
+)
 def test_wrong_groups_are_refused(group, groups, message):
     with pytest.raises(ValueError, match=message):
         schedules.stratified_uniform([4], group, groups)

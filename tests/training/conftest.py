@@ -1,4 +1,5 @@
 """The toy that the tests here train; a file of its own because torchrun runs it too."""
+
 from __future__ import annotations
 
 import importlib.util

@@ -10,11 +10,30 @@ import torch
 from k_diffusion.config.weights import read_weights
 from k_diffusion.core import files
 from k_diffusion.core.weights import load_checkpoint
-from k_diffusion.training import CheckpointHook, CSVLogger, RunFolder, load_weights, read_training_checkpoint, unwrap
+from k_diffusion.training import (
+    CheckpointHook,
+    CSVLogger,
+    RunFolder,
+    load_weights,
+    read_training_checkpoint,
+    unwrap,
+)
 from k_diffusion.training.optim import OPTIMIZERS
 
-KEYS = {'config', 'model', 'model_ema', 'opt', 'sched', 'ema_sched', 'epoch', 'step', 'gns_stats', 'ema_stats', 'demo_gen',
-        'elapsed'}
+KEYS = {
+    'config',
+    'model',
+    'model_ema',
+    'opt',
+    'sched',
+    'ema_sched',
+    'epoch',
+    'step',
+    'gns_stats',
+    'ema_stats',
+    'demo_gen',
+    'elapsed',
+}
 
 
 @pytest.fixture
@@ -28,11 +47,20 @@ def saved(toy, tmp_path):
 
 def test_a_checkpoint_has_the_original_keys_and_loads_safely(saved):
     folder, trainer = saved
-    assert sorted(p.name for p in folder.path.iterdir()) == ['toy_00000002.pth', 'toy_00000004.pth', 'toy_manifest.json', 'toy_state.json']
+    assert sorted(p.name for p in folder.path.iterdir()) == [
+        'toy_00000002.pth',
+        'toy_00000004.pth',
+        'toy_manifest.json',
+        'toy_state.json',
+    ]
     assert json.loads(folder.pointer_path.read_text()) == {'latest_checkpoint': 'toy_00000004.pth'}
     state = load_checkpoint(folder.checkpoint_path(4))
     assert state.keys() >= KEYS
-    assert state['config'] == {'model': {'type': 'toy'}} and state['step'] == 4 and state['items'] == 16
+    assert (
+        state['config'] == {'model': {'type': 'toy'}}
+        and state['step'] == 4
+        and state['items'] == 16
+    )
     assert state['demo_gen'].dtype == torch.uint8 and state['demo_gen'].shape == (5056,)
     assert state['ema_stats'] == {'loss': trainer.ema_stats['loss']} and state['elapsed'] > 0
     for name, p in unwrap(trainer.model).state_dict().items():
@@ -57,7 +85,9 @@ def test_the_pointer_is_followed_and_its_loss_is_survived(saved, monkeypatch):
 def test_a_truncated_checkpoint_is_passed_over_with_the_reason(saved, size):
     folder, _ = saved
     os.truncate(folder.checkpoint_path(4), size)
-    with pytest.warns(UserWarning, match=r'toy_00000004\.pth is passed over: .*(damaged|cut short)'):
+    with pytest.warns(
+        UserWarning, match=r'toy_00000004\.pth is passed over: .*(damaged|cut short)'
+    ):
         path, state = folder.newest()
     assert path.name == 'toy_00000002.pth' and state['step'] == 2
 
@@ -74,15 +104,21 @@ def test_only_damaged_checkpoints_do_not_start_anew(saved, tmp_path):
 
 def test_a_crash_before_the_rename_leaves_the_old_checkpoint(saved, monkeypatch):
     folder, trainer = saved
-    state = {**trainer.state_dict(), 'step': 4, 'elapsed': -1.}
+    state = {**trainer.state_dict(), 'step': 4, 'elapsed': -1.0}
 
     def crash(*paths):
         raise OSError('the machine went away')
+
     with monkeypatch.context() as patch:
         patch.setattr(os, 'replace', crash)
         with pytest.raises(OSError, match='went away'):
             folder.save(state)
-    assert sorted(p.name for p in folder.path.iterdir()) == ['toy_00000002.pth', 'toy_00000004.pth', 'toy_manifest.json', 'toy_state.json']
+    assert sorted(p.name for p in folder.path.iterdir()) == [
+        'toy_00000002.pth',
+        'toy_00000004.pth',
+        'toy_manifest.json',
+        'toy_state.json',
+    ]
     assert folder.newest()[1]['elapsed'] > 0
 
 
@@ -97,8 +133,11 @@ def test_names_that_contain_one_another_are_kept_apart(saved, tmp_path):
 def test_a_checkpoint_of_another_shape_is_named(toy, saved):
     folder, _ = saved
     weights = folder.newest()[1]['model']
-    with pytest.raises(ValueError, match=r'file\.pth holds proj_in\.weight of shape \[8, 1, 3, 3\], and the model has '
-                                         r'\[16, 1, 3, 3\]; use the config'):
+    with pytest.raises(
+        ValueError,
+        match=r'file\.pth holds proj_in\.weight of shape \[8, 1, 3, 3\], and the model has '
+        r'\[16, 1, 3, 3\]; use the config',
+    ):
         load_weights(toy.TinyNet(16), weights, 'file.pth')
     less = {name: p for name, p in weights.items() if name != 'mix.weight'}
     with pytest.raises(ValueError, match=r'mix\.weight is in the model and not in the checkpoint'):
@@ -112,7 +151,8 @@ def test_another_optimizer_is_refused(toy, saved):
     path, state = folder.newest()
     with pytest.raises(ValueError, match=r'optimizer state in .*toy_00000004\.pth does not fit'):
         toy.make_trainer(OPTIMIZERS['muon']()).load_state_dict(
-            {**state, 'opt': {'state': {}, 'param_groups': state['opt']['param_groups'][:1]}}, path)
+            {**state, 'opt': {'state': {}, 'param_groups': state['opt']['param_groups'][:1]}}, path
+        )
 
 
 def test_the_original_checkpoint_resumes_at_the_step_it_names(toy, saved):
@@ -151,10 +191,13 @@ def test_parts_travel_with_the_run(toy, tmp_path):
 
         def load_state_dict(self, state):
             self.n = state['n']
+
     first, second = Counter(), Counter()
     first.n = 5
     folder = RunFolder(tmp_path, 'toy')
-    toy.make_trainer(end_step=1, parts={'counter': first}, hooks=[CheckpointHook(folder, every=0)]).run()
+    toy.make_trainer(
+        end_step=1, parts={'counter': first}, hooks=[CheckpointHook(folder, every=0)]
+    ).run()
     toy.make_trainer(parts={'counter': second}).load_state_dict(folder.newest()[1])
     assert second.n == 5
 
@@ -167,9 +210,13 @@ def test_other_files_are_no_training_checkpoints(tmp_path):
             read_training_checkpoint(tmp_path / name)
 
 
-@pytest.mark.parametrize('value', [5, 'x', [], [None], torch.zeros(2), -1, 2**70, {'a': None}], ids=repr)
+@pytest.mark.parametrize(
+    'value', [5, 'x', [], [None], torch.zeros(2), -1, 2**70, {'a': None}], ids=repr
+)
 def test_a_checkpoint_may_hold_anything(toy, saved, value):
-    """Whatever stands in the place of a value, it is read or refused in a sentence, and the one before is gone on from."""
+    """Whatever stands in the place of a value, it is read or refused in a sentence, and the one
+    before is gone on from.
+    """
     folder, _ = saved
     path = folder.checkpoint_path(4)
     good = load_checkpoint(path)

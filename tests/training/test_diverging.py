@@ -39,7 +39,9 @@ def diverging(toy, folder, factors, every=2, log=True):
 
 @pytest.mark.parametrize('log', [True, False])
 def test_checkpoints_of_a_loss_that_has_exploded_are_not_gone_back_to(toy, tmp_path, log):
-    """The weights explode after step 13, stay finite for eight steps, and are none after step 21."""
+    """The weights explode after step 13, stay finite for eight steps, and are none after step
+    21.
+    """
     folder = RunFolder(tmp_path, 'toy')
     trainer = diverging(toy, folder, {13: 1e3, 21: 1e15}, log=log)
     with pytest.raises(Diverged, match=r'the last good checkpoint is .*toy_00000012\.pth'):
@@ -107,7 +109,9 @@ def test_losses_are_compared_with_those_of_their_meaning_alone():
 
 @pytest.mark.parametrize(('told', 'step'), [(True, 20), (False, 10)])
 def test_a_run_goes_back_to_a_checkpoint_of_its_new_loss(toy, tmp_path, told, step):
-    """The first ten steps take a thousandth of the loss; the weights are not finite after step 21."""
+    """The first ten steps take a thousandth of the loss; the weights are not finite after step
+    21.
+    """
     folder = RunFolder(tmp_path, 'toy')
     first = diverging(toy, folder, {})
     plain, first.end_step = first.loss, 10

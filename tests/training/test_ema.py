@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from k_diffusion.training import EMA_SCHEDS, EMAWarmup, PowerEMA, ema_update, ema_update_dict, power_ema_exponent
+from k_diffusion.training import (
+    EMA_SCHEDS,
+    EMAWarmup,
+    PowerEMA,
+    ema_update,
+    ema_update_dict,
+    power_ema_exponent,
+)
 
 
 def values(sched, n):
@@ -20,14 +27,19 @@ def values(sched, n):
 def test_warmup_equals_the_original(golden):
     expected = golden('utilities')['ema_warmup']
     sched = EMAWarmup(power=2 / 3, max_value=0.9999)
-    torch.testing.assert_close(torch.tensor(values(sched, len(expected)), dtype=torch.float64), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(values(sched, len(expected)), dtype=torch.float64),
+        expected,
+        rtol=1e-12,
+        atol=0,
+    )
 
 
 def test_warmup_follows_its_formula_and_clamps():
-    sched = EMAWarmup(inv_gamma=2., power=0.75, min_value=0.1, max_value=0.6, start_at=2)
+    sched = EMAWarmup(inv_gamma=2.0, power=0.75, min_value=0.1, max_value=0.6, start_at=2)
     expected = [min(0.6, max(0.1, 1 - (1 + max(0, k - 2) / 2) ** -0.75)) for k in range(8)]
     assert values(sched, 8) == pytest.approx(expected, rel=1e-12)
-    assert values(EMAWarmup(), 1) == [0.]
+    assert values(EMAWarmup(), 1) == [0.0]
 
 
 def test_schedules_go_on_from_their_state():
@@ -37,7 +49,13 @@ def test_schedules_go_on_from_their_state():
         second.load_state_dict(first.state_dict())
         assert values(straight, 9)[5:] == values(second, 4)
     assert EMAWarmup().state_dict() == {
-        'inv_gamma': 1., 'power': 1., 'min_value': 0., 'max_value': 1., 'start_at': 0, 'last_epoch': 0}
+        'inv_gamma': 1.0,
+        'power': 1.0,
+        'min_value': 0.0,
+        'max_value': 1.0,
+        'start_at': 0,
+        'last_epoch': 0,
+    }
 
 
 def test_a_run_may_change_its_kind_of_average():
@@ -50,10 +68,10 @@ def test_a_run_may_change_its_kind_of_average():
 @pytest.mark.parametrize('width', [0.01, 0.05, 0.1, 0.2, 0.288])
 def test_power_exponent_has_the_width_of_its_profile(width):
     g = power_ema_exponent(width)
-    assert (g + 1) / ((g + 2) ** 2 * (g + 3)) == pytest.approx(width ** 2, rel=1e-10)
+    assert (g + 1) / ((g + 2) ** 2 * (g + 3)) == pytest.approx(width**2, rel=1e-10)
 
 
-@pytest.mark.parametrize('width', [0., -1., 0.3, float('nan')])
+@pytest.mark.parametrize('width', [0.0, -1.0, 0.3, float('nan')])
 def test_power_width_is_checked(width):
     with pytest.raises(ValueError, match='width is'):
         PowerEMA(width)
@@ -82,7 +100,7 @@ class Net(nn.Module):
 
 def test_update_is_a_lerp_of_parameters_and_a_copy_of_buffers():
     model, averaged = Net(), Net()
-    model.norm.running_mean.fill_(3.)
+    model.norm.running_mean.fill_(3.0)
     model.norm.num_batches_tracked.fill_(7)
     before = copy.deepcopy(averaged)
     ema_update(model, averaged, 0.75)
@@ -90,7 +108,7 @@ def test_update_is_a_lerp_of_parameters_and_a_copy_of_buffers():
         torch.testing.assert_close(a, 0.75 * b + 0.25 * p)
     for p, a in zip(model.buffers(), averaged.buffers()):
         assert torch.equal(p, a)
-    ema_update(model, averaged, 0.)
+    ema_update(model, averaged, 0.0)
     assert all(torch.equal(p, a) for p, a in zip(model.parameters(), averaged.parameters()))
 
 
@@ -102,13 +120,15 @@ def test_update_works_across_memory_format_and_type():
     for a, e in zip(averaged.parameters(), expected.parameters()):
         torch.testing.assert_close(a, e)
     half = copy.deepcopy(model).bfloat16()
-    ema_update(half, averaged, 0.)
+    ema_update(half, averaged, 0.0)
     assert averaged.conv.weight.dtype == torch.float32
     assert torch.equal(averaged.conv.weight, half.conv.weight.float())
 
 
 def test_update_refuses_other_names():
-    with pytest.raises(ValueError, match=r"the averaged model has 'extra\.bias' among its parameters"):
+    with pytest.raises(
+        ValueError, match=r"the averaged model has 'extra\.bias' among its parameters"
+    ):
         averaged = Net()
         averaged.extra = nn.Linear(2, 2)
         ema_update(Net(), averaged, 0.9)
@@ -116,13 +136,16 @@ def test_update_refuses_other_names():
 
 def test_update_dict_starts_at_the_first_value():
     values = {}
-    ema_update_dict(values, {'loss': 2.}, 0.9)
-    assert ema_update_dict(values, {'loss': 4.}, 0.75) is values
+    ema_update_dict(values, {'loss': 2.0}, 0.9)
+    assert ema_update_dict(values, {'loss': 4.0}, 0.75) is values
     assert values == {'loss': 2.5}
 
 
 def test_configs():
-    assert EMA_SCHEDS['inverse']().make().state_dict() == EMAWarmup(power=0.6667, max_value=0.9999).state_dict()
+    assert (
+        EMA_SCHEDS['inverse']().make().state_dict()
+        == EMAWarmup(power=0.6667, max_value=0.9999).state_dict()
+    )
     assert EMA_SCHEDS['power'](width=0.07).make().state_dict() == {'width': 0.07, 'last_epoch': 0}
     with pytest.raises(ValueError, match=r'max_value is 1\.5'):
         EMA_SCHEDS['inverse'](max_value=1.5)

@@ -1,4 +1,7 @@
-"""The warm-up of new layers: a learning rate of their own, to the last digit, and exact resuming."""
+"""The warm-up of new layers: a learning rate of their own, to the last digit, and exact
+resuming.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -17,7 +20,9 @@ def network():
 def train(model, optimizer, steps, before=lambda step: None):
     for step in range(steps):
         before(step)
-        loss = (model(torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3)) - 1).square().mean()
+        loss = (
+            (model(torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3)) - 1).square().mean()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -31,7 +36,9 @@ def muon(groups):
     return Muon([{**group, 'muon': False} for group in groups], lr=0.01, weight_decay=0.1)
 
 
-@pytest.mark.parametrize('make', [adamw, muon, lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9)])
+@pytest.mark.parametrize(
+    'make', [adamw, muon, lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9)]
+)
 def test_equals_a_learning_rate_that_rises_for_the_new_layers(make):
     model = network()
     other = copy.deepcopy(model)
@@ -39,9 +46,16 @@ def test_equals_a_learning_rate_that_rises_for_the_new_layers(make):
     optimizer = make([{'params': list(model.parameters())}])
     warmup.attach(optimizer)
     train(model, optimizer, 8)
-    by_hand = make([{'params': list(other[0].parameters())}, {'params': list(other[2].parameters())}])
+    by_hand = make(
+        [{'params': list(other[0].parameters())}, {'params': list(other[2].parameters())}]
+    )
     rates = [group['lr'] for group in by_hand.param_groups]
-    train(other, by_hand, 8, lambda step: by_hand.param_groups[1].update(lr=rates[1] * min(1, (step + 1) / 5)))
+    train(
+        other,
+        by_hand,
+        8,
+        lambda step: by_hand.param_groups[1].update(lr=rates[1] * min(1, (step + 1) / 5)),
+    )
     for mine, theirs in zip(model.parameters(), other.parameters()):
         torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-14)
 

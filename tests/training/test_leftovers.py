@@ -1,4 +1,5 @@
 """Temporary files of processes that were killed while writing."""
+
 from __future__ import annotations
 
 import os
@@ -9,20 +10,23 @@ import sys
 from k_diffusion.core.files import remove_stale, whole_file
 from k_diffusion.training import RunFolder
 
-WRITER = '''
+WRITER = """
 import pathlib, sys, time
 from k_diffusion.core.files import whole_file
 with whole_file(pathlib.Path(sys.argv[1])) as temporary:
     temporary.write_text('half')
     print(temporary, flush=True)
     time.sleep(60)
-'''
+"""
 
 
 def start_writer(path):
-    """Start a process that stops in the middle of writing `path`; return it and its temporary file."""
-    writer = subprocess.Popen([sys.executable, '-c', WRITER, str(path)], stdout=subprocess.PIPE,
-                              text=True)
+    """Start a process that stops in the middle of writing `path`; return it and its temporary
+    file.
+    """
+    writer = subprocess.Popen(
+        [sys.executable, '-c', WRITER, str(path)], stdout=subprocess.PIPE, text=True
+    )
     return writer, path.parent / os.path.basename(writer.stdout.readline().strip())
 
 
@@ -37,11 +41,18 @@ def test_leftovers_of_killed_writers_are_removed_and_those_of_living_ones_stay(t
         writer.wait()
     gone = writers[0][0].pid
     host = kept.name.split('.')[-4]
-    old = tmp_path / f'.m_00000011.pth.{gone}.tmp.pth'      # as written before names told the host
+    old = tmp_path / f'.m_00000011.pth.{gone}.tmp.pth'  # as written before names told the host
     pieces = tmp_path / f'.m_00000011.shards.{host}.{gone}.tmp.shards'
     other_host = tmp_path / f'.m_00000011.pth.host-00000000.{gone}.tmp.pth'
-    foreign = [tmp_path / name for name in
-               (f'.another.{gone}.tmp.txt', '.m_notes.tmp', f'm_{gone}.tmp.pth', f'.m_x.{gone}.tmp~')]
+    foreign = [
+        tmp_path / name
+        for name in (
+            f'.another.{gone}.tmp.txt',
+            '.m_notes.tmp',
+            f'm_{gone}.tmp.pth',
+            f'.m_x.{gone}.tmp~',
+        )
+    ]
     pieces.mkdir()
     (pieces / 'rank_00000.pth').write_text('half')
     for path in (old, other_host, *foreign):

@@ -35,22 +35,36 @@ def rates(make, n, state=None):
     return torch.tensor(out, dtype=torch.float64), sched
 
 
-def expected(factor, n, min_lr=0.):
+def expected(factor, n, min_lr=0.0):
     warm_factors = [factor(k) for k in range(n)]
-    return torch.tensor([[warm * max(min_lr, base * f) for base in (0.1, 0.04)] for warm, f in warm_factors],
-                        dtype=torch.float64)
+    return torch.tensor(
+        [[warm * max(min_lr, base * f) for base in (0.1, 0.04)] for warm, f in warm_factors],
+        dtype=torch.float64,
+    )
 
 
 CASES = {
-    'inverse': (lambda o: InverseLR(o, inv_gamma=3., power=0.5, warmup=0.9, min_lr=0.03),
-                lambda k: (1 - 0.9 ** (k + 1), (1 + k / 3) ** -0.5), 0.03),
-    'exponential': (lambda o: ExponentialLR(o, 4, decay=0.5, warmup=0.8, min_lr=0.01),
-                    lambda k: (1 - 0.8 ** (k + 1), 0.5 ** (k / 4)), 0.01),
-    'constant': (lambda o: ConstantLRWithWarmup(o, 0.7), lambda k: (1 - 0.7 ** (k + 1), 1.), 0.),
-    'linear': (lambda o: WarmupDecayLR(o, 20, 4, 0.5, 0.1), lambda k: (
-        min(1, (k + 1) / 4), 1 - 0.9 * min(1, max(0, (k - 10) / 10))), 0.),
-    'cosine': (lambda o: WarmupDecayLR(o, 20, 0, 0.25, 0.02, 'cosine'), lambda k: (
-        1., 0.02 + 0.98 * (1 + math.cos(math.pi * min(1, max(0, (k - 5) / 15)))) / 2), 0.),
+    'inverse': (
+        lambda o: InverseLR(o, inv_gamma=3.0, power=0.5, warmup=0.9, min_lr=0.03),
+        lambda k: (1 - 0.9 ** (k + 1), (1 + k / 3) ** -0.5),
+        0.03,
+    ),
+    'exponential': (
+        lambda o: ExponentialLR(o, 4, decay=0.5, warmup=0.8, min_lr=0.01),
+        lambda k: (1 - 0.8 ** (k + 1), 0.5 ** (k / 4)),
+        0.01,
+    ),
+    'constant': (lambda o: ConstantLRWithWarmup(o, 0.7), lambda k: (1 - 0.7 ** (k + 1), 1.0), 0.0),
+    'linear': (
+        lambda o: WarmupDecayLR(o, 20, 4, 0.5, 0.1),
+        lambda k: (min(1, (k + 1) / 4), 1 - 0.9 * min(1, max(0, (k - 10) / 10))),
+        0.0,
+    ),
+    'cosine': (
+        lambda o: WarmupDecayLR(o, 20, 0, 0.25, 0.02, 'cosine'),
+        lambda k: (1.0, 0.02 + 0.98 * (1 + math.cos(math.pi * min(1, max(0, (k - 5) / 15)))) / 2),
+        0.0,
+    ),
 }
 
 
@@ -74,28 +88,38 @@ def test_state_goes_on(name):
 
 
 def test_the_old_arguments_are_taken():
-    for make in (lambda o: InverseLR(o, 1., 1., 0., 0., -1, False), lambda o: ExponentialLR(o, 5, verbose=True),
-                 lambda o: ConstantLRWithWarmup(o, 0., -1, False)):
+    for make in (
+        lambda o: InverseLR(o, 1.0, 1.0, 0.0, 0.0, -1, False),
+        lambda o: ExponentialLR(o, 5, verbose=True),
+        lambda o: ConstantLRWithWarmup(o, 0.0, -1, False),
+    ):
         found, _ = rates(make, 1)
         assert found.tolist() == [[0.1, 0.04]]
 
 
 def test_another_length_changes_the_rest_of_the_run():
-    _, half = rates(lambda o: WarmupDecayLR(o, 10, 0, 0., 0.), 8)
-    rest, _ = rates(lambda o: WarmupDecayLR(o, 20, 0, 0., 0.), 1, half.state_dict())
+    _, half = rates(lambda o: WarmupDecayLR(o, 10, 0, 0.0, 0.0), 8)
+    rest, _ = rates(lambda o: WarmupDecayLR(o, 20, 0, 0.0, 0.0), 1, half.state_dict())
     assert rest[0, 0].item() == pytest.approx(0.1 * (1 - 9 / 20))
 
 
-@pytest.mark.parametrize('warmup', [-0.1, 1., 2.])
+@pytest.mark.parametrize('warmup', [-0.1, 1.0, 2.0])
 def test_warmup_is_checked(warmup):
     for make in (InverseLR, ConstantLRWithWarmup):
         with pytest.raises(ValueError, match='warmup is'):
             make(optimizer(), warmup=warmup)
 
 
-@pytest.mark.parametrize(('options', 'what'), [
-    ({'num_steps': 0}, 'num_steps'), ({'warmup_steps': -1}, 'warmup_steps'), ({'decay_start': 1.5}, 'decay_start'),
-    ({'final': -0.1}, 'final'), ({'shape': 'square'}, 'shape')])
+@pytest.mark.parametrize(
+    ('options', 'what'),
+    [
+        ({'num_steps': 0}, 'num_steps'),
+        ({'warmup_steps': -1}, 'warmup_steps'),
+        ({'decay_start': 1.5}, 'decay_start'),
+        ({'final': -0.1}, 'final'),
+        ({'shape': 'square'}, 'shape'),
+    ],
+)
 def test_decay_is_checked(options, what):
     with pytest.raises(ValueError, match=f'^{what} is'):
         LR_SCHEDS['warmup-decay'](**options)
@@ -105,14 +129,16 @@ def test_decay_is_checked(options, what):
 
 def test_configs_make_their_schedule():
     made = {
-        'constant': LR_SCHEDS['constant'](warmup=0.5), 'inverse': LR_SCHEDS['inverse'](inv_gamma=7.),
-        'exponential': LR_SCHEDS['exponential'](num_steps=9.), 'warmup-decay': LR_SCHEDS['warmup-decay'](num_steps=50),
+        'constant': LR_SCHEDS['constant'](warmup=0.5),
+        'inverse': LR_SCHEDS['inverse'](inv_gamma=7.0),
+        'exponential': LR_SCHEDS['exponential'](num_steps=9.0),
+        'warmup-decay': LR_SCHEDS['warmup-decay'](num_steps=50),
     }
     assert set(made) == set(LR_SCHEDS)
     scheds = {name: config.make(optimizer(), 30) for name, config in made.items()}
     assert scheds['constant'].warmup == 0.5
-    assert scheds['inverse'].inv_gamma == 7.
-    assert scheds['exponential'].num_steps == 9.
+    assert scheds['inverse'].inv_gamma == 7.0
+    assert scheds['exponential'].num_steps == 9.0
     assert scheds['warmup-decay'].num_steps == 50
     assert LR_SCHEDS['warmup-decay']().make(optimizer(), 30).num_steps == 30
     with pytest.raises(ValueError, match='end_step='):

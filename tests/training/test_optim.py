@@ -39,7 +39,9 @@ def test_newton_schulz_of_a_stack_is_that_of_its_items():
 def test_a_step_is_the_formula_convolutions_flattened():
     conv, linear = nn.Parameter(torch.randn(6, 4, 3, 3)), nn.Parameter(torch.randn(5, 7))
     before = conv.detach().clone(), linear.detach().clone()
-    optimizer = Muon([{'params': [conv, linear], 'muon': True}], lr=0.1, momentum=0.9, weight_decay=0.2)
+    optimizer = Muon(
+        [{'params': [conv, linear], 'muon': True}], lr=0.1, momentum=0.9, weight_decay=0.2
+    )
     averages = [torch.zeros(6, 36), torch.zeros(5, 7)]
     expected = [before[0].flatten(1), before[1]]
     for _ in range(3):
@@ -61,7 +63,9 @@ def test_memory_format_does_not_matter():
         p = nn.Parameter(weight.clone().to(memory_format=memory_format))
         optimizer = Muon([{'params': [p], 'muon': True}])
         for seed in range(2):
-            p.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)).to(memory_format=memory_format)
+            p.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)).to(
+                memory_format=memory_format
+            )
             optimizer.step()
         results.append(p.detach())
     assert not torch.allclose(results[0], weight)
@@ -73,7 +77,10 @@ def test_the_other_groups_are_adamw(toy, fused):
     ours, theirs = toy.TinyNet(), toy.TinyNet()
     theirs.load_state_dict(ours.state_dict())
     options = {'lr': 3e-3, 'betas': (0.8, 0.9), 'eps': 1e-6, 'weight_decay': 0.3, 'fused': fused}
-    pairs = (ours, Muon(ours.parameters(), **options)), (theirs, torch.optim.AdamW(theirs.parameters(), **options))
+    pairs = (
+        (ours, Muon(ours.parameters(), **options)),
+        (theirs, torch.optim.AdamW(theirs.parameters(), **options)),
+    )
     for seed in range(4):
         for net, optimizer in pairs:
             optimizer.zero_grad()
@@ -131,25 +138,41 @@ def test_match_strides_follows_the_parameter(toy):
 def test_groups_keep_their_factors_and_their_decay(toy):
     net = toy.TinyNet()
     optimizer = make_optimizer(net, OPTIMIZERS['muon'](lr=4e-3, adamw_lr=2e-3, weight_decay=0.1))
-    found = [(g['muon'], g['lr'], g['weight_decay'], len(g['params'])) for g in optimizer.param_groups]
-    assert found == [(True, 4e-3, 0.1, 2), (False, 1e-3, 0., 7)]
+    found = [
+        (g['muon'], g['lr'], g['weight_decay'], len(g['params'])) for g in optimizer.param_groups
+    ]
+    assert found == [(True, 4e-3, 0.1, 2), (False, 1e-3, 0.0, 7)]
     halved = make_optimizer(net, OPTIMIZERS['muon'](lr=4e-3, adamw_lr=2e-3), lr=2e-3)
     assert [g['lr'] for g in halved.param_groups] == [2e-3, 5e-4]
-    adamw = make_optimizer(net, OPTIMIZERS['adamw'](lr=1e-3, betas=(0.9, 0.99), weight_decay=0.2), lr=1e-2)
+    adamw = make_optimizer(
+        net, OPTIMIZERS['adamw'](lr=1e-3, betas=(0.9, 0.99), weight_decay=0.2), lr=1e-2
+    )
     assert [(g['lr'], g['weight_decay'], g['betas']) for g in adamw.param_groups] == [
-        (1e-2, 0.2, (0.9, 0.99)), (5e-3, 0., (0.9, 0.99))]
+        (1e-2, 0.2, (0.9, 0.99)),
+        (5e-3, 0.0, (0.9, 0.99)),
+    ]
 
 
-@pytest.mark.parametrize(('name', 'options', 'key'), [
-    ('adamw', {'lr': -1.}, 'lr'), ('adamw', {'betas': (0.9, 1.)}, 'betas'), ('sgd', {'nesterov': True}, 'nesterov'),
-    ('muon', {'lr': 0.}, 'lr'), ('muon', {'momentum': 1.}, 'momentum'), ('muon', {'ns_steps': 0}, 'ns_steps'),
-    ('adam8bit', {'weight_decay': float('nan')}, 'weight_decay')])
+@pytest.mark.parametrize(
+    ('name', 'options', 'key'),
+    [
+        ('adamw', {'lr': -1.0}, 'lr'),
+        ('adamw', {'betas': (0.9, 1.0)}, 'betas'),
+        ('sgd', {'nesterov': True}, 'nesterov'),
+        ('muon', {'lr': 0.0}, 'lr'),
+        ('muon', {'momentum': 1.0}, 'momentum'),
+        ('muon', {'ns_steps': 0}, 'ns_steps'),
+        ('adam8bit', {'weight_decay': float('nan')}, 'weight_decay'),
+    ],
+)
 def test_values_are_checked(name, options, key):
     with pytest.raises(ValueError, match=f'^{key} is'):
         OPTIMIZERS[name](**options)
 
 
-@pytest.mark.skipif(importlib.util.find_spec('bitsandbytes') is not None, reason='bitsandbytes is installed')
+@pytest.mark.skipif(
+    importlib.util.find_spec('bitsandbytes') is not None, reason='bitsandbytes is installed'
+)
 def test_adam8bit_names_its_package(toy):
     with pytest.raises(MissingExtra, match='pip install bitsandbytes'):
         make_optimizer(toy.TinyNet(), OPTIMIZERS['adam8bit']())

@@ -5,7 +5,16 @@ import copy
 import pytest
 import torch
 
-from k_diffusion.training import PowerEMA, Snapshot, SnapshotHook, combination, ema_update, find_snapshots, power_ema_exponent, reconstruct
+from k_diffusion.training import (
+    PowerEMA,
+    Snapshot,
+    SnapshotHook,
+    combination,
+    ema_update,
+    find_snapshots,
+    power_ema_exponent,
+    reconstruct,
+)
 from k_diffusion.training.posthoc import remainder_product
 
 
@@ -14,8 +23,9 @@ def test_remainder_product_is_the_integral():
 
     def remainder(step, width):
         return 1 - (t / step).clamp(max=1) ** (power_ema_exponent(width) + 1)
-    for a in ((0.5, 0.05), (1., 0.1)):
-        for b in ((1., 0.2), (0.5, 0.1)):
+
+    for a in ((0.5, 0.05), (1.0, 0.1)):
+        for b in ((1.0, 0.2), (0.5, 0.1)):
             expected = torch.trapezoid(remainder(*a) * remainder(*b), t).item()
             assert remainder_product(*a, *b) == pytest.approx(expected, rel=1e-5)
             assert remainder_product(*b, *a) == pytest.approx(remainder_product(*a, *b), rel=1e-12)
@@ -30,15 +40,24 @@ def test_a_tracked_width_is_itself():
 
 @pytest.mark.parametrize('width', [0.03, 0.07, 0.12, 0.15, 0.2])
 def test_other_widths_are_rebuilt_along_a_noisy_path(width):
-    """Averages of a random walk with a pull, tracked directly and put together from 8 snapshots of each width."""
+    """Averages of a random walk with a pull, tracked directly and put together from 8 snapshots
+    of each width.
+    """
     n, dim = 2000, 400
     generator = torch.Generator().manual_seed(1)
-    x, goal = torch.zeros(dim, dtype=torch.float64), torch.randn(dim, generator=generator, dtype=torch.float64)
+    x, goal = (
+        torch.zeros(dim, dtype=torch.float64),
+        torch.randn(dim, generator=generator, dtype=torch.float64),
+    )
     scheds = {w: PowerEMA(w) for w in (0.05, 0.1, width)}
     averages = {w: torch.zeros(dim, dtype=torch.float64) for w in scheds}
     snapshots = {}
     for step in range(1, n + 1):
-        x = x + 0.003 * (goal - x) + 0.002 * torch.randn(dim, generator=generator, dtype=torch.float64)
+        x = (
+            x
+            + 0.003 * (goal - x)
+            + 0.002 * torch.randn(dim, generator=generator, dtype=torch.float64)
+        )
         for w, sched in scheds.items():
             averages[w].lerp_(x, 1 - sched.get_value())
             sched.step()
@@ -57,6 +76,7 @@ def test_a_run_writes_snapshots_from_which_weights_are_rebuilt(toy, tmp_path):
         snapshots = SnapshotHook(trainer.ema_model, folder, 'toy', 10, {'model': {}})
         trainer.hooks, trainer.parts = [snapshots], {'posthoc': snapshots}
         return trainer
+
     straight = make(80, tmp_path / 'a')
     direct, sched = copy.deepcopy(straight.ema_model), PowerEMA(0.07)
 
@@ -66,6 +86,7 @@ def test_a_run_writes_snapshots_from_which_weights_are_rebuilt(toy, tmp_path):
         def __call__(self, trainer):
             ema_update(trainer.model, direct, sched.get_value())
             sched.step()
+
     straight.hooks = [*straight.hooks, Direct()]
     straight.run()
     found = find_snapshots(tmp_path / 'a')

@@ -1,4 +1,5 @@
 """Two processes over gloo draw what one draws and come to the same weights."""
+
 from __future__ import annotations
 
 import os
@@ -18,18 +19,40 @@ ROOT = Path(__file__).parents[2]
 
 def launch(folder, processes, batch_size, steps, *words):
     folder.mkdir()
-    env = {**os.environ, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': 'true',
-           'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])}
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), str(TOY),
-               str(folder), str(batch_size), str(steps), *words]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    env = {
+        **os.environ,
+        'OMP_NUM_THREADS': '1',
+        'ACCELERATE_USE_CPU': 'true',
+        'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
+    }
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc-per-node',
+        str(processes),
+        str(TOY),
+        str(folder),
+        str(batch_size),
+        str(steps),
+        *words,
+    ]
+    done = subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout, [load_checkpoint(folder / f'rank{rank}.pth') for rank in range(processes)]
 
 
 def drawn(runs):
     """{item: (u, noise)} over all processes."""
-    return {int(i): (u_i, n_i) for run in runs for item, u, noise in run['seen'] for i, u_i, n_i in zip(item, u, noise)}
+    return {
+        int(i): (u_i, n_i)
+        for run in runs
+        for item, u, noise in run['seen']
+        for i, u_i, n_i in zip(item, u, noise)
+    }
 
 
 @pytest.fixture(scope='module')
@@ -45,13 +68,15 @@ def runs(tmp_path_factory, toy):
 def test_the_world_is_of_size_two(runs):
     out, two, _, _ = runs
     assert sorted(re.findall(r'rank \d of world size \d: done', out)) == [
-        f'rank {rank} of world size 2: done' for rank in range(2)]
+        f'rank {rank} of world size 2: done' for rank in range(2)
+    ]
     assert [run['step'] for run in two] == [5, 5]
 
 
 def test_a_stop_asked_of_one_stops_both_at_one_step(runs):
     assert sorted(re.findall(r'rank \d: interrupted at step \d+', runs[0])) == [
-        f'rank {rank}: interrupted at step 6' for rank in range(2)]
+        f'rank {rank}: interrupted at step 6' for rank in range(2)
+    ]
 
 
 def test_what_is_drawn_is_the_same(runs):
@@ -85,8 +110,12 @@ def test_gradient_noise_is_that_of_the_shares(runs, toy):
     gradients = []
     for run in two:
         item, u = (torch.cat([seen[i] for seen in run['seen'][:2]]) for i in (0, 1))
-        share = loss({'image': torch.stack([at(int(i)) for i in item]), 'item': item, 'u': u}).mean()
-        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(share, list(net.parameters()))]))
+        share = loss(
+            {'image': torch.stack([at(int(i)) for i in item]), 'item': item, 'u': u}
+        ).mean()
+        gradients.append(
+            torch.cat([g.flatten() for g in torch.autograd.grad(share, list(net.parameters()))])
+        )
     small = sum(g.square().sum() for g in gradients) / 2
     large = (sum(gradients) / 2).square().sum()
     expected = ((16 * large - 8 * small) / 8).item(), ((small - large) / (1 / 8 - 1 / 16)).item()

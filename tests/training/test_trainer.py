@@ -58,7 +58,10 @@ def test_a_run_is_the_bare_loop(toy):
     trainer = toy.make_trainer(ADAMW, dropout=0.2, end_step=3)
     net = toy.make_trainer(ADAMW, dropout=0.2).model
     averaged = copy.deepcopy(net)
-    optimizer, ema = torch.optim.AdamW(net.param_groups(1e-2), weight_decay=1e-4), EMAWarmup(power=0.75)
+    optimizer, ema = (
+        torch.optim.AdamW(net.param_groups(1e-2), weight_decay=1e-4),
+        EMAWarmup(power=0.75),
+    )
     rates = [1e-2 * (1 - 0.9 ** (k + 1)) for k in range(3)]
     loader = toy.MemoryLoader(toy.images(), 4)
     batches = loader.iterate()
@@ -67,7 +70,7 @@ def test_a_run_is_the_bare_loop(toy):
         batch = {**next(batches), 'u': trainer._quantiles()}
         torch.manual_seed(derive_seed(0, 'dropout', step, 0, 0))
         toy.make_loss(net)(batch).mean().backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         for group, scale in zip(optimizer.param_groups, (1, 0.5)):
             group['lr'] = rates[step] * scale
         optimizer.step()
@@ -108,8 +111,15 @@ def test_noise_quantiles_are_stratified_and_named_by_position(toy):
 def test_a_resumed_run_equals_an_uninterrupted_one(toy, tmp_path, config, grad_accum_steps):
     def make(end_step, seen=None, folder=None):
         hooks = [] if folder is None else [CheckpointHook(folder, every=0)]
-        return toy.make_trainer(config, dropout=0.2, grad_accum_steps=grad_accum_steps, seen=seen, end_step=end_step,
-                                hooks=hooks, ema_sched=PowerEMA(0.2))
+        return toy.make_trainer(
+            config,
+            dropout=0.2,
+            grad_accum_steps=grad_accum_steps,
+            seen=seen,
+            end_step=end_step,
+            hooks=hooks,
+            ema_sched=PowerEMA(0.2),
+        )
 
     seen, seen_first, seen_rest = [], [], []
     straight = make(8, seen)
@@ -126,8 +136,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(toy, tmp_path, config, grad_a
     assert equal(seen_first + seen_rest, seen)
     assert equal(state_of(resumed), state_of(straight))
     first = toy.make_trainer(config, dropout=0.2).model.state_dict()
-    assert not equal({k: v for k, v in first.items() if v.numel() > 1},
-                     {k: v for k, v in straight.model.state_dict().items() if v.numel() > 1})
+    assert not equal(
+        {k: v for k, v in first.items() if v.numel() > 1},
+        {k: v for k, v in straight.model.state_dict().items() if v.numel() > 1},
+    )
 
 
 def test_hooks_and_the_global_generator_do_not_matter(toy):
@@ -139,13 +151,16 @@ def test_hooks_and_the_global_generator_do_not_matter(toy):
         torch.randn(10)
         trainer.read_losses()
         trainer.check_finite()
+
     watched = toy.make_trainer(dropout=0.3, end_step=4, hooks=[Every(1, disturb)])
     watched.run()
     assert equal(state_of(watched), state_of(plain))
 
 
 def test_accumulation_equals_one_large_batch(toy):
-    whole, parts = (toy.make_trainer(batch_size=n, grad_accum_steps=8 // n, end_step=3) for n in (8, 2))
+    whole, parts = (
+        toy.make_trainer(batch_size=n, grad_accum_steps=8 // n, end_step=3) for n in (8, 2)
+    )
     whole.run(), parts.run()
     for p, q in zip(whole.model.parameters(), parts.model.parameters()):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
@@ -154,7 +169,9 @@ def test_accumulation_equals_one_large_batch(toy):
 
 def test_the_end_is_reached_once(toy):
     steps = []
-    trainer = toy.make_trainer(end_step=3, hooks=[Every(2, lambda t: steps.append(t.step), at_end=True)])
+    trainer = toy.make_trainer(
+        end_step=3, hooks=[Every(2, lambda t: steps.append(t.step), at_end=True)]
+    )
     assert trainer.run() == 'done'
     before = state_of(trainer)
     assert trainer.run() == 'done'
@@ -170,7 +187,9 @@ def test_an_interrupt_finishes_the_step_and_saves_it(toy, tmp_path):
     fires = iter([False, False, True] + [False] * 10)
 
     def make(end_step=None):
-        return toy.make_trainer(dropout=0.1, end_step=end_step, hooks=[CheckpointHook(folder, every=100)])
+        return toy.make_trainer(
+            dropout=0.1, end_step=end_step, hooks=[CheckpointHook(folder, every=100)]
+        )
 
     trainer = make()
     loss = trainer.loss
@@ -179,6 +198,7 @@ def test_an_interrupt_finishes_the_step_and_saves_it(toy, tmp_path):
         if next(fires):
             os.kill(os.getpid(), signal.SIGINT)
         return loss(batch)
+
     trainer.loss = interrupted_loss
     handler = signal.getsignal(signal.SIGINT)
     assert trainer.run() == 'interrupted'
@@ -191,9 +211,13 @@ def test_an_interrupt_finishes_the_step_and_saves_it(toy, tmp_path):
     assert equal(state_of(resumed), state_of(straight))
 
 
-@pytest.mark.parametrize('before', [signal.default_int_handler, signal.SIG_IGN], ids=['terminal', 'background'])
+@pytest.mark.parametrize(
+    'before', [signal.default_int_handler, signal.SIG_IGN], ids=['terminal', 'background']
+)
 def test_a_second_interrupt_raises_at_once_and_saves_nothing(toy, tmp_path, before):
-    """Also where a shell started the program in the background and with that told it to ignore the first."""
+    """Also where a shell started the program in the background and with that told it to ignore
+    the first.
+    """
     was = signal.signal(signal.SIGINT, before)
     try:
         interrupt_twice(toy, tmp_path)
@@ -206,15 +230,20 @@ def interrupt_twice(toy, tmp_path):
     loss = trainer.loss
 
     def interrupted_twice(batch):
-        """The second comes when the first was heard: the system makes one of two that wait together."""
+        """The second comes when the first was heard: the system makes one of two that wait
+        together.
+        """
         os.kill(os.getpid(), signal.SIGINT)
         deadline = time.monotonic() + 10
         while not trainer.stop_asked() and time.monotonic() < deadline:
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
-        while time.monotonic() < deadline:      # where another thread took it, it is heard a moment later
+        while (
+            time.monotonic() < deadline
+        ):  # where another thread took it, it is heard a moment later
             time.sleep(0.001)
         return loss(batch)
+
     trainer.loss = interrupted_twice
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
@@ -223,28 +252,50 @@ def interrupt_twice(toy, tmp_path):
 
 def nan_at(trainer, bad):
     loss = trainer.loss
-    trainer.loss = lambda batch: loss(batch) * (math.nan if bad(trainer.step) else 1.)
+    trainer.loss = lambda batch: loss(batch) * (math.nan if bad(trainer.step) else 1.0)
     return trainer
 
 
 def test_losses_that_stay_no_numbers_stop_the_run(toy, tmp_path):
     folder = RunFolder(tmp_path, 'toy')
-    trainer = nan_at(toy.make_trainer(hooks=[CheckpointHook(folder, every=4)], read_every=100, end_step=20), lambda step: step >= 5)
-    with pytest.warns(UserWarning, match='left out'), pytest.raises(
-            Diverged, match=r'nan at step 9, as at 3 others of the last 1000; the last good checkpoint is .*toy_00000008\.pth') as error:
+    trainer = nan_at(
+        toy.make_trainer(hooks=[CheckpointHook(folder, every=4)], read_every=100, end_step=20),
+        lambda step: step >= 5,
+    )
+    with (
+        pytest.warns(UserWarning, match='left out'),
+        pytest.raises(
+            Diverged,
+            match=r'nan at step 9, as at 3 others of the last 1000; the last good checkpoint is '
+            r'.*toy_00000008\.pth',
+        ) as error,
+    ):
         trainer.run()
     assert isinstance(error.value, ValueError)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['toy_00000004.pth', 'toy_00000008.pth', 'toy_manifest.json', 'toy_state.json']
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        'toy_00000004.pth',
+        'toy_00000008.pth',
+        'toy_manifest.json',
+        'toy_state.json',
+    ]
 
 
 def test_one_broken_batch_is_told_and_left_out(toy):
     trainer = nan_at(toy.make_trainer(end_step=8), lambda step: step == 5)
-    with pytest.warns(UserWarning, match=r'the loss is nan at step 6 \(items 20 to 23 of the stream\); its gradient is left out'):
+    with pytest.warns(
+        UserWarning,
+        match=r'the loss is nan at step 6 \(items 20 to 23 of the stream\); its gradient is left '
+        r'out',
+    ):
         assert trainer.run() == 'done'
     plain = toy.make_trainer(end_step=8)
     plain.run()
-    assert all(p.isfinite().all() for p in trainer.model.parameters()) and math.isfinite(trainer.ema_stats['loss'])
-    assert not equal(trainer.model.state_dict(), plain.model.state_dict()) and trainer.bad_steps == [6]
+    assert all(p.isfinite().all() for p in trainer.model.parameters()) and math.isfinite(
+        trainer.ema_stats['loss']
+    )
+    assert not equal(
+        trainer.model.state_dict(), plain.model.state_dict()
+    ) and trainer.bad_steps == [6]
     assert not any(value is None for value in trainer.loss_by_noise.values(trainer.accelerator))
 
 
@@ -255,13 +306,20 @@ def test_without_clipping_one_such_loss_is_enough(toy):
 
 
 def test_weights_that_are_no_numbers_are_not_saved(toy, tmp_path):
-    trainer = toy.make_trainer(hooks=[CheckpointHook(RunFolder(tmp_path, 'toy'), every=1)], clip_norm=None)
+    trainer = toy.make_trainer(
+        hooks=[CheckpointHook(RunFolder(tmp_path, 'toy'), every=1)], clip_norm=None
+    )
 
     def exploding(batch):
         weight = trainer.model.mix.weight
-        return torch.ones(4) + (weight - weight.detach()).abs().sqrt().sum()    # loss 1, gradient not finite
+        return (
+            torch.ones(4) + (weight - weight.detach()).abs().sqrt().sum()
+        )  # loss 1, gradient not finite
+
     trainer.loss = exploding
-    with pytest.raises(Diverged, match='the weights are not finite after step 1; no checkpoint was saved before'):
+    with pytest.raises(
+        Diverged, match='the weights are not finite after step 1; no checkpoint was saved before'
+    ):
         trainer.run()
     assert list(tmp_path.iterdir()) == []
 
@@ -270,16 +328,24 @@ def test_the_log_holds_the_losses(toy, tmp_path):
     shown = []
 
     def make(end_step, **options):
-        return toy.make_trainer(end_step=end_step, hooks=[LogHook(tmp_path / 'log.jsonl', 2, **options)])
+        return toy.make_trainer(
+            end_step=end_step, hooks=[LogHook(tmp_path / 'log.jsonl', 2, **options)]
+        )
+
     trainer = make(6, display=shown.append)
     trainer.run()
     lines = read_log(tmp_path / 'log.jsonl')
     assert lines == shown
     assert [line['step'] for line in lines] == [2, 4, 6]
     last = lines[-1]
-    assert last['loss'] == trainer.last_loss > 0 and last['smoothed_loss'] == trainer.ema_stats['loss'] > 0
-    assert last['end_step'] == 6 and last['lr'] == pytest.approx(1e-2 * (1 - 0.9 ** 6))
-    assert last['images_per_second'] > 0 and last['seconds_left'] == 0 and last['memory_bytes'] > 1e7
+    assert (
+        last['loss'] == trainer.last_loss > 0
+        and last['smoothed_loss'] == trainer.ema_stats['loss'] > 0
+    )
+    assert last['end_step'] == 6 and last['lr'] == pytest.approx(1e-2 * (1 - 0.9**6))
+    assert (
+        last['images_per_second'] > 0 and last['seconds_left'] == 0 and last['memory_bytes'] > 1e7
+    )
     assert last['ema_decay'] == EMAWarmup(power=0.75, last_epoch=5).get_value()
 
 
@@ -300,7 +366,10 @@ def test_the_log_of_a_resumed_run_holds_each_step_once(toy, tmp_path):
     resumed.run()
 
     def losses(p):
-        return [(line['step'], line['loss'], line['smoothed_loss'], line['lr']) for line in read_log(p)]
+        return [
+            (line['step'], line['loss'], line['smoothed_loss'], line['lr']) for line in read_log(p)
+        ]
+
     assert losses(path) == losses(tmp_path / 'straight.jsonl')
     assert len(losses(path)) == 6
 
@@ -330,11 +399,12 @@ def test_half_precision_is_of_the_computation_not_of_the_weights(toy):
 def test_steps_that_a_loss_scaler_skips_are_survived(toy):
     def make():
         accelerator = Accelerator(cpu=True)
-        accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=2. ** 127)
+        accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=2.0**127)
         trainer = toy.make_trainer(end_step=8, accelerator=accelerator, clip_norm=None)
         loss = trainer.loss
         trainer.loss = lambda batch: loss(batch) * 8
         return trainer
+
     trainer = make()
     start = copy.deepcopy(trainer.model.state_dict())
     trainer.end_step = 1
@@ -346,7 +416,9 @@ def test_steps_that_a_loss_scaler_skips_are_survived(toy):
     state = state_of(trainer)
     other = make()
     other.load_state_dict(state)
-    assert equal(other.state_dict()['scaler'], state['scaler']) and state['scaler']['scale'] < 2. ** 127
+    assert (
+        equal(other.state_dict()['scaler'], state['scaler']) and state['scaler']['scale'] < 2.0**127
+    )
 
 
 def test_what_does_not_fit_together_is_refused(toy):
@@ -357,5 +429,14 @@ def test_what_does_not_fit_together_is_refused(toy):
         toy.make_trainer(wrap=lambda m: m.bfloat16())
     trainer = toy.make_trainer(batch_size=3)
     with pytest.raises(ValueError, match='hands out 3 items per step'):
-        type(trainer)(trainer.accelerator, trainer.model, trainer.loss, trainer.optimizer, trainer.lr_sched,
-                      trainer.ema_sched, trainer.ema_model, trainer.loader, grad_accum_steps=2)
+        type(trainer)(
+            trainer.accelerator,
+            trainer.model,
+            trainer.loss,
+            trainer.optimizer,
+            trainer.lr_sched,
+            trainer.ema_sched,
+            trainer.ema_model,
+            trainer.loader,
+            grad_accum_steps=2,
+        )

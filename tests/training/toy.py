@@ -1,4 +1,5 @@
 """A denoiser small enough to train in a test, its data in memory, and a run of it for torchrun."""
+
 from __future__ import annotations
 
 import copy
@@ -24,7 +25,7 @@ from k_diffusion.training import (
 
 
 class TinyNet(nn.Module):
-    def __init__(self, channels=8, dropout=0.):
+    def __init__(self, channels=8, dropout=0.0):
         super().__init__()
         self.proj_in = nn.Conv2d(1, channels, 3, padding=1)
         self.level = nn.Linear(1, channels)
@@ -43,7 +44,10 @@ class TinyNet(nn.Module):
     def param_groups(self, base_lr):
         decayed = [self.conv.weight, self.mix.weight]
         rest = [p for p in self.parameters() if all(p is not d for d in decayed)]
-        return [{'params': decayed, 'lr': base_lr}, {'params': rest, 'lr': base_lr / 2, 'weight_decay': 0.}]
+        return [
+            {'params': decayed, 'lr': base_lr},
+            {'params': rest, 'lr': base_lr / 2, 'weight_decay': 0.0},
+        ]
 
     def hidden_parameters(self):
         return [self.conv.weight, self.mix.weight]
@@ -53,7 +57,13 @@ class MemoryLoader:
     """The position stream of the data room over a tensor of images."""
 
     def __init__(self, images, batch_size, seed=0, rank=0, world_size=1, grad_accum_steps=1):
-        self.images, self.batch_size, self.seed, self.rank, self.world_size = images, batch_size, seed, rank, world_size
+        self.images, self.batch_size, self.seed, self.rank, self.world_size = (
+            images,
+            batch_size,
+            seed,
+            rank,
+            world_size,
+        )
         self.items_per_step = batch_size * world_size * grad_accum_steps
         self.micro_steps = grad_accum_steps
 
@@ -70,7 +80,9 @@ class MemoryLoader:
 
     def _at(self, position):
         epoch, index = divmod(position, len(self.images))
-        return self.images[torch.randperm(len(self.images), generator=generator(self.seed, 'epoch', epoch))[index]]
+        return self.images[
+            torch.randperm(len(self.images), generator=generator(self.seed, 'epoch', epoch))[index]
+        ]
 
 
 def images(n=40):
@@ -79,18 +91,33 @@ def images(n=40):
 
 def make_loss(model, seed=0, seen=None):
     """The mean squared error of a denoised image; `seen` collects (item, u, noise)."""
+
     def loss(batch):
         x, u = batch['image'], batch['u']
         sigma = (torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)) * 1.2 - 1.2).exp().float()
-        noise = randn_items(x.shape[1:], [derive_seed(seed, 'noise', int(i)) for i in batch['item']])
+        noise = randn_items(
+            x.shape[1:], [derive_seed(seed, 'noise', int(i)) for i in batch['item']]
+        )
         if seen is not None:
             seen.append((batch['item'], u, noise))
-        return (model(x + noise * sigma[:, None, None, None], sigma) - x).square().flatten(1).mean(1)
+        return (
+            (model(x + noise * sigma[:, None, None, None], sigma) - x).square().flatten(1).mean(1)
+        )
+
     return loss
 
 
-def make_trainer(config=None, batch_size=4, grad_accum_steps=1, dropout=0., seen=None, accelerator=None, ema_sched=None,
-                 wrap=lambda model: model, **options):
+def make_trainer(
+    config=None,
+    batch_size=4,
+    grad_accum_steps=1,
+    dropout=0.0,
+    seen=None,
+    accelerator=None,
+    ema_sched=None,
+    wrap=lambda model: model,
+    **options,
+):
     torch.manual_seed(3)
     accelerator = accelerator or Accelerator(cpu=True)
     net = TinyNet(dropout=dropout)
@@ -99,9 +126,26 @@ def make_trainer(config=None, batch_size=4, grad_accum_steps=1, dropout=0., seen
     lr_sched = ConstantLRWithWarmup(optimizer, 0.9)
     model, optimizer = accelerator.prepare(net, optimizer)
     model = wrap(model)
-    loader = MemoryLoader(images(), batch_size, 0, accelerator.process_index, accelerator.num_processes, grad_accum_steps)
-    return Trainer(accelerator, model, make_loss(model, 0, seen), optimizer, lr_sched, ema_sched or EMAWarmup(power=0.75),
-                   ema_model, loader, grad_accum_steps=grad_accum_steps, **options)
+    loader = MemoryLoader(
+        images(),
+        batch_size,
+        0,
+        accelerator.process_index,
+        accelerator.num_processes,
+        grad_accum_steps,
+    )
+    return Trainer(
+        accelerator,
+        model,
+        make_loss(model, 0, seen),
+        optimizer,
+        lr_sched,
+        ema_sched or EMAWarmup(power=0.75),
+        ema_model,
+        loader,
+        grad_accum_steps=grad_accum_steps,
+        **options,
+    )
 
 
 class Record:
@@ -117,20 +161,32 @@ class Record:
 def main(out, batch_size, steps):
     """Trains a few steps on this process's share and saves what was drawn and what came of it."""
     seen, noise = [], []
-    trainer = make_trainer(batch_size=batch_size, grad_accum_steps=2, seen=seen, end_step=steps, read_every=2)
+    trainer = make_trainer(
+        batch_size=batch_size, grad_accum_steps=2, seen=seen, end_step=steps, read_every=2
+    )
     gradients = GradientNoiseHook(trainer.model)
     trainer.hooks = [gradients, Record(lambda: noise.append(gradients.noise_scale.get_stats()))]
     status = trainer.run()
     rank, world_size = trainer.accelerator.process_index, trainer.accelerator.num_processes
     print(f'rank {rank} of world size {world_size}: {status}')
-    torch.save({'seen': seen, 'model': unwrap(trainer.model).state_dict(), 'ema': trainer.ema_model.state_dict(),
-                'loss': trainer.last_loss, 'smoothed': trainer.ema_stats['loss'], 'step': trainer.step, 'noise': noise},
-               Path(out, f'rank{rank}.pth'))
+    torch.save(
+        {
+            'seen': seen,
+            'model': unwrap(trainer.model).state_dict(),
+            'ema': trainer.ema_model.state_dict(),
+            'loss': trainer.last_loss,
+            'smoothed': trainer.ema_stats['loss'],
+            'step': trainer.step,
+            'noise': noise,
+        },
+        Path(out, f'rank{rank}.pth'),
+    )
     trainer.end_step = None
     if rank == 0:
         trainer.request_stop()
     print(f'rank {rank}: {trainer.run()} at step {trainer.step}')
-    # A thread of gloo that lets go of a tensor while Python shuts down aborts the process: nothing may be under way then.
+    # A thread of gloo that lets go of a tensor while Python shuts down aborts the process: nothing
+    # may be under way then.
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
@@ -149,8 +205,11 @@ def pause(out, batch_size, steps):
     found = {'world': accelerator.num_processes}
     for name, trainer in ('straight', straight), ('resumed', resumed):
         losses = trainer.loss_by_noise
-        found[name] = {'sums': losses.sums, 'values': losses.values(accelerator),
-                       'model': unwrap(trainer.model).state_dict()}
+        found[name] = {
+            'sums': losses.sums,
+            'values': losses.values(accelerator),
+            'model': unwrap(trainer.model).state_dict(),
+        }
     torch.save(found, Path(out, f'rank{accelerator.process_index}.pth'))
     accelerator.wait_for_everyone()
     accelerator.end_training()

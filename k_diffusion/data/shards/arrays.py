@@ -1,4 +1,7 @@
-"""Arrays in the .npy format, read by its head: nothing else than numbers of a known shape is made of them."""
+"""Arrays in the .npy format, read by its head: nothing else than numbers of a known shape is
+made of them.
+"""
+
 from __future__ import annotations
 
 import io
@@ -31,10 +34,15 @@ def read_array(data: bytes | bytearray, shape: tuple[int, ...]) -> Tensor:
     if dtype is None:
         raise UnreadablePicture(f'it is no .npy array ({reason})')
     if dtype.name not in _TYPES or tuple(found) != tuple(shape):
-        raise UnreadablePicture(f'it is an array {list(found)} of {dtype}; it must be {list(shape)} of uint8 or floating-point numbers')
+        raise UnreadablePicture(
+            f'it is an array {list(found)} of {dtype}; it must be {list(shape)} of uint8 or '
+            'floating-point numbers'
+        )
     if len(data) - file.tell() != dtype.itemsize * torch.Size(shape).numel():
         raise UnreadablePicture('it is an array that is cut, or has more bytes than its shape says')
-    values = numpy.frombuffer(data, dtype, offset=file.tell()).reshape(found, order='F' if by_columns else 'C')
+    values = numpy.frombuffer(data, dtype, offset=file.tell()).reshape(
+        found, order='F' if by_columns else 'C'
+    )
     kind = numpy.uint8 if dtype.name == 'uint8' else numpy.float32
     result = torch.from_numpy(numpy.array(values, dtype=kind, order='C'))
     if result.is_floating_point() and not bool(result.isfinite().all()):

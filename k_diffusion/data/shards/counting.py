@@ -1,4 +1,7 @@
-"""How many samples shards have that no index counts: their heads are read once, and the counts are kept."""
+"""How many samples shards have that no index counts: their heads are read once, and the counts
+are kept.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -12,13 +15,16 @@ from .listing import Listing, Shard, file_system, is_url
 from .samples import Parts, read_table
 from .store import ShardStore
 
-#: What is known of a shard: its size and time of change, its samples, and why it could not be read to its end.
+#: What is known of a shard: its size and time of change, its samples, and why it could not be read
+#: to its end.
 Known = tuple[str, int, str | None]
 
 
-def count_samples(listing: Listing, store: ShardStore, parts: Parts,
-                  folder: Path | None) -> tuple[Listing, list[tuple[str, str]]]:
-    """Return a listing in which every shard has its count, and the shards that are damaged with the reasons.
+def count_samples(
+    listing: Listing, store: ShardStore, parts: Parts, folder: Path | None
+) -> tuple[Listing, list[tuple[str, str]]]:
+    """Return a listing in which every shard has its count, and the shards that are damaged with the
+    reasons.
 
     Args:
         listing: The shards.
@@ -32,7 +38,9 @@ def count_samples(listing: Listing, store: ShardStore, parts: Parts,
     missing = [shard.url for shard in listing.shards if shard.samples is None]
     if not missing:
         return listing, []
-    digest = hashlib.blake2b('\0'.join(missing).encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()
+    digest = hashlib.blake2b(
+        '\0'.join(missing).encode('utf-8', 'surrogatepass'), digest_size=12
+    ).hexdigest()
     path = None if folder is None else folder / f'counts-{digest}.json'
     before = {} if path is None else _read(path)
 
@@ -44,24 +52,34 @@ def count_samples(listing: Listing, store: ShardStore, parts: Parts,
         with store.open(url) as file:
             table = read_table(file, parts)
         return state, len(table.samples), table.fault
+
     known = dict(zip(missing, map_in_threads(count, len(missing), 1)))
     if path is not None and known != before:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {url: list(values) for url, values in known.items()})
-    shards = [shard if shard.samples is not None else Shard(shard.url, known[shard.url][1]) for shard in listing.shards]
-    return listing._replace(shards=shards), [(url, fault) for url, (_, _, fault) in known.items() if fault is not None]
+    shards = [
+        shard if shard.samples is not None else Shard(shard.url, known[shard.url][1])
+        for shard in listing.shards
+    ]
+    return listing._replace(shards=shards), [
+        (url, fault) for url, (_, _, fault) in known.items() if fault is not None
+    ]
 
 
 def _read(path: Path) -> dict[str, Known]:
     with contextlib.suppress(*MALFORMED):
-        return {url: (str(state), int(n), None if fault is None else str(fault))
-                for url, (state, n, fault) in read_json_file(path).items()}
+        return {
+            url: (str(state), int(n), None if fault is None else str(fault))
+            for url, (state, n, fault) in read_json_file(path).items()
+        }
     return {}
 
 
 def _state(url: str) -> str:
-    """What changes when a shard does; '' where that is not known (a shard that is missing is told when it is opened)."""
-    with contextlib.suppress(Exception):        # (each file system of fsspec has errors of its own)
+    """What changes when a shard does; '' where that is not known (a shard that is missing is
+    told when it is opened).
+    """
+    with contextlib.suppress(Exception):  # (each file system of fsspec has errors of its own)
         if not is_url(url):
             facts = Path(url).stat()
             return f'{facts.st_size} {facts.st_mtime_ns}'

@@ -1,4 +1,5 @@
 """Data sets of tar shards: `"type": "shards"` of a config."""
+
 from __future__ import annotations
 
 import hashlib
@@ -26,7 +27,8 @@ from .store import COPIES_LIMIT, ShardStore
 
 #: The most bytes of a class, a text or a .json.
 TEXT_LIMIT = 2**20
-#: Tables of shards are kept for so many samples (one is kept in any case), and so many shards are kept open.
+#: Tables of shards are kept for so many samples (one is kept in any case), and so many shards are
+#: kept open.
 TABLES_LIMIT, OPEN_LIMIT = 2**16, 64
 
 
@@ -35,13 +37,14 @@ TABLES_LIMIT, OPEN_LIMIT = 2**16, 64
 class ShardsConfig(PictureConfig):
     """Tar shards in the WebDataset layout, read as they are needed.
 
-    location: a folder, an index.json, paths or URLs, with globs and brace patterns, or a list of these. window: how many samples
-    in a row of the shuffled shards are mixed. copies: the most bytes of shards of a URL that are kept on the disk, in GiB.
+    location: a folder, an index.json, paths or URLs, with globs and brace patterns, or a list of
+    these. window: how many samples in a row of the shuffled shards are mixed. copies: the most
+    bytes of shards of a URL that are kept on the disk, in GiB.
     """
 
     type: Literal['shards'] = 'shards'
     location: str | list[str] = ''  # type: ignore[assignment]
-    image_key: str | None = None        # type: ignore[assignment]
+    image_key: str | None = None  # type: ignore[assignment]
     class_key: str = 'cls'
     text_key: str = 'txt'
     window: int = 8192
@@ -50,36 +53,52 @@ class ShardsConfig(PictureConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window < 1:
-            raise ValueError(f'window must be at least 1 (1: samples are not mixed); got {self.window}')
+            raise ValueError(
+                f'window must be at least 1 (1: samples are not mixed); got {self.window}'
+            )
         if not self.copies > 0:
             raise ValueError(f'copies must be above 0, in GiB; got {self.copies}')
 
     def check_shape(self, size: tuple[int, ...], channels: int) -> None:
-        """Accept any: arrays have the shape that they have, and pictures are checked when they are read."""
+        """Accept any: arrays have the shape that they have, and pictures are checked when they
+        are read.
+        """
 
     def open(self, request: Request) -> Dataset:
         """Open the shards; those whose samples no index counts are looked through."""
         if not self.location:
-            raise ValueError("dataset.location is missing; the dataset type 'shards' needs it to find its shards")
+            raise ValueError(
+                "dataset.location is missing; the dataset type 'shards' needs it to find its shards"
+            )
         listing = list_shards(self.location)
         folder = None if request.cache_dir is None else request.cache_dir / 'shards'
         store = ShardStore(folder, int(self.copies * 2**30))
         parts = Parts(self.image_key, self.class_key, self.text_key)
         listing, damaged = count_samples(listing, store, parts, folder)
         dataset = ShardedSamples(listing, parts, store, self, request)
-        dataset.skipped += [(escape_name(url), f'it is damaged: {escape_name(fault)}') for url, fault in damaged]
+        dataset.skipped += [
+            (escape_name(url), f'it is damaged: {escape_name(fault)}') for url, fault in damaged
+        ]
         return dataset
 
 
 class ShardedSamples(Dataset):
     """The samples of tar shards, numbered shard by shard; each is read when it is asked for.
 
-    The order of an epoch is that of `ShardOrder`. Tables of the shards in use are kept (of TABLES_LIMIT samples), contents are not.
+    The order of an epoch is that of `ShardOrder`. Tables of the shards in use are kept (of
+    TABLES_LIMIT samples), contents are not.
     """
 
     streams = True
 
-    def __init__(self, listing: Listing, parts: Parts, store: ShardStore, section: ShardsConfig, request: Request) -> None:
+    def __init__(
+        self,
+        listing: Listing,
+        parts: Parts,
+        store: ShardStore,
+        section: ShardsConfig,
+        request: Request,
+    ) -> None:
         names = listing.class_names or [str(i) for i in range(section.num_classes)]
         super().__init__((request.channels, *request.sides), names)
         self.shards, self.parts, self.store, self.section = listing.shards, parts, store, section
@@ -88,7 +107,10 @@ class ShardedSamples(Dataset):
         self.source = f'{escape_name(self.shards[0].url)}{more}'
         self.places = ShardOrder(counts, section.window)
         if not len(self):
-            raise ValueError(f'{self.source} hold no samples; they must be uncompressed .tar files with pictures in them')
+            raise ValueError(
+                f'{self.source} hold no samples; they must be uncompressed .tar files with '
+                'pictures in them'
+            )
         self.reopen()
 
     def reopen(self) -> None:
@@ -98,7 +120,11 @@ class ShardedSamples(Dataset):
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ('_tables', '_files', '_lock')}
+        return {
+            key: value
+            for key, value in vars(self).items()
+            if key not in ('_tables', '_files', '_lock')
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -112,26 +138,38 @@ class ShardedSamples(Dataset):
         sample = self._sample(shard, number)
         if 'image' not in sample.parts:
             raise UnreadablePicture('the sample holds no picture or array')
-        item: dict[str, Any] = {'image': self._image(self._read(shard, sample.parts['image'], MEMBER_LIMIT))}
+        item: dict[str, Any] = {
+            'image': self._image(self._read(shard, sample.parts['image'], MEMBER_LIMIT))
+        }
         if self.num_classes:
             item['class_cond'] = self._label(shard, sample, index)
         return item | {'text': self._text(shard, sample) or ''}
 
     def order(self, seed: int, epoch: int, first: int, count: int) -> Tensor:
-        """Return the samples at positions of an epoch; shards of a URL that come soon are fetched meanwhile."""
+        """Return the samples at positions of an epoch; shards of a URL that come soon are
+        fetched meanwhile.
+        """
         if any(is_url(shard.url) for shard in self.shards):
-            self.store.expect([self.shards[i].url for i in self.places.shards_ahead(seed, epoch, first)])
+            self.store.expect(
+                [self.shards[i].url for i in self.places.shards_ahead(seed, epoch, first)]
+            )
         return self.places.indices(seed, epoch, first, count)
 
     def next_index(self, index: int) -> int:
-        """Return the next sample of the shard, after the last that it really has its first; of one with none, the next shard's."""
+        """Return the next sample of the shard, after the last that it really has its first; of
+        one with none, the next shard's.
+        """
         shard, number = self.places.locate(index)
         start, there = int(self.places.starts[shard]), len(self._table(shard).samples)
         count = min(there, self.shards[shard].samples or 0)
-        return start + (number + 1) % count if count else int(self.places.starts[shard + 1]) % len(self)
+        return (
+            start + (number + 1) % count
+            if count
+            else int(self.places.starts[shard + 1]) % len(self)
+        )
 
     @property
-    def has_texts(self) -> bool:    # type: ignore[override]
+    def has_texts(self) -> bool:  # type: ignore[override]
         """Whether the first sample has a text."""
         shard, number = self.places.locate(0)
         return self._text(shard, self._sample(shard, number)) is not None
@@ -144,14 +182,23 @@ class ShardedSamples(Dataset):
 
     def fingerprint(self) -> str:
         """Of the names and counts of the shards and of the keys that say what is read of them."""
-        text = repr(([tuple(shard) for shard in self.shards], tuple(self.parts), self.image_shape, self.section.grey_range))
+        text = repr(
+            (
+                [tuple(shard) for shard in self.shards],
+                tuple(self.parts),
+                self.image_shape,
+                self.section.grey_range,
+            )
+        )
         return hashlib.blake2b(os.fsencode(text), digest_size=16).hexdigest()
 
     def _sample(self, shard: int, number: int) -> Sample:
         table = self._table(shard)
         if number >= len(table.samples):
-            raise UnreadablePicture(f'the shard has {len(table.samples):,} of {self.shards[shard].samples:,} samples'
-                                    + (f' ({escape_name(table.fault)})' if table.fault else ''))
+            raise UnreadablePicture(
+                f'the shard has {len(table.samples):,} of {self.shards[shard].samples:,} samples'
+                + (f' ({escape_name(table.fault)})' if table.fault else '')
+            )
         return table.samples[number]
 
     def _table(self, shard: int) -> Table:
@@ -159,7 +206,10 @@ class ShardedSamples(Dataset):
             if shard not in self._tables:
                 file = self._file(shard)
                 self._tables[shard] = read_table(file, self.parts)
-                while len(self._tables) > 1 and sum(len(t.samples) for t in self._tables.values()) > TABLES_LIMIT:
+                while (
+                    len(self._tables) > 1
+                    and sum(len(t.samples) for t in self._tables.values()) > TABLES_LIMIT
+                ):
                     self._tables.popitem(last=False)
             self._tables.move_to_end(shard)
             return self._tables[shard]
@@ -183,13 +233,17 @@ class ShardedSamples(Dataset):
                 return read_exactly(file, member.size, more=True)
             except (OSError, ValueError) as error:
                 reason = str(error)
-        raise UnreadablePicture(f'the shard is damaged there ({reason})')      # (a chained error would keep what was read)
+        raise UnreadablePicture(
+            f'the shard is damaged there ({reason})'
+        )  # (a chained error would keep what was read)
 
     def _image(self, data: bytearray) -> Tensor:
-        if data[:len(MAGIC)] == MAGIC:
+        if data[: len(MAGIC)] == MAGIC:
             return read_array(data, self.image_shape)
         channels, *size = self.image_shape
-        return load_picture(io.BytesIO(data), (size[0], size[1]), channels, grey_range=self.section.grey_range)
+        return load_picture(
+            io.BytesIO(data), (size[0], size[1]), channels, grey_range=self.section.grey_range
+        )
 
     def _label(self, shard: int, sample: Sample, index: int) -> int:
         label = self._part(shard, sample, 'label', self.parts.label)
@@ -202,7 +256,9 @@ class ShardedSamples(Dataset):
         return None if text is None else str(text).strip()
 
     def _part(self, shard: int, sample: Sample, kind: str, key: str) -> Any:
-        """The text of a member, or the entry of the sample's .json that a key json.NAME names; None where there is none."""
+        """The text of a member, or the entry of the sample's .json that a key json.NAME names;
+        None where there is none.
+        """
         entry = key.partition('.')[2] if key.startswith('json.') else None
         member = sample.parts.get(kind if entry is None else 'json')
         if member is None:

@@ -1,8 +1,11 @@
-"""Which shards a data set has: paths, fsspec URLs, brace patterns, globs, folders and indices, and what an index says of them.
+"""Which shards a data set has: paths, fsspec URLs, brace patterns, globs, folders and indices, and
+what an index says of them.
 
-An index is the file `index.json` in the format of the wids package: {"shardlist": [{"url": name, "nsamples": count}, ...]},
-its names relative to it. It says how many samples each shard has, so that no shard is read before it is needed.
+An index is the file `index.json` in the format of the wids package: {"shardlist": [{"url": name,
+"nsamples": count}, ...]}, its names relative to it. It says how many samples each shard has, so
+that no shard is read before it is needed.
 """
+
 from __future__ import annotations
 
 import glob
@@ -21,9 +24,29 @@ INDEX = 'index.json'
 #: The most bytes of an index, and the most shards of a data set.
 INDEX_LIMIT, SHARD_LIMIT = 2**28, 2**20
 #: The protocols of fsspec that are used: those that fetch bytes of a place and do no more.
-PROTOCOLS = frozenset((
-    'abfs', 'abfss', 'adl', 'az', 'file', 'ftp', 'gcs', 'gs', 'hdfs', 'hf', 'http', 'https', 'memory', 'oss', 's3', 's3a', 'sftp',
-    'ssh', 'webhdfs'))
+PROTOCOLS = frozenset(
+    (
+        'abfs',
+        'abfss',
+        'adl',
+        'az',
+        'file',
+        'ftp',
+        'gcs',
+        'gs',
+        'hdfs',
+        'hf',
+        'http',
+        'https',
+        'memory',
+        'oss',
+        's3',
+        's3a',
+        'sftp',
+        'ssh',
+        'webhdfs',
+    )
+)
 _RANGE = re.compile(r'(\d+)\.\.(\d+)')
 
 
@@ -54,14 +77,18 @@ def file_system(url: str) -> tuple[Any, str]:
     """
     protocol = url.split('://')[0].lower()
     if '::' in url or protocol not in PROTOCOLS:
-        raise ValueError(f'dataset.location must be paths or URLs of {", ".join(sorted(PROTOCOLS))}; got {escape_name(url)}')
+        raise ValueError(
+            f'dataset.location must be paths or URLs of {", ".join(sorted(PROTOCOLS))}; got '
+            f'{escape_name(url)}'
+        )
     core = require('fsspec.core', 'shards', 'reading shards by URL')
     system, path = core.url_to_fs(url)
     return system, path
 
 
 def list_shards(location: str | list[str]) -> Listing:
-    """Return the shards that a location names, in its order, those of a folder or glob by their names.
+    """Return the shards that a location names, in its order, those of a folder or glob by their
+    names.
 
     Raises:
         FileNotFoundError: There are none.
@@ -77,12 +104,16 @@ def list_shards(location: str | list[str]) -> Listing:
         if len(shards) > SHARD_LIMIT:
             raise ValueError(f'dataset.location must name at most {SHARD_LIMIT:,} shards; got more')
     if not shards:
-        raise FileNotFoundError(f'dataset.location names no shards (.tar): {escape_name(str(location))}')
+        raise FileNotFoundError(
+            f'dataset.location names no shards (.tar): {escape_name(str(location))}'
+        )
     return Listing(_counted(shards), names)
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the texts of a pattern: a{0..2} is a0, a1, a2; a{00..10} keeps the zeros; a{x,y} is ax, ay."""
+    """Return the texts of a pattern: a{0..2} is a0, a1, a2; a{00..10} keeps the zeros; a{x,y} is
+    ax, ay.
+    """
     match = re.search(r'\{([^{}]*)\}', pattern)
     if match is None:
         return [pattern]
@@ -90,18 +121,21 @@ def expand_braces(pattern: str) -> list[str]:
     if found:
         low, high = int(found[1]), int(found[2])
         if not 0 <= high - low < SHARD_LIMIT:
-            raise ValueError(f'dataset.location must have ranges {{low..high}} of at most {SHARD_LIMIT:,}; got {{{middle}}}')
+            raise ValueError(
+                f'dataset.location must have ranges {{low..high}} of at most {SHARD_LIMIT:,}; got '
+                f'{{{middle}}}'
+            )
         width = len(found[1]) if found[1].startswith('0') else 0
         options: Iterable[str] = [f'{number:0{width}}' for number in range(low, high + 1)]
     elif ',' in middle:
         options = middle.split(',')
     else:
         return [pattern]
-    tails = expand_braces(pattern[match.end():])
+    tails = expand_braces(pattern[match.end() :])
     options = list(options)
     if len(options) * len(tails) > SHARD_LIMIT:
         raise ValueError(f'dataset.location must name at most {SHARD_LIMIT:,} shards; got more')
-    heads = [pattern[:match.start()] + option for option in options]
+    heads = [pattern[: match.start()] + option for option in options]
     return [text for head in heads for tail in tails for text in expand_braces(head + tail)]
 
 
@@ -130,7 +164,10 @@ def _counted(shards: list[Shard]) -> list[Shard]:
         index = posixpath.join(folder, INDEX)
         if _exists(index):
             counts.update({shard.url: shard.samples for shard in _read_index(index)[0]})
-    return [shard if shard.samples is not None else Shard(shard.url, counts.get(shard.url)) for shard in shards]
+    return [
+        shard if shard.samples is not None else Shard(shard.url, counts.get(shard.url))
+        for shard in shards
+    ]
 
 
 def _exists(place: str) -> bool:
@@ -148,15 +185,28 @@ def _read_index(place: str) -> tuple[list[Shard], list[str]]:
     try:
         entries = [(entry['url'], entry['nsamples']) for entry in content['shardlist']]
         names = list(content.get('class_names') or [])
-        whole = all(isinstance(url, str) and type(n) is int and 0 <= n < 2**40 for url, n in entries)
+        whole = all(
+            isinstance(url, str) and type(n) is int and 0 <= n < 2**40 for url, n in entries
+        )
     except (TypeError, KeyError, AttributeError):
         whole, entries, names = False, [], []
     if not whole or not all(isinstance(text, str) for text in names) or len(entries) > SHARD_LIMIT:
-        raise ValueError(f'{name} must be {{"shardlist": [{{"url": NAME, "nsamples": COUNT}}, ...]}} with at most '
-                         f'{SHARD_LIMIT:,} shards; write it anew with k-diffusion dataset pack')
+        raise ValueError(
+            f'{name} must be {{"shardlist": [{{"url": NAME, "nsamples": COUNT}}, ...]}} with at '
+            'most '
+            f'{SHARD_LIMIT:,} shards; write it anew with k-diffusion dataset pack'
+        )
     for url, _ in entries:
-        if is_url(url) or '::' in url or url.startswith(('/', '~')) or '..' in re.split(r'[/\\]', url) or ':' in url[:3]:
-            raise ValueError(f'{name} must name shards below its own folder; got {escape_name(url)}')
+        if (
+            is_url(url)
+            or '::' in url
+            or url.startswith(('/', '~'))
+            or '..' in re.split(r'[/\\]', url)
+            or ':' in url[:3]
+        ):
+            raise ValueError(
+                f'{name} must name shards below its own folder; got {escape_name(url)}'
+            )
     return [Shard(posixpath.join(posixpath.dirname(place), url), n) for url, n in entries], names
 
 
@@ -169,7 +219,9 @@ def _contents(place: str) -> str:
         with open(place, 'rb') as file:
             data = file.read(INDEX_LIMIT + 1)
     if len(data) > INDEX_LIMIT:
-        raise ValueError(f'{escape_name(place)} has more than {INDEX_LIMIT:,} bytes, the most of an index')
+        raise ValueError(
+            f'{escape_name(place)} has more than {INDEX_LIMIT:,} bytes, the most of an index'
+        )
     try:
         return str(data, 'utf-8')
     except UnicodeDecodeError:

@@ -1,10 +1,12 @@
 """The order in which an epoch takes the samples of shards, computed for any position by itself.
 
-An epoch lays the shards one after the other in an order drawn from (seed, epoch), cuts the row of samples into windows of
-`window` and permutes each window by a generator of (seed, epoch, window). So the sample at a position is known without those
-before it, whoever asks: neither workers nor processes nor a resume can change it. A window is what a shuffle buffer is to a
-reader that goes through the row, and the cuts lie elsewhere in each epoch.
+An epoch lays the shards one after the other in an order drawn from (seed, epoch), cuts the row of
+samples into windows of `window` and permutes each window by a generator of (seed, epoch, window).
+So the sample at a position is known without those before it, whoever asks: neither workers nor
+processes nor a resume can change it. A window is what a shuffle buffer is to a reader that goes
+through the row, and the cuts lie elsewhere in each epoch.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,7 +21,8 @@ from ..datasets import permutation
 
 
 class ShardOrder:
-    """Sample numbers by position in an epoch; samples are numbered shard by shard as the shards are listed.
+    """Sample numbers by position in an epoch; samples are numbered shard by shard as the shards are
+    listed.
 
     Args:
         counts: How many samples each shard has.
@@ -47,7 +50,7 @@ class ShardOrder:
         parts = []
         while count > 0:
             start, samples = self._windows(seed, epoch, self._window_at(seed, epoch, first))
-            parts.append(samples[first - start:first - start + count])
+            parts.append(samples[first - start : first - start + count])
             first, count = first + len(parts[-1]), count - len(parts[-1])
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
@@ -59,7 +62,7 @@ class ShardOrder:
         _, end = self._bounds(seed, epoch, number + 1)
         shards = torch.searchsorted(ends, torch.tensor([start, max(start, end - 1)]), right=True)
         low, high = shards.clamp(max=len(order) - 1).tolist()
-        return order[low:high + 1].tolist()
+        return order[low : high + 1].tolist()
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return the shard of a sample and its number there."""
@@ -80,7 +83,9 @@ class ShardOrder:
         return max(0, min(start, self.total)), min(start + self.window, self.total)
 
     def _row(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """The shards in the order of an epoch, and where each of them ends in its row of samples."""
+        """The shards in the order of an epoch, and where each of them ends in its row of
+        samples.
+        """
         order = permutation(seed, epoch, len(self.starts) - 1)
         return order, self.starts.diff()[order].cumsum(0)
 
@@ -88,7 +93,9 @@ class ShardOrder:
         """The first position of a window, and its samples in their order."""
         start, end = self._bounds(seed, epoch, number)
         order, ends = self._rows(seed, epoch)
-        places = start + torch.randperm(end - start, generator=generator(seed, 'window', epoch, number))
+        places = start + torch.randperm(
+            end - start, generator=generator(seed, 'window', epoch, number)
+        )
         rows = torch.searchsorted(ends, places, right=True)
         shards = order[rows]
         begins = ends[rows] - self.starts.diff()[shards]

@@ -1,8 +1,11 @@
-"""What lies in a shard: the members of an uncompressed .tar that share a name up to the first dot are one sample.
+"""What lies in a shard: the members of an uncompressed .tar that share a name up to the first dot
+are one sample.
 
-So it is in the WebDataset layout: `cats/07.png`, `cats/07.cls`, `cats/07.txt`, one after the other. A table says where each
-wanted part begins and how many bytes it has; contents are read when they are asked for.
+So it is in the WebDataset layout: `cats/07.png`, `cats/07.cls`, `cats/07.txt`, one after the other.
+A table says where each wanted part begins and how many bytes it has; contents are read when they
+are asked for.
 """
+
 from __future__ import annotations
 
 import posixpath
@@ -18,7 +21,8 @@ ARRAYS = frozenset(('.npy',))
 
 
 class Parts(NamedTuple):
-    """Which member of a sample is its picture, its class and its text: by ending, or `json.KEY` for an entry of its .json.
+    """Which member of a sample is its picture, its class and its text: by ending, or `json.KEY` for
+    an entry of its .json.
 
     image None: the first member that has the ending of a picture or an array.
     """
@@ -41,7 +45,9 @@ class Parts(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A sample: its key, and where its parts lie (the member, by 'image', 'label', 'text' and 'json')."""
+    """A sample: its key, and where its parts lie (the member, by 'image', 'label', 'text' and
+    'json').
+    """
 
     key: str
     parts: Mapping[str, Member]
@@ -55,7 +61,9 @@ class Table(NamedTuple):
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the key and the ending (in lower case) of a member: 'a.b/c.seg.PNG' is 'a.b/c' and 'seg.png'."""
+    """Return the key and the ending (in lower case) of a member: 'a.b/c.seg.PNG' is 'a.b/c' and
+    'seg.png'.
+    """
     folder, base = posixpath.split(name)
     stem, _, ending = base.partition('.')
     return posixpath.join(folder, stem), ending.lower()
@@ -77,5 +85,5 @@ def read_table(file: IO[bytes], parts: Parts) -> Table:
             for kind in parts.kinds(ending):
                 found.setdefault(kind, Member('', member.size, member.offset))
     except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
-        return Table(samples[:-1], str(error))     # (of the last one parts may be missing)
+        return Table(samples[:-1], str(error))  # (of the last one parts may be missing)
     return Table(samples, None)

@@ -1,4 +1,7 @@
-"""Shards as files on this machine: those of a URL are copied here when they are needed, a bounded number of bytes of them."""
+"""Shards as files on this machine: those of a URL are copied here when they are needed, a
+bounded number of bytes of them.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,21 +22,23 @@ from .listing import file_system, is_url
 
 try:
     import fcntl
-except ImportError:     # (Windows: two processes may fetch one shard, each for itself)
-    fcntl = None        # type: ignore[assignment]
+except ImportError:  # (Windows: two processes may fetch one shard, each for itself)
+    fcntl = None  # type: ignore[assignment]
 
 #: The most bytes of copies that are kept.
 COPIES_LIMIT = 2**34
 #: Seconds between tries to open a shard.
-WAITS = (1., 4., 15.)
+WAITS = (1.0, 4.0, 15.0)
 
 
 class ShardStore:
     """Opens shards by URL or path.
 
     Args:
-        folder: Where copies of shards of a URL are kept, for all processes of this machine; None: in a folder of this process.
-        limit: The most bytes of copies that are kept; those that were not used for longest go first.
+        folder: Where copies of shards of a URL are kept, for all processes of this machine; None:
+            in a folder of this process.
+        limit: The most bytes of copies that are kept; those that were not used for longest go
+            first.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = COPIES_LIMIT) -> None:
@@ -47,7 +52,8 @@ class ShardStore:
         return ShardStore, (self.folder, self.limit)
 
     def open(self, url: str) -> IO[bytes]:
-        """Open a shard for reading; one that is missing or cannot be fetched is tried again a few times.
+        """Open a shard for reading; one that is missing or cannot be fetched is tried again a few
+        times.
 
         Raises:
             OSError: It cannot be read; the message names it.
@@ -55,16 +61,23 @@ class ShardStore:
         for wait in (*WAITS, None):
             try:
                 return open(self._fetched(url) if is_url(url) else url, 'rb')
-            except Exception as error:      # (each file system of fsspec has errors of its own)
+            except Exception as error:  # (each file system of fsspec has errors of its own)
                 if isinstance(error, (ImportError, ValueError)):
                     raise
-                reason = f'{type(error).__name__}: {error}' if not isinstance(error, OSError) else \
-                    error.strerror or str(error) or type(error).__name__
+                reason = (
+                    f'{type(error).__name__}: {error}'
+                    if not isinstance(error, OSError)
+                    else error.strerror or str(error) or type(error).__name__
+                )
             if wait is not None:
                 time.sleep(wait)
-        raise FileNotFoundError(f'the shard {escape_name(url)} cannot be read ({escape_name(reason)}; {len(WAITS) + 1} tries in '
-                                f'{sum(WAITS):g} s); bring it back, or take it out of dataset.location, and start again: training '
-                                'resumes where it was')
+        raise FileNotFoundError(
+            f'the shard {escape_name(url)} cannot be read ({escape_name(reason)}; '
+            f'{len(WAITS) + 1} tries in '
+            f'{sum(WAITS):g} s); bring it back, or take it out of dataset.location, and start '
+            'again: training '
+            'resumes where it was'
+        )
 
     def expect(self, urls: Sequence[str]) -> None:
         """Fetch shards of URLs in the background, so that they are here when they are opened."""
@@ -82,7 +95,7 @@ class ShardStore:
         while True:
             url = ahead.get()
             if url in self._expected:
-                with contextlib.suppress(Exception):    # (who opens it meets the fault, and tells it)
+                with contextlib.suppress(Exception):  # (who opens it meets the fault, and tells it)
                     self._fetched(url)
 
     def _place(self) -> Path:
@@ -103,7 +116,7 @@ class ShardStore:
             with _exclusive(folder / f'{digest[0]}.lock'):
                 if not path.exists():
                     self._copy(url, path)
-        with contextlib.suppress(OSError):      # (of another user)
+        with contextlib.suppress(OSError):  # (of another user)
             os.utime(path)
         return path
 
@@ -118,7 +131,9 @@ class ShardStore:
                 raise OSError(f'{copied:,} of {size:,} bytes arrived')
 
     def _make_room(self, folder: Path, size: int) -> None:
-        """Remove the copies that were not used for longest, until one of `size` bytes fits under the limit."""
+        """Remove the copies that were not used for longest, until one of `size` bytes fits under
+        the limit.
+        """
         found = []
         for path in folder.glob('*.tar'):
             with contextlib.suppress(OSError):

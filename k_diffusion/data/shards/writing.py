@@ -1,4 +1,7 @@
-"""Writing shards: a folder of pictures or arrays as tar files in the WebDataset layout, with an index of their counts."""
+"""Writing shards: a folder of pictures or arrays as tar files in the WebDataset layout, with an
+index of their counts.
+"""
+
 from __future__ import annotations
 
 import io
@@ -25,7 +28,9 @@ BESIDE = ('.cls', '.txt', '.json')
 
 @dataclass
 class Packed:
-    """What was written: where, how many shards, samples and bytes, the classes, and what was left out (name, reason)."""
+    """What was written: where, how many shards, samples and bytes, the classes, and what was
+    left out (name, reason).
+    """
 
     folder: Path
     shards: int = 0
@@ -35,18 +40,29 @@ class Packed:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
 
-def pack_shards(place: str | os.PathLike[str], out: str | os.PathLike[str], *, by_folder: bool = False,
-                shuffle: bool = True, seed: int = 0, samples: int = 10_000, size: int = 2**28,
-                progress: Callable[[int, int], None] | None = None) -> Packed:
-    """Write the pictures and arrays of a folder as shards; the same files and settings give the same bytes.
+def pack_shards(
+    place: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    by_folder: bool = False,
+    shuffle: bool = True,
+    seed: int = 0,
+    samples: int = 10_000,
+    size: int = 2**28,
+    progress: Callable[[int, int], None] | None = None,
+) -> Packed:
+    """Write the pictures and arrays of a folder as shards; the same files and settings give the
+    same bytes.
 
-    Files go in as they are. What lies beside a picture under its name as .txt, .json or .cls goes with it.
+    Files go in as they are. What lies beside a picture under its name as .txt, .json or .cls goes
+    with it.
 
     Args:
         place: The folder.
         out: The folder for the shards, 000000.tar and so on, and their index.
         by_folder: The first-level folders are the classes; files outside of them are left out.
-        shuffle: Take the files in an order drawn from the seed, so that each shard is a mixture; else by their names.
+        shuffle: Take the files in an order drawn from the seed, so that each shard is a mixture;
+            else by their names.
         seed: What the order is drawn from.
         samples: The most samples of a shard.
         size: About the most bytes of a shard.
@@ -59,29 +75,53 @@ def pack_shards(place: str | os.PathLike[str], out: str | os.PathLike[str], *, b
     """
     place, out = Path(place), Path(out)
     if (out / INDEX).exists():
-        raise FileExistsError(f'out must be a folder without shards; got {out}, which has an {INDEX}: '
-                              'give another one, or delete it')
+        raise FileExistsError(
+            f'out must be a folder without shards; got {out}, which has an {INDEX}: '
+            'give another one, or delete it'
+        )
     found = select_files(place, EXTENSIONS | ARRAYS)
     files = found.in_order()
     names = [name for name in files if not by_folder or '/' in name]
     if not names:
-        raise ValueError(f'place must be a folder with pictures or arrays{" in folders" if by_folder else ""}; got {place}')
+        raise ValueError(
+            f'place must be a folder with pictures or arrays{" in folders" if by_folder else ""}; '
+            f'got {place}'
+        )
     result = Packed(out, skipped=list(found.skipped))
-    result.skipped += [(escape_name(place / name), 'it lies in no class folder') for name in files if by_folder and '/' not in name]
+    result.skipped += [
+        (escape_name(place / name), 'it lies in no class folder')
+        for name in files
+        if by_folder and '/' not in name
+    ]
     if by_folder:
         result.class_names = sorted({name.partition('/')[0] for name in names})
     order = permutation(seed, 0, len(names)).tolist() if shuffle else range(len(names))
     classes = {name: i for i, name in enumerate(result.class_names)}
     out.mkdir(parents=True, exist_ok=True)
-    counts = _write_shards(_read_samples(files, (names[i] for i in order), classes, result, progress, len(names)),
-                           result, samples, size)
-    index: dict[str, Any] = {'__kind__': 'wids-shard-index-v1', 'wids_version': 1, 'name': '', 'shardlist': counts}
+    counts = _write_shards(
+        _read_samples(files, (names[i] for i in order), classes, result, progress, len(names)),
+        result,
+        samples,
+        size,
+    )
+    index: dict[str, Any] = {
+        '__kind__': 'wids-shard-index-v1',
+        'wids_version': 1,
+        'name': '',
+        'shardlist': counts,
+    }
     write_json(out / INDEX, {**index, 'class_names': result.class_names} if by_folder else index)
     return result
 
 
-def _read_samples(files: dict[str, Path], names: Iterable[str], classes: dict[str, int], result: Packed,
-                  progress: Callable[[int, int], None] | None, total: int) -> Iterator[list[tuple[str, bytes]]]:
+def _read_samples(
+    files: dict[str, Path],
+    names: Iterable[str],
+    classes: dict[str, int],
+    result: Packed,
+    progress: Callable[[int, int], None] | None,
+    total: int,
+) -> Iterator[list[tuple[str, bytes]]]:
     """The members of each sample, their names and contents."""
     used: set[str] = set()
     for done, name in enumerate(names, 1):
@@ -105,7 +145,9 @@ def _read_samples(files: dict[str, Path], names: Iterable[str], classes: dict[st
 
 
 def _unused(stem: str, used: set[str]) -> str:
-    """A key for a name without its ending: without further dots (what follows the first is the ending), and not used yet."""
+    """A key for a name without its ending: without further dots (what follows the first is the
+    ending), and not used yet.
+    """
     folder, slash, base = stem.rpartition('/')
     key = first = folder + slash + (base.replace('.', '_') or '_')
     number = 2
@@ -123,18 +165,22 @@ def _contents(path: Path, limit: int) -> bytes:
     return data
 
 
-def _write_shards(samples: Iterator[list[tuple[str, bytes]]], result: Packed, most: int, size: int) -> list[dict[str, Any]]:
+def _write_shards(
+    samples: Iterator[list[tuple[str, bytes]]], result: Packed, most: int, size: int
+) -> list[dict[str, Any]]:
     """Write shards until there are no more samples; return their entries of the index."""
     entries: list[dict[str, Any]] = []
     waiting = next(samples, None)
     while waiting is not None:
         path, count = result.folder / f'{len(entries):06}.tar', 0
-        with whole_file(path) as temporary, \
-                tarfile.open(temporary, 'w', format=tarfile.GNU_FORMAT, encoding='utf-8') as archive:
+        with (
+            whole_file(path) as temporary,
+            tarfile.open(temporary, 'w', format=tarfile.GNU_FORMAT, encoding='utf-8') as archive,
+        ):
             while waiting is not None and count < most and (not count or archive.offset < size):
                 for name, data in waiting:
                     archive.addfile(_head(name, len(data)), io.BytesIO(data))
-                vars(archive)['members'] = []       # (it would keep them all)
+                vars(archive)['members'] = []  # (it would keep them all)
                 count, waiting = count + 1, next(samples, None)
         entries.append({'url': path.name, 'nsamples': count, 'filesize': path.stat().st_size})
         result.shards, result.samples = len(entries), result.samples + count

@@ -1,4 +1,7 @@
-"""ComfyUI's model, levels and x in the coordinates of k-diffusion, x = clean + sigma noise, and back."""
+"""ComfyUI's model, levels and x in the coordinates of k-diffusion, x = clean + sigma noise, and
+back.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -16,8 +19,8 @@ SIGMA_MAX = 1e4
 class Frame:
     """The coordinates in which ComfyUI keeps x.
 
-    Flow models have x_t = (1 - t) clean + t noise at the time t, which ComfyUI calls sigma; then x = x_t / (1 - t) and
-    sigma = t / (1 - t), at most SIGMA_MAX. All other models have x already.
+    Flow models have x_t = (1 - t) clean + t noise at the time t, which ComfyUI calls sigma; then x
+    = x_t / (1 - t) and sigma = t / (1 - t), at most SIGMA_MAX. All other models have x already.
 
     Args:
         flow: Whether the model is a flow.
@@ -35,7 +38,9 @@ class Frame:
 
     def range_of(self, model_sampling: Any) -> tuple[float, float]:
         """Return the least and the greatest sigma of a model."""
-        return self.to_sigma(float(model_sampling.sigma_min)), self.to_sigma(float(model_sampling.sigma_max))
+        return self.to_sigma(float(model_sampling.sigma_min)), self.to_sigma(
+            float(model_sampling.sigma_max)
+        )
 
     def to_sigma(self, level: float) -> float:
         """Convert a level of ComfyUI's to sigma."""
@@ -60,10 +65,12 @@ class Frame:
 
 
 class HostModel:
-    """A model of ComfyUI as a denoiser D(x, sigma) that has the guided and the unconditional estimate.
+    """A model of ComfyUI as a denoiser D(x, sigma) that has the guided and the unconditional
+    estimate.
 
     Args:
-        model: What a sampler of ComfyUI is given: model(x, sigma, **extra_args) answers with the clean picture.
+        model: What a sampler of ComfyUI is given: model(x, sigma, **extra_args) answers with the
+            clean picture.
         extra_args: Its arguments: model_options, seed, denoise_mask.
         frame: The coordinates that it is asked in.
     """
@@ -75,7 +82,9 @@ class HostModel:
         return self._ask(x, sigma, {**self.extra_args, **cond})
 
     def pair(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the guided and the unconditional estimate, of one call; they are the same where there is no guidance."""
+        """Return the guided and the unconditional estimate, of one call; they are the same where
+        there is no guidance.
+        """
         from comfy.model_patcher import set_model_options_post_cfg_function
 
         seen: list[Tensor] = []

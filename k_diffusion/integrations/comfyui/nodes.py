@@ -1,4 +1,7 @@
-"""The nodes: one for each sampler, and one each for the schedules, the recommended recipe, fitting a sampler and loading one."""
+"""The nodes: one for each sampler, and one each for the schedules, the recommended recipe,
+fitting a sampler and loading one.
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -41,21 +44,33 @@ class SamplerNode:
 
 def make_sampler_node(entry: Sampler) -> type[SamplerNode]:
     """Return the node of a sampler."""
-    return type(f'KDiffusion_{entry.name}', (SamplerNode,),
-                {'entry': entry, 'CATEGORY': f'{CATEGORY}/{entry.family}', 'DESCRIPTION': entry.summary})
+    return type(
+        f'KDiffusion_{entry.name}',
+        (SamplerNode,),
+        {'entry': entry, 'CATEGORY': f'{CATEGORY}/{entry.family}', 'DESCRIPTION': entry.summary},
+    )
 
 
 class ScheduleNode:
     """A node that gives the levels of a schedule between those of a model."""
 
     CATEGORY, RETURN_TYPES, FUNCTION = CATEGORY, ('SIGMAS',), 'give'
-    DESCRIPTION = 'Noise levels for a model. denoise below 1 keeps the last steps of a longer schedule, for image to image.'
+    DESCRIPTION = (
+        'Noise levels for a model. denoise below 1 keeps the last steps of a longer '
+        'schedule, for image to image.'
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         names = sorted({entry.name for entry in schedules.catalogue()})
-        return {'required': {'model': ('MODEL',), 'schedule': (names, {'default': 'karras'}), 'steps': _STEPS,
-                             'denoise': ('FLOAT', {'default': 1., 'min': 0., 'max': 1., 'step': 0.01})}}
+        return {
+            'required': {
+                'model': ('MODEL',),
+                'schedule': (names, {'default': 'karras'}),
+                'steps': _STEPS,
+                'denoise': ('FLOAT', {'default': 1.0, 'min': 0.0, 'max': 1.0, 'step': 0.01}),
+            }
+        }
 
     def give(self, model: Any, schedule: str, steps: int, denoise: float) -> tuple[Tensor]:
         if not denoise > 0:
@@ -70,18 +85,27 @@ class ScheduleNode:
             sigmas = known['range'].function(n, *frame.range_of(model_sampling))
         else:
             sigmas = known['nothing'].function(n)
-        return (frame.to_levels(sigmas)[-(steps + 1):],)
+        return (frame.to_levels(sigmas)[-(steps + 1) :],)
 
 
 class RecommendedNode:
     """A node that gives the sampler and the levels that `K.sample` takes by default."""
 
     CATEGORY, RETURN_TYPES, FUNCTION = CATEGORY, ('SAMPLER', 'SIGMAS'), 'give'
-    DESCRIPTION = 'The sampler and the levels that came closest to the converged picture in so many model calls.'
+    DESCRIPTION = (
+        'The sampler and the levels that came closest to the converged picture in so '
+        'many model calls.'
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {'required': {'model': ('MODEL',), 'calls': _STEPS, 'guided': ('BOOLEAN', {'default': True})}}
+        return {
+            'required': {
+                'model': ('MODEL',),
+                'calls': _STEPS,
+                'guided': ('BOOLEAN', {'default': True}),
+            }
+        }
 
     def give(self, model: Any, calls: int, guided: bool) -> tuple[Any, Tensor]:
         model_sampling = model.get_model_object('model_sampling')
@@ -96,18 +120,38 @@ class CalibrateNode:
     """A node that fits a sampler to a guided model, and keeps it."""
 
     CATEGORY, RETURN_TYPES, FUNCTION = CATEGORY, ('SAMPLER', 'SIGMAS'), 'give'
-    DESCRIPTION = ('Fits a sampler to this model, these conditions and this guidance, so that few calls give what many would. '
-                   'It costs some 1,000 times as many calls as it will make, for each noise. It is kept under its name.')
+    DESCRIPTION = (
+        'Fits a sampler to this model, these conditions and this guidance, so that few calls give '
+        'what many would. '
+        'It costs some 1,000 times as many calls as it will make, for each noise. It is kept '
+        'under its name.'
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         count = {'min': 1, 'max': 10_000}
-        return {'required': {'guider': ('GUIDER',), 'latent_image': ('LATENT',), 'calls': ('INT', {'default': 8, **count}),
-                             'noises': ('INT', {**count, 'default': 16, 'min': 8}), 'seed': ('INT', {'default': 0}),
-                             'batch_size': ('INT', {'default': 4, **count}), 'name': ('STRING', {'default': 'calibrated'})}}
+        return {
+            'required': {
+                'guider': ('GUIDER',),
+                'latent_image': ('LATENT',),
+                'calls': ('INT', {'default': 8, **count}),
+                'noises': ('INT', {**count, 'default': 16, 'min': 8}),
+                'seed': ('INT', {'default': 0}),
+                'batch_size': ('INT', {'default': 4, **count}),
+                'name': ('STRING', {'default': 'calibrated'}),
+            }
+        }
 
-    def give(self, guider: Any, latent_image: Any, calls: int, noises: int, seed: int, batch_size: int,
-             name: str) -> tuple[Any, Tensor]:
+    def give(
+        self,
+        guider: Any,
+        latent_image: Any,
+        calls: int,
+        noises: int,
+        seed: int,
+        batch_size: int,
+        name: str,
+    ) -> tuple[Any, Tensor]:
         path = _folder() / f'{name}.json'
         if path.parent != _folder() or not name or name.startswith('.'):
             raise ValueError(f'name must be the name of a file without a folder; got {name!r}')
@@ -123,15 +167,26 @@ class CalibratedNode:
     """A node that gives a sampler that was fitted before."""
 
     CATEGORY, RETURN_TYPES, FUNCTION = CATEGORY, ('SAMPLER', 'SIGMAS'), 'give'
-    DESCRIPTION = 'A sampler that the node k-diffusion calibrate has fitted, for the same model, conditions and guidance.'
+    DESCRIPTION = (
+        'A sampler that the node k-diffusion calibrate has fitted, for the same model, '
+        'conditions and guidance.'
+    )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {'required': {'model': ('MODEL',), 'name': (sorted(path.stem for path in _folder().glob('*.json')),)}}
+        return {
+            'required': {
+                'model': ('MODEL',),
+                'name': (sorted(path.stem for path in _folder().glob('*.json')),),
+            }
+        }
 
     def give(self, model: Any, name: str) -> tuple[Any, Tensor]:
         path = _folder() / Path(f'{name}.json').name
-        return _given(from_json(path.read_text(), str(path)), Frame.of(model.get_model_object('model_sampling')))
+        return _given(
+            from_json(path.read_text(), str(path)),
+            Frame.of(model.get_model_object('model_sampling')),
+        )
 
 
 def _given(calibration: Calibration, frame: Frame) -> tuple[Any, Tensor]:
@@ -147,9 +202,16 @@ def _folder() -> Path:
 
 _SAMPLERS = {f'KDiffusion_{entry.name}': entry for entry in sampling.catalogue()}
 NODE_CLASS_MAPPINGS: dict[str, type] = {
-    'KDiffusionSchedule': ScheduleNode, 'KDiffusionRecommended': RecommendedNode, 'KDiffusionCalibrate': CalibrateNode,
-    'KDiffusionCalibrated': CalibratedNode, **{name: make_sampler_node(entry) for name, entry in _SAMPLERS.items()}}
+    'KDiffusionSchedule': ScheduleNode,
+    'KDiffusionRecommended': RecommendedNode,
+    'KDiffusionCalibrate': CalibrateNode,
+    'KDiffusionCalibrated': CalibratedNode,
+    **{name: make_sampler_node(entry) for name, entry in _SAMPLERS.items()},
+}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {
-    'KDiffusionSchedule': 'k-diffusion schedule', 'KDiffusionRecommended': 'k-diffusion recommended sampler',
-    'KDiffusionCalibrate': 'k-diffusion calibrate', 'KDiffusionCalibrated': 'k-diffusion calibrated sampler',
-    **{name: f'k-diffusion {entry.name}' for name, entry in _SAMPLERS.items()}}
+    'KDiffusionSchedule': 'k-diffusion schedule',
+    'KDiffusionRecommended': 'k-diffusion recommended sampler',
+    'KDiffusionCalibrate': 'k-diffusion calibrate',
+    'KDiffusionCalibrated': 'k-diffusion calibrated sampler',
+    **{name: f'k-diffusion {entry.name}' for name, entry in _SAMPLERS.items()},
+}

@@ -1,4 +1,5 @@
 """A sampler of k-diffusion as ComfyUI's KSAMPLER calls one, and the fit of one to a model."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from k_diffusion.sampling import Calibration, Sampler, calibrate
 
 from .model import Frame, HostModel
 
-#: Where the noise of the steps comes from: per item, as `K.sample(seeds=seed)` draws it, or as ComfyUI's own samplers draw it.
+#: Where the noise of the steps comes from: per item, as `K.sample(seeds=seed)` draws it, or as
+#: ComfyUI's own samplers draw it.
 NOISES = ('per item', 'ComfyUI')
 
 
@@ -20,23 +22,40 @@ def sampler_of(entry: Sampler, options: Mapping[str, Any], noise: str = 'per ite
     """Return a sampler with its options as a SAMPLER of ComfyUI's; `noise` is one of NOISES."""
     from comfy.samplers import KSAMPLER
 
-    def sample(model: Any, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any], callback: Any = None,
-               disable: bool | None = None) -> Tensor:
+    def sample(
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any],
+        callback: Any = None,
+        disable: bool | None = None,
+    ) -> Tensor:
         if len(sigmas) < 2:
             return x
         frame = Frame.of(_sampling_of(model))
         levels = [frame.to_sigma(level) for level in sigmas.double().tolist()]
-        ends: dict[str, Any] = {'sigmas': levels, 'sigma_max': levels[0], 'sigma_min': levels[-1] or levels[-2], 'n': len(levels) - 1}
+        ends: dict[str, Any] = {
+            'sigmas': levels,
+            'sigma_max': levels[0],
+            'sigma_min': levels[-1] or levels[-2],
+            'n': len(levels) - 1,
+        }
         given = {name: ends[name] for name in entry.takes}
         given |= _noise_of(entry, noise, x, sigmas, frame, extra_args.get('seed'))
-        if entry.couples_batch:     # no picture's steps depend on its neighbours
+        if entry.couples_batch:  # no picture's steps depend on its neighbours
             given['per_item'] = not options.get('eta')
         if frame.flow and 'down' in entry.options:
             given['down'] = 'flow'
         denoiser = HostModel(model, extra_args, frame)
-        x = entry.function(denoiser, frame.to_x(x, levels[0]), **{**given, **options}, disable=disable,
-                           callback=_shown(callback, frame))
+        x = entry.function(
+            denoiser,
+            frame.to_x(x, levels[0]),
+            **{**given, **options},
+            disable=disable,
+            callback=_shown(callback, frame),
+        )
         return frame.from_x(x, levels[-1] if 'sigmas' in entry.takes else ends['sigma_min'])
+
     return KSAMPLER(sample)
 
 
@@ -45,29 +64,41 @@ def _sampling_of(model: Any) -> Any:
     return model.inner_model.inner_model.model_sampling
 
 
-def _shown(callback: Callable[[dict[str, Any]], Any] | None, frame: Frame) -> Callable[[dict[str, Any]], Any] | None:
+def _shown(
+    callback: Callable[[dict[str, Any]], Any] | None, frame: Frame
+) -> Callable[[dict[str, Any]], Any] | None:
     """Return a callback that shows x in ComfyUI's coordinates."""
     if callback is None or not frame.flow:
         return callback
     return lambda info: callback({**info, 'x': frame.from_x(info['x'], info['sigma'])})
 
 
-def _noise_of(entry: Sampler, noise: str, x: Tensor, sigmas: Tensor, frame: Frame, seed: int | None) -> dict[str, Any]:
+def _noise_of(
+    entry: Sampler, noise: str, x: Tensor, sigmas: Tensor, frame: Frame, seed: int | None
+) -> dict[str, Any]:
     """Return the argument of a sampler that says where its noise comes from."""
     if 'noise_sampler' not in entry.parameters or seed is None:
         return {}
     if noise == 'per item':
-        return {'seed': [derive_seed(derive_seed(seed, 'sample', i), 'steps') for i in range(len(x))]}
+        return {
+            'seed': [derive_seed(derive_seed(seed, 'sample', i), 'steps') for i in range(len(x))]
+        }
     from comfy.k_diffusion import sampling as host
 
     if not entry.path_by_default:
         return {'noise_sampler': host.default_noise_sampler(x, seed=seed)}
     positive = sigmas[sigmas > 0]
     path = host.BrownianTreeNoiseSampler(x, positive.min(), positive.max(), seed=seed, cpu=True)
-    return {'noise_sampler': lambda sigma, sigma_next: path(*frame.to_levels(torch.stack([sigma, sigma_next])))}
+    return {
+        'noise_sampler': lambda sigma, sigma_next: path(
+            *frame.to_levels(torch.stack([sigma, sigma_next]))
+        )
+    }
 
 
-def fit_sampler(guider: Any, latent: Mapping[str, Any], steps: int, noises: int, seed: int, batch_size: int) -> Calibration:
+def fit_sampler(
+    guider: Any, latent: Mapping[str, Any], steps: int, noises: int, seed: int, batch_size: int
+) -> Calibration:
     """Fit a sampler of so many model calls to a guided model of ComfyUI's.
 
     Args:
@@ -86,15 +117,30 @@ def fit_sampler(guider: Any, latent: Mapping[str, Any], steps: int, noises: int,
     frame = Frame.of(model_sampling)
     low, high = frame.range_of(model_sampling)
 
-    def fit(model: Any, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any], callback: Any = None,
-            disable: bool | None = None) -> Tensor:
+    def fit(
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: Mapping[str, Any],
+        callback: Any = None,
+        disable: bool | None = None,
+    ) -> Tensor:
         seeds = [derive_seed(seed, 'calibrate', i) for i in range(2 * noises)]
         start = randn_items(x.shape[1:], seeds, x.device) * high
-        fitted.append(calibrate(HostModel(model, extra_args, frame), start, high, low, steps, batch_size=batch_size,
-                                callback=lambda share, doing: bar.update_absolute(int(1000 * share))))
+        fitted.append(
+            calibrate(
+                HostModel(model, extra_args, frame),
+                start,
+                high,
+                low,
+                steps,
+                batch_size=batch_size,
+                callback=lambda share, doing: bar.update_absolute(int(1000 * share)),
+            )
+        )
         return x
 
     shape = latent['samples']
-    ends = frame.to_levels(torch.tensor([high, 0.], dtype=torch.float64))
+    ends = frame.to_levels(torch.tensor([high, 0.0], dtype=torch.float64))
     guider.sample(torch.zeros_like(shape), shape, KSAMPLER(fit), ends, disable_pbar=True, seed=seed)
     return fitted[0]

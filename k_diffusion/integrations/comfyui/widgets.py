@@ -1,4 +1,5 @@
 """The options of a sampler as widgets of a node, and what is typed into them as options."""
+
 from __future__ import annotations
 
 import ast
@@ -13,9 +14,10 @@ from k_diffusion.sampling import Sampler
 INFINITE = 1e9
 #: Options that no widget holds: functions, objects, and `down`, which the model decides.
 _NO_WIDGET = ('noise_sampler', 'noise_scaler', 'clock', 'spectrum', 'return_info', 'down')
-#: The options with which a sampler gives the numbers of ComfyUI's of its name, where they are not its defaults.
+#: The options with which a sampler gives the numbers of ComfyUI's of its name, where they are not
+#: its defaults.
 AS_COMFYUI: Mapping[str, Mapping[str, Any]] = {
-    'deis': {'euler_to_zero': True, 'clock_range': (0.002, 80.)},
+    'deis': {'euler_to_zero': True, 'clock_range': (0.002, 80.0)},
     'dpmpp_2s_ancestral_cfg_pp': {'uncond_from': 'middle'},
     'er_sde': {'points': 200},
     'gradient_estimation': {'euler_to_zero': True},
@@ -29,13 +31,17 @@ AS_COMFYUI: Mapping[str, Mapping[str, Any]] = {
 
 
 def widgets_of(entry: Sampler) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Return the widgets of a sampler's options by name, each as ComfyUI declares one: (type or choices, settings).
+    """Return the widgets of a sampler's options by name, each as ComfyUI declares one: (type or
+    choices, settings).
 
     They begin with the options that give ComfyUI's numbers, where it has a sampler of this name.
     """
     hints, usual = typing.get_type_hints(entry.function), AS_COMFYUI.get(entry.name, {})
-    return {name: _widget(hints.get(name, str), usual.get(name, parameter.default))
-            for name, parameter in entry.options.items() if name not in _NO_WIDGET}
+    return {
+        name: _widget(hints.get(name, str), usual.get(name, parameter.default))
+        for name, parameter in entry.options.items()
+        if name not in _NO_WIDGET
+    }
 
 
 def _widget(kind: Any, default: Any) -> tuple[Any, dict[str, Any]]:
@@ -46,13 +52,20 @@ def _widget(kind: Any, default: Any) -> tuple[Any, dict[str, Any]]:
     if isinstance(default, int):
         return 'INT', {'default': default, 'min': 0, 'max': 100_000}
     if isinstance(default, float):
-        return 'FLOAT', {'default': min(default, INFINITE), 'min': -INFINITE, 'max': INFINITE, 'step': 0.01, 'round': False}
+        return 'FLOAT', {
+            'default': min(default, INFINITE),
+            'min': -INFINITE,
+            'max': INFINITE,
+            'step': 0.01,
+            'round': False,
+        }
     shown = default if isinstance(default, str) else '' if default is None else repr(default)
     return 'STRING', {'default': shown, 'tooltip': 'Python numbers and tuples; empty: the default'}
 
 
 def read_widgets(entry: Sampler, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sampler's options from what its widgets hold; those left at the default are left out.
+    """Return a sampler's options from what its widgets hold; those left at the default are left
+    out.
 
     Raises:
         ValueError: A text is not a number, a tuple or a list.
@@ -73,4 +86,6 @@ def _read_text(name: str, text: str, default: Any) -> Any:
     try:
         return ast.literal_eval(text) if text.strip() else default
     except (ValueError, SyntaxError):
-        raise ValueError(f'{name} must be a number, a tuple or a list as Python writes them; got {text!r}') from None
+        raise ValueError(
+            f'{name} must be a number, a tuple or a list as Python writes them; got {text!r}'
+        ) from None

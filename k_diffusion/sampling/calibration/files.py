@@ -1,4 +1,5 @@
 """Calibrations as JSON: small, checked when read, the same solver to the last bit."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,36 +18,70 @@ from .solver import Calibration
 
 VERSION = 2
 _ADDED_SINCE_1 = {'published', 'options', 'quality'}
-_MOST = 2**28       # elements of an item
+_MOST = 2**28  # elements of an item
 _KEYS = {'version', *(field.name for field in dataclasses.fields(Calibration))}
 
 
 def to_dict(calibration: Calibration) -> dict[str, Any]:
     """A calibration as plain JSON values."""
-    plain = {field.name: getattr(calibration, field.name) for field in dataclasses.fields(calibration)}
-    return {'version': VERSION, **plain, 'sigmas': list(calibration.sigmas), 'corrections': [list(row) for row in calibration.corrections],
-            'spectrum': spectrum_to_dict(calibration.spectrum), 'scores': dict(calibration.scores),
-            'options': dict(calibration.options), 'quality': dict(calibration.quality),
-            'guidance_interval': calibration.guidance_interval and list(calibration.guidance_interval),
-            'conditions': list(calibration.conditions)}
+    plain = {
+        field.name: getattr(calibration, field.name) for field in dataclasses.fields(calibration)
+    }
+    return {
+        'version': VERSION,
+        **plain,
+        'sigmas': list(calibration.sigmas),
+        'corrections': [list(row) for row in calibration.corrections],
+        'spectrum': spectrum_to_dict(calibration.spectrum),
+        'scores': dict(calibration.scores),
+        'options': dict(calibration.options),
+        'quality': dict(calibration.quality),
+        'guidance_interval': calibration.guidance_interval and list(calibration.guidance_interval),
+        'conditions': list(calibration.conditions),
+    }
 
 
 def from_dict(value: Any, name: str = 'the calibration') -> Calibration:
     """The calibration of such values, of any version; anything else raises one sentence."""
-    if isinstance(value, Mapping) and value.get('version') == 1 and set(value) == _KEYS - _ADDED_SINCE_1:
+    if (
+        isinstance(value, Mapping)
+        and value.get('version') == 1
+        and set(value) == _KEYS - _ADDED_SINCE_1
+    ):
         value = {**value, 'published': '', 'options': {}, 'quality': {}}
     elif not isinstance(value, Mapping) or value.get('version') != VERSION or set(value) != _KEYS:
-        raise ValueError(f'{name} is no calibration of version 1 or {VERSION}; make it anew with k-diffusion calibrate')
+        raise ValueError(
+            f'{name} is no calibration of version 1 or {VERSION}; make it anew with k-diffusion '
+            'calibrate'
+        )
     try:
         interval = value['guidance_interval']
         return Calibration(
-            _text(value['base']), tuple(map(_number, value['sigmas'])), tuple(tuple(map(_number, row)) for row in value['corrections']),
-            spectrum_from_dict(value['spectrum']), _numbers(value['scores']),
-            _text(value['model']), _number(value['guidance']), interval and (_number(interval[0]), _number(interval[1])),
-            tuple(map(_text, value['conditions'])), _text(value['published']),
-            {_text(key): _option(option) for key, option in value['options'].items()}, _numbers(value['quality']))
-    except (TypeError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError, ValueError) as error:
-        raise ValueError(f'{name} is damaged ({error}); make it anew with k-diffusion calibrate') from None
+            _text(value['base']),
+            tuple(map(_number, value['sigmas'])),
+            tuple(tuple(map(_number, row)) for row in value['corrections']),
+            spectrum_from_dict(value['spectrum']),
+            _numbers(value['scores']),
+            _text(value['model']),
+            _number(value['guidance']),
+            interval and (_number(interval[0]), _number(interval[1])),
+            tuple(map(_text, value['conditions'])),
+            _text(value['published']),
+            {_text(key): _option(option) for key, option in value['options'].items()},
+            _numbers(value['quality']),
+        )
+    except (
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        RuntimeError,
+        OverflowError,
+        ValueError,
+    ) as error:
+        raise ValueError(
+            f'{name} is damaged ({error}); make it anew with k-diffusion calibrate'
+        ) from None
 
 
 def to_json(calibration: Calibration) -> str:
@@ -60,7 +95,9 @@ def from_json(text: str, name: str = 'the calibration') -> Calibration:
 
 
 def spectrum_to_dict(spectrum: Spectrum) -> dict[str, Any]:
-    """A spectrum as JSON values, to five digits: of cosines, the lowest frequencies of the mean and a variance per band."""
+    """A spectrum as JSON values, to five digits: of cosines, the lowest frequencies of the mean
+    and a variance per band.
+    """
     mean, variance = spectrum.mean.double().cpu(), spectrum.variance.double().cpu()
     basis: Any = spectrum.basis
     if spectrum.basis == 'cosines' and not isinstance(spectrum.basis, Tensor):
@@ -68,10 +105,17 @@ def spectrum_to_dict(spectrum: Spectrum) -> dict[str, Any]:
         for axis, n in enumerate(spectrum.variance.shape[1:], 1):
             mean = mean.narrow(axis, 0, min(n, BANDS))
             kinds = bands(n)
-            variance = variance.index_select(axis, torch.tensor([kinds.index(band) for band in sorted(set(kinds))]))
+            variance = variance.index_select(
+                axis, torch.tensor([kinds.index(band) for band in sorted(set(kinds))])
+            )
     elif isinstance(spectrum.basis, Tensor):
         basis = _written(spectrum.basis, 9)
-    return {'shape': list(spectrum.variance.shape), 'mean': _written(mean, 5), 'variance': _written(variance, 5), 'basis': basis}
+    return {
+        'shape': list(spectrum.variance.shape),
+        'mean': _written(mean, 5),
+        'variance': _written(variance, 5),
+        'basis': basis,
+    }
 
 
 def spectrum_from_dict(value: Any) -> Spectrum:
@@ -81,14 +125,26 @@ def spectrum_from_dict(value: Any) -> Spectrum:
         raise ValueError(f'its spectrum is of items of shape {shape}')
     mean, variance = _tensor(value['mean']), _tensor(value['variance'])
     if value['basis'] != 'cosines':
-        found = Spectrum(mean, variance, None if value['basis'] is None else _tensor(value['basis']))
-        if list(variance.shape) != shape or (isinstance(found.basis, Tensor) and list(found.basis.shape) != shape * 2):
-            raise ValueError(f'its spectrum is of items of shape {shape} and holds variances of shape {list(variance.shape)}')
+        found = Spectrum(
+            mean, variance, None if value['basis'] is None else _tensor(value['basis'])
+        )
+        if list(variance.shape) != shape or (
+            isinstance(found.basis, Tensor) and list(found.basis.shape) != shape * 2
+        ):
+            raise ValueError(
+                f'its spectrum is of items of shape {shape} and holds variances of shape '
+                f'{list(variance.shape)}'
+            )
         return found
     low = [shape[0], *(min(n, BANDS) for n in shape[1:])]
-    if list(mean.shape) != low or list(variance.shape) != [shape[0], *(len(set(bands(n))) for n in shape[1:])]:
-        raise ValueError(f'its spectrum is of items of shape {shape} and its tables have the shapes '
-                         f'{list(mean.shape)} and {list(variance.shape)}')
+    if list(mean.shape) != low or list(variance.shape) != [
+        shape[0],
+        *(len(set(bands(n))) for n in shape[1:]),
+    ]:
+        raise ValueError(
+            f'its spectrum is of items of shape {shape} and its tables have the shapes '
+            f'{list(mean.shape)} and {list(variance.shape)}'
+        )
     full = torch.zeros(shape, dtype=torch.float64)
     full[tuple(slice(n) for n in low)] = mean
     for axis, n in enumerate(shape[1:], 1):
@@ -98,11 +154,16 @@ def spectrum_from_dict(value: Any) -> Spectrum:
 
 def _written(values: Tensor, digits: int) -> dict[str, Any]:
     """A tensor as its shape and one line of numbers."""
-    return {'shape': list(values.shape), 'values': ' '.join(f'{value:.{digits}g}' for value in values.flatten().tolist())}
+    return {
+        'shape': list(values.shape),
+        'values': ' '.join(f'{value:.{digits}g}' for value in values.flatten().tolist()),
+    }
 
 
 def _tensor(value: Any) -> Tensor:
-    numbers = torch.tensor([float(word) for word in _text(value['values']).split()], dtype=torch.float64)
+    numbers = torch.tensor(
+        [float(word) for word in _text(value['values']).split()], dtype=torch.float64
+    )
     if not bool(numbers.isfinite().all()):
         raise ValueError('a number of its spectrum is not finite')
     return numbers.view([int(_number(side)) for side in value['shape']])

@@ -1,4 +1,5 @@
 """`calibrate`: a solver is fitted to a model, so that few calls end where many would have."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,30 +27,46 @@ from .starts import schedules
 ROUNDS = (4, 12)
 #: The share of the work that fitting the levels of all attempts is.
 SCREENING = 0.4
-#: Ways to weigh the estimates along the path against the end: not at all, and strongly (where small errors early on decide which
-#: picture it becomes).
-PATH_WEIGHTS = (0., 32.)
-#: Below this share of half the first median error, an error counts as none: at the end, and along the path.
+#: Ways to weigh the estimates along the path against the end: not at all, and strongly (where small
+#: errors early on decide which picture it becomes).
+PATH_WEIGHTS = (0.0, 32.0)
+#: Below this share of half the first median error, an error counts as none: at the end, and along
+#: the path.
 END_SCALE, PATH_SCALE = 0.55, 5.5
 
 
-def calibrate(denoise: DenoiseFn, x: Tensor, sigma_max: float, sigma_min: float = 0.002, steps: int = 5,
-              extra_args: Mapping[str, Tensor] | None = None, spectrum: Spectrum | None = None, bases: Sequence[str] = BASES,
-              held_out: int | None = None, batch_size: int = 256, teacher: Teacher | None = None,
-              callback: Callable[[float, str], Any] | None = None, recipes: Sequence[Published] = (), **labels: Any) -> Calibration:
-    """A solver of `steps` model calls for this denoiser, fitted to where the probability flow leads from x.
+def calibrate(
+    denoise: DenoiseFn,
+    x: Tensor,
+    sigma_max: float,
+    sigma_min: float = 0.002,
+    steps: int = 5,
+    extra_args: Mapping[str, Tensor] | None = None,
+    spectrum: Spectrum | None = None,
+    bases: Sequence[str] = BASES,
+    held_out: int | None = None,
+    batch_size: int = 256,
+    teacher: Teacher | None = None,
+    callback: Callable[[float, str], Any] | None = None,
+    recipes: Sequence[Published] = (),
+    **labels: Any,
+) -> Calibration:
+    """A solver of `steps` model calls for this denoiser, fitted to where the probability flow leads
+    from x.
 
-    The levels of each of three multistep methods are fitted by Levenberg-Marquardt with differences for derivatives (no gradient
-    of the model is asked for) and a robust loss, then the weights of those that came nearest, and the best on held-out items is
-    kept. Where it is not nearer than the best published recipe by both rms and median there, with no more items that end as
-    something else, that recipe is kept (`published` of the result). It costs, in evaluations of single items, some 500 times
-    `steps` times the items that are fitted to. Everything follows from x.
+    The levels of each of three multistep methods are fitted by Levenberg-Marquardt with differences
+    for derivatives (no gradient of the model is asked for) and a robust loss, then the weights of
+    those that came nearest, and the best on held-out items is kept. Where it is not nearer than the
+    best published recipe by both rms and median there, with no more items that end as something
+    else, that recipe is kept (`published` of the result). It costs, in evaluations of single items,
+    some 500 times `steps` times the items that are fitted to. Everything follows from x.
 
     calibration = K.sampling.calibrate(denoise, torch.randn(32, 3, 32, 32) * 80, 80., steps=8)
     images = calibration.sampler()(denoise, torch.randn(4, 3, 32, 32) * 80)
 
     Arguments:
-        x: noise at the level sigma_max [B, ...], 16 items at least, 32 and more are better; vectors of few entries need more.
+        x: noise at the level sigma_max [B, ...], 16 items at least, 32 and more are better; vectors
+            of few entries need more.
         sigma_min: where the converged runs and the published recipes take their last step, to 0.
         extra_args: conditions, an entry for each item.
         spectrum: Spectrum.of(data); by default that of the ends of the converged runs.
@@ -58,24 +75,36 @@ def calibrate(denoise: DenoiseFn, x: Tensor, sigma_max: float, sigma_min: float 
         teacher: the converged runs from x where they are at hand: they serve any number of steps.
         callback: (the share of the work that is done, what is being done), now and then.
         recipes: further recipes of so many model calls that it is compared with.
-        labels: model, guidance, guidance_interval, conditions, quality, as the calibration is to bear them.
+        labels: model, guidance, guidance_interval, conditions, quality, as the calibration is to
+            bear them.
     """
     if steps < 1:
         raise ValueError(f'steps is {steps}; a calibrated solver makes at least 1 model call')
     check_bases(bases)
     odd = next((recipe for recipe in recipes if recipe.calls != steps), None)
     if odd is not None:
-        raise ValueError(f'recipes must be of {steps} model calls; got {odd}, which makes {odd.calls}')
+        raise ValueError(
+            f'recipes must be of {steps} model calls; got {odd}, which makes {odd.calls}'
+        )
     held = len(x) // 2 if held_out is None else held_out
     if not 1 <= held <= len(x) - 2:
-        raise ValueError(f'{len(x)} items with {held} held out are too few; give at least 16 items of noise, and hold out up to half')
+        raise ValueError(
+            f'{len(x)} items with {held} held out are too few; give at least 16 items of noise, '
+            'and hold out up to half'
+        )
     say = callback or (lambda share, words: None)
     if teacher is None:
-        say(0., 'converged runs')
+        say(0.0, 'converged runs')
         teacher = Teacher(denoise, x, sigma_min, sigma_max, extra_args, batch_size=batch_size)
-    spectrum = spectrum_from_dict(spectrum_to_dict(Spectrum.of(teacher.ends) if spectrum is None else spectrum))
+    spectrum = spectrum_from_dict(
+        spectrum_to_dict(Spectrum.of(teacher.ends) if spectrum is None else spectrum)
+    )
     learned, other = teacher.part(slice(0, len(x) - held)), teacher.part(slice(len(x) - held, None))
-    attempts = [attempt for base in bases for attempt in _attempts(Students(denoise, learned, spectrum, base, steps, batch_size))]
+    attempts = [
+        attempt
+        for base in bases
+        for attempt in _attempts(Students(denoise, learned, spectrum, base, steps, batch_size))
+    ]
     _fit_all(attempts, lambda share, words: say(share, f'{words}, {steps} calls'))
     compared = [*published_recipes(steps, teacher.sigma_min, teacher.sigma_max), *recipes]
     return dataclasses.replace(_choose(attempts, compared, other), **labels)
@@ -92,25 +121,43 @@ def check_bases(bases: Sequence[str]) -> None:
 
 @dataclasses.dataclass
 class Attempt:
-    """A fit of one base with one way to weigh the path, begun at `theta`; `iterates` are those it went through."""
+    """A fit of one base with one way to weigh the path, begun at `theta`; `iterates` are those
+    it went through.
+    """
+
     students: Students
     loss: Loss
     only_end: bool
     theta: Tensor
     iterates: list[Tensor]
 
-    def blocks(self, thetas: Sequence[Tensor], first: Sequence[int] | None = None) -> Iterator[Tensor]:
+    def blocks(
+        self, thetas: Sequence[Tensor], first: Sequence[int] | None = None
+    ) -> Iterator[Tensor]:
         """The residuals that the loss is of."""
         return _blocks(self.students, thetas, first, self.only_end)
 
     def improve(self, free: Sequence[int], rounds: int) -> None:
         """Fit some of the parameters."""
         difference = 1e-3 if self.students.x.dtype == torch.float32 else 1e-5
-        self.theta, _ = fit(self.blocks, self.loss, self.theta, free, self.students.first, rounds, difference, self.iterates.append)
+        self.theta, _ = fit(
+            self.blocks,
+            self.loss,
+            self.theta,
+            free,
+            self.students.first,
+            rounds,
+            difference,
+            self.iterates.append,
+        )
 
     def distance(self) -> float:
-        """The geometric mean of the distances of the items fitted to, in which those that end as something else count little."""
-        squares = mean_squares((self.students.ends([self.theta]) - self.students.teacher.ends).flatten(2))
+        """The geometric mean of the distances of the items fitted to, in which those that end as
+        something else count little.
+        """
+        squares = mean_squares(
+            (self.students.ends([self.theta]) - self.students.teacher.ends).flatten(2)
+        )
         return float((squares + 1e-12).log().mean().nan_to_num(math.inf))
 
 
@@ -120,24 +167,39 @@ def _attempts(students: Students) -> Iterator[Attempt]:
     squares = [mean_squares(block) for block in _blocks(students, starts)]
     for weight in PATH_WEIGHTS:
         only_end = not weight
-        start, loss = _best_start(squares[-1:] if only_end else squares, [*[weight / students.n] * (0 if only_end else students.n), 1.])
+        start, loss = _best_start(
+            squares[-1:] if only_end else squares,
+            [*[weight / students.n] * (0 if only_end else students.n), 1.0],
+        )
         yield Attempt(students, loss, only_end, starts[start], [starts[start]])
 
 
 def _fit_all(attempts: Sequence[Attempt], say: Callable[[float, str], None]) -> None:
-    """Fit the levels of all attempts, then everything in those that are nearest by then, one for each way to weigh the path."""
+    """Fit the levels of all attempts, then everything in those that are nearest by then, one for
+    each way to weigh the path.
+    """
     for k, attempt in enumerate(attempts):
         say(SCREENING * k / len(attempts), f'{attempt.students.base}, levels')
         attempt.improve(range(attempt.students.n), ROUNDS[0])
     ranked = sorted(attempts, key=Attempt.distance)
-    finalists = [next(attempt for attempt in ranked if attempt.only_end == only_end) for only_end in (False, True)]
+    finalists = [
+        next(attempt for attempt in ranked if attempt.only_end == only_end)
+        for only_end in (False, True)
+    ]
     for k, attempt in enumerate(finalists):
         say(SCREENING + (1 - SCREENING) * k / len(finalists), attempt.students.base)
         attempt.improve([k for k, free in enumerate(attempt.students.free) if free], ROUNDS[1])
 
 
-def _blocks(students: Students, thetas: Sequence[Tensor], first: Sequence[int] | None = None, only_end: bool = False) -> Iterator[Tensor]:
-    """What D misses the teacher's by at each model call, and the end the teacher's end: [P, B, D] each, the end last."""
+def _blocks(
+    students: Students,
+    thetas: Sequence[Tensor],
+    first: Sequence[int] | None = None,
+    only_end: bool = False,
+) -> Iterator[Tensor]:
+    """What D misses the teacher's by at each model call, and the end the teacher's end: [P, B,
+    D] each, the end last.
+    """
     for sigma, values in students.run(thetas, first):
         if bool((sigma == 0).all()):
             yield (values - students.teacher.ends).flatten(2)
@@ -154,25 +216,51 @@ def _best_start(squares: Sequence[Tensor], weights: Sequence[float]) -> tuple[in
     return best, Loss(weights, (halves[:, best].cpu() * share).clamp_min(1e-12).tolist())
 
 
-def _choose(attempts: Sequence[Attempt], recipes: Sequence[Published], other: Teacher) -> Calibration:
-    """The best iterate of the attempts on the held-out items, or the best of the recipes where no iterate beats it."""
-    denoise, batch_size, spectrum = (getattr(attempts[0].students, name) for name in ('denoise', 'batch_size', 'spectrum_given'))
+def _choose(
+    attempts: Sequence[Attempt], recipes: Sequence[Published], other: Teacher
+) -> Calibration:
+    """The best iterate of the attempts on the held-out items, or the best of the recipes where
+    no iterate beats it.
+    """
+    denoise, batch_size, spectrum = (
+        getattr(attempts[0].students, name) for name in ('denoise', 'batch_size', 'spectrum_given')
+    )
     published, recipe = judge_recipes(recipes, denoise, other, batch_size)
     bar = published.scores(recipe)
     verdicts, made = [], []
     for attempt in attempts:
-        judges = Students(denoise, other, spectrum, attempt.students.base, attempt.students.n, batch_size)
+        judges = Students(
+            denoise, other, spectrum, attempt.students.base, attempt.students.n, batch_size
+        )
         for k in range(0, len(attempt.iterates), 8):
-            some = attempt.iterates[k:k + 8]
+            some = attempt.iterates[k : k + 8]
             verdicts.append(Verdict.of(judges.ends(some), other))
             made += [(judges, theta) for theta in some]
     fits = Verdict(*(torch.cat(values) for values in zip(*verdicts)))
     best, nearer = choose_fit(fits, bar, other.std)
-    scores = {'items': float(len(other.x)), 'teacher_change': other.change, **published.scores(recipe, 'published_'),
-              **fits.scores(best, '' if nearer else 'fitted_')}
+    scores = {
+        'items': float(len(other.x)),
+        'teacher_change': other.change,
+        **published.scores(recipe, 'published_'),
+        **fits.scores(best, '' if nearer else 'fitted_'),
+    }
     scores = {name: value for name, value in scores.items() if math.isfinite(value)}
     if not nearer:
         kept = recipes[recipe]
-        return Calibration(PUBLISHED, kept.sigmas, (), spectrum, {**scores, **bar}, published=kept.sampler, options=kept.options)
+        return Calibration(
+            PUBLISHED,
+            kept.sigmas,
+            (),
+            spectrum,
+            {**scores, **bar},
+            published=kept.sampler,
+            options=kept.options,
+        )
     judges, theta = made[best]
-    return Calibration(judges.base, tuple(judges.levels(theta)), tuple(map(tuple, judges.corrections(theta))), spectrum, scores)
+    return Calibration(
+        judges.base,
+        tuple(judges.levels(theta)),
+        tuple(map(tuple, judges.corrections(theta))),
+        spectrum,
+        scores,
+    )

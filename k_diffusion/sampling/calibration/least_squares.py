@@ -1,4 +1,7 @@
-"""Levenberg-Marquardt with a robust loss, for residuals that come in blocks and derivatives by differences."""
+"""Levenberg-Marquardt with a robust loss, for residuals that come in blocks and derivatives by
+differences.
+"""
+
 from __future__ import annotations
 
 import math
@@ -8,28 +11,33 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: For some parameter vectors (those after the first differing from it in one place each, where `first` is given): blocks of
-#: residuals [P, B, D], the same number each time.
+#: For some parameter vectors (those after the first differing from it in one place each, where
+#: `first` is given): blocks of residuals [P, B, D], the same number each time.
 Blocks = Callable[[Sequence[Tensor], Sequence[int] | None], Iterator[Tensor]]
 #: A round that lowers the loss by less ends a fit.
 GIVE_UP = 3e-3
-#: Where an item's squared derivatives are more than so many times the median's, it is near a border between two ends, about which
-#: a straight line says little: its weight in a step is reduced in proportion.
-STEEPEST = 4.
+#: Where an item's squared derivatives are more than so many times the median's, it is near a border
+#: between two ends, about which a straight line says little: its weight in a step is reduced in
+#: proportion.
+STEEPEST = 4.0
 #: How many times the damping is raised where no step lowers the loss.
 TRIES = 4
 
 
 @dataclass(frozen=True)
 class Loss:
-    """sum over blocks q of weights_q times the mean over items of log(scales_q^2 + mse): an item far off pulls no harder
-    than another."""
+    """sum over blocks q of weights_q times the mean over items of log(scales_q^2 + mse): an item
+    far off pulls no harder than another.
+    """
+
     weights: Sequence[float]
     scales: Sequence[float]
 
     def __call__(self, squares: Sequence[Tensor]) -> Tensor:
         """The loss [P] of mean squares [P, B], block by block; infinite where a run went astray."""
-        terms = [w * (c * c + s).log().mean(1) for w, c, s in zip(self.weights, self.scales, squares)]
+        terms = [
+            w * (c * c + s).log().mean(1) for w, c, s in zip(self.weights, self.scales, squares)
+        ]
         return torch.nan_to_num(torch.stack(terms).sum(0), nan=math.inf, posinf=math.inf)
 
 
@@ -38,18 +46,30 @@ def mean_squares(block: Tensor) -> Tensor:
     return block.square().mean(2, dtype=torch.float64)
 
 
-def fit(blocks: Blocks, loss: Loss, theta: Tensor, free: Sequence[int], first: Sequence[int], rounds: int, difference: float,
-        seen: Callable[[Tensor], None] | None = None) -> tuple[Tensor, float]:
-    """theta with its `free` entries fitted, and its loss. first: the step each entry first matters in. `seen` is shown each iterate.
+def fit(
+    blocks: Blocks,
+    loss: Loss,
+    theta: Tensor,
+    free: Sequence[int],
+    first: Sequence[int],
+    rounds: int,
+    difference: float,
+    seen: Callable[[Tensor], None] | None = None,
+) -> tuple[Tensor, float]:
+    """theta with its `free` entries fitted, and its loss. first: the step each entry first matters
+    in. `seen` is shown each iterate.
 
-    A round takes one run for each free entry and four for the length of the step; it ends early where a round gains little.
+    A round takes one run for each free entry and four for the length of the step; it ends early
+    where a round gains little.
     """
     order = sorted(free, key=lambda k: first[k])
     damping, value = 1e-2, math.inf
     for _ in range(rounds):
-        hessian, gradient, value = _normal_equations(blocks, loss, theta, order, [first[k] for k in order], difference)
+        hessian, gradient, value = _normal_equations(
+            blocks, loss, theta, order, [first[k] for k in order], difference
+        )
         for _ in range(TRIES):
-            dampings = [damping * 10 ** power for power in (-1.5, -0.5, 0.5, 1.5)]
+            dampings = [damping * 10**power for power in (-1.5, -0.5, 0.5, 1.5)]
             trials = [_moved(theta, order, hessian, gradient, mu) for mu in dampings]
             values = loss([mean_squares(block) for block in blocks(trials, None)])
             best = int(values.argmin())
@@ -59,7 +79,11 @@ def fit(blocks: Blocks, loss: Loss, theta: Tensor, free: Sequence[int], first: S
             damping *= 30
         if not gain > 0:
             break
-        theta, value, damping = trials[best], values[best].item(), min(max(dampings[best], 1e-6), 1e3)
+        theta, value, damping = (
+            trials[best],
+            values[best].item(),
+            min(max(dampings[best], 1e-6), 1e3),
+        )
         if seen is not None:
             seen(theta)
         if gain < GIVE_UP:
@@ -67,8 +91,14 @@ def fit(blocks: Blocks, loss: Loss, theta: Tensor, free: Sequence[int], first: S
     return theta, value
 
 
-def _normal_equations(blocks: Blocks, loss: Loss, theta: Tensor, order: Sequence[int], first: Sequence[int],
-                      difference: float) -> tuple[Tensor, Tensor, float]:
+def _normal_equations(
+    blocks: Blocks,
+    loss: Loss,
+    theta: Tensor,
+    order: Sequence[int],
+    first: Sequence[int],
+    difference: float,
+) -> tuple[Tensor, Tensor, float]:
     """J^T W J, J^T W r and the loss at theta; W as the robust loss weighs the items there."""
     thetas = [theta, *(theta.clone() for _ in order)]
     for moved, k in zip(thetas[1:], order):
@@ -82,7 +112,7 @@ def _normal_equations(blocks: Blocks, loss: Loss, theta: Tensor, order: Sequence
         slopes = (block[1:] - block[:1]) / difference
         size = mean_squares(slopes.transpose(0, 1).flatten(1)[None])[0]
         trust = (STEEPEST * size.median() / size.clamp_min(1e-300)).clamp_max(1)
-        weights = weight * trust / (scale ** 2 + squares[-1][0]) / block.shape[2] / block.shape[1]
+        weights = weight * trust / (scale**2 + squares[-1][0]) / block.shape[2] / block.shape[1]
         root = weights.sqrt()[:, None].to(block)
         slopes = (slopes * root).flatten(1)
         hessian += (slopes @ slopes.mT).double().cpu()
@@ -90,11 +120,13 @@ def _normal_equations(blocks: Blocks, loss: Loss, theta: Tensor, order: Sequence
     return hessian, gradient, loss(squares).item()
 
 
-def _moved(theta: Tensor, order: Sequence[int], hessian: Tensor, gradient: Tensor, damping: float) -> Tensor:
+def _moved(
+    theta: Tensor, order: Sequence[int], hessian: Tensor, gradient: Tensor, damping: float
+) -> Tensor:
     diagonal = hessian.diagonal()
     damped = hessian + torch.diag(damping * diagonal + 1e-9 * diagonal.max() + 1e-30)
     # (The default driver, gelsy, gives other last digits each time, by what is left in memory.)
     step = torch.linalg.lstsq(damped, -gradient[:, None], driver='gelsd').solution[:, 0]
     moved = theta.clone()
-    moved[torch.tensor(order)] += step.nan_to_num(0.).clamp(-1, 1)
+    moved[torch.tensor(order)] += step.nan_to_num(0.0).clamp(-1, 1)
     return moved

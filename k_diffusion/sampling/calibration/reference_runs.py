@@ -1,4 +1,7 @@
-"""Where the probability flow leads, to within a tolerance: the end points and the estimates along the way."""
+"""Where the probability flow leads, to within a tolerance: the end points and the estimates
+along the way.
+"""
+
 from __future__ import annotations
 
 import math
@@ -21,29 +24,54 @@ STALLED = 0.7
 
 
 class Teacher:
-    """Converged runs from x [B, ...] at sigma_max: their ends [B, ...], D at sigma_min, and D along the paths.
+    """Converged runs from x [B, ...] at sigma_max: their ends [B, ...], D at sigma_min, and D along
+    the paths.
 
-    Steps are halved until nine ends of ten move by less than `tolerance` times the spread of the data, or no longer move less than
-    before; where that takes more than 1,536 of them, a warning says so. `change`: how far the ends moved last, as a share of that
-    spread. tested: how many of the items, the first ones, decide on it; the others take the steps so found.
+    Steps are halved until nine ends of ten move by less than `tolerance` times the spread of the
+    data, or no longer move less than before; where that takes more than 1,536 of them, a warning
+    says so. `change`: how far the ends moved last, as a share of that spread. tested: how many of
+    the items, the first ones, decide on it; the others take the steps so found.
     """
 
-    def __init__(self, denoise: DenoiseFn, x: Tensor, sigma_min: float, sigma_max: float, extra_args: Mapping[str, Any] | None = None,
-                 tolerance: float = 1e-3, batch_size: int = 256, callback: Callable[[], Any] | None = None,
-                 tested: int | None = None) -> None:
+    def __init__(
+        self,
+        denoise: DenoiseFn,
+        x: Tensor,
+        sigma_min: float,
+        sigma_max: float,
+        extra_args: Mapping[str, Any] | None = None,
+        tolerance: float = 1e-3,
+        batch_size: int = 256,
+        callback: Callable[[], Any] | None = None,
+        tested: int | None = None,
+    ) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(f'sigma_min={sigma_min} and sigma_max={sigma_max} are no range of noise levels; '
-                             'give 0 < sigma_min < sigma_max, both finite')
-        self.x, self.extra_args, self.sigma_min, self.sigma_max = x, dict(extra_args or {}), sigma_min, sigma_max
+            raise ValueError(
+                f'sigma_min={sigma_min} and sigma_max={sigma_max} are no range of noise levels; '
+                'give 0 < sigma_min < sigma_max, both finite'
+            )
+        self.x, self.extra_args, self.sigma_min, self.sigma_max = (
+            x,
+            dict(extra_args or {}),
+            sigma_min,
+            sigma_max,
+        )
         self.levels = karras_levels(KNOTS + 1, sigma_min, sigma_max)
-        self.log_snr = torch.tensor([-math.log(sigma) for sigma in self.levels], dtype=torch.float64)
+        self.log_snr = torch.tensor(
+            [-math.log(sigma) for sigma in self.levels], dtype=torch.float64
+        )
         first = slice(0, len(x) if tested is None else tested)
         self.change, finer, before = math.inf, COARSEST, torch.zeros_like(x[first])
         while True:
             self.ends, self.denoised = self._run_all(denoise, first, finer, batch_size)
             self.std = self.ends.double().std().item()
-            moved = mean_per_item((self.ends - before).square()).double().sqrt().quantile(0.9).item() / max(self.std, 1e-12)
-            stalled, self.change = moved > STALLED * self.change, math.inf if finer == COARSEST else moved
+            moved = mean_per_item((self.ends - before).square()).double().sqrt().quantile(
+                0.9
+            ).item() / max(self.std, 1e-12)
+            stalled, self.change = (
+                moved > STALLED * self.change,
+                math.inf if finer == COARSEST else moved,
+            )
             before = self.ends
             if callback is not None:
                 callback()
@@ -52,23 +80,42 @@ class Teacher:
             finer *= 2
         if first.stop < len(x):
             ends, denoised = self._run_all(denoise, slice(first.stop, None), finer, batch_size)
-            self.ends, self.denoised = torch.cat([self.ends, ends]), torch.cat([self.denoised, denoised], 1)
+            self.ends, self.denoised = (
+                torch.cat([self.ends, ends]),
+                torch.cat([self.denoised, denoised], 1),
+            )
         if not self.change < tolerance:
-            warnings.warn(f'the runs that are learned from still moved by {self.change:.1e} of the spread of the data when their '
-                          f'{KNOTS * finer // 2} steps were made {KNOTS * finer}; the calibration is no better than that', stacklevel=2)
+            warnings.warn(
+                f'the runs that are learned from still moved by {self.change:.1e} of the spread '
+                'of the data when their '
+                f'{KNOTS * finer // 2} steps were made {KNOTS * finer}; the calibration is no '
+                'better than that',
+                stacklevel=2,
+            )
 
-    def _run_all(self, denoise: DenoiseFn, items: slice, finer: int, batch_size: int) -> tuple[Tensor, Tensor]:
+    def _run_all(
+        self, denoise: DenoiseFn, items: slice, finer: int, batch_size: int
+    ) -> tuple[Tensor, Tensor]:
         """The ends of some items, and D at the knots [K, B, ...]."""
         begin, end, _ = items.indices(len(self.x))
-        runs = [self._run(denoise, slice(start, min(start + batch_size, end)), finer) for start in range(begin, end, batch_size)]
+        runs = [
+            self._run(denoise, slice(start, min(start + batch_size, end)), finer)
+            for start in range(begin, end, batch_size)
+        ]
         return torch.cat([end for end, _ in runs]), torch.cat([path for _, path in runs], 1)
 
     def _run(self, denoise: DenoiseFn, part: slice, finer: int) -> tuple[Tensor, Tensor]:
-        """The ends of a part of the items, and D at the knots [K, b, ...], with so many steps between two knots."""
+        """The ends of a part of the items, and D at the knots [K, b, ...], with so many steps
+        between two knots.
+        """
         seen: list[Tensor] = []
-        lambdas = torch.cat([torch.linspace(0, 1, finer + 1, dtype=torch.float64)[:-1] * (b - a) + a
-                             for a, b in zip(self.log_snr[:-1], self.log_snr[1:])])
-        sigmas = [*(-lambdas).exp().tolist(), self.levels[-1], 0.]
+        lambdas = torch.cat(
+            [
+                torch.linspace(0, 1, finer + 1, dtype=torch.float64)[:-1] * (b - a) + a
+                for a, b in zip(self.log_snr[:-1], self.log_snr[1:])
+            ]
+        )
+        sigmas = [*(-lambdas).exp().tolist(), self.levels[-1], 0.0]
 
         def keep(info: dict[str, Any]) -> None:
             if info['i'] % finer == 0:
@@ -81,23 +128,39 @@ class Teacher:
     def estimates(self, sigmas: Tensor) -> Tensor:
         """D on the paths at the levels sigmas [P] (float64), [P, B, ...]."""
         where = (-sigmas.log()).clamp(self.log_snr[0], self.log_snr[-1])
-        first = (torch.searchsorted(self.log_snr, where, right=True) - 2).clamp(0, len(self.log_snr) - 4)
+        first = (torch.searchsorted(self.log_snr, where, right=True) - 2).clamp(
+            0, len(self.log_snr) - 4
+        )
         nodes = self.log_snr[first[:, None] + torch.arange(4)]
         found = torch.zeros_like(self.denoised[:1])
         for j in range(4):  # cubic interpolation
-            weight = torch.stack([(where - nodes[:, k]) / (nodes[:, j] - nodes[:, k]) for k in range(4) if k != j]).prod(0)
-            found = found + append_dims(weight.to(self.ends), self.denoised.ndim) * self.denoised[(first + j).to(self.ends.device)]
+            weight = torch.stack(
+                [(where - nodes[:, k]) / (nodes[:, j] - nodes[:, k]) for k in range(4) if k != j]
+            ).prod(0)
+            found = (
+                found
+                + append_dims(weight.to(self.ends), self.denoised.ndim)
+                * self.denoised[(first + j).to(self.ends.device)]
+            )
         return found
 
     def part(self, items: slice) -> Teacher:
         """The same of some of the items."""
         copy = object.__new__(Teacher)
-        copy.__dict__ = {**self.__dict__, 'x': self.x[items], 'ends': self.ends[items], 'denoised': self.denoised[:, items],
-                         'extra_args': {key: value[items] for key, value in self.extra_args.items()}}
+        copy.__dict__ = {
+            **self.__dict__,
+            'x': self.x[items],
+            'ends': self.ends[items],
+            'denoised': self.denoised[:, items],
+            'extra_args': {key: value[items] for key, value in self.extra_args.items()},
+        }
         return copy
 
 
 def karras_levels(n: int, low: float, high: float) -> list[float]:
-    """n levels from high to low, evenly spaced in sigma^(1/7) (Karras et al. 2022, arXiv:2206.00364)."""
+    """n levels from high to low, evenly spaced in sigma^(1/7) (Karras et al.
+
+    2022, arXiv:2206.00364).
+    """
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     return ((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist()

@@ -1,4 +1,7 @@
-"""A solver fitted to one model, for one number of model calls: its levels, its weights, and the sampler they make."""
+"""A solver fitted to one model, for one number of model calls: its levels, its weights, and the
+sampler they make.
+"""
+
 from __future__ import annotations
 
 import math
@@ -14,7 +17,18 @@ from ...core.registry import unknown
 from ..loop import Steps
 from ..registry import SAMPLERS, Run, SampleFn, make_sampler
 from ..spectrum import Spectrum
-from .bases import BASES, CORRECTIONS, HISTORY, Number, base_rows, distinct, enter, feature, gaussian_step, leave
+from .bases import (
+    BASES,
+    CORRECTIONS,
+    HISTORY,
+    Number,
+    base_rows,
+    distinct,
+    enter,
+    feature,
+    gaussian_step,
+    leave,
+)
 from .published import Published
 
 #: The base of a calibration that keeps a published recipe.
@@ -25,21 +39,23 @@ PUBLISHED = 'published'
 class Calibration:
     """What `calibrate` found for a model, its guidance and a number of model calls.
 
-    base: rab, sei or eab (bases.py). sigmas: sigma_max, n levels and 0, for n model calls: the first step is that of the
-    spectrum's Gaussian. corrections: what is added to the base's weights, a row for each model call (`base_rows`). scores: distances
-    to converged runs on noises that were not fitted to. model: the fingerprint of the weights it was made for. quality: what the
-    guidance was chosen by, where it was chosen (a metric of samples and its standard error).
+    base: rab, sei or eab (bases.py). sigmas: sigma_max, n levels and 0, for n model calls: the
+    first step is that of the spectrum's Gaussian. corrections: what is added to the base's weights,
+    a row for each model call (`base_rows`). scores: distances to converged runs on noises that were
+    not fitted to. model: the fingerprint of the weights it was made for. quality: what the guidance
+    was chosen by, where it was chosen (a metric of samples and its standard error).
 
-    Where no fit was nearer than a published recipe, base is 'published' and `published` and `options` are that sampler and its
-    options, sigmas its levels; corrections is empty.
+    Where no fit was nearer than a published recipe, base is 'published' and `published` and
+    `options` are that sampler and its options, sigmas its levels; corrections is empty.
     """
+
     base: str
     sigmas: tuple[float, ...]
     corrections: tuple[tuple[float, ...], ...]
     spectrum: Spectrum
     scores: Mapping[str, float] = field(default_factory=dict)
     model: str = ''
-    guidance: float = 1.
+    guidance: float = 1.0
     guidance_interval: tuple[float, float] | None = None
     conditions: tuple[str, ...] = ()
     published: str = ''
@@ -50,16 +66,35 @@ class Calibration:
         if self.base not in (*BASES, PUBLISHED):
             raise ValueError(unknown('base of a calibration', self.base, (*BASES, PUBLISHED)))
         falling = all(high > low >= 0 for high, low in zip(self.sigmas, self.sigmas[1:]))
-        if len(self.sigmas) < (2 if self.recipe else 3) or not falling or self.sigmas[-1] != 0 or not self.sigmas[0] < math.inf:
-            raise ValueError(f'a calibration has the levels {list(self.sigmas)}; they must fall from sigma_max to 0, three at least')
+        if (
+            len(self.sigmas) < (2 if self.recipe else 3)
+            or not falling
+            or self.sigmas[-1] != 0
+            or not self.sigmas[0] < math.inf
+        ):
+            raise ValueError(
+                f'a calibration has the levels {list(self.sigmas)}; they must fall from sigma_max '
+                'to 0, three at least'
+            )
         if self.recipe is not None:
             if self.corrections or self.recipe.calls < 1:
-                raise ValueError('a calibration that keeps a published recipe must have no corrections and make at least 1 model call')
+                raise ValueError(
+                    'a calibration that keeps a published recipe must have no corrections and '
+                    'make at least 1 model call'
+                )
             return
-        rows = [row for row in self.corrections if len(row) == CORRECTIONS[self.base] and all(map(math.isfinite, row))]
+        rows = [
+            row
+            for row in self.corrections
+            if len(row) == CORRECTIONS[self.base] and all(map(math.isfinite, row))
+        ]
         if not len(rows) == len(self.corrections) == len(self.sigmas) - 2:
-            raise ValueError(f'a calibration of {len(self.sigmas) - 2} model calls has {len(self.corrections)} rows of corrections, '
-                             f'{len(rows)} of them sound; it must have a row of {CORRECTIONS[self.base]} finite numbers for each')
+            raise ValueError(
+                f'a calibration of {len(self.sigmas) - 2} model calls has {len(self.corrections)} '
+                'rows of corrections, '
+                f'{len(rows)} of them sound; it must have a row of {CORRECTIONS[self.base]} '
+                'finite numbers for each'
+            )
 
     @property
     def steps(self) -> int:
@@ -69,17 +104,30 @@ class Calibration:
     @property
     def recipe(self) -> Published | None:
         """The published recipe that is kept; None where a solver was fitted."""
-        return Published(self.published, self.sigmas, self.options) if self.base == PUBLISHED else None
+        return (
+            Published(self.published, self.sigmas, self.options) if self.base == PUBLISHED else None
+        )
 
     @property
     def levels(self) -> Tensor:
-        """The levels as other schedules are, float32: where a sampler is given with one (`generate`, say)."""
+        """The levels as other schedules are, float32: where a sampler is given with one
+        (`generate`, say).
+        """
         return torch.tensor(self.sigmas, dtype=torch.float32)
 
     def sampler(self) -> SampleFn:
-        """Return a sampler with levels of its own: its sigmas may be left out, and x is at the level sigmas[0]."""
+        """Return a sampler with levels of its own: its sigmas may be left out, and x is at the
+        level sigmas[0].
+        """
         walk = self._walk if self.recipe is None else self._walk_recipe
-        return make_sampler(walk, 'calibrated', 0, family='calibrated', levels=self.sigmas, unasked=len(self.sigmas) - 1 - self.steps)
+        return make_sampler(
+            walk,
+            'calibrated',
+            0,
+            family='calibrated',
+            levels=self.sigmas,
+            unasked=len(self.sigmas) - 1 - self.steps,
+        )
 
     def _walk_recipe(self, steps: Steps, x: Tensor) -> Run[Tensor]:
         """Walk the levels of a calibration that keeps a published recipe."""
@@ -97,7 +145,10 @@ class Calibration:
         def ready(number: Number) -> Number:
             return number[which].to(x) if isinstance(number, Tensor) else number
 
-        rows = [(ready(row.a), [ready(w) for w in row.weights]) for row in base_rows(base, variances, self.sigmas, self.corrections)]
+        rows = [
+            (ready(row.a), [ready(w) for w in row.weights])
+            for row in base_rows(base, variances, self.sigmas, self.corrections)
+        ]
         history: deque[Tensor] = deque(maxlen=HISTORY)
         for step in steps:
             if step.i:

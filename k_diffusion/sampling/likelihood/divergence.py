@@ -1,4 +1,7 @@
-"""The divergence of a denoiser's noise estimate, tr d(x - D)/dx: estimated with probes of +-1, or exact."""
+"""The divergence of a denoiser's noise estimate, tr d(x - D)/dx: estimated with probes of +-1,
+or exact.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -18,7 +21,8 @@ LONGEST = 64
 
 
 class Divergence(Protocol):
-    """(y [B, ...], x [B, ...] that it was computed from, turn) -> P = count estimates [B, P] of the trace of dy/dx.
+    """(y [B, ...], x [B, ...] that it was computed from, turn) -> P = count estimates [B, P] of the
+    trace of dy/dx.
 
     Calls of one turn use the same probes.
     """
@@ -31,12 +35,12 @@ class Divergence(Protocol):
 class Probes:
     """Estimate the trace of J = dy/dx by v . J v for P probes v of +-1, orthogonal in turn.
 
-    v_p = s_p h_k with random signs s_p (P independent estimates) and row k of a Walsh-Hadamard matrix
-    in turn k. Each estimate is right on average, and exact where J is diagonal. Over 2^m turns in a
-    row the entries J_ij of pairs i, j that differ in their last m bits cancel, as far as J stays the
-    same; the bits of an element's place are taken from all its axes alternately, so that neighbours
-    in a picture cancel first. New signs are drawn after as many turns as an item has elements
-    (rounded up to a power of 2), 64 at most.
+    v_p = s_p h_k with random signs s_p (P independent estimates) and row k of a Walsh-Hadamard
+    matrix in turn k. Each estimate is right on average, and exact where J is diagonal. Over 2^m
+    turns in a row the entries J_ij of pairs i, j that differ in their last m bits cancel, as far as
+    J stays the same; the bits of an element's place are taken from all its axes alternately, so
+    that neighbours in a picture cancel first. New signs are drawn after as many turns as an item
+    has elements (rounded up to a power of 2), 64 at most.
 
     Args:
         count: P, the number of estimates.
@@ -51,7 +55,7 @@ class Probes:
     def __init__(self, count: int, seed: int | Sequence[int] | None = None) -> None:
         check_whole('probes', count)
         self.count, self.seed = count, seed
-        self.length = 0         # turns that share their signs, known from the first call on
+        self.length = 0  # turns that share their signs, known from the first call on
         self._seeds: list[int] = []
         self._places: Tensor | None = None
         self._drawn: tuple[int, Tensor] | None = None
@@ -68,14 +72,19 @@ class Probes:
         estimates = []
         for i, signs in enumerate(self._drawn[1]):
             probe = signs * walsh
-            gradient, = torch.autograd.grad(y, x, probe, retain_graph=i < self.count - 1)
+            (gradient,) = torch.autograd.grad(y, x, probe, retain_graph=i < self.count - 1)
             estimates.append(sum_per_item(probe * gradient))
         return torch.stack(estimates, 1)
 
     def _signs(self, x: Tensor, block: int) -> Tensor:
         """Draw signs [P, B, ...]."""
         sources = [generator(seed, 'probe', block, device=x.device) for seed in self._seeds]
-        bits = [torch.randint(2, (self.count, *x.shape[1:]), generator=source, device=x.device, dtype=x.dtype) for source in sources]
+        bits = [
+            torch.randint(
+                2, (self.count, *x.shape[1:]), generator=source, device=x.device, dtype=x.dtype
+            )
+            for source in sources
+        ]
         return torch.stack(bits, 1) * 2 - 1
 
 
@@ -104,8 +113,10 @@ def _parity(numbers: Tensor) -> Tensor:
 class ExactTrace:
     """The trace itself, from as many backward passes as an item has elements: [B, 1].
 
-    `chunk` of them at a time by vmap, where the model's operations can be batched so, and else one by one.
+    `chunk` of them at a time by vmap, where the model's operations can be batched so, and else one
+    by one.
     """
+
     count = 1
 
     def __init__(self, chunk: int = 64) -> None:
@@ -120,11 +131,16 @@ class ExactTrace:
             except RuntimeError as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
-                self.chunk = 1      # an operation without a batching rule
+                self.chunk = 1  # an operation without a batching rule
         return self._sum(y, x, size)
 
     def _sum(self, y: Tensor, x: Tensor, size: int) -> Tensor:
-        return torch.stack([self._part(y, x, first, min(self.chunk, size - first)) for first in range(0, size, self.chunk)]).sum(0)[:, None]
+        return torch.stack(
+            [
+                self._part(y, x, first, min(self.chunk, size - first))
+                for first in range(0, size, self.chunk)
+            ]
+        ).sum(0)[:, None]
 
     def _part(self, y: Tensor, x: Tensor, first: int, count: int) -> Tensor:
         """The sum of `count` elements of the diagonal from `first` on, [B]."""
@@ -133,5 +149,7 @@ class ExactTrace:
         basis[rows, first + rows] = 1
         outward = basis.view(count, 1, *x.shape[1:]).expand(count, *x.shape)
         batched = count > 1
-        gradient, = torch.autograd.grad(y, x, outward if batched else outward[0], retain_graph=True, is_grads_batched=batched)
+        (gradient,) = torch.autograd.grad(
+            y, x, outward if batched else outward[0], retain_graph=True, is_grads_batched=batched
+        )
         return gradient.reshape(count, len(x), -1)[rows, :, first + rows].sum(0)

@@ -1,4 +1,7 @@
-"""The probability flow dx/dsigma = (x - D) / sigma from one level to another, and the integral of its divergence on the way."""
+"""The probability flow dx/dsigma = (x - D) / sigma from one level to another, and the integral
+of its divergence on the way.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -18,51 +21,101 @@ from .runge_kutta import RUNGE_KUTTA, Parts, dormand_prince, runge_kutta_step
 
 
 class ProbabilityFlow:
-    """Leads x [B, ...] along the flow of a model; with a `divergence`, integrates the P estimates that it gives.
+    """Leads x [B, ...] along the flow of a model; with a `divergence`, integrates the P estimates
+    that it gives.
 
-    mean and std: of the data, numbers or like an item. On a fixed grid the path of Gaussian data of that mean and deviation
-    is followed exactly, and only the departure from it numerically.
+    mean and std: of the data, numbers or like an item. On a fixed grid the path of Gaussian data of
+    that mean and deviation is followed exactly, and only the departure from it numerically.
     """
 
-    def __init__(self, model: DenoiseFn, x: Tensor, extra_args: ExtraArgs, mean: float | Tensor, std: float | Tensor,
-                 dtype: torch.dtype | None, name: str, divergence: Divergence | None = None) -> None:
+    def __init__(
+        self,
+        model: DenoiseFn,
+        x: Tensor,
+        extra_args: ExtraArgs,
+        mean: float | Tensor,
+        std: float | Tensor,
+        dtype: torch.dtype | None,
+        name: str,
+        divergence: Divergence | None = None,
+    ) -> None:
         if not isinstance(x, Tensor) or not x.ndim or not x.is_floating_point():
-            got = f'has dtype {x.dtype} and shape {tuple(x.shape)}' if isinstance(x, Tensor) else f'is a {type(x).__name__}'
-            raise ValueError(f'{name}: x {got}; give a batch [B, ...] in floating point, scaled as in training')
+            got = (
+                f'has dtype {x.dtype} and shape {tuple(x.shape)}'
+                if isinstance(x, Tensor)
+                else f'is a {type(x).__name__}'
+            )
+            raise ValueError(
+                f'{name}: x {got}; give a batch [B, ...] in floating point, scaled as in training'
+            )
         check_denoiser(f'{name}: model', model)
-        self.watch, self.extra_args, self.divergence = Watch(model, x.dtype, name), extra_args or {}, divergence
+        self.watch, self.extra_args, self.divergence = (
+            Watch(model, x.dtype, name),
+            extra_args or {},
+            divergence,
+        )
         self.start = x.detach().to(dtype or torch.promote_types(x.dtype, torch.float32))
         self.mean, self.std = self._per_item('data_mean', mean), self._per_item('data_std', std)
         if not bool((self.std >= 0).all()):
-            raise ValueError(f'{name}: data_std must be >= 0 everywhere, the deviation of the data; got {show_value(std)}')
-        self.blocks: list[Tensor] = []      # the share of each set of probes in the integrals over a grid, [B, P]
+            raise ValueError(
+                f'{name}: data_std must be >= 0 everywhere, the deviation of the data; got '
+                f'{show_value(std)}'
+            )
+        self.blocks: list[
+            Tensor
+        ] = []  # the share of each set of probes in the integrals over a grid, [B, P]
 
     def _per_item(self, name: str, value: float | Tensor) -> Tensor:
         """A number or a tensor like an item, as a tensor."""
         try:
             tensor = torch.as_tensor(value).to(self.start)
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f'{name} must be a number or a tensor like an item of x; got {show_value(value)}') from None
+            raise ValueError(
+                f'{name} must be a number or a tensor like an item of x; got {show_value(value)}'
+            ) from None
         if not expands(tensor.shape, self.start.shape) or not bool(tensor.isfinite().all()):
-            raise ValueError(f'{name} must be a finite number or a tensor that broadcasts to x, {tuple(self.start.shape)}; '
-                             f'got {show_value(value)}')
+            raise ValueError(
+                f'{name} must be a finite number or a tensor that broadcasts to x, '
+                f'{tuple(self.start.shape)}; '
+                f'got {show_value(value)}'
+            )
         return tensor
 
-    def adaptive(self, start: float, end: float, atol: float, rtol: float, most: int, disable: bool | None) -> Parts:
-        """(x at end, and the integral [B, P] where there is a divergence), by steps in sigma that suit each item."""
+    def adaptive(
+        self, start: float, end: float, atol: float, rtol: float, most: int, disable: bool | None
+    ) -> Parts:
+        """(x at end, and the integral [B, P] where there is a divergence), by steps in sigma
+        that suit each item.
+        """
+
         def slope(sigma: Tensor, parts: Parts) -> Parts:
             at = sigma.to(parts[0])
             denoised, *divergence = self._estimate(parts[0], at)
             return to_d(parts[0], at, denoised), *(value / at[:, None] for value in divergence)
 
-        with torch.no_grad(), tqdm(total=1., disable=disable, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
-            return dormand_prince(slope, self._parts(self.start), start, end, atol, rtol, most,
-                                  lambda share: bar.update(share - bar.n))[0]
+        with (
+            torch.no_grad(),
+            tqdm(
+                total=1.0, disable=disable, bar_format='{l_bar}{bar}| {elapsed}<{remaining}'
+            ) as bar,
+        ):
+            return dormand_prince(
+                slope,
+                self._parts(self.start),
+                start,
+                end,
+                atol,
+                rtol,
+                most,
+                lambda share: bar.update(share - bar.n),
+            )[0]
 
     def fixed(self, start: float, end: float, steps: int, disable: bool | None) -> Parts:
-        """The same by steps of 4 calls, even in ln sigma, for u = (x - mean) / r with r = sqrt(sigma^2 + std^2):
+        """The same by steps of 4 calls, even in ln sigma, for u = (x - mean) / r with r =
+        sqrt(sigma^2 + std^2):
 
-        du/dlns = (c (x - mean) - (D - mean)) / r with c = std^2 / r^2, whose divergence is that of x - D less the sum of 1 - c.
+        du/dlns = (c (x - mean) - (D - mean)) / r with c = std^2 / r^2, whose divergence is that of
+        x - D less the sum of 1 - c.
         """
         check_whole('steps', steps, hint='32 is usual')
         h, calls = math.log(end / start) / steps, itertools.count()
@@ -76,9 +129,13 @@ class ProbabilityFlow:
             r = self.spread(sigma)
             c = (self.std / r) ** 2
             offset = r * parts[0]
-            denoised, *divergence = self._estimate(self.mean + offset, offset.new_full((len(offset),), sigma), turn)
+            denoised, *divergence = self._estimate(
+                self.mean + offset, offset.new_full((len(offset),), sigma), turn
+            )
             self._add_to_block(turn, [h * RUNGE_KUTTA[stage] * value for value in divergence])
-            return (c * offset - (denoised - self.mean)) / r, *(value - self._over_item(1 - c) for value in divergence)
+            return (c * offset - (denoised - self.mean)) / r, *(
+                value - self._over_item(1 - c) for value in divergence
+            )
 
         parts = self._parts((self.start - self.mean) / self.spread(start))
         with torch.no_grad():
@@ -94,12 +151,18 @@ class ProbabilityFlow:
             self.blocks[-1] += shares[0]
 
     def log_prior(self, x: Tensor, sigma: float) -> Tensor:
-        """The log density [B] of Gaussian data of that mean and deviation with noise of level sigma."""
-        return sum_per_item(torch.distributions.Normal(self.mean, self.spread(sigma), validate_args=False).log_prob(x))
+        """The log density [B] of Gaussian data of that mean and deviation with noise of level
+        sigma.
+        """
+        return sum_per_item(
+            torch.distributions.Normal(self.mean, self.spread(sigma), validate_args=False).log_prob(
+                x
+            )
+        )
 
     def spread(self, sigma: float) -> Tensor:
         """The deviation sqrt(sigma^2 + std^2) of noisy data."""
-        return (self.std ** 2 + sigma ** 2).sqrt()
+        return (self.std**2 + sigma**2).sqrt()
 
     def _over_item(self, value: Tensor) -> Tensor:
         return value.expand(self.start.shape[1:]).sum()
@@ -115,7 +178,9 @@ class ProbabilityFlow:
             x = x.detach().requires_grad_()
             denoised = self.watch(x, sigma, **self.extra_args)
             if not denoised.requires_grad:
-                raise ValueError(f"{self.watch.name}: the model's answer knows no derivative with respect to x; "
-                                 'let it run without torch.no_grad and torch.inference_mode inside')
+                raise ValueError(
+                    f"{self.watch.name}: the model's answer knows no derivative with respect to x; "
+                    'let it run without torch.no_grad and torch.inference_mode inside'
+                )
             divergence = self.divergence(x - denoised, x, turn)
         return denoised.detach(), divergence.detach()

@@ -1,7 +1,9 @@
-"""Solvers for ordinary differential equations: the classical Runge-Kutta step, and steps that suit each item.
+"""Solvers for ordinary differential equations: the classical Runge-Kutta step, and steps that suit
+each item.
 
 Dormand and Prince (1980), orders 5 and 4, doi:10.1016/0771-050X(80)90013-3.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -21,10 +23,25 @@ STAGES = (
     (44 / 45, -56 / 15, 32 / 9),
     (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
     (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0., 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),  # the fifth order, and the first stage of the next step
+    (
+        35 / 384,
+        0.0,
+        500 / 1113,
+        125 / 192,
+        -2187 / 6784,
+        11 / 84,
+    ),  # the fifth order, and the first stage of the next step
 )
-TIMES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1., 1.)
-ERROR = (71 / 57600, 0., -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # fifth order minus fourth
+TIMES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
+ERROR = (
+    71 / 57600,
+    0.0,
+    -71 / 16695,
+    71 / 1920,
+    -17253 / 339200,
+    22 / 525,
+    -1 / 40,
+)  # fifth order minus fourth
 
 Parts: TypeAlias = tuple[Tensor, ...]
 Time = TypeVar('Time', float, Tensor)
@@ -32,20 +49,32 @@ Slope: TypeAlias = Callable[[Time, Parts], Parts]
 
 
 def runge_kutta_step(slope: Slope[float], y: Parts, t: float, h: float) -> Parts:
-    """y a step h on, by the classical method of order 4; slope is called 4 times, with the shares RUNGE_KUTTA of the step."""
+    """y a step h on, by the classical method of order 4; slope is called 4 times, with the
+    shares RUNGE_KUTTA of the step.
+    """
     k1 = slope(t, y)
     k2 = slope(t + h / 2, _combine(y, [k1], (0.5,), h))
     k3 = slope(t + h / 2, _combine(y, [k2], (0.5,), h))
-    k4 = slope(t + h, _combine(y, [k3], (1.,), h))
+    k4 = slope(t + h, _combine(y, [k3], (1.0,), h))
     return _combine(y, [k1, k2, k3, k4], RUNGE_KUTTA, h)
 
 
-def dormand_prince(slope: Slope[Tensor], y: Parts, start: float, end: float, atol: float, rtol: float,
-                   max_evaluations: int = 10_000, report: Callable[[float], object] | None = None) -> tuple[Parts, int]:
-    """(y at end, calls of slope) for dy/dt = slope(t, y), y a tuple of tensors [B, ...], t float64 [B] on the CPU.
+def dormand_prince(
+    slope: Slope[Tensor],
+    y: Parts,
+    start: float,
+    end: float,
+    atol: float,
+    rtol: float,
+    max_evaluations: int = 10_000,
+    report: Callable[[float], object] | None = None,
+) -> tuple[Parts, int]:
+    """(y at end, calls of slope) for dy/dt = slope(t, y), y a tuple of tensors [B, ...], t float64
+    [B] on the CPU.
 
-    Each item has a time and steps of its own, so that its result does not depend on the others. Its step is accepted when
-    in every part its root mean square error is within atol + rtol |y|. `report` is given the share of the way that all have gone.
+    Each item has a time and steps of its own, so that its result does not depend on the others. Its
+    step is accepted when in every part its root mean square error is within atol + rtol |y|.
+    `report` is given the share of the way that all have gone.
     """
     check_tolerances(atol, rtol)
     t = torch.full([len(y[0])], start, dtype=torch.float64)
@@ -54,7 +83,10 @@ def dormand_prince(slope: Slope[Tensor], y: Parts, start: float, end: float, ato
     while not (t == end).all():
         if evaluations >= max_evaluations:
             slowest = t[(t - end).abs().argmax()].item()
-            raise ValueError(f'{evaluations} evaluations ended at t={slowest:g} on the way to {end:g}; raise atol and rtol, or the limit')
+            raise ValueError(
+                f'{evaluations} evaluations ended at t={slowest:g} on the way to {end:g}; raise '
+                'atol and rtol, or the limit'
+            )
         h = torch.where(h.abs() < (end - t).abs(), h, end - t)
         for share, weights in zip(TIMES, STAGES):
             y_next = _combine(y, k, weights, h)
@@ -62,17 +94,22 @@ def dormand_prince(slope: Slope[Tensor], y: Parts, start: float, end: float, ato
         evaluations += len(STAGES)
         error = _error(y, y_next, _combine(None, k, ERROR, h), atol, rtol)
         if not error.isfinite().all():
-            raise ValueError(f'the slope is NaN or infinite near t={t[~error.isfinite()][0].item():g}; check the model there')
+            raise ValueError(
+                f'the slope is NaN or infinite near t={t[~error.isfinite()][0].item():g}; check '
+                'the model there'
+            )
         accepted = error <= 1
         y, k = _chosen(accepted, y_next, y), [_chosen(accepted, k[-1], k[0])]
         t = torch.where(accepted, torch.where(h == end - t, end, t + h), t)
-        h = h * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.)
+        h = h * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.0)
         if report is not None:
             report(((t - start) / (end - start)).min().item())
     return y, evaluations
 
 
-def _combine(y: Parts | None, k: Sequence[Parts], weights: Sequence[float], h: float | Tensor) -> Parts:
+def _combine(
+    y: Parts | None, k: Sequence[Parts], weights: Sequence[float], h: float | Tensor
+) -> Parts:
     """y + h sum of the weighted slopes, part by part; h one for all or [B]."""
     sums = []
     for i, slopes in enumerate(zip(*k)):
@@ -85,12 +122,20 @@ def _combine(y: Parts | None, k: Sequence[Parts], weights: Sequence[float], h: f
 
 
 def _error(y: Parts, y_next: Parts, difference: Parts, atol: float, rtol: float) -> Tensor:
-    """The largest error of any part of an item in units of the tolerance, float64 [B] on the CPU: a step's one wait for the device."""
-    worst = [mean_per_item((e / (atol + rtol * torch.maximum(a.abs(), b.abs()))).reshape(len(e), -1).square())
-             for a, b, e in zip(y, y_next, difference)]
+    """The largest error of any part of an item in units of the tolerance, float64 [B] on the
+    CPU: a step's one wait for the device.
+    """
+    worst = [
+        mean_per_item(
+            (e / (atol + rtol * torch.maximum(a.abs(), b.abs()))).reshape(len(e), -1).square()
+        )
+        for a, b, e in zip(y, y_next, difference)
+    ]
     return torch.stack(worst).amax(0).cpu().double().sqrt()
 
 
 def _chosen(condition: Tensor, yes: Parts, no: Parts) -> Parts:
     """Item by item from one or the other."""
-    return tuple(torch.where(append_dims(condition.to(a.device), a.ndim), a, b) for a, b in zip(yes, no))
+    return tuple(
+        torch.where(append_dims(condition.to(a.device), a.ndim), a, b) for a, b in zip(yes, no)
+    )

@@ -1,4 +1,7 @@
-"""Standard errors and 95 % intervals of a likelihood, from P estimates that differ in their probes."""
+"""Standard errors and 95 % intervals of a likelihood, from P estimates that differ in their
+probes.
+"""
+
 from __future__ import annotations
 
 import math
@@ -12,10 +15,10 @@ from ...core.incomplete_beta import student_quantile
 def error_of_blocks(shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the error of an integral whose parts have independent probes.
 
-    With s_k the estimated variance of the mean share of part k, of P - 1 degrees of freedom, sum s_k
-    has (sum s_k)^2 / q - 2 of them for q = sum s_k^2 / (P + 1): the formula of Satterthwaite, less
-    the bias of s_k^2. One more is taken off, since few parts carry the error and are not Gaussian:
-    with 2 it covered too rarely, in 91 % of the points of a mixture.
+    With s_k the estimated variance of the mean share of part k, of P - 1 degrees of freedom, sum
+    s_k has (sum s_k)^2 / q - 2 of them for q = sum s_k^2 / (P + 1): the formula of Satterthwaite,
+    less the bias of s_k^2. One more is taken off, since few parts carry the error and are not
+    Gaussian: with 2 it covered too rarely, in 91 % of the points of a mixture.
 
     Args:
         shares: [K, B, P], the share of each of K parts in each of P integrals.
@@ -40,7 +43,8 @@ def error_of_integrals(integrals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     A probe of +-1 that stays the same leaves a quadratic form of it, often skewed like chi^2. Each
     end is the farther one of two: by Student's t, and by the transformation of t that removes the
-    skewness, T + g T^2 / (3 sqrt P) + g^2 T^3 / (27 P) + g / (6 sqrt P) with g the sample's skewness.
+    skewness, T + g T^2 / (3 sqrt P) + g^2 T^3 / (27 P) + g / (6 sqrt P) with g the sample's
+    skewness.
 
     Args:
         integrals: [B, P], two at least.
@@ -49,7 +53,8 @@ def error_of_integrals(integrals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         The standard error [B] of the mean, and the ends [B] of its interval, from it.
 
     References:
-        Hall 1992, "On the removal of skewness by transformation", J. R. Statist. Soc. B 54, 221-228.
+        Hall 1992, "On the removal of skewness by transformation", J. R. Statist. Soc. B 54,
+            221-228.
     """
     n = integrals.shape[1]
     deviations = integrals.double() - integrals.double().mean(1, keepdim=True)
@@ -71,4 +76,8 @@ def _undo_transformation(value: Tensor, a: Tensor) -> Tensor:
 
 def _quantiles(freedom: Tensor) -> Tensor:
     """Return the 97.5 % quantiles of Student's t."""
-    return torch.tensor([student_quantile(0.975, f) for f in freedom.tolist()], dtype=torch.float64, device=freedom.device)
+    return torch.tensor(
+        [student_quantile(0.975, f) for f in freedom.tolist()],
+        dtype=torch.float64,
+        device=freedom.device,
+    )

@@ -1,9 +1,13 @@
-"""CFG++ (Chung et al. 2024, arXiv:2406.08070): the guided estimate, renoised in the direction of the unconditional one.
+"""CFG++ (Chung et al.
 
-The model is a guided denoiser that shows both estimates (`pair`), as K.guidance.classifier_free makes it; its scale is the
-paper's lambda, in [0, 1]. One step equals a step with plain guidance of scale lambda / (1 - sigma' / sigma): the push does not
-shrink with the step, so that there is no limit in the number of steps and the scale suits one number of them.
+2024, arXiv:2406.08070): the guided estimate, renoised in the direction of the unconditional one.
+
+The model is a guided denoiser that shows both estimates (`pair`), as K.guidance.classifier_free
+makes it; its scale is the paper's lambda, in [0, 1]. One step equals a step with plain guidance of
+scale lambda / (1 - sigma' / sigma): the push does not shrink with the step, so that there is no
+limit in the number of steps and the scale suits one number of them.
 """
+
 from __future__ import annotations
 
 import math
@@ -30,10 +34,17 @@ def sample_euler_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
     return x
 
 
-@sampler(order=0, stochastic=True, noise='path', needs_pair=True, family='CFG++',
-         reference='Chung et al. 2024, arXiv:2406.08070')
-def sample_euler_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1.,
-                                  s_noise: float = 1.) -> Run[Tensor]:
+@sampler(
+    order=0,
+    stochastic=True,
+    noise='path',
+    needs_pair=True,
+    family='CFG++',
+    reference='Chung et al. 2024, arXiv:2406.08070',
+)
+def sample_euler_ancestral_cfg_pp(
+    steps: Steps, x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Run[Tensor]:
     """euler_cfg_pp to sigma_down, then noise of sigma_up. 1 NFE (of both estimates)."""
     for step in steps:
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
@@ -46,8 +57,10 @@ def sample_euler_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1.,
 
 @sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
 def sample_dpmpp_2m_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """x' = D + a (x - D_u) + (1 - a) (D - D_u before) / (2 r), a = sigma' / sigma, r = h before / h. 1 NFE (of both estimates)."""
-    previous, h_last = None, 0.
+    """x' = D + a (x - D_u) + (1 - a) (D - D_u before) / (2 r), a = sigma' / sigma, r = h before
+    / h. 1 NFE (of both estimates).
+    """
+    previous, h_last = None, 0.0
     for step in steps:
         guided, unconditional = yield from step.ask_pair(x)
         a = step.sigma_next / step.sigma
@@ -61,15 +74,31 @@ def sample_dpmpp_2m_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
     return x
 
 
-@sampler(order=0, nfe=2, stochastic=True, noise='path', needs_pair=True, family='CFG++',
-         reference='Chung et al. 2024, arXiv:2406.08070')
-def sample_dpmpp_2s_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                                     uncond_from: Literal['start', 'middle'] = 'start') -> Run[Tensor]:
-    """dpmpp_2s_ancestral whose two halves renoise in the unconditional direction. 2 NFE (of both estimates).
+@sampler(
+    order=0,
+    nfe=2,
+    stochastic=True,
+    noise='path',
+    needs_pair=True,
+    family='CFG++',
+    reference='Chung et al. 2024, arXiv:2406.08070',
+)
+def sample_dpmpp_2s_ancestral_cfg_pp(
+    steps: Steps,
+    x: Tensor,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    uncond_from: Literal['start', 'middle'] = 'start',
+) -> Run[Tensor]:
+    """dpmpp_2s_ancestral whose two halves renoise in the unconditional direction.
 
-    x_m = D + a_m (x - D_u) at the middle of log sigma, x' = a (x + D - D_u) + (1 - a) D_m, a = sigma_down / sigma.
-    uncond_from: the stage that D_u of the second formula comes from, 'start'; or 'middle', as in
-    ComfyUI, which then differs from dpmpp_2s_ancestral also where both estimates are the same.
+    2 NFE (of both estimates).
+
+    x_m = D + a_m (x - D_u) at the middle of log sigma, x' = a (x + D - D_u) + (1 - a) D_m, a =
+    sigma_down / sigma. uncond_from: the stage that D_u of the second formula comes from, 'start';
+    or 'middle', as in ComfyUI, which then differs from dpmpp_2s_ancestral also where both estimates
+    are the same.
     """
     if uncond_from not in ('start', 'middle'):
         raise ValueError(unknown('uncond_from', uncond_from, ('start', 'middle')))
@@ -89,7 +118,7 @@ def sample_dpmpp_2s_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1.
     return x
 
 
-def _walk_res(steps: Steps, x: Tensor, table: Table, s_noise: float = 1.) -> Run[Tensor]:
+def _walk_res(steps: Steps, x: Tensor, table: Table, s_noise: float = 1.0) -> Run[Tensor]:
     """x' = a (x + D - D_u) + b_0 D_u + b_1 (D_u before); with no value before D + a (x - D_u)."""
     previous: Tensor | None = None
     for step in steps:
@@ -107,21 +136,35 @@ def _walk_res(steps: Steps, x: Tensor, table: Table, s_noise: float = 1.) -> Run
 
 @sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
 def sample_res_multistep_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """res_multistep on the unconditional estimate, with a (D - D_u) added, a = sigma' / sigma. 1 NFE (of both estimates)."""
-    return _walk_res(steps, x, ancestral_table(steps.sigmas, 0.))
+    """res_multistep on the unconditional estimate, with a (D - D_u) added, a = sigma' / sigma.
+
+    1 NFE (of both estimates).
+    """
+    return _walk_res(steps, x, ancestral_table(steps.sigmas, 0.0))
 
 
-@sampler(order=0, stochastic=True, noise='path', needs_pair=True, family='CFG++',
-         reference='Chung et al. 2024, arXiv:2406.08070')
-def sample_res_multistep_ancestral_cfg_pp(steps: Steps, x: Tensor, *, eta: float = 1.,
-                                          s_noise: float = 1.) -> Run[Tensor]:
+@sampler(
+    order=0,
+    stochastic=True,
+    noise='path',
+    needs_pair=True,
+    family='CFG++',
+    reference='Chung et al. 2024, arXiv:2406.08070',
+)
+def sample_res_multistep_ancestral_cfg_pp(
+    steps: Steps, x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Run[Tensor]:
     """res_multistep_cfg_pp to sigma_down, then noise of sigma_up. 1 NFE (of both estimates)."""
     return _walk_res(steps, x, ancestral_table(steps.sigmas, eta), s_noise)
 
 
 @sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
-def sample_gradient_estimation_cfg_pp(steps: Steps, x: Tensor, *, ge_gamma: float = 2.) -> Run[Tensor]:
-    """x' = D + sigma' eps_u + (ge_gamma - 1) (sigma' - sigma) (eps_u - eps_u before). 1 NFE (of both estimates).
+def sample_gradient_estimation_cfg_pp(
+    steps: Steps, x: Tensor, *, ge_gamma: float = 2.0
+) -> Run[Tensor]:
+    """x' = D + sigma' eps_u + (ge_gamma - 1) (sigma' - sigma) (eps_u - eps_u before).
+
+    1 NFE (of both estimates).
 
     The step to 0 ends at D. Gradient estimation: Permenter & Yuan (2023), arXiv:2306.04848.
     """
@@ -140,30 +183,40 @@ def sample_gradient_estimation_cfg_pp(steps: Steps, x: Tensor, *, ge_gamma: floa
 
 
 @sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
-def sample_cfgpp_ud10_ab(steps: Steps, x: Tensor, *, ud: float = 0.1, ab: float = 0.25) -> Run[Tensor]:
-    """euler_cfg_pp with an extrapolated unconditional slope and a share of Adams-Bashforth. 1 NFE (of both estimates).
+def sample_cfgpp_ud10_ab(
+    steps: Steps, x: Tensor, *, ud: float = 0.1, ab: float = 0.25
+) -> Run[Tensor]:
+    """euler_cfg_pp with an extrapolated unconditional slope and a share of Adams-Bashforth.
 
-    eps_u moves on by the share ud of its change in the step before (in proportion to the steps), and of
-    the whole step the share ab is Adams-Bashforth of order 2 in sigma. The step to 0 ends at D
-    extrapolated along a line in sigma. The numbers are ComfyUI's, chosen by eye for one model.
+    1 NFE (of both estimates).
+
+    eps_u moves on by the share ud of its change in the step before (in proportion to the steps),
+    and of the whole step the share ab is Adams-Bashforth of order 2 in sigma. The step to 0 ends at
+    D extrapolated along a line in sigma. The numbers are ComfyUI's, chosen by eye for one model.
     """
-    slopes: Sequence[Tensor] = ()       # eps_u, the whole slope and D of the step before, which began at sigma_last
+    slopes: Sequence[
+        Tensor
+    ] = ()  # eps_u, the whole slope and D of the step before, which began at sigma_last
     sigma_last = math.nan
     for step in steps:
         guided, unconditional = yield from step.ask_pair(x)
         slope_u, h = (x - unconditional).div_(step.sigma), step.sigma_next - step.sigma
         ahead = slope_u
         if slopes:
-            ahead = torch.add(slope_u, slope_u - slopes[0], alpha=ud * h / (step.sigma - sigma_last))
+            ahead = torch.add(
+                slope_u, slope_u - slopes[0], alpha=ud * h / (step.sigma - sigma_last)
+            )
         slope = (torch.add(guided, ahead, alpha=step.sigma_next) - x).div_(h)
-        weights = [h, 0.]
+        weights = [h, 0.0]
         if slopes:
             w_0, w_1 = adams_weights([step.sigma, sigma_last], step.sigma, step.sigma_next)
             weights = [h + ab * (w_0 - h), ab * w_1]
         if step.sigma_next == 0:
             x = guided
             if slopes:
-                x = torch.add(guided, guided - slopes[2], alpha=-step.sigma / (step.sigma - sigma_last))
+                x = torch.add(
+                    guided, guided - slopes[2], alpha=-step.sigma / (step.sigma - sigma_last)
+                )
         else:
             x = torch.add(x, slope, alpha=weights[0])
             x = torch.add(x, slopes[1], alpha=weights[1]) if slopes else x

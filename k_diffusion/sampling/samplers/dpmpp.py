@@ -1,7 +1,11 @@
-"""DPM-Solver++ (Lu et al. 2022, arXiv:2211.01095): the linear part of the probability flow in log sigma is solved exactly.
+"""DPM-Solver++ (Lu et al.
 
-Throughout h = log(sigma / sigma_next), and lerp(D, x, e^-h) = e^-h x + (1 - e^-h) D is the step for a constant D.
+2022, arXiv:2211.01095): the linear part of the probability flow in log sigma is solved exactly.
+
+Throughout h = log(sigma / sigma_next), and lerp(D, x, e^-h) = e^-h x + (1 - e^-h) D is the step for
+a constant D.
 """
+
 from __future__ import annotations
 
 import math
@@ -17,11 +21,25 @@ from ..loop import Step, Steps
 from ..registry import Run, preset, sampler
 
 
-@sampler(order=2, nfe=2, stochastic=True, noise='path', family='DPM-Solver++',
-         reference='Lu et al. 2022, arXiv:2211.01095, algorithm 1')
-def sample_dpmpp_2s_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                              down: Literal['ddpm', 'flow'] = 'ddpm') -> Run[Tensor]:
-    """A midpoint step in log sigma to sigma_down, then noise of sigma_up. 2 NFE, but 1 for the step to 0.
+@sampler(
+    order=2,
+    nfe=2,
+    stochastic=True,
+    noise='path',
+    family='DPM-Solver++',
+    reference='Lu et al. 2022, arXiv:2211.01095, algorithm 1',
+)
+def sample_dpmpp_2s_ancestral(
+    steps: Steps,
+    x: Tensor,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    down: Literal['ddpm', 'flow'] = 'ddpm',
+) -> Run[Tensor]:
+    """A midpoint step in log sigma to sigma_down, then noise of sigma_up.
+
+    2 NFE, but 1 for the step to 0.
 
     down: how sigma_down is found, 'ddpm' or, for flow models, 'flow' (`split_step`).
     """
@@ -37,13 +55,22 @@ def sample_dpmpp_2s_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noi
     return x
 
 
-@sampler(order=2, nfe=2, stochastic=True, noise='path', path_by_default=True, family='DPM-Solver++',
-         reference='Lu et al. 2022, arXiv:2211.01095')
-def sample_dpmpp_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                     r: float = 1 / 2) -> Run[Tensor]:
+@sampler(
+    order=2,
+    nfe=2,
+    stochastic=True,
+    noise='path',
+    path_by_default=True,
+    family='DPM-Solver++',
+    reference='Lu et al. 2022, arXiv:2211.01095',
+)
+def sample_dpmpp_sde(
+    steps: Steps, x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, r: float = 1 / 2
+) -> Run[Tensor]:
     """Two ancestral substeps, the first over the share r of h. 2 NFE, but 1 for the step to 0.
 
-    The two draws of a step overlap in sigma, so a noise_sampler has to be a path: independent noise leaves the variance wrong.
+    The two draws of a step overlap in sigma, so a noise_sampler has to be a path: independent noise
+    leaves the variance wrong.
     """
     if not 0 < r <= 1:
         raise ValueError(f'r={r} places no substep; give 0 < r <= 1 (1/2 is usual)')
@@ -58,16 +85,26 @@ def sample_dpmpp_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float
     return x
 
 
-def _substep(step: Step, x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, s_noise: float) -> Tensor:
+def _substep(
+    step: Step,
+    x: Tensor,
+    denoised: Tensor,
+    sigma: float,
+    sigma_next: float,
+    eta: float,
+    s_noise: float,
+) -> Tensor:
     """Part of a step: to sigma_down for a constant D, then noise of sigma_up."""
     sigma_down, sigma_up = get_ancestral_step(sigma, sigma_next, eta)
-    return step.add_noise(torch.lerp(denoised, x, sigma_down / sigma), s_noise * sigma_up, sigma, sigma_next)
+    return step.add_noise(
+        torch.lerp(denoised, x, sigma_down / sigma), s_noise * sigma_up, sigma, sigma_next
+    )
 
 
 @sampler(order=2, family='DPM-Solver++', reference='Lu et al. 2022, arXiv:2211.01095, algorithm 2')
 def sample_dpmpp_2m(steps: Steps, x: Tensor) -> Run[Tensor]:
     """D extrapolated to the middle of the step from its last two values. 1 NFE."""
-    previous, h_last = None, 0.
+    previous, h_last = None, 0.0
     for step in steps:
         denoised = middle = yield from step.ask(x)
         if step.sigma_next > 0:
@@ -80,17 +117,29 @@ def sample_dpmpp_2m(steps: Steps, x: Tensor) -> Run[Tensor]:
     return x
 
 
-@sampler(order=2, stochastic=True, noise='path', path_by_default=True, family='DPM-Solver++',
-         reference='Lu et al. 2022, arXiv:2211.01095')
-def sample_dpmpp_2m_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                        solver_type: Literal['midpoint', 'heun'] = 'midpoint') -> Run[Tensor]:
+@sampler(
+    order=2,
+    stochastic=True,
+    noise='path',
+    path_by_default=True,
+    family='DPM-Solver++',
+    reference='Lu et al. 2022, arXiv:2211.01095',
+)
+def sample_dpmpp_2m_sde(
+    steps: Steps,
+    x: Tensor,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    solver_type: Literal['midpoint', 'heun'] = 'midpoint',
+) -> Run[Tensor]:
     """2M for the reverse SDE of strength eta: H = (1 + eta) h in place of h, then noise. 1 NFE.
 
     solver_type: 'midpoint', or 'heun', the exact exponential weights.
     """
     if solver_type not in ('midpoint', 'heun'):
         raise ValueError(unknown('solver_type', solver_type, ('midpoint', 'heun')))
-    previous, h_last = None, 0.
+    previous, h_last = None, 0.0
     for step in steps:
         denoised = yield from step.ask(x)
         if step.sigma_next == 0:
@@ -109,15 +158,28 @@ def sample_dpmpp_2m_sde(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: fl
 
 
 sample_dpmpp_2m_sde_heun = preset(
-    'dpmpp_2m_sde_heun', sample_dpmpp_2m_sde, '2M for the reverse SDE with the exact exponential weights. 1 NFE.',
-    {'solver_type': 'heun'})
+    'dpmpp_2m_sde_heun',
+    sample_dpmpp_2m_sde,
+    '2M for the reverse SDE with the exact exponential weights. 1 NFE.',
+    {'solver_type': 'heun'},
+)
 
 
-@sampler(order=2, stochastic=True, noise='path', path_by_default=True, family='DPM-Solver++',
-         reference='Lu et al. 2022, arXiv:2211.01095')
-def sample_dpmpp_3m_sde(steps: Steps, x: Tensor, *, eta: float = 1.,
-                        s_noise: float = 1.) -> Run[Tensor]:
-    """The published 3M for the reverse SDE. 1 NFE. Its curvature term is half of the exact one, hence order 2."""
+@sampler(
+    order=2,
+    stochastic=True,
+    noise='path',
+    path_by_default=True,
+    family='DPM-Solver++',
+    reference='Lu et al. 2022, arXiv:2211.01095',
+)
+def sample_dpmpp_3m_sde(
+    steps: Steps, x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0
+) -> Run[Tensor]:
+    """The published 3M for the reverse SDE.
+
+    1 NFE. Its curvature term is half of the exact one, hence order 2.
+    """
     past: deque[tuple[Tensor, float]] = deque(maxlen=2)  # (D, the h of its step), newest first
     for step in steps:
         denoised = yield from step.ask(x)
@@ -132,8 +194,12 @@ def sample_dpmpp_3m_sde(steps: Steps, x: Tensor, *, eta: float = 1.,
     return x
 
 
-def _third_order(x: Tensor, denoised: Tensor, past: deque[tuple[Tensor, float]], h: float, H: float) -> Tensor:
-    """lerp(D, x, e^-H) + f2 (slope of D at the step's start) + f3 (its second divided difference), with what past there is."""
+def _third_order(
+    x: Tensor, denoised: Tensor, past: deque[tuple[Tensor, float]], h: float, H: float
+) -> Tensor:
+    """lerp(D, x, e^-H) + f2 (slope of D at the step's start) + f3 (its second divided
+    difference), with what past there is.
+    """
     x = torch.lerp(denoised, x, math.exp(-H))
     f2, f3 = H * phi(2, -H), H * phi(3, -H)
     if len(past) == 2:
@@ -149,5 +215,7 @@ def _third_order(x: Tensor, denoised: Tensor, past: deque[tuple[Tensor, float]],
 
 
 def sde_noise(sigma_next: float, eta_h: float) -> float:
-    """Return the deviation of the noise that an SDE of strength eta adds over a step of length h."""
+    """Return the deviation of the noise that an SDE of strength eta adds over a step of length
+    h.
+    """
     return sigma_next * math.sqrt(-math.expm1(-2 * eta_h))

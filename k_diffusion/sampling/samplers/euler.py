@@ -1,4 +1,5 @@
 """Euler's method, first order: along dx/dsigma, and with the ancestral split."""
+
 from __future__ import annotations
 
 import math
@@ -12,11 +13,25 @@ from ..loop import Steps
 from ..registry import Run, sampler
 
 
-@sampler(order=1, noise='independent', family='Euler',
-         reference='Karras et al. 2022, arXiv:2206.00364, algorithm 2 without its correction')
-def sample_euler(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float = 0.,
-                 s_tmax: float = math.inf, s_noise: float = 1.) -> Run[Tensor]:
-    """Euler steps in sigma (= DDIM), optionally with churn (Karras et al. 2022, algorithm 2 without its correction). 1 NFE."""
+@sampler(
+    order=1,
+    noise='independent',
+    family='Euler',
+    reference='Karras et al. 2022, arXiv:2206.00364, algorithm 2 without its correction',
+)
+def sample_euler(
+    steps: Steps,
+    x: Tensor,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Run[Tensor]:
+    """Euler steps in sigma (= DDIM), optionally with churn (Karras et al.
+
+    2022, algorithm 2 without its correction). 1 NFE.
+    """
     for step in steps.walk(repeats=s_churn > 0):
         x, sigma_hat = step.churn(x, s_churn, s_tmin, s_tmax, s_noise)
         d = yield from step.ask_slope(x, sigma_hat)
@@ -25,10 +40,21 @@ def sample_euler(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float 
     return x
 
 
-@sampler(order=1, stochastic=True, noise='path', family='Euler',
-         reference='Song et al. 2021, arXiv:2010.02502, eq. 12 and 16')
-def sample_euler_ancestral(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                           down: Literal['ddpm', 'flow'] = 'ddpm') -> Run[Tensor]:
+@sampler(
+    order=1,
+    stochastic=True,
+    noise='path',
+    family='Euler',
+    reference='Song et al. 2021, arXiv:2010.02502, eq. 12 and 16',
+)
+def sample_euler_ancestral(
+    steps: Steps,
+    x: Tensor,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    down: Literal['ddpm', 'flow'] = 'ddpm',
+) -> Run[Tensor]:
     """An Euler step to sigma_down, then noise of sigma_up (eta = 1: DDPM; 0: Euler). 1 NFE.
 
     down: how sigma_down is found, 'ddpm' or, for flow models, 'flow' (`split_step`).

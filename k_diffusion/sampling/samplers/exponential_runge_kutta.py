@@ -1,8 +1,10 @@
-"""Exponential Runge-Kutta: steps of several stages in log sigma, for the flow (RES) and for the reverse SDE (SEEDS).
+"""Exponential Runge-Kutta: steps of several stages in log sigma, for the flow (RES) and for the
+reverse SDE (SEEDS).
 
-Throughout h = log(sigma / sigma_next), H = (1 + eta) h; a stage c lies at the level sigma e^{-c h}, and lerp(D, x, e^{-c H}) is
-x there for a constant D.
+Throughout h = log(sigma / sigma_next), H = (1 + eta) h; a stage c lies at the level sigma e^{-c h},
+and lerp(D, x, e^{-c H}) is x there for a constant D.
 """
+
 from __future__ import annotations
 
 import itertools
@@ -19,9 +21,17 @@ from ..loop import Asking, Step, Steps
 from ..registry import Run, preset, sampler
 
 
-def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: float = 0.,
-                noises: Sequence[Tensor | None] = (None, None), weights: str = 'phi_2') -> Asking[Tensor]:
-    """From x and D at the start: x' = e^-H x + H ((phi_1 - b) D + b D_c), phi_k = phi_k(-H); second order.
+def res_2s_step(
+    step: Step,
+    x: Tensor,
+    denoised: Tensor,
+    c: float = 1 / 2,
+    eta: float = 0.0,
+    noises: Sequence[Tensor | None] = (None, None),
+    weights: str = 'phi_2',
+) -> Asking[Tensor]:
+    """From x and D at the start: x' = e^-H x + H ((phi_1 - b) D + b D_c), phi_k = phi_k(-H); second
+    order.
 
     weights: 'phi_2', b = phi_2 / c, also where the problem is stiff; or 'phi_1', b = phi_1 / (2 c).
     """
@@ -35,15 +45,23 @@ def res_2s_step(step: Step, x: Tensor, denoised: Tensor, c: float = 1 / 2, eta: 
     return _with(x, noises[1], step.sigma_next)
 
 
-def res_3s_step(step: Step, x: Tensor, denoised: Tensor, c2: float = 1 / 3, c3: float = 2 / 3, eta: float = 0.,
-                noises: Sequence[Tensor | None] = (None, None, None)) -> Asking[Tensor]:
-    """Third order, from x and D at the start: the weights of the stages D_2 and D_3 satisfy the stiff conditions of
-    Hochbruck & Ostermann (2005), doi:10.1137/040611434."""
+def res_3s_step(
+    step: Step,
+    x: Tensor,
+    denoised: Tensor,
+    c2: float = 1 / 3,
+    c3: float = 2 / 3,
+    eta: float = 0.0,
+    noises: Sequence[Tensor | None] = (None, None, None),
+) -> Asking[Tensor]:
+    """Third order, from x and D at the start: the weights of the stages D_2 and D_3 satisfy the
+    stiff conditions of Hochbruck & Ostermann (2005), doi:10.1137/040611434.
+    """
     h = math.log(step.sigma / step.sigma_next)
     H = (1 + eta) * h
     sigma_2, sigma_3 = step.sigma * math.exp(-c2 * h), step.sigma * math.exp(-c3 * h)
     gamma = (3 * c3 - 2) * c3 / ((2 - 3 * c2) * c2)
-    a32 = gamma * c2 * phi(2, -c2 * H) + c3 ** 2 / c2 * phi(2, -c3 * H)
+    a32 = gamma * c2 * phi(2, -c2 * H) + c3**2 / c2 * phi(2, -c3 * H)
     b3 = phi(2, -H) / (gamma * c2 + c3)
     x_2 = _with(torch.lerp(denoised, x, math.exp(-c2 * H)), noises[0], sigma_2)
     change_2 = (yield from step.ask(x_2, sigma_2)) - denoised
@@ -55,14 +73,18 @@ def res_3s_step(step: Step, x: Tensor, denoised: Tensor, c2: float = 1 / 3, c3: 
     return _with(x, noises[2], step.sigma_next)
 
 
-def stage_noises(step: Step, shares: Sequence[float], eta: float, s_noise: float) -> list[Tensor | None]:
-    """The noise of the reverse SDE at each share c of a step, in units of the level there, each continuing the one before:
+def stage_noises(
+    step: Step, shares: Sequence[float], eta: float, s_noise: float
+) -> list[Tensor | None]:
+    """The noise of the reverse SDE at each share c of a step, in units of the level there, each
+    continuing the one before:
 
-    n_c = e^{-d} n + sqrt(1 - e^{-2 d}) z, d = eta h (c - the share before). Nothing is drawn where eta is 0.
+    n_c = e^{-d} n + sqrt(1 - e^{-2 d}) z, d = eta h (c - the share before). Nothing is drawn where
+    eta is 0.
     """
     h = math.log(step.sigma / step.sigma_next)
     noise: Tensor | None = None
-    noises, at = [], 0.
+    noises, at = [], 0.0
     for share in shares:
         d = eta * h * (share - at)
         if d > 0:
@@ -80,14 +102,27 @@ def _with(x: Tensor, noise: Tensor | None, sigma: float) -> Tensor:
 
 def _check_stages(*shares: float) -> None:
     if not all(0 < c <= 1 for c in shares) or any(c >= d for c, d in itertools.pairwise(shares)):
-        raise ValueError(f'the stages {shares} do not lie one after another in (0, 1]; give shares of the step, 1/2 or 1/3 and 2/3 say')
+        raise ValueError(
+            f'the stages {shares} do not lie one after another in (0, 1]; give shares of the '
+            'step, 1/2 or 1/3 and 2/3 say'
+        )
     if len(shares) == 2 and math.isclose(shares[0], 2 / 3):
-        raise ValueError('a first stage at 2/3 leaves no weights of order 3; place it elsewhere, at 1/3 say')
+        raise ValueError(
+            'a first stage at 2/3 leaves no weights of order 3; place it elsewhere, at 1/3 say'
+        )
 
 
-def _walk_stages(steps: Steps, x: Tensor, stages: Sequence[float], eta: float = 0.,
-                 s_noise: float = 1., **options: str) -> Run[Tensor]:
-    """The steps with one more stage, or two more, at these shares of each; options are those of the step."""
+def _walk_stages(
+    steps: Steps,
+    x: Tensor,
+    stages: Sequence[float],
+    eta: float = 0.0,
+    s_noise: float = 1.0,
+    **options: str,
+) -> Run[Tensor]:
+    """The steps with one more stage, or two more, at these shares of each; options are those of
+    the step.
+    """
     _check_stages(*stages)
     make_step: Callable[..., Asking[Tensor]] = res_2s_step if len(stages) == 1 else res_3s_step
     for step in steps:
@@ -95,42 +130,77 @@ def _walk_stages(steps: Steps, x: Tensor, stages: Sequence[float], eta: float = 
         if step.sigma_next == 0:
             x = denoised
         else:
-            noises = stage_noises(step, (*stages, 1.), eta, s_noise)
+            noises = stage_noises(step, (*stages, 1.0), eta, s_noise)
             x = yield from make_step(step, x, denoised, *stages, eta=eta, noises=noises, **options)
         x = yield x
     return x
 
 
-@sampler(order=2, nfe=2, family='exponential Runge-Kutta',
-         reference='Zhang et al. 2023, arXiv:2308.02157')
+@sampler(
+    order=2,
+    nfe=2,
+    family='exponential Runge-Kutta',
+    reference='Zhang et al. 2023, arXiv:2308.02157',
+)
 def sample_res_2s(steps: Steps, x: Tensor, *, c2: float = 1 / 2) -> Run[Tensor]:
-    """RES with two stages, the second at the share c2 of the step (Zhang et al. 2023, arXiv:2308.02157). 2 NFE, but 1 for the step to 0."""
+    """RES with two stages, the second at the share c2 of the step (Zhang et al.
+
+    2023, arXiv:2308.02157). 2 NFE, but 1 for the step to 0.
+    """
     return _walk_stages(steps, x, (c2,))
 
 
-@sampler(order=3, nfe=3, family='exponential Runge-Kutta',
-         reference='Zhang et al. 2023, arXiv:2308.02157')
+@sampler(
+    order=3,
+    nfe=3,
+    family='exponential Runge-Kutta',
+    reference='Zhang et al. 2023, arXiv:2308.02157',
+)
 def sample_res_3s(steps: Steps, x: Tensor, *, c2: float = 1 / 3, c3: float = 2 / 3) -> Run[Tensor]:
-    """RES with three stages at the shares 0, c2 and c3 of the step. 3 NFE, but 1 for the step to 0."""
+    """RES with three stages at the shares 0, c2 and c3 of the step.
+
+    3 NFE, but 1 for the step to 0.
+    """
     return _walk_stages(steps, x, (c2, c3))
 
 
-@sampler(order=2, nfe=2, family='exponential Runge-Kutta',
-         reference='Hochbruck & Ostermann 2005, doi:10.1137/040611434')
+@sampler(
+    order=2,
+    nfe=2,
+    family='exponential Runge-Kutta',
+    reference='Hochbruck & Ostermann 2005, doi:10.1137/040611434',
+)
 def sample_exp_heun_2_x0(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """Exponential Heun: RES with its second stage at the end of the step. 2 NFE, but 1 for the step to 0."""
-    return _walk_stages(steps, x, (1.,))
+    """Exponential Heun: RES with its second stage at the end of the step.
+
+    2 NFE, but 1 for the step to 0.
+    """
+    return _walk_stages(steps, x, (1.0,))
 
 
-@sampler(order=2, nfe=2, stochastic=True, noise='path', family='exponential Runge-Kutta',
-         reference='Gonzalez et al. 2023, arXiv:2305.14267')
-def sample_seeds_2(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                   r: float = 1 / 2, solver_type: Literal['phi_2', 'phi_1'] = 'phi_2') -> Run[Tensor]:
-    """SEEDS-2: RES-2S for the reverse SDE, with noise that the stage at the share r and the end have in common. 2 NFE.
+@sampler(
+    order=2,
+    nfe=2,
+    stochastic=True,
+    noise='path',
+    family='exponential Runge-Kutta',
+    reference='Gonzalez et al. 2023, arXiv:2305.14267',
+)
+def sample_seeds_2(
+    steps: Steps,
+    x: Tensor,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    r: float = 1 / 2,
+    solver_type: Literal['phi_2', 'phi_1'] = 'phi_2',
+) -> Run[Tensor]:
+    """SEEDS-2: RES-2S for the reverse SDE, with noise that the stage at the share r and the end
+    have in common. 2 NFE.
 
-    Gonzalez et al. (2023), arXiv:2305.14267. eta = 0 is res_2s; r = 1 is exponential Heun for the SDE.
-    solver_type: 'phi_2', whose weights keep order 2 where the problem is stiff; or 'phi_1', those of
-    DPM-Solver++(2S), ComfyUI's default.
+    Gonzalez et al. (2023), arXiv:2305.14267. eta = 0 is res_2s; r = 1 is exponential Heun for the
+    SDE. solver_type: 'phi_2', whose weights keep order 2 where the problem is stiff; or 'phi_1',
+    those of DPM-Solver++(2S), ComfyUI's default.
     """
     if solver_type not in ('phi_1', 'phi_2'):
         raise ValueError(unknown('solver_type', solver_type, ('phi_1', 'phi_2')))
@@ -138,13 +208,32 @@ def sample_seeds_2(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float =
 
 
 sample_exp_heun_2_x0_sde = preset(
-    'exp_heun_2_x0_sde', sample_seeds_2, 'Exponential Heun for the reverse SDE: SEEDS-2 with its stage at the end of the step. 2 NFE.',
-    {'r': 1., 'solver_type': 'phi_2'})
+    'exp_heun_2_x0_sde',
+    sample_seeds_2,
+    'Exponential Heun for the reverse SDE: SEEDS-2 with its stage at the end of the step. 2 NFE.',
+    {'r': 1.0, 'solver_type': 'phi_2'},
+)
 
 
-@sampler(order=3, nfe=3, stochastic=True, noise='path', family='exponential Runge-Kutta',
-         reference='Gonzalez et al. 2023, arXiv:2305.14267')
-def sample_seeds_3(steps: Steps, x: Tensor, *, eta: float = 1., s_noise: float = 1.,
-                   r_1: float = 1 / 3, r_2: float = 2 / 3) -> Run[Tensor]:
-    """SEEDS-3: RES-3S for the reverse SDE; order 3 in the mean, 2 in the variance. 3 NFE. Gonzalez et al. (2023), arXiv:2305.14267."""
+@sampler(
+    order=3,
+    nfe=3,
+    stochastic=True,
+    noise='path',
+    family='exponential Runge-Kutta',
+    reference='Gonzalez et al. 2023, arXiv:2305.14267',
+)
+def sample_seeds_3(
+    steps: Steps,
+    x: Tensor,
+    *,
+    eta: float = 1.0,
+    s_noise: float = 1.0,
+    r_1: float = 1 / 3,
+    r_2: float = 2 / 3,
+) -> Run[Tensor]:
+    """SEEDS-3: RES-3S for the reverse SDE; order 3 in the mean, 2 in the variance.
+
+    3 NFE. Gonzalez et al. (2023), arXiv:2305.14267.
+    """
     return _walk_stages(steps, x, (r_1, r_2), eta, s_noise)

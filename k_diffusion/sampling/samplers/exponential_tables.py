@@ -1,9 +1,11 @@
 """Exponential Runge-Kutta tables by the name of their sampler, as their papers print them.
 
-A stage at the share c of a step h in lambda = -log sigma is x_i = e^{-c_i h} x + h sum_j a_ij D_j, the end of the step
-e^{-h} x + h sum_j b_j D_j. The coefficients are combinations of phi(k, c) = phi_k(-c h), with phi(k) = phi(k, 1): what the
-papers write as phi_{k,i} is phi(k, c_i), and exponentials are phi(0, c).
+A stage at the share c of a step h in lambda = -log sigma is x_i = e^{-c_i h} x + h sum_j a_ij D_j,
+the end of the step e^{-h} x + h sum_j b_j D_j. The coefficients are combinations of phi(k, c) =
+phi_k(-c h), with phi(k) = phi(k, 1): what the papers write as phi_{k,i} is phi(k, c_i), and
+exponentials are phi(0, c).
 """
+
 from __future__ import annotations
 
 import math
@@ -17,7 +19,7 @@ from ..coefficients import lagrange
 class Phi(Protocol):
     """phi_k(-share h)."""
 
-    def __call__(self, k: int, share: float = 1., /) -> float: ...
+    def __call__(self, k: int, share: float = 1.0, /) -> float: ...
 
 
 #: The rows a_ij of the stages, the first one empty, then the weights b_j.
@@ -67,8 +69,13 @@ def lawson4(phi: Phi) -> Rows:
 
 def lawson41(phi: Phi) -> Rows:
     half = phi(0, 1 / 2)
-    return ((), (phi(1, 1 / 2) / 2,), (phi(1, 1 / 2) / 2 - 1 / 2, 1 / 2), (phi(1) - half, 0, half),
-            (phi(1) - 2 / 3 * half - 1 / 6, half / 3, half / 3, 1 / 6))
+    return (
+        (),
+        (phi(1, 1 / 2) / 2,),
+        (phi(1, 1 / 2) / 2 - 1 / 2, 1 / 2),
+        (phi(1) - half, 0, half),
+        (phi(1) - 2 / 3 * half - 1 / 6, half / 3, half / 3, 1 / 6),
+    )
 
 
 def rkmk2e(phi: Phi) -> Rows:
@@ -78,14 +85,21 @@ def rkmk2e(phi: Phi) -> Rows:
 def rkmk4t(phi: Phi) -> Rows:
     """With z = -h: z phi(1) = phi(0) - 1 and z phi(1, 1/2) = 2 (phi(0, 1/2) - 1)."""
     half, z, z_half = phi(1, 1 / 2), phi(0) - 1, 2 * (phi(0, 1 / 2) - 1)
-    return ((), (half / 2,), (z_half / 8, half / 2 - z_half / 8), (0, 0, phi(1)),
-            (phi(1) / 6 + z / 12, phi(1) / 3, phi(1) / 3, phi(1) / 6 - z / 12))
+    return (
+        (),
+        (half / 2,),
+        (z_half / 8, half / 2 - z_half / 8),
+        (0, 0, phi(1)),
+        (phi(1) / 6 + z / 12, phi(1) / 3, phi(1) / 3, phi(1) / 6 - z / 12),
+    )
 
 
 def cfree4(phi: Phi) -> Rows:
     half = phi(1, 1 / 2)
-    return (*cox_matthews_stages(phi),
-            (phi(1) / 2 - half / 3, phi(1) / 3, phi(1) / 3, -phi(1) / 6 + half / 3))
+    return (
+        *cox_matthews_stages(phi),
+        (phi(1) / 2 - half / 3, phi(1) / 3, phi(1) / 3, -phi(1) / 6 + half / 3),
+    )
 
 
 def cox_matthews_stages(phi: Phi) -> Rows:
@@ -94,8 +108,12 @@ def cox_matthews_stages(phi: Phi) -> Rows:
 
 
 def etdrk3(phi: Phi) -> Rows:
-    return ((), (phi(1, 1 / 2) / 2,), (-phi(1), 2 * phi(1)),
-            (phi(1) - 3 * phi(2) + 4 * phi(3), 4 * phi(2) - 8 * phi(3), -phi(2) + 4 * phi(3)))
+    return (
+        (),
+        (phi(1, 1 / 2) / 2,),
+        (-phi(1), 2 * phi(1)),
+        (phi(1) - 3 * phi(2) + 4 * phi(3), 4 * phi(2) - 8 * phi(3), -phi(2) + 4 * phi(3)),
+    )
 
 
 def kutta_weights(phi: Phi) -> Sequence[float]:
@@ -109,8 +127,13 @@ def etdrk4(phi: Phi) -> Rows:
 
 
 def krogstad(phi: Phi) -> Rows:
-    return ((), (phi(1, 1 / 2) / 2,), (phi(1, 1 / 2) / 2 - phi(2, 1 / 2), phi(2, 1 / 2)),
-            (phi(1) - 2 * phi(2), 0, 2 * phi(2)), kutta_weights(phi))
+    return (
+        (),
+        (phi(1, 1 / 2) / 2,),
+        (phi(1, 1 / 2) / 2 - phi(2, 1 / 2), phi(2, 1 / 2)),
+        (phi(1) - 2 * phi(2), 0, 2 * phi(2)),
+        kutta_weights(phi),
+    )
 
 
 def simpson_weights(phi: Phi) -> Sequence[float]:
@@ -119,52 +142,84 @@ def simpson_weights(phi: Phi) -> Sequence[float]:
 
 
 def strehmel_weiner(phi: Phi) -> Rows:
-    return ((), (phi(1, 1 / 2) / 2,), (phi(1, 1 / 2) / 2 - phi(2, 1 / 2) / 2, phi(2, 1 / 2) / 2),
-            (phi(1) - 2 * phi(2), -2 * phi(2), 4 * phi(2)), simpson_weights(phi))
+    return (
+        (),
+        (phi(1, 1 / 2) / 2,),
+        (phi(1, 1 / 2) / 2 - phi(2, 1 / 2) / 2, phi(2, 1 / 2) / 2),
+        (phi(1) - 2 * phi(2), -2 * phi(2), 4 * phi(2)),
+        simpson_weights(phi),
+    )
 
 
 def friedli(phi: Phi) -> Rows:
-    return ((), (phi(1, 1 / 2) / 2,), (phi(1, 1 / 2) / 2 - phi(2, 1 / 2) / 2, phi(2, 1 / 2) / 2),
-            (phi(1) - 2 * phi(2), -26 / 25 * phi(1) + 2 / 25 * phi(2), 26 / 25 * phi(1) + 48 / 25 * phi(2)),
-            simpson_weights(phi))
+    return (
+        (),
+        (phi(1, 1 / 2) / 2,),
+        (phi(1, 1 / 2) / 2 - phi(2, 1 / 2) / 2, phi(2, 1 / 2) / 2),
+        (
+            phi(1) - 2 * phi(2),
+            -26 / 25 * phi(1) + 2 / 25 * phi(2),
+            26 / 25 * phi(1) + 48 / 25 * phi(2),
+        ),
+        simpson_weights(phi),
+    )
 
 
 def minchev(phi: Phi) -> Rows:
     a32 = 2 / 25 * phi(1, 1 / 2) + 6 / 25 * phi(2, 1 / 2)
     a42 = 21 / 5 * phi(2) - 108 / 5 * phi(3)
     a43 = 1 / 20 * phi(1) - 33 / 10 * phi(2) + 123 / 5 * phi(3)
-    return ((), (phi(1, 1 / 2) / 2,), (phi(1, 1 / 2) / 2 - a32, a32), (phi(1) - a42 - a43, a42, a43),
-            (31 / 30 * phi(1) - 17 / 5 * phi(2) + 6 * phi(3) - 4 * phi(4),
-             -1 / 10 * phi(1) + 1 / 5 * phi(2) - 4 * phi(3) + 12 * phi(4),
-             1 / 30 * phi(1) + 23 / 5 * phi(2) - 8 * phi(3) - 4 * phi(4),
-             1 / 30 * phi(1) - 7 / 5 * phi(2) + 6 * phi(3) - 4 * phi(4)))
+    return (
+        (),
+        (phi(1, 1 / 2) / 2,),
+        (phi(1, 1 / 2) / 2 - a32, a32),
+        (phi(1) - a42 - a43, a42, a43),
+        (
+            31 / 30 * phi(1) - 17 / 5 * phi(2) + 6 * phi(3) - 4 * phi(4),
+            -1 / 10 * phi(1) + 1 / 5 * phi(2) - 4 * phi(3) + 12 * phi(4),
+            1 / 30 * phi(1) + 23 / 5 * phi(2) - 8 * phi(3) - 4 * phi(4),
+            1 / 30 * phi(1) - 7 / 5 * phi(2) + 6 * phi(3) - 4 * phi(4),
+        ),
+    )
 
 
 def hochbruck_ostermann(phi: Phi) -> Rows:
     half_1, half_2, half_3 = (phi(k, 1 / 2) for k in (1, 2, 3))
     a52 = half_2 / 2 - phi(3) + phi(2) / 4 - half_3 / 2
     a54 = half_2 / 4 - a52
-    return ((), (half_1 / 2,), (half_1 / 2 - half_2, half_2), (phi(1) - 2 * phi(2), phi(2), phi(2)),
-            (half_1 / 2 - 2 * a52 - a54, a52, a52, a54),
-            (phi(1) - 3 * phi(2) + 4 * phi(3), 0, 0, -phi(2) + 4 * phi(3), 4 * phi(2) - 8 * phi(3)))
+    return (
+        (),
+        (half_1 / 2,),
+        (half_1 / 2 - half_2, half_2),
+        (phi(1) - 2 * phi(2), phi(2), phi(2)),
+        (half_1 / 2 - 2 * a52 - a54, a52, a52, a54),
+        (phi(1) - 3 * phi(2) + 4 * phi(3), 0, 0, -phi(2) + 4 * phi(3), 4 * phi(2) - 8 * phi(3)),
+    )
 
 
 LUAN_4_SHARES, LUAN_4_GROUPS = (0, 1 / 2, 1 / 2, 1 / 3, 5 / 6, 1 / 3), ((0,), (1,), (2, 3), (4, 5))
-LUAN_5_SHARES, LUAN_5_GROUPS = (0, 1 / 2, 1 / 2, 1 / 3, 1 / 2, 1 / 3, 1 / 4, 3 / 10, 3 / 4, 1), ((0,), (1,), (2, 3), (4, 5, 6), (7, 8, 9))
+LUAN_5_SHARES, LUAN_5_GROUPS = (
+    (0, 1 / 2, 1 / 2, 1 / 3, 1 / 2, 1 / 3, 1 / 4, 3 / 10, 3 / 4, 1),
+    ((0,), (1,), (2, 3), (4, 5, 6), (7, 8, 9)),
+)
 
 
 def luan(phi: Phi, shares: Sequence[float], groups: Sequence[Sequence[int]]) -> Rows:
-    """Stages in groups (numbered from 0), which can be asked at once: each integrates the polynomial through the values of D at the
-    start and in the group before it exactly, a_ij = c_i sum_k l_jk k! phi(k + 1, c_i), l_j the Lagrange polynomials in t / c_i."""
+    """Stages in groups (numbered from 0), which can be asked at once: each integrates the
+    polynomial through the values of D at the start and in the group before it exactly, a_ij = c_i
+    sum_k l_jk k! phi(k + 1, c_i), l_j the Lagrange polynomials in t / c_i.
+    """
     rows: list[Sequence[float]] = [()]
     for group, wanted in zip(groups, [*groups[1:], (len(shares),)]):
         nodes = group if group[0] == 0 else (0, *group)
         for i in wanted:
-            share = shares[i] if i < len(shares) else 1.
+            share = shares[i] if i < len(shares) else 1.0
             polynomials = lagrange([shares[node] / share for node in nodes])
-            row = [0.] * (nodes[-1] + 1)
+            row = [0.0] * (nodes[-1] + 1)
             for node, polynomial in zip(nodes, polynomials):
-                row[node] = share * sum(c * math.factorial(k) * phi(k + 1, share) for k, c in enumerate(polynomial))
+                row[node] = share * sum(
+                    c * math.factorial(k) * phi(k + 1, share) for k, c in enumerate(polynomial)
+                )
             rows.append(row)
     return rows
 
@@ -173,54 +228,124 @@ LUAN_OSTERMANN_SHARES = (0, 1 / 2, 1 / 2, 1 / 4, 1 / 2, 1 / 5, 2 / 3, 1)
 
 
 def luan_ostermann(phi: Phi) -> Rows:
-    """Their expRK5s8; p(k, c) = c^k phi(k, c), and the first column makes the sum of each row c phi(1, c)."""
+    """Their expRK5s8; p(k, c) = c^k phi(k, c), and the first column makes the sum of each row c
+    phi(1, c).
+    """
+
     def p(k: int, share: float) -> float:
-        return share ** k * phi(k, share)
+        return share**k * phi(k, share)
 
     a64 = 8 * p(2, 1 / 5) - 32 * p(3, 1 / 5)
-    a85_to_87 = (5 / 32 * a64 - 25 / 28 * p(2, 1 / 5) + 81 / 175 * p(2, 2 / 3) - 162 / 25 * p(3, 2 / 3) + 150 / 7 * p(4, 1 / 5)
-                 + 972 / 35 * p(4, 2 / 3) + 6 * phi(4))
+    a85_to_87 = (
+        5 / 32 * a64
+        - 25 / 28 * p(2, 1 / 5)
+        + 81 / 175 * p(2, 2 / 3)
+        - 162 / 25 * p(3, 2 / 3)
+        + 150 / 7 * p(4, 1 / 5)
+        + 972 / 35 * p(4, 2 / 3)
+        + 6 * phi(4)
+    )
     rest = (
         (),
         (2 * p(2, 1 / 2),),
         (0, 2 * p(2, 1 / 4)),
         (0, -2 * p(2, 1 / 2) + 16 * p(3, 1 / 2), 8 * p(2, 1 / 2) - 32 * p(3, 1 / 2)),
         (0, 0, a64, -2 * p(2, 1 / 5) + 16 * p(3, 1 / 5)),
-        (0, 0, -125 / 162 * a64, 125 / 1944 * a64 - 4 / 3 * p(2, 2 / 3) + 40 / 3 * p(3, 2 / 3),
-         3125 / 3888 * a64 + 25 / 3 * p(2, 2 / 3) - 100 / 3 * p(3, 2 / 3)),
-        (0, 0, 0, -16 / 3 * phi(2) + 208 / 3 * phi(3) - 40 * a85_to_87,
-         250 / 21 * phi(2) - 250 / 3 * phi(3) + 250 / 7 * a85_to_87, 27 / 14 * phi(2) - 27 * phi(3) + 135 / 7 * a85_to_87),
-        (0, 0, 0, 0, 125 / 14 * phi(2) - 625 / 14 * phi(3) + 1125 / 14 * phi(4),
-         -27 / 14 * phi(2) + 162 / 7 * phi(3) - 405 / 7 * phi(4), 1 / 2 * phi(2) - 13 / 2 * phi(3) + 45 / 2 * phi(4)),
+        (
+            0,
+            0,
+            -125 / 162 * a64,
+            125 / 1944 * a64 - 4 / 3 * p(2, 2 / 3) + 40 / 3 * p(3, 2 / 3),
+            3125 / 3888 * a64 + 25 / 3 * p(2, 2 / 3) - 100 / 3 * p(3, 2 / 3),
+        ),
+        (
+            0,
+            0,
+            0,
+            -16 / 3 * phi(2) + 208 / 3 * phi(3) - 40 * a85_to_87,
+            250 / 21 * phi(2) - 250 / 3 * phi(3) + 250 / 7 * a85_to_87,
+            27 / 14 * phi(2) - 27 * phi(3) + 135 / 7 * a85_to_87,
+        ),
+        (
+            0,
+            0,
+            0,
+            0,
+            125 / 14 * phi(2) - 625 / 14 * phi(3) + 1125 / 14 * phi(4),
+            -27 / 14 * phi(2) + 162 / 7 * phi(3) - 405 / 7 * phi(4),
+            1 / 2 * phi(2) - 13 / 2 * phi(3) + 45 / 2 * phi(4),
+        ),
     )
-    return (), *((p(1, share) - sum(row), *row) for share, row in zip((*LUAN_OSTERMANN_SHARES[1:], 1), rest))
+    return (), *(
+        (p(1, share) - sum(row), *row) for share, row in zip((*LUAN_OSTERMANN_SHARES[1:], 1), rest)
+    )
 
 
 #: Sampler -> its table.
 TABLES: dict[str, ExponentialTable] = {
-    'lawson2a_2s': ExponentialTable(2, (0, 1 / 2), lawson2a, "Lawson's integrating factor with the midpoint rule", LAWSON),
-    'lawson2b_2s': ExponentialTable(2, (0, 1), lawson2b, "Lawson's integrating factor with the trapezoid rule", LAWSON),
-    'lawson4_4s': ExponentialTable(4, KUTTA_SHARES, lawson4, "Lawson's integrating factor with the classical method", LAWSON),
-    'lawson41_4s': ExponentialTable(4, KUTTA_SHARES, lawson41, 'Generalised Lawson, exact where D is constant', KROGSTAD),
-    'res_2s_rkmk2e': ExponentialTable(2, (0, 1), rkmk2e, "Munthe-Kaas' Lie group method of two stages", EXPINT),
+    'lawson2a_2s': ExponentialTable(
+        2, (0, 1 / 2), lawson2a, "Lawson's integrating factor with the midpoint rule", LAWSON
+    ),
+    'lawson2b_2s': ExponentialTable(
+        2, (0, 1), lawson2b, "Lawson's integrating factor with the trapezoid rule", LAWSON
+    ),
+    'lawson4_4s': ExponentialTable(
+        4, KUTTA_SHARES, lawson4, "Lawson's integrating factor with the classical method", LAWSON
+    ),
+    'lawson41_4s': ExponentialTable(
+        4, KUTTA_SHARES, lawson41, 'Generalised Lawson, exact where D is constant', KROGSTAD
+    ),
+    'res_2s_rkmk2e': ExponentialTable(
+        2, (0, 1), rkmk2e, "Munthe-Kaas' Lie group method of two stages", EXPINT
+    ),
     'etdrk3_3s': ExponentialTable(3, (0, 1 / 2, 1), etdrk3, 'ETD3RK, eq. 23 to 25', COX_MATTHEWS),
     'etdrk4_4s': ExponentialTable(4, KUTTA_SHARES, etdrk4, 'ETD4RK, eq. 26 to 29', COX_MATTHEWS),
     'res_4s_krogstad': ExponentialTable(4, KUTTA_SHARES, krogstad, "Krogstad's ETDRK4-B", KROGSTAD),
-    'res_4s_strehmel_weiner': ExponentialTable(4, KUTTA_SHARES, strehmel_weiner, 'Strehmel and Weiner (1987), example 4.5.5',
-                                               HOCHBRUCK_OSTERMANN),
+    'res_4s_strehmel_weiner': ExponentialTable(
+        4,
+        KUTTA_SHARES,
+        strehmel_weiner,
+        'Strehmel and Weiner (1987), example 4.5.5',
+        HOCHBRUCK_OSTERMANN,
+    ),
     'res_4s_friedli': ExponentialTable(4, KUTTA_SHARES, friedli, 'Friedli (1978)', EXPINT),
     'res_4s_minchev': ExponentialTable(4, KUTTA_SHARES, minchev, 'Minchev (2004)', EXPINT),
-    'res_4s_munthe_kaas': ExponentialTable(4, KUTTA_SHARES, rkmk4t, "Munthe-Kaas' Lie group method with a truncated inverse",
-                                           EXPINT),
-    'res_4s_cfree4': ExponentialTable(4, KUTTA_SHARES, cfree4, 'The commutator-free Lie group method of order 4',
-                                      'Celledoni, Marthinsen & Owren 2003, doi:10.1016/S0167-739X(02)00161-9'),
-    'res_5s_hochbruck_ostermann': ExponentialTable(4, (0, 1 / 2, 1 / 2, 1, 1 / 2), hochbruck_ostermann,
-                                                   'Hochbruck and Ostermann, of order 4 however stiff', HOCHBRUCK_OSTERMANN),
-    'res_6s_luan': ExponentialTable(4, LUAN_4_SHARES, lambda phi: luan(phi, LUAN_4_SHARES, LUAN_4_GROUPS),
-                                    'Luan, expRK4s6, of order 4 however stiff', LUAN),
-    'res_10s_luan': ExponentialTable(5, LUAN_5_SHARES, lambda phi: luan(phi, LUAN_5_SHARES, LUAN_5_GROUPS),
-                                     'Luan, expRK5s10, of order 5 however stiff', LUAN),
-    'res_8s_luan_ostermann': ExponentialTable(5, LUAN_OSTERMANN_SHARES, luan_ostermann,
-                                              'Luan and Ostermann, expRK5s8, of order 5 however stiff',
-                                              'Luan & Ostermann 2014, doi:10.1016/j.cam.2013.07.027'),
+    'res_4s_munthe_kaas': ExponentialTable(
+        4, KUTTA_SHARES, rkmk4t, "Munthe-Kaas' Lie group method with a truncated inverse", EXPINT
+    ),
+    'res_4s_cfree4': ExponentialTable(
+        4,
+        KUTTA_SHARES,
+        cfree4,
+        'The commutator-free Lie group method of order 4',
+        'Celledoni, Marthinsen & Owren 2003, doi:10.1016/S0167-739X(02)00161-9',
+    ),
+    'res_5s_hochbruck_ostermann': ExponentialTable(
+        4,
+        (0, 1 / 2, 1 / 2, 1, 1 / 2),
+        hochbruck_ostermann,
+        'Hochbruck and Ostermann, of order 4 however stiff',
+        HOCHBRUCK_OSTERMANN,
+    ),
+    'res_6s_luan': ExponentialTable(
+        4,
+        LUAN_4_SHARES,
+        lambda phi: luan(phi, LUAN_4_SHARES, LUAN_4_GROUPS),
+        'Luan, expRK4s6, of order 4 however stiff',
+        LUAN,
+    ),
+    'res_10s_luan': ExponentialTable(
+        5,
+        LUAN_5_SHARES,
+        lambda phi: luan(phi, LUAN_5_SHARES, LUAN_5_GROUPS),
+        'Luan, expRK5s10, of order 5 however stiff',
+        LUAN,
+    ),
+    'res_8s_luan_ostermann': ExponentialTable(
+        5,
+        LUAN_OSTERMANN_SHARES,
+        luan_ostermann,
+        'Luan and Ostermann, expRK5s8, of order 5 however stiff',
+        'Luan & Ostermann 2014, doi:10.1016/j.cam.2013.07.027',
+    ),
 }

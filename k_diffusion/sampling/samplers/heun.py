@@ -1,4 +1,5 @@
 """Heun's method, second order: the trapezoid in sigma."""
+
 from __future__ import annotations
 
 import itertools
@@ -12,19 +13,38 @@ from ..loop import Steps
 from ..registry import Run, sampler
 
 
-@sampler(order=2, nfe=2, noise='independent', family='Heun',
-         reference='Karras et al. 2022, arXiv:2206.00364, algorithm 2')
-def sample_heun(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float = 0.,
-                s_tmax: float = math.inf, s_noise: float = 1., euler_below: float = 0.,
-                lower_order_final: int = 0) -> Run[Tensor]:
-    """Karras et al. 2022, arXiv:2206.00364, algorithm 2. 2 NFE, but 1 for the step to 0 and other Euler steps.
+@sampler(
+    order=2,
+    nfe=2,
+    noise='independent',
+    family='Heun',
+    reference='Karras et al. 2022, arXiv:2206.00364, algorithm 2',
+)
+def sample_heun(
+    steps: Steps,
+    x: Tensor,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+    euler_below: float = 0.0,
+    lower_order_final: int = 0,
+) -> Run[Tensor]:
+    """Karras et al.
 
-    Euler steps are those that end at or below the level euler_below (the second slope divides the model's error by that level),
-    and the last lower_order_final ones (steps between equal levels do not count).
+    2022, arXiv:2206.00364, algorithm 2. 2 NFE, but 1 for the step to 0 and other Euler steps.
+
+    Euler steps are those that end at or below the level euler_below (the second slope divides the
+    model's error by that level), and the last lower_order_final ones (steps between equal levels do
+    not count).
     """
     if not is_whole(lower_order_final, 0):
-        raise ValueError(f'lower_order_final must be a whole number >= 0, of steps; got {show_value(lower_order_final)}')
-    final = set(sorted({*steps.sigmas})[1:lower_order_final + 1])     # where the last steps begin
+        raise ValueError(
+            'lower_order_final must be a whole number >= 0, of steps; got '
+            f'{show_value(lower_order_final)}'
+        )
+    final = set(sorted({*steps.sigmas})[1 : lower_order_final + 1])  # where the last steps begin
     for step in steps.walk(repeats=s_churn > 0):
         x, sigma_hat = step.churn(x, s_churn, s_tmin, s_tmax, s_noise)
         d = yield from step.ask_slope(x, sigma_hat)
@@ -39,14 +59,18 @@ def sample_heun(steps: Steps, x: Tensor, *, s_churn: float = 0., s_tmin: float =
 
 @sampler(order=1, nfe=3, family='Heun')
 def sample_heunpp2(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """Heun++: slopes at the next two levels of the schedule, weighted by these levels over the highest. 3 NFE; 2 and 1 at the end.
+    """Heun++: slopes at the next two levels of the schedule, weighted by these levels over the
+    highest. 3 NFE; 2 and 1 at the end.
 
-    d = (1 - w_1 - w_2) d_0 + w_1 d_1 + w_2 d_2, w_k = sigma_{i+k} / (3 sigma_0); before the last step but one
-    (1 - w_1) d_0 + w_1 d_1, w_1 = sigma_{i+1} / (2 sigma_0); Euler in the last. The weights do not depend on the step, hence order 1.
+    d = (1 - w_1 - w_2) d_0 + w_1 d_1 + w_2 d_2, w_k = sigma_{i+k} / (3 sigma_0); before the last
+    step but one (1 - w_1) d_0 + w_1 d_1, w_1 = sigma_{i+1} / (2 sigma_0); Euler in the last. The
+    weights do not depend on the step, hence order 1.
     """
     knots = list(dict.fromkeys(steps.sigmas))
     for step in steps:
-        ahead = [*knots[knots.index(step.sigma_next):-1][:2]]    # the levels looked at before the end
+        ahead = [
+            *knots[knots.index(step.sigma_next) : -1][:2]
+        ]  # the levels looked at before the end
         slopes, weights = [(yield from step.ask_slope(x))], []
         x_k = x
         for sigma, sigma_next in itertools.pairwise([step.sigma, *ahead]):

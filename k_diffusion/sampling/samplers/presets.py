@@ -1,4 +1,5 @@
 """Names of common use for samplers with some of their options fixed."""
+
 from __future__ import annotations
 
 from ..registry import preset
@@ -12,16 +13,54 @@ TO_0 = 'but 1 for the step to 0.'
 
 for name, exponential in exponential_tables.TABLES.items():
     stages = len(exponential.shares)
-    preset(name, sample_exp_rk, f'{exponential.title}. {stages} NFE, {TO_0}', {'table': name}, order=exponential.order,
-           nfe=stages, reference=exponential.reference)
+    preset(
+        name,
+        sample_exp_rk,
+        f'{exponential.title}. {stages} NFE, {TO_0}',
+        {'table': name},
+        order=exponential.order,
+        nfe=stages,
+        reference=exponential.reference,
+    )
 for name, table in runge_kutta_tables.TABLES.items():
     sweeps = f' (1, then {table.sweeps} sweeps)' if table.sweeps else ''
-    preset(name, sample_rk, f'{table.title}. {table.nfe} NFE{sweeps}, {TO_0}', {'table': name}, order=table.order,
-           nfe=table.nfe, reference=table.reference)
+    preset(
+        name,
+        sample_rk,
+        f'{table.title}. {table.nfe} NFE{sweeps}, {TO_0}',
+        {'table': name},
+        order=table.order,
+        nfe=table.nfe,
+        reference=table.reference,
+    )
 
-preset('dpmpp_2s', sample_dpmpp_2s_ancestral, f'DPM-Solver++(2S), the midpoint rule in log sigma, without noise. 2 NFE, {TO_0}',
-       {'eta': 0., 's_noise': 1.}, stochastic=False, noise=None)
-preset('res_3m', sample_res_multistep, 'Exponential Adams-Bashforth of order 3. 1 NFE.', {'order': 3}, order=3)
-preset('abnorsett_4m', sample_res_multistep, 'Exponential Adams-Bashforth of order 4 (Norsett 1969). 1 NFE.', {'order': 4}, order=4)
+preset(
+    'dpmpp_2s',
+    sample_dpmpp_2s_ancestral,
+    f'DPM-Solver++(2S), the midpoint rule in log sigma, without noise. 2 NFE, {TO_0}',
+    {'eta': 0.0, 's_noise': 1.0},
+    stochastic=False,
+    noise=None,
+)
+preset(
+    'res_3m',
+    sample_res_multistep,
+    'Exponential Adams-Bashforth of order 3. 1 NFE.',
+    {'order': 3},
+    order=3,
+)
+preset(
+    'abnorsett_4m',
+    sample_res_multistep,
+    'Exponential Adams-Bashforth of order 4 (Norsett 1969). 1 NFE.',
+    {'order': 4},
+    order=4,
+)
 for order in 2, 3, 4:
-    preset(f'deis_{order}m', sample_deis, f'DEIS tAB with the last {order} slopes. 1 NFE.', {'order': order}, order=order)
+    preset(
+        f'deis_{order}m',
+        sample_deis,
+        f'DEIS tAB with the last {order} slopes. 1 NFE.',
+        {'order': order},
+        order=order,
+    )

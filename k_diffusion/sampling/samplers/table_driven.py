@@ -1,7 +1,10 @@
-"""Runge-Kutta samplers driven by tables: exp_rk in log sigma on the data estimate, rk in sigma on the slope.
+"""Runge-Kutta samplers driven by tables: exp_rk in log sigma on the data estimate, rk in sigma on
+the slope.
 
-Each table is a sampler by its own name too (presets.py). The step to the level 0 gives D, for one model call.
+Each table is a sampler by its own name too (presets.py). The step to the level 0 gives D, for one
+model call.
 """
+
 from __future__ import annotations
 
 import functools
@@ -22,8 +25,10 @@ from .runge_kutta_tables import Table
 
 @functools.lru_cache(256)
 def exponential_rows(name: str, h: float) -> Rows:
-    """The rows of the stages and the weights of an exponential table at a step h in log sigma, in float64."""
-    return exponential_tables.TABLES[name].rows(lambda k, share=1.: phi(k, -share * h))
+    """The rows of the stages and the weights of an exponential table at a step h in log sigma,
+    in float64.
+    """
+    return exponential_tables.TABLES[name].rows(lambda k, share=1.0: phi(k, -share * h))
 
 
 def add_all(x: Tensor, terms: Sequence[Tensor], weights: Sequence[float], h: float) -> Tensor:
@@ -36,10 +41,13 @@ def add_all(x: Tensor, terms: Sequence[Tensor], weights: Sequence[float], h: flo
 
 @sampler(order=4, nfe=4, family='exponential Runge-Kutta', reference=exponential_tables.KROGSTAD)
 def sample_exp_rk(steps: Steps, x: Tensor, *, table: str = 'res_4s_krogstad') -> Run[Tensor]:
-    """Explicit exponential Runge-Kutta of order 2 to 5 by the name of its table. As many NFE as stages, 1 for the step to 0.
+    """Explicit exponential Runge-Kutta of order 2 to 5 by the name of its table.
 
-    x_i = e^{-c_i h} x + h sum_j a_ij D_j, h = log(sigma / sigma_next), D_j the estimate at x_j and the level sigma e^{-c_j h}
-    (Hochbruck & Ostermann 2010, doi:10.1017/S0962492910000048, section 2.3). table: a name in K.sampling.EXPONENTIAL_TABLES.
+    As many NFE as stages, 1 for the step to 0.
+
+    x_i = e^{-c_i h} x + h sum_j a_ij D_j, h = log(sigma / sigma_next), D_j the estimate at x_j and
+    the level sigma e^{-c_j h} (Hochbruck & Ostermann 2010, doi:10.1017/S0962492910000048, section
+    2.3). table: a name in K.sampling.EXPONENTIAL_TABLES.
     """
     _check_table(table, exponential_tables.TABLES)
     shares = exponential_tables.TABLES[table].shares
@@ -60,11 +68,14 @@ def sample_exp_rk(steps: Steps, x: Tensor, *, table: str = 'res_4s_krogstad') ->
 
 @sampler(order=4, nfe=4, family='Runge-Kutta', reference=runge_kutta_tables.CLASSICAL)
 def sample_rk(steps: Steps, x: Tensor, *, table: str = 'rk4_4s') -> Run[Tensor]:
-    """Runge-Kutta in sigma by the name of its table, explicit or implicit. As many NFE as stages, 1 for the step to 0.
+    """Runge-Kutta in sigma by the name of its table, explicit or implicit.
 
-    x_i = x + h sum_j a_ij d_j, h = sigma_next - sigma, d_j the slope at x_j and the level sigma + c_j h. The stages of an implicit
-    table start from the slope at the begin of the step and are found by its number of fixed-point sweeps, each of which raises
-    the order by one. table: a name in K.sampling.RUNGE_KUTTA_TABLES.
+    As many NFE as stages, 1 for the step to 0.
+
+    x_i = x + h sum_j a_ij d_j, h = sigma_next - sigma, d_j the slope at x_j and the level sigma +
+    c_j h. The stages of an implicit table start from the slope at the begin of the step and are
+    found by its number of fixed-point sweeps, each of which raises the order by one. table: a name
+    in K.sampling.RUNGE_KUTTA_TABLES.
     """
     _check_table(table, runge_kutta_tables.TABLES)
     method = runge_kutta_tables.TABLES[table]
@@ -102,7 +113,9 @@ def _sweep(step: Step, x: Tensor, slope: Tensor, method: Table) -> Asking[list[T
 def _slope(step: Step, x: Tensor, slopes: Sequence[Tensor], row: Sequence[float]) -> Asking[Tensor]:
     h = step.sigma_next - step.sigma
     x = add_all(x, slopes, row, h)
-    sigma = max(step.sigma + math.fsum(row) * h, step.sigma_next)     # a row that sums to 1 but for rounding ends at sigma_next
+    sigma = max(
+        step.sigma + math.fsum(row) * h, step.sigma_next
+    )  # a row that sums to 1 but for rounding ends at sigma_next
     return to_d(x, sigma, (yield from step.ask(x, sigma, borrow=True)))
 
 

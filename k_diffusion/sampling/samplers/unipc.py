@@ -1,4 +1,8 @@
-"""UniPC (Zhao et al. 2023, arXiv:2302.04867): each model call corrects the step that led to it and predicts the next."""
+"""UniPC (Zhao et al.
+
+2023, arXiv:2302.04867): each model call corrects the step that led to it and predicts the next.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -27,10 +31,19 @@ from .exponential_multistep import (
 
 
 @functools.lru_cache(64)
-def unipc_table(sigmas: tuple[float, ...], order: int, variant: str = 'bh1', corrector: bool = True,
-                lower_order_final: bool = True) -> Table:
-    """Rows of UniP-p with UniC-p. The weights are the exact exponential ones but in two places, where the paper sets a single
-    unknown to 1/2: the predictor of order 2, and the corrector that has no past. There B(h) shows: h (bh1) or 1 - e^-h (bh2)."""
+def unipc_table(
+    sigmas: tuple[float, ...],
+    order: int,
+    variant: str = 'bh1',
+    corrector: bool = True,
+    lower_order_final: bool = True,
+) -> Table:
+    """Rows of UniP-p with UniC-p.
+
+    The weights are the exact exponential ones but in two places, where the paper sets a single
+    unknown to 1/2: the predictor of order 2, and the corrector that has no past. There B(h) shows:
+    h (bh1) or 1 - e^-h (bh2).
+    """
     if variant not in ('bh1', 'bh2'):
         raise ValueError(unknown('variant', variant, ('bh1', 'bh2')))
     pasts = past_levels(sigmas, order)
@@ -43,7 +56,9 @@ def unipc_table(sigmas: tuple[float, ...], order: int, variant: str = 'bh1', cor
             continue
         row = _predictor(past, sigma_next, variant)
         table.append(folded(row, correct))
-        correct = _corrector(row, past, sigma_next, variant) if corrector and sigma_next > 0 else None
+        correct = (
+            _corrector(row, past, sigma_next, variant) if corrector and sigma_next > 0 else None
+        )
     return table
 
 
@@ -69,20 +84,34 @@ def _corrector(row: Row, past: Past, sigma_next: float, variant: str) -> tuple[f
 
 
 @sampler(order=4, family='UniPC', reference='Zhao et al. 2023, arXiv:2302.04867')
-def sample_uni_pc(steps: Steps, x: Tensor, *, order: int = 3, variant: Literal['bh1', 'bh2'] = 'bh1',
-                  corrector: bool = True, lower_order_final: bool = True) -> Run[Tensor]:
+def sample_uni_pc(
+    steps: Steps,
+    x: Tensor,
+    *,
+    order: int = 3,
+    variant: Literal['bh1', 'bh2'] = 'bh1',
+    corrector: bool = True,
+    lower_order_final: bool = True,
+) -> Run[Tensor]:
     """UniP of the given order with UniC, hence order + 1; without the corrector `order`. 1 NFE.
 
-    variant: bh1 (for few steps and no guidance) or bh2. lower_order_final: in a schedule whose last step goes to 0 or is more than
-    twice as long in log sigma as the one before, at most as many values as there are steps left.
+    variant: bh1 (for few steps and no guidance) or bh2. lower_order_final: in a schedule whose last
+    step goes to 0 or is more than twice as long in log sigma as the one before, at most as many
+    values as there are steps left.
     """
     table = unipc_table(tuple(steps.sigmas), order, variant, corrector, lower_order_final)
     return walk_table(steps, x, table)
 
 
 @sampler(order=4, family='UniPC', reference='Zhao et al. 2023, arXiv:2302.04867')
-def sample_uni_pc_bh2(steps: Steps, x: Tensor, *, order: int = 3, corrector: bool = True,
-                      lower_order_final: bool = True) -> Run[Tensor]:
+def sample_uni_pc_bh2(
+    steps: Steps,
+    x: Tensor,
+    *,
+    order: int = 3,
+    corrector: bool = True,
+    lower_order_final: bool = True,
+) -> Run[Tensor]:
     """UniPC of the variant bh2, as sample_uni_pc. 1 NFE."""
     table = unipc_table(tuple(steps.sigmas), order, 'bh2', corrector, lower_order_final)
     return walk_table(steps, x, table)

@@ -1,4 +1,7 @@
-"""The parts of a training run put together: network, data, optimizer, loss and hooks as a Trainer."""
+"""The parts of a training run put together: network, data, optimizer, loss and hooks as a
+Trainer.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -57,19 +60,30 @@ from .trackers import TensorboardHook, WandbHook
 LOG_EVERY = 10
 
 
-def assemble(settings: TrainSettings, experiment: Experiment, accelerator: Any, folder: RunFolder,
-             state: dict[str, Any] | None, display: Display, end_step: int | None,
-             seed: int) -> Trainer:
+def assemble(
+    settings: TrainSettings,
+    experiment: Experiment,
+    accelerator: Any,
+    folder: RunFolder,
+    state: dict[str, Any] | None,
+    display: Display,
+    end_step: int | None,
+    seed: int,
+) -> Trainer:
     """Return the trainer of a run that goes on from `state`, with nothing loaded into it yet."""
     new = _make_network(settings, experiment, seed, accelerator.device, fresh=state is None)
     network = experiment.network
-    display.say(f'{n_params(network):,} parameters'
-                + (f', {_count(network, new):,} of them new' if new else ''))
+    display.say(
+        f'{n_params(network):,} parameters'
+        + (f', {_count(network, new):,} of them new' if new else '')
+    )
     sections = experiment.sections
-    batch_size, grad_accum_steps = portions(settings, sections, network, experiment.wrap,
-                                            accelerator, display.say)
-    settings = dataclasses.replace(settings, batch_size=batch_size,
-                                   grad_accum_steps=grad_accum_steps)
+    batch_size, grad_accum_steps = portions(
+        settings, sections, network, experiment.wrap, accelerator, display.say
+    )
+    settings = dataclasses.replace(
+        settings, batch_size=batch_size, grad_accum_steps=grad_accum_steps
+    )
     with accelerator.main_process_first():
         loader = _make_loader(settings, experiment, accelerator, seed, folder, display)
     ema_model = copy.deepcopy(network).requires_grad_(False).eval()
@@ -87,54 +101,97 @@ def assemble(settings: TrainSettings, experiment: Experiment, accelerator: Any, 
     fast = network
     if settings.compile:
         fast = compiled(network, sections, experiment.wrap, batch_size, accelerator, display.say)
-    # (Pieces are exchanged by the network itself: it must not be wrapped in DistributedDataParallel.)
+    # (Pieces are exchanged by the network itself: it must not be wrapped in
+    # DistributedDataParallel.)
     model = accelerator.prepare_model(fast, evaluation_mode=settings.shard)
     optimizer = accelerator.prepare_optimizer(optimizer)
     conditions = experiment.conditions(accelerator.device)
     dataset = sections.dataset
-    loss = make_loss(experiment.wrap(model), experiment.density, seed, dataset.num_classes,
-                     dataset.cond_dropout_rate, _memory_format(sections), conditions, settings.loss)
+    loss = make_loss(
+        experiment.wrap(model),
+        experiment.density,
+        seed,
+        dataset.num_classes,
+        dataset.cond_dropout_rate,
+        _memory_format(sections),
+        conditions,
+        settings.loss,
+    )
     shown = _first_conditions(conditions, loader.dataset, settings.sample_n, seed)
-    hooks = _make_hooks(settings, experiment, folder, display, experiment.wrap(ema_model),
-                        accelerator.is_main_process, shown,
-                        null_conditions(dataset.num_classes, conditions))
+    hooks = _make_hooks(
+        settings,
+        experiment,
+        folder,
+        display,
+        experiment.wrap(ema_model),
+        accelerator.is_main_process,
+        shown,
+        null_conditions(dataset.num_classes, conditions),
+    )
     watching: dict[str, Any] = {}
     if settings.gns:
         watching['gns_stats'] = GradientNoiseHook(model, settings.grad_accum_steps)
     if snapshots:
         watching['posthoc'] = snapshots
     return Trainer(
-        accelerator, model, loss, optimizer, lr_sched, sections.ema_sched.make(), ema_model, loader,
-        [_watch_place(settings, folder, snapshots), *watching.values(), *hooks], end_step=end_step,
-        grad_accum_steps=settings.grad_accum_steps, clip_norm=sections.training.grad_clip, seed=seed,
-        parts={**parts, **watching}, stop=as_function(settings.stop))
+        accelerator,
+        model,
+        loss,
+        optimizer,
+        lr_sched,
+        sections.ema_sched.make(),
+        ema_model,
+        loader,
+        [_watch_place(settings, folder, snapshots), *watching.values(), *hooks],
+        end_step=end_step,
+        grad_accum_steps=settings.grad_accum_steps,
+        clip_norm=sections.training.grad_clip,
+        seed=seed,
+        parts={**parts, **watching},
+        stop=as_function(settings.stop),
+    )
 
 
 def _cut(networks: list[nn.Module], optimizer: torch.optim.Optimizer, accelerator: Any) -> None:
     if accelerator.num_processes == 1:
-        raise ValueError('shard must be left out with one process, since it cuts the network over '
-                         'several; launch more, or leave it out')
+        raise ValueError(
+            'shard must be left out with one process, since it cuts the network over '
+            'several; launch more, or leave it out'
+        )
     shard(networks, optimizer, accelerator.device)
 
 
-def _watch_place(settings: TrainSettings, folder: RunFolder, snapshots: SnapshotHook | None) -> PlaceHook:
-    written = (settings.demo_every, settings.evaluate_every, snapshots.snapshot_every if snapshots else 0)
+def _watch_place(
+    settings: TrainSettings, folder: RunFolder, snapshots: SnapshotHook | None
+) -> PlaceHook:
+    written = (
+        settings.demo_every,
+        settings.evaluate_every,
+        snapshots.snapshot_every if snapshots else 0,
+    )
     return PlaceHook(folder, math.gcd(LOG_EVERY, *written))
 
 
-def _make_snapshots(settings: TrainSettings, experiment: Experiment, folder: RunFolder,
-                    ema_model: nn.Module, end_step: int | None) -> SnapshotHook | None:
+def _make_snapshots(
+    settings: TrainSettings,
+    experiment: Experiment,
+    folder: RunFolder,
+    ema_model: nn.Module,
+    end_step: int | None,
+) -> SnapshotHook | None:
     training, wanted = experiment.sections.training, settings.ema_snapshots
     wanted = training.ema_snapshots if wanted is None else wanted
     if not wanted:
         return None
     every = settings.save_every if end_step is None else max(1, -(-end_step // wanted))
-    return SnapshotHook(ema_model, folder.path, folder.name, every, experiment.as_dict(),
-                        training.ema_widths)
+    return SnapshotHook(
+        ema_model, folder.path, folder.name, every, experiment.as_dict(), training.ema_widths
+    )
 
 
-def _make_network(settings: TrainSettings, experiment: Experiment, seed: int, device: torch.device,
-                  fresh: bool) -> list[str]:
+def _make_network(
+    settings: TrainSettings, experiment: Experiment, seed: int, device: torch.device, fresh: bool
+) -> list[str]:
     """Make the network as it starts: drawn from the seed, an inference file's, grown, or given.
 
     A run that goes on has its weights in its checkpoint, so that what it was grown from may be gone
@@ -155,12 +212,14 @@ def _make_network(settings: TrainSettings, experiment: Experiment, seed: int, de
     if settings.resume_inference:
         weights, _ = read_weights(settings.resume_inference, verify=settings.verify)
         load_weights(network, weights, settings.resume_inference)
-    network.to(device, memory_format=_memory_format(sections))   # type: ignore[call-overload]
+    network.to(device, memory_format=_memory_format(sections))  # type: ignore[call-overload]
     return new
 
 
 def _check_memory(sections: Sections, device: torch.device) -> None:
-    """Refuse a network whose weights, gradients, moments and average alone are more than the device holds."""
+    """Refuse a network whose weights, gradients, moments and average alone are more than the
+    device holds.
+    """
     with torch.device('meta'):
         parameters = n_params(build_network(sections))
     needed, there = 5 * 4 * parameters, memory_bytes(device)
@@ -168,7 +227,8 @@ def _check_memory(sections: Sections, device: torch.device) -> None:
         raise ValueError(
             f'the model has {parameters:,} parameters; training it takes {needed / 2**30:,.0f} GiB '
             f'before any activation, and {device.type} has {there / 2**30:,.0f}: make it smaller '
-            '(k-diffusion info says what a config costs)')
+            '(k-diffusion info says what a config costs)'
+        )
 
 
 def _keep_projected(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -189,27 +249,51 @@ def _memory_format(sections: Sections) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _make_loader(settings: TrainSettings, experiment: Experiment, accelerator: Any, seed: int,
-                 folder: RunFolder, display: Display) -> Loader | StreamLoader:
-    dataset = experiment.dataset(accelerator.device, folder.path / 'cache', settings.allow_code,
-                                 display.decoding)
+def _make_loader(
+    settings: TrainSettings,
+    experiment: Experiment,
+    accelerator: Any,
+    seed: int,
+    folder: RunFolder,
+    display: Display,
+) -> Loader | StreamLoader:
+    dataset = experiment.dataset(
+        accelerator.device, folder.path / 'cache', settings.allow_code, display.decoding
+    )
     sections = experiment.sections
     batch_size = settings.batch_size or sections.training.batch_size
     if isinstance(dataset, StreamData):
-        return StreamLoader(dataset, batch_size, accelerator.process_index,
-                            accelerator.num_processes, settings.grad_accum_steps, accelerator.device)
+        return StreamLoader(
+            dataset,
+            batch_size,
+            accelerator.process_index,
+            accelerator.num_processes,
+            settings.grad_accum_steps,
+            accelerator.device,
+        )
     many = 'a stream of' if isinstance(dataset, RowStream) else f'{len(dataset):,}'
-    display.say(f'{many} {"items" if isinstance(dataset, PythonData) else "images"}'
-                + _describe_classes(dataset.class_names, sections.dataset.num_classes))
+    display.say(
+        f'{many} {"items" if isinstance(dataset, PythonData) else "images"}'
+        + _describe_classes(dataset.class_names, sections.dataset.num_classes)
+    )
     for note in dataset.notes:
         display.say(f'note: {note}')
     probability = sections.model.augment_prob
     augmented = BatchedAugmentation(probability) if probability else None
     workers = min(settings.num_workers, os.cpu_count() or 1)
-    return Loader(dataset, batch_size, seed=seed, rank=accelerator.process_index,
-                  world_size=accelerator.num_processes, grad_accum_steps=settings.grad_accum_steps,
-                  augmentation=augmented, num_workers=workers, start_method=settings.start_method,
-                  device=accelerator.device, worker_timeout=settings.worker_timeout or None)
+    return Loader(
+        dataset,
+        batch_size,
+        seed=seed,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        grad_accum_steps=settings.grad_accum_steps,
+        augmentation=augmented,
+        num_workers=workers,
+        start_method=settings.start_method,
+        device=accelerator.device,
+        worker_timeout=settings.worker_timeout or None,
+    )
 
 
 def _describe_classes(names: list[str], known: int) -> str:
@@ -233,62 +317,128 @@ def _first_conditions(conditions: Any, dataset: Dataset, n: int, seed: int) -> d
         return _prepared_conditions(conditions, dataset, indices, seed) if conditions else {}
     items = dataset.read(indices, [derive_seed(seed, 'demo', i) for i in range(n)])
     kept = ('image', 'class_cond') if dataset.num_classes else ('image',)
-    return {key: value for key, value in items.items()
-            if key not in kept and isinstance(value, Tensor)}
+    return {
+        key: value for key, value in items.items() if key not in kept and isinstance(value, Tensor)
+    }
 
 
-def _prepared_conditions(conditions: Any, dataset: Dataset, indices: list[int], seed: int) -> dict[str, Tensor]:
+def _prepared_conditions(
+    conditions: Any, dataset: Dataset, indices: list[int], seed: int
+) -> dict[str, Tensor]:
     images, labels, index, _, texts = read_items(dataset, indices)
-    batch = {'image': from_bytes(images) if images.dtype == torch.uint8 else images,
-             'index': index, 'item': torch.arange(len(indices)), 'class_cond': labels, 'text': texts}
+    batch = {
+        'image': from_bytes(images) if images.dtype == torch.uint8 else images,
+        'index': index,
+        'item': torch.arange(len(indices)),
+        'class_cond': labels,
+        'text': texts,
+    }
     tensors: dict[str, Tensor] = {}
     for _, condition in conditions:
         tensors.update(condition.prepare(batch, seed))
     return tensors
 
 
-def _make_hooks(settings: TrainSettings, experiment: Experiment, folder: RunFolder, display: Display,
-                denoiser: nn.Module, main: bool, shown: dict[str, Tensor],
-                null: dict[str, Any]) -> list[Hook]:
+def _make_hooks(
+    settings: TrainSettings,
+    experiment: Experiment,
+    folder: RunFolder,
+    display: Display,
+    denoiser: nn.Module,
+    main: bool,
+    shown: dict[str, Tensor],
+    null: dict[str, Any],
+) -> list[Hook]:
     name, config, dataset = settings.name, experiment.as_dict(), experiment.dataset()
     hooks: list[Hook] = [
         LogHook(folder.path / f'{name}_log.jsonl', LOG_EVERY, display),
-        SkippedNotice(LOG_EVERY, dataset.skipped, folder.path / f'{name}_skipped.txt', display.say)]
+        SkippedNotice(LOG_EVERY, dataset.skipped, folder.path / f'{name}_skipped.txt', display.say),
+    ]
     hooks += [as_hook(hook) for hook in settings.hooks]
     hooks.append(CheckpointHook(folder, settings.save_every))
     listeners = []
     if settings.wandb_project and main:
-        wandb = WandbHook(settings.wandb_project, settings.wandb_entity, settings.wandb_group, config,
-                          LOG_EVERY, settings.wandb_save_model, settings.wandb_offline)
+        wandb = WandbHook(
+            settings.wandb_project,
+            settings.wandb_entity,
+            settings.wandb_group,
+            config,
+            LOG_EVERY,
+            settings.wandb_save_model,
+            settings.wandb_offline,
+        )
         hooks.append(wandb)
         listeners.append(wandb.metrics)
     if settings.tensorboard:
         hooks.append(TensorboardHook(folder.path, LOG_EVERY))
     batch = settings.batch_size or experiment.sections.training.batch_size
     if settings.demo_every:
-        hooks.append(DemoHook(settings.demo_every, folder.path, name, denoiser, experiment,
-                              settings.sample_n, batch, display.say, conditions=shown, null=null))
+        hooks.append(
+            DemoHook(
+                settings.demo_every,
+                folder.path,
+                name,
+                denoiser,
+                experiment,
+                settings.sample_n,
+                batch,
+                display.say,
+                conditions=shown,
+                null=null,
+            )
+        )
     measured = not isinstance(dataset, PythonData) or not experiment.sections.dataset.pictures
     if settings.evaluate_n and measured:
-        _add_evaluation(hooks, settings, experiment, folder.path, denoiser, batch, display, shown,
-                        listeners)
+        _add_evaluation(
+            hooks, settings, experiment, folder.path, denoiser, batch, display, shown, listeners
+        )
     if settings.report:
-        hooks.append(ReportHook(settings.demo_every or settings.save_every, folder.path, name, config,
-                                _noise_edges(experiment)))
+        hooks.append(
+            ReportHook(
+                settings.demo_every or settings.save_every,
+                folder.path,
+                name,
+                config,
+                _noise_edges(experiment),
+            )
+        )
     return hooks
 
 
-def _add_evaluation(hooks: list[Hook], settings: TrainSettings, experiment: Experiment, folder: Path,
-                    denoiser: nn.Module, batch: int, display: Display, shown: dict[str, Tensor],
-                    listeners: list[Any]) -> None:
+def _add_evaluation(
+    hooks: list[Hook],
+    settings: TrainSettings,
+    experiment: Experiment,
+    folder: Path,
+    denoiser: nn.Module,
+    batch: int,
+    display: Display,
+    shown: dict[str, Tensor],
+    listeners: list[Any],
+) -> None:
     if shown:
-        display.say('evaluation is left out: it compares pictures drawn by class, and this model is '
-                    'told more')
+        display.say(
+            'evaluation is left out: it compares pictures drawn by class, and this model is '
+            'told more'
+        )
         return
-    hooks.append(EvaluationHook(
-        settings.evaluate_every, folder, settings.name, denoiser, experiment,
-        settings.evaluate_n, batch, display.say, pictures_of(experiment.dataset()),
-        settings.extractor, settings.evaluate_against, settings.allow_code, listeners))
+    hooks.append(
+        EvaluationHook(
+            settings.evaluate_every,
+            folder,
+            settings.name,
+            denoiser,
+            experiment,
+            settings.evaluate_n,
+            batch,
+            display.say,
+            pictures_of(experiment.dataset()),
+            settings.extractor,
+            settings.evaluate_against,
+            settings.allow_code,
+            listeners,
+        )
+    )
 
 
 def _noise_edges(experiment: Experiment, bins: int = 8) -> list[float]:

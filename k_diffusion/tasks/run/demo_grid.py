@@ -1,4 +1,7 @@
-"""What a training run shows of itself: demo grids and skipped pictures; neither touches training randomness."""
+"""What a training run shows of itself: demo grids and skipped pictures; neither touches training
+randomness.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -22,7 +25,9 @@ from ...training import StopAsked, Trainer
 
 @dataclasses.dataclass
 class DemoHook:
-    """Draws `n` samples of the averaged model, the same noises and classes each time, as NAME_demo_STEP.png."""
+    """Draws `n` samples of the averaged model, the same noises and classes each time, as
+    NAME_demo_STEP.png.
+    """
 
     every: int
     folder: Path
@@ -33,8 +38,12 @@ class DemoHook:
     batch_size: int
     say: Callable[[str], None]
     steps: int = 50
-    conditions: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)    # conditions besides the classes, one for each sample
-    null: Mapping[str, Any] = dataclasses.field(default_factory=dict)       # what stands for no condition
+    conditions: Mapping[str, Tensor] = dataclasses.field(
+        default_factory=dict
+    )  # conditions besides the classes, one for each sample
+    null: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # what stands for no condition
     at_end = optional = True
     task = 'demo grid'
 
@@ -45,40 +54,62 @@ class DemoHook:
         try:
             images = self.draw(trainer)
         except StopAsked:
-            self.say(f'the demo grid of step {trainer.step:,} is given up, since a stop was asked; '
-                     'it is drawn when the run is resumed')
+            self.say(
+                f'the demo grid of step {trainer.step:,} is given up, since a stop was asked; '
+                'it is drawn when the run is resumed'
+            )
             raise
         if trainer.accelerator.is_main_process:
             path = self.folder / f'{self.name}_demo_{trainer.step:08}.png'
             pictures = self.experiment.gives_pictures
-            save_image(path, make_grid(images) if pictures else make_grid(show_tensors(images), padding=2))
+            save_image(
+                path, make_grid(images) if pictures else make_grid(show_tensors(images), padding=2)
+            )
             self.say(f'demo grid: {path}')
 
     def draw(self, trainer: Trainer) -> torch.Tensor:
-        """The samples [n, C, ...], each process drawing its share; raises StopAsked on all of them at one step of the sampler."""
+        """The samples [n, C, ...], each process drawing its share; raises StopAsked on all of
+        them at one step of the sampler.
+        """
         num_classes = self.experiment.sections.dataset.num_classes
         mine, n = share_of(self.n, trainer.accelerator)
         cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else {}
         cond.update({key: value[mine] for key, value in self.conditions.items()})
         sampling = choose_sampling(vars(self.experiment.sections.sampling), steps=self.steps)
         denoise = apply_guidance(self.denoiser, self.null, sampling) if self.null else self.denoiser
-        sigmas, sampler, options = choose_plan(self.denoiser, sampling, bool(self.null) and sampling.guidance != 1)
+        sigmas, sampler, options = choose_plan(
+            self.denoiser, sampling, bool(self.null) and sampling.guidance != 1
+        )
 
         def look_up(*_: Any) -> None:
             if trainer.stop_asked():
                 raise StopAsked
 
         with eval_mode(self.denoiser), trainer.accelerator.autocast():
-            images = generate(denoise, self.experiment.shape, sigmas, sampler, [derive_seed(trainer.seed, 'demo', i) for i in mine],
-                              cond, batch_size=self.batch_size, device=trainer.accelerator.device, callback=look_up,
-                              options=options, decode=self.experiment.decoder(trainer.accelerator.device))
+            images = generate(
+                denoise,
+                self.experiment.shape,
+                sigmas,
+                sampler,
+                [derive_seed(trainer.seed, 'demo', i) for i in mine],
+                cond,
+                batch_size=self.batch_size,
+                device=trainer.accelerator.device,
+                callback=look_up,
+                options=options,
+                decode=self.experiment.decoder(trainer.accelerator.device),
+            )
         return gather_in_order(images, n, trainer.accelerator)
 
 
 def share_of(n: int, accelerator: Any) -> tuple[list[int], int]:
-    """Which of n things this process does, as many as each of the others (the last ones twice over, if need be), and n."""
+    """Which of n things this process does, as many as each of the others (the last ones twice
+    over, if need be), and n.
+    """
     world = accelerator.num_processes
-    return [min(i, n - 1) for i in range(accelerator.process_index, -(-n // world) * world, world)], n
+    return [
+        min(i, n - 1) for i in range(accelerator.process_index, -(-n // world) * world, world)
+    ], n
 
 
 def gather_in_order(mine: torch.Tensor, n: int, accelerator: Any) -> torch.Tensor:
@@ -86,12 +117,18 @@ def gather_in_order(mine: torch.Tensor, n: int, accelerator: Any) -> torch.Tenso
     if accelerator.num_processes == 1:
         return mine
     together = accelerator.gather(mine.to(accelerator.device)).cpu()
-    return together.unflatten(0, (accelerator.num_processes, len(mine))).transpose(0, 1).flatten(0, 1)[:n]
+    return (
+        together.unflatten(0, (accelerator.num_processes, len(mine)))
+        .transpose(0, 1)
+        .flatten(0, 1)[:n]
+    )
 
 
 @dataclasses.dataclass
 class SkippedNotice:
-    """Lists the pictures that could not be read in NAME_skipped.txt, names the first ten of them and counts the rest."""
+    """Lists the pictures that could not be read in NAME_skipped.txt, names the first ten of them
+    and counts the rest.
+    """
 
     every: int
     skipped: list[tuple[str, str]]
@@ -103,10 +140,15 @@ class SkippedNotice:
     def __call__(self, trainer: Trainer) -> None:
         if len(self.skipped) == self.noted or not trainer.accelerator.is_main_process:
             return
-        for path, reason in self.skipped[self.noted:10]:
+        for path, reason in self.skipped[self.noted : 10]:
             self.say(f'skipped {path}: {reason}')
         if len(self.skipped) > 10:
             self.say(f'skipped {len(self.skipped):,} pictures in all, listed in {self.path}')
         with whole_file(self.path, sync=False) as temporary:
-            temporary.write_text(''.join(f'{escape_name(path)}: {escape_name(reason)}\n' for path, reason in self.skipped), 'utf-8')
+            temporary.write_text(
+                ''.join(
+                    f'{escape_name(path)}: {escape_name(reason)}\n' for path, reason in self.skipped
+                ),
+                'utf-8',
+            )
         self.noted = len(self.skipped)

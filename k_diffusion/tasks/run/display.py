@@ -1,4 +1,7 @@
-"""Progress of a training run: a live line on a terminal, plain lines elsewhere, always on stderr."""
+"""Progress of a training run: a live line on a terminal, plain lines elsewhere, always on
+stderr.
+"""
+
 from __future__ import annotations
 
 import sys
@@ -12,9 +15,11 @@ from ...core.names import escape_name
 
 
 class Display:
-    """Shows what the trainer reports: step of total, smoothed loss, images per second, time left, memory."""
+    """Shows what the trainer reports: step of total, smoothed loss, images per second, time
+    left, memory.
+    """
 
-    def __init__(self, name: str, shown: bool = True, every: float = 10.) -> None:
+    def __init__(self, name: str, shown: bool = True, every: float = 10.0) -> None:
         self.name = name = escape_name(name)
         self.shown = shown
         self.every = every
@@ -22,7 +27,11 @@ class Display:
         self.shown_at = -float('inf')
         if shown and sys.stderr.isatty():
             rich = require('rich.progress', 'train', 'the progress display')
-            columns = rich.TextColumn('[bold]{task.description}'), rich.BarColumn(bar_width=None), rich.TextColumn('{task.fields[text]}')
+            columns = (
+                rich.TextColumn('[bold]{task.description}'),
+                rich.BarColumn(bar_width=None),
+                rich.TextColumn('{task.fields[text]}'),
+            )
             console = require('rich.console', 'train', 'the progress display').Console(stderr=True)
             self.live = rich.Progress(*columns, console=console, expand=True, refresh_per_second=4)
             self.task = self.live.add_task(name, total=None, text='starting')
@@ -32,7 +41,12 @@ class Display:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.live:
             self.live.stop()
 
@@ -40,7 +54,9 @@ class Display:
         text = describe(values)
         last = values['step'] == values.get('end_step')
         if self.live:
-            self.live.update(self.task, completed=values['step'], total=values.get('end_step'), text=text)
+            self.live.update(
+                self.task, completed=values['step'], total=values.get('end_step'), text=text
+            )
         elif self.shown and (last or time.monotonic() - self.shown_at >= self.every):
             self.shown_at = time.monotonic()
             print(f'{self.name}: {text}', file=sys.stderr, flush=True)
@@ -48,10 +64,19 @@ class Display:
     def decoding(self, done: int, total: int) -> None:
         """Tells how far the decoding of a data set is."""
         if self.live:
-            self.live.update(self.task, completed=done, total=total, text=f'decoding pictures, {done:,} of {total:,}')
+            self.live.update(
+                self.task,
+                completed=done,
+                total=total,
+                text=f'decoding pictures, {done:,} of {total:,}',
+            )
         elif self.shown and time.monotonic() - self.shown_at >= self.every:
             self.shown_at = time.monotonic()
-            print(f'{self.name}: decoding pictures, {done:,} of {total:,}', file=sys.stderr, flush=True)
+            print(
+                f'{self.name}: decoding pictures, {done:,} of {total:,}',
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """A line above the progress."""
@@ -66,11 +91,24 @@ def describe(values: Mapping[str, Any]) -> str:
     """The trainer's report as one line; what is not known yet is left out."""
     end = values['end_step']
     parts = [f'step {values["step"]:,}' + (f' of {end:,}' if end else '')]
-    for key, text in (('smoothed_loss', 'loss {:.4f}'), ('images_per_second', '{:,.0f} images/s'), ('seconds_left', '{} left'),
-                      ('gns', 'noise scale {:.3g}'), ('memory_bytes', '{:.2f} GiB')):
+    for key, text in (
+        ('smoothed_loss', 'loss {:.4f}'),
+        ('images_per_second', '{:,.0f} images/s'),
+        ('seconds_left', '{} left'),
+        ('gns', 'noise scale {:.3g}'),
+        ('memory_bytes', '{:.2f} GiB'),
+    ):
         value = values.get(key)
         if value is not None:
-            parts.append(text.format(clock(value) if key == 'seconds_left' else value / 2**30 if key == 'memory_bytes' else value))
+            parts.append(
+                text.format(
+                    clock(value)
+                    if key == 'seconds_left'
+                    else value / 2**30
+                    if key == 'memory_bytes'
+                    else value
+                )
+            )
     return ' | '.join(parts)
 
 

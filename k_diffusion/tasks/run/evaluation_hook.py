@@ -1,4 +1,7 @@
-"""Evaluation during training: numbers and curves of sample quality, which take nothing from training randomness."""
+"""Evaluation during training: numbers and curves of sample quality, which take nothing from
+training randomness.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,16 +24,18 @@ from ...training import StopAsked, Trainer
 from ..drawing import Draw
 from ..reference import chosen_pictures, classes_of, make_extractor, open_reference
 
-COLUMNS = ('step', 'time', 'loss', 'fid', 'kid')    # the original's
-REFERENCE = 10_000      # pictures at most that samples are compared with
-STEPS = 50              # model calls of a sample
+COLUMNS = ('step', 'time', 'loss', 'fid', 'kid')  # the original's
+REFERENCE = 10_000  # pictures at most that samples are compared with
+STEPS = 50  # model calls of a sample
 
 
 @dataclasses.dataclass
 class EvaluationHook:
-    """Draws `n` samples of the averaged model, the same noises each time, and compares their features with a reference set's.
+    """Draws `n` samples of the averaged model, the same noises each time, and compares their
+    features with a reference set's.
 
-    Writes NAME_metrics.csv (step, time, loss, fid, kid) and NAME_metrics.svg. Where there is no extractor, says so once.
+    Writes NAME_metrics.csv (step, time, loss, fid, kid) and NAME_metrics.svg. Where there is no
+    extractor, says so once.
     """
 
     every: int
@@ -42,8 +47,8 @@ class EvaluationHook:
     batch_size: int
     say: Callable[[str], None]
     training_set: Dataset
-    extractor: str                  # as `evaluate` takes it
-    against: str | None = None      # a data set other than the training set, as `evaluate` takes it
+    extractor: str  # as `evaluate` takes it
+    against: str | None = None  # a data set other than the training set, as `evaluate` takes it
     allow_code: bool = False
     listeners: Sequence[Callable[[int, Mapping[str, float]], None]] = ()
     task = 'evaluation'
@@ -61,54 +66,86 @@ class EvaluationHook:
         try:
             values = self._measure(trainer, *self._ready)
         except StopAsked:
-            self.say(f'the evaluation of step {trainer.step:,} is given up, since a stop was '
-                     'asked; it is made when the run is resumed')
+            self.say(
+                f'the evaluation of step {trainer.step:,} is given up, since a stop was '
+                'asked; it is made when the run is resumed'
+            )
             raise
         if not trainer.accelerator.is_main_process:
             return
         rows = self._write(trainer, values)
-        plot_curves(self.folder / f'{self.name}_metrics.svg',
-                    {key: {key: [(row['step'], row[key]) for row in rows]} for key in ('fid', 'kid')})
-        self.say(f'step {trainer.step:,}: fid {values["fid"]:.4g}, kid {values["kid"]:.3g} +- {values["kid_stderr"]:.1g} '
-                 f'({self.n:,} samples, {self.extractor} features)')
+        plot_curves(
+            self.folder / f'{self.name}_metrics.svg',
+            {key: {key: [(row['step'], row[key]) for row in rows]} for key in ('fid', 'kid')},
+        )
+        self.say(
+            f'step {trainer.step:,}: fid {values["fid"]:.4g}, kid {values["kid"]:.3g} +- '
+            f'{values["kid_stderr"]:.1g} '
+            f'({self.n:,} samples, {self.extractor} features)'
+        )
         for listener in self.listeners:
             listener(trainer.step, values)
 
     def _prepare(self, trainer: Trainer) -> None:
-        """The extractor and the reference set's features; all processes go on with them or none does."""
+        """The extractor and the reference set's features; all processes go on with them or none
+        does.
+        """
         accelerator, reason = trainer.accelerator, ''
         with accelerator.main_process_first():
             try:
                 self._ready = self._open(accelerator.device)
             except (OSError, ImportError, ValueError) as error:
                 reason = ' '.join(str(error).split())
-        failed = accelerator.reduce(torch.tensor(float(self._ready is None), device=accelerator.device), 'sum')
+        failed = accelerator.reduce(
+            torch.tensor(float(self._ready is None), device=accelerator.device), 'sum'
+        )
         if failed.item():
             self._ready, self._given_up = None, True
-            other = '; the extractor classifier needs no download' if self.extractor != 'classifier' else ''
-            self.say(f'evaluation is skipped: {reason or "another process has no extractor"}; training goes on{other}')
+            other = (
+                '; the extractor classifier needs no download'
+                if self.extractor != 'classifier'
+                else ''
+            )
+            self.say(
+                f'evaluation is skipped: {reason or "another process has no extractor"}; training '
+                f'goes on{other}'
+            )
         elif caution(self.n):
             self.say(f'note: {caution(self.n)}')
 
     def _open(self, device: torch.device) -> tuple[Extractor, Tensor, Draw]:
         kept = self.folder / 'cache'
-        reference = self.training_set if self.against is None else open_reference(
-            self.experiment, self.against, self.allow_code, device=device)
-        if not self.experiment.gives_pictures and self.extractor == 'inception':     # (the default, which takes pictures)
+        reference = (
+            self.training_set
+            if self.against is None
+            else open_reference(self.experiment, self.against, self.allow_code, device=device)
+        )
+        if (
+            not self.experiment.gives_pictures and self.extractor == 'inception'
+        ):  # (the default, which takes pictures)
             self.extractor = 'tensor'
         extractor = make_extractor(
             self.extractor, lambda: self.training_set, kept, device, self.say, self.allow_code
         )
         indices = chosen_pictures(reference, REFERENCE)
-        features = reference_features(reference, indices, extractor, kept, self.batch_size, device,
-                                      self.experiment.gives_pictures)
+        features = reference_features(
+            reference,
+            indices,
+            extractor,
+            kept,
+            self.batch_size,
+            device,
+            self.experiment.gives_pictures,
+        )
         how = choose_sampling(vars(self.experiment.sections.sampling), steps=STEPS)
         return extractor, features, self._draw(how, classes_of(reference, indices), device)
 
     def _draw(self, how: SamplingConfig, classes: list[int] | None, device: torch.device) -> Draw:
         return Draw(self.denoiser, self.experiment, how, 0, classes, self.batch_size, device)
 
-    def _measure(self, trainer: Trainer, extractor: Extractor, real: Tensor, draw: Draw) -> dict[str, float]:
+    def _measure(
+        self, trainer: Trainer, extractor: Extractor, real: Tensor, draw: Draw
+    ) -> dict[str, float]:
         accelerator, drawn = trainer.accelerator, 0
 
         def sample(count: int) -> Tensor:
@@ -122,19 +159,32 @@ class EvaluationHook:
                 raise StopAsked
 
         with eval_mode(self.denoiser), torch.no_grad(), accelerator.autocast():
-            fake = compute_features(accelerator, sample, lambda x: extractor(x).float(), self.n, self.batch_size,
-                                    round_pictures=False).cpu()
+            fake = compute_features(
+                accelerator,
+                sample,
+                lambda x: extractor(x).float(),
+                self.n,
+                self.batch_size,
+                round_pictures=False,
+            ).cpu()
         return measure(fake, real, ('fid', 'kid')) if accelerator.is_main_process else {}
 
     def _write(self, trainer: Trainer, values: Mapping[str, float]) -> list[dict[str, float]]:
         """Adds a row; after a resume, rows of steps that were taken again are replaced."""
         path = self.folder / f'{self.name}_metrics.csv'
-        new = {'step': trainer.step, 'time': trainer.elapsed, 'loss': trainer.ema_stats.get('loss', math.nan),
-               'fid': values['fid'], 'kid': values['kid']}
+        new = {
+            'step': trainer.step,
+            'time': trainer.elapsed,
+            'loss': trainer.ema_stats.get('loss', math.nan),
+            'fid': values['fid'],
+            'kid': values['kid'],
+        }
         rows = [row for row in read_metrics(path) if row['step'] < trainer.step] + [new]
         with whole_file(path) as temporary:
-            lines = [','.join(f'{row[key]:{".0f" if key == "step" else ".8g"}}' for key in COLUMNS)
-                     for row in rows]
+            lines = [
+                ','.join(f'{row[key]:{".0f" if key == "step" else ".8g"}}' for key in COLUMNS)
+                for row in rows
+            ]
             temporary.write_text('\n'.join([','.join(COLUMNS), *lines]) + '\n')
         return rows
 
@@ -155,5 +205,5 @@ def _row(line: str) -> dict[str, float] | None:
         row = dict(zip(COLUMNS, map(float, line.split(',')), strict=True))
     except ValueError:
         return None
-    measured = [row[key] for key in COLUMNS if key != 'loss']       # (the loss may be unknown)
+    measured = [row[key] for key in COLUMNS if key != 'loss']  # (the loss may be unknown)
     return row if row['step'] >= 0 and all(map(math.isfinite, measured)) else None

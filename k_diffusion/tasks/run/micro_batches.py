@@ -1,4 +1,7 @@
-"""Before a run: how much of a batch is taken at a time, and whether the network can be compiled, found out on a made-up batch."""
+"""Before a run: how much of a batch is taken at a time, and whether the network can be compiled,
+found out on a made-up batch.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -23,15 +26,30 @@ def made_up_loss(denoiser: Any, sections: Sections, n: int, device: torch.device
     for key, shape in ('mapping', []), ('cross', [1]), ('unet', [*model.input_size]):
         width = getattr(model, f'{key}_cond_dim', 0)
         if width:
-            cond[f'{key}_cond'] = torch.zeros(n, *([*shape, width] if key == 'cross' else [width, *shape]), device=device)
-    loss: Tensor = denoiser.loss(x, torch.ones_like(x), torch.full((n,), model.sigma_data, device=device), **cond).mean()
+            cond[f'{key}_cond'] = torch.zeros(
+                n, *([*shape, width] if key == 'cross' else [width, *shape]), device=device
+            )
+    loss: Tensor = denoiser.loss(
+        x, torch.ones_like(x), torch.full((n,), model.sigma_data, device=device), **cond
+    ).mean()
     return loss
 
 
-def portions(settings: TrainSettings, sections: Sections, network: nn.Module, wrapper: Callable[[nn.Module], Any], accelerator: Any,
-             say: Callable[[str], None]) -> tuple[int, int]:
-    """(batch size, accumulation steps) of a process: as asked, or with micro_batch split further, which changes nothing drawn."""
-    asked, accumulated = settings.batch_size or sections.training.batch_size, settings.grad_accum_steps
+def portions(
+    settings: TrainSettings,
+    sections: Sections,
+    network: nn.Module,
+    wrapper: Callable[[nn.Module], Any],
+    accelerator: Any,
+    say: Callable[[str], None],
+) -> tuple[int, int]:
+    """(batch size, accumulation steps) of a process: as asked, or with micro_batch split
+    further, which changes nothing drawn.
+    """
+    asked, accumulated = (
+        settings.batch_size or sections.training.batch_size,
+        settings.grad_accum_steps,
+    )
     if settings.micro_batch is None:
         return asked, accumulated
     micro = asked if settings.micro_batch == 'auto' else int(settings.micro_batch)
@@ -44,7 +62,13 @@ def portions(settings: TrainSettings, sections: Sections, network: nn.Module, wr
     return micro, accumulated * (asked // micro)
 
 
-def _that_fits(batch: int, network: nn.Module, wrapper: Callable[[nn.Module], Any], sections: Sections, accelerator: Any) -> int:
+def _that_fits(
+    batch: int,
+    network: nn.Module,
+    wrapper: Callable[[nn.Module], Any],
+    sections: Sections,
+    accelerator: Any,
+) -> int:
     device = accelerator.device
     denoiser = wrapper(network.train())
 
@@ -56,7 +80,9 @@ def _that_fits(batch: int, network: nn.Module, wrapper: Callable[[nn.Module], An
         run(n).backward()
 
     per_item = max(1, activation_bytes(lambda: run(2)) - activation_bytes(lambda: run(1)))
-    fixed = 4 * sum(p.numel() * p.element_size() for p in network.parameters())    # gradients, two moments, the average
+    fixed = 4 * sum(
+        p.numel() * p.element_size() for p in network.parameters()
+    )  # gradients, two moments, the average
     micro = micro_batch(batch, per_item, fixed, free_bytes(device))
     if device.type == 'cuda':
         held = torch.empty(fixed, dtype=torch.uint8, device=device)
@@ -74,9 +100,17 @@ def _least(micro: int, device: torch.device) -> int:
     return int(value.item())
 
 
-def compiled(network: nn.Module, sections: Sections, wrapper: Callable[[nn.Module], Any], n: int, accelerator: Any,
-             say: Callable[[str], None]) -> nn.Module:
-    """The network under torch.compile, or as it is where that fails, which is said with the reason."""
+def compiled(
+    network: nn.Module,
+    sections: Sections,
+    wrapper: Callable[[nn.Module], Any],
+    n: int,
+    accelerator: Any,
+    say: Callable[[str], None],
+) -> nn.Module:
+    """The network under torch.compile, or as it is where that fails, which is said with the
+    reason.
+    """
     try:
         fast: Any = torch.compile(network)
         with torch.random.fork_rng(), accelerator.autocast():
@@ -84,8 +118,12 @@ def compiled(network: nn.Module, sections: Sections, wrapper: Callable[[nn.Modul
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers fail in every way there is
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        say(f'the network cannot be compiled here ({reason[:160]}); it trains as it is, only slower')
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        say(
+            f'the network cannot be compiled here ({reason[:160]}); it trains as it is, only slower'
+        )
         torch._dynamo.reset()
         fast = network
     network.zero_grad(set_to_none=True)

@@ -1,4 +1,7 @@
-"""A dry run: what training would do and cost, and its first batch as a picture; nothing is trained or kept."""
+"""A dry run: what training would do and cost, and its first batch as a picture; nothing is
+trained or kept.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -18,8 +21,12 @@ from .display import clock
 from .settings import TrainSettings
 
 
-def plan(settings: TrainSettings, trainer: Trainer, folder: RunFolder, path: Path | None) -> dict[str, Any]:
-    """Takes a few steps on a copy that is thrown away; returns the plan by names, the picture's path among it."""
+def plan(
+    settings: TrainSettings, trainer: Trainer, folder: RunFolder, path: Path | None
+) -> dict[str, Any]:
+    """Takes a few steps on a copy that is thrown away; returns the plan by names, the picture's
+    path among it.
+    """
     parameters = n_params(unwrap(trainer.model))
     picture = folder.path / f'{folder.name}_first_batch.png'
     batches = trainer.loader.iterate(trainer.items)
@@ -36,15 +43,24 @@ def plan(settings: TrainSettings, trainer: Trainer, folder: RunFolder, path: Pat
     steps = None if trainer.end_step is None else trainer.end_step - trainer.step + 4
     saves = None if steps is None else -(-steps // settings.save_every)
     return {
-        'run': f'{folder.name} in {folder.path}', 'begins': f'from {path}' if path else 'anew',
+        'run': f'{folder.name} in {folder.path}',
+        'begins': f'from {path}' if path else 'anew',
         'processes': f'{trainer.accelerator.num_processes} on {trainer.accelerator.device.type}',
         'a step': f'{trainer.loader.items_per_step} images (portions: {trainer.grad_accum_steps})',
-        'steps': 'until it is stopped' if steps is None else f'{steps:,} ({steps * trainer.loader.items_per_step:,} images)',
-        'parameters': f'{parameters:,}', 'work': f'{2 * counter.flops / 1e9:,.1f} GFLOP a step and process, forward and backward',
-        'speed': f'{seconds * 1000:,.1f} ms a step, {trainer.loader.items_per_step / seconds:,.0f} images/s',
-        'time': 'unknown' if steps is None else f'{clock(steps * seconds)} (without grids and saving)',
-        'a checkpoint': f'{state_bytes / 1e6:,.1f} MB every {settings.save_every:,} steps' + _disk(folder.path, state_bytes, saves,
-                                                                                                   settings),
+        'steps': 'until it is stopped'
+        if steps is None
+        else f'{steps:,} ({steps * trainer.loader.items_per_step:,} images)',
+        'parameters': f'{parameters:,}',
+        'work': f'{2 * counter.flops / 1e9:,.1f} GFLOP a step and process, forward and backward',
+        'speed': (
+            f'{seconds * 1000:,.1f} ms a step, '
+            f'{trainer.loader.items_per_step / seconds:,.0f} images/s'
+        ),
+        'time': 'unknown'
+        if steps is None
+        else f'{clock(steps * seconds)} (without grids and saving)',
+        'a checkpoint': f'{state_bytes / 1e6:,.1f} MB every {settings.save_every:,} steps'
+        + _disk(folder.path, state_bytes, saves, settings),
         'first batch': str(picture),
     }
 
@@ -62,11 +78,18 @@ def _disk(folder: Path, each: int, saves: int | None, settings: TrainSettings) -
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    kept = saves if not settings.keep_last or saves is None else min(saves, settings.keep_last + settings.keep_best)
+    kept = (
+        saves
+        if not settings.keep_last or saves is None
+        else min(saves, settings.keep_last + settings.keep_best)
+    )
     if kept is None:
         return f', {free / 1e9:,.1f} GB are free'
     warning = '; NOT ENOUGH: pass keep_last=3' if kept * each > free else ''
-    return f', {kept} in all: {kept * each / 1e9:,.2f} GB of the {free / 1e9:,.1f} GB that are free{warning}'
+    return (
+        f', {kept} in all: {kept * each / 1e9:,.2f} GB of the {free / 1e9:,.1f} GB that are '
+        f'free{warning}'
+    )
 
 
 def _tensors(value: Any) -> Any:

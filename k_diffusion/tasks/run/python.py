@@ -1,4 +1,7 @@
-"""A run of things given from Python: network, data, density, weighting; what is not given follows the data."""
+"""A run of things given from Python: network, data, density, weighting; what is not given
+follows the data.
+"""
+
 from __future__ import annotations
 
 import math
@@ -17,8 +20,9 @@ from ...training import Trainer
 from .recipe import pick_config
 from .settings import TrainSettings
 
-#: In units of sigma_data: the ends of the noise levels, and the mean of their logarithm in training.
-LOWEST, HIGHEST, MEAN, STD = 0.004, 160., -0.5, 1.2
+#: In units of sigma_data: the ends of the noise levels, and the mean of their logarithm in
+#: training.
+LOWEST, HIGHEST, MEAN, STD = 0.004, 160.0, -0.5, 1.2
 BATCH_SIZE = 64
 
 
@@ -49,8 +53,9 @@ def open_experiment(settings: TrainSettings) -> tuple[Experiment, nn.Module | No
     else:
         if dataset is None or network is None:
             raise ValueError('network and dataset must both be given where there is no config')
-        experiment = Experiment.open(_config_of(settings, network, dataset), strict=True,
-                                     changes=settings.changes)
+        experiment = Experiment.open(
+            _config_of(settings, network, dataset), strict=True, changes=settings.changes
+        )
         experiment.take_network(network, name)
     if source is not None and settings.sigma_data is not None:
         experiment.update('model', sigma_data=_sigma_data(settings, dataset))
@@ -71,9 +76,16 @@ def _config_of(settings: TrainSettings, network: nn.Module, dataset: Dataset) ->
     sigma_data = _sigma_data(settings, dataset)
     level = {'type': 'lognormal', 'mean': math.log(sigma_data) + MEAN, 'std': STD}
     return {
-        'model': {'type': 'python', 'network': type(network).__name__, 'input_channels': channels,
-                  'input_size': size, 'sigma_data': sigma_data, 'sigma_min': LOWEST * sigma_data,
-                  'sigma_max': HIGHEST * sigma_data, 'sigma_sample_density': level},
+        'model': {
+            'type': 'python',
+            'network': type(network).__name__,
+            'input_channels': channels,
+            'input_size': size,
+            'sigma_data': sigma_data,
+            'sigma_min': LOWEST * sigma_data,
+            'sigma_max': HIGHEST * sigma_data,
+            'sigma_sample_density': level,
+        },
         'dataset': {'type': 'python', 'num_classes': settings.num_classes},
         'lr_sched': {'type': 'constant' if settings.end_step is None else 'warmup-decay'},
         'ema_sched': {'type': 'power'},
@@ -90,12 +102,17 @@ def _sigma_data(settings: TrainSettings, dataset: Dataset | None) -> float:
 
 
 def keep_sigma_data(experiment: Experiment, state: dict[str, Any], settings: TrainSettings) -> None:
-    """Take the noise levels that follow the data from the checkpoint, whose weights were trained with them."""
+    """Take the noise levels that follow the data from the checkpoint, whose weights were trained
+    with them.
+    """
     stored = (state.get('config') or {}).get('model') or {}
     if settings.config is not None or settings.sigma_data not in (None, 'measure'):
         return
     keys = ('sigma_data', 'sigma_min', 'sigma_max')
-    if stored.get('type') == 'python' and stored.get('sigma_data') != experiment.sections.model.sigma_data:
+    if (
+        stored.get('type') == 'python'
+        and stored.get('sigma_data') != experiment.sections.model.sigma_data
+    ):
         experiment.update('model', **{key: stored[key] for key in keys})
 
 
@@ -104,25 +121,35 @@ def make_optimizer(settings: TrainSettings, experiment: Experiment, network: nn.
     given = settings.optimizer
     if given is None:
         return experiment.sections.optimizer.make(network, settings.lr)
-    optimizer = given if hasattr(given, 'param_groups') else given(
-        [p for p in network.parameters() if p.requires_grad])
+    optimizer = (
+        given
+        if hasattr(given, 'param_groups')
+        else given([p for p in network.parameters() if p.requires_grad])
+    )
     trained = {id(p) for group in optimizer.param_groups for p in group['params']}
     if not trained <= {id(p) for p in network.parameters()}:
-        raise ValueError('optimizer must be of the parameters of the network that is trained; '
-                         'give a function of the parameters, optimizer=lambda params: ...')
+        raise ValueError(
+            'optimizer must be of the parameters of the network that is trained; '
+            'give a function of the parameters, optimizer=lambda params: ...'
+        )
     return optimizer
 
 
-def make_schedule(settings: TrainSettings, experiment: Experiment, optimizer: Any,
-                  end_step: int | None) -> Any:
-    """Return the learning-rate schedule: the one given, what the given function makes, or the config's."""
+def make_schedule(
+    settings: TrainSettings, experiment: Experiment, optimizer: Any, end_step: int | None
+) -> Any:
+    """Return the learning-rate schedule: the one given, what the given function makes, or the
+    config's.
+    """
     given = settings.lr_schedule
     if given is None:
         return experiment.sections.lr_sched.make(optimizer, end_step)
     schedule = given if hasattr(given, 'get_last_lr') else given(optimizer)
     if schedule.optimizer is not optimizer:
-        raise ValueError('lr_schedule must be of the optimizer that is given with it; '
-                         'give a function of it, lr_schedule=lambda optimizer: ...')
+        raise ValueError(
+            'lr_schedule must be of the optimizer that is given with it; '
+            'give a function of it, lr_schedule=lambda optimizer: ...'
+        )
     return schedule
 
 

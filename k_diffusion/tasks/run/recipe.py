@@ -1,4 +1,7 @@
-"""A config for a folder of pictures: size, network and length of the run that suit the pictures and the machine."""
+"""A config for a folder of pictures: size, network and length of the run that suit the pictures
+and the machine.
+"""
+
 from __future__ import annotations
 
 import json
@@ -24,9 +27,14 @@ from ..info import SHARE
 from .settings import TrainSettings
 
 #: Sides of pictures, and the shipped config for each on a GPU.
-LADDER = {32: 'config_32_unet', 64: 'config_64_unet', 128: 'config_128_unet', 256: 'config_256_unet'}
+LADDER = {
+    32: 'config_32_unet',
+    64: 'config_64_unet',
+    128: 'config_128_unet',
+    256: 'config_256_unet',
+}
 #: The largest side that is chosen, the minutes of a run and its batch size, on a CPU and on others.
-CPU, GPU = (32, 10., 64), (64, 60., 128)
+CPU, GPU = (32, 10.0, 64), (64, 60.0, 128)
 #: Folders are classes where there are so many, each with at least so many pictures.
 CLASSES, LEAST = range(2, 1001), 5
 STEPS = (200, 200_000)
@@ -35,8 +43,8 @@ STEPS = (200, 200_000)
 def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     """Return a config for the pictures in settings.data, and sentences that say what was picked.
 
-    It is written into the folder of the run as NAME_config.json. A run that has a checkpoint goes on
-    with the one that lies there.
+    It is written into the folder of the run as NAME_config.json. A run that has a checkpoint goes
+    on with the one that lies there.
 
     Raises:
         ValueError: There are no pictures, or several processes would each pick one.
@@ -47,9 +55,11 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     if path.is_file() and (several or RunFolder(folder, settings.name).latest()):
         return load_config(path), [f'the config is that of {path}']
     if several:
-        raise ValueError('data must be looked at by one process, which writes the config that all '
-                         f'of them take: run once without a launcher and with dry_run=True; {path} '
-                         'is missing')
+        raise ValueError(
+            'data must be looked at by one process, which writes the config that all '
+            f'of them take: run once without a launcher and with dry_run=True; {path} '
+            'is missing'
+        )
     device = choose_device(settings.device)
     largest, minutes, batch_size = CPU if device.type == 'cpu' else GPU
     section = {'type': 'imagefolder', 'location': str(settings.data)}
@@ -57,11 +67,14 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     looked, size = _look_at(settings, largest, grey_range)
     classes = _classes_of(looked, settings.classes)
     config = _recipe(looked, size, device)
-    config['dataset'] = {**section, 'num_classes': classes,
-                         **({'labels': 'folders'} if classes else {}),
-                         **({'grey_range': list(grey_range)} if grey_range else {})}
+    config['dataset'] = {
+        **section,
+        'num_classes': classes,
+        **({'labels': 'folders'} if classes else {}),
+        **({'grey_range': list(grey_range)} if grey_range else {}),
+    }
     if settings.network is not None:
-        config['optimizer'] = {'type': 'adamw', 'lr': 1e-3}     # (which needs no more of a network)
+        config['optimizer'] = {'type': 'adamw', 'lr': 1e-3}  # (which needs no more of a network)
     minutes = settings.minutes or minutes
     config['training'] = {'batch_size': min(batch_size, looked.readable)}
     steps, speed = _steps(config, minutes, device)
@@ -69,7 +82,9 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, config)
     model = config['model']
-    classes_in_words = f'told of the {classes} classes that its folders are' if classes else 'without classes'
+    classes_in_words = (
+        f'told of the {classes} classes that its folders are' if classes else 'without classes'
+    )
     return config, [
         f'{looked.readable:,} pictures of {escape_name(str(settings.data))}, most of them '
         f'{" x ".join(map(str, looked.sizes.most_common(1)[0][0]))}'
@@ -79,18 +94,23 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
         f'sigma_data {model["sigma_data"]:g}',
         f'picked: {steps:,} steps of {config["training"]["batch_size"]}, about {minutes:g} minutes '
         f'at {speed:,.0f} images/s on {device.type} (an estimate; size=..., classes=..., '
-        f'minutes=... pick otherwise); the config is {path}']
+        f'minutes=... pick otherwise); the config is {path}',
+    ]
 
 
 def _grey_range(section: dict[str, Any], settings: TrainSettings) -> tuple[float, float] | None:
-    """Return dataset.grey_range where it is among the changes of the config, which are put in later."""
+    """Return dataset.grey_range where it is among the changes of the config, which are put in
+    later.
+    """
     changed = change_config({'dataset': section}, settings.changes)['dataset']
     return getattr(read_dataset_section(changed), 'grey_range', None)
 
 
-def _look_at(settings: TrainSettings, largest: int,
-             grey_range: tuple[float, float] | None) -> tuple[Inspection, int]:
+def _look_at(
+    settings: TrainSettings, largest: int, grey_range: tuple[float, float] | None
+) -> tuple[Inspection, int]:
     """Decode the pictures, at the size that is picked."""
+
     def look(side: int) -> Inspection:
         return inspect_pictures(settings.data or '', (side, side), sheet=0, grey_range=grey_range)
 
@@ -101,7 +121,9 @@ def _look_at(settings: TrainSettings, largest: int,
         if best != size:
             size, looked = best, look(best)
     if looked.sigma_data == 0:
-        raise ValueError(f'data must be pictures that differ; those of {settings.data} have one value')
+        raise ValueError(
+            f'data must be pictures that differ; those of {settings.data} have one value'
+        )
     return looked, size
 
 
@@ -115,11 +137,16 @@ def _picked_size(found: Counter[tuple[int, int]], largest: int) -> int:
 def _classes_of(looked: Inspection, wanted: str) -> int:
     """Return how many classes the model is told of: those of the folders, or none."""
     counts = looked.classes
-    fit = (sum(counts.values()) == looked.readable and len(counts) in CLASSES
-           and min(counts.values()) >= LEAST)
+    fit = (
+        sum(counts.values()) == looked.readable
+        and len(counts) in CLASSES
+        and min(counts.values()) >= LEAST
+    )
     if wanted == 'folders' and (len(counts) < 2 or sum(counts.values()) != looked.readable):
-        raise ValueError('classes must be none or auto, since the pictures do not all lie in '
-                         f'folders of their classes ({len(counts)} folders)')
+        raise ValueError(
+            'classes must be none or auto, since the pictures do not all lie in '
+            f'folders of their classes ({len(counts)} folders)'
+        )
     return len(counts) if wanted == 'folders' or (wanted == 'auto' and fit) else 0
 
 
@@ -137,9 +164,15 @@ def _recipe(looked: Inspection, size: int, device: torch.device) -> dict[str, An
     patch = model['patch_size'] * max(1, size // 64 if device.type == 'cpu' else 1)
     unit = patch * 2 ** (len(model['channels']) - 1)
     if size % unit:
-        raise ValueError(f'size must be a multiple of {unit} for the network that suits it; got {size}')
-    model.update(input_size=[size, size], input_channels=looked.channels, sigma_data=sigma_data,
-                 patch_size=patch)
+        raise ValueError(
+            f'size must be a multiple of {unit} for the network that suits it; got {size}'
+        )
+    model.update(
+        input_size=[size, size],
+        input_channels=looked.channels,
+        sigma_data=sigma_data,
+        patch_size=patch,
+    )
     return {key: config[key] for key in ('model', 'optimizer', 'lr_sched', 'ema_sched')}
 
 

@@ -1,4 +1,5 @@
 """Settings and result of a training run."""
+
 from __future__ import annotations
 
 import copy
@@ -22,168 +23,243 @@ class TrainSettings:
     """Settings of `train`; None takes the config's value."""
 
     config: str | os.PathLike[str] | dict[str, Any] | None = setting(
-        None, 'the config file (.json, or a .safetensors file that carries one)')
+        None, 'the config file (.json, or a .safetensors file that carries one)'
+    )
     name: str = setting('model', 'the name of the run')
     run_dir: str | os.PathLike[str] | None = setting(
-        None, 'the folder of the run (default: runs/NAME)')
+        None, 'the folder of the run (default: runs/NAME)'
+    )
     batch_size: int | None = setting(
-        None, "images per step and process (default: the config's, else 64)")
+        None, "images per step and process (default: the config's, else 64)"
+    )
     end_step: int | None = setting(None, 'stop after so many optimizer steps in all')
     lr: float | None = setting(None, "the learning rate (default: the config's)")
     grad_accum_steps: int = setting(1, 'gradient accumulation steps')
     micro_batch: str | int | None = setting(
-        None, "take so many of a batch at a time, or 'auto': what fits into memory (default: all)",
-        parse=str)
+        None,
+        "take so many of a batch at a time, or 'auto': what fits into memory (default: all)",
+        parse=str,
+    )
     mixed_precision: str | None = setting(
-        None, 'the type of the computation; weights stay float32', choices=('no', 'fp16', 'bf16'))
+        None, 'the type of the computation; weights stay float32', choices=('no', 'fp16', 'bf16')
+    )
     checkpointing: bool = setting(
-        False, 'recompute activations to save memory, where the model can')
+        False, 'recompute activations to save memory, where the model can'
+    )
     compile: bool = setting(False, 'compile the model')
-    shard: bool = setting(False, 'cut weights, average and optimizer state into pieces, '
-                          'one for each process (FSDP2)')
+    shard: bool = setting(
+        False, 'cut weights, average and optimizer state into pieces, one for each process (FSDP2)'
+    )
     seed: int | None = setting(None, "the seed (default: the run's own, else 0)")
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
     num_workers: int = setting(8, 'processes that decode pictures, at most one per core')
-    start_method: str = setting(
-        'spawn', 'how they start', choices=('fork', 'forkserver', 'spawn'))
+    start_method: str = setting('spawn', 'how they start', choices=('fork', 'forkserver', 'spawn'))
     worker_timeout: float = setting(
-        600., 'the time without a batch after which those processes count as hanging, '
-        'which ends the run (default: 600; 0: never)', metavar='SECONDS')
+        600.0,
+        'the time without a batch after which those processes count as hanging, '
+        'which ends the run (default: 600; 0: never)',
+        metavar='SECONDS',
+    )
     allow_code: bool = setting(
-        False, 'let a "custom" dataset run the Python file that the config names, '
-        'and an extractor the code in its TorchScript file')
+        False,
+        'let a "custom" dataset run the Python file that the config names, '
+        'and an extractor the code in its TorchScript file',
+    )
     save_every: int = setting(10000, 'save a checkpoint every so many steps')
     keep_last: int = setting(
-        0, 'delete older checkpoints than the last so many (default: 0, none is deleted)')
+        0, 'delete older checkpoints than the last so many (default: 0, none is deleted)'
+    )
     keep_best: int = setting(1, '... but keep so many of the smallest smoothed loss')
     ema_snapshots: int | None = setting(
-        None, 'write so many snapshots for `k-diffusion ema` over the run '
-        "(default: the config's, else 0)")
+        None,
+        'write so many snapshots for `k-diffusion ema` over the run '
+        "(default: the config's, else 0)",
+    )
     demo_every: int = setting(
-        500, 'draw a grid of samples every so many steps (default: 500; 0: never)')
+        500, 'draw a grid of samples every so many steps (default: 500; 0: never)'
+    )
     sample_n: int = setting(64, 'how many samples the grid holds')
     evaluate_every: int = setting(10000, 'evaluate every so many steps')
     evaluate_n: int = setting(2000, 'how many samples to evaluate (default: 2000; 0: never)')
     evaluate_only: bool = setting(False, 'evaluate the latest checkpoint instead of training')
     evaluate_with: str = setting(
-        'inception', 'the feature extractor: inception, clip, dinov2, classifier (trained in '
-        'seconds on the labelled data set, without a download) or a TorchScript file')
+        'inception',
+        'the feature extractor: inception, clip, dinov2, classifier (trained in '
+        'seconds on the labelled data set, without a download) or a TorchScript file',
+    )
     evaluate_against: str | None = setting(
-        None, f'a held-out data set to compare with (default: the training set): {DATASET_WORDS}')
+        None, f'a held-out data set to compare with (default: the training set): {DATASET_WORDS}'
+    )
     clip_model: str = setting('ViT-B/16', 'the CLIP model to evaluate with, or its folder')
     dinov2_model: str = setting('vitl14', 'the DINOv2 model to evaluate with, or its folder')
-    gns: bool = setting(False, 'follow the gradient noise scale '
-                        '(one process takes each batch in two halves for it)')
+    gns: bool = setting(
+        False, 'follow the gradient noise scale (one process takes each batch in two halves for it)'
+    )
     wandb_project: str | None = setting(None, 'log to this wandb project')
     wandb_entity: str | None = setting(None, 'the wandb entity')
     wandb_group: str | None = setting(None, 'the wandb group')
     wandb_save_model: bool = setting(False, 'upload checkpoints to wandb')
     wandb_offline: bool = setting(
-        False, 'keep what is for wandb on the disk (`wandb sync` sends it later)')
+        False, 'keep what is for wandb on the disk (`wandb sync` sends it later)'
+    )
     tensorboard: bool = setting(False, 'write event files for TensorBoard')
     report: bool = setting(True, 'write no NAME_report.html')
     dry_run: bool = setting(
-        False, 'say what would be done and what it costs, draw the first batch, and leave')
+        False, 'say what would be done and what it costs, draw the first batch, and leave'
+    )
     resume: str | os.PathLike[str] | None = setting(
-        None, 'the checkpoint to go on from (default: the latest of the run)')
+        None, 'the checkpoint to go on from (default: the latest of the run)'
+    )
     resume_inference: str | os.PathLike[str] | None = setting(
-        None, 'a .safetensors file to start the weights from')
+        None, 'a .safetensors file to start the weights from'
+    )
     verify: bool = setting(
-        True, 'take what resume or grow names though it is not what the manifest beside it '
-        'says')
+        True, 'take what resume or grow names though it is not what the manifest beside it says'
+    )
     reset_ema: bool = setting(False, 'start the averaged weights anew from the raw ones')
     reset_optimizer: bool = setting(
-        False, "start the optimizer's moments anew, as another type of optimizer needs")
+        False, "start the optimizer's moments anew, as another type of optimizer needs"
+    )
     grow: str | os.PathLike[str] | None = setting(
-        None, 'start from a network trained on smaller pictures: a .pth, a .safetensors or its run',
-        metavar='CHECKPOINT')
+        None,
+        'start from a network trained on smaller pictures: a .pth, a .safetensors or its run',
+        metavar='CHECKPOINT',
+    )
     grow_config: str | os.PathLike[str] | dict[str, Any] | None = setting(
-        None, 'its config, where it carries none', metavar='CONFIG')
+        None, 'its config, where it carries none', metavar='CONFIG'
+    )
     grow_warmup: int = setting(
-        0, 'let the learning rate of the new layers, and theirs alone, rise over so many steps',
-        metavar='STEPS')
+        0,
+        'let the learning rate of the new layers, and theirs alone, rise over so many steps',
+        metavar='STEPS',
+    )
     data: str | os.PathLike[str] | None = setting(
-        None, 'in place of a config: a folder or archive of pictures, for which size, network and '
-        'length of the run are picked; the config is written into the folder of the run')
+        None,
+        'in place of a config: a folder or archive of pictures, for which size, network and '
+        'length of the run are picked; the config is written into the folder of the run',
+    )
     size: int | None = setting(None, 'with data: the side of the pictures (default: it is picked)')
-    classes: str = setting('auto', 'with data: whether its folders are classes',
-                           choices=('auto', 'folders', 'none'))
+    classes: str = setting(
+        'auto', 'with data: whether its folders are classes', choices=('auto', 'folders', 'none')
+    )
     minutes: float | None = setting(
-        None, 'with data: how long to train, about (default: 10 on a CPU, else 60)')
+        None, 'with data: how long to train, about (default: 10 on a CPU, else 60)'
+    )
     changes: Any = setting(
         help="another value for a key of the config, as JSON: model.channels='[64,128]'",
-        flags=('--set',), factory=list, many='append', metavar='KEY=VALUE')
+        flags=('--set',),
+        factory=list,
+        many='append',
+        metavar='KEY=VALUE',
+    )
     network: nn.Module | str | None = setting(
-        None, 'FILE.py:CLASS, a network of your own, called as net(x, sigma, **cond); runs the file '
-        '(see allow_code)', parse=str)
+        None,
+        'FILE.py:CLASS, a network of your own, called as net(x, sigma, **cond); runs the file '
+        '(see allow_code)',
+        parse=str,
+    )
     # Of Python alone:
-    dataset: Any = setting(None)                    # a tensor [N, C, ...] or a torch data set
-    num_classes: int = setting(0)                   # of its labels; 0: they go to the network as they are
-    sigma_data: float | str | None = setting(None)  # of the data; 'measure', the default without a config
-    density: Any = setting(None)                    # of training noise levels: K.schedules.LogNormal(...)
-    weighting: Any = setting(None)                  # of the loss: a name, or a function of sigma [B]
-    loss: Callable[..., Tensor] | None = setting(None)  # loss(denoiser, x, noise, sigma, **cond) -> [B]
-    optimizer: Any = setting(None)                  # an optimizer, or a function of the parameters
-    lr_schedule: Any = setting(None)                # a schedule of it, or a function of the optimizer
-    hooks: Sequence[Any] = setting(())              # functions of the trainer, called after each step
-    stop: Any = setting(None)                       # a threading.Event, or a function: True stops
-    show: bool = setting(True)                      # progress and notes on stderr
+    dataset: Any = setting(None)  # a tensor [N, C, ...] or a torch data set
+    num_classes: int = setting(0)  # of its labels; 0: they go to the network as they are
+    sigma_data: float | str | None = setting(
+        None
+    )  # of the data; 'measure', the default without a config
+    density: Any = setting(None)  # of training noise levels: K.schedules.LogNormal(...)
+    weighting: Any = setting(None)  # of the loss: a name, or a function of sigma [B]
+    loss: Callable[..., Tensor] | None = setting(
+        None
+    )  # loss(denoiser, x, noise, sigma, **cond) -> [B]
+    optimizer: Any = setting(None)  # an optimizer, or a function of the parameters
+    lr_schedule: Any = setting(None)  # a schedule of it, or a function of the optimizer
+    hooks: Sequence[Any] = setting(())  # functions of the trainer, called after each step
+    stop: Any = setting(None)  # a threading.Event, or a function: True stops
+    show: bool = setting(True)  # progress and notes on stderr
 
     def __post_init__(self) -> None:
         check_settings(
-            at_least(self, 1, 'batch_size', 'end_step', 'grad_accum_steps', 'save_every',
-                     'sample_n', 'evaluate_every'),
-            at_least(self, 0, 'num_workers', 'worker_timeout', 'demo_every', 'evaluate_n',
-                     'keep_last', 'keep_best', 'ema_snapshots', 'grow_warmup', 'num_classes'),
+            at_least(
+                self,
+                1,
+                'batch_size',
+                'end_step',
+                'grad_accum_steps',
+                'save_every',
+                'sample_n',
+                'evaluate_every',
+            ),
+            at_least(
+                self,
+                0,
+                'num_workers',
+                'worker_timeout',
+                'demo_every',
+                'evaluate_n',
+                'keep_last',
+                'keep_best',
+                'ema_snapshots',
+                'grow_warmup',
+                'num_classes',
+            ),
             one_of(self, ('no', 'fp16', 'bf16'), 'mixed_precision'),
-            at_least(self, 8, 'size'), one_of(self, ('auto', 'folders', 'none'), 'classes'),
+            at_least(self, 8, 'size'),
+            one_of(self, ('auto', 'folders', 'none'), 'classes'),
             one_of(self, ('fork', 'forkserver', 'spawn'), 'start_method'),
-            *self._problems())
+            *self._problems(),
+        )
 
     def _problems(self) -> list[str]:
         """Return what is wrong with settings of other kinds and with combinations of settings."""
         plain = Path(self.name).name == self.name and self.name.strip('.')
         micro = self.micro_batch in (None, 'auto') or (
-            str(self.micro_batch).isdecimal() and int(str(self.micro_batch)) > 0)
+            str(self.micro_batch).isdecimal() and int(str(self.micro_batch)) > 0
+        )
         grown = self.grow is not None
         rules = {
-            'config must be given, or data=... (or, from Python, network and dataset)':
-                any(value is not None for value in (self.config, self.data, self.network,
-                                                    self.dataset)),
-            'data must be left out with a config or a dataset': self.data is None or (
-                self.config is None and self.dataset is None),
-            'network must be given with a dataset and no config': (self.config or self.data) is not None
-                or self.network is not None or self.dataset is None,
-            'dataset must be given with a network and no config': (self.config or self.data) is not None
-                or self.dataset is not None or self.network is None,
+            'config must be given, or data=... (or, from Python, network and dataset)': any(
+                value is not None for value in (self.config, self.data, self.network, self.dataset)
+            ),
+            'data must be left out with a config or a dataset': self.data is None
+            or (self.config is None and self.dataset is None),
+            'network must be given with a dataset and no config': (self.config or self.data)
+            is not None
+            or self.network is not None
+            or self.dataset is None,
+            'dataset must be given with a network and no config': (self.config or self.data)
+            is not None
+            or self.dataset is not None
+            or self.network is None,
             'network must be a torch.nn.Module, an instance of its class, or FILE.py:CLASS; '
             f'got {self.network!r:.60}': self.network is None
-                or isinstance(self.network, (nn.Module, str)),
-            f"sigma_data must be above 0, or 'measure'; got {self.sigma_data!r}":
-                self.sigma_data in (None, 'measure') or (
-                    isinstance(self.sigma_data, (int, float)) and self.sigma_data > 0),
-            f'stop must be a threading.Event or a function; got {self.stop!r:.60}':
-                self.stop is None or callable(getattr(self.stop, 'is_set', self.stop)),
+            or isinstance(self.network, (nn.Module, str)),
+            f"sigma_data must be above 0, or 'measure'; got {self.sigma_data!r}": self.sigma_data
+            in (None, 'measure')
+            or (isinstance(self.sigma_data, (int, float)) and self.sigma_data > 0),
+            f'stop must be a threading.Event or a function; got {self.stop!r:.60}': self.stop
+            is None
+            or callable(getattr(self.stop, 'is_set', self.stop)),
             'lr must be left out with an optimizer of your own': self.lr is None
-                or self.optimizer is None,
+            or self.optimizer is None,
             f'name must be a plain name (run_dir=... is the folder); got {self.name!r}': plain,
             f"micro_batch must be 'auto' or a number that divides the batch size; "
             f'got {self.micro_batch!r}': micro,
-            f'minutes must be above 0; got {self.minutes}':
-                self.minutes is None or self.minutes > 0,
-            'size, classes and minutes must be left out without data': self.data is not None or (
-                self.size is None and self.minutes is None and self.classes == 'auto'),
+            f'minutes must be above 0; got {self.minutes}': self.minutes is None
+            or self.minutes > 0,
+            'size, classes and minutes must be left out without data': self.data is not None
+            or (self.size is None and self.minutes is None and self.classes == 'auto'),
             f'lr must be above 0; got {self.lr}': self.lr is None or self.lr > 0,
             'shard must be left out with gns=True': not (self.shard and self.gns),
             'shard must be left out with compile=True': not (self.shard and self.compile),
             'mixed_precision must be bf16 where shard=True, since the loss scaling of fp16 is of '
             'whole gradients; got fp16': not (self.shard and self.mixed_precision == 'fp16'),
-            'grow must name a checkpoint where grow_config=... or grow_warmup=... say how to grow':
-                grown or (self.grow_config is None and not self.grow_warmup),
+            (
+                'grow must name a checkpoint where grow_config=... or grow_warmup=... say how to '
+                'grow'
+            ): grown or (self.grow_config is None and not self.grow_warmup),
             'grow and resume_inference must not both be given; each says what weights to start '
             'from': not (grown and self.resume_inference),
-            f'evaluate_n must be at least 2 for an evaluation; got {self.evaluate_n}':
-                self.evaluate_n != 1 and not (self.evaluate_only and self.evaluate_n == 0),
+            (
+                f'evaluate_n must be at least 2 for an evaluation; got {self.evaluate_n}'
+            ): self.evaluate_n != 1 and not (self.evaluate_only and self.evaluate_n == 0),
         }
         return [problem for problem, fine in rules.items() if not fine]
 
@@ -246,7 +322,11 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """As plain JSON values."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)
-                  if field.name != 'network'}
-        return {key: str(value) if isinstance(value, Path) else value
-                for key, value in fields.items()}
+        fields = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name != 'network'
+        }
+        return {
+            key: str(value) if isinstance(value, Path) else value for key, value in fields.items()
+        }

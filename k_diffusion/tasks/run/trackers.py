@@ -1,4 +1,5 @@
 """The log of a run for TensorBoard and for Weights & Biases."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -27,8 +28,13 @@ class TensorboardHook:
         by_noise = trainer.loss_by_noise.values(trainer.accelerator)
         if not trainer.accelerator.is_main_process:
             return
-        values = {'loss': trainer.ema_stats.get('loss'), 'lr': trainer.lr, 'ema_decay': trainer.ema_decay, 'loss_by_noise': by_noise,
-                  **values_of_parts(trainer)}
+        values = {
+            'loss': trainer.ema_stats.get('loss'),
+            'lr': trainer.lr,
+            'ema_decay': trainer.ema_decay,
+            'loss_by_noise': by_noise,
+            **values_of_parts(trainer),
+        }
         for key, value in flat(values).items():
             if value is not None:
                 self.writer.add_scalar(key, value, trainer.step)
@@ -36,21 +42,42 @@ class TensorboardHook:
 
 
 class WandbHook:
-    """Sends what the log says to Weights & Biases, and with `save_model` each new checkpoint too (from the main process)."""
+    """Sends what the log says to Weights & Biases, and with `save_model` each new checkpoint too
+    (from the main process).
+    """
 
     optional = True
 
-    def __init__(self, project: str, entity: str | None, group: str | None, config: Mapping[str, Any], every: int,
-                 save_model: bool, offline: bool = False) -> None:
+    def __init__(
+        self,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        config: Mapping[str, Any],
+        every: int,
+        save_model: bool,
+        offline: bool = False,
+    ) -> None:
         self.every, self.save_model = every, save_model
         self.sent: Path | None = None
         self.wandb = require('wandb', 'wandb', 'wandb_project')
-        self.wandb.init(project=project, entity=entity, group=group, config=redacted(config), save_code=False,
-                        **({'mode': 'offline'} if offline else {}))
+        self.wandb.init(
+            project=project,
+            entity=entity,
+            group=group,
+            config=redacted(config),
+            save_code=False,
+            **({'mode': 'offline'} if offline else {}),
+        )
 
     def __call__(self, trainer: Trainer) -> None:
-        values = {'epoch': trainer.loader.epoch(trainer.items), 'loss': trainer.ema_stats.get('loss'), 'lr': trainer.lr,
-                  'ema_decay': trainer.ema_decay, **values_of_parts(trainer)}
+        values = {
+            'epoch': trainer.loader.epoch(trainer.items),
+            'loss': trainer.ema_stats.get('loss'),
+            'lr': trainer.lr,
+            'ema_decay': trainer.ema_decay,
+            **values_of_parts(trainer),
+        }
         self.wandb.log(values, step=trainer.step)
         if self.save_model and trainer.last_checkpoint not in (None, self.sent):
             self.sent = trainer.last_checkpoint
@@ -58,4 +85,7 @@ class WandbHook:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Sends the values of an evaluation, under the original's names."""
-        self.wandb.log({key.upper() if key in ('fid', 'kid') else key: value for key, value in values.items()}, step=step)
+        self.wandb.log(
+            {key.upper() if key in ('fid', 'kid') else key: value for key, value in values.items()},
+            step=step,
+        )

@@ -1,4 +1,7 @@
-"""The folder of a run: checkpoints under the original's names, what they must be, the pointer to the latest, the way back."""
+"""The folder of a run: checkpoints under the original's names, what they must be, the pointer to
+the latest, the way back.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -40,11 +43,13 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 @dataclass
 class RunFolder:
-    """Where a run writes: checkpoints `NAME_%08d.pth`, their digests in `NAME_manifest.json`, and `NAME_state.json` naming the latest."""
+    """Where a run writes: checkpoints `NAME_%08d.pth`, their digests in `NAME_manifest.json`,
+    and `NAME_state.json` naming the latest.
+    """
 
     path: Path
     name: str = 'model'
-    extra: Mapping[str, Any] | None = None      # goes into every checkpoint, e.g. {'config': ...}
+    extra: Mapping[str, Any] | None = None  # goes into every checkpoint, e.g. {'config': ...}
     keep: Retention = field(default_factory=Retention)
     _handle: int | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -58,7 +63,7 @@ class RunFolder:
             Gone: It was moved or deleted, and a checkpoint was to be saved or another file failed.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):      # (Windows opens no folders)
+        with contextlib.suppress(OSError):  # (Windows opens no folders)
             self._handle = os.open(self.path, os.O_RDONLY)
         try:
             yield
@@ -79,9 +84,12 @@ class RunFolder:
         except FileNotFoundError:
             there = False
         if not there:
-            raise Gone(errno.ENOENT, f'the folder {self.path} was moved or deleted while its run '
-                       'trained; the run stops, and the steps since its last checkpoint are lost: '
-                       'move the folder back and run again')
+            raise Gone(
+                errno.ENOENT,
+                f'the folder {self.path} was moved or deleted while its run '
+                'trained; the run stops, and the steps since its last checkpoint are lost: '
+                'move the folder back and run again',
+            )
 
     def checkpoint_path(self, step: int) -> Path:
         return self.path / f'{self.name}_{step:08}.pth'
@@ -101,8 +109,8 @@ class RunFolder:
     def save(self, state: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> Path:
         """Write a checkpoint, its record, then the pointer, and only then delete what is not kept.
 
-        A stop in between leaves the pointer at an older, whole checkpoint. Where the disk is full, old
-        checkpoints that nothing keeps are deleted first, and it is written again.
+        A stop in between leaves the pointer at an older, whole checkpoint. Where the disk is full,
+        old checkpoints that nothing keeps are deleted first, and it is written again.
         """
         step = state['step']
         with self.failures(step, size_of(state)):
@@ -122,21 +130,30 @@ class RunFolder:
         self.record(path, state['step'], {path.name: written}, metrics)
         return path
 
-    def record(self, path: Path, step: int, files: dict[str, Written], metrics: Mapping[str, float]) -> None:
+    def record(
+        self, path: Path, step: int, files: dict[str, Written], metrics: Mapping[str, float]
+    ) -> None:
         """Makes a checkpoint that lies there whole the latest one, and lets old ones go."""
-        self.manifest.put(path.name, Record(step, files, dict(metrics), time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())))
+        self.manifest.put(
+            path.name,
+            Record(step, files, dict(metrics), time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())),
+        )
         self.point_to(path)
         self.rotate(step)
 
     def failures(self, step: int, size: int) -> _Writing:
-        """Around writing: what the system refuses is told in a sentence that names the last whole checkpoint."""
+        """Around writing: what the system refuses is told in a sentence that names the last
+        whole checkpoint.
+        """
         return _Writing(self, step, size)
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds what was measured of a checkpoint to its record, by which the best may be chosen."""
         for name, record in self.manifest.read().items():
             if record.step == step:
-                self.manifest.put(name, Record(step, record.files, {**record.metrics, **metrics}, record.saved))
+                self.manifest.put(
+                    name, Record(step, record.files, {**record.metrics, **metrics}, record.saved)
+                )
 
     def pinned(self) -> set[int]:
         """The steps whose checkpoints are never deleted (`K.checkpoints`)."""
@@ -148,7 +165,10 @@ class RunFolder:
                 raise ValueError(f'it holds {held!r:.80}')
             return set(held)
         except MALFORMED as error:
-            raise ValueError(f'{self.pins_path} is not a list of steps ({say_malformed(error)}); mend or delete it') from None
+            raise ValueError(
+                f'{self.pins_path} is not a list of steps ({say_malformed(error)}); mend or '
+                'delete it'
+            ) from None
 
     def known_pins(self) -> set[int] | None:
         """Return the pinned steps; None, with a note, where they cannot be read."""
@@ -208,10 +228,12 @@ class RunFolder:
         """Delete checkpoints: their records first, so that none is missed later."""
         if not gone:
             return
-        with contextlib.suppress(OSError):      # (a full disk may refuse the shorter manifest)
+        with contextlib.suppress(OSError):  # (a full disk may refuse the shorter manifest)
             self.manifest.drop(*(path.name for path in gone))
         for path in gone:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(
+                missing_ok=True
+            )
         sync_folder(self.path)
 
     def sweep(self) -> None:
@@ -219,9 +241,11 @@ class RunFolder:
         remove_stale(self.path, Path(self.name).name)
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint to resume from: the pointer's, else the newest that is whole; None where there is none.
+        """The checkpoint to resume from: the pointer's, else the newest that is whole; None where
+        there is none.
 
-        Each one passed over is named in a warning. Raises ValueError where there are checkpoints and none can be read.
+        Each one passed over is named in a warning. Raises ValueError where there are checkpoints
+        and none can be read.
         """
         records = self.manifest.read()
         passed_over = 0
@@ -234,8 +258,10 @@ class RunFolder:
                 passed_over += 1
                 warnings.warn(f'{path.name} is passed over: {error}', stacklevel=2)
         if passed_over:
-            raise ValueError(f'none of the checkpoints of {self.name!r} in {self.path} can be read; '
-                             f'to begin anew, move them and {self.pointer_path.name} away or choose another name')
+            raise ValueError(
+                f'none of the checkpoints of {self.name!r} in {self.path} can be read; '
+                f'to begin anew, move them and {self.pointer_path.name} away or choose another name'
+            )
         return None
 
     def last_sane(self, step: int) -> Path | None:
@@ -245,15 +271,19 @@ class RunFolder:
             LookupError: No checkpoint up to there has a loss on record.
         """
         records = self.manifest.read()
-        losses = {path: records[path.name].metrics.get('loss') for path in self.checkpoints()
-                  if path.name in records and step_of(path) <= step}
+        losses = {
+            path: records[path.name].metrics.get('loss')
+            for path in self.checkpoints()
+            if path.name in records and step_of(path) <= step
+        }
         saved = {step_of(path): loss for path, loss in losses.items() if loss is not None}
         if not saved:
             raise LookupError(f'no checkpoint of {self.name} has a loss on record')
         lines = read_log(self.path / f'{self.name}_log.jsonl')
-        log = [(line['step'], line['loss']) for line in lines
-               if isinstance(line.get('loss'), float)]
-        begins = {record.metrics.get(LOSS_SINCE, 0.) for record in records.values()}
+        log = [
+            (line['step'], line['loss']) for line in lines if isinstance(line.get('loss'), float)
+        ]
+        begins = {record.metrics.get(LOSS_SINCE, 0.0) for record in records.values()}
         sane = sane_steps(log, saved, begins)
         there = (path for path in losses if step_of(path) in sane and self.is_whole(path))
         return next(there, None)
@@ -296,8 +326,10 @@ class RunFolder:
                 raise ValueError(f'it names {name!r:.80}')
             return self.path / Path(name).name
         except MALFORMED as error:
-            note_once(f'{self.pointer_path} is passed over: '
-                      f'it names no checkpoint of the run ({say_malformed(error)})')
+            note_once(
+                f'{self.pointer_path} is passed over: '
+                f'it names no checkpoint of the run ({say_malformed(error)})'
+            )
             return None
 
 
@@ -307,7 +339,9 @@ def step_of(path: Path) -> int:
 
 
 class _Writing:
-    """Turns what a failed write raises into a sentence that says what is lost (nothing) and what to do."""
+    """Turns what a failed write raises into a sentence that says what is lost (nothing) and what
+    to do.
+    """
 
     def __init__(self, folder: RunFolder, step: int, size: int) -> None:
         self.folder, self.step, self.size = folder, step, size
@@ -315,7 +349,9 @@ class _Writing:
     def __enter__(self) -> None:
         self.folder.check_place()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         cause = _system_error(error)
         if cause is None or isinstance(cause, Unsaved):
             return
@@ -324,14 +360,19 @@ class _Writing:
         last = next(filter(self.folder.is_whole, older), None)
         safe = 'no earlier one is whole' if last is None else f'the last one, {last}, is whole'
         reason, advice = self._explain(cause)
-        raise Unsaved(cause.errno, f'the checkpoint of step {self.step} could not be written: {reason}; '
-                      f'{safe}: {advice} or choose another folder with run_dir=..., and run again') from None
+        raise Unsaved(
+            cause.errno,
+            f'the checkpoint of step {self.step} could not be written: {reason}; '
+            f'{safe}: {advice} or choose another folder with run_dir=..., and run again',
+        ) from None
 
     def _explain(self, cause: OSError) -> tuple[str, str]:
         """Return what refused the checkpoint, and what to do."""
         if cause.errno in _FULL:
-            return (f'the disk of {self.folder.path} is full ({self._missing()})',
-                    'make room (keep_last=3 deletes old checkpoints as it goes)')
+            return (
+                f'the disk of {self.folder.path} is full ({self._missing()})',
+                'make room (keep_last=3 deletes old checkpoints as it goes)',
+            )
         name = cause.filename2 or cause.filename
         return f'{cause.strerror or cause}' + (f', {name}' if name else ''), 'mend that'
 
@@ -341,7 +382,10 @@ class _Writing:
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(self.folder.path).free
             if free < self.size:
-                text += f' and {_megabytes(free)} are free: free at least {_megabytes(self.size - free)}'
+                text += (
+                    f' and {_megabytes(free)} are free: free at least '
+                    f'{_megabytes(self.size - free)}'
+                )
         return text
 
 
@@ -377,5 +421,10 @@ def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
     if not folder.is_dir():
         raise FileNotFoundError(f'there is no folder {folder}; give the folder of a run')
     patterns = r'(.+)_state\.json', r'(.+)_manifest\.json', r'(.+)_[0-9]{8,18}\.(?:pth|shards)'
-    names = {match[1] for path in folder.iterdir() for pattern in patterns if (match := re.fullmatch(pattern, path.name))}
+    names = {
+        match[1]
+        for path in folder.iterdir()
+        for pattern in patterns
+        if (match := re.fullmatch(pattern, path.name))
+    }
     return [RunFolder(folder, name) for name in sorted(names)]

@@ -1,4 +1,7 @@
-"""One process at a time in the folder of a run: the lock is the kernel's, so that it ends with its process, however that ends."""
+"""One process at a time in the folder of a run: the lock is the kernel's, so that it ends with
+its process, however that ends.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -16,7 +19,8 @@ class Taken(ValueError):
 
 @contextmanager
 def run_lock(folder: Path, name: str) -> Iterator[None]:
-    """Holds the run `name` of a folder, which is made; folders made here that stay empty are removed at the end.
+    """Holds the run `name` of a folder, which is made; folders made here that stay empty are
+    removed at the end.
 
     Raises Taken where a living process holds it, and OSError where the folder cannot be written to.
     """
@@ -26,14 +30,21 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _taken(path, name)
     except OSError as error:
-        raise OSError(f'the run cannot live in {folder} ({error.strerror}); choose another folder with run_dir=...') from None
+        raise OSError(
+            f'the run cannot live in {folder} ({error.strerror}); choose another folder with '
+            'run_dir=...'
+        ) from None
     try:
-        with contextlib.suppress(OSError):      # who holds it is told for kindness; on a full disk it is held all the same
+        with contextlib.suppress(
+            OSError
+        ):  # who holds it is told for kindness; on a full disk it is held all the same
             os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}).encode())
+            os.write(
+                descriptor, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}).encode()
+            )
         yield
     finally:
-        with contextlib.suppress(OSError):      # (the folder may be another one by now)
+        with contextlib.suppress(OSError):  # (the folder may be another one by now)
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 path.unlink()
         os.close(descriptor)
@@ -43,16 +54,24 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
 
 
 def _taken(path: Path, name: str) -> int:
-    """The descriptor of the lock file, locked; a file that its last holder removed meanwhile is left and made anew."""
+    """The descriptor of the lock file, locked; a file that its last holder removed meanwhile is
+    left and made anew.
+    """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0) | getattr(os, 'O_NOFOLLOW', 0), 0o644)
+        descriptor = os.open(
+            path,
+            os.O_RDWR | os.O_CREAT | getattr(os, 'O_CLOEXEC', 0) | getattr(os, 'O_NOFOLLOW', 0),
+            0o644,
+        )
         try:
             _lock(descriptor)
         except OSError:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise Taken(f'the run {name!r} in {path.parent} is being trained by {holder}; '
-                        'wait for it, stop it, or choose another name') from None
+            raise Taken(
+                f'the run {name!r} in {path.parent} is being trained by {holder}; '
+                'wait for it, stop it, or choose another name'
+            ) from None
         with contextlib.suppress(OSError):
             if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
                 return descriptor
@@ -62,8 +81,9 @@ def _taken(path: Path, name: str) -> int:
 def _lock(descriptor: int) -> None:
     try:
         import fcntl
-    except ImportError:     # Windows
+    except ImportError:  # Windows
         import msvcrt
+
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
         return
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,7 @@
-"""What each checkpoint of a run must be, byte for byte: torch and safetensors load a flipped bit without a word."""
+"""What each checkpoint of a run must be, byte for byte: torch and safetensors load a flipped bit
+without a word.
+"""
+
 from __future__ import annotations
 
 import dataclasses
@@ -21,7 +24,9 @@ from ...core.files import (
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A checkpoint as it was written: its step, its files by name (from the run's folder), what was measured of it, when."""
+    """A checkpoint as it was written: its step, its files by name (from the run's folder), what
+    was measured of it, when.
+    """
 
     step: int
     files: dict[str, Written]
@@ -45,7 +50,10 @@ class Record:
                 return f'{name} is not there'
             found = path.stat().st_size
             if found != written.bytes:
-                return f'{name} has {found:,} bytes and was written with {written.bytes:,}: it is cut short or was changed'
+                return (
+                    f'{name} has {found:,} bytes and was written with {written.bytes:,}: it is '
+                    'cut short or was changed'
+                )
             if digest_of(path) != written.sha256:
                 return f'{name} is damaged: its SHA-256 is not that of what was written'
         return None
@@ -65,11 +73,16 @@ class Manifest:
             held = read_json_file(self.path, 'it')['checkpoints']
             return {name: _record(name, entry) for name, entry in held.items()}
         except MALFORMED as error:
-            note_once(f'{self.path} is passed over, so that checkpoints are not verified: {say_malformed(error)}')
+            note_once(
+                f'{self.path} is passed over, so that checkpoints are not verified: '
+                f'{say_malformed(error)}'
+            )
             return {}
 
     def write(self, records: Mapping[str, Record]) -> None:
-        write_json(self.path, {'checkpoints': {name: record.plain() for name, record in records.items()}})
+        write_json(
+            self.path, {'checkpoints': {name: record.plain() for name, record in records.items()}}
+        )
 
     def put(self, name: str, record: Record) -> None:
         self.write({**self.read(), name: record})
@@ -95,13 +108,17 @@ def check_recorded(path: Path) -> None:
     for run in {match[1], match[1].removesuffix('_ema')}:
         record = Manifest(path.with_name(f'{run}_manifest.json')).read().get(path.name)
         if record is not None and (fault := record.fault(path.parent)):
-            raise ValueError(f'{fault}; `k-diffusion checkpoints {path.parent}` lists those that '
-                             'are whole (verify=False takes it as it is)')
+            raise ValueError(
+                f'{fault}; `k-diffusion checkpoints {path.parent}` lists those that '
+                'are whole (verify=False takes it as it is)'
+            )
 
 
 def _record(checkpoint: str, entry: Any) -> Record:
-    files = {name: Written(_count(file['bytes']), _text(file['sha256']))
-             for name, file in entry['files'].items()}
+    files = {
+        name: Written(_count(file['bytes']), _text(file['sha256']))
+        for name, file in entry['files'].items()
+    }
     odd = [name for name in files if name.split('/')[0] != checkpoint or '..' in name.split('/')]
     if odd or not files:
         raise ValueError(f'the files of {checkpoint} are {", ".join(files) or "none"}')

@@ -1,4 +1,5 @@
 """Checkpoints that training can go on from, and weights into models."""
+
 from __future__ import annotations
 
 import os
@@ -17,20 +18,43 @@ from .manifest import check_recorded
 _NEEDED = ('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'step')
 #: The types of what stands in a checkpoint; what is not needed may be None.
 _TYPES: dict[str, Any] = {
-    **dict.fromkeys(('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'config', 'overrides', 'data',
-                     'ema_stats', 'loss_by_noise', 'scaler'), Mapping),
-    **dict.fromkeys(('step', 'items', 'seed'), int), 'elapsed': (int, float), 'demo_gen': Tensor,
+    **dict.fromkeys(
+        (
+            'model',
+            'model_ema',
+            'opt',
+            'sched',
+            'ema_sched',
+            'config',
+            'overrides',
+            'data',
+            'ema_stats',
+            'loss_by_noise',
+            'scaler',
+        ),
+        Mapping,
+    ),
+    **dict.fromkeys(('step', 'items', 'seed'), int),
+    'elapsed': (int, float),
+    'demo_gen': Tensor,
     **dict.fromkeys(('opt_names', 'bad_steps', 'owed'), (list, tuple)),
 }
 
 
 def read_training_checkpoint(path: str | os.PathLike[str], verify: bool = True) -> dict[str, Any]:
-    """A checkpoint that training can go on from, of ours or of the original; nothing in it is run."""
+    """A checkpoint that training can go on from, of ours or of the original; nothing in it is
+    run.
+    """
     state = load_state(path, verify)
-    missing = [key for key in _NEEDED if key not in state] if isinstance(state, dict) else list(_NEEDED)
+    missing = (
+        [key for key in _NEEDED if key not in state] if isinstance(state, dict) else list(_NEEDED)
+    )
     if missing:
-        raise ValueError(f'{path} lacks {", ".join(missing)}; training resumes from a checkpoint that train wrote '
-                         '(weights alone are taken by resume_inference=...)')
+        raise ValueError(
+            f'{path} lacks {", ".join(missing)}; training resumes from a checkpoint that train '
+            'wrote '
+            '(weights alone are taken by resume_inference=...)'
+        )
     _check_types(path, state)
     return state
 
@@ -39,11 +63,15 @@ def _check_types(path: object, state: Mapping[str, Any]) -> None:
     for key, kind in _TYPES.items():
         value = state.get(key)
         if (value is not None or key in _NEEDED) and not isinstance(value, kind):
-            raise ValueError(f'{path} holds {type(value).__name__} as {key!r}, which training does '
-                             'not write; use an older one from the same folder')
+            raise ValueError(
+                f'{path} holds {type(value).__name__} as {key!r}, which training does '
+                'not write; use an older one from the same folder'
+            )
         if kind is int and value is not None and not 0 <= value < 2**63:
-            raise ValueError(f'{path} holds {value!r:.80} as {key!r}, which must be from 0 to 2^63; '
-                             'use an older one from the same folder')
+            raise ValueError(
+                f'{path} holds {value!r:.80} as {key!r}, which must be from 0 to 2^63; '
+                'use an older one from the same folder'
+            )
 
 
 def load_state(path: str | os.PathLike[str], verify: bool = True) -> Any:
@@ -61,9 +89,18 @@ def load_state(path: str | os.PathLike[str], verify: bool = True) -> Any:
 def read_shards(path: Path) -> Any:
     """A checkpoint in pieces, put together: as `load_checkpoint` gives one of a single file."""
     first = load_checkpoint(path / 'rank_00000.pth')
-    if not isinstance(first, dict) or 'tree' not in first or not isinstance(first.get('world'), int):
-        raise ValueError(f'{path} is not a checkpoint in pieces; use an older one from the same folder')
-    files = [first, *(load_checkpoint(path / f'rank_{rank:05}.pth') for rank in range(1, first['world']))]
+    if (
+        not isinstance(first, dict)
+        or 'tree' not in first
+        or not isinstance(first.get('world'), int)
+    ):
+        raise ValueError(
+            f'{path} is not a checkpoint in pieces; use an older one from the same folder'
+        )
+    files = [
+        first,
+        *(load_checkpoint(path / f'rank_{rank:05}.pth') for rank in range(1, first['world'])),
+    ]
     whole = {i: torch.cat([file['pieces'][i] for file in files]) for i in first['pieces']}
     return _put_together(first['tree'], whole)
 
@@ -76,16 +113,25 @@ def _put_together(value: Any, whole: Mapping[int, Tensor]) -> Any:
     return [_put_together(item, whole) for item in value] if isinstance(value, list) else value
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], source: object = 'the checkpoint') -> None:
-    """Puts weights into a model of the same shape; the first that does not fit is named, with both shapes."""
+def load_weights(
+    model: nn.Module, weights: Mapping[str, Tensor], source: object = 'the checkpoint'
+) -> None:
+    """Puts weights into a model of the same shape; the first that does not fit is named, with
+    both shapes.
+    """
     fix = 'use the config it was trained with, or another name to begin anew'
     check_tensors(weights, source)
     for name, own in model.state_dict().items():
         if name in weights and weights[name].shape != own.shape:
-            raise ValueError(f'{source} holds {name} of shape {list(weights[name].shape)}, '
-                             f'and the model has {list(own.shape)}; {fix}')
+            raise ValueError(
+                f'{source} holds {name} of shape {list(weights[name].shape)}, '
+                f'and the model has {list(own.shape)}; {fix}'
+            )
     keys = model.load_state_dict(cut_state(weights, model.state_dict()), strict=False)
-    for odd, where in (keys.missing_keys, 'in the model and not in'), (keys.unexpected_keys, 'not in the model but in'):
+    for odd, where in (
+        (keys.missing_keys, 'in the model and not in'),
+        (keys.unexpected_keys, 'not in the model but in'),
+    ):
         if odd:
             raise ValueError(f'{odd[0]} is {where} {source} ({len(odd)} such in all); {fix}')
 
@@ -95,14 +141,20 @@ def check_tensors(weights: object, source: object) -> None:
     values = weights.values() if isinstance(weights, Mapping) else [weights]
     for value in values:
         if not isinstance(value, Tensor):
-            raise ValueError(f'{source} holds {type(value).__name__} among its weights, which must '
-                             'be tensors by name; use a checkpoint that training wrote')
+            raise ValueError(
+                f'{source} holds {type(value).__name__} among its weights, which must '
+                'be tensors by name; use a checkpoint that training wrote'
+            )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The network inside DistributedDataParallel and torch.compile."""
     while True:
-        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, '_orig_mod', None)
+        inner = (
+            model.module
+            if isinstance(model, DistributedDataParallel)
+            else getattr(model, '_orig_mod', None)
+        )
         if inner is None:
             return model
         model = inner

@@ -1,8 +1,11 @@
-"""Checkpoints in pieces: a folder NAME_STEP.shards with one file per process, which any number of processes can go on from.
+"""Checkpoints in pieces: a folder NAME_STEP.shards with one file per process, which any number of
+processes can go on from.
 
-The first file holds the tree of the state, with {"sharded": i} where a tensor lies in pieces; each file holds its pieces by i, cut
-along their first axis. All are .pth files of tensors, numbers and text.
+The first file holds the tree of the state, with {"sharded": i} where a tensor lies in pieces; each
+file holds its pieces by i, cut along their first axis. All are .pth files of tensors, numbers and
+text.
 """
+
 from __future__ import annotations
 
 import errno
@@ -28,16 +31,25 @@ def has_pieces(state: Any) -> bool:
     return any(map(has_pieces, state)) if isinstance(state, (list, tuple)) else is_sharded(state)
 
 
-def save_shards(folder: RunFolder, state: Mapping[str, Any], metrics: Mapping[str, float], rank: int, world: int) -> Path:
-    """Writes a checkpoint in pieces; all processes must call it. It takes its name, and its place on record, when all have written.
+def save_shards(
+    folder: RunFolder, state: Mapping[str, Any], metrics: Mapping[str, float], rank: int, world: int
+) -> Path:
+    """Writes a checkpoint in pieces; all processes must call it.
 
-    Where a disk is full, old checkpoints that nothing keeps are deleted first, and it is written again.
+    It takes its name, and its place on record, when all have written.
+
+    Where a disk is full, old checkpoints that nothing keeps are deleted first, and it is written
+    again.
     """
     step = state['step']
     path = folder.checkpoint_path(step).with_suffix('.shards')
     pieces: list[Tensor] = []
     tree = _taken_apart({**(folder.extra or {}), **state} if rank == 0 else state, pieces)
-    content = {'world': world, 'pieces': dict(enumerate(pieces)), **({'tree': tree} if rank == 0 else {})}
+    content = {
+        'world': world,
+        'pieces': dict(enumerate(pieces)),
+        **({'tree': tree} if rank == 0 else {}),
+    }
     temporary, written, error = _written_by_all(folder, path, content, step, rank, world)
     if error is not None and _room_made(folder, step, metrics, error, rank):
         temporary, written, error = _written_by_all(folder, path, content, step, rank, world)
@@ -50,17 +62,24 @@ def save_shards(folder: RunFolder, state: Mapping[str, Any], metrics: Mapping[st
             sync_folder(temporary)
             temporary.replace(path)
             sync_folder(path.parent)
-            folder.record(path, step, {f'{path.name}/{name}': facts for name, facts in written.items()}, metrics)
+            folder.record(
+                path,
+                step,
+                {f'{path.name}/{name}': facts for name, facts in written.items()},
+                metrics,
+            )
     torch.distributed.barrier()
     return path
 
 
-def _written_by_all(folder: RunFolder, path: Path, content: Any, step: int, rank: int,
-                    world: int) -> tuple[Path, dict[str, Written], OSError | None]:
+def _written_by_all(
+    folder: RunFolder, path: Path, content: Any, step: int, rank: int, world: int
+) -> tuple[Path, dict[str, Written], OSError | None]:
     """Have each process write its piece into a temporary folder, which the first makes.
 
     Returns:
-        The folder, what each process has written, and an error on all processes where one could not.
+        The folder, what each process has written, and an error on all processes where one could
+            not.
     """
     temporary = [temporary_path(path)]
     torch.distributed.broadcast_object_list(temporary)
@@ -78,13 +97,23 @@ def _written_by_all(folder: RunFolder, path: Path, content: Any, step: int, rank
     missing = [other for other, (entry, _) in enumerate(everyone) if entry is None]
     if missing and error is None:
         code = errno.ENOSPC if any(full for _, full in everyone) else errno.EIO
-        error = Unsaved(code, f'process {missing[0]} could not write its piece of the checkpoint of step {step} (see what it said)')
+        error = Unsaved(
+            code,
+            f'process {missing[0]} could not write its piece of the checkpoint of step {step} '
+            '(see what it said)',
+        )
     if missing and rank == 0:
         shutil.rmtree(temporary[0], ignore_errors=True)
-    return temporary[0], {entry[0]: Written(*entry[1]) for entry, _ in everyone if entry is not None}, error
+    return (
+        temporary[0],
+        {entry[0]: Written(*entry[1]) for entry, _ in everyone if entry is not None},
+        error,
+    )
 
 
-def _room_made(folder: RunFolder, step: int, metrics: Mapping[str, float], error: OSError, rank: int) -> bool:
+def _room_made(
+    folder: RunFolder, step: int, metrics: Mapping[str, float], error: OSError, rank: int
+) -> bool:
     """Return on all processes whether the first has deleted old checkpoints for a new one."""
     made = [rank == 0 and is_full(error) and folder.make_room(step, metrics)]
     torch.distributed.broadcast_object_list(made)
