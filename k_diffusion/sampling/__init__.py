@@ -149,6 +149,7 @@ from .samplers.table_driven import sample_exp_rk, sample_rk
 from .samplers.unipc import sample_uni_pc, sample_uni_pc_bh2
 from .spectrum import Spectrum
 from .step_size import PIDStepSizeController
+from .transitions import Transition, Transitions, transition
 
 #: Samplers that are made in a loop, by the names of the others.
 globals().update({f'sample_{name}': entry.function for name, entry in SAMPLERS.items()})

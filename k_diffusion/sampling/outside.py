@@ -67,7 +67,7 @@ def requests(
         )
     levels_of_run = () if sigmas is None else (sigmas,)
     run, watch = start_run(
-        entry, _Outside(), x, *levels_of_run, record=record, **{'disable': True, **kwargs}
+        entry, OutsideModel(), x, *levels_of_run, record=record, **{'disable': True, **kwargs}
     )
     return _ask_outside(run, watch, record)
 
@@ -91,8 +91,8 @@ def _ask_outside(
             sent = record.keep((yield item))
 
 
-class _Outside:
-    """The place of a model that is asked by requests."""
+class OutsideModel:
+    """Stand-in for a model that is called outside of the run."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(
