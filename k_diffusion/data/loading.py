@@ -22,7 +22,7 @@ from torch import Tensor
 from ..augmentation import BatchedAugmentation
 from ..core.images import from_bytes
 from ..core.random import derive_seed
-from .datasets import Dataset
+from .datasets import Dataset, permutation
 from .python import PythonData, batch_of
 from .reading import Batch, read
 from .streams import RowStream
@@ -50,6 +50,7 @@ class Loader:
         start_method: str = 'spawn',  # how they start: spawn, fork or forkserver
         device: Any = 'cpu',
         worker_timeout: float | None = None,  # seconds until they count as hanging
+        kept: Tensor | None = None,  # the numbers of the items that are used; None: all
     ) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world_size, self.grad_accum_steps = rank, world_size, grad_accum_steps
@@ -59,7 +60,8 @@ class Loader:
             start_method,
             torch.device(device),
         )
-        self.worker_timeout = worker_timeout
+        self.worker_timeout, self.kept = worker_timeout, kept
+        self.n_items = len(dataset) if kept is None else len(kept)
         self._noted = set(dataset.skipped)
         self.items_per_step = batch_size * world_size * grad_accum_steps
         self._check()
@@ -78,9 +80,9 @@ class Loader:
                 f'rank is {self.rank}; with a world_size of {self.world_size} it must be from 0 '
                 f'to {self.world_size - 1}'
             )
-        if len(self.dataset) < self.items_per_step:
+        if self.n_items < self.items_per_step:
             raise ValueError(
-                f'{self.dataset.source} has {len(self.dataset)} images, fewer than the '
+                f'{self.dataset.source} has {self.n_items} images, fewer than the '
                 f'{self.items_per_step} of one step '
                 f'(batch size {self.batch_size} x {self.world_size} processes x '
                 f'{self.grad_accum_steps} accumulation steps); '
@@ -89,19 +91,20 @@ class Loader:
 
     def epoch(self, items: int) -> int:
         """The epoch that the item at a position belongs to, from 0."""
-        return items // len(self.dataset)
+        return items // self.n_items
 
     def indices(self, position: int) -> Tensor:
         """Which pictures the batch_size items from a position on are: int64 [B]."""
-        n = len(self.dataset)
-        epoch, offset = divmod(position, n)
-        chosen = self.dataset.order(self.seed, epoch, offset, min(self.batch_size, n - offset))
+        epoch, offset = divmod(position, self.n_items)
+        chosen = self._order(epoch, offset, min(self.batch_size, self.n_items - offset))
         missing = self.batch_size - len(chosen)
-        return (
-            torch.cat([chosen, self.dataset.order(self.seed, epoch + 1, 0, missing)])
-            if missing
-            else chosen
-        )
+        return torch.cat([chosen, self._order(epoch + 1, 0, missing)]) if missing else chosen
+
+    def _order(self, epoch: int, first: int, count: int) -> Tensor:
+        """Which items stand at `count` positions of an epoch from `first` on, int64 [count]."""
+        if self.kept is None:
+            return self.dataset.order(self.seed, epoch, first, count)
+        return self.kept[permutation(self.seed, epoch, self.n_items)[first : first + count]]
 
     def iterate(self, items: int = 0) -> Iterator[dict[str, Any]]:
         """The micro-batches of this rank from the position `items` of the stream on.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import IO, Literal
@@ -49,6 +49,10 @@ class MNISTConfig(LocatedConfig):
         return Images(
             images[:, None], labels.long(), published.class_names, str(self.place())
         ).framed(request.size, request.channels)
+
+    def test_split(self) -> MNISTConfig | None:
+        """Return the section of the test pictures; they are read where they are, not fetched."""
+        return replace(self, split='test', download=False) if self.split == 'train' else None
 
     def _files(self, published: Published) -> list[Path]:
         below = self.place() / ('FashionMNIST' if self.type == 'fashion-mnist' else 'MNIST') / 'raw'

@@ -84,6 +84,10 @@ class DatasetConfig(ABC):
     def open(self, request: Request) -> Dataset:
         """The data set, decoded or to be decoded picture by picture."""
 
+    def test_split(self) -> DatasetConfig | None:
+        """Return the section of the test split that comes with a training split, if any."""
+        return None
+
 
 #: The "type" of a config's dataset section -> its dataclass.
 DATASETS: Registry[type[DatasetConfig]] = Registry('dataset type')

@@ -4,6 +4,7 @@ features.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +15,21 @@ from torch import Tensor
 
 from ..config import Experiment
 from ..config.latents import picture_frame, pictures_of
-from ..config.load import read_dataset_section
+from ..config.load import Sections, read_dataset_section
 from ..core.files import digest_of, read_json
 from ..core.images import to_bytes
 from ..core.registry import unknown
-from ..data import DATASETS, Dataset, Images, StreamData, as_dataset, open_dataset, readable_index
+from ..data import (
+    DATASETS,
+    Dataset,
+    DatasetConfig,
+    Images,
+    StreamData,
+    TensorsConfig,
+    as_dataset,
+    open_dataset,
+    readable_index,
+)
 from ..evaluation import (
     CLIPFeatureExtractor,
     DINOv2FeatureExtractor,
@@ -141,6 +152,27 @@ def _section(which: str, num_classes: int, tensors: bool = False) -> dict[str, A
         'num_classes': num_classes,
         **{key: value for key, value in given.items() if value},
     }
+
+
+def read_held_out_section(which: str, sections: Sections) -> DatasetConfig:
+    """Return the section of a held-out data set.
+
+    Args:
+        which: TYPE:LOCATION, a .json file with a "dataset" section, or another location of the
+            same kind of data as the config's, for example a folder.
+        sections: The sections of the config, whose classes and scaling of tensors it takes over.
+    """
+    own = sections.dataset
+    is_named = which.partition(':')[0].partition('/')[0] in DATASETS
+    if not is_named and Path(which).suffix != '.json' and hasattr(own, 'location'):
+        return dataclasses.replace(own, location=which, class_names=None)
+    section: DatasetConfig = read_dataset_section(
+        _section(which, own.num_classes, own.type == 'tensors')
+    )
+    if isinstance(section, TensorsConfig):
+        mean, std = (getattr(own, key, None) for key in ('mean', 'std'))
+        section = dataclasses.replace(section, mean=mean, std=std)
+    return section
 
 
 def chosen_pictures(dataset: Dataset, most: int, seed: int = 0) -> list[int]:

@@ -31,6 +31,7 @@ from .launch import warn_of_one_process
 from .run.assembly import assemble
 from .run.display import Display
 from .run.evaluation_hook import EvaluationHook
+from .run.held_out import HeldOutLoss
 from .run.plan import plan
 from .run.python import keep_sigma_data, open_experiment
 from .run.resuming import (
@@ -341,7 +342,7 @@ def _evaluate(trainer: Trainer) -> str:
             'name one with resume=...'
         )
     for hook in trainer.hooks:
-        if isinstance(hook, EvaluationHook):
+        if isinstance(hook, (HeldOutLoss, EvaluationHook)):
             hook(trainer)
     return 'evaluated'
 

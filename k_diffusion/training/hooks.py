@@ -96,7 +96,7 @@ class GradientNoiseHook:
                 small, large, n_large // (self.parts or trainer.accelerator.num_processes), n_large
             )
 
-    def logged(self) -> dict[str, float | None]:
+    def logged(self, step: int) -> dict[str, float | None]:
         """The gradient noise scale, for the log."""
         value = self.noise_scale.get_gns()
         return {'gns': value if math.isfinite(value) else None}

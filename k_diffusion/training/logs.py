@@ -114,12 +114,12 @@ def memory_bytes(device: torch.device) -> int | None:
 
 
 def values_of_parts(trainer: Trainer) -> dict[str, Any]:
-    """What the parts of a run have to say in its log: their `logged()`, where they have one."""
+    """What the parts of a run have to say in its log: their `logged(step)`, where they have one."""
     return {
         name: value
         for part in trainer.parts.values()
         if hasattr(part, 'logged')
-        for name, value in part.logged().items()
+        for name, value in part.logged(trainer.step).items()
     }
 
 

@@ -20,6 +20,7 @@ class TrainingConfig:
         0  # how many snapshots of two averages a run writes, for `k-diffusion ema`; 8 are plenty
     )
     ema_widths: tuple[float, ...] = (0.05, 0.10)  # the relative widths of those averages
+    held_out: int | str | None = None  # a number of items or a data set; null: the test split
     channels_last: bool = (
         True  # convolutional networks keep their tensors in this order; faster on most devices
     )
@@ -31,6 +32,8 @@ class TrainingConfig:
             raise ValueError(f'end_step is {self.end_step}; it must be at least 1, or null')
         if self.ema_snapshots < 0:
             raise ValueError(f'ema_snapshots is {self.ema_snapshots}; it must be at least 0 (none)')
+        if isinstance(self.held_out, int) and self.held_out < 0:
+            raise ValueError(f'held_out is {self.held_out}; it must be at least 0 (none)')
         for width in self.ema_widths:
             power_ema_exponent(width)
         if not self.grad_clip > 0:

@@ -212,6 +212,10 @@ def test_wandb_and_tensorboard_are_fed_and_their_absence_is_told(
             'p',
             '--wandb-offline',
             '--tensorboard',
+            '--held-out',
+            '40',
+            '--evaluate-every',
+            '7',
         )
         == 0
     )
@@ -220,7 +224,11 @@ def test_wandb_and_tensorboard_are_fed_and_their_absence_is_told(
         'loss',
         'lr',
         'loss_by_noise_0',
+        'held_out_loss',
+        'held_out_loss_by_noise_7',
     }
+    logged = [what for what in sent[1:] if what[0] == 10 and 'held_out_loss' in what[1]]
+    assert len(logged) == 1 and logged[0][1]['held_out_step'] == 7
     monkeypatch.setitem(sys.modules, 'tensorboard', None)
     assert train('--end-step', '10', '--tensorboard', place='other') == 1
     assert "pip install 'k-diffusion[tensorboard]'" in capsys.readouterr().err

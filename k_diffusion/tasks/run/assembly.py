@@ -50,6 +50,7 @@ from ...training.hooks import PlaceHook
 from .demo_grid import DemoHook, SkippedNotice
 from .display import Display
 from .evaluation_hook import EvaluationHook
+from .held_out import items_to_train_on, make_held_out_loss
 from .micro_batches import compiled, portions
 from .objective import make_loss
 from .python import as_function, as_hook, make_optimizer, make_schedule
@@ -133,6 +134,17 @@ def assemble(
         watching['gns_stats'] = GradientNoiseHook(model, settings.grad_accum_steps)
     if snapshots:
         watching['posthoc'] = snapshots
+    held_out = make_held_out_loss(
+        settings,
+        experiment,
+        experiment.wrap(ema_model),
+        accelerator,
+        cache_dir=folder.path / 'cache',
+        memory_format=_memory_format(sections),
+        say=display.say,
+    )
+    if held_out is not None:
+        watching['held_out'] = held_out
     return Trainer(
         accelerator,
         model,
@@ -262,6 +274,7 @@ def _make_loader(
     )
     sections = experiment.sections
     batch_size = settings.batch_size or sections.training.batch_size
+    kept = items_to_train_on(settings, experiment, dataset)
     if isinstance(dataset, StreamData):
         return StreamLoader(
             dataset,
@@ -293,6 +306,7 @@ def _make_loader(
         start_method=settings.start_method,
         device=accelerator.device,
         worker_timeout=settings.worker_timeout or None,
+        kept=kept,
     )
 
 

@@ -72,9 +72,11 @@ def write_report(
     """Writes the report of the run `name` that lives in a folder; returns its path."""
     lines = thinned(read_log(folder / f'{name}_log.jsonl'))
     last = lines[-1] if lines else {}
+    held_out = [line['held_out_loss'] for line in lines if line.get('held_out_loss') is not None]
     shown = {
         **(facts or {}),
         'loss': last.get('smoothed_loss'),
+        'held-out loss': held_out[-1] if held_out else None,
         'images per second': last.get('images_per_second'),
     }
     title = html.escape(escape_name(name))
@@ -103,32 +105,31 @@ def write_report(
 def curves(lines: Sequence[Mapping[str, Any]], noise_edges: Sequence[float] = ()) -> str:
     """The log's numbers as one SVG: loss, loss by noise level, learning rate, images per second."""
 
-    def points(value: Any) -> list[tuple[float, float]]:
-        found = [(line['step'], value(line)) for line in lines]
+    def points(value: Any, at: str = 'step') -> list[tuple[float, float]]:
+        found = [(line.get(at), value(line)) for line in lines]
         return [
             (float(step), float(y))
             for step, y in found
-            if isinstance(y, (int, float)) and math.isfinite(y)
+            if isinstance(y, (int, float)) and math.isfinite(y) and step is not None
         ]
 
-    def by_noise(line: Mapping[str, Any]) -> list[Any]:
-        value = line.get('loss_by_noise')
-        return value if isinstance(value, list) else []
+    def by_noise(key: str, at: str = 'step') -> dict[str, list[tuple[float, float]]]:
+        kept = [line[key] for line in lines if isinstance(line.get(key), list)]
+        bins = max(map(len, kept), default=0)
+        return {
+            f'sigma {noise_edges[i]:.3g} to {noise_edges[i + 1]:.3g}'
+            if len(noise_edges) > bins
+            else f'range {i}': points(lambda line, i=i: _entry(line.get(key), i), at)
+            for i in range(bins)
+        }
 
-    bins = max((len(by_noise(line)) for line in lines), default=0)
-    names = [
-        f'sigma {noise_edges[i]:.3g} to {noise_edges[i + 1]:.3g}'
-        if len(noise_edges) > bins
-        else f'range {i}'
-        for i in range(bins)
-    ]
-    at_noise = {
-        name: points(lambda line, i=i: (by_noise(line) + [None] * bins)[i])
-        for i, name in enumerate(names)
-    }
     panels = {
-        'loss': {'smoothed': points(lambda line: line.get('smoothed_loss'))},
-        'loss by noise level': at_noise,
+        'loss': {
+            'smoothed': points(lambda line: line.get('smoothed_loss')),
+            'held out': points(lambda line: line.get('held_out_loss'), 'held_out_step'),
+        },
+        'loss by noise level': by_noise('loss_by_noise'),
+        'held-out loss by noise level': by_noise('held_out_loss_by_noise', 'held_out_step'),
         'learning rate': {'lr': points(lambda line: line.get('lr'))},
         'images per second': {'rate': points(lambda line: line.get('images_per_second'))},
     }
@@ -141,14 +142,26 @@ def curves(lines: Sequence[Mapping[str, Any]], noise_edges: Sequence[float] = ()
     panels.update({key: {key: points(lambda line, key=key: line.get(key))} for key in sorted(odd)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'curves.svg')
-        plot_curves(path, {title: kept for title, kept in panels.items() if any(kept.values())})
+        drawn = {title: {k: v for k, v in kept.items() if v} for title, kept in panels.items()}
+        plot_curves(path, {title: kept for title, kept in drawn.items() if kept})
         return path.read_text()
 
 
+def _entry(value: Any, i: int) -> Any:
+    """Return entry i of a list of a log; None where there is none."""
+    return value[i] if isinstance(value, list) and i < len(value) else None
+
+
 def thinned(lines: Sequence[dict[str, Any]], most: int = 400) -> list[dict[str, Any]]:
-    """At most so many lines, spread evenly, the last one among them."""
-    step = max(1, -(-len(lines) // most))
-    return list(lines[::-1][::step])[::-1]
+    """Return at most so many lines, spread evenly, the last one among them, and those with a
+    held-out loss.
+    """
+    step, last = max(1, -(-len(lines) // most)), len(lines) - 1
+    return [
+        line
+        for i, line in enumerate(lines)
+        if (last - i) % step == 0 or line.get('held_out_step') is not None
+    ]
 
 
 def environment() -> dict[str, Any]:

@@ -62,6 +62,9 @@ def overrides_of(settings: TrainSettings, processes: int, seed: int) -> dict[str
         'training.batch_size': settings.batch_size,
         'training.end_step': settings.end_step,
         'training.ema_snapshots': settings.ema_snapshots,
+        'training.held_out': settings.held_out
+        if isinstance(settings.held_out, (int, str))
+        else None,
     }
     return {
         **{key: value for key, value in given.items() if value is not None},

@@ -18,6 +18,10 @@ from ...core.settings import at_least, check_settings, one_of, setting
 from ..reference import DATASET_WORDS
 
 
+def _number_or_text(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
     """Settings of `train`; None takes the config's value."""
@@ -89,6 +93,14 @@ class TrainSettings:
     )
     evaluate_against: str | None = setting(
         None, f'a held-out data set to compare with (default: the training set): {DATASET_WORDS}'
+    )
+    held_out: Any = setting(
+        None,
+        'what the held-out loss is measured on: a data set (TYPE:LOCATION, or another location of '
+        "the config's kind), or so many items that are kept out of training (default: the "
+        "config's, else the test split of the data set; 0: none)",
+        metavar='DATASET|N',
+        parse=_number_or_text,
     )
     clip_model: str = setting('ViT-B/16', 'the CLIP model to evaluate with, or its folder')
     dinov2_model: str = setting('vitl14', 'the DINOv2 model to evaluate with, or its folder')
@@ -246,6 +258,10 @@ class TrainSettings:
             or self.minutes > 0,
             'size, classes and minutes must be left out without data': self.data is not None
             or (self.size is None and self.minutes is None and self.classes == 'auto'),
+            f'held_out must be at least 0; got {self.held_out!r:.60}': not isinstance(
+                self.held_out, int
+            )
+            or self.held_out >= 0,
             f'lr must be above 0; got {self.lr}': self.lr is None or self.lr > 0,
             'shard must be left out with gns=True': not (self.shard and self.gns),
             'shard must be left out with compile=True': not (self.shard and self.compile),

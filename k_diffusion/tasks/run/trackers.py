@@ -78,7 +78,7 @@ class WandbHook:
             'ema_decay': trainer.ema_decay,
             **values_of_parts(trainer),
         }
-        self.wandb.log(values, step=trainer.step)
+        self.wandb.log(flat(values), step=trainer.step)
         if self.save_model and trainer.last_checkpoint not in (None, self.sent):
             self.sent = trainer.last_checkpoint
             self.wandb.save(str(self.sent), base_path=str(self.sent.parent))
