@@ -25,9 +25,10 @@ class LogHook:
     process.
 
     step, end_step, epoch, loss, smoothed_loss, images_per_second, seconds_left, memory_bytes, lr,
-    ema_decay, elapsed; null where unknown, and loss_by_noise, as LossByNoise gives it. After a
-    resume, lines of steps that are taken again are replaced. The same values go as rows into a .csv
-    file beside it.
+    ema_decay, elapsed; null where unknown, and loss_by_noise, as LossByNoise gives it. data_wait is
+    the share of the time since the line before for which this process waited for batches; mfu that
+    of `peak_flops` which `item_flops` a training item make. After a resume, lines of steps that are
+    taken again are replaced. The same values go as rows into a .csv file beside it.
     """
 
     at_end = optional = True
@@ -37,11 +38,14 @@ class LogHook:
         path: str | os.PathLike[str] | None,
         every: int = 25,
         display: Callable[[dict[str, Any]], None] | None = None,
+        item_flops: float | None = None,
+        peak_flops: float | None = None,
     ) -> None:
         self.path = None if path is None else Path(path)
         self.every = every
         self.display = display
-        self._last: tuple[int, float] | None = None
+        self.item_flops, self.peak_flops = item_flops, peak_flops  # (of one device)
+        self._last: tuple[int, float, float] | None = None
         self._written = False
         self._table: Table
 
@@ -60,11 +64,11 @@ class LogHook:
 
     def _values(self, trainer: Trainer) -> dict[str, Any]:
         now = time.monotonic()
-        steps, seconds = (
-            (trainer.step - self._last[0], now - self._last[1]) if self._last else (0, 0.0)
-        )
-        self._last = trainer.step, now
+        step, since, waited = self._last or (trainer.step, now, 0.0)
+        steps, seconds, waited = trainer.step - step, now - since, trainer.data_seconds - waited
+        self._last = trainer.step, now, trainer.data_seconds
         rate = steps / seconds if steps and seconds else None
+        items = None if rate is None else rate * trainer.loader.items_per_step
         left = (
             None
             if trainer.end_step is None or rate is None
@@ -76,14 +80,21 @@ class LogHook:
             'epoch': trainer.loader.epoch(trainer.items),
             'loss': _finite(trainer.last_loss),
             'smoothed_loss': _finite(trainer.ema_stats.get('loss', math.nan)),
-            'images_per_second': None if rate is None else rate * trainer.loader.items_per_step,
+            'images_per_second': items,
             'seconds_left': left,
+            'data_wait': None if rate is None else waited / seconds,
+            'mfu': self._mfu(items, trainer.accelerator.num_processes),
             'memory_bytes': memory_bytes(trainer.accelerator.device),
             'lr': trainer.lr,
             'ema_decay': trainer.ema_decay,
             'elapsed': trainer.elapsed,
             **values_of_parts(trainer),
         }
+
+    def _mfu(self, items_per_second: float | None, devices: int) -> float | None:
+        if items_per_second is None or self.item_flops is None or self.peak_flops is None:
+            return None
+        return items_per_second * self.item_flops / (self.peak_flops * devices)
 
     def _write(self, path: Path, values: dict[str, Any]) -> None:
         if not self._written:

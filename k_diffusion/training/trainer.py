@@ -93,6 +93,7 @@ class Trainer:
         items: The position in the stream of training items.
         last_loss: The loss of the last step that was fetched.
         ema_stats: The loss, averaged like the weights.
+        data_seconds: The time for which this process has waited for batches.
         last_checkpoint: The path of the newest checkpoint.
 
     Raises:
@@ -129,6 +130,7 @@ class Trainer:
         self.demo_gen = generator(self.seed, 'demo')
         self.loss_by_noise = LossByNoise(device=self.accelerator.device)
         self.bad_steps: list[int] = []  # those lately whose loss was no number
+        self.data_seconds = 0.0
         self.last_checkpoint: Path | None = None
         self.stopping = False
         self.stopped_by: int | None = None  # the signal that asked for it
@@ -268,7 +270,9 @@ class Trainer:
         quantiles = self._quantiles()
         losses = []
         for micro in range(self.grad_accum_steps):
+            asked = time.perf_counter()
             batch = next(batches)
+            self.data_seconds += time.perf_counter() - asked
             batch['u'] = quantiles[batch['item'] - self.items]
             self._seed_dropout(micro)
             last = micro == self.grad_accum_steps - 1

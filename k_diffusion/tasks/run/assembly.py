@@ -21,6 +21,7 @@ from ...config.conditioning import null_conditions
 from ...config.growing import inherit_weights
 from ...config.latents import pictures_of
 from ...config.load import Sections
+from ...core.accelerators import peak_flops
 from ...core.images import from_bytes
 from ...core.machine import memory_bytes
 from ...core.modules import n_params
@@ -51,7 +52,7 @@ from .demo_grid import DemoHook, SkippedNotice
 from .display import Display
 from .evaluation_hook import EvaluationHook
 from .held_out import items_to_train_on, make_held_out_loss
-from .micro_batches import compiled, portions
+from .micro_batches import compiled, count_item_flops, portions
 from .objective import make_loss
 from .python import as_function, as_hook, make_optimizer, make_schedule
 from .report import ReportHook
@@ -91,6 +92,7 @@ def assemble(
     optimizer = make_optimizer(settings, experiment, network)
     lr_sched = make_schedule(settings, experiment, optimizer, end_step)
     _keep_projected(network, optimizer)
+    flops = _count_work(settings, experiment, accelerator.device)
     parts: dict[str, Any] = {}
     if settings.grow_warmup or (state or {}).get('growing'):
         parts['growing'] = NewLayersWarmup(network, new, settings.grow_warmup)
@@ -128,6 +130,7 @@ def assemble(
         accelerator.is_main_process,
         shown,
         null_conditions(dataset.num_classes, conditions),
+        flops,
     )
     watching: dict[str, Any] = {}
     if settings.gns:
@@ -171,6 +174,17 @@ def _cut(networks: list[nn.Module], optimizer: torch.optim.Optimizer, accelerato
             'several; launch more, or leave it out'
         )
     shard(networks, optimizer, accelerator.device)
+
+
+def _count_work(
+    settings: TrainSettings, experiment: Experiment, device: torch.device
+) -> tuple[float | None, float | None]:
+    """Return the operations of a training item and the peak per second of a device, if known."""
+    peak = settings.peak_flops or peak_flops(device, settings.mixed_precision)
+    if peak is None:
+        return None, None
+    own, denoiser = settings.network is not None, experiment.denoiser
+    return count_item_flops(denoiser, experiment.sections, device, own), peak
 
 
 def _watch_place(
@@ -362,10 +376,11 @@ def _make_hooks(
     main: bool,
     shown: dict[str, Tensor],
     null: dict[str, Any],
+    flops: tuple[float | None, float | None],
 ) -> list[Hook]:
     name, config, dataset = settings.name, experiment.as_dict(), experiment.dataset()
     hooks: list[Hook] = [
-        LogHook(folder.path / f'{name}_log.jsonl', LOG_EVERY, display),
+        LogHook(folder.path / f'{name}_log.jsonl', LOG_EVERY, display, *flops),
         SkippedNotice(LOG_EVERY, dataset.skipped, folder.path / f'{name}_skipped.txt', display.say),
     ]
     hooks += [as_hook(hook) for hook in settings.hooks]

@@ -13,6 +13,9 @@ from typing import Any
 from ...core.extras import require
 from ...core.names import escape_name
 
+#: A smaller share of waiting for data is not shown.
+MUCH_WAIT = 0.05
+
 
 class Display:
     """Shows what the trainer reports: step of total, smoothed loss, images per second, time
@@ -95,11 +98,13 @@ def describe(values: Mapping[str, Any]) -> str:
         ('smoothed_loss', 'loss {:.4f}'),
         ('images_per_second', '{:,.0f} images/s'),
         ('seconds_left', '{} left'),
+        ('mfu', 'MFU {:.1%}'),
+        ('data_wait', 'waits for data {:.0%}'),
         ('gns', 'noise scale {:.3g}'),
         ('memory_bytes', '{:.2f} GiB'),
     ):
         value = values.get(key)
-        if value is not None:
+        if value is not None and (key != 'data_wait' or value >= MUCH_WAIT):
             parts.append(
                 text.format(
                     clock(value)

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...config.load import Sections
+from ...core.modules import eval_mode
+from ...models.flops import flop_counter
+from ...models.sizing import sizes
 from ...training.fitting import activation_bytes, fits, free_bytes, micro_batch
 from .settings import TrainSettings
 
@@ -33,6 +36,31 @@ def made_up_loss(denoiser: Any, sections: Sections, n: int, device: torch.device
         x, torch.ones_like(x), torch.full((n,), model.sigma_data, device=device), **cond
     ).mean()
     return loss
+
+
+def count_item_flops(
+    denoiser: nn.Module, sections: Sections, device: torch.device, own: bool
+) -> float | None:
+    """Return the operations of training on one item, two for each multiply-add; None if unknown.
+
+    A backward pass counts as two forward passes. What is computed again to save memory does not
+    count.
+
+    Args:
+        denoiser: The denoiser.
+        sections: Its config.
+        device: Where it is.
+        own: The network is not that of the config, and is run once to count.
+    """
+    if not own:
+        classes = sections.dataset.num_classes
+        return 6.0 * sizes(sections.model, classes + 1 if classes else 0).multiply_adds
+    try:
+        with flop_counter() as counter, torch.no_grad(), eval_mode(denoiser):
+            made_up_loss(denoiser, sections, 1, device)
+    except Exception:  # a network from Python may take more than is made up here
+        return None
+    return 6.0 * counter.flops
 
 
 def portions(

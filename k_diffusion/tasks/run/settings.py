@@ -114,6 +114,11 @@ class TrainSettings:
     wandb_offline: bool = setting(
         False, 'keep what is for wandb on the disk (`wandb sync` sends it later)'
     )
+    peak_flops: float | None = setting(
+        None,
+        'operations per second that a device can do, for the share of them that training reaches '
+        '(MFU) in the log (default: from a table of GPUs)',
+    )
     tensorboard: bool = setting(False, 'write event files for TensorBoard')
     report: bool = setting(True, 'write no NAME_report.html')
     dry_run: bool = setting(
@@ -262,6 +267,8 @@ class TrainSettings:
                 self.held_out, int
             )
             or self.held_out >= 0,
+            f'peak_flops must be above 0; got {self.peak_flops}': self.peak_flops is None
+            or self.peak_flops > 0,
             f'lr must be above 0; got {self.lr}': self.lr is None or self.lr > 0,
             'shard must be left out with gns=True': not (self.shard and self.gns),
             'shard must be left out with compile=True': not (self.shard and self.compile),
