@@ -141,28 +141,43 @@ class Counted(torch.nn.Module):
         return self.unet(*args, **kwargs)
 
 
-@pytest.mark.parametrize('name', ['euler', 'heun', 'dpmpp_2m', 'dpmpp_2m_sde', 'uni_pc'])
+QUICK = ('euler', 'heun', 'dpmpp_2m', 'dpmpp_2m_sde', 'uni_pc')
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        entry.name if entry.name in QUICK else pytest.param(entry.name, marks=pytest.mark.slow)
+        for entry in K.sampling.catalogue()
+        if not entry.needs_pair
+    ],
+)
 def test_sdxl_is_k_sample(unet, vae, name):
     base = euler()
+    adaptive = name == 'dpm_adaptive'
+    steps, options = (60, {'per_item': False}) if adaptive else (6, {})
     found = run(
         unet,
         vae,
         ours(base, sampler=name, schedule='karras', seed=[3, 4]),
         ClassifierFreeGuidance(guidance_scale=1.5),
+        num_inference_steps=steps,
     )
     cond, null = denoisers(unet, base)
     whole = K.external.from_diffusers(unet, base)
     wanted = K.sample(
         lambda x, sigma: null(x, sigma) + 1.5 * (cond(x, sigma) - null(x, sigma)),
         latents() * whole.sigma_max,
-        6,
+        steps,
         name,
         'karras',
         seeds=[3, 4],
         sigma_min=float(whole.sigma_min),
         sigma_max=float(whole.sigma_max),
+        options=options,
     )
-    assert differ(found, wanted) < 1e-5
+    # Both DPM-Solvers of k-diffusion amplify the rounding of float32 in their long first steps.
+    assert differ(found, wanted) < (1e-4 if name in ('dpm_adaptive', 'dpm_fast') else 1e-5)
 
 
 @pytest.mark.parametrize(

@@ -402,7 +402,8 @@ def test_every_sampler(name):
         sigma_max=float(sigma_max),
         options=options,
     )
-    assert differ(found, wanted) < 1e-5
+    # Rounding errors change the sizes of the steps that the adaptive sampler takes.
+    assert differ(found, wanted) < (1e-4 if name == 'dpm_adaptive' else 1e-5)
     assert len(scheduler.timesteps) >= n and len(scheduler.sigmas) == len(scheduler.timesteps) + 1
 
 
