@@ -12,10 +12,10 @@ import tarfile
 import pytest
 import torch
 
+from k_diffusion.core import remote
 from k_diffusion.core.images import from_bytes, to_pil_image
 from k_diffusion.data import Loader, ShardsConfig, UnreadablePicture, icons, open_dataset
-from k_diffusion.data.shards import store as store_module
-from k_diffusion.data.shards.listing import expand_braces, file_system, list_shards
+from k_diffusion.data.shards.listing import expand_braces, list_shards
 from k_diffusion.data.shards.order import ShardOrder
 from k_diffusion.data.shards.samples import split_name
 
@@ -207,8 +207,8 @@ def test_an_index_that_is_none(tmp_path, content):
     'url', ['zip://a.tar::http://x/y.zip', 'reference://x', 'python://x', 'simplecache::memory://x']
 )
 def test_urls_that_do_more_than_fetch_bytes_are_refused(url):
-    with pytest.raises(ValueError, match='must be paths or URLs of'):
-        file_system(url)
+    with pytest.raises(ValueError, match='must be a path or a URL of'):
+        remote.file_system(url, 'dataset.location')
 
 
 # Samples
@@ -422,7 +422,7 @@ def test_a_compressed_shard_and_one_that_holds_nothing(tmp_path):
 
 def test_a_missing_shard_is_tried_again_and_named(folder, monkeypatch):
     waits = []
-    monkeypatch.setattr(store_module.time, 'sleep', waits.append)
+    monkeypatch.setattr(remote.time, 'sleep', waits.append)
     (folder / 'index.json').write_text(
         json.dumps(
             {'shardlist': [{'url': '00.tar', 'nsamples': 5}, {'url': '09.tar', 'nsamples': 5}]}
@@ -433,7 +433,7 @@ def test_a_missing_shard_is_tried_again_and_named(folder, monkeypatch):
         FileNotFoundError, match=r'the shard .*09\.tar cannot be read \(No such file.*4 tries'
     ):
         dataset[7]
-    assert waits == list(store_module.WAITS)
+    assert waits == list(remote.WAITS)
     (folder / '01.tar').rename(folder / '09.tar')
     assert torch.equal(dataset[7]['image'], IMAGES[7])
 
@@ -496,7 +496,7 @@ def test_copies_are_bounded(bucket, tmp_path):
 
 
 def test_a_transfer_that_is_cut_is_tried_again(bucket, tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module.time, 'sleep', lambda _: None)
+    monkeypatch.setattr(remote.time, 'sleep', lambda _: None)
     dataset, tries = opened('memory://bucket/', cache_dir=tmp_path), []
     plain = type(bucket).open
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from ...core.files import MALFORMED, read_json_file, write_json
+from ...core.remote import file_system, is_url, state_of
 from ..threads import map_in_threads
-from .listing import Listing, Shard, file_system, is_url
+from .listing import Listing, Shard
 from .samples import Parts, read_table
 from .store import ShardStore
 
@@ -83,7 +83,5 @@ def _state(url: str) -> str:
         if not is_url(url):
             facts = Path(url).stat()
             return f'{facts.st_size} {facts.st_mtime_ns}'
-        system, path = file_system(url)
-        info: dict[str, Any] = system.info(path)
-        return ' '.join(str(info.get(key)) for key in ('size', 'ETag', 'LastModified', 'mtime'))
+        return state_of(*file_system(url, 'dataset.location'))
     return ''

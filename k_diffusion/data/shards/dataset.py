@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ...core.files import read_json
 from ...core.names import escape_name
+from ...core.remote import is_url
 from ..archives import MEMBER_LIMIT, Member, read_exactly
 from ..datasets import Dataset
 from ..opening import DATASETS, PictureConfig, Request
 from ..pictures import UnreadablePicture, load_picture
 from .arrays import MAGIC, read_array
 from .counting import count_samples
-from .listing import Listing, is_url, list_shards
+from .listing import Listing, list_shards
 from .order import ShardOrder
 from .samples import Parts, Sample, Table, read_table
 from .store import COPIES_LIMIT, ShardStore

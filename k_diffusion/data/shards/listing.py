@@ -14,39 +14,15 @@ import posixpath
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ...core.extras import require
 from ...core.files import read_json
 from ...core.names import escape_name
+from ...core.remote import file_system, is_url
 
 INDEX = 'index.json'
 #: The most bytes of an index, and the most shards of a data set.
 INDEX_LIMIT, SHARD_LIMIT = 2**28, 2**20
-#: The protocols of fsspec that are used: those that fetch bytes of a place and do no more.
-PROTOCOLS = frozenset(
-    (
-        'abfs',
-        'abfss',
-        'adl',
-        'az',
-        'file',
-        'ftp',
-        'gcs',
-        'gs',
-        'hdfs',
-        'hf',
-        'http',
-        'https',
-        'memory',
-        'oss',
-        's3',
-        's3a',
-        'sftp',
-        'ssh',
-        'webhdfs',
-    )
-)
 _RANGE = re.compile(r'(\d+)\.\.(\d+)')
 
 
@@ -62,28 +38,6 @@ class Listing(NamedTuple):
 
     shards: list[Shard]
     class_names: list[str]
-
-
-def is_url(place: str) -> bool:
-    """Return whether a place is an fsspec URL rather than a path."""
-    return re.match(r'[a-zA-Z][\w+.-]*://', place) is not None
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path there.
-
-    Raises:
-        ValueError: It is a chain of URLs, or of a protocol that is not among PROTOCOLS.
-    """
-    protocol = url.split('://')[0].lower()
-    if '::' in url or protocol not in PROTOCOLS:
-        raise ValueError(
-            f'dataset.location must be paths or URLs of {", ".join(sorted(PROTOCOLS))}; got '
-            f'{escape_name(url)}'
-        )
-    core = require('fsspec.core', 'shards', 'reading shards by URL')
-    system, path = core.url_to_fs(url)
-    return system, path
 
 
 def list_shards(location: str | list[str]) -> Listing:
@@ -152,7 +106,7 @@ def _listed(place: str) -> tuple[list[Shard], list[str]]:
         return [Shard(place)], []
     if not is_url(place):
         return [Shard(path) for path in sorted(glob.glob(place))], []
-    system, path = file_system(place)
+    system, path = file_system(place, 'dataset.location')
     return [Shard(system.unstrip_protocol(found)) for found in sorted(system.glob(path))], []
 
 
@@ -173,7 +127,7 @@ def _counted(shards: list[Shard]) -> list[Shard]:
 def _exists(place: str) -> bool:
     if not is_url(place):
         return Path(place).is_file()
-    system, path = file_system(place)
+    system, path = file_system(place, 'dataset.location')
     return bool(system.isfile(path))
 
 
@@ -212,7 +166,7 @@ def _read_index(place: str) -> tuple[list[Shard], list[str]]:
 
 def _contents(place: str) -> str:
     if is_url(place):
-        system, path = file_system(place)
+        system, path = file_system(place, 'dataset.location')
         with system.open(path, 'rb') as file:
             data = file.read(INDEX_LIMIT + 1)
     else:

@@ -10,7 +10,6 @@ import os
 import queue
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import IO
 
 from ...core.files import whole_file
 from ...core.names import escape_name
-from .listing import file_system, is_url
+from ...core.remote import Unreachable, download, file_system, is_url, try_again
 
 try:
     import fcntl
@@ -27,8 +26,6 @@ except ImportError:  # (Windows: two processes may fetch one shard, each for its
 
 #: The most bytes of copies that are kept.
 COPIES_LIMIT = 2**34
-#: Seconds between tries to open a shard.
-WAITS = (1.0, 4.0, 15.0)
 
 
 class ShardStore:
@@ -58,26 +55,13 @@ class ShardStore:
         Raises:
             OSError: It cannot be read; the message names it.
         """
-        for wait in (*WAITS, None):
-            try:
-                return open(self._fetched(url) if is_url(url) else url, 'rb')
-            except Exception as error:  # (each file system of fsspec has errors of its own)
-                if isinstance(error, (ImportError, ValueError)):
-                    raise
-                reason = (
-                    f'{type(error).__name__}: {error}'
-                    if not isinstance(error, OSError)
-                    else error.strerror or str(error) or type(error).__name__
-                )
-            if wait is not None:
-                time.sleep(wait)
-        raise FileNotFoundError(
-            f'the shard {escape_name(url)} cannot be read ({escape_name(reason)}; '
-            f'{len(WAITS) + 1} tries in '
-            f'{sum(WAITS):g} s); bring it back, or take it out of dataset.location, and start '
-            'again: training '
-            'resumes where it was'
-        )
+        try:
+            return try_again(lambda: open(self._fetched(url) if is_url(url) else url, 'rb'))
+        except Unreachable as error:
+            raise FileNotFoundError(
+                f'the shard {escape_name(url)} cannot be read ({error}); bring it back, or take it '
+                'out of dataset.location, and start again: training resumes where it was'
+            ) from error
 
     def expect(self, urls: Sequence[str]) -> None:
         """Fetch shards of URLs in the background, so that they are here when they are opened."""
@@ -121,14 +105,11 @@ class ShardStore:
         return path
 
     def _copy(self, url: str, path: Path) -> None:
-        system, remote = file_system(url)
+        system, remote = file_system(url, 'dataset.location')
         size = system.info(remote).get('size')
         self._make_room(path.parent, size or 0)
         with whole_file(path, sync=False) as temporary:
-            system.get_file(remote, str(temporary))
-            copied = temporary.stat().st_size
-            if size is not None and copied != size:
-                raise OSError(f'{copied:,} of {size:,} bytes arrived')
+            download(system, remote, temporary)
 
     def _make_room(self, folder: Path, size: int) -> None:
         """Remove the copies that were not used for longest, until one of `size` bytes fits under
