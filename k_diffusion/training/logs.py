@@ -54,6 +54,8 @@ class LogHook:
         by_noise = trainer.loss_by_noise.values(trainer.accelerator)
         if not trainer.accelerator.is_main_process:
             return
+        if self._last is not None and trainer.step < self._last[0]:  # the run was taken back
+            self._last, self._written = None, False
         values = self._values(trainer) | {'loss_by_noise': by_noise}
         if self.path is not None and (trainer.done or trainer.step % max(1, self.every) == 0):
             self._write(

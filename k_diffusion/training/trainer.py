@@ -53,6 +53,10 @@ class Hook(Protocol):
         task: The name of what it makes; what a stop prevented is made when the run is resumed.
         optional: True: a full disk in it does not end the run.
         rescue: True: it is called before a fault ends the run.
+        see_losses: A function of the trainer and a list of (step, loss), called whenever losses
+            are fetched, on all processes.
+        recover: A function of the trainer, called where the run has diverged; it returns True
+            where it has taken the run back (`Trainer.rewind`), which then goes on.
     """
 
     every: int
@@ -203,8 +207,12 @@ class Trainer:
             ):
                 self._make_up()
                 while not self.done and not self.stopping:
-                    if self._take_step(batches):
-                        self._after_step()
+                    try:
+                        if self._take_step(batches):
+                            self._after_step()
+                    except Diverged:
+                        if not self._recover():
+                            raise
         except Exception as error:
             self._rescue(error)
             raise
@@ -232,6 +240,26 @@ class Trainer:
             self.stopping = True
             self._end_with(self.hooks if self.step else [])
             return False
+
+    def _recover(self) -> bool:
+        """Return True where a hook has taken the run, which has diverged, back to where it was
+        sane; one that is to stop ends as diverged.
+        """
+        if self.stopping or self._asked_to_stop:
+            return False
+        return any(hook.recover(self) for hook in self.hooks if hasattr(hook, 'recover'))
+
+    def rewind(self, state: Mapping[str, Any], source: Path | None = None) -> None:
+        """Take weights, moments, averages and the step of a checkpoint; the stream of items goes
+        on where it is.
+
+        Args:
+            state: The checkpoint.
+            source: Its path, for messages.
+        """
+        items, elapsed, self._unread = self.items, self._elapsed, []
+        self.load_state_dict(state, source)
+        self.items, self._elapsed = items, elapsed
 
     def _stop_by_caller(self) -> None:
         self.stopped = True
@@ -267,7 +295,7 @@ class Trainer:
         Args:
             batches: What `loader.iterate(trainer.items)` gives.
         """
-        quantiles = self._quantiles()
+        quantiles = self.quantiles(self.items)
         losses = []
         for micro in range(self.grad_accum_steps):
             asked = time.perf_counter()
@@ -292,12 +320,12 @@ class Trainer:
         self.items += self.loader.items_per_step
         self._between_steps = True
 
-    def _quantiles(self) -> Tensor:
-        """[G] in (0, 1), one in each of G equal strata, in random order: for the G items of a
-        step.
+    def quantiles(self, items: int) -> Tensor:
+        """[G] in (0, 1), one in each of G equal strata, in random order: for the G items of the
+        step that begins at a position of the stream.
         """
         n = self.loader.items_per_step
-        source = generator(self.seed, 'sigma', self.items)
+        source = generator(self.seed, 'sigma', items)
         order = torch.randperm(n, generator=source)
         return (order + torch.rand(n, generator=source, dtype=torch.float64)) / n
 
@@ -335,10 +363,12 @@ class Trainer:
         paused, last = self.stopping and not self.done, self.done or self.stopping
         if paused:
             self.owed = [_task(hook) for hook in self.hooks if self._is_due(hook) and _task(hook)]
-        before, left = len(self.owed), []
+        before, left, step = len(self.owed), [], self.step
         for hook in self.hooks:
             if paused and _task(hook):
                 continue
+            if self.step != step:  # one of them has taken the run back
+                return
             if self._is_due(hook) or (last and getattr(hook, 'at_end', False)):
                 self._call(hook)
             else:
@@ -427,12 +457,16 @@ class Trainer:
         values = self.accelerator.reduce(
             torch.stack([loss for loss, _ in unread]).float(), 'mean'
         ).tolist()
-        for back, (value, (_, decay)) in enumerate(zip(values, unread), 1 - len(unread)):
+        losses = list(enumerate(values, self.step + 1 - len(values)))
+        for hook in self.hooks:
+            if hasattr(hook, 'see_losses'):
+                hook.see_losses(self, losses)
+        for (step, value), (_, decay) in zip(losses, unread):
             if math.isfinite(value):
                 ema_update_dict(self.ema_stats, {'loss': value}, decay)
                 self.last_loss = value
             else:
-                self._met_bad_step(value, self.step + back)
+                self._met_bad_step(value, step)
 
     def _met_bad_step(self, value: float, step: int) -> None:
         self.bad_steps = [*(bad for bad in self.bad_steps if bad > step - BAD_WITHIN), step]
@@ -443,13 +477,17 @@ class Trainer:
                 else ''
             )
             raise self._diverged(f'the loss is {value} at step {step}{times}')
-        last = self.items - (self.step - step) * self.loader.items_per_step
+        first = self.items_of(step)
         warnings.warn(
-            f'the loss is {value} at step {step} (items {last - self.loader.items_per_step:,} to '
-            f'{last - 1:,} of the stream); '
+            f'the loss is {value} at step {step} (items {first:,} to '
+            f'{first + self.loader.items_per_step - 1:,} of the stream); '
             'its gradient is left out and training goes on',
             stacklevel=2,
         )
+
+    def items_of(self, step: int) -> int:
+        """Return the position in the stream where one of the last steps began."""
+        return self.items - (self.step - step + 1) * self.loader.items_per_step
 
     def check_finite(self) -> None:
         """Check the losses so far and the weights, which a last update can leave infinite.

@@ -67,7 +67,7 @@ def test_a_run_is_the_bare_loop(toy):
     batches = loader.iterate()
     for step in range(3):
         trainer.items = step * 4
-        batch = {**next(batches), 'u': trainer._quantiles()}
+        batch = {**next(batches), 'u': trainer.quantiles(trainer.items)}
         torch.manual_seed(derive_seed(0, 'dropout', step, 0, 0))
         toy.make_loss(net)(batch).mean().backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
