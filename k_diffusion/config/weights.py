@@ -10,10 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.files import read_json
+from ..core.remote import is_url
 from ..core.weights import get_safetensors_metadata, load_safetensors
 from ..training import find_runs, load_weights
 from ..training.checkpoints.manifest import check_recorded
 from ..training.checkpoints.reading import check_tensors, load_state
+from ..training.checkpoints.remote import fetch_checkpoint
 from .experiment import Experiment, make_network
 
 
@@ -32,7 +34,7 @@ def load_model(
 
     Args:
         path: A .pth checkpoint, a .safetensors file, or the folder of a run (its latest
-            checkpoint).
+            checkpoint); or the URL of one (s3://...), which is fetched and verified first.
         device: Where it is to be.
         config: A path or a dict, for a file that carries none (the earliest .pth files).
         ema: The averaged weights; False takes the raw ones of a .pth.
@@ -45,7 +47,7 @@ def load_model(
         The denoiser D(x, sigma, **cond), in evaluation mode, without gradients, in float32, with
             its `experiment`; and the filled config.
     """
-    path = find_checkpoint(path)
+    path = find_checkpoint(path, verify)
     weights, carried = read_weights(path, ema, verify)
     source = config if config is not None else carried
     if source is None:
@@ -66,6 +68,7 @@ def read_weights(
 
     Unless `verify` is False, the file must be what a manifest beside it says was written.
     """
+    path = fetch_checkpoint(str(path), verify) if is_url(path) else path
     if Path(path).suffix == '.safetensors':
         if verify:
             check_recorded(Path(path))
@@ -92,8 +95,14 @@ def _checked_config(config: Any, path: object) -> Any:
     return config
 
 
-def find_checkpoint(path: str | os.PathLike[str]) -> Path:
-    """A checkpoint file as it is; for the folder of a run, the latest checkpoint."""
+def find_checkpoint(path: str | os.PathLike[str], verify: bool = True) -> Path:
+    """Return a checkpoint file as it is; for the folder of a run, the latest checkpoint.
+
+    Of a URL it is a copy on this machine, which was compared with the manifest beside it there
+    (unless `verify` is False).
+    """
+    if is_url(path):
+        return fetch_checkpoint(str(path), verify)
     path = Path(path)
     if not path.is_dir() or path.suffix == '.shards':
         return path

@@ -60,6 +60,14 @@ def whole_file(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path
         sync_folder(path.parent)
 
 
+def cache_folder() -> Path:
+    """Return where downloads and what is computed from them are kept.
+
+    It is $XDG_CACHE_HOME/k-diffusion, or ~/.cache/k-diffusion.
+    """
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'k-diffusion'
+
+
 def temporary_path(path: Path) -> Path:
     """Return the name under which this process writes `path`: beside it, with host and process."""
     return path.with_name(f'.{path.name}.{_host()}.{os.getpid()}.tmp{path.suffix}')

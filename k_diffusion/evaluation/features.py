@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.files import download_file
+from ..core.files import cache_folder, download_file
 from ..core.pretrained import CLIP_NORMALISATION, OPENAI_CLIP, load_pretrained
 from .arrays import as_pictures
 
@@ -40,13 +40,6 @@ class Extractor(Protocol):
     """
 
     def __call__(self, x: Tensor) -> Tensor: ...
-
-
-def cache_folder() -> Path:
-    """Where downloads and reference features are kept: $XDG_CACHE_HOME/k-diffusion, or
-    ~/.cache/k-diffusion.
-    """
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'k-diffusion'
 
 
 class InceptionV3FeatureExtractor:

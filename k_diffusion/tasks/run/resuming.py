@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from ...config import Experiment
+from ...config import Experiment, find_checkpoint
 from ...config.changes import Change, changes_of, check_changes
 from ...core.images import raw_bytes
+from ...core.remote import is_url
 from ...core.weights import fingerprint
 from ...data import Dataset, Images, RowStream, StreamData, TensorData, UnreadablePicture
 from ...encoders import LatentEncoder
@@ -38,7 +39,8 @@ def resume_from(
     Raises ValueError where a process cannot see the checkpoint that the first one chose.
     """
     if asked:
-        return Path(asked), read_training_checkpoint(asked, verify)
+        path = find_checkpoint(asked, verify) if is_url(asked) else Path(asked)
+        return path, read_training_checkpoint(path, verify)
     if accelerator.num_processes == 1:
         return folder.newest() or (None, None)
     found = (folder.newest() or (None, None)) if accelerator.is_main_process else (None, None)

@@ -294,10 +294,10 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints, the newest first."""
-        found = [path for path in self.path.glob('*') if self._is_name(path.name)]
+        found = [path for path in self.path.glob('*') if self.is_name(path.name)]
         return sorted(found, key=lambda path: (step_of(path), path), reverse=True)
 
-    def _is_name(self, name: str) -> bool:
+    def is_name(self, name: str) -> bool:
         """Return whether this is the name of a checkpoint of the run."""
         stem = re.escape(Path(self.name).name)
         return re.fullmatch(stem + r'_[0-9]{8,18}\.(pth|shards)', name) is not None
@@ -322,7 +322,7 @@ class RunFolder:
             return None
         try:
             name = read_json_file(self.pointer_path, 'it')['latest_checkpoint']
-            if Path(name).is_absolute() or not self._is_name(Path(name).name):
+            if Path(name).is_absolute() or not self.is_name(Path(name).name):
                 raise ValueError(f'it names {name!r:.80}')
             return self.path / Path(name).name
         except MALFORMED as error:

@@ -70,8 +70,7 @@ class Manifest:
         if not self.path.exists():
             return {}
         try:
-            held = read_json_file(self.path, 'it')['checkpoints']
-            return {name: _record(name, entry) for name, entry in held.items()}
+            return parse_records(read_json_file(self.path, 'it'))
         except MALFORMED as error:
             note_once(
                 f'{self.path} is passed over, so that checkpoints are not verified: '
@@ -80,9 +79,7 @@ class Manifest:
             return {}
 
     def write(self, records: Mapping[str, Record]) -> None:
-        write_json(
-            self.path, {'checkpoints': {name: record.plain() for name, record in records.items()}}
-        )
+        write_json(self.path, plain_records(records))
 
     def put(self, name: str, record: Record) -> None:
         self.write({**self.read(), name: record})
@@ -92,6 +89,20 @@ class Manifest:
         held = self.read()
         if any(name in held for name in names):
             self.write({name: record for name, record in held.items() if name not in names})
+
+
+def parse_records(content: Any) -> dict[str, Record]:
+    """Return the records in the parsed JSON of a manifest.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: It is not one.
+    """
+    return {name: _record(name, entry) for name, entry in content['checkpoints'].items()}
+
+
+def plain_records(records: Mapping[str, Record]) -> dict[str, Any]:
+    """Return what a manifest of these records holds, as plain JSON values."""
+    return {'checkpoints': {name: record.plain() for name, record in records.items()}}
 
 
 def check_recorded(path: Path) -> None:

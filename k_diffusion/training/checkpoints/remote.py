@@ -1,0 +1,271 @@
+"""The folder of a run at a URL: its manifest, pointer and checkpoints, uploaded and fetched.
+
+A file counts when the manifest there names it, and it is named when it was read back and has the
+SHA-256 that was written. So what an upload that was cut has left is never taken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...core.files import (
+    MALFORMED,
+    Written,
+    cache_folder,
+    digest_of,
+    note_once,
+    read_json,
+    say_malformed,
+    temporary_path,
+    whole_file,
+)
+from ...core.remote import (
+    digest_remote,
+    download,
+    file_system,
+    hide_secrets,
+    state_of,
+    try_again,
+)
+from .folder import RunFolder
+from .manifest import Record, parse_records, plain_records
+from .retention import Retention
+
+#: The most bytes of a manifest or another small file of a run.
+SMALL_LIMIT = 2**26
+#: The names of files of checkpoints: of one file, of a piece, and of averages.
+_FILE = re.compile(r'[^/\\]+_[0-9]{8,18}\.(pth|safetensors|shards/rank_[0-9]{5,}\.pth)')
+#: How many checkpoints of a run are kept in the cache.
+_CACHED = 2
+
+
+class RemoteFolder:
+    """The folder of runs at an fsspec URL.
+
+    Args:
+        url: The URL of the folder.
+        name: The argument that holds it, for messages.
+    """
+
+    def __init__(self, url: str, name: str = 'checkpoint') -> None:
+        self.system, path = file_system(url, name)
+        self.path, self.url = path.rstrip('/'), hide_secrets(url).rstrip('/')
+
+    def at(self, name: str) -> str:
+        """Return the path of a file of the folder, as its file system takes it."""
+        return f'{self.path}/{name}'
+
+    def names(self) -> list[str]:
+        """Return the names of what lies in the folder, without its subfolders."""
+
+        def find() -> list[str]:
+            self.system.invalidate_cache()
+            return [str(path) for path in self.system.ls(self.path, detail=False)]
+
+        try:
+            found = try_again(lambda: find() if self.system.exists(self.path) else [])
+        except NotADirectoryError:
+            return []
+        return [path.rstrip('/').rpartition('/')[2] for path in found]
+
+    def read(self, name: str) -> bytes | None:
+        """Return the contents of a small file, None where there is none."""
+
+        def fetch() -> bytes | None:
+            self.system.invalidate_cache()
+            if not self.system.isfile(self.at(name)):
+                return None
+            with self.system.open(self.at(name), 'rb') as file:
+                return bytes(file.read(SMALL_LIMIT + 1))
+
+        content = try_again(fetch)
+        if content is not None and len(content) > SMALL_LIMIT:
+            raise ValueError(f'{self.url}/{name} has more than {SMALL_LIMIT:,} bytes')
+        return content
+
+    def records(self, run: str) -> dict[str, Record]:
+        """Return the records of the manifest of a run; none, with a note, where it is damaged."""
+        name = f'{run}_manifest.json'
+        content = self.read(name)
+        if content is None:
+            return {}
+        try:
+            records = parse_records(read_json(content.decode(), f'{self.url}/{name}'))
+            odd = [file for record in records.values() for file in record.files]
+            if not all(map(_FILE.fullmatch, odd)):
+                raise ValueError('it names files that training does not write')
+            return records
+        except MALFORMED as error:
+            note_once(f'{self.url}/{name} is passed over: {say_malformed(error)}')
+            return {}
+
+    def pointed(self, run: str) -> str | None:
+        """Return the name of the checkpoint that the state file of a run names."""
+        content = self.read(f'{run}_state.json')
+        try:
+            name = read_json((content or b'{}').decode(), 'it').get('latest_checkpoint')
+        except MALFORMED:
+            return None
+        return name if isinstance(name, str) else None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a small file."""
+        try_again(lambda: self.system.pipe_file(self.at(name), content))
+
+    def write_records(self, run: str, records: Mapping[str, Record]) -> None:
+        """Write the manifest of a run."""
+        self.write(f'{run}_manifest.json', to_json(plain_records(records)))
+
+    def make(self) -> None:
+        """Make the folder, where the file system has folders."""
+        with contextlib.suppress(Exception):  # (a store of objects makes none, or refuses to)
+            self.system.makedirs(self.path, exist_ok=True)
+
+    def upload(self, path: Path, name: str, written: Written) -> None:
+        """Upload a file and read it back.
+
+        Raises:
+            OSError: It could not be uploaded, or is not there as it was written.
+        """
+
+        def send() -> None:
+            if '/' in name:
+                with contextlib.suppress(Exception):  # (see make)
+                    self.system.makedirs(self.at(name).rpartition('/')[0], exist_ok=True)
+            self.system.put_file(str(path), self.at(name))
+            found = digest_remote(self.system, self.at(name))
+            if found != written:
+                raise OSError(f'{name} was uploaded, and what is there is not what was written')
+
+        try_again(send)
+
+    def delete(self, name: str) -> None:
+        """Delete a file that is there."""
+        if self.system.exists(self.at(name)):
+            try_again(lambda: self.system.rm_file(self.at(name)))
+
+    def fetch(self, name: str, record: Record, folder: Path, verify: bool = True) -> Path:
+        """Copy a checkpoint into a local folder; it takes its name there when it was compared.
+
+        Args:
+            name: The checkpoint.
+            record: What it must be.
+            folder: The local folder.
+            verify: False takes it as it is.
+
+        Raises:
+            ValueError: It is not what its record says.
+            OSError: It cannot be read.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / name
+        if record.files.keys() == {name}:
+            with whole_file(path) as temporary:
+                self._copy(name, record.files[name], temporary, verify)
+            return path
+        whole = temporary_path(path)
+        whole.mkdir()
+        try:
+            for file, written in record.files.items():
+                self._copy(file, written, whole / file.rpartition('/')[2], verify)
+            shutil.rmtree(path, ignore_errors=True)
+            whole.replace(path)
+        finally:
+            shutil.rmtree(whole, ignore_errors=True)
+        return path
+
+    def _copy(self, name: str, written: Written, path: Path, verify: bool) -> None:
+        try_again(lambda: download(self.system, self.at(name), path))
+        if verify and (path.stat().st_size != written.bytes or digest_of(path) != written.sha256):
+            raise ValueError(
+                f'{self.url}/{name} is damaged: its SHA-256 is not that of what was written; use '
+                'an older one from the same folder (verify=False takes it as it is)'
+            )
+
+
+def to_json(value: Any) -> bytes:
+    """Return a value as indented JSON, as files of a run hold it."""
+    return (json.dumps(value, indent=4, allow_nan=False) + '\n').encode()
+
+
+def fetch_checkpoint(url: str, verify: bool = True) -> Path:
+    """Return a copy on this machine of a checkpoint at a URL, compared before it is opened.
+
+    Copies lie in the cache; of a run the last two are kept. The record of a copy is written into a
+    manifest beside it, so that it is compared again when it is loaded.
+
+    Args:
+        url: A .pth or .safetensors file, a folder of pieces (.shards), or the folder of a run, of
+            which the latest checkpoint is taken.
+        verify: Refuse a file that is not what the manifest beside it says.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is not what the manifest says, or the folder holds several runs.
+    """
+    place, _, name = url.rstrip('/').rpartition('/')
+    if not re.fullmatch(r'.+\.(pth|safetensors|shards)', name):
+        remote = RemoteFolder(url)
+        run, name = _latest(remote)
+    else:
+        remote, run = RemoteFolder(place), ''
+        match = re.fullmatch(r'(.+?)(?:_ema)?_[0-9]{8,18}\.[a-z]+', name)
+        run = match[1] if match else ''
+    record = remote.records(run).get(name) if run else None
+    key = hashlib.blake2b(f'{remote.url} {run}'.encode(), digest_size=12).hexdigest()
+    folder = RunFolder(cache_folder() / 'remote' / key, run, keep=Retention(_CACHED, 0))
+    if record is None:
+        return _fetch_unrecorded(remote, name, folder.path)
+    if (
+        verify
+        and folder.manifest.read().get(name) == record
+        and folder.is_whole(folder.path / name)
+    ):
+        return folder.path / name
+    folder.manifest.drop(name)
+    path = remote.fetch(name, record, folder.path, verify)
+    if verify:
+        folder.manifest.put(name, record)
+    folder.rotate(record.step)
+    return path
+
+
+def _latest(remote: RemoteFolder) -> tuple[str, str]:
+    """Return the one run of a folder, and the name of its latest checkpoint."""
+    names = remote.names()
+    runs = sorted(match[1] for name in names if (match := re.fullmatch(r'(.+)_state\.json', name)))
+    if len(runs) != 1:
+        raise ValueError(
+            f'{remote.url} is a folder with {len(runs)} runs ({", ".join(runs) or "none"}); '
+            'give the URL of a .pth or .safetensors file'
+        )
+    name = remote.pointed(runs[0])
+    if name is None or name not in remote.records(runs[0]):
+        raise ValueError(
+            f'the run {runs[0]!r} at {remote.url} has no checkpoint that its manifest names; '
+            'give the URL of a .pth or .safetensors file'
+        )
+    return runs[0], name
+
+
+def _fetch_unrecorded(remote: RemoteFolder, name: str, folder: Path) -> Path:
+    """Return a copy of a file that no manifest names; it is fetched again when it has changed."""
+    if name.endswith('.shards') or not remote.system.isfile(remote.at(name)):
+        raise FileNotFoundError(
+            f'no checkpoint at {remote.url}/{name}; give the URL of a .pth or .safetensors file, '
+            'or of the folder of a run'
+        )
+    state = hashlib.blake2b(state_of(remote.system, remote.at(name)).encode(), digest_size=8)
+    path = folder / state.hexdigest() / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            try_again(lambda: download(remote.system, remote.at(name), temporary))
+    return path

@@ -1,0 +1,211 @@
+"""A run that is kept at a URL too: restored from there before it begins, uploaded while it trains.
+
+A checkpoint is written on this machine first, whole, and uploaded by a thread, so that training
+does not wait. An upload that fails is tried again, then reported, and made up for at the next
+checkpoint; the run goes on.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...core.files import MALFORMED, say_malformed, whole_file
+from ...core.remote import say_reason
+from .folder import RunFolder, step_of
+from .manifest import Record
+from .remote import SMALL_LIMIT, RemoteFolder, to_json
+
+if TYPE_CHECKING:
+    from ..trainer import Trainer
+
+#: What is restored beside the checkpoint: files that a run goes on with or shows, after NAME_.
+_RESTORED = re.compile(r'log\.jsonl|metrics\.csv|pinned\.json|skipped\.txt|demo_[0-9]{8,18}\.png')
+#: What is not uploaded as it is: what the uploads write themselves, by the end of the name.
+_OWN = ('_manifest.json', '_state.json')
+
+
+class RunUploads:
+    """Keeps the folder of a run at a URL: the checkpoints, their manifest, logs and pictures.
+
+    Args:
+        url: The URL of the folder.
+        folder: The folder on this machine.
+        name: The argument that holds the URL, for messages.
+    """
+
+    def __init__(self, url: str, folder: RunFolder, name: str = 'run_dir') -> None:
+        self.remote, self.folder = RemoteFolder(url, name), folder
+        self._sent: dict[str, tuple[int, int]] = {}  # the state of small files that were uploaded
+        self._pointer: str | None = None
+        self._wanted, self._ended = threading.Event(), False
+        self._thread: threading.Thread | None = None
+
+    def restore(self) -> Path | None:
+        """Fetch the checkpoint to go on from, where it is newer than that of this machine.
+
+        One that is damaged is passed over with a warning, for the one before. With it come the log
+        and what else the run goes on with.
+
+        Returns:
+            The checkpoint, None where that of this machine is the newest.
+
+        Raises:
+            ValueError: There are checkpoints at the URL, and none can be read.
+            OSError: The URL cannot be reached.
+        """
+        run, records = self.folder.name, self.remote.records(self.folder.name)
+        known = {name: r for name, r in records.items() if self.folder.is_name(name)}
+        pointed = self.remote.pointed(run)
+        if not known or not self._is_behind(known.get(pointed or '')):
+            return None
+        order = sorted(known, key=lambda name: (name == pointed, known[name].step), reverse=True)
+        for name in order:
+            try:
+                path = self.remote.fetch(name, known[name], self.folder.path)
+            except (ValueError, OSError) as error:
+                warnings.warn(f'{name} is passed over: {error}', stacklevel=2)
+                continue
+            self.folder.manifest.put(name, known[name])
+            self.folder.point_to(path)
+            self._restore_others()
+            return path
+        raise ValueError(
+            f'none of the checkpoints of {run!r} at {self.remote.url} can be read; to begin anew, '
+            'move them away or choose another name'
+        )
+
+    def _is_behind(self, there: Record | None) -> bool:
+        """Return whether the checkpoint at the URL is to be taken, and not that of this machine."""
+        latest = self.folder.latest()
+        if latest is None or not latest.exists():
+            return True
+        here = self.folder.manifest.read().get(latest.name)
+        if here is None:
+            return False
+        later = there is not None and (there.saved, there.step) > (here.saved, here.step)
+        return later or here.fault(self.folder.path) is not None
+
+    def _restore_others(self) -> None:
+        """Fetch the files beside checkpoints that the run goes on with."""
+        head = f'{self.folder.name}_'
+        for name in self.remote.names():
+            if name.startswith(head) and _RESTORED.fullmatch(name[len(head) :]):
+                content = self.remote.read(name)
+                if content is not None:
+                    with whole_file(self.folder.path / name, sync=False) as temporary:
+                        temporary.write_bytes(content)
+
+    def upload(self) -> None:
+        """Upload what is new, point to the latest checkpoint, and delete what nothing keeps.
+
+        Raises:
+            OSError: Something could not be uploaded; the rest waits for the next call.
+        """
+        run, records = self.folder.name, self.folder.manifest.read()
+        self.remote.make()
+        held = self.remote.records(run)
+        for name, record in sorted(records.items(), key=lambda item: item[1].step):
+            if name not in held or held[name].files != record.files:
+                if held.pop(name, None) is not None:
+                    self.remote.write_records(run, held)
+                if not self._upload_files(record):
+                    continue
+                held[name] = record
+                self.remote.write_records(run, held)
+        pointed = self.folder.pointed()
+        if pointed is not None and pointed.name in held and pointed.name != self._pointer:
+            self.remote.write(f'{run}_state.json', to_json({'latest_checkpoint': pointed.name}))
+            self._pointer = pointed.name
+        if pointed is not None:
+            self._rotate(held, step_of(pointed))
+        self._upload_others()
+
+    def _upload_files(self, record: Record) -> bool:
+        """Upload the files of a checkpoint; return False where it was deleted meanwhile."""
+        for name, written in record.files.items():
+            try:
+                self.remote.upload(self.folder.path / name, name, written)
+            except OSError:
+                if not (self.folder.path / name).exists():
+                    return False
+                raise
+        return True
+
+    def _rotate(self, held: dict[str, Record], latest: int) -> None:
+        """Delete the checkpoints at the URL that nothing keeps, as is done on this machine."""
+        pinned = self.folder.known_pins()
+        if not self.folder.keep.last or pinned is None:
+            return
+        names = {name for name in held if self.folder.is_name(name) and held[name].step <= latest}
+        metrics = {held[name].step: held[name].metrics for name in names if held[name].metrics}
+        reasons = self.folder.keep.reasons([held[name].step for name in names], metrics, pinned)
+        gone = {name: held[name] for name in names if not reasons[held[name].step]}
+        if gone:
+            kept = {name: record for name, record in held.items() if name not in gone}
+            self.remote.write_records(self.folder.name, kept)
+        for record in gone.values():
+            for name in record.files:
+                self.remote.delete(name)
+
+    def _upload_others(self) -> None:
+        """Upload the log, pictures and other small files of the run that have changed."""
+        for path in sorted(self.folder.path.glob(f'{self.folder.name}_*')):
+            if path.name.endswith(_OWN) or not path.is_file() or path.suffix in ('.pth', '.lock'):
+                continue
+            facts = path.stat()
+            state = (facts.st_size, facts.st_mtime_ns)
+            recorded = re.search(r'_ema_[0-9]{8,18}\.safetensors$', path.name)
+            if not recorded and facts.st_size <= SMALL_LIMIT and self._sent.get(path.name) != state:
+                self.remote.write(path.name, path.read_bytes())
+                self._sent[path.name] = state
+
+    def begin(self) -> None:
+        """Start the thread that uploads."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+
+    def request(self) -> None:
+        """Have what is new uploaded in the background."""
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Upload what is left, and wait for it."""
+        if self._thread is not None:
+            self._ended = True
+            self._wanted.set()
+            self._thread.join()
+            self._thread = None
+
+    def _work(self) -> None:
+        last = False
+        while not last:
+            self._wanted.wait()
+            self._wanted.clear()
+            last = self._ended
+            try:
+                self.upload()
+            except Exception as error:  # (each file system of fsspec has errors of its own)
+                reason = say_malformed(error) if isinstance(error, MALFORMED) else say_reason(error)
+                warnings.warn(
+                    f'{self.folder.name} could not be uploaded to {self.remote.url} ({reason}); '
+                    f'its checkpoints are whole in {self.folder.path}, '
+                    + ('run again to upload them' if last else 'training goes on'),
+                    stacklevel=2,
+                )
+
+
+class UploadHook:
+    """Has what a run writes uploaded, every `every` steps and when it ends."""
+
+    at_end = rescue = True
+
+    def __init__(self, uploads: RunUploads, every: int) -> None:
+        self.uploads, self.every = uploads, every
+
+    def __call__(self, trainer: Trainer) -> None:
+        self.uploads.request()
