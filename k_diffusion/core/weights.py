@@ -88,15 +88,22 @@ def load_safetensors_config(path: str | os.PathLike[str]) -> Any:
 
 
 def save_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: Any = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    config: Any = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes tensors, and a config as the metadata key "config", whole or not at all."""
+    """Write tensors, a config as the metadata key "config" and other metadata, whole or not at
+    all.
+    """
     require('numpy', 'train', 'writing .safetensors')
-    metadata = None if config is None else {'config': json.dumps(config, indent=4)}
+    texts = dict(metadata or {})
+    if config is not None:
+        texts['config'] = json.dumps(config, indent=4)
     with whole_file(path) as temporary:
         plain = {name: t.detach().contiguous() for name, t in tensors.items()}
         try:
-            safetensors.torch.save_file(plain, temporary, metadata)
+            safetensors.torch.save_file(plain, temporary, texts or None)
         except safetensors.SafetensorError as error:
             raise OSError(f'{path} could not be written ({error})') from None
         umask = os.umask(0)

@@ -25,7 +25,7 @@ from ..core.memory import keep_freed_memory
 from ..core.modules import checkpointing
 from ..core.names import escape_name
 from ..core.settings import takes_settings
-from ..training import Retention, RunFolder, Trainer, run_lock
+from ..training import RunFolder, Trainer, run_lock
 from ..training.heartbeat import heartbeat
 from .launch import warn_of_one_process
 from .run.assembly import assemble
@@ -44,6 +44,7 @@ from .run.resuming import (
     tell_changes,
 )
 from .run.settings import Run, TrainSettings
+from .run.watch import Watch, open_folder
 
 #: Parts of the errors that torch raises where an exchange between processes breaks.
 _BROKEN = ('gloo', 'nccl', 'connection closed', 'connection reset', 'process group')
@@ -87,15 +88,11 @@ def _train(
     if accelerator.device.type == 'cpu':
         keep_freed_memory()
     main, extra = accelerator.is_main_process, dict[str, Any]()
-    folder = RunFolder(
-        Path(settings.run_dir or Path('runs') / settings.name),
-        settings.name,
-        extra,
-        Retention(settings.keep_last, settings.keep_best),
-    )
+    folder = open_folder(settings, extra)
     lock = run_lock(folder.path, folder.name) if main else nullcontext()
-    shown = main and settings.show
-    with Display(settings.name, shown) as display, lock, folder.held() if main else nullcontext():
+    held = folder.held() if main else nullcontext()
+    display = Display(settings.name, main and settings.show)
+    with display, lock, held, Watch(settings, folder, main, display) as watch:
         if main:
             folder.sweep()
         path, state = resume_from(settings.resume, folder, accelerator, settings.verify)
@@ -108,20 +105,7 @@ def _train(
             display.say(note)
         over = bool(state and end_step and state['step'] >= end_step and not state.get('owed'))
         if path and state and over and not settings.evaluate_only:
-            display.say(
-                f'{settings.name} is done: it has reached step {state["step"]:,} of '
-                f'{end_step:,} (a greater end_step goes further)'
-            )
-            accelerator.end_training()
-            return Run(
-                settings.name,
-                folder.path,
-                path,
-                state['step'],
-                'already done',
-                None,
-                accelerator.num_processes,
-            )
+            return _leave_done(settings, accelerator, folder, path, state['step'], display)
         seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
         extra['overrides'] = overrides_of(asked, accelerator.num_processes, seed)
         changes: list[Change] = []
@@ -133,6 +117,7 @@ def _train(
         trainer = assemble(
             settings, experiment, accelerator, folder, state, display, end_step, seed
         )
+        watch.attach(trainer)
         extra['config'] = experiment.as_dict()
         extra['data'] = facts_of(
             pictures_of(experiment.dataset()), experiment.encoder(accelerator.device)
@@ -148,10 +133,27 @@ def _train(
             write_json(folder.path / f'{settings.name}_config.json', extra['config'])
         alive = heartbeat(accelerator.process_index, accelerator.num_processes)
         with checkpointing(settings.checkpointing), _explain_lost_process(trainer), alive:
-            status = _evaluate(trainer) if settings.evaluate_only else trainer.run()
+            status = _evaluate(trainer) if settings.evaluate_only else watch.run(trainer)
         accelerator.wait_for_everyone()
         status = 'stopped' if status == 'interrupted' and trainer.stopped else status
     return _close(settings, trainer, folder, status, display)
+
+
+def _leave_done(
+    settings: TrainSettings,
+    accelerator: Any,
+    folder: RunFolder,
+    path: Path,
+    step: int,
+    display: Display,
+) -> Run:
+    """Say that a run has reached its end before."""
+    display.say(
+        f'{settings.name} is done: it has reached step {step:,} (a greater end_step goes further)'
+    )
+    accelerator.end_training()
+    processes = accelerator.num_processes
+    return Run(settings.name, folder.path, path, step, 'already done', None, processes)
 
 
 @contextmanager

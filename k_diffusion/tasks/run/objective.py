@@ -5,6 +5,7 @@ of (seed, item) alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,23 @@ Loss = Callable[[dict[str, Any]], Tensor]
 Conditions = Sequence[tuple[ConditionConfig, Condition]]
 
 
+@dataclass(frozen=True)
+class Objective:
+    """The loss of a batch, [B]: `compute` of what `prepare` makes of the batch.
+
+    Attributes:
+        prepare: A function from a batch to clean x, noise, sigma [B] and the conditions by name.
+        compute: A function loss(x, noise, sigma, **cond) -> [B].
+    """
+
+    prepare: Callable[[dict[str, Any]], tuple[Tensor, Tensor, Tensor, dict[str, Any]]]
+    compute: Callable[..., Tensor]
+
+    def __call__(self, batch: dict[str, Any]) -> Tensor:
+        x, noise, sigma, cond = self.prepare(batch)
+        return self.compute(x, noise, sigma, **cond)
+
+
 def make_loss(
     denoiser: Any,
     density: Density,
@@ -27,7 +45,7 @@ def make_loss(
     memory_format: torch.memory_format = torch.contiguous_format,
     conditions: Conditions = (),
     compute: Callable[..., Tensor] | None = None,
-) -> Loss:
+) -> Objective:
     """The loss of a denoiser as a function from a batch to [B].
 
     The batch holds image [B, C, H, W], item [B] (positions in the stream, from which the noise is
@@ -49,7 +67,7 @@ def make_loss(
             )
         return each
 
-    def loss(batch: dict[str, Any]) -> Tensor:
+    def prepare(batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
         reals, items = (
             batch['image'].contiguous(memory_format=memory_format),
             batch['item'].tolist(),
@@ -69,9 +87,9 @@ def make_loss(
             )
             cond['class_cond'] = batch['class_cond'].masked_fill(dropped, num_classes)
         cond.update(tell(conditions, batch, seed, share))
-        return measure(reals, noise, sigma, **cond)
+        return reals, noise, sigma, cond
 
-    return loss
+    return Objective(prepare, measure)
 
 
 def share(seed: int, *keys: int | str) -> float:

@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...config import load_model
+from ...core.remote import is_url
 from ...core.settings import at_least, check_settings, one_of, setting
 from ..reference import DATASET_WORDS
+from .events import find_target_problem
 
 
 def _number_or_text(text: str) -> int | str:
@@ -31,7 +33,12 @@ class TrainSettings:
     )
     name: str = setting('model', 'the name of the run')
     run_dir: str | os.PathLike[str] | None = setting(
-        None, 'the folder of the run (default: runs/NAME)'
+        None,
+        'the folder of the run, or the URL of one (s3://... and others of fsspec), to which it is '
+        'uploaded and from which it goes on (default: runs/NAME)',
+    )
+    local_dir: str | os.PathLike[str] | None = setting(
+        None, 'with a URL as run_dir: the folder on this machine (default: runs/NAME)'
     )
     batch_size: int | None = setting(
         None, "images per step and process (default: the config's, else 64)"
@@ -74,6 +81,32 @@ class TrainSettings:
         0, 'delete older checkpoints than the last so many (default: 0, none is deleted)'
     )
     keep_best: int = setting(1, '... but keep so many of the smallest smoothed loss')
+    max_seconds: float | None = setting(
+        None,
+        'stop after so many seconds, saved and ready to go on (exit status 0)',
+        metavar='SECONDS',
+    )
+    rewinds: int = setting(
+        0,
+        'where the loss spikes, go back to the last good checkpoint and on with other data, at '
+        'most so many times (default: 0, never)',
+    )
+    spike_factor: float = setting(
+        10.0, 'a spike is a loss of so many times the median of the last 100, three steps in a row'
+    )
+    nan_batches: int = setting(
+        3, 'keep the batches of so many steps whose loss is not a number, NAME_nan_STEP.safetensors'
+    )
+    on_event: str | Sequence[str] = setting(
+        (),
+        'run a command (without a shell) at each event, or POST to a URL: start, checkpoint, '
+        'spike, nan, stop, failure, end; it gets the event as JSON on its standard input',
+        many='append',
+        metavar='CMD',
+    )
+    profile: int = setting(
+        0, 'trace so many steps after a warm-up, NAME_trace_STEP.json.gz (default: 0, none)'
+    )
     ema_snapshots: int | None = setting(
         None,
         'write so many snapshots for `k-diffusion ema` over the run '
@@ -214,6 +247,9 @@ class TrainSettings:
                 'keep_last',
                 'keep_best',
                 'ema_snapshots',
+                'rewinds',
+                'nan_batches',
+                'profile',
                 'grow_warmup',
                 'num_classes',
             ),
@@ -222,7 +258,13 @@ class TrainSettings:
             one_of(self, ('auto', 'folders', 'none'), 'classes'),
             one_of(self, ('fork', 'forkserver', 'spawn'), 'start_method'),
             *self._problems(),
+            *self._problems_of_long_runs(),
         )
+
+    @property
+    def targets(self) -> list[str]:
+        """The commands and URLs that events go to."""
+        return [self.on_event] if isinstance(self.on_event, str) else list(self.on_event)
 
     def _problems(self) -> list[str]:
         """Return what is wrong with settings of other kinds and with combinations of settings."""
@@ -285,6 +327,18 @@ class TrainSettings:
             ): self.evaluate_n != 1 and not (self.evaluate_only and self.evaluate_n == 0),
         }
         return [problem for problem, fine in rules.items() if not fine]
+
+    def _problems_of_long_runs(self) -> list[str | None]:
+        """Return what is wrong with the settings of runs that take long; a None is none."""
+        rules = {
+            f'max_seconds must be above 0; got {self.max_seconds}': self.max_seconds is None
+            or self.max_seconds > 0,
+            f'spike_factor must be above 1; got {self.spike_factor}': self.spike_factor > 1,
+            'local_dir must be left out where run_dir is not a URL': self.local_dir is None
+            or is_url(self.run_dir),
+        }
+        problems = [problem for problem, fine in rules.items() if not fine]
+        return [*problems, *map(find_target_problem, self.targets)]
 
     @property
     def extractor(self) -> str:
