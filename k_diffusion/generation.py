@@ -26,14 +26,7 @@ from .recipes import Probe, Traits, recommended
 from .sampling import SAMPLERS, Request, Sampler, find_sampler, make_noise_sampler, requests
 from .sampling.loop import levels
 from .sampling.registry import plain_name
-from .schedules import DISCRETE_SCHEDULES, SCHEDULES
-
-#: The schedules that go from one noise level to another (the vp one has levels of its own).
-BETWEEN = {
-    name: schedule
-    for name, schedule in SCHEDULES.items()
-    if 'sigma_max' in inspect.signature(schedule).parameters
-}
+from .schedules import BETWEEN, DISCRETE_SCHEDULES, SCHEDULES
 
 
 @dataclass
@@ -179,13 +172,16 @@ def sample(
         seeds: one number (item i is then drawn from it and i), or a number per item; None takes a
             number from torch's global generator. An item depends on its seed and its condition
             alone, whatever the batch size.
-        sigma_min, sigma_max: the range of noise levels; by default the denoiser's own (its
-            attributes of these names), else 0.002 and 80.
+        sigma_min: the lowest noise level; by default the denoiser's attribute of this name, else
+            0.002.
+        sigma_max: the highest noise level; by default the denoiser's attribute, else 80.
         cond: a tree of conditions by name. Tensors whose leading dimension is the number of
             samples, and lists of as many strings, hold an entry for each; everything else is shared
             by all (K.share marks a tensor that is, where its leading dimension is the number of
             samples by chance).
-        guidance, null, guidance_interval: as K.guidance.classifier_free takes them.
+        guidance: the scale of classifier-free guidance; 1 is none.
+        null: the values that stand for no conditions, as K.guidance.classifier_free takes them.
+        guidance_interval: the noise levels (low, high] at which guidance acts; by default all.
         callback: (how many samples are finished, the sampler's own dict), at each step.
         options: the sampler's own named options.
         explain: print which sampler and noise levels were taken, and why.

@@ -55,7 +55,10 @@ def probe(
         denoiser: The denoiser.
         shape: Of the batch of noises, [B, ...]; 8 to 32 items are enough.
         steps: Numbers of model calls.
-        cond, guidance, null, guidance_interval: As `sample` takes them.
+        cond: Conditions, as `sample` takes them.
+        guidance: The scale of classifier-free guidance; 1 is none.
+        null: The values that stand for no conditions.
+        guidance_interval: The noise levels (low, high] at which guidance acts; by default all.
         seed: That of the noises.
         fine: Steps of the finer run.
         batch_size: How many noises the denoiser is given at once.

@@ -57,7 +57,9 @@ def test_every_type_is_on_the_page():
 PAGES = [
     'README.md',
     'CHANGELOG.md',
-    *(f'docs/{page.name}' for page in sorted((ROOT / 'docs').glob('*.md'))),
+    'CONTRIBUTING.md',
+    'SECURITY.md',
+    *(page.relative_to(ROOT).as_posix() for page in sorted((ROOT / 'docs').rglob('*.md'))),
 ]
 
 

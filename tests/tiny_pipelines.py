@@ -89,3 +89,45 @@ def ours(scheduler, **options):
 
 def differ(a, b):
     return float((a - b).abs().max() / b.abs().max())
+
+
+def save_stable_diffusion(folder):
+    """Write a Stable Diffusion pipeline with a text encoder of random weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+
+    vocabulary = {'<pad>': 0, '<start>': 1, '<end>': 2, '<unknown>': 3, 'a': 4, 'boat': 5}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token='<unknown>'))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single='<start> $A <end>', special_tokens=[('<start>', 1), ('<end>', 2)]
+    )
+    special = {'pad_token': '<pad>', 'bos_token': '<start>', 'eos_token': '<end>'}
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token='<unknown>', model_max_length=8, **special
+    )
+    torch.manual_seed(0)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=12,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=8,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+    pipe = diffusers.StableDiffusionPipeline(
+        vae=make_vae(),
+        text_encoder=text,
+        tokenizer=fast,
+        unet=randomised(diffusers.UNet2DConditionModel(**TINY, **CROSS)),
+        scheduler=diffusers.DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)

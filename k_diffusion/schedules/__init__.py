@@ -37,7 +37,7 @@ from .draws import (
     rand_split_log_normal,
     rand_v_diffusion,
 )
-from .entries import Schedule, catalogue
+from .entries import BETWEEN, Schedule, catalogue
 from .flow import (
     flow_table,
     flow_time_to_sigma,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter
 
@@ -64,13 +64,44 @@ class Schedule:
         }
 
 
+class BetweenLevels(Mapping[str, Callable[..., Tensor]]):
+    """The schedules of SCHEDULES that go from one noise level to another, by name.
+
+    It follows SCHEDULES, so that it also has what a program registers later.
+    """
+
+    def __getitem__(self, name: str) -> Callable[..., Tensor]:
+        function = SCHEDULES[name]
+        if not takes_range(function):
+            raise KeyError(name)
+        return function
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, function in SCHEDULES.items() if takes_range(function))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in SCHEDULES and takes_range(SCHEDULES[str(name)])
+
+
+def takes_range(schedule: Callable[..., Tensor]) -> bool:
+    """Return True for a schedule between sigma_min and sigma_max."""
+    return 'sigma_max' in inspect.signature(schedule).parameters
+
+
+#: Schedules between two noise levels by name (that of `vp` has levels of its own).
+BETWEEN = BetweenLevels()
+
+
 def catalogue() -> tuple[Schedule, ...]:
     """Return the entries of all schedules: those of a range or of their own, then those of a
     table of levels.
     """
     entries = []
     for name, function in SCHEDULES.items():
-        takes = 'range' if 'sigma_max' in inspect.signature(function).parameters else 'nothing'
+        takes = 'range' if takes_range(function) else 'nothing'
         entries.append(
             Schedule(
                 name,

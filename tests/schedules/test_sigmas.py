@@ -88,3 +88,19 @@ def test_append_zero():
     x = torch.tensor([2.0, 1.0], dtype=torch.float64)
     assert torch.equal(schedules.append_zero(x), torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
     assert sampling.append_zero is schedules.append_zero
+
+
+def test_between_follows_the_registry():
+    def get_sigmas_toy_two(n, sigma_min, sigma_max, device='cpu'):
+        """Return the two bounds and 0."""
+        return torch.tensor([sigma_max, sigma_min, 0.0])
+
+    assert 'toy_two' not in generation.BETWEEN and 'vp' not in generation.BETWEEN
+    schedules.SCHEDULES.register('toy_two')(get_sigmas_toy_two)
+    try:
+        assert 'toy_two' in [*generation.BETWEEN]
+        assert generation.BETWEEN['toy_two'](2, 0.5, 3.0).tolist() == [3.0, 0.5, 0.0]
+    finally:
+        schedules.SCHEDULES._entries.pop('toy_two')
+    with pytest.raises(KeyError):
+        generation.BETWEEN['vp']
