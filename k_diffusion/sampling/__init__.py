@@ -1,10 +1,10 @@
-"""Samplers: how a denoiser turns noise into data.
+"""Samplers: functions that turn noise into data with a denoiser.
 
-Each is a plain function sample_<name>(model, x, sigmas, ...).
+Each is called as sample_<name>(model, x, sigmas, ...).
 
-Programs also replace names here (`k_diffusion.sampling.torch = ...`) to change what the samplers
-draw or show, so a name set on this module is set in every file of the room that holds the same
-object under it.
+Programs also replace names of this module (`k_diffusion.sampling.torch = ...`) to change what the
+samplers draw or show. A name set here is therefore set in every file of the package that holds the
+same object under that name.
 """
 
 # ruff: noqa: F401
@@ -65,8 +65,9 @@ from .coefficients import (
     phi,
     to_d,
 )
+from .definition import make_sampler, preset, sampler
 from .likelihood.log_likelihood import invert, log_likelihood
-from .loop import Request, Step, Steps, levels
+from .loop import Step, Steps, levels
 from .noise import (
     BatchedBrownianTree,
     BrownianTreeNoiseSampler,
@@ -78,18 +79,8 @@ from .noise import (
 )
 from .outside import requests
 from .record import Record
-from .registry import (
-    SAMPLERS,
-    SampleFn,
-    Sampler,
-    State,
-    catalogue,
-    find_sampler,
-    iterate,
-    make_sampler,
-    preset,
-    sampler,
-)
+from .registry import SAMPLERS, SampleFn, Sampler, catalogue, find_sampler
+from .running import State, iterate
 from .samplers import presets as _presets
 from .samplers.cfg_pp import (
     sample_cfgpp_ud10_ab,
@@ -150,11 +141,12 @@ from .samplers.unipc import sample_uni_pc, sample_uni_pc_bh2
 from .spectrum import Spectrum
 from .step_size import PIDStepSizeController
 from .transitions import Transition, Transitions, transition
+from .watch import Request
 
-#: Samplers that are made in a loop, by the names of the others.
+#: Samplers made in a loop, under names like the others.
 globals().update({f'sample_{name}': entry.function for name, entry in SAMPLERS.items()})
 
-# Names that old programs find here, loaded when asked for: (module, attribute).
+# Names of the original, imported on access: (module, attribute).
 _LAZY = {
     'utils': ('k_diffusion.utils', None),
     'integrate': ('scipy.integrate', None),
@@ -164,6 +156,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    """Import one of the lazy names."""
     if name not in _LAZY:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     module, attribute = _LAZY[name]
@@ -178,7 +171,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Face(ModuleType):
-    """This module: names set on it reach the files behind it."""
+    """A module that passes names set on it to the files of the package."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self):

@@ -1,6 +1,4 @@
-"""A Brownian path that remembers nothing but its seed: every value is drawn when asked for, the
-same one each time.
-"""
+"""A Brownian path defined by its seed: each value is drawn on request, and always the same."""
 
 from __future__ import annotations
 
@@ -14,34 +12,38 @@ from torch import Tensor
 from ..core.random import derive_seed, randn_items
 
 SPAN = 64  # the nodes are powers of 2 from 2^-64 to 2^64
-COARSEST, FINEST = (
-    3,
-    44,
-)  # leaves are 2^-3 octaves wide (9 % of the time) and down to 2^-44 where steps are that short
-POINTS = 4  # asked-for values that are kept
+COARSEST = 3  # the widest leaves are 2^-3 octaves, 9 % of the time
+FINEST = 44  # the narrowest leaves, for steps as short
+POINTS = 4  # number of requested values kept
 
 
 class Point(NamedTuple):
-    """A time and W there."""
+    """A time and the value W there."""
 
     time: float
     value: Tensor
 
 
 class BrownianPath:
-    """W(time) [B, ...] for every time >= 0: W(0) = 0, increments independent and of variance their
-    length.
+    """A Brownian path W(time) [B, ...] for every time >= 0.
 
-    (0, inf) is halved in the exponent of the time, down to leaves no wider than the step that asks,
-    each node drawn given the two around it (a Brownian bridge) by a generator seeded with its
-    exponent. A time inside a leaf is drawn given the leaf's ends by the generator of the leaf's
-    middle, so that halving on, as a shorter step does, moves W there but little. So W is a function
-    of the seeds, the time and the level of halving, whatever was asked before; and the two times of
-    a step lie in two leaves, so that its increment has the right variance. Steps of 1/8 octave (9
-    %) and more all see one path, exactly; shorter ones see more of its detail, and where the detail
-    changes from step to step two neighbours may be correlated by up to 0.1. The nodes on the way to
-    the last leaf are kept, so a walk draws only what lies below the fork of two ways: three or four
-    a step.
+    W(0) = 0; increments are independent, and their variance is their length.
+
+    (0, inf) is halved in the exponent of the time, down to leaves no wider than the step that asks.
+    Each node is drawn given the two around it (a Brownian bridge), by a generator seeded with its
+    exponent. A time inside a leaf is drawn given the ends of the leaf, by the generator of the
+    middle of the leaf, so that a finer level of halving moves W there only a little. W is therefore
+    a function of the seeds, the time and the level of halving, and does not depend on earlier
+    requests. The two times of a step lie in two leaves, so its increment has the right variance.
+
+    Steps of 1/8 octave (9 %) and more all see the same path, exactly. Shorter steps see more of its
+    detail; where the level of detail changes from one step to the next, neighbours may be
+    correlated by up to 0.1. The nodes on the way to the last leaf are kept, so that a walk draws
+    three or four values per step.
+
+    Args:
+        x: A tensor like the values, [B, ...].
+        seeds: A seed for each item.
     """
 
     def __init__(self, x: Tensor, seeds: Sequence[int]) -> None:
@@ -52,7 +54,7 @@ class BrownianPath:
         self._points: dict[tuple[float, int], Tensor] = {}
 
     def __call__(self, time: float, other: float = 0.0) -> Tensor:
-        """W at a time, as a step between it and the other time sees it."""
+        """Return W at a time, as a step between it and the other time sees it."""
         if time == 0:
             return self._origin.value
         level = _level(time, other)
@@ -66,7 +68,12 @@ class BrownianPath:
         return value
 
     def draw(self, key: float | str, std: float = 1.0) -> Tensor:
-        """Gaussian noise named by a key."""
+        """Draw Gaussian noise named by a key.
+
+        Args:
+            key: The name; the same key gives the same noise.
+            std: Its standard deviation.
+        """
         return randn_items(
             self._shape,
             [derive_seed(seed, 'brownian', key) for seed in self._seeds],
@@ -76,7 +83,7 @@ class BrownianPath:
         )
 
     def _leaf(self, time: float, level: int) -> tuple[Point, Point, float]:
-        """The two nodes around a time at a level, and the exponent of the middle between them."""
+        """Return the two nodes around a time at a level, and the exponent of their middle."""
         low, high = -float(SPAN), float(SPAN)
         left, right = self._origin, Point(math.inf, self._origin.value)
         way = {}
@@ -94,16 +101,14 @@ class BrownianPath:
         return left, right, (low + high) / 2
 
     def _between(self, left: Point, right: Point, time: float, key: float) -> Point:
-        """W at a time given two points around it, the right one possibly at infinity."""
+        """Return W at a time given two points around it; the right one may be at infinity."""
         share = (time - left.time) / (right.time - left.time)
         value = self.draw(key, math.sqrt((time - left.time) * (1 - share)))
         return Point(time, value.add_(left.value, alpha=1 - share).add_(right.value, alpha=share))
 
 
 def _level(time: float, other: float) -> int:
-    """How often an octave is halved so that the leaves are at most as wide as the step between
-    two times.
-    """
+    """Return how often an octave is halved so that leaves are no wider than the step."""
     if time <= 0 or other <= 0:
         return COARSEST
     octaves = max(2.0**-FINEST, abs(math.log2(time) - math.log2(other)))

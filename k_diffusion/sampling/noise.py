@@ -1,6 +1,6 @@
-"""Where samplers take their noise from: independent draws, draws per item, a Brownian path.
+"""Noise samplers: independent draws, draws per item, a Brownian path.
 
-A noise sampler is called with two levels, (sigma, sigma_next), and gives noise of unit variance
+A noise sampler is called with two levels, (sigma, sigma_next), and returns noise of unit variance
 like x.
 """
 
@@ -24,16 +24,22 @@ Generators: TypeAlias = torch.Generator | Sequence[torch.Generator]
 
 
 def default_noise_sampler(x: Tensor) -> NoiseSampler:
-    """Independent noise from torch's global generator."""
+    """Return a source of independent noise from torch's global generator.
+
+    Args:
+        x: A tensor like the noise.
+    """
     return lambda sigma, sigma_next: torch.randn_like(x)
 
 
 def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSampler:
-    """Independent noise in which item i depends on the i-th seed alone, whatever else is in its
-    batch.
+    """Return a source of independent noise in which item i depends on its own seed only.
 
-    One number serves as the seed of the whole batch: item i is then the i-th of that seed. The k-th
-    call gives the k-th noise.
+    The k-th call returns the k-th noise.
+
+    Args:
+        x: A tensor like the noise, [B, ...].
+        seed: A seed for each item; or one number, from which the seed of item i is derived.
     """
     seeds = item_seeds(x, seed)
     calls = 0
@@ -49,10 +55,14 @@ def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSa
 
 
 def generator_noise_sampler(x: Tensor, generator: Generators) -> NoiseSampler:
-    """Independent noise from a torch.Generator, or from one for each item; drawn where the
-    generator lives.
+    """Return a source of independent noise from one torch.Generator, or from one for each item.
 
-    In float64 it is that of float32, cast: one seed is one noise in either precision.
+    The noise is drawn on the device of the generator. For float64 it is drawn in float32 and cast,
+    so that a seed gives the same noise in both precisions.
+
+    Args:
+        x: A tensor like the noise, [B, ...].
+        generator: A generator, or one for each item.
     """
 
     def draw(shape: Sequence[int], source: torch.Generator) -> Tensor:
@@ -73,13 +83,20 @@ def make_noise_sampler(
     seed: int | Sequence[int] | None = None,
     generator: Generators | None = None,
 ) -> NoiseSampler:
-    """The noise of a run from a seed or a generator (or one per item).
+    """Return the source of noise of a run from a seed or a generator.
 
-    'path' is a Brownian path in sigma (its seed is drawn from the generator where one is given);
-    'independent' suits samplers that go back and forth over the same levels.
+    Args:
+        x: A tensor like the noise, [B, ...].
+        kind: 'path' for a Brownian path in sigma (its seed is drawn from the generator, if there is
+            one); 'independent' for samplers that return to the same levels.
+        seed: A seed for each item, or one number.
+        generator: A generator, or one for each item.
+
+    Raises:
+        ValueError: If both a seed and a generator are given, or the kind is unknown.
     """
     if seed is not None and generator is not None:
-        raise ValueError('a seed and a generator were given; give one source of noise')
+        raise ValueError('seed must be None where a generator is given; pass one source of noise')
     if kind not in ('path', 'independent'):
         raise ValueError(unknown('kind of noise', kind, ('path', 'independent')))
     if kind == 'independent':
@@ -89,20 +106,25 @@ def make_noise_sampler(
             else seeded_noise_sampler(x, seed)
         )
     if isinstance(generator, torch.Generator):
-        seed = _drawn_seed(generator)
+        seed = _draw_seed(generator)
     elif generator is not None:
         seed = draw_seeds(x, generator)
     return BrownianTreeNoiseSampler(x, 0.0, 1.0, seed)
 
 
 class BatchedBrownianTree:
-    """A Brownian path per item over any times, negative ones included: called with t0, t1 it gives
-    W(t1) - W(t0).
+    """A Brownian path for each item over any times, negative ones included.
 
-    seed: a number per item, or one for the batch (item i of it is the same in a batch of any size);
-    None draws one from torch's global generator. The sign turns where the path was laid from a
-    later time t0 to an earlier t1. Nothing is special about times outside [t0, t1]. Further options
-    of torchsde's tree (w0, tol, ...) are accepted and have no effect on increments.
+    A call with t0, t1 returns W(t1) - W(t0). The sign is reversed if the tree was made with t0 >
+    t1. Times outside [t0, t1] are allowed.
+
+    Args:
+        x: A tensor like the values, [B, ...].
+        t0: A time.
+        t1: Another time.
+        seed: A number for each item, or one for the batch (item i is then the same in a batch of
+            any size); None draws one from torch's global generator.
+        **kwargs: Options of torchsde's tree (w0, tol, ...), which are accepted and ignored.
     """
 
     def __init__(
@@ -120,29 +142,38 @@ class BatchedBrownianTree:
         return (end - start if self.sign > 0 else start - end).to(self._dtype)
 
     def still(self, t: float) -> Tensor:
-        """Unit noise for a step between equal times, where the path does not move."""
+        """Return unit noise for a step between equal times, where the path does not move.
+
+        Args:
+            t: The time.
+        """
         return self._after.draw(f'still {t!r}').to(self._dtype)
 
     def _at(self, t: Any, other: Any) -> Tensor:
         time, other = float(t), float(other)
         if not math.isfinite(time):
             raise ValueError(
-                f'a Brownian path has no value at time {time}; ask for finite times (is a log of '
-                'sigma 0 taken?)'
+                f'times of a Brownian path must be finite; got {time} (the logarithm of sigma 0?)'
             )
         return self._after(time, other) if time >= 0 else self._before(-time, -other)
 
 
-def _same(sigma: Any) -> Any:
+def _identity(sigma: Any) -> Any:
     return sigma
 
 
 class BrownianTreeNoiseSampler:
-    """Noise from one Brownian path in the time transform(sigma): the same for any number of steps
-    between the same levels.
+    """Noise from one Brownian path in the time transform(sigma).
 
-    seed: as in BatchedBrownianTree. Levels outside [sigma_min, sigma_max] are as good as those
-    inside.
+    The path is the same for any number of steps between the same levels. Levels outside [sigma_min,
+    sigma_max] are allowed.
+
+    Args:
+        x: A tensor like the noise, [B, ...].
+        sigma_min: The lowest level.
+        sigma_max: The highest level.
+        seed: As in `BatchedBrownianTree`.
+        transform: The time of a level.
     """
 
     def __init__(
@@ -151,7 +182,7 @@ class BrownianTreeNoiseSampler:
         sigma_min: Any,
         sigma_max: Any,
         seed: int | Sequence[int] | None = None,
-        transform: Callable[[Any], Any] = _same,
+        transform: Callable[[Any], Any] = _identity,
     ) -> None:
         self.transform = transform
         if not callable(transform):
@@ -168,39 +199,55 @@ class BrownianTreeNoiseSampler:
         return self.tree(t0, t1).div_(math.sqrt(abs(t1 - t0)))
 
     def _time(self, sigma: Any) -> float:
-        if self.transform is _same:  # spares a tensor at every step
+        if self.transform is _identity:  # spares a tensor at every step
             return float(sigma)
         return float(self.transform(torch.tensor(float(sigma), dtype=torch.float64)))
 
 
 def _item_generators(x: Tensor, generator: Any) -> list[torch.Generator]:
+    """Return a list of one generator for each item of x."""
     items = list(generator) if isinstance(generator, Sequence) else []
     if not items or not all(isinstance(item, torch.Generator) for item in items):
         raise TypeError(
-            'generator must be a torch.Generator, or a list of one for each item; got '
+            'generator must be a torch.Generator, or a list with one for each item; got '
             f'{show_value(generator)}'
         )
     if len(items) != len(x):
         raise ValueError(
-            f'{len(items)} generators were given for a batch of {len(x)}; give one, or one for '
-            'each item'
+            f'generator must be one torch.Generator, or one for each of the {len(x)} items; got '
+            f'{len(items)}'
         )
     return items
 
 
 def draw_seeds(x: Tensor, generator: Generators) -> list[int]:
-    """Draw a seed for each item of x from a generator, or from one for each."""
+    """Draw a seed for each item of x from a generator, or from one for each item.
+
+    Args:
+        x: A batch, [B, ...].
+        generator: A generator, or one for each item.
+    """
     if isinstance(generator, torch.Generator):
-        return [_drawn_seed(generator) for _ in x]
-    return [_drawn_seed(item) for item in _item_generators(x, generator)]
+        return [_draw_seed(generator) for _ in x]
+    return [_draw_seed(item) for item in _item_generators(x, generator)]
 
 
-def _drawn_seed(generator: torch.Generator) -> int:
+def _draw_seed(generator: torch.Generator) -> int:
     return int(torch.randint(0, 2**63 - 1, [], generator=generator, device=generator.device))
 
 
 def item_seeds(x: Tensor, seed: Any) -> list[int]:
-    """A seed for each item of x."""
+    """Return a seed for each item of x.
+
+    Args:
+        x: A batch, [B, ...].
+        seed: A seed for each item; one number, from which the seeds are derived; or None for
+            torch's global generator.
+
+    Raises:
+        TypeError: If x is not a batch.
+        ValueError: If seed is not an integer, or not one for each item.
+    """
     if seed is None:
         seed = torch.randint(0, 2**63 - 1, [])
     if not isinstance(x, Tensor) or not x.ndim:
@@ -209,15 +256,12 @@ def item_seeds(x: Tensor, seed: Any) -> list[int]:
     one = not isinstance(given, Iterable)
     items: list[Any] = [given] if one else list(given)
     if isinstance(seed, str) or not all(is_whole(item, -math.inf) for item in items):
-        raise ValueError(
-            f'seed must be a whole number, or one for each item; got {show_value(seed)}'
-        )
+        raise ValueError(f'seed must be an integer, or one for each item; got {show_value(seed)}')
     seeds = [int(item) for item in items]
     if one:
         return [derive_seed(seeds[0], 'item', i) for i in range(len(x))]
     if len(seeds) != len(x):
         raise ValueError(
-            f'{len(seeds)} seeds were given for a batch of {len(x)}; give one number, or a seed '
-            'for each item'
+            f'seed must be one integer, or one for each of the {len(x)} items; got {len(seeds)}'
         )
     return seeds

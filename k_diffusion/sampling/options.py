@@ -1,4 +1,4 @@
-"""Checks of the options that samplers are called with."""
+"""Checks of the options of samplers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from ..core.arguments import check_number, show_value
 
-#: The rule of a numeric option: the least value, whether infinity is allowed, and a hint. Other
-#: options are numbers of any size.
+#: The rule of a numeric option: the least value, True if infinity is allowed, and a hint. Options
+#: without a rule are numbers of any size.
 RULES: Mapping[str, tuple[float, bool, str]] = {
     'eta': (0.0, False, '0 disables noise, 1 is the usual value'),
     'tau': (0.0, False, '0 disables noise, 1 is the usual value'),
@@ -30,9 +30,17 @@ RULES: Mapping[str, tuple[float, bool, str]] = {
 
 
 def check_options(parameters: Mapping[str, Parameter], given: MutableMapping[str, Any]) -> None:
-    """Check the options of a sampler, and turn the numbers among them into floats.
+    """Check the options of a sampler, and convert the numbers among them to floats.
 
-    An option is a number where its default is a float. tau may be a function too.
+    An option is a number if its default is a float; tau may also be a function.
+
+    Args:
+        parameters: The parameters of the sampler.
+        given: The arguments by name; changed in place.
+
+    Raises:
+        TypeError: If an option has the wrong type.
+        ValueError: If a number is outside its range.
     """
     for name, value in given.items():
         if isinstance(parameters[name].default, float) and not (name == 'tau' and callable(value)):
@@ -44,6 +52,6 @@ def check_options(parameters: Mapping[str, Parameter], given: MutableMapping[str
     extra_args = given.get('extra_args')
     if extra_args is not None and not isinstance(extra_args, Mapping):
         raise TypeError(
-            'extra_args must be a dict of keyword arguments for the model; got a '
+            'extra_args must be a dict of keyword arguments for the model; got '
             f'{type(extra_args).__name__}'
         )

@@ -1,6 +1,4 @@
-"""Samplers whose model is outside: what calls it is not the sampler but whoever runs it, as in
-schedulers of other programs.
-"""
+"""Samplers that leave the calls of the model to their caller, as schedulers do."""
 
 from __future__ import annotations
 
@@ -10,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .loop import Request, Sigmas, Watch
+from .loop import Sigmas
 from .record import Record
-from .registry import Run, Sampler, cast_result, find_sampler, start_run
+from .registry import Run, Sampler, find_sampler
+from .running import cast_result, start_run
+from .watch import Request, Watch
 
 
 def requests(
@@ -23,31 +23,30 @@ def requests(
     record: Record | None = None,
     **kwargs: Any,
 ) -> Generator[Request, Any, Any]:
-    """Run a sampler whose model is outside: a generator that yields each call of the model and is
-    sent the answer.
+    """Run a sampler as a generator that yields each call of the model and is sent the answer.
 
-    It is the same body as sample_<name> and iterate run. Its result, the value of StopIteration, is
+    It runs the same body as sample_<name> and iterate. Its result, the value of StopIteration, is
     what sample_<name> returns.
 
-    What guidance with an interval adds is not kept apart from the rest here, as linear multistep
-    samplers do inside: the answers are taken as they come.
+    Linear multistep samplers integrate guidance with an interval separately when they call the
+    model themselves. Here they take the guided answers as they are.
 
     Args:
         sampler: A name, a function that `sampler` made, or an entry.
         x: Noise at the first level, [B, ...].
-        sigmas: The noise levels, of the samplers that take them.
-        record: Keeps the answers and the noise (`Record`). A run that is given one with answers
-            does not ask for these again, so a run goes on in another process; the generator itself
-            cannot be pickled. Edits of `Request.live` are not recorded.
-        **kwargs: What else sample_<name> takes: extra_args (which come back as `Request.cond`),
+        sigmas: The noise levels, for samplers that take them.
+        record: Keeps the answers and the noise (`Record`). A run with a record that holds answers
+            does not request these again, so that a run can be continued in another process; the
+            generator itself cannot be pickled. Edits of `Request.live` are not recorded.
+        **kwargs: Further arguments of sample_<name>: extra_args (returned as `Request.cond`),
             callback, seed and options.
 
     Returns:
         A generator of `Request`s: x [B, ...], sigma [B], and what the host needs besides.
 
     Raises:
-        ValueError: The sampler is a function from elsewhere, or calls its model by `Step.denoise`
-            and not by `Step.ask`.
+        ValueError: If the sampler is a function from elsewhere, or calls its model by
+            `Step.denoise` and not by `Step.ask`.
 
     Example:
         run = K.sampling.requests('heun', x, sigmas, seed=0)
@@ -62,8 +61,7 @@ def requests(
     if entry.body is None:
         raise ValueError(
             'sampler must be a generator of steps, as K.sampling.sampler takes it; got the '
-            f'function {entry.name}, '
-            'which calls its model inside'
+            f'function {entry.name}, which calls its model itself'
         )
     levels_of_run = () if sigmas is None else (sigmas,)
     run, watch = start_run(
@@ -75,6 +73,7 @@ def requests(
 def _ask_outside(
     run: Run[Any], watch: Watch, record: Record | None
 ) -> Generator[Request, Any, Any]:
+    """Yield the requests of a run and return its result in the dtype of the x it was given."""
     sent: Any = None
     while True:
         try:
@@ -92,13 +91,13 @@ def _ask_outside(
 
 
 class OutsideModel:
-    """Stand-in for a model that is called outside of the run."""
+    """A placeholder for a model that is called outside of the run."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise ValueError(
             'this sampler calls its model by step.denoise, step.slope or step.denoise_pair and '
             'cannot be run by requests; '
-            'write yield from step.ask, step.ask_slope or step.ask_pair'
+            'use yield from step.ask, step.ask_slope or step.ask_pair'
         )
 
     pair = __call__

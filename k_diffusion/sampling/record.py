@@ -1,6 +1,4 @@
-"""A run as data: what the model answered and what noise was drawn, from which another process
-goes on.
-"""
+"""A run as data: the answers of the model and the noise drawn, to continue in another process."""
 
 from __future__ import annotations
 
@@ -18,9 +16,10 @@ _KEYS = ('start', 'answers', 'noises', 'edits', 'steps')
 class Record:
     """The answers and the noise of a run of `iterate`.
 
-    A sampler keeps what its method needs in local variables. Given the answers of the model and the
-    noise again, it comes to the same place without a call of the model. So these are the state of a
-    run, for every sampler. They take the memory of one x for each call of the model and each draw.
+    A sampler keeps what its method needs in local variables. Given the same answers of the model
+    and the same noise, it reaches the same state without a call of the model. Answers and noise are
+    therefore the state of a run, for every sampler. They take the memory of one x for each call of
+    the model and each draw.
 
     Args:
         state: The result of `state_dict` of a run to continue.
@@ -34,14 +33,14 @@ class Record:
 
         record = K.sampling.Record(torch.load('run.pt'))        # in another process
         for state in K.sampling.iterate('dpmpp_2m_sde', denoiser, x, sigmas, record=record):
-            ...                                                 # from the step after the last one
+            ...                                                 # continues after the last step
     """
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         odd = [key for key in _KEYS if key not in state] if isinstance(state, Mapping) else []
         if odd or not (state is None or isinstance(state, Mapping)):
             raise ValueError(
-                f'state must be what Record.state_dict gave; got {type(state).__name__}'
+                f'state must be a result of Record.state_dict; got {type(state).__name__}'
                 + (f' without {odd[0]!r}' if odd else '')
             )
         held = state or {}
@@ -54,9 +53,7 @@ class Record:
         self._last: tuple[int, Tensor, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the run so far as tensors and numbers, with what was done to x after its last
-        step.
-        """
+        """Return the run so far as tensors and numbers, with edits of x after its last step."""
         if self._last is not None:
             self._note_edit(*self._last)
         return {
@@ -68,22 +65,31 @@ class Record:
         }
 
     def begin(self, x: Tensor) -> None:
-        """Note where the run starts; raise a ValueError if it is a run from another x."""
+        """Set the start of the run; raise a ValueError if the record holds a run from another x.
+
+        Args:
+            x: The start, [B, ...].
+        """
         if self.start is None:
             self.start = x.detach().clone()
         elif self.start.shape != x.shape or not torch.equal(self.start.to(x), x):
-            raise ValueError('x must be the start of the run that record holds; got another one')
+            raise ValueError('x must be the start of the run in record; got a different tensor')
 
     def wrap_model(self, model: Any) -> Any:
-        """Return the model with its calls recorded; those that were made already are answered
-        from the record.
+        """Return the model with its calls recorded; calls made before are answered from the record.
+
+        Args:
+            model: The denoiser.
         """
         return _Recorded(model, self)
 
     def wrap_noise(self, noise_sampler: NoiseSampler) -> NoiseSampler:
         """Return the source of noise with its draws recorded.
 
-        What was drawn already is drawn again, and not used.
+        Draws made before are repeated and replaced by the recorded ones.
+
+        Args:
+            noise_sampler: The source of noise.
         """
 
         def noise(sigma: Any, sigma_next: Any) -> Tensor:
@@ -97,30 +103,54 @@ class Record:
         return noise
 
     def answer(self, ask: Callable[..., Any], x: Tensor, *args: Any, **cond: Any) -> Any:
-        """Return the next answer: from the record, or of the model."""
+        """Return the next answer: from the record, or from the model.
+
+        Args:
+            ask: The model.
+            x: The noisy batch, [B, ...].
+            *args: Further positional arguments of the model.
+            **cond: Its conditions.
+        """
         known = self.recall(x.device)
         return self.keep(ask(x, *args, **cond)) if known is None else known
 
     def recall(self, device: torch.device) -> Any:
-        """Return the next answer of the record; None after the last one."""
+        """Return the next answer of the record; None after the last one.
+
+        Args:
+            device: The device to move it to.
+        """
         if self._answered == len(self.answers):
             return None
         self._answered += 1
         return _map(self.answers[self._answered - 1], lambda value: value.to(device))
 
     def keep(self, answer: Any) -> Any:
-        """Add an answer to the record, and return it."""
+        """Add an answer to the record, and return it.
+
+        Args:
+            answer: A tensor, or a tuple of tensors.
+        """
         self.answers.append(_map(answer, lambda value: value.detach().clone()))
         self._answered += 1
         return answer
 
     def end_step(self, step: int, x: Tensor, state: Any) -> None:
-        """Note a step that has ended, whose state the caller is about to see."""
+        """Mark the end of a step, whose state the caller receives next.
+
+        Args:
+            step: Its index.
+            x: Its end, [B, ...].
+            state: The state for the caller.
+        """
         self.steps, self._last = step + 1, (step, x.clone(), state)
 
     def sent(self, step: int, x: Tensor) -> Tensor:
-        """Return the x that the run goes on with after a step: as it was edited, now or in the
-        record.
+        """Return the x with which the run continues after a step, with its edits.
+
+        Args:
+            step: The index of the step.
+            x: Its end, [B, ...].
         """
         if self._last is not None and self._last[0] == step:
             self._note_edit(*self._last)
@@ -132,6 +162,8 @@ class Record:
 
 
 class _Recorded:
+    """A model whose calls are recorded."""
+
     def __init__(self, model: Any, record: Record) -> None:
         self._model, self._record = model, record
 

@@ -1,5 +1,6 @@
-"""The data's Gaussian: a mean, and variances in a basis of cosines (images) or of principal
-components (vectors).
+"""The Gaussian of the data: a mean, and variances in an orthonormal basis.
+
+The basis is cosines for images and principal components for vectors.
 """
 
 from __future__ import annotations
@@ -13,20 +14,25 @@ from torch import Tensor
 from ..core.arguments import check_number, expands
 from ..core.spectral import dct, inverse_dct
 
-#: Frequencies along an axis are taken together in at most so many bands, the low ones singly.
+#: Frequencies along an axis are grouped into at most this many bands, the low ones singly.
 BANDS = 16
-#: Longer vectors are taken entry by entry: their principal components would need more data and
-#: memory than they are worth.
+#: Vectors longer than this are treated entry by entry: principal components would need more data
+#: and memory than they are worth.
 LONGEST = 256
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Mean m and variances s^2, each shaped like an item or broadcasting against it.
+    """A mean m and variances s^2, each shaped like an item or broadcasting against it.
 
-    basis: 'cosines' (items [C, ...]: the DCT of every channel), a matrix [D, D] whose rows are
-    orthonormal (items [D]), or None, where the entries themselves are the coefficients. The mean is
-    a plain item, not in the basis.
+    Attributes:
+        mean: The mean, a plain item (not in the basis).
+        variance: The variances in the basis, >= 0.
+        basis: 'cosines' (items [C, ...], the DCT of every channel); a matrix [D, D] with
+            orthonormal rows (items [D]); or None, where the entries are the coefficients.
+
+    Raises:
+        ValueError: If the basis is unknown, or a variance is negative or not finite.
     """
 
     mean: Tensor
@@ -35,18 +41,20 @@ class Spectrum:
 
     def __post_init__(self) -> None:
         if isinstance(self.basis, str) and self.basis != 'cosines':
-            raise ValueError(
-                f'basis is {self.basis!r}; a spectrum has the basis "cosines", a matrix or None'
-            )
+            raise ValueError(f"basis must be 'cosines', a matrix or None; got {self.basis!r}")
         if not bool((self.variance >= 0).all()) or not bool(self.variance.isfinite().all()):
             raise ValueError(
-                'a spectrum was given variances that are negative or not finite; each must be a '
-                'number of at least 0'
+                'variance must be >= 0 and finite in every entry; got negative or infinite entries'
             )
 
     @classmethod
     def isotropic(cls, std: float, mean: float = 0.0) -> Spectrum:
-        """The same mean and standard deviation for every entry, whatever the shape."""
+        """Return a Gaussian of any shape with the same mean and standard deviation everywhere.
+
+        Args:
+            std: The standard deviation.
+            mean: The mean.
+        """
         std, mean = (
             check_number('std', std, 0.0, hint='a standard deviation'),
             check_number('mean', mean),
@@ -57,21 +65,26 @@ class Spectrum:
 
     @classmethod
     def of(cls, data: Tensor) -> Spectrum:
-        """The spectrum of items [N, ...]: principal components for vectors, cosines for [N, C,
-        ...].
+        """Estimate the spectrum of items: principal components for vectors, cosines for images.
 
-        Variances of images are averaged over bands of neighbouring frequencies, and the mean keeps
-        the same number of them.
+        Variances of images are averaged over bands of neighbouring frequencies. The mean keeps the
+        BANDS lowest frequencies of each axis.
+
+        Args:
+            data: Items [N, D] or [N, C, ...], at least two.
+
+        Raises:
+            TypeError: If data is not a tensor.
+            ValueError: If data holds fewer than two items.
         """
         if not isinstance(data, Tensor):
             raise TypeError(
-                'data must be a tensor of items, [N, D] or [N, C, ...]; got a '
-                f'{type(data).__name__}'
+                f'data must be a tensor of items, [N, D] or [N, C, ...]; got {type(data).__name__}'
             )
         if data.ndim < 2 or len(data) < 2:
             raise ValueError(
-                f'data has shape {tuple(data.shape)}; a spectrum needs at least two items, [N, D] '
-                'or [N, C, ...]'
+                'data must hold at least two items, [N, D] or [N, C, ...]; got shape '
+                f'{tuple(data.shape)}'
             )
         data = data.detach().double().cpu()
         mean = data.mean(0)
@@ -95,8 +108,13 @@ class Spectrum:
         return cls(mean, values.clamp_min(0), vectors.mT.contiguous())
 
     def like(self, x: Tensor) -> Spectrum:
-        """The same spectrum in the precision and on the device of x [B, ...], whose items it
-        must fit.
+        """Return the spectrum in the dtype and on the device of x.
+
+        Args:
+            x: A batch [B, ...].
+
+        Raises:
+            ValueError: If its items have another shape than x's.
         """
         matrix = self.basis if isinstance(self.basis, Tensor) else None
         shapes = [self.mean.shape, self.variance.shape] + (
@@ -104,9 +122,9 @@ class Spectrum:
         )
         if not all(expands(shape, x.shape[1:]) for shape in shapes):
             raise ValueError(
-                f'the spectrum is of items of shape {tuple(self.variance.shape)} and x holds '
-                'items of shape '
-                f'{tuple(x.shape[1:])}; make one with Spectrum.of(data) from data like x'
+                f'x must hold items of the shape of the spectrum, {tuple(self.variance.shape)}; '
+                'got '
+                f'{tuple(x.shape[1:])}. Spectrum.of(data) makes a spectrum from data like x'
             )
         return dataclasses.replace(
             self,
@@ -116,26 +134,41 @@ class Spectrum:
         )
 
     def analyse(self, x: Tensor) -> Tensor:
-        """The coefficients of x [B, ...] in the basis, the mean taken away."""
+        """Return the coefficients of x - m in the basis.
+
+        Args:
+            x: A batch [B, ...].
+        """
         x = x - self.mean
         if isinstance(self.basis, Tensor):
             return x @ self.basis.mT
         return x if self.basis is None else dct(x)
 
     def synthesise(self, y: Tensor) -> Tensor:
-        """x of the coefficients y [B, ...]."""
+        """Return the batch x with these coefficients.
+
+        Args:
+            y: Coefficients [B, ...].
+        """
         if isinstance(self.basis, Tensor):
             return y @ self.basis + self.mean
         return (y if self.basis is None else inverse_dct(y)) + self.mean
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        """The denoiser of this Gaussian: m + s^2 / (s^2 + sigma^2) y."""
+        """Return the exact denoiser of this Gaussian, m + s^2 / (s^2 + sigma^2) y.
+
+        Args:
+            x: A noisy batch [B, ...].
+            sigma: Its noise level.
+        """
         return self.synthesise(self.variance / (self.variance + sigma**2) * self.analyse(x))
 
 
 def bands(n: int) -> list[int]:
-    """The band of each of n frequencies: the first few alone, then ever wider ones, BANDS at
-    most.
+    """Return the band of each of n frequencies: single ones first, then wider bands, BANDS at most.
+
+    Args:
+        n: Number of frequencies.
     """
     if n <= BANDS:
         return list(range(n))
@@ -147,7 +180,7 @@ def bands(n: int) -> list[int]:
 
 
 def _banded(variance: Tensor, axis: int) -> Tensor:
-    """Each entry along an axis replaced by the mean of its band."""
+    """Replace each entry along an axis by the mean of its band."""
     n = variance.shape[axis]
     member = torch.nn.functional.one_hot(torch.tensor(bands(n))).double()
     mean = (variance.movedim(axis, -1) @ member) / member.sum(0)

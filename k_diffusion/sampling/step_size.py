@@ -8,27 +8,41 @@ from ..core.arguments import check_number
 
 
 def check_tolerances(atol: float, rtol: float) -> None:
-    """Refuses tolerances that no step could meet."""
+    """Raise a ValueError unless the tolerances are finite, >= 0, and one of them is > 0.
+
+    Args:
+        atol: Absolute tolerance.
+        rtol: Relative tolerance.
+    """
     for name, tolerance in (('atol', atol), ('rtol', rtol)):
         if isinstance(tolerance, str) or not 0 <= tolerance < math.inf:
             raise ValueError(
-                f'{name} is {tolerance}; tolerances must be at least 0 and finite, one of them '
-                'above 0 (1e-4 is usual)'
+                f'{name} must be >= 0 and finite (1e-4 is the usual value); got {tolerance}'
             )
     if not atol + rtol > 0:
         raise ValueError(
-            'atol and rtol are 0, which no step meets; tolerances must be at least 0, one of them '
-            'above it (1e-4 is usual)'
+            'one of atol and rtol must be > 0 (1e-4 is the usual value); got 0 for both'
         )
 
 
 class PIDStepSizeController:
-    """Proposes the next step h from the last three errors, by a PID controller on log h, with a
-    smooth limit on its change.
+    """A PID controller on log h that proposes the next step h from the last three errors.
 
-    An error of 1 is just at the tolerance. factor = prod (1 / error_k) ** b_k; a step is accepted
-    where the limited factor is at least accept_safety, and h takes the factor either way (Soderlind
-    2003, doi:10.1145/641876.641877).
+    An error of 1 is exactly at the tolerance. The factor of h is prod (1 / error_k) ** b_k with a
+    smooth limit. A step is accepted if the limited factor is at least accept_safety; h is
+    multiplied by the factor in either case.
+
+    Args:
+        h: The first step, not 0.
+        pcoeff: Proportional coefficient.
+        icoeff: Integral coefficient.
+        dcoeff: Derivative coefficient.
+        order: Order of the solver.
+        accept_safety: Least factor of an accepted step.
+        eps: Added to errors before division.
+
+    References:
+        Soderlind (2003), doi:10.1145/641876.641877.
     """
 
     def __init__(
@@ -43,8 +57,9 @@ class PIDStepSizeController:
     ) -> None:
         if not 0 < abs(h) < math.inf:
             raise ValueError(
-                f'h_init, the first step, is {h}; give a finite length in log sigma, other than 0 '
-                '(0.05 is usual)'
+                'h_init must be finite and not 0, a length in log sigma (0.05 is the usual '
+                'value); '
+                f'got {h}'
             )
         for name, value in {
             'pcoeff': pcoeff,
@@ -64,11 +79,19 @@ class PIDStepSizeController:
         self.errs: list[float] = []
 
     def limiter(self, x: float) -> float:
-        """1 + atan(x - 1): x near 1, and never below 0.2 or above 2.6."""
+        """Return 1 + atan(x - 1), which is near x around 1 and between 0.2 and 2.6.
+
+        Args:
+            x: A factor.
+        """
         return 1 + math.atan(x - 1)
 
     def propose_step(self, error: float) -> bool:
-        """Whether the step with this error is accepted; changes h for the next one."""
+        """Set h for the next step; return True if the step with this error is accepted.
+
+        Args:
+            error: The error in units of the tolerance.
+        """
         inverse = 1 / (float(error) + self.eps)
         self.errs = [inverse, *self.errs[1:]] if self.errs else [inverse] * 3
         factor = self.limiter(

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ..core.devices import has_float64
 from ..core.protocols import DenoiseFn
-from .loop import Request, Sigmas
+from .loop import Sigmas
 from .outside import OutsideModel
-from .registry import Sampler, find_sampler, start_run
+from .registry import Sampler, find_sampler
+from .running import start_run
+from .watch import Request
 
 #: One of the vectors that a run is traced with: the kind ('state', 'answer' or 'noise') and its
 #: number.

@@ -76,7 +76,9 @@ def test_linear_multistep_coeff():
         assert got == pytest.approx(sampling.adams_weights(nodes, 2.0, 1.0)) and sum(
             got
         ) == pytest.approx(-1)
-    with pytest.raises(ValueError, match='order 3 needs 2 past levels'):
+    with pytest.raises(
+        ValueError, match='order must be at most 2 in step 1, which has 1 past levels; got 3'
+    ):
         sampling.linear_multistep_coeff(3, t, 1, 0)
 
 

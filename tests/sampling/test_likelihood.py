@@ -44,7 +44,7 @@ def test_solver_refuses_nan_and_endless_runs():
     one = (torch.ones(1, 1),)
     with pytest.raises(ValueError, match='NaN or infinite near t=0'):
         dormand_prince(lambda t, y: (y[0] * math.nan,), one, 0.0, 1.0, 1e-4, 1e-4)
-    with pytest.raises(ValueError, match='evaluations ended at t='):
+    with pytest.raises(ValueError, match='evaluations only reached t='):
         dormand_prince(lambda t, y: (y[0] ** 2,), one, 0.0, 2.0, 1e-6, 1e-6, max_evaluations=200)
 
 
@@ -258,7 +258,7 @@ def test_conditions_reach_the_model_and_the_cap_holds():
     )
     assert ll.dtype == torch.float64
     torch.testing.assert_close(ll, exact, rtol=0, atol=2e-3)
-    with pytest.raises(ValueError, match='evaluations ended at'):
+    with pytest.raises(ValueError, match='evaluations only reached'):
         sampling.log_likelihood(model, x, LOW, HIGH, {'mean': mean}, max_evaluations=10)
 
 
@@ -288,21 +288,19 @@ def test_precision_and_refusals():
     assert ll.dtype == torch.float32
     exact = torch.distributions.Normal(0, math.sqrt(1.01)).log_prob(torch.ones(4)).sum().item()
     assert ll[0].item() == pytest.approx(exact, abs=0.2)
-    with pytest.raises(ValueError, match='no range of noise levels'):
+    with pytest.raises(ValueError, match='0 < sigma_min < sigma_max'):
         sampling.log_likelihood(model, torch.ones(2, 4), 0.0, 20.0)
     with pytest.raises(ValueError, match='log_likelihood: the model returned NaN'):
         sampling.log_likelihood(lambda x, sigma: x * math.nan, torch.ones(2, 4), 0.1, 20.0)
-    with pytest.raises(ValueError, match='no derivative'):
+    with pytest.raises(ValueError, match='no gradient with respect to x'):
         sampling.log_likelihood(
             torch.no_grad()(lambda x, sigma: x / 2), torch.ones(2, 4), 0.1, 20.0
         )
-    with pytest.raises(ValueError, match='probes must be a whole number >= 1; got 0'):
+    with pytest.raises(ValueError, match='probes must be an integer >= 1; got 0'):
         sampling.log_likelihood(lambda x, sigma: x / 2, torch.ones(2, 4), 0.1, 20.0, probes=0)
-    with pytest.raises(ValueError, match="trace is 'hutch'"):
+    with pytest.raises(ValueError, match="got 'hutch'"):
         sampling.log_likelihood(lambda x, sigma: x / 2, torch.ones(2, 4), 0.1, 20.0, trace='hutch')
-    with pytest.raises(
-        ValueError, match=r'steps must be a whole number >= 1 \(32 is usual\); got 0'
-    ):
+    with pytest.raises(ValueError, match=r'steps must be an integer >= 1 \(32 is usual\); got 0'):
         sampling.invert(lambda x, sigma: x / 2, torch.ones(2, 4), 0.1, 20.0, steps=0)
-    with pytest.raises(ValueError, match='two different ones'):
+    with pytest.raises(ValueError, match='must be different levels'):
         sampling.invert(lambda x, sigma: x / 2, torch.ones(2, 4), 2.0, 2.0)

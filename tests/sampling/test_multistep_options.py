@@ -100,7 +100,7 @@ def test_er_sde_by_a_sum_of_points():
         2
     ] == pytest.approx(16, abs=0.3)
     assert errors[0] > 1e-5
-    with pytest.raises(ValueError, match='points must be a whole number of at least 0; got -1'):
+    with pytest.raises(ValueError, match='points must be an integer >= 0; got -1'):
         run('er_sde', points=-1)
 
 

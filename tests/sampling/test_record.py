@@ -89,8 +89,8 @@ def test_noise_that_was_drawn_is_in_the_record():
 def test_a_run_of_another_start_is_refused():
     record = sampling.Record()
     walk('euler', Model(), record, STOP)
-    with pytest.raises(ValueError, match='x must be the start of the run that record holds'):
+    with pytest.raises(ValueError, match='x must be the start of the run in record'):
         next(sampling.iterate('euler', Model(), start() + 1, SIGMAS, record=record))
     for state in ({}, {'start': None}, 3, [1]):
-        with pytest.raises(ValueError, match='state must be what Record.state_dict gave'):
+        with pytest.raises(ValueError, match='state must be a result of Record.state_dict'):
             sampling.Record(state)

@@ -177,7 +177,7 @@ def direct(steps, x):
 @pytest.mark.parametrize(
     'sampler, options, message',
     [
-        (calls_inside, {}, 'calls its model inside'),
+        (calls_inside, {}, 'calls its model itself'),
         (sampling.make_sampler(direct, 'direct', 1), {}, 'step.ask'),
         ('eulr', {}, 'euler'),
         ('euler', {'seed': 'x'}, 'seed'),

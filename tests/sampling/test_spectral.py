@@ -126,7 +126,7 @@ def test_a_spectrum_of_vectors():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r'the spectrum is of items of shape \(2,\)'):
+    with pytest.raises(ValueError, match=r'items of the shape of the spectrum, \(2,\)'):
         sampling.sample_sei(MODEL, torch.randn(2, 3), schedule(3), spectrum=WRONG, disable=True)
     with pytest.raises(ValueError, match='order must be .*; got 0'):
         sampling.sample_sei(MODEL, X, schedule(3), order=0, disable=True)

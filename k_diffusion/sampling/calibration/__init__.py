@@ -1,1 +1,1 @@
-"""Solvers fitted to one model: fitting, the sampler that comes of it, and its files."""
+"""Solvers fitted to one model for one number of model calls."""

@@ -1,6 +1,4 @@
-"""Many solvers that differ a little, run side by side from the same noises: what a fit by finite
-differences needs.
-"""
+"""Many similar solvers run side by side from the same noise, for fits by finite differences."""
 
 from __future__ import annotations
 
@@ -29,11 +27,18 @@ from .reference_runs import Teacher
 
 
 class Students:
-    """The solvers of one base with n model calls, as functions of their parameters theta [T]
-    (float64).
+    """The solvers of one base with n model calls, as functions of their parameters theta.
 
-    theta: the logarithms of the n steps in log sigma, then the corrections, n rows of
-    CORRECTIONS[base].
+    theta [T] (float64) holds the logarithms of the n steps in log sigma, then the corrections, n
+    rows of CORRECTIONS[base].
+
+    Args:
+        denoise: The denoiser.
+        teacher: Converged runs from the same noise.
+        spectrum: The Gaussian of the data.
+        base: A name of BASES.
+        n: Number of model calls.
+        batch_size: Number of items in one model call.
     """
 
     def __init__(
@@ -63,7 +68,11 @@ class Students:
         ]
 
     def start(self, sigmas: Sequence[float]) -> Tensor:
-        """theta of the base itself on the levels sigma_max, ..., sigma_n."""
+        """Return the theta of the uncorrected base on the levels sigma_max, ..., sigma_n.
+
+        Args:
+            sigmas: The noise levels, descending.
+        """
         steps = [math.log(math.log(high / low)) for high, low in itertools.pairwise(sigmas)]
         return torch.cat(
             [
@@ -73,22 +82,32 @@ class Students:
         )
 
     def levels(self, theta: Tensor) -> list[float]:
-        """The levels of a solver, sigma_max first and 0 last."""
+        """Return the levels of a solver, from sigma_max to 0.
+
+        Args:
+            theta: Its parameters, [T].
+        """
         falls = theta[: self.n].exp().cumsum(0)
         return [self.teacher.sigma_max, *(self.teacher.sigma_max * (-falls).exp()).tolist(), 0.0]
 
     def corrections(self, theta: Tensor) -> list[list[float]]:
+        """Return the corrections of a solver, a row for each step.
+
+        Args:
+            theta: Its parameters, [T].
+        """
         return theta[self.n :].view(self.n, CORRECTIONS[self.base]).tolist()
 
     @torch.no_grad()
     def run(
         self, thetas: Sequence[Tensor], first: Sequence[int] | None = None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each model call its levels [P] and D [P, B, ...], and last the ends [P, B, ...] with
-        levels 0.
+        """Yield the levels [P] and D [P, B, ...] of each model call, and last the ends at level 0.
 
-        first: the step from which each solver differs from solver 0, ascending; what two have in
-        common is computed once.
+        Args:
+            thetas: The parameters of P solvers.
+            first: The step from which each solver differs from solver 0, ascending. Steps that two
+                have in common are computed once.
         """
         first = [0] * len(thetas) if first is None else first
         tables = [
@@ -107,18 +126,24 @@ class Students:
             denoised, new = self._features(y, rows[:active])
             yield (
                 torch.tensor([row.sigma for row in rows], dtype=torch.float64),
-                _grown(denoised, P),
+                _pad_with_first(denoised, P),
             )
             active = _count(first, i + 1)
-            y, *history = (_grown(value, active) for value in (y, new, *history[: HISTORY - 1]))
-            y = self._combined(y, history, rows[:active])
+            y, *history = (
+                _pad_with_first(value, active) for value in (y, new, *history[: HISTORY - 1])
+            )
+            y = self._combine(y, history, rows[:active])
         yield (
             torch.zeros(P, dtype=torch.float64),
             leave(self.base, self.spectrum, y.flatten(0, 1)).view_as(y),
         )
 
     def ends(self, thetas: Sequence[Tensor]) -> Tensor:
-        """The ends [P, B, ...] of some solvers."""
+        """Return the ends [P, B, ...] of some solvers.
+
+        Args:
+            thetas: The parameters of P solvers.
+        """
         *_, (_, ends) = self.run(thetas)
         return ends
 
@@ -130,8 +155,9 @@ class Students:
         )
 
     def _features(self, y: Tensor, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
-        """D and F of the solvers y [P, B, ...], the model called on portions of at most
-        batch_size items.
+        """Return D and F of the solvers y [P, B, ...].
+
+        The model is called on at most batch_size items at a time.
         """
         flat, B = y.flatten(0, 1), len(self.x)
         x = leave(self.base, self.spectrum, flat)
@@ -151,16 +177,14 @@ class Students:
             self.base, self.spectrum, flat, denoised, sigma
         ).view_as(y)
 
-    def _combined(self, y: Tensor, history: Sequence[Tensor], rows: Sequence[Row]) -> Tensor:
-        y = self._stacked([row.a for row in rows]) * y
+    def _combine(self, y: Tensor, history: Sequence[Tensor], rows: Sequence[Row]) -> Tensor:
+        y = self._stack([row.a for row in rows]) * y
         for j, past in enumerate(history[: len(rows[0].weights)]):
-            y.addcmul_(self._stacked([row.weights[j] for row in rows]), past)
+            y.addcmul_(self._stack([row.weights[j] for row in rows]), past)
         return y
 
-    def _stacked(self, values: Sequence[Number]) -> Tensor:
-        """One number, or tensor over the variances, per solver, shaped to multiply y [P, B,
-        ...].
-        """
+    def _stack(self, values: Sequence[Number]) -> Tensor:
+        """Stack one number, or tensor over the variances, per solver, to multiply y [P, B, ...]."""
         if not any(isinstance(value, Tensor) for value in values):
             return self.x.new_tensor(values).view(-1, *[1] * self.x.ndim)
         tensors = torch.stack(
@@ -174,12 +198,12 @@ class Students:
 
 
 def _count(first: Sequence[int], step: int) -> int:
-    """How many solvers differ from solver 0 by this step (which counts itself)."""
+    """Return how many solvers differ from solver 0 by this step, including solver 0."""
     return max(1, sum(begins <= step for begins in first))
 
 
-def _grown(values: Tensor, count: int) -> Tensor:
-    """values [A, ...] with solver 0 repeated, so that there are `count`."""
+def _pad_with_first(values: Tensor, count: int) -> Tensor:
+    """Return values [A, ...] with copies of solver 0 appended, up to `count`."""
     missing = count - len(values)
     return (
         values

@@ -1,4 +1,4 @@
-"""Calibrations as JSON: small, checked when read, the same solver to the last bit."""
+"""Calibrations as JSON: small, checked on reading, and exact to the last bit."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from .solver import Calibration
 
 VERSION = 2
 _ADDED_SINCE_1 = {'published', 'options', 'quality'}
-_MOST = 2**28  # elements of an item
+_MOST = 2**28  # largest number of elements of an item
 _KEYS = {'version', *(field.name for field in dataclasses.fields(Calibration))}
 
 
 def to_dict(calibration: Calibration) -> dict[str, Any]:
-    """A calibration as plain JSON values."""
+    """Return a calibration as plain JSON values.
+
+    Args:
+        calibration: The calibration.
+    """
     plain = {
         field.name: getattr(calibration, field.name) for field in dataclasses.fields(calibration)
     }
@@ -42,7 +46,15 @@ def to_dict(calibration: Calibration) -> dict[str, Any]:
 
 
 def from_dict(value: Any, name: str = 'the calibration') -> Calibration:
-    """The calibration of such values, of any version; anything else raises one sentence."""
+    """Return the calibration of such values, of any version.
+
+    Args:
+        value: The result of `to_dict`.
+        name: The name of the source in messages.
+
+    Raises:
+        ValueError: If the values are not a calibration.
+    """
     if (
         isinstance(value, Mapping)
         and value.get('version') == 1
@@ -51,8 +63,8 @@ def from_dict(value: Any, name: str = 'the calibration') -> Calibration:
         value = {**value, 'published': '', 'options': {}, 'quality': {}}
     elif not isinstance(value, Mapping) or value.get('version') != VERSION or set(value) != _KEYS:
         raise ValueError(
-            f'{name} is no calibration of version 1 or {VERSION}; make it anew with k-diffusion '
-            'calibrate'
+            f'{name} must be a calibration of version 1 or {VERSION}; create it again with '
+            'k-diffusion calibrate'
         )
     try:
         interval = value['guidance_interval']
@@ -80,23 +92,39 @@ def from_dict(value: Any, name: str = 'the calibration') -> Calibration:
         ValueError,
     ) as error:
         raise ValueError(
-            f'{name} is damaged ({error}); make it anew with k-diffusion calibrate'
+            f'{name} is damaged ({error}); create it again with k-diffusion calibrate'
         ) from None
 
 
 def to_json(calibration: Calibration) -> str:
-    """A calibration as JSON."""
+    """Return a calibration as JSON.
+
+    Args:
+        calibration: The calibration.
+    """
     return json.dumps(to_dict(calibration), allow_nan=False)
 
 
 def from_json(text: str, name: str = 'the calibration') -> Calibration:
-    """What `to_json` wrote; damaged or foreign text raises one sentence."""
+    """Return the calibration of a text that `to_json` wrote.
+
+    Args:
+        text: The JSON.
+        name: The name of the source in messages.
+
+    Raises:
+        ValueError: If the text is not a calibration.
+    """
     return from_dict(read_json(text, name), name)
 
 
 def spectrum_to_dict(spectrum: Spectrum) -> dict[str, Any]:
-    """A spectrum as JSON values, to five digits: of cosines, the lowest frequencies of the mean
-    and a variance per band.
+    """Return a spectrum as JSON values with five digits.
+
+    A spectrum of cosines is stored as the lowest frequencies of the mean and one variance per band.
+
+    Args:
+        spectrum: The spectrum.
     """
     mean, variance = spectrum.mean.double().cpu(), spectrum.variance.double().cpu()
     basis: Any = spectrum.basis
@@ -109,20 +137,27 @@ def spectrum_to_dict(spectrum: Spectrum) -> dict[str, Any]:
                 axis, torch.tensor([kinds.index(band) for band in sorted(set(kinds))])
             )
     elif isinstance(spectrum.basis, Tensor):
-        basis = _written(spectrum.basis, 9)
+        basis = _to_text(spectrum.basis, 9)
     return {
         'shape': list(spectrum.variance.shape),
-        'mean': _written(mean, 5),
-        'variance': _written(variance, 5),
+        'mean': _to_text(mean, 5),
+        'variance': _to_text(variance, 5),
         'basis': basis,
     }
 
 
 def spectrum_from_dict(value: Any) -> Spectrum:
-    """The spectrum of such values."""
+    """Return the spectrum of such values.
+
+    Args:
+        value: The result of `spectrum_to_dict`.
+
+    Raises:
+        ValueError: If the values do not fit each other.
+    """
     shape = [int(_number(side)) for side in value['shape']]
     if math.prod(shape) > _MOST:
-        raise ValueError(f'its spectrum is of items of shape {shape}')
+        raise ValueError(f'its spectrum has items of shape {shape}')
     mean, variance = _tensor(value['mean']), _tensor(value['variance'])
     if value['basis'] != 'cosines':
         found = Spectrum(
@@ -132,7 +167,7 @@ def spectrum_from_dict(value: Any) -> Spectrum:
             isinstance(found.basis, Tensor) and list(found.basis.shape) != shape * 2
         ):
             raise ValueError(
-                f'its spectrum is of items of shape {shape} and holds variances of shape '
+                f'its spectrum has items of shape {shape} and variances of shape '
                 f'{list(variance.shape)}'
             )
         return found
@@ -142,7 +177,7 @@ def spectrum_from_dict(value: Any) -> Spectrum:
         *(len(set(bands(n))) for n in shape[1:]),
     ]:
         raise ValueError(
-            f'its spectrum is of items of shape {shape} and its tables have the shapes '
+            f'its spectrum has items of shape {shape} and tables of the shapes '
             f'{list(mean.shape)} and {list(variance.shape)}'
         )
     full = torch.zeros(shape, dtype=torch.float64)
@@ -152,8 +187,8 @@ def spectrum_from_dict(value: Any) -> Spectrum:
     return Spectrum(inverse_dct(full[None])[0], variance, 'cosines')
 
 
-def _written(values: Tensor, digits: int) -> dict[str, Any]:
-    """A tensor as its shape and one line of numbers."""
+def _to_text(values: Tensor, digits: int) -> dict[str, Any]:
+    """Return a tensor as its shape and one line of numbers."""
     return {
         'shape': list(values.shape),
         'values': ' '.join(f'{value:.{digits}g}' for value in values.flatten().tolist()),
@@ -179,11 +214,11 @@ def _option(value: Any) -> bool | int | float | str:
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f'{value!r} stands where a finite number should')
+        raise ValueError(f'a number must be finite; got {value!r}')
     return float(value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f'{value!r} stands where text should')
+        raise ValueError(f'a text must be a string; got {value!r}')
     return value

@@ -1,4 +1,7 @@
-"""`calibrate`: a solver is fitted to a model, so that few calls end where many would have."""
+"""`calibrate`: fit a solver to a model, so that few calls end where many would.
+
+k-diffusion's own.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,15 @@ from .reference_runs import Teacher
 from .solver import PUBLISHED, Calibration
 from .starts import schedules
 
-#: The rounds of a fit: of the levels alone, then of everything.
+#: Number of rounds of a fit: of the levels alone, then of all parameters.
 ROUNDS = (4, 12)
-#: The share of the work that fitting the levels of all attempts is.
+#: Share of the work that is spent on the levels of all attempts.
 SCREENING = 0.4
-#: Ways to weigh the estimates along the path against the end: not at all, and strongly (where small
-#: errors early on decide which picture it becomes).
+#: Weights of the estimates along the path relative to the end: none, and a large one (where small
+#: early errors decide which image results).
 PATH_WEIGHTS = (0.0, 32.0)
-#: Below this share of half the first median error, an error counts as none: at the end, and along
-#: the path.
+#: Errors below this share of half the first median error count as none: at the end, and along the
+#: path.
 END_SCALE, PATH_SCALE = 0.55, 5.5
 
 
@@ -51,35 +54,46 @@ def calibrate(
     recipes: Sequence[Published] = (),
     **labels: Any,
 ) -> Calibration:
-    """A solver of `steps` model calls for this denoiser, fitted to where the probability flow leads
-    from x.
+    """Fit a solver of `steps` model calls to a denoiser.
 
-    The levels of each of three multistep methods are fitted by Levenberg-Marquardt with differences
-    for derivatives (no gradient of the model is asked for) and a robust loss, then the weights of
-    those that came nearest, and the best on held-out items is kept. Where it is not nearer than the
-    best published recipe by both rms and median there, with no more items that end as something
-    else, that recipe is kept (`published` of the result). It costs, in evaluations of single items,
-    some 500 times `steps` times the items that are fitted to. Everything follows from x.
+    The target is the end of the probability flow from x. The levels of each of three multistep
+    methods are fitted by Levenberg-Marquardt with a robust loss and derivatives by finite
+    differences (no gradient of the model is needed). Then the weights of the nearest ones are
+    fitted. The best on held-out items is kept. A published recipe is kept in its place (`published`
+    of the result) unless the fit is nearer by both rms and median, with no more items that end as
+    something else. The cost is some 500 times `steps` times the number of fitted items, in
+    evaluations of single items. The result is a function of the arguments. k-diffusion's own.
 
-    calibration = K.sampling.calibrate(denoise, torch.randn(32, 3, 32, 32) * 80, 80., steps=8)
-    images = calibration.sampler()(denoise, torch.randn(4, 3, 32, 32) * 80)
-
-    Arguments:
-        x: noise at the level sigma_max [B, ...], 16 items at least, 32 and more are better; vectors
-            of few entries need more.
-        sigma_min: where the converged runs and the published recipes take their last step, to 0.
-        extra_args: conditions, an entry for each item.
+    Args:
+        denoise: The denoiser.
+        x: Noise at the level sigma_max, [B, ...]; at least 16 items. 32 and more are better, and
+            vectors of few entries need more.
+        sigma_max: The first level.
+        sigma_min: The level from which the converged runs and the published recipes step to 0.
+        steps: Number of model calls.
+        extra_args: Conditions, with an entry for each item.
         spectrum: Spectrum.of(data); by default that of the ends of the converged runs.
-        held_out: how many items, the last ones, are not fitted to but chosen by (default: half).
-        batch_size: how many items the model is called on at a time.
-        teacher: the converged runs from x where they are at hand: they serve any number of steps.
-        callback: (the share of the work that is done, what is being done), now and then.
-        recipes: further recipes of so many model calls that it is compared with.
-        labels: model, guidance, guidance_interval, conditions, quality, as the calibration is to
-            bear them.
+        bases: The methods to fit.
+        held_out: Number of items, the last ones, that are used for the choice only; by default half
+            of them.
+        batch_size: Number of items in one model call.
+        teacher: Converged runs from x, which serve any number of steps; computed by default.
+        callback: Called at times with the share of the work that is done and a description.
+        recipes: Further recipes of `steps` model calls to compare with.
+        **labels: model, guidance, guidance_interval, conditions and quality of the result.
+
+    Returns:
+        The calibration.
+
+    Raises:
+        ValueError: If steps, held_out, bases or recipes is out of range.
+
+    Example:
+        calibration = K.sampling.calibrate(denoise, torch.randn(32, 3, 32, 32) * 80, 80., steps=8)
+        images = calibration.sampler()(denoise, torch.randn(4, 3, 32, 32) * 80)
     """
     if steps < 1:
-        raise ValueError(f'steps is {steps}; a calibrated solver makes at least 1 model call')
+        raise ValueError(f'steps must be >= 1, the number of model calls; got {steps}')
     check_bases(bases)
     odd = next((recipe for recipe in recipes if recipe.calls != steps), None)
     if odd is not None:
@@ -89,8 +103,8 @@ def calibrate(
     held = len(x) // 2 if held_out is None else held_out
     if not 1 <= held <= len(x) - 2:
         raise ValueError(
-            f'{len(x)} items with {held} held out are too few; give at least 16 items of noise, '
-            'and hold out up to half'
+            f'x must hold at least 16 items, of which at most half are held out; got {len(x)} '
+            f'with held_out={held}'
         )
     say = callback or (lambda share, words: None)
     if teacher is None:
@@ -111,18 +125,28 @@ def calibrate(
 
 
 def check_bases(bases: Sequence[str]) -> None:
-    """Refuses names of bases that are not known, and none at all."""
+    """Raise a ValueError if a base is unknown or there is none.
+
+    Args:
+        bases: The names.
+    """
     for base in bases:
         if base not in BASES:
             raise ValueError(unknown('base', base, BASES))
     if not bases:
-        raise ValueError(f'no bases were given to fit; name some of {", ".join(BASES)}')
+        raise ValueError(f'bases must name at least one of {", ".join(BASES)}; got none')
 
 
 @dataclasses.dataclass
 class Attempt:
-    """A fit of one base with one way to weigh the path, begun at `theta`; `iterates` are those
-    it went through.
+    """A fit of one base with one weight of the path, starting at `theta`.
+
+    Attributes:
+        students: The solvers.
+        loss: The loss.
+        only_end: Ignore the estimates along the path.
+        theta: The parameters, [T].
+        iterates: The parameters after each round.
     """
 
     students: Students
@@ -134,11 +158,21 @@ class Attempt:
     def blocks(
         self, thetas: Sequence[Tensor], first: Sequence[int] | None = None
     ) -> Iterator[Tensor]:
-        """The residuals that the loss is of."""
+        """Yield the residuals in the loss.
+
+        Args:
+            thetas: The parameters of P solvers.
+            first: The step from which each solver differs from solver 0.
+        """
         return _blocks(self.students, thetas, first, self.only_end)
 
     def improve(self, free: Sequence[int], rounds: int) -> None:
-        """Fit some of the parameters."""
+        """Fit some of the parameters.
+
+        Args:
+            free: Their indices.
+            rounds: Number of rounds.
+        """
         difference = 1e-3 if self.students.x.dtype == torch.float32 else 1e-5
         self.theta, _ = fit(
             self.blocks,
@@ -152,8 +186,9 @@ class Attempt:
         )
 
     def distance(self) -> float:
-        """The geometric mean of the distances of the items fitted to, in which those that end as
-        something else count little.
+        """Return the geometric mean of the distances of the fitted items to the converged ends.
+
+        Items that end as something else have little influence on it.
         """
         squares = mean_squares(
             (self.students.ends([self.theta]) - self.students.teacher.ends).flatten(2)
@@ -162,7 +197,7 @@ class Attempt:
 
 
 def _attempts(students: Students) -> Iterator[Attempt]:
-    """One for each way to weigh the path, at the levels that are the best start for it."""
+    """Yield an attempt for each weight of the path, at the levels that are its best start."""
     starts = [students.start(levels) for levels in schedules(students)]
     squares = [mean_squares(block) for block in _blocks(students, starts)]
     for weight in PATH_WEIGHTS:
@@ -175,8 +210,9 @@ def _attempts(students: Students) -> Iterator[Attempt]:
 
 
 def _fit_all(attempts: Sequence[Attempt], say: Callable[[float, str], None]) -> None:
-    """Fit the levels of all attempts, then everything in those that are nearest by then, one for
-    each way to weigh the path.
+    """Fit the levels of all attempts, then all parameters of the nearest ones.
+
+    One attempt is fitted further for each weight of the path.
     """
     for k, attempt in enumerate(attempts):
         say(SCREENING * k / len(attempts), f'{attempt.students.base}, levels')
@@ -197,9 +233,7 @@ def _blocks(
     first: Sequence[int] | None = None,
     only_end: bool = False,
 ) -> Iterator[Tensor]:
-    """What D misses the teacher's by at each model call, and the end the teacher's end: [P, B,
-    D] each, the end last.
-    """
+    """Yield the errors [P, B, D] of D at each model call, and last those of the ends."""
     for sigma, values in students.run(thetas, first):
         if bool((sigma == 0).all()):
             yield (values - students.teacher.ends).flatten(2)
@@ -208,7 +242,7 @@ def _blocks(
 
 
 def _best_start(squares: Sequence[Tensor], weights: Sequence[float]) -> tuple[int, Loss]:
-    """The best of the starts, and the loss with scales as its errors are."""
+    """Return the best of the starts, and the loss with scales that match its errors."""
     halves = torch.stack([block.median(1).values.sqrt() / 2 for block in squares])
     tight = Loss(weights, halves.nan_to_num(math.inf).amin(1).clamp_min(1e-12).tolist())
     best = int(tight(squares).argmin())
@@ -219,9 +253,7 @@ def _best_start(squares: Sequence[Tensor], weights: Sequence[float]) -> tuple[in
 def _choose(
     attempts: Sequence[Attempt], recipes: Sequence[Published], other: Teacher
 ) -> Calibration:
-    """The best iterate of the attempts on the held-out items, or the best of the recipes where
-    no iterate beats it.
-    """
+    """Return the best iterate on the held-out items, or the best recipe if none is nearer."""
     denoise, batch_size, spectrum = (
         getattr(attempts[0].students, name) for name in ('denoise', 'batch_size', 'spectrum_given')
     )

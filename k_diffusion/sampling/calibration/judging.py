@@ -1,4 +1,4 @@
-"""Choosing among fits and published recipes by noises that neither has seen."""
+"""Choosing among fits and published recipes on noise used by neither."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from torch import Tensor
 
 from ...core.protocols import DenoiseFn
 from .least_squares import mean_squares
-from .published import Published, ends_of
+from .published import Published, run_recipes
 from .reference_runs import Teacher
 
-#: From this share of the spread of the data on, an item has ended as something else.
+#: An item farther than this share of the spread of the data has ended as something else.
 ASTRAY = 0.25
-#: Added to distances before they are compared, as a share of the spread: an eighth of a grey level
-#: of 255, of data in [-1, 1].
+#: Added to distances before comparisons, as a share of the spread: an eighth of a grey level of 255
+#: for data in [-1, 1].
 FLOOR = 1e-3
 
 
 class Verdict(NamedTuple):
-    """Of some solvers [P]: the rms and the median of the distances to the converged ends, and
-    how many items end as something else.
+    """The distances of solvers [P] to the converged ends.
+
+    Attributes:
+        rms: Root mean square over items.
+        median: Median over items.
+        astray: Number of items that end as something else.
     """
 
     rms: Tensor
@@ -32,7 +36,12 @@ class Verdict(NamedTuple):
 
     @classmethod
     def of(cls, ends: Tensor, teacher: Teacher) -> Verdict:
-        """That on ends [P, B, ...]; a run that left the range of numbers is infinitely far."""
+        """Measure the ends of P solvers; a run that overflowed is infinitely far.
+
+        Args:
+            ends: [P, B, ...].
+            teacher: The converged runs.
+        """
         squares = torch.cat(
             [mean_squares((end - teacher.ends).flatten(1)[None]) for end in ends]
         ).cpu()
@@ -44,17 +53,32 @@ class Verdict(NamedTuple):
         )
 
     def scores(self, k: int, prefix: str = '') -> dict[str, float]:
-        """The figures of one of the solvers by name."""
+        """Return the figures of one solver by name.
+
+        Args:
+            k: Its index.
+            prefix: Put before each name.
+        """
         return {f'{prefix}{name}': float(values[k]) for name, values in zip(self._fields, self)}
 
 
 def judge_recipes(
     recipes: Sequence[Published], denoise: DenoiseFn, teacher: Teacher, batch_size: int
 ) -> tuple[Verdict, int]:
-    """The figures of published recipes, and which is the best: whose larger ratio to the least
-    of either is the smallest.
+    """Measure published recipes and find the best one.
+
+    The best is the one whose larger ratio to the least rms and the least median is smallest.
+
+    Args:
+        recipes: The recipes.
+        denoise: The denoiser.
+        teacher: The converged runs.
+        batch_size: Number of items in one model call.
+
+    Returns:
+        The figures, and the index of the best.
     """
-    ends = ends_of(recipes, denoise, teacher.x, teacher.extra_args, batch_size)
+    ends = run_recipes(recipes, denoise, teacher.x, teacher.extra_args, batch_size)
     verdict = Verdict.of(ends, teacher)
     ratios = [
         (values + FLOOR * teacher.std) / (values.min() + FLOOR * teacher.std)
@@ -64,12 +88,16 @@ def judge_recipes(
 
 
 def choose_fit(fits: Verdict, bar: Mapping[str, float], std: float) -> tuple[int, bool]:
-    """Which fit is the best, and whether it is nearer than the figures `bar` by both rms and
-    median, with no more items astray.
+    """Return the best fit, and True if it is nearer than the figures in `bar`.
 
-    Among those that are nearer by both, rms^2 median decides (few items make the rms, so that a
-    small lead in it is luck), else the larger of the two ratios. std: the spread of the data; what
-    is below its FLOOR counts as nearer than any bar.
+    Nearer means a smaller rms and a smaller median with no more items astray. Among fits that are
+    nearer in both, the smallest rms^2 median is the best (few items determine the rms, so that a
+    small lead in it is luck); else the smallest of the larger ratios.
+
+    Args:
+        fits: The figures of the fits.
+        bar: The figures to beat.
+        std: The spread of the data; distances below FLOOR of it count as nearer than any bar.
     """
     floor = FLOOR * std
     ratios = [

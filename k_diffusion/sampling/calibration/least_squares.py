@@ -1,6 +1,4 @@
-"""Levenberg-Marquardt with a robust loss, for residuals that come in blocks and derivatives by
-differences.
-"""
+"""Levenberg-Marquardt with a robust loss, for residuals in blocks and finite differences."""
 
 from __future__ import annotations
 
@@ -11,30 +9,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-#: For some parameter vectors (those after the first differing from it in one place each, where
-#: `first` is given): blocks of residuals [P, B, D], the same number each time.
+#: A function of parameter vectors that yields blocks of residuals [P, B, D], the same number each
+#: time. With `first`, the vectors after the first one differ from it in one place each.
 Blocks = Callable[[Sequence[Tensor], Sequence[int] | None], Iterator[Tensor]]
-#: A round that lowers the loss by less ends a fit.
+#: A round that lowers the loss by less than this ends the fit.
 GIVE_UP = 3e-3
-#: Where an item's squared derivatives are more than so many times the median's, it is near a border
-#: between two ends, about which a straight line says little: its weight in a step is reduced in
-#: proportion.
+#: An item whose squared derivatives are more than this many times the median's is near a border
+#: between two ends, where a linear model is poor. Its weight in a step is reduced in proportion.
 STEEPEST = 4.0
-#: How many times the damping is raised where no step lowers the loss.
+#: Number of times that the damping is raised when a step does not lower the loss.
 TRIES = 4
 
 
 @dataclass(frozen=True)
 class Loss:
-    """sum over blocks q of weights_q times the mean over items of log(scales_q^2 + mse): an item
-    far off pulls no harder than another.
+    """The sum over blocks q of weights_q times the mean over items of log(scales_q^2 + mse).
+
+    An item far off has no more influence than another.
+
+    Attributes:
+        weights: The weight of each block.
+        scales: The scale of the errors of each block.
     """
 
     weights: Sequence[float]
     scales: Sequence[float]
 
     def __call__(self, squares: Sequence[Tensor]) -> Tensor:
-        """The loss [P] of mean squares [P, B], block by block; infinite where a run went astray."""
+        """Return the loss [P] of mean squares [P, B]; infinite for runs that overflowed."""
         terms = [
             w * (c * c + s).log().mean(1) for w, c, s in zip(self.weights, self.scales, squares)
         ]
@@ -42,7 +44,11 @@ class Loss:
 
 
 def mean_squares(block: Tensor) -> Tensor:
-    """[P, B, D] -> [P, B], float64."""
+    """Return the mean squares [P, B] of residuals [P, B, D], in float64.
+
+    Args:
+        block: The residuals.
+    """
     return block.square().mean(2, dtype=torch.float64)
 
 
@@ -56,11 +62,23 @@ def fit(
     difference: float,
     seen: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, float]:
-    """theta with its `free` entries fitted, and its loss. first: the step each entry first matters
-    in. `seen` is shown each iterate.
+    """Fit the `free` entries of theta.
 
-    A round takes one run for each free entry and four for the length of the step; it ends early
-    where a round gains little.
+    A round takes one run for each free entry and four for the length of the step. The fit ends
+    early after a round that gains little.
+
+    Args:
+        blocks: The residuals.
+        loss: The loss.
+        theta: The start, [T].
+        free: The indices of the entries to fit.
+        first: The step from which each entry matters.
+        rounds: Largest number of rounds.
+        difference: The step of the finite differences.
+        seen: Called with each iterate.
+
+    Returns:
+        theta, and its loss.
     """
     order = sorted(free, key=lambda k: first[k])
     damping, value = 1e-2, math.inf
@@ -70,7 +88,7 @@ def fit(
         )
         for _ in range(TRIES):
             dampings = [damping * 10**power for power in (-1.5, -0.5, 0.5, 1.5)]
-            trials = [_moved(theta, order, hessian, gradient, mu) for mu in dampings]
+            trials = [_take_step(theta, order, hessian, gradient, mu) for mu in dampings]
             values = loss([mean_squares(block) for block in blocks(trials, None)])
             best = int(values.argmin())
             gain = value - values[best].item()
@@ -99,7 +117,7 @@ def _normal_equations(
     first: Sequence[int],
     difference: float,
 ) -> tuple[Tensor, Tensor, float]:
-    """J^T W J, J^T W r and the loss at theta; W as the robust loss weighs the items there."""
+    """Return J^T W J, J^T W r and the loss at theta, with the weights W of the robust loss."""
     thetas = [theta, *(theta.clone() for _ in order)]
     for moved, k in zip(thetas[1:], order):
         moved[k] += difference
@@ -120,12 +138,13 @@ def _normal_equations(
     return hessian, gradient, loss(squares).item()
 
 
-def _moved(
+def _take_step(
     theta: Tensor, order: Sequence[int], hessian: Tensor, gradient: Tensor, damping: float
 ) -> Tensor:
+    """Return theta after a damped step."""
     diagonal = hessian.diagonal()
     damped = hessian + torch.diag(damping * diagonal + 1e-9 * diagonal.max() + 1e-30)
-    # (The default driver, gelsy, gives other last digits each time, by what is left in memory.)
+    # The default driver, gelsy, gives different last digits depending on uninitialised memory.
     step = torch.linalg.lstsq(damped, -gradient[:, None], driver='gelsd').solution[:, 0]
     moved = theta.clone()
     moved[torch.tensor(order)] += step.nan_to_num(0.0).clamp(-1, 1)

@@ -1,6 +1,4 @@
-"""Published recipes that a fitted solver must beat: a sampler with its options and its noise
-levels.
-"""
+"""Published recipes that a fitted solver must beat: a sampler with options and noise levels."""
 
 from __future__ import annotations
 
@@ -19,10 +17,15 @@ from .reference_runs import karras_levels
 
 @dataclass(frozen=True)
 class Published:
-    """A deterministic sampler of one model call a step, by name, and how it is run.
+    """A deterministic sampler with one model call per step, by name, with its levels and options.
 
-    sigmas: its levels, 0 last. options: its own; afs, with which the first step asks the model
-    nothing, is one.
+    Attributes:
+        sampler: Its name.
+        sigmas: The noise levels, 0 last.
+        options: Its options, and `afs`, with which the first step needs no model call.
+
+    Raises:
+        ValueError: If the sampler or an option is unknown, or it draws noise.
     """
 
     sampler: str
@@ -35,19 +38,25 @@ class Published:
         entry = SAMPLERS[self.sampler]
         if entry.stochastic or entry.nfe != 1 or entry.needs_pair or 'sigmas' not in entry.takes:
             raise ValueError(
-                f'sampler must be deterministic and make one model call a step; got {self.sampler}'
+                f'sampler must be deterministic with one model call per step; got {self.sampler}'
             )
         odd = sorted(self.options.keys() - entry.options.keys() - {'afs'})
         if odd:
-            raise ValueError(f'options must be those of {self.sampler}; got {odd[0]}')
+            raise ValueError(f'options must be options of {self.sampler}; got {odd[0]}')
 
     @property
     def calls(self) -> int:
-        """The number of model calls."""
+        """Return the number of model calls."""
         return len(self.sigmas) - 1 - bool(self.options.get('afs'))
 
     def run(self, denoise: DenoiseFn, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
-        """The ends [B, ...] of x [B, ...] at the first level."""
+        """Return the ends [B, ...] of x [B, ...] at the first level.
+
+        Args:
+            denoise: The denoiser.
+            x: Noise at the first level.
+            extra_args: Conditions.
+        """
         ends: Tensor = SAMPLERS[self.sampler].function(
             denoise, x, list(self.sigmas), dict(extra_args), disable=True, **self.options
         )
@@ -59,11 +68,20 @@ class Published:
 
 
 def published_recipes(calls: int, sigma_min: float, sigma_max: float) -> Iterator[Published]:
-    """Those that do best with few calls on one model or another, on levels down to sigma_min.
+    """Yield the recipes that are best with few calls on one model or another.
 
-    iPNDM (Zhang and Chen 2023, arXiv:2204.13902) and exponential Adams-Bashforth on the noise with
-    and without an analytic first step, DPM-Solver++(2M) (Lu et al. 2022, arXiv:2211.01095) and
-    UniPC (Zhao et al. 2023, arXiv:2302.04867).
+    iPNDM and exponential Adams-Bashforth on the noise, with and without an analytical first step;
+    DPM-Solver++(2M); UniPC.
+
+    Args:
+        calls: Number of model calls.
+        sigma_min: The last level above 0.
+        sigma_max: The first level.
+
+    References:
+        Zhang & Chen (2023), arXiv:2204.13902.
+        Lu et al. (2022), arXiv:2211.01095.
+        Zhao et al. (2023), arXiv:2302.04867.
     """
     for sampler, order in (('ipndm', 2), ('ipndm', 3), ('zeab', 3), ('zeab', 4)):
         yield Published(sampler, karras_steps(calls, sigma_min, sigma_max), {'order': order})
@@ -79,7 +97,16 @@ def published_recipes(calls: int, sigma_min: float, sigma_max: float) -> Iterato
 
 
 def karras_steps(n: int, low: float, high: float) -> tuple[float, ...]:
-    """n levels of Karras et al. 2022, rho 7, and 0."""
+    """Return n levels evenly spaced in sigma^(1/7), and 0.
+
+    Args:
+        n: Number of levels.
+        low: The last level above 0.
+        high: The first level.
+
+    References:
+        Karras et al. (2022), arXiv:2206.00364.
+    """
     return (*(karras_levels(n, low, high) if n > 1 else [high]), 0.0)
 
 
@@ -92,14 +119,22 @@ def _exponential_steps(n: int, low: float, high: float) -> tuple[float, ...]:
     return (*(high * (low / high) ** ramp).tolist(), 0.0)
 
 
-def ends_of(
+def run_recipes(
     recipes: Sequence[Published],
     denoise: DenoiseFn,
     x: Tensor,
     extra_args: Mapping[str, Any],
     batch_size: int,
 ) -> Tensor:
-    """The ends [P, B, ...] of some recipes; NaN where a run left the range of numbers."""
+    """Return the ends [P, B, ...] of some recipes; NaN for runs that overflowed.
+
+    Args:
+        recipes: The recipes.
+        denoise: The denoiser.
+        x: Noise at the first level, [B, ...].
+        extra_args: Conditions, with an entry for each item.
+        batch_size: Number of items in one model call.
+    """
     found = torch.full([len(recipes), *x.shape], float('nan'), dtype=x.dtype, device=x.device)
     for k, recipe in enumerate(recipes):
         for part in (slice(start, start + batch_size) for start in range(0, len(x), batch_size)):

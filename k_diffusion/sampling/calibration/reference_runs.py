@@ -1,6 +1,4 @@
-"""Where the probability flow leads, to within a tolerance: the end points and the estimates
-along the way.
-"""
+"""Converged runs of the probability flow: their ends and the estimates along the way."""
 
 from __future__ import annotations
 
@@ -17,20 +15,33 @@ from ...core.tensors import append_dims, mean_per_item
 from ..samplers.multistep import sample_zeab
 
 KNOTS = 48
-#: Steps from a knot to the next: of the first runs, and at most.
+#: Number of steps between two knots: in the first runs, and at most.
 COARSEST, FINEST = 2, 32
-#: Runs that move by more than this share of what they moved before are as near as they will come.
+#: Runs that move by more than this share of the move before have converged as far as possible.
 STALLED = 0.7
 
 
 class Teacher:
-    """Converged runs from x [B, ...] at sigma_max: their ends [B, ...], D at sigma_min, and D along
-    the paths.
+    """Converged runs from x [B, ...] at sigma_max: their ends, and D along the paths.
 
-    Steps are halved until nine ends of ten move by less than `tolerance` times the spread of the
-    data, or no longer move less than before; where that takes more than 1,536 of them, a warning
-    says so. `change`: how far the ends moved last, as a share of that spread. tested: how many of
-    the items, the first ones, decide on it; the others take the steps so found.
+    Steps are halved until nine of ten ends move by less than `tolerance` times the spread of the
+    data, or the moves no longer shrink. A warning is given if that needs more than 1,536 steps. The
+    attribute `change` is the last move of the ends, as a share of the spread.
+
+    Args:
+        denoise: The denoiser.
+        x: Noise at the level sigma_max.
+        sigma_min: The level from which the runs step to 0.
+        sigma_max: The first level.
+        extra_args: Conditions, with an entry for each item.
+        tolerance: The largest move of converged ends, as a share of the spread.
+        batch_size: Number of items in one model call.
+        callback: Called after each set of runs.
+        tested: Number of items, the first ones, that decide about convergence; the others use the
+            same steps.
+
+    Raises:
+        ValueError: If the levels are not 0 < sigma_min < sigma_max < inf.
     """
 
     def __init__(
@@ -47,8 +58,8 @@ class Teacher:
     ) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(
-                f'sigma_min={sigma_min} and sigma_max={sigma_max} are no range of noise levels; '
-                'give 0 < sigma_min < sigma_max, both finite'
+                'sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max < inf; got '
+                f'{sigma_min} and {sigma_max}'
             )
         self.x, self.extra_args, self.sigma_min, self.sigma_max = (
             x,
@@ -86,17 +97,17 @@ class Teacher:
             )
         if not self.change < tolerance:
             warnings.warn(
-                f'the runs that are learned from still moved by {self.change:.1e} of the spread '
-                'of the data when their '
-                f'{KNOTS * finer // 2} steps were made {KNOTS * finer}; the calibration is no '
-                'better than that',
+                f'the converged runs still moved by {self.change:.1e} of the spread of the data '
+                'from '
+                f'{KNOTS * finer // 2} to {KNOTS * finer} steps; the calibration cannot be more '
+                'accurate than that',
                 stacklevel=2,
             )
 
     def _run_all(
         self, denoise: DenoiseFn, items: slice, finer: int, batch_size: int
     ) -> tuple[Tensor, Tensor]:
-        """The ends of some items, and D at the knots [K, B, ...]."""
+        """Return the ends of some items, and D at the knots [K, B, ...]."""
         begin, end, _ = items.indices(len(self.x))
         runs = [
             self._run(denoise, slice(start, min(start + batch_size, end)), finer)
@@ -105,8 +116,9 @@ class Teacher:
         return torch.cat([end for end, _ in runs]), torch.cat([path for _, path in runs], 1)
 
     def _run(self, denoise: DenoiseFn, part: slice, finer: int) -> tuple[Tensor, Tensor]:
-        """The ends of a part of the items, and D at the knots [K, b, ...], with so many steps
-        between two knots.
+        """Return the ends of a part of the items, and D at the knots [K, b, ...].
+
+        `finer` is the number of steps between two knots.
         """
         seen: list[Tensor] = []
         lambdas = torch.cat(
@@ -126,7 +138,11 @@ class Teacher:
         return end, torch.stack(seen)
 
     def estimates(self, sigmas: Tensor) -> Tensor:
-        """D on the paths at the levels sigmas [P] (float64), [P, B, ...]."""
+        """Return D [P, B, ...] on the paths at P levels, by cubic interpolation.
+
+        Args:
+            sigmas: The levels [P], float64.
+        """
         where = (-sigmas.log()).clamp(self.log_snr[0], self.log_snr[-1])
         first = (torch.searchsorted(self.log_snr, where, right=True) - 2).clamp(
             0, len(self.log_snr) - 4
@@ -145,7 +161,11 @@ class Teacher:
         return found
 
     def part(self, items: slice) -> Teacher:
-        """The same of some of the items."""
+        """Return the runs of some of the items.
+
+        Args:
+            items: Their indices.
+        """
         copy = object.__new__(Teacher)
         copy.__dict__ = {
             **self.__dict__,
@@ -158,9 +178,15 @@ class Teacher:
 
 
 def karras_levels(n: int, low: float, high: float) -> list[float]:
-    """n levels from high to low, evenly spaced in sigma^(1/7) (Karras et al.
+    """Return n levels from high to low, evenly spaced in sigma^(1/7).
 
-    2022, arXiv:2206.00364).
+    Args:
+        n: Number of levels.
+        low: The last level.
+        high: The first level.
+
+    References:
+        Karras et al. (2022), arXiv:2206.00364.
     """
     ramp = torch.linspace(0, 1, n, dtype=torch.float64)
     return ((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist()

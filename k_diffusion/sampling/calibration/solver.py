@@ -1,6 +1,4 @@
-"""A solver fitted to one model, for one number of model calls: its levels, its weights, and the
-sampler they make.
-"""
+"""A solver fitted to one model for one number of model calls: levels, weights and sampler."""
 
 from __future__ import annotations
 
@@ -14,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ...core.registry import unknown
+from ..definition import make_sampler
 from ..loop import Steps
-from ..registry import SAMPLERS, Run, SampleFn, make_sampler
+from ..registry import SAMPLERS, Run, SampleFn
 from ..spectrum import Spectrum
 from .bases import (
     BASES,
@@ -37,16 +36,30 @@ PUBLISHED = 'published'
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` found for a model, its guidance and a number of model calls.
+    """The result of `calibrate` for a model, its guidance and a number of model calls.
 
-    base: rab, sei or eab (bases.py). sigmas: sigma_max, n levels and 0, for n model calls: the
-    first step is that of the spectrum's Gaussian. corrections: what is added to the base's weights,
-    a row for each model call (`base_rows`). scores: distances to converged runs on noises that were
-    not fitted to. model: the fingerprint of the weights it was made for. quality: what the guidance
-    was chosen by, where it was chosen (a metric of samples and its standard error).
+    A result without a fit nearer than a published recipe has the base 'published' and no
+    corrections; `published`, `options` and sigmas are then the sampler, its options and its levels.
 
-    Where no fit was nearer than a published recipe, base is 'published' and `published` and
-    `options` are that sampler and its options, sigmas its levels; corrections is empty.
+    Attributes:
+        base: 'rab', 'sei', 'eab' (bases.py) or 'published'.
+        sigmas: sigma_max, n levels and 0 for n model calls; the first step is that of the Gaussian
+            of the spectrum.
+        corrections: The numbers added to the weights of the base, a row for each model call
+            (`base_rows`).
+        spectrum: The Gaussian of the data.
+        scores: Distances to converged runs on held-out noise.
+        model: Fingerprint of the weights it was made for.
+        guidance: The guidance scale.
+        guidance_interval: The noise levels with guidance; None for all.
+        conditions: The names of the conditions.
+        published: The name of the published sampler.
+        options: Its options.
+        quality: The metric of samples by which the guidance was chosen and its standard error;
+            empty if it was given.
+
+    Raises:
+        ValueError: If the values do not fit each other.
     """
 
     base: str
@@ -73,14 +86,14 @@ class Calibration:
             or not self.sigmas[0] < math.inf
         ):
             raise ValueError(
-                f'a calibration has the levels {list(self.sigmas)}; they must fall from sigma_max '
-                'to 0, three at least'
+                'sigmas of a calibration must fall from sigma_max to 0, at least three levels; got '
+                f'{list(self.sigmas)}'
             )
         if self.recipe is not None:
             if self.corrections or self.recipe.calls < 1:
                 raise ValueError(
-                    'a calibration that keeps a published recipe must have no corrections and '
-                    'make at least 1 model call'
+                    'a calibration with a published recipe must have no corrections and at least 1 '
+                    'model call'
                 )
             return
         rows = [
@@ -90,35 +103,31 @@ class Calibration:
         ]
         if not len(rows) == len(self.corrections) == len(self.sigmas) - 2:
             raise ValueError(
-                f'a calibration of {len(self.sigmas) - 2} model calls has {len(self.corrections)} '
-                'rows of corrections, '
-                f'{len(rows)} of them sound; it must have a row of {CORRECTIONS[self.base]} '
-                'finite numbers for each'
+                f'corrections must be a row of {CORRECTIONS[self.base]} finite numbers for each of '
+                f'{len(self.sigmas) - 2} model calls; got {len(self.corrections)} rows, '
+                f'{len(rows)} '
+                'of them valid'
             )
 
     @property
     def steps(self) -> int:
-        """The number of model calls."""
+        """Return the number of model calls."""
         return len(self.corrections) if self.recipe is None else self.recipe.calls
 
     @property
     def recipe(self) -> Published | None:
-        """The published recipe that is kept; None where a solver was fitted."""
+        """Return the published recipe; None for a fitted solver."""
         return (
             Published(self.published, self.sigmas, self.options) if self.base == PUBLISHED else None
         )
 
     @property
     def levels(self) -> Tensor:
-        """The levels as other schedules are, float32: where a sampler is given with one
-        (`generate`, say).
-        """
+        """Return the levels as a float32 tensor, like other schedules."""
         return torch.tensor(self.sigmas, dtype=torch.float32)
 
     def sampler(self) -> SampleFn:
-        """Return a sampler with levels of its own: its sigmas may be left out, and x is at the
-        level sigmas[0].
-        """
+        """Return a sampler with its own levels: sigmas may be omitted; x is at level sigmas[0]."""
         walk = self._walk if self.recipe is None else self._walk_recipe
         return make_sampler(
             walk,
@@ -130,7 +139,7 @@ class Calibration:
         )
 
     def _walk_recipe(self, steps: Steps, x: Tensor) -> Run[Tensor]:
-        """Walk the levels of a calibration that keeps a published recipe."""
+        """Run the published recipe."""
         options = dict(self.options)
         steps.watch.answer_first(options.pop('afs', None))
         body = SAMPLERS[self.published].body
@@ -138,7 +147,7 @@ class Calibration:
         return (yield from body(steps, x, **options))
 
     def _walk(self, steps: Steps, x: Tensor) -> Run[Tensor]:
-        """Walk the levels of a calibration with its weights."""
+        """Run the fitted solver."""
         base, spectrum = self.base, self.spectrum.like(x)
         variances, which = distinct(self.spectrum)
 

@@ -1,4 +1,4 @@
-"""Noise levels that the fits start from."""
+"""Noise levels at which fits start."""
 
 from __future__ import annotations
 
@@ -11,8 +11,13 @@ from .candidates import Students
 
 
 def schedules(students: Students) -> list[list[float]]:
-    """Levels to start from, sigma_max first, n + 1 of them: Karras and exponential ones, and
-    knots where D bends.
+    """Return levels to start from: those of Karras, exponential ones, and knots where D bends.
+
+    Args:
+        students: The solvers to fit.
+
+    Returns:
+        Lists of n + 1 levels, sigma_max first.
     """
     high, std, n = students.teacher.sigma_max, students.teacher.std, students.n
     ramp = torch.linspace(0, 1, n + 1, dtype=torch.float64)
@@ -25,8 +30,9 @@ def schedules(students: Students) -> list[list[float]]:
 
 
 def _where_it_bends(students: Students, ramp: Tensor) -> Tensor:
-    """Equal shares of (P |D''|)^(1/3), D'' in log sigma along the paths, P = s / sqrt(s^2 +
-    sigma^2); down to 0.02 of the spread.
+    """Return levels at equal shares of (P |D''|)^(1/3), down to 0.02 of the spread.
+
+    D'' is the second derivative in log sigma along the paths; P = s / sqrt(s^2 + sigma^2).
     """
     teacher = students.teacher
     t, d = teacher.log_snr, teacher.denoised.flatten(2)

@@ -1,6 +1,4 @@
-"""The divergence of a denoiser's noise estimate, tr d(x - D)/dx: estimated with probes of +-1,
-or exact.
-"""
+"""The divergence tr d(x - D)/dx of a noise estimate: exact, or estimated with probes of +-1."""
 
 from __future__ import annotations
 
@@ -15,16 +13,16 @@ from ...core.random import generator
 from ...core.tensors import sum_per_item
 from ..noise import item_seeds
 
-#: The most probes that are orthogonal in turn: more lower the error little, and each set's error is
-#: one of the few that a standard error is made from.
+#: Largest number of probes that are orthogonal in turn. More probes reduce the error little, and
+#: the error of each set is one of the few from which a standard error is computed.
 LONGEST = 64
 
 
 class Divergence(Protocol):
-    """(y [B, ...], x [B, ...] that it was computed from, turn) -> P = count estimates [B, P] of the
-    trace of dy/dx.
+    """A function that estimates the trace of dy/dx.
 
-    Calls of one turn use the same probes.
+    It is called with y [B, ...], the x [B, ...] from which y was computed, and a turn, and returns
+    P = count estimates [B, P]. Calls of one turn use the same probes.
     """
 
     count: int
@@ -36,20 +34,20 @@ class Probes:
     """Estimate the trace of J = dy/dx by v . J v for P probes v of +-1, orthogonal in turn.
 
     v_p = s_p h_k with random signs s_p (P independent estimates) and row k of a Walsh-Hadamard
-    matrix in turn k. Each estimate is right on average, and exact where J is diagonal. Over 2^m
-    turns in a row the entries J_ij of pairs i, j that differ in their last m bits cancel, as far as
-    J stays the same; the bits of an element's place are taken from all its axes alternately, so
-    that neighbours in a picture cancel first. New signs are drawn after as many turns as an item
-    has elements (rounded up to a power of 2), 64 at most.
+    matrix in turn k. Each estimate is unbiased, and exact for a diagonal J. Over 2^m turns in a row
+    the entries J_ij of pairs i, j that differ in their last m bits cancel, as far as J stays the
+    same. The bits of the index of an element are taken from all axes alternately, so that
+    neighbours in an image cancel first. New signs are drawn after as many turns as an item has
+    elements (rounded up to a power of 2), at most 64.
 
     Args:
         count: P, the number of estimates.
-        seed: a number for each item, or one for the batch; the probes of an item depend on its own
-            alone. None draws one from torch's global generator.
+        seed: A number for each item, or one for the batch; the probes of an item depend on its own
+            seed only. None draws one from torch's global generator.
 
     References:
-        Hutchinson 1990, doi:10.1080/03610919008812866; Stathopoulos, Laeuchli and Orginos 2013,
-        arXiv:1302.4018 (hierarchical probing).
+        Hutchinson (1990), doi:10.1080/03610919008812866.
+        Stathopoulos, Laeuchli & Orginos (2013), arXiv:1302.4018 (hierarchical probing).
     """
 
     def __init__(self, count: int, seed: int | Sequence[int] | None = None) -> None:
@@ -89,7 +87,7 @@ class Probes:
 
 
 def _interleaved_places(shape: Sequence[int]) -> tuple[Tensor, int]:
-    """Return the place of each element of an item as a whole number, and how many bits it has.
+    """Return the index of each element of an item, and its number of bits.
 
     The lowest bits are the lowest bit of each axis, the last axis first: the order of a Z-curve.
     """
@@ -104,17 +102,18 @@ def _interleaved_places(shape: Sequence[int]) -> tuple[Tensor, int]:
 
 
 def _parity(numbers: Tensor) -> Tensor:
-    """Return 1 where a whole number below 64 has an odd number of bits set, else 0."""
+    """Return 1 where an integer below 64 has an odd number of bits set, else 0."""
     for shift in 4, 2, 1:
         numbers = numbers ^ (numbers >> shift)
     return numbers & 1
 
 
 class ExactTrace:
-    """The trace itself, from as many backward passes as an item has elements: [B, 1].
+    """Compute the trace [B, 1] with as many backward passes as an item has elements.
 
-    `chunk` of them at a time by vmap, where the model's operations can be batched so, and else one
-    by one.
+    Args:
+        chunk: Number of passes computed at a time by vmap; 1 if an operation of the model has no
+            batching rule.
     """
 
     count = 1
@@ -143,7 +142,7 @@ class ExactTrace:
         ).sum(0)[:, None]
 
     def _part(self, y: Tensor, x: Tensor, first: int, count: int) -> Tensor:
-        """The sum of `count` elements of the diagonal from `first` on, [B]."""
+        """Return the sum [B] of `count` elements of the diagonal from `first` on."""
         rows = torch.arange(count, device=x.device)
         basis = x.new_zeros(count, x[0].numel())
         basis[rows, first + rows] = 1

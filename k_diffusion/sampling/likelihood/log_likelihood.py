@@ -1,6 +1,7 @@
-"""The likelihood of data under a denoiser and its noise, by the probability flow (Song et al.
+"""The likelihood of data under a denoiser, by the probability flow.
 
-2021, arXiv:2011.13456, section 4.3).
+References:
+    Song et al. (2021), arXiv:2011.13456, section 4.3.
 """
 
 from __future__ import annotations
@@ -23,57 +24,75 @@ from .standard_error import error_of_blocks, error_of_integrals
 
 def log_likelihood(
     model: DenoiseFn,
-    x: Tensor,  # [B, ...], a sample at the level sigma_min
+    x: Tensor,
     sigma_min: float | Tensor,
     sigma_max: float | Tensor,
-    extra_args: ExtraArgs = None,  # conditions, passed to the model
+    extra_args: ExtraArgs = None,
     atol: float = 1e-4,
     rtol: float = 1e-4,
     *,
-    steps: int | None = None,  # a fixed grid: 4 model calls per step, probes that change
-    probes: int = 1,  # how many per model call; two or more give a standard error
-    trace: Literal[
-        'probes', 'exact'
-    ] = 'probes',  # exact: as many backward passes as an item has elements
-    chunk: int = 64,  # how many of them at a time
-    seed: int
-    | Sequence[int]
-    | None = None,  # of the probes: one per item, or one for the batch; None: torch's own
-    data_mean: float
-    | Tensor = 0.0,  # of the data, a number or like an item: what the noise is laid over
+    steps: int | None = None,
+    probes: int = 1,
+    trace: Literal['probes', 'exact'] = 'probes',
+    chunk: int = 64,
+    seed: int | Sequence[int] | None = None,
+    data_mean: float | Tensor = 0.0,
     data_std: float | Tensor = 0.0,
-    dtype: torch.dtype | None = None,  # to integrate in; None: x's, float32 at least
-    max_evaluations: int = 10_000,  # the most model calls before giving up
-    disable: bool | None = True,  # of the progress bar; None hides it off a terminal
+    dtype: torch.dtype | None = None,
+    max_evaluations: int = 10_000,
+    disable: bool | None = True,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """(log p(x) [B] in nats, info): the density of the data with noise of level sigma_min, up to
-    the errors of solver and probes.
+    """Compute log p(x) in nats, the density of the data with noise of level sigma_min.
 
     log p(x) = log N(x(sigma_max); data_mean, sigma_max^2 + data_std^2) + the integral of tr d(x -
-    D)/dx over ln sigma.
+    D)/dx over ln sigma, up to the errors of solver and probes.
 
-    By default an adaptive solver in sigma, which suits its steps to each item, with probes that
-    stay the same. With `steps` a grid even in ln sigma (32 steps are usual), for u = (x -
-    data_mean) / sqrt(sigma^2 + data_std^2), which stands still for Gaussian data of that mean and
-    deviation: less noise from the probes at the same cost, as they are orthogonal in turn.
+    By default an adaptive solver in sigma takes steps that suit each item, with the same probes in
+    all of them. With `steps` the grid is even in ln sigma (32 steps are usual), for u = (x -
+    data_mean) / sqrt(sigma^2 + data_std^2), which is constant for Gaussian data of that mean and
+    deviation. The probes are then orthogonal in turn, which reduces their error at the same cost.
 
-    info: fevals, the model calls; stderr [B], the standard error that the probes leave (None with
-    one probe, 0 for the exact trace); interval, the ends ([B], [B]) of its 95 % interval by
-    Student's t (None with one probe), which is wider than 2 stderr where few independent values
-    carry the error; latent, x at sigma_max.
+    Args:
+        model: The denoiser.
+        x: Samples at the level sigma_min, [B, ...].
+        sigma_min: The lowest level, > 0.
+        sigma_max: The highest level.
+        extra_args: Conditions of the model.
+        atol: Absolute tolerance of the adaptive solver.
+        rtol: Relative tolerance of the adaptive solver.
+        steps: Number of steps of a fixed grid, of 4 model calls each, with probes that change.
+        probes: Number of probes per model call; two or more give a standard error.
+        trace: 'probes', or 'exact' for as many backward passes as an item has elements.
+        chunk: Number of these passes computed at a time.
+        seed: Seed of the probes: one for each item, or one for the batch. None draws one from
+            torch's global generator.
+        data_mean: Mean of the data, a number or like an item.
+        data_std: Standard deviation of the data, a number or like an item.
+        dtype: Dtype of the integration; by default that of x, at least float32.
+        max_evaluations: Largest number of model calls.
+        disable: Disable the progress bar; None disables it outside a terminal.
+
+    Returns:
+        log p(x) [B] in nats, and a dict: `fevals`, the number of model calls; `stderr` [B], the
+            standard error from the probes (None with one probe, 0 for the exact trace); `interval`,
+            the ends ([B], [B]) of its 95 % interval by Student's t (None with one probe), which is
+            wider than 2 stderr if few independent values carry the error; `latent`, x at sigma_max.
+
+    Raises:
+        ValueError: If an argument is out of its range, the model output is not finite, or the
+            solver needs more than max_evaluations calls.
     """
     low, high = _levels(sigma_min, sigma_max, ascending=True)
     if trace not in ('probes', 'exact'):
-        raise ValueError(f"trace is {trace!r}; it must be 'probes' or 'exact'")
+        raise ValueError(f"trace must be 'probes' or 'exact'; got {trace!r}")
     divergence = ExactTrace(chunk) if trace == 'exact' else Probes(probes, seed)
     flow = ProbabilityFlow(
         model, x, extra_args, data_mean, data_std, dtype, 'log_likelihood', divergence
     )
-    latent, integrals = _led(flow, low, high, steps, atol, rtol, max_evaluations, disable)
+    latent, integrals = _integrate(flow, low, high, steps, atol, rtol, max_evaluations, disable)
     value = flow.log_prior(latent, high) + integrals.mean(1)
-    error: tuple[Tensor, Tensor, Tensor] | None = (
-        None  # the standard error, and the ends from the value
-    )
+    # the standard error, and the ends of the interval from the value
+    error: tuple[Tensor, Tensor, Tensor] | None = None
     if trace == 'exact':
         error = (torch.zeros_like(value),) * 3
     elif probes > 1:
@@ -110,20 +129,37 @@ def invert(
     max_evaluations: int = 10_000,
     disable: bool | None = True,
 ) -> Tensor:
-    """Where the probability flow leads x from the level sigma to sigma_next: from an image to its
-    noise, or back.
+    """Lead x along the probability flow from the level sigma to sigma_next.
 
-    invert(model, invert(model, x, low, high), high, low) is x, up to the solver's error. Arguments
-    as in log_likelihood.
+    It leads from an image to its noise, or back. invert(model, invert(model, x, low, high), high,
+    low) is x, up to the error of the solver.
+
+    Args:
+        model: The denoiser.
+        x: A batch at the level sigma, [B, ...].
+        sigma: The level of x, > 0.
+        sigma_next: The level of the result, > 0.
+        extra_args: Conditions of the model.
+        atol: Absolute tolerance of the adaptive solver.
+        rtol: Relative tolerance of the adaptive solver.
+        steps: Number of steps of a fixed grid, of 4 model calls each.
+        data_mean: Mean of the data, a number or like an item.
+        data_std: Standard deviation of the data, a number or like an item.
+        dtype: Dtype of the integration; by default that of x, at least float32.
+        max_evaluations: Largest number of model calls.
+        disable: Disable the progress bar; None disables it outside a terminal.
+
+    Returns:
+        x at the level sigma_next, in its own dtype.
     """
     start, end = _levels(sigma, sigma_next)
     flow = ProbabilityFlow(model, x, extra_args, data_mean, data_std, dtype, 'invert')
-    return _led(flow, start, end, steps, atol, rtol, max_evaluations, disable)[0].to(
+    return _integrate(flow, start, end, steps, atol, rtol, max_evaluations, disable)[0].to(
         x.dtype if dtype is None else dtype
     )
 
 
-def _led(
+def _integrate(
     flow: ProbabilityFlow,
     start: float,
     end: float,
@@ -133,6 +169,7 @@ def _led(
     most: int,
     disable: bool | None,
 ) -> Parts:
+    """Integrate the flow by the adaptive solver, or on a grid of `steps`."""
     if steps is None:
         found = flow.adaptive(start, end, atol, rtol, most, disable)
     else:
@@ -144,19 +181,18 @@ def _led(
 def _levels(
     sigma: float | Tensor, sigma_next: float | Tensor, ascending: bool = False
 ) -> tuple[float, float]:
-    start, end = (
-        check_number('sigma_min', sigma, infinite=True),
-        check_number('sigma_max', sigma_next, infinite=True),
-    )
-    if not (
-        min(start, end) > 0
-        and max(start, end) < math.inf
-        and (start < end if ascending else start != end)
-    ):
-        wanted = (
-            'give 0 < sigma_min < sigma_max' if ascending else 'give two different ones above 0'
-        )
+    """Return both levels as floats; raise a ValueError unless they form a range."""
+    start = check_number('sigma_min', sigma, infinite=True)
+    end = check_number('sigma_max', sigma_next, infinite=True)
+    finite = min(start, end) > 0 and max(start, end) < math.inf
+    if ascending:
+        if not (finite and start < end):
+            raise ValueError(
+                'sigma_min and sigma_max must satisfy 0 < sigma_min < sigma_max < inf; got '
+                f'{start} and {end}'
+            )
+    elif not (finite and start != end):
         raise ValueError(
-            f'sigma_min={start} and sigma_max={end} are no range of noise levels; {wanted}'
+            f'sigma and sigma_next must be different levels > 0; got {start} and {end}'
         )
     return start, end

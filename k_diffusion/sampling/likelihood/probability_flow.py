@@ -1,6 +1,4 @@
-"""The probability flow dx/dsigma = (x - D) / sigma from one level to another, and the integral
-of its divergence on the way.
-"""
+"""The probability flow dx/dsigma = (x - D) / sigma, and the integral of its divergence."""
 
 from __future__ import annotations
 
@@ -15,17 +13,31 @@ from ...core.arguments import check_denoiser, check_whole, expands, show_value
 from ...core.protocols import DenoiseFn
 from ...core.tensors import sum_per_item
 from ..coefficients import to_d
-from ..loop import ExtraArgs, Watch
+from ..loop import ExtraArgs
+from ..watch import Watch
 from .divergence import Divergence, Probes
 from .runge_kutta import RUNGE_KUTTA, Parts, dormand_prince, runge_kutta_step
 
 
 class ProbabilityFlow:
-    """Leads x [B, ...] along the flow of a model; with a `divergence`, integrates the P estimates
-    that it gives.
+    """Leads x [B, ...] along the flow of a model.
 
-    mean and std: of the data, numbers or like an item. On a fixed grid the path of Gaussian data of
-    that mean and deviation is followed exactly, and only the departure from it numerically.
+    With a `divergence` it also integrates the P estimates of it. On a fixed grid the path of
+    Gaussian data with the given mean and deviation is exact; only the departure from it is
+    integrated numerically.
+
+    Args:
+        model: The denoiser.
+        x: The start, [B, ...].
+        extra_args: Conditions of the model.
+        mean: Mean of the data, a number or like an item.
+        std: Standard deviation of the data, a number or like an item.
+        dtype: Dtype of the integration; by default that of x, at least float32.
+        name: The name of the caller in messages.
+        divergence: The estimator of the divergence, or None.
+
+    Raises:
+        ValueError: If x is not a floating-point batch, or std is negative.
     """
 
     def __init__(
@@ -46,7 +58,8 @@ class ProbabilityFlow:
                 else f'is a {type(x).__name__}'
             )
             raise ValueError(
-                f'{name}: x {got}; give a batch [B, ...] in floating point, scaled as in training'
+                f'{name}: x must be a batch [B, ...] in floating point, scaled as in training; x '
+                f'{got}'
             )
         check_denoiser(f'{name}: model', model)
         self.watch, self.extra_args, self.divergence = (
@@ -57,16 +70,13 @@ class ProbabilityFlow:
         self.start = x.detach().to(dtype or torch.promote_types(x.dtype, torch.float32))
         self.mean, self.std = self._per_item('data_mean', mean), self._per_item('data_std', std)
         if not bool((self.std >= 0).all()):
-            raise ValueError(
-                f'{name}: data_std must be >= 0 everywhere, the deviation of the data; got '
-                f'{show_value(std)}'
-            )
+            raise ValueError(f'{name}: data_std must be >= 0 in every entry; got {show_value(std)}')
         self.blocks: list[
             Tensor
         ] = []  # the share of each set of probes in the integrals over a grid, [B, P]
 
     def _per_item(self, name: str, value: float | Tensor) -> Tensor:
-        """A number or a tensor like an item, as a tensor."""
+        """Return a number or a tensor like an item as a tensor."""
         try:
             tensor = torch.as_tensor(value).to(self.start)
         except (TypeError, ValueError, RuntimeError):
@@ -76,16 +86,25 @@ class ProbabilityFlow:
         if not expands(tensor.shape, self.start.shape) or not bool(tensor.isfinite().all()):
             raise ValueError(
                 f'{name} must be a finite number or a tensor that broadcasts to x, '
-                f'{tuple(self.start.shape)}; '
-                f'got {show_value(value)}'
+                f'{tuple(self.start.shape)}; got {show_value(value)}'
             )
         return tensor
 
     def adaptive(
         self, start: float, end: float, atol: float, rtol: float, most: int, disable: bool | None
     ) -> Parts:
-        """(x at end, and the integral [B, P] where there is a divergence), by steps in sigma
-        that suit each item.
+        """Lead x from start to end by steps in sigma that suit each item.
+
+        Args:
+            start: The first level.
+            end: The last level.
+            atol: Absolute tolerance.
+            rtol: Relative tolerance.
+            most: Largest number of model calls.
+            disable: Disable the progress bar; None disables it outside a terminal.
+
+        Returns:
+            x at end, and the integral [B, P] if there is a divergence.
         """
 
         def slope(sigma: Tensor, parts: Parts) -> Parts:
@@ -111,19 +130,28 @@ class ProbabilityFlow:
             )[0]
 
     def fixed(self, start: float, end: float, steps: int, disable: bool | None) -> Parts:
-        """The same by steps of 4 calls, even in ln sigma, for u = (x - mean) / r with r =
-        sqrt(sigma^2 + std^2):
+        """Lead x from start to end by steps even in ln sigma, of 4 calls each.
 
-        du/dlns = (c (x - mean) - (D - mean)) / r with c = std^2 / r^2, whose divergence is that of
-        x - D less the sum of 1 - c.
+        The variable is u = (x - mean) / r with r = sqrt(sigma^2 + std^2). du/dlns = (c (x - mean) -
+        (D - mean)) / r with c = std^2 / r^2; its divergence is that of x - D minus the sum of 1 -
+        c.
+
+        Args:
+            start: The first level.
+            end: The last level.
+            steps: Number of steps.
+            disable: Disable the progress bar; None disables it outside a terminal.
+
+        Returns:
+            x at end, and the integral [B, P] if there is a divergence.
         """
         check_whole('steps', steps, hint='32 is usual')
         h, calls = math.log(end / start) / steps, itertools.count()
 
         def slope(log_sigma: float, parts: Parts) -> Parts:
             step, stage = divmod(next(calls), len(RUNGE_KUTTA))
-            # The last stage of a step and the first of the next stand at one level, and share their
-            # probes: so every turn has the same weight in the integral.
+            # The last stage of a step and the first of the next one are at the same level and share
+            # their probes, so that every turn has the same weight in the integral.
             turn = step * (len(RUNGE_KUTTA) - 1) + stage
             sigma = math.exp(log_sigma)
             r = self.spread(sigma)
@@ -151,8 +179,11 @@ class ProbabilityFlow:
             self.blocks[-1] += shares[0]
 
     def log_prior(self, x: Tensor, sigma: float) -> Tensor:
-        """The log density [B] of Gaussian data of that mean and deviation with noise of level
-        sigma.
+        """Return the log density [B] of Gaussian data with this mean and deviation and added noise.
+
+        Args:
+            x: A batch [B, ...].
+            sigma: The level of the noise.
         """
         return sum_per_item(
             torch.distributions.Normal(self.mean, self.spread(sigma), validate_args=False).log_prob(
@@ -161,7 +192,11 @@ class ProbabilityFlow:
         )
 
     def spread(self, sigma: float) -> Tensor:
-        """The deviation sqrt(sigma^2 + std^2) of noisy data."""
+        """Return sqrt(sigma^2 + std^2), the deviation of noisy data.
+
+        Args:
+            sigma: The level of the noise.
+        """
         return (self.std**2 + sigma**2).sqrt()
 
     def _over_item(self, value: Tensor) -> Tensor:
@@ -171,7 +206,7 @@ class ProbabilityFlow:
         return (x,) if self.divergence is None else (x, x.new_zeros(len(x), self.divergence.count))
 
     def _estimate(self, x: Tensor, sigma: Tensor, turn: int = 0) -> Parts:
-        """(D, and where it is wanted the divergence [B, P] of x - D)."""
+        """Return D, and the divergence [B, P] of x - D if there is an estimator."""
         if self.divergence is None:
             return (self.watch(x, sigma, **self.extra_args),)
         with torch.enable_grad():
@@ -179,8 +214,9 @@ class ProbabilityFlow:
             denoised = self.watch(x, sigma, **self.extra_args)
             if not denoised.requires_grad:
                 raise ValueError(
-                    f"{self.watch.name}: the model's answer knows no derivative with respect to x; "
-                    'let it run without torch.no_grad and torch.inference_mode inside'
+                    f'{self.watch.name}: the model output has no gradient with respect to x; '
+                    'remove '
+                    'torch.no_grad and torch.inference_mode from the model'
                 )
             divergence = self.divergence(x - denoised, x, turn)
         return denoised.detach(), divergence.detach()

@@ -1,7 +1,7 @@
-"""Solvers for ordinary differential equations: the classical Runge-Kutta step, and steps that suit
-each item.
+"""Solvers for ordinary differential equations: classical Runge-Kutta, and adaptive per item.
 
-Dormand and Prince (1980), orders 5 and 4, doi:10.1016/0771-050X(80)90013-3.
+References:
+    Dormand & Prince (1980), doi:10.1016/0771-050X(80)90013-3 (orders 5 and 4).
 """
 
 from __future__ import annotations
@@ -30,18 +30,11 @@ STAGES = (
         125 / 192,
         -2187 / 6784,
         11 / 84,
-    ),  # the fifth order, and the first stage of the next step
+    ),  # order 5; stage 1 of the next step
 )
 TIMES = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
-ERROR = (
-    71 / 57600,
-    0.0,
-    -71 / 16695,
-    71 / 1920,
-    -17253 / 339200,
-    22 / 525,
-    -1 / 40,
-)  # fifth order minus fourth
+# order 5 minus order 4
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 Parts: TypeAlias = tuple[Tensor, ...]
 Time = TypeVar('Time', float, Tensor)
@@ -49,8 +42,13 @@ Slope: TypeAlias = Callable[[Time, Parts], Parts]
 
 
 def runge_kutta_step(slope: Slope[float], y: Parts, t: float, h: float) -> Parts:
-    """y a step h on, by the classical method of order 4; slope is called 4 times, with the
-    shares RUNGE_KUTTA of the step.
+    """Take a step of the classical method of order 4, with 4 calls of slope.
+
+    Args:
+        slope: dy/dt as a function of (t, y).
+        y: The state, a tuple of tensors.
+        t: The time.
+        h: The step.
     """
     k1 = slope(t, y)
     k2 = slope(t + h / 2, _combine(y, [k1], (0.5,), h))
@@ -69,12 +67,26 @@ def dormand_prince(
     max_evaluations: int = 10_000,
     report: Callable[[float], object] | None = None,
 ) -> tuple[Parts, int]:
-    """(y at end, calls of slope) for dy/dt = slope(t, y), y a tuple of tensors [B, ...], t float64
-    [B] on the CPU.
+    """Solve dy/dt = slope(t, y) from start to end by Dormand-Prince 5(4).
 
-    Each item has a time and steps of its own, so that its result does not depend on the others. Its
-    step is accepted when in every part its root mean square error is within atol + rtol |y|.
-    `report` is given the share of the way that all have gone.
+    Each item has its own time and steps, so that its result does not depend on the others. A step
+    of an item is accepted if in every part its root mean square error is within atol + rtol |y|.
+
+    Args:
+        slope: dy/dt as a function of (t, y), with t a float64 tensor [B] on the CPU.
+        y: The state, a tuple of tensors [B, ...].
+        start: The first time.
+        end: The last time.
+        atol: Absolute tolerance.
+        rtol: Relative tolerance.
+        max_evaluations: Largest number of calls of slope.
+        report: Called with the share of the way that all items have covered.
+
+    Returns:
+        y at end, and the number of calls of slope.
+
+    Raises:
+        ValueError: If max_evaluations is exceeded, or the slope is not finite.
     """
     check_tolerances(atol, rtol)
     t = torch.full([len(y[0])], start, dtype=torch.float64)
@@ -84,8 +96,9 @@ def dormand_prince(
         if evaluations >= max_evaluations:
             slowest = t[(t - end).abs().argmax()].item()
             raise ValueError(
-                f'{evaluations} evaluations ended at t={slowest:g} on the way to {end:g}; raise '
-                'atol and rtol, or the limit'
+                f'{evaluations} evaluations only reached t={slowest:g} on the way to {end:g}; '
+                'raise '
+                'atol, rtol or the limit'
             )
         h = torch.where(h.abs() < (end - t).abs(), h, end - t)
         for share, weights in zip(TIMES, STAGES):
@@ -99,7 +112,7 @@ def dormand_prince(
                 'the model there'
             )
         accepted = error <= 1
-        y, k = _chosen(accepted, y_next, y), [_chosen(accepted, k[-1], k[0])]
+        y, k = _select(accepted, y_next, y), [_select(accepted, k[-1], k[0])]
         t = torch.where(accepted, torch.where(h == end - t, end, t + h), t)
         h = h * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.0)
         if report is not None:
@@ -110,7 +123,7 @@ def dormand_prince(
 def _combine(
     y: Parts | None, k: Sequence[Parts], weights: Sequence[float], h: float | Tensor
 ) -> Parts:
-    """y + h sum of the weighted slopes, part by part; h one for all or [B]."""
+    """Return y + h times the sum of the weighted slopes, for each part; h is a number or [B]."""
     sums = []
     for i, slopes in enumerate(zip(*k)):
         total = slopes[0] * weights[0]
@@ -122,8 +135,9 @@ def _combine(
 
 
 def _error(y: Parts, y_next: Parts, difference: Parts, atol: float, rtol: float) -> Tensor:
-    """The largest error of any part of an item in units of the tolerance, float64 [B] on the
-    CPU: a step's one wait for the device.
+    """Return the largest error of an item over its parts, in units of the tolerance.
+
+    The result is float64 [B] on the CPU: the only wait for the device in a step.
     """
     worst = [
         mean_per_item(
@@ -134,8 +148,8 @@ def _error(y: Parts, y_next: Parts, difference: Parts, atol: float, rtol: float)
     return torch.stack(worst).amax(0).cpu().double().sqrt()
 
 
-def _chosen(condition: Tensor, yes: Parts, no: Parts) -> Parts:
-    """Item by item from one or the other."""
+def _select(condition: Tensor, yes: Parts, no: Parts) -> Parts:
+    """Select each item from `yes` or `no`."""
     return tuple(
         torch.where(append_dims(condition.to(a.device), a.ndim), a, b) for a, b in zip(yes, no)
     )

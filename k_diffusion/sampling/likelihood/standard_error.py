@@ -1,6 +1,4 @@
-"""Standard errors and 95 % intervals of a likelihood, from P estimates that differ in their
-probes.
-"""
+"""Standard errors and 95 % intervals of a likelihood, from P estimates with different probes."""
 
 from __future__ import annotations
 
@@ -15,19 +13,21 @@ from ...core.incomplete_beta import student_quantile
 def error_of_blocks(shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the error of an integral whose parts have independent probes.
 
-    With s_k the estimated variance of the mean share of part k, of P - 1 degrees of freedom, sum
-    s_k has (sum s_k)^2 / q - 2 of them for q = sum s_k^2 / (P + 1): the formula of Satterthwaite,
-    less the bias of s_k^2. One more is taken off, since few parts carry the error and are not
-    Gaussian: with 2 it covered too rarely, in 91 % of the points of a mixture.
+    Let s_k be the estimated variance of the mean share of part k, with P - 1 degrees of freedom.
+    Then sum s_k has (sum s_k)^2 / q - 2 degrees for q = sum s_k^2 / (P + 1): the formula of
+    Satterthwaite minus the bias of s_k^2. One more degree is subtracted, because few parts carry
+    the error and they are not Gaussian; without it the interval covered 91 % of the points of a
+    mixture.
 
     Args:
         shares: [K, B, P], the share of each of K parts in each of P integrals.
 
     Returns:
-        The standard error [B] of the mean integral, and the ends [B] of its interval, from it.
+        The standard error [B] of the mean integral, and the ends [B] of its interval relative to
+            it.
 
     References:
-        Satterthwaite 1946, "An approximate distribution of estimates of variance components".
+        Satterthwaite (1946), "An approximate distribution of estimates of variance components".
     """
     least = shares.shape[2] - 1
     variances = shares.double().var(2) / shares.shape[2]
@@ -41,19 +41,19 @@ def error_of_blocks(shares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def error_of_integrals(integrals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the error of the mean of P independent integrals, which may be skewed.
 
-    A probe of +-1 that stays the same leaves a quadratic form of it, often skewed like chi^2. Each
-    end is the farther one of two: by Student's t, and by the transformation of t that removes the
-    skewness, T + g T^2 / (3 sqrt P) + g^2 T^3 / (27 P) + g / (6 sqrt P) with g the sample's
-    skewness.
+    A probe of +-1 that stays the same leaves a quadratic form of it, which is often skewed like
+    chi^2. Each end is the farther one of two: by Student's t, and by the transformation of t that
+    removes the skewness, T + g T^2 / (3 sqrt P) + g^2 T^3 / (27 P) + g / (6 sqrt P) with g the
+    skewness of the sample.
 
     Args:
-        integrals: [B, P], two at least.
+        integrals: [B, P] with P >= 2.
 
     Returns:
-        The standard error [B] of the mean, and the ends [B] of its interval, from it.
+        The standard error [B] of the mean, and the ends [B] of its interval relative to it.
 
     References:
-        Hall 1992, "On the removal of skewness by transformation", J. R. Statist. Soc. B 54,
+        Hall (1992), "On the removal of skewness by transformation", J. R. Statist. Soc. B 54,
             221-228.
     """
     n = integrals.shape[1]

@@ -1,11 +1,15 @@
-"""CFG++ (Chung et al.
+"""Samplers of CFG++, which renoise the guided estimate in the unconditional direction.
 
-2024, arXiv:2406.08070): the guided estimate, renoised in the direction of the unconditional one.
+The model is a guided denoiser with a method `pair` that returns both estimates, as
+K.guidance.classifier_free makes it. Its scale is the paper's lambda, in [0, 1]. One step equals a
+step with plain guidance of scale lambda / (1 - sigma' / sigma). The guidance of a step does not
+shrink with the step, so the result has no limit in the number of steps, and a scale suits one
+number of steps.
 
-The model is a guided denoiser that shows both estimates (`pair`), as K.guidance.classifier_free
-makes it; its scale is the paper's lambda, in [0, 1]. One step equals a step with plain guidance of
-scale lambda / (1 - sigma' / sigma): the push does not shrink with the step, so that there is no
-limit in the number of steps and the scale suits one number of them.
+Notation: D is the guided estimate, D_u the unconditional one, eps_u = (x - D_u) / sigma.
+
+References:
+    Chung et al. (2024), arXiv:2406.08070.
 """
 
 from __future__ import annotations
@@ -19,14 +23,21 @@ from torch import Tensor
 
 from ...core.registry import unknown
 from ..coefficients import adams_weights, get_ancestral_step
+from ..definition import sampler
 from ..loop import Steps
-from ..registry import Run, sampler
+from ..registry import Run
 from .exponential_multistep import Table, ancestral_table
 
 
 @sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
 def sample_euler_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """x' = D + sigma' eps_u, eps_u the unconditional noise. 1 NFE (of both estimates)."""
+    """Take x' = D + sigma' eps_u, with eps_u the unconditional noise estimate.
+
+    1 NFE (of both estimates).
+
+    References:
+        Chung et al. (2024), arXiv:2406.08070.
+    """
     for step in steps:
         guided, unconditional = yield from step.ask_pair(x)
         x = torch.add(guided, x - unconditional, alpha=step.sigma_next / step.sigma)
@@ -45,7 +56,17 @@ def sample_euler_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
 def sample_euler_ancestral_cfg_pp(
     steps: Steps, x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0
 ) -> Run[Tensor]:
-    """euler_cfg_pp to sigma_down, then noise of sigma_up. 1 NFE (of both estimates)."""
+    """Take a step of euler_cfg_pp to sigma_down, then add noise of level sigma_up.
+
+    1 NFE (of both estimates).
+
+    Args:
+        eta: Noise strength; 0 disables noise, 1 is that of DDPM.
+        s_noise: Factor of the noise.
+
+    References:
+        Chung et al. (2024), arXiv:2406.08070.
+    """
     for step in steps:
         sigma_down, sigma_up = get_ancestral_step(step.sigma, step.sigma_next, eta)
         guided, unconditional = yield from step.ask_pair(x)
@@ -57,8 +78,14 @@ def sample_euler_ancestral_cfg_pp(
 
 @sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
 def sample_dpmpp_2m_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """x' = D + a (x - D_u) + (1 - a) (D - D_u before) / (2 r), a = sigma' / sigma, r = h before
-    / h. 1 NFE (of both estimates).
+    """Take DPM-Solver++(2M) steps that renoise in the unconditional direction.
+
+    With a = sigma' / sigma, h the step in log sigma and h_p, D_p the step and the unconditional
+    estimate before: x' = D + a (x - D_u) + (1 - a) (D - D_p) h / (2 h_p). 1 NFE (of both
+    estimates).
+
+    References:
+        Chung et al. (2024), arXiv:2406.08070.
     """
     previous, h_last = None, 0.0
     for step in steps:
@@ -91,14 +118,22 @@ def sample_dpmpp_2s_ancestral_cfg_pp(
     s_noise: float = 1.0,
     uncond_from: Literal['start', 'middle'] = 'start',
 ) -> Run[Tensor]:
-    """dpmpp_2s_ancestral whose two halves renoise in the unconditional direction.
+    """Take dpmpp_2s_ancestral steps that renoise in the unconditional direction.
 
-    2 NFE (of both estimates).
+    With a = sigma_down / sigma and x_m = D + a_m (x - D_u) at the middle of log sigma: x' = a (x +
+    D - D_u) + (1 - a) D_m. 2 NFE (of both estimates).
 
-    x_m = D + a_m (x - D_u) at the middle of log sigma, x' = a (x + D - D_u) + (1 - a) D_m, a =
-    sigma_down / sigma. uncond_from: the stage that D_u of the second formula comes from, 'start';
-    or 'middle', as in ComfyUI, which then differs from dpmpp_2s_ancestral also where both estimates
-    are the same.
+    Args:
+        eta: Noise strength; 0 disables noise, 1 is that of DDPM.
+        s_noise: Factor of the noise.
+        uncond_from: The stage of D and D_u in D - D_u: 'start', or 'middle' as in ComfyUI. With
+            'middle' the result differs from dpmpp_2s_ancestral also where D = D_u.
+
+    Raises:
+        ValueError: If uncond_from is unknown.
+
+    References:
+        Chung et al. (2024), arXiv:2406.08070.
     """
     if uncond_from not in ('start', 'middle'):
         raise ValueError(unknown('uncond_from', uncond_from, ('start', 'middle')))
@@ -119,7 +154,10 @@ def sample_dpmpp_2s_ancestral_cfg_pp(
 
 
 def _walk_res(steps: Steps, x: Tensor, table: Table, s_noise: float = 1.0) -> Run[Tensor]:
-    """x' = a (x + D - D_u) + b_0 D_u + b_1 (D_u before); with no value before D + a (x - D_u)."""
+    """Take x' = a (x + D - D_u) + b_0 D_u + b_1 D_p, with D_p the D_u of the step before.
+
+    The first step, which has no D_p, is D + a (x - D_u).
+    """
     previous: Tensor | None = None
     for step in steps:
         a, b, s, _ = table[step.i]
@@ -136,9 +174,12 @@ def _walk_res(steps: Steps, x: Tensor, table: Table, s_noise: float = 1.0) -> Ru
 
 @sampler(order=0, needs_pair=True, family='CFG++', reference='Chung et al. 2024, arXiv:2406.08070')
 def sample_res_multistep_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """res_multistep on the unconditional estimate, with a (D - D_u) added, a = sigma' / sigma.
+    """Take res_multistep steps on the unconditional estimate and add a (D - D_u).
 
-    1 NFE (of both estimates).
+    a = sigma' / sigma. 1 NFE (of both estimates).
+
+    References:
+        Chung et al. (2024), arXiv:2406.08070.
     """
     return _walk_res(steps, x, ancestral_table(steps.sigmas, 0.0))
 
@@ -154,7 +195,17 @@ def sample_res_multistep_cfg_pp(steps: Steps, x: Tensor) -> Run[Tensor]:
 def sample_res_multistep_ancestral_cfg_pp(
     steps: Steps, x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0
 ) -> Run[Tensor]:
-    """res_multistep_cfg_pp to sigma_down, then noise of sigma_up. 1 NFE (of both estimates)."""
+    """Take a step of res_multistep_cfg_pp to sigma_down, then add noise of level sigma_up.
+
+    1 NFE (of both estimates).
+
+    Args:
+        eta: Noise strength; 0 disables noise, 1 is that of DDPM.
+        s_noise: Factor of the noise.
+
+    References:
+        Chung et al. (2024), arXiv:2406.08070.
+    """
     return _walk_res(steps, x, ancestral_table(steps.sigmas, eta), s_noise)
 
 
@@ -162,11 +213,17 @@ def sample_res_multistep_ancestral_cfg_pp(
 def sample_gradient_estimation_cfg_pp(
     steps: Steps, x: Tensor, *, ge_gamma: float = 2.0
 ) -> Run[Tensor]:
-    """x' = D + sigma' eps_u + (ge_gamma - 1) (sigma' - sigma) (eps_u - eps_u before).
+    """Take gradient estimation steps that renoise in the unconditional direction.
 
-    1 NFE (of both estimates).
+    x' = D + sigma' eps_u + (ge_gamma - 1) (sigma' - sigma) (eps_u - eps_p), with eps_p the eps_u of
+    the step before. The step to 0 ends at D. 1 NFE (of both estimates).
 
-    The step to 0 ends at D. Gradient estimation: Permenter & Yuan (2023), arXiv:2306.04848.
+    Args:
+        ge_gamma: Weight of the newest noise estimate; 1 is euler_cfg_pp.
+
+    References:
+        Chung et al. (2024), arXiv:2406.08070.
+        Permenter & Yuan (2023), arXiv:2306.04848.
     """
     previous: Tensor | None = None
     for step in steps:
@@ -186,17 +243,22 @@ def sample_gradient_estimation_cfg_pp(
 def sample_cfgpp_ud10_ab(
     steps: Steps, x: Tensor, *, ud: float = 0.1, ab: float = 0.25
 ) -> Run[Tensor]:
-    """euler_cfg_pp with an extrapolated unconditional slope and a share of Adams-Bashforth.
+    """Take euler_cfg_pp steps with an extrapolated slope and a share of Adams-Bashforth.
 
-    1 NFE (of both estimates).
+    eps_u is extrapolated by the share `ud` of its change in the step before, in proportion to the
+    step sizes. The share `ab` of the step is Adams-Bashforth of order 2 in sigma. The step to 0
+    ends at D extrapolated linearly in sigma. The default values are ComfyUI's, chosen by eye for
+    one model. 1 NFE (of both estimates).
 
-    eps_u moves on by the share ud of its change in the step before (in proportion to the steps),
-    and of the whole step the share ab is Adams-Bashforth of order 2 in sigma. The step to 0 ends at
-    D extrapolated along a line in sigma. The numbers are ComfyUI's, chosen by eye for one model.
+    Args:
+        ud: Share of the extrapolation of eps_u.
+        ab: Share of Adams-Bashforth.
+
+    References:
+        Chung et al. (2024), arXiv:2406.08070.
     """
-    slopes: Sequence[
-        Tensor
-    ] = ()  # eps_u, the whole slope and D of the step before, which began at sigma_last
+    # (eps_u, the whole slope, D) of the step before, which began at sigma_last
+    slopes: Sequence[Tensor] = ()
     sigma_last = math.nan
     for step in steps:
         guided, unconditional = yield from step.ask_pair(x)

@@ -1,6 +1,6 @@
 """Samplers for distilled models, whose estimate is a sample: LCM and TCD.
 
-Others lose variance with them at any number of steps.
+Other samplers lose variance with such models at any number of steps.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...core.arguments import show_value
+from ..definition import sampler
 from ..loop import Steps
-from ..registry import Run, sampler
+from ..registry import Run
 from .exponential_multistep import Row, walk_table
 
 BETA_MIN, BETA_RANGE = 0.1, 19.9  # of the VP SDE: log(1 + sigma^2) = 0.1 t + 19.9 t^2 / 2
@@ -27,10 +28,16 @@ BETA_MIN, BETA_RANGE = 0.1, 19.9  # of the VP SDE: log(1 + sigma^2) = 0.1 t + 19
     reference='Song et al. 2023, arXiv:2303.01469, algorithm 1',
 )
 def sample_lcm(steps: Steps, x: Tensor, *, s_noise: float = 1.0) -> Run[Tensor]:
-    """Consistency sampling: x' = D + sigma' z. 1 NFE.
+    """Sample a consistency model: x' = D + sigma' z.
 
-    Song et al. (2023), arXiv:2303.01469, algorithm 1; for latents Luo et al. (2023),
-    arXiv:2310.04378.
+    1 NFE.
+
+    Args:
+        s_noise: Factor of the noise.
+
+    References:
+        Song et al. (2023), arXiv:2303.01469, algorithm 1.
+        Luo et al. (2023), arXiv:2310.04378 (latents).
     """
     table = [Row(0.0, (1.0,), sigma_next) for sigma_next in steps.sigmas[1:]]
     return walk_table(steps, x, table, s_noise)
@@ -51,17 +58,25 @@ def sample_tcd(
     s_noise: float = 1.0,
     clock: tuple[Callable[[float], float], Callable[[float], float]] | None = None,
 ) -> Run[Tensor]:
-    """Trajectory consistency: x' = D + sigma_s eps + sqrt(sigma'^2 - sigma_s^2) z, sigma_s at (1 -
-    gamma) of the time of sigma'. 1 NFE.
+    """Sample a trajectory consistency model: x' = D + sigma_s eps + noise.
 
-    Zheng et al. (2024), arXiv:2402.19159. gamma 0 is DDIM, 1 is LCM. clock: (sigma to time, time to
-    sigma); by default that of the VP SDE with linear beta.
+    sigma_s is the level at (1 - gamma) times the time of sigma'; the noise has the deviation
+    sqrt(sigma'^2 - sigma_s^2). 1 NFE.
+
+    Args:
+        gamma: Share of the noise, in [0, 1]; 0 is DDIM, 1 is LCM.
+        s_noise: Factor of the noise.
+        clock: (sigma to time, time to sigma); by default those of the VP SDE with linear beta.
+
+    Raises:
+        ValueError: If gamma is outside [0, 1].
+        TypeError: If clock is not a pair of functions.
+
+    References:
+        Zheng et al. (2024), arXiv:2402.19159.
     """
     if not 0 <= gamma <= 1:
-        raise ValueError(
-            f'gamma={gamma} leads to no time between 0 and that of the next level; give 0 (DDIM) '
-            'to 1 (LCM)'
-        )
+        raise ValueError(f'gamma must be in [0, 1] (0 is DDIM, 1 is LCM); got {gamma}')
     if clock is not None and (
         not isinstance(clock, Sequence) or len(clock) != 2 or not all(map(callable, clock))
     ):
@@ -71,7 +86,7 @@ def sample_tcd(
     to_time, to_sigma = clock or (_vp_time, _vp_sigma)
     table = []
     for sigma, sigma_next in itertools.pairwise(steps.sigmas):
-        sigma_s = sigma_next * (1 - gamma)  # 0 or sigma_next itself, unless
+        sigma_s = sigma_next * (1 - gamma)  # exact for gamma 0 and 1, and at level 0
         if sigma_next and 0 < gamma < 1:
             sigma_s = float(to_sigma((1 - gamma) * to_time(sigma_next)))
         share = sigma_s / sigma if sigma else 0.0
@@ -80,8 +95,10 @@ def sample_tcd(
 
 
 def _vp_time(sigma: float) -> float:
+    """Return the time t of a level in the VP SDE with linear beta."""
     return (math.sqrt(BETA_MIN**2 + 2 * BETA_RANGE * math.log1p(sigma**2)) - BETA_MIN) / BETA_RANGE
 
 
 def _vp_sigma(t: float) -> float:
+    """Return the level at time t in the VP SDE with linear beta."""
     return math.sqrt(math.expm1(BETA_MIN * t + BETA_RANGE * t**2 / 2))

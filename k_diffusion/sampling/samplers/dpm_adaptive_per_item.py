@@ -1,8 +1,7 @@
-"""DPM-Solver with adaptive steps in which every item of a batch goes its own way: its steps do not
-depend on its neighbours.
+"""DPM-Solver with adaptive steps of its own for each item of a batch.
 
-The items are evaluated together, each at its own level; one that has arrived stays where it is
-until the last does.
+The items are evaluated together, each at its own level. An item that has reached the end waits
+there for the others. Its result does not depend on them.
 """
 
 from __future__ import annotations
@@ -16,16 +15,17 @@ from torch import Tensor
 
 from ...core.tensors import append_dims
 from ..coefficients import phi
-from ..loop import Asking
 from ..registry import Run
 from ..step_size import PIDStepSizeController, check_tolerances
+from ..watch import Asking
 from .dpm_solver import DPMSolver, Edit
 
 
 class Items:
-    """The steps of DPM-Solver (Lu et al.
+    """The steps of DPM-Solver from the times t to t_next, one number for each item.
 
-    2022, arXiv:2206.00927) from the times t to t_next, a number for each item.
+    References:
+        Lu et al. (2022), arXiv:2206.00927.
     """
 
     def __init__(
@@ -35,8 +35,10 @@ class Items:
         self.h = [end - start for start, end in zip(t, t_next)]
 
     def pair(self, denoised: Tensor | None = None) -> Asking[tuple[Tensor, Tensor, Tensor]]:
-        """x by the order below, and by the order, and D at the start (asked for where not
-        given); as in DPMSolver.
+        """Take a step of order - 1 and one of the order, and return both with D at the start.
+
+        Args:
+            denoised: D at the start; requested from the model by default.
         """
         if denoised is None:
             denoised = yield from self._ask(self.x, 0.0)
@@ -57,7 +59,7 @@ class Items:
         return ddim + second, ddim + third, denoised
 
     def _each(self, f: Callable[[float, float], float]) -> Tensor:
-        """f(t, h) of every item, to be multiplied with x."""
+        """Return f(t, h) of every item, shaped to be multiplied with x."""
         return append_dims(
             self.x.new_tensor([f(t, h) for t, h in zip(self.t, self.h)]), self.x.ndim
         )
@@ -76,7 +78,7 @@ class Items:
         )
 
     def _ddim(self, share: float) -> Tensor:
-        """x at the share of the step for a constant eps."""
+        """Return x at the share of the step for a constant eps."""
         return (
             self.x
             - self._each(lambda t, h: math.exp(-t - share * h) * math.expm1(share * h)) * self.eps
@@ -94,9 +96,27 @@ def adaptive_per_item(
     pids: Sequence[PIDStepSizeController],
     max_steps: int,
 ) -> Run[tuple[Tensor, dict[str, Any]]]:
-    """x at t_end, each item by steps of its own size, one controller each; and counts: attempts,
-    model calls of the batch, and steps accepted and rejected by item. As DPMSolver.adaptive,
-    without noise.
+    """Lead x from t_start to t_end, each item in steps of its own size.
+
+    The method is that of DPMSolver.adaptive without noise.
+
+    Args:
+        solver: The solver with the model.
+        x: Noise at the time t_start, [B, ...].
+        t_start: -log of the first level.
+        t_end: -log of the last level.
+        order: 2 or 3.
+        rtol: Relative tolerance.
+        atol: Absolute tolerance.
+        pids: A step size controller for each item.
+        max_steps: Largest number of attempts.
+
+    Returns:
+        x at t_end, and counts: attempts, model calls of the batch, accepted and rejected steps of
+            each item.
+
+    Raises:
+        ValueError: If max_steps attempts do not reach t_end, or an error is not finite.
     """
     check_tolerances(atol, rtol)
     t, x_prev = [t_start] * len(x), x
@@ -104,8 +124,8 @@ def adaptive_per_item(
     while any(t_end - time > 1e-5 for time in t):
         if steps == max_steps:
             raise ValueError(
-                f'{solver.watch.name}: {max_steps} attempts ended at sigma {math.exp(-min(t)):g}; '
-                'raise rtol and atol, or max_steps'
+                f'{solver.watch.name}: {max_steps} attempts only reached sigma '
+                f'{math.exp(-min(t)):g}; raise rtol, atol or max_steps'
             )
         t_next = [min(t_end, time + pid.h) for time, pid in zip(t, pids)]
         solver.watch.begin(steps, math.exp(-min(t_next)))
@@ -153,6 +173,7 @@ def adaptive_per_item(
 
 
 def _finite(error: float, solver: DPMSolver, time: float) -> float:
+    """Return the error of a step; raise a ValueError if it is not finite."""
     if not math.isfinite(error):
         raise ValueError(
             f'{solver.watch.name}: the error of a step at sigma {math.exp(-time):g} is {error}; '

@@ -1,9 +1,10 @@
-"""DPM-Solver++ (Lu et al.
+"""DPM-Solver++: the linear part of the probability flow in log sigma is solved exactly.
 
-2022, arXiv:2211.01095): the linear part of the probability flow in log sigma is solved exactly.
+Notation: h = log(sigma / sigma_next). lerp(D, x, e^-h) = e^-h x + (1 - e^-h) D is the step for a
+constant D.
 
-Throughout h = log(sigma / sigma_next), and lerp(D, x, e^-h) = e^-h x + (1 - e^-h) D is the step for
-a constant D.
+References:
+    Lu et al. (2022), arXiv:2211.01095.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from ...core.registry import unknown
 from ..coefficients import get_ancestral_step, phi, split_step
+from ..definition import preset, sampler
 from ..loop import Step, Steps
-from ..registry import Run, preset, sampler
+from ..registry import Run
 
 
 @sampler(
@@ -37,11 +39,17 @@ def sample_dpmpp_2s_ancestral(
     s_noise: float = 1.0,
     down: Literal['ddpm', 'flow'] = 'ddpm',
 ) -> Run[Tensor]:
-    """A midpoint step in log sigma to sigma_down, then noise of sigma_up.
+    """Take a midpoint step in log sigma to sigma_down, then add noise of level sigma_up.
 
-    2 NFE, but 1 for the step to 0.
+    2 NFE, 1 for the step to 0.
 
-    down: how sigma_down is found, 'ddpm' or, for flow models, 'flow' (`split_step`).
+    Args:
+        eta: Noise strength; 0 disables noise, 1 is that of DDPM.
+        s_noise: Factor of the noise.
+        down: Rule for sigma_down: 'ddpm', or 'flow' for flow models (`split_step`).
+
+    References:
+        Lu et al. (2022), arXiv:2211.01095, algorithm 1.
     """
     for step in steps:
         sigma_down, sigma_up = split_step(step.sigma, step.sigma_next, eta, down)
@@ -67,13 +75,24 @@ def sample_dpmpp_2s_ancestral(
 def sample_dpmpp_sde(
     steps: Steps, x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0, r: float = 1 / 2
 ) -> Run[Tensor]:
-    """Two ancestral substeps, the first over the share r of h. 2 NFE, but 1 for the step to 0.
+    """Take two ancestral substeps, the first over the share r of the step in log sigma.
 
-    The two draws of a step overlap in sigma, so a noise_sampler has to be a path: independent noise
-    leaves the variance wrong.
+    2 NFE, 1 for the step to 0. The two draws of a step overlap in sigma, so the noise must come
+    from one path: independent noise gives a wrong variance.
+
+    Args:
+        eta: Noise strength; 0 disables noise, 1 is that of DDPM.
+        s_noise: Factor of the noise.
+        r: Share of the step, in (0, 1].
+
+    Raises:
+        ValueError: If r is outside (0, 1].
+
+    References:
+        Lu et al. (2022), arXiv:2211.01095.
     """
     if not 0 < r <= 1:
-        raise ValueError(f'r={r} places no substep; give 0 < r <= 1 (1/2 is usual)')
+        raise ValueError(f'r must be in (0, 1] (1/2 is the usual value); got {r}')
     for step in steps:
         denoised = yield from step.ask(x)
         if step.sigma_next > 0:
@@ -94,7 +113,7 @@ def _substep(
     eta: float,
     s_noise: float,
 ) -> Tensor:
-    """Part of a step: to sigma_down for a constant D, then noise of sigma_up."""
+    """Take a step to sigma_down for a constant D, then add noise of level sigma_up."""
     sigma_down, sigma_up = get_ancestral_step(sigma, sigma_next, eta)
     return step.add_noise(
         torch.lerp(denoised, x, sigma_down / sigma), s_noise * sigma_up, sigma, sigma_next
@@ -103,7 +122,13 @@ def _substep(
 
 @sampler(order=2, family='DPM-Solver++', reference='Lu et al. 2022, arXiv:2211.01095, algorithm 2')
 def sample_dpmpp_2m(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """D extrapolated to the middle of the step from its last two values. 1 NFE."""
+    """Extrapolate D to the middle of the step from its last two values.
+
+    1 NFE.
+
+    References:
+        Lu et al. (2022), arXiv:2211.01095, algorithm 2.
+    """
     previous, h_last = None, 0.0
     for step in steps:
         denoised = middle = yield from step.ask(x)
@@ -133,9 +158,20 @@ def sample_dpmpp_2m_sde(
     s_noise: float = 1.0,
     solver_type: Literal['midpoint', 'heun'] = 'midpoint',
 ) -> Run[Tensor]:
-    """2M for the reverse SDE of strength eta: H = (1 + eta) h in place of h, then noise. 1 NFE.
+    """Take DPM-Solver++(2M) steps of the reverse SDE of strength eta.
 
-    solver_type: 'midpoint', or 'heun', the exact exponential weights.
+    The step in log sigma is (1 + eta) h in place of h; then noise is added. 1 NFE.
+
+    Args:
+        eta: Noise strength; 0 is the probability flow.
+        s_noise: Factor of the noise.
+        solver_type: 'midpoint', or 'heun' for the exact exponential weights.
+
+    Raises:
+        ValueError: If solver_type is unknown.
+
+    References:
+        Lu et al. (2022), arXiv:2211.01095.
     """
     if solver_type not in ('midpoint', 'heun'):
         raise ValueError(unknown('solver_type', solver_type, ('midpoint', 'heun')))
@@ -160,7 +196,7 @@ def sample_dpmpp_2m_sde(
 sample_dpmpp_2m_sde_heun = preset(
     'dpmpp_2m_sde_heun',
     sample_dpmpp_2m_sde,
-    '2M for the reverse SDE with the exact exponential weights. 1 NFE.',
+    'Take 2M steps of the reverse SDE with the exact exponential weights. 1 NFE.',
     {'solver_type': 'heun'},
 )
 
@@ -176,9 +212,16 @@ sample_dpmpp_2m_sde_heun = preset(
 def sample_dpmpp_3m_sde(
     steps: Steps, x: Tensor, *, eta: float = 1.0, s_noise: float = 1.0
 ) -> Run[Tensor]:
-    """The published 3M for the reverse SDE.
+    """Take DPM-Solver++(3M) steps of the reverse SDE of strength eta, as published.
 
-    1 NFE. Its curvature term is half of the exact one, hence order 2.
+    1 NFE. The curvature term is half of the exact one, so the order is 2.
+
+    Args:
+        eta: Noise strength; 0 is the probability flow.
+        s_noise: Factor of the noise.
+
+    References:
+        Lu et al. (2022), arXiv:2211.01095.
     """
     past: deque[tuple[Tensor, float]] = deque(maxlen=2)  # (D, the h of its step), newest first
     for step in steps:
@@ -197,8 +240,9 @@ def sample_dpmpp_3m_sde(
 def _third_order(
     x: Tensor, denoised: Tensor, past: deque[tuple[Tensor, float]], h: float, H: float
 ) -> Tensor:
-    """lerp(D, x, e^-H) + f2 (slope of D at the step's start) + f3 (its second divided
-    difference), with what past there is.
+    """Return lerp(D, x, e^-H) + f2 slope + f3 bend, with as many terms as past values allow.
+
+    slope is the derivative of D at the start of the step, bend its second divided difference.
     """
     x = torch.lerp(denoised, x, math.exp(-H))
     f2, f3 = H * phi(2, -H), H * phi(3, -H)
@@ -215,7 +259,10 @@ def _third_order(
 
 
 def sde_noise(sigma_next: float, eta_h: float) -> float:
-    """Return the deviation of the noise that an SDE of strength eta adds over a step of length
-    h.
+    """Return the deviation of the noise that an SDE of strength eta adds in a step of length h.
+
+    Args:
+        sigma_next: The level at the end of the step.
+        eta_h: eta times the step in log sigma.
     """
     return sigma_next * math.sqrt(-math.expm1(-2 * eta_h))

@@ -1,4 +1,4 @@
-"""Euler's method, first order: along dx/dsigma, and with the ancestral split."""
+"""Euler's method, of first order: deterministic, with churn, and ancestral."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..coefficients import split_step, to_d
+from ..definition import sampler
 from ..loop import Steps
-from ..registry import Run, sampler
+from ..registry import Run
 
 
 @sampler(
@@ -28,9 +29,18 @@ def sample_euler(
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
 ) -> Run[Tensor]:
-    """Euler steps in sigma (= DDIM), optionally with churn (Karras et al.
+    """Take Euler steps in sigma (DDIM), optionally with churn.
 
-    2022, algorithm 2 without its correction). 1 NFE.
+    1 NFE.
+
+    Args:
+        s_churn: Amount of churn; 0 disables it.
+        s_tmin: Lowest noise level with churn.
+        s_tmax: Highest noise level with churn.
+        s_noise: Factor of the noise.
+
+    References:
+        Karras et al. (2022), arXiv:2206.00364, algorithm 2 without its correction.
     """
     for step in steps.walk(repeats=s_churn > 0):
         x, sigma_hat = step.churn(x, s_churn, s_tmin, s_tmax, s_noise)
@@ -55,9 +65,17 @@ def sample_euler_ancestral(
     s_noise: float = 1.0,
     down: Literal['ddpm', 'flow'] = 'ddpm',
 ) -> Run[Tensor]:
-    """An Euler step to sigma_down, then noise of sigma_up (eta = 1: DDPM; 0: Euler). 1 NFE.
+    """Take an Euler step to sigma_down, then add noise of level sigma_up.
 
-    down: how sigma_down is found, 'ddpm' or, for flow models, 'flow' (`split_step`).
+    1 NFE.
+
+    Args:
+        eta: Noise strength; 0 is Euler's method, 1 is DDPM.
+        s_noise: Factor of the noise.
+        down: Rule for sigma_down: 'ddpm', or 'flow' for flow models (`split_step`).
+
+    References:
+        Song et al. (2021), arXiv:2010.02502, eq. 12 and 16.
     """
     for step in steps:
         sigma_down, sigma_up = split_step(step.sigma, step.sigma_next, eta, down)

@@ -1,8 +1,7 @@
-"""Exponential Runge-Kutta: steps of several stages in log sigma, for the flow (RES) and for the
-reverse SDE (SEEDS).
+"""Exponential Runge-Kutta steps in log sigma, for the flow (RES) and the reverse SDE (SEEDS).
 
-Throughout h = log(sigma / sigma_next), H = (1 + eta) h; a stage c lies at the level sigma e^{-c h},
-and lerp(D, x, e^{-c H}) is x there for a constant D.
+Notation: h = log(sigma / sigma_next) and H = (1 + eta) h. A stage c lies at the level sigma e^{-c
+h}; lerp(D, x, e^{-c H}) is x there for a constant D.
 """
 
 from __future__ import annotations
@@ -17,8 +16,10 @@ from torch import Tensor
 
 from ...core.registry import unknown
 from ..coefficients import phi
-from ..loop import Asking, Step, Steps
-from ..registry import Run, preset, sampler
+from ..definition import preset, sampler
+from ..loop import Step, Steps
+from ..registry import Run
+from ..watch import Asking
 
 
 def res_2s_step(
@@ -30,19 +31,26 @@ def res_2s_step(
     noises: Sequence[Tensor | None] = (None, None),
     weights: str = 'phi_2',
 ) -> Asking[Tensor]:
-    """From x and D at the start: x' = e^-H x + H ((phi_1 - b) D + b D_c), phi_k = phi_k(-H); second
-    order.
+    """Take a second order step x' = e^-H x + H ((phi_1 - b) D + b D_c) with phi_k = phi_k(-H).
 
-    weights: 'phi_2', b = phi_2 / c, also where the problem is stiff; or 'phi_1', b = phi_1 / (2 c).
+    Args:
+        step: The step.
+        x: Its start, [B, ...].
+        denoised: D at the start.
+        c: Share of the step at which the stage lies.
+        eta: Strength of the SDE; 0 is the flow.
+        noises: Unit noise of the stage and of the end, or None.
+        weights: 'phi_2' for b = phi_2 / c, which keeps order 2 in stiff problems; or 'phi_1' for b
+            = phi_1 / (2 c).
     """
     h = math.log(step.sigma / step.sigma_next)
     H, sigma_c = (1 + eta) * h, step.sigma * math.exp(-c * h)
-    x_c = _with(torch.lerp(denoised, x, math.exp(-c * H)), noises[0], sigma_c)
+    x_c = _add_scaled(torch.lerp(denoised, x, math.exp(-c * H)), noises[0], sigma_c)
     denoised_c = yield from step.ask(x_c, sigma_c)
     x = torch.lerp(denoised, x, math.exp(-H))
     gain = phi(2, -H) / c if weights == 'phi_2' else phi(1, -H) / (2 * c)
     x = torch.add(x, denoised_c - denoised, alpha=H * gain)
-    return _with(x, noises[1], step.sigma_next)
+    return _add_scaled(x, noises[1], step.sigma_next)
 
 
 def res_3s_step(
@@ -54,8 +62,19 @@ def res_3s_step(
     eta: float = 0.0,
     noises: Sequence[Tensor | None] = (None, None, None),
 ) -> Asking[Tensor]:
-    """Third order, from x and D at the start: the weights of the stages D_2 and D_3 satisfy the
-    stiff conditions of Hochbruck & Ostermann (2005), doi:10.1137/040611434.
+    """Take a third order step whose stages D_2 and D_3 satisfy the stiff order conditions.
+
+    Args:
+        step: The step.
+        x: Its start, [B, ...].
+        denoised: D at the start.
+        c2: Share of the step at which the second stage lies.
+        c3: Share of the step at which the third stage lies.
+        eta: Strength of the SDE; 0 is the flow.
+        noises: Unit noise of the two stages and of the end, or None.
+
+    References:
+        Hochbruck & Ostermann (2005), doi:10.1137/040611434.
     """
     h = math.log(step.sigma / step.sigma_next)
     H = (1 + eta) * h
@@ -63,24 +82,29 @@ def res_3s_step(
     gamma = (3 * c3 - 2) * c3 / ((2 - 3 * c2) * c2)
     a32 = gamma * c2 * phi(2, -c2 * H) + c3**2 / c2 * phi(2, -c3 * H)
     b3 = phi(2, -H) / (gamma * c2 + c3)
-    x_2 = _with(torch.lerp(denoised, x, math.exp(-c2 * H)), noises[0], sigma_2)
+    x_2 = _add_scaled(torch.lerp(denoised, x, math.exp(-c2 * H)), noises[0], sigma_2)
     change_2 = (yield from step.ask(x_2, sigma_2)) - denoised
     x_3 = torch.add(torch.lerp(denoised, x, math.exp(-c3 * H)), change_2, alpha=H * a32)
-    x_3 = _with(x_3, noises[1], sigma_3)
+    x_3 = _add_scaled(x_3, noises[1], sigma_3)
     change_3 = (yield from step.ask(x_3, sigma_3)) - denoised
     x = torch.lerp(denoised, x, math.exp(-H))
     x = torch.add(torch.add(x, change_2, alpha=H * gamma * b3), change_3, alpha=H * b3)
-    return _with(x, noises[2], step.sigma_next)
+    return _add_scaled(x, noises[2], step.sigma_next)
 
 
 def stage_noises(
     step: Step, shares: Sequence[float], eta: float, s_noise: float
 ) -> list[Tensor | None]:
-    """The noise of the reverse SDE at each share c of a step, in units of the level there, each
-    continuing the one before:
+    """Return the noise of the reverse SDE at each share c of a step, in units of the level there.
 
-    n_c = e^{-d} n + sqrt(1 - e^{-2 d}) z, d = eta h (c - the share before). Nothing is drawn where
-    eta is 0.
+    Each continues the one before: n_c = e^{-d} n + sqrt(1 - e^{-2 d}) z with d = eta h (c - share
+    before). Nothing is drawn for eta = 0.
+
+    Args:
+        step: The step.
+        shares: Shares of the step, ascending.
+        eta: Strength of the SDE.
+        s_noise: Factor of the noise.
     """
     h = math.log(step.sigma / step.sigma_next)
     noise: Tensor | None = None
@@ -96,19 +120,21 @@ def stage_noises(
     return noises
 
 
-def _with(x: Tensor, noise: Tensor | None, sigma: float) -> Tensor:
+def _add_scaled(x: Tensor, noise: Tensor | None, sigma: float) -> Tensor:
     return x if noise is None else torch.add(x, noise, alpha=sigma)
 
 
 def _check_stages(*shares: float) -> None:
+    """Raise a ValueError unless the shares ascend in (0, 1] and have weights of full order."""
     if not all(0 < c <= 1 for c in shares) or any(c >= d for c, d in itertools.pairwise(shares)):
         raise ValueError(
-            f'the stages {shares} do not lie one after another in (0, 1]; give shares of the '
-            'step, 1/2 or 1/3 and 2/3 say'
+            f'the stages of a step must be ascending shares in (0, 1], such as 1/2, or 1/3 and '
+            f'2/3; got {shares}'
         )
     if len(shares) == 2 and math.isclose(shares[0], 2 / 3):
         raise ValueError(
-            'a first stage at 2/3 leaves no weights of order 3; place it elsewhere, at 1/3 say'
+            'the first of two stages must not be at 2/3, where the order 3 weights do not exist; '
+            'use 1/3 for example'
         )
 
 
@@ -120,8 +146,10 @@ def _walk_stages(
     s_noise: float = 1.0,
     **options: str,
 ) -> Run[Tensor]:
-    """The steps with one more stage, or two more, at these shares of each; options are those of
-    the step.
+    """Run the steps with one or two further stages at these shares of each step.
+
+    Args:
+        options: Passed to the function that takes a step.
     """
     _check_stages(*stages)
     make_step: Callable[..., Asking[Tensor]] = res_2s_step if len(stages) == 1 else res_3s_step
@@ -143,9 +171,15 @@ def _walk_stages(
     reference='Zhang et al. 2023, arXiv:2308.02157',
 )
 def sample_res_2s(steps: Steps, x: Tensor, *, c2: float = 1 / 2) -> Run[Tensor]:
-    """RES with two stages, the second at the share c2 of the step (Zhang et al.
+    """Take RES steps with two stages, the second at the share c2 of the step.
 
-    2023, arXiv:2308.02157). 2 NFE, but 1 for the step to 0.
+    2 NFE, 1 for the step to 0.
+
+    Args:
+        c2: Share of the step, in (0, 1].
+
+    References:
+        Zhang et al. (2023), arXiv:2308.02157.
     """
     return _walk_stages(steps, x, (c2,))
 
@@ -157,9 +191,16 @@ def sample_res_2s(steps: Steps, x: Tensor, *, c2: float = 1 / 2) -> Run[Tensor]:
     reference='Zhang et al. 2023, arXiv:2308.02157',
 )
 def sample_res_3s(steps: Steps, x: Tensor, *, c2: float = 1 / 3, c3: float = 2 / 3) -> Run[Tensor]:
-    """RES with three stages at the shares 0, c2 and c3 of the step.
+    """Take RES steps with three stages at the shares 0, c2 and c3 of the step.
 
-    3 NFE, but 1 for the step to 0.
+    3 NFE, 1 for the step to 0.
+
+    Args:
+        c2: Share of the step, in (0, c3) and not 2/3.
+        c3: Share of the step, in (c2, 1].
+
+    References:
+        Zhang et al. (2023), arXiv:2308.02157.
     """
     return _walk_stages(steps, x, (c2, c3))
 
@@ -171,9 +212,12 @@ def sample_res_3s(steps: Steps, x: Tensor, *, c2: float = 1 / 3, c3: float = 2 /
     reference='Hochbruck & Ostermann 2005, doi:10.1137/040611434',
 )
 def sample_exp_heun_2_x0(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """Exponential Heun: RES with its second stage at the end of the step.
+    """Take exponential Heun steps: RES with the second stage at the end of the step.
 
-    2 NFE, but 1 for the step to 0.
+    2 NFE, 1 for the step to 0.
+
+    References:
+        Hochbruck & Ostermann (2005), doi:10.1137/040611434.
     """
     return _walk_stages(steps, x, (1.0,))
 
@@ -195,12 +239,22 @@ def sample_seeds_2(
     r: float = 1 / 2,
     solver_type: Literal['phi_2', 'phi_1'] = 'phi_2',
 ) -> Run[Tensor]:
-    """SEEDS-2: RES-2S for the reverse SDE, with noise that the stage at the share r and the end
-    have in common. 2 NFE.
+    """Take SEEDS-2 steps: RES-2S for the reverse SDE.
 
-    Gonzalez et al. (2023), arXiv:2305.14267. eta = 0 is res_2s; r = 1 is exponential Heun for the
-    SDE. solver_type: 'phi_2', whose weights keep order 2 where the problem is stiff; or 'phi_1',
-    those of DPM-Solver++(2S), ComfyUI's default.
+    The stage at the share r and the end have noise in common. 2 NFE, 1 for the step to 0.
+
+    Args:
+        eta: Strength of the SDE; 0 is res_2s.
+        s_noise: Factor of the noise.
+        r: Share of the step at which the stage lies; 1 is exponential Heun for the SDE.
+        solver_type: 'phi_2', whose weights keep order 2 in stiff problems; or 'phi_1', those of
+            DPM-Solver++(2S), which is ComfyUI's default.
+
+    Raises:
+        ValueError: If solver_type is unknown or r is outside (0, 1].
+
+    References:
+        Gonzalez et al. (2023), arXiv:2305.14267.
     """
     if solver_type not in ('phi_1', 'phi_2'):
         raise ValueError(unknown('solver_type', solver_type, ('phi_1', 'phi_2')))
@@ -210,7 +264,7 @@ def sample_seeds_2(
 sample_exp_heun_2_x0_sde = preset(
     'exp_heun_2_x0_sde',
     sample_seeds_2,
-    'Exponential Heun for the reverse SDE: SEEDS-2 with its stage at the end of the step. 2 NFE.',
+    'Take exponential Heun steps of the reverse SDE: SEEDS-2 with its stage at the end. 2 NFE.',
     {'r': 1.0, 'solver_type': 'phi_2'},
 )
 
@@ -232,8 +286,17 @@ def sample_seeds_3(
     r_1: float = 1 / 3,
     r_2: float = 2 / 3,
 ) -> Run[Tensor]:
-    """SEEDS-3: RES-3S for the reverse SDE; order 3 in the mean, 2 in the variance.
+    """Take SEEDS-3 steps: RES-3S for the reverse SDE.
 
-    3 NFE. Gonzalez et al. (2023), arXiv:2305.14267.
+    Order 3 in the mean and 2 in the variance. 3 NFE, 1 for the step to 0.
+
+    Args:
+        eta: Strength of the SDE; 0 is res_3s.
+        s_noise: Factor of the noise.
+        r_1: Share of the step at which the second stage lies, in (0, r_2) and not 2/3.
+        r_2: Share of the step at which the third stage lies, in (r_1, 1].
+
+    References:
+        Gonzalez et al. (2023), arXiv:2305.14267.
     """
     return _walk_stages(steps, x, (r_1, r_2), eta, s_noise)

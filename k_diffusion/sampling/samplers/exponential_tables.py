@@ -1,9 +1,9 @@
 """Exponential Runge-Kutta tables by the name of their sampler, as their papers print them.
 
-A stage at the share c of a step h in lambda = -log sigma is x_i = e^{-c_i h} x + h sum_j a_ij D_j,
-the end of the step e^{-h} x + h sum_j b_j D_j. The coefficients are combinations of phi(k, c) =
-phi_k(-c h), with phi(k) = phi(k, 1): what the papers write as phi_{k,i} is phi(k, c_i), and
-exponentials are phi(0, c).
+A stage at the share c_i of a step h in lambda = -log sigma is x_i = e^{-c_i h} x + h sum_j a_ij
+D_j. The end of the step is e^{-h} x + h sum_j b_j D_j. The coefficients are combinations of phi(k,
+c) = phi_k(-c h), with phi(k) = phi(k, 1). The papers write phi_{k,i} for phi(k, c_i); exponentials
+are phi(0, c).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..coefficients import lagrange
 
 
 class Phi(Protocol):
-    """phi_k(-share h)."""
+    """A function that returns phi_k(-share h)."""
 
     def __call__(self, k: int, share: float = 1.0, /) -> float: ...
 
@@ -31,11 +31,11 @@ class ExponentialTable:
     """An exponential Runge-Kutta method.
 
     Attributes:
-        order: Of its error in the step size.
-        shares: c_1 = 0, c_2, ...: where the stages lie.
-        rows: Makes the rows and the weights of the phi functions at a step.
-        title: The method in words.
-        reference: Where it is published.
+        order: Order of the error in the step size.
+        shares: c_1 = 0, c_2, ...: the positions of the stages.
+        rows: Makes the rows and the weights from the phi functions of a step.
+        title: Description in words.
+        reference: The publication.
     """
 
     order: int
@@ -55,19 +55,23 @@ EXPINT = 'Berland, Skaflestad & Wright 2007, doi:10.1145/1206040.1206044'
 
 
 def lawson2a(phi: Phi) -> Rows:
+    """Return Lawson's integrating factor method on the midpoint rule (phi: the phi functions)."""
     return (), (phi(0, 1 / 2) / 2,), (0, phi(0, 1 / 2))
 
 
 def lawson2b(phi: Phi) -> Rows:
+    """Return Lawson's integrating factor method on the trapezoid rule (phi: the phi functions)."""
     return (), (phi(0),), (phi(0) / 2, 1 / 2)
 
 
 def lawson4(phi: Phi) -> Rows:
+    """Return Lawson's method on the classical Runge-Kutta method (phi: the phi functions)."""
     half = phi(0, 1 / 2)
     return (), (half / 2,), (0, 1 / 2), (0, 0, half), (phi(0) / 6, half / 3, half / 3, 1 / 6)
 
 
 def lawson41(phi: Phi) -> Rows:
+    """Return the generalised Lawson method, exact for constant D (phi: the phi functions)."""
     half = phi(0, 1 / 2)
     return (
         (),
@@ -79,11 +83,15 @@ def lawson41(phi: Phi) -> Rows:
 
 
 def rkmk2e(phi: Phi) -> Rows:
+    """Return the Lie group method of two stages (phi: the phi functions)."""
     return (), (phi(1),), (phi(1) / 2, phi(1) / 2)
 
 
 def rkmk4t(phi: Phi) -> Rows:
-    """With z = -h: z phi(1) = phi(0) - 1 and z phi(1, 1/2) = 2 (phi(0, 1/2) - 1)."""
+    """Return the Lie group method of order 4 with a truncated inverse (phi: the phi functions).
+
+    With z = -h: z phi(1) = phi(0) - 1 and z phi(1, 1/2) = 2 (phi(0, 1/2) - 1).
+    """
     half, z, z_half = phi(1, 1 / 2), phi(0) - 1, 2 * (phi(0, 1 / 2) - 1)
     return (
         (),
@@ -95,6 +103,7 @@ def rkmk4t(phi: Phi) -> Rows:
 
 
 def cfree4(phi: Phi) -> Rows:
+    """Return the commutator-free Lie group method of order 4 (phi: the phi functions)."""
     half = phi(1, 1 / 2)
     return (
         *cox_matthews_stages(phi),
@@ -103,11 +112,13 @@ def cfree4(phi: Phi) -> Rows:
 
 
 def cox_matthews_stages(phi: Phi) -> Rows:
+    """Return the stages of ETD4RK without the weights (phi: the phi functions)."""
     half = phi(1, 1 / 2)
     return (), (half / 2,), (0, half / 2), (half / 2 * (phi(0, 1 / 2) - 1), 0, half)
 
 
 def etdrk3(phi: Phi) -> Rows:
+    """Return ETD3RK (phi: the phi functions)."""
     return (
         (),
         (phi(1, 1 / 2) / 2,),
@@ -117,16 +128,18 @@ def etdrk3(phi: Phi) -> Rows:
 
 
 def kutta_weights(phi: Phi) -> Sequence[float]:
-    """The weights of Cox & Matthews (2002), eq. 29, and Krogstad (2005)."""
+    """Return the weights of Cox & Matthews, eq. 29, and Krogstad (phi: the phi functions)."""
     middle = 2 * phi(2) - 4 * phi(3)
     return phi(1) - 3 * phi(2) + 4 * phi(3), middle, middle, -phi(2) + 4 * phi(3)
 
 
 def etdrk4(phi: Phi) -> Rows:
+    """Return ETD4RK (phi: the phi functions)."""
     return *cox_matthews_stages(phi), kutta_weights(phi)
 
 
 def krogstad(phi: Phi) -> Rows:
+    """Return ETDRK4-B of Krogstad (phi: the phi functions)."""
     return (
         (),
         (phi(1, 1 / 2) / 2,),
@@ -137,11 +150,15 @@ def krogstad(phi: Phi) -> Rows:
 
 
 def simpson_weights(phi: Phi) -> Sequence[float]:
-    """The weights of Strehmel and Weiner, and Friedli: the third stage alone in the middle."""
+    """Return weights with the third stage alone in the middle (phi: the phi functions).
+
+    Strehmel and Weiner, and Friedli, use them.
+    """
     return phi(1) - 3 * phi(2) + 4 * phi(3), 0, 4 * phi(2) - 8 * phi(3), -phi(2) + 4 * phi(3)
 
 
 def strehmel_weiner(phi: Phi) -> Rows:
+    """Return the method of Strehmel and Weiner (phi: the phi functions)."""
     return (
         (),
         (phi(1, 1 / 2) / 2,),
@@ -152,6 +169,7 @@ def strehmel_weiner(phi: Phi) -> Rows:
 
 
 def friedli(phi: Phi) -> Rows:
+    """Return the method of Friedli (phi: the phi functions)."""
     return (
         (),
         (phi(1, 1 / 2) / 2,),
@@ -166,6 +184,7 @@ def friedli(phi: Phi) -> Rows:
 
 
 def minchev(phi: Phi) -> Rows:
+    """Return the method of Minchev (phi: the phi functions)."""
     a32 = 2 / 25 * phi(1, 1 / 2) + 6 / 25 * phi(2, 1 / 2)
     a42 = 21 / 5 * phi(2) - 108 / 5 * phi(3)
     a43 = 1 / 20 * phi(1) - 33 / 10 * phi(2) + 123 / 5 * phi(3)
@@ -184,6 +203,7 @@ def minchev(phi: Phi) -> Rows:
 
 
 def hochbruck_ostermann(phi: Phi) -> Rows:
+    """Return the method of five stages and stiff order 4 (phi: the phi functions)."""
     half_1, half_2, half_3 = (phi(k, 1 / 2) for k in (1, 2, 3))
     a52 = half_2 / 2 - phi(3) + phi(2) / 4 - half_3 / 2
     a54 = half_2 / 4 - a52
@@ -205,9 +225,15 @@ LUAN_5_SHARES, LUAN_5_GROUPS = (
 
 
 def luan(phi: Phi, shares: Sequence[float], groups: Sequence[Sequence[int]]) -> Rows:
-    """Stages in groups (numbered from 0), which can be asked at once: each integrates the
-    polynomial through the values of D at the start and in the group before it exactly, a_ij = c_i
-    sum_k l_jk k! phi(k + 1, c_i), l_j the Lagrange polynomials in t / c_i.
+    """Return a method whose stages are evaluated in groups, each group in parallel.
+
+    A stage integrates exactly the polynomial through the values of D at the start and in the group
+    before: a_ij = c_i sum_k l_jk k! phi(k + 1, c_i), with l_j the Lagrange polynomials in t / c_i.
+
+    Args:
+        phi: The phi functions.
+        shares: The positions of the stages.
+        groups: The stages of each group, numbered from 0.
     """
     rows: list[Sequence[float]] = [()]
     for group, wanted in zip(groups, [*groups[1:], (len(shares),)]):
@@ -228,8 +254,9 @@ LUAN_OSTERMANN_SHARES = (0, 1 / 2, 1 / 2, 1 / 4, 1 / 2, 1 / 5, 2 / 3, 1)
 
 
 def luan_ostermann(phi: Phi) -> Rows:
-    """Their expRK5s8; p(k, c) = c^k phi(k, c), and the first column makes the sum of each row c
-    phi(1, c).
+    """Return expRK5s8 (phi: the phi functions).
+
+    p(k, c) = c^k phi(k, c). The first column makes the sum of each row c phi(1, c).
     """
 
     def p(k: int, share: float) -> float:
@@ -324,28 +351,28 @@ TABLES: dict[str, ExponentialTable] = {
         4,
         (0, 1 / 2, 1 / 2, 1, 1 / 2),
         hochbruck_ostermann,
-        'Hochbruck and Ostermann, of order 4 however stiff',
+        'Hochbruck and Ostermann, of stiff order 4',
         HOCHBRUCK_OSTERMANN,
     ),
     'res_6s_luan': ExponentialTable(
         4,
         LUAN_4_SHARES,
         lambda phi: luan(phi, LUAN_4_SHARES, LUAN_4_GROUPS),
-        'Luan, expRK4s6, of order 4 however stiff',
+        'Luan, expRK4s6, of stiff order 4',
         LUAN,
     ),
     'res_10s_luan': ExponentialTable(
         5,
         LUAN_5_SHARES,
         lambda phi: luan(phi, LUAN_5_SHARES, LUAN_5_GROUPS),
-        'Luan, expRK5s10, of order 5 however stiff',
+        'Luan, expRK5s10, of stiff order 5',
         LUAN,
     ),
     'res_8s_luan_ostermann': ExponentialTable(
         5,
         LUAN_OSTERMANN_SHARES,
         luan_ostermann,
-        'Luan and Ostermann, expRK5s8, of order 5 however stiff',
+        'Luan and Ostermann, expRK5s8, of stiff order 5',
         'Luan & Ostermann 2014, doi:10.1016/j.cam.2013.07.027',
     ),
 }

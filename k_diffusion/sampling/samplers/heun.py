@@ -1,4 +1,4 @@
-"""Heun's method, second order: the trapezoid in sigma."""
+"""Heun's method, of second order: the trapezoid rule in sigma."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ...core.arguments import is_whole, show_value
+from ..definition import sampler
 from ..loop import Steps
-from ..registry import Run, sampler
+from ..registry import Run
 
 
 @sampler(
@@ -31,17 +32,29 @@ def sample_heun(
     euler_below: float = 0.0,
     lower_order_final: int = 0,
 ) -> Run[Tensor]:
-    """Karras et al.
+    """Take Heun steps in sigma, optionally with churn.
 
-    2022, arXiv:2206.00364, algorithm 2. 2 NFE, but 1 for the step to 0 and other Euler steps.
+    2 NFE, 1 for the step to 0 and for other Euler steps.
 
-    Euler steps are those that end at or below the level euler_below (the second slope divides the
-    model's error by that level), and the last lower_order_final ones (steps between equal levels do
-    not count).
+    Args:
+        s_churn: Amount of churn; 0 disables it.
+        s_tmin: Lowest noise level with churn.
+        s_tmax: Highest noise level with churn.
+        s_noise: Factor of the noise.
+        euler_below: Steps that end at or below this level are Euler steps, because the second slope
+            divides the error of the model by that level.
+        lower_order_final: Number of last steps that are Euler steps. Steps between equal levels do
+            not count.
+
+    Raises:
+        ValueError: If lower_order_final is not an integer >= 0.
+
+    References:
+        Karras et al. (2022), arXiv:2206.00364, algorithm 2.
     """
     if not is_whole(lower_order_final, 0):
         raise ValueError(
-            'lower_order_final must be a whole number >= 0, of steps; got '
+            'lower_order_final must be an integer >= 0, the number of last Euler steps; got '
             f'{show_value(lower_order_final)}'
         )
     final = set(sorted({*steps.sigmas})[1 : lower_order_final + 1])  # where the last steps begin
@@ -59,18 +72,18 @@ def sample_heun(
 
 @sampler(order=1, nfe=3, family='Heun')
 def sample_heunpp2(steps: Steps, x: Tensor) -> Run[Tensor]:
-    """Heun++: slopes at the next two levels of the schedule, weighted by these levels over the
-    highest. 3 NFE; 2 and 1 at the end.
+    """Take Heun++ steps: weighted slopes at the current and the next two levels of the schedule.
 
-    d = (1 - w_1 - w_2) d_0 + w_1 d_1 + w_2 d_2, w_k = sigma_{i+k} / (3 sigma_0); before the last
-    step but one (1 - w_1) d_0 + w_1 d_1, w_1 = sigma_{i+1} / (2 sigma_0); Euler in the last. The
-    weights do not depend on the step, hence order 1.
+    d = (1 - w_1 - w_2) d_0 + w_1 d_1 + w_2 d_2 with w_k = sigma_{i+k} / (3 sigma_0). The last step
+    but one takes (1 - w_1) d_0 + w_1 d_1 with w_1 = sigma_{i+1} / (2 sigma_0); the last step is
+    Euler's. The weights do not depend on the step size, so the order is 1. 3 NFE, then 2 and 1 in
+    the last two steps.
+
+    Not published in a paper; kept under the name that image programs use.
     """
     knots = list(dict.fromkeys(steps.sigmas))
     for step in steps:
-        ahead = [
-            *knots[knots.index(step.sigma_next) : -1][:2]
-        ]  # the levels looked at before the end
+        ahead = knots[knots.index(step.sigma_next) : -1][:2]  # levels of the further slopes
         slopes, weights = [(yield from step.ask_slope(x))], []
         x_k = x
         for sigma, sigma_next in itertools.pairwise([step.sigma, *ahead]):

@@ -1,7 +1,6 @@
-"""Linear multistep methods: past slopes eps = (x - D) / sigma, extrapolated; x' = x + sum w_j
-eps_j.
+"""Linear multistep methods on past slopes eps = (x - D) / sigma: x' = x + sum w_j eps_j.
 
-They differ in the weights alone: which variable the slopes are interpolated in, or none.
+The methods differ in the weights: the variable in which the slopes are interpolated.
 """
 
 from __future__ import annotations
@@ -16,11 +15,12 @@ from torch import Tensor
 
 from ...core.arguments import check_number, is_whole, show_value
 from ..coefficients import adams_weights, exponential_weights, gauss_legendre, integral, lagrange
+from ..definition import sampler
 from ..loop import Step, Steps
-from ..registry import Run, sampler
-from .exponential_multistep import Past, combine, nodes_of, past_levels
+from ..registry import Run
+from .exponential_multistep import Past, combine, past_levels, relative_nodes
 
-#: Adams-Bashforth for equal steps, by order.
+#: Adams-Bashforth weights for equal steps, by order.
 EQUAL_STEPS = {
     1: (1.0,),
     2: (3 / 2, -1 / 2),
@@ -30,10 +30,14 @@ EQUAL_STEPS = {
 
 
 def walk_slopes(steps: Steps, x: Tensor, weights: Sequence[Sequence[float]]) -> Run[Tensor]:
-    """The steps of a table of weights, those of the newest slope first.
+    """Run the steps of a table of weights.
 
-    Guidance with an interval is integrated over the part of each step that lies inside
-    (`GuidanceShare`).
+    Guidance with an interval is integrated over the part of each step inside it (`GuidanceShare`).
+
+    Args:
+        steps: The run.
+        x: Noise at the first level, [B, ...].
+        weights: The weights of each step, that of the newest slope first.
     """
     order = max(map(len, weights), default=1)
     history: deque[Tensor] = deque(maxlen=order)
@@ -51,13 +55,20 @@ def walk_slopes(steps: Steps, x: Tensor, weights: Sequence[Sequence[float]]) -> 
 
 
 class GuidanceShare:
-    """What guidance in an interval (low, high] of noise levels adds to the steps of a linear
-    multistep method.
+    """The contribution of guidance in an interval of noise levels to linear multistep steps.
 
-    The model's answer jumps at the edges, so its slope is two streams: eps without guidance, smooth
-    at all levels, and the slope eps_g = -(D_guided - D) / sigma that guidance adds. The second has
-    a history of its own, of `order` values interpolated in sigma^(1/7), and is integrated over the
-    part of a step inside the interval, wherever the levels lie.
+    The output of the model jumps at the edges of the interval, so its slope is split into two
+    streams: eps without guidance, which is smooth at all levels, and the slope eps_g = -(D_guided -
+    D) / sigma that guidance adds. The second stream has its own history of `order` values,
+    interpolated in sigma^(1/7). It is integrated over the part of a step inside the interval,
+    wherever the levels of the schedule lie.
+
+    k-diffusion's own.
+
+    Args:
+        low: The interval is (low, high].
+        high: Its upper end.
+        order: Number of values.
     """
 
     def __init__(self, low: float, high: float, order: int) -> None:
@@ -66,12 +77,16 @@ class GuidanceShare:
         self.slopes: deque[Tensor] = deque(maxlen=order)
 
     def covers(self, step: Step) -> bool:
-        """Whether a part of the step is inside the interval."""
+        """Return True if a part of the step is inside the interval."""
         return step.sigma > self.low and step.sigma_next < self.high
 
     def add(self, x: Tensor, step: Step, slope: Tensor) -> Tensor:
-        """Return x with the integral of eps_g over that part added; slope: eps_g at the step's
-        level.
+        """Return x plus the integral of eps_g over the part of the step inside the interval.
+
+        Args:
+            x: The end of the step without guidance, [B, ...].
+            step: The step.
+            slope: eps_g at the level of the step.
         """
         self.levels.appendleft(step.sigma)
         self.slopes.appendleft(slope)
@@ -82,16 +97,19 @@ class GuidanceShare:
         return combine(x, 1.0, weights, self.slopes)
 
 
-def table_of(
+def weight_table(
     rule: Callable[[Past, float], Sequence[float]],
     sigmas: Sequence[float],
     order: int,
     euler_to_zero: bool = False,
 ) -> list[Sequence[float]]:
-    """The weights of every step by a rule (past levels, sigma_next) -> weights; none for a step
-    between equal levels.
+    """Return the weights of every step by a rule; empty weights between equal levels.
 
-    euler_to_zero: the step to 0 is one of Euler's, whose end is D.
+    Args:
+        rule: (past levels, sigma_next) -> weights.
+        sigmas: The noise levels, descending.
+        order: Number of past levels.
+        euler_to_zero: Make the step to 0 an Euler step, whose end is D.
     """
     table: list[Sequence[float]] = []
     for past, sigma_next in zip(past_levels(sigmas, order), sigmas[1:]):
@@ -106,19 +124,22 @@ def table_of(
 
 @functools.lru_cache(4096)
 def adams(past: Past, sigma_next: float) -> tuple[float, ...]:
-    """Exact Adams-Bashforth in sigma."""
+    """Return exact Adams-Bashforth weights in sigma.
+
+    Args:
+        past: The levels of the slopes, newest first.
+        sigma_next: The level at the end of the step.
+    """
     return tuple(adams_weights(past, past[0], sigma_next))
 
 
-def _order(order: int, most: float = math.inf) -> None:
+def _check_order(order: int, most: float = math.inf) -> None:
     if not is_whole(order) or order > most:
-        allowed = (
-            '>= 1'
-            if most == math.inf
-            else f'from 1 to {most:.0f} (lms has exact weights of any order)'
-        )
+        allowed = '>= 1'
+        if most < math.inf:
+            allowed = f'from 1 to {most:.0f} (lms has exact weights of any order)'
         raise ValueError(
-            f'order must be a whole number {allowed}, how many slopes are used; got '
+            f'order must be an integer {allowed}, the number of slopes used; got '
             f'{show_value(order)}'
         )
 
@@ -129,14 +150,20 @@ def _order(order: int, most: float = math.inf) -> None:
 def sample_lms(
     steps: Steps, x: Tensor, *, order: int = 4, euler_to_zero: bool = False
 ) -> Run[Tensor]:
-    """Variable-step Adams-Bashforth in sigma: the last `order` slopes, exact weights. 1 NFE.
+    """Take variable-step Adams-Bashforth steps in sigma on the last `order` slopes.
 
-    The order rises 1, 2, .. over the first steps, and the error of the very first limits what is
-    seen: about 3.4 at order 4. euler_to_zero: the step to 0 is one of Euler's, whose end is D; so
-    it is in ComfyUI.
+    The weights are exact. The order rises from 1 over the first steps. The error of the first step
+    limits the order that is observed, to about 3.4 for order 4. 1 NFE.
+
+    Args:
+        order: Number of slopes.
+        euler_to_zero: Make the step to 0 an Euler step, whose end is D, as ComfyUI does.
+
+    References:
+        Liu et al. (2022), arXiv:2202.09778, section 3.
     """
-    _order(order)
-    weights = table_of(adams, steps.sigmas, order, euler_to_zero)
+    _check_order(order)
+    weights = weight_table(adams, steps.sigmas, order, euler_to_zero)
     return walk_slopes(steps, x, weights)
 
 
@@ -146,22 +173,21 @@ def sample_lms(
 def sample_ipndm(
     steps: Steps, x: Tensor, *, order: int = 4, euler_to_zero: bool = False
 ) -> Run[Tensor]:
-    """iPNDM: the Adams-Bashforth weights of equal steps whatever the steps are. 1 NFE.
+    """Take iPNDM steps: Adams-Bashforth weights of equal steps for any steps.
 
-    Liu et al. (2022), arXiv:2202.09778, without the Runge-Kutta start, as Zhang & Chen (2022),
-    arXiv:2204.13902, appendix H, have it. Order 2 on smooth schedules whatever `order` (1 to 4) is,
-    1 on irregular ones; among the best at few steps all the same. euler_to_zero: as in
-    `sample_lms`.
+    The Runge-Kutta start of Liu et al. is omitted. Order 2 on smooth schedules for any `order` from
+    2, order 1 on irregular ones; the method is nevertheless among the best with few steps. 1 NFE.
+
+    Args:
+        order: Number of slopes, 1 to 4.
+        euler_to_zero: Make the step to 0 an Euler step, whose end is D.
+
+    References:
+        Liu et al. (2022), arXiv:2202.09778.
+        Zhang & Chen (2022), arXiv:2204.13902, appendix H.
     """
-    _order(order, 4)
-    weights = table_of(
-        lambda past, sigma_next: [
-            (sigma_next - past[0]) * weight for weight in EQUAL_STEPS[len(past)]
-        ],
-        steps.sigmas,
-        order,
-        euler_to_zero,
-    )
+    _check_order(order, 4)
+    weights = weight_table(_equal_steps, steps.sigmas, order, euler_to_zero)
     return walk_slopes(steps, x, weights)
 
 
@@ -171,25 +197,36 @@ def sample_ipndm(
 def sample_ipndm_v(
     steps: Steps, x: Tensor, *, order: int = 3, euler_to_zero: bool = False
 ) -> Run[Tensor]:
-    """iPNDM with the published weights for steps that vary, of order 1 to 3; those of order 3 are
-    exact on smooth schedules only. 1 NFE.
+    """Take iPNDM steps with the published weights for steps that vary.
 
-    order: 4, the widespread default elsewhere, takes the published weights of four slopes. They
-    reach order 2 on smooth schedules, and do not add up to 1 where the steps have no common ratio.
-    euler_to_zero: as in `sample_lms`.
+    The weights of order 3 are exact on smooth schedules only. 1 NFE.
+
+    Args:
+        order: Number of slopes, 1 to 4. The published weights of 4 slopes, the default of other
+            programs, have order 2 on smooth schedules, and do not sum to 1 for steps without a
+            common ratio.
+        euler_to_zero: Make the step to 0 an Euler step, whose end is D.
+
+    References:
+        Zhang & Chen (2022), arXiv:2204.13902, appendix H.
     """
-    _order(order, 4)
-    weights = table_of(_varying, steps.sigmas, order, euler_to_zero)
+    _check_order(order, 4)
+    weights = weight_table(_varying, steps.sigmas, order, euler_to_zero)
     return walk_slopes(steps, x, weights)
 
 
+def _equal_steps(past: Past, sigma_next: float) -> list[float]:
+    """Return the weights of equal steps, whatever the steps are."""
+    return [(sigma_next - past[0]) * weight for weight in EQUAL_STEPS[len(past)]]
+
+
 def _varying(past: Past, sigma_next: float) -> Sequence[float]:
+    """Return the published weights of iPNDM for steps that vary."""
     if len(past) < 3:
         return adams(past, sigma_next)
     h, h_1, h_2 = sigma_next - past[0], past[0] - past[1], past[1] - past[2]
-    t = (
-        1 - h**2 / (3 * h_1 * (h_1 + h_2))
-    ) / 2  # exact would be h (2 h + 3 h_1) / (6 h_1 (h_1 + h_2))
+    # exact would be h (2 h + 3 h_1) / (6 h_1 (h_1 + h_2))
+    t = (1 - h**2 / (3 * h_1 * (h_1 + h_2))) / 2
     q, q_1 = h / h_1, h_1 / h_2
     weights = h * (1 + q / 2 + t), -h * (q / 2 + t * (1 + q_1)), h * t * q_1
     if len(past) == 3:
@@ -211,49 +248,60 @@ def sample_deis(
     euler_to_zero: bool = False,
     clock_range: tuple[float, float] | None = None,
 ) -> Run[Tensor]:
-    """DEIS tAB: the last `order` slopes interpolated in the time of the VP SDE that fits the
-    schedule. 1 NFE.
+    """Take DEIS tAB steps: the last `order` slopes interpolated in the time of a VP SDE.
 
-    Zhang & Chen (2022), arXiv:2204.13902; the paper counts the degree of the polynomial, order - 1.
-    euler_to_zero: as in `sample_lms`. clock_range: the levels (sigma_min, sigma_max) that the SDE
-    fits instead; (0.002, 80) in ComfyUI.
+    The SDE is fitted to the schedule. The paper counts the degree of the polynomial, order - 1. 1
+    NFE.
+
+    Args:
+        order: Number of slopes.
+        euler_to_zero: Make the step to 0 an Euler step, whose end is D.
+        clock_range: Levels (sigma_min, sigma_max) that the SDE is fitted to in place of the
+            schedule's; (0.002, 80) in ComfyUI.
+
+    References:
+        Zhang & Chen (2022), arXiv:2204.13902.
     """
-    _order(order)
+    _check_order(order)
     clock = vp_clock(steps.sigmas if clock_range is None else _check_range(clock_range))
-    weights = table_of(functools.partial(_in_time, clock), steps.sigmas, order, euler_to_zero)
+    weights = weight_table(functools.partial(_in_time, clock), steps.sigmas, order, euler_to_zero)
     return walk_slopes(steps, x, weights)
 
 
 def _check_range(clock_range: Any) -> tuple[float, float]:
+    """Return the two levels as floats; raise a ValueError unless 0 < low < high."""
     try:
         low, high = (check_number('clock_range', end) for end in clock_range)
     except (TypeError, ValueError):
         low = high = math.nan
     if not 0 < low < high:
         raise ValueError(
-            'clock_range must be two noise levels (sigma_min, sigma_max) with 0 < sigma_min < '
-            'sigma_max; '
-            f'got {show_value(clock_range)}'
+            'clock_range must be two noise levels (sigma_min, sigma_max) with '
+            f'0 < sigma_min < sigma_max; got {show_value(clock_range)}'
         )
     return low, high
 
 
 def vp_clock(sigmas: Sequence[float]) -> tuple[float, float]:
-    """(b, c) of log(1 + sigma^2) = b t + c t^2 / 2 with t = 1 at the highest level and 1e-3 at
-    the lowest above 0.
+    """Return (b, c) of log(1 + sigma^2) = b t + c t^2 / 2, the time t of a VP SDE.
+
+    t is 1 at the highest level and 1e-3 at the lowest one above 0.
+
+    Args:
+        sigmas: The noise levels.
     """
     positive = [sigma for sigma in sigmas if sigma > 0] or [1.0]
     high, low, end = math.log1p(max(positive) ** 2), math.log1p(min(positive) ** 2), 1e-3
     c = 2 * (low / end - high) / (end - 1)
-    if (
-        high + c / 2 <= 0
-    ):  # the lowest level is so high that the clock, whose rate is b + c at t = 1, would turn back
+    # With a high lowest level the rate of the clock at t = 1, b + c, would be negative.
+    if high + c / 2 <= 0:
         c = 0.0
     return high - c / 2, c
 
 
 @functools.lru_cache(4096)
 def _in_time(clock: tuple[float, float], past: Past, sigma_next: float) -> tuple[float, ...]:
+    """Return the weights of slopes interpolated in the time of a VP SDE."""
     b, c = clock
 
     def time(sigma: float) -> float:
@@ -270,8 +318,9 @@ def _in_time(clock: tuple[float, float], past: Past, sigma_next: float) -> tuple
 
 
 def _pieces(start: float, end: float) -> list[tuple[float, float]]:
-    """An interval of levels cut where they halve, for a quadrature in sigma; a step to 0 is cut
-    six times.
+    """Cut an interval of levels where they halve, for a quadrature in sigma.
+
+    A step to 0 has seven pieces.
     """
     cuts = [start]
     while cuts[-1] / 2 > end and len(cuts) < (7 if end == 0 else 60):
@@ -280,6 +329,7 @@ def _pieces(start: float, end: float) -> list[tuple[float, float]]:
 
 
 def _polynomial(row: Sequence[float], t: float) -> float:
+    """Return the value at t of a polynomial with these coefficients, the constant first."""
     value = 0.0
     for coefficient in reversed(row):
         value = value * t + coefficient
@@ -290,13 +340,19 @@ def _polynomial(row: Sequence[float], t: float) -> float:
 def sample_gradient_estimation(
     steps: Steps, x: Tensor, *, ge_gamma: float = 2.0, euler_to_zero: bool = False
 ) -> Run[Tensor]:
-    """Euler along ge_gamma eps + (1 - ge_gamma) eps of the step before. 1 NFE.
+    """Take Euler steps along ge_gamma eps + (1 - ge_gamma) eps_p, eps_p of the step before.
 
-    Permenter & Yuan (2023), arXiv:2306.04848. ge_gamma = 3/2 is ipndm of order 2; any other value
-    has order 1. euler_to_zero: as in `sample_lms`.
+    ge_gamma = 3/2 is ipndm of order 2; any other value has order 1. 1 NFE.
+
+    Args:
+        ge_gamma: Weight of the newest slope.
+        euler_to_zero: Make the step to 0 an Euler step, whose end is D.
+
+    References:
+        Permenter & Yuan (2023), arXiv:2306.04848.
     """
     gains = {1: (1.0,), 2: (ge_gamma, 1 - ge_gamma)}
-    weights = table_of(
+    weights = weight_table(
         lambda past, sigma_next: [(sigma_next - past[0]) * gain for gain in gains[len(past)]],
         steps.sigmas,
         2,
@@ -306,12 +362,16 @@ def sample_gradient_estimation(
 
 
 def power_weights(past: Sequence[float], sigma_next: float, rho: float) -> list[float]:
-    """w_j = the integral of l_j(u) rho u^(rho - 1) over u from past[0]^(1/rho) to
-    sigma_next^(1/rho): x' = x + sum w_j eps_j.
+    """Return the weights w_j of x' = x + sum w_j eps_j for slopes interpolated in sigma^(1/rho).
 
-    l_j: the Lagrange polynomials of the past levels in u = sigma^(1/rho), newest first. For a whole
-    rho the integrand is a polynomial of degree len(past) + rho - 2, and the quadrature exact;
-    sigma_next may be 0.
+    w_j is the integral of l_j(u) rho u^(rho - 1) from past[0]^(1/rho) to sigma_next^(1/rho), with
+    l_j the Lagrange polynomials of the past levels in u = sigma^(1/rho). For an integer rho the
+    integrand is a polynomial of degree len(past) + rho - 2, and the quadrature is exact.
+
+    Args:
+        past: The levels of the slopes, newest first.
+        sigma_next: The level at the end of the step; 0 is allowed.
+        rho: The root.
     """
     start, end = past[0] ** (1 / rho), sigma_next ** (1 / rho)
     h = end - start
@@ -326,35 +386,45 @@ def power_weights(past: Sequence[float], sigma_next: float, rho: float) -> list[
 
 
 def check_power(order: int, rho: float) -> None:
-    """Refuses an order or a rho that makes no method."""
+    """Raise a ValueError unless order is a positive integer and rho positive and finite.
+
+    Args:
+        order: Number of slopes.
+        rho: The root.
+    """
     if not is_whole(order):
         raise ValueError(
-            'order must be a whole number >= 1 (3 or 4 are usual), how many slopes are used; got '
+            'order must be an integer >= 1 (3 or 4 are usual), the number of slopes used; got '
             f'{show_value(order)}'
         )
     if not 0 < rho < math.inf:
-        raise ValueError(f'rho must be above 0 and finite (7 is usual); got {show_value(rho)}')
+        raise ValueError(
+            f'rho must be > 0 and finite (7 is the usual value); got {show_value(rho)}'
+        )
 
 
 @sampler(order=3, family='linear multistep')
 def sample_rab(steps: Steps, x: Tensor, *, order: int = 3, rho: float = 7.0) -> Run[Tensor]:
-    """Adams-Bashforth with exact weights in sigma^(1/rho): the last `order` slopes, interpolated
-    there. 1 NFE.
+    """Take Adams-Bashforth steps with exact weights in sigma^(1/rho) on the last `order` slopes.
 
-    rho = 1 is lms, and a large rho the interpolation in log sigma; finite at sigma 0. Made for few
-    steps, with `afs`. The order rises 1, 2, .. over the first steps, whose error hides an order
-    above 3.
+    k-diffusion's own. Intended for few steps, with `afs`. rho = 1 is lms; a large rho interpolates
+    in log sigma. The weights are finite at sigma = 0. The order rises from 1 over the first steps,
+    whose error hides an order above 3. 1 NFE.
+
+    Args:
+        order: Number of slopes.
+        rho: The root, positive.
     """
     check_power(order, rho)
-    weights = table_of(functools.partial(power_weights, rho=rho), steps.sigmas, order)
+    weights = weight_table(functools.partial(power_weights, rho=rho), steps.sigmas, order)
     return walk_slopes(steps, x, weights)
 
 
 @functools.lru_cache(4096)
 def _in_log_sigma(past: Past, sigma_next: float) -> tuple[float, ...]:
-    """w_j = the integral of l_j(log sigma) over sigma from past[0] to sigma_next, above 0."""
+    """Return the integrals of l_j(log sigma) over sigma from past[0] to sigma_next > 0."""
     h = math.log(past[0] / sigma_next)
-    return tuple(sigma_next * b for b in exponential_weights(nodes_of(past, sigma_next), -h))
+    return tuple(sigma_next * b for b in exponential_weights(relative_nodes(past, sigma_next), -h))
 
 
 @sampler(
@@ -363,21 +433,26 @@ def _in_log_sigma(past: Past, sigma_next: float) -> tuple[float, ...]:
     reference='Lu et al. 2022, arXiv:2206.00927, proposition 3.1',
 )
 def sample_zeab(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
-    """Exponential Adams-Bashforth on the noise estimate: the last `order` slopes, interpolated in
-    log sigma. 1 NFE.
+    """Take exponential Adams-Bashforth steps on the noise estimate, interpolated in log sigma.
 
-    The multistep form of DPM-Solver; `exp_ab` is the same on the data estimate, and `lms`
-    interpolates the noise in sigma. The step to 0 is one of Euler's, whose end is D. The order
-    rises 1, 2, .. over the first steps, whose error hides an order above 3.
+    The multistep form of DPM-Solver on the last `order` slopes. `exp_ab` is the same on the data
+    estimate; `lms` interpolates the noise in sigma. The step to 0 is an Euler step, whose end is D.
+    The order rises from 1 over the first steps, whose error hides an order above 3. 1 NFE.
+
+    Args:
+        order: Number of slopes.
+
+    References:
+        Lu et al. (2022), arXiv:2206.00927, proposition 3.1.
     """
-    _order(order)
-    weights = table_of(_in_log_sigma, steps.sigmas, order, euler_to_zero=True)
+    _check_order(order)
+    weights = weight_table(_in_log_sigma, steps.sigmas, order, euler_to_zero=True)
     return walk_slopes(steps, x, weights)
 
 
 @functools.lru_cache(4096)
 def _in_flow_time(past: Past, sigma_next: float) -> tuple[float, ...]:
-    """Exact Adams-Bashforth in t = sigma / (1 + sigma)."""
+    """Return exact Adams-Bashforth weights in t = sigma / (1 + sigma)."""
 
     def since(sigma: float) -> float:
         return (sigma - past[0]) / ((1 + sigma) * (1 + past[0]))
@@ -391,13 +466,20 @@ def _in_flow_time(past: Past, sigma_next: float) -> tuple[float, ...]:
     reference='Hairer, Norsett & Wanner 1993, doi:10.1007/978-3-540-78862-1, section III.5',
 )
 def sample_vab(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
-    """Adams-Bashforth in flow time on the velocity: the last `order` values, exact weights. 1 NFE.
+    """Take Adams-Bashforth steps in flow time on the last `order` velocities.
 
-    With t = sigma / (1 + sigma), y = (1 - t) x and v = eps - D the flow is dy/dt = v. The order
-    rises 1, 2, .. over the first steps, whose error hides an order above 3.
+    With t = sigma / (1 + sigma), y = (1 - t) x and v = eps - D the flow is dy/dt = v. The weights
+    are exact. The order rises from 1 over the first steps, whose error hides an order above 3. 1
+    NFE.
+
+    Args:
+        order: Number of values.
+
+    References:
+        Hairer, Norsett & Wanner (1993), doi:10.1007/978-3-540-78862-1, section III.5.
     """
-    _order(order)
-    weights = table_of(_in_flow_time, steps.sigmas, order)
+    _check_order(order)
+    weights = weight_table(_in_flow_time, steps.sigmas, order)
     history: deque[Tensor] = deque(maxlen=order)
     for step in steps:
         denoised = yield from step.ask(x)

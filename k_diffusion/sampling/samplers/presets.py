@@ -1,15 +1,15 @@
-"""Names of common use for samplers with some of their options fixed."""
+"""Common names for samplers with some options fixed."""
 
 from __future__ import annotations
 
-from ..registry import preset
+from ..definition import preset
 from . import exponential_tables, runge_kutta_tables
 from .dpmpp import sample_dpmpp_2s_ancestral
 from .exponential_multistep import sample_res_multistep
 from .multistep import sample_deis
 from .table_driven import sample_exp_rk, sample_rk
 
-TO_0 = 'but 1 for the step to 0.'
+TO_0 = '1 for the step to 0.'
 
 for name, exponential in exponential_tables.TABLES.items():
     stages = len(exponential.shares)
@@ -37,7 +37,7 @@ for name, table in runge_kutta_tables.TABLES.items():
 preset(
     'dpmpp_2s',
     sample_dpmpp_2s_ancestral,
-    f'DPM-Solver++(2S), the midpoint rule in log sigma, without noise. 2 NFE, {TO_0}',
+    f'Take midpoint steps in log sigma without noise, DPM-Solver++(2S). 2 NFE, {TO_0}',
     {'eta': 0.0, 's_noise': 1.0},
     stochastic=False,
     noise=None,
@@ -45,14 +45,14 @@ preset(
 preset(
     'res_3m',
     sample_res_multistep,
-    'Exponential Adams-Bashforth of order 3. 1 NFE.',
+    'Take exponential Adams-Bashforth steps of order 3. 1 NFE.',
     {'order': 3},
     order=3,
 )
 preset(
     'abnorsett_4m',
     sample_res_multistep,
-    'Exponential Adams-Bashforth of order 4 (Norsett 1969). 1 NFE.',
+    'Take exponential Adams-Bashforth steps of order 4 (Norsett 1969). 1 NFE.',
     {'order': 4},
     order=4,
 )
@@ -60,7 +60,7 @@ for order in 2, 3, 4:
     preset(
         f'deis_{order}m',
         sample_deis,
-        f'DEIS tAB with the last {order} slopes. 1 NFE.',
+        f'Take DEIS tAB steps on the last {order} slopes. 1 NFE.',
         {'order': order},
         order=order,
     )

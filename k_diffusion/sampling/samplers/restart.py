@@ -1,4 +1,8 @@
-"""Restart: noise leads back up, and Heun steps down again (Xu et al. 2023, arXiv:2306.14878)."""
+"""Restart: noise leads back to a higher level, from which Heun steps go down again.
+
+References:
+    Xu et al. (2023), arXiv:2306.14878.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ...core.arguments import is_whole
+from ..definition import sampler
 from ..loop import Steps
-from ..registry import Run, sampler
+from ..registry import Run
 
 
 @sampler(
@@ -31,13 +36,25 @@ def sample_restart(
     times: int = 2,
     inner_steps: int | None = None,
 ) -> Run[Tensor]:
-    """Restart: at the knot nearest to an interval's low end noise leads back to its high end,
-    `times` times, by Heun steps all along.
+    """Take Heun steps, and at restart intervals add noise and repeat the way down.
 
-    Xu et al. (2023), arXiv:2306.14878, section 3.1. intervals: by default from 0.1 to 2, or to the
-    highest level of a schedule below that; none in a schedule without levels in between.
-    inner_steps: of each way down (a quarter of the schedule's by default). 2 NFE, but 1 for the
-    step to 0.
+    A restart begins at the level of the schedule nearest to the low end of its interval and adds
+    noise up to the high end. 2 NFE, 1 for the step to 0.
+
+    Args:
+        s_noise: Factor of the noise.
+        intervals: (low, high) noise levels of the restarts. By default one from 0.1 to 2, or to the
+            highest level of a schedule below 2; none in a schedule without levels in between.
+        times: Number of restarts in each interval.
+        inner_steps: Number of steps of each way down; by default a quarter of those of the
+            schedule.
+
+    Raises:
+        ValueError: If an interval does not fit into the schedule, or times or inner_steps is not an
+            integer in its range.
+
+    References:
+        Xu et al. (2023), arXiv:2306.14878, section 3.1.
     """
     at = steps.sigmas[0]
     for step in steps.walk(restart_pairs(steps.sigmas, intervals, times, inner_steps)):
@@ -59,17 +76,28 @@ def restart_pairs(
     times: int,
     inner_steps: int | None = None,
 ) -> list[tuple[float, float]]:
-    """The steps of a schedule with the ways down from each interval's high end put in, the
-    highest interval first.
+    """Return the steps of a schedule with those of the restarts inserted.
+
+    Args:
+        sigmas: The noise levels, descending.
+        intervals: (low, high) of the restarts, or None for the default one.
+        times: Number of restarts in each interval.
+        inner_steps: Number of steps of each way down.
+
+    Returns:
+        (sigma, sigma_next) of each step.
+
+    Raises:
+        ValueError: If an interval does not fit into the schedule, or times or inner_steps is not an
+            integer in its range.
     """
     knots = [sigma for sigma in sigmas if sigma > 0]
     inserted: dict[float, list[tuple[float, float]]] = {}
     n = max(1, (len(set(sigmas)) - 1) // 4) if inner_steps is None else inner_steps
     if not is_whole(times, 0) or not is_whole(n):
         raise ValueError(
-            f'times={times} and inner_steps={inner_steps} make no ways down; give whole numbers, '
-            'times of at least 0 and '
-            'inner_steps of at least 1, or None'
+            'times must be an integer >= 0, and inner_steps an integer >= 1 or None; got '
+            f'{times} and {inner_steps}'
         )
     for low, high in _intervals(intervals, knots):
         ends = high ** (1 / 7), low ** (1 / 7)
@@ -85,8 +113,9 @@ def restart_pairs(
 def _intervals(
     intervals: Sequence[tuple[float, float]] | None, knots: Sequence[float]
 ) -> list[tuple[float, float]]:
-    """The restart intervals from the highest down, each low end a knot of the schedule; the
-    default one where it has a place.
+    """Return the restart intervals in descending order, each low end a level of the schedule.
+
+    The default interval is left out where the schedule has no place for it.
     """
 
     def knot(low: float) -> float:
@@ -100,21 +129,18 @@ def _intervals(
         pairs = [(float(low), float(high)) for low, high in intervals]
     except (TypeError, ValueError):
         raise ValueError(
-            f'intervals={intervals} are no pairs of noise levels; give ((0.1, 2.),) say'
+            f'intervals must be pairs of noise levels, ((0.1, 2.),) for example; got {intervals}'
         ) from None
     for low, high in pairs:
         if not 0 < low < high < math.inf:
             raise ValueError(
-                f'the restart interval {(low, high)} is no range of noise levels; give 0 < low < '
-                'high'
+                f'each of intervals must be (low, high) with 0 < low < high; got {(low, high)}'
             )
-        if not knot(low) < min(high, top) or high > top * (
-            1 + 1e-6
-        ):  # the top, which float32 may have rounded down
+        fits = knot(low) < min(high, top)
+        if not fits or high > top * (1 + 1e-6):  # float32 may have rounded the top down
             raise ValueError(
-                f'the restart interval {(low, high)} does not fit into a schedule of the levels '
-                f'{top:g} to '
-                f'{min(knots, default=0.0):g} above 0; give one that begins nearest to a level '
-                'below its end and ends within'
+                f'each of intervals must begin nearest to a level below its end and end within '
+                f'the schedule, which has the levels {top:g} to {min(knots, default=0.0):g} '
+                f'above 0; got {(low, high)}'
             )
     return sorted(((knot(low), min(high, top)) for low, high in pairs), reverse=True)

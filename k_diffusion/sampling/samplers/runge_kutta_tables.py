@@ -1,8 +1,7 @@
-"""Runge-Kutta tables by the name of their sampler: the rows a_ij of the stages, then the weights
-b_j of the step.
+"""Runge-Kutta tables by the name of their sampler: rows a_ij of the stages and weights b_j.
 
-The shares c_i of the step at which the stages lie are the sums of their rows. A row of as many
-entries as there are stages makes the method implicit.
+The positions c_i of the stages, as shares of the step, are the sums of their rows. A row with as
+many entries as there are stages makes the method implicit.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ class Table:
     """A Runge-Kutta method.
 
     Attributes:
-        order: Of its error in the step size.
+        order: Order of the error in the step size.
         rows: a_i1, a_i2, ... of each stage; the first row of an explicit method is empty.
         weights: b_1, b_2, ...
-        title: The method in words.
-        reference: Where it is published.
-        sweeps: The fixed-point iterations of an implicit method, after which its order is reached;
-            0 for an explicit one.
+        title: Description in words.
+        reference: The publication.
+        sweeps: Number of fixed-point iterations of an implicit method that reach its order; 0 for
+            an explicit one.
     """
 
     order: int
@@ -39,7 +38,7 @@ class Table:
 
     @property
     def nfe(self) -> int:
-        """Model calls of a step."""
+        """Return the number of model calls of a step."""
         return 1 + self.sweeps * len(self.weights) if self.sweeps else len(self.weights)
 
 
@@ -49,7 +48,7 @@ RUNGE = 'Runge 1895, doi:10.1007/BF01446807'
 BUTCHER = 'Butcher 1964, doi:10.1017/S1446788700023387'
 BUTCHER_IMPLICIT = 'Butcher 1964, doi:10.1090/S0025-5718-1964-0159424-9'
 
-#: Sampler -> its table.
+#: The table of each sampler.
 TABLES: dict[str, Table] = {
     'midpoint_2s': Table(2, ((), (1 / 2,)), (0, 1), "Runge's midpoint rule", RUNGE),
     'heun_2s': Table(

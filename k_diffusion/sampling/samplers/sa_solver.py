@@ -1,4 +1,8 @@
-"""SA-Solver: stochastic Adams methods with a corrector (Xue et al. 2023, arXiv:2309.05019)."""
+"""SA-Solver: stochastic Adams methods with a corrector.
+
+References:
+    Xue et al. (2023), arXiv:2309.05019.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,17 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from ...core.arguments import check_number, is_whole, show_value
+from ..definition import sampler
 from ..loop import Steps
-from ..registry import Run, sampler
+from ..registry import Run
 from .exponential_multistep import (
     STAY,
     Past,
     Row,
     Table,
-    corrected,
+    correction_weights,
     exponential_row,
-    folded,
+    fold_correction,
     past_levels,
     walk_table,
 )
@@ -31,10 +36,25 @@ def sa_table(
     pece: bool,
     lower_order_final: bool = False,
 ) -> Table:
-    """Rows of SA-Solver: exponential Adams predictor and corrector with eta = tau(sigma)^2 at the
-    start of each step. A number tau acts in the share `interval` of the steps and is 0 elsewhere.
-    With pece the corrections stand by themselves. lower_order_final: neither takes more values than
-    there are levels above 0 left.
+    """Return the rows of SA-Solver: an exponential Adams predictor and corrector.
+
+    The strength of the noise is eta = tau(sigma)^2 at the start of each step.
+
+    Args:
+        sigmas: The noise levels, descending.
+        tau: The noise: a number that acts in the share `interval` of the steps and is 0 elsewhere,
+            or a function of sigma.
+        interval: First and last share of the steps with noise.
+        predictor_order: Number of values of the predictor.
+        corrector_order: Number of values of the corrector; 0 disables it.
+        pece: Keep the corrections apart, for D to be evaluated again after each.
+        lower_order_final: Take at most as many values as there are levels above 0 left.
+
+    Returns:
+        A row for each step.
+
+    Raises:
+        ValueError: If the orders do not fit each other, or interval is not a pair of numbers.
     """
     if (
         not is_whole(predictor_order)
@@ -42,15 +62,14 @@ def sa_table(
         or corrector_order not in (0, *range(2, predictor_order + 2))
     ):
         raise ValueError(
-            f'predictor_order={predictor_order} and corrector_order={corrector_order} make no '
-            'pair; the predictor takes '
-            'at least 1, the corrector 0 (none) or 2 to one more than the predictor'
+            'predictor_order must be >= 1, and corrector_order 0 (none) or from 2 to '
+            f'predictor_order + 1; got {predictor_order} and {corrector_order}'
         )
     try:
         low, high = (check_number('interval', end) for end in interval)
     except (TypeError, ValueError):
         raise ValueError(
-            'interval must be two shares of the steps, (0.2, 0.8) is usual; got '
+            'interval must be two shares of the steps, (0.2, 0.8) for example; got '
             f'{show_value(interval)}'
         ) from None
     n = len(sigmas) - 1
@@ -71,26 +90,30 @@ def sa_table(
         left = len({*sigmas[i + 1 :]} - {0.0}) if lower_order_final and sigmas[-1] == 0 else n
         past = past[: max(left, 1)]
         row = exponential_row(past, sigma_next, eta)
-        table.append(row._replace(correct=correct) if pece else folded(row, correct))
+        table.append(row._replace(correct=correct) if pece else fold_correction(row, correct))
         behind = past[: min(corrector_order, left) - 1]
         correct = (
-            _matched(row, past[0], behind, sigma_next, eta)
+            _match_correction(row, past[0], behind, sigma_next, eta)
             if corrector_order and sigma_next > 0
             else None
         )
     return table
 
 
-def _matched(
+def _match_correction(
     row: Row, sigma: float, behind: Past, sigma_next: float, eta: float
 ) -> tuple[float, ...]:
-    """The correction by D at sigma_next and at the levels behind, of a row from sigma that used
-    all of the past.
+    """Return the correction by D at sigma_next and at the levels behind.
+
+    The row begins at sigma and used all of the past.
     """
     if not behind:
         return (1 - (sigma_next / sigma) ** (1 + eta), *(-b for b in row.b))
     padded = row._replace(b=row.b[: len(behind)])
-    return (*corrected(padded, behind, sigma_next, eta), *(-b for b in row.b[len(behind) :]))
+    return (
+        *correction_weights(padded, behind, sigma_next, eta),
+        *(-b for b in row.b[len(behind) :]),
+    )
 
 
 @sampler(
@@ -112,14 +135,27 @@ def sample_sa_solver(
     pece: bool = False,
     lower_order_final: bool = False,
 ) -> Run[Tensor]:
-    """SA-Solver: a stochastic Adams predictor-corrector; order 4 at tau 0, order 2 in law at tau 1.
+    """Take steps of a stochastic Adams predictor-corrector.
 
-    1 NFE, with pece 2.
+    Order 4 at tau = 0; weak order 2 at tau = 1. The correction keeps the noise that the prediction
+    drew. 1 NFE, 2 with pece.
 
-    Xue et al. (2023), arXiv:2309.05019. tau: the noise, 0 for the flow and 1 for DDPM's, in the
-    share `interval` of the steps; or a function of sigma. The correction keeps the noise that the
-    prediction drew. pece: D is asked for again after it. lower_order_final: in a schedule that ends
-    in 0, at most as many values as there are levels above 0 left, as in ComfyUI.
+    Args:
+        tau: The noise: 0 is the probability flow, 1 the noise of DDPM, in the share `interval` of
+            the steps; or a function of sigma.
+        s_noise: Factor of the noise.
+        interval: First and last share of the steps with noise.
+        predictor_order: Number of values of the predictor.
+        corrector_order: Number of values of the corrector; 0 disables it.
+        pece: Evaluate D again after each correction.
+        lower_order_final: In a schedule that ends at 0, take at most as many values as there are
+            levels above 0 left, as ComfyUI does.
+
+    Raises:
+        ValueError: If the orders do not fit each other, or interval is not a pair of numbers.
+
+    References:
+        Xue et al. (2023), arXiv:2309.05019.
     """
     table = sa_table(
         steps.sigmas, tau, interval, predictor_order, corrector_order, pece, lower_order_final
@@ -146,7 +182,22 @@ def sample_sa_solver_pece(
     corrector_order: int = 4,
     lower_order_final: bool = False,
 ) -> Run[Tensor]:
-    """SA-Solver that asks for D again after each correction. 2 NFE, but 1 in the first step."""
+    """Take SA-Solver steps that evaluate D again after each correction.
+
+    2 NFE, 1 in the first step. The arguments are those of `sample_sa_solver`.
+
+    Args:
+        tau: The noise: a number, or a function of sigma.
+        s_noise: Factor of the noise.
+        interval: First and last share of the steps with noise.
+        predictor_order: Number of values of the predictor.
+        corrector_order: Number of values of the corrector; 0 disables it.
+        lower_order_final: In a schedule that ends at 0, take at most as many values as there are
+            levels above 0 left.
+
+    References:
+        Xue et al. (2023), arXiv:2309.05019.
+    """
     table = sa_table(
         steps.sigmas, tau, interval, predictor_order, corrector_order, True, lower_order_final
     )

@@ -1,6 +1,7 @@
-"""UniPC (Zhao et al.
+"""UniPC: each model call corrects the step that led to it and predicts the next one.
 
-2023, arXiv:2302.04867): each model call corrects the step that led to it and predicts the next.
+References:
+    Zhao et al. (2023), arXiv:2302.04867.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ from typing import Literal
 from torch import Tensor
 
 from ...core.registry import unknown
+from ..definition import sampler
 from ..loop import Steps
-from ..registry import Run, sampler
+from ..registry import Run
 from .exponential_multistep import (
     LAST,
     STAY,
     Past,
     Row,
     Table,
-    corrected,
+    correction_weights,
     exponential_row,
-    folded,
-    lowered,
-    nodes_of,
+    fold_correction,
+    limit_order,
     past_levels,
+    relative_nodes,
     walk_table,
 )
 
@@ -38,16 +40,23 @@ def unipc_table(
     corrector: bool = True,
     lower_order_final: bool = True,
 ) -> Table:
-    """Rows of UniP-p with UniC-p.
+    """Return the rows of UniP-p with UniC-p.
 
-    The weights are the exact exponential ones but in two places, where the paper sets a single
-    unknown to 1/2: the predictor of order 2, and the corrector that has no past. There B(h) shows:
-    h (bh1) or 1 - e^-h (bh2).
+    The weights are the exact exponential ones, with two exceptions, where the paper sets a single
+    unknown to 1/2: the predictor of order 2, and the corrector without a past. Only these two
+    depend on B(h), which is h (bh1) or 1 - e^-h (bh2).
+
+    Args:
+        sigmas: The noise levels, descending.
+        order: The p.
+        variant: 'bh1' or 'bh2'.
+        corrector: Use UniC.
+        lower_order_final: Limit the order at the end of the schedule (`limit_order`).
     """
     if variant not in ('bh1', 'bh2'):
         raise ValueError(unknown('variant', variant, ('bh1', 'bh2')))
     pasts = past_levels(sigmas, order)
-    pasts = lowered(pasts, sigmas) if lower_order_final else pasts
+    pasts = limit_order(pasts, sigmas) if lower_order_final else pasts
     table: list[Row] = []
     correct: tuple[float, ...] | None = None
     for past, sigma_next in zip(pasts, sigmas[1:]):
@@ -55,7 +64,7 @@ def unipc_table(
             table.append(STAY)
             continue
         row = _predictor(past, sigma_next, variant)
-        table.append(folded(row, correct))
+        table.append(fold_correction(row, correct))
         correct = (
             _corrector(row, past, sigma_next, variant) if corrector and sigma_next > 0 else None
         )
@@ -63,22 +72,25 @@ def unipc_table(
 
 
 def _b(h: float, variant: str) -> float:
+    """Return B(h)."""
     return h if variant == 'bh1' else -math.expm1(-h)
 
 
 def _predictor(past: Past, sigma_next: float, variant: str) -> Row:
+    """Return the row of UniP."""
     if sigma_next == 0:
         return LAST
     if len(past) != 2:
         return exponential_row(past, sigma_next)
     h = math.log(past[0] / sigma_next)
-    gain = _b(h, variant) / 2 / nodes_of(past, sigma_next)[1]  # of D_1 - D_0, over -r
+    gain = _b(h, variant) / 2 / relative_nodes(past, sigma_next)[1]  # of D_1 - D_0, over -r
     return Row(math.exp(-h), (-math.expm1(-h) - gain, gain))
 
 
 def _corrector(row: Row, past: Past, sigma_next: float, variant: str) -> tuple[float, ...]:
+    """Return the correction of UniC."""
     if len(past) > 1:
-        return corrected(row, past, sigma_next)
+        return correction_weights(row, past, sigma_next)
     gain = _b(math.log(past[0] / sigma_next), variant) / 2
     return gain, -gain
 
@@ -93,11 +105,19 @@ def sample_uni_pc(
     corrector: bool = True,
     lower_order_final: bool = True,
 ) -> Run[Tensor]:
-    """UniP of the given order with UniC, hence order + 1; without the corrector `order`. 1 NFE.
+    """Take UniP steps of the given order with the UniC corrector.
 
-    variant: bh1 (for few steps and no guidance) or bh2. lower_order_final: in a schedule whose last
-    step goes to 0 or is more than twice as long in log sigma as the one before, at most as many
-    values as there are steps left.
+    The order of the method is order + 1 with the corrector, `order` without it. 1 NFE.
+
+    Args:
+        order: Number of values.
+        variant: 'bh1', for few steps without guidance; or 'bh2'.
+        corrector: Use UniC.
+        lower_order_final: Use at most as many values as there are steps left, in a schedule whose
+            last step goes to 0 or is more than twice as long in log sigma as the one before.
+
+    References:
+        Zhao et al. (2023), arXiv:2302.04867.
     """
     table = unipc_table(tuple(steps.sigmas), order, variant, corrector, lower_order_final)
     return walk_table(steps, x, table)
@@ -112,6 +132,18 @@ def sample_uni_pc_bh2(
     corrector: bool = True,
     lower_order_final: bool = True,
 ) -> Run[Tensor]:
-    """UniPC of the variant bh2, as sample_uni_pc. 1 NFE."""
+    """Take UniPC steps of the variant bh2.
+
+    1 NFE. The arguments are those of `sample_uni_pc`.
+
+    Args:
+        order: Number of values.
+        corrector: Use UniC.
+        lower_order_final: Use at most as many values as there are steps left at the end of the
+            schedule.
+
+    References:
+        Zhao et al. (2023), arXiv:2302.04867.
+    """
     table = unipc_table(tuple(steps.sigmas), order, 'bh2', corrector, lower_order_final)
     return walk_table(steps, x, table)
