@@ -1,4 +1,4 @@
-"""Guidance: each of these takes a denoiser and gives one back; no sampler ever hears of it."""
+"""Guidance: functions that take a denoiser and return one, independent of the sampler."""
 
 from .apg import adaptive_projected
 from .autoguidance import autoguidance

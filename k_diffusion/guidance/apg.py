@@ -1,6 +1,4 @@
-"""Adaptive projected guidance: classifier-free guidance without the part of its push that
-oversaturates.
-"""
+"""Adaptive projected guidance: classifier-free guidance without its oversaturating component."""
 
 from __future__ import annotations
 
@@ -26,21 +24,38 @@ def adaptive_projected(
     momentum: float = 0.0,
     joined: bool = True,
 ) -> GuidedFn:
-    """D' = D_c + (scale - 1) (push without its part along D_c, plus eta times that part), push =
-    D_c - D_u.
+    """Guide by the part of D_c - D_u that is orthogonal to D_c.
 
-    D_c = D(x | cond), D_u = D(x | null). `norm`: the longest push per item, as a root mean square
-    (None: any). `momentum` adds that multiple of the pushes before, negative as a rule (the paper:
-    -0.5 to -0.75); the memory begins anew where sigma rises, that is with each new sample. With
-    scale 1 the denoiser is called as it is; eta 1 and nothing else is classifier-free guidance.
-    Sadat et al. (2024), arXiv 2410.02416, section 4.
+    With the push D_c - D_u: D' = D_c + (scale - 1) (push - its part along D_c + eta times that
+    part). With scale 1 the denoiser is called unchanged; eta 1 without norm and momentum is
+    classifier-free guidance.
+
+    Args:
+        denoise: The denoiser.
+        null: Replacements for the conditions that are removed in D_u, as in `classifier_free`.
+        scale: Guidance strength; 1 disables guidance.
+        interval: Noise levels (low, high] with guidance.
+        eta: Share of the part along D_c that is kept.
+        norm: Largest push of an item, as a root mean square; None for no bound.
+        momentum: Multiple of the previous pushes that is added, usually negative (-0.5 to -0.75 in
+            the paper). The memory is cleared where sigma rises, that is with each new sample.
+        joined: Evaluate both estimates in one call on a doubled batch.
+
+    Returns:
+        The guided denoiser.
+
+    Raises:
+        ValueError: If norm is not positive, or a number is not finite.
+
+    References:
+        Sadat et al. (2024), arXiv:2410.02416, section 4.
     """
     check_strength(scale, interval)
     check_null(null)
     for name, value in ('eta', eta), ('momentum', momentum):
         check_number(name, value)
     if norm is not None and not check_number('norm', norm) > 0:
-        raise ValueError(f'norm is {norm}; it must be above 0, or None for no bound')
+        raise ValueError(f'norm must be > 0, or None for no bound; got {norm}')
     return _AdaptiveProjected(denoise, null, scale, interval, joined, eta, norm, momentum)
 
 
@@ -49,12 +64,11 @@ class _AdaptiveProjected(TwoConditions):
     eta: float
     norm: float | None
     momentum: float
-    memory: list[tuple[Tensor, Tensor]] = field(
-        default_factory=list, repr=False
-    )  # (push, sigma) of the last call
+    # (push, sigma) of the last call
+    memory: list[tuple[Tensor, Tensor]] = field(default_factory=list, repr=False)
 
     def guide(self, x: Tensor, sigma: Tensor, denoised: Tensor, uncond: Tensor) -> Tensor:
-        push = self._remembered(denoised - uncond, sigma)
+        push = self._add_momentum(denoised - uncond, sigma)
         if self.norm is not None:
             rms = (dot_per_item(push, push) / push[0].numel()).sqrt()
             push = push * (self.norm / rms.clamp(min=1e-12)).clamp(max=1.0)
@@ -63,7 +77,7 @@ class _AdaptiveProjected(TwoConditions):
         )
         return torch.add(denoised, push - along + self.eta * along, alpha=self.scale - 1)
 
-    def _remembered(self, push: Tensor, sigma: Tensor) -> Tensor:
+    def _add_momentum(self, push: Tensor, sigma: Tensor) -> Tensor:
         if not self.momentum:
             return push
         if self.memory and self.memory[0][0].shape == push.shape:

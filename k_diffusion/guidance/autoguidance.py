@@ -1,4 +1,4 @@
-"""Autoguidance: away from a worse version of the same model."""
+"""Autoguidance: guidance away from a worse version of the same model."""
 
 from __future__ import annotations
 
@@ -20,12 +20,23 @@ def autoguidance(
     scale: float,
     interval: tuple[float, float] = (0.0, math.inf),
 ) -> GuidedFn:
-    """D' = D_worse + scale (D - D_worse) where sigma lies in (interval[0], interval[1]], else D.
+    """Guide away from a worse denoiser: D' = D_worse + scale (D - D_worse).
 
-    `worse` has the faults of `denoise`, only more of them: a smaller network, or the same after
-    fewer steps, or averaged over a shorter time. It needs no conditions, so that unconditional
-    models are guided too. With scale 1 `worse` is not called. The result's `pair` gives (D',
-    D_worse). Karras et al. (2024), arXiv 2406.02507.
+    `worse` has the errors of `denoise`, but larger: a smaller network, or the same one after fewer
+    steps or averaged over a shorter time. It needs no conditions, so that unconditional models can
+    be guided too. With scale 1 `worse` is not called. `pair` of the result returns (D', D_worse).
+
+    Args:
+        denoise: The denoiser.
+        worse: A worse denoiser of the same data.
+        scale: Guidance strength; 1 disables guidance.
+        interval: Noise levels (low, high] with guidance.
+
+    Returns:
+        The guided denoiser.
+
+    References:
+        Karras et al. (2024), arXiv:2406.02507.
     """
     check_strength(scale, interval)
     check_denoiser('worse', worse)

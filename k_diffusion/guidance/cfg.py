@@ -21,26 +21,39 @@ def classifier_free(
     rescale: float = 0.0,
     joined: bool = True,
 ) -> GuidedFn:
-    """D' = D(x | null) + scale (D(x | cond) - D(x | null)) where sigma lies in (interval[0],
-    interval[1]], else D(x | cond).
+    """Guide by conditions: D' = D(x | null) + scale (D(x | cond) - D(x | null)).
 
-    `null` names the conditions that are taken away and what stands in their place: one number for
-    every entry (a class index), a tensor of one item's shape with or without a leading 1, None (the
-    network's own unconditional), or a tree of these. Both evaluations are one call on a doubled
-    batch; two calls with `joined` False and for conditions that one batch cannot hold (numbers,
-    strings, tensors of different lengths). With scale 1 the denoiser is called as it is. `rescale`
-    in [0, 1] is the share by which D' is given the standard deviation of D(x | cond) back, against
-    washed-out colours.
+    With scale 1, and outside the interval, the denoiser is called unchanged. `pair` of the result
+    returns (D', D(x | null)), as samplers of CFG++ need it, with the paper's lambda as the scale.
 
-    Ho & Salimans (2022), arXiv 2207.12598, eq. 6; the interval: Kynkäänniemi et al. (2024), arXiv
-    2404.07724, eq. 5; rescaling: Lin et al. (2023), arXiv 2305.08891, section 3.4. The result's
-    `pair` gives (D', D(x | null)), as the samplers of CFG++ want it, with the paper's lambda as the
-    scale.
+    Args:
+        denoise: The denoiser.
+        null: The conditions that are removed, with their replacements: a number for every entry (a
+            class index); a tensor of the shape of an item, with or without a leading 1; None (the
+            network's own unconditional input); or a tree of these.
+        scale: Guidance strength; 1 disables guidance.
+        interval: Noise levels (low, high] with guidance.
+        rescale: Share, in [0, 1], by which the standard deviation of D(x | cond) is restored in D',
+            against washed-out colours.
+        joined: Evaluate both estimates in one call on a doubled batch. Conditions that do not fit
+            into one batch (numbers, strings, tensors of different lengths) take two calls in any
+            case.
+
+    Returns:
+        The guided denoiser.
+
+    Raises:
+        ValueError: If rescale is outside [0, 1], or scale or interval is invalid.
+
+    References:
+        Ho & Salimans (2022), arXiv:2207.12598, eq. 6.
+        Kynkäänniemi et al. (2024), arXiv:2404.07724, eq. 5 (interval).
+        Lin et al. (2023), arXiv:2305.08891, section 3.4 (rescale).
     """
     check_strength(scale, interval)
     check_null(null)
     if not 0 <= check_number('rescale', rescale) <= 1:
-        raise ValueError(f'rescale is {rescale}; it must be a share from 0 (none) to 1')
+        raise ValueError(f'rescale must be in [0, 1] (0 disables it); got {rescale}')
     return _ClassifierFree(denoise, null, scale, interval, joined, rescale)
 
 
@@ -58,5 +71,5 @@ class _ClassifierFree(TwoConditions):
 
 
 def _std(x: Tensor) -> Tensor:
-    """The standard deviation of each item, [B, 1, ...]."""
+    """Return the standard deviation of each item, [B, 1, ...]."""
     return x.std(dim=list(range(1, x.ndim)), keepdim=True)

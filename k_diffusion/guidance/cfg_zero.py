@@ -1,6 +1,4 @@
-"""CFG-Zero*: guidance of flows with the unconditional velocity brought to its best length, and
-no motion at first.
-"""
+"""CFG-Zero*: guidance of flows with a rescaled unconditional velocity and zero initial steps."""
 
 from __future__ import annotations
 
@@ -35,27 +33,31 @@ def cfg_zero_star(
     zero_above: float = math.inf,
     joined: bool = True,
 ) -> GuidedFn:
-    """v' = s v_u + scale (v_c - s v_u) with s = <v_c, v_u> / |v_u|^2, and v' = 0 where sigma >
-    zero_above.
+    """Guide velocities: v' = s v_u + scale (v_c - s v_u) with s = <v_c, v_u> / |v_u|^2.
 
     v is the velocity of the straight path from data to noise, x_t = (1 - t) data + t noise with t =
-    sigma / (1 + sigma); a denoiser of any form has one, v = (x - (1 + sigma) D) / sigma, and back,
-    D = (x - sigma v) / (1 + sigma). The method is published for networks that predict v; for others
-    it is the same formula on another frame than they were trained in. v' = 0 is D' = x / (1 +
-    sigma): the state x_t stays as it is. The paper takes it for the first step, or the first 4 % of
-    many; `zero_above` is then a level between those of that step and the next. With scale 1 and
-    without `zero_above` the denoiser is called as it is. `pair` gives (D', D_u).
+    sigma / (1 + sigma). A denoiser of any form has one: v = (x - (1 + sigma) D) / sigma, and D = (x
+    - sigma v) / (1 + sigma). The method is published for networks that predict v. For others the
+    same formula acts in another frame than they were trained in.
+
+    v' = 0 for sigma > zero_above, which is D' = x / (1 + sigma): x_t does not move. The paper does
+    so in the first step, or in the first 4 % of many; zero_above is then a level between that step
+    and the next. With scale 1 and no zero_above the denoiser is called unchanged. `pair` returns
+    (D', D_u).
 
     Args:
-        denoise: the denoiser.
-        null: what stands for each condition that is taken away, as in classifier_free.
-        scale: the strength; 1 is no guidance.
-        interval: noise levels (low, high] that are guided.
-        zero_above: above this level nothing moves; inf for none.
-        joined: ask both estimates in one call.
+        denoise: The denoiser.
+        null: Replacements for the conditions that are removed, as in `classifier_free`.
+        scale: Guidance strength; 1 disables guidance.
+        interval: Noise levels (low, high] with guidance.
+        zero_above: Level above which v' = 0; inf for none.
+        joined: Evaluate both estimates in one call on a doubled batch.
+
+    Returns:
+        The guided denoiser.
 
     References:
-        Fan et al. 2025, arXiv:2503.18886 (CFG-Zero*).
+        Fan et al. (2025), arXiv:2503.18886.
     """
     check_strength(scale, interval)
     check_null(null)
@@ -84,6 +86,6 @@ class _ZeroVelocity(BothEstimates):
     ) -> tuple[Tensor, ...]:
         resting = inside(level_per_item(sigma, x), (self.above, math.inf), x.ndim)
         still = x / (1 + append_dims(level_per_item(sigma, x).to(x), x.ndim))
-        if sigma.is_cpu and bool(resting.all()):  # no call is needed; elsewhere a look would wait
+        if sigma.is_cpu and bool(resting.all()):  # on other devices the test would wait
             return still, still
         return tuple(torch.where(resting, still, each) for each in ask(x, sigma, **cond))

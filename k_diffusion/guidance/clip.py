@@ -1,4 +1,4 @@
-"""CLIP guidance: towards pictures that a picture-and-text model finds near to prompts."""
+"""CLIP guidance: guidance towards images that a CLIP model rates near to prompts."""
 
 from __future__ import annotations
 
@@ -30,28 +30,47 @@ def clip_guidance(
     through: bool = True,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> DenoiseFn:
-    """D' = D - scale sigma^2 grad of the spherical distances of D's views to the targets, the
-    gradient through the denoiser.
+    """Guide by CLIP: D' = D - scale sigma^2 grad of the distances of the views of D to the targets.
 
-    encode: pictures [N, C, size, size] in [-1, 1] -> embeddings [N, E], as
-    k_diffusion.core.pretrained.ClipModel has it. targets: embeddings of texts or pictures, [P, E],
-    pursued together with their weights [P]; or [B, P, E], where each item has its own, as the
-    condition `clip_targets` then says in their place. n_views, power: the cutouts (`views`).
-    decode: from the denoiser's space to pictures (latent diffusion). clamp, spread and through are
-    those of `loss_guidance`: the clamp is the original's, and holds strong guidance back; None
-    reaches the prompts more often. After Crowson (2021).
+    The distances are spherical, and the gradient is taken through the denoiser.
+
+    Args:
+        denoise: The denoiser.
+        encode: Images [N, C, size, size] in [-1, 1] -> embeddings [N, E], such as the image encoder
+            of k_diffusion.core.pretrained.ClipModel.
+        targets: Embeddings of texts or images: [P, E], common to all items, or [B, P, E], one set
+            for each item. The condition `clip_targets` of a call replaces them.
+        weights: Weights of the targets, [P]; equal by default.
+        scale: Guidance strength.
+        size: Side of the images that encode takes.
+        n_views: Number of cutouts (`views`).
+        power: Exponent of the distribution of their sizes (`views`).
+        seed: Seed of the cutouts.
+        clamp: Range of D', as in `loss_guidance`. The default is the original's and limits strong
+            guidance; None comes nearer to the prompts.
+        spread: As in `loss_guidance`.
+        through: As in `loss_guidance`.
+        decode: From the space of the denoiser to images, for latent diffusion.
+
+    Returns:
+        The guided denoiser.
+
+    Raises:
+        ValueError: If targets and weights do not fit each other.
+
+    References:
+        Crowson (2021), CLIP guided diffusion.
     """
     check_function('encode', encode, 'from pictures [N, C, size, size] to embeddings [N, E]')
     if not isinstance(targets, Tensor) or targets.ndim < 2:
         raise ValueError(
-            f'targets must be embeddings [P, E] or [B, P, E]; got {show_value(targets)}'
+            f'targets must be embeddings, [P, E] or [B, P, E]; got {show_value(targets)}'
         )
     weights = torch.ones(targets.shape[-2]) if weights is None else weights
     if weights.shape != targets.shape[-2:-1]:
         raise ValueError(
-            f'targets of shape {list(targets.shape)} and weights of shape {list(weights.shape)} '
-            'do not fit; '
-            'give embeddings [P, E] or [B, P, E], and a weight for each of the P'
+            'targets must be [P, E] or [B, P, E] and weights [P]; got '
+            f'{list(targets.shape)} and {list(weights.shape)}'
         )
     distance = ClipDistance(encode, targets, weights, size, n_views, power, seed, decode)
     return loss_guidance(denoise, distance, scale, through, clamp, spread)
@@ -59,9 +78,7 @@ def clip_guidance(
 
 @dataclass(frozen=True)
 class ClipDistance:
-    """The loss [B] of CLIP guidance: the mean over the views of the weighted distances to the
-    targets.
-    """
+    """The loss [B] of CLIP guidance: weighted distances to the targets, averaged over views."""
 
     encode: Callable[[Tensor], Tensor]
     targets: Tensor
@@ -74,7 +91,12 @@ class ClipDistance:
     takes = ('clip_targets',)
 
     def select_items(self, items: Tensor, shape: Sequence[int]) -> ClipDistance:
-        """The loss of some items of a batch, where each has targets of its own."""
+        """Return the loss of some items of a batch, for targets of each item.
+
+        Args:
+            items: Their indices.
+            shape: The shape of the batch.
+        """
         if self.targets.ndim < 3 or len(self.targets) != shape[0] or shape[0] == 1:
             return self
         return replace(self, targets=self.targets[items.to(self.targets.device)])
@@ -88,20 +110,28 @@ class ClipDistance:
         targets = (self.targets if clip_targets is None else clip_targets).to(found)
         if targets.shape[-2] != len(self.weights):
             raise ValueError(
-                f'clip_targets has {targets.shape[-2]} targets for each item and there are '
-                f'{len(self.weights)} weights; '
-                'give as many'
+                f'clip_targets must hold {len(self.weights)} targets for each item, one for each '
+                f'weight; got {targets.shape[-2]}'
             )
         return (spherical_distance(found, targets) * self.weights.to(found)).sum(-1).mean(0)
 
 
 def spherical_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Half the squared angle between vectors, [..., E] -> [...]: 2 arcsin(|a - b| / 2)^2 of them
-    brought to length 1.
+    """Return half the squared angle between vectors, [..., E] -> [...].
+
+    It is 2 arcsin(|a - b| / 2)^2 of the normalised vectors.
+
+    Args:
+        a: Vectors.
+        b: Vectors, which broadcast against a.
+
+    Raises:
+        ValueError: If they have different lengths.
     """
     if a.shape[-1:] != b.shape[-1:]:
         raise ValueError(
-            f'b must hold vectors as long as those of a, {a.shape[-1]}; got shape {list(b.shape)}'
+            f'b must hold vectors of the length of those of a, {a.shape[-1]}; got shape '
+            f'{list(b.shape)}'
         )
     chord = (F.normalize(a, dim=-1) - F.normalize(b, dim=-1)).norm(dim=-1)
     return 2 * (chord / 2).clamp(max=1).arcsin() ** 2

@@ -1,4 +1,4 @@
-"""Several prompts at once, each with its weight and, if one likes, its place in the picture."""
+"""Composition of several prompts, each with a weight and optionally a place in the image."""
 
 from __future__ import annotations
 
@@ -23,16 +23,30 @@ def composed(
     weights: Sequence[float | Tensor],
     joined: bool = True,
 ) -> GuidedFn:
-    """D' = D_u + the sum of w_i (D(x | prompt_i) - D_u), D_u = D(x | null).
+    """Combine prompts: D' = D_u + sum of w_i (D(x | prompt_i) - D_u) with D_u = D(x | null).
 
-    A prompt holds the conditions it replaces, one value for every item or a tensor of one item's
-    shape, like `null`; what else the denoiser is called with is kept. A condition that the call
-    leaves out is read from `null` alone: there a leading dimension of 1 before others is that of
-    the batch, [1, 77, 768] as a text encoder gives it. A weight is a number, negative to keep
-    something away, or a map that broadcasts against an item, [H, W] for example. One prompt of
-    weight 1 is that prompt alone. `pair` gives (D', D_u).
+    One prompt of weight 1 is that prompt alone. `pair` returns (D', D_u).
 
-    Liu et al. (2022), arXiv 2206.01714, eq. 11.
+    Args:
+        denoise: The denoiser.
+        null: The conditions that are removed in D_u, with their replacements, as in
+            `classifier_free`. A condition that a call omits is taken from null alone; there a
+            leading dimension of 1 is that of the batch, [1, 77, 768] from a text encoder for
+            example.
+        prompts: Conditions to replace: a value for every item, or a tensor of the shape of an item.
+            Other conditions of the call are kept.
+        weights: A weight for each prompt: a number, negative to avoid the prompt, or a map that
+            broadcasts against an item, [H, W] for example.
+        joined: Evaluate all estimates in one call on a larger batch.
+
+    Returns:
+        The guided denoiser.
+
+    Raises:
+        ValueError: If prompts, weights and null do not fit each other.
+
+    References:
+        Liu et al. (2022), arXiv:2206.01714, eq. 11.
     """
     check_null(null)
     for prompt in prompts:
@@ -40,14 +54,14 @@ def composed(
             raise TypeError(f'prompts must be dicts of conditions; got {show_value(prompt)}')
     if not prompts or len(prompts) != len(weights):
         raise ValueError(
-            f'composed got {len(prompts)} prompts and {len(weights)} weights; give one weight for '
-            'each of at least one prompt'
+            'weights must hold a number or a map for each of at least one prompt; got '
+            f'{len(weights)} weights for {len(prompts)} prompts'
         )
     odd = [i for i, prompt in enumerate(prompts) if prompt.keys() != null.keys()]
     if odd:
         raise ValueError(
-            f'prompt {odd[0]} holds {sorted(prompts[odd[0]])} and null {sorted(null)}; they must '
-            'name the same conditions'
+            f'prompts must name the conditions of null, {sorted(null)}; prompt {odd[0]} has '
+            f'{sorted(prompts[odd[0]])}'
         )
     return _Composed(denoise, null, prompts, weights, joined)
 
@@ -92,9 +106,7 @@ class _Composed(DenoiserWrapper):
         return guided, uncond
 
     def _named(self, x: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
-        """The conditions, with one for each item also where the caller left to the prompts what
-        they hold.
-        """
+        """Return the conditions, adding those that the caller left to the prompts."""
         missing = {key: value for key, value in self.null.items() if key not in cond}
         return {**map_leaves(lambda value: _one_each(value, len(x), x.device), missing), **cond}
 
@@ -103,6 +115,6 @@ def _one_each(value: Any, n: int, device: torch.device) -> Any:
     if value is None or isinstance(value, str):
         return value
     value = torch.as_tensor(value, device=device)
-    if value.ndim > 1 and len(value) == 1:  # as a text encoder gives it
+    if value.ndim > 1 and len(value) == 1:  # the shape of a text encoder's output
         value = value[0]
     return value.expand(n, *value.shape)

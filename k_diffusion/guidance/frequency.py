@@ -1,4 +1,4 @@
-"""Frequency-decoupled guidance: a strength of its own for each band of a Laplacian pyramid."""
+"""Frequency-decoupled guidance: a separate strength for each band of a Laplacian pyramid."""
 
 from __future__ import annotations
 
@@ -22,30 +22,35 @@ def frequency_decoupled(
     interval: tuple[float, float] = (0.0, math.inf),
     joined: bool = True,
 ) -> GuidedFn:
-    """D' = D_u + the sum of w_k times band k of D_c - D_u, the finest band first, of any number of
-    bands.
+    """Guide frequency bands: D' = D_u + the sum of w_k times band k of D_c - D_u.
 
-    The bands are those of a Laplacian pyramid over the last two dimensions (height and width), so
-    that the others, of frames for instance, are guided alike; they sum up to D_c - D_u. Equal
-    scales are classifier-free guidance. A low strength for the coarse band keeps colours and
-    composition varied, a high one for the fine band makes details sharp: (10, 5) for SDXL in the
-    paper. With all scales 1 the denoiser is called as it is. `pair` gives (D', D_u).
+    The bands are those of a Laplacian pyramid over the last two dimensions (height and width); they
+    sum to D_c - D_u. Other dimensions, such as frames, are treated alike. Equal scales are
+    classifier-free guidance. A low strength of the coarse band keeps colours and composition
+    varied; a high strength of the fine band sharpens details: (10, 5) for SDXL in the paper. With
+    all scales 1 the denoiser is called unchanged. `pair` returns (D', D_u).
 
     Args:
-        denoise: the denoiser.
-        null: what stands for each condition that is taken away, as in classifier_free.
-        scales: a strength for each band, the finest first.
-        interval: noise levels (low, high] that are guided.
-        joined: ask both estimates in one call.
+        denoise: The denoiser.
+        null: Replacements for the conditions that are removed, as in `classifier_free`.
+        scales: A strength for each band, the finest first; any number of bands.
+        interval: Noise levels (low, high] with guidance.
+        joined: Evaluate both estimates in one call on a doubled batch.
+
+    Returns:
+        The guided denoiser.
+
+    Raises:
+        ValueError: If scales is not a sequence of numbers.
 
     References:
-        Sadat et al. 2025, arXiv:2506.19713 (FDG); Burt and Adelson 1983,
-        doi:10.1109/TCOM.1983.1095851 (the pyramid, with its 5-tap binomial filter).
+        Sadat et al. (2025), arXiv:2506.19713 (FDG).
+        Burt & Adelson (1983), doi:10.1109/TCOM.1983.1095851 (the pyramid, with its 5-tap filter).
     """
     if isinstance(scales, (str, bytes)) or not isinstance(scales, Sequence) or not scales:
         raise ValueError(
-            f'scales must be a strength for each band, the finest first, (10., 5.) for example; '
-            f'got {show_value(scales)}'
+            'scales must be a strength for each band, the finest first, such as (10., 5.); got '
+            f'{show_value(scales)}'
         )
     for scale in scales:
         check_strength(scale, interval)
@@ -71,9 +76,7 @@ class _FrequencyDecoupled(TwoConditions):
 
 
 def _weigh_bands(images: Tensor, scales: Sequence[float]) -> Tensor:
-    """Multiply the bands of pictures [N, 1, H, W] by their scales, the finest first, and sum
-    them up.
-    """
+    """Multiply the bands of images [N, 1, H, W] by their scales, the finest first, and add them."""
     if len(scales) == 1:
         return images * scales[0]
     size = images.shape[2:]
@@ -83,11 +86,12 @@ def _weigh_bands(images: Tensor, scales: Sequence[float]) -> Tensor:
 
 
 def _enlarge(images: Tensor, size: Sequence[int]) -> Tensor:
+    """Enlarge images to a size and filter them."""
     return _blur(F.interpolate(images, tuple(size), mode='bilinear'))
 
 
 def _blur(images: Tensor) -> Tensor:
-    """Filter pictures with (1, 4, 6, 4, 1) / 16 along both axes; the border is repeated."""
+    """Filter images with (1, 4, 6, 4, 1) / 16 along both axes; the border is repeated."""
     taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=images.dtype, device=images.device) / 16
     padded = F.pad(images, (2, 2, 2, 2), mode='replicate')
     return F.conv2d(F.conv2d(padded, taps.view(1, 1, 5, 1)), taps.view(1, 1, 1, 5))

@@ -1,6 +1,4 @@
-"""Guidance by gradients: of a classifier that knows noise, or of any loss on the denoised
-estimate.
-"""
+"""Guidance by gradients: of a noise-aware classifier, or of any loss on the denoised estimate."""
 
 from __future__ import annotations
 
@@ -26,31 +24,43 @@ def loss_guidance(
     clamp: tuple[float, float] | None = None,
     spread: float | None = None,
 ) -> DenoiseFn:
-    """D' = D - scale sigma^2 grad L(D(x, sigma), sigma, **cond), the gradient taken with respect to
-    x.
+    """Guide by a loss: D' = D - scale sigma^2 grad L(D(x, sigma), sigma, **cond).
 
-    The data is drawn as if its density were multiplied by exp(-scale L), so that the scale is in
-    nats per unit of loss, the same at every noise level. `loss` gives [B]. Conditions that the loss
-    alone needs are named in its attribute `takes`, and are not passed on to the denoiser.
+    The gradient is taken with respect to x. The samples follow the density multiplied by exp(-scale
+    L), so the scale is in nats per unit of loss, the same at every noise level. With scale 0 the
+    denoiser is called unchanged.
 
-    through: whether the gradient goes through the network. Without (half the cost), sigma^2 grad L
-    becomes grad L at D, times the variance a Gaussian of standard deviation `spread` (1 by default)
-    would still have; samples leave the data more easily. clamp: the range D' is kept in, or None.
-    With scale 0 the denoiser is called as it is. spread, with through: instead of the above, D' is
-    moved by scale posterior standard deviations of such a Gaussian, as a root mean square, along
-    the gradient: a strength that depends neither on the loss's unit nor on the number of pixels.
+    Args:
+        denoise: The denoiser.
+        loss: loss(denoised, sigma, **cond) -> [B]. Conditions that only the loss needs are named in
+            its attribute `takes`; they are not passed to the denoiser.
+        scale: Guidance strength, in nats per unit of loss.
+        through: Take the gradient through the network. False halves the cost: sigma^2 grad L is
+            replaced by grad L at D, times the remaining variance of a Gaussian of standard
+            deviation `spread`; samples then leave the data more easily.
+        clamp: Range of D', or None.
+        spread: Standard deviation of the data; without `through` 1 by default. With `through` it
+            changes the meaning of scale: D' is moved along the gradient by scale posterior standard
+            deviations of such a Gaussian, as a root mean square, which depends neither on the unit
+            of the loss nor on the number of pixels.
 
-    Crowson's CLIP guidance; Bansal et al. (2023), arXiv 2302.07121; without the network: He et al.
-    (2023), arXiv 2311.16424.
+    Returns:
+        The guided denoiser.
+
+    Raises:
+        ValueError: If spread is not positive, or clamp is not a range.
+
+    References:
+        Crowson (2021), CLIP guided diffusion.
+        Bansal et al. (2023), arXiv:2302.07121.
+        He et al. (2023), arXiv:2311.16424 (without the network).
     """
     check_strength(scale, nothing='0')
     check_function('loss', loss, 'loss(denoised, sigma, **cond) -> [B]')
     if spread is not None and not check_number('spread', spread) > 0:
-        raise ValueError(f'spread is {spread}; it must be a standard deviation above 0, or None')
+        raise ValueError(f'spread must be a standard deviation > 0, or None; got {spread}')
     if clamp is not None and not clamp[0] < clamp[1]:
-        raise ValueError(
-            f'clamp is {clamp}; it must hold two numbers, the lower one first, or be None'
-        )
+        raise ValueError(f'clamp must be two numbers in ascending order, or None; got {clamp}')
     return _LossGuided(denoise, loss, scale, through, clamp, spread)
 
 
@@ -89,19 +99,24 @@ class _LossGuided(DenoiserWrapper):
 
 
 def gradient_per_item(name: str, values: Any, at: Tensor) -> Tensor:
-    """Return the gradient of a function's values [B] with respect to `at`, item by item.
+    """Return the gradient of a function's values with respect to its argument, item by item.
+
+    Args:
+        name: The name of the function in messages.
+        values: Its values, [B].
+        at: Its argument, [B, ...].
 
     Raises:
-        ValueError: It gave something else than [B], or no function of `at`.
+        ValueError: If the values are not [B], or not a function of `at`.
     """
     if not isinstance(values, Tensor) or values.shape != (len(at),):
         raise ValueError(
-            f'{name} must give one number for each item, [{len(at)}]; got {show_value(values)}'
+            f'{name} must return one number for each item, [{len(at)}]; got {show_value(values)}'
         )
     if not values.requires_grad:
         raise ValueError(
-            f'{name} must be differentiable with respect to its first argument; '
-            'got values without a gradient: check that nothing in it detaches or runs under no_grad'
+            f'{name} must be differentiable with respect to its first argument; got values '
+            'without a gradient. Remove detach() and no_grad from it'
         )
     return torch.autograd.grad(values.sum(), at)[0]
 
@@ -113,11 +128,22 @@ def classifier_guidance(
     key: str = 'class_cond',
     keep: bool = False,
 ) -> DenoiseFn:
-    """D' = D + scale sigma^2 grad log p(y | x, sigma), y the condition `key` [B].
+    """Guide by a classifier: D' = D + scale sigma^2 grad log p(y | x, sigma).
 
-    log_prob(x, sigma, y) gives [B]: of a classifier trained on noisy x = clean + noise. keep:
-    whether the denoiser itself is also told y. With scale 0 the classifier is not asked. Dhariwal &
-    Nichol (2021), arXiv 2105.05233, section 4.2.
+    With scale 0 the classifier is not called.
+
+    Args:
+        denoise: The denoiser.
+        log_prob: log_prob(x, sigma, y) -> [B], of a classifier trained on noisy x = clean + noise.
+        scale: Guidance strength.
+        key: The condition y, [B].
+        keep: Also pass y to the denoiser.
+
+    Returns:
+        The guided denoiser.
+
+    References:
+        Dhariwal & Nichol (2021), arXiv:2105.05233, section 4.2.
     """
     check_strength(scale, nothing='0')
     if scale != 0:
@@ -136,8 +162,9 @@ class _ClassifierGuided(DenoiserWrapper):
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         if self.key not in cond:
             raise ValueError(
-                f'the guided denoiser was called without {self.key!r}, which it is to guide '
-                'towards; pass it as a condition'
+                f'the guided denoiser must be called with the condition {self.key!r}, towards '
+                'which '
+                'it guides; got no such condition'
             )
         label = cond[self.key] if self.keep else cond.pop(self.key)
         denoised = self.denoise(x, sigma, **cond)

@@ -1,6 +1,4 @@
-"""Pictures from what is known of them: inpainting and other inverse problems y = A(clean) +
-noise, with any denoiser.
-"""
+"""Inpainting and other inverse problems y = A(clean) + noise, with any denoiser."""
 
 from __future__ import annotations
 
@@ -24,24 +22,34 @@ _MASK_VALUES = 'booleans, values from 0 to 1, or the integers 0 and 255'
 def inpainting(
     denoise: DenoiseFn, image: Tensor, mask: Tensor, spread: float | None = None
 ) -> DenoiseFn:
-    """D' is the image where the mask is 1, and the denoiser's elsewhere; x then follows the image's
-    own noise there.
+    """Keep a known part of an image: D' is the image where the mask is 1, and D elsewhere.
 
-    With a mask of 0 the denoiser's answer is left as it is, to the last bit. Wang et al. (2022),
-    arXiv 2212.00490.
+    x then follows the noise of the image itself there. With a mask of 0 D is unchanged to the last
+    bit.
 
     Args:
+        denoise: The denoiser.
         image: [C, H, W], or one for each item.
-        mask: broadcasts against the image. Booleans, 0 and 1, integers 0 and 255, or soft values in
-            [0, 1]: D' = mask image + (1 - mask) D.
-        spread: the standard deviation of the data. With it the unknown is first moved to agree with
-            the known by the network's gradient (`pseudo_inverse` for A = mask), which makes the two
-            fit at twice the cost. Where the mask is soft, the push is mask^2 times that of a known
-            value.
+        mask: Broadcasts against the image: booleans, 0 and 1, integers 0 and 255, or soft values in
+            [0, 1] with D' = mask image + (1 - mask) D.
+        spread: Standard deviation of the data. With it the unknown part is first moved to agree
+            with the known part by the gradient of the network (`pseudo_inverse` for A = mask),
+            which fits the two parts at twice the cost. The push of a soft value is mask^2 times
+            that of a known value.
+
+    Returns:
+        The guided denoiser.
+
+    Raises:
+        TypeError: If image or mask is not a tensor.
+        ValueError: If they do not fit each other, or the mask has other values.
+
+    References:
+        Wang et al. (2022), arXiv:2212.00490.
     """
     if not isinstance(image, Tensor):
         raise TypeError(
-            f'image must be a tensor [C, H, W] or [B, C, H, W]; got {show_value(image)}'
+            f'image must be a tensor, [C, H, W] or [B, C, H, W]; got {show_value(image)}'
         )
     mask = as_mask(mask)
     check_mask(image, mask)
@@ -51,14 +59,14 @@ def inpainting(
 
 
 def as_mask(mask: Tensor) -> Tensor:
-    """Convert a mask to floating values in [0, 1].
+    """Convert a mask to floating-point values in [0, 1].
 
     Args:
-        mask: booleans, numbers in [0, 1], or integers of which each is 0 or 255.
+        mask: Booleans, numbers in [0, 1], or integers of which each is 0 or 255.
 
     Raises:
-        TypeError: no tensor can be made of it.
-        ValueError: the mask holds other values.
+        TypeError: If it cannot be made a tensor.
+        ValueError: If it holds other values.
     """
     try:
         mask = torch.as_tensor(mask)
@@ -82,7 +90,12 @@ def as_mask(mask: Tensor) -> Tensor:
 
 
 def check_mask(image: Tensor, mask: Tensor) -> None:
-    """Refuse a mask that does not broadcast against the image."""
+    """Raise a ValueError unless the mask broadcasts against the image.
+
+    Args:
+        image: The image.
+        mask: The mask.
+    """
     try:
         torch.broadcast_shapes(image.shape, mask.shape)
     except RuntimeError:
@@ -102,7 +115,12 @@ class Masked:
         return clean * self.mask.to(clean)
 
     def select_items(self, items: Tensor, shape: Sequence[int]) -> Masked:
-        """The operator for some items of a batch."""
+        """Return the operator for some items of a batch.
+
+        Args:
+            items: Their indices.
+            shape: The shape of the batch.
+        """
         mask = select_like_x(self.mask, items, shape)
         return self if mask is self.mask else Masked(mask)
 
@@ -117,8 +135,8 @@ class _Inpainting(DenoiserWrapper):
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         if self.image.ndim == x.ndim and len(self.image) not in (1, len(x)):
             raise ValueError(
-                f'image must hold one image, or one for each of the {len(x)} items; '
-                f'got {len(self.image)} images'
+                f'image must hold one image, or one for each of the {len(x)} items; got '
+                f'{len(self.image)}'
             )
         check_broadcast('image', self.image, x.shape, 'x')
         denoised, mask = self.denoise(x, sigma, **cond), self.mask.to(x)
@@ -126,14 +144,14 @@ class _Inpainting(DenoiserWrapper):
 
 
 class _Measured(DenoiserWrapper):
-    """A denoiser that is guided by measurements y = A(clean), one for all items or one for each."""
+    """A denoiser guided by measurements y = A(clean), one for all items or one for each."""
 
     operator: Operator
     y: Tensor
     per_item = ('y',)
 
     def residual(self, measured: Tensor) -> Tensor:
-        """Return y less what was measured of an estimate."""
+        """Return y minus the measurement of an estimate."""
         check_broadcast('y', self.y, measured.shape, 'what the operator gives')
         return self.y.to(measured) - measured
 
@@ -154,16 +172,33 @@ def pseudo_inverse(
     orthonormal: bool = False,
     iterations: int = 20,
 ) -> DenoiseFn:
-    """D' = D + sigma^2 J^T A^T (r^2 A A^T + noise^2)^-1 (y - A D), J = dD/dx, r^2 = sigma^2
-    spread^2 / (sigma^2 + spread^2).
+    """Guide by linear measurements with the pseudo-inverse of the operator.
 
-    operator: A, linear, from a batch of clean data to a batch of measurements; its transpose is
-    found by differentiation. y: one measurement or one for each item. noise: the standard deviation
-    of the measurements' noise. spread: that of the data. orthonormal: whether A A^T is 1 on the
-    measurements (masks, permutations, ...); else the inverse is found by at most `iterations` steps
-    of conjugate gradients, exact for as many different singular values. Right for Gaussian data of
-    that standard deviation, and near the end for any. Song et al. (2023), Pseudoinverse-guided
-    diffusion models, ICLR.
+    D' = D + sigma^2 J^T A^T (r^2 A A^T + noise^2)^-1 (y - A D) with J = dD/dx and r^2 = sigma^2
+    spread^2 / (sigma^2 + spread^2). Exact for Gaussian data of standard deviation `spread`, and
+    near the end for any data.
+
+    Args:
+        denoise: The denoiser.
+        operator: A, linear, from a batch of clean data to a batch of measurements. Its transpose is
+            computed by differentiation.
+        y: One measurement, or one for each item.
+        spread: Standard deviation of the data.
+        noise: Standard deviation of the noise of the measurements.
+        orthonormal: A A^T is the identity on the measurements (masks, permutations). Otherwise the
+            inverse is computed by conjugate gradients.
+        iterations: Largest number of their steps; the result is exact for as many distinct singular
+            values.
+
+    Returns:
+        The guided denoiser.
+
+    Raises:
+        TypeError: If operator is not a function, or y is not a tensor.
+        ValueError: If spread or noise is out of range.
+
+    References:
+        Song et al. (2023), "Pseudoinverse-guided diffusion models for inverse problems", ICLR.
     """
     check_spread(spread, noise)
     check_whole('iterations', iterations)
@@ -172,15 +207,25 @@ def pseudo_inverse(
 
 
 def check_spread(spread: float, noise: float) -> None:
-    """Refuse standard deviations that are none."""
+    """Raise a ValueError unless spread > 0 and noise >= 0.
+
+    Args:
+        spread: Standard deviation of the data.
+        noise: Standard deviation of the noise.
+    """
     if not check_number('spread', spread) > 0 or not check_number('noise', noise) >= 0:
         raise ValueError(
-            f'spread is {spread} and noise is {noise}; spread must be above 0 and noise at least 0'
+            f'spread must be > 0 and noise >= 0, standard deviations; got {spread} and {noise}'
         )
 
 
 def check_measurement(operator: Any, y: Any) -> None:
-    """Refuse what is not an operator, or not a measurement."""
+    """Raise a TypeError unless operator is a function and y a tensor.
+
+    Args:
+        operator: The operator.
+        y: The measurement.
+    """
     check_function('operator', operator, 'from a batch of clean data to a batch of measurements')
     if not isinstance(y, Tensor):
         raise TypeError(
@@ -226,13 +271,25 @@ def posterior_sampling(
     spread: float = 1.0,
     noise: float = 0.0,
 ) -> DenoiseFn:
-    """D' = D - scale sigma^2 grad |y - A(D)|^2 / (2 (r^2 + noise^2)), r^2 as in `pseudo_inverse`,
-    the gradient with respect to x.
+    """Guide by measurements: D' = D - scale sigma^2 grad |y - A(D)|^2 / (2 (r^2 + noise^2)).
 
-    operator: any differentiable A, linear or not; a batch goes in and a batch comes out. The weight
-    is the one that is right for A = 1 and Gaussian data of standard deviation `spread`, so that
-    scale 1 is a good start; for an A whose gain is g take 1 / g^2. With scale 0 the denoiser is
-    called as it is. Chung et al. (2022), arXiv 2209.14687.
+    The gradient is taken with respect to x; r^2 is that of `pseudo_inverse`. The weight is exact
+    for A = 1 and Gaussian data of standard deviation `spread`, so that scale 1 is a good start; for
+    an A with gain g use 1 / g^2. With scale 0 the denoiser is called unchanged.
+
+    Args:
+        denoise: The denoiser.
+        operator: A, differentiable, linear or not, from a batch to a batch.
+        y: One measurement, or one for each item.
+        scale: Guidance strength.
+        spread: Standard deviation of the data.
+        noise: Standard deviation of the noise of the measurements.
+
+    Returns:
+        The guided denoiser.
+
+    References:
+        Chung et al. (2022), arXiv:2209.14687.
     """
     check_spread(spread, noise)
     check_number('scale', scale)
@@ -270,8 +327,11 @@ class _PosteriorSampling(_Measured):
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear operator and its transpose, the latter by differentiation; `like` is a batch of
-    what it takes.
+    """A linear operator with its transpose, computed by differentiation.
+
+    Attributes:
+        operator: The operator.
+        like: A batch like its argument.
     """
 
     operator: Operator
@@ -281,15 +341,23 @@ class Linear:
         return self.operator(x)
 
     def transpose(self, v: Tensor) -> Tensor:
-        """A^T v."""
+        """Return A^T v.
+
+        Args:
+            v: A batch of measurements.
+        """
         with torch.enable_grad():
             at = torch.zeros_like(self.like, requires_grad=True)
             return torch.autograd.grad(self.operator(at), at, v)[0]
 
 
 def conjugate_gradients(matrix: Operator, b: Tensor, iterations: int) -> Tensor:
-    """The v that solves M v = b for each item of a batch, M symmetric and positive
-    semi-definite, b in its range.
+    """Solve M v = b for each item of a batch by conjugate gradients.
+
+    Args:
+        matrix: M, symmetric and positive semi-definite.
+        b: A batch in its range.
+        iterations: Largest number of steps.
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""Wrappers of the noise level: an estimate for another level, an estimate with less noise, the
-levels of the first steps.
-"""
+"""Wrappers of the noise level: shifted levels, scaled noise, intervals of steps."""
 
 from __future__ import annotations
 
@@ -17,31 +15,35 @@ from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
 from .streams import BothEstimates, all_outside, check_strength, inside, level_per_item
 
-#: A number, or a function of the noise levels [B] that gives one for each.
+#: A number, or a function of the noise levels [B] that returns one for each.
 PerLevel = float | Callable[[Tensor], Tensor]
 
 
 def detail(
     denoise: DenoiseFn, amount: PerLevel, interval: tuple[float, float] = (0.0, math.inf)
 ) -> DenoiseFn:
-    """D' = D(x, sigma (1 - a(sigma))) where sigma lies in (interval[0], interval[1]], else D(x,
-    sigma).
+    """Give the denoiser a lower level: D' = D(x, sigma (1 - a(sigma))).
 
-    The denoiser is given another level than the sampler has. With a > 0 it takes some of the noise
-    for data and leaves it in, which the steps that follow turn into more detail; with a < 0 it
-    smooths. Amounts of 0.02 to 0.1 in the middle of the range are usual (known as Detail Daemon,
-    and "lying sigma"). At a = 0 it is the denoiser itself. It has a `pair` where the denoiser has
-    one.
+    With a > 0 the denoiser takes some of the noise for data and leaves it in; the following steps
+    turn it into detail. With a < 0 it smooths. Amounts of 0.02 to 0.1 in the middle of the range
+    are usual (known as Detail Daemon, and "lying sigma"). With a = 0 the denoiser is called
+    unchanged. The result has a `pair` if the denoiser has one. Not published in a paper.
 
     Args:
-        denoise: the denoiser; a guided one is asked at the other level as a whole, its interval
-            too.
-        amount: a, a number below 1, or a function of the levels [B] with values below 1.
-        interval: noise levels (low, high] that are changed.
+        denoise: The denoiser. A guided one is evaluated at the other level as a whole, its interval
+            included.
+        amount: a: a number below 1, or a function of the levels [B] with values below 1.
+        interval: Noise levels (low, high] that are changed.
+
+    Returns:
+        The wrapped denoiser.
+
+    Raises:
+        ValueError: If amount is 1 or more.
     """
     check_strength(1.0, interval)
     if not callable(amount) and not check_number('amount', amount, hint='0 changes nothing') < 1:
-        raise ValueError(f'amount must be below 1, so that the level stays above 0; got {amount}')
+        raise ValueError(f'amount must be < 1, so that the level stays positive; got {amount}')
     return _Detail(denoise, amount, interval)
 
 
@@ -61,22 +63,25 @@ class _Detail(BothEstimates):
 
 
 def epsilon_scaling(denoise: DenoiseFn, factor: PerLevel) -> DenoiseFn:
-    """D' = x - (x - D) / factor: the noise estimate divided by a number a little above 1.
+    """Scale the noise estimate: D' = x - (x - D) / factor.
 
-    While sampling a network sees states that it has made itself, whose noise it takes for too
-    large; the factor makes up for that. The paper uses 1.001 to 1.03, the less the more steps there
-    are, one for all levels or one that is linear in the step's number. With factor 1 it is the
-    denoiser itself. It has a `pair` where the denoiser has one, both estimates scaled.
+    In sampling, a network receives states of its own making and overestimates their noise; a factor
+    slightly above 1 compensates. The paper uses 1.001 to 1.03, less for more steps, the same for
+    all levels or linear in the index of the step. With factor 1 the denoiser is called unchanged.
+    The result has a `pair` if the denoiser has one, with both estimates scaled.
 
     Args:
-        denoise: the denoiser, guided or not.
-        factor: a number above 0, or a function of the levels [B] with such values.
+        denoise: The denoiser, guided or not.
+        factor: A number > 0, or a function of the levels [B] with such values.
+
+    Returns:
+        The wrapped denoiser.
 
     References:
-        Ning et al. 2024, "Elucidating the exposure bias in diffusion models", arXiv:2308.15321.
+        Ning et al. (2024), arXiv:2308.15321.
     """
     if not callable(factor) and not check_number('factor', factor, hint='1.005 is usual') > 0:
-        raise ValueError(f'factor must be above 0 (1.005 is usual); got {factor}')
+        raise ValueError(f'factor must be > 0 (1.005 is the usual value); got {factor}')
     return _EpsilonScaling(denoise, factor)
 
 
@@ -104,28 +109,29 @@ def _at(name: str, value: PerLevel, sigma: Tensor) -> float | Tensor:
         return found
     if isinstance(found, Tensor):
         raise ValueError(
-            f'{name} must be a function that gives a number for each of the {len(sigma)} levels; '
-            f'got shape {list(found.shape)}'
+            f'{name} must be a function that returns a number for each of the {len(sigma)} '
+            f'levels; got shape {list(found.shape)}'
         )
     return check_number(f'{name}(sigma)', found)
 
 
 def interval_of_first_steps(sigmas: Tensor | Sequence[float], share: float) -> tuple[float, float]:
-    """The interval of noise levels that holds the first share of a schedule's steps.
+    """Return the interval of noise levels of the first steps of a schedule.
 
-    Guidance does most in the first steps: without the rest of it every unguided step costs one
-    estimate in place of two. Any guidance of an `interval` takes the result.
+    Guidance is most effective in the first steps. Every step without guidance costs one estimate in
+    place of two. The result fits the `interval` of any guidance.
 
     Args:
-        sigmas: the schedule, n + 1 levels of n steps, descending.
-        share: from 0 (no step) to 1 (all); the number of steps is rounded.
+        sigmas: The schedule, n + 1 descending levels of n steps.
+        share: Share of the steps, in [0, 1]; the number of steps is rounded.
 
     Returns:
-        (sigmas[k], inf) with k = round(share n): the levels that the first k steps begin at. A
-            second call of the k-th step, at the level it ends at, is outside.
+        (sigmas[k], inf) with k = round(share n), the levels at which the first k steps start. A
+            second model call of step k, at the level where it ends, is outside.
 
     References:
-        Zhang et al. 2025, arXiv:2506.08351 (Step-AG); Castillo et al. 2023, arXiv:2312.12487.
+        Zhang et al. (2025), arXiv:2506.08351 (Step-AG).
+        Castillo et al. (2023), arXiv:2312.12487.
     """
     try:
         levels = torch.as_tensor(sigmas, dtype=torch.float64)
@@ -133,8 +139,8 @@ def interval_of_first_steps(sigmas: Tensor | Sequence[float], share: float) -> t
         levels = torch.empty(0)
     if levels.ndim != 1 or len(levels) < 2 or not bool((levels.diff() <= 0).all()):
         raise ValueError(
-            f'sigmas must be a list of at least two levels, descending; got {show_value(sigmas)}'
+            f'sigmas must be a list of at least two descending levels; got {show_value(sigmas)}'
         )
     if not 0 <= check_number('share', share) <= 1:
-        raise ValueError(f'share must be from 0 (no step) to 1 (every step); got {share}')
+        raise ValueError(f'share must be in [0, 1]; got {share}')
     return (levels[round(share * (len(levels) - 1))].item(), math.inf)

@@ -1,4 +1,4 @@
-"""Several conditions asked of one denoiser: in one call on a larger batch, or one after another."""
+"""Evaluating a denoiser with several conditions, in one call or one after another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..core.protocols import DenoiseFn
 from ..core.tensors import append_dims
 from ..core.wrapping import DenoiserWrapper, select_items
 
-#: What stands for each condition that is taken away; `replace_by_null` says what a value may be.
+#: The conditions that are removed, with their replacements (`replace_by_null`).
 Null: TypeAlias = Mapping[str, Any]
 
 
@@ -28,11 +28,16 @@ def ask_all(
     conditions: Sequence[Mapping[str, Any]],
     joined: bool = True,
 ) -> list[Tensor]:
-    """D(x | cond) for each of the conditions, each [B, ...].
+    """Return D(x | cond) for each of the conditions, each [B, ...].
 
-    Joined, they are one call on a batch as many times as large. Split, the calls follow one another
-    and take no more memory than one; so do conditions that no one batch can hold: different numbers
-    or strings, tensors of different shapes, trees of different structure.
+    Args:
+        denoise: The denoiser.
+        x: The noisy batch, [B, ...].
+        sigma: Its noise levels, [B].
+        conditions: The conditions of each estimate.
+        joined: Make one call on a larger batch. Otherwise, and for conditions that do not fit into
+            one batch (different numbers or strings, tensors of different shapes, trees of different
+            structure), the calls follow one another and take the memory of one.
     """
     n, sigma = len(conditions), level_per_item(sigma, x)
     if joined and n > 1:
@@ -46,29 +51,43 @@ def ask_all(
     answers = []
     for i, condition in enumerate(conditions):
         answer = denoise(x, sigma, **condition)
-        # A denoiser may answer in one buffer again and again: what outlives the next call is
+        # A denoiser may reuse its output buffer, so an output that outlives the next call is
         # copied.
         answers.append(answer if i == n - 1 else answer.clone())
     return answers
 
 
 def level_per_item(sigma: Tensor, x: Tensor) -> Tensor:
-    """Return noise levels as [B]; one level is that of every item."""
+    """Return noise levels as [B].
+
+    Args:
+        sigma: One level, or one for each item.
+        x: The batch, [B, ...].
+    """
     if sigma.ndim > 1 or sigma.numel() not in (1, len(x)):
         raise ValueError(
-            f'sigma must be one noise level, or one for each of the {len(x)} items of x; '
-            f'got shape {list(sigma.shape)}'
+            f'sigma must be one noise level, or one for each of the {len(x)} items of x; got '
+            f'shape {list(sigma.shape)}'
         )
     return sigma.expand(len(x))
 
 
 def without(cond: Mapping[str, Any], null: Null, n: int) -> dict[str, Any]:
-    """The conditions of n items with those that `null` names taken away."""
+    """Return the conditions of n items with those named in `null` replaced.
+
+    Args:
+        cond: The conditions.
+        null: The replacements.
+        n: The number of items.
+
+    Raises:
+        ValueError: If a condition in null is absent.
+    """
     absent = sorted(null.keys() - cond.keys())
     if absent:
         raise ValueError(
-            f'the guided denoiser was called without {absent[0]!r}, which it is to guide towards; '
-            'pass it as a condition'
+            f'the guided denoiser must be called with the condition {absent[0]!r}, towards which '
+            'it guides; got no such condition'
         )
     rows = null if isinstance(null, NullRows) else None
     return {
@@ -80,23 +99,34 @@ def without(cond: Mapping[str, Any], null: Null, n: int) -> dict[str, Any]:
 def check_strength(
     scale: float, interval: tuple[float, float] = (0.0, math.inf), nothing: str = '1'
 ) -> None:
-    """Refuses a scale that is not a number, and what is no interval of noise levels."""
-    check_number('scale', scale, hint=f'{nothing} is no guidance')
+    """Raise a ValueError for a scale that is not a finite number, or an invalid interval.
+
+    Args:
+        scale: The scale.
+        interval: Noise levels (low, high].
+        nothing: The scale that disables guidance, for the message.
+    """
+    check_number('scale', scale, hint=f'{nothing} disables guidance')
     check_interval('interval', interval)
 
 
 def check_null(null: Any) -> None:
-    """Refuse null values that are not named."""
+    """Raise a TypeError unless the replacements are a dict.
+
+    Args:
+        null: The replacements of conditions.
+    """
     if not isinstance(null, Mapping):
         raise TypeError(
-            "null must be a dict of what stands for no condition, {'class_cond': 10} for example; "
+            "null must be a dict of conditions and their replacements, such as {'class_cond': 10}; "
             f'got {show_value(null)}'
         )
 
 
 class TwoEstimates(DenoiserWrapper, ABC):
-    """A guided denoiser made of two estimates: with scale 1, and outside the interval, the
-    denoiser is asked alone.
+    """A guided denoiser made of two estimates.
+
+    With scale 1, and outside the interval, only the denoiser itself is called.
     """
 
     scale: float
@@ -112,12 +142,18 @@ class TwoEstimates(DenoiserWrapper, ABC):
         return self.pair(x, sigma, **cond)[0]
 
     def does_nothing(self) -> bool:
-        """Return True where the guided estimate is the conditional one."""
+        """Return True if the guided estimate is the conditional one."""
         return self.scale == 1
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        """(guided, unconditional); outside the interval, where nothing is guided, the
-        conditional estimate twice.
+        """Return the guided and the unconditional estimate.
+
+        Outside the interval the conditional estimate is returned twice.
+
+        Args:
+            x: The noisy batch, [B, ...].
+            sigma: Its noise levels, [B].
+            **cond: Its conditions.
         """
         if all_outside(sigma, self.interval):
             denoised = self.denoise(x, sigma, **cond)
@@ -129,20 +165,33 @@ class TwoEstimates(DenoiserWrapper, ABC):
         return torch.where(acts, guided, denoised), torch.where(acts, unconditional, denoised)
 
     def parts(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        """(conditional, guided - conditional) as if the interval held every level: what samplers
-        that integrate the guidance over the part of a step inside the interval ask for.
+        """Return the conditional estimate, and the guided minus the conditional one at all levels.
+
+        The interval is ignored: samplers that call this integrate the guidance over the part of a
+        step inside the interval.
+
+        Args:
+            x: The noisy batch, [B, ...].
+            sigma: Its noise levels, [B].
+            **cond: Its conditions.
         """
         guided, denoised, _ = self.estimates(x, sigma, **cond)
         return denoised, guided - denoised
 
     @abstractmethod
     def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """(guided, conditional, unconditional), as if the interval held every level."""
+        """Return the guided, conditional and unconditional estimates, regardless of the interval.
+
+        Args:
+            x: The noisy batch, [B, ...].
+            sigma: Its noise levels, [B].
+            **cond: Its conditions.
+        """
 
 
 @dataclass(frozen=True)
 class TwoConditions(TwoEstimates, ABC):
-    """A guided denoiser that is asked with its conditions and without those that `null` names."""
+    """A guided denoiser called with its conditions, and with those in `null` replaced."""
 
     denoise: DenoiseFn
     null: Null
@@ -158,19 +207,34 @@ class TwoConditions(TwoEstimates, ABC):
 
     @abstractmethod
     def guide(self, x: Tensor, sigma: Tensor, denoised: Tensor, uncond: Tensor) -> Tensor:
-        """Make the guided estimate of the conditional and the unconditional one; sigma [B]."""
+        """Combine the conditional and the unconditional estimate.
+
+        Args:
+            x: The noisy batch, [B, ...].
+            sigma: Its noise levels, [B].
+            denoised: The conditional estimate.
+            uncond: The unconditional estimate.
+        """
 
 
 class BothEstimates(DenoiserWrapper, ABC):
-    """A wrapper that does the same to every estimate of a denoiser; it has a `pair` where the
-    denoiser has one.
+    """A wrapper that changes every estimate of a denoiser in the same way.
+
+    It has a `pair` if the denoiser has one.
     """
 
     @abstractmethod
     def estimates(
         self, ask: Callable[..., tuple[Tensor, ...]], x: Tensor, sigma: Tensor, **cond: Any
     ) -> tuple[Tensor, ...]:
-        """Change the estimates that ask(x, sigma, **cond) gives, one or two."""
+        """Change the one or two estimates of ask(x, sigma, **cond).
+
+        Args:
+            ask: The denoiser, or its `pair`, returning a tuple.
+            x: The noisy batch, [B, ...].
+            sigma: Its noise levels, [B].
+            **cond: Its conditions.
+        """
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         return self.estimates(
@@ -179,7 +243,7 @@ class BothEstimates(DenoiserWrapper, ABC):
 
     @property
     def pair(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """(guided, unconditional), each changed; only of a denoiser that has a pair."""
+        """Return the function for (guided, unconditional), both changed; needs a `pair`."""
         if not hasattr(self.denoise, 'pair'):
             self.__getattr__('pair')  # raises
         ask = self.denoise.pair  # type: ignore[attr-defined]
@@ -192,20 +256,35 @@ class BothEstimates(DenoiserWrapper, ABC):
 
 
 def dot_per_item(a: Tensor, b: Tensor) -> Tensor:
-    """Return the inner product of each item, [B, 1, ...]."""
+    """Return the inner product of each item, [B, 1, ...].
+
+    Args:
+        a: A batch.
+        b: A batch like it.
+    """
     return (a * b).sum(dim=list(range(1, a.ndim)), keepdim=True)
 
 
 def inside(sigma: Tensor, interval: tuple[float, float], ndim: int) -> Tensor:
-    """Which items [B, 1, ...] have their noise level in (low, high]."""
+    """Return a mask [B, 1, ...] of the items whose noise level is in (low, high].
+
+    Args:
+        sigma: The levels, [B].
+        interval: (low, high].
+        ndim: The number of dimensions of the mask.
+    """
     low, high = interval
     return append_dims((sigma > low) & (sigma <= high), ndim)
 
 
 def all_outside(sigma: Tensor, interval: tuple[float, float]) -> bool:
-    """Whether no item is in the interval, so that one evaluation serves.
+    """Return True if no item is in the interval, so that one evaluation is enough.
 
-    Only on the CPU, where looking costs no wait.
+    Always False on devices other than the CPU, where the test would wait.
+
+    Args:
+        sigma: The levels, [B].
+        interval: (low, high].
     """
     low, high = interval
     return (

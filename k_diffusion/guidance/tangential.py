@@ -1,6 +1,4 @@
-"""Tangential damping: classifier-free guidance by the part of the unconditional estimate that
-the two share.
-"""
+"""Tangential damping: classifier-free guidance from the common part of both estimates."""
 
 from __future__ import annotations
 
@@ -21,22 +19,24 @@ def tangential_damping(
     interval: tuple[float, float] = (0.0, math.inf),
     joined: bool = True,
 ) -> GuidedFn:
-    """D' = D_u' + scale (D_c - D_u'), with x - D_u' the part of x - D_u along what x - D_u and x -
-    D_c have most in common.
+    """Guide from the common direction: D' = D_u' + scale (D_c - D_u').
 
-    That direction v is the first right singular vector of the matrix of the two rows x - D_u and
-    x - D_c (the scores, up to a factor): x - D_u' = <x - D_u, v> v. With scale 1 the denoiser is
-    called as it is. `pair` gives (D', D_u), with the undamped D_u.
+    x - D_u' is the projection of x - D_u onto the first right singular vector v of the matrix with
+    the two rows x - D_u and x - D_c (the scores, up to a factor): x - D_u' = <x - D_u, v> v. With
+    scale 1 the denoiser is called unchanged. `pair` returns (D', D_u), with the undamped D_u.
 
     Args:
-        denoise: the denoiser.
-        null: what stands for each condition that is taken away, as in classifier_free.
-        scale: the strength; 1 is no guidance.
-        interval: noise levels (low, high] that are guided.
-        joined: ask both estimates in one call.
+        denoise: The denoiser.
+        null: Replacements for the conditions that are removed, as in `classifier_free`.
+        scale: Guidance strength; 1 disables guidance.
+        interval: Noise levels (low, high] with guidance.
+        joined: Evaluate both estimates in one call on a doubled batch.
+
+    Returns:
+        The guided denoiser.
 
     References:
-        Kwon et al. 2025, arXiv:2503.18137 (TCFG).
+        Kwon et al. (2025), arXiv:2503.18137 (TCFG).
     """
     check_strength(scale, interval)
     check_null(null)

@@ -1,4 +1,4 @@
-"""Thresholding: estimates of pictures kept within the range of pictures."""
+"""Thresholding: keep estimates of images within the range of images."""
 
 from __future__ import annotations
 
@@ -16,29 +16,44 @@ from ..core.wrapping import DenoiserWrapper
 
 
 def static_thresholding(denoise: DenoiseFn, low: float = -1.0, high: float = 1.0) -> GuidedFn:
-    """D' = D clamped to [low, high]. What lies within is left as it is, to the last bit."""
+    """Clamp D to [low, high]; values inside are unchanged to the last bit.
+
+    Args:
+        denoise: The denoiser.
+        low: The lower bound.
+        high: The upper bound.
+
+    Returns:
+        The wrapped denoiser.
+    """
     if not check_number('low', low, infinite=True) < check_number('high', high, infinite=True):
-        raise ValueError(
-            f'low is {low} and high is {high}; the range must hold two numbers, the lower one first'
-        )
+        raise ValueError(f'low and high must satisfy low < high; got {low} and {high}')
     return _Static(denoise, low, high)
 
 
 def dynamic_thresholding(
     denoise: DenoiseFn, quantile: float = 0.995, bound: float = 1.0
 ) -> GuidedFn:
-    """D' = bound D / s clamped to [-bound, bound], s the quantile of |D| in each item, or the bound
-    where s is less.
+    """Rescale D to the bound by a quantile of its values.
 
-    Strong guidance drives more and more pixels to the ends of the range; this draws them all back
-    in. An item whose s is within the bound is only clamped. For pixels in [-1, 1]; latents have no
-    such range. Saharia et al. (2022), arXiv 2205.11487, section 2.3.
+    D' = bound D / s clamped to [-bound, bound], with s the quantile of |D| in each item, at least
+    the bound. Strong guidance drives more and more pixels to the ends of the range; this brings all
+    of them back. An item with s within the bound is only clamped. Intended for pixels in [-1, 1];
+    latents have no such range.
+
+    Args:
+        denoise: The denoiser.
+        quantile: In (0, 1].
+        bound: The largest absolute value, > 0.
+
+    Returns:
+        The wrapped denoiser.
+
+    References:
+        Saharia et al. (2022), arXiv:2205.11487, section 2.3.
     """
     if not 0 < check_number('quantile', quantile) <= 1 or not check_number('bound', bound) > 0:
-        raise ValueError(
-            f'quantile is {quantile} and bound is {bound}; the quantile must be in (0, 1] and the '
-            'bound above 0'
-        )
+        raise ValueError(f'quantile must be in (0, 1] and bound > 0; got {quantile} and {bound}')
     return _Dynamic(denoise, quantile, bound)
 
 
@@ -51,7 +66,7 @@ class _Thresholded(DenoiserWrapper, ABC):
 
     @property
     def pair(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """(D', the unconditional estimate as it is); only of a denoiser that has a pair."""
+        """Return the function for (D', the unchanged unconditional estimate); requires a `pair`."""
         return self._threshold_pair if hasattr(self.denoise, 'pair') else self.__getattr__('pair')
 
     def _threshold_pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
@@ -76,9 +91,8 @@ class _Dynamic(_Thresholded):
     bound: float
 
     def threshold(self, denoised: Tensor) -> Tensor:
-        sizes = (
-            denoised.detach().flatten(1).abs().sort(1).values
-        )  # torch.quantile takes at most 2^24 numbers
+        # torch.quantile takes at most 2^24 numbers
+        sizes = denoised.detach().flatten(1).abs().sort(1).values
         at = self.quantile * (sizes.shape[1] - 1)
         low = int(at)
         s = torch.lerp(sizes[:, low], sizes[:, min(low + 1, sizes.shape[1] - 1)], at - low).clamp(

@@ -1,6 +1,4 @@
-"""Time travel: each step is taken several times over, with fresh noise in between, so that
-guidance and data come to agree.
-"""
+"""Time travel: repeat each step with fresh noise, so that guidance and data come to agree."""
 
 from __future__ import annotations
 
@@ -25,24 +23,35 @@ def time_travel(
     interval: tuple[float, float] = (0.0, math.inf),
     noise: NoiseSampler | None = None,
 ) -> SampleFn:
-    """A sampler that takes every step which begins in the interval of noise levels `times` times,
-    noised back in between.
+    """Make a sampler that repeats steps in an interval of noise levels.
 
-    sample: any function (model, x, sigmas, ...) -> x, best one that keeps no history from step to
-    step, as euler_ancestral. noise: unit noise for (sigma_next, sigma), new at each call; by
-    default the `noise_sampler` that the sampler is called with, else torch's global generator. With
-    times 1 it is the sampler itself. Lugmayr et al. (2022), arXiv 2201.09865; Yu et al. (2023),
-    arXiv 2303.09833.
+    Each step that starts in the interval is taken `times` times, with noise added in between. With
+    times 1 the sampler is returned unchanged.
+
+    Args:
+        sample: A function (model, x, sigmas, ...) -> x, preferably one without a history across
+            steps, such as euler_ancestral.
+        times: Number of times each step is taken, >= 1.
+        interval: Noise levels (low, high].
+        noise: Unit noise for (sigma_next, sigma), new at each call; by default the `noise_sampler`
+            of the call, else torch's global generator.
+
+    Returns:
+        A sampler.
+
+    References:
+        Lugmayr et al. (2022), arXiv:2201.09865.
+        Yu et al. (2023), arXiv:2303.09833.
     """
     check_function('sample', sample, '(model, x, sigmas, ...) -> x')
     if times < 1:
-        raise ValueError(f'times is {times}; it must be at least 1, a step taken once')
+        raise ValueError(f'times must be an integer >= 1; got {times}')
     if times == 1:
         return sample
     low, high = interval
 
     @functools.wraps(sample)
-    def travelling(
+    def sample_with_travel(
         model: Any,
         x: Tensor,
         sigmas: Tensor,
@@ -63,5 +72,5 @@ def time_travel(
                     )
         return x
 
-    travelling.__dict__.pop('entry', None)  # what a sampler says of itself is not true of this
-    return travelling
+    sample_with_travel.__dict__.pop('entry', None)  # the properties of the sampler do not hold here
+    return sample_with_travel

@@ -1,6 +1,4 @@
-"""Image to image: a picture noised in part and denoised again, and noises that are nearly
-another.
-"""
+"""Image to image: an image with partial noise, and interpolated noise."""
 
 from __future__ import annotations
 
@@ -14,12 +12,23 @@ from ..core.tensors import append_dims
 
 
 def partial_noise(image: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
-    """x = image + sigmas[0] noise: what a sampler goes on from along `sigmas` to a picture like
-    `image`.
+    """Return x = image + sigmas[0] noise, from which a sampler continues along `sigmas`.
 
-    sigmas: the rest of a schedule, as K.schedules.sigmas_for_strength cuts it; the higher it
-    begins, the less is left of the image. noise: unit Gaussian, [B, C, H, W]; several noises for
-    one image [C, H, W] are variations of it. Meng et al. (2021), arXiv 2108.01073.
+    The result of the sampler is an image like `image`. Several noises for one image give variations
+    of it.
+
+    Args:
+        image: [C, H, W] or [B, C, H, W].
+        sigmas: The rest of a schedule, as K.schedules.sigmas_for_strength returns it; a higher
+            start keeps less of the image.
+        noise: Unit Gaussian noise, [B, C, H, W].
+
+    Raises:
+        TypeError: If an argument is not a tensor.
+        ValueError: If the shapes do not fit.
+
+    References:
+        Meng et al. (2021), arXiv:2108.01073.
     """
     for name, value in ('image', image), ('noise', noise), ('sigmas', sigmas):
         if not isinstance(value, Tensor):
@@ -28,23 +37,27 @@ def partial_noise(image: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
         raise ValueError(f'sigmas must hold at least one level; got shape {list(sigmas.shape)}')
     if noise.shape[-image.ndim :] != image.shape and noise.shape != image.shape:
         raise ValueError(
-            f'noise of shape {list(noise.shape)} does not fit an image of {list(image.shape)}; '
-            'give noise for each variation'
+            f'noise must have the shape of the image, {list(image.shape)}, for each variation; got '
+            f'{list(noise.shape)}'
         )
     return image + noise * sigmas[0].to(noise)
 
 
 def blended_noise(a: Tensor, b: Tensor, amount: float | Tensor) -> Tensor:
-    """Unit noise between a (amount 0) and b (amount 1), along a quarter of a circle: cos(phi) a +
-    sin(phi) b, phi = amount pi / 2.
+    """Interpolate unit noise from a (amount 0) to b (amount 1) along a quarter circle.
 
-    A little of another noise gives a picture that is a little different. amount: a number, or one
-    for each item [B].
+    The result is cos(phi) a + sin(phi) b with phi = amount pi / 2. A small amount gives a slightly
+    different image. k-diffusion's own.
+
+    Args:
+        a: Unit noise.
+        b: Unit noise of the same shape.
+        amount: A number, or one for each item [B].
     """
     for name, value in ('a', a), ('b', b):
         if not isinstance(value, Tensor) or value.shape != a.shape:
             raise ValueError(
-                f'{name} must be a tensor of noise, of one shape with the other; got '
+                f'{name} must be a tensor of noise, a and b of the same shape; got '
                 f'{show_value(value)}'
             )
     phi = torch.as_tensor(amount, dtype=a.dtype, device=a.device) * (math.pi / 2)

@@ -1,6 +1,4 @@
-"""Views of a picture for a network that judges it: crops and small shifts, a function of the
-noise level and a seed alone.
-"""
+"""Views of an image: crops and small shifts as a function of noise level and seed."""
 
 from __future__ import annotations
 
@@ -20,15 +18,27 @@ def views(
     seed: int = 0,
     jitter: float = 1 / 14,
 ) -> Tensor:
-    """n views of each image, [B, C, H, W] -> [n B, C, size, size], view by view.
+    """Cut n views of each image, [B, C, H, W] -> [n B, C, size, size], view by view.
 
-    The first is the whole image, shifted by up to `jitter` of its sides. Each further one is a
-    square crop whose side is drawn as u^power between `size` and the shorter side of the image, u
-    uniform (a larger power gives smaller crops), from anywhere in it. What is drawn depends on
-    (seed, sigma, view) alone: not on the batch, the device or the generator.
+    The first view is the whole image, shifted by up to `jitter` of its sides. Each further one is a
+    square crop at a random place, with a side of u^power between `size` and the shorter side of the
+    image, u uniform. The draws depend on (seed, sigma, view) only: not on the batch, the device or
+    a generator.
+
+    Args:
+        images: [B, C, H, W].
+        size: Side of the views.
+        sigma: Noise levels, [B].
+        n: Number of views of each image.
+        power: A larger power gives smaller crops.
+        seed: The seed.
+        jitter: Largest shift of the first view, as a share of the sides.
+
+    Raises:
+        ValueError: If images has another number of dimensions.
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
-        raise ValueError(f'images must be pictures [B, C, H, W]; got {show_value(images)}')
+        raise ValueError(f'images must be a batch of images [B, C, H, W]; got {show_value(images)}')
     shorter = min(images.shape[2:])
     least = min(size, shorter) / shorter
     out = []
@@ -45,8 +55,9 @@ def views(
 
 
 def _crop(images: Tensor, share: Tensor, shift: Tensor, size: int) -> Tensor:
-    """Squares with `share` of the shorter side, their centres shifted by shift [B, 2] half
-    sides, brought to [size, size].
+    """Return squares with `share` of the shorter side, scaled to [size, size].
+
+    Their centres are shifted by shift [B, 2], in half sides.
     """
     h, w = images.shape[2:]
     shorter = min(h, w)
@@ -68,10 +79,18 @@ def _crop(images: Tensor, share: Tensor, shift: Tensor, size: int) -> Tensor:
 
 
 def uniform(sigma: Tensor, seed: int, k: int) -> Tensor:
-    """[B, k] numbers in [0, 1) that are a function of (sigma, seed, column): a counter hashed,
-    without a generator to wait for.
+    """Return numbers [B, k] in [0, 1) as a function of (sigma, seed, column).
 
-    The hash is the finaliser of SplitMix64 (Steele et al. 2014) in wrapping 64-bit integers.
+    A counter is hashed, so that there is no generator to wait for. The hash is the finaliser of
+    SplitMix64 in wrapping 64-bit integers.
+
+    Args:
+        sigma: Noise levels, [B].
+        seed: The seed.
+        k: Number of columns.
+
+    References:
+        Steele, Lea & Flood (2014), doi:10.1145/2660193.2660195.
     """
     bits = sigma.to(torch.float32).view(torch.int32).long()[:, None]
     z = (
@@ -80,11 +99,11 @@ def uniform(sigma: Tensor, seed: int, k: int) -> Tensor:
         + (seed * 2654435761) % 2**31
     )
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
-        z = (z ^ _shifted(z, shift)) * factor
-    z = z ^ _shifted(z, 31)
-    return _shifted(z, 40).float() / 2**24
+        z = (z ^ _shift_right(z, shift)) * factor
+    z = z ^ _shift_right(z, 31)
+    return _shift_right(z, 40).float() / 2**24
 
 
-def _shifted(z: Tensor, by: int) -> Tensor:
-    """Logical shift to the right (torch's keeps the sign)."""
+def _shift_right(z: Tensor, by: int) -> Tensor:
+    """Shift right logically (torch's shift keeps the sign)."""
     return (z >> by) & ((1 << (64 - by)) - 1)

@@ -1,6 +1,4 @@
-"""Noise levels: the descending lists that samplers walk, and the distributions that training
-draws from.
-"""
+"""Noise levels: descending schedules for sampling, and distributions for training."""
 
 # ruff: noqa: F401
 from .align_your_steps import (

@@ -1,6 +1,7 @@
 """Schedules optimised for published models.
 
-Sabour et al. (2024), "Align Your Steps", arXiv:2404.14507.
+References:
+    Sabour et al. (2024), arXiv:2404.14507 (Align Your Steps).
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from torch import Tensor
 from ..core.registry import unknown
 from .parts import SCHEDULES, append_zero, check_count, read_levels, steps_between
 
-#: The eleven levels published for ten steps of each model; the last one only serves to interpolate,
-#: as sampling ends in 0.
+#: The eleven published levels of each model, for ten steps. The last one is for interpolation only,
+#: because sampling ends at 0.
 AYS_LEVELS = {
     'sd15': (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
     'sdxl': (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
     'svd': (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
 
-#: The 32 levels of image programs (reForge) for the same method, longer and down to 0.015.
+#: The 32 levels of image programs (reForge) by the same method, down to 0.015.
 AYS_32_LEVELS = {
     'sd15': (
         14.615,
@@ -96,39 +97,66 @@ AYS_32_LEVELS = {
 
 @SCHEDULES.register('ays')
 def get_sigmas_ays(n: int, model: str = 'sd15', device: Any = 'cpu') -> Tensor:
-    """The levels of sd15 (Stable Diffusion 1.5), sdxl or svd (Stable Video Diffusion): [n + 1].
+    """Interpolate the published levels of sd15, sdxl or svd log-linearly: [n + 1].
 
-    They are the model's own, whatever its bounds: sigma_min and sigma_max are not asked for. Ten
-    steps take the published list; any other n reads it at n + 1 equal distances, log-linearly, the
-    last of which then is 0.
+    The levels are those of the model, regardless of sigma_min and sigma_max. Ten steps use the
+    published list. Any other n interpolates it at n + 1 equal distances, and 0 replaces the last
+    level.
+
+    Args:
+        n: Number of steps.
+        model: 'sd15' (Stable Diffusion 1.5), 'sdxl' or 'svd' (Stable Video Diffusion).
+        device: The device of the result.
+
+    References:
+        Sabour et al. (2024), arXiv:2404.14507.
     """
     return steps_between(n, _levels(AYS_LEVELS, model), device)
 
 
 @SCHEDULES.register('ays_11')
 def get_sigmas_ays_11(n: int, model: str = 'sd15', device: Any = 'cpu') -> Tensor:
-    """The eleven levels of sd15, sdxl or svd, the last one kept before the zero: [n + 1].
+    """Interpolate all eleven published levels of sd15, sdxl or svd, then append 0: [n + 1].
 
-    Eleven steps take the published list; any other n reads it at n equal distances, log-linearly.
-    `ays` puts 0 in place of the last level.
+    Eleven steps use the published list; any other n interpolates it log-linearly at n equal
+    distances. `ays` replaces the last level by 0.
+
+    Args:
+        n: Number of steps.
+        model: 'sd15', 'sdxl' or 'svd'.
+        device: The device of the result.
+
+    References:
+        Sabour et al. (2024), arXiv:2404.14507.
     """
     return _all_of(n, _levels(AYS_LEVELS, model), device)
 
 
 @SCHEDULES.register('ays_32')
 def get_sigmas_ays_32(n: int, model: str = 'sd15', device: Any = 'cpu') -> Tensor:
-    """The 32 levels of sd15 or sdxl, then 0: [n + 1]; any other n reads them at n equal
-    distances, log-linearly.
+    """Interpolate the 32 levels of sd15 or sdxl, then append 0: [n + 1].
+
+    Any n other than 32 interpolates them log-linearly at n equal distances.
+
+    Args:
+        n: Number of steps.
+        model: 'sd15' or 'sdxl'.
+        device: The device of the result.
+
+    References:
+        Sabour et al. (2024), arXiv:2404.14507.
     """
     return _all_of(n, _levels(AYS_32_LEVELS, model), device)
 
 
 def _all_of(n: int, levels: Sequence[float], device: Any) -> Tensor:
+    """Interpolate a list at n equal distances and append 0."""
     check_count(n)
     return append_zero(read_levels(n, levels).float()).to(device)
 
 
 def _levels(lists: Mapping[str, Sequence[float]], model: str) -> Sequence[float]:
+    """Return the list of a model."""
     if model not in tuple(lists):
         raise ValueError(unknown('model', model, lists))
     return lists[model]

@@ -1,9 +1,8 @@
-"""How training noise levels are distributed: a Density is drawn by a call and read off at
-quantiles.
+"""Distributions of training noise levels.
 
-It is at the same time the config section of its "type" (DENSITIES has them all), with the
-original's keys and defaults; what it leaves None, `filled(model)` takes from the model section
-around it.
+A Density is drawn from by a call and evaluated at quantiles. It is also the config section with its
+"type" (all are in DENSITIES), with the keys and defaults of the original. `filled(model)` replaces
+None by values of the model section.
 """
 
 from __future__ import annotations
@@ -25,9 +24,7 @@ DENSITIES: Registry[type[Density]] = Registry('sigma density')
 
 @dataclass(frozen=True)
 class Density(ABC):
-    """A distribution of noise levels: what draws from it, its inverse CDF, and the parameters
-    both take.
-    """
+    """A distribution of noise levels: a random draw, an inverse CDF, and their parameters."""
 
     rand: ClassVar[Callable[..., Tensor]]
     inverse_cdf: ClassVar[Callable[..., Tensor]]
@@ -35,22 +32,33 @@ class Density(ABC):
     @property
     @abstractmethod
     def parameters(self) -> tuple[float, ...]:
-        """As rand and inverse_cdf take them, none of them None."""
+        """Return the parameters of rand and inverse_cdf, none of them None."""
 
     def __call__(self, shape: Sequence[int], device: Any = 'cpu') -> Tensor:
-        """Levels in float32 from torch's global generator; stratified within enable_stratified."""
+        """Draw levels in float32 from torch's global generator, stratified if enabled."""
         return self.rand(shape, *self.parameters, device=device)
 
     def quantile(self, u: Tensor) -> Tensor:
-        """The levels that shares u in (0, 1) of all lie below, in u's dtype."""
+        """Return the levels at quantiles u in (0, 1), in the dtype of u.
+
+        Args:
+            u: The quantiles.
+        """
         return self.inverse_cdf(u, *self.parameters)
 
     def defaults(self) -> dict[str, Callable[[Any], float]]:
-        """What None stands for, from a model's sigma_data, sigma_min, sigma_max and input_size."""
+        """Return functions of a model section that give the values for None.
+
+        The section has sigma_data, sigma_min, sigma_max and input_size.
+        """
         return {}
 
     def filled(self: D, model: Any) -> D:
-        """The density with nothing left None."""
+        """Return the density with every None replaced.
+
+        Args:
+            model: The model section.
+        """
         missing = {
             key: default for key, default in self.defaults().items() if getattr(self, key) is None
         }
@@ -60,7 +68,7 @@ class Density(ABC):
 @DENSITIES.register('lognormal')
 @dataclass(frozen=True, kw_only=True)
 class LogNormal(Density):
-    """rand_log_normal; mean and std are other names for loc and scale."""
+    """ln sigma ~ N(loc, scale^2) (`rand_log_normal`); mean and std are other names."""
 
     type: Literal['lognormal'] = 'lognormal'
     mean: float | None = None
@@ -82,7 +90,10 @@ class LogNormal(Density):
 @DENSITIES.register('split-lognormal')
 @dataclass(frozen=True, kw_only=True)
 class SplitLogNormal(Density):
-    """rand_split_log_normal; mean, std_1 and std_2 are other names for loc, scale_1 and scale_2."""
+    """A split log-normal distribution (`rand_split_log_normal`).
+
+    mean, std_1 and std_2 are other names for loc, scale_1 and scale_2.
+    """
 
     type: Literal['split-lognormal'] = 'split-lognormal'
     mean: float | None = None
@@ -110,7 +121,7 @@ class SplitLogNormal(Density):
 @DENSITIES.register('loglogistic')
 @dataclass(frozen=True, kw_only=True)
 class LogLogistic(Density):
-    """rand_log_logistic."""
+    """ln sigma ~ Logistic(loc, scale) (`rand_log_logistic`)."""
 
     type: Literal['loglogistic'] = 'loglogistic'
     loc: float | None = None  # None: ln sigma_data
@@ -136,7 +147,7 @@ class LogLogistic(Density):
 @DENSITIES.register('loguniform')
 @dataclass(frozen=True, kw_only=True)
 class LogUniform(Density):
-    """rand_log_uniform."""
+    """ln sigma uniform (`rand_log_uniform`)."""
 
     type: Literal['loguniform'] = 'loguniform'
     min_value: float | None = None  # None: sigma_min
@@ -163,7 +174,7 @@ class LogUniform(Density):
 @DENSITIES.register('v-diffusion', 'cosine')
 @dataclass(frozen=True, kw_only=True)
 class VDiffusion(Density):
-    """rand_v_diffusion."""
+    """The distribution of v-diffusion (`rand_v_diffusion`)."""
 
     type: Literal['v-diffusion', 'cosine'] = 'v-diffusion'
     sigma_data: float | None = None  # None: the model's
@@ -188,7 +199,7 @@ class VDiffusion(Density):
 @DENSITIES.register('cosine-interpolated')
 @dataclass(frozen=True, kw_only=True)
 class CosineInterpolated(Density):
-    """rand_cosine_interpolated."""
+    """The interpolated cosine schedule (`rand_cosine_interpolated`)."""
 
     type: Literal['cosine-interpolated'] = 'cosine-interpolated'
     image_d: float | None = None  # None: the longer side of input_size
@@ -222,20 +233,23 @@ class CosineInterpolated(Density):
 
 
 def _given(density: Density, key: str) -> float:
+    """Return a parameter; raise a ValueError if it is None."""
     value: float | None = getattr(density, key)
     if value is None:
         raise ValueError(
-            f'{key} is None, which is for the model to fill; give it a number or call filled(model)'
+            f'{key} must be a number; got None, for which filled(model) substitutes a value of '
+            'the model'
         )
     return value
 
 
 def _one_of(density: Density, *keys: str) -> float:
+    """Return the parameter given under exactly one of its names."""
     given = [value for key in keys if (value := getattr(density, key)) is not None]
     if len(given) != 1:
         raise ValueError(
-            f'{keys[0]} is {"missing" if not given else "given twice"}; give it once, as '
-            f'{" or as ".join(keys)}'
+            f'{keys[0]} must be given exactly once, as {" or as ".join(keys)}; got {len(given)} '
+            'values'
         )
     return float(given[0])
 
@@ -243,12 +257,12 @@ def _one_of(density: Density, *keys: str) -> float:
 def _check_above_0(**values: float | None) -> None:
     for key, value in values.items():
         if value is not None and not value > 0:
-            raise ValueError(f'{key} is {value}; it must be above 0')
+            raise ValueError(f'{key} must be > 0; got {value}')
 
 
 def _check_range(min_value: float | None, max_value: float | None) -> None:
     if min_value is not None and max_value is not None and not 0 <= min_value < max_value:
         raise ValueError(
-            f'min_value is {min_value} and max_value is {max_value}; it must be at least 0 and '
-            'below max_value'
+            f'min_value and max_value must satisfy 0 <= min_value < max_value; got {min_value} and '
+            f'{max_value}'
         )

@@ -1,8 +1,8 @@
-"""Schedules in the clock of a model that was trained at a table of noise levels.
+"""Schedules in the timesteps of a model trained at a table of noise levels.
 
-The table is the T ascending levels, or what has them as `sigmas` (a CompVisDenoiser, say). Equal
-neighbours are dropped, so a table gives at most T steps. A model without a table has no such clock:
-`vp` and `flow` are uniform in the two continuous times in use.
+The table is a list of T ascending levels, or an object that has them as `sigmas` (such as a
+CompVisDenoiser). Equal neighbours are dropped, so a table gives at most T steps. A model without a
+table has no such timesteps; `vp` and `flow` are uniform in the two usual continuous times.
 """
 
 from __future__ import annotations
@@ -19,23 +19,28 @@ from .parts import append_zero, between_places, check_count, check_positive, dis
 
 
 class HasSigmas(Protocol):
-    """What knows the levels it was trained at."""
+    """An object that knows the levels it was trained at."""
 
     sigmas: Tensor
 
 
 Table: TypeAlias = Tensor | Sequence[float] | HasSigmas
 
-#: Schedules by name that take a table of levels: (n, table, device=None), the device that of the
-#: table unless given.
+#: Schedules by name that take a table of levels: (n, table, device=None), by default on the device
+#: of the table.
 DISCRETE_SCHEDULES: Registry[Callable[..., Tensor]] = Registry('schedule of a discrete model')
 
 
 @DISCRETE_SCHEDULES.register('simple')
 def get_sigmas_simple(n: int, table: Table, device: Any = None) -> Tensor:
-    """Index T - 1 - floor(i T / n) for i from 0 to n - 1: [n + 1].
+    """Take the levels at index T - 1 - floor(i T / n) for i from 0 to n - 1: [n + 1].
 
-    From the highest level on; "trailing" in diffusers.
+    The schedule starts at the highest level; "trailing" in diffusers. Not published in a paper.
+
+    Args:
+        n: Number of steps.
+        table: The T ascending levels of the model, or an object that has them as sigmas.
+        device: The device of the result; by default that of the table.
     """
     levels = _opened(n, table)
     last = len(levels) - 1
@@ -44,10 +49,18 @@ def get_sigmas_simple(n: int, table: Table, device: Any = None) -> Tensor:
 
 @DISCRETE_SCHEDULES.register('ddim_uniform')
 def get_sigmas_ddim_uniform(n: int, table: Table, device: Any = None) -> Tensor:
-    """Index 1 + i floor(T / n) for i from n - 1 to 0: [n + 1] (Song et al. 2021, arXiv:2010.02502).
+    """Take the levels at index 1 + i floor(T / n) for i from n - 1 to 0: [n + 1].
 
-    As DDIM was published it does not start at the highest level (and for n = 1 near the lowest);
-    "leading" with an offset of 1 in diffusers.
+    As published for DDIM, the schedule does not start at the highest level (for n = 1 it starts
+    near the lowest); "leading" with an offset of 1 in diffusers.
+
+    Args:
+        n: Number of steps.
+        table: The T ascending levels of the model, or an object that has them as sigmas.
+        device: The device of the result; by default that of the table.
+
+    References:
+        Song et al. (2021), arXiv:2010.02502.
     """
     levels = _opened(n, table)
     last, stride = len(levels) - 1, max(len(levels) // n, 1)
@@ -56,8 +69,14 @@ def get_sigmas_ddim_uniform(n: int, table: Table, device: Any = None) -> Tensor:
 
 @DISCRETE_SCHEDULES.register('normal')
 def get_sigmas_normal(n: int, table: Table, device: Any = None) -> Tensor:
-    """Uniform in index from T - 1 to 0, both included, log-linear between two levels: [n + 1].
-    "linspace" in diffusers.
+    """Space levels uniformly in index from T - 1 to 0, both included: [n + 1].
+
+    Levels between two entries are log-linear; "linspace" in diffusers. Not published in a paper.
+
+    Args:
+        n: Number of steps.
+        table: The T ascending levels of the model, or an object that has them as sigmas.
+        device: The device of the result; by default that of the table.
     """
     levels = _opened(n, table)
     return _ended(between_places(levels, ramp(len(levels) - 1, 0, n)), table, device)
@@ -65,8 +84,14 @@ def get_sigmas_normal(n: int, table: Table, device: Any = None) -> Tensor:
 
 @DISCRETE_SCHEDULES.register('sgm_uniform')
 def get_sigmas_sgm_uniform(n: int, table: Table, device: Any = None) -> Tensor:
-    """Uniform in index from T - 1 to 0, the lowest level replaced by the zero, log-linear
-    between two levels: [n + 1].
+    """Space levels uniformly in index from T - 1 to 0, with 0 in place of the lowest: [n + 1].
+
+    Levels between two entries are log-linear. Not published in a paper.
+
+    Args:
+        n: Number of steps.
+        table: The T ascending levels of the model, or an object that has them as sigmas.
+        device: The device of the result; by default that of the table.
     """
     levels = _opened(n, table)
     return _ended(between_places(levels, ramp(len(levels) - 1, 0, n + 1)[:-1]), table, device)
@@ -76,10 +101,19 @@ def get_sigmas_sgm_uniform(n: int, table: Table, device: Any = None) -> Tensor:
 def get_sigmas_beta_table(
     n: int, table: Table, alpha: float = 0.6, beta: float = 0.6, device: Any = None
 ) -> Tensor:
-    """Index round(q (T - 1)), q the quantiles of Beta(alpha, beta) at 1 - i / n for i from 0 to n -
-    1: at most [n + 1].
+    """Take the levels at index round(q (T - 1)), q quantiles of Beta(alpha, beta): at most [n + 1].
 
-    Dense at both ends. Lee et al. (2024), "Beta Sampling is All You Need", arXiv:2407.12173.
+    The quantiles are those at 1 - i / n for i from 0 to n - 1. The schedule is dense at both ends.
+
+    Args:
+        n: Number of steps.
+        table: The T ascending levels of the model, or an object that has them as sigmas.
+        alpha: Parameter of the distribution, > 0.
+        beta: Parameter of the distribution, > 0.
+        device: The device of the result; by default that of the table.
+
+    References:
+        Lee et al. (2024), arXiv:2407.12173.
     """
     levels = _opened(n, table)
     check_positive('0.6 is usual', alpha=alpha, beta=beta)
@@ -94,15 +128,29 @@ def get_sigmas_beta_table(
 
 @DISCRETE_SCHEDULES.register('beta57')
 def get_sigmas_beta57_table(n: int, table: Table, device: Any = None) -> Tensor:
-    """get_sigmas_beta_table with alpha 0.5 and beta 0.7, denser at small levels: at most [n +
-    1].
+    """Take get_sigmas_beta_table with alpha 0.5 and beta 0.7: at most [n + 1].
+
+    It is denser at small levels.
+
+    Args:
+        n: Number of steps.
+        table: The T ascending levels of the model, or an object that has them as sigmas.
+        device: The device of the result; by default that of the table.
+
+    References:
+        Lee et al. (2024), arXiv:2407.12173.
     """
     return get_sigmas_beta_table(n, table, 0.5, 0.7, device)
 
 
 def table_levels(table: Table) -> Tensor:
-    """The table's levels, ascending [T], in float64 on the CPU; a ValueError where they are no
-    such thing.
+    """Return the ascending levels [T] of a table, in float64 on the CPU.
+
+    Args:
+        table: The levels, or an object that has them as sigmas.
+
+    Raises:
+        ValueError: If they are not ascending, finite and > 0, or not one-dimensional.
     """
     levels = torch.as_tensor(getattr(table, 'sigmas', table)).detach().cpu().double()
     if (
@@ -112,24 +160,26 @@ def table_levels(table: Table) -> Tensor:
         or (levels.diff() < 0).any()
     ):
         raise ValueError(
-            f'a table of shape {tuple(levels.shape)} that begins {levels.flatten()[:3].tolist()} '
-            'is no table of levels; '
-            'give them in one dimension, ascending, finite and above 0, or an object that has '
-            'them as sigmas'
+            'table must be ascending, finite noise levels > 0 in one dimension, or an object that '
+            f'has them as sigmas; got shape {tuple(levels.shape)}, starting with '
+            f'{levels.flatten()[:3].tolist()}'
         )
     return levels
 
 
 def _opened(n: int, table: Table) -> Tensor:
+    """Return the levels of a table after a check of n."""
     check_count(n)
     return table_levels(table)
 
 
 def _picked(levels: Tensor, index: list[int], table: Table, device: Any) -> Tensor:
+    """Return the levels at some indices, and 0."""
     return _ended(levels[torch.tensor(index)], table, device)
 
 
 def _ended(sigmas: Tensor, table: Table, device: Any) -> Tensor:
+    """Drop equal neighbours, append 0, and move the levels to a device."""
     if device is None:
         device = torch.as_tensor(getattr(table, 'sigmas', table)).device
     return append_zero(distinct(sigmas.float())).to(device)

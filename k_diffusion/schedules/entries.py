@@ -1,4 +1,4 @@
-"""The schedules as a list: what a menu or a table shows of each."""
+"""The list of schedules, with all that a menu or a table shows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from .discrete import DISCRETE_SCHEDULES
 from .parts import SCHEDULES
 
-#: Schedule -> the paper it is published in.
+#: The publication of each schedule.
 _REFERENCES = {
     'karras': 'Karras et al. 2022, arXiv:2206.00364, eq. 5',
     'vp': 'Song et al. 2021, arXiv:2011.13456',
@@ -33,15 +33,14 @@ _COMMON = ('n', 'sigma_min', 'sigma_max', 'table', 'device')
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule: its function, and what is known of it.
+    """The entry of a schedule: its function and its properties.
 
     Attributes:
-        name: As in get_sigmas_<name>.
-        function: What is called.
-        takes: What it makes the levels from, besides their number: 'range' (sigma_min, sigma_max),
-            'table' (the levels that the denoiser was trained at) or 'nothing', for levels of its
-            own.
-        reference: The paper it is published in, or empty.
+        name: The <name> of get_sigmas_<name>.
+        function: The function.
+        takes: What the levels are made from, besides their number: 'range' (sigma_min, sigma_max),
+            'table' (the levels at which the denoiser was trained) or 'nothing' (levels of its own).
+        reference: Its publication, or empty.
     """
 
     name: str
@@ -51,12 +50,12 @@ class Schedule:
 
     @property
     def summary(self) -> str:
-        """The first line of its docstring."""
+        """Return the first line of its docstring."""
         return (self.function.__doc__ or '').strip().partition('\n')[0]
 
     @property
     def options(self) -> dict[str, Parameter]:
-        """Its own options by name, with their types and defaults."""
+        """Return its own options by name, with types and defaults."""
         return {
             name: p
             for name, p in inspect.signature(self.function).parameters.items()
@@ -96,9 +95,7 @@ BETWEEN = BetweenLevels()
 
 
 def catalogue() -> tuple[Schedule, ...]:
-    """Return the entries of all schedules: those of a range or of their own, then those of a
-    table of levels.
-    """
+    """Return the entries of all schedules, those that take a table of levels last."""
     entries = []
     for name, function in SCHEDULES.items():
         takes = 'range' if takes_range(function) else 'nothing'

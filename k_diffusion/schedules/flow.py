@@ -1,8 +1,7 @@
-"""Schedules in the time t of flow models (x_t = (1 - t) x_0 + t noise), as levels sigma = t / (1 -
-t) that every sampler here takes.
+"""Schedules in the time t of flow models, as levels sigma = t / (1 - t).
 
-The shift of t' = s t / (1 + (s - 1) t) is sigma' = s sigma. Time 1 is an infinite level; it becomes
-sigma_max.
+Flow models use x_t = (1 - t) x_0 + t noise. Every sampler here takes such levels. The shift t' = s
+t / (1 + (s - 1) t) is sigma' = s sigma. Time 1 is an infinite level, which becomes sigma_max.
 """
 
 from __future__ import annotations
@@ -26,14 +25,22 @@ def get_sigmas_flow(
     shift: float = 1.0,
     device: Any = 'cpu',
 ) -> Tensor:
-    """sigma = shift t / (1 - t), t = 1 - i / n for i from 0 to n - 1: at most [n + 1].
+    """Take sigma = shift t / (1 - t) with t = 1 - i / n for i from 0 to n - 1: at most [n + 1].
 
-    Levels outside the bounds are brought to them, and equal neighbours dropped. shift is 3 for
-    Stable Diffusion 3 (Esser et al. 2024, arXiv:2403.03206, section 5.3.2), flux_shift(tokens) for
-    Flux.
+    Levels outside the bounds are clamped to them, and equal neighbours dropped.
+
+    Args:
+        n: Number of steps.
+        sigma_min: The lowest level.
+        sigma_max: The highest level.
+        shift: The shift: 3 for Stable Diffusion 3, flux_shift(tokens) for Flux.
+        device: The device of the result.
+
+    References:
+        Esser et al. (2024), arXiv:2403.03206, section 5.3.2.
     """
     low, high = bounds(n, sigma_min, sigma_max)
-    check_positive('1 is none, 3 is usual', shift=shift)
+    check_positive('1 for no shift, 3 is usual', shift=shift)
     return within(shift * flow_time_to_sigma(ramp(1, 0, n + 1)[:-1]), low, high, device)
 
 
@@ -46,12 +53,19 @@ def get_sigmas_linear_quadratic(
     linear_steps: int | None = None,
     device: Any = 'cpu',
 ) -> Tensor:
-    """Flow time falls from 1 in L small equal steps by threshold_noise, then as a parabola to 0,
-    slope continuous: at most [n + 1].
+    """Let flow time fall linearly by threshold_noise, then quadratically to 0: at most [n + 1].
 
-    1 - t_i = threshold i / L up to i = L = linear_steps (None: n // 2), then threshold + threshold
-    (i - L) / L + c (i - L)^2 with t_n = 0. Levels outside the bounds are brought to them, and equal
-    neighbours dropped. From the video model Mochi.
+    1 - t_i = threshold i / L up to i = L = linear_steps, then threshold + threshold (i - L) / L + c
+    (i - L)^2 with t_n = 0; the slope is continuous. Levels outside the bounds are clamped to them,
+    and equal neighbours dropped. From the video model Mochi; not published in a paper.
+
+    Args:
+        n: Number of steps.
+        sigma_min: The lowest level.
+        sigma_max: The highest level.
+        threshold_noise: Flow time covered by the linear part.
+        linear_steps: Number of its steps; n // 2 by default.
+        device: The device of the result.
     """
     low, high = bounds(n, sigma_min, sigma_max)
     i = ramp(0, n, n + 1)[:-1]
@@ -69,12 +83,18 @@ def get_sigmas_linear_quadratic(
 def get_sigmas_bong_tangent(
     n: int, sigma_min: float, sigma_max: float, device: Any = 'cpu'
 ) -> Tensor:
-    """Flow time falls from 1 to 1/2 and from there to 0 along two arc tangents: at most [n + 1].
+    """Let flow time fall from 1 to 1/2 and on to 0 along two arc tangents: at most [n + 1].
 
-    With N = n + 2 and m = floor(0.6 N), the first has its places 0 to m - 1 and is steepest at m,
-    the second its places 0 to N - m - 1 and is steepest at 0; the slope is 8 / N a place, and each
-    is scaled to its two ends. Levels outside the bounds are brought to them, and equal neighbours
-    dropped. A curve of image programs, without a paper.
+    With N = n + 2 and m = floor(0.6 N), the first curve has the indices 0 to m - 1 and is steepest
+    at m; the second has the indices 0 to N - m - 1 and is steepest at 0. The slope is 8 / N per
+    index, and each curve is scaled to its two ends. Levels outside the bounds are clamped to them,
+    and equal neighbours dropped. A schedule of image programs, not published in a paper.
+
+    Args:
+        n: Number of steps.
+        sigma_min: The lowest level.
+        sigma_max: The highest level.
+        device: The device of the result.
     """
     low, high = bounds(n, sigma_min, sigma_max)
     places = n + 2
@@ -89,24 +109,38 @@ def get_sigmas_bong_tangent(
 
 
 def _tangent(start: float, end: float, n: int, pivot: int, slope: float) -> Tensor:
-    """An arc tangent from start to end in n places, steepest at the pivot."""
+    """Return an arc tangent from start to end in n values, steepest at the pivot."""
     curve = -(slope * (ramp(0, n - 1, n) - pivot)).atan()
     return end + (start - end) * (curve - curve[-1]) / (curve[0] - curve[-1])
 
 
 def flow_time_to_sigma(t: Tensor) -> Tensor:
-    """t / (1 - t), infinite at 1."""
+    """Return t / (1 - t), which is infinite at 1.
+
+    Args:
+        t: Flow times in [0, 1].
+    """
     return t / (1 - t)
 
 
 def sigma_to_flow_time(sigma: Tensor) -> Tensor:
-    """sigma / (1 + sigma), 1 at infinity."""
+    """Return sigma / (1 + sigma), which is 1 at infinity.
+
+    Args:
+        sigma: Noise levels.
+    """
     return 1 / (1 + 1 / sigma)
 
 
 def flow_table(shift: float = 1.0, n: int = 1000, sigma_max: float = 4096.0) -> Tensor:
-    """The ascending levels [n] of a flow model that is trained at t = 1/n, 2/n, ..., 1: a table
-    for the schedules of discrete models.
+    """Return the ascending levels [n] of a flow model trained at t = 1/n, 2/n, ..., 1.
+
+    It is a table for the schedules of discrete models.
+
+    Args:
+        shift: The shift of the flow time.
+        n: Number of levels.
+        sigma_max: The level in place of the infinite one.
     """
     check_count(n)
     check_positive('the defaults are usual', shift=shift, sigma_max=sigma_max)
@@ -119,27 +153,29 @@ def flux_shift(
     high: tuple[int, float] = (4096, 1.15),
     kind: str = 'exponential',
 ) -> float:
-    """The shift for an image of so many tokens, of mu on the line through two points (tokens, mu),
-    by default Flux's.
+    """Return the shift for an image of so many tokens, by default that of Flux.
+
+    mu is on the line through two points (tokens, mu).
 
     Args:
-        tokens: How many the transformer sees. Flux has one per 16 x 16 pixels: 1024 x 1024 pixels
-            are 4096 tokens and shift by 3.16.
+        tokens: Number of tokens that the transformer sees. Flux has one per 16 x 16 pixels: 1024 x
+            1024 pixels are 4096 tokens with a shift of 3.16.
         low: One of the points.
-        high: The other; (1024, 0.95) and (4096, 2.05) for LTX-Video.
+        high: The other point; (1024, 0.95) and (4096, 2.05) for LTX-Video.
         kind: 'exponential' for the shift e^mu, 'linear' for mu itself.
 
     Returns:
         s of t' = s t / (1 + (s - 1) t).
 
     Raises:
-        ValueError: If there are no tokens, no line or no such kind, or a linear mu is not positive.
+        ValueError: If tokens is below 1, the points do not define a line, the kind is unknown, or a
+            linear mu is not positive.
     """
     _check_tokens(tokens)
     (x, start), (x_end, end) = _check_point('low', low), _check_point('high', high)
     if x == x_end:
         raise ValueError(
-            f'low and high must be points with different numbers of tokens; got {low} and {high}'
+            f'low and high must have different numbers of tokens; got {low} and {high}'
         )
     mu = start + (end - start) * (tokens - x) / (x_end - x)
     if kind == 'exponential':
@@ -148,17 +184,21 @@ def flux_shift(
         raise ValueError(unknown('kind', kind, ('exponential', 'linear')))
     if mu <= 0:
         raise ValueError(
-            f'mu must be above 0 for a linear shift; tokens={tokens} give {mu:g}, so move the '
+            f'mu must be > 0 for a linear shift; got {mu:g} for tokens={tokens}. Choose other '
             'points'
         )
     return mu
 
 
 def flux2_shift(tokens: int, steps: int) -> float:
-    """The shift e^mu of FLUX.2 for an image of so many tokens in so many steps.
+    """Return the shift e^mu of FLUX.2 for an image of so many tokens in so many steps.
 
-    Up to 4,300 tokens mu is linear in the steps through two lines in the tokens, those of 10 and of
-    200 steps; beyond, that of 200 steps.
+    Up to 4,300 tokens mu is linear in the steps between two lines in the tokens, those of 10 and of
+    200 steps; above, it is that of 200 steps.
+
+    Args:
+        tokens: Number of tokens that the transformer sees.
+        steps: Number of steps.
     """
     _check_tokens(tokens)
     check_count(steps)
@@ -167,28 +207,29 @@ def flux2_shift(tokens: int, steps: int) -> float:
 
 
 def _check_tokens(tokens: int) -> None:
-    check_number('tokens', tokens, 1.0, hint='how many the transformer sees')
+    check_number('tokens', tokens, 1.0, hint='the number that the transformer sees')
 
 
 def _check_point(name: str, point: Any) -> tuple[float, float]:
+    """Return a point as two floats; raise a ValueError if it is none."""
     try:
         tokens, mu = (check_number(name, number) for number in point)
     except (TypeError, ValueError):
         raise ValueError(
-            f'{name} must be a point (tokens, mu), (256, 0.5) for example; got {show_value(point)}'
+            f'{name} must be a point (tokens, mu), such as (256, 0.5); got {show_value(point)}'
         ) from None
     return tokens, mu
 
 
 def _check_linear(n: int, linear: int, threshold: float) -> None:
+    """Raise a ValueError unless the linear part leaves room for a parabola that falls to 0."""
     if not 1 <= linear < n:
         raise ValueError(
-            f'linear_steps={linear} of n={n} steps leave no parabola; give 1 to {n - 1}, or None '
-            'for half'
+            f'linear_steps must be from 1 to {n - 1} for n={n}, or None for half; got {linear}'
         )
-    most = 2 * linear / (n + linear)  # beyond it the parabola would turn round before t = 0
+    most = 2 * linear / (n + linear)  # above it the parabola would rise again before t = 0
     if not 0 < threshold <= most:
         raise ValueError(
-            f'threshold_noise={threshold} is too much for {linear} linear steps of {n}; give '
-            f'above 0 and at most {most:g}'
+            f'threshold_noise must be > 0 and at most {most:g} for {linear} linear steps of {n}; '
+            f'got {threshold}'
         )

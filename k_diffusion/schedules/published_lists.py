@@ -1,4 +1,4 @@
-"""Lists of levels that were found by a search for one model: OptimalSteps and GITS."""
+"""Lists of levels found by a search for one model: OptimalSteps and GITS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .flow import flow_time_to_sigma
 from .parts import SCHEDULES, append_zero, check_count, read_levels, steps_between
 
 #: Flow times of OptimalSteps: ten steps for Flux, twenty for Wan 2.1, forty for Chroma. The last
-#: one only serves to interpolate.
+#: one is for interpolation only.
 OPTIMAL_TIMES = {
     'flux': (0.9968, 0.9886, 0.9819, 0.975, 0.966, 0.9471, 0.9158, 0.8287, 0.5512, 0.2808, 0.001),
     'wan': (
@@ -82,11 +82,11 @@ OPTIMAL_TIMES = {
     ),
 }
 
-#: What stands for flow time 1, whose level is infinite.
+#: The level in place of flow time 1, whose level is infinite.
 HIGHEST = 4096.0
 
-#: GITS for Stable Diffusion 1.5 at the coefficient 1.2: a list for each number of steps from 2 to
-#: 20, its last level for 0.
+#: GITS for Stable Diffusion 1.5 with the coefficient 1.2: a list for each number of steps from 2 to
+#: 20. Its last level stands for 0.
 GITS_LEVELS = (
     (14.61464119, 0.803307, 0.02916753),
     (14.61464119, 1.56271636, 0.52423614, 0.02916753),
@@ -329,13 +329,19 @@ GITS_LEVELS = (
 
 @SCHEDULES.register('optimal_steps')
 def get_sigmas_optimal_steps(n: int, model: str = 'flux', device: Any = 'cpu') -> Tensor:
-    """The levels of flux (10 steps), wan (20) or chroma (40) by OptimalSteps: [n + 1] (Pei et al.
+    """Interpolate the OptimalSteps levels of flux (10 steps), wan (20) or chroma (40): [n + 1].
 
-    2025, arXiv:2503.21774).
+    The levels are those of the model, regardless of bounds and shift. Any other n interpolates the
+    list of flow times log-linearly at n + 1 equal distances, and 0 replaces the last level. The
+    lists of flux and wan are the authors', that of chroma is ComfyUI's.
 
-    They are the model's own, whatever its bounds and shift. Any other n reads the list of flow
-    times at n + 1 equal distances, log-linearly, the last of which then is 0. Those of flux and wan
-    are by the authors, that of chroma is ComfyUI's.
+    Args:
+        n: Number of steps.
+        model: 'flux', 'wan' or 'chroma'.
+        device: The device of the result.
+
+    References:
+        Pei et al. (2025), arXiv:2503.21774.
     """
     if model not in tuple(OPTIMAL_TIMES):
         raise ValueError(unknown('model', model, OPTIMAL_TIMES))
@@ -346,12 +352,17 @@ def get_sigmas_optimal_steps(n: int, model: str = 'flux', device: Any = 'cpu') -
 
 @SCHEDULES.register('gits')
 def get_sigmas_gits(n: int, device: Any = 'cpu') -> Tensor:
-    """The levels that GITS found for Stable Diffusion 1.5: [n + 1] (Chen et al.
+    """Take the levels that GITS found for Stable Diffusion 1.5: [n + 1].
 
-    2024, arXiv:2405.11326).
+    There is a list for each n up to 20. More steps interpolate that of 20 log-linearly at n + 1
+    equal distances.
 
-    There is a list for each n up to 20; more steps read that of 20 at n + 1 equal distances,
-    log-linearly.
+    Args:
+        n: Number of steps.
+        device: The device of the result.
+
+    References:
+        Chen et al. (2024), arXiv:2405.11326.
     """
     check_count(n)
     return steps_between(n, GITS_LEVELS[min(max(n, 2), len(GITS_LEVELS) + 1) - 2], device)

@@ -1,4 +1,4 @@
-"""More schedules between two noise levels: n descending levels in float32, then 0."""
+"""Further schedules between two noise levels: n descending levels in float32, then 0."""
 
 from __future__ import annotations
 
@@ -21,12 +21,22 @@ def get_sigmas_beta(
     beta: float = 0.6,
     device: Any = 'cpu',
 ) -> Tensor:
-    """sigma_min + q (sigma_max - sigma_min), q the quantiles of Beta(alpha, beta) at 1, ..., 0: [n
-    + 1].
+    """Take sigma_min + q (sigma_max - sigma_min), q quantiles of Beta(alpha, beta): [n + 1].
 
-    Linear in sigma, which is coarse at small levels where sigma_max is large. For a model with a
-    table of levels take get_sigmas_beta_table, whose quantiles are those of the table's index (Lee
-    et al. 2024, arXiv:2407.12173).
+    The quantiles are those at 1, ..., 0. Linear in sigma, which is coarse at small levels for a
+    large sigma_max. For a model with a table of levels use get_sigmas_beta_table, whose quantiles
+    are in the index of the table.
+
+    Args:
+        n: Number of steps.
+        sigma_min: The lowest level above 0.
+        sigma_max: The highest level.
+        alpha: Parameter of the distribution, > 0.
+        beta: Parameter of the distribution, > 0.
+        device: The device of the result.
+
+    References:
+        Lee et al. (2024), arXiv:2407.12173.
     """
     low, high = bounds(n, sigma_min, sigma_max)
     check_positive('0.6 is usual', alpha=alpha, beta=beta)
@@ -38,7 +48,17 @@ def get_sigmas_beta(
 
 @SCHEDULES.register('beta57')
 def get_sigmas_beta57(n: int, sigma_min: float, sigma_max: float, device: Any = 'cpu') -> Tensor:
-    """get_sigmas_beta with alpha 0.5 and beta 0.7, denser at small levels: [n + 1]."""
+    """Take get_sigmas_beta with alpha 0.5 and beta 0.7, denser at small levels: [n + 1].
+
+    Args:
+        n: Number of steps.
+        sigma_min: The lowest level above 0.
+        sigma_max: The highest level.
+        device: The device of the result.
+
+    References:
+        Lee et al. (2024), arXiv:2407.12173.
+    """
     return get_sigmas_beta(n, sigma_min, sigma_max, 0.5, 0.7, device)
 
 
@@ -46,11 +66,20 @@ def get_sigmas_beta57(n: int, sigma_min: float, sigma_max: float, device: Any = 
 def get_sigmas_kl_optimal(
     n: int, sigma_min: float, sigma_max: float, sigma_data: float = 1.0, device: Any = 'cpu'
 ) -> Tensor:
-    """Uniform in atan(sigma / sigma_data): [n + 1].
+    """Space levels uniformly in atan(sigma / sigma_data): [n + 1].
 
-    Where Euler's method errs least on Gaussian data of that standard deviation: of the spread due
-    to them each step keeps the cosine of its angle, and equal angles make the largest product
-    (Sabour et al. 2024, arXiv:2404.14507, section 3.1).
+    Euler's method has the least error at them on Gaussian data of that standard deviation: each
+    step keeps the cosine of its angle of the spread, and equal angles give the largest product.
+
+    Args:
+        n: Number of steps.
+        sigma_min: The lowest level above 0.
+        sigma_max: The highest level.
+        sigma_data: Standard deviation of the data.
+        device: The device of the result.
+
+    References:
+        Sabour et al. (2024), arXiv:2404.14507, section 3.1.
     """
     low, high = bounds(n, sigma_min, sigma_max)
     check_positive('the standard deviation of the data', sigma_data=sigma_data)
@@ -67,19 +96,29 @@ def get_sigmas_laplace(
     beta: float = 0.5,
     device: Any = 'cpu',
 ) -> Tensor:
-    """log sigma at uniform quantiles of Laplace(mu, beta), cut to the two bounds: dense about e^mu,
-    at most [n + 1].
+    """Take log sigma at uniform quantiles of Laplace(mu, beta), dense around e^mu: at most [n + 1].
 
-    log sigma = mu - beta sign(1/2 - p) log(1 - |1 - 2p| + 1e-5), p from 0 to 1; equal neighbours
-    are dropped where the cut makes them. Hang et al. (2024), arXiv:2407.03297.
+    log sigma = mu - beta sign(1/2 - p) log(1 - |1 - 2p| + 1e-5) with p from 0 to 1, clamped to the
+    two bounds. Equal neighbours that this makes are dropped.
+
+    Args:
+        n: Number of steps.
+        sigma_min: The lowest level above 0.
+        sigma_max: The highest level.
+        mu: log sigma of the densest levels.
+        beta: Scale, > 0.
+        device: The device of the result.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    References:
+        Hang et al. (2024), arXiv:2407.03297.
     """
     low, high = bounds(n, sigma_min, sigma_max)
     check_positive('0.5 is usual', beta=beta)
     if not math.isfinite(mu):
-        raise ValueError(
-            f'mu={mu} is no centre of a schedule; mu is the log sigma where levels are densest, a '
-            'finite number'
-        )
+        raise ValueError(f'mu must be finite, the log sigma of the densest levels; got {mu}')
     p = ramp(0, 1, n)
     sigmas = (
         (mu - beta * (0.5 - p).sign() * (1 - (1 - 2 * p).abs() + 1e-5).log()).exp().clamp(low, high)

@@ -1,6 +1,4 @@
-"""What can be done to any schedule: descending levels that mostly end in 0, in and out, in their
-dtype and on their device.
-"""
+"""Transformations of schedules: descending levels in and out, with their dtype and device."""
 
 from __future__ import annotations
 
@@ -14,30 +12,48 @@ from .parts import append_zero, check_positive, distinct
 
 
 def shift_sigmas(sigmas: Tensor | Sequence[float], shift: float) -> Tensor:
-    """shift * sigma, a translation of log sigma: more steps at high noise where shift is above 1.
+    """Return shift * sigma, a translation of log sigma; shift > 1 puts more steps at high noise.
 
-    For flow models it is t' = s t / (1 + (s - 1) t) (Esser et al. 2024, arXiv:2403.03206, eq. 23).
-    For a model of another resolution it is the ratio of the sides (Hoogeboom et al. 2023,
-    arXiv:2301.11093, section 3.1).
+    For flow models it is t' = s t / (1 + (s - 1) t). For a model of another resolution the shift is
+    the ratio of the sides.
+
+    Args:
+        sigmas: Descending levels.
+        shift: A factor > 0.
+
+    References:
+        Esser et al. (2024), arXiv:2403.03206, eq. 23.
+        Hoogeboom et al. (2023), arXiv:2301.11093, section 3.1.
     """
-    check_positive('1 is none', shift=shift)
+    check_positive('1 for no shift', shift=shift)
     return _levels(sigmas) * shift
 
 
 def cap_sigmas(sigmas: Tensor | Sequence[float], sigma_max: float = 4096.0) -> Tensor:
-    """Levels above sigma_max, infinite ones too, become sigma_max, once.
+    """Replace levels above sigma_max, also infinite ones, by sigma_max, once.
 
-    Models of zero terminal SNR (Lin et al. 2023, arXiv:2305.08891) and flow models begin at pure
-    noise, an infinite level; at 4096 the network's input is the same but for 1 part in 4096.
+    Models of zero terminal SNR and flow models start at pure noise, an infinite level. At 4096 the
+    input of the network differs by 1 part in 4096.
+
+    Args:
+        sigmas: Descending levels.
+        sigma_max: The bound.
+
+    References:
+        Lin et al. (2023), arXiv:2305.08891.
     """
     check_positive('4096 is usual', sigma_max=sigma_max)
     return distinct(_levels(sigmas).clamp(max=sigma_max))
 
 
 def quantize_sigmas(sigmas: Tensor | Sequence[float], table: Table) -> Tensor:
-    """Every level becomes the nearest of the table in log sigma, once; a 0 at the end stays.
+    """Replace every level by the nearest of a table in log sigma, once; a 0 at the end stays.
 
-    For a network that knows whole timesteps only. table: as in the schedules of discrete models.
+    For a network that knows integer timesteps only.
+
+    Args:
+        sigmas: Descending levels.
+        table: The ascending levels of the model, or an object that has them as sigmas.
     """
     levels, trained = _levels(sigmas), table_levels(table)
     positive = levels[levels > 0]
@@ -47,23 +63,30 @@ def quantize_sigmas(sigmas: Tensor | Sequence[float], table: Table) -> Tensor:
 
 
 def discard_penultimate_sigma(sigmas: Tensor | Sequence[float]) -> Tensor:
-    """Without the level before the last: the lowest one, from which samplers of two evaluations per
-    step gain little.
+    """Remove the level before the last: the lowest one, from which two-stage samplers gain little.
 
     Make the schedule with n + 1 steps to get n. Usual with dpm_2, dpm_2_ancestral and uni_pc.
+
+    Args:
+        sigmas: Descending levels.
+
+    Raises:
+        ValueError: If there are fewer than two steps.
     """
     levels = _levels(sigmas)
     if len(levels) < 3:
         raise ValueError(
-            f'a schedule of {len(levels) - 1} steps has no step to spare; make it with at least '
-            '2, one more than wanted'
+            f'sigmas must have at least 2 steps, one more than the result; got {len(levels) - 1}'
         )
     return torch.cat([levels[:-2], levels[-1:]])
 
 
 def final_denoise(sigmas: Tensor | Sequence[float], wanted: bool = True) -> Tensor:
-    """With a 0 at its end, so that the last step removes all noise, or (False) without, so that
-    noise of the lowest level is left.
+    """Append a 0, so that the last step removes all noise; or remove it.
+
+    Args:
+        sigmas: Descending levels.
+        wanted: True to end at 0, False to end at the lowest level above it.
     """
     levels = _levels(sigmas, empty=True)
     positive = levels[levels > 0]
@@ -71,27 +94,30 @@ def final_denoise(sigmas: Tensor | Sequence[float], wanted: bool = True) -> Tens
 
 
 def sigmas_for_strength(sigmas: Tensor | Sequence[float], strength: float) -> Tensor:
-    """The last round(strength n) of n steps, at least one: to change an image by noising it to the
-    first of these levels.
+    """Return the last round(strength n) of n steps, at least one, to change an image.
 
-    strength 1 keeps all, so x = image + sigmas[0] * noise forgets the image. For n steps whatever
-    the strength, make the schedule with round(n / strength) steps first.
+    The image is noised to the first of these levels. With strength 1 x = image + sigmas[0] * noise
+    forgets the image. To take n steps at any strength, make the schedule with round(n / strength)
+    steps.
+
+    Args:
+        sigmas: Descending levels.
+        strength: In (0, 1]; small values change little.
+
+    Raises:
+        ValueError: If strength is outside (0, 1], or sigmas has one level.
     """
     levels = _levels(sigmas)
     if not 0 < strength <= 1:
-        raise ValueError(
-            f'strength={strength} keeps no part of a schedule; give more than 0 (little changes) '
-            'and at most 1 (all does)'
-        )
+        raise ValueError(f'strength must be in (0, 1] (small values change little); got {strength}')
     if len(levels) < 2:
-        raise ValueError(
-            'sigmas holds one level, which makes no step; give a schedule of at least two'
-        )
+        raise ValueError('sigmas must hold at least two levels; got one')
     steps = len(levels) - 1
     return levels[steps - max(1, round(strength * steps)) :]
 
 
 def _levels(sigmas: Tensor | Sequence[float], empty: bool = False) -> Tensor:
+    """Return a schedule as a floating-point tensor; raise a ValueError if it is none."""
     levels = torch.as_tensor(sigmas)
     levels = levels if levels.is_floating_point() else levels.float()
     if (
@@ -101,8 +127,7 @@ def _levels(sigmas: Tensor | Sequence[float], empty: bool = False) -> Tensor:
         or (levels[1:] > levels[:-1]).any()
     ):
         raise ValueError(
-            f'sigmas of shape {tuple(levels.shape)} that begin {levels.flatten()[:3].tolist()} '
-            'are no schedule; '
-            'give one list of descending noise levels, none below 0'
+            'sigmas must be one list of descending noise levels >= 0; got shape '
+            f'{tuple(levels.shape)}, starting with {levels.flatten()[:3].tolist()}'
         )
     return levels

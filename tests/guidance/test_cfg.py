@@ -75,5 +75,5 @@ def test_refusals():
         classifier_free(denoise, {}, math.nan)
     with pytest.raises(ValueError, match='interval'):
         classifier_free(denoise, {}, 2.0, (3.0, 1.0))
-    with pytest.raises(ValueError, match="without 'class_cond'"):
+    with pytest.raises(ValueError, match="with the condition 'class_cond'"):
         classifier_free(denoise, {'class_cond': 9}, 2.0)(torch.ones(1, 1), torch.ones(1))

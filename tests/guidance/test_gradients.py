@@ -175,7 +175,7 @@ def test_an_exact_classifier_leads_to_the_class():
         ]
     )
     torch.testing.assert_close(got, want)
-    with pytest.raises(ValueError, match="without 'class_cond'"):
+    with pytest.raises(ValueError, match="with the condition 'class_cond'"):
         classifier_guidance(mixture, log_prob)(x, sigma)
 
 
@@ -260,7 +260,7 @@ def test_partial_noise_and_variations():
     )
     ends = blended_noise(a[None], b[None], torch.tensor([0.0]))
     assert torch.equal(ends[0], a)
-    with pytest.raises(ValueError, match='does not fit an image'):
+    with pytest.raises(ValueError, match='must have the shape of the image'):
         partial_noise(image, sigmas, noise[:, :1])
 
 

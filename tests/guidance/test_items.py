@@ -148,7 +148,7 @@ def test_other_masks_are_refused(values):
 def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match=r'mask must broadcast .*\[1, 4, 4\]; got shape \[3, 3\]'):
         inpainting(denoise, torch.zeros(1, 4, 4), torch.ones(3, 3))
-    with pytest.raises(ValueError, match='one for each of the 5 items; got 3 images'):
+    with pytest.raises(ValueError, match='one for each of the 5 items; got 3'):
         inpainting(denoise, IMAGES[:3], torch.ones(4, 4))(IMAGES, torch.ones(5), c=LABELS)
 
 

@@ -205,16 +205,19 @@ def test_thresholds():
 @pytest.mark.parametrize(
     'wrong, message',
     [
-        (lambda: classifier_free(denoise, NULL, 2.0, rescale=2.0), 'rescale is 2.0'),
-        (lambda: adaptive_projected(denoise, NULL, 2.0, norm=0.0), 'norm is 0'),
+        (
+            lambda: classifier_free(denoise, NULL, 2.0, rescale=2.0),
+            r'rescale must be in \[0, 1\] .*; got 2.0',
+        ),
+        (lambda: adaptive_projected(denoise, NULL, 2.0, norm=0.0), 'norm must be > 0, .*; got 0'),
         (lambda: autoguidance(denoise, denoise, math.inf), 'finite'),
-        (lambda: composed(denoise, NULL, [{'class_cond': 1}], []), 'one weight for each'),
-        (lambda: composed(denoise, NULL, [{'text': 1}], [1.0]), 'must name the same conditions'),
-        (lambda: static_thresholding(denoise, 1.0, -1.0), 'the lower one first'),
-        (lambda: dynamic_thresholding(denoise, 1.5), 'quantile is 1.5'),
+        (lambda: composed(denoise, NULL, [{'class_cond': 1}], []), 'a number or a map for each'),
+        (lambda: composed(denoise, NULL, [{'text': 1}], [1.0]), 'must name the conditions of null'),
+        (lambda: static_thresholding(denoise, 1.0, -1.0), 'must satisfy low < high'),
+        (lambda: dynamic_thresholding(denoise, 1.5), r'quantile must be in \(0, 1\] .*; got 1.5'),
         (
             lambda: classifier_free(denoise, NULL, 2.0)(torch.ones(1, 1, 1, 1), torch.ones(1)),
-            "without 'class_cond'",
+            "with the condition 'class_cond'",
         ),
         (
             lambda: classifier_free(denoise, {'c': torch.ones(2)}, 2.0)(

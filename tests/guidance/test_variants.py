@@ -256,11 +256,14 @@ def test_samplers_of_cfg_pp_take_them(name):
             ),
             'a height and a width',
         ),
-        (lambda: epsilon_scaling(denoise, 0.0), 'factor must be above 0'),
-        (lambda: detail(denoise, 1.0), 'amount must be below 1'),
+        (lambda: epsilon_scaling(denoise, 0.0), 'factor must be > 0'),
+        (lambda: detail(denoise, 1.0), 'amount must be < 1'),
         (lambda: detail(denoise, '0.1'), 'amount must be a finite number'),
-        (lambda: interval_of_first_steps(torch.tensor([1.0, 0.0]), 1.5), 'share must be from 0'),
-        (lambda: interval_of_first_steps(torch.tensor(3.0), 0.5), 'at least two levels'),
+        (
+            lambda: interval_of_first_steps(torch.tensor([1.0, 0.0]), 1.5),
+            r'share must be in \[0, 1\]',
+        ),
+        (lambda: interval_of_first_steps(torch.tensor(3.0), 0.5), 'at least two descending levels'),
     ],
 )
 def test_refusals(wrong, message):

@@ -120,13 +120,16 @@ def test_a_model_fills_what_is_left_open():
 @pytest.mark.parametrize(
     'make, message',
     [
-        (lambda: LogNormal(mean=-1), 'std is missing; give it once, as std or as scale'),
-        (lambda: LogNormal(mean=-1, loc=-1, std=1), 'mean is given twice'),
-        (lambda: LogNormal(mean=-1, std=0), 'std is 0.0; it must be above 0'),
-        (lambda: SplitLogNormal(mean=-1, std_1=1, std_2=-1), 'std_2 is -1.0'),
-        (lambda: VDiffusion(min_value=2, max_value=1), 'min_value is 2 and max_value is 1'),
-        (lambda: LogUniform(min_value=0.0), 'min_value is 0.0; it must be above 0'),
-        (lambda: LogUniform()([4]), r'min_value is None, .* call filled\(model\)'),
+        (lambda: LogNormal(mean=-1), 'std must be given exactly once, as std or as scale; got 0'),
+        (
+            lambda: LogNormal(mean=-1, loc=-1, std=1),
+            'mean must be given exactly once, as mean or as loc; got 2',
+        ),
+        (lambda: LogNormal(mean=-1, std=0), 'std must be > 0; got 0.0'),
+        (lambda: SplitLogNormal(mean=-1, std_1=1, std_2=-1), 'std_2 must be > 0; got -1.0'),
+        (lambda: VDiffusion(min_value=2, max_value=1), '0 <= min_value < max_value; got 2 and 1'),
+        (lambda: LogUniform(min_value=0.0), 'min_value must be > 0; got 0.0'),
+        (lambda: LogUniform()([4]), r'min_value must be a number; got None, .* filled\(model\)'),
         (
             lambda: DENSITIES['log-normal'],
             "unknown sigma density 'log-normal', did you mean 'lognormal'",
@@ -169,7 +172,8 @@ def test_an_accelerator_names_the_group():
 
 
 @pytest.mark.parametrize(
-    'group, groups, message', [(0, 0, 'groups is 0'), (2, 2, 'group is 2; it must be from 0 to 1')]
+    'group, groups, message',
+    [(0, 0, 'groups must be >= 1; got 0'), (2, 2, 'group must be from 0 to 1; got 2')],
 )
 def test_wrong_groups_are_refused(group, groups, message):
     with pytest.raises(ValueError, match=message):

@@ -148,15 +148,15 @@ def test_device_is_the_tables_unless_given(name):
     'table', [[2.0, 1.0], [0.0, 1.0], [1.0, float('inf')], [[1.0, 2.0]], [], [float('nan'), 1.0]]
 )
 def test_what_is_no_table(name, table):
-    with pytest.raises(ValueError, match='no table of levels'):
+    with pytest.raises(ValueError, match='table must be ascending'):
         make(name, 3, table)
 
 
 def test_other_refusals():
     for name in NAMES:
-        with pytest.raises(ValueError, match='n=0 levels'):
+        with pytest.raises(ValueError, match='n must be a positive integer; got 0'):
             make(name, 0, TABLE)
-    with pytest.raises(ValueError, match='alpha=0'):
+    with pytest.raises(ValueError, match='alpha must be .*; got 0'):
         schedules.get_sigmas_beta_table(5, TABLE, alpha=0)
     with pytest.raises(ValueError, match="did you mean 'normal'"):
         make('normla', 5, TABLE)

@@ -40,7 +40,7 @@ def test_a_schedule_in_and_a_schedule_out(name):
     torch.testing.assert_close(ALL[name](KARRAS.tolist()), ALL[name](KARRAS))
     assert getattr(sampling, ALL[name].func.__name__) is ALL[name].func
     for wrong in ([1.0, 2.0, 0.0], [1.0, -1.0], [[2.0, 1.0]], [math.nan, 0.0]):
-        with pytest.raises(ValueError, match='no schedule'):
+        with pytest.raises(ValueError, match='must be one list of descending'):
             ALL[name](wrong)
 
 
@@ -59,7 +59,7 @@ def test_a_shift_is_a_translation_of_log_sigma():
     torch.testing.assert_close(
         shift_sigmas(get_sigmas_flow(8), 3.0)[1:], get_sigmas_flow(8, shift=3.0)[1:]
     )
-    with pytest.raises(ValueError, match='shift=0'):
+    with pytest.raises(ValueError, match='shift must be .*; got 0'):
         shift_sigmas(KARRAS, 0.0)
 
 
@@ -69,7 +69,7 @@ def test_cap():
     assert torch.equal(cap_sigmas(KARRAS), KARRAS) and torch.equal(
         cap_sigmas(cap_sigmas(KARRAS, 2.0), 2.0), cap_sigmas(KARRAS, 2.0)
     )
-    with pytest.raises(ValueError, match='sigma_max=inf'):
+    with pytest.raises(ValueError, match='sigma_max must be .*; got inf'):
         cap_sigmas(KARRAS, math.inf)
 
 
@@ -94,7 +94,7 @@ def test_quantizing_drops_what_becomes_equal_and_keeps_the_end():
 
 def test_discard_penultimate():
     assert torch.equal(discard_penultimate_sigma(KARRAS), torch.cat([KARRAS[:9], KARRAS[10:]]))
-    with pytest.raises(ValueError, match='1 steps has no step to spare'):
+    with pytest.raises(ValueError, match='at least 2 steps, .*; got 1'):
         discard_penultimate_sigma([1.0, 0.0])
 
 
@@ -112,9 +112,9 @@ def test_strength(strength, steps):
 
 def test_strength_refusals():
     for strength in (0.0, 1.1, math.nan):
-        with pytest.raises(ValueError, match='strength='):
+        with pytest.raises(ValueError, match='strength must be'):
             sigmas_for_strength(KARRAS, strength)
-    with pytest.raises(ValueError, match='one level'):
+    with pytest.raises(ValueError, match='at least two levels; got one'):
         sigmas_for_strength([1.0], 0.5)
 
 
