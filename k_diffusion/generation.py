@@ -1,6 +1,4 @@
-"""Noise -> sampler -> images: `sample`, the commands, demo grids and metrics all draw by these
-functions.
-"""
+"""From noise to samples: `sample`, commands, demo grids and metrics all draw by these functions."""
 
 from __future__ import annotations
 
@@ -31,47 +29,53 @@ from .schedules import BETWEEN, DISCRETE_SCHEDULES, SCHEDULES
 
 @dataclass
 class SamplingConfig:
-    """The config section "sampling": how to sample a model; it is stored in its checkpoints.
+    """The config section "sampling": how to sample a model. It is stored in checkpoints.
 
     With neither sampler nor schedule, the recommended recipe for the number of steps is used.
+
+    Attributes:
+        sampler: The name of a sampler.
+        steps: Number of steps.
+        schedule: The name of a schedule.
+        guidance: Scale of classifier-free guidance; 1 disables it.
+        guidance_interval: Noise levels (low, high] with guidance; null for all.
     """
 
     sampler: str | None = None
     steps: int = 20
     schedule: str | None = None
-    guidance: float = 1.0  # scale of classifier-free guidance; 1: none
-    guidance_interval: tuple[float, float] | None = None  # the noise levels it acts at; null: all
+    guidance: float = 1.0
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
-            raise ValueError(f'steps must be at least 1; got {self.steps}')
+            raise ValueError(f'steps must be >= 1; got {self.steps}')
         for key, known in (('sampler', SAMPLERS), ('schedule', BETWEEN)):
             if getattr(self, key) not in (None, *known):
                 raise ValueError(f'{key}: {unknown(key, getattr(self, key), known)}')
         if self.sampler is not None and SAMPLERS[self.sampler].needs_pair and self.guidance > 1:
             raise ValueError(
-                f'guidance must be from 0 to 1 with {self.sampler}, which takes a scale of 0 to 1 '
-                'in place of '
-                f'the usual weight; got {self.guidance}'
+                f'guidance must be from 0 to 1 with {self.sampler}, whose scale differs from the '
+                'usual '
+                f'weight; got {self.guidance}'
             )
         low, high = self.guidance_interval or (0.0, math.inf)
         if not 0 <= low < high:
             raise ValueError(
-                'guidance_interval must be two noise levels, the lower one first; got '
+                'guidance_interval must be two noise levels in ascending order; got '
                 f'{self.guidance_interval}'
             )
 
 
 def choose_sampling(section: Mapping[str, Any], **requested: Any) -> SamplingConfig:
-    """Return the "sampling" section of a filled config with what is requested, where it is not
-    None, in its place.
+    """Return the "sampling" section of a config, overridden by requested values other than None.
 
-    A CFG++ sampler has a scale of its own, from 0 to 1 (default: 1): the section's guidance is left
-    out for it.
+    A CFG++ sampler has its own scale, from 0 to 1 (default: 1), so the guidance of the section is
+    ignored for it.
 
     Args:
-        section: The section. Keys that are not fields of SamplingConfig are left out.
-        requested: Fields of SamplingConfig. A sampler may be a title, 'DPM++ 2M Karras', or the
+        section: The section. Keys that are not fields of SamplingConfig are ignored.
+        **requested: Fields of SamplingConfig. A sampler may be a title, 'DPM++ 2M Karras', or the
             name of a function, 'sample_heun'.
     """
     sampler, named = split_title(requested.get('sampler'))
@@ -96,22 +100,20 @@ def choose_plan(
     sigma_max: float | None = None,
     sampler: Any = None,
 ) -> tuple[Tensor, Any, Mapping[str, Any]]:
-    """Return the noise levels, the sampler and its options that a model is sampled with, as
-    `sample` chooses them.
+    """Return the noise levels, the sampler and its options for a model, as `sample` chooses them.
 
     Args:
-        denoiser: The denoiser before guidance; its attributes sigma_min and sigma_max are its range
+        denoiser: The denoiser before guidance. Its attributes sigma_min and sigma_max are its range
             of noise levels.
         sampling: The sampler, the schedule and the number of steps. With neither sampler nor
-            schedule, the recommended recipe for so many model calls is used.
-        guided: Whether classifier-free guidance is applied to it.
-        sigma_min: The least noise level before 0, in place of the denoiser's or the recipe's.
+            schedule, the recommended recipe for this number of model calls is used.
+        guided: True if classifier-free guidance is applied to it.
+        sigma_min: The lowest noise level above 0, in place of the denoiser's or the recipe's.
         sigma_max: The first noise level, in place of the denoiser's.
-        sampler: A function, in place of the sampler that the section names.
+        sampler: A function, in place of the sampler of the section.
     """
-    scale = (
-        (math.nan if sampling.guidance == 1 else sampling.guidance) if guided else 1.0
-    )  # NaN: by a scale that is not known
+    # NaN stands for guidance by an unknown scale.
+    scale = (math.nan if sampling.guidance == 1 else sampling.guidance) if guided else 1.0
     traits = Traits.of(denoiser, sigma_min, sigma_max, scale, sampling.guidance_interval)
     sampler = sampling.sampler if sampler is None else sampler
     return plan(
@@ -126,7 +128,7 @@ def apply_guidance(
 
     Args:
         denoiser: The denoiser.
-        null: The values that stand for no condition, by name.
+        null: The replacements for removed conditions, by name.
         sampling: The section.
     """
     return classifier_free(
@@ -153,46 +155,58 @@ def sample(
     options: Mapping[str, Any] | None = None,
     explain: bool = False,
 ) -> Tensor:
-    """Draws samples [B, ...] from a denoiser in one call, float32, on its device.
+    """Draw samples [B, ...] from a denoiser, float32, on its device.
 
-    digits = K.sample(denoiser, [10, 1, 16, 16], seeds=0, cond={'class_cond': torch.arange(10)})
-
-    Arguments:
-        shape_or_x: the shape of the batch; or where to start from, x [B, ...] at the first level,
-            noise included.
-        steps: how many (default: 20); with neither sampler nor schedule given, the number of model
-            calls. They are spent by the recipe that `K.probe` found best on this denoiser (its
-            attribute `probe`), where it was asked for, else by the one recommended for its noise
-            levels and guidance.
-        sampler: a name, a function sample_<name>, calibration.sampler() or another of their kind;
-            dpmpp_2m where only a schedule is given.
-        schedule: a name of K.schedules.SCHEDULES (karras where only a sampler is given), of
-            DISCRETE_SCHEDULES where the denoiser has a table of levels (`sigmas`), or the noise
-            levels themselves.
-        seeds: one number (item i is then drawn from it and i), or a number per item; None takes a
-            number from torch's global generator. An item depends on its seed and its condition
-            alone, whatever the batch size.
-        sigma_min: the lowest noise level; by default the denoiser's attribute of this name, else
+    Args:
+        denoiser: D(x, sigma, **cond).
+        shape_or_x: The shape of the batch; or x [B, ...] at the first level, including noise, to
+            start from.
+        steps: Number of steps (default: 20); with neither sampler nor schedule the number of model
+            calls. The recipe is then the one that `K.probe` found best for this denoiser (its
+            attribute `probe`), else the one recommended for its noise levels and guidance.
+        sampler: A name, a function sample_<name>, or calibration.sampler(); dpmpp_2m if only a
+            schedule is given.
+        schedule: A name in K.schedules.SCHEDULES (karras if only a sampler is given), in
+            DISCRETE_SCHEDULES for a denoiser with a table of levels (`sigmas`), or the noise levels
+            themselves.
+        seeds: One number (the seed of item i is derived from it and i), or a number for each item;
+            None draws a number from torch's global generator. An item depends on its seed and its
+            condition only, for any batch size.
+        sigma_min: The lowest noise level above 0; by default the attribute of the denoiser, else
             0.002.
-        sigma_max: the highest noise level; by default the denoiser's attribute, else 80.
-        cond: a tree of conditions by name. Tensors whose leading dimension is the number of
+        sigma_max: The highest noise level; by default the attribute of the denoiser, else 80.
+        cond: A tree of conditions by name. Tensors whose leading dimension is the number of
             samples, and lists of as many strings, hold an entry for each; everything else is shared
-            by all (K.share marks a tensor that is, where its leading dimension is the number of
-            samples by chance).
-        guidance: the scale of classifier-free guidance; 1 is none.
-        null: the values that stand for no conditions, as K.guidance.classifier_free takes them.
-        guidance_interval: the noise levels (low, high] at which guidance acts; by default all.
-        callback: (how many samples are finished, the sampler's own dict), at each step.
-        options: the sampler's own named options.
-        explain: print which sampler and noise levels were taken, and why.
+            by all. (K.share marks a shared tensor whose leading dimension happens to be the number
+            of samples.)
+        guidance: Scale of classifier-free guidance; 1 disables it.
+        null: Replacements for the conditions that guidance removes, as in
+            K.guidance.classifier_free.
+        guidance_interval: Noise levels (low, high] with guidance; by default all.
+        callback: Called at each step with the number of finished samples and the dict of the
+            sampler.
+        batch_size: Number of samples drawn at once.
+        device: Where to draw; by default the device of x or of the denoiser.
+        options: The options of the sampler by name.
+        explain: Print the chosen sampler and noise levels, and the reason.
+
+    Returns:
+        The samples.
+
+    Raises:
+        TypeError: If denoiser is not a denoiser, or cond is not a dict.
+        ValueError: If an argument is out of its range.
+
+    Example:
+        digits = K.sample(denoiser, [10, 1, 16, 16], seeds=0, cond={'class_cond': torch.arange(10)})
     """
     refuse_unwrapped(denoiser)
     x = shape_or_x if isinstance(shape_or_x, Tensor) else None
     shape = batch_shape(shape_or_x)
     if cond is not None and not isinstance(cond, Mapping):
         raise TypeError(
-            f"cond must be a dict of conditions by name, {{'class_cond': labels}} for example; "
-            f'got {show_value(cond)}'
+            "cond must be a dict of conditions by name, such as {'class_cond': labels}; got "
+            f'{show_value(cond)}'
         )
     sampler, named = split_title(sampler)
     schedule = named if schedule is None else schedule
@@ -205,22 +219,19 @@ def sample(
     if guidance != 1 or null is not None:
         if null is None:
             raise ValueError(
-                f'guidance={guidance} needs null, what stands for no condition; '
-                "give null={'class_cond': 10} for example"
+                f'null must be given for guidance={guidance}: the replacements for removed '
+                "conditions, such as null={'class_cond': 10}"
             )
         denoiser = classifier_free(denoiser, null, guidance, guidance_interval or (0.0, math.inf))
     elif guidance_interval is not None:
         raise ValueError(
-            f'guidance_interval is {guidance_interval} and there is no guidance; give a guidance '
-            'and null, or leave it out'
+            f'guidance_interval must be None without guidance; got {guidance_interval}. Pass '
+            'guidance and null, or omit it'
         )
-    device = (
-        choose_device(device)
-        if device is not None
-        else x.device
-        if x is not None
-        else device_of(denoiser)
-    )
+    if device is not None:
+        device = choose_device(device)
+    else:
+        device = device_of(denoiser) if x is None else x.device
     conditions = {key: as_condition(value, shape[0]) for key, value in (cond or {}).items()}
     return generate(
         denoiser,
@@ -239,8 +250,10 @@ def sample(
 
 
 def split_title(sampler: Any) -> tuple[Any, str | None]:
-    """Return a sampler and the schedule that its title names: 'DPM++ 2M Karras' is ('dpmpp_2m',
-    'karras').
+    """Return a sampler and the schedule in its title: 'DPM++ 2M Karras' is ('dpmpp_2m', 'karras').
+
+    Args:
+        sampler: A name, a title, or anything else, which is returned unchanged.
     """
     if not isinstance(sampler, str) or sampler in SAMPLERS:
         return sampler, None
@@ -253,8 +266,11 @@ def split_title(sampler: Any) -> tuple[Any, str | None]:
 
 
 def as_condition(value: Any, n: int) -> Any:
-    """Convert lists of numbers and numpy arrays among the entries of a condition of n items to
-    tensors.
+    """Convert lists of numbers and numpy arrays in a condition of n items to tensors.
+
+    Args:
+        value: A tree of conditions.
+        n: Number of items.
     """
     if isinstance(value, Mapping):
         return {key: as_condition(entry, n) for key, entry in value.items()}
@@ -273,42 +289,43 @@ def as_condition(value: Any, n: int) -> Any:
 
 
 def refuse_unwrapped(model: Any) -> None:
-    """Refuse what is no denoiser: pipelines and networks of other programs, and things that
-    cannot be called.
+    """Raise a TypeError for pipelines and networks that are not denoisers, and for non-callables.
+
+    Args:
+        model: The candidate.
     """
     inner = _network_inside(model)
     if any(base.__module__.startswith('diffusers.') for base in type(inner).__mro__):
         raise TypeError(
-            f'denoiser must be a function D(x, sigma, **cond); got a {type(inner).__name__} '
-            'of diffusers: '
-            'wrap its network, K.external.from_diffusers(pipe.unet, pipe.scheduler)'
+            f'denoiser must be a function D(x, sigma, **cond); got a diffusers '
+            f'{type(inner).__name__}. Wrap its network: '
+            'K.external.from_diffusers(pipe.unet, pipe.scheduler)'
         )
     if type(inner).__module__.startswith(f'{__package__}.models.'):
         raise TypeError(
             f'denoiser must be a function D(x, sigma, **cond); got a bare network, '
-            f'{type(inner).__name__}: '
-            'wrap it, K.config.make_denoiser_wrapper(config)(network)'
+            f'{type(inner).__name__}. Wrap it: '
+            'K.config.make_denoiser_wrapper(config)(network)'
         )
     if hasattr(model, 'apply_model') and not hasattr(model, 'sigmas'):
         raise TypeError(
-            f'denoiser must be a function D(x, sigma, **cond); got a {type(model).__name__} with '
-            'apply_model: '
-            'wrap it, K.external.wrap(model)'
+            f'denoiser must be a function D(x, sigma, **cond); got {type(model).__name__} with '
+            'apply_model. Wrap it: K.external.wrap(model)'
         )
     if not callable(model):
         raise TypeError(
-            f'denoiser must be a function D(x, sigma, **cond); got a {type(model).__name__}'
+            f'denoiser must be a function D(x, sigma, **cond); got {type(model).__name__}'
         )
     if not _takes_two(inner):
         raise TypeError(
-            f'denoiser must be a function D(x, sigma, **cond); got a {type(inner).__name__}, '
-            'which takes no sigma: wrap the network as a denoiser, K.external.wrap(network) '
-            'for those of known families'
+            f'denoiser must be a function D(x, sigma, **cond); got {type(inner).__name__}, '
+            'which takes no sigma. Wrap the network as a denoiser: K.external.wrap(network) '
+            'for known families'
         )
 
 
 def _network_inside(model: Any) -> Any:
-    """Return the network inside torch.compile and the parallel wrappers of torch."""
+    """Return the network inside torch.compile and torch's parallel wrappers."""
     while isinstance(model, nn.Module) and type(model).__module__.startswith('torch.'):
         parts = dict(model.named_children())
         held = parts.get('_orig_mod', parts.get('module'))
@@ -319,6 +336,7 @@ def _network_inside(model: Any) -> Any:
 
 
 def _takes_two(model: Any) -> bool:
+    """Return True if a model can be called with two positional arguments."""
     try:
         call = model.forward if isinstance(model, nn.Module) else model
         inspect.signature(call).bind_partial(None, None)
@@ -330,7 +348,7 @@ def _takes_two(model: Any) -> bool:
 
 
 class Plan(NamedTuple):
-    """The noise levels, the sampler and its options that a model is sampled with, and why."""
+    """The noise levels, the sampler and the options for a model, and the reason."""
 
     sigmas: Tensor
     sampler: Any
@@ -339,7 +357,14 @@ class Plan(NamedTuple):
 
 
 def explain_plan(sigmas: Tensor, sampler: Any, options: Mapping[str, Any], why: str) -> str:
-    """Return a plan in words: the sampler, its options, the levels and the reason."""
+    """Return a plan in words: the sampler, its options, the levels and the reason.
+
+    Args:
+        sigmas: The noise levels.
+        sampler: The sampler.
+        options: Its options.
+        why: The reason.
+    """
     name = find_sampler(sampler).name
     given = ', '.join(f'{key}={value}' for key, value in options.items())
     shown = ' '.join(f'{level:.4g}' for level in sigmas.tolist())
@@ -356,14 +381,28 @@ def plan(
     options: Mapping[str, Any],
     traits: Traits | None = None,
 ) -> Plan:
-    """The plan of `sample`; the recommended one where neither sampler nor schedule is named."""
+    """Return the plan of `sample`: the recommended one if neither sampler nor schedule is given.
+
+    Args:
+        denoiser: The denoiser before guidance.
+        steps: Number of steps; 20 by default.
+        sampler: See `sample`.
+        schedule: See `sample`.
+        sigma_min: See `sample`.
+        sigma_max: See `sample`.
+        options: The options of the sampler.
+        traits: The range of levels and the guidance; by default those of the denoiser.
+
+    Raises:
+        ValueError: If the arguments do not fit each other.
+    """
     traits = Traits.of(denoiser, sigma_min, sigma_max) if traits is None else traits
     entry = None if sampler is None else find_sampler(sampler)
     own = None if entry is None else entry.levels
     if isinstance(schedule, str) or (schedule is None and own is None):
         steps = 20 if steps is None else _whole('steps', steps)
         if steps < 1:
-            raise ValueError(f'steps is {steps}; it must be at least 1')
+            raise ValueError(f'steps must be >= 1; got {steps}')
         if sampler is None and schedule is None:
             made = _recommended(denoiser, steps, options, traits)
         else:
@@ -386,9 +425,9 @@ def plan(
         or not math.isclose(sigmas[0], sigma_max or sigmas[0], rel_tol=1e-4)
     ):
         raise ValueError(
-            f'steps={steps}, sigma_min={sigma_min} and sigma_max={sigma_max} were given with '
-            'noise levels that make '
-            f'{calls} steps from {sigmas[0]:g}; leave them out'
+            'steps, sigma_min and sigma_max must be left out where the noise levels are given, '
+            f'which make {calls} steps from {sigmas[0]:g}; got steps={steps}, '
+            f'sigma_min={sigma_min} and sigma_max={sigma_max}'
         )
     return Plan(
         sigmas, 'dpmpp_2m' if sampler is None else sampler, options, 'the noise levels were given'
@@ -398,7 +437,7 @@ def plan(
 def _recommended(
     denoiser: DenoiseFn, steps: int, options: Mapping[str, Any], traits: Traits
 ) -> Plan:
-    """The plan of a probed model by what was found on it, else by the recommended recipe."""
+    """Return the plan of a probed model by its probe, else the recommended recipe."""
     probe = getattr(denoiser, 'probe', None)
     recipe = (probe.recipe(steps, traits) if isinstance(probe, Probe) else None) or recommended(
         steps, traits
@@ -416,14 +455,12 @@ def _named(
     whole_range: bool,
     options: Mapping[str, Any],
 ) -> Plan:
-    """The plan where a sampler or a schedule is named. whole_range: neither end of the noise
-    levels was given.
+    """Return the plan for a given sampler or schedule.
+
+    whole_range: True if neither end of the noise levels was given.
     """
-    usual, name, sampler = (
-        sampler is None,
-        schedule or 'karras',
-        'dpmpp_2m' if sampler is None else sampler,
-    )
+    usual, name = sampler is None, schedule or 'karras'
+    sampler = 'dpmpp_2m' if sampler is None else sampler
     low, high = traits.sigma_min, traits.sigma_max
     why = f'sampler {"usual" if usual else "given"}, schedule {"given" if schedule else "usual"}'
     table = getattr(denoiser, 'sigmas', None)
@@ -433,14 +470,12 @@ def _named(
         if table is None:
             raise ValueError(
                 f'schedule must not be {name!r} for a denoiser without a table of noise levels '
-                '(an attribute sigmas); '
-                f'take one of {", ".join(BETWEEN)}'
+                f'(an attribute sigmas); use one of {", ".join(BETWEEN)}'
             )
         if not whole_range:
             raise ValueError(
-                f'sigma_min and sigma_max must be left out with the schedule {name!r}, which '
-                'takes levels from the '
-                f"denoiser's table; got {low} and {high}"
+                f'sigma_min and sigma_max must be left out with the schedule {name!r}, which takes '
+                f'levels from the table of the denoiser; got {low} and {high}'
             )
         return Plan(
             DISCRETE_SCHEDULES[name](steps, table),
@@ -453,15 +488,19 @@ def _named(
         return Plan(made(steps, low, high), sampler, {**stops_at(sampler, low), **options}, why)
     if not whole_range:
         raise ValueError(
-            f'the schedule {name} has noise levels of its own and sigma_min={low}, '
-            f'sigma_max={high} were given; '
-            f'leave them out, or take one of {", ".join(BETWEEN)}'
+            f'sigma_min and sigma_max must be left out with the schedule {name}, which has its own '
+            f'noise levels; got {low} and {high}. Other schedules are {", ".join(BETWEEN)}'
         )
     return Plan(made(steps), sampler, options, why)
 
 
 def known_levels(denoiser: DenoiseFn, sigmas: Tensor) -> Tensor:
-    """Return the nearest levels that the denoiser's network knows, where it knows only some."""
+    """Return the nearest levels that the network of the denoiser knows, if it has `round_sigma`.
+
+    Args:
+        denoiser: The denoiser.
+        sigmas: The noise levels.
+    """
     round_sigma = getattr(denoiser, 'round_sigma', None)
     if round_sigma is None:
         return sigmas
@@ -469,13 +508,21 @@ def known_levels(denoiser: DenoiseFn, sigmas: Tensor) -> Tensor:
 
 
 def stops_at(sampler: Any, sigma_min: float) -> dict[str, float]:
-    """The option of samplers that take the two ends in place of a list of levels: where they
-    stop.
+    """Return the option of the last level, for samplers that take two ends in place of levels.
+
+    Args:
+        sampler: The sampler.
+        sigma_min: The last level.
     """
     return {'sigma_min': sigma_min} if 'sigma_min' in find_sampler(sampler).takes else {}
 
 
 def device_of(denoiser: Any) -> Any:
+    """Return the device of the parameters of a denoiser, or the CPU.
+
+    Args:
+        denoiser: The denoiser.
+    """
     parameters = getattr(denoiser, 'parameters', None)
     return (
         next((parameter.device for parameter in parameters()), torch.device('cpu'))
@@ -488,11 +535,18 @@ def _whole(name: str, value: Any) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f'{name} is {value!r}; it must be a whole number') from None
+        raise ValueError(f'{name} must be an integer; got {value!r}') from None
 
 
 def batch_shape(shape_or_x: Any) -> list[int]:
-    """Return the shape [B, ...] of a batch that is given, or whose shape is."""
+    """Return the shape [B, ...] of a batch that is given, or whose shape is given.
+
+    Args:
+        shape_or_x: A shape or a tensor.
+
+    Raises:
+        ValueError: If it is not the shape of a batch.
+    """
     shape = shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x
     try:
         sides = [operator.index(side) for side in shape]
@@ -500,15 +554,22 @@ def batch_shape(shape_or_x: Any) -> list[int]:
         sides = []
     if len(sides) < 2 or min(sides[1:]) < 1 or sides[0] < 0:
         raise ValueError(
-            'shape_or_x must be the shape of a batch, [4, 3, 64, 64] for example, or a batch; '
-            f'got {show_value(shape)}'
+            'shape_or_x must be a batch, or the shape of one, such as [4, 3, 64, 64]; got '
+            f'{show_value(shape)}'
         )
     return sides
 
 
 def make_seeds(seeds: Any, n: int) -> list[int]:
-    """Return a seed for each of n samples: those given, or n that are derived from one number or
-    from torch's global generator.
+    """Return a seed for each of n samples.
+
+    Args:
+        seeds: A seed for each; one number, from which they are derived; or None for a number from
+            torch's global generator.
+        n: Number of samples.
+
+    Raises:
+        ValueError: If there is another number of seeds.
     """
     if seeds is None:
         seeds = torch.randint(0, 2**63 - 1, [])
@@ -517,7 +578,7 @@ def make_seeds(seeds: Any, n: int) -> list[int]:
         return [derive_seed(seed, 'sample', i) for i in range(n)]
     if len(seeds) != n:
         raise ValueError(
-            f'{len(seeds)} seeds were given for {n} samples; give one number, or a seed for each'
+            f'seeds must be one number, or one for each of {n} samples; got {len(seeds)}'
         )
     return [_whole('a seed', seed) for seed in seeds]
 
@@ -537,35 +598,42 @@ def generate(
     options: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
 ) -> Tensor:
-    """Draws one sample per seed: [len(seeds), *shape] on the CPU, float32.
+    """Draw one sample per seed: [len(seeds), *shape] on the CPU, float32.
 
-    A sample depends on its seed and its condition alone, not on its neighbours or the batch size:
-    the start noise and the noise of every step come from the item's own seed.
+    A sample depends on its seed and its condition only, not on its neighbours or the batch size:
+    the start noise and the noise of every step come from its own seed.
 
-    Arguments:
-        shape: of one item, [C, H, W].
-        sigmas: the descending noise levels, as get_sigmas_* give them.
-        sampler: a registered name, with or without `sample_`, or anything else that find_sampler
-            takes.
-        cond: a tree of conditions by name, as `sample` takes it; tensors with an entry per seed are
+    Args:
+        denoise: The denoiser.
+        shape: The shape of an item, [C, H, W].
+        sigmas: The descending noise levels, as get_sigmas_* return them.
+        sampler: A registered name, with or without `sample_`, or another argument of find_sampler.
+        seeds: A seed for each sample.
+        cond: A tree of conditions by name, as in `sample`; tensors with an entry for each seed are
             passed batch by batch.
-        decode: what turns a batch of samples into images (nothing, in pixel space).
-        callback: (how many samples are finished, the sampler's own dict), at each step.
-        options: the sampler's own named options, {'eta': 0.} say.
+        decode: Converts a batch of samples to images; None in pixel space.
+        callback: Called at each step with the number of finished samples and the dict of the
+            sampler.
+        batch_size: Number of samples drawn at once.
+        device: Where to draw.
+        options: The options of the sampler by name, such as {'eta': 0.}.
         x: [len(seeds), *shape] at the first level, in place of the start noise.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
     cond, entry = cond or {}, find_sampler(sampler)
     for key, value in cond.items():
         _check_entries(key, value, len(seeds))
     if batch_size < 1:
-        raise ValueError(f'batch_size is {batch_size}; it must be at least 1')
+        raise ValueError(f'batch_size must be >= 1; got {batch_size}')
     options = dict(options or {})
     for key in options.keys() & {'seed', 'generator', 'noise_sampler'}:
         raise ValueError(
-            f'options holds {key!r}, which would give the items of different batches one noise; '
-            'give seeds instead'
+            f'options must not hold {key!r}, which would give different batches the same noise; '
+            'pass seeds instead'
         )
-    if entry.couples_batch:  # an item's steps must not depend on its neighbours
+    if entry.couples_batch:  # the steps of an item must not depend on its neighbours
         options = {'per_item': not options.get('eta'), **options}
         batch_size = 1 if options.get('eta') else batch_size
     batches = []
@@ -586,7 +654,7 @@ def generate(
 
 
 def _check_entries(key: str, value: Any, n: int) -> None:
-    """Refuse a list of values, one per item as it seems, of another length than there are items."""
+    """Raise a ValueError for a list with one value per item of another length than the items."""
     if (
         isinstance(value, Tensor)
         and value.ndim == 1
@@ -594,8 +662,8 @@ def _check_entries(key: str, value: Any, n: int) -> None:
         and not is_shared(value)
     ):
         raise ValueError(
-            f'the condition {key!r} has {len(value)} entries for {n} seeds; '
-            'give one each, or K.share(...) for a vector that all samples share'
+            f'the condition {key!r} must have one entry for each of {n} seeds; got {len(value)}. '
+            'Wrap a vector that all samples share in K.share(...)'
         )
 
 
@@ -611,14 +679,26 @@ def sample_batch(
     options: Mapping[str, Any],
     x: Tensor | None = None,
 ) -> Tensor:
-    """One batch of `generate`: start noise of the largest sigma, then the sampler, each item
-    with its own noise.
+    """Draw one batch of `generate`, each item with its own noise.
+
+    Args:
+        denoise: The denoiser.
+        shape: The shape of an item.
+        sigmas: The noise levels.
+        entry: The sampler.
+        seeds: A seed for each item.
+        cond: The conditions of the batch.
+        callback: Called at each step with the dict of the sampler.
+        device: Where to draw.
+        options: The options of the sampler.
+        x: The start at the first level, in place of noise.
     """
     takes = list(inspect.signature(entry.function).parameters)
     odd = sorted(options.keys() - set(takes))
     if odd:
         raise ValueError(
-            f'sample_{entry.name} has no option {odd[0]!r}; its options are {", ".join(takes[3:])}'
+            f'options must be options of sample_{entry.name}, {", ".join(takes[3:])}; got '
+            f'{odd[0]!r}'
         )
     if x is None:
         x = randn_items(shape, [derive_seed(seed, 'start') for seed in seeds], device) * float(
@@ -639,9 +719,8 @@ def sample_batch(
         return entry.function(denoise, x, sigmas.to(device), **arguments)
     arguments = {**_ends_of(entry, sigmas), **arguments}
     found = entry.function(denoise, x, **arguments)
-    x = (
-        found[0] if isinstance(found, tuple) else found
-    )  # dpm_adaptive gives its info as well where that is asked for
+    # with return_info dpm_adaptive returns a pair
+    x = found[0] if isinstance(found, tuple) else found
     return denoise(x, x.new_full([len(x)], arguments['sigma_min']), **cond)
 
 
@@ -652,16 +731,14 @@ def request_batch(
     seeds: Sequence[int] | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Generator[Request, Any, Tensor]:
-    """Run a batch as `sample` does with the model outside (K.sampling.requests), from x [B, ...] at
-    the first level.
+    """Run a batch as `sample` does, with the model called outside (K.sampling.requests).
 
     Args:
         entry: The sampler.
-        x: The noise, [B, ...].
+        x: The noise at the first level, [B, ...].
         sigmas: The descending noise levels.
-        seeds: One for each item, from which the noise of the steps is drawn; None leaves it to
-            torch's global generator.
-        options: The sampler's own.
+        seeds: One for each item, for the noise of the steps; None uses torch's global generator.
+        options: The options of the sampler.
 
     Returns:
         A generator of requests that returns the samples.
@@ -681,17 +758,16 @@ def list_calls(
     options: Mapping[str, Any] | None = None,
     shape: Sequence[int] = (1,),
 ) -> tuple[list[float], bool]:
-    """List the levels at which a sampler asks its model, by a run on zeros.
+    """List the levels at which a sampler calls its model, by a run on zeros.
 
     Args:
-        entry: A sampler whose calls do not depend on the answers (dpm_adaptive's do).
+        entry: A sampler whose calls do not depend on the answers (those of dpm_adaptive do).
         sigmas: The descending noise levels.
-        options: The sampler's own.
-        shape: Of one item, where the options hold something of its shape.
+        options: The options of the sampler.
+        shape: The shape of an item, if the options hold something of its shape.
 
     Returns:
-        The levels, one for each call, and whether the first call is at the x that the run begins
-            with.
+        The levels, one for each call, and True if the first call is at the x of the start.
     """
     x = torch.zeros([1, *shape], dtype=torch.float64)  # the dtype that every run keeps its x in
     run = request_batch(entry, x, sigmas, [0], options)
@@ -708,7 +784,7 @@ def list_calls(
 
 
 def _ends_of(entry: Sampler, sigmas: Tensor) -> dict[str, Any]:
-    """Return the arguments of a sampler that takes the two ends in place of a list of levels."""
+    """Return the arguments of a sampler that takes two ends in place of levels."""
     positive = sigmas[sigmas > 0]
     ends = {'sigma_min': float(positive[-1]), 'sigma_max': float(positive[0])}
     return {**ends, 'n': len(sigmas) - 1} if 'n' in entry.takes else ends

@@ -1,6 +1,7 @@
-"""Gradient noise scale: the batch size beyond which a larger one hardly improves the gradient.
+"""Gradient noise scale: the batch size above which a larger one hardly improves the gradient.
 
-McCandlish et al. 2018, arXiv 1812.06162, appendix A.1.
+References:
+    McCandlish et al. (2018), arXiv:1812.06162, appendix A.1.
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ from torch import Tensor, distributed
 
 
 class DDPGradientStatsHook:
-    """Takes the mean squared norms of the per-process and of the averaged gradient while DDP
-    reduces them.
+    """Measures the mean squared norms of per-process and averaged gradients in DDP's reduction.
 
-    `get_stats()` once after each backward pass that synchronises. Raises ValueError for a module
-    that is not wrapped in DistributedDataParallel.
+    Call `get_stats()` once after each backward pass that synchronises.
+
+    Args:
+        ddp_module: A module wrapped in DistributedDataParallel.
+
+    Raises:
+        ValueError: If it is not.
     """
 
     def __init__(self, ddp_module: Any) -> None:
         if not hasattr(ddp_module, 'register_comm_hook'):
             raise ValueError(
-                f'DDPGradientStatsHook got a {type(ddp_module).__name__}; gradient statistics are '
-                'taken '
-                'where processes exchange gradients: wrap the module in DistributedDataParallel, '
-                'running two processes or more'
+                'ddp_module must be wrapped in DistributedDataParallel, because gradient '
+                f'statistics need two processes or more; got {type(ddp_module).__name__}'
             )
         self._sq_norms: list[tuple[Tensor, Tensor]] = []
         ddp_module.register_comm_hook(None, lambda state, bucket: self._reduce(bucket))
@@ -44,11 +47,11 @@ class DDPGradientStatsHook:
         return work.get_future().then(average)
 
     def get_stats(self) -> tuple[float, float]:
-        """(|G_b|^2 averaged over the processes, |G_B|^2) of the last backward pass."""
+        """Return |G_b|^2 averaged over the processes and |G_B|^2 of the last backward pass."""
         if not self._sq_norms:
             raise ValueError(
-                'no gradient was exchanged since the last call; '
-                'call get_stats once after each backward pass that synchronises'
+                'get_stats must be called once after each backward pass that synchronises; no '
+                'gradient was exchanged since the last call'
             )
         stats = torch.stack([torch.stack(pair) for pair in self._sq_norms]).sum(0)
         self._sq_norms.clear()
@@ -58,18 +61,24 @@ class DDPGradientStatsHook:
 
 
 class SplitGradientStats:
-    """The same in one process, from a batch taken in parts: one backward pass for each, of its mean
-    loss divided by their number.
+    """Measures the same in one process, from a batch taken in parts.
 
-    `get_stats()` once after the last part, the gradients having been accumulated.
+    There is one backward pass for each part, of its mean loss divided by the number of parts. Call
+    `get_stats()` once after the last part.
+
+    Args:
+        module: The network.
+        parts: Number of parts, >= 2.
+
+    Raises:
+        ValueError: If parts is below 2.
     """
 
     def __init__(self, module: torch.nn.Module, parts: int) -> None:
         if parts < 2:
             raise ValueError(
-                f'the batch is taken in {parts} part; gradient statistics in one process compare '
-                'parts of a batch with '
-                'the whole: take it in two or more (grad_accum_steps=2)'
+                'parts must be >= 2, because gradient statistics in one process compare parts '
+                f'with the whole batch; got {parts}. Pass grad_accum_steps=2'
             )
         self.parts = parts
         self._small: list[Tensor] = []
@@ -82,11 +91,11 @@ class SplitGradientStats:
                 )
 
     def get_stats(self) -> tuple[float, float]:
-        """(|G_b|^2 averaged over the parts, |G_B|^2) of the last accumulated gradient."""
+        """Return |G_b|^2 averaged over the parts and |G_B|^2 of the last accumulated gradient."""
         if not self._large:
             raise ValueError(
-                'there was no backward pass since the last call; call get_stats once after each '
-                'accumulated gradient'
+                'get_stats must be called once after each accumulated gradient; there was no '
+                'backward pass since the last call'
             )
         sums = torch.stack(
             [
@@ -105,11 +114,17 @@ def _sq_norm(gradient: Tensor) -> Tensor:
 
 
 class GradientNoiseScale:
-    """From the squared gradient norms at a small batch b and a large batch B, averaged over steps:
+    """Estimates the noise scale from squared gradient norms at a small batch b and a large batch B.
 
-    |G|^2 ~ (B |G_B|^2 - b |G_b|^2) / (B - b)
-    tr(Sigma) ~ (|G_b|^2 - |G_B|^2) / (1/b - 1/B)
-    gns = tr(Sigma) / |G|^2.
+    Averaged over steps:
+
+        |G|^2 ~ (B |G_B|^2 - b |G_b|^2) / (B - b)
+        tr(Sigma) ~ (|G_b|^2 - |G_B|^2) / (1/b - 1/B)
+        gns = tr(Sigma) / |G|^2.
+
+    Args:
+        beta: Decay of the averages.
+        eps: Least |G|^2 in the division.
     """
 
     def __init__(self, beta: float = 0.9998, eps: float = 1e-8) -> None:
@@ -121,9 +136,15 @@ class GradientNoiseScale:
         self.gradient_noise_scale = float('nan')
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the averages."""
         return dict(self.__dict__)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore the averages.
+
+        Args:
+            state_dict: The result of `state_dict`.
+        """
         self.__dict__.update(
             {key: value for key, value in state_dict.items() if key in self.__dict__}
         )
@@ -135,11 +156,21 @@ class GradientNoiseScale:
         n_small_batch: int,
         n_large_batch: int,
     ) -> float:
-        """Takes one step's squared norms and returns the noise scale so far."""
+        """Add the squared norms of one step, and return the noise scale so far.
+
+        Args:
+            sq_norm_small_batch: |G_b|^2.
+            sq_norm_large_batch: |G_B|^2.
+            n_small_batch: b.
+            n_large_batch: B.
+
+        Raises:
+            ValueError: Unless 0 < b < B.
+        """
         if not 0 < n_small_batch < n_large_batch:
             raise ValueError(
-                f'the small batch is {n_small_batch} and the large one {n_large_batch}; '
-                'the noise scale needs 0 < small < large: run two processes or more'
+                'n_small_batch and n_large_batch must satisfy 0 < small < large; got '
+                f'{n_small_batch} and {n_large_batch}. Run two processes or more'
             )
         difference = n_large_batch * sq_norm_large_batch - n_small_batch * sq_norm_small_batch
         sq_norm = difference / (n_large_batch - n_small_batch)
@@ -151,10 +182,11 @@ class GradientNoiseScale:
         return self.gradient_noise_scale
 
     def get_gns(self) -> float:
+        """Return the noise scale; NaN before the first update."""
         return self.gradient_noise_scale
 
     def get_stats(self) -> tuple[float, float]:
-        """The debiased averages (|G|^2, tr(Sigma)); nan before the first update."""
+        """Return the debiased averages |G|^2 and tr(Sigma); NaN before the first update."""
         if self.beta_cumprod == 1:
             return float('nan'), float('nan')
         return self.ema_sq_norm / (1 - self.beta_cumprod), self.ema_var / (1 - self.beta_cumprod)

@@ -1,4 +1,4 @@
-"""Asking a model once which recipe suits it."""
+"""Probing a model once for the recipe that suits it."""
 
 from __future__ import annotations
 
@@ -40,32 +40,34 @@ def probe(
     batch_size: int = 64,
     device: Any = None,
 ) -> Probe:
-    """Find the recipe that suits a denoiser best, for each of some numbers of model calls, by a few
-    noises and a finer run.
+    """Find the best recipe for a denoiser, for each of some numbers of model calls.
 
-        denoiser.probe = K.probe(denoiser, [16, 1, 28, 28])
-
-    K.sample(denoiser, ...) then uses the result.
-
-    A recipe is judged by the rms and the median distance of its ends from those of `fine` steps:
-    that one is taken whose larger ratio to the least of either is the smallest. It asks the model
-    for fine + len(CANDIDATES) * sum(steps) batches. The same arguments find the same recipes.
+    The ends of each recipe from a few noises are compared with those of a run of `fine` steps, by
+    the rms and the median distance. The best recipe is the one whose larger ratio to the least of
+    either is smallest. The model is called on fine + len(CANDIDATES) * sum(steps) batches. The same
+    arguments give the same recipes. k-diffusion's own.
 
     Args:
         denoiser: The denoiser.
-        shape: Of the batch of noises, [B, ...]; 8 to 32 items are enough.
+        shape: The shape of the batch of noises, [B, ...]; 8 to 32 items are enough.
         steps: Numbers of model calls.
-        cond: Conditions, as `sample` takes them.
-        guidance: The scale of classifier-free guidance; 1 is none.
-        null: The values that stand for no conditions.
-        guidance_interval: The noise levels (low, high] at which guidance acts; by default all.
-        seed: That of the noises.
-        fine: Steps of the finer run.
-        batch_size: How many noises the denoiser is given at once.
+        cond: As in `sample`.
+        guidance: Scale of classifier-free guidance; 1 disables it.
+        null: Replacements for the conditions that guidance removes.
+        guidance_interval: Noise levels (low, high] with guidance; by default all.
+        seed: Seed of the noises.
+        fine: Number of steps of the finer run.
+        batch_size: Number of noises in one model call.
         device: Where to run.
 
     Returns:
-        The recipes; `save` keeps them beside a checkpoint, and `Probe.load` reads them.
+        The recipes; `save` stores them beside a checkpoint, and `Probe.load` reads them.
+
+    Raises:
+        ValueError: If shape or steps is out of its range.
+
+    Example:
+        denoiser.probe = K.probe(denoiser, [16, 1, 28, 28])    # K.sample(denoiser, ...) uses it
     """
     refuse_unwrapped(denoiser)
     shape, steps = batch_shape(shape), _numbers_of_calls(steps)
@@ -109,8 +111,7 @@ def probe(
             CANDIDATES[chosen],
             why=(
                 f'of {len(CANDIDATES)} recipes it ended nearest to {fine} steps on {shape[0]} '
-                f'noises of this model with {n} calls '
-                f'(rms {rms:.2g}, median {median:.2g})'
+                f'noises of this model with {n} calls (rms {rms:.2g}, median {median:.2g})'
             ),
         )
         seen[n] = {str(recipe): pair for recipe, pair in zip(CANDIDATES, found)}
@@ -118,9 +119,10 @@ def probe(
 
 
 def _numbers_of_calls(steps: Sequence[int]) -> list[int]:
+    """Return the numbers of model calls as a list of checked integers."""
     if isinstance(steps, str) or not isinstance(steps, Iterable):
         raise ValueError(
-            f'steps must be numbers of model calls, [5, 10] for example; got {show_value(steps)}'
+            f'steps must be numbers of model calls, such as [5, 10]; got {show_value(steps)}'
         )
     numbers = list(steps)
     for n in numbers:
@@ -131,11 +133,9 @@ def _numbers_of_calls(steps: Sequence[int]) -> list[int]:
 def _distances(
     run: Callable[[Recipe, int], Tensor], recipe: Recipe, n: int, ends: Tensor
 ) -> tuple[float, float]:
-    """(rms, median) over the items of the rms over their entries between a recipe's ends and the
-    true ones.
-    """
+    """Return (rms, median) over items of the distances between a recipe's ends and true ones."""
     try:
         distances = (run(recipe, n) - ends).flatten(1).double().square().mean(1).sqrt()
-    except ValueError:  # the run left the range of numbers
+    except ValueError:  # the run overflowed
         return math.inf, math.inf
     return distances.square().mean().sqrt().item(), distances.median().item()

@@ -1,6 +1,4 @@
-"""How a model is sampled where nobody says how: a recipe from its noise levels, its guidance and
-the number of model calls.
-"""
+"""Recommended samplers and schedules by noise levels, guidance and number of model calls."""
 
 from __future__ import annotations
 
@@ -18,20 +16,22 @@ from .core.files import read_json_file, write_json
 from .core.protocols import DenoiseFn
 from .schedules import SCHEDULES, get_sigmas_interval
 
-#: Without a first noise level and a last one, a denoiser has these (Karras et al. 2022,
-#: arXiv:2206.00364, table 1).
+#: The noise levels of a denoiser that does not state its range.
+#: Karras et al. (2022), arXiv:2206.00364, table 1.
 RANGE = (0.002, 80.0)
 RHO_7: Mapping[str, float] = {'rho': 7.0}
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What is known of a model before it is asked anything.
+    """The properties of a model that are known without a call.
 
-    sigma_min, sigma_max: Its range of noise levels.
-    scale: That of its guidance, 1 without; NaN where it is guided by an unknown one.
-    interval: The noise levels (low, high] that guidance acts at; None for all.
-    std: The standard deviation of its data.
+    Attributes:
+        sigma_min: The lowest noise level.
+        sigma_max: The highest noise level.
+        scale: The guidance scale; 1 without guidance, NaN for an unknown scale.
+        interval: Noise levels (low, high] with guidance; None for all.
+        std: The standard deviation of the data.
     """
 
     sigma_min: float
@@ -49,8 +49,14 @@ class Traits:
         scale: float = 1.0,
         interval: Sequence[float] | None = None,
     ) -> Traits:
-        """Read the traits off a denoiser's attributes, where they are not given; a scale of 1
-        gives none to a guided denoiser.
+        """Read the traits from the attributes of a denoiser, where they are not given.
+
+        Args:
+            denoiser: The denoiser, guided or not.
+            sigma_min: The lowest noise level.
+            sigma_max: The highest noise level.
+            scale: The guidance scale; 1 leaves that of a guided denoiser.
+            interval: Noise levels with guidance.
         """
         low = getattr(denoiser, 'sigma_min', RANGE[0]) if sigma_min is None else sigma_min
         high = getattr(denoiser, 'sigma_max', RANGE[1]) if sigma_max is None else sigma_max
@@ -59,19 +65,17 @@ class Traits:
                 getattr(denoiser, 'scale', math.nan),
                 getattr(denoiser, 'interval', None),
             )
-        if isinstance(scale, tuple):  # one for each band of frequencies: that which guides most
+        if isinstance(scale, tuple):  # one for each band; the strongest
             scale = max(scale, key=lambda each: abs(each - 1))
         if not (isinstance(scale, float) and math.isnan(scale)):
-            scale = check_number('guidance', scale, hint='1 is none')
+            scale = check_number('guidance', scale, hint='1 disables guidance')
         edges = None if interval is None else check_interval('guidance_interval', interval)
         edges = None if scale == 1 or edges == (0.0, math.inf) else edges
         std = float(getattr(denoiser, 'sigma_data', 1.0))
         return cls(float(low), float(high), scale, edges, std)
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as values that JSON has: None for an unknown scale and for an interval
-        without an upper end.
-        """
+        """Return the traits as JSON values: None for an unknown scale and an infinite upper end."""
         edges = (
             None
             if self.interval is None
@@ -85,7 +89,11 @@ class Traits:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Traits:
-        """Return what `as_json` wrote."""
+        """Return the traits from the result of `as_json`.
+
+        Args:
+            values: The JSON values.
+        """
         interval, scale = values['interval'], values['scale']
         edges = (
             None
@@ -96,17 +104,21 @@ class Traits:
 
     @property
     def guided(self) -> bool:
-        """Whether guidance is applied."""
+        """Return True if there is guidance."""
         return self.scale != 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A sampler and the schedule it walks.
+    """A sampler and its schedule.
 
-    options: The sampler's. spacing: The schedule's.
-    raised: The least level before 0, as a multiple of the model's own.
-    why: What it was chosen for.
+    Attributes:
+        sampler: The name of the sampler.
+        options: Its options.
+        schedule: The name of the schedule.
+        spacing: The options of the schedule.
+        raised: The lowest level above 0, as a multiple of the model's.
+        why: The reason for the choice.
     """
 
     sampler: str
@@ -117,13 +129,14 @@ class Recipe:
     why: str = ''
 
     def levels(self, steps: int, traits: Traits, options: Mapping[str, Any]) -> Tensor:
-        """Return the noise levels of so many model calls; karras levels have one on either edge of
-        the guidance interval.
+        """Return the noise levels of so many model calls.
+
+        Karras levels have one on each edge of the guidance interval.
 
         Args:
-            steps: The number of model calls.
-            traits: Those of the model.
-            options: The sampler's options in use; an analytic first step (afs) adds a level.
+            steps: Number of model calls.
+            traits: The traits of the model.
+            options: The options of the sampler in use; an analytical first step (afs) adds a level.
         """
         low = (
             traits.sigma_min
@@ -156,10 +169,9 @@ class Recipe:
 
 #: The finer run that `K.probe` compares with.
 FINE = Recipe('ipndm', {'order': 2}, spacing=RHO_7)
-#: Distances are compared with so much added to both: an eighth of a grey level of 255 counts as
-#: nothing.
+#: Added to both distances in a comparison: an eighth of a grey level of 255.
 FLOOR = 5e-4
-#: What `K.probe` tries.
+#: The recipes that `K.probe` compares.
 CANDIDATES: list[Recipe] = [
     Recipe('ipndm', {'order': 2, 'afs': True}, spacing=RHO_7),
     Recipe('ipndm', {'order': 3, 'afs': True}, spacing=RHO_7),
@@ -178,50 +190,52 @@ CANDIDATES: list[Recipe] = [
 ]
 
 
-#: From how many standard deviations of the data on a start is so noisy that a formula stands for
-#: the first call: up to FEW model calls, whose errors hide that of the formula, and for any number
-#: of them.
+#: A start this many standard deviations of the data away is so noisy that a formula replaces the
+#: first call: FAR for at most FEW model calls, whose errors hide that of the formula, and FARTHEST
+#: for any number of them.
 FAR, FARTHEST = 40.0, 500.0
 FEW = 12
-#: Above this log(sigma_max / sigma_min), and from so many model calls on, low levels are few, and
-#: rho is larger.
+#: Above this log(sigma_max / sigma_min), and from this number of model calls, low levels are rare,
+#: and rho is larger.
 WIDE, WIDE_FROM, WIDE_RHO = 12.0, 8, 9.0
-#: Below this log(sigma_max / sigma_min), up to so many model calls are better taken with the second
-#: order, and from so many on by UniPC.
+#: Below this log(sigma_max / sigma_min), at most SHORT model calls are better with order 2, and at
+#: least LONG with UniPC.
 NARROW, SHORT, LONG = 8.0, 6, 15
-#: Up to so many model calls guidance at all levels bends the flow too much for the third order; in
-#: an interval, up to so many.
+#: Up to this number of model calls guidance bends the flow too much for order 3: at all levels, and
+#: in an interval.
 STIFF, STIFF_IN_INTERVAL = 12, 7
 
 
 def recommended(steps: int, traits: Traits) -> Recipe:
-    """Return the recipe for so many model calls of a model of which no more is known than its
-    traits (docs/samplers.md).
+    """Return the recipe for a number of model calls and a model's traits (docs/samplers.md).
 
-    All of them walk Karras levels to the model's own least level and then denoise: a higher least
-    level would lose what is finer, and how fine the data is, the traits do not say.
+    All of them use Karras levels down to the lowest level of the model and then denoise. A higher
+    last level would lose finer detail, and the traits do not say how fine the data is.
+
+    Args:
+        steps: Number of model calls.
+        traits: The traits of the model.
     """
-    wrong = not 0 < traits.sigma_min <= traits.sigma_max < math.inf  # the schedule says so
+    wrong = not 0 < traits.sigma_min <= traits.sigma_max < math.inf  # the schedule raises then
     extent = 0.0 if wrong else math.log(traits.sigma_max / traits.sigma_min)
     short = not traits.guided and extent < NARROW and steps <= SHORT
     if extent < NARROW and steps >= LONG and traits.interval is None:
         why = (
-            f'{steps} calls leave short steps from {traits.sigma_max:g} to '
-            f'{traits.sigma_min:g}, where a corrector is worth most'
+            f'{steps} calls make short steps from {traits.sigma_max:g} to '
+            f'{traits.sigma_min:g}, where a corrector is most effective'
         )
         return Recipe('uni_pc', {}, 'exponential', why=why)
     stiff = traits.guided and steps <= (STIFF if traits.interval is None else STIFF_IN_INTERVAL)
     order = 2 if short or stiff else 3
     equal = stiff or traits.interval is not None
-    fewest = (
-        1 if traits.interval is None else STIFF_IN_INTERVAL + 1
-    )  # fewer calls leave no level to spend above an interval
+    # fewer calls have no level above an interval
+    fewest = 1 if traits.interval is None else STIFF_IN_INTERVAL + 1
     afs = steps >= fewest and traits.sigma_max >= (FAR if steps <= FEW else FARTHEST) * traits.std
-    reasons = [f'levels go down to {traits.sigma_min:g}, the least of the model']
+    reasons = [f'levels go down to {traits.sigma_min:g}, the lowest of the model']
     if short:
         reasons.append(
-            f'{steps} calls over a narrow range of levels are best taken with the weights of '
-            'equal steps, of order 2'
+            f'{steps} calls over a narrow range of levels have the least error with the weights '
+            'of equal steps, of order 2'
         )
     elif equal:
         reasons.append(
@@ -233,15 +247,13 @@ def recommended(steps: int, traits: Traits) -> Recipe:
     if traits.interval is not None:
         low, high = traits.interval
         reasons.append(
-            f'levels lie on the edges of the guidance interval, {low:g} and {high:g}, and the '
-            'share of a step inside is '
-            'integrated'
+            f'levels are on the edges of the guidance interval, {low:g} and {high:g}, and the '
+            'share of a step inside it is integrated'
         )
     if afs:
         reasons.append(
             f'it starts {traits.sigma_max / traits.std:.0f} standard deviations of the data away, '
-            'so a formula stands for '
-            'the first call'
+            'so a formula replaces the first call'
         )
     options = {'order': order, **({'afs': True} if afs else {})}
     rho = WIDE_RHO if extent > WIDE and steps >= WIDE_FROM else 7.0
@@ -252,11 +264,14 @@ def recommended(steps: int, traits: Traits) -> Recipe:
 
 @dataclass(frozen=True)
 class Probe:
-    """The recipes that came nearest to a finer run of a model on a few noises, by number of model
-    calls.
+    """The recipes nearest to a finer run of a model on a few noises, by number of model calls.
 
-    `K.probe` makes one. recipes: number of model calls -> recipe. traits: Those of the model it was
-    made for. distances: number of model calls -> recipe in words -> (rms, median) over the noises.
+    `K.probe` makes one.
+
+    Attributes:
+        traits: The traits of the model.
+        recipes: The best recipe by number of model calls.
+        distances: (rms, median) over the noises by number of model calls and recipe in words.
     """
 
     traits: Traits
@@ -264,20 +279,34 @@ class Probe:
     distances: Mapping[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
     def recipe(self, steps: int, traits: Traits) -> Recipe | None:
-        """Return the recipe of the nearest number of model calls; None where it was made under
-        other guidance or levels.
+        """Return the recipe of the nearest number of calls; None for other guidance or levels.
+
+        Args:
+            steps: Number of model calls.
+            traits: The traits of the model.
         """
         if traits.as_json() != self.traits.as_json() or not self.recipes:
             return None
         return self.recipes[min(self.recipes, key=lambda n: abs(math.log(n / steps)))]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as JSON."""
+        """Write the probe as JSON.
+
+        Args:
+            path: The file.
+        """
         write_json(path, {**asdict(self), 'traits': self.traits.as_json()})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Probe:
-        """Read what `save` wrote."""
+        """Read a probe that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Raises:
+            ValueError: If it is not such a file.
+        """
         found = read_json_file(Path(path))
         try:
             recipes = {int(n): Recipe(**recipe) for n, recipe in found['recipes'].items()}

@@ -1,4 +1,4 @@
-"""The names that the original kept here; each lives in the room it belongs to."""
+"""The names of the original's utils, imported from the packages they belong to."""
 
 from .core.files import download_file
 from .core.images import from_pil_image, to_pil_image

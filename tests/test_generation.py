@@ -75,11 +75,11 @@ def test_global_randomness_is_neither_used_nor_moved():
 def test_refusals_name_what_is_allowed():
     with pytest.raises(ValueError, match="did you mean 'dpmpp_2m'"):
         generate(denoise, [1, 2, 2], SIGMAS, 'dpmp_2m')
-    with pytest.raises(ValueError, match="no option 'churn'.*s_churn"):
+    with pytest.raises(ValueError, match="options of sample_.*s_churn.*; got 'churn'"):
         generate(denoise, [1, 2, 2], SIGMAS, 'euler', options={'churn': 1.0})
-    with pytest.raises(ValueError, match='2 entries for 1 seeds'):
+    with pytest.raises(ValueError, match='one entry for each of 1 seeds; got 2'):
         generate(denoise, [1, 2, 2], SIGMAS, cond={'shift': torch.zeros(2)})
-    with pytest.raises(ValueError, match='batch_size is 0'):
+    with pytest.raises(ValueError, match='batch_size must be >= 1; got 0'):
         generate(denoise, [1, 2, 2], SIGMAS, batch_size=0)
 
 
@@ -212,7 +212,7 @@ def test_sample_seeds():
     first, second = (K.sample(denoise, [2, 1, 4, 4], 5) for _ in range(2))
     torch.manual_seed(3)
     assert torch.equal(first, K.sample(denoise, [2, 1, 4, 4], 5)) and not torch.equal(first, second)
-    with pytest.raises(ValueError, match='3 seeds were given for 2 samples'):
+    with pytest.raises(ValueError, match='one for each of 2 samples; got 3'):
         K.sample(denoise, [2, 1, 4, 4], 5, seeds=[1, 2, 3])
 
 
@@ -254,12 +254,12 @@ def test_sample_guides():
     ('arguments', 'sentence'),
     [
         ({'shape_or_x': [4]}, r'got \[4\]'),
-        ({'steps': 0}, 'steps is 0'),
+        ({'steps': 0}, 'steps must be >= 1; got 0'),
         ({'sampler': 'eulr'}, "did you mean 'euler'"),
         ({'schedule': 'karas'}, "did you mean 'karras'"),
-        ({'guidance': 2.0}, 'guidance=2.0 needs null'),
-        ({'options': {'etta': 1.0}}, "no option 'etta'"),
-        ({'sigma_min': 9.0, 'sigma_max': 3.0}, 'no range of noise levels'),
+        ({'guidance': 2.0}, 'null must be given for guidance=2.0'),
+        ({'options': {'etta': 1.0}}, "options must be options of .*; got 'etta'"),
+        ({'sigma_min': 9.0, 'sigma_max': 3.0}, '0 < sigma_min <= sigma_max'),
     ],
 )
 def test_sample_refuses(arguments, sentence):
@@ -282,7 +282,7 @@ def test_sample_with_levels_of_ones_own():
         ours,
         K.sample(denoise, [3, 1, 4, 4], 4, 'euler', torch.tensor(sigmas), seeds=0, sigma_max=20.0),
     )
-    with pytest.raises(ValueError, match='make 4 steps from 20; leave them out'):
+    with pytest.raises(ValueError, match='make 4 steps from 20; got'):
         K.sample(denoise, [3, 1, 4, 4], 5, 'euler', sigmas)
     with pytest.raises(ValueError, match='ascend|descend|fall'):
         K.sample(denoise, [3, 1, 4, 4], sampler='euler', schedule=sigmas[::-1])
@@ -369,15 +369,15 @@ def test_seeds_of_any_whole_kind():
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        ({'seeds': [1.5, 2.5]}, 'a seed is 1.5; it must be a whole number'),
-        ({'seeds': 1.5}, 'seeds is 1.5'),
-        ({'steps': 2.5}, 'steps is 2.5'),
+        ({'seeds': [1.5, 2.5]}, 'a seed must be an integer; got 1.5'),
+        ({'seeds': 1.5}, 'seeds must be an integer; got 1.5'),
+        ({'steps': 2.5}, 'steps must be an integer; got 2.5'),
         ({'sampler': ''}, 'unknown sampler'),
-        ({'sampler': 3}, 'of type int; give a name'),
-        ({'schedule': 'vp', 'sigma_max': 20.0}, 'has noise levels of its own'),
-        ({'guidance_interval': (0.1, 2.0)}, 'there is no guidance'),
-        ({'cond': {'shift': [1.0, 2.0, 3.0]}}, 'has 3 entries for 2 seeds'),
-        ({'options': {'seed': 3}}, 'give seeds instead'),
+        ({'sampler': 3}, 'sampler must be a name, .*; got int'),
+        ({'schedule': 'vp', 'sigma_max': 20.0}, 'which has its own noise levels'),
+        ({'guidance_interval': (0.1, 2.0)}, 'must be None without guidance'),
+        ({'cond': {'shift': [1.0, 2.0, 3.0]}}, 'one entry for each of 2 seeds; got 3'),
+        ({'options': {'seed': 3}}, 'pass seeds instead'),
         ({'device': 'moon'}, 'device must be one that this machine'),
     ],
 )
@@ -461,19 +461,19 @@ def test_what_is_no_denoiser_is_named_with_the_way_to_make_one():
         up_block_types=('UpBlock2D',),
     )
     with pytest.raises(
-        TypeError, match='UNet2DModel of diffusers: wrap its network, K.external.from_diffusers'
+        TypeError, match='a diffusers UNet2DModel. Wrap its network: K.external.from_diffusers'
     ):
         K.sample(network, [1, 1, 8, 8], 2)
     with pytest.raises(
-        TypeError, match='UNet2DModel of diffusers: wrap its network, K.external.from_diffusers'
+        TypeError, match='a diffusers UNet2DModel. Wrap its network: K.external.from_diffusers'
     ):
         K.sample(torch.nn.DataParallel(network), [1, 1, 8, 8], 2)
-    with pytest.raises(TypeError, match='Conv2d, which takes no sigma: wrap the network'):
+    with pytest.raises(TypeError, match='Conv2d, which takes no sigma. Wrap the network'):
         K.sample(torch.nn.Conv2d(1, 1, 3), [1, 1, 8, 8], 2)
     bare = K.models.ImageDenoiserModelV1(1, 8, [1], [8], [False])
     with pytest.raises(
         TypeError,
-        match='bare network, ImageDenoiserModelV1: wrap it, K.config.make_denoiser_wrapper',
+        match='bare network, ImageDenoiserModelV1. Wrap it: K.config.make_denoiser_wrapper',
     ):
         K.sample(bare, [1, 1, 8, 8], 2)
 
@@ -481,8 +481,8 @@ def test_what_is_no_denoiser_is_named_with_the_way_to_make_one():
         def apply_model(self, x, t, cond): ...
 
     with pytest.raises(
-        TypeError, match=r'Latent with apply_model: wrap it, K.external.wrap\(model\)'
+        TypeError, match=r'Latent with apply_model. Wrap it: K.external.wrap\(model\)'
     ):
         K.sample(Latent(), [1, 1, 8, 8], 2)
-    with pytest.raises(TypeError, match='denoiser must be a function .* got a dict'):
+    with pytest.raises(TypeError, match='denoiser must be a function .* got dict'):
         K.sample({}, [1, 1, 8, 8], 2)

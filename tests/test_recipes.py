@@ -254,9 +254,9 @@ def test_sample_a_denoiser_with_a_scale_for_each_band():
         (lambda: K.probe(MODEL, [2, 2], steps=5), 'steps must be numbers of model calls'),
         (
             lambda: K.probe(MODEL, [2, 2], steps=[0]),
-            'each of steps must be a whole number >= 1; got 0',
+            'each of steps must be an integer >= 1; got 0',
         ),
-        (lambda: K.probe(MODEL, [2, 2], fine=0), 'fine must be a whole number >= 1; got 0'),
+        (lambda: K.probe(MODEL, [2, 2], fine=0), 'fine must be an integer >= 1; got 0'),
         (lambda: K.probe(MODEL, [0, 2]), 'shape must hold at least one noise'),
     ],
 )
