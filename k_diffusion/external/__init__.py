@@ -1,5 +1,6 @@
-"""Networks of other families as denoisers D(x, sigma): v-diffusion, guided-diffusion, CompVis,
-rectified flow, diffusers, EDM.
+"""Networks of other projects as denoisers D(x, sigma).
+
+v-diffusion, guided-diffusion, CompVis, rectified flow, diffusers, EDM.
 """
 
 from .compvis import CompVisDenoiser, CompVisVDenoiser

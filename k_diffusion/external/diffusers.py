@@ -1,6 +1,4 @@
-"""Models of the diffusers library as denoisers: the network by its class, the meaning of its
-answer by its scheduler.
-"""
+"""Models of the diffusers library as denoisers: networks by class, predictions by scheduler."""
 
 from __future__ import annotations
 
@@ -26,47 +24,50 @@ def from_diffusers(
     variant: str | None = None,
     controlnet: Any = None,
 ) -> PreconditionedDenoiser:
-    """The denoiser D(x, sigma, **cond) of a pipeline, of its folder or name, or of a model beside
-    its scheduler.
+    """Make the denoiser D(x, sigma, **cond) of a pipeline, its folder or name, or a network.
 
-    Of a folder the network and the scheduler's settings are loaded and nothing else. Pictures (or
-    latents, scaled as the network knows them) go in and out; conditions have the names of the
-    model's own forward, with class_cond for class labels and SDXL's text_embeds and time_ids like
-    any other, all one per item (one entry serves all items), so that classifier-free guidance can
-    join them. `unet_cond` is laid beside x (inpainting models, Stable Video Diffusion). The network
-    is frozen, and moved where device or dtype say so.
-
-    denoiser = K.external.from_diffusers('path/to/stable-diffusion'); sigmas =
-    denoiser.get_sigmas(30)
+    From a folder only the network and the settings of the scheduler are loaded. Input and output
+    are images, or latents in the scale of the network. Conditions have the names of the forward of
+    the model, with class_cond for class labels and SDXL's text_embeds and time_ids like any other.
+    All have an entry per item (one entry serves all items), so that classifier-free guidance can
+    join them. `unet_cond` is concatenated to x (inpainting models, Stable Video Diffusion). The
+    network is frozen.
 
     Args:
-        source: a pipeline; the folder or the hub's name of one; or a network, also under
+        source: A pipeline; the folder or the hub name of one; or a network, also inside
             torch.compile, DistributedDataParallel or PEFT.
-        scheduler: the scheduler that belongs to the network; None for that of the pipeline.
-        quantize: ask at the nearest of the T levels the network was trained at.
-        device: where to move the network; None leaves it.
-        dtype: what to cast the network to; None leaves it (float32 where it is loaded).
-        variant: which weights of a folder to load, 'fp16' for example; None for those without a
-            variant or, where there are none, for the only variant.
-        controlnet: a ControlNet that belongs to the network, or several as diffusers'
-            MultiControlNetModel; None for that of the pipeline. Its picture is the condition
-            `controlnet_cond`, its weight `conditioning_scale`.
+        scheduler: The scheduler of the network; None for that of the pipeline.
+        quantize: Round levels to the nearest of the T levels at which the network was trained.
+        device: Where to move the network; None leaves it.
+        dtype: The dtype to cast the network to; None leaves it (float32 for a loaded one).
+        variant: The variant of the weights in a folder, such as 'fp16'; None for those without a
+            variant or, if there are none, for the only variant.
+        controlnet: A ControlNet of the network, or several as diffusers' MultiControlNetModel; None
+            for that of the pipeline. Its image is the condition `controlnet_cond`, its weight
+            `conditioning_scale`.
+
+    Returns:
+        The denoiser, in evaluation mode.
 
     Raises:
-        TypeError: an argument is of another kind.
-        ValueError: the network's family, the ControlNet or the scheduler is not known here.
-        FileNotFoundError: there is no such folder, or it lacks the weights.
+        TypeError: If an argument has the wrong type.
+        ValueError: If the family of the network, the ControlNet or the scheduler is unknown.
+        FileNotFoundError: If the folder or its weights do not exist.
+
+    Example:
+        denoiser = K.external.from_diffusers('path/to/stable-diffusion')
+        sigmas = denoiser.get_sigmas(30)
     """
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(
-            f'dtype must be a floating torch.dtype, torch.float16 for example; got {dtype!r}'
+            f'dtype must be a floating-point torch.dtype, such as torch.float16; got {dtype!r}'
         )
     device = None if device is None else _read_device(device)
     if isinstance(source, (str, os.PathLike)):
         model, own, control = load_parts(str(source), dtype, variant)
     elif variant is not None:
         raise ValueError(
-            f'variant must be left out where source is no folder and no name; got {variant!r} '
+            f'variant must be None unless source is a folder or a name; got {variant!r} '
             f'with {describe(source)}'
         )
     else:
@@ -87,13 +88,11 @@ def from_diffusers(
 
 
 def _parts_of(source: Any) -> tuple[Any, Any, Any]:
-    """Return the network, the scheduler and the ControlNet of a pipeline, or a network without
-    these.
-    """
+    """Return the network, the scheduler and the ControlNet of a pipeline, or a network alone."""
     if isinstance(source, type):
         raise TypeError(
-            f'source must be a pipeline, its folder, or a network; got {describe(source)}: '
-            f'load it first, {source.__name__}.from_pretrained(...)'
+            f'source must be a pipeline, its folder, or a network; got {describe(source)}. '
+            f'Load it first: {source.__name__}.from_pretrained(...)'
         )
     if getattr(source, 'components', None) is not None:
         second = next(
@@ -107,7 +106,7 @@ def _parts_of(source: Any) -> tuple[Any, Any, Any]:
         if second is not None:
             raise ValueError(
                 f'source must have one network; {type(source).__name__} has a second, '
-                f'{second}, for other noise levels: wrap each with its scheduler'
+                f'{second}, for other noise levels. Wrap each with its scheduler'
             )
         model = getattr(source, 'unet', None)
         return (
@@ -118,7 +117,7 @@ def _parts_of(source: Any) -> tuple[Any, Any, Any]:
     if hasattr(source, 'set_timesteps'):
         raise TypeError(
             f'source must be a pipeline, its folder, or a network; got the scheduler '
-            f'{type(source).__name__}: give the network first, then the scheduler'
+            f'{type(source).__name__}. Pass the network first, then the scheduler'
         )
     if not isinstance(source, nn.Module):
         raise TypeError(
@@ -132,5 +131,5 @@ def _read_device(device: Any) -> torch.device:
         return torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(
-            f"device must be a device of torch, 'cuda:0' for example; got {device!r}"
+            f"device must be a torch device, such as 'cuda:0'; got {device!r}"
         ) from None

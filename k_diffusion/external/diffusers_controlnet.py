@@ -1,4 +1,4 @@
-"""ControlNets of diffusers: networks asked at the same x and t, whose answer the first is given."""
+"""ControlNets of diffusers: networks evaluated at the same x and t as the main network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..core.conditions import expand_single
 from .diffusers_families import Family
 from .unwrapping import describe, unwrap_network
 
-#: Under which names a network takes what its ControlNet answers, by the network's class.
+#: The parameters of a network for the output of its ControlNet, by the class of the network.
 _RESIDUALS: Mapping[str, tuple[str, ...]] = {
     'UNet2DConditionModel': ('down_block_additional_residuals', 'mid_block_additional_residual'),
     'SD3Transformer2DModel': ('block_controlnet_hidden_states',),
@@ -23,20 +23,20 @@ _RESIDUALS: Mapping[str, tuple[str, ...]] = {
 
 
 class ControlNet(nn.Module):
-    """A ControlNet as a function from the call of its network to that call with what it answers.
+    """A ControlNet as a function from the call of its network to that call with the residuals.
 
-    It takes of the network's conditions what its own signature names, and beside them its own:
-    `controlnet_cond` (a picture, or latents for Flux and Stable Diffusion 3; a list for several
+    It takes the conditions of the network that its own signature names, and its own:
+    `controlnet_cond` (an image, or latents for Flux and Stable Diffusion 3; a list for several
     ControlNets) and `conditioning_scale`, a number.
 
     Args:
-        model: a ControlNet of diffusers, or several as one of its Multi classes.
-        kind: the class of the network that it is for, as its family has it.
-        family: the network's family.
-        shared: what the network's own call may hold.
+        model: A ControlNet of diffusers, or several as one of its Multi classes.
+        kind: The class of its network, as its family has it.
+        family: The family of the network.
+        shared: The names that the call of the network may hold.
 
     Raises:
-        ValueError: networks of this class have no ControlNet, or this is none.
+        ValueError: If networks of this class have no ControlNet, or model is not one.
     """
 
     def __init__(self, model: Any, kind: str, family: Family, shared: set[str]) -> None:
@@ -45,9 +45,8 @@ class ControlNet(nn.Module):
         takes = inspect.signature(inner.forward).parameters if isinstance(inner, nn.Module) else {}
         if residuals is None or 'controlnet_cond' not in takes or 'control_type' in takes:
             raise ValueError(
-                'controlnet must be a ControlNet, no ControlNetUnionModel, for one of '
-                f'{", ".join(_RESIDUALS)}; '
-                f'got {describe(model)} for {kind}'
+                'controlnet must be a ControlNet other than ControlNetUnionModel, for one of '
+                f'{", ".join(_RESIDUALS)}; got {describe(model)} for {kind}'
             )
         self.model, self.residuals, self.pack = model, residuals, family.pack
         self.takes = set(takes) - {'return_dict'}
@@ -56,7 +55,11 @@ class ControlNet(nn.Module):
         self.config: Mapping[str, Any] = getattr(first, 'config', None) or {}
 
     def forward(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a network's call with the residuals instead of the ControlNet's own conditions."""
+        """Return a call of the network with the residuals in place of the ControlNet's conditions.
+
+        Args:
+            call: The arguments of the network by name.
+        """
         own = {name: value for name, value in call.items() if name in self.own}
         call = {name: value for name, value in call.items() if name not in self.own}
         if 'controlnet_cond' not in own:
@@ -86,7 +89,7 @@ class ControlNet(nn.Module):
         return {**call, **dict(zip(self.residuals, self.model(**asked, return_dict=False)))}
 
     def _lay_out(self, picture: Tensor, call: Mapping[str, Any]) -> Tensor:
-        """Return a picture with an entry for each item, as tokens where the network takes those."""
+        """Return an image with an entry for each item, as tokens for networks that take tokens."""
         items = next(
             len(value) for value in call.values() if isinstance(value, Tensor) and value.ndim > 2
         )

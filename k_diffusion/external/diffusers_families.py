@@ -1,4 +1,4 @@
-"""Families of diffusers' networks: known classes, and what each does otherwise than the rule."""
+"""Families of diffusers networks: the known classes, and their exceptions from the general rule."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from .unwrapping import class_names, find_class, parameters_of
 
 @dataclass(frozen=True)
 class Family:
-    """What a class of networks does otherwise than the general rule.
+    """The exceptions of a class of networks from the general rule.
 
-    The rule: x is [B, C, ...]; a flow's time goes from 0 (clean) to 1000 (noise); the answer is
-    what the scheduler's settings say, noise - clean of a flow; the conditions, and which of them
-    are needed, are read from the signature of `forward`.
+    The rule: x is [B, C, ...]; the time of a flow goes from 0 (clean) to 1000 (noise); the output
+    is what the settings of the scheduler say, noise - clean for a flow; the conditions, and which
+    of them are required, are read from the signature of `forward`.
 
     Attributes:
-        time_scale: what the network's time is at the noise of a flow.
-        reversed_time: its time is 0 at the noise and `time_scale` at the clean.
-        rounded_time: it takes its time in the dtype of its weights alone, rounded to that.
-        negated: it answers clean - noise.
-        channels: the dimension of the channels.
-        pack: how x is laid out for it; None where it is given as it is.
-        needs: conditions that it needs although its signature has a default for them.
-        own: conditions that `pack` takes beside those of the signature.
-        guidance: the scale that a network with guidance_embeds is told if none is given; None where
-            one must be given.
-        guidance_factor: what it is told is multiplied by.
+        time_scale: The time of the network at the noise end of a flow.
+        reversed_time: The time is 0 at the noise end and `time_scale` at the clean end.
+        rounded_time: The network takes its time in the dtype of its weights only, rounded to it.
+        negated: The output is clean - noise.
+        channels: The dimension of the channels.
+        pack: The layout of x for the network; None for x as it is.
+        needs: Required conditions that have a default in the signature.
+        own: Conditions of `pack` besides those of the signature.
+        guidance: The scale passed to a network with guidance_embeds if none is given; None if one
+            must be given.
+        guidance_factor: Factor of the scale.
     """
 
     time_scale: float = 1000.0
@@ -56,7 +56,7 @@ class Family:
 
 
 _TEXT = ('encoder_hidden_states',)
-#: The classes that are known, with their exceptions.
+#: The known classes with their exceptions.
 FAMILIES: Mapping[str, Family] = {
     'UNet2DModel': Family(),
     'UNet2DConditionModel': Family(),
@@ -94,37 +94,41 @@ FAMILIES: Mapping[str, Family] = {
     'HunyuanVideo15Transformer3DModel': Family(rounded_time=True),
 }
 
-#: Classes that are not supported, and why.
+#: Unsupported classes, and the reason.
 _REFUSED: Mapping[str, str] = {
-    'LuminaNextDiT2DModel': 'the places of its tokens change with the time',
+    'LuminaNextDiT2DModel': 'the positions of its tokens change with the time',
     'LTX2VideoTransformer3DModel': 'it denoises a video and its sound together, two tensors',
-    'OmniGenTransformer2DModel': 'its prompt is a sequence of words and pictures',
-    'CogView4Transformer2DModel': 'its time is that before a shift by the size of the picture',
+    'OmniGenTransformer2DModel': 'its prompt is a sequence of words and images',
+    'CogView4Transformer2DModel': 'its time is that before a shift by the size of the image',
     'MochiTransformer3DModel': 'its scheduler counts the time of its flow from the data',
-    'CosmosTransformer3DModel': 'what it answers stands in its pipeline and in no setting',
-    'UNet1DModel': 'its time and answer differ with its settings',
-    'Transformer2DModel': 'it answers with classes of tokens, or is a part of another network',
-    'StableCascadeUNet': 'its time is a ratio that its scheduler alone makes',
-    'PriorTransformer': 'it makes embeddings of pictures, not pictures',
-    'Kandinsky5Transformer3DModel': 'its channels stand last, and its pipeline makes the places',
-    'LongCatImageTransformer2DModel': 'the places of its tokens depend on its tokenizer',
+    'CosmosTransformer3DModel': 'its prediction is defined in its pipeline and not in a setting',
+    'UNet1DModel': 'its time and prediction differ with its settings',
+    'Transformer2DModel': 'it predicts classes of tokens, or is a part of another network',
+    'StableCascadeUNet': 'its time is a ratio that only its scheduler computes',
+    'PriorTransformer': 'it makes embeddings of images, not images',
+    'Kandinsky5Transformer3DModel': 'its channels are last, and its pipeline makes the positions',
+    'LongCatImageTransformer2DModel': 'the positions of its tokens depend on its tokenizer',
 }
-#: Settings (name, value) that make another kind of network, and why it is not supported.
+#: Settings (name, value) that make another kind of network, and why it is unsupported.
 _REFUSED_SETTINGS = (
-    ('use_meanflow', True, 'it is asked for a step between two noise levels'),
-    ('image_condition_type', 'token_replace', 'it is given a first frame without noise'),
+    ('use_meanflow', True, 'it takes a step between two noise levels'),
+    ('image_condition_type', 'token_replace', 'it takes a first frame without noise'),
 )
 
 
 def find_family(network: Any, held: Any = None) -> tuple[str, Family]:
-    """Return the known class that a network is of or derived from, and its family.
+    """Return the known class of a network, or of its base classes, and its family.
 
-    A network that is not of diffusers but is called like one has the family of the one network
+    A network outside diffusers with the same calling convention has the family of the one network
     that it holds, `held`, or that of the rule.
 
+    Args:
+        network: The network.
+        held: The network inside it, if there is one.
+
     Raises:
-        ValueError: it is a network of diffusers whose class is not known here, or it is not called
-            as they are, or its settings make it another kind of network.
+        ValueError: If it is an unknown diffusers network, has another calling convention, or its
+            settings make it another kind of network.
     """
     name = find_class(network, FAMILIES)
     if name is None:
@@ -142,18 +146,18 @@ def find_family(network: Any, held: Any = None) -> tuple[str, Family]:
 
 
 def _refuse_unknown(network: Any) -> str:
-    """Return the class of a network that is called like one of diffusers, or refuse it by name."""
+    """Return the class of a network with diffusers' calling convention, or raise a ValueError."""
     name = type(network).__name__
     reason = next((_REFUSED[base] for base in class_names(network) if base in _REFUSED), None)
     if reason is not None:
-        raise ValueError(f'{name} is a network of diffusers that is not supported: {reason}')
+        raise ValueError(f'{name} is a diffusers network that is not supported: {reason}')
     parameters = parameters_of(network)
     if any(base.__module__.startswith('diffusers.') for base in type(network).__mro__):
         near = nearest(name, FAMILIES)
         raise ValueError(
-            f'{name} is a network of diffusers that is not known here'
-            f'{f"; the nearest that is known is {near}" if near else ""}. Those that '
-            'are stand in docs/other_models.md; for another give a function '
+            f'{name} is a diffusers network that is not known here'
+            f'{f"; the nearest known one is {near}" if near else ""}. The known '
+            'ones are listed in docs/other_models.md; for another pass a function '
             '(x, t, **cond) to K.external.FlowDenoiser or DiscreteEpsDDPMDenoiser'
         )
     takes = any(p.name == 'return_dict' or p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -162,8 +166,7 @@ def _refuse_unknown(network: Any) -> str:
     ]
     if not takes or len(named) < 2:
         raise ValueError(
-            f'{name} is not called as forward(sample, timestep, ..., return_dict), as '
-            'networks of diffusers are; those that are known stand in '
-            'docs/other_models.md'
+            f'{name} must be called as forward(sample, timestep, ..., return_dict), like '
+            'diffusers networks; the known ones are listed in docs/other_models.md'
         )
     return name

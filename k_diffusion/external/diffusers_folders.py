@@ -1,6 +1,4 @@
-"""The network, the scheduler and the ControlNet in the folder of a diffusers pipeline, and
-variants of its weights.
-"""
+"""Loading network, scheduler and ControlNet from the folder of a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ import torch
 from ..core.extras import require
 from ..core.hub import hub_fault
 
-#: A file of weights, its variant, and its number among several.
+#: A file of weights: its variant, and its number among several.
 _WEIGHTS = re.compile(
     r'diffusion_pytorch_model(?:-\d{5}-of-\d{5})?(?:\.(?P<variant>[^.]+?))?'
     r'(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)'
@@ -22,20 +20,19 @@ _WEIGHTS = re.compile(
 
 
 def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> tuple[Any, Any, Any]:
-    """Load the network, the scheduler and the ControlNet of a pipeline's folder, or of one of that
-    name on the hub.
+    """Load the network, the scheduler and the ControlNet of a pipeline's folder or hub name.
 
-    What the pipeline lacks is None.
+    A missing part is None.
 
     Args:
-        source: the folder or the name.
-        dtype: the dtype of the network; None for float32.
-        variant: the variant of the weights, 'fp16' for example; None for those without one or, in a
-            folder without those, for the only variant.
+        source: The folder or the name.
+        dtype: The dtype of the network; None for float32.
+        variant: The variant of the weights, such as 'fp16'; None for those without one or, if there
+            are none, for the only variant.
 
     Raises:
-        FileNotFoundError: no such folder or name, or no weights of that variant.
-        ValueError: the pipeline has two networks, or its classes are not of diffusers.
+        FileNotFoundError: If the folder, the name or the variant does not exist.
+        ValueError: If the pipeline has two networks, or classes outside diffusers.
     """
     diffusers = require('diffusers', 'diffusers', 'loading a diffusers model')
     index = _read_index(diffusers, source)
@@ -51,14 +48,13 @@ def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> t
     if second is not None:
         raise ValueError(
             f'source must have one network; {source} has a second, {second}, for other noise '
-            'levels: load each yourself and give it with the scheduler'
+            'levels. Load each yourself and pass it with the scheduler'
         )
     for key, (library, name) in parts.items():
         if library != 'diffusers' or not hasattr(diffusers, name):
             raise ValueError(
-                f'{source} wants {name} of {library} as its {key}; only classes of diffusers '
-                'itself are loaded, since others '
-                'are code that comes with the weights'
+                f'source must use classes of diffusers only, because others are code that comes '
+                f'with the weights; {source} has {name} of {library} as its {key}'
             )
     loaded: dict[str, Any] = {}
     for key, (_, name) in parts.items():
@@ -66,12 +62,12 @@ def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> t
         options['local_files_only'] = hub_fault(source) is not None
         try:
             loaded[key] = getattr(diffusers, name).from_pretrained(source, subfolder=key, **options)
-        except Exception as error:  # whatever a damaged or missing file raises there
+        except Exception as error:  # damaged and missing files raise many kinds
             lines = str(error).strip().splitlines() or ['']
             kind = FileNotFoundError if isinstance(error, OSError) else ValueError
             raise kind(
                 f'the {key} of {source} cannot be loaded ({type(error).__name__}: {lines[0]}); the '
-                f'folder {key} must hold its config and its weights: if they have a variant, give '
+                f'folder {key} must hold its config and its weights. If they have a variant, pass '
                 'variant='
             ) from error
     return (
@@ -82,11 +78,15 @@ def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> t
 
 
 def choose_variant(folder: Path, variant: str | None) -> str | None:
-    """Return the variant of a folder's weights that is asked for, or the only one there is.
+    """Return the requested variant of the weights in a folder, or the only one.
+
+    Args:
+        folder: The folder.
+        variant: The requested variant, or None.
 
     Raises:
-        FileNotFoundError: the folder has no weights, or none of that variant.
-        ValueError: none was asked for and several fit.
+        FileNotFoundError: If the folder has no weights, or none of that variant.
+        ValueError: If none was requested and several fit.
     """
     found = (
         {
@@ -104,14 +104,14 @@ def choose_variant(folder: Path, variant: str | None) -> str | None:
         if variant not in found:
             raise FileNotFoundError(
                 f'variant must be one of those in {folder}: {names}; got {variant!r}'
-                + ('; leave it out for the weights without a variant' if '' in found else '')
+                + ('; omit it for the weights without a variant' if '' in found else '')
             )
         return variant
     if '' in found:
         return None
     if len(found) > 1:
         raise ValueError(
-            f'variant must be given for {folder}, which holds several and none without: {names}'
+            f'variant must be given for {folder}, which has several and none without: {names}'
         )
     return found.pop()
 
@@ -119,6 +119,7 @@ def choose_variant(folder: Path, variant: str | None) -> str | None:
 def _weight_options(
     source: str, key: str, dtype: torch.dtype | None, variant: str | None
 ) -> dict[str, Any]:
+    """Return the options of from_pretrained for the weights."""
     if Path(source).is_dir():
         variant = choose_variant(Path(source) / key, variant)
     return {
@@ -128,12 +129,13 @@ def _weight_options(
 
 
 def _read_index(diffusers: Any, source: str) -> Mapping[str, Any]:
+    """Return the model_index.json of a pipeline's folder or hub name."""
     path = Path(source)
     if path.is_file():
         raise ValueError(
-            f'source must be the folder of a pipeline; {source} is a file: read it with '
-            'K.external.load_published, or let '
-            'diffusers convert it (from_single_file) and give the pipeline'
+            f'source must be the folder of a pipeline; {source} is a file. Read it with '
+            'K.external.load_published, or convert it with diffusers (from_single_file) and '
+            'pass the pipeline'
         )
     fault = hub_fault(source)
     try:
@@ -150,10 +152,10 @@ def _read_index(diffusers: Any, source: str) -> Mapping[str, Any]:
         where = (
             'is a folder without model_index.json'
             if path.is_dir()
-            else (f'is no folder here, and no model of that name can be had{why}')
+            else (f'is not a folder, and no model of that name is available{why}')
         )
         raise FileNotFoundError(
-            f'{source} {where}; give the folder of a diffusers pipeline, or a model and its '
+            f'{source} {where}; pass the folder of a diffusers pipeline, or a model and its '
             'scheduler'
         ) from None
     return index

@@ -1,4 +1,4 @@
-"""A network of diffusers as a function (x, t, **cond), by a rule and its family's exceptions."""
+"""A diffusers network as a function (x, t, **cond), by a rule and the exceptions of its family."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .diffusers_controlnet import ControlNet
 from .diffusers_families import find_family
 from .unwrapping import describe, held_module, parameters_of, unwrap_network
 
-#: Conditions that go into added_cond_kwargs where a network's forward takes that.
+#: Conditions that belong into added_cond_kwargs, for networks that take it.
 _ADDED = ('text_embeds', 'time_ids', 'image_embeds', 'hint', 'resolution', 'aspect_ratio')
-#: Those that networks of a kind need, by a setting and its value.
+#: Conditions required by kinds of networks, by a setting and its value.
 _ADDED_BY_SETTING: Mapping[tuple[str, Any], tuple[str, ...]] = {
     ('addition_embed_type', 'text_time'): ('text_embeds', 'time_ids'),
     ('addition_embed_type', 'image'): ('image_embeds',),
@@ -24,7 +24,7 @@ _ADDED_BY_SETTING: Mapping[tuple[str, Any], tuple[str, ...]] = {
 }
 #: Conditions that are one tensor.
 _TENSORS = ('encoder_hidden_states', 'pooled_projections', 'class_labels', *_ADDED[:2])
-#: Conditions without a dimension of items: places of tokens, and what attention is given as it is.
+#: Conditions without a batch dimension: positions of tokens, and arguments of attention.
 _UNBATCHED = (
     'img_ids',
     'txt_ids',
@@ -34,39 +34,39 @@ _UNBATCHED = (
     'cross_attention_kwargs',
     'joint_attention_kwargs',
 )
-#: Names that DiffusersNetwork gives itself; they are no conditions of a network's forward.
+#: Names that DiffusersNetwork sets itself; they are not conditions of a network's forward.
 _OWN = ('timestep', 'return_dict')
 
 
 class DiffusersNetwork(nn.Module):
-    """A diffusers model as a function (x, t, **cond) -> its answer, without that of a variance.
+    """A diffusers model as a function (x, t, **cond) -> prediction, without a predicted variance.
 
-    The family is that of the network inside torch.compile, DistributedDataParallel or PEFT, and of
-    the class that the network's class is derived from. A ControlNet is asked at the same x and t,
-    with the conditions `controlnet_cond` and `conditioning_scale`.
+    The family is that of the network inside torch.compile, DistributedDataParallel or PEFT, or of a
+    base class of it. A ControlNet is evaluated at the same x and t, with the conditions
+    `controlnet_cond` and `conditioning_scale`.
 
     Args:
-        model: a network of diffusers, or one that is called like one.
-        controlnet: a ControlNet of diffusers for it, or several as a MultiControlNetModel.
+        model: A diffusers network, or one with the same calling convention.
+        controlnet: A ControlNet of diffusers for it, or several as a MultiControlNetModel.
 
     Raises:
-        ValueError: its family, or a ControlNet for it, is not known here.
+        ValueError: If its family, or a ControlNet for it, is unknown.
     """
 
     def __init__(self, model: Any, controlnet: Any = None) -> None:
         super().__init__()
         self.model = model
         network = unwrap_network(model)
-        held = unwrap_network(held_module(network))  # of a wrapper of one's own
+        held = unwrap_network(held_module(network))  # inside a custom wrapper
         self.kind, self.family = find_family(network, held)
         configs = (getattr(part, 'config', None) for part in (network, held))
         self.config: Mapping[str, Any] = next(
             (config for config in configs if isinstance(config, Mapping)), {}
         )
         self.channels = self.family.channels
-        #: The conditions it takes; None where it takes any.
+        #: The conditions it takes; None for any.
         self.known: set[str] | None = None
-        #: What a time of the flow in [0, 1] is multiplied by.
+        #: Factor of a flow time in [0, 1].
         self.flow_time_scale = self.family.time_scale * self.config.get('timestep_scale', 1.0)
         parameters = parameters_of(network)
         self._read_signature(parameters, {*parameters, *parameters_of(held)})
@@ -79,11 +79,11 @@ class DiffusersNetwork(nn.Module):
     def _read_signature(
         self, parameters: Mapping[str, inspect.Parameter], names: Collection[str]
     ) -> None:
-        """Read what the forward calls x and t, and which conditions it takes and needs.
+        """Read the names of x and t in the forward, and the conditions it takes and requires.
 
         Args:
-            parameters: of the forward that is called.
-            names: of these, and of the forward of the network that a wrapper holds.
+            parameters: Those of the forward that is called.
+            names: These, and those of the forward of the network inside a wrapper.
         """
         self.input, second = list(parameters)[:2]
         self.time = 'timestep' if 'timestep' in parameters else second
@@ -110,6 +110,15 @@ class DiffusersNetwork(nn.Module):
         class_cond: Tensor | None = None,
         **cond: Any,
     ) -> Tensor:
+        """Return the prediction for x at the times t.
+
+        Args:
+            x: The batch, [B, C, ...].
+            t: The times, [B].
+            unet_cond: Channels concatenated to x.
+            class_cond: Class labels, [B].
+            **cond: Further conditions of the network's forward.
+        """
         width = x.shape[self.channels] if x.ndim > self.channels else 0
         if unet_cond is not None:
             x = torch.cat([x, expand_single(unet_cond, len(x))], self.channels)
@@ -132,12 +141,12 @@ class DiffusersNetwork(nn.Module):
         if not isinstance(answer, Tensor):
             answer = next(iter(answer.values() if isinstance(answer, Mapping) else answer))
         answer = answer if unpack is None else unpack(answer)
-        if answer.shape[self.channels] > width:  # the rest is of a variance
+        if answer.shape[self.channels] > width:  # the rest is a variance
             answer = answer.narrow(self.channels, 0, width)
         return -answer if self.family.negated else answer
 
     def _arrange_conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
-        """Return the conditions as the network's forward takes them, one entry for each item."""
+        """Return the conditions in the form of the network's forward, one entry for each item."""
         self._check_conditions(cond, len(x))
         added = {key: cond.pop(key) for key in _ADDED if self.takes_added and key in cond}
         if added:
@@ -158,8 +167,8 @@ class DiffusersNetwork(nn.Module):
         wanted = None if self.family.pack else self.config.get('in_channels')
         if isinstance(wanted, int) and x.ndim > self.channels and x.shape[self.channels] != wanted:
             raise ValueError(
-                f'x must have {wanted} channels for this {self.kind}, those of '
-                f'unet_cond counted; got {x.shape[self.channels]}'
+                f'x must have {wanted} channels for this {self.kind}, including those of '
+                f'unet_cond; got {x.shape[self.channels]}'
             )
 
     def _check_conditions(self, cond: Mapping[str, Any], n: int) -> None:

@@ -1,7 +1,7 @@
-"""Layouts that networks of diffusers take x in: tokens with their places, and lists of items.
+"""Layouts of x for diffusers networks: tokens with their positions, and lists of items.
 
-Each function is given x, the conditions (to which it adds the places of the tokens) and the
-network's settings, and returns what the network is called with and the way back for its answer.
+Each function takes x, the conditions (to which it adds the positions of the tokens) and the
+settings of the network. It returns the input of the network and the inverse for its output.
 """
 
 from __future__ import annotations
@@ -18,7 +18,13 @@ Unpack = Callable[[Any], Tensor]
 
 
 def pack_flux(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
-    """Cut [B, C, H, W] into tokens at (0, row, column); the text stands at (0, 0, 0)."""
+    """Cut [B, C, H, W] into tokens at (0, row, column); the text is at (0, 0, 0).
+
+    Args:
+        x: The batch.
+        cond: The conditions, changed in place.
+        config: The settings of the network.
+    """
     tokens, unpack, grid = _cut_patches(x, config)
     rows, columns = _places(grid, x)
     cond.setdefault('img_ids', torch.stack([torch.zeros_like(rows), rows, columns], -1))
@@ -27,14 +33,26 @@ def pack_flux(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tup
 
 
 def pack_ovis(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
-    """Cut x as for Flux; the words of the text stand at (0, number, number)."""
+    """Cut x as for Flux; the words of the text are at (0, index, index).
+
+    Args:
+        x: The batch.
+        cond: The conditions, changed in place.
+        config: The settings of the network.
+    """
     words = torch.arange(cond['encoder_hidden_states'].shape[1], device=x.device, dtype=x.dtype)
     cond.setdefault('txt_ids', torch.stack([torch.zeros_like(words), words, words], -1))
     return pack_flux(x, cond, config)
 
 
 def pack_flux2(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
-    """Cut [B, C, H, W] into tokens at (0, row, column, 0); the text stands at (0, 0, 0, number)."""
+    """Cut [B, C, H, W] into tokens at (0, row, column, 0); the text is at (0, 0, 0, index).
+
+    Args:
+        x: The batch.
+        cond: The conditions, changed in place.
+        config: The settings of the network.
+    """
     tokens, unpack, grid = _cut_patches(x, config)
     rows, columns = _places(grid, x)
     none = torch.zeros_like(rows)
@@ -45,7 +63,13 @@ def pack_flux2(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tu
 
 
 def pack_chroma(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
-    """Cut x as for Flux; the mask of the text [B, L] is extended by the tokens of the picture."""
+    """Cut x as for Flux; the mask of the text [B, L] is extended by the tokens of the image.
+
+    Args:
+        x: The batch.
+        cond: The conditions, changed in place.
+        config: The settings of the network.
+    """
     tokens, unpack = pack_flux(x, cond, config)
     mask = cond.get('attention_mask')
     if mask is not None and mask.shape[1] == cond['encoder_hidden_states'].shape[1]:
@@ -54,14 +78,26 @@ def pack_chroma(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> t
 
 
 def pack_qwen(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
-    """Cut [B, C, H, W] into tokens beside the number of frames, rows and columns of each item."""
+    """Cut [B, C, H, W] into tokens, with the frames, rows and columns of each item.
+
+    Args:
+        x: The batch.
+        cond: The conditions, changed in place.
+        config: The settings of the network.
+    """
     tokens, unpack, grid = _cut_patches(x, config)
     cond.setdefault('img_shapes', [[(1, *grid)]] * len(x))
     return tokens, unpack
 
 
 def pack_ltx(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
-    """Lay [B, C, frames, H, W] out as a token for each place."""
+    """Arrange [B, C, frames, H, W] as one token for each position.
+
+    Args:
+        x: The batch.
+        cond: The conditions, changed in place.
+        config: The settings of the network.
+    """
     if x.ndim != 5 or x.shape[1] != config['in_channels']:
         raise ValueError(
             f'x must be latents [B, {config["in_channels"]}, frames, H, W] for this '
@@ -73,7 +109,13 @@ def pack_ltx(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tupl
 
 
 def pack_list(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
-    """Make a list of items [C, 1, H, W], and of texts without what `cap_mask` leaves out."""
+    """Make a list of items [C, 1, H, W], and of texts without the words that `cap_mask` removes.
+
+    Args:
+        x: The batch.
+        cond: The conditions, changed in place.
+        config: The settings of the network.
+    """
     texts, mask = cond['cap_feats'], cond.pop('cap_mask', None)
     texts = list(texts)
     if mask is not None:
@@ -83,18 +125,25 @@ def pack_list(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tup
 
 
 def pack_cogvideo(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:
-    """Leave [B, frames, C, H, W] as it is; add the rotations of its patches where it takes them."""
+    """Keep [B, frames, C, H, W]; add the rotations of its patches for networks that take them.
+
+    Args:
+        x: The batch.
+        cond: The conditions, changed in place.
+        config: The settings of the network.
+    """
     if config.get('use_rotary_positional_embeddings') and 'image_rotary_emb' not in cond:
         cond['image_rotary_emb'] = _cogvideo_rotations(x, config)
     return x, lambda answer: answer
 
 
 def _cogvideo_rotations(x: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines of the places of x [B, frames, C, H, W].
+    """Return the cosines and sines of the positions of x [B, frames, C, H, W].
 
-    An x of another size than in training is laid over the places of training.
+    An x of another size than in training is stretched over the positions of training.
 
-    References: Yang et al. (2024), arXiv:2408.06072.
+    References:
+        Yang et al. (2024), arXiv:2408.06072.
     """
     from diffusers.models.embeddings import get_3d_rotary_pos_embed  # diffusers is an extra
 
@@ -124,13 +173,13 @@ def _cogvideo_rotations(x: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, T
 
 
 def _cut_patches(x: Tensor, config: Mapping[str, Any]) -> tuple[Tensor, Unpack, tuple[int, int]]:
-    """Cut [B, C, H, W] into square patches, tokens [B, n, width] as wide as the network takes."""
+    """Cut [B, C, H, W] into square patches, tokens [B, n, width] of the network's width."""
     width = config['in_channels']
     side = math.isqrt(width // x.shape[1]) if x.ndim == 4 else 0
     if side == 0 or side * side * x.shape[1] != width or x.shape[2] % side or x.shape[3] % side:
         sides = [f'[B, {width // n**2}, H, W]' for n in (1, 2) if width % n**2 == 0]
         raise ValueError(
-            f'x must be latents {" or ".join(sides)} (of even H and W in the latter) '
+            f'x must be latents {" or ".join(sides)} (with even H and W in the latter) '
             f'for this network with tokens of {width} channels; got {list(x.shape)}'
         )
     grid = x.shape[2] // side, x.shape[3] // side

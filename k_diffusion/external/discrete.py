@@ -1,8 +1,9 @@
 """Networks trained at the T discrete noise levels of a DDPM, as denoisers.
 
-Ho et al. (2020), arXiv 2006.11239.
+To wrap a network with another calling convention, derive a class and override get_eps or get_v.
 
-To wrap a network that is called in another way, subclass and override get_eps or get_v.
+References:
+    Ho et al. (2020), arXiv:2006.11239.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from .unwrapping import describe
 
 
 class DiscreteDenoiser(DiscreteSchedule, PreconditionedDenoiser):
-    """What the two kinds share: a table of levels sigma = sqrt((1 - a) / a), from alphas_cumprod
-    a [T], descending.
+    """A denoiser with a table of levels sigma = sqrt((1 - a) / a), from alphas_cumprod a [T].
+
+    a is descending.
     """
 
     inner_model: Any
@@ -33,80 +35,159 @@ class DiscreteDenoiser(DiscreteSchedule, PreconditionedDenoiser):
         self.set_sigmas(ddpm_sigmas(alphas_cumprod))
 
     def predict(self, x: Tensor, sigma: Tensor, **cond: Any) -> Any:
+        """Return D, with gradients through networks that recompute their activations.
+
+        Args:
+            x: The noisy batch, [B, ...].
+            sigma: Its noise levels, [B].
+            **cond: Its conditions.
+        """
         with differentiable(self.inner_model, x):
             return super().predict(x, sigma, **cond)
 
 
 class DiscreteEpsDDPMDenoiser(DiscreteDenoiser):
-    """D = x - sigma F(x / sqrt(sigma^2 + 1), t(sigma)): the network gives the noise."""
+    """D = x - sigma F(x / sqrt(sigma^2 + 1), t(sigma)), for a network F that predicts the noise."""
 
     def get_scalings(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(c_out, c_in), each shaped like sigma; c_skip is 1."""
+        """Return (c_out, c_in), each shaped like sigma; c_skip is 1.
+
+        Args:
+            sigma: Noise levels.
+        """
         _, c_out, c_in = eps(sigma, self.sigma_data)
         return c_out, c_in
 
     def scalings(self, sigma: Tensor) -> Scalings:
+        """Return (c_skip, c_out, c_in), each shaped like sigma.
+
+        Args:
+            sigma: Noise levels.
+        """
         return torch.ones_like(sigma), *self.get_scalings(sigma)
 
     def get_eps(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The network's noise at (c_in x, t, **cond)."""
+        """Return the noise that the network predicts at (c_in x, t, **cond).
+
+        Args:
+            *args: c_in x and t.
+            **kwargs: Conditions.
+        """
         return self.inner_model(*args, **kwargs)
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        """Return the prediction of the network at the levels sigma.
+
+        Args:
+            x: The scaled batch, [B, ...].
+            sigma: The noise levels, [B].
+            **cond: Conditions.
+        """
         return self.get_eps(x, self.sigma_to_t(sigma).to(x.device), **cond)
 
     def example(self, input: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As of every denoiser; but the target is the noise itself, which (input - x) / -sigma
-        would only round.
+        """Return a training example whose target is the noise itself.
+
+        (input - x) / -sigma, the target of other denoisers, would only round it.
+
+        Args:
+            input: Clean data, [B, ...].
+            noise: Unit noise, [B, ...].
+            sigma: Noise levels, [B].
         """
         x, sigma, _ = super().example(input, noise, sigma)
         return x, sigma, noise.to(x.dtype)
 
 
 class DiscreteVDDPMDenoiser(DiscreteDenoiser):
-    """D = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) F(x / sqrt(sigma^2 + 1), t(sigma)): the
-    network gives v.
+    """A denoiser made of a network F that predicts v.
+
+    D = x / (sigma^2 + 1) - sigma / sqrt(sigma^2 + 1) F(x / sqrt(sigma^2 + 1), t(sigma)).
     """
 
     def get_scalings(self, sigma: Tensor) -> Scalings:
-        """(c_skip, c_out, c_in), each shaped like sigma."""
+        """Return (c_skip, c_out, c_in), each shaped like sigma.
+
+        Args:
+            sigma: Noise levels.
+        """
         return v(sigma, self.sigma_data)
 
     def scalings(self, sigma: Tensor) -> Scalings:
+        """Return (c_skip, c_out, c_in), each shaped like sigma.
+
+        Args:
+            sigma: Noise levels.
+        """
         return self.get_scalings(sigma)
 
     def get_v(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The network's v at (c_in x, t, **cond)."""
+        """Return the v that the network predicts at (c_in x, t, **cond).
+
+        Args:
+            *args: c_in x and t.
+            **kwargs: Conditions.
+        """
         return self.inner_model(*args, **kwargs)
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        """Return the prediction of the network at the levels sigma.
+
+        Args:
+            x: The scaled batch, [B, ...].
+            sigma: The noise levels, [B].
+            **cond: Conditions.
+        """
         return self.get_v(x, self.sigma_to_t(sigma).to(x.device), **cond)
 
 
 class DiscreteX0DDPMDenoiser(DiscreteDenoiser):
-    """D = F(x / sqrt(sigma^2 + 1), t(sigma)): the network gives the clean data."""
+    """D = F(x / sqrt(sigma^2 + 1), t(sigma)), for a network F that predicts the clean data."""
 
     def scalings(self, sigma: Tensor) -> Scalings:
+        """Return (c_skip, c_out, c_in), each shaped like sigma.
+
+        Args:
+            sigma: Noise levels.
+        """
         return x0(sigma, self.sigma_data)
 
     def get_x0(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The network's estimate of the clean data at (c_in x, t, **cond)."""
+        """Return the clean data that the network predicts at (c_in x, t, **cond).
+
+        Args:
+            *args: c_in x and t.
+            **kwargs: Conditions.
+        """
         return self.inner_model(*args, **kwargs)
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        """Return the prediction of the network at the levels sigma.
+
+        Args:
+            x: The scaled batch, [B, ...].
+            sigma: The noise levels, [B].
+            **cond: Conditions.
+        """
         return self.get_x0(x, self.sigma_to_t(sigma).to(x.device), **cond)
 
 
 def ddpm_sigmas(alphas_cumprod: Tensor) -> Tensor:
-    """sqrt((1 - a) / a), [T] in float32 at least; finite and above 0 also where a is 0 or 1.
+    """Return sqrt((1 - a) / a) [T], at least float32, finite and > 0 also where a is 0 or 1.
 
-    A last a of 0 (zero terminal SNR, Lin et al. 2023, arXiv 2305.08891) becomes 2^-24, sigma 4096,
-    which the network cannot tell from infinity; or half the a before it, if that is less. An a of
-    1, as low precision rounds it, becomes the number below 1.
+    A last a of 0 (zero terminal SNR) becomes 2^-24, sigma 4096, which the network cannot
+    distinguish from infinity; or half the a before it, if that is less. An a of 1, from rounding to
+    low precision, becomes the number below 1.
+
+    Args:
+        alphas_cumprod: a, descending, [T].
 
     Raises:
-        TypeError: It is not a tensor or an array of numbers.
-        ValueError: It is not a table [T] of at least two numbers from 0 to 1 that do not rise.
+        TypeError: If it is not a tensor or an array of numbers.
+        ValueError: If it is not at least two numbers in [0, 1] that do not rise.
+
+    References:
+        Lin et al. (2023), arXiv:2305.08891 (zero terminal SNR).
     """
     alphas_cumprod = _as_table(alphas_cumprod)
     a = alphas_cumprod.to(torch.promote_types(alphas_cumprod.dtype, torch.float32))
@@ -117,14 +198,14 @@ def ddpm_sigmas(alphas_cumprod: Tensor) -> Tensor:
 
 
 def table_of(diffusion: Any, name: str) -> Tensor:
-    """Return the alphas_cumprod [T] that a model or its diffusion holds.
+    """Return the alphas_cumprod [T] of a model or its diffusion.
 
     Args:
-        diffusion: What holds them.
-        name: The argument that it is, for the message.
+        diffusion: The object that has them.
+        name: The name of the argument in messages.
 
     Raises:
-        TypeError: It holds none.
+        TypeError: If it has none.
     """
     table = getattr(diffusion, 'alphas_cumprod', None)
     if table is None:
@@ -135,7 +216,7 @@ def table_of(diffusion: Any, name: str) -> Tensor:
 
 
 def _as_table(alphas_cumprod: Any) -> Tensor:
-    """Return cumulative products of alphas as a tensor; refuse what is not a table of them."""
+    """Return cumulative products of alphas as a tensor; raise an error for anything else."""
     try:
         table = torch.as_tensor(alphas_cumprod)
     except (TypeError, ValueError, RuntimeError):
@@ -150,7 +231,7 @@ def _as_table(alphas_cumprod: Any) -> Tensor:
         or (table.diff() > 0).any()
     ):
         raise ValueError(
-            'alphas_cumprod must be one row of at least two numbers from 0 to 1 that do not rise; '
-            f'got {show_value(table)} that begins {table.flatten()[:3].tolist()}'
+            'alphas_cumprod must be one row of at least two numbers in [0, 1] that do not rise; '
+            f'got {show_value(table)}, starting with {table.flatten()[:3].tolist()}'
         )
     return table

@@ -1,6 +1,4 @@
-"""The networks of EDM and EDM2, which are denoisers already, and networks in the preconditioning
-of diffusers' EDM schedulers.
-"""
+"""The networks of EDM and EDM2, which are denoisers, and those of diffusers' EDM schedulers."""
 
 from __future__ import annotations
 
@@ -17,17 +15,20 @@ from ..denoisers.scalings import Scalings, karras, v
 from ..schedules import append_zero, get_sigmas_karras
 from .unwrapping import check_network, unwrap_network
 
-#: The range of noise levels at which EDM and EDM2 are sampled, where the network allows.
+#: The range of noise levels at which EDM and EDM2 are sampled, within that of the network.
 _SAMPLED = (0.002, 80.0)
 
 
 class EDMDenoiser(nn.Module):
-    """A preconditioned network of EDM or EDM2 (EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond,
-    Precond): D as it gives it.
+    """A preconditioned network of EDM or EDM2 as a denoiser.
 
-    class_cond [B] takes the place of their one-hot class_labels; the class `label_dim` stands for
-    none. Networks that know a list of noise levels alone (iDDPM) are asked at the nearest one. What
-    else the network has (img_resolution, img_channels, sigma_data) this has, too.
+    The network is an EDMPrecond, VPPrecond, VEPrecond, iDDPMPrecond or Precond, and D is its
+    output. class_cond [B] replaces their one-hot class_labels; the class `label_dim` stands for
+    none. Networks with a list of noise levels only (iDDPM) are evaluated at the nearest one.
+    Further attributes of the network (img_resolution, img_channels, sigma_data) are available here.
+
+    Args:
+        inner_model: The network.
     """
 
     def __init__(self, inner_model: Any) -> None:
@@ -52,21 +53,20 @@ class EDMDenoiser(nn.Module):
 
     @property
     def sigma_min(self) -> float:
-        """The lowest level of EDM's sampling, 0.002, or the network's own lowest where that is
-        higher.
-        """
+        """Return the lowest level of EDM's sampling, 0.002, or of the network if that is higher."""
         return max(float(self._own('sigma_min', 0.0)), _SAMPLED[0])
 
     @property
     def sigma_max(self) -> float:
-        """The highest level of EDM's sampling, 80, or the network's own highest where that is
-        lower.
-        """
+        """Return the highest level of EDM's sampling, 80, or of the network if that is lower."""
         return min(float(self._own('sigma_max', math.inf)), _SAMPLED[1])
 
     def get_sigmas(self, n: int, device: Any = 'cpu') -> Tensor:
-        """Karras et al.'s n levels between them, each brought to one the network knows, then 0:
-        [n + 1].
+        """Return n Karras levels in this range, rounded to levels of the network, then 0: [n + 1].
+
+        Args:
+            n: Number of steps.
+            device: The device of the result.
         """
         return append_zero(
             self.round_sigma(
@@ -75,13 +75,25 @@ class EDMDenoiser(nn.Module):
         )
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise levels that the network knows."""
+        """Return the nearest noise levels that the network knows.
+
+        Args:
+            sigma: Noise levels.
+        """
         theirs = self._own('round_sigma', None)
         return sigma if theirs is None else torch.as_tensor(theirs(sigma)).to(sigma)
 
     def forward(
         self, x: Tensor, sigma: Tensor, class_cond: Tensor | int | None = None, **cond: Any
     ) -> Any:
+        """Return D, and logvar with it if return_logvar requests it.
+
+        Args:
+            x: The noisy batch, [B, ...].
+            sigma: Its noise levels, [B].
+            class_cond: Classes, [B], or one for all items.
+            **cond: Further arguments of the network.
+        """
         sigma = at_least_float32(x, sigma)[1].to(torch.float32)
         cond = cast_floating(cond, torch.float32)
         if class_cond is not None:
@@ -89,20 +101,21 @@ class EDMDenoiser(nn.Module):
                 torch.as_tensor(class_cond, device=x.device), len(x)
             )
         answer = self.inner_model(x.to(torch.float32), self.round_sigma(sigma), **cond)
-        return cast_floating(answer, x.dtype)  # a tuple where return_logvar asks for one
+        return cast_floating(answer, x.dtype)  # a tuple with return_logvar
 
     def _one_hot(self, classes: Tensor, n: int) -> Tensor:
         if not self.label_dim:
             raise ValueError(
-                f'class_cond must be left out: {type(unwrap_network(self.inner_model)).__name__} '
-                'has no classes'
+                f'class_cond must be omitted: {type(unwrap_network(self.inner_model)).__name__} '
+                'has '
+                'no classes'
             )
         if classes.is_floating_point() or (
             classes.is_cpu and ((classes < 0) | (classes > self.label_dim)).any()
         ):
             raise ValueError(
-                f'class_cond must hold whole numbers from 0 to {self.label_dim}, which stands for '
-                'no class; '
+                f'class_cond must hold integers from 0 to {self.label_dim}, which stands for no '
+                'class; '
                 f'got {classes.tolist()}'
             )
         if classes.shape not in ((), (1,), (n,)):
@@ -114,10 +127,14 @@ class EDMDenoiser(nn.Module):
 
 
 class KarrasTimeDenoiser(PreconditionedDenoiser):
-    """EDM's preconditioning round a bare network F(c_in x, ln(sigma) / 4), as diffusers' EDM
-    schedulers have it.
+    """EDM's preconditioning of a network F(c_in x, ln(sigma) / 4), as in diffusers' EDM schedulers.
 
-    prediction: 'epsilon' (EDM's own sign of F) or 'v_prediction' (the other one).
+    Args:
+        inner_model: F.
+        sigma_data: Standard deviation of the data.
+        prediction: 'epsilon' (EDM's own sign of F) or 'v_prediction' (the opposite one).
+        sigma_min: The lowest noise level.
+        sigma_max: The highest noise level.
     """
 
     def __init__(
@@ -135,13 +152,30 @@ class KarrasTimeDenoiser(PreconditionedDenoiser):
         self.prediction, self.sigma_min, self.sigma_max = prediction, sigma_min, sigma_max
 
     def scalings(self, sigma: Tensor) -> Scalings:
+        """Return (c_skip, c_out, c_in), each shaped like sigma.
+
+        Args:
+            sigma: Noise levels.
+        """
         return (v if self.prediction == 'v_prediction' else karras)(sigma, self.sigma_data)
 
     def get_sigmas(self, n: int, device: Any = 'cpu') -> Tensor:
-        """Karras et al.'s n levels, then 0: [n + 1]."""
+        """Return n Karras levels, then 0: [n + 1].
+
+        Args:
+            n: Number of steps.
+            device: The device of the result.
+        """
         return get_sigmas_karras(n, self.sigma_min, self.sigma_max, device=device)
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        """Return the prediction of the network at the levels sigma.
+
+        Args:
+            x: The scaled batch, [B, ...].
+            sigma: The noise levels, [B].
+            **cond: Conditions.
+        """
         return self.inner_model(
             x, (sigma.log() / 4).to(torch.promote_types(x.dtype, torch.float32)), **cond
         )

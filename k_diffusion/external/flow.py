@@ -1,4 +1,4 @@
-"""Rectified flow: Stable Diffusion 3, Flux and their kind."""
+"""Rectified flow: Stable Diffusion 3, Flux and similar models."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from ..denoisers.scalings import Scalings, flow
 from ..schedules import flow_time_to_sigma, get_sigmas_flow, sigma_to_flow_time
 from .unwrapping import check_network
 
-#: (c_skip, c_out, c_in) by what the network gives at x_t = x / (1 + sigma), t = sigma / (1 +
-#: sigma).
+#: (c_skip, c_out, c_in) by prediction at x_t = x / (1 + sigma), t = sigma / (1 + sigma).
 PREDICTIONS: Mapping[str, Callable[[Tensor], Scalings]] = {
     'flow': lambda sigma: flow(sigma, 1.0),
     'eps': lambda sigma: (torch.ones_like(sigma), -sigma, 1 / (1 + sigma)),
@@ -24,20 +23,26 @@ PREDICTIONS: Mapping[str, Callable[[Tensor], Scalings]] = {
 
 
 class FlowDenoiser(PreconditionedDenoiser):
-    """D = (x - sigma F(x / (1 + sigma), time_scale t)) / (1 + sigma), F giving noise - clean at t =
-    sigma / (1 + sigma).
+    """D = (x - sigma F(x / (1 + sigma), time_scale t)) / (1 + sigma) with t = sigma / (1 + sigma).
 
-    inner_model(x, t) is given x_t = (1 - t) clean + t noise. time_scale: 1000 for networks that
-    count their time so (Stable Diffusion 3). shift: where the family's schedule spends its steps,
-    more at high noise the larger it is; it concerns `get_sigmas` alone, for D(x, sigma) is the same
-    at any shift; where it depends on the number of tokens it is a function of that number,
-    K.schedules.flux_shift say. sigma_max stands for infinity, where t is 1 (samplers keep x in
-    float64 there).
+    F predicts noise - clean, from x_t = (1 - t) clean + t noise.
 
-    prediction: what F gives; 'flow' (noise - clean), 'eps' (the noise), 'x0' (clean) or 'v' ((1 -
-    t) noise - t clean).
+    Args:
+        inner_model: F, called as inner_model(x_t, time_scale t).
+        shift: The shift of the family's schedule; a larger one puts more steps at high noise. It is
+            used by `get_sigmas` only: D(x, sigma) is the same for any shift. A function of the
+            number of tokens, such as K.schedules.flux_shift, if it depends on that.
+        time_scale: 1000 for networks with times up to 1000 (Stable Diffusion 3).
+        sigma_max: The level in place of infinity, where t is 1 (samplers keep x in float64 there).
+        prediction: The output of F: 'flow' (noise - clean), 'eps' (the noise), 'x0' (clean) or 'v'
+            ((1 - t) noise - t clean).
 
-    Liu et al. (2022), arXiv 2209.03003; the shift: Esser et al. (2024), arXiv 2403.03206, eq. 23.
+    Raises:
+        ValueError: If a number is not positive, or the prediction is unknown.
+
+    References:
+        Liu et al. (2022), arXiv:2209.03003.
+        Esser et al. (2024), arXiv:2403.03206, eq. 23 (shift).
     """
 
     def __init__(
@@ -52,7 +57,7 @@ class FlowDenoiser(PreconditionedDenoiser):
         super().__init__(inner_model)
         for name, value in ('shift', shift), ('time_scale', time_scale), ('sigma_max', sigma_max):
             if not callable(value) and not value > 0:
-                raise ValueError(f'{name} must be above 0; got {value}')
+                raise ValueError(f'{name} must be > 0; got {value}')
         if prediction not in PREDICTIONS:
             raise ValueError(
                 f'prediction must be one of {", ".join(PREDICTIONS)}; got {prediction!r}'
@@ -61,30 +66,43 @@ class FlowDenoiser(PreconditionedDenoiser):
         self.prediction = prediction
 
     def scalings(self, sigma: Tensor) -> Scalings:
+        """Return (c_skip, c_out, c_in), each shaped like sigma.
+
+        Args:
+            sigma: Noise levels.
+        """
         return PREDICTIONS[self.prediction](sigma)
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
-        """The flow's time in [0, 1), in sigma's shape."""
+        """Return the time of the flow in [0, 1), in the shape of sigma.
+
+        Args:
+            sigma: Noise levels.
+        """
         return sigma_to_flow_time(sigma)
 
     def t_to_sigma(self, t: Tensor) -> Tensor:
-        """sigma = t / (1 - t), at most sigma_max, in t's shape and float32 at least."""
+        """Return t / (1 - t), at most sigma_max, in the shape of t and at least float32.
+
+        Args:
+            t: Times in [0, 1].
+        """
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         return flow_time_to_sigma(t).clamp(max=self.sigma_max)
 
     def get_sigmas(
         self, n: int, shift: float | None = None, device: Any = 'cpu', tokens: int | None = None
     ) -> Tensor:
-        """Make n steps evenly spaced in the time before the shift, then 0: [n + 1].
+        """Return n steps evenly spaced in the time before the shift, then 0: [n + 1].
 
         Args:
-            n: How many steps.
-            shift: In place of the denoiser's own.
-            device: Where the levels go.
-            tokens: How many tokens the image has, where the denoiser's own shift depends on it.
+            n: Number of steps.
+            shift: Replaces the shift of the denoiser.
+            device: The device of the result.
+            tokens: Number of tokens of the image, for a shift that depends on it.
 
         Returns:
-            K.schedules.get_sigmas_flow with what is known here.
+            The levels of K.schedules.get_sigmas_flow.
 
         Raises:
             ValueError: If the shift needs tokens and there are none, or is a number and tokens are
@@ -96,11 +114,18 @@ class FlowDenoiser(PreconditionedDenoiser):
                 'be the number of tokens of the image, on which the shift of this denoiser depends'
             )
             if not callable(own):
-                rule = f'be left out where the shift is a number, {own:g}'
+                rule = f'be omitted where the shift is a number, {own:g}'
             raise ValueError(f'tokens must {rule}; got {tokens}')
         value = own(tokens) if callable(own) and tokens is not None else own
         return get_sigmas_flow(n, sigma_max=self.sigma_max, shift=value, device=device)
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        """Return the prediction of the network at the levels sigma.
+
+        Args:
+            x: x_t, [B, ...].
+            sigma: The noise levels, [B].
+            **cond: Conditions.
+        """
         t = self.sigma_to_t(sigma) * self.time_scale
         return self.inner_model(x, t.to(torch.promote_types(x.dtype, torch.float32)), **cond)

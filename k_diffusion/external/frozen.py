@@ -1,6 +1,4 @@
-"""Frozen foreign networks that recompute their activations: made to let gradients through to
-their input.
-"""
+"""Gradients through frozen networks of other projects that recompute their activations."""
 
 from __future__ import annotations
 
@@ -14,20 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-#: What the checkpoint function of guided-diffusion, and of the programs that took it over, is
-#: called with.
+#: The parameters of the checkpoint function of guided-diffusion and of programs that copied it.
 _PARAMETERS = ['func', 'inputs', 'params', 'flag']
 
 
 @contextmanager
 def differentiable(network: Any, x: Tensor) -> Iterator[None]:
-    """Within it a gradient with respect to x can be taken through a frozen network of the
-    guided-diffusion family.
+    """Allow gradients with respect to x through a frozen network of the guided-diffusion family.
 
-    Their attention always recomputes its activations, and in doing so differentiates with respect
-    to the parameters too, which fails where those are frozen. While such a network is called with
-    x, the function that does so is a plain call; networks with parameters that are trained, and
-    calls without gradients, are left as they are.
+    The attention of these networks always recomputes its activations and differentiates with
+    respect to the parameters too, which fails for frozen ones. Within this context that function is
+    a plain call. Networks with trainable parameters, and calls without gradients, are unchanged.
+
+    Args:
+        network: The network.
+        x: Its input.
     """
     found = _checkpointing(network) if torch.is_grad_enabled() and x.requires_grad else []
     before = [module.checkpoint for module in found]
@@ -45,9 +44,7 @@ def _plain(func: Callable[..., Any], inputs: tuple[Any, ...], params: Any, flag:
 
 
 def _checkpointing(network: Any) -> list[ModuleType]:
-    """The Python modules of a frozen network's parts that have a function of that kind under its
-    name.
-    """
+    """Return the Python modules of a frozen network's parts that define such a function."""
     parts = [
         part
         for part in (network, *getattr(network, '__dict__', {}).values())

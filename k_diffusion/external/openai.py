@@ -1,6 +1,4 @@
-"""OpenAI's guided-diffusion: its networks of the noise or of the clean data, and its classifiers
-of noisy pictures.
-"""
+"""OpenAI's guided-diffusion: networks for the noise or the clean data, and classifiers."""
 
 from __future__ import annotations
 
@@ -21,16 +19,24 @@ from .unwrapping import find_class, unwrap_network
 
 
 class OpenAIDenoiser(DiscreteEpsDDPMDenoiser):
-    """The two that create_model_and_diffusion gives: a network, and the diffusion with its
-    alphas_cumprod [T].
+    """A network and its diffusion, as create_model_and_diffusion returns them.
 
-    The diffusion may be respaced (timestep_respacing), in which case its T levels are those that
-    are left, and rescaled (rescale_timesteps); the network is then asked at the times it was
-    trained at. predict_xstart is heeded; a network that gives the picture one step less noisy
-    (ModelMeanType.PREVIOUS_X) is refused. has_learned_sigmas: the network's second half of channels
-    is a variance, which is left away. Conditions are those of the network: y, and low_res [B, 3, h,
-    w] in [-1, 1] of an upsampler (what sr_create_model_and_diffusion gives); one entry serves all
-    items.
+    The diffusion may be respaced (timestep_respacing), so that its T levels are the remaining ones,
+    and rescaled (rescale_timesteps); the network is evaluated at the times of its training.
+    predict_xstart is respected. A network that predicts the image one step less noisy
+    (ModelMeanType.PREVIOUS_X) raises a ValueError. Conditions are those of the network: y, and
+    low_res [B, 3, h, w] in [-1, 1] for an upsampler (from sr_create_model_and_diffusion). One entry
+    serves all items.
+
+    Args:
+        model: The network.
+        diffusion: The diffusion, with alphas_cumprod [T].
+        quantize: Round levels to the nearest of the T levels.
+        has_learned_sigmas: The second half of the output channels is a variance, which is dropped.
+        device: Accepted for old callers, and ignored.
+
+    Raises:
+        ValueError: If the network is a classifier, or its prediction is not supported.
     """
 
     def __init__(
@@ -43,8 +49,8 @@ class OpenAIDenoiser(DiscreteEpsDDPMDenoiser):
     ) -> None:
         if find_class(unwrap_network(model), ('EncoderUNetModel',)):
             raise ValueError(
-                'model must be a network that gives pictures; got EncoderUNetModel, a classifier: '
-                'guide with '
+                'model must be a network that predicts images; got EncoderUNetModel, a classifier. '
+                'Guide with '
                 'K.guidance.classifier_guidance(denoiser, K.external.openai_classifier(model, '
                 'diffusion))'
             )
@@ -56,17 +62,26 @@ class OpenAIDenoiser(DiscreteEpsDDPMDenoiser):
         kind = getattr(getattr(diffusion, 'model_mean_type', None), 'name', 'EPSILON')
         if kind not in ('EPSILON', 'START_X'):
             raise ValueError(
-                f'the diffusion says that the network gives {kind}; networks of EPSILON and '
-                'START_X can be wrapped'
+                f'the prediction of the diffusion must be EPSILON or START_X; got {kind}'
             )
         self.gives_x0 = kind == 'START_X'
 
     def scalings(self, sigma: Tensor) -> Scalings:
+        """Return (c_skip, c_out, c_in), each shaped like sigma.
+
+        Args:
+            sigma: Noise levels.
+        """
         return x0(sigma, self.sigma_data) if self.gives_x0 else super().scalings(sigma)
 
     def get_eps(self, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The network's answer (the noise, or the clean data) at the scaled x and the place t
-        [B] in the table.
+        """Return the prediction (noise or clean data) at the scaled x and the table indices t.
+
+        Args:
+            x: The scaled batch, [B, ...].
+            t: Indices into the table, [B].
+            *args: Further positional arguments of the network.
+            **kwargs: Conditions.
         """
         output = super().get_eps(
             x, self.times(t), *expand_single(args, len(x)), **expand_single(kwargs, len(x))
@@ -74,13 +89,24 @@ class OpenAIDenoiser(DiscreteEpsDDPMDenoiser):
         return output.chunk(2, dim=1)[0] if self.has_learned_sigmas else output
 
     def example(self, input: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a training example with the target of the network.
+
+        Args:
+            input: Clean data, [B, ...].
+            noise: Unit noise, [B, ...].
+            sigma: Noise levels, [B].
+        """
         x, sigma, target = super().example(input, noise, sigma)
         return x, sigma, input.to(target.dtype) if self.gives_x0 else target
 
 
 class ModelTimes:
-    """From places in a diffusion's table to the times that its network knows: through
-    timestep_map, times 1000 / T if rescaled.
+    """Convert indices into a diffusion's table to the times of its network.
+
+    Indices go through timestep_map, and times are multiplied by 1000 / T if rescaled.
+
+    Args:
+        diffusion: The diffusion.
     """
 
     def __init__(self, diffusion: Any) -> None:
@@ -92,9 +118,7 @@ class ModelTimes:
         self.factor = 1000.0 / steps if getattr(diffusion, 'rescale_timesteps', False) else 1.0
 
     def __call__(self, t: Tensor) -> Tensor:
-        """t [B], an integer where it was one and stays one; between two places of the map
-        linearly.
-        """
+        """Return the times of t [B]; integers stay integers, values in between are linear."""
         if self.map is not None:
             table = self.map.to(t.device)
             low = t.floor().long().clamp(0, len(table) - 1) if t.is_floating_point() else t
@@ -108,11 +132,14 @@ class ModelTimes:
 
 
 def openai_classifier(model: Any, diffusion: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """log p(y | x, sigma) [B] of a guided-diffusion classifier (x_t, t) -> logits, for
-    K.guidance.classifier_guidance.
+    """Return log p(y | x, sigma) [B] of a guided-diffusion classifier.
 
-    model: what create_classifier gives, frozen or not, in any dtype. y [B], or one class for all
-    items.
+    The result is a function of (x, sigma, y) for K.guidance.classifier_guidance; y is [B], or one
+    class for all items.
+
+    Args:
+        model: The result of create_classifier, (x_t, t) -> logits, frozen or not, in any dtype.
+        diffusion: Its diffusion.
     """
     alphas = table_of(diffusion, 'diffusion').float()
     schedule, times = DiscreteSchedule(((1 - alphas) / alphas).sqrt(), False), ModelTimes(diffusion)

@@ -1,6 +1,4 @@
-"""Weights as other families publish them: read safely, their family told by their names, their
-network said.
-"""
+"""Weights as other projects publish them: read safely, recognised by the names of their tensors."""
 
 from __future__ import annotations
 
@@ -69,23 +67,34 @@ GUIDED_UPSAMPLERS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Published:
-    """A file of weights: which family, which class of network it needs, with which arguments where
-    the file tells them.
+    """A file of weights: its family, and the class of network that it needs.
 
-    `parts` holds what else is in the file, by its name there: "first_stage_model" and
-    "cond_stage_model" of a CompVis model.
+    Attributes:
+        family: The project.
+        network: The class, as its own project names it.
+        weights: The tensors by name.
+        arguments: Arguments of the class, if the file tells them.
+        parts: Other content of the file, by its name there: "first_stage_model" and
+            "cond_stage_model" of a CompVis model.
+        advice: How to build the network.
     """
 
     family: str
-    network: str  # the class, as its own program calls it
+    network: str
     weights: dict[str, Tensor]
     arguments: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     advice: str = ''
 
     def into(self, network: Any) -> nn.Module:
-        """The weights in a network: an instance, or its class, which is then called with
-        `arguments`. In evaluation mode.
+        """Load the weights into a network, and return it in evaluation mode.
+
+        Args:
+            network: An instance, or its class, which is called with `arguments`.
+
+        Raises:
+            TypeError: If it is not a network or its class.
+            ValueError: If its parameters do not fit the weights.
         """
         if not isinstance(network, nn.Module) and not callable(network):
             raise TypeError(
@@ -99,14 +108,12 @@ class Published:
         except TypeError as error:
             raise TypeError(
                 f'network must be {self.network}; {getattr(network, "__name__", network)} cannot '
-                'be made with the arguments '
-                f'{", ".join(self.arguments) or "none"}: {error}'
+                f'be called with the arguments {", ".join(self.arguments) or "none"}: {error}'
             ) from error
         if not isinstance(built, nn.Module):
             raise TypeError(
-                'network must be a network or its class; got a function that gives '
-                f'{type(built).__name__}: call it, and give '
-                'the network'
+                'network must be a network or its class; got a function that returns '
+                f'{type(built).__name__}. Call it, and pass the network'
             )
         self._check_shapes(built)
         missing, unexpected = built.load_state_dict(self.weights, strict=False)
@@ -114,10 +121,9 @@ class Published:
         if persistent or unexpected:
             odd = (persistent or unexpected)[0]
             raise ValueError(
-                f'{type(built).__name__} does not fit these weights of {self.family} ({odd} is '
-                'only in '
-                f'{"the network" if persistent else "the file"}); they need {self.network}. '
-                f'{self.advice}'
+                f'network must fit these weights of {self.family}, which need {self.network}; got '
+                f'{type(built).__name__} ({odd} is only in '
+                f'{"the network" if persistent else "the file"}). {self.advice}'
             )
         return built.eval().requires_grad_(False)
 
@@ -133,29 +139,35 @@ class Published:
         )
         if odd is not None:
             raise ValueError(
-                f'{type(network).__name__} does not fit these weights of {self.family}: {odd} has '
-                'the shape '
-                f'{list(shapes[odd])}, and the file {list(self.weights[odd].shape)}; make the '
-                'network with the arguments '
+                f'network must fit these weights of {self.family}; {odd} has the shape '
+                f'{list(shapes[odd])} in {type(network).__name__} and '
+                f'{list(self.weights[odd].shape)} in the file. Make the network with the arguments '
                 f'of the file, {self.arguments}'
             )
 
 
 def load_published(path: str | os.PathLike[str], ema: bool = True) -> Published:
-    """Reads weights that another family published; nothing in the file is executed.
+    """Read weights that another project published, without executing anything in the file.
 
-    guided-diffusion .pt, v-diffusion .pth, CompVis and Stable Diffusion .ckpt or .safetensors, EDM
-    and EDM2 .pkl. ema: the averaged weights, where a file has both. What is no file of these kinds,
-    or cannot be read safely, is refused with the reason. (Folders of diffusers: `from_diffusers`;
-    files of this project: K.load_model.)
+    Files: guided-diffusion .pt, v-diffusion .pth, CompVis and Stable Diffusion .ckpt or
+    .safetensors, EDM and EDM2 .pkl. For folders of diffusers use `from_diffusers`, for files of
+    this project K.load_model.
+
+    Args:
+        path: The file.
+        ema: Take the averaged weights if a file has both.
+
+    Raises:
+        TypeError: If path is not a path.
+        ValueError: If the file is of another kind, or cannot be read safely.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f'path must be the path of a file; got {type(path).__name__}')
     path = Path(path)
     if path.is_dir():
         raise ValueError(
-            f'{path} is a folder; give it to K.external.from_diffusers, or to K.load_model if it '
-            'is a run of this project'
+            f'path must be a file; {path} is a folder. Pass it to K.external.from_diffusers, or to '
+            'K.load_model for a run of this project'
         )
     content: Any = load_safetensors(path) if path.suffix == '.safetensors' else read_pickle(path)
     if isinstance(content, Mapping):
@@ -171,9 +183,8 @@ def load_published(path: str | os.PathLike[str], ema: bool = True) -> Published:
             return _edm(content, network)
         if isinstance(content.get('net'), Mapping) and 'optimizer' in content:
             raise ValueError(
-                f'{path} is the training state of EDM2, which does not say its network; load a '
-                'snapshot of the run, '
-                'network-snapshot-*.pkl'
+                f'{path} is the training state of EDM2, which does not state its network; load a '
+                'snapshot of the run, network-snapshot-*.pkl'
             )
     if isinstance(content, Mapping) and 'model_ema' in content and 'config' in content:
         raise ValueError(f'{path} is a checkpoint of this project; load it with K.load_model')
@@ -185,13 +196,14 @@ def load_published(path: str | os.PathLike[str], ema: bool = True) -> Published:
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
         raise ValueError(
-            f'{path} holds {type(content).__name__} that is no state dict and no network of EDM; '
-            'export a state dict of it'
+            f'{path} must hold a state dict or a network of EDM; got {type(content).__name__}. '
+            'Export a state dict of it'
         )
     return _by_names(path, dict(content), ema)
 
 
 def _by_names(path: Path, weights: dict[str, Tensor], ema: bool) -> Published:
+    """Recognise a state dict by the names of its tensors."""
     if any(key.startswith('model.diffusion_model.') for key in weights):
         return _compvis(weights, ema)
     if 'time_embed.0.weight' in weights and 'input_blocks.0.0.weight' in weights:
@@ -206,16 +218,16 @@ def _by_names(path: Path, weights: dict[str, Tensor], ema: bool) -> Published:
         )
     first = ', '.join(list(weights)[:3])
     raise ValueError(
-        f'{path} holds tensors named {first}, ... which are of no family known here '
-        '(guided-diffusion, v-diffusion, CompVis, '
-        'EDM); load them into your own network and give that to K.external.wrap'
+        f'{path} holds tensors named {first}, ... of no known family (guided-diffusion, '
+        'v-diffusion, CompVis, EDM); load them into your own network and pass that to '
+        'K.external.wrap'
     )
 
 
 def _compvis(weights: dict[str, Tensor], ema: bool) -> Published:
     unet = _under(weights, 'model.diffusion_model.')
     averaged = _under(weights, 'model_ema.')
-    if ema and averaged:  # their names have lost the dots
+    if ema and averaged:  # averaged weights have names without dots
         unet = {
             key: averaged.get(f'diffusion_model{key.replace(".", "")}', value)
             for key, value in unet.items()
@@ -238,7 +250,7 @@ def _compvis(weights: dict[str, Tensor], ema: bool) -> Published:
         'UNetModel of ldm.modules.diffusionmodules.openaimodel',
         unet,
         parts={k: v for k, v in parts.items() if v},
-        advice='Or let diffusers convert the file (from_single_file) and give the pipeline to '
+        advice='Or convert the file with diffusers (from_single_file) and pass the pipeline to '
         'K.external.from_diffusers.',
     )
 
@@ -257,15 +269,15 @@ def _guided_diffusion(path: Path, weights: dict[str, Tensor]) -> Published:
         'learn_sigma': len(weights['out.2.weight']) == 6,
         'num_channels': weights['time_embed.0.weight'].shape[1],
     }
-    if weights['input_blocks.0.0.weight'].shape[1] == 6:  # x beside the low resolution
+    if weights['input_blocks.0.0.weight'].shape[1] == 6:  # x and the low resolution
         return Published(
             'guided-diffusion',
             'SuperResModel of guided_diffusion.unet (an upsampler)',
             weights,
             {**_preset(path, GUIDED_UPSAMPLERS), **told},
-            advice='Its sr_create_model_and_diffusion takes these arguments over its defaults and '
-            'gives the network and the '
-            'diffusion, which K.external.wrap takes; the small picture is the condition low_res.',
+            advice='Call its sr_create_model_and_diffusion with these arguments over its defaults, '
+            'and pass the network and the diffusion to K.external.wrap; the small image is the '
+            'condition low_res.',
         )
     return Published(
         'guided-diffusion',
@@ -279,9 +291,7 @@ def _guided_diffusion(path: Path, weights: dict[str, Tensor]) -> Published:
 
 
 def _preset(path: Path, presets: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the settings whose name a file's name begins with, those of the longest name if
-    several fit.
-    """
+    """Return the settings of the longest name with which the file name begins."""
     fitting = [name for name in presets if path.stem == name or path.stem.startswith(f'{name}_')]
     return presets[max(fitting, key=len)] if fitting else {}
 
@@ -298,15 +308,15 @@ def _edm(content: Mapping[str, Any], key: str) -> Published:
     weights = dict(tensors_of(record))
     if not weights or not all(torch.is_tensor(tensor) for tensor in weights.values()):
         raise ValueError(
-            f'the network {name!r} in this file holds no tensors that can be read without running '
-            'its code'
+            f'the network {name!r} in this file must hold tensors that can be read without '
+            'running its code; found none'
         )
     return Published(
         'EDM2' if name == 'Precond' else 'EDM',
         f'{name} of {file}',
         weights,
         kwargs,
-        advice='Give that class to .into(...), and the result to K.external.wrap.',
+        advice='Pass that class to .into(...), and the result to K.external.wrap.',
     )
 
 

@@ -1,4 +1,4 @@
-"""Whatever is given, recognised and wrapped."""
+"""Recognition of models of other projects."""
 
 from __future__ import annotations
 
@@ -24,26 +24,28 @@ logger = logging.getLogger(__name__)
 
 _KNOWN = (
     'a pipeline of diffusers, its folder, or a model with its scheduler; a network of '
-    'guided-diffusion with its diffusion; an '
-    'object with apply_model and alphas_cumprod (CompVis); a network of EDM (with round_sigma) or '
-    'EDM2 (with sigma_data and '
-    'class_labels); a network of v-diffusion (with a shape and forward(x, t))'
+    'guided-diffusion with its diffusion; an object with apply_model and alphas_cumprod (CompVis); '
+    'a network of EDM (with round_sigma) or EDM2 (with sigma_data and class_labels); a network of '
+    'v-diffusion (with a shape and forward(x, t))'
 )
 
 
 def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
-    """The denoiser D(x, sigma, **cond) of a model of another family, which is recognised by what it
-    has.
+    """Recognise a model of another project, and return its denoiser D(x, sigma, **cond).
 
-    partner: the diffusion (guided-diffusion) or the scheduler (diffusers) that belongs to it, where
-    there is one. What it was taken for stands in the result's `taken_for`, and in the log at the
-    level INFO. A denoiser of ours is given back as it is. What is not recognised is refused, with a
-    list of what would be. A network is recognised under torch.compile, DistributedDataParallel and
-    PEFT, too, and in the dict of a pickle of EDM or EDM2 (its 'ema').
+    A network is also recognised inside torch.compile, DistributedDataParallel and PEFT, and in the
+    dict of a pickle of EDM or EDM2 (its 'ema'). The attribute `taken_for` of the result, and the
+    log at level INFO, describe the recognised kind. A denoiser of this project is returned
+    unchanged.
+
+    Args:
+        model: The model.
+        partner: Its diffusion (guided-diffusion) or scheduler (diffusers).
+        quantize: Round levels to the nearest of the T levels.
 
     Raises:
-        TypeError: it is a class, or a record of weights without a network.
-        ValueError: it is of no known family.
+        TypeError: If it is a class, or weights without a network.
+        ValueError: If it is of no known family.
     """
     model = _held_network(model)
     network = unwrap_network(model)
@@ -56,36 +58,32 @@ def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
 
 
 def _held_network(model: Any) -> Any:
-    """Return the network that the contents of a pickle of EDM hold, or what is given; refuse
-    classes.
-    """
+    """Return the network in the contents of an EDM pickle, or the argument; refuse classes."""
     if isinstance(model, Mapping):
         held = next(
             (model[key] for key in ('ema', 'net') if isinstance(model.get(key), nn.Module)), None
         )
         if held is None:
             raise TypeError(
-                f'model must be a network; got {type(model).__name__} without one: weights alone '
-                'do not say how they are called, so load them into their network first'
+                f'model must be a network; got {type(model).__name__} without one. Weights alone '
+                'do not tell how they are called; load them into their network first'
             )
         return held
     if isinstance(model, Published):
         raise TypeError(
-            f'model must be a network; got published weights: make it of {model.network} with '
-            'their method into(...)'
+            f'model must be a network; got published weights. Make a {model.network} with their '
+            'method into(...)'
         )
     if isinstance(model, type):
         raise TypeError(
-            f'model must be a network; got the class {model.__name__}: make an instance of it and '
+            f'model must be a network; got the class {model.__name__}. Make an instance of it and '
             'load its weights first'
         )
     return model
 
 
 def _recognise(model: Any, network: Any, partner: Any, quantize: bool) -> tuple[nn.Module, str]:
-    """Return the denoiser and what the model was taken for; network is the model inside its
-    wrappers.
-    """
+    """Return the denoiser and a description; network is the model without its wrappers."""
     if isinstance(model, (str, os.PathLike)) or _is_diffusers(network) or _is_scheduler(partner):
         denoiser = from_diffusers(model, partner, quantize)
         inner = denoiser.inner_model
@@ -106,9 +104,7 @@ def _recognise(model: Any, network: Any, partner: Any, quantize: bool) -> tuple[
     if hasattr(network, 'apply_model') and hasattr(network, 'alphas_cumprod'):
         kind = getattr(network, 'parameterization', 'eps')
         if kind not in ('eps', 'v'):
-            raise ValueError(
-                f'the model has apply_model and the parameterization {kind!r}; known are eps and v'
-            )
+            raise ValueError(f'the parameterization of model must be eps or v; got {kind!r}')
         wrapper = CompVisVDenoiser if kind == 'v' else CompVisDenoiser
         return wrapper(network, quantize), f'a latent diffusion model of CompVis that gives {kind}'
     edition = _edm_edition(network)
@@ -125,15 +121,15 @@ def _recognise(model: Any, network: Any, partner: Any, quantize: bool) -> tuple[
         )
     raise ValueError(
         f'model must be one of these: {_KNOWN}; got {describe(network)}'
-        f'{" with " + type(partner).__name__ if partner is not None else ""}. For another, write '
-        'a subclass of '
-        'K.external.DiscreteEpsDDPMDenoiser or VDenoiser'
+        f'{" with " + type(partner).__name__ if partner is not None else ""}. For another, '
+        'derive a class from K.external.DiscreteEpsDDPMDenoiser or VDenoiser'
     )
 
 
 def _edm_edition(network: Any) -> str | None:
-    """Return which edition a preconditioned network is of: EDM's round levels, EDM2's take x,
-    sigma and labels.
+    """Return the edition of a preconditioned network, 'EDM' or 'EDM2', or None.
+
+    EDM's networks round levels; EDM2's take x, sigma and labels.
     """
     if hasattr(network, 'round_sigma') and hasattr(network, 'sigma_min'):
         return 'EDM'

@@ -1,6 +1,4 @@
-"""The table of noise levels that a network was trained at, and the way between a level and its
-place in the table.
-"""
+"""The table of noise levels of a network, and the conversion between levels and table indices."""
 
 from __future__ import annotations
 
@@ -17,12 +15,15 @@ Self = TypeVar('Self', bound='DiscreteSchedule')
 
 
 class DiscreteSchedule(nn.Module):
-    """T ascending levels; t in [0, T - 1] is a place among them, and log sigma is linear in t
-    between two neighbours.
+    """T ascending levels, with log sigma linear in the index t in [0, T - 1].
 
-    Levels beyond either end of the table have the t of that end. With quantize, t is the nearest
-    place, an integer. The tables `sigmas` and `log_sigmas` are buffers that keep their dtype when
-    the module is cast: half precision would merge levels.
+    Levels beyond an end of the table have the t of that end. The tables `sigmas` and `log_sigmas`
+    are buffers that keep their dtype when the module is cast, because half precision would merge
+    levels.
+
+    Args:
+        sigmas: The levels, [T].
+        quantize: Round t to the nearest integer.
     """
 
     sigmas: Tensor
@@ -34,7 +35,14 @@ class DiscreteSchedule(nn.Module):
         self.set_sigmas(sigmas)
 
     def set_sigmas(self, sigmas: Tensor) -> None:
-        """Replace both tables by those of the levels sigmas [T]."""
+        """Replace both tables.
+
+        Args:
+            sigmas: The levels, ascending, > 0, [T].
+
+        Raises:
+            ValueError: If they are not at least two ascending levels > 0.
+        """
         if (
             sigmas.ndim != 1
             or len(sigmas) < 2
@@ -42,9 +50,8 @@ class DiscreteSchedule(nn.Module):
             or (sigmas.diff() < 0).any()
         ):
             raise ValueError(
-                f'sigmas of shape {tuple(sigmas.shape)} that begin '
-                f'{sigmas.flatten()[:3].tolist()} are no table of levels; '
-                'give at least two in one dimension, all above 0 and ascending'
+                'sigmas must be at least two ascending levels > 0 in one dimension; got shape '
+                f'{tuple(sigmas.shape)}, starting with {sigmas.flatten()[:3].tolist()}'
             )
         sigmas = sigmas.to(torch.promote_types(sigmas.dtype, torch.float32))
         self.register_buffer('sigmas', sigmas)
@@ -52,16 +59,20 @@ class DiscreteSchedule(nn.Module):
 
     @property
     def sigma_min(self) -> Tensor:
-        """The lowest level, 0-d."""
+        """Return the lowest level, 0-d."""
         return self.sigmas[0]
 
     @property
     def sigma_max(self) -> Tensor:
-        """The highest level, 0-d."""
+        """Return the highest level, 0-d."""
         return self.sigmas[-1]
 
     def get_sigmas(self, n: int | None = None) -> Tensor:
-        """n levels evenly spaced in t, or all of the table, descending, then 0: [n + 1]."""
+        """Return n levels evenly spaced in t, descending, then 0: [n + 1].
+
+        Args:
+            n: Number of steps; None for all levels of the table.
+        """
         if n is None:
             return append_zero(self.sigmas.flip(0))
         check_whole('n', n)
@@ -70,19 +81,27 @@ class DiscreteSchedule(nn.Module):
         )
 
     def sigma_to_t(self, sigma: Tensor, quantize: bool | None = None) -> Tensor:
-        """The t of each sigma, in its shape; in float32 at least, or int64 where quantized."""
+        """Return the t of each sigma, in its shape; at least float32, or int64 if quantized.
+
+        Args:
+            sigma: Noise levels.
+            quantize: Replaces the attribute quantize.
+        """
         sigma, table = _alike(sigma, self.log_sigmas)
         log_sigma = sigma.log()
         low = (torch.searchsorted(table, log_sigma, right=True) - 1).clamp(0, len(table) - 2)
-        gap = (table[low + 1] - table[low]).clamp(
-            min=torch.finfo(table.dtype).tiny
-        )  # not 0 where two levels are equal
+        tiny = torch.finfo(table.dtype).tiny  # in place of 0 between equal levels
+        gap = (table[low + 1] - table[low]).clamp(min=tiny)
         w = ((log_sigma - table[low]) / gap).clamp(0, 1)
         t = (1 - w) * low + w * (low + 1)  # low + w, rounded as in the original
         return t.round().long() if (self.quantize if quantize is None else quantize) else t
 
     def t_to_sigma(self, t: Tensor) -> Tensor:
-        """The sigma of each t, in its shape and in float32 at least."""
+        """Return the sigma of each t, in its shape and at least float32.
+
+        Args:
+            t: Indices, integers or not.
+        """
         t, table = _alike(t, self.log_sigmas)
         t = t.clamp(0, len(table) - 1)
         low = t.floor().long()
@@ -96,7 +115,7 @@ class DiscreteSchedule(nn.Module):
 
 
 def _alike(value: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in the wider of their dtypes, float32 at least, on the table's device."""
+    """Return both in the wider of their dtypes, at least float32, on the device of the table."""
     dtype = torch.promote_types(torch.promote_types(value.dtype, table.dtype), torch.float32)
     return value.to(table.device, dtype), table.to(dtype)
 

@@ -1,6 +1,4 @@
-"""Schedulers of diffusers: what a network's answer means under one, and the noise levels it
-walks.
-"""
+"""Schedulers of diffusers: the meaning of a network's prediction, and the noise levels."""
 
 from __future__ import annotations
 
@@ -29,16 +27,16 @@ _DISCRETE: Mapping[str, Any] = {
     'v_prediction': DiscreteVDDPMDenoiser,
     'sample': DiscreteX0DDPMDenoiser,
 }
-#: Predictions under a flow's noise schedule, by what FlowDenoiser calls them.
+#: Predictions with a flow's noise schedule, and their names in FlowDenoiser.
 _FLOW = {'flow_prediction': 'flow', 'epsilon': 'eps', 'v_prediction': 'v', 'sample': 'x0'}
-#: Schedulers whose `sigmas` are the times of a flow.
+#: Schedulers whose `sigmas` are flow times.
 _FLOW_TIMES = (
     'FlowMatchEulerDiscreteScheduler',
     'FlowMatchHeunDiscreteScheduler',
     'FlowMatchLCMScheduler',
     'LTXEulerAncestralRFScheduler',
 )
-#: Schedulers whose `sigmas` are noise levels, or times of a flow where use_flow_sigmas says so.
+#: Schedulers whose `sigmas` are noise levels, or flow times with use_flow_sigmas.
 _SIGMAS = (
     'EulerDiscreteScheduler',
     'EulerAncestralDiscreteScheduler',
@@ -57,7 +55,7 @@ _SIGMAS = (
     'DEISMultistepScheduler',
     'SASolverScheduler',
 )
-#: Schedulers that call the network twice for a level and list the level as often.
+#: Schedulers that call the network twice at a level and list the level twice.
 _TWO_CALLS = (
     'HeunDiscreteScheduler',
     'KDPM2DiscreteScheduler',
@@ -65,7 +63,7 @@ _TWO_CALLS = (
     'DPMSolverSDEScheduler',
     'FlowMatchHeunDiscreteScheduler',
 )
-#: Schedulers that walk places of a table of levels.
+#: Schedulers that use indices into a table of levels.
 _PLACES = (
     'DDIMScheduler',
     'DDIMParallelScheduler',
@@ -78,10 +76,10 @@ _PLACES = (
     'CogVideoXDPMScheduler',
     'UnCLIPScheduler',
 )
-#: Schedulers with a table of levels under which D is not what a table makes of the answer.
+#: Schedulers with a table of levels whose predictions have another meaning.
 _OTHER_MEANING = ('CosineDPMSolverMultistepScheduler', 'DDPMWuerstchenScheduler')
 
-#: Settings by which schedulers are known whose levels or networks are of another kind.
+#: Settings that identify schedulers with other levels or networks.
 _REFUSED = {
     'snr_shift_scale': 'CogVideoX',
     'scale_factors': 'scale-wise flows',
@@ -91,42 +89,42 @@ _REFUSED = {
     'n_grid': 'pi-Flow',
     'sigma_schedule solver_order': 'CosineDPMSolverMultistep',
 }
-#: Settings of which each scheduler known here has one, but for flows that have these.
+#: Settings of which each known scheduler has one, except flows with these.
 _DECISIVE = ('beta_start', 'trained_betas', 'sigma_data', 'prediction_type')
 _OF_FLOWS = ('shift num_train_timesteps', 'eta s_noise')
 
 
 def scheduler_sigmas(scheduler: Any, sigma_max: float = 1e4) -> Tensor:
-    """Read the noise levels that a scheduler of diffusers walks, after its set_timesteps.
+    """Read the noise levels of a diffusers scheduler after its set_timesteps.
 
-    Times t of a flow become sigma = t / (1 - t). The levels at which a scheduler calls the network
-    twice are listed once.
+    Flow times t become sigma = t / (1 - t). Levels at which a scheduler calls the network twice are
+    listed once.
 
     Args:
-        scheduler: a scheduler of diffusers, or of a class derived from one.
-        sigma_max: stands for the infinite level of a flow's time 1.
+        scheduler: A diffusers scheduler, or one of a derived class.
+        sigma_max: The level in place of the infinite one of flow time 1.
 
     Returns:
-        The levels [n + 1] as the samplers take them, descending, float64, on the CPU.
+        The levels [n + 1] for samplers, descending, float64, on the CPU.
 
     Raises:
-        TypeError: it is no scheduler of diffusers.
-        ValueError: the scheduler's steps do not follow a descending list of levels, it is not
-            known here, or its set_timesteps was not called.
+        TypeError: If it is not a diffusers scheduler.
+        ValueError: If its steps do not follow descending levels, it is unknown, or set_timesteps
+            was not called.
     """
     config, name = read_config(scheduler), type(scheduler).__name__
     if not sigma_max > 0:
-        raise ValueError(f'sigma_max must be above 0; got {sigma_max}')
+        raise ValueError(f'sigma_max must be > 0; got {sigma_max}')
     if find_class(scheduler, (*_FLOW_TIMES, *_SIGMAS, *_PLACES)) is None:
         raise ValueError(
-            f'scheduler must be of a class whose levels are known here; got {name}: '
-            f'known are {", ".join((*_SIGMAS, *_FLOW_TIMES, *_PLACES))}'
+            f'scheduler must be of a known class; got {name}. Known are '
+            f'{", ".join((*_SIGMAS, *_FLOW_TIMES, *_PLACES))}'
         )
     if getattr(scheduler, 'num_inference_steps', None) is None and not getattr(
         scheduler, 'custom_timesteps', False
     ):
         raise ValueError(
-            f'scheduler must have its timesteps; got a {name} without: call its '
+            f'scheduler must have its timesteps; got {name} without them. Call its '
             'set_timesteps(n) first'
         )
     if find_class(scheduler, _PLACES):
@@ -142,16 +140,16 @@ def scheduler_sigmas(scheduler: Any, sigma_max: float = 1e4) -> Tensor:
 
 
 def make_denoiser(network: Any, scheduler: Any, quantize: bool = False) -> PreconditionedDenoiser:
-    """Wrap a network as a denoiser of the kind that the scheduler's settings describe.
+    """Wrap a network as a denoiser of the kind that the settings of its scheduler describe.
 
     Args:
-        network: called as network(x, t, **cond); its `flow_time_scale` multiplies a flow's time.
-        scheduler: a scheduler of diffusers; set_timesteps need not have been called.
-        quantize: ask at the nearest of the T levels the network was trained at.
+        network: Called as network(x, t, **cond); its `flow_time_scale` multiplies a flow's time.
+        scheduler: A diffusers scheduler; set_timesteps need not have been called.
+        quantize: Round levels to the nearest of the T levels at which the network was trained.
 
     Raises:
-        TypeError: it is no scheduler of diffusers.
-        ValueError: the scheduler or its prediction_type is not known here.
+        TypeError: If it is not a diffusers scheduler.
+        ValueError: If the scheduler or its prediction_type is unknown.
     """
     scheduler = getattr(scheduler, 'original', scheduler)  # of a KDiffusionScheduler
     config = read_config(scheduler)
@@ -165,13 +163,12 @@ def make_denoiser(network: Any, scheduler: Any, quantize: bool = False) -> Preco
         )
     elif table is None or prediction not in _DISCRETE or find_class(scheduler, _OTHER_MEANING):
         raise ValueError(
-            f'{type(scheduler).__name__} with prediction_type {prediction!r} is not known here; '
-            'known '
-            f'are schedulers with alphas_cumprod and {", ".join(_DISCRETE)}, those with '
-            'use_flow_sigmas, FlowMatch* and EDM* ones'
+            f'scheduler must have alphas_cumprod and a prediction_type of '
+            f'{", ".join(_DISCRETE)}, or use_flow_sigmas, or be a FlowMatch* or EDM* scheduler; '
+            f'got {type(scheduler).__name__} with prediction_type {prediction!r}'
         )
     elif config.get('timestep_type') == 'continuous' and prediction == 'v_prediction':
-        # Stable Video Diffusion: the v of data of deviation 1, in EDM's time ln(sigma) / 4.
+        # Stable Video Diffusion: v for data of deviation 1, in EDM's time ln(sigma) / 4.
         levels = ddpm_sigmas(table)
         low, high = (
             config.get(key) or float(levels[place])
@@ -182,14 +179,18 @@ def make_denoiser(network: Any, scheduler: Any, quantize: bool = False) -> Preco
         return _DISCRETE[prediction](network, table, quantize)
     if quantize:
         raise ValueError(
-            f'quantize must be False under {type(scheduler).__name__} with these '
-            'settings: its network has no table of levels'
+            f'quantize must be False with {type(scheduler).__name__} and these settings, '
+            'because its network has no table of levels'
         )
     return made
 
 
 def read_config(scheduler: Any) -> Mapping[str, Any]:
-    """Return a scheduler's settings, or refuse what is no scheduler."""
+    """Return the settings of a scheduler; raise a TypeError if it is none.
+
+    Args:
+        scheduler: The scheduler.
+    """
     config = getattr(scheduler, 'config', None)
     if (
         isinstance(scheduler, type)
@@ -197,18 +198,20 @@ def read_config(scheduler: Any) -> Mapping[str, Any]:
         or not hasattr(scheduler, 'set_timesteps')
     ):
         raise TypeError(
-            f'scheduler must be a scheduler of diffusers, pipeline.scheduler for example; '
-            f'got {describe(scheduler)}'
+            f'scheduler must be a diffusers scheduler, such as pipeline.scheduler; got '
+            f'{describe(scheduler)}'
         )
     return config
 
 
 def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a scheduler by themselves with the prediction_type that flows leave
-    out.
+    """Return the settings of a scheduler, with the prediction_type that flows omit.
+
+    Args:
+        config: The settings.
 
     Raises:
-        ValueError: They are not those of a scheduler that is known here.
+        ValueError: If they are not those of a known scheduler.
     """
 
     def has(keys: str) -> bool:
@@ -217,7 +220,7 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
     for keys, kind in _REFUSED.items():
         if has(keys) and 'algorithm_type' not in config:
             raise ValueError(
-                f'config must be of a scheduler that is known here; got one for {kind}, by its '
+                f'config must be that of a known scheduler; got one for {kind}, recognised by its '
                 f'setting {keys!r}'
             )
     if any(map(has, _DECISIVE)):
@@ -231,8 +234,14 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_flow(scheduler: Any, config: Mapping[str, Any]) -> bool:
-    """Return True if the scheduler's `sigmas` are times of a flow; refuse flows of other
-    conventions.
+    """Return True if the `sigmas` of the scheduler are flow times.
+
+    Args:
+        scheduler: The scheduler.
+        config: Its settings.
+
+    Raises:
+        ValueError: If it is a flow of another convention.
     """
     name = type(scheduler).__name__
     flow = find_class(scheduler, _FLOW_TIMES) is not None
@@ -240,13 +249,9 @@ def is_flow(scheduler: Any, config: Mapping[str, Any]) -> bool:
         bool(config.get('use_flow_sigmas')) and find_class(scheduler, _SIGMAS) is not None
     )
     if flow and config.get('invert_sigmas'):
-        raise ValueError(
-            f'{name} with invert_sigmas is not known here: its time runs the other way'
-        )
+        raise ValueError(f'{name} must not have invert_sigmas, with which its time is reversed')
     if flow and config.get('scale_factors'):
-        raise ValueError(
-            f'{name} with scale_factors is not known here: x changes its size on the way'
-        )
+        raise ValueError(f'{name} must not have scale_factors, with which x changes its size')
     return flow
 
 
@@ -257,15 +262,15 @@ def _make_flow(
         prediction = 'flow_prediction'  # these have no such setting
     if prediction not in _FLOW:
         raise ValueError(
-            f'{type(scheduler).__name__} with prediction_type {prediction!r} is not known '
-            f'here; known are {", ".join(_FLOW)}'
+            f'prediction_type must be one of {", ".join(_FLOW)}; got {prediction!r} in '
+            f'{type(scheduler).__name__}'
         )
     scale = network.flow_time_scale * config.get('num_train_timesteps', 1000) / 1000
     return FlowDenoiser(network, _shift(config), scale, prediction=_FLOW[prediction])
 
 
 def _shift(config: Mapping[str, Any]) -> float | Callable[[int], float]:
-    """The shift of a flow, or the function of the number of tokens that it is."""
+    """Return the shift of a flow, or the function of the number of tokens that gives it."""
     if config.get('use_dynamic_shifting'):
         points = [
             (config.get(f'{end}_image_seq_len', tokens), config.get(f'{end}_shift', mu))
@@ -284,9 +289,9 @@ def _levels_of_times(times: Tensor, name: str, sigma_max: float) -> Tensor:
     if (times > 1).any() or (times < 0).any():
         raise ValueError(
             f'scheduler must have flow times between 0 and 1; this {name} goes from '
-            f'{times[0]:g} to {times[-1]:g}: another spacing (use_karras_sigmas, '
-            'use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas) beside '
-            'use_flow_sigmas makes levels of a diffusion of them'
+            f'{times[0]:g} to {times[-1]:g}. A spacing such as use_karras_sigmas, '
+            'use_exponential_sigmas, use_beta_sigmas or use_lu_lambdas beside '
+            'use_flow_sigmas gives levels of a diffusion'
         )
     return (times / (1 - times)).clamp(max=sigma_max)
 
@@ -294,8 +299,8 @@ def _levels_of_times(times: Tensor, name: str, sigma_max: float) -> Tensor:
 def _levels_of_places(scheduler: Any, config: Mapping[str, Any]) -> Tensor:
     if config.get('skip_prk_steps') is False:
         raise ValueError(
-            f'{type(scheduler).__name__} must have skip_prk_steps=True: its Runge-Kutta '
-            'steps ask the network between the levels they walk'
+            f'{type(scheduler).__name__} must have skip_prk_steps=True, because its '
+            'Runge-Kutta steps call the network between the levels'
         )
     table = ddpm_sigmas(scheduler.alphas_cumprod.detach().cpu().double())
     final = float(getattr(scheduler, 'final_alpha_cumprod', 1.0))
@@ -305,11 +310,11 @@ def _levels_of_places(scheduler: Any, config: Mapping[str, Any]) -> Tensor:
 
 
 def _check_descent(sigmas: Tensor, name: str) -> Tensor:
-    """Return the levels without rises that rounding makes; refuse others."""
+    """Return the levels without rises from rounding; raise a ValueError for other rises."""
     lowered = sigmas.cummin(0).values
     if len(sigmas) < 2 or (sigmas > lowered * (1 + 1e-5)).any():
         raise ValueError(
-            f'scheduler must walk from noise to data; the levels of this {name} go from '
+            f'scheduler must go from noise to data; the levels of this {name} go from '
             f'{sigmas[0]:g} to {sigmas[-1]:g} and do not descend throughout'
         )
     return lowered

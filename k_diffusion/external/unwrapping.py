@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-#: The attribute in which a wrapper holds what it wraps, by the wrapper's class.
+#: The attribute of a wrapper that holds the wrapped network, by the class of the wrapper.
 _HELD_IN = {
     'OptimizedModule': '_orig_mod',  # torch.compile
     'DataParallel': 'module',
@@ -24,10 +24,13 @@ _HELD_IN = {
 
 
 def unwrap_network(network: Any) -> Any:
-    """Return the network inside its wrappers, or the network itself where it has none.
+    """Return the network inside its wrappers, or the network itself.
 
     The class and the attributes of a network are read from the result; the wrapper is called. A
-    module whose forward takes `*args`, and which holds one module, is a wrapper of that.
+    module whose forward takes `*args` and which holds one module is a wrapper of it.
+
+    Args:
+        network: The network.
     """
     while True:
         names = class_names(network)
@@ -43,16 +46,23 @@ def unwrap_network(network: Any) -> Any:
 
 
 def held_module(network: Any) -> Any:
-    """Return the one module that a module holds; None where it holds none or several."""
+    """Return the only module that a module holds; None if it holds none or several.
+
+    Args:
+        network: The module.
+    """
     held = list(network.children()) if isinstance(network, nn.Module) else []
     return held[0] if len(held) == 1 else None
 
 
 def parameters_of(network: Any) -> dict[str, inspect.Parameter]:
-    """Return what a network's forward takes, without its self; of `*args`, what the class that it
-    is derived from takes.
+    """Return the parameters of a network's forward without self.
 
-    The class is asked, since accelerate puts a forward of any arguments into an instance.
+    For `*args` they are those of the base class. The class is inspected, because accelerate
+    replaces the forward of an instance by one with any arguments.
+
+    Args:
+        network: The network.
     """
     kind: Any = type(network)
     return _parameters_of_class(kind)
@@ -72,43 +82,52 @@ def _parameters_of_class(kind: type) -> dict[str, inspect.Parameter]:
 
 
 def class_names(thing: Any) -> list[str]:
-    """Return the names of an object's class and of the classes it is derived from."""
+    """Return the names of an object's class and its base classes.
+
+    Args:
+        thing: The object.
+    """
     return [base.__name__ for base in type(thing).__mro__]
 
 
 def find_class(thing: Any, known: Iterable[str]) -> str | None:
-    """Return the first class of the object's hierarchy that is among the known names."""
+    """Return the first class in the hierarchy of an object that is among the known names.
+
+    Args:
+        thing: The object.
+        known: The names.
+    """
     known = set(known)
     return next((name for name in class_names(thing) if name in known), None)
 
 
 def describe(thing: Any) -> str:
-    """Return what a message calls an argument: the class itself, or an object of it."""
+    """Return the description of an argument in messages: a class, or the type of an object.
+
+    Args:
+        thing: The argument.
+    """
     return f'the class {thing.__name__}' if isinstance(thing, type) else type(thing).__name__
 
 
 def check_network(name: str, network: Any) -> None:
-    """Refuse what cannot be called as a network.
+    """Raise a TypeError for an argument that cannot be called as a network.
 
     Args:
-        name: the name of the argument, for the message.
-        network: the argument.
-
-    Raises:
-        TypeError: it is a class, or it cannot be called.
+        name: The name of the argument in messages.
+        network: The argument.
     """
     if isinstance(network, type):
         raise TypeError(
-            f'{name} must be a network; got the class {network.__name__}: '
-            'make an instance of it and load its weights first'
+            f'{name} must be a network; got the class {network.__name__}. Make an instance of '
+            'it and load its weights first'
         )
     if hasattr(network, 'components') and hasattr(network, 'scheduler'):
         raise TypeError(
-            f'{name} must be a network; got a pipeline, {type(network).__name__}: '
-            'give it to K.external.from_diffusers'
+            f'{name} must be a network; got a pipeline, {type(network).__name__}. Pass it to '
+            'K.external.from_diffusers'
         )
     if not callable(network):
         raise TypeError(
-            f'{name} must be a network, which is called as network(x, t, **cond); '
-            f'got {describe(network)}'
+            f'{name} must be a network, called as network(x, t, **cond); got {describe(network)}'
         )

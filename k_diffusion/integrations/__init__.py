@@ -1,6 +1,6 @@
-"""The samplers inside programs that generate pictures.
+"""The samplers inside programs that generate images.
 
-A module is imported when it is touched, and imports its host itself.
+A module is imported on access, and imports its host itself.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The samplers as a scheduler of diffusers pipelines.
 
-A pipeline asks its network at one time after another and hands each answer to `scheduler.step`. So
-the scheduler runs a sampler with its model outside (K.sampling.requests): `timesteps` are the times
-of the sampler's model calls, and the latents that `step` returns are where the sampler asks next.
+A pipeline evaluates its network at one time after another and passes each output to
+`scheduler.step`. The scheduler therefore runs a sampler with its model outside
+(K.sampling.requests): `timesteps` are the times of the sampler's model calls, and `step` returns
+the latents of the next call.
 
-Latents are clean + sigma noise, as under EulerDiscreteScheduler; of flows (1 - t) clean + t noise.
+Latents are clean + sigma noise, as with EulerDiscreteScheduler; for flows (1 - t) clean + t noise.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from ..sampling.calibration.files import from_dict
 
 
 class _Clock(nn.Module):
-    """A network whose answer is the time it is asked at, to learn which time a level has."""
+    """A network whose output is its time, to find the time of a level."""
 
     flow_time_scale = 1000.0
 
@@ -44,12 +45,11 @@ class _Clock(nn.Module):
 class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
     """Any sampler and any schedule of k-diffusion in a pipeline of diffusers.
 
-    pipe.scheduler = KDiffusionScheduler.from_config(pipe.scheduler.config, sampler='dpmpp_2m_sde')
-
-    `num_inference_steps` counts steps of the schedule (model calls of a calibration); samplers with
-    several stages ask the network several times a step. Where a sampler does not ask at its first
-    level (churn, afs, calibrations), the network's first answer is not used. dpm_adaptive makes at
-    most num_inference_steps calls. CFG++ needs `watch(pipe.unet)` and a guidance_scale above 1.
+    `num_inference_steps` is the number of steps of the schedule (of model calls for a calibration).
+    Samplers with several stages evaluate the network several times in a step. If a sampler does not
+    evaluate it at the first level (churn, afs, calibrations), the first output of the network is
+    ignored. dpm_adaptive makes at most num_inference_steps calls. CFG++ needs `watch(pipe.unet)`
+    and a guidance_scale above 1.
 
     Args:
         sampler: The name of a sampler, or a title: 'DPM++ 2M Karras'.
@@ -58,10 +58,14 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         sampler_options: Options of the sampler.
         calibration: A file of `k-diffusion calibrate`, or its content, in place of sampler and
             schedule. The content is saved with the scheduler.
-        seed: What the noise of the steps is drawn from, as `seeds` of K.sample: one number, or one
-            for each image. None: a number for each image is drawn from the generators that the
-            pipeline passes, or from torch's global generator.
+        seed: Seeds of the noise of the steps, as `seeds` of K.sample: one number, or one for each
+            image. With None a number for each image is drawn from the generators that the pipeline
+            passes, or from torch's global generator.
         **kwargs: The settings of the pipeline's own scheduler: prediction_type, beta_schedule, ...
+
+    Example:
+        pipe.scheduler = KDiffusionScheduler.from_config(pipe.scheduler.config,
+            sampler='dpmpp_2m_sde')
     """
 
     _compatibles = [kind.name for kind in KarrasDiffusionSchedulers]  # noqa: RUF012
@@ -108,10 +112,15 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
     def from_config(
         cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """Make a scheduler with the settings of another, or of its config, and those given.
+        """Make a scheduler with the settings of another, or of its config, and the given ones.
 
-        A sampler that is given leaves out what belonged to another: its options, its calibration,
-        and the schedule if it is a title that names one.
+        A given sampler drops what belonged to another: its options, its calibration, and the
+        schedule if the sampler is a title that names one.
+
+        Args:
+            config: A scheduler or its config.
+            return_unused_kwargs: Return an empty dict as well, for diffusers.
+            **kwargs: Settings.
         """
         values = dict(getattr(config, 'config', config) or {})
         if 'sampler' in kwargs:
@@ -124,13 +133,13 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     @functools.cached_property
     def entry(self) -> Sampler:
-        """The sampler."""
+        """Return the sampler."""
         own = self.calibration
         return find_sampler(self.config.sampler if own is None else own.sampler())
 
     @functools.cached_property
     def original(self) -> Any:
-        """The scheduler of diffusers that says what the network's answers and times mean."""
+        """Return the diffusers scheduler that defines the meaning of predictions and times."""
         flow = self.config.prediction_type == 'flow_prediction'
         name = (
             'UniPCMultistep'
@@ -155,11 +164,16 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         timesteps: Any = None,
         mu: float | None = None,
     ) -> None:
-        """Choose the noise levels of a run, and so the times at which the network is asked.
+        """Choose the noise levels of a run, and thereby the times of the network calls.
 
-        sigmas or timesteps, as the pipeline's own scheduler takes them, stand in for the schedule.
-        Flow pipelines always give sigmas, so under a flow a schedule has precedence. mu: the shift
-        of a flow, by the number of tokens.
+        Flow pipelines always pass sigmas, so with a flow a schedule takes precedence over them.
+
+        Args:
+            num_inference_steps: Number of steps.
+            device: The device of the times.
+            sigmas: Replace the schedule, in the form of the pipeline's own scheduler.
+            timesteps: Replace the schedule, in the form of the pipeline's own scheduler.
+            mu: The shift of a flow, by the number of tokens.
         """
         given = {'sigmas': sigmas, 'timesteps': timesteps, 'mu': mu}
         own = {key: value for key, value in given.items() if value is not None}
@@ -198,17 +212,21 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def init_noise_sigma(self) -> float:
-        """What unit noise is multiplied by to become the latents of the first level."""
+        """Return the factor of unit noise that gives the latents of the first level."""
         high: Any = self.levels[0] if len(self.levels) else self.denoiser.sigma_max
         return 1.0 if self.is_flow else float(high)
 
     @property
     def step_index(self) -> int | None:
-        """The place of the time that is next; None before the first step."""
+        """Return the index of the next time; None before the first step."""
         return None if self._run is None else self._index
 
     def set_begin_index(self, begin_index: int | None = 0) -> None:
-        """Begin a new run, at a place among the times: image-to-image leaves the first ones out."""
+        """Start a new run at an index of the times; image-to-image skips the first ones.
+
+        Args:
+            begin_index: The index, or None.
+        """
         self.begin_index, self._index, self._unused = begin_index, 0, 0
         self._run: Generator[Request, Any, Tensor] | None = None
         self._request: Request | None = None
@@ -221,10 +239,12 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         places = (self.timesteps - torch.as_tensor(timestep).to(self.timesteps)).abs()
         if places[0] == 0:
             return 0
-        return len(places) - 1 - int(places.flip(0).argmin())  # of equals the last begins a step
+        return (
+            len(places) - 1 - int(places.flip(0).argmin())
+        )  # the last of equal times starts a step
 
     def _levels_from(self, begin: int) -> tuple[Tensor, int]:
-        """Return the levels of a run from a place, and how many answers it does not use."""
+        """Return the levels of a run from an index on, and the number of outputs it ignores."""
         if not begin:
             return self.levels, self._unused_first
         times = torch.tensor(self._calls[begin:])
@@ -234,14 +254,19 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         wanted = torch.tensor([float(levels[0])] * unused + own)
         if unused > 1 or len(wanted) != len(times) or not wanted.allclose(times):
             raise ValueError(
-                f'strength must let {self.entry.name} begin with a whole step; got '
-                f'time {begin} of {len(self._calls)}, inside one: give another '
+                f'strength must let {self.entry.name} start with a whole step; got '
+                f'time {begin} of {len(self._calls)}, inside one. Use another '
                 'strength, or a sampler with one model call in each step'
             )
         return levels, unused
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """Return what the network is given: c_in x, or a flow's latents as they are."""
+        """Return the input of the network: c_in x, or a flow's latents unchanged.
+
+        Args:
+            sample: The latents, [B, ...].
+            timestep: The time.
+        """
         if self.is_flow:
             return sample
         if self._request is None or self._unused:
@@ -256,11 +281,20 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         generator: Any = None,
         return_dict: bool = True,
     ) -> Any:
-        """Give the sampler the network's answer at the latents `sample`, [B, ...] both.
+        """Pass the output of the network at the latents `sample` to the sampler.
 
-        If the latents were edited after the last step, the sampler goes on from the edited ones.
-        generator: one, or one for each image, from which the seeds of the noise are drawn if the
-        scheduler has no seed.
+        If the latents were edited after the last step, the sampler continues from the edited ones.
+
+        Args:
+            model_output: The output of the network, [B, ...].
+            timestep: The time.
+            sample: The latents, [B, ...].
+            generator: One, or one for each image, from which the seeds of the noise are drawn if
+                the scheduler has no seed.
+            return_dict: Return an object in place of a tuple.
+
+        Raises:
+            ValueError: If it is called before set_timesteps, or too often.
         """
         if not self._calls:
             raise ValueError('step must be called after set_timesteps')
@@ -270,7 +304,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             self._unused -= 1
         elif self._request is not None:
             self._read_edit(self._request, sample)
-            denoised = self._denoised(model_output, self._request)
+            denoised = self._to_denoised(model_output, self._request)
             pair = self._request.pair
             self._send((denoised, self._unconditional(self._request)) if pair else denoised)
         elif not self.open_ended:
@@ -283,7 +317,13 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return EulerDiscreteSchedulerOutput(*output) if return_dict else output
 
     def begin_run(self, timestep: Any, sample: Tensor, generator: Any = None) -> Request | None:
-        """Begin the run that the first step would, and return what is asked next, if it is used."""
+        """Start the run of the first step, and return its first request, if it is used.
+
+        Args:
+            timestep: The time.
+            sample: The latents, [B, ...].
+            generator: As in `step`.
+        """
         if self._run is not None:
             return None if self._unused else self._request
         self._index = self._find_begin(timestep)
@@ -311,7 +351,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             self._request, self._result = None, end.value
 
     def _next_sample(self, sample: Tensor) -> Tensor:
-        """Return where the network is asked next, or the result, as the pipeline's latents."""
+        """Return the latents of the next network call, or the result."""
         request = self._request
         if request is None:
             x, self._result = self._result, None  # later calls return the latents as they are
@@ -319,9 +359,9 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             return sample if x is None else (x * end).to(sample.dtype)
         if self._index == len(self._calls):
             raise ValueError(
-                'num_inference_steps must be at least the model calls that '
-                f'{self.entry.name} makes; got {self._index}, which led to sigma '
-                f'{request.level:g}: raise it, or rtol and atol in sampler_options'
+                'num_inference_steps must be at least the number of model calls of '
+                f'{self.entry.name}; got {self._index}, which reached sigma '
+                f'{request.level:g}. Raise it, or rtol and atol in sampler_options'
             )
         if self.open_ended:  # a pipeline walks views of the times
             self.timesteps[self._index :] = self._times([request.level]).to(self.timesteps)
@@ -334,7 +374,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return (request.live * frame if self.is_flow else request.live).to(dtype)
 
     def _read_edit(self, request: Request, sample: Tensor) -> None:
-        """Take over what was done to the latents since they were returned."""
+        """Apply edits of the latents since they were returned."""
         if self._returned is None or sample is request.live:
             return
         returned, version = self._returned  # a tensor of inference mode has no version
@@ -343,7 +383,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             change = sample.to(request.live) - before.to(request.live)
             request.live.add_(change / self._frame(request.level))
 
-    def _denoised(self, output: Tensor, request: Request) -> Tensor:
+    def _to_denoised(self, output: Tensor, request: Request) -> Tensor:
         c_skip, c_out, _ = self._scalings(request.level)
         x = request.live if c_skip == 1 else request.live * c_skip
         return torch.add(x, output.to(x.dtype), alpha=c_out)
@@ -355,11 +395,15 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return self._scalings_of[level]
 
     def _frame(self, level: float) -> float:
-        """Return what clean + sigma noise is multiplied by to become the pipeline's latents."""
+        """Return the factor of clean + sigma noise that gives the latents of the pipeline."""
         return 1 / (1 + level) if self.is_flow else 1.0
 
     def watch(self, network: nn.Module) -> Any:
-        """Look at the answers of a pipeline's network; `remove()` of what is returned ends it."""
+        """Record the outputs of a pipeline's network; call `remove()` of the result to stop.
+
+        Args:
+            network: The network.
+        """
 
         def keep(module: nn.Module, given: Any, output: Any) -> None:
             self.unconditional = output[0][: len(output[0]) // 2]
@@ -370,13 +414,19 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         output, self.unconditional = self.unconditional, None
         if output is None or len(output) != len(request.x):
             raise ValueError(
-                f'{self.entry.name} must see the unconditional estimate: call '
-                'scheduler.watch(pipe.unet), and give a guidance_scale above 1'
+                f'{self.entry.name} must see the unconditional estimate. Call '
+                'scheduler.watch(pipe.unet), and pass a guidance_scale above 1'
             )
-        return self._denoised(output, request)
+        return self._to_denoised(output, request)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return clean latents [B, ...] with the noise of the times [B], or of one time."""
+        """Return clean latents with the noise of some times.
+
+        Args:
+            original_samples: The clean latents, [B, ...].
+            noise: Unit noise, [B, ...].
+            timesteps: The times [B], or one time.
+        """
         t = timesteps.to(original_samples.device, torch.float32).reshape(-1)
         if self.is_flow:
             t = append_dims(t / self.config.num_train_timesteps, noise.ndim).to(noise)
@@ -386,13 +436,19 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return original_samples + noise * append_dims(sigma.to(noise), noise.ndim)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Return `add_noise` with its arguments in the order of flow pipelines."""
+        """Return `add_noise` with its arguments in the order of flow pipelines.
+
+        Args:
+            sample: The clean latents, [B, ...].
+            timestep: The times [B], or one time.
+            noise: Unit noise, [B, ...].
+        """
         return self.add_noise(sample, noise, timestep)
 
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return everything but the run, which cannot be copied and which a copy begins anew."""
+        """Return everything but the run, which cannot be copied and restarts in a copy."""
         none = dict.fromkeys(['_run', '_request', '_returned', 'unconditional'])
         return {key: value for key, value in {**vars(self), **none}.items() if key != 'entry'}

@@ -1,7 +1,7 @@
 """The samplers in the denoise loop of a modular pipeline of diffusers.
 
-The blocks of a pipeline's own loop are kept: they prepare the network's input, call the guider and
-the network, apply masks. They are run once for each model call that the sampler asks for.
+The blocks of the pipeline's own loop are kept: they prepare the input of the network, call the
+guider and the network, and apply masks. They run once for each model call of the sampler.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .diffusers import KDiffusionScheduler
 
 
 class KDiffusionLoop(LoopSequentialPipelineBlocks):
-    """The loop of a denoise block, run by a sampler of k-diffusion; `use_samplers` makes such
-    blocks.
+    """The loop of a denoise block, run by a sampler; `use_samplers` makes such blocks.
 
-    A guider is given the sampler's step and the number of steps, so that its start and stop are
-    shares of the steps also where the sampler calls the network twice in one. CFG++ samplers take
-    the unconditional estimate from the guider. Calls that a sampler does not use are left out.
+    A guider receives the step of the sampler and the number of steps, so that its start and stop
+    are shares of the steps also where the sampler calls the network twice in one. CFG++ samplers
+    take the unconditional estimate from the guider. Calls that a sampler does not use are skipped.
     """
 
     @property
     def loop_inputs(self) -> list[InputParam]:
+        """Return the inputs of the loop, with the generator."""
         generator = InputParam(
             'generator',
             description='One, or one for each image: the noise of the steps is drawn from it.',
@@ -35,11 +35,17 @@ class KDiffusionLoop(LoopSequentialPipelineBlocks):
         return [*super().loop_inputs, generator]
 
     def loop_step(self, components: Any, state: Any, **kwargs: Any) -> Any:
-        """Run the blocks of one model call, kwargs: its place i among the times, and its time t."""
+        """Run the blocks of one model call.
+
+        Args:
+            components: The components of the pipeline.
+            state: Its state.
+            **kwargs: The index i of the call among the times, and its time t.
+        """
         scheduler = components.scheduler
         if not isinstance(scheduler, KDiffusionScheduler):
             raise ValueError(
-                'the component scheduler must be a KDiffusionScheduler; got a '
+                'the component scheduler must be a KDiffusionScheduler; got '
                 f'{type(scheduler).__name__}: '
                 'pipe.update_components(scheduler=KDiffusionScheduler.from_config(pipe.scheduler.config))'
             )
@@ -54,9 +60,7 @@ class KDiffusionLoop(LoopSequentialPipelineBlocks):
 
 @contextlib.contextmanager
 def _followed(guider: Any, scheduler: KDiffusionScheduler, request: Request) -> Iterator[None]:
-    """Give a guider the sampler's steps in place of the times, and the scheduler what the guider
-    saw.
-    """
+    """Pass the steps of the sampler to a guider, and the guider's outputs to the scheduler."""
     if guider is None:
         yield
         return
@@ -78,16 +82,18 @@ def _followed(guider: Any, scheduler: KDiffusionScheduler, request: Request) -> 
 
 
 def use_samplers(blocks: Any) -> Any:
-    """Replace the denoise loops among the blocks of a modular pipeline by loops that run a sampler.
+    """Replace the denoise loops in the blocks of a modular pipeline by loops that run a sampler.
 
-    pipe = use_samplers(StableDiffusionXLAutoBlocks()).init_pipeline(); then its component scheduler
-    is to be a KDiffusionScheduler.
+    The component scheduler of the pipeline must then be a KDiffusionScheduler.
 
     Args:
         blocks: The blocks of a pipeline, which are changed in place, or one denoise block.
 
     Returns:
         The blocks.
+
+    Example:
+        pipe = use_samplers(StableDiffusionXLAutoBlocks()).init_pipeline()
     """
     parts = getattr(blocks, 'sub_blocks', {})
     for name, block in parts.items():

@@ -320,13 +320,13 @@ def test_zero_terminal_snr_is_a_finite_level():
     'wrong, message',
     [
         (lambda path: K.external.from_diffusers(path), 'is a folder without model_index.json'),
-        (lambda path: K.external.from_diffusers(path / 'none'), 'is no folder here'),
+        (lambda path: K.external.from_diffusers(path / 'none'), 'is not a folder, and no model'),
         (lambda path: K.external.from_diffusers(unet()[0]), 'lacks a scheduler'),
         (
             lambda path: K.external.from_diffusers(
                 unet()[0], diffusers.DDIMScheduler(prediction_type='flow')
             ),
-            "'flow' is not known",
+            "with prediction_type 'flow'",
         ),
     ],
 )

@@ -803,7 +803,7 @@ def stub(name):
         ('LTX2VideoTransformer3DModel', 'video and its sound'),
         ('LuminaNextDiT2DModel', 'not supported'),
         ('MochiTransformer3DModel', 'from the data'),
-        ('OmniGenTransformer2DModel', 'words and pictures'),
+        ('OmniGenTransformer2DModel', 'words and images'),
         ('CosmosTransformer3DModel', 'its pipeline'),
         ('AllegroTransformer3DModel', 'AllegroTransformer3DModel is .* not known here.*nearest'),
         ('StableAudioDiTModel', 'StableAudioDiTModel is .* not known here'),

@@ -110,7 +110,7 @@ def test_edm2_is_recognised_with_one_hot_labels():
     denoiser(torch.randn(3, 1, 2, 2), torch.ones(3), class_cond=torch.tensor([0, 2, 3]))
     assert network.labels[-1].tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]  # 3 stands for no class
     assert K.external.wrap({'ema': network, 'dataset_kwargs': {}}).inner_model is network
-    with pytest.raises(ValueError, match='class_cond must hold whole numbers from 0 to 3.*got'):
+    with pytest.raises(ValueError, match='class_cond must hold integers from 0 to 3.*got'):
         denoiser(torch.randn(1, 1, 2, 2), torch.ones(1), class_cond=torch.tensor([4]))
 
 
@@ -143,9 +143,9 @@ def test_a_wrapper_that_hands_its_arguments_on_is_its_network():
 
 
 def test_what_is_no_network_is_refused_by_name():
-    with pytest.raises(TypeError, match='got the class Precond: make an instance'):
+    with pytest.raises(TypeError, match='got the class Precond. Make an instance'):
         K.external.wrap(Precond)
-    with pytest.raises(TypeError, match='weights alone do not say how they are called'):
+    with pytest.raises(TypeError, match='Weights alone do not tell how they are called'):
         K.external.wrap({'weight': torch.zeros(1)})
     with pytest.raises(TypeError, match='path must be the path of a file; got int'):
         K.external.load_published(3)

@@ -244,7 +244,7 @@ def test_the_table_can_be_replaced(schedule):
     'sigmas', [[3.0, 2.0, 1.0], [0.0, 1.0, 2.0], [1.0], [], [[1.0, 2.0]], [1.0, math.nan]]
 )
 def test_no_table(sigmas):
-    with pytest.raises(ValueError, match='no table of levels; give at least two'):
+    with pytest.raises(ValueError, match='sigmas must be at least two ascending levels'):
         K.external.DiscreteSchedule(torch.tensor(sigmas), False)
 
 

@@ -154,7 +154,7 @@ def test_wrappers_that_say_too_little_are_refused_at_once():
     for network in (nn.Sequential(unet), nn.ModuleDict({'unet': unet}), Silent()):
         with pytest.raises(
             ValueError,
-            match=rf'{type(network).__name__} is not called as forward\(sample, timestep, ..., '
+            match=rf'{type(network).__name__} must be called as forward\(sample, timestep, ..., '
             r'return_dict\)',
         ):
             K.external.from_diffusers(network, diffusers.DDIMScheduler())

@@ -95,7 +95,7 @@ def test_edm_pickles_are_read_without_their_code(edm, tmp_path, went_off):
     )
     rebuilt = published.into(edm)
     assert torch.equal(rebuilt.model.weight, network.model.weight) and not rebuilt.training
-    with pytest.raises(ValueError, match='they need EDMPrecond of training.networks'):
+    with pytest.raises(ValueError, match='which need EDMPrecond of training.networks'):
         published.into(nn.Linear(2, 2))
 
 
@@ -236,10 +236,10 @@ def test_what_is_not_read_becomes_a_record(tmp_path, went_off):
     [
         (b'not a pickle', 'cannot be read safely'),
         (b'', 'cannot be read safely'),
-        (pickle.dumps({'weights': 3}), 'holds dict that is no state dict'),
+        (pickle.dumps({'weights': 3}), 'must hold a state dict .*; got dict'),
         (pickle.dumps({'a': torch.ones(1), 'b': torch.ones(2)}), 'tensors named a, b'),
         (pickle.dumps({'model_ema': {}, 'config': {}}), 'load it with K.load_model'),
-        (pickle.dumps(Bomb()), 'no state dict'),
+        (pickle.dumps(Bomb()), 'must hold a state dict'),
     ],
     ids=['no pickle', 'empty', 'numbers', 'strangers', 'ours', 'a bomb'],
 )

@@ -171,14 +171,14 @@ def test_one_entry_of_a_condition_serves_all_items(answer):
         (
             'CompVisDenoiser',
             'v',
-            "must give eps; its parameterization is 'v'; wrap it in K.external.CompVisVDenoiser",
+            "must predict eps; its parameterization is 'v'; wrap it in K.external.CompVisVDenoiser",
         ),
         (
             'CompVisVDenoiser',
             'eps',
-            "must give v; its parameterization is 'eps'; wrap it in K.external.CompVisDenoiser",
+            "must predict v; its parameterization is 'eps'; wrap it in K.external.CompVisDenoiser",
         ),
-        ('CompVisDenoiser', 'x0', "must give eps; its parameterization is 'x0'$"),
+        ('CompVisDenoiser', 'x0', "must predict eps; its parameterization is 'x0'$"),
     ],
 )
 def test_a_model_that_says_it_gives_something_else(kind, says, message):

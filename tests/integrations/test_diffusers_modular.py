@@ -359,7 +359,7 @@ def test_what_is_replaced_and_refused(unet, vae):
     )
     assert use_samplers(kinds[0][0]) is kinds[0][0]
     with pytest.raises(
-        ValueError, match='must be a KDiffusionScheduler; got a EulerDiscreteScheduler'
+        ValueError, match='must be a KDiffusionScheduler; got EulerDiscreteScheduler'
     ):
         run(unet, vae, euler(), ClassifierFreeGuidance(guidance_scale=1.0))
 

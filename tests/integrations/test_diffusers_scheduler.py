@@ -530,7 +530,7 @@ def test_generators_become_a_seed_for_each_image():
         generator=torch.Generator().manual_seed(0),
     )
     assert differ(one, together) > 0.01
-    with pytest.raises(ValueError, match='2 generators were given for a batch of 3'):
+    with pytest.raises(ValueError, match='each of the 3 items; got 2'):
         walk(scheduler.from_config(scheduler, seed=None), network, x, generator=generators(1, 2))
 
 

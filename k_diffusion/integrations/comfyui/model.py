@@ -1,6 +1,4 @@
-"""ComfyUI's model, levels and x in the coordinates of k-diffusion, x = clean + sigma noise, and
-back.
-"""
+"""ComfyUI's model, levels and x in the coordinates x = clean + sigma noise, and back."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from torch import Tensor
 from k_diffusion.core.tensors import append_dims
 from k_diffusion.schedules import sigma_to_flow_time
 
-#: What stands for the level at time 1 of a flow, as in `K.external.FlowDenoiser`.
+#: The level in place of time 1 of a flow, as in `K.external.FlowDenoiser`.
 SIGMA_MAX = 1e4
 
 
@@ -23,7 +21,7 @@ class Frame:
     = x_t / (1 - t) and sigma = t / (1 - t), at most SIGMA_MAX. All other models have x already.
 
     Args:
-        flow: Whether the model is a flow.
+        flow: True for a flow model.
     """
 
     def __init__(self, flow: bool) -> None:
@@ -31,48 +29,73 @@ class Frame:
 
     @classmethod
     def of(cls, model_sampling: Any) -> Frame:
-        """Return the frame of a model by its `model_sampling`."""
+        """Return the frame of a model.
+
+        Args:
+            model_sampling: The `model_sampling` of the model.
+        """
         from comfy.model_sampling import CONST
 
         return cls(isinstance(model_sampling, CONST))
 
     def range_of(self, model_sampling: Any) -> tuple[float, float]:
-        """Return the least and the greatest sigma of a model."""
+        """Return the lowest and the highest sigma of a model.
+
+        Args:
+            model_sampling: The `model_sampling` of the model.
+        """
         return self.to_sigma(float(model_sampling.sigma_min)), self.to_sigma(
             float(model_sampling.sigma_max)
         )
 
     def to_sigma(self, level: float) -> float:
-        """Convert a level of ComfyUI's to sigma."""
+        """Convert a level of ComfyUI to sigma.
+
+        Args:
+            level: The level.
+        """
         if not self.flow:
             return level
         # in float32 the time of SIGMA_MAX is off by some 1e-3 of its distance to 1
         return SIGMA_MAX if (1 - level) * SIGMA_MAX < 1.001 else level / (1 - level)
 
     def to_levels(self, sigmas: Tensor) -> Tensor:
-        """Convert sigmas to levels of ComfyUI's, float32."""
+        """Convert sigmas to levels of ComfyUI, float32.
+
+        Args:
+            sigmas: The noise levels.
+        """
         return (sigma_to_flow_time(sigmas.double()) if self.flow else sigmas).float()
 
     def to_x(self, x: Tensor, sigma: float) -> Tensor:
-        """Convert ComfyUI's x at sigma; at SIGMA_MAX it is noise alone, and is taken so."""
+        """Convert ComfyUI's x at sigma; at SIGMA_MAX it is treated as noise only.
+
+        Args:
+            x: ComfyUI's x, [B, ...].
+            sigma: The noise level.
+        """
         return x * (sigma if sigma == SIGMA_MAX else 1 + sigma) if self.flow else x
 
     def from_x(self, x: Tensor, sigma: float | Tensor) -> Tensor:
-        """Convert x at sigma, a number or [B], to ComfyUI's."""
+        """Convert x at sigma to ComfyUI's x.
+
+        Args:
+            x: The noisy batch, [B, ...].
+            sigma: The noise level, a number or [B].
+        """
         if not self.flow:
             return x
         return x / (1 + (append_dims(sigma, x.ndim) if isinstance(sigma, Tensor) else sigma))
 
 
 class HostModel:
-    """A model of ComfyUI as a denoiser D(x, sigma) that has the guided and the unconditional
-    estimate.
+    """A model of ComfyUI as a denoiser D(x, sigma) with guided and unconditional estimate.
 
     Args:
-        model: What a sampler of ComfyUI is given: model(x, sigma, **extra_args) answers with the
-            clean picture.
+        model: The model passed to a sampler of ComfyUI: model(x, sigma, **extra_args) returns the
+            clean image.
         extra_args: Its arguments: model_options, seed, denoise_mask.
-        frame: The coordinates that it is asked in.
+        frame: The coordinates in which it is called.
     """
 
     def __init__(self, model: Any, extra_args: Mapping[str, Any], frame: Frame) -> None:
@@ -82,8 +105,11 @@ class HostModel:
         return self._ask(x, sigma, {**self.extra_args, **cond})
 
     def pair(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the guided and the unconditional estimate, of one call; they are the same where
-        there is no guidance.
+        """Return the guided and the unconditional estimate of one call; equal without guidance.
+
+        Args:
+            x: The noisy batch, [B, ...].
+            sigma: Its noise levels, [B].
         """
         from comfy.model_patcher import set_model_options_post_cfg_function
 

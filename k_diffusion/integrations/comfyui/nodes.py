@@ -1,6 +1,4 @@
-"""The nodes: one for each sampler, and one each for the schedules, the recommended recipe,
-fitting a sampler and loading one.
-"""
+"""The nodes: one for each sampler, and nodes for schedules, recipes and calibrations."""
 
 from __future__ import annotations
 
@@ -26,7 +24,7 @@ _STEPS = ('INT', {'default': 20, 'min': 1, 'max': 10_000})
 
 
 class SamplerNode:
-    """A node that gives a sampler; `make_sampler_node` makes one of this kind for each."""
+    """A node that returns a sampler; `make_sampler_node` makes one for each sampler."""
 
     entry: Sampler
     RETURN_TYPES = ('SAMPLER',)
@@ -34,16 +32,27 @@ class SamplerNode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Return the widgets of the node."""
         noise = {'noise': ([*NOISES], {'default': NOISES[0]})} if cls.entry.noise else {}
         return {'required': {**widgets_of(cls.entry), **noise}}
 
     def give(self, noise: str = NOISES[0], **values: Any) -> tuple[Any]:
+        """Return the sampler with the options of the widgets.
+
+        Args:
+            noise: A name of NOISES.
+            **values: The values of the widgets.
+        """
         values = {**AS_COMFYUI.get(self.entry.name, {}), **values}
         return (sampler_of(self.entry, read_widgets(self.entry, values), noise),)
 
 
 def make_sampler_node(entry: Sampler) -> type[SamplerNode]:
-    """Return the node of a sampler."""
+    """Return the node of a sampler.
+
+    Args:
+        entry: The sampler.
+    """
     return type(
         f'KDiffusion_{entry.name}',
         (SamplerNode,),
@@ -52,7 +61,7 @@ def make_sampler_node(entry: Sampler) -> type[SamplerNode]:
 
 
 class ScheduleNode:
-    """A node that gives the levels of a schedule between those of a model."""
+    """A node that returns the levels of a schedule in the range of a model."""
 
     CATEGORY, RETURN_TYPES, FUNCTION = CATEGORY, ('SIGMAS',), 'give'
     DESCRIPTION = (
@@ -62,6 +71,7 @@ class ScheduleNode:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Return the widgets of the node."""
         names = sorted({entry.name for entry in schedules.catalogue()})
         return {
             'required': {
@@ -73,6 +83,14 @@ class ScheduleNode:
         }
 
     def give(self, model: Any, schedule: str, steps: int, denoise: float) -> tuple[Tensor]:
+        """Return the levels.
+
+        Args:
+            model: The model.
+            schedule: The name of the schedule.
+            steps: Number of steps.
+            denoise: Share of a longer schedule that is kept.
+        """
         if not denoise > 0:
             return (torch.empty(0),)
         model_sampling = model.get_model_object('model_sampling')
@@ -89,16 +107,17 @@ class ScheduleNode:
 
 
 class RecommendedNode:
-    """A node that gives the sampler and the levels that `K.sample` takes by default."""
+    """A node that returns the sampler and the levels that `K.sample` takes by default."""
 
     CATEGORY, RETURN_TYPES, FUNCTION = CATEGORY, ('SAMPLER', 'SIGMAS'), 'give'
     DESCRIPTION = (
-        'The sampler and the levels that came closest to the converged picture in so '
-        'many model calls.'
+        'The sampler and the levels that come closest to the converged image with this number '
+        'of model calls.'
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Return the widgets of the node."""
         return {
             'required': {
                 'model': ('MODEL',),
@@ -108,6 +127,13 @@ class RecommendedNode:
         }
 
     def give(self, model: Any, calls: int, guided: bool) -> tuple[Any, Tensor]:
+        """Return the sampler and the levels.
+
+        Args:
+            model: The model.
+            calls: Number of model calls.
+            guided: True for a model with guidance.
+        """
         model_sampling = model.get_model_object('model_sampling')
         frame = Frame.of(model_sampling)
         low, high = frame.range_of(model_sampling)
@@ -117,18 +143,18 @@ class RecommendedNode:
 
 
 class CalibrateNode:
-    """A node that fits a sampler to a guided model, and keeps it."""
+    """A node that fits a sampler to a guided model and stores it."""
 
     CATEGORY, RETURN_TYPES, FUNCTION = CATEGORY, ('SAMPLER', 'SIGMAS'), 'give'
     DESCRIPTION = (
         'Fits a sampler to this model, these conditions and this guidance, so that few calls give '
-        'what many would. '
-        'It costs some 1,000 times as many calls as it will make, for each noise. It is kept '
-        'under its name.'
+        'the result of many. The fit costs some 1,000 times the number of calls, for each noise. '
+        'The sampler is stored under its name.'
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Return the widgets of the node."""
         count = {'min': 1, 'max': 10_000}
         return {
             'required': {
@@ -152,6 +178,20 @@ class CalibrateNode:
         batch_size: int,
         name: str,
     ) -> tuple[Any, Tensor]:
+        """Fit a sampler, store it, and return it with its levels.
+
+        Args:
+            guider: The GUIDER.
+            latent_image: A LATENT with the shape of the images.
+            calls: Number of model calls.
+            noises: Number of noises.
+            seed: Seed of the noises.
+            batch_size: Number of images in one model call.
+            name: The name of the file.
+
+        Raises:
+            ValueError: If the name is not that of a file.
+        """
         path = _folder() / f'{name}.json'
         if path.parent != _folder() or not name or name.startswith('.'):
             raise ValueError(f'name must be the name of a file without a folder; got {name!r}')
@@ -160,20 +200,21 @@ class CalibrateNode:
         with whole_file(path) as file:
             file.write_text(to_json(calibration))
         frame = Frame.of(guider.model_patcher.get_model_object('model_sampling'))
-        return _given(calibration, frame)
+        return _as_outputs(calibration, frame)
 
 
 class CalibratedNode:
-    """A node that gives a sampler that was fitted before."""
+    """A node that returns a stored sampler."""
 
     CATEGORY, RETURN_TYPES, FUNCTION = CATEGORY, ('SAMPLER', 'SIGMAS'), 'give'
     DESCRIPTION = (
-        'A sampler that the node k-diffusion calibrate has fitted, for the same model, '
+        'A sampler that the node k-diffusion calibrate has fitted for the same model, '
         'conditions and guidance.'
     )
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
+        """Return the widgets of the node."""
         return {
             'required': {
                 'model': ('MODEL',),
@@ -182,14 +223,20 @@ class CalibratedNode:
         }
 
     def give(self, model: Any, name: str) -> tuple[Any, Tensor]:
+        """Return the sampler and its levels.
+
+        Args:
+            model: The model.
+            name: The name of the file.
+        """
         path = _folder() / Path(f'{name}.json').name
-        return _given(
+        return _as_outputs(
             from_json(path.read_text(), str(path)),
             Frame.of(model.get_model_object('model_sampling')),
         )
 
 
-def _given(calibration: Calibration, frame: Frame) -> tuple[Any, Tensor]:
+def _as_outputs(calibration: Calibration, frame: Frame) -> tuple[Any, Tensor]:
     return sampler_of(calibration.sampler().entry, {}), frame.to_levels(calibration.levels)
 
 

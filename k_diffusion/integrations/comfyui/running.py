@@ -1,4 +1,4 @@
-"""A sampler of k-diffusion as ComfyUI's KSAMPLER calls one, and the fit of one to a model."""
+"""A sampler of k-diffusion as a KSAMPLER of ComfyUI, and the fit of one to a model."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from k_diffusion.sampling import Calibration, Sampler, calibrate
 
 from .model import Frame, HostModel
 
-#: Where the noise of the steps comes from: per item, as `K.sample(seeds=seed)` draws it, or as
-#: ComfyUI's own samplers draw it.
+#: Sources of the noise of the steps: per item, as `K.sample(seeds=seed)` draws it, or as ComfyUI's
+#: own samplers draw it.
 NOISES = ('per item', 'ComfyUI')
 
 
 def sampler_of(entry: Sampler, options: Mapping[str, Any], noise: str = 'per item') -> Any:
-    """Return a sampler with its options as a SAMPLER of ComfyUI's; `noise` is one of NOISES."""
+    """Return a sampler with its options as a SAMPLER of ComfyUI.
+
+    Args:
+        entry: The sampler.
+        options: Its options.
+        noise: A name of NOISES.
+    """
     from comfy.samplers import KSAMPLER
 
     def sample(
@@ -41,8 +47,8 @@ def sampler_of(entry: Sampler, options: Mapping[str, Any], noise: str = 'per ite
             'n': len(levels) - 1,
         }
         given = {name: ends[name] for name in entry.takes}
-        given |= _noise_of(entry, noise, x, sigmas, frame, extra_args.get('seed'))
-        if entry.couples_batch:  # no picture's steps depend on its neighbours
+        given |= _noise_argument(entry, noise, x, sigmas, frame, extra_args.get('seed'))
+        if entry.couples_batch:  # the steps of an image must not depend on others
             given['per_item'] = not options.get('eta')
         if frame.flow and 'down' in entry.options:
             given['down'] = 'flow'
@@ -52,7 +58,7 @@ def sampler_of(entry: Sampler, options: Mapping[str, Any], noise: str = 'per ite
             frame.to_x(x, levels[0]),
             **{**given, **options},
             disable=disable,
-            callback=_shown(callback, frame),
+            callback=_convert_callback(callback, frame),
         )
         return frame.from_x(x, levels[-1] if 'sigmas' in entry.takes else ends['sigma_min'])
 
@@ -60,23 +66,23 @@ def sampler_of(entry: Sampler, options: Mapping[str, Any], noise: str = 'per ite
 
 
 def _sampling_of(model: Any) -> Any:
-    """Return the model_sampling of the model that a sampler is given."""
+    """Return the model_sampling of the model passed to a sampler."""
     return model.inner_model.inner_model.model_sampling
 
 
-def _shown(
+def _convert_callback(
     callback: Callable[[dict[str, Any]], Any] | None, frame: Frame
 ) -> Callable[[dict[str, Any]], Any] | None:
-    """Return a callback that shows x in ComfyUI's coordinates."""
+    """Return a callback that receives x in ComfyUI's coordinates."""
     if callback is None or not frame.flow:
         return callback
     return lambda info: callback({**info, 'x': frame.from_x(info['x'], info['sigma'])})
 
 
-def _noise_of(
+def _noise_argument(
     entry: Sampler, noise: str, x: Tensor, sigmas: Tensor, frame: Frame, seed: int | None
 ) -> dict[str, Any]:
-    """Return the argument of a sampler that says where its noise comes from."""
+    """Return the argument of a sampler that sets the source of its noise."""
     if 'noise_sampler' not in entry.parameters or seed is None:
         return {}
     if noise == 'per item':
@@ -99,15 +105,15 @@ def _noise_of(
 def fit_sampler(
     guider: Any, latent: Mapping[str, Any], steps: int, noises: int, seed: int, batch_size: int
 ) -> Calibration:
-    """Fit a sampler of so many model calls to a guided model of ComfyUI's.
+    """Fit a sampler of so many model calls to a guided model of ComfyUI.
 
     Args:
-        guider: The GUIDER: model, conditions and scale of guidance.
-        latent: The LATENT whose shape the pictures have.
-        steps: The number of model calls.
-        noises: How many noises it is fitted to; as many again choose among the fits.
-        seed: The seed of the noises.
-        batch_size: How many pictures the model is called on at a time.
+        guider: The GUIDER: model, conditions and guidance scale.
+        latent: A LATENT with the shape of the images.
+        steps: Number of model calls.
+        noises: Number of noises for the fit; as many again choose among the fits.
+        seed: Seed of the noises.
+        batch_size: Number of images in one model call.
     """
     from comfy.samplers import KSAMPLER
     from comfy.utils import ProgressBar

@@ -1,4 +1,4 @@
-"""The options of a sampler as widgets of a node, and what is typed into them as options."""
+"""The options of a sampler as widgets of a node, and the values of widgets as options."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from k_diffusion.sampling import Sampler
 
-#: What a number's widget holds for infinity.
+#: The value of a number's widget that stands for infinity.
 INFINITE = 1e9
-#: Options that no widget holds: functions, objects, and `down`, which the model decides.
+#: Options without a widget: functions, objects, and `down`, which the model decides.
 _NO_WIDGET = ('noise_sampler', 'noise_scaler', 'clock', 'spectrum', 'return_info', 'down')
-#: The options with which a sampler gives the numbers of ComfyUI's of its name, where they are not
-#: its defaults.
+#: The options with which a sampler gives the numbers of ComfyUI's sampler of its name, where they
+#: differ from its defaults.
 AS_COMFYUI: Mapping[str, Mapping[str, Any]] = {
     'deis': {'euler_to_zero': True, 'clock_range': (0.002, 80.0)},
     'dpmpp_2s_ancestral_cfg_pp': {'uncond_from': 'middle'},
@@ -31,10 +31,13 @@ AS_COMFYUI: Mapping[str, Mapping[str, Any]] = {
 
 
 def widgets_of(entry: Sampler) -> dict[str, tuple[Any, dict[str, Any]]]:
-    """Return the widgets of a sampler's options by name, each as ComfyUI declares one: (type or
-    choices, settings).
+    """Return the widgets of a sampler's options by name, as ComfyUI declares them.
 
-    They begin with the options that give ComfyUI's numbers, where it has a sampler of this name.
+    A widget is (type or choices, settings). The options that give ComfyUI's numbers are the initial
+    values, where ComfyUI has a sampler of this name.
+
+    Args:
+        entry: The sampler.
     """
     hints, usual = typing.get_type_hints(entry.function), AS_COMFYUI.get(entry.name, {})
     return {
@@ -60,15 +63,21 @@ def _widget(kind: Any, default: Any) -> tuple[Any, dict[str, Any]]:
             'round': False,
         }
     shown = default if isinstance(default, str) else '' if default is None else repr(default)
-    return 'STRING', {'default': shown, 'tooltip': 'Python numbers and tuples; empty: the default'}
+    return 'STRING', {
+        'default': shown,
+        'tooltip': 'Python numbers and tuples; empty for the default',
+    }
 
 
 def read_widgets(entry: Sampler, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a sampler's options from what its widgets hold; those left at the default are left
-    out.
+    """Return a sampler's options from the values of its widgets, without those at the default.
+
+    Args:
+        entry: The sampler.
+        values: The values by name.
 
     Raises:
-        ValueError: A text is not a number, a tuple or a list.
+        ValueError: If a text is not a number, a tuple or a list.
     """
     options = {}
     for name, value in values.items():
@@ -87,5 +96,5 @@ def _read_text(name: str, text: str, default: Any) -> Any:
         return ast.literal_eval(text) if text.strip() else default
     except (ValueError, SyntaxError):
         raise ValueError(
-            f'{name} must be a number, a tuple or a list as Python writes them; got {text!r}'
+            f'{name} must be a number, a tuple or a list in Python syntax; got {text!r}'
         ) from None
