@@ -1,4 +1,4 @@
-"""The ground everything stands on: tensors, modules, randomness, pictures, names and files.
+"""Foundations: tensors, modules, randomness, images, registries and files.
 
-Knows no diffusion.
+Nothing here is specific to diffusion.
 """

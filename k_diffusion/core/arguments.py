@@ -1,4 +1,4 @@
-"""Checks of what public functions are called with."""
+"""Checks of the arguments of public functions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,37 @@ from torch import Tensor
 
 
 def show_value(value: Any) -> str:
-    """Return how an error shows what it got: one line, and the shape and dtype of a tensor."""
+    """Return the text of a value in messages: one line, and shape and dtype for a tensor.
+
+    Args:
+        value: The value.
+    """
     if isinstance(value, Tensor) and value.ndim:
         return f'a tensor {list(value.shape)} of {str(value.dtype).removeprefix("torch.")}'
     return f'{" ".join(repr(value).split()):.60}'
 
 
 def is_whole(value: Any, least: float = 1) -> bool:
-    """Whether a value is a whole number (numpy's too) of at least so much."""
+    """Return True for an integer (numpy's too) >= least.
+
+    Args:
+        value: The value.
+        least: The lower bound.
+    """
     return hasattr(value, '__index__') and value >= least
 
 
 def check_whole(name: str, value: Any, least: int = 1, hint: str = '') -> None:
-    """Raise a ValueError where a value is not a whole number of at least `least`."""
+    """Raise a ValueError unless a value is an integer >= least.
+
+    Args:
+        name: The name of the argument.
+        value: The value.
+        least: The lower bound.
+        hint: A usual value, for the message.
+    """
     if not is_whole(value, least):
-        raise ValueError(
-            f'{name} must be a whole number >= {least}{_bracketed(hint)}; got {value!r}'
-        )
+        raise ValueError(f'{name} must be an integer >= {least}{_bracketed(hint)}; got {value!r}')
 
 
 def check_number(
@@ -35,14 +49,14 @@ def check_number(
     """Return a real number (0-d tensors and numpy's too) as a float.
 
     Args:
-        name: What the message calls it.
+        name: The name of the argument.
         value: The value.
-        least: The lowest value that is allowed.
-        infinite: Whether infinity is allowed.
-        hint: What the message says about usual values.
+        least: The lower bound.
+        infinite: Allow infinity.
+        hint: A usual value, for the message.
 
     Raises:
-        ValueError: It is not a number, NaN, too low or infinite.
+        ValueError: If it is not a number, NaN, too low or infinite.
     """
     try:
         number = math.nan if isinstance(value, (str, bytes)) else float(value)
@@ -56,7 +70,15 @@ def check_number(
 
 
 def check_interval(name: str, interval: Any) -> tuple[float, float]:
-    """Return two noise levels (low, high) with 0 <= low < high as floats; high may be infinite."""
+    """Return two noise levels (low, high) with 0 <= low < high as floats; high may be infinite.
+
+    Args:
+        name: The name of the argument.
+        interval: The levels.
+
+    Raises:
+        ValueError: If they are not such levels.
+    """
     try:
         low, high = (check_number(name, level, 0.0, infinite=True) for level in interval)
     except (TypeError, ValueError):
@@ -73,13 +95,21 @@ def _bracketed(hint: str) -> str:
 
 
 def expands(shape: Sequence[int], to: Sequence[int]) -> bool:
-    """Return True if a tensor of a shape broadcasts to another shape."""
+    """Return True if a tensor of a shape broadcasts to another shape.
+
+    Args:
+        shape: The shape.
+        to: The other shape.
+    """
     return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(reversed(shape), reversed(to)))
 
 
 def check_denoiser(name: str, denoiser: Any) -> None:
-    """Raise a TypeError where something cannot be asked as a denoiser: it is called, or it has
-    `pair`.
+    """Raise a TypeError unless a value is callable or has `pair`, as a denoiser does.
+
+    Args:
+        name: The name of the argument.
+        denoiser: The value.
     """
     if isinstance(denoiser, type) or not (callable(denoiser) or hasattr(denoiser, 'pair')):
         raise TypeError(
@@ -89,14 +119,29 @@ def check_denoiser(name: str, denoiser: Any) -> None:
 
 
 def check_function(name: str, function: Any, call: str) -> None:
-    """Raise a TypeError where something is not a function; `call` shows how it is called."""
+    """Raise a TypeError unless a value is callable.
+
+    Args:
+        name: The name of the argument.
+        function: The value.
+        call: Its signature, for the message.
+    """
     if not callable(function):
         raise TypeError(f'{name} must be a function, {call}; got {show_value(function)}')
 
 
 def check_broadcast(name: str, value: Any, like: Sequence[int], of: str) -> None:
-    """Raise an error where a value is not a tensor that broadcasts to the shape `like`, which is
-    that of `of`.
+    """Raise an error unless a value is a tensor that broadcasts to a shape.
+
+    Args:
+        name: The name of the argument.
+        value: The value.
+        like: The shape.
+        of: The owner of the shape, for the message.
+
+    Raises:
+        TypeError: If it is not a tensor.
+        ValueError: If it does not broadcast.
     """
     if not isinstance(value, Tensor):
         raise TypeError(

@@ -1,7 +1,7 @@
-"""Conditions are trees: dicts, lists and tuples with tensors, numbers, strings and None as leaves.
+"""Conditions as trees: dicts, lists and tuples with tensors, numbers, strings and None as leaves.
 
-A tensor whose leading dimension is the number of items has an entry for each item. A list or tuple
-of as many strings has one too. Everything else is a value that all items share.
+A tensor whose leading dimension is the number of items has an entry for each item. So does a list
+or tuple of as many strings. Everything else is a value that all items share.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _MARK = '_shared_by_items'
 
 
 class DifferentTrees(ValueError):
-    """The conditions of several streams cannot be held by one batch."""
+    """The conditions of several streams do not fit into one batch."""
 
 
 def share(value: Tensor) -> Tensor:
-    """Mark a tensor as one value that all items share, whatever its leading dimension.
+    """Mark a tensor as one value that all items share, regardless of its leading dimension.
 
-    It is needed where an unbatched tensor has as many rows as there are items: the position ids
+    This is needed where an unbatched tensor has as many rows as there are items: the position ids
     [16, 3] of a network that is called on 16 items.
 
     Args:
-        value: a tensor of any shape.
+        value: A tensor of any shape.
 
     Returns:
-        A view of it with the mark. The denoiser is given it as it is.
+        A view of it with the mark. The denoiser receives it unchanged.
     """
     alias = value.view_as(value)
     setattr(alias, _MARK, True)
@@ -40,20 +40,34 @@ def share(value: Tensor) -> Tensor:
 
 
 def is_shared(value: Any) -> bool:
-    """Return True for a tensor that `share` has marked."""
+    """Return True for a tensor that `share` has marked.
+
+    Args:
+        value: The value.
+    """
     return hasattr(value, _MARK)
 
 
 def has_entries(value: Any, n: int) -> bool:
-    """Return True if a leaf is a tensor with an entry for each of n items."""
+    """Return True if a leaf is a tensor with an entry for each of n items.
+
+    Args:
+        value: The leaf.
+        n: Number of items.
+    """
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == n and not is_shared(value)
 
 
 def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
-    """Apply a function to each leaf of a tree, or to the leaves in one place of several trees.
+    """Apply a function to each leaf of a tree, or to corresponding leaves of several trees.
+
+    Args:
+        function: The function.
+        tree: The tree.
+        *others: Trees of the same structure.
 
     Raises:
-        DifferentTrees: the trees differ in their keys, their lengths or their kinds of container.
+        DifferentTrees: If the trees differ in keys, lengths or kinds of container.
     """
     if isinstance(tree, Mapping):
         if any(not isinstance(other, Mapping) or other.keys() != tree.keys() for other in others):
@@ -68,12 +82,17 @@ def map_leaves(function: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
         entries = [map_leaves(function, *values) for values in zip(tree, *others)]
         return type(tree)(*entries) if hasattr(tree, '_fields') else type(tree)(entries)
     if any(isinstance(other, (Mapping, list, tuple)) for other in others):
-        raise DifferentTrees('a leaf stands where another tree has a container')
+        raise DifferentTrees('one tree has a leaf where another has a container')
     return function(tree, *others)
 
 
 def convert_tensors(tree: Tree, convert: Callable[[Tensor], Tensor]) -> Tree:
-    """Apply a conversion of dtype or device to the tensors of a tree; marks are kept."""
+    """Apply a conversion of dtype or device to the tensors of a tree; marks are kept.
+
+    Args:
+        tree: The tree.
+        convert: The conversion.
+    """
 
     def apply(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -84,7 +103,12 @@ def convert_tensors(tree: Tree, convert: Callable[[Tensor], Tensor]) -> Tree:
 
 
 def expand_single(tree: Tree, n: int) -> Tree:
-    """Expand the tensors of a tree that have one entry to n items; marked ones are kept."""
+    """Expand the tensors of a tree that have one entry to n items; marked ones are kept.
+
+    Args:
+        tree: The tree.
+        n: Number of items.
+    """
 
     def apply(value: Any) -> Any:
         return value.expand(n, *value.shape[1:]) if has_entries(value, 1) else value
@@ -93,7 +117,12 @@ def expand_single(tree: Tree, n: int) -> Tree:
 
 
 def cast_floating(tree: Tree, dtype: torch.dtype) -> Tree:
-    """Cast the floating tensors of a tree."""
+    """Cast the floating-point tensors of a tree.
+
+    Args:
+        tree: The tree.
+        dtype: The dtype.
+    """
     return convert_tensors(
         tree, lambda value: value.to(dtype) if value.is_floating_point() else value
     )
@@ -103,8 +132,9 @@ def select_entries(tree: Tree, items: Tensor, n: int) -> Tree:
     """Select the entries of some of n items; values that the items share are kept.
 
     Args:
-        items: indices [b]; they may repeat.
-        n: the number of items that the tree is for.
+        tree: The tree.
+        items: Indices [b]; they may repeat.
+        n: The number of items of the tree.
     """
     if isinstance(tree, Mapping):
         return {key: select_entries(value, items, n) for key, value in tree.items()}
@@ -119,11 +149,15 @@ def select_entries(tree: Tree, items: Tensor, n: int) -> Tree:
 def join_trees(trees: Sequence[Tree], n: int) -> Tree:
     """Join the trees of several streams of n items into the tree of one batch, stream by stream.
 
-    Tensors with an entry for each item are concatenated; where one stream has a tensor with a
-    single entry, it is expanded first. Equal values that the items share are kept once.
+    Tensors with an entry for each item are concatenated; if one stream has a tensor with a single
+    entry, it is expanded first. Equal values that the items share are kept once.
+
+    Args:
+        trees: The trees.
+        n: Number of items of each stream.
 
     Raises:
-        DifferentTrees: one batch cannot hold them.
+        DifferentTrees: If they do not fit into one batch.
     """
 
     def join(*values: Any) -> Any:
@@ -174,8 +208,13 @@ def _holds_item_lists(tree: Tree, n: int) -> bool:
 class NullRows(dict[str, Any]):
     """Null values for some items of a batch.
 
-    A value's shape tells only beside its condition whether it has an entry for each item, so the
-    entries are selected then.
+    The entries are selected together with the condition, because only its shape tells whether a
+    null value has an entry for each item.
+
+    Args:
+        null: The null values by name.
+        items: The indices of the items.
+        total: The number of items of the whole batch.
     """
 
     def __init__(self, null: Mapping[str, Any], items: Tensor, total: int) -> None:
@@ -185,7 +224,12 @@ class NullRows(dict[str, Any]):
             self.rows, self.total = null.rows[items], null.total
 
     def select(self, null: Tree, cond: Tree) -> Tree:
-        """Return the entries of a null value that has one for each item of the whole batch."""
+        """Return the entries of a null value that has one for each item of the whole batch.
+
+        Args:
+            null: The null value.
+            cond: The condition.
+        """
         if _lists_items(null, self.total):
             return type(null)(null[i] for i in self.rows.tolist())
         if not isinstance(null, Tensor) or not isinstance(cond, Tensor) or is_shared(cond):
@@ -197,19 +241,20 @@ class NullRows(dict[str, Any]):
 def replace_by_null(
     name: str, null: Tree, cond: Tree, n: int, rows: NullRows | None = None
 ) -> Tree:
-    """Replace a condition of n items by what stands for its absence.
+    """Replace a condition of n items by its null value.
 
     Args:
-        name: the condition's name, for messages.
-        null: a number (for every entry), a tensor of one item's shape or with a leading dimension
-            of 1 or n, None or a string; or a tree of these. A dict replaces the entries it holds
-            and keeps the others. One number serves for all leaves of a tree.
-        cond: the condition, a tree.
-        n: the number of items.
-        rows: selects the entries of null values that have one for each item of a larger batch.
+        name: The name of the condition, for messages.
+        null: A number (for every entry), a tensor of the shape of an item or with a leading
+            dimension of 1 or n, None or a string; or a tree of these. A dict replaces its entries
+            and keeps the others. One number serves all leaves of a tree.
+        cond: The condition, a tree.
+        n: The number of items.
+        rows: Selects the entries of null values that have one for each item of a larger batch.
 
     Raises:
-        ValueError: the condition's dtype cannot hold the null value, or its shape does not fit.
+        ValueError: If the dtype of the condition cannot hold the null value, or its shape does not
+            fit.
     """
     if rows is not None:
         null = rows.select(null, cond)
@@ -265,7 +310,7 @@ def _is_other_length(null: Tensor, cond: Tensor) -> bool:
 
 def _check_integer(name: str, null: Any, dtype: torch.dtype) -> None:
     if isinstance(null, Tensor) and not null.is_cpu:
-        return  # a look at its values would wait for the device
+        return  # reading the values would wait for the device
     values = torch.as_tensor(null)
     low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     wrong = (
@@ -276,6 +321,6 @@ def _check_integer(name: str, null: Any, dtype: torch.dtype) -> None:
     if wrong.any():
         raise ValueError(
             f'null[{name!r}] must be a value that the dtype of the condition, {dtype}, can hold; '
-            f'got {values[wrong].flatten()[0].item()}: give the condition as int64, or another '
+            f'got {values[wrong].flatten()[0].item()}. Pass the condition as int64, or another '
             'null value'
         )

@@ -11,14 +11,12 @@ class Unsaved(OSError):
 
 
 class Gone(Unsaved):
-    """The folder of a run is no longer where it was."""
+    """The folder of a run has disappeared."""
 
 
 class Stop(Exception):
-    """Raised by a hook or a loss, it ends the run as a stop does: saved, and ready to be gone on
-    with.
-    """
+    """Raised by a hook or a loss to end a run after a save, so that it can be resumed."""
 
 
 class StopAsked(Exception):
-    """A stop was asked while a hook worked, which gives up what it makes."""
+    """Raised in a hook when a stop is requested while it works."""

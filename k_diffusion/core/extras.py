@@ -1,6 +1,4 @@
-"""Packages that are not always there: imported where they are used, with an error that names the
-extra to install.
-"""
+"""Optional packages: imported where they are used, with an error that names the extra."""
 
 from __future__ import annotations
 
@@ -9,11 +7,20 @@ from typing import Any
 
 
 class MissingExtra(ImportError):
-    """A package of an optional extra is needed and absent."""
+    """A package of an optional extra is not installed."""
 
 
 def require(module: str, extra: str, purpose: str) -> Any:
-    """The module, or an error that says what needs it and how to install it."""
+    """Import a module of an optional package.
+
+    Args:
+        module: Its name.
+        extra: The extra of k-diffusion that installs it.
+        purpose: The feature that needs it, for the message.
+
+    Raises:
+        MissingExtra: If it is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

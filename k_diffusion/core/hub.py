@@ -1,4 +1,4 @@
-"""A brief look if the Hugging Face Hub answers; its own libraries try for half a minute."""
+"""A quick check that the Hugging Face Hub answers; its own libraries try for half a minute."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Seconds that the hub has for its answer.
+#: Seconds to wait for an answer of the hub.
 PATIENCE = 5.0
 _reached = threading.Event()
 
 
 def hub_fault(name: str | os.PathLike[str]) -> str | None:
-    """Return why no model of this name can be downloaded, None where it can be tried.
+    """Return the reason why a model cannot be downloaded; None if it may be possible.
 
-    None too for a folder, which needs no hub. Once the hub has answered it is not asked again.
+    None also for a folder, which needs no hub. Once the hub has answered it is not contacted again.
+
+    Args:
+        name: The name of the model, or a folder.
     """
     if Path(name).is_dir() or _reached.is_set() or not importlib.util.find_spec('huggingface_hub'):
         return None
@@ -32,9 +35,12 @@ def hub_fault(name: str | os.PathLike[str]) -> str | None:
 
 @contextmanager
 def quick_hub(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Within it the hub's libraries do without the hub where it does not answer.
+    """Let the libraries of the hub work offline if the hub does not answer.
 
-    For loaders that have no argument local_files_only.
+    For loaders without an argument local_files_only.
+
+    Args:
+        name: The name of the model, or a folder.
     """
     if hub_fault(name) is None:
         yield
@@ -49,7 +55,7 @@ def quick_hub(name: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _ask_hub(faults: list[str]) -> None:
-    """Ask through the session of its library, which knows proxies and the offline mode."""
+    """Contact the hub by the session of its library, which handles proxies and the offline mode."""
     try:
         from huggingface_hub import constants
         from huggingface_hub.utils import get_session

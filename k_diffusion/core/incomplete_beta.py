@@ -1,6 +1,4 @@
-"""The Beta distribution without scipy: its CDF, the regularised incomplete beta function, and
-its quantiles.
-"""
+"""The Beta distribution without scipy: its CDF and its quantiles."""
 
 from __future__ import annotations
 
@@ -10,7 +8,13 @@ TINY = 1e-300
 
 
 def beta_cdf(x: float, a: float, b: float) -> float:
-    """I_x(a, b), the share of Beta(a, b) below x."""
+    """Return I_x(a, b), the share of Beta(a, b) below x.
+
+    Args:
+        x: A number.
+        a: Parameter of the distribution.
+        b: Parameter of the distribution.
+    """
     if x <= 0 or x >= 1:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):
@@ -21,13 +25,19 @@ def beta_cdf(x: float, a: float, b: float) -> float:
 
 
 def beta_quantile(p: float, a: float, b: float) -> float:
-    """The x with I_x(a, b) = p; next to 0 it is exact to relative precision, like the tails of
-    the distribution.
+    """Return the x with I_x(a, b) = p, near 0 to relative precision.
+
+    Args:
+        p: In [0, 1].
+        a: Parameter of the distribution, > 0.
+        b: Parameter of the distribution, > 0.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
     if not (0 <= p <= 1 and 0 < a < math.inf and 0 < b < math.inf):
         raise ValueError(
-            f'p={p} of Beta({a}, {b}) is no quantile; give p in [0, 1] and positive, finite '
-            'parameters'
+            f'p must be in [0, 1] and a, b positive and finite; got p={p}, a={a}, b={b}'
         )
     if p in (0, 1):
         return float(p)
@@ -35,8 +45,9 @@ def beta_quantile(p: float, a: float, b: float) -> float:
 
 
 def _solve(p: float, a: float, b: float) -> float:
-    """The quantile where it is at most 1/2: Newton's method on log I over log x, kept in a
-    bracket that every step narrows.
+    """Return a quantile of at most 1/2 by Newton's method on log I over log x.
+
+    It is kept in a bracket that every step narrows.
     """
     y = min(
         (math.log(p * a) + _log_beta(a, b)) / a, math.log(0.5)
@@ -61,8 +72,10 @@ def _log_beta(a: float, b: float) -> float:
 
 
 def _fraction(x: float, a: float, b: float) -> float:
-    """The continued fraction of the incomplete beta function (Lentz's method; Abramowitz and
-    Stegun 26.5.8), as 1 / its value.
+    """Return 1 / the continued fraction of the incomplete beta function, by Lentz's method.
+
+    References:
+        Abramowitz & Stegun (1964), 26.5.8.
     """
     value, numerator, denominator = 1.0, 1.0, 0.0
     for i in range(1, 10000):
@@ -80,7 +93,11 @@ def _fraction(x: float, a: float, b: float) -> float:
 
 
 def student_quantile(p: float, freedom: float) -> float:
-    """The p-quantile, p in [1/2, 1), of Student's t with `freedom` (> 0) degrees: t^2 / (t^2 + f)
-    is Beta(1/2, f/2)."""
+    """Return the p-quantile of Student's t: t^2 / (t^2 + f) is Beta(1/2, f/2).
+
+    Args:
+        p: In [1/2, 1).
+        freedom: Degrees of freedom, > 0.
+    """
     share = beta_quantile(2 * p - 1, 0.5, min(freedom, 1e6) / 2)
     return math.sqrt(min(freedom, 1e6) * share / (1 - share))

@@ -1,4 +1,4 @@
-"""What the machine at hand can do: its memory, and how fast it multiplies."""
+"""Properties of the machine: its memory, and its speed of multiplication."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """The memory of a device, or of the machine where the device shares it; None where nobody
-    says.
+    """Return the memory of a device, or of the machine if the device shares it; None if unknown.
+
+    Args:
+        device: The device.
     """
     if device.type == 'cuda':
         return int(torch.cuda.get_device_properties(device).total_memory)
@@ -21,8 +23,14 @@ def memory_bytes(device: torch.device) -> int | None:
 
 
 def multiply_rate(device: torch.device, seconds: float = 0.3, side: int = 1024) -> float:
-    """Floating-point operations per second of float32 matrix products, two for each
-    multiply-add; the best of some tries.
+    """Measure the floating-point operations per second of float32 matrix products.
+
+    A multiply-add is two operations. The result is the best of several tries.
+
+    Args:
+        device: The device.
+        seconds: Duration of the measurement.
+        side: Side of the matrices.
     """
     a = torch.randn(side, side, device=device)
     best, end = 0.0, time.perf_counter() + seconds

@@ -1,4 +1,4 @@
-"""The C library's memory, where it gets in the way of training on a CPU."""
+"""Settings of the C library's allocator for training on a CPU."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's names for them
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep freed memory for the next tensor instead of handing it back to the
-    system, where it can.
+    """Let the C library keep freed memory for later tensors, where it can.
 
-    Each step of a small network frees and takes again the same tens of megabytes; clearing new
-    pages for them costs a fifth of the time (benchmarks/RESULTS.md). Blocks over 32 MB, the most
-    that glibc lets be kept, still go back at once.
+    Each step of a small network frees and allocates the same tens of megabytes; clearing new pages
+    for them takes a fifth of the time (benchmarks/RESULTS.md). Blocks over 32 MB, the largest that
+    glibc can keep, are still returned to the system.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

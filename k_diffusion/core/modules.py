@@ -15,10 +15,13 @@ from torch.utils import checkpoint as torch_checkpoint
 
 @contextmanager
 def train_mode(model: nn.Module, mode: bool = True) -> Iterator[nn.Module]:
-    """Puts a model into training mode (or, with mode False, evaluation mode) and restores each
-    module's flag after.
+    """Set a model to training or evaluation mode, and restore the flag of each module afterwards.
 
     A context manager and a decorator.
+
+    Args:
+        model: The model.
+        mode: True for training mode, False for evaluation mode.
     """
     flags = [module.training for module in model.modules()]
     try:
@@ -29,19 +32,30 @@ def train_mode(model: nn.Module, mode: bool = True) -> Iterator[nn.Module]:
 
 
 def eval_mode(model: nn.Module) -> Any:
-    """`train_mode(model, False)`."""
+    """Return `train_mode(model, False)`.
+
+    Args:
+        model: The model.
+    """
     return train_mode(model, False)
 
 
 def n_params(module: nn.Module) -> int:
-    """The number of parameters of a module."""
+    """Return the number of parameters of a module.
+
+    Args:
+        module: The module.
+    """
     return sum(p.numel() for p in module.parameters())
 
 
 @contextmanager
 def tf32_mode(cudnn: bool | None = None, matmul: bool | None = None) -> Iterator[None]:
-    """Allows or forbids TF32 in convolutions (cudnn) and matrix products (matmul); None leaves a
-    setting as it is.
+    """Allow or forbid TF32 in this context; None leaves a setting unchanged.
+
+    Args:
+        cudnn: TF32 in convolutions.
+        matmul: TF32 in matrix products.
     """
     backends: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
     before = [backend.allow_tf32 for backend in backends]
@@ -56,15 +70,16 @@ def tf32_mode(cudnn: bool | None = None, matmul: bool | None = None) -> Iterator
 
 
 _state = threading.local()
-_in_compiled_code = (
-    False  # the same for torch's compiler, which cannot look into a thread's own state
-)
+# The same for torch's compiler, which cannot read thread-local state.
+_in_compiled_code = False
 
 
 @contextmanager
 def checkpointing(enable: bool = True) -> Iterator[None]:
-    """Within it, blocks that support it drop their activations and recompute them in the
-    backward pass (this thread).
+    """Recompute activations in the backward pass, in blocks that support it, in this thread.
+
+    Args:
+        enable: False disables it in this context.
     """
     global _in_compiled_code
     before = get_checkpointing()
@@ -76,18 +91,22 @@ def checkpointing(enable: bool = True) -> Iterator[None]:
 
 
 def get_checkpointing() -> bool:
-    """Whether gradient checkpointing is on in this thread."""
+    """Return True if gradient checkpointing is enabled in this thread."""
     if torch.compiler.is_compiling():
         return _in_compiled_code
     return getattr(_state, 'checkpointing', False)
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """function(*args, **kwargs), its activations recomputed in the backward pass where
-    checkpointing is on.
+    """Return function(*args, **kwargs), recomputing its activations if checkpointing is enabled.
 
-    (Not under forward-mode differentiation, which keeps no activations and which torch's checkpoint
-    does not pass on.)
+    Forward-mode differentiation is exempt: it keeps no activations, and torch's checkpoint does not
+    support it.
+
+    Args:
+        function: The function.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
     """
     if get_checkpointing() and torch.is_grad_enabled() and not forward_mode():
         return torch_checkpoint.checkpoint(function, *args, use_reentrant=False, **kwargs)
@@ -95,7 +114,5 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def forward_mode() -> bool:
-    """Whether forward-mode derivatives (torch.func.jvp) are being taken, which torch's fastest
-    kernels do not know.
-    """
+    """Return True during forward-mode differentiation, which torch's fastest kernels lack."""
     return forward_ad._current_level >= 0

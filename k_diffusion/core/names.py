@@ -6,15 +6,14 @@ import os
 
 
 def escape_name(name: str | os.PathLike[str], keep: str = '') -> str:
-    """Return a name with every character that does not print as an escape: \\n, \\x1b, \\u202e, and
-    bytes that are not UTF-8 as \\xff.
+    r"""Escape every character of a name that does not print: \n, \x1b, \u202e, ...
 
-    What prints stays as it is, backslashes too, so that a name that is escaped already does not
-    change.
+    Bytes that are not UTF-8 become \xff. Printing characters are unchanged, backslashes included,
+    so that an escaped name does not change.
 
     Args:
-        name: A name or a text that holds names.
-        keep: Characters to leave as they are.
+        name: A name, or a text that holds names.
+        keep: Characters to leave unchanged.
     """
     return ''.join(c if c.isprintable() or c in keep else _escape(c) for c in os.fspath(name))
 

@@ -1,6 +1,4 @@
-"""Pickles read without running what they say: tensors, numbers, text and containers as they are,
-all else as inert records.
-"""
+"""Reading pickles without running them: data unchanged, all else as inert records."""
 
 from __future__ import annotations
 
@@ -11,43 +9,53 @@ from typing import Any
 
 from torch import Tensor
 
+from .pickle_state import TEXT_LENGTH, Foreign, Record, Unreadable
 from .torch_files import read_torch_file
-from .unpickling import TEXT_LENGTH, Foreign, Record, Unreadable
 
 __all__ = ['Record', 'read_pickle', 'state_of', 'tensors_of']
 
-#: Levels of modules, modules and tensors in all, and characters of all their names, that a pickled
-#: network may have: modules that hold one module twice each can make a network of billions of parts
-#: out of a small file.
+#: Largest depth of modules, number of modules and tensors, and number of characters of all their
+#: names in a pickled network. Modules that hold one module twice each can turn a small file into a
+#: network of billions of parts.
 _LEVELS, _PARTS, _CHARACTERS = 100, 100_000, 1 << 23
 
 
 def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """The contents of a .pkl, .pt or .ckpt file, whatever it holds; nothing in it runs.
+    """Read the contents of a .pkl, .pt or .ckpt file without running anything in it.
 
-    ValueError where it cannot be read so.
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read without running code.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f'no file at {path}; give the path of a .pkl, .pt or .ckpt file')
+        raise FileNotFoundError(f'no file at {path}; path must be a .pkl, .pt or .ckpt file')
     try:
         return read_torch_file(path, data_only=False)
     except Foreign as error:
         raise ValueError(
-            f'{path} cannot be read safely: {error}; give a state dict or .safetensors saved '
-            'where it comes from'
+            f'{path} cannot be read safely: {error}; export a state dict or .safetensors where it '
+            'was made'
         ) from None
     except Unreadable as error:
         raise ValueError(
-            f'{path} cannot be read safely: {error}. It is damaged, or of a form that only '
-            'running its code would open; '
-            'give a state dict or .safetensors saved where it comes from'
+            f'{path} cannot be read safely: {error}. It is damaged, or of a form that needs its '
+            'code to run; export a state dict or .safetensors where it was made'
         ) from None
 
 
 def tensors_of(record: Any, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
-    """The parameters and buffers of a pickled nn.Module (a Record with its state), under the
-    names of its state dict.
+    """Yield the parameters and buffers of a pickled nn.Module by their names in its state dict.
+
+    Args:
+        record: A Record with the state of the module.
+        prefix: Put before the names.
+
+    Raises:
+        ValueError: If the network has too many parts, or holds itself.
     """
     waiting, seen, characters = [(record, prefix, 0)], 0, 0
 
@@ -61,9 +69,9 @@ def tensors_of(record: Any, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
             or characters > _CHARACTERS
         ):
             raise ValueError(
-                f'the network in this file has more than {_PARTS:,} parts, {_LEVELS} levels or '
-                f'{_CHARACTERS:,} '
-                'characters of names, or holds itself'
+                f'the network in this file must have at most {_PARTS:,} parts, {_LEVELS} levels '
+                'and '
+                f'{_CHARACTERS:,} characters of names, and must not hold itself'
             )
         return name
 
@@ -85,15 +93,17 @@ def tensors_of(record: Any, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
 
 
 def _mapping(value: Any) -> Mapping[Any, Any]:
-    """A dict of a pickle, where there is one; the names of a set as keys."""
+    """Return a dict of a pickle, or the names in a set as keys; {} for anything else."""
     if isinstance(value, (set, frozenset)):
         return dict.fromkeys(value)
     return value if isinstance(value, dict) else {}
 
 
 def state_of(record: Any) -> dict[str, Any]:
-    """The attributes of a pickled object: those of a Record, or of what such a record was called
-    with.
+    """Return the attributes of a pickled object.
+
+    Args:
+        record: A Record, or a Record that was called with such a state.
     """
     if isinstance(record, Record):
         if isinstance(record.state, dict):

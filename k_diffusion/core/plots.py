@@ -1,4 +1,4 @@
-"""Curves and histograms as SVG, which every browser shows, without a plotting library."""
+"""Curves and histograms as SVG files, without a plotting library."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from html import escape
 
 from .files import whole_file
 
-WIDTH, HEIGHT = 640, 240  # of a panel
-LEFT, RIGHT, TOP, BOTTOM = 72, 16, 32, 40  # what is left free around its frame
+WIDTH, HEIGHT = 640, 240  # of a panel, in pixels
+LEFT, RIGHT, TOP, BOTTOM = 72, 16, 32, 40  # margins around its frame
 _COLOURS = ('#1f6fb4', '#d1580f', '#2a8a3e', '#8a4bb0', '#7a5a3a', '#c2185b', '#00838f', '#8a8a00')
 
 Points = Sequence[tuple[float, float]]
@@ -19,8 +19,12 @@ Points = Sequence[tuple[float, float]]
 def plot_curves(
     path: str | os.PathLike[str], panels: Mapping[str, Mapping[str, Points]], x_label: str = 'step'
 ) -> None:
-    """Writes curves: a panel for each title, in it the points (x, y) of each name; points that
-    are not finite are left out.
+    """Write curves as SVG; points that are not finite are omitted.
+
+    Args:
+        path: The file.
+        panels: The points (x, y) of each curve by name, for each panel by title.
+        x_label: The label of the x axis.
     """
     drawn = [_curves(title, curves, x_label) for title, curves in panels.items()]
     _write(path, drawn)
@@ -29,10 +33,21 @@ def plot_curves(
 def plot_histogram(
     path: str | os.PathLike[str], values: Sequence[float], title: str, x_label: str, bins: int = 40
 ) -> None:
-    """Writes a histogram of the finite values, with a line at their mean."""
+    """Write a histogram of the finite values as SVG, with a line at their mean.
+
+    Args:
+        path: The file.
+        values: The values.
+        title: The title.
+        x_label: The label of the x axis.
+        bins: Number of bins.
+
+    Raises:
+        ValueError: If no value is finite.
+    """
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
-        raise ValueError('no finite value to draw a histogram of')
+        raise ValueError('values must hold at least one finite value; got none')
     low, high = _widened(min(finite), max(finite))
     counts = [0] * bins
     for value in finite:
@@ -75,7 +90,7 @@ def _curves(title: str, curves: Mapping[str, Points], x_label: str) -> str:
 
 
 class _Frame:
-    """From values to places in a panel, and the panel's axes."""
+    """The mapping of values to positions in a panel, and its axes."""
 
     def __init__(self, x_low: float, x_high: float, y_low: float, y_high: float) -> None:
         self.x_low, self.x_high, self.y_low, self.y_high = x_low, x_high, y_low, y_high
@@ -108,7 +123,7 @@ class _Frame:
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Round values between low and high, at most so many."""
+    """Return round values between low and high, at most so many."""
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw)
@@ -117,7 +132,7 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
-    """A range that is not empty."""
+    """Return a range that is not empty."""
     margin = 0.5 * max(abs(low), 1e-3) if low == high else 0.04 * (high - low)
     return low - margin, high + margin
 

@@ -1,6 +1,4 @@
-"""Other people's pretrained networks from the transformers library, by folder or name; CLIP as
-two functions.
-"""
+"""Pretrained networks of the transformers library by folder or name, and CLIP."""
 
 from __future__ import annotations
 
@@ -18,15 +16,15 @@ from .extras import require
 from .files import read_json
 from .hub import hub_fault
 
-#: OpenAI's names of its CLIP models -> where they are on the hub.
+#: The names of CLIP models on the hub by OpenAI's names.
 OPENAI_CLIP = {
     'ViT-B/32': 'openai/clip-vit-base-patch32',
     'ViT-B/16': 'openai/clip-vit-base-patch16',
     'ViT-L/14': 'openai/clip-vit-large-patch14',
     'ViT-L/14@336px': 'openai/clip-vit-large-patch14-336',
 }
-#: The mean and standard deviation that CLIP's pictures in [0, 1] are normalised by, where no
-#: preprocessor_config.json says otherwise.
+#: Mean and standard deviation by which CLIP's images in [0, 1] are normalised, unless
+#: preprocessor_config.json sets others.
 CLIP_NORMALISATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -36,18 +34,31 @@ def load_pretrained(
     purpose: str = 'a pretrained network',
     device: Any = 'cpu',
 ) -> Any:
-    """A model (kind 'AutoModel', 'CLIPModel', ...) of transformers in a local folder, or of that
-    name on the hub.
+    """Load a transformers model in evaluation mode, without gradients of its weights.
 
-    In evaluation mode and without gradients to its weights. Code that comes with weights is not
-    run.
+    Code that comes with weights is not run.
+
+    Args:
+        name: A local folder, or a name on the hub.
+        kind: The class, 'AutoModel', 'CLIPModel', ...
+        purpose: The use of the network, for messages.
+        device: The device.
+
+    Raises:
+        ValueError: If the folder does not fit the class.
+        FileNotFoundError: If there is neither the folder nor the model.
     """
     model = _from_pretrained(name, kind, purpose)
     return model.to(device).eval().requires_grad_(False)
 
 
 def load_tokenizer(name: str | os.PathLike[str], purpose: str = 'a tokenizer') -> Any:
-    """The tokenizer that belongs to such a model."""
+    """Load the tokenizer of such a model.
+
+    Args:
+        name: A local folder, or a name on the hub.
+        purpose: The use of the tokenizer, for messages.
+    """
     return _from_pretrained(name, 'AutoTokenizer', purpose)
 
 
@@ -63,21 +74,19 @@ def _from_pretrained(name: str | os.PathLike[str], kind: str, purpose: str) -> A
         if Path(name).is_dir():
             reason = ' '.join(str(error).split())
             raise ValueError(
-                f'{purpose}: the folder {name} cannot be loaded as {kind} ({reason[:200]}); it '
-                'must be one that '
-                'save_pretrained wrote'
+                f'{purpose}: the folder {name} must be one that save_pretrained wrote; it cannot '
+                f'be loaded as {kind} ({reason[:200]})'
             ) from None
         why = f' ({fault})' if fault else ''
         raise FileNotFoundError(
-            f'{purpose}: there is no folder {name}, and no model of that name '
-            f'is on this disk or can be downloaded{why}; '
-            'give the folder of a downloaded model'
+            f'{purpose}: there is no folder {name}, and no model of that name is on this disk or '
+            f'can be downloaded{why}; pass the folder of a downloaded model'
         ) from None
 
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the library's progress bars and advice."""
+    """Disable the progress bars and advice of the library."""
     logging = transformers.utils.logging
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -91,9 +100,11 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 class ClipModel(nn.Module):
-    """A CLIP model of transformers as two functions into one space; gradients flow to the pictures.
+    """A CLIP model of transformers: images and texts to one space, with gradients to images.
 
-    name: a folder, a name on the hub, or one of OpenAI's own names ('ViT-B/16').
+    Args:
+        name: A folder, a name on the hub, or one of OpenAI's names ('ViT-B/16').
+        device: The device.
     """
 
     mean: Tensor
@@ -112,9 +123,10 @@ class ClipModel(nn.Module):
         self.register_buffer('std', torch.tensor(std, device=device)[:, None, None])
 
     def encode_images(self, x: Tensor) -> Tensor:
-        """Pictures [N, C, H, W] in [-1, 1] -> embeddings [N, E], not normalised.
+        """Return embeddings [N, E] of images [N, C, H, W] in [-1, 1], not normalised.
 
-        Other sizes are brought to `size`.
+        Args:
+            x: The images; other sizes are resized to `size`.
         """
         if x.shape[-2:] != (self.size, self.size):
             x = F.interpolate(x, (self.size, self.size), mode='bicubic', antialias=True)
@@ -128,7 +140,11 @@ class ClipModel(nn.Module):
         )
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> embeddings [N, E], not normalised."""
+        """Return embeddings [N, E] of texts, not normalised.
+
+        Args:
+            texts: The texts.
+        """
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self._name, 'the words of CLIP')
         length = self.model.config.text_config.max_position_embeddings
@@ -144,7 +160,7 @@ class ClipModel(nn.Module):
 
 
 def _tensor(output: Any) -> Tensor:
-    """The features: a tensor of their own, or (since transformers 5) within an object."""
+    """Return the features, which are a tensor or (since transformers 5) inside an object."""
     return output if isinstance(output, Tensor) else output.pooler_output
 
 

@@ -1,8 +1,6 @@
-"""Randomness named by what it is for: a draw is a function of (seed, keys), never of who draws it
-or when.
+"""Randomness by name: a draw is a function of (seed, keys).
 
-So that neither the batch size nor the number of workers or processes nor a pause can change a
-result.
+Results therefore do not depend on batch size, workers, processes or interruptions.
 """
 
 from __future__ import annotations
@@ -17,17 +15,27 @@ from torch import Tensor
 
 
 def derive_seed(seed: int, *keys: float | str) -> int:
-    """A 63-bit seed for the stream named by the keys: equal names give equal seeds, different ones
-    unrelated seeds.
+    """Return a 63-bit seed for the stream named by the keys.
 
-    (A seed that is an integer of numpy or torch names the same stream as Python's.)
+    Equal names give equal seeds, different names unrelated seeds. Integers of numpy and torch name
+    the same stream as Python's.
+
+    Args:
+        seed: The seed of the run.
+        *keys: The name of the stream.
     """
     digest = hashlib.blake2b(repr((operator.index(seed), *keys)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, 'little') >> 1
 
 
 def generator(seed: int, *keys: int | str, device: Any = 'cpu') -> torch.Generator:
-    """A fresh generator for the stream named by the keys."""
+    """Return a new generator for the stream named by the keys.
+
+    Args:
+        seed: The seed of the run.
+        *keys: The name of the stream.
+        device: The device of the generator.
+    """
     return torch.Generator(device).manual_seed(
         derive_seed(seed, *keys) if keys else operator.index(seed)
     )
@@ -40,12 +48,18 @@ def randn_items(
     dtype: torch.dtype | None = None,
     std: float = 1.0,
 ) -> Tensor:
-    """Gaussian noise [B, *shape] whose item i depends on seeds[i] alone, bit for bit; of unit
-    variance, or another deviation.
+    """Return Gaussian noise [B, *shape] whose item i is a function of seeds[i], bit for bit.
 
-    In float64 it is that of float32, cast: one seed is one noise in either precision. (torch's
-    generator for the CPU reads the lower 32 bits of a seed, so in a long run two items may share a
-    noise. That does no harm: no two share it and the picture.)
+    Float64 noise is float32 noise, cast, so that a seed gives the same noise in both precisions.
+    torch's CPU generator reads the lower 32 bits of a seed, so in a long run two items may share a
+    noise; this is harmless, since they do not share the image as well.
+
+    Args:
+        shape: The shape of an item.
+        seeds: A seed for each item.
+        device: The device of the result.
+        dtype: Its dtype.
+        std: Standard deviation of the noise.
     """
     dtype = dtype or torch.get_default_dtype()
     out = torch.empty(len(seeds), *shape, device=device, dtype=drawn_dtype(dtype))
@@ -56,5 +70,9 @@ def randn_items(
 
 
 def drawn_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the precision in which seeded noise of a dtype is drawn: float32 for float64."""
+    """Return the precision in which seeded noise of a dtype is drawn: float32 for float64.
+
+    Args:
+        dtype: The dtype.
+    """
     return torch.float32 if dtype == torch.float64 else dtype

@@ -1,4 +1,4 @@
-"""Names for factories, and a suggestion where a name is not known."""
+"""Registries of named objects, with suggestions for unknown names."""
 
 from __future__ import annotations
 
@@ -10,17 +10,29 @@ T = TypeVar('T')
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known name most like the one given, or None where none is near."""
+    """Return the known name most similar to a name; None if none is similar.
+
+    Args:
+        name: The name.
+        known: The known names.
+        cutoff: Least similarity, in [0, 1].
+    """
     found = difflib.get_close_matches(name, list(known), 1, cutoff)
     return found[0] if found else None
 
 
-#: As many names a message lists; of more it lists a few that are like the unknown one.
+#: Largest number of names in a message; of more names it lists a few that are similar.
 MOST_NAMES, FEW_NAMES = 40, 12
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
-    """One sentence that says a name is unknown, what is known, and what was probably meant."""
+    """Return the message for an unknown name, with the known names and a suggestion.
+
+    Args:
+        kind: The kind of thing.
+        name: The unknown name.
+        known: The known names.
+    """
     known = sorted(known)
     near = nearest(str(name), known)
     listed, more = known, ''
@@ -35,22 +47,21 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 def _origin(thing: object) -> object:
-    """Return where a function, a class or an entry of a function is defined; others are their
-    own origin.
-    """
+    """Return where a function, a class or an entry is defined, or the object itself."""
     function = getattr(thing, 'function', thing)
     name = getattr(function, '__qualname__', None)
     return thing if name is None else (getattr(function, '__module__', None), name)
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A mapping from names to things of one kind; asking for an unknown name raises a ValueError
-    that suggests the nearest.
+    """A mapping from names to objects of one kind, with a suggestion for an unknown name.
+
+    An unknown name raises a ValueError.
 
     Args:
-        kind: What the things are, for messages.
-        aliases: Other names -> names; they are found, and not listed.
-        plain: Brings a name that is not found as it stands into the form of names and aliases.
+        kind: The kind of object, for messages.
+        aliases: Names by other names; they are found, but not listed.
+        plain: Converts a name that is not found into the form of names and aliases.
     """
 
     def __init__(
@@ -65,10 +76,12 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[T], T]:
-        """Return a decorator that enters a thing under these names.
+        """Return a decorator that registers an object under these names.
 
-        A definition that is run again, of a notebook's cell or a file, takes the place of the one
-        before.
+        A definition that is run again, in a notebook or a file, replaces the one before.
+
+        Args:
+            *names: The names.
         """
 
         def enter(thing: T) -> T:
@@ -83,7 +96,11 @@ class Registry(Mapping[str, T], Generic[T]):
         return enter
 
     def find_name(self, name: object) -> str | None:
-        """Return the listed name that a name or an alias stands for, or None."""
+        """Return the listed name for a name or an alias, or None.
+
+        Args:
+            name: The name.
+        """
         if not isinstance(name, str):
             return None
         plain = name if self._plain is None else self._plain(name)

@@ -1,6 +1,4 @@
-"""Settings of a task: dataclasses whose fields carry what a flag of the command line needs, and
-calls that take them.
-"""
+"""Settings of tasks: dataclasses whose fields describe flags, and functions that take them."""
 
 from __future__ import annotations
 
@@ -30,15 +28,15 @@ def setting(
     """Declare a field of a settings dataclass.
 
     Args:
-        default: Its default; a field without one must be given.
-        help: What it means, without the default, which help pages add.
-        flags: Its names on the command line, in place of those that are made of its name. A name
-            without dashes makes it positional. `()` and no help: it is no flag.
-        choices: The values that it may have.
-        metavar: What a help page shows in place of the value.
-        parse: Makes the value of the text of a flag; by default the type of the field.
-        many: How a flag takes several values: 'append', it is given several times, or '*', '+' or
-            their number, they follow it. '?': a positional argument that may be left out.
+        default: Its default; a field without one is required.
+        help: Its meaning, without the default, which help pages add.
+        flags: Its names on the command line, in place of those made from its name. A name without
+            dashes makes it positional. `()` and no help: it is not a flag.
+        choices: The allowed values.
+        metavar: The text in place of the value in help pages.
+        parse: Converts the text of a flag; by default the type of the field.
+        many: For flags with several values: 'append', the flag is repeated; '*', '+' or a number,
+            they follow it. '?': a positional argument that may be omitted.
         factory: Makes the default.
     """
     metadata = {
@@ -57,12 +55,12 @@ def setting(
 def comma_list(
     kind: Callable[[str], V], rule: str, length: int | None = None
 ) -> Callable[[str], tuple[V, ...]]:
-    """Return a function that reads the text of a flag as values with commas between them.
+    """Return a function that reads the text of a flag as comma-separated values.
 
     Args:
-        kind: Makes a value of its text; raises a ValueError where it cannot.
-        rule: What the text must be, for messages: 'whole numbers such as 3,5'.
-        length: How many values there must be; None: one or more.
+        kind: Converts the text of a value; raises a ValueError if it cannot.
+        rule: A description of the text, for messages: 'integers such as 3,5'.
+        length: Number of values; None for one or more.
     """
 
     def parse(text: str) -> tuple[V, ...]:
@@ -78,7 +76,11 @@ def comma_list(
 
 
 class SettingsError(ValueError):
-    """One or several settings are wrong; each problem begins with the name of its field."""
+    """One or several settings are wrong; each problem begins with the name of its field.
+
+    Args:
+        problems: The messages.
+    """
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__('. '.join(problems))
@@ -86,14 +88,24 @@ class SettingsError(ValueError):
 
 
 def check_settings(*problems: str | None) -> None:
-    """Raise a SettingsError that lists all problems; a None is none."""
+    """Raise a SettingsError with all problems that are not None.
+
+    Args:
+        *problems: Messages or None.
+    """
     found = [problem for problem in problems if problem is not None]
     if found:
         raise SettingsError(found)
 
 
 def at_least(settings: Any, least: float, *names: str) -> str | None:
-    """Return what is wrong with fields that must be at least so much (None is allowed), or None."""
+    """Return the message for fields below a bound, or None; None values are allowed.
+
+    Args:
+        settings: The settings.
+        least: The bound.
+        *names: The fields.
+    """
     odd = [
         f'{name} must be at least {least:g}; got {value!r}'
         for name in names
@@ -104,8 +116,11 @@ def at_least(settings: Any, least: float, *names: str) -> str | None:
 
 
 def are_lists(settings: Any, *names: str) -> str | None:
-    """Return what is wrong with fields that must be lists or the like, no texts (None is
-    allowed), or None.
+    """Return the message for fields that are not lists, or None; None values are allowed.
+
+    Args:
+        settings: The settings.
+        *names: The fields.
     """
     odd = [
         f'{name} must be a list; got {value!r}'
@@ -117,8 +132,12 @@ def are_lists(settings: Any, *names: str) -> str | None:
 
 
 def one_of(settings: Any, known: Iterable[str], name: str) -> str | None:
-    """Return what is wrong with a field that must be one of some names (None is allowed), or
-    None.
+    """Return the message for a field that is not one of some names, or None; None is allowed.
+
+    Args:
+        settings: The settings.
+        known: The names.
+        name: The field.
     """
     value, known = getattr(settings, name), list(known)
     if value is None or value in known:
@@ -138,7 +157,10 @@ def _is_number(value: Any) -> bool:
 
 
 def takes_settings(kind: type) -> Callable[[Callable[[Any], R]], Callable[..., R]]:
-    """Let a function of a settings object also be called with the fields themselves.
+    """Let a function of a settings object also accept the fields as arguments.
+
+    Args:
+        kind: The settings dataclass.
 
     Example:
         @takes_settings(ConvertSettings)

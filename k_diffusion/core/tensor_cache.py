@@ -1,6 +1,4 @@
-"""Files of tensors that can be computed again: kept with a checksum, and computed again where
-they do not have it.
-"""
+"""Cache files of tensors with a checksum, computed again if the checksum does not fit."""
 
 from __future__ import annotations
 
@@ -27,8 +25,12 @@ def save_cache(
     tensors: Mapping[str, Tensor],
     facts: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write tensors and facts (JSON values by name) with a checksum of both; the folder is made
-    where there is none.
+    """Write tensors and facts with a checksum of both; missing folders are created.
+
+    Args:
+        path: The file.
+        tensors: The tensors by name.
+        facts: JSON values by name.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     values = dict(facts or {})
@@ -36,11 +38,14 @@ def save_cache(
 
 
 def load_cache(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read what save_cache wrote.
+    """Read a file that save_cache wrote.
+
+    Args:
+        path: The file.
 
     Returns:
-        The tensors and the facts. None where there is no file, and, with a warning, where it is
-            damaged or has no checksum.
+        The tensors and the facts. None if there is no file, and, with a warning, if it is damaged
+            or has no checksum.
     """
     if not Path(path).is_file():
         return None
@@ -51,15 +56,15 @@ def load_cache(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[st
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     warnings.warn(
-        f'{escape_name(path)} is damaged or was written by an older version; what it held is '
-        'computed again',
+        f'{escape_name(path)} is damaged or was written by an older version; its contents '
+        'are computed again',
         stacklevel=3,
     )
     return None
 
 
 def _checksum(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> int:
-    """CRC-32 of facts, names, types, shapes and values."""
+    """Return the CRC-32 of facts, names, types, shapes and values."""
     state = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
         values = tensors[name].detach().cpu()

@@ -1,10 +1,8 @@
-"""The files of torch.save, read without torch.load: zip files, files of torch before 1.6, and
-pickles with tensors inside.
+"""Reading files of torch.save without torch.load: zip files, older files, and pickles.
 
-torch.load looks at what a file holds and may hand it to torch.jit, whose archives run code while
-they are read. Here each layout is read by the code below. A tensor is made only when its sizes,
-strides and offset lie within its storage, and storages are made only
-from bytes that are in the file.
+torch.load looks at the contents of a file and may pass it to torch.jit, whose archives run code
+while they are read. Here each layout is read by the code below. A tensor is made only if its sizes,
+strides and offset are within its storage, and a storage only from bytes in the file.
 """
 
 from __future__ import annotations
@@ -22,7 +20,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from .unpickling import Budget, Foreign, Machine, Name, Unreadable, checked_key
+from .pickle_state import Budget, Foreign, Name, Unreadable, checked_key
+from .unpickling import Machine
 from .zip_members import Member, read_chunks, read_members
 
 _STORAGES: dict[str, torch.dtype] = {
@@ -56,13 +55,20 @@ _DTYPES = {
     for name in dir(torch)
     if isinstance(dtype := getattr(torch, name), torch.dtype)
 }
-#: The numbers that a file of torch before 1.6 begins with.
+#: The numbers at the start of a file of torch before 1.6.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _DIMENSIONS, _DEPTH = 64, 100
 
 
 class Storage:
-    """Elements of one type: `count` of them from byte `start` of `data`."""
+    """Elements of one type: `count` of them from byte `start` of `data`.
+
+    Args:
+        data: The bytes.
+        dtype: The type of the elements.
+        start: Their first byte.
+        count: Their number.
+    """
 
     __slots__ = ('count', 'data', 'dtype', 'start')
 
@@ -73,17 +79,16 @@ class Storage:
 
 
 def read_torch_file(path: str | os.PathLike[str], data_only: bool) -> Any:
-    """The contents of a file of torch.save, or of a pickle.
+    """Read the contents of a file of torch.save, or of a pickle.
 
     Args:
-        path: the file.
-        data_only: refuse what is no tensor, number, text or container of these (True), or give it
-            as Records (False).
+        path: The file.
+        data_only: Refuse anything but tensors, numbers, text and containers of these (True), or
+            return it as Records (False).
 
     Raises:
-        Unreadable: the file is damaged, of another form, or larger than the limits of `unpickling`
-            allow.
-        Foreign: data_only, and the file holds something else.
+        Unreadable: If the file is damaged, of another form, or exceeds the limits of `unpickling`.
+        Foreign: If data_only is set and the file holds something else.
     """
     size = Path(path).stat().st_size
     budget = Budget(size)
@@ -102,8 +107,17 @@ def read_torch_file(path: str | os.PathLike[str], data_only: bool) -> Any:
 
 
 def check_data(content: Any, size: int = 0) -> None:
-    """Refuse contents that nest deeply, hold themselves, or repeat their parts without end:
-    whoever walks them would not return.
+    """Refuse contents that nest deeply, hold themselves, or repeat their parts without end.
+
+    Code that walks them would not return.
+
+    Args:
+        content: The contents.
+        size: The size of the file, in bytes.
+
+    Raises:
+        Unreadable: If a limit is exceeded.
+        Foreign: If there is anything but data.
     """
     budget = Budget(size)
 
@@ -138,7 +152,7 @@ def _machine(
     persistent: Callable[[Any], Any] | None = None,
     nested: bool = True,
 ) -> Machine:
-    calls = dict(_rebuilders(budget))
+    calls = _Rebuilders(budget).functions()
     if nested:
         calls['torch.storage', '_load_from_bytes'] = lambda data: _read_nested(
             data, budget, records
@@ -195,8 +209,8 @@ def _filled(
 ) -> torch.UntypedStorage:
     if member.size != count * dtype.itemsize:
         raise Unreadable(
-            f'a tensor of it has {member.size:,} bytes of data where {count * dtype.itemsize:,} '
-            'are said'
+            f'a tensor of it has {member.size:,} bytes of data; its type and count require '
+            f'{count * dtype.itemsize:,}'
         )
     data, at = torch.empty(member.size, dtype=torch.uint8), 0
     for chunk in chunks:
@@ -207,8 +221,10 @@ def _filled(
 
 
 def _read_stream(file: BinaryIO, size: int, budget: Budget, records: Any) -> Any:
-    """A pickle, or a file of torch before 1.6: pickles of a head, the contents and the keys of
-    storages, then their bytes.
+    """Read a pickle or a file of torch before 1.6.
+
+    The latter consists of pickles of a head, the contents and the keys of storages, then their
+    bytes.
     """
     first = _machine(file, size, budget, records).load()
     return (
@@ -217,9 +233,9 @@ def _read_stream(file: BinaryIO, size: int, budget: Budget, records: Any) -> Any
 
 
 def _read_nested(data: Any, budget: Budget, records: Any) -> Any:
-    """What a pickled storage was called with: a file of torch before 1.6 as bytes."""
+    """Read the argument of a pickled storage: a file of torch before 1.6 as bytes."""
     if type(data) is not bytes:
-        raise Unreadable('a storage of it is made from no bytes')
+        raise Unreadable('a storage of it is not made from bytes')
     file = io.BytesIO(data)
     if _machine(file, len(data), budget, records, nested=False).load() != _MAGIC:
         raise Unreadable('a storage of it is not one that torch wrote')
@@ -227,7 +243,7 @@ def _read_nested(data: Any, budget: Budget, records: Any) -> Any:
 
 
 def _read_old(file: BinaryIO, size: int, budget: Budget, records: Any, nested: bool = True) -> Any:
-    """The rest of a file of torch before 1.6, behind its first number."""
+    """Read the rest of a file of torch before 1.6, after its first number."""
     wanted: dict[Any, tuple[torch.UntypedStorage, torch.dtype, int]] = {}
 
     def storage(key: Any, dtype: torch.dtype, count: int) -> torch.UntypedStorage:
@@ -274,11 +290,11 @@ def _fill_old(file: BinaryIO, data: torch.UntypedStorage, dtype: torch.dtype, co
 
 
 def _referred(key: Any, storage: Callable[[Any, torch.dtype, int], torch.UntypedStorage]) -> Any:
-    """What a persistent id stands for: ('storage', type, key, location, count[, view])."""
+    """Return the storage of a persistent id ('storage', type, key, location, count[, view])."""
     if type(key) is tuple and key and key[0] in ('module', b'module'):
         return key[1]
     if type(key) is not tuple or len(key) not in (5, 6) or key[0] not in ('storage', b'storage'):
-        raise Unreadable('it refers to something that is no storage')
+        raise Unreadable('it refers to something other than a storage')
     _, kind, name, _, count = key[:5]
     dtype = _STORAGE_NAMES.get(kind) if type(kind) is Name else None
     if dtype is None or type(name) not in (str, bytes, int) or not _is_count(count):
@@ -303,13 +319,33 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 48
 
 
-def _rebuilders(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
-    """The functions that torch's pickles name, over checked arguments."""
+class _Rebuilders:
+    """The functions that torch's pickles name, with checked arguments."""
 
-    def tensor(
-        storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self.of_tensors: dict[tuple[str, str], Callable[..., Any]] = {
+            ('torch._utils', '_rebuild_tensor'): self.make_tensor_v1,
+            ('torch._utils', '_rebuild_tensor_v2'): self.make_tensor_v2,
+            ('torch._utils', '_rebuild_tensor_v3'): self.make_tensor_v3,
+            ('torch._utils', '_rebuild_parameter'): self.make_parameter,
+            ('torch._utils', '_rebuild_parameter_with_state'): self.make_parameter,
+        }
+
+    def functions(self) -> dict[tuple[str, str], Callable[..., Any]]:
+        """Return the functions by (module, name)."""
+        return {
+            **self.of_tensors,
+            ('torch._tensor', '_rebuild_from_type_v2'): self.make_from_type,
+            ('torch.tensor', '_rebuild_from_type_v2'): self.make_from_type,
+            ('torch', 'Size'): _size,
+            ('torch', 'device'): _device,
+        }
+
+    def _make_tensor(
+        self, storage: Any, offset: Any, size: Any, stride: Any, dtype: torch.dtype | None = None
     ) -> Tensor:
-        budget.spend(16)
+        self.budget.spend(16)
         if type(storage) is not Storage or type(size) is not tuple or type(stride) is not tuple:
             raise Unreadable('a tensor of it is damaged')
         dtype = dtype or storage.dtype
@@ -322,23 +358,22 @@ def _rebuilders(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
             or not all(map(_is_count, (offset, *size, *stride)))
         ):
             raise Unreadable('a tensor of it is damaged')
-        count, last = (
-            math.prod(size),
-            first + offset + sum((length - 1) * step for length, step in zip(size, stride)),
-        )
-        if (count and (last + 1) * dtype.itemsize > room) or math.prod(
-            filter(None, size)
-        ) >= 1 << 60:
+        count = math.prod(size)
+        last = first + offset + sum((length - 1) * step for length, step in zip(size, stride))
+        too_many = math.prod(filter(None, size)) >= 1 << 60
+        if (count and (last + 1) * dtype.itemsize > room) or too_many:
             raise Unreadable('a tensor of it reaches beyond its data')
-        budget.allocate(count * dtype.itemsize)
+        self.budget.allocate(count * dtype.itemsize)
         if not count:
             return torch.empty(size, dtype=dtype)
         return torch.empty(0, dtype=dtype).set_(storage.data, first + offset, size, stride)
 
-    def first(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-        return tensor(storage, offset, size, stride)
+    def make_tensor_v1(self, storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
+        """Make a tensor as torch._utils._rebuild_tensor does, from the same arguments."""
+        return self._make_tensor(storage, offset, size, stride)
 
-    def second(
+    def make_tensor_v2(
+        self,
         storage: Any,
         offset: Any,
         size: Any,
@@ -347,10 +382,12 @@ def _rebuilders(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
         hooks: Any = None,
         extra: Any = None,
     ) -> Tensor:
+        """Make a tensor as torch._utils._rebuild_tensor_v2 does, from the same arguments."""
         _check_extra(extra)
-        return _with_gradient(tensor(storage, offset, size, stride), gradient)
+        return _with_gradient(self._make_tensor(storage, offset, size, stride), gradient)
 
-    def third(
+    def make_tensor_v3(
+        self,
         storage: Any,
         offset: Any,
         size: Any,
@@ -360,38 +397,28 @@ def _rebuilders(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
         dtype: Any,
         extra: Any = None,
     ) -> Tensor:
+        """Make a tensor as torch._utils._rebuild_tensor_v3 does, from the same arguments."""
         _check_extra(extra)
         if not isinstance(dtype, torch.dtype):
-            raise Unreadable('a tensor of it is of no known type')
-        return _with_gradient(tensor(storage, offset, size, stride, dtype), gradient)
+            raise Unreadable('a tensor of it has an unknown type')
+        return _with_gradient(self._make_tensor(storage, offset, size, stride, dtype), gradient)
 
-    def parameter(data: Any, gradient: Any = False, hooks: Any = None, state: Any = None) -> Tensor:
+    def make_parameter(
+        self, data: Any, gradient: Any = False, hooks: Any = None, state: Any = None
+    ) -> Tensor:
+        """Make a parameter as torch._utils._rebuild_parameter does, from the same arguments."""
         if not isinstance(data, Tensor):
             raise Unreadable('a parameter of it is damaged')
-        budget.spend(16)
+        self.budget.spend(16)
         return nn.Parameter(
             data.detach(), gradient is True and (data.is_floating_point() or data.is_complex())
         )
 
-    def typed(function: Any, kind: Any, arguments: Any, state: Any = None) -> Tensor:
-        if function not in functions or type(arguments) is not tuple:
+    def make_from_type(self, function: Any, kind: Any, arguments: Any, state: Any = None) -> Tensor:
+        """Make a tensor as torch._tensor._rebuild_from_type_v2 does, from the same arguments."""
+        if function not in self.of_tensors or type(arguments) is not tuple:
             raise Unreadable('a tensor of it is made by an unknown function')
-        return functions[function](*arguments)
-
-    functions: dict[tuple[str, str], Callable[..., Any]] = {
-        ('torch._utils', '_rebuild_tensor'): first,
-        ('torch._utils', '_rebuild_tensor_v2'): second,
-        ('torch._utils', '_rebuild_tensor_v3'): third,
-        ('torch._utils', '_rebuild_parameter'): parameter,
-        ('torch._utils', '_rebuild_parameter_with_state'): parameter,
-    }
-    return {
-        **functions,
-        ('torch._tensor', '_rebuild_from_type_v2'): typed,
-        ('torch.tensor', '_rebuild_from_type_v2'): typed,
-        ('torch', 'Size'): _size,
-        ('torch', 'device'): _device,
-    }
+        return self.of_tensors[function](*arguments)
 
 
 def _check_extra(extra: Any) -> None:

@@ -1,6 +1,4 @@
-"""Tensors as pictures, for people to look at: sequences as curves, volumes as slices, fields by
-their first channels.
-"""
+"""Tensors as images for display: sequences as curves, volumes as slices, fields by channels."""
 
 from __future__ import annotations
 
@@ -8,22 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Height and width of a drawn sequence, and the least side that small volumes and fields are
-#: enlarged to.
+#: Height and width of a drawn sequence, and the least side to which small volumes and fields are
+#: enlarged.
 PLOT, LEAST = (64, 128), 32
 _COLOURS = torch.tensor([[0.12, 0.44, 0.71], [0.82, 0.35, 0.06], [0.16, 0.54, 0.24]]) * 2 - 1
 
 
 def show_tensors(x: Tensor) -> Tensor:
-    """Return pictures [N, 1 or 3, H, W] in [-1, 1] of tensors [N, C, ...] with up to 3 spatial
-    axes, for `make_grid`.
+    """Return images [N, 1 or 3, H, W] in [-1, 1] of tensors with up to 3 spatial axes.
 
-    The first three channels are shown, scaled together so that their values fill the range. A
-    sequence (or a vector [N, D]) becomes a curve for each channel; a volume its middle slices
-    across each axis, side by side.
+    The images fit `make_grid`. The first three channels are shown, scaled together so that their
+    values fill the range. A sequence (or a vector [N, D]) becomes a curve for each channel; a
+    volume becomes its middle slices across each axis, side by side.
+
+    Args:
+        x: Tensors [N, C, ...].
 
     Raises:
-        ValueError: The tensors have another number of axes.
+        ValueError: If the tensors have more axes.
     """
     x = x.detach().float().cpu().nan_to_num(0.0, 0.0, 0.0)
     x = x[:, None] if x.ndim == 2 else x[:, :3]
@@ -41,8 +41,12 @@ def show_tensors(x: Tensor) -> Tensor:
 
 
 def draw_curves(x: Tensor) -> Tensor:
-    """Sequences [N, C, L] in [-1, 1] as pictures [N, 3, H, W], each channel a line; a column is
-    lit between its least and largest value.
+    """Draw sequences [N, C, L] in [-1, 1] as images [N, 3, H, W], each channel a line.
+
+    A column is lit between its least and largest value.
+
+    Args:
+        x: The sequences.
     """
     height, width = PLOT
     points = max(x.shape[2], 4 * width)
@@ -52,7 +56,7 @@ def draw_curves(x: Tensor) -> Tensor:
         else x.expand(-1, -1, points)
     )
     high, low = F.adaptive_max_pool1d(x, width), -F.adaptive_max_pool1d(-x, width)
-    # A column reaches the one before, so that steep lines have no gaps.
+    # A column extends to the one before, so that steep lines have no gaps.
     high, low = (
         torch.cat([high[..., :1], torch.maximum(high[..., 1:], low[..., :-1])], -1),
         torch.cat([low[..., :1], torch.minimum(low[..., 1:], high[..., :-1])], -1),
@@ -66,7 +70,7 @@ def draw_curves(x: Tensor) -> Tensor:
 
 
 def _middle_slices(x: Tensor) -> Tensor:
-    """Volumes [N, C, D, H, W] as the slices through their middle, across each axis."""
+    """Return the slices through the middle of volumes [N, C, D, H, W], across each axis."""
     slices = [x.select(axis, x.shape[axis] // 2) for axis in (2, 3, 4)]
     height = max(part.shape[2] for part in slices)
     padded = [
@@ -77,6 +81,6 @@ def _middle_slices(x: Tensor) -> Tensor:
 
 
 def _enlarge(x: Tensor) -> Tensor:
-    """Pictures whose height is at least LEAST, by repeated pixels."""
+    """Enlarge images to a height of at least LEAST by repeating pixels."""
     times = -(-LEAST // x.shape[2])
     return x.repeat_interleave(times, 2).repeat_interleave(times, 3)

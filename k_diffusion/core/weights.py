@@ -19,8 +19,8 @@ from torch import Tensor
 from .extras import require
 from .files import HashingFile, Written, read_json, whole_file
 from .images import raw_bytes
+from .pickle_state import Foreign, Unreadable
 from .torch_files import read_torch_file
-from .unpickling import Foreign, Unreadable
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Any:

@@ -1,6 +1,4 @@
-"""Denoisers around denoisers: what every wrapper passes on, and how it follows the items of a
-batch.
-"""
+"""The base of denoisers that wrap denoisers: attributes, and selection of items of a batch."""
 
 from __future__ import annotations
 
@@ -19,9 +17,9 @@ W = TypeVar('W', bound='DenoiserWrapper')
 class DenoiserWrapper:
     """Base of the dataclasses that wrap a denoiser in their field `denoise`.
 
-    A wrapper has the attributes of what it wraps (noise range, tables, device, experiment), except
-    `pair` and `parts`, which a wrapper defines where it has two estimates of its own. Fields named
-    in `per_item` may hold an entry for each item of the batch.
+    A wrapper has the attributes of the wrapped denoiser (noise range, tables, device, experiment),
+    except `pair` and `parts`, which a wrapper with two estimates defines itself. Fields named in
+    `per_item` may hold an entry for each item of the batch.
     """
 
     denoise: DenoiseFn
@@ -36,11 +34,11 @@ class DenoiserWrapper:
         return getattr(self.denoise, name)
 
     def select_items(self: W, items: Tensor, shape: Sequence[int]) -> W:
-        """Return the wrapper for some items of a batch, or itself where it holds none of them.
+        """Return the wrapper for some items of a batch, or itself if it holds no entries of items.
 
         Args:
-            items: indices [b] into the batch; they may repeat.
-            shape: the shape [B, ...] of the whole batch x.
+            items: Indices [b] into the batch; they may repeat.
+            shape: The shape [B, ...] of the whole batch x.
         """
         changes: dict[str, Any] = {}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -54,18 +52,37 @@ class DenoiserWrapper:
         return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
 
     def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
-        """Select the entries of a field named in `per_item`: of tensors that have them as x has."""
+        """Select the entries of a field named in `per_item`, for tensors with a batch axis like x.
+
+        Args:
+            name: The field.
+            value: Its value.
+            items: Indices [b] into the batch.
+            shape: The shape [B, ...] of the whole batch x.
+        """
         return select_like_x(value, items, shape)
 
 
 def select_like_x(value: Any, items: Tensor, shape: Sequence[int]) -> Any:
-    """Select the entries of a tensor [B, ...] with as many dimensions as x; others are kept."""
+    """Select the entries of a tensor [B, ...] with as many dimensions as x; others are kept.
+
+    Args:
+        value: The value.
+        items: Indices [b] into the batch.
+        shape: The shape [B, ...] of the whole batch x.
+    """
     if isinstance(value, Tensor) and value.ndim == len(shape) and len(value) == shape[0] > 1:
         return value[items.to(value.device)]
     return value
 
 
 def select_items(denoise: Any, items: Tensor, shape: Sequence[int]) -> Any:
-    """Return a denoiser (or a part of one) for some items of a batch of the given shape."""
+    """Return a denoiser (or a part of one) for some items of a batch.
+
+    Args:
+        denoise: The denoiser.
+        items: Indices [b] into the batch.
+        shape: The shape [B, ...] of the whole batch x.
+    """
     select = getattr(type(denoise), 'select_items', None)
     return denoise if select is None else select(denoise, items, shape)

@@ -1,6 +1,4 @@
-"""The members of a zip file, read with bounds: stored or deflated, under the lengths that its
-directory states.
-"""
+"""Reading the members of a zip file with bounds: stored or deflated, of stated sizes."""
 
 from __future__ import annotations
 
@@ -9,9 +7,9 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from .unpickling import Budget, Unreadable
+from .pickle_state import Budget, Unreadable
 
-#: Members that a file may have.
+#: Largest number of members of a file.
 MEMBERS = 1 << 18
 _CHUNK = 1 << 20
 _END, _END64, _LOCATOR64, _ENTRY, _LOCAL = b'PK\5\6', b'PK\6\6', b'PK\6\7', b'PK\1\2', b'PK\3\4'
@@ -19,7 +17,7 @@ _WIDE = 0xFFFFFFFF
 
 
 class Member(NamedTuple):
-    """Where a member lies: its local header, how it is packed, its size packed and unpacked."""
+    """A member: the position of its local header, its method, its packed and unpacked size."""
 
     header: int
     method: int
@@ -28,7 +26,15 @@ class Member(NamedTuple):
 
 
 def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
-    """The members of a zip file of `size` bytes, by name."""
+    """Return the members of a zip file by name.
+
+    Args:
+        file: The file.
+        size: Its size in bytes.
+
+    Raises:
+        Unreadable: If its directory is damaged.
+    """
     start, length, count = find_directory(file, size)
     if start + length > size:
         raise Unreadable('its directory is damaged')
@@ -48,8 +54,8 @@ def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
         )
         if flags & 1 or name in members or len(members) >= MEMBERS:
             raise Unreadable(
-                f'its member {ascii(name)[:80]} is encrypted or there twice, or its members are '
-                'too many'
+                f'its member {ascii(name)[:80]} is encrypted or duplicated, or it has too many '
+                'members'
             )
         members[name] = Member(header, method, packed, unpacked)
         at = extra_at + extra_length + comment_length
@@ -59,11 +65,19 @@ def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
 
 
 def read_chunks(file: BinaryIO, size: int, member: Member, budget: Budget) -> Iterator[bytes]:
-    """The unpacked contents of a member in pieces, charged to the budget; they have the stated
-    size, or Unreadable is raised.
+    """Yield the unpacked contents of a member in pieces, charged to the budget.
+
+    Args:
+        file: The file.
+        size: Its size in bytes.
+        member: The member.
+        budget: The limits.
+
+    Raises:
+        Unreadable: If the member is damaged or has another size than stated.
     """
     budget.allocate(member.size)
-    if member.header > size:  # (an offset of 64 bits may be more than a file can be asked for)
+    if member.header > size:  # a 64-bit offset may exceed the range of seek
         raise Unreadable('it is cut short')
     file.seek(member.header)
     local = file.read(30)
@@ -77,7 +91,7 @@ def read_chunks(file: BinaryIO, size: int, member: Member, budget: Budget) -> It
     if member.method == 8:
         chunks = _inflated(chunks)
     elif member.method or member.packed != member.size:
-        raise Unreadable('a member of it is packed in a way that is not read')
+        raise Unreadable('a member of it has an unknown packing method')
     done = 0
     for chunk in chunks:
         done += len(chunk)
@@ -110,8 +124,14 @@ def _inflated(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
-    """Where the directory of a zip file of `size` bytes starts, its length, and how many members
-    its end states.
+    """Return where the directory of a zip file starts, its length, and its number of members.
+
+    Args:
+        file: The file.
+        size: Its size in bytes.
+
+    Raises:
+        Unreadable: If it is not found.
     """
     file.seek(max(0, size - (1 << 16) - 22))
     tail = file.read((1 << 16) + 22)
@@ -132,9 +152,7 @@ def find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
 
 
 def _wide(extra: bytes, values: list[int]) -> list[int]:
-    """Sizes and offset of an entry, with those that do not fit into 32 bits from its extra
-    field.
-    """
+    """Return sizes and offset of an entry, with 64-bit values from its extra field."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from('<HH', extra, at)

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..core.unpickling import Budget, Foreign, Machine, Record, Unreadable
+from ..core.pickle_state import Budget, Foreign, Record, Unreadable
+from ..core.unpickling import Machine
 from .archives import read_heads
 from .datasets import Dataset, Images
 from .opening import DATASETS, LocatedConfig, Request

@@ -1,4 +1,4 @@
-"""What networks are built from. (The denoisers are shown here too, where the original has them.)"""
+"""Building blocks of networks, and the denoisers, which the original exports here too."""
 
 from ..core.spectral import dct, freq_weight_1d, freq_weight_nd
 from ..denoisers import Denoiser, DenoiserWithVariance, SimpleLossDenoiser

@@ -1,6 +1,4 @@
-"""Attention over the pixels of a feature map: among themselves, and to a sequence from elsewhere
-(a text, say).
-"""
+"""Attention over the pixels of a feature map: among themselves, and to a sequence."""
 
 from __future__ import annotations
 
@@ -18,9 +16,14 @@ from .pairwise import pairwise_attention, pairwise_pays
 
 
 class SelfAttention(ConditionedModule):
-    """x + out(attention among the pixels of norm(x)); x [B, C, ...] with `dims` spatial axes.
+    """x + out(attention among the pixels of norm(x)), for x [B, C, ...] with `dims` spatial axes.
 
-    `norm(c_in)` makes the normalisation.
+    Args:
+        dims: Number of spatial axes.
+        c_in: Number of channels.
+        n_head: Number of heads.
+        norm: Makes the normalisation from the number of channels.
+        dropout_rate: Dropout of the attention weights.
     """
 
     def __init__(
@@ -40,6 +43,12 @@ class SelfAttention(ConditionedModule):
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """Return the output, of the shape of input.
+
+        Args:
+            input: [B, C, ...].
+            cond: The conditions by key.
+        """
         qkv = self.qkv_proj(self.norm_in(input, cond))
         q, k, v = (split_heads(tokens(t), self.n_head) for t in qkv.chunk(3, dim=1))
         y = attend(q, k, v, dropout_rate=self.dropout.p if self.training else 0.0)
@@ -47,7 +56,7 @@ class SelfAttention(ConditionedModule):
 
 
 class SelfAttention2d(SelfAttention):
-    """SelfAttention over pictures [B, C, H, W]."""
+    """SelfAttention over images [B, C, H, W]."""
 
     def __init__(
         self, c_in: int, n_head: int, norm: Callable[[int], nn.Module], dropout_rate: float = 0.0
@@ -56,11 +65,20 @@ class SelfAttention2d(SelfAttention):
 
 
 class CrossAttention(ConditionedModule):
-    """x + out(attention of the pixels of norm(x) to a sequence); x [B, C, ...] with `dims` spatial
-    axes.
+    """x + out(attention of the pixels of norm(x) to a sequence), for x [B, C, ...].
 
-    The condition holds the sequence [B, N, c_enc] under `cond_key` and, where it is padded, [B, N]
-    under `cond_key_padding`: 1 at tokens to be left out.
+    The condition holds the sequence [B, N, c_enc] under `cond_key`, and for padded sequences [B, N]
+    under `cond_key_padding`, 1 at tokens to ignore.
+
+    Args:
+        dims: Number of spatial axes.
+        c_dec: Number of channels of x.
+        c_enc: Width of the sequence.
+        n_head: Number of heads.
+        norm_dec: Makes the normalisation of x from the number of channels.
+        dropout_rate: Dropout of the attention weights.
+        cond_key: The key of the sequence.
+        cond_key_padding: The key of its padding.
     """
 
     def __init__(
@@ -87,18 +105,24 @@ class CrossAttention(ConditionedModule):
         self.dropout = nn.Dropout(dropout_rate)
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """Return the output, of the shape of input.
+
+        Args:
+            input: [B, C, ...].
+            cond: The conditions by key.
+        """
         q = split_heads(tokens(self.q_proj(self.norm_dec(input, cond))), self.n_head)
         kv = self.kv_proj(self.norm_enc(cond[self.cond_key]))
         k, v = (split_heads(t, self.n_head) for t in kv.chunk(2, dim=-1))
         padding = cond.get(self.cond_key_padding)
-        # A large finite number, so that a sequence padded everywhere gives a mean and no NaN.
+        # A large finite number: a sequence of padding only gives a mean instead of NaN.
         mask = None if padding is None else padding[:, None, None, :].to(q.dtype) * -10000
         y = attend(q, k, v, mask, dropout_rate=self.dropout.p if self.training else 0.0)
         return input + self.out_proj(image(join_heads(y), input))
 
 
 class CrossAttention2d(CrossAttention):
-    """CrossAttention of pictures [B, C, H, W]."""
+    """CrossAttention of images [B, C, H, W]."""
 
     def __init__(
         self,
@@ -123,12 +147,16 @@ def attend(
     dropout_rate: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(q k^T scale + mask) v; q [B, heads, N, D], k and v [B, heads, M, D].
+    """Return softmax(q k^T scale + mask) v.
 
-    The scale is 1 / sqrt(D) unless given.
-
-    The mask broadcasts against [B, heads, N, M], or is [W, heads or 1, N, M] where the items of the
-    batch take W masks in turn.
+    Args:
+        q: [B, heads, N, D].
+        k: [B, heads, M, D].
+        v: [B, heads, M, D].
+        mask: Broadcasts against [B, heads, N, M]; or [W, heads or 1, N, M], where the items of the
+            batch take W masks in turn.
+        dropout_rate: Dropout of the attention weights.
+        scale: 1 / sqrt(D) by default.
     """
     if dropout_rate == 0 and not (mask is not None and mask.requires_grad) and pairwise_pays(q, k):
         return pairwise_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
@@ -139,29 +167,51 @@ def attend(
 
 
 def check_heads(channels: int, n_head: int) -> None:
-    """Refuses a width that its heads cannot share."""
+    """Raise a ValueError unless the channels are a multiple of the heads.
+
+    Args:
+        channels: Number of channels.
+        n_head: Number of heads.
+    """
     if channels % n_head:
         raise ValueError(
-            f'{channels} channels cannot be shared by {n_head} attention heads; choose a multiple '
-            f'of {n_head}'
+            f'channels must be a multiple of the number of heads, {n_head}; got {channels}'
         )
 
 
 def tokens(x: Tensor) -> Tensor:
-    """[B, C, ...] -> [B, N, C], N pixels; a view, which in channels_last is dense."""
+    """Convert [B, C, ...] to [B, N, C] for N pixels; a view, dense in channels_last.
+
+    Args:
+        x: A feature map.
+    """
     return x.flatten(2).mT
 
 
 def image(x: Tensor, like: Tensor) -> Tensor:
-    """[B, N, C] -> [B, C, ...] with the sides of `like`; a view, dense in channels_last."""
+    """Convert [B, N, C] to [B, C, ...] with the sides of `like`; a view, dense in channels_last.
+
+    Args:
+        x: Tokens.
+        like: A feature map.
+    """
     return x.mT.unflatten(2, like.shape[2:])
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
-    """[B, N, heads D] -> [B, heads, N, D]."""
+    """Convert [B, N, heads D] to [B, heads, N, D].
+
+    Args:
+        x: Tokens.
+        n_head: Number of heads.
+    """
     return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
 
 
 def join_heads(x: Tensor) -> Tensor:
-    """[B, heads, N, D] -> [B, N, heads D]."""
+    """Convert [B, heads, N, D] to [B, N, heads D].
+
+    Args:
+        x: Tokens by head.
+    """
     return x.transpose(1, 2).flatten(2)

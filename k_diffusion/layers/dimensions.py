@@ -1,4 +1,4 @@
-"""Layers by the number of spatial dimensions: 1 (sequences), 2 (pictures) or 3 (volumes)."""
+"""Layers by the number of spatial dimensions: 1 (sequences), 2 (images) or 3 (volumes)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,25 @@ _DROPOUTS: dict[int, Any] = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dropout3d}
 
 
 def conv(dims: int, c_in: int, c_out: int, kernel_size: int, **options: Any) -> nn.Module:
-    """Return a convolution over `dims` axes, with the options of torch's."""
+    """Return a convolution over `dims` axes.
+
+    Args:
+        dims: Number of spatial axes.
+        c_in: Number of input channels.
+        c_out: Number of output channels.
+        kernel_size: Size of the kernel.
+        **options: Options of torch's convolution.
+    """
     layer: nn.Module = _CONVOLUTIONS[dims](c_in, c_out, kernel_size, **options)
     return layer
 
 
 def channel_dropout(dims: int, rate: float) -> nn.Module:
-    """Return a dropout of whole channels of [B, C, ...] with `dims` spatial axes, in place."""
+    """Return an in-place dropout of whole channels of [B, C, ...].
+
+    Args:
+        dims: Number of spatial axes.
+        rate: Probability of dropping a channel.
+    """
     layer: nn.Module = _DROPOUTS[dims](rate, inplace=True)
     return layer

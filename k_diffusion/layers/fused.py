@@ -1,9 +1,8 @@
-"""The element-wise parts of a transformer, each as one function with a gradient of its own: fewer
-passes over memory than autograd makes.
+"""Element-wise parts of a transformer as single functions with their own gradients.
 
-Each has a plain twin that says what it computes, and which is used where only that will do: under
-forward-mode derivatives, vmap and torch.func, in a compiled network (the compiler fuses by itself),
-and for gradients of gradients.
+They need fewer passes over memory than autograd. Each has a plain twin that defines the result. The
+twin is used where the function is not supported: in forward-mode differentiation, vmap and
+torch.func, in a compiled network (the compiler fuses by itself), and for second derivatives.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ..core.modules import forward_mode
 
 
 def fusible() -> bool:
-    """Whether nothing looks into the functions here but reverse-mode differentiation."""
+    """Return True if only reverse-mode differentiation is active."""
     return not (
         torch.compiler.is_compiling()
         or forward_mode()
@@ -28,7 +27,12 @@ def fusible() -> bool:
 
 
 def wide(dtype: torch.dtype, *others: torch.dtype) -> torch.dtype:
-    """float32, or the widest of these."""
+    """Return float32, or the widest of these dtypes.
+
+    Args:
+        dtype: A dtype.
+        *others: Further dtypes.
+    """
     for other in (torch.float32, *others):
         dtype = torch.promote_types(dtype, other)
     return dtype
@@ -37,7 +41,13 @@ def wide(dtype: torch.dtype, *others: torch.dtype) -> torch.dtype:
 def derive_again(
     plain: Callable[..., Any], inputs: tuple[Any, ...], grads: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the plain twin, with a graph of their own: for gradients of gradients."""
+    """Return the gradients of the plain twin with a graph, for second derivatives.
+
+    Args:
+        plain: The twin.
+        inputs: Its arguments.
+        grads: The gradients of its outputs.
+    """
     with torch.enable_grad():
         wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
         found = iter(
@@ -47,8 +57,12 @@ def derive_again(
 
 
 def plain_rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """scale x / sqrt(mean x^2 + eps) over the last axis, in float32 at least; scale broadcasts
-    against x.
+    """Return scale x / sqrt(mean x^2 + eps) over the last axis, computed in at least float32.
+
+    Args:
+        x: The input.
+        scale: Broadcasts against x.
+        eps: Added to the mean square.
     """
     y = x.to(wide(x.dtype))
     return (y * (torch.rsqrt(y.square().mean(dim=-1, keepdim=True) + eps) * scale)).to(x.dtype)
@@ -96,11 +110,17 @@ def scaled_rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
 
 
 def plain_linear_geglu(x: Tensor, weight: Tensor) -> Tensor:
-    """value * gelu(gate), where the linear map gives value and gate, in this order (Shazeer,
-    2020, arXiv 2002.05202).
+    """Return value * gelu(gate), where a linear map gives value and gate, in this order.
+
+    Args:
+        x: [..., D].
+        weight: [2 F, D].
+
+    References:
+        Shazeer (2020), arXiv:2002.05202.
     """
     # Two products with half the weight each: the halves of one product would be strided, and slow
-    # to work on.
+    # to process.
     w_value, w_gate = weight.chunk(2)
     return F.linear(x, w_value) * F.gelu(F.linear(x, w_gate))
 
@@ -149,11 +169,19 @@ def linear_geglu(x: Tensor, weight: Tensor) -> Tensor:
 def plain_rotated_cosines(
     qkv: Tensor, scale: Tensor, theta: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q and k as unit vectors times sqrt(scale), their features i and n + i turned by the angle i
-    of theta; v as it is.
+    """Return q and k as rotated unit vectors times sqrt(scale), and v unchanged.
 
-    qkv [B, N, 3, heads, D], scale [heads], theta [W, N, heads, n] with 2 n <= D -> 3 [B, heads, N,
-    D]. W divides B: the items of a batch take the angles in turn.
+    The features i and n + i are rotated by the angle i of theta.
+
+    Args:
+        qkv: [B, N, 3, heads, D].
+        scale: [heads].
+        theta: [W, N, heads, n] with 2 n <= D. W divides B: the items of a batch take the angles in
+            turn.
+        eps: Added to squared lengths.
+
+    Returns:
+        Three tensors [B, heads, N, D].
     """
     dtype = wide(qkv.dtype, scale.dtype, theta.dtype)
     q, k, v = qkv.unbind(2)
@@ -223,8 +251,13 @@ class RotatedCosines(torch.autograd.Function):
 
 
 def turn(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turns the features i and n + i of x [S, B, heads, N, 2 n] by angles of these cosines and
-    sines [W, heads, N, n], into out.
+    """Rotate the features i and n + i of x by angles, and write the result to out.
+
+    Args:
+        x: [S, B, heads, N, 2 n].
+        out: Like x.
+        cos: Cosines of the angles, [W, heads, N, n].
+        sin: Sines of the angles.
     """
     (a, b), (out_a, out_b) = (t.unflatten(1, (-1, len(cos))).chunk(2, dim=-1) for t in (x, out))
     torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-1)
@@ -234,11 +267,15 @@ def turn(x: Tensor, out: Tensor, cos: Tensor, sin: Tensor) -> None:
 def rotated_cosines(
     qkv: Tensor, scale: Tensor, theta: Tensor, eps: float = 1e-6
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k [B, heads, N, D] ready for attention of scale 1 by cosine similarity and rotary
-    positions, and v.
+    """Return q and k for attention by cosine similarity with rotary positions, and v.
 
-    qkv [B, N, 3, heads, D], scale [heads], theta [W, N, heads, n]: item b of the batch takes
-    theta[b % W]. Theta takes no gradient.
+    All are [B, heads, N, D]; the scale of the attention is then 1.
+
+    Args:
+        qkv: [B, N, 3, heads, D].
+        scale: [heads].
+        theta: [W, N, heads, n], without gradient; item b of the batch takes theta[b % W].
+        eps: Added to squared lengths.
     """
     if not fusible():
         return plain_rotated_cosines(qkv, scale, theta, eps)

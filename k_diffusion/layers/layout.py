@@ -1,6 +1,4 @@
-"""The layout of feature maps in memory: networks here compute in channels_last, in which a CPU
-convolves faster.
-"""
+"""The memory layout of feature maps: channels_last, in which a CPU convolves faster."""
 
 from __future__ import annotations
 
@@ -10,18 +8,22 @@ from ..core.modules import forward_mode
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x [B, C, H, W] with the channels of a pixel side by side in memory.
+    """Return x [B, C, H, W] with the channels of a pixel adjacent in memory.
 
-    (As it is under forward-mode differentiation, in which torch's group normalisation takes the
-    plain layout alone. Sequences and volumes stay as they are, too: their convolutions and
-    normalisation are faster so.)
+    Not in forward-mode differentiation, where torch's group normalisation supports the plain layout
+    only. Sequences and volumes are unchanged too, since their convolutions and normalisation are
+    faster so.
+
+    Args:
+        x: A feature map.
     """
     return x if forward_mode() or x.ndim != 4 else x.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of a pixel are neighbours.
+    """Return True if the channels of a pixel are adjacent in memory.
 
-    (Asked by stride: within vmap torch answers no other question.)
+    Args:
+        x: A feature map. Its stride is tested, the only query that torch answers within vmap.
     """
     return x.stride(1) == 1

@@ -1,8 +1,8 @@
-"""Layers that neither grow nor shrink what passes through them, as long as they are untrained: unit
-variance in, unit variance out.
+"""Magnitude-preserving layers: unit variance in, unit variance out, while untrained.
 
-Karras et al. (2024), Analyzing and Improving the Training Dynamics of Diffusion Models, arXiv
-2312.02696; equations are numbered as there.
+References:
+    Karras et al. (2024), "Analyzing and Improving the Training Dynamics of Diffusion Models",
+        arXiv:2312.02696; the equation numbers are those of the paper.
 """
 
 from __future__ import annotations
@@ -16,30 +16,51 @@ from torch import Tensor, nn
 
 
 def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = 1e-4) -> Tensor:
-    """x over its root mean square along `dim` (all axes but the first where none is given),
-    computed in float32 at least.
+    """Divide x by its root mean square along `dim`, computed in at least float32.
+
+    Args:
+        x: The input.
+        dim: The axes; by default all but the first.
+        eps: Added to the root mean square.
     """
-    axes = list(range(1, x.ndim)) if dim is None else [dim] if isinstance(dim, int) else list(dim)
+    if dim is None:
+        axes = list(range(1, x.ndim))
+    else:
+        axes = [dim] if isinstance(dim, int) else list(dim)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return (wide / (wide.square().mean(axes, keepdim=True).sqrt() + eps)).to(x.dtype)
 
 
 # Equation 81
 def mp_silu(x: Tensor) -> Tensor:
-    """silu over its root mean square for a unit Gaussian."""
+    """Return silu divided by its root mean square for a unit Gaussian.
+
+    Args:
+        x: The input.
+    """
     return F.silu(x) / 0.596
 
 
 # Equation 88
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """a and b mixed in the shares 1 - t and t."""
+    """Mix a and b with the shares 1 - t and t.
+
+    Args:
+        a: A tensor.
+        b: A tensor like a.
+        t: The share of b.
+    """
     return a.lerp(b, t) / math.hypot(1 - t, t)
 
 
 # Equation 103
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """a and b side by side (axis 1), weighing 1 - t and t whatever the numbers of their
-    channels.
+    """Concatenate a and b along axis 1 with weights 1 - t and t, for any numbers of channels.
+
+    Args:
+        a: A tensor.
+        b: Another tensor.
+        t: The weight of b.
     """
     n_a, n_b = a.shape[1], b.shape[1]
     scale = math.sqrt((n_a + n_b) / ((1 - t) ** 2 + t**2))
@@ -50,8 +71,12 @@ def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
 
 # Equation 75
 class MPFourier(nn.Module):
-    """[B] -> [B, features]: sqrt(2) cos(2 pi (f x + p)) with frequencies f ~ N(0, 1) and phases
-    p ~ U(0, 1), drawn once.
+    """Fourier features [B] -> [B, features]: sqrt(2) cos(2 pi (f x + p)).
+
+    The frequencies f ~ N(0, 1) and phases p ~ U(0, 1) are drawn once.
+
+    Args:
+        features: Number of features.
     """
 
     freqs: Tensor
@@ -69,12 +94,16 @@ class MPFourier(nn.Module):
 
 # Equations 47 and 66
 class MPConv(nn.Module):
-    """A convolution (a linear map without a kernel) without a bias, each of whose output features
-    has a weight vector of unit length.
+    """A convolution or linear map with weight vectors of unit length and without a bias.
 
-    The weight is normalised at each forward pass, so that its own length has no effect; `proj_`
-    brings the parameter itself back to it after a step of the optimizer, which keeps the size of
-    the steps, relative to the weights, under the learning rate's control.
+    The weight is normalised in each forward pass, so that its length has no effect. `proj_`
+    restores the length of the parameter after a step of the optimizer, so that the learning rate
+    controls the relative size of the steps.
+
+    Args:
+        c_in: Number of input channels.
+        c_out: Number of output channels.
+        kernel: Size of the kernel; None for a linear map.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int | None = None) -> None:
@@ -85,6 +114,12 @@ class MPConv(nn.Module):
         self.proj_()
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
+        """Return the output.
+
+        Args:
+            x: The input.
+            gain: Factor of the weight.
+        """
         fan_in = math.prod(self.weight.shape[1:])
         weight = (normalize(self.weight) * (gain / math.sqrt(fan_in))).to(x.dtype)
         return (
@@ -95,7 +130,7 @@ class MPConv(nn.Module):
 
     @torch.no_grad()
     def proj_(self) -> None:
-        """Brings the parameter to unit variance in each output feature."""
+        """Set the parameter to unit variance in each output feature."""
         self.weight.copy_(normalize(self.weight))
 
     def extra_repr(self) -> str:

@@ -1,11 +1,13 @@
-"""Attention of each token of a grid to the tokens around it, exact, and without a kernel of its
-own.
+"""Exact attention of each token of a grid to the tokens around it, without a custom kernel.
 
-Neighbourhood attention (Hassani et al., 2023, arXiv 2204.07143): a token sees the kernel_size x
-kernel_size tokens around it (kernel_size along each axis, of grids of one axis or three, too); near
-a border that square is moved inside, so that every token sees as many. The queries are taken in
-square tiles; the queries of a tile share the keys that any of them sees, and a small mask hides
-from each the keys that only others see. Time and memory are linear in the number of tokens.
+A token sees the kernel_size x kernel_size tokens around it (kernel_size along each axis; grids may
+also have one axis or three). Near a border that square is shifted inside, so that every token sees
+as many. The queries are taken in square tiles. The queries of a tile share the keys that any of
+them sees, and a small mask hides from each query the keys that only others see. Time and memory are
+linear in the number of tokens.
+
+References:
+    Hassani et al. (2023), arXiv:2204.07143.
 """
 
 from __future__ import annotations
@@ -19,18 +21,21 @@ from torch import Tensor
 
 from .attention import attend
 
-TILE = (
-    8  # the longest side of a tile of queries; the fastest of 4, 7, 8 and 14 on a CPU, for kernel 7
-)
-
-TILE_SIDES = {1: TILE**2, 2: TILE, 3: 4}  # so many queries a tile with other numbers of axes too
-
-WORTHWHILE = 0.4  # tiles are cut where they pair at most this share of all tokens with each other
+# The longest side of a tile of queries; the fastest of 4, 7, 8 and 14 on a CPU, for kernel 7.
+TILE = 8
+# The side of a tile by the number of axes; tiles have about the same number of queries.
+TILE_SIDES = {1: TILE**2, 2: TILE, 3: 4}
+# Tiles are used where they pair at most this share of all tokens with each other.
+WORTHWHILE = 0.4
 
 
 class Tiles(NamedTuple):
-    """One axis cut into n tiles of T queries, which share S keys: positions [n, T] and [n, S],
-    and who sees whom [n, T, S].
+    """One axis cut into n tiles of T queries, which share S keys.
+
+    Attributes:
+        queries: Positions [n, T].
+        keys: Positions [n, S].
+        seen: True where a query sees a key, [n, T, S].
     """
 
     queries: Tensor
@@ -41,9 +46,14 @@ class Tiles(NamedTuple):
 def neighborhood_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
 ) -> Tensor:
-    """q, k, v [B, H, W, heads, D] -> the same; scale multiplies q . k, 1 / sqrt(D) by default.
+    """Return the attention of each token to its neighbourhood, in the shape of q.
 
-    Grids may have one axis or three in place of H, W.
+    Args:
+        q: [B, H, W, heads, D]; grids may have one axis or three in place of H, W.
+        k: Like q.
+        v: Like q.
+        kernel_size: Side of the neighbourhood, odd.
+        scale: Factor of q . k; 1 / sqrt(D) by default.
     """
     sides = q.shape[1:-2]
     check_kernel_size(kernel_size, *sides)
@@ -60,7 +70,7 @@ def neighborhood_attention(
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None) -> Tensor:
-    """The same on a grid so small that tiles would see most of it anyway."""
+    """Compute the attention on a grid so small that tiles would see most of it."""
     mask = _grid_mask(q.shape[1:-2], kernel_size, q.device)
     flat_q, flat_k, flat_v = (x.flatten(1, -3).transpose(1, 2) for x in (q, k, v))
     return attend(flat_q, flat_k, flat_v, mask, scale=scale).transpose(1, 2).reshape(q.shape)
@@ -69,9 +79,15 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | Non
 def neighborhood_mask(
     height: int, width: int, kernel_size: int, device: torch.device | str | None = None
 ) -> Tensor:
-    """Who sees whom, for dense attention: bool [H W, H W], rows are queries.
+    """Return the mask [H W, H W] with which dense attention equals neighborhood_attention.
 
-    What neighborhood_attention is equal to.
+    Rows are queries; True where a query sees a key.
+
+    Args:
+        height: H.
+        width: W.
+        kernel_size: Side of the neighbourhood.
+        device: The device of the mask.
     """
     check_kernel_size(kernel_size, height, width)
     return _grid_mask((height, width), kernel_size, device)
@@ -85,24 +101,35 @@ def _grid_mask(sides: Sequence[int], kernel_size: int, device: torch.device | st
 
 
 def check_kernel_size(kernel_size: int, *sides: int) -> None:
-    """Refuses a neighbourhood without a centre, or larger than a grid of these sides."""
+    """Raise a ValueError for an even kernel_size, or one larger than a side of the grid.
+
+    Args:
+        kernel_size: Side of the neighbourhood.
+        *sides: Sides of the grid.
+    """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(
-            f'kernel_size is {kernel_size}; it must be an odd number, so that a neighbourhood has '
-            'a centre'
+            f'kernel_size must be odd, so that a neighbourhood has a centre; got {kernel_size}'
         )
     if sides and kernel_size > min(sides):
         raise ValueError(
-            f'kernel_size is {kernel_size} on a grid of {"x".join(map(str, sides))} tokens; it '
-            f'must be at most {min(sides)}'
+            f'kernel_size must be at most {min(sides)} on a grid of {"x".join(map(str, sides))} '
+            f'tokens; got {kernel_size}'
         )
 
 
 def tiles(
     length: int, kernel_size: int, device: torch.device | str | None = None, dims: int = 2
 ) -> Tiles:
-    """Cuts an axis, of `dims`, into equal tiles; the last one may hang over the end, where its
-    queries repeat the last.
+    """Cut an axis into equal tiles.
+
+    The last tile may extend beyond the end, where its queries repeat the last one.
+
+    Args:
+        length: Length of the axis.
+        kernel_size: Side of the neighbourhood.
+        device: The device of the result.
+        dims: Number of axes of the grid.
     """
     n = -(-length // TILE_SIDES[dims])
     tile = -(-length // n)
@@ -119,8 +146,10 @@ def _sees(query: Tensor, key: Tensor, length: int, kernel_size: int) -> Tensor:
 
 
 def pair_axes(axes: Sequence[Tensor]) -> Tensor:
-    """Of truth values [n, T, S] along each axis, those of the grid: [n n, T T, S S], true where
-    all axes are.
+    """Combine truth values [n, T, S] along each axis to those of the grid, [n n, T T, S S].
+
+    Args:
+        axes: The truth values of each axis.
     """
     pairs = axes[0]
     for axis in axes[1:]:
@@ -134,7 +163,7 @@ def pair_axes(axes: Sequence[Tensor]) -> Tensor:
 
 
 def _places(axes: Sequence[Tensor], sides: Sequence[int]) -> Tensor:
-    """[n, T] of each axis -> [n n, T T], the places in the flattened grid."""
+    """Return positions [n n, T T] in the flattened grid from positions [n, T] of each axis."""
     places = axes[0]
     for axis, side in zip(axes[1:], sides[1:]):
         places = (places[:, None, :, None] * side + axis[None, :, None, :]).flatten(0, 1).flatten(1)
@@ -142,15 +171,13 @@ def _places(axes: Sequence[Tensor], sides: Sequence[int]) -> Tensor:
 
 
 def _take(x: Tensor, places: Tensor) -> Tensor:
-    """x [B, ..., heads, D] at places [n, T] -> [B, heads n, T, D]."""
+    """Return x [B, ..., heads, D] at positions [n, T], as [B, heads n, T, D]."""
     taken = x.flatten(1, -3).transpose(1, 2).index_select(2, places.flatten())
     return taken.unflatten(2, places.shape).flatten(1, 2)
 
 
 def _untile(y: Tensor, axes: Sequence[torch.Size], shape: torch.Size) -> Tensor:
-    """y [B, heads n n, T T, D] -> [B, H, W, heads, D], without what hangs over; so with other
-    numbers of axes.
-    """
+    """Convert y [B, heads n n, T T, D] to [B, H, W, heads, D], without the part beyond the end."""
     batch, *sides, heads, d = shape
     dims = len(axes)
     y = y.reshape(batch, heads, *(n for n, _ in axes), *(tile for _, tile in axes), d)

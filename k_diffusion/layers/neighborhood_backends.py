@@ -1,9 +1,8 @@
-"""Who computes neighbourhood attention: the tiles of this house, natten's kernels or torch's
-flex_attention.
+"""Backends of neighbourhood attention: tiles, natten's kernels, torch's flex_attention.
 
-All are the same function of q, k, v, so that weights serve any of them. The tiles run everywhere,
-under forward-mode derivatives too; the others run on CUDA. Which one it is to be is settled when a
-network is built, and a backend that cannot work is refused then.
+All compute the same function of q, k, v, so that weights fit any of them. Tiles work everywhere,
+also in forward-mode differentiation; the others need CUDA. The backend is chosen when a network is
+built, and one that cannot work raises an error then.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from ..core.modules import forward_mode
 from ..core.registry import Registry, unknown
 from .neighborhood import check_kernel_size, neighborhood_attention
 
-#: name -> attention(q, k, v [B, H, W, heads, D], kernel_size, scale) -> [B, H, W, heads, D]
+#: attention(q, k, v [B, H, W, heads, D], kernel_size, scale) -> [B, H, W, heads, D], by name.
 BACKENDS: Registry[Callable[[Tensor, Tensor, Tensor, int, float | None], Tensor]] = Registry(
     'backend'
 )
@@ -32,8 +31,17 @@ BACKENDS.register('tiles')(neighborhood_attention)
 def natten_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
 ) -> Tensor:
-    """natten's fused kernel (Hassani et al., 2024, arXiv 2403.04690), which has had this
-    signature from 0.17 on.
+    """Compute neighbourhood attention by natten's fused kernel (from natten 0.17 on).
+
+    Args:
+        q: [B, H, W, heads, D].
+        k: Like q.
+        v: Like q.
+        kernel_size: Side of the neighbourhood.
+        scale: Factor of q . k.
+
+    References:
+        Hassani et al. (2024), arXiv:2403.04690.
     """
     from natten.functional import na2d
 
@@ -45,8 +53,19 @@ def natten_attention(
 def flex_attention(
     q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
 ) -> Tensor:
-    """torch's flex_attention (Dong et al., 2024, arXiv 2412.05496), compiled on CUDA; it passes
-    over blocks that nobody sees.
+    """Compute neighbourhood attention by torch's flex_attention, compiled on CUDA.
+
+    It skips blocks without pairs.
+
+    Args:
+        q: [B, H, W, heads, D].
+        k: Like q.
+        v: Like q.
+        kernel_size: Side of the neighbourhood.
+        scale: Factor of q . k.
+
+    References:
+        Dong et al. (2024), arXiv:2412.05496.
     """
     check_kernel_size(kernel_size, *q.shape[1:3])
     mask = _block_mask(*q.shape[1:3], kernel_size, str(q.device))
@@ -59,8 +78,15 @@ def flex_attention(
 def attend_nearby(
     backend: str, q: Tensor, k: Tensor, v: Tensor, kernel_size: int, scale: float | None = None
 ) -> Tensor:
-    """Neighbourhood attention by that backend where its kernels can do this call, and by tiles
-    where they cannot.
+    """Compute neighbourhood attention by a backend, or by tiles where it does not support the call.
+
+    Args:
+        backend: A name in BACKENDS.
+        q: [B, H, W, heads, D].
+        k: Like q.
+        v: Like q.
+        kernel_size: Side of the neighbourhood.
+        scale: Factor of q . k.
     """
     foreign = (
         q.is_cuda
@@ -72,11 +98,16 @@ def attend_nearby(
 
 
 def choose_backend(wanted: str, kernel_size: int, d_head: int, dims: int = 2) -> str:
-    """The backend to build with: the one wanted, once it is known to work, or for 'auto' the
-    fastest here.
+    """Return the backend to build with: the requested one after a check, or for 'auto' the fastest.
 
-    Without CUDA, and for grids of one axis or three, 'auto' is 'tiles'. With it, those that there
-    are run once, forward and backward, and the quickest is taken.
+    Without CUDA, and for grids of one axis or three, 'auto' is 'tiles'. With CUDA the available
+    backends are run once, forward and backward.
+
+    Args:
+        wanted: A name in BACKENDS, or 'auto'.
+        kernel_size: Side of the neighbourhood.
+        d_head: Width of a head.
+        dims: Number of axes of the grid.
     """
     check_backend(wanted, dims)
     measurable = (
@@ -86,7 +117,12 @@ def choose_backend(wanted: str, kernel_size: int, d_head: int, dims: int = 2) ->
 
 
 def check_backend(wanted: str, dims: int = 2) -> None:
-    """Refuses a backend that is not known or cannot work here."""
+    """Raise a ValueError for a backend that is unknown or cannot work here.
+
+    Args:
+        wanted: A name in BACKENDS, or 'auto'.
+        dims: Number of axes of the grid.
+    """
     if wanted not in ('auto', *BACKENDS):
         raise ValueError(f'backend: {unknown("backend", wanted, ("auto", *BACKENDS))}')
     if dims != 2 and wanted not in ('auto', 'tiles'):
@@ -97,31 +133,36 @@ def check_backend(wanted: str, dims: int = 2) -> None:
         missing = why_not_natten()
         if missing:
             raise ValueError(
-                f"backend is 'natten', and {missing}; 'tiles' needs no package and gives the same "
-                'numbers'
+                f"backend must not be 'natten' here, because {missing}; 'tiles' gives the same "
+                'numbers without a package'
             )
 
 
 def why_not_natten() -> str | None:
-    """Why natten's fused kernels cannot be used, or None where they can."""
+    """Return the reason why natten's fused kernels are unavailable, or None."""
     if importlib.util.find_spec('natten') is None:
         return 'the package natten is not installed'
     try:
         import natten
         from natten.functional import na2d  # noqa: F401
     except (ImportError, OSError) as error:
-        return f'the package natten that is installed has no na2d ({error})'
-    # Releases before 0.20 could be built without the fused kernels, and say so; later ones always
-    # have some.
+        return f'the installed package natten has no na2d ({error})'
+    # Releases before 0.20 could be built without the fused kernels, and report it; later ones
+    # always have some.
     if not getattr(natten, 'has_fused_na', lambda: True)():
-        return 'the package natten that is installed was built without fused kernels'
+        return 'the installed package natten was built without fused kernels'
     return None
 
 
 @functools.cache
 def fastest(kernel_size: int, d_head: int) -> str:
-    """The quickest backend on the current CUDA device, measured in bfloat16 on 32x32 tokens or a
-    few neighbourhoods.
+    """Measure the fastest backend on the current CUDA device.
+
+    The test uses bfloat16 on 32x32 tokens or a few neighbourhoods.
+
+    Args:
+        kernel_size: Side of the neighbourhood.
+        d_head: Width of a head.
     """
     names = ['tiles', 'flex'] + (['natten'] if why_not_natten() is None else [])
     side = max(32, 2 * kernel_size)
@@ -133,8 +174,8 @@ def fastest(kernel_size: int, d_head: int) -> str:
             Exception
         ) as error:  # a foreign kernel fails in ways of its own, and there is always another
             warnings.warn(
-                f'neighbourhood attention by {name} does not work here ({type(error).__name__}); '
-                'it is left out',
+                f'neighbourhood attention by {name} failed here ({type(error).__name__}); '
+                'it is skipped',
                 stacklevel=2,
             )
     return min(seconds, key=lambda name: seconds[name])

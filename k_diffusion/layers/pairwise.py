@@ -1,8 +1,8 @@
-"""Attention among few tokens on a CPU, with its gradient, by plain products of batches of matrices.
+"""Attention among few tokens on a CPU, with its gradient, by batched matrix products.
 
-Torch's own attention on a CPU is made for many tokens: it never keeps who attends to whom, and
-computes it again in the backward pass. Among some two hundred tokens that table is no larger than
-the queries, and keeping it saves a third of the time.
+Torch's own attention on a CPU is made for many tokens: it does not keep the attention weights and
+computes them again in the backward pass. Among some two hundred tokens the weights are no larger
+than the queries, and keeping them saves a third of the time.
 """
 
 from __future__ import annotations
@@ -14,12 +14,17 @@ from torch import Tensor
 
 from .fused import derive_again, fusible
 
-MOST_KEYS = 200  # up to here it is the faster of the two, forward and backward
+MOST_KEYS = 200  # up to this number it is faster, forward and backward
 
 
 def pairwise_pays(q: Tensor, k: Tensor) -> bool:
-    """Whether pairwise_attention is the faster way to a gradient by q; in half precision it
-    would also be the less exact one.
+    """Return True if pairwise_attention is the faster way to a gradient with respect to q.
+
+    In half precision it would also be less accurate.
+
+    Args:
+        q: [B, heads, N, D].
+        k: [B, heads, M, D].
     """
     return (
         q.ndim == 4
@@ -37,10 +42,15 @@ def pairwise_pays(q: Tensor, k: Tensor) -> bool:
 def plain_pairwise_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
-    """softmax(q k^T scale + bias) v; q [B, heads, N, D], k and v [B, heads, M, D].
+    """Return softmax(q k^T scale + bias) v.
 
-    bias [W, heads or 1, N or 1, M], where W divides B: the items of a batch take the biases in
-    turn. It takes no gradient.
+    Args:
+        q: [B, heads, N, D].
+        k: [B, heads, M, D].
+        v: [B, heads, M, D].
+        bias: [W, heads or 1, N or 1, M], without gradient. W divides B: the items of a batch take
+            the biases in turn.
+        scale: Factor of q k^T.
     """
     scores = q @ k.mT * scale
     if bias is not None:
@@ -49,7 +59,7 @@ def plain_pairwise_attention(
 
 
 class PairwiseAttention(torch.autograd.Function):
-    """plain_pairwise_attention."""
+    """plain_pairwise_attention with its own gradient."""
 
     @staticmethod
     def forward(
@@ -77,9 +87,7 @@ class PairwiseAttention(torch.autograd.Function):
 def _gradients(
     q: Tensor, k: Tensor, v: Tensor, shares: Tensor, grad: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Those by q, k and v, all [P, N or M, D], of the attention that gave these shares [P, N,
-    M].
-    """
+    """Return the gradients with respect to q, k and v from the attention weights."""
     d_scores = torch.bmm(grad, v.mT)
     torch.ops.aten._softmax_backward_data(d_scores, shares, -1, shares.dtype, grad_input=d_scores)
     nothing = q.new_empty(1, 1, 1)
@@ -93,8 +101,14 @@ def _gradients(
 def pairwise_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """plain_pairwise_attention under a mask of up to four axes: true where a query may attend to
-    a key, or a bias.
+    """Return plain_pairwise_attention with a mask.
+
+    Args:
+        q: [B, heads, N, D].
+        k: [B, heads, M, D].
+        v: [B, heads, M, D].
+        mask: Of up to four axes: True where a query may attend to a key, or a bias.
+        scale: Factor of q k^T.
     """
     if mask is not None and mask.dtype == torch.bool:
         mask = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)

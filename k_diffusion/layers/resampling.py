@@ -1,10 +1,9 @@
-"""Halving and doubling the sides of a feature map with a fixed smooth kernel, each channel by
-itself.
+"""Halving and doubling the sides of a feature map with a fixed smooth kernel.
 
-A resampling along one axis is linear, so it is done as what it is, a small matrix. On a CPU
+A resampling along one axis is linear, so it is computed as a product with a small matrix. On a CPU
 (channels_last, forward and backward) that takes 4 to 40 times less than a depthwise convolution in
-bf16, and in float32 0.8 to 5 times less up to 28 pixels a side; at 64 it takes twice as long, which
-is still a few hundredths of the network's time. Whole networks: benchmarks/networks.py.
+bf16, and in float32 0.8 to 5 times less up to 28 pixels a side. At 64 it takes twice as long, which
+is a few hundredths of the time of the network. Whole networks: benchmarks/networks.py.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from torch import Tensor, nn
 from ..core.registry import Registry
 from .layout import is_channels_last
 
-KERNELS: Registry[tuple[float, ...]] = Registry(
-    'resampling kernel'
-)  # the left half of the taps; the right mirrors it
+# The left half of the taps; the right half mirrors it.
+KERNELS: Registry[tuple[float, ...]] = Registry('resampling kernel')
 KERNELS.register('linear')((1 / 8, 3 / 8))
 KERNELS.register('cubic')((-0.01171875, -0.03515625, 0.11328125, 0.43359375))
 KERNELS.register('lanczos3')(
@@ -37,18 +35,31 @@ KERNELS.register('lanczos3')(
 
 
 def taps(kernel: str) -> Tensor:
-    """The 1-D kernel of that name; its taps sum to 1."""
+    """Return the 1-D kernel of a name; its taps sum to 1.
+
+    Args:
+        kernel: A name in KERNELS.
+    """
     half = KERNELS[kernel]
     return torch.tensor([*half, *reversed(half)])
 
 
 def outer(kernel: Tensor, dims: int) -> Tensor:
-    """The kernel over `dims` axes whose value is the product of a 1-D one's along each."""
+    """Return the kernel over `dims` axes that is the product of a 1-D kernel along each.
+
+    Args:
+        kernel: The 1-D kernel.
+        dims: Number of axes.
+    """
     return reduce(lambda product, taps: product[..., None] * taps, [kernel] * (dims - 1), kernel)
 
 
 def factor(kernel: Tensor) -> Tensor:
-    """The 1-D kernel whose outer product with itself a kernel over several axes is."""
+    """Return the 1-D kernel of a separable kernel over several axes.
+
+    Args:
+        kernel: The kernel.
+    """
     others = kernel.ndim - 1
     return (
         kernel.flatten(0, -2).sum(0) / kernel.sum() ** (others / kernel.ndim) if others else kernel
@@ -56,8 +67,12 @@ def factor(kernel: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """[B, C, ...] -> the same with half the sides, over `dims` axes, through the kernel
-    'linear', 'cubic' or 'lanczos3'.
+    """Halve the sides of [B, C, ...] through a kernel.
+
+    Args:
+        dims: Number of spatial axes.
+        kernel: 'linear', 'cubic' or 'lanczos3'.
+        pad_mode: Padding at the border, as in torch.
     """
 
     kernel: Tensor
@@ -68,7 +83,11 @@ class Downsample(nn.Module):
         self.register_buffer('kernel', outer(taps(kernel), dims))
 
     def along(self, x: Tensor) -> Tensor:
-        """[N, 1, n] -> [N, 1, n / 2]."""
+        """Resample [N, 1, n] to [N, 1, n / 2].
+
+        Args:
+            x: The lines.
+        """
         pad = len(self.kernel) // 2 - 1
         return F.conv1d(
             F.pad(x, (pad, pad), self.pad_mode), factor(self.kernel)[None, None], stride=2
@@ -79,15 +98,19 @@ class Downsample(nn.Module):
 
 
 class Downsample2d(Downsample):
-    """[B, C, H, W] -> [B, C, H / 2, W / 2]."""
+    """Halve the sides of images, [B, C, H, W] -> [B, C, H / 2, W / 2]."""
 
     def __init__(self, kernel: str = 'linear', pad_mode: str = 'reflect') -> None:
         super().__init__(2, kernel, pad_mode)
 
 
 class Upsample(nn.Module):
-    """[B, C, ...] -> the same with twice the sides, over `dims` axes, through the kernel
-    'linear', 'cubic' or 'lanczos3'.
+    """Double the sides of [B, C, ...] through a kernel.
+
+    Args:
+        dims: Number of spatial axes.
+        kernel: 'linear', 'cubic' or 'lanczos3'.
+        pad_mode: Padding at the border, as in torch.
     """
 
     kernel: Tensor
@@ -98,7 +121,11 @@ class Upsample(nn.Module):
         self.register_buffer('kernel', outer(2 * taps(kernel), dims))
 
     def along(self, x: Tensor) -> Tensor:
-        """[N, 1, n] -> [N, 1, 2 n]."""
+        """Resample [N, 1, n] to [N, 1, 2 n].
+
+        Args:
+            x: The lines.
+        """
         reach = len(self.kernel) // 2 - 1
         pad = (reach + 1) // 2
         kernel = factor(self.kernel)[None, None]
@@ -111,15 +138,18 @@ class Upsample(nn.Module):
 
 
 class Upsample2d(Upsample):
-    """[B, C, H, W] -> [B, C, 2 H, 2 W]."""
+    """Double the sides of images, [B, C, H, W] -> [B, C, 2 H, 2 W]."""
 
     def __init__(self, kernel: str = 'linear', pad_mode: str = 'reflect') -> None:
         super().__init__(2, kernel, pad_mode)
 
 
 def matrices(module: Downsample | Upsample, x: Tensor) -> list[Tensor]:
-    """Return what a resampling does along each spatial axis of x, as matrices [n', n]: its
-    answers to the unit vectors.
+    """Return the matrix [n', n] of a resampling along each spatial axis of x.
+
+    Args:
+        module: The resampling.
+        x: [B, C, ...].
     """
     made: dict[int, Tensor] = {}
     for n in x.shape[2:]:
@@ -130,7 +160,12 @@ def matrices(module: Downsample | Upsample, x: Tensor) -> list[Tensor]:
 
 
 def apply_separable(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """x [B, C, ...] with a matrix [n', n] applied along each spatial axis, in x's memory format."""
+    """Apply a matrix [n', n] along each spatial axis of x, in its memory format.
+
+    Args:
+        x: [B, C, ...].
+        matrices: A matrix for each axis.
+    """
     if not is_channels_last(x):
         x = x @ matrices[-1].mT
         for axis in reversed(range(2, x.ndim - 1)):
@@ -143,5 +178,5 @@ def apply_separable(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 def _apply(matrix: Tensor, x: Tensor, axis: int) -> Tensor:
-    """A matrix along an axis of x that is not the last one."""
+    """Apply a matrix along an axis of x that is not the last one."""
     return (matrix @ x.flatten(axis + 1)).unflatten(axis + 1, x.shape[axis + 1 :])

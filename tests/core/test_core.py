@@ -12,7 +12,7 @@ from k_diffusion.core.registry import Registry
 def test_append_dims():
     assert tensors.append_dims(torch.ones(3), 4).shape == (3, 1, 1, 1)
     assert tensors.append_dims(torch.tensor(2.0), 2).item() == 2
-    with pytest.raises(ValueError, match='at least 4'):
+    with pytest.raises(ValueError, match='at least the number of dimensions of x, 4'):
         tensors.append_dims(torch.ones(1, 1, 1, 1), 3)
 
 
@@ -111,7 +111,7 @@ def test_dct_against_scipy():
         x = torch.randn(shape, dtype=torch.float64)
         expected = fft.dctn(x.numpy(), axes=range(2, x.ndim), norm='ortho')
         torch.testing.assert_close(spectral.dct(x), torch.from_numpy(expected), atol=1e-12, rtol=0)
-    with pytest.raises(ValueError, match='2 dimensions'):
+    with pytest.raises(ValueError, match='got 2 dimensions'):
         spectral.dct(torch.zeros(2, 2))
 
 
@@ -156,7 +156,7 @@ def test_grid_places_images_row_by_row():
         [2, 2, 9, 9, 9],
         [2, 2, 9, 9, 9],
     ]
-    with pytest.raises(ValueError, match='no images'):
+    with pytest.raises(ValueError, match='at least one image; got none'):
         images.make_grid([])
 
 

@@ -34,5 +34,5 @@ def test_a_histogram_counts(tmp_path):
     ]
     assert [height / heights[3] for height in heights] == pytest.approx([3, 1, 0, 1], abs=0.01)
     plot_histogram(tmp_path / 'h.svg', [3.0], 'one', 'bits')
-    with pytest.raises(ValueError, match='no finite value'):
+    with pytest.raises(ValueError, match='at least one finite value'):
         plot_histogram(tmp_path / 'h.svg', [math.nan], 'none', 'bits')

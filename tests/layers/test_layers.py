@@ -96,7 +96,7 @@ def test_attention_drops_out_in_training_alone():
 
 
 def test_heads_must_share_the_channels():
-    with pytest.raises(ValueError, match='6 channels cannot be shared by 4 attention heads'):
+    with pytest.raises(ValueError, match='multiple of the number of heads, 4; got 6'):
         SelfAttention2d(6, 4, norm)
 
 
