@@ -1,6 +1,4 @@
-"""What turns data into what is diffused, and back: pixels as they are, latents of an
-autoencoder; and what models are told.
-"""
+"""Encoders: latents of images and back, and the conditions of models."""
 
 from .caching import cached_latents, statistics
 from .conditions import CONDITIONS, Condition, ConditionConfig, tell

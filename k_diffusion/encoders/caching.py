@@ -1,4 +1,4 @@
-"""Latents of a data set computed once: kept on disk with their statistics."""
+"""Latents of a data set, computed once and kept on disk with their statistics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Progress = Callable[[int, int], None]
 
 
 class Pictures(Protocol):
-    """Items by number, each with its `image` uint8 [C, H, W]."""
+    """Items by index, each with its `image`, uint8 [C, H, W]."""
 
     def __len__(self) -> int: ...
 
@@ -38,19 +38,27 @@ def cached_latents(
     device: Any = 'cpu',
     progress: Progress | None = None,
 ) -> Tensor:
-    """The latents [N, c, h, w] of pictures (items with `image` uint8 [C, H, W]), mean 0 and
-    standard deviation 1 in each channel.
+    """Return the latents [N, c, h, w] of images, with mean 0 and standard deviation 1 per channel.
 
-    They are computed once and kept in `folder`, in a file named after the encoder's weights and
-    `fingerprint`, which is to tell one set of pictures from another. The encoder is given their
-    statistics, unless it has some already (as when a run goes on).
+    They are computed once and stored in `folder`, in a file named after the weights of the encoder
+    and `fingerprint`. The encoder receives their statistics, unless it has some already (as in a
+    resumed run).
+
+    Args:
+        encoder: The encoder.
+        pictures: Items with `image`, uint8 [C, H, W].
+        fingerprint: A text that identifies the set of images.
+        folder: The folder of the cache.
+        batch_size: Number of images encoded at once.
+        device: The device of the encoder.
+        progress: Called with the number of encoded images and the total.
     """
     path = Path(folder) / f'latents-{_key(encoder, fingerprint)}.safetensors'
     cached = load_cache(path)
     if cached is not None:
         raw = cached[0]['latents']
     else:
-        raw = _encoded(encoder, pictures, batch_size, device, progress)
+        raw = _encode_all(encoder, pictures, batch_size, device, progress)
         source = getattr(pictures, 'source', None)
         owner = (
             None
@@ -66,7 +74,7 @@ def cached_latents(
 
 
 def _remove_older(path: Path, owner: str) -> None:
-    """Remove the latents of the same pictures' source and encoder as its pictures were before."""
+    """Remove cached latents of earlier versions of the same images with the same encoder."""
     for other in path.parent.glob('latents-*.safetensors'):
         with contextlib.suppress(ValueError, OSError):
             if other != path and load_safetensors_config(other).get('owner') == owner:
@@ -74,18 +82,23 @@ def _remove_older(path: Path, owner: str) -> None:
 
 
 def statistics(latents: Tensor) -> tuple[list[float], list[float]]:
-    """The mean and the standard deviation of each channel, over all of them."""
+    """Return the mean and the standard deviation of each channel over all latents.
+
+    Args:
+        latents: [N, c, ...].
+    """
     flat = latents.double().transpose(0, 1).flatten(1)
     return flat.mean(1).tolist(), flat.std(1).clamp(min=1e-6).tolist()
 
 
-def _encoded(
+def _encode_all(
     encoder: LatentEncoder,
     pictures: Pictures,
     batch_size: int,
     device: Any,
     progress: Progress | None,
 ) -> Tensor:
+    """Encode all images and return their latents on the CPU."""
     out = []
     for start in range(0, len(pictures), batch_size):
         part = torch.stack(
@@ -98,6 +111,7 @@ def _encoded(
 
 
 def _key(encoder: LatentEncoder, fingerprint: str) -> str:
+    """Return a digest of the fingerprint and the weights of the encoder."""
     state = hashlib.blake2b(fingerprint.encode(), digest_size=12)
     for name, value in sorted(encoder.network.state_dict().items()):
         state.update(

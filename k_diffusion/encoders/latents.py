@@ -1,6 +1,4 @@
-"""What is diffused in place of pixels: latents of an autoencoder, brought to mean 0 and standard
-deviation 1.
-"""
+"""Latents of an autoencoder, scaled to mean 0 and standard deviation 1."""
 
 from __future__ import annotations
 
@@ -18,9 +16,9 @@ from ..models import AutoencoderConfig
 
 
 class Encoder(Protocol):
-    """From pictures [B, C, H, W] in [-1, 1] to what is diffused, and back."""
+    """Converts images [B, C, H, W] in [-1, 1] to the diffused tensors, and back."""
 
-    #: How many times smaller a side becomes, and the channels of pictures and of what is diffused.
+    #: Reduction of a side, and the channels of images and latents.
     factor: int
     input_channels: int
     latent_channels: int
@@ -31,10 +29,13 @@ class Encoder(Protocol):
 
 
 class LatentEncoder(nn.Module):
-    """An autoencoder as an Encoder: z = (its mean latent - mean) / std, a number per channel each.
+    """An autoencoder as an Encoder: z = (mean latent - mean) / std, with numbers per channel.
 
-    network: `encode` gives (mean, log variance), `decode` pictures; factor, input_channels and
-    latent_channels are its own.
+    Args:
+        network: `encode` returns (mean, log variance), `decode` images; it has factor,
+            input_channels and latent_channels.
+        mean: The mean of each channel of its latents.
+        std: Their standard deviation.
     """
 
     mean: Tensor
@@ -55,14 +56,20 @@ class LatentEncoder(nn.Module):
         )
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Takes the mean and the standard deviation of each channel of the network's own
-        latents.
+        """Set the statistics of the network's own latents.
+
+        Args:
+            mean: The mean of each channel.
+            std: The standard deviation of each channel.
+
+        Raises:
+            ValueError: Unless there is a mean and a std > 0 for each channel.
         """
         if len(mean) != self.latent_channels or len(std) != self.latent_channels or min(std) <= 0:
             raise ValueError(
-                f'the statistics are {list(mean)} and {list(std)}; give one mean and one std '
-                'above 0 for each of '
-                f'{self.latent_channels} channels'
+                f'mean and std must hold a number for each of {self.latent_channels} channels, std '
+                '> 0; '
+                f'got {list(mean)} and {list(std)}'
             )
         device = self.mean.device if hasattr(self, 'mean') else None
         self.register_buffer(
@@ -73,18 +80,28 @@ class LatentEncoder(nn.Module):
         )
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pictures [B, C, H, W] in [-1, 1] -> latents [B, c, H / f, W / f], always the same
-        ones.
+        """Return the latents [B, c, H / f, W / f] of images; the same images give the same latents.
+
+        Args:
+            x: Images [B, C, H, W] in [-1, 1].
         """
         return (self.network.encode(x)[0] - self.mean) / self.std
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents -> pictures, about in [-1, 1]; gradients flow."""
+        """Return images, about in [-1, 1], with gradients.
+
+        Args:
+            z: Latents [B, c, h, w].
+        """
         return self.network.decode(z * self.std + self.mean)
 
 
 class DiffusersAutoencoder(nn.Module):
-    """An AutoencoderKL of diffusers with the methods of our own autoencoder."""
+    """A diffusers AutoencoderKL with the methods of this project's autoencoder.
+
+    Args:
+        model: The AutoencoderKL.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -94,30 +111,45 @@ class DiffusersAutoencoder(nn.Module):
         self.input_channels, self.latent_channels = config['in_channels'], config['latent_channels']
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, log variance) of the latents, unscaled."""
+        """Return mean and log variance of the latents, unscaled.
+
+        Args:
+            x: Images [B, C, H, W] in [-1, 1].
+        """
         found = self.model.encode(x.to(self.model.dtype)).latent_dist
         return found.mean.to(x.dtype), found.logvar.to(x.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
+        """Return images of unscaled latents.
+
+        Args:
+            z: Latents [B, c, h, w].
+        """
         return self.model.decode(z.to(self.model.dtype)).sample.to(z.dtype)
 
 
 def own_autoencoder(location: str) -> nn.Module:
-    """The autoencoder that `k-diffusion train-autoencoder` wrote: its .safetensors file, or the
-    folder of its run.
+    """Load an autoencoder that `k-diffusion train-autoencoder` wrote.
+
+    Args:
+        location: Its .safetensors file, or the folder of its run.
+
+    Raises:
+        ValueError: If it is not such a file, or the folder holds several.
     """
     path = Path(location).expanduser()
     if path.is_dir():
         found = sorted(path.glob('*.safetensors'))
         if len(found) != 1:
             raise ValueError(
-                f'{path} holds {len(found)} .safetensors files; name the one of the autoencoder'
+                f'{path} must hold one .safetensors file; got {len(found)}. Name the file of the '
+                'autoencoder'
             )
         path = found[0]
     config = load_safetensors_config(path)
     if config.get('model', {}).get('type') != 'autoencoder':
         raise ValueError(
-            f'{path} is not an autoencoder; train one with k-diffusion train-autoencoder'
+            f'{path} must be an autoencoder from k-diffusion train-autoencoder; it is not'
         )
     section = {key: value for key, value in config['model'].items() if key != 'type'}
     network = AutoencoderConfig(**section).build()
@@ -126,7 +158,14 @@ def own_autoencoder(location: str) -> nn.Module:
 
 
 def diffusers_autoencoder(location: str) -> DiffusersAutoencoder:
-    """The AutoencoderKL in a folder: its own, or the folder `vae` of a pipeline."""
+    """Load the AutoencoderKL in a folder: its own, or the folder `vae` of a pipeline.
+
+    Args:
+        location: The folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
     diffusers = require('diffusers', 'diffusers', 'an autoencoder of diffusers')
     path = Path(location).expanduser()
     path = path / 'vae' if (path / 'vae').is_dir() else path
@@ -138,7 +177,7 @@ def diffusers_autoencoder(location: str) -> DiffusersAutoencoder:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f'no AutoencoderKL can be loaded from {location} '
-            f'({str(error).splitlines()[0][:120]}); give the folder '
+            f'({str(error).splitlines()[0][:120]}); pass a folder '
             'that save_pretrained wrote'
         ) from None
     return DiffusersAutoencoder(model.eval().requires_grad_(False))

@@ -1,6 +1,4 @@
-"""Measuring: how likely data are under a model (bits per dimension), and how good samples are,
-with how much certainty.
-"""
+"""Evaluation: bits per dimension of data under a model, and the quality of samples, with errors."""
 
 from .bits import bits_per_dim, dequantised, image_bits
 from .classifier import Classifier, cached_classifier, train_classifier

@@ -1,6 +1,4 @@
-"""Arguments of this package: numpy arrays, lists and tensors become checked tensors, or errors
-that name the argument.
-"""
+"""Conversion of arguments: numpy arrays, lists and tensors become checked tensors."""
 
 from __future__ import annotations
 
@@ -12,21 +10,21 @@ from torch import Tensor
 
 from ..core.images import from_bytes
 
-#: No picture in [-1, 1], however far its values stray, is all above 0 and somewhere above this.
+#: Images in [-1, 1] with outliers are not all above 0 with a value above this.
 _NO_LEVEL = 16.0
 
 
 def as_tensor(value: Any, name: str, of_numbers: torch.dtype = torch.float64) -> Tensor:
-    """Return a tensor as it is, and convert a numpy array or a (nested) list to one.
+    """Return a tensor unchanged, or convert a numpy array or a (nested) list to one.
 
     Args:
         value: A tensor, an array, or a list of numbers, lists, arrays or tensors.
-        name: The argument's name, for messages.
-        of_numbers: The dtype of lists of Python numbers, which have none of their own.
+        name: The name of the argument, for messages.
+        of_numbers: The dtype of lists of Python numbers.
 
     Raises:
-        TypeError: It is something else.
-        ValueError: A list whose parts have different shapes.
+        TypeError: If it is something else.
+        ValueError: If parts of a list have different shapes.
     """
     if isinstance(value, Tensor):
         if value.is_meta or value.layout is not torch.strided:
@@ -57,7 +55,12 @@ def as_tensor(value: Any, name: str, of_numbers: torch.dtype = torch.float64) ->
 
 
 def as_floats(value: Any, name: str) -> Tensor:
-    """Return numbers of any shape in floating point; integers and complex numbers are refused."""
+    """Return a tensor of floating-point numbers; raise a TypeError for other numbers.
+
+    Args:
+        value: A tensor, an array or a list.
+        name: The name of the argument, for messages.
+    """
     x = as_tensor(value, name)
     if not x.is_floating_point():
         raise TypeError(f'{name} must hold floating-point numbers; got {_dtype(x)}')
@@ -65,95 +68,127 @@ def as_floats(value: Any, name: str) -> Tensor:
 
 
 def as_features(value: Any, name: str, least: int = 2) -> Tensor:
-    """Return features [N, D] of at least `least` rows, finite and in floating point.
+    """Return features [N, D] in floating point, finite, with at least `least` rows.
+
+    Args:
+        value: A tensor, an array or a list.
+        name: The name of the argument, for messages.
+        least: The least number of rows.
 
     Raises:
-        TypeError: They are no array of floating-point numbers.
-        ValueError: They have another shape, are too few, or not finite.
+        TypeError: If they are not floating-point numbers.
+        ValueError: If they have another shape, are too few, or not finite.
     """
     x = as_tensor(value, name)
     if not x.is_floating_point():
         raise TypeError(
-            f'{name} must hold features in floating point; got {_dtype(x)}: pass pictures '
+            f'{name} must hold features in floating point; got {_dtype(x)}. Pass images '
             'through a feature extractor, or convert features to float'
         )
     if x.ndim != 2 or x.shape[1] < 1:
         raise ValueError(
-            f'{name} must be features [N, D], a row for each picture; got the shape {list(x.shape)}'
+            f'{name} must be features [N, D], a row for each image; got shape {list(x.shape)}'
         )
     if len(x) < least:
         raise ValueError(f'{name} must have at least {least} rows; got {len(x)}')
     if not x.isfinite().all():
         raise ValueError(
-            f'{name} must be finite; got NaN or infinity: check the pictures and the extractor'
+            f'{name} must be finite; got NaN or infinity. Check the images and the extractor'
         )
     return x
 
 
 def as_pair(x: Any, y: Any, least: int = 2) -> tuple[Tensor, Tensor]:
-    """Return two sets of features of one width, on x's device, in float64."""
+    """Return two sets of features of one width, on the device of x, in float64.
+
+    Args:
+        x: Features [N, D].
+        y: Features [M, D].
+        least: The least number of rows.
+
+    Raises:
+        ValueError: If their widths differ.
+    """
     x, y = as_features(x, 'x', least), as_features(y, 'y', least)
     if x.shape[1] != y.shape[1]:
         raise ValueError(
             f'x and y must have features of one width; got {x.shape[1]} and '
-            f'{y.shape[1]} numbers: use one extractor for both'
+            f'{y.shape[1]}. Use one extractor for both'
         )
     return x.double(), y.to(x.device).double()
 
 
 def as_pictures(value: Any, name: str) -> Tensor:
-    """Return pictures [B, C, H, W] in [-1, 1]; those of bytes are brought there.
+    """Return images [B, C, H, W] in [-1, 1]; uint8 images are converted.
+
+    Args:
+        value: A tensor, an array or a list.
+        name: The name of the argument, for messages.
 
     Raises:
-        TypeError: They are neither uint8 nor in floating point.
-        ValueError: They have another shape or scale.
+        TypeError: If they are neither uint8 nor in floating point.
+        ValueError: If they have another shape or scale.
     """
     x = as_tensor(value, name, torch.float32)
     if x.dtype != torch.uint8 and not x.is_floating_point():
         raise TypeError(
-            f'{name} must be pictures of uint8 (0 to 255) or of floating-point numbers in '
+            f'{name} must be images of uint8 (0 to 255) or of floating-point numbers in '
             f'[-1, 1]; got {_dtype(x)}'
         )
     if x.ndim != 4 or min(x.shape[1:]) < 1:
-        raise ValueError(f'{name} must be pictures [B, C, H, W]; got the shape {list(x.shape)}')
+        raise ValueError(f'{name} must be images [B, C, H, W]; got shape {list(x.shape)}')
     if x.shape[1] > 4 and x.shape[3] in (1, 3, 4):
         raise ValueError(
-            f'{name} must be pictures [B, C, H, W]; got the shape {list(x.shape)}, whose '
-            'channels seem to be last: permute(0, 3, 1, 2) puts them there'
+            f'{name} must be images [B, C, H, W]; got shape {list(x.shape)}, with the '
+            'channels last. permute(0, 3, 1, 2) moves them'
         )
     if x.dtype == torch.uint8:
         return from_bytes(x)
     if x.numel() and x.min() >= 0 and x.max() > _NO_LEVEL:
         raise ValueError(
-            f'{name} must be pictures in [-1, 1] where they are of floating-point '
-            f'numbers; got values to {x.max().item():g}: x / 127.5 - 1 brings 0 to 255 there'
+            f'{name} must be images in [-1, 1] in floating point; got values to '
+            f'{x.max().item():g}. x / 127.5 - 1 converts 0 to 255'
         )
     return x
 
 
 def as_bytes(value: Any, name: str, shape: str = '[N, C, H, W]') -> Tensor:
-    """Return pictures of levels 0 to 255 as uint8, of as many axes as `shape` names (... for
-    any).
+    """Return images of levels 0 to 255 as uint8.
+
+    Args:
+        value: A tensor, an array or a list.
+        name: The name of the argument, for messages.
+        shape: The names of the axes; ... for any.
+
+    Raises:
+        TypeError: If they have another type.
+        ValueError: If they have another shape or other values.
     """
     x = as_tensor(value, name)
     if x.is_floating_point() and isinstance(value, (list, tuple)):
         if not ((x >= 0) & (x <= 255) & (x == x.round())).all():
-            raise ValueError(f'{name} must hold whole numbers from 0 to 255; got others among them')
+            raise ValueError(f'{name} must hold integers from 0 to 255; got other values')
         x = x.to(torch.uint8)
     if x.dtype != torch.uint8:
-        raise TypeError(f'{name} must be pictures of uint8, levels of 0 to 255; got {_dtype(x)}')
+        raise TypeError(f'{name} must be images of uint8, levels of 0 to 255; got {_dtype(x)}')
     if x.ndim < 1 or ('...' not in shape and x.ndim != shape.count(',') + 1):
-        raise ValueError(f'{name} must be pictures {shape}; got the shape {list(x.shape)}')
+        raise ValueError(f'{name} must be images {shape}; got shape {list(x.shape)}')
     return x
 
 
 def whole_number(value: Any, name: str, least: int = 1) -> int:
-    """Return an integer of at least `least`."""
+    """Return an integer >= least.
+
+    Args:
+        value: The value.
+        name: The name of the argument, for messages.
+        least: The lower bound.
+    """
     if isinstance(value, bool) or not hasattr(value, '__index__'):
-        raise TypeError(f'{name} must be a whole number; got {value!r}')
+        raise TypeError(f'{name} must be an integer; got {value!r}')
     number = value.__index__()
     if number < least:
-        raise ValueError(f'{name} must be at least {least}; got {number}')
+        raise ValueError(f'{name} must be >= {least}; got {number}')
     return int(number)
 
 

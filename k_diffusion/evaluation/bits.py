@@ -1,6 +1,4 @@
-"""Bits per dimension: how many bits a picture of 8-bit levels takes, by the likelihood of a
-model.
-"""
+"""Bits per dimension: the code length of 8-bit images by the likelihood of a model."""
 
 from __future__ import annotations
 
@@ -16,17 +14,20 @@ from ..core.random import derive_seed, generator
 from ..sampling import log_likelihood
 from .arrays import as_bytes, as_floats, as_tensor, whole_number
 
-#: log2 of the levels in a unit of the model's scale, on which neighbouring levels are 1 / 127.5
-#: apart.
+#: log2 of the number of levels in a unit of the model's scale, where neighbouring levels differ by
+#: 1 / 127.5.
 LEVELS_PER_UNIT = math.log2(127.5)
 
 
 def dequantised(images: Any, seeds: Sequence[int]) -> Tensor:
-    """Pictures uint8 [B, ...] as points of the model's scale, (v + u) / 127.5 - 1 with u uniform in
-    [-1/2, 1/2) from each one's seed.
+    """Return images uint8 [B, ...] as points in the model's scale, (v + u) / 127.5 - 1.
 
-    On average that is what training saw, v / 127.5 - 1, and a level's points fill the interval
-    nearer to it than to any other.
+    u is uniform in [-1/2, 1/2) from the seed of each image. The mean is the value in training, v /
+    127.5 - 1, and the points of a level fill the interval nearer to it than to any other.
+
+    Args:
+        images: The images.
+        seeds: A seed for each.
     """
     images = as_bytes(images, 'images', '[B, ...]')
     _check_seeds(seeds, images)
@@ -37,16 +38,23 @@ def dequantised(images: Any, seeds: Sequence[int]) -> Tensor:
 
 
 def bits_per_dim(log_prob: Any, dimensions: int) -> Tensor:
-    """log densities [B, K] at K dequantised points of each picture -> bits per dimension [B]:
+    """Convert log densities at K dequantised points of each image to bits per dimension [B].
 
     -log2(mean of p over the points) / dimensions + log2 127.5. With K = 1 the expectation is an
-    upper bound on the bits that the picture takes (Theis et al. 2016, arXiv:1511.01844, section
-    3.1); more points tighten it (Burda et al. 2016, arXiv:1509.00519).
+    upper bound of the code length; more points tighten it.
+
+    Args:
+        log_prob: Log densities [B, K], in nats.
+        dimensions: Number of values of an image.
+
+    References:
+        Theis et al. (2016), arXiv:1511.01844, section 3.1.
+        Burda et al. (2016), arXiv:1509.00519.
     """
     log_prob = as_floats(log_prob, 'log_prob')
     if log_prob.ndim != 2 or log_prob.shape[1] < 1:
         raise ValueError(
-            f'log_prob must be log densities [B, K] at K points of each picture; got the shape '
+            'log_prob must be log densities [B, K] at K points of each image; got shape '
             f'{list(log_prob.shape)}'
         )
     whole_number(dimensions, 'dimensions')
@@ -56,41 +64,60 @@ def bits_per_dim(log_prob: Any, dimensions: int) -> Tensor:
 
 def image_bits(
     denoise: DenoiseFn,
-    images: Any,  # uint8 [N, C, H, W]
+    images: Any,
     sigma_min: float,
     sigma_max: float,
-    seeds: Sequence[int],  # one per picture
-    cond: Mapping[str, Tensor] | None = None,  # tensors with an entry per picture
+    seeds: Sequence[int],
+    cond: Mapping[str, Tensor] | None = None,
     *,
-    points: int = 1,  # dequantised points per picture
-    steps: int | None = 32,  # None: the adaptive solver
+    points: int = 1,
+    steps: int | None = 32,
     probes: int = 1,
     trace: Any = 'probes',
     data_mean: float | Tensor = 0.0,
     data_std: float | Tensor = 0.0,
     batch_size: int = 64,
     device: Any = 'cpu',
-    report: Callable[[int], object] | None = None,  # told how many pictures are done
+    report: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """Bits per dimension [N] of pictures under p, the model's density of data with noise of level
-    sigma_min.
+    """Compute bits per dimension [N] of images under the model's density at level sigma_min.
 
-    A picture's value depends on its own seed alone. With several points the error of the probes
-    must be small beside a nat, or the largest of the points is picked for its error: take the exact
-    trace, or more probes.
+    The value of an image depends on its own seed only. With several points the error of the probes
+    must be small compared with a nat, or the largest of the points is selected for its error: use
+    the exact trace, or more probes.
+
+    Args:
+        denoise: The denoiser.
+        images: uint8 [N, C, H, W].
+        sigma_min: The lowest noise level, > 0.
+        sigma_max: The highest noise level.
+        seeds: A seed for each image.
+        cond: Conditions, tensors with an entry for each image.
+        points: Number of dequantised points of an image.
+        steps: Number of steps of a fixed grid; None for the adaptive solver.
+        probes: Number of probes per model call.
+        trace: 'probes' or 'exact'.
+        data_mean: Mean of the data, a number or like an item.
+        data_std: Standard deviation of the data, a number or like an item.
+        batch_size: Number of images in one model call.
+        device: Where to compute.
+        report: Called with the number of finished images.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
     images = as_bytes(images, 'images')
     _check_seeds(seeds, images)
     if len(images) < 1:
-        raise ValueError('images must hold at least one picture; got none')
+        raise ValueError('images must hold at least one image; got none')
     whole_number(points, 'points')
     whole_number(batch_size, 'batch_size')
     cond = {key: as_tensor(value, f'cond[{key!r}]') for key, value in (cond or {}).items()}
     for key, value in cond.items():
         if value.ndim < 1 or len(value) != len(images):
             raise ValueError(
-                f'cond[{key!r}] must have an entry for each of the {len(images)} pictures; '
-                f'got the shape {list(value.shape)}'
+                f'cond[{key!r}] must have an entry for each of the {len(images)} images; '
+                f'got shape {list(value.shape)}'
             )
     results = []
     for start in range(0, len(images), batch_size):
@@ -124,5 +151,5 @@ def _check_seeds(seeds: Sequence[int], images: Tensor) -> None:
     if not hasattr(seeds, '__len__') or len(seeds) != len(images):
         given = len(seeds) if hasattr(seeds, '__len__') else repr(seeds)
         raise ValueError(
-            f'seeds must hold a number for each of the {len(images)} pictures; got {given}'
+            f'seeds must hold a number for each of the {len(images)} images; got {given}'
         )

@@ -1,6 +1,4 @@
-"""A feature extractor that needs no download: a small classifier, trained in seconds on the
-labelled pictures at hand.
-"""
+"""A feature extractor without a download: a small classifier trained on labelled images."""
 
 from __future__ import annotations
 
@@ -21,18 +19,21 @@ from ..core.tensor_cache import load_cache, save_cache
 from ..core.weights import load_safetensors, load_safetensors_config
 from .arrays import as_bytes, as_pictures, as_tensor, whole_number
 
-SIDE = 32  # larger pictures are brought to this size
-# changes when the network or its training does, so that kept classifiers and features are not mixed
+SIDE = 32  # larger images are resized to this side
+# Version of the network and its training, so that cached classifiers and features are not mixed.
 RECIPE = 1
 
 
 class Classifier(nn.Module):
-    """Two convolutions and a hidden layer of 64, whose values are the features: [B, C, H, W] in
-    [-1, 1] -> [B, 64].
+    """Two convolutions and a hidden layer of 64 units, whose values are the features [B, 64].
 
-    They are scaled so that on the pictures it learnt from their variance is 1 on average.
+    The features are scaled to a mean variance of 1 on the training images. The attribute `accuracy`
+    is the share of held-out images that it classified correctly after training.
 
-    `accuracy`: the share of held-out pictures that it classified rightly after its training.
+    Args:
+        channels: Number of channels of the images.
+        size: Their height and width.
+        classes: Number of classes.
     """
 
     scale: Tensor
@@ -61,16 +62,25 @@ class Classifier(nn.Module):
         self.register_buffer('scale', torch.ones(()))
 
     def forward(self, x: Any) -> Tensor:
+        """Return the features [B, 64].
+
+        Args:
+            x: Images [B, C, H, W] in [-1, 1].
+        """
         x = as_pictures(x, 'x')
         if x.shape[1] != self.channels:
             raise ValueError(
-                f'x must be pictures of {self.channels} channels, as the classifier learnt from; '
+                f'x must be images of {self.channels} channels, like the training images; '
                 f'got {x.shape[1]}'
             )
         return self.body(self._framed(x.to(self.scale.dtype))) / self.scale
 
     def logits(self, x: Any) -> Tensor:
-        """Of the classes: [B, K]."""
+        """Return the logits of the classes, [B, K].
+
+        Args:
+            x: Images [B, C, H, W] in [-1, 1].
+        """
         return self.head(self(x))
 
     def _framed(self, x: Tensor) -> Tensor:
@@ -90,11 +100,19 @@ def train_classifier(
     batch_size: int = 128,
     report: Callable[[int, int], None] | None = None,
 ) -> Classifier:
-    """A classifier of pictures uint8 [N, C, H, W], trained on nine tenths of them; the same one for
-    the same pictures and seed.
+    """Train a classifier on nine tenths of the images; a function of images and seed.
 
-    It computes on the CPU, where that is so, and neither draws from torch's global generator nor
-    changes it.
+    It computes on the CPU if the images are there, and neither uses nor changes torch's global
+    generator.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        labels: Classes [N].
+        classes: Number of classes.
+        seed: The seed.
+        steps: Number of steps.
+        batch_size: Number of images in a step.
+        report: Called with the step and the number of steps.
     """
     images, labels = _labelled(images, labels, classes)
     whole_number(steps, 'steps')
@@ -130,33 +148,31 @@ def train_classifier(
 
 
 def _labelled(images: Any, labels: Any, classes: int) -> tuple[Tensor, Tensor]:
-    """Pictures uint8 [N, C, H, W] and classes int64 [N]."""
+    """Return images uint8 [N, C, H, W] and classes int64 [N]; raise a ValueError for others."""
     images, labels = as_bytes(images, 'images'), as_tensor(labels, 'labels', torch.int64)
     if whole_number(classes, 'classes', 0) < 2 or len(images) < 20:
         raise ValueError(
-            f'images must be at least 20 pictures of 2 classes for a classifier to learn; got '
-            f'{len(images)} of {classes} '
-            'classes: choose another extractor (extractor=...)'
+            'images must be at least 20 images of 2 classes to train a classifier; got '
+            f'{len(images)} of {classes} classes. Choose another extractor (extractor=...)'
         )
     if labels.shape != (len(images),) or (
         labels.is_floating_point() and bool((labels != labels.round()).any())
     ):
         raise ValueError(
-            f'labels must be a whole number for each of the {len(images)} pictures; got '
-            f'{labels.dtype} of the shape '
-            f'{list(labels.shape)}'
+            f'labels must be an integer for each of the {len(images)} images; got '
+            f'{labels.dtype} of shape {list(labels.shape)}'
         )
     labels = labels.long()
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ValueError(
-            f'labels must be at least 0 and below classes={classes}; got {int(labels.min())} to '
+            f'labels must be >= 0 and < classes={classes}; got {int(labels.min())} to '
             f'{int(labels.max())}'
         )
     return images, labels
 
 
 def _scale(network: Classifier, images: Tensor) -> None:
-    """Divides the features by their deviation, and gives the head its own back."""
+    """Scale the features to unit variance and rescale the head so that the logits are unchanged."""
     deviation = (
         torch.cat([network(from_bytes(part)) for part in images.split(1000)])
         .var(0)
@@ -176,7 +192,16 @@ def cached_classifier(
     seed: int = 0,
     report: Callable[[int, int], None] | None = None,
 ) -> Classifier:
-    """The classifier of these pictures from the folder, or trained now and kept there."""
+    """Load the classifier of these images from a folder, or train and store it.
+
+    Args:
+        folder: The folder.
+        images: uint8 [N, C, H, W].
+        labels: Classes [N].
+        classes: Number of classes.
+        seed: The seed.
+        report: Called with the step and the number of steps.
+    """
     images, labels = _labelled(images, labels, classes)
     path = Path(folder) / f'classifier-{RECIPE}-{content_digest(images, labels)}-{seed}.safetensors'
     if load_cache(path) is None:
@@ -193,7 +218,14 @@ def cached_classifier(
 def load_classifier(
     path: str | os.PathLike[str], channels: int, size: tuple[int, int], classes: int
 ) -> Classifier:
-    """A classifier that cached_classifier wrote."""
+    """Load a classifier that cached_classifier wrote.
+
+    Args:
+        path: The file.
+        channels: Number of channels of the images.
+        size: Their height and width.
+        classes: Number of classes.
+    """
     network = Classifier(channels, size, classes)
     network.load_state_dict(load_safetensors(path))
     facts = load_safetensors_config(path)
@@ -202,7 +234,11 @@ def load_classifier(
 
 
 def content_digest(*tensors: Tensor) -> str:
-    """A short digest of what tensors hold."""
+    """Return a short digest of the contents of tensors.
+
+    Args:
+        *tensors: The tensors.
+    """
     state = hashlib.blake2b(digest_size=12)
     for x in tensors:
         state.update(f'{tuple(x.shape)} {x.dtype}'.encode())

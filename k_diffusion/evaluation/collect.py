@@ -1,6 +1,4 @@
-"""Features of many pictures: of samples, over processes; of a reference set, kept by what it
-holds.
-"""
+"""Features of many images: of samples over processes, and of a cached reference set."""
 
 from __future__ import annotations
 
@@ -27,15 +25,22 @@ def compute_features(
     batch_size: int,
     round_pictures: bool = True,
 ) -> Tensor:
-    """Features [n, D] of pictures that every process draws a share of with sample_fn(how many),
-    batch by batch, on all processes.
+    """Compute features [n, D] of images that every process draws a share of, on all processes.
 
-    Rows come in the order (batch, process, place in the batch). Where sample_fn raises
-    StopIteration, there are fewer.
+    Rows are in the order (batch, process, index in the batch). There are fewer if sample_fn raises
+    StopIteration.
 
-    Pictures [B, C, H, W] in [-1, 1] are first rounded to 8 bits, as a file would: a reference set's
-    were, and an extractor that sees fine detail tells the two apart. round_pictures=False leaves
-    them, for extractors of what is no picture.
+    Args:
+        accelerator: The accelerator.
+        sample_fn: Draws a number of images.
+        extractor_fn: Computes their features.
+        n: Number of images.
+        batch_size: Number of images in a batch of a process.
+        round_pictures: Round images [B, C, H, W] in [-1, 1] to 8 bits, like the reference set,
+            because an extractor can detect the difference. False for extractors of other data.
+
+    Raises:
+        ValueError: If sample_fn draws nothing.
     """
     whole_number(n, 'n')
     whole_number(batch_size, 'batch_size')
@@ -43,24 +48,32 @@ def compute_features(
     try:
         for start in range(0, share, batch_size):
             count = min(batch_size, share - start)
-            x = as_tensor(sample_fn(count), 'what sample_fn gives')[:count]
+            x = as_tensor(sample_fn(count), 'the result of sample_fn')[:count]
             x = (
-                round_to_bytes(as_pictures(x, 'what sample_fn gives'))
+                round_to_bytes(as_pictures(x, 'the result of sample_fn'))
                 if round_pictures and x.ndim == 4
                 else x
             )
-            rows.append(accelerator.gather(as_tensor(extractor_fn(x), 'what extractor_fn gives')))
+            rows.append(
+                accelerator.gather(as_tensor(extractor_fn(x), 'the result of extractor_fn'))
+            )
     except StopIteration:
         pass
     if not rows:
         raise ValueError(
-            'sample_fn drew no pictures; it must give at least one batch before StopIteration'
+            'sample_fn must return at least one batch before StopIteration; it drew no images'
         )
     return torch.cat(rows)[:n]
 
 
 def picture_batches(dataset: Any, indices: Sequence[int], batch_size: int) -> Iterator[Tensor]:
-    """The pictures uint8 [B, C, H, W] of a data set (items with 'image'), batch by batch."""
+    """Yield the images uint8 [B, C, H, W] of a data set (items with 'image'), batch by batch.
+
+    Args:
+        dataset: The data set.
+        indices: The indices of the items.
+        batch_size: Number of images in a batch.
+    """
     whole_number(batch_size, 'batch_size')
     indices = [int(i) for i in indices]
     for start in range(0, len(indices), batch_size):
@@ -71,8 +84,8 @@ def _picture(dataset: Any, index: int) -> Tensor:
     item = dataset[index]
     if not isinstance(item, Mapping) or 'image' not in item:
         raise TypeError(
-            f"dataset must hold items with 'image'; got a {type(item).__name__}: K.data.Images "
-            'makes one of pictures'
+            f"dataset must hold items with 'image'; got {type(item).__name__}. K.data.Images "
+            'makes a data set of images'
         )
     return as_tensor(item['image'], "dataset's 'image'", torch.uint8)
 
@@ -81,12 +94,17 @@ def _picture(dataset: Any, index: int) -> Tensor:
 def extract(
     extractor: Extractor, pictures: Iterable[Any], device: Any = 'cpu', round_pictures: bool = True
 ) -> Tensor:
-    """Features [N, D] on the CPU of pictures [N, C, H, W], or of batches of them, uint8 or in [-1,
-    1].
+    """Compute features [N, D] on the CPU of images, or of batches of them.
 
-    Those in [-1, 1] are rounded to 8 bits first, as a file would, so that samples and pictures of a
-    data set are treated alike. round_pictures=False takes batches of tensors [B, C, ...] as they
-    are.
+    Args:
+        extractor: The feature extractor.
+        pictures: Images [N, C, H, W], uint8 or in [-1, 1], or an iterable of batches.
+        device: Where to compute.
+        round_pictures: Round images in [-1, 1] to 8 bits, as a file does, so that samples and data
+            are treated alike. False takes batches of tensors [B, C, ...] unchanged.
+
+    Raises:
+        ValueError: If there are none.
     """
     if round_pictures and (hasattr(pictures, '__array__') or _is_one_batch(pictures)):
         pictures = as_pictures(pictures, 'pictures').split(64)
@@ -97,14 +115,14 @@ def extract(
             if round_pictures
             else as_floats(batch, 'pictures').to(device)
         )
-        rows.append(as_features(extractor(x), 'what the extractor gives', least=0).float().cpu())
+        rows.append(as_features(extractor(x), 'the result of the extractor', least=0).float().cpu())
     if not sum(map(len, rows)):
-        raise ValueError('pictures must hold at least one picture; got none')
+        raise ValueError('pictures must hold at least one image; got none')
     return torch.cat(rows)
 
 
 def _is_one_batch(pictures: Any) -> bool:
-    """Tell a list of pictures, [C, H, W] each, from one of batches of them."""
+    """Return True for a list of images [C, H, W], False for one of batches."""
     return (
         isinstance(pictures, (list, tuple))
         and len(pictures) > 0
@@ -121,11 +139,19 @@ def reference_features(
     device: Any = 'cpu',
     round_pictures: bool = True,
 ) -> Tensor:
-    """Features [N, D] of pictures of a data set: computed once, then found in the folder under a
-    digest of pictures and extractor.
+    """Compute features [N, D] of images of a data set, or load them from the cache.
 
-    (An extractor without a `fingerprint` is asked each time.) round_pictures=False takes items that
-    are no pictures as they are.
+    The cache is a folder with a digest of images and extractor in the file names. An extractor
+    without a `fingerprint` is called each time.
+
+    Args:
+        dataset: The data set.
+        indices: The indices of the items.
+        extractor: The feature extractor.
+        folder: The folder of the cache, or None.
+        batch_size: Number of images in a batch.
+        device: Where to compute.
+        round_pictures: As in `extract`.
     """
     identity = getattr(extractor, 'fingerprint', '')
     if folder is None or not identity:

@@ -1,4 +1,4 @@
-"""How sure a number is: resampling."""
+"""Standard errors and intervals by resampling."""
 
 from __future__ import annotations
 
@@ -13,21 +13,29 @@ from ..core.incomplete_beta import student_quantile
 from ..core.random import generator
 from .arrays import as_tensor, whole_number
 
-#: Parts of the jackknife.
+#: Number of parts of the jackknife.
 BLOCKS = 20
 
 
 def jackknife(
     metric: Callable[[Tensor], float], x: Any, blocks: int = BLOCKS
 ) -> tuple[float, float, float]:
-    """Return (metric(x), that value less its bias, the standard error) over the draw of the rows of
-    x, independent and alike.
+    """Return metric(x), the value without its bias, and the standard error over the draw of x.
 
-    With m the value, m_i the one without block i of g and m. their mean: g m - (g - 1) m. and
-    sqrt((g - 1) / g sum (m_i - m.)^2). Rows of one kind (one class) must not stand together.
+    The rows of x are independent and identically distributed. With m the value, m_i the one without
+    block i of g, and m. their mean, the second value is g m - (g - 1) m. and the error sqrt((g - 1)
+    / g sum (m_i - m.)^2). Rows of one kind (one class) must not be adjacent.
+
+    Args:
+        metric: A function of rows.
+        x: The rows, [N, ...].
+        blocks: Number of parts.
+
+    Raises:
+        ValueError: If there are fewer than 4 rows.
 
     References:
-        Miller 1974, "The jackknife - a review", doi:10.1093/biomet/61.1.1.
+        Miller (1974), "The jackknife - a review", doi:10.1093/biomet/61.1.1.
     """
     x, parts = as_tensor(x, 'x'), min(whole_number(blocks, 'blocks', 2), len(x))
     if len(x) < 4:
@@ -43,12 +51,19 @@ def jackknife(
 def interval(
     value: float, stderr: float, freedom: float, level: float = 0.95
 ) -> tuple[float, float]:
-    """Return the interval of a value whose standard error has so many degrees of freedom, by
-    Student's t."""
+    """Return the interval of a value with a standard error, by Student's t.
+
+    Args:
+        value: The value.
+        stderr: Its standard error.
+        freedom: The degrees of freedom of the error.
+        level: The confidence level.
+
+    Raises:
+        ValueError: If freedom or level is out of range.
+    """
     if not freedom > 0 or not 0 < level < 1:
-        raise ValueError(
-            f'freedom must be above 0 and level above 0 and below 1; got {freedom} and {level}'
-        )
+        raise ValueError(f'freedom must be > 0 and level in (0, 1); got {freedom} and {level}')
     half = student_quantile((1 + level) / 2, freedom) * stderr
     return value - half, value + half
 
@@ -60,19 +75,28 @@ def bootstrap(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, tuple[float, float]]:
-    """(standard error, (low, high)) of metric(x) over the draw of the rows of x, from sets of the
-    same size drawn with repetition.
+    """Return the standard error of metric(x) and its interval (low, high) over the draw of x.
 
-    The interval is the basic one, 2 metric(x) minus the quantiles (Davison and Hinkley 1997,
-    section 5.2). It is one of the value less its bias: where repeated rows raise the metric, as
-    they do the Frechet distance, it lies below metric(x); take `jackknife` there.
+    Sets of the same size are drawn with repetition. The interval is the basic one, 2 metric(x)
+    minus the quantiles. It is one of the value without its bias: where repeated rows raise the
+    metric, as they do the Frechet distance, it is below metric(x); use `jackknife` there.
+
+    Args:
+        metric: A function of rows.
+        x: The rows, [N, ...].
+        replicates: Number of sets.
+        level: The confidence level.
+        seed: Seed of the draws.
+
+    References:
+        Davison & Hinkley (1997), "Bootstrap Methods and their Application", section 5.2.
     """
     x = as_tensor(x, 'x')
     if x.ndim < 1 or len(x) < 2:
-        raise ValueError(f'x must have at least 2 rows; got the shape {list(x.shape)}')
+        raise ValueError(f'x must have at least 2 rows; got shape {list(x.shape)}')
     whole_number(replicates, 'replicates', 2)
     if not 0 < level < 1:
-        raise ValueError(f'level must be above 0 and below 1; got {level}')
+        raise ValueError(f'level must be in (0, 1); got {level}')
     source = generator(seed, 'bootstrap')
     values = torch.tensor(
         [

@@ -1,6 +1,4 @@
-"""Distances between features by kernels: KID and CMMD, which unlike the Frechet distance are not
-biased by small sets.
-"""
+"""Kernel distances between features: KID and CMMD, which are unbiased for small sets."""
 
 from __future__ import annotations
 
@@ -17,11 +15,16 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 
 
 def polynomial_kernel(x: Any, y: Any) -> Tensor:
-    """(x . y / D + 1)^3 between rows: [N, D], [M, D] -> [N, M]."""
+    """Return (x . y / D + 1)^3 between rows: [N, D], [M, D] -> [N, M].
+
+    Args:
+        x: Features.
+        y: Features of the same width.
+    """
     x, y = as_floats(x, 'x'), as_floats(y, 'y')
     if min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-1] or x.shape[-1] < 1:
         raise ValueError(
-            f'x and y must be features [N, D] and [M, D] of one width; got the shapes '
+            'x and y must be features [N, D] and [M, D] of one width; got shapes '
             f'{list(x.shape)} and {list(y.shape)}'
         )
     dtype = torch.promote_types(x.dtype, y.dtype)
@@ -33,10 +36,17 @@ def _cubic(x: Tensor, y: Tensor) -> Tensor:
 
 
 def squared_mmd(x: Any, y: Any, kernel: Kernel = polynomial_kernel) -> Tensor:
-    """The unbiased estimate of the squared maximum mean discrepancy of x [N, D] and y [M, D]
-    (Gretton et al. 2012, eq. 3).
+    """Return the unbiased estimate of the squared maximum mean discrepancy.
 
-    It can be below 0, and is 0 on average where both come from one distribution.
+    It can be negative, and is 0 on average if both sets come from one distribution.
+
+    Args:
+        x: Features [N, D].
+        y: Features [M, D].
+        kernel: A function of rows.
+
+    References:
+        Gretton et al. (2012), "A Kernel Two-Sample Test", JMLR 13, eq. 3.
     """
     x, y = as_pair(x, y)
     n, m = len(x), len(y)
@@ -46,19 +56,26 @@ def squared_mmd(x: Any, y: Any, kernel: Kernel = polynomial_kernel) -> Tensor:
 
 
 def kid(x: Any, y: Any, max_size: int = 5000) -> Tensor:
-    """The kernel inception distance (Binkowski et al. 2018, arXiv:1801.01401): the mean over parts
-    of about max_size rows.
+    """Compute the kernel inception distance as the mean over parts of about max_size rows.
 
     Of the n rows of a set, part i of `parts` holds those from round(i n / parts) to round((i + 1) n
-    / parts), as in the original.
+    / parts), as in the original k-diffusion.
+
+    Args:
+        x: Features [N, D].
+        y: Features [M, D].
+        max_size: Number of rows of a part.
+
+    References:
+        Binkowski et al. (2018), arXiv:1801.01401.
     """
     x, y = as_pair(x, y)
     whole_number(max_size, 'max_size', 2)
     parts = -(-max(len(x), len(y)) // max_size)
     if min(len(x), len(y)) < 2 * parts:
         raise ValueError(
-            f'{len(x)} and {len(y)} features are too unequal for parts of {max_size}; give more '
-            'of the smaller set'
+            'x and y must have similar sizes to form parts of max_size='
+            f'{max_size}; got {len(x)} and {len(y)}. Use more of the smaller set'
         )
     cuts = [[round(i * len(features) / parts) for i in range(1, parts)] for features in (x, y)]
     return torch.stack(
@@ -69,8 +86,16 @@ def kid(x: Any, y: Any, max_size: int = 5000) -> Tensor:
 def kid_subsets(
     x: Any, y: Any, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """(the mean over random subsets of both, the standard deviation over subsets): KID as tables
-    report it.
+    """Return the mean over random subsets of both, and the standard deviation over subsets.
+
+    This is the KID of published tables.
+
+    Args:
+        x: Features [N, D].
+        y: Features [M, D].
+        subsets: Number of subsets.
+        size: Their size.
+        seed: Seed of the draws.
     """
     x, y = as_pair(x, y)
     whole_number(subsets, 'subsets', 2)
@@ -82,11 +107,15 @@ def kid_subsets(
 
 
 def kid_with_error(x: Any, y: Any, blocks: int = 20) -> tuple[float, float]:
-    """(squared_mmd(x, y) of all rows at once, its standard error by a jackknife over `blocks` parts
-    of each set).
+    """Return squared_mmd(x, y) of all rows and its standard error by a jackknife over both sets.
 
-    The kernel is never held whole, and all pairs count, so that this is the steadiest of the
-    estimates here.
+    The kernel matrix is never stored whole, and all pairs count, so that this is the most precise
+    estimate here.
+
+    Args:
+        x: Features [N, D].
+        y: Features [M, D].
+        blocks: Number of parts of each set.
     """
     x, y = as_pair(x, y, least=4)
     blocks = min(whole_number(blocks, 'blocks', 2), len(x) // 2, len(y) // 2)
@@ -117,14 +146,23 @@ def kid_with_error(x: Any, y: Any, blocks: int = 20) -> tuple[float, float]:
 
 
 def cmmd(x: Any, y: Any, sigma: float = 10.0, scale: float = 1000.0, chunk: int = 2048) -> Tensor:
-    """CMMD (Jayasumana et al.
+    """Compute CMMD: the squared discrepancy of unit-length embeddings under a Gaussian kernel.
 
-    2024, arXiv:2401.09603): scale times the squared discrepancy of unit-length embeddings under the
-    Gaussian kernel exp(-|a - b|^2 / (2 sigma^2)), each picture's kernel with itself included. Meant
-    for CLIP embeddings.
+    The kernel is exp(-|a - b|^2 / (2 sigma^2)), with each image's kernel with itself included.
+    Intended for CLIP embeddings.
+
+    Args:
+        x: Features [N, D].
+        y: Features [M, D].
+        sigma: Width of the kernel, > 0.
+        scale: Factor of the result.
+        chunk: Number of rows computed at once.
+
+    References:
+        Jayasumana et al. (2024), arXiv:2401.09603.
     """
     if not sigma > 0:
-        raise ValueError(f'sigma must be above 0; got {sigma}')
+        raise ValueError(f'sigma must be > 0; got {sigma}')
     whole_number(chunk, 'chunk')
     x, y = (
         features / features.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -144,5 +182,5 @@ def _some(x: Tensor, size: int, source: torch.Generator) -> Tensor:
 
 
 def _block_sums(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Tensor:
-    """The sums of the kernel over blocks of rows and columns."""
+    """Return the sums of the kernel over blocks of rows and columns."""
     return torch.stack([torch.stack([_cubic(a, b).sum() for b in ys]) for a in xs])

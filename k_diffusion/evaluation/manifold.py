@@ -1,6 +1,4 @@
-"""How much of what is generated is like the data, and how much of the data is reached: by
-nearest neighbours in feature space.
-"""
+"""Precision, recall, density and coverage by nearest neighbours in feature space."""
 
 from __future__ import annotations
 
@@ -13,12 +11,19 @@ from .arrays import as_pair, whole_number
 
 
 def precision_recall(x: Any, y: Any, k: int = 3, chunk: int = 1024) -> tuple[float, float]:
-    """(precision, recall) of samples x [N, D] against data y [M, D] (Kynkaanniemi et al.
+    """Return precision and recall of samples x against data y.
 
-    2019, arXiv:1904.06991).
+    Precision is the share of x within the ball of some y, which reaches to the k-th nearest other
+    y. Recall is the same with x and y exchanged.
 
-    Precision: the share of x that lies within the ball of some y, which reaches to the k-th nearest
-    other y. Recall: with x and y exchanged.
+    Args:
+        x: Features of samples, [N, D].
+        y: Features of data, [M, D].
+        k: Number of neighbours.
+        chunk: Number of rows computed at once.
+
+    References:
+        Kynkäänniemi et al. (2019), arXiv:1904.06991.
     """
     x, y = _checked(x, y, k, chunk)
     radii_x, radii_y = kth_distance(x, k, chunk), kth_distance(y, k, chunk)
@@ -28,13 +33,20 @@ def precision_recall(x: Any, y: Any, k: int = 3, chunk: int = 1024) -> tuple[flo
 
 
 def density_coverage(x: Any, y: Any, k: int = 5, chunk: int = 1024) -> tuple[float, float]:
-    """(density, coverage) of samples x [N, D] against data y [M, D] (Naeem et al.
+    """Return density and coverage of samples x against data y.
 
-    2020, arXiv:2002.09797).
-
-    Density: in how many balls of y a sample lies, over k (about 1 for samples of the data's own
-    distribution). Coverage: the share of y whose ball holds a sample. One odd sample or picture
+    Density is the number of balls of y that hold a sample, divided by k (about 1 for samples of the
+    data's distribution). Coverage is the share of y whose ball holds a sample. A single outlier
     changes neither by much.
+
+    Args:
+        x: Features of samples, [N, D].
+        y: Features of data, [M, D].
+        k: Number of neighbours.
+        chunk: Number of rows computed at once.
+
+    References:
+        Naeem et al. (2020), arXiv:2002.09797.
     """
     x, y = _checked(x, y, k, chunk)
     radii = kth_distance(y, k, chunk)
@@ -47,7 +59,13 @@ def density_coverage(x: Any, y: Any, k: int = 5, chunk: int = 1024) -> tuple[flo
 
 
 def kth_distance(x: Tensor, k: int, chunk: int = 1024) -> Tensor:
-    """The distance [N] of each row to its k-th nearest other row."""
+    """Return the distance [N] of each row to its k-th nearest other row.
+
+    Args:
+        x: Features [N, D].
+        k: The neighbour.
+        chunk: Number of rows computed at once.
+    """
     found = []
     for start in range(0, len(x), chunk):
         distances = torch.cdist(x[start : start + chunk], x)

@@ -1,4 +1,4 @@
-"""The measures of sample quality by name, each from features of samples and of a reference set."""
+"""Metrics of sample quality by name, from features of samples and of a reference set."""
 
 from __future__ import annotations
 
@@ -15,27 +15,40 @@ from .intervals import BLOCKS, interval
 from .kernel import cmmd, kid_with_error
 from .manifold import density_coverage, precision_recall
 
-FEW = 10_000  # below so many samples the Frechet distance cannot be compared with published ones
+FEW = 10_000  # with fewer samples the Frechet distance is not comparable with published ones
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What is measured: (samples [N, D], reference [M, D]) -> values by name, and in words."""
+    """A metric: (samples [N, D], reference [M, D], blocks) -> values by name.
+
+    Attributes:
+        name: Its name.
+        function: The function.
+        meaning: A description.
+    """
 
     name: str
     function: Callable[[Tensor, Tensor, int], dict[str, float]]
     meaning: str
 
 
-#: name -> Metric
+#: The metrics by name.
 METRICS: Registry[Metric] = Registry('metric')
 
 
 def metric(
     name: str, meaning: str
 ) -> Callable[[Callable[[Tensor, Tensor, int], dict[str, float]]], Metric]:
-    """Enters a function (samples, reference, blocks of the jackknife) -> values by name in
-    METRICS."""
+    """Register a function (samples, reference, blocks of the jackknife) -> values in METRICS.
+
+    Args:
+        name: The name of the metric.
+        meaning: A description.
+
+    Returns:
+        A decorator.
+    """
 
     def enter(function: Callable[[Tensor, Tensor, int], dict[str, float]]) -> Metric:
         return METRICS.register(name)(Metric(name, function, meaning))
@@ -54,7 +67,7 @@ def _fid(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     )
 
 
-@metric('fid_infinity', 'the Frechet distance that endless samples would have')
+@metric('fid_infinity', 'the Frechet distance of infinitely many samples')
 def _fid_infinity(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     value, stderr = fid_infinity(x, y)
     return _with_interval('fid_infinity', value, stderr, min(BLOCKS, len(x) // 2) - 1)
@@ -71,22 +84,22 @@ def _precision_recall(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     return dict(zip(('precision', 'recall'), precision_recall(*_as_many(x, y))))
 
 
-@metric('density_coverage', 'the same, less moved by single odd pictures')
+@metric('density_coverage', 'the same, less affected by single outliers')
 def _density_coverage(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     return dict(zip(('density', 'coverage'), density_coverage(*_as_many(x, y))))
 
 
 @metric(
     'floor',
-    'the Frechet distance that as many real pictures have to the rest of the reference set: what '
-    'perfect samples score',
+    'the Frechet distance of as many real images to the rest of the reference set: the score of '
+    'perfect samples',
 )
 def _floor(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
     if len(y) < 2 * len(x):
         raise ValueError(
-            f'floor compares {len(x):,} pictures of the reference set with the rest of it, and it '
-            f'has {len(y):,}; '
-            'measure it with fewer samples (-n)'
+            f'floor needs a reference set of at least {2 * len(x):,} images to compare {len(x):,} '
+            'of '
+            f'them with the rest; got {len(y):,}. Use fewer samples (-n)'
         )
     return {'floor': fid(y[: len(x)], y[len(x) :]).item()}
 
@@ -100,15 +113,13 @@ def _cmmd(x: Tensor, y: Tensor, blocks: int) -> dict[str, float]:
 
 
 def _with_interval(name: str, value: float, stderr: float, freedom: int) -> dict[str, float]:
-    """A value with its standard error and 95 % interval."""
+    """Return a value with its standard error and 95 % interval."""
     low, high = interval(value, stderr, freedom)
     return {name: value, f'{name}_stderr': stderr, f'{name}_low': low, f'{name}_high': high}
 
 
 def _as_many(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """As many of one as of the other: these shares depend on the numbers, and are comparable at
-    equal ones.
-    """
+    """Return equal numbers of rows of both sets, for which these shares are comparable."""
     n = min(len(x), len(y))
     return x[:n], y[:n]
 
@@ -116,20 +127,21 @@ def _as_many(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def measure(
     samples: Any, reference: Any, names: str | Iterable[str] = ('fid', 'kid'), blocks: int = 0
 ) -> dict[str, float]:
-    """Compute metrics, named in METRICS, of features samples [N, D] against reference [M, D].
+    """Compute metrics of samples against a reference set.
 
     Args:
-        samples: Features of samples, independent draws.
-        reference: Features of what they are compared with.
-        names: A name, or several.
-        blocks: Parts of the jackknife that gives the Frechet distance a standard error, an unbiased
-            value and 95 % intervals (20 are usual, at the cost of as many distances); 0: none.
+        samples: Features of samples, independent draws, [N, D].
+        reference: Features of the reference set, [M, D].
+        names: One or several names in METRICS.
+        blocks: Number of parts of the jackknife that gives the Frechet distance a standard error,
+            an unbiased value and 95 % intervals (20 are usual, at the cost of as many distances); 0
+            for none.
 
     Returns:
-        Values by name: NAME, and where it has an error NAME_stderr, NAME_low and NAME_high, the 95
-        % interval of NAME. It covers for fid the mean over draws of as many samples; for
-        fid_unbiased and fid_infinity the distance of endless samples to this reference; for kid,
-        where the draw of the reference counts too, the discrepancy of the distributions.
+        Values by name: NAME, and with an error also NAME_stderr, NAME_low and NAME_high, the 95 %
+            interval of NAME. It covers for fid the mean over draws of as many samples; for
+            fid_unbiased and fid_infinity the distance of infinitely many samples to this reference;
+            for kid, which includes the draw of the reference, the discrepancy of the distributions.
     """
     x, y = as_features(samples, 'samples'), as_features(reference, 'reference')
     if blocks:
@@ -141,13 +153,14 @@ def measure(
 
 
 def caution(n: int) -> str | None:
-    """A sentence where n samples are too few for a Frechet distance that can be compared with
-    others.
+    """Return a warning if n samples are too few for a comparable Frechet distance, else None.
+
+    Args:
+        n: Number of samples.
     """
     if whole_number(n, 'n', 0) >= FEW:
         return None
     return (
-        f'{n:,} samples are fewer than {FEW:,}, so the Frechet distance is biased upward: compare '
-        'it only at equal numbers, '
-        'or look at fid_infinity and kid'
+        f'{n:,} samples are fewer than {FEW:,}, so the Frechet distance is biased upward; compare '
+        'it at equal numbers only, or use fid_infinity and kid'
     )

@@ -1,4 +1,4 @@
-"""Mean and covariance of features, gathered batch by batch and merged over processes."""
+"""Mean and covariance of features, accumulated over batches and processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from .arrays import as_features, as_tensor
 
 
 class Moments:
-    """n, mean [D] and scatter [D, D] (the sum of (f - mean)(f - mean)^T) of features [N, D], in
-    float64.
+    """n, mean [D] and scatter [D, D] (the sum of (f - mean)(f - mean)^T) of features, in float64.
 
-    Batches may come in any portions, and moments of parts may be merged, without loss of precision
-    (Chan, Golub and LeVeque 1983, doi:10.1080/00031305.1983.10483115).
+    Batches may have any sizes, and moments of parts may be merged, without loss of precision.
+
+    References:
+        Chan, Golub & LeVeque (1983), doi:10.1080/00031305.1983.10483115.
     """
 
     def __init__(self) -> None:
@@ -26,14 +27,22 @@ class Moments:
 
     @classmethod
     def of(cls, features: Any) -> Moments:
-        """Of features [N, D] (a tensor, an array or a list of rows), or of batches of them."""
+        """Return the moments of features [N, D], or of batches of them.
+
+        Args:
+            features: A tensor, an array or a list of rows; or an iterable of batches.
+        """
         moments = cls()
         for batch in [features] if _is_one_batch(features) else features:
             moments.update(batch)
         return moments
 
     def update(self, features: Any) -> None:
-        """Takes in a batch [N, D]."""
+        """Add a batch.
+
+        Args:
+            features: [N, D].
+        """
         features = as_features(features, 'features', least=0).double()
         if len(features):
             mean = features.mean(0)
@@ -41,7 +50,11 @@ class Moments:
             self._take(len(features), mean, centred.T @ centred)
 
     def merge(self, other: Moments) -> None:
-        """Takes in the moments of other features."""
+        """Add the moments of other features.
+
+        Args:
+            other: The moments.
+        """
         if other.n:
             self._take(other.n, other.mean, other.scatter)
 
@@ -51,8 +64,8 @@ class Moments:
             return
         if mean.shape != self.mean.shape:
             raise ValueError(
-                f'features must have the {len(self.mean)} numbers of those before; '
-                f'got {len(mean)}: use one extractor'
+                f'features must have the width {len(self.mean)} of those before; '
+                f'got {len(mean)}. Use one extractor'
             )
         total, shift = self.n + n, mean - self.mean
         self.mean = self.mean + shift * (n / total)
@@ -61,15 +74,21 @@ class Moments:
 
     @property
     def covariance(self) -> Tensor:
-        """The unbiased covariance [D, D]."""
+        """Return the unbiased covariance [D, D]."""
         if self.n < 2:
             raise ValueError(f'features must have at least 2 rows for a covariance; got {self.n}')
         return self.scatter / (self.n - 1)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return n, mean and scatter."""
         return {'n': torch.tensor(self.n), 'mean': self.mean, 'scatter': self.scatter}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore n, mean and scatter.
+
+        Args:
+            state_dict: The result of `state_dict`.
+        """
         self.n, self.mean, self.scatter = (
             int(state_dict['n']),
             state_dict['mean'],
@@ -78,7 +97,10 @@ class Moments:
 
 
 def _is_one_batch(features: Any) -> bool:
-    """Tell features from batches of them: a list whose first part is a row of numbers is one."""
+    """Return True for features, False for batches of them.
+
+    A list whose first part is a row of numbers is one batch.
+    """
     if isinstance(features, (list, tuple)) and features:
         return as_tensor(features[0], 'features').ndim < 2
     return (

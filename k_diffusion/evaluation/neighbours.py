@@ -1,4 +1,4 @@
-"""Whether samples are copies: the training pictures nearest to each."""
+"""Detection of copies: the training images nearest to each sample."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ from .arrays import as_pair, as_pictures, as_tensor, whole_number
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest training picture of each sample: index [N], distance [N], and ratio [N] of
-    that distance to the next one's.
+    """The nearest training image of each sample.
+
+    Attributes:
+        index: Its index, [N].
+        distance: Its distance, [N].
+        ratio: That distance divided by the one of the next nearest, [N].
     """
 
     index: Tensor
@@ -23,18 +27,26 @@ class Neighbours:
     ratio: Tensor
 
     def copies(self, below: float = 1 / 3) -> float:
-        """The share of samples at least three times as near to one training picture as to any
-        other.
+        """Return the share of samples three times as near to one training image as to any other.
+
+        Args:
+            below: The ratio below which a sample counts.
         """
         return (self.ratio < below).double().mean().item()
 
 
 def nearest_neighbours(x: Any, y: Any, chunk: int = 1024) -> Neighbours:
-    """For samples x [N, ...] among training pictures y [M, ...]: as features, or as pictures, whose
-    pixels are compared.
+    """Find the nearest training image of each sample, by features or by pixels.
 
-    A ratio far below 1 marks a copy (below 1/3: Yoon et al. 2023, Diffusion probabilistic models
-    generalize when they fail to memorize).
+    A ratio far below 1 marks a copy (below 1/3 in the reference).
+
+    Args:
+        x: Samples [N, ...].
+        y: Training images [M, ...].
+        chunk: Number of rows computed at once.
+
+    References:
+        Yoon et al. (2023), "Diffusion Probabilistic Models Generalize when They Fail to Memorize".
     """
     whole_number(chunk, 'chunk')
     x, y = _items(x, 'x'), _items(y, 'y')
@@ -45,7 +57,7 @@ def nearest_neighbours(x: Any, y: Any, chunk: int = 1024) -> Neighbours:
     x, y = as_pair(x.flatten(1), y.flatten(1), least=1)
     if len(y) < 2:
         raise ValueError(
-            f'y must hold at least 2 training pictures, the nearest and the next; got {len(y)}'
+            f'y must hold at least 2 training images, the nearest and the next; got {len(y)}'
         )
     found = [torch.cdist(part, y).topk(2, largest=False) for part in x.split(chunk)]
     distances = torch.cat([part.values for part in found])
@@ -56,18 +68,29 @@ def nearest_neighbours(x: Any, y: Any, chunk: int = 1024) -> Neighbours:
 def neighbour_picture(
     x: Any, y: Any, found: Neighbours, pairs: int = 24, columns: int = 6
 ) -> Tensor:
-    """The samples most like copies, each beside its nearest training picture: one picture [C, H,
-    W]; the likeliest copy first.
+    """Draw the samples most like copies, each beside its nearest training image, as [C, H, W].
+
+    The likeliest copy comes first.
+
+    Args:
+        x: Samples [N, C, H, W].
+        y: Training images [M, C, H, W].
+        found: The result of nearest_neighbours.
+        pairs: Largest number of pairs.
+        columns: Number of columns.
+
+    Raises:
+        TypeError: If found is not such a result.
+        ValueError: If the shapes do not fit it.
     """
     whole_number(columns, 'columns')
     x, y = as_pictures(x, 'x'), as_pictures(y, 'y')
     if not isinstance(found, Neighbours):
-        raise TypeError(f'found must be what nearest_neighbours gave; got a {type(found).__name__}')
+        raise TypeError(f'found must be a result of nearest_neighbours; got {type(found).__name__}')
     if x.shape[1:] != y.shape[1:] or len(x) != len(found.ratio) or len(y) <= int(found.index.max()):
         raise ValueError(
-            f'x and y must be the pictures of one shape that found was made of; got the shapes '
-            f'{list(x.shape)} and '
-            f'{list(y.shape)} with {len(found.ratio)} neighbours'
+            'x and y must be the images that found was made of, of one shape; got shapes '
+            f'{list(x.shape)} and {list(y.shape)} with {len(found.ratio)} neighbours'
         )
     most = found.ratio.argsort()[: whole_number(pairs, 'pairs')]
     sides = [torch.cat([x[i], y[found.index[i]]], 2) for i in most.tolist()]
@@ -75,11 +98,10 @@ def neighbour_picture(
 
 
 def _items(value: Any, name: str) -> Tensor:
-    """Pictures in [-1, 1], of bytes or not, or features."""
+    """Return images in [-1, 1], or features."""
     x = as_tensor(value, name)
     if x.ndim < 2:
         raise ValueError(
-            f'{name} must be pictures [N, C, H, W] or features [N, D]; got the shape '
-            f'{list(x.shape)}'
+            f'{name} must be images [N, C, H, W] or features [N, D]; got shape {list(x.shape)}'
         )
     return as_pictures(x, name) if x.ndim == 4 else x

@@ -1,4 +1,4 @@
-"""Features of what is no picture: sequences, fields and volumes of any number of channels."""
+"""Features of sequences, fields and volumes with any number of channels."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ _POOLS: dict[int, Any] = {
     2: F.adaptive_avg_pool2d,
     3: F.adaptive_avg_pool3d,
 }
-#: Pieces along an axis whose mean is a feature, and bands of the spectrum.
+#: Number of pieces along an axis whose means are features, and of bands of the spectrum.
 _PIECES = {1: 16, 2: 6, 3: 4}
 BANDS = 8
 
 
 class TensorFeatureExtractor:
-    """Where the values of tensors [B, C, ...] are, and how rough they are: features [B, D] without
-    a network.
+    """Features [B, D] of tensors [B, C, ...] without a network: local means and roughness.
 
-    For each channel: its means over a coarse grid (16, 6x6 or 4x4x4 pieces), and the logarithm of
-    its power in BANDS equal bands of frequency, up to half the sampling rate along each axis. They
-    tell fields of other levels, places and smoothness apart, not what they show: give a function of
-    your own for that.
+    For each channel: the means over a coarse grid (16, 6x6 or 4x4x4 pieces), and the logarithm of
+    the power in BANDS equal bands of frequency, up to half the sampling rate along each axis. They
+    distinguish fields by level, position and smoothness, not by content; use a custom function for
+    that. k-diffusion's own.
     """
 
     fingerprint = 'tensor 1'
@@ -40,7 +39,7 @@ class TensorFeatureExtractor:
             return x
         if dims not in _POOLS:
             raise ValueError(
-                'x must be tensors [B, C, ...] with up to 3 spatial axes; got the shape '
+                'x must be tensors [B, C, ...] with up to 3 spatial axes; got shape '
                 f'{list(x.shape)}'
             )
         sides = [min(side, _PIECES[dims]) for side in x.shape[2:]]
@@ -49,8 +48,13 @@ class TensorFeatureExtractor:
 
 
 def band_powers(x: Tensor, bands: int = BANDS) -> Tensor:
-    """Return log10 of the mean power of [B, C, ...] in equal bands of the distance to frequency
-    0, [B, C, bands]; the mean is left out.
+    """Return log10 of the mean power in equal bands of frequency, [B, C, bands].
+
+    The mean is excluded.
+
+    Args:
+        x: [B, C, ...].
+        bands: Number of bands.
     """
     axes = tuple(range(2, x.ndim))
     power = torch.fft.fftn(x, dim=axes, norm='ortho').abs().square().flatten(2)

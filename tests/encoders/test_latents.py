@@ -54,7 +54,7 @@ def test_damaged_latents_are_computed_again(pictures, tmp_path, content):
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]) if content is None else content)
     encoder = LatentEncoder(Halving())
-    with pytest.warns(UserWarning, match='what it held is computed again'):
+    with pytest.warns(UserWarning, match='its contents are computed again'):
         assert torch.equal(cached_latents(encoder, pictures, 'twenty', tmp_path), first)
     assert encoder.network.calls == 1 and path.read_bytes() == whole
 
@@ -92,7 +92,7 @@ def test_decoding_undoes_the_normalisation():
     z = torch.randn(1, 2, 2, 2, requires_grad=True)
     encoder.decode(z).sum().backward()
     assert z.grad.abs().sum() > 0
-    with pytest.raises(ValueError, match='one mean and one std above 0'):
+    with pytest.raises(ValueError, match='mean and std must hold a number for each'):
         encoder.set_statistics([0.0], [1.0])
 
 
@@ -163,12 +163,12 @@ def test_an_autoencoder_of_diffusers(tmp_path):
 
 def test_refusals(tmp_path):
     assert ENCODERS['pixels']().make() is None
-    with pytest.raises(ValueError, match='holds 0 .safetensors files'):
+    with pytest.raises(ValueError, match='must hold one .safetensors file; got 0'):
         own_autoencoder(str(tmp_path))
     save_safetensors(
         tmp_path / 'other.safetensors', {'a': torch.ones(1)}, {'model': {'type': 'image_v1'}}
     )
-    with pytest.raises(ValueError, match='is not an autoencoder'):
+    with pytest.raises(ValueError, match='must be an autoencoder from'):
         own_autoencoder(str(tmp_path))
     with pytest.raises(ValueError, match='multiples of 4'):
         AutoencoderConfig(input_channels=1, input_size=(18, 18), channels=[16, 16, 16])

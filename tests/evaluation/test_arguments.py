@@ -254,7 +254,7 @@ def test_pictures_of_another_order_or_scale_are_refused(call, pictures, told):
 
 @pytest.mark.parametrize('values', [[[-1, 2]], [[256, 2]], [[1.5, 2]], [[math.nan, 2]]])
 def test_lists_of_what_is_no_level_are_refused(values):
-    with pytest.raises(ValueError, match='must hold whole numbers from 0 to 255'):
+    with pytest.raises(ValueError, match='must hold integers from 0 to 255'):
         E.dequantised(values, [0])
 
 

@@ -154,7 +154,7 @@ def test_larger_pictures_and_few_of_them():
     assert network(from_bytes(images[:3])).shape == (3, 64) and math.isfinite(network.accuracy)
     same = E.train_classifier(images, torch.arange(40) % 2, 2, steps=2)
     assert torch.equal(same.head.weight, network.head.weight)
-    with pytest.raises(ValueError, match='20 pictures'):
+    with pytest.raises(ValueError, match='20 images'):
         E.train_classifier(images[:5], torch.zeros(5), 1)
 
 
@@ -178,7 +178,7 @@ def test_reference_features_are_computed_once(digits, tmp_path):
     )
     kept = next(tmp_path.iterdir())
     kept.write_bytes(kept.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match='what it held is computed again'):
+    with pytest.warns(UserWarning, match='its contents are computed again'):
         again = E.reference_features(digits, range(100), extractor, tmp_path, 100)
     assert torch.equal(again, first) and len(calls) == 5
     changed = Images(digits.images.clone(), digits.labels, digits.class_names)
@@ -210,7 +210,7 @@ def test_compute_features_takes_as_many_as_asked():
     assert sizes == [4, 4, 2] and found.flatten().tolist() == [2.0] * 4 + [4.0] * 4 + [6.0] * 2
     batches = iter([torch.ones(4, 1), torch.ones(4, 1)])
     assert len(E.compute_features(Lone(), lambda count: next(batches), lambda x: x, 100, 4)) == 8
-    with pytest.raises(ValueError, match='n must be at least 1; got 0'):
+    with pytest.raises(ValueError, match='n must be >= 1; got 0'):
         E.compute_features(Lone(), draw, lambda x: x, 0, 4)
 
 

@@ -89,5 +89,5 @@ def test_bootstrap_intervals_cover():
         errors.append(stderr)
     assert 170 <= inside <= 197
     assert sum(errors) / 200 == pytest.approx(0.1, rel=0.1)
-    with pytest.raises(ValueError, match='replicates must be at least 2; got 1'):
+    with pytest.raises(ValueError, match='replicates must be >= 2; got 1'):
         E.bootstrap(lambda rows: 0.0, x, 1)
