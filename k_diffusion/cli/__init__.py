@@ -1,6 +1,4 @@
-"""The command line: one file per command, each a main(argv) beside the one Python call that does
-the work.
-"""
+"""The command line: one file per command, with a main(argv) that calls the task of its name."""
 
 from .entry import main
 

@@ -1,4 +1,4 @@
-"""k-diffusion train-autoencoder: trains the first stage of latent diffusion on pictures."""
+"""k-diffusion train-autoencoder: train the first stage of latent diffusion on images."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .flags import run_command
 _EXAMPLE = """example:
   k-diffusion train-autoencoder --config autoencoders/icons --name icons-ae
 
-"encoder": {"type": "autoencoder", "location": "runs/icons-ae"} in the config of a model then has it
-trained on latents."""
+With "encoder": {"type": "autoencoder", "location": "runs/icons-ae"} in its config a model is
+trained on the latents."""
 
 
 def _show(result: TrainedAutoencoder) -> str:
@@ -33,7 +33,12 @@ def _as_json(result: TrainedAutoencoder) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion train-autoencoder') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(
         prog, train_autoencoder, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv
     )

@@ -1,4 +1,4 @@
-"""k-diffusion calibrate: a sampler is fitted to a model, so that few steps give what many would."""
+"""k-diffusion calibrate: fit a sampler to a model, so that few steps give the result of many."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _EXAMPLE = """example:
   k-diffusion calibrate --checkpoint runs/demo --steps 8 --guidance auto
   k-diffusion sample --checkpoint runs/demo --steps 8
 
-`sample` then uses the calibrated sampler by itself when the number of steps and the guidance match
-those of a calibration."""
+`sample` then uses the calibrated sampler when the number of steps and the guidance match those of a
+calibration."""
 
 
 def _show(result: CalibrationResult) -> str:
@@ -24,7 +24,7 @@ def _show(result: CalibrationResult) -> str:
 
 
 def _line(calibration: Calibration) -> str:
-    """What was found for a number of steps."""
+    """Return the result for a number of steps."""
     score = calibration.scores
     kept, recipe = (
         calibration.recipe,
@@ -33,15 +33,14 @@ def _line(calibration: Calibration) -> str:
     if kept is not None:
         text = (
             f'no fit was nearer to converged samples than {kept}, median {recipe}, by both median '
-            'and rms: it is kept '
+            'and rms, so it is kept '
             f'(the best fit: {score.get("fitted_median", math.inf):.4f} '
             f'({score.get("fitted_rms", math.inf):.4f}))'
         )
     else:
         text = (
             f'median distance to converged samples {score["median"]:.4f} (rms '
-            f'{score["rms"]:.4f}), that of the best published recipe '
-            f'{recipe}; base {calibration.base}'
+            f'{score["rms"]:.4f}), of the best published recipe {recipe}; base {calibration.base}'
         )
     astray = (
         f'{score["astray"]:.0f} and {score["published_astray"]:.0f} of {score["items"]:.0f} '
@@ -78,7 +77,12 @@ def _as_json(result: CalibrationResult) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion calibrate') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(
         prog, calibrate, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv
     )

@@ -1,4 +1,4 @@
-"""k-diffusion checkpoints: lists the checkpoints of a run, verifies them, pins those to keep."""
+"""k-diffusion checkpoints: list, verify and pin the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ _EXAMPLE = """examples:
   k-diffusion checkpoints runs/demo
   k-diffusion checkpoints runs/demo --pin 1450
 
-Each file is read whole and compared with the SHA-256 that was noted when it was written.
-The exit status is 1 where one is damaged."""
+Each file is read whole and compared with the SHA-256 recorded when it was written.
+The exit status is 1 if one is damaged."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion checkpoints') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(
         prog,
         checkpoints,

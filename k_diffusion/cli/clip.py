@@ -1,4 +1,4 @@
-"""k-diffusion clip: images from a trained model, guided by texts and pictures with CLIP."""
+"""k-diffusion clip: draw images from a trained model, guided by texts and images with CLIP."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ _EXAMPLE = """examples:
   k-diffusion clip "a red apple:2" "a painting:0.5" --image sketch.png:0.3 \\
     --checkpoint runs/mine --cutn 8 --init sketch.png --sigma-start 5
 
-A weight follows a prompt after a colon; a negative one keeps away from it. CLIP models are those of
-the transformers library: a folder that save_pretrained wrote, a name on the hub, or one of OpenAI's
-names."""
+A weight follows a prompt after a colon; a negative weight avoids the prompt. CLIP models are those
+of the transformers library: a folder that save_pretrained wrote, a name on the hub, or one of
+OpenAI's names."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion clip', **defaults: Any) -> int:
-    """Run the command; `defaults` are those of the script it is called through."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+        **defaults: Defaults of a script that calls it.
+    """
     return run_command(
         prog,
         clip,

@@ -1,4 +1,4 @@
-"""k-diffusion completion: prints a script that completes commands, flags and choices in a shell."""
+"""k-diffusion completion: print a shell script that completes commands, flags and choices."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from shlex import quote
 from .entry import COMMANDS, Parser, guarded, parser_of
 
 _EXAMPLE = """examples:
-  eval "$(k-diffusion completion bash)"           for this session, in zsh with zsh
-  k-diffusion completion fish | source
-To keep it, write the script to a file that the shell reads when it starts."""
+    eval "$(k-diffusion completion bash)"           for this session; in zsh with zsh
+    k-diffusion completion fish | source
+  To keep it, write the script to a file that the shell reads at start."""
 
 _BASH = """_k_diffusion() {
     local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
@@ -75,7 +75,12 @@ def _choices(action: argparse.Action) -> str:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion completion') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     parser = Parser(prog=prog, description=__doc__, epilog=_EXAMPLE)
     parser.add_argument('shell', choices=('bash', 'zsh', 'fish'), help='the shell')
     shell = parser.parse_args(argv).shell

@@ -1,4 +1,4 @@
-"""k-diffusion config: writes the config that a .safetensors or .pth file carries as JSON."""
+"""k-diffusion config: write the config in a .safetensors or .pth file as JSON."""
 
 from __future__ import annotations
 
@@ -31,5 +31,10 @@ def _show(result: Any) -> str:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion config') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(prog, extract_config, _show, about=__doc__, example=_EXAMPLE, argv=argv)

@@ -1,4 +1,4 @@
-"""k-diffusion convert: the averaged weights of a checkpoint as a .safetensors file."""
+"""k-diffusion convert: write the averaged weights of a checkpoint as a .safetensors file."""
 
 from __future__ import annotations
 
@@ -14,5 +14,10 @@ _EXAMPLE = (
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion convert') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(prog, convert, escape_name, about=__doc__, example=_EXAMPLE, argv=argv)

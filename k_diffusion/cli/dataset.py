@@ -1,4 +1,4 @@
-"""k-diffusion dataset: checks a folder or archive of pictures, or packs a folder."""
+"""k-diffusion dataset: check a folder or archive of images, or pack a folder."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from ..tasks.dataset import describe_inspection, inspect_dataset
 from ..tasks.pack import describe_packing, pack_dataset
 from .flags import run_command
 
-_PACK = """k-diffusion dataset pack: writes a folder of pictures or arrays as tar
-shards, for training that streams."""
+_PACK = """k-diffusion dataset pack: write a folder of images or arrays as tar
+shards, for training from a stream."""
 _PACK_EXAMPLE = """example:
   k-diffusion dataset pack data/icons --classes folders -o data/icon-shards
 
-Files go in as they are; what lies beside a picture under its name as .txt (its caption), .json or
-.cls (its class) goes with it. The same files and flags give the same bytes."""
+Files are packed unchanged. Files beside an image with its name and the suffix .txt (its caption),
+.json or .cls (its class) are packed with it. The same files and flags give the same bytes."""
 
 _EXAMPLE = """examples:
   k-diffusion dataset data/icons --size 32 -o icons.png
   k-diffusion dataset pack data/icons -o data/icon-shards      (see pack --help)
 
-Every picture is decoded once, by the rules of training. sigma_data is the value for the config.
-The contact sheet shows 64 pictures as the model sees them."""
+Every image is decoded once, by the rules of training. sigma_data is the value for the config.
+The contact sheet shows 64 images as the model receives them."""
 
 
 def _as_json(result: Any) -> dict[str, Any]:
@@ -59,8 +59,13 @@ def _show_progress(done: int, total: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion dataset') -> int:
-    """Run the command; with `pack` as the first word (a folder of that name is ./pack), write
-    shards.
+    """Run the command; with `pack` as the first argument write shards.
+
+    A folder named pack is ./pack.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
     """
     argv = sys.argv[1:] if argv is None else argv
     if list(argv[:1]) == ['pack']:

@@ -1,4 +1,4 @@
-"""k-diffusion ema: puts together the averaged weights of any width from the snapshots of a run."""
+"""k-diffusion ema: combine the snapshots of a run to averaged weights of any width."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _EXAMPLE = """examples:
   k-diffusion ema --checkpoint-dir runs/demo --width 0.08 -o ema08.safetensors
   k-diffusion sample --checkpoint ema08.safetensors
 
-A run writes snapshots where its config sets training.ema_snapshots, or with --ema-snapshots 8 of
-train. The width is the standard deviation of the profile of the average as a share of the run: 0.05
-follows the last weights closely, 0.2 averages over most."""
+A run writes snapshots if its config sets training.ema_snapshots, or with --ema-snapshots 8 of
+train. The width is the standard deviation of the averaging profile as a share of the run: 0.05
+follows the last weights closely, 0.2 averages over most of the run."""
 
 
 def _show(result: Any) -> str:
@@ -32,7 +32,12 @@ def _as_json(result: Any) -> Any:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion ema') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(
         prog, ema, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv
     )

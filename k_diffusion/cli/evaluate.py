@@ -1,4 +1,4 @@
-"""k-diffusion evaluate: the quality of the samples of a trained model, by picture features."""
+"""k-diffusion evaluate: measure the quality of the samples of a trained model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _EXAMPLE = """examples:
     --extractor inception -n 50000
   torchrun --nproc-per-node 2 -m k_diffusion.cli evaluate --checkpoint runs/demo -n 10000
 
-The same command again goes on where it was stopped."""
+Run the same command again to resume."""
 
 
 def _show(evaluation: Evaluation) -> str:
-    """Return values as lines, each with its error and its 95 % interval where there are such."""
+    """Return values as lines, with errors and 95 % intervals where available."""
     lines, values = [], evaluation.values
     for name, value in values.items():
         if name.endswith(('_stderr', '_low', '_high')):
@@ -34,7 +34,12 @@ def _show(evaluation: Evaluation) -> str:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion evaluate') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(
         prog,
         evaluate,

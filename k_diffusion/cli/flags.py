@@ -1,4 +1,4 @@
-"""Flags from the fields of a settings dataclass, and a command made of them."""
+"""Flags from the fields of a settings dataclass, and commands made from them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .entry import Parser, guarded
 def add_flags(
     parser: argparse.ArgumentParser, kind: type, defaults: Mapping[str, Any] | None = None
 ) -> None:
-    """Add a flag for each field of a settings dataclass that says what it means.
+    """Add a flag for each field of a settings dataclass that has a help text.
 
     Args:
         parser: The parser.
         kind: The dataclass.
-        defaults: Other defaults than those of the fields.
+        defaults: Replace the defaults of the fields.
     """
     hints = typing.get_type_hints(kind)
     for field in sorted(dataclasses.fields(kind), key=lambda field: bool(field.kw_only)):
@@ -68,7 +68,7 @@ def _add_flag(
 
 
 def _read_with(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Let the message of a ValueError of `parse` be that of the command."""
+    """Return a parser of texts whose ValueErrors are messages of the command."""
 
     def read(text: str) -> Any:
         try:
@@ -80,7 +80,11 @@ def _read_with(parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def flags_of(field: Any) -> tuple[str, ...]:
-    """Return the names of a field on the command line."""
+    """Return the names of a field on the command line.
+
+    Args:
+        field: The field of the dataclass.
+    """
     dashed = field.name.replace('_', '-')
     return tuple(field.metadata.get('flags') or ()) or (
         f'--no-{dashed}' if field.default is True else f'--{dashed}',
@@ -104,7 +108,7 @@ def _help_of(text: str, default: Any) -> str:
 
 
 def _type_of(hint: Any) -> Callable[[str], Any]:
-    """The number type among those of a field; else its text as it is."""
+    """Return the number type among those of a field, else str."""
     kinds = (
         typing.get_args(hint)
         if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
@@ -129,15 +133,15 @@ def run_command(
     Args:
         prog: The name of the program in messages.
         task: A function made by `takes_settings`.
-        show: The result in words, for standard output; '' prints nothing.
-        about: What the command does, for the help page.
+        show: Converts the result to text for standard output; '' prints nothing.
+        about: A description, for the help page.
         example: An example, for the help page.
-        as_json: The result as plain values; a command with it has --json.
-        argv: The words of the command line.
-        defaults: Other defaults than those of the settings.
+        as_json: Converts the result to plain values; a command with it has --json.
+        argv: The arguments; sys.argv by default.
+        **defaults: Replace the defaults of the settings.
 
     Returns:
-        The exit status: that of the result where it has one, else 0; 1 after an error.
+        The exit status: that of the result if it has one, else 0; 1 after an error.
     """
     kind = task.settings  # type: ignore[attr-defined]
     parser = Parser(prog=prog, description=about, epilog=example)
@@ -152,7 +156,7 @@ def run_command(
     def work() -> int:
         try:
             result = task(kind(**values))
-        except TypeError as error:  # (of an argument; another is a fault of the program)
+        except TypeError as error:  # an unknown argument; other TypeErrors are bugs
             if not re.match(r'\w+ must ', str(error)):
                 raise
             raise ValueError(str(error)) from error
@@ -166,7 +170,12 @@ def run_command(
 
 
 def name_flags(text: str, kind: type) -> str:
-    """Return a message with flags in place of arguments: 'batch_size must' and 'verify=False'."""
+    """Replace arguments in a message by flags: 'batch_size must' and 'verify=False'.
+
+    Args:
+        text: The message.
+        kind: The settings dataclass.
+    """
     fields = {field.name: field for field in dataclasses.fields(kind) if field.metadata.get('help')}
 
     def flag(match: re.Match[str], gap: str = '') -> str:

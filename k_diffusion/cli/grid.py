@@ -1,4 +1,4 @@
-"""k-diffusion grid: pictures side by side as one picture."""
+"""k-diffusion grid: arrange images in one image."""
 
 from __future__ import annotations
 
@@ -12,5 +12,10 @@ _EXAMPLE = 'example:\n  k-diffusion grid samples/images/*.png -o grid.png --nrow
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion grid') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(prog, grid, escape_name, about=__doc__, example=_EXAMPLE, argv=argv)

@@ -1,4 +1,4 @@
-"""k-diffusion info: parameters, arithmetic, memory and time of a model."""
+"""k-diffusion info: report parameters, arithmetic, memory and time of a model."""
 
 from __future__ import annotations
 
@@ -15,5 +15,10 @@ _EXAMPLE = """examples:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion info') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(prog, info, str, about=__doc__, example=_EXAMPLE, as_json=asdict, argv=argv)

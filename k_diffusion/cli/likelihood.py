@@ -1,4 +1,4 @@
-"""k-diffusion likelihood: how many bits per dimension pictures take under a trained model."""
+"""k-diffusion likelihood: measure bits per dimension of images under a trained model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _EXAMPLE = """examples:
     -n 500 --probes 4
   torchrun --nproc-per-node 2 -m k_diffusion.cli likelihood --checkpoint runs/demo -n 1000
 
-The same command again goes on where it was stopped."""
+Run the same command again to resume."""
 
 
 def _show(result: Likelihood) -> str:
     return (
         f'{result.mean:.4f} +- {result.stderr:.4f} bits per dimension over {len(result.bits):,} '
-        'pictures\n'
-        f'each picture: {result.csv}, histogram: {result.histogram}'
+        'images\n'
+        f'values: {result.csv}, histogram: {result.histogram}'
     )
 
 
@@ -37,7 +37,12 @@ def _as_json(result: Likelihood) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion likelihood') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(
         prog, likelihood, _show, about=__doc__, example=_EXAMPLE, as_json=_as_json, argv=argv
     )

@@ -1,4 +1,4 @@
-"""k-diffusion sample: images from a trained model."""
+"""k-diffusion sample: draw images from a trained model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ _EXAMPLE = """examples:
 
 
 def show_samples(samples: Samples) -> str:
-    """Return where samples are, in words."""
+    """Return the location of samples in words.
+
+    Args:
+        samples: The samples.
+    """
     return (
         f'{len(samples.pictures)} images, {samples.pictures[0]} to '
         f'{samples.pictures[-1].name}\ngrid: {samples.grid}'
@@ -24,7 +28,11 @@ def show_samples(samples: Samples) -> str:
 
 
 def samples_as_json(samples: Samples) -> dict[str, Any]:
-    """Return where samples are, as plain values."""
+    """Return the location of samples as plain values.
+
+    Args:
+        samples: The samples.
+    """
     return {
         'n': len(samples.pictures),
         'first': str(samples.pictures[0]),
@@ -36,7 +44,13 @@ def samples_as_json(samples: Samples) -> dict[str, Any]:
 def main(
     argv: Sequence[str] | None = None, prog: str = 'k-diffusion sample', **defaults: Any
 ) -> int:
-    """Run the command; `defaults` are those of the script it is called through."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+        **defaults: Defaults of a script that calls it.
+    """
     return run_command(
         prog,
         sample,

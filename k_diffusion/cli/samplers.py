@@ -1,4 +1,4 @@
-"""k-diffusion samplers: the samplers and schedules there are, as a table."""
+"""k-diffusion samplers: list the samplers and schedules as a table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ _EXAMPLE = 'example:\n  k-diffusion samplers\n  k-diffusion samplers --schedules
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion samplers') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(
         prog,
         list_samplers,

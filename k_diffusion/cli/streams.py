@@ -13,8 +13,8 @@ class SafeStream:
     """A text stream that drops what the system refuses to write.
 
     Attributes:
-        stream: The stream itself.
-        fault: The first error in writing to it.
+        stream: The stream.
+        fault: The first error of a write.
     """
 
     def __init__(self, stream: Any) -> None:
@@ -22,7 +22,11 @@ class SafeStream:
         self.fault: OSError | None = None
 
     def write(self, text: str) -> int:
-        """Write text, or drop it."""
+        """Write text, or drop it.
+
+        Args:
+            text: The text.
+        """
         try:
             return int(self.stream.write(text))
         except OSError as error:
@@ -30,14 +34,14 @@ class SafeStream:
             return len(text)
 
     def flush(self) -> None:
-        """Write what is buffered, or drop it."""
+        """Write the buffer, or drop it."""
         try:
             self.stream.flush()
         except OSError as error:
             self._drop(error)
 
     def _drop(self, error: OSError) -> None:
-        """Keep the error and send what is still to come to the null device."""
+        """Keep the error and redirect further output to the null device."""
         self.fault = self.fault or error
         with contextlib.suppress(OSError, AttributeError):
             number = self.stream.fileno()
@@ -52,7 +56,7 @@ class SafeStream:
 
 @contextlib.contextmanager
 def safe_streams() -> Iterator[None]:
-    """Within it no fault of standard output or error raises; closed ones lead nowhere."""
+    """Suppress faults of standard output and error in this context; closed ones are discarded."""
     before = sys.stdout, sys.stderr
     _fill_closed()
     with contextlib.ExitStack() as opened:
@@ -72,18 +76,18 @@ def safe_streams() -> Iterator[None]:
 
 
 def output_fault() -> OSError | None:
-    """Write what standard output still holds; return the error that lost some of it, if any."""
+    """Flush standard output; return the error that lost a part of it, or None."""
     sys.stdout.flush()
     return getattr(sys.stdout, 'fault', None)
 
 
 def _fill_closed() -> None:
-    """Open closed standard descriptors on the null device, or the next files take their numbers."""
+    """Open closed standard descriptors on the null device; files must not take their numbers."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             null = os.open(os.devnull, os.O_RDWR)
-            os.dup2(null, number)  # (which processes started later inherit)
+            os.dup2(null, number)  # inherited by child processes
             if null != number:
                 os.close(null)

@@ -1,4 +1,4 @@
-"""k-diffusion train: trains the model of a config, or goes on with a run that was stopped."""
+"""k-diffusion train: train the model of a config, or resume a run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ _EXAMPLE = """examples:
     --mixed-precision bf16
   torchrun --nproc-per-node 2 train.py --config configs/config_mnist_small.json --name digits
 
-The same command again goes on where the run stopped. Everything lands in runs/NAME."""
+Run the same command again to resume. Everything is written to runs/NAME."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion train') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(
         prog, train, lambda run: '', about=__doc__, example=_EXAMPLE, as_json=Run.summary, argv=argv
     )

@@ -1,6 +1,4 @@
-"""What a config file says: reading and checking it, building the network and denoiser it
-describes, loading trained ones.
-"""
+"""Configs: reading and checking them, and building or loading the models they describe."""
 
 from .autoencoders import AutoencoderSections, read_autoencoder_config
 from .build import make_denoiser_wrapper, make_model, make_sample_density, round_to_power_of_two

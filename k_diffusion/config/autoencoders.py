@@ -1,4 +1,4 @@
-"""The config of an autoencoder: a "model" of its own, and the sections it shares with denoisers."""
+"""The config of an autoencoder: its own "model" section, and sections shared with denoisers."""
 
 from __future__ import annotations
 
@@ -27,17 +27,23 @@ class AutoencoderSections:
 def read_autoencoder_config(
     source: str | os.PathLike[str] | Mapping[str, Any],
 ) -> tuple[dict[str, Any], AutoencoderSections]:
-    """The config with every default written out, and its sections.
+    """Read the config of an autoencoder.
 
-    ValueError with every wrong key of it at once.
+    Args:
+        source: A path or a dict.
+
+    Returns:
+        The config with every default, and its sections.
+
+    Raises:
+        ValueError: If it has wrong keys; the message names all of them.
     """
     raw, name = read_source(source)
     findings = Findings()
     model = raw.get('model', {})
     if not isinstance(model, Mapping) or model.get('type') != 'autoencoder':
         raise ValueError(
-            f'{name} describes no autoencoder: its model.type is not "autoencoder"; k-diffusion '
-            'train takes other models'
+            f'{name} must have the model.type "autoencoder"; for other models use k-diffusion train'
         )
     parts = {
         'model': read_section(models.AutoencoderConfig, model, 'model', findings),
@@ -63,7 +69,7 @@ def read_autoencoder_config(
         ),
     }
     odd = [key for key in raw if key not in parts] + findings.unknown
-    findings.errors += [f'{key} is not a key of this config; take it out' for key in odd]
+    findings.errors += [f'{key} is not a key of this config; remove it' for key in odd]
     if findings.errors:
         raise ValueError(f'{name} cannot be used: ' + '; '.join(findings.errors))
     sections = AutoencoderSections(**parts)

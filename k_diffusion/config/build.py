@@ -1,4 +1,4 @@
-"""From a config to the objects it describes."""
+"""Networks, denoisers and densities from configs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,32 @@ from .schema import Findings, read_section
 
 
 def make_model(config: Mapping[str, Any]) -> nn.Module:
-    """The network of a config, its weights drawn from torch's global generator."""
+    """Build the network of a config, with weights from torch's global generator.
+
+    Args:
+        config: The config.
+    """
     return build_network(sections_of(config))
 
 
 def build_network(sections: Sections) -> nn.Module:
-    """Return the network of a parsed config, its weights drawn from torch's global generator."""
+    """Build the network of a parsed config, with weights from torch's global generator.
+
+    Args:
+        sections: The sections.
+    """
     classes = sections.dataset.num_classes
     network: nn.Module = sections.model.build(num_classes=classes + 1 if classes else 0)
     return augmentation.KarrasAugmentWrapper(network) if sections.model.augment_wrapper else network
 
 
 def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn.Module]:
-    """What turns the network of a config into its denoiser: a function from the network to D(x,
-    sigma).
+    """Return the function from the network of a config to its denoiser D(x, sigma).
 
-    A config whose model section holds only keys of the denoiser and its loss serves too.
+    A config whose model section holds only keys of the denoiser and its loss is accepted too.
+
+    Args:
+        config: The config.
     """
     return build_wrapper(_denoiser_section(config))
 
@@ -41,14 +51,17 @@ def make_denoiser_wrapper(config: Mapping[str, Any]) -> Callable[[nn.Module], nn
 def build_wrapper(
     model: DenoiserSection, weighting: Callable[[Tensor], Tensor] | None = None
 ) -> Callable[[nn.Module], nn.Module]:
-    """Return the function from a network to its denoiser, as a model section says; `weighting`
-    replaces that of the section.
+    """Return the function from a network to its denoiser for a model section.
+
+    Args:
+        model: The model section.
+        weighting: Replaces the loss weighting of the section.
     """
     make = _choose_denoiser(model, weighting)
 
     def wrap(inner: nn.Module) -> nn.Module:
         denoiser = make(inner)
-        for bound in ('sigma_min', 'sigma_max'):  # which K.sample looks for
+        for bound in ('sigma_min', 'sigma_max'):  # read by K.sample
             if hasattr(model, bound):
                 setattr(denoiser, bound, getattr(model, bound))
         return denoiser
@@ -62,9 +75,8 @@ def _choose_denoiser(
     if model.loss_config == 'simple':
         if model.has_variance:
             raise ValueError(
-                "model.loss_config is 'simple' and model.has_variance is true, and that loss "
-                'learns no variance; '
-                'set one of them back'
+                "model.loss_config 'simple' must not be combined with model.has_variance true, "
+                'because that loss learns no variance; change one of them'
             )
         return lambda inner: denoisers.SimpleLossDenoiser(
             inner, sigma_data=model.sigma_data, preconditioning=model.preconditioning
@@ -83,7 +95,7 @@ def _choose_denoiser(
 
 
 def _denoiser_section(config: Mapping[str, Any]) -> Any:
-    """The model section of a whole config, or of one that lacks what only the network needs."""
+    """Return the model section of a config, which may lack what only the network needs."""
     model = config.get('model')
     if not isinstance(model, Mapping) or 'input_size' in model:
         return sections_of(config).model
@@ -98,11 +110,16 @@ def _denoiser_section(config: Mapping[str, Any]) -> Any:
 
 
 def make_sample_density(config: Mapping[str, Any]) -> Density:
-    """The density of training noise levels from the MODEL section of a config: (shape, device=...)
-    -> sigma.
+    """Return the density of training noise levels for the MODEL section of a config.
 
-    The section needs no more than `sigma_sample_density` and what this leaves to the model:
-    sigma_data, sigma_min, sigma_max, input_size.
+    The density is called as (shape, device=...) -> sigma. The section needs `sigma_sample_density`
+    and the keys that it leaves to the model: sigma_data, sigma_min, sigma_max, input_size.
+
+    Args:
+        config: The model section.
+
+    Raises:
+        ValueError: If a key is missing or wrong.
     """
     if 'input_size' in config and 'input_channels' in config:
         model = _read(models.MODELS[config.get('type', 'image_v1')], config, 'model')
@@ -125,7 +142,8 @@ def make_sample_density(config: Mapping[str, Any]) -> Density:
         return filled
     except AttributeError as error:
         raise ValueError(
-            f'model.{error.name} must be given, since model.sigma_sample_density leaves it to the '
+            f'model.{error.name} must be given, because model.sigma_sample_density leaves it to '
+            'the '
             'model'
         ) from None
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Going on with a run under another config: which keys may differ, and what differs."""
+"""Changes of a config between a checkpoint and a resumed run: which are allowed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from .load import fill_config
 
-_NEW_RUN = 'keep it, or begin a new run with another name'
-_GROW = 'keep it, or begin a new run that grows from this one (grow=...)'
-_RESET = "keep it, or start the optimizer's moments anew (reset_optimizer=True)"
+_NEW_RUN = 'keep it, or start a new run with another name'
+_GROW = 'keep it, or start a new run that grows from this one (grow=...)'
+_RESET = 'keep it, or reset the state of the optimizer (reset_optimizer=True)'
 
-#: Key of a config -> None where a new value takes effect when a run goes on, else the way out of
-#: its refusal. The longest name counts. Refused is what changes the shape of the weights or what
-#: they mean.
+#: By key of a config: None if a new value takes effect in a resumed run, else the way out of the
+#: refusal. The longest name counts. Changes of the shape or the meaning of the weights are
+#: refused.
 RULES: dict[str, str | None] = {
     'model': _NEW_RUN,
     'model.input_size': _GROW,
@@ -53,7 +53,7 @@ RULES: dict[str, str | None] = {
     'conditions.largest': None,
     'run': None,  # what settings of a run alone say: processes, accumulation, precision, seed
 }
-#: Keys whose new value makes losses before and after incomparable.
+#: Keys whose change makes losses before and after incomparable.
 _OF_THE_LOSS = (
     'model.sigma_sample_density',
     'model.loss_config',
@@ -66,7 +66,13 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Change:
-    """A key whose value differs from that of the checkpoint."""
+    """A key whose value differs from that of the checkpoint.
+
+    Attributes:
+        key: The key.
+        old: The value in the checkpoint.
+        new: The value in the config.
+    """
 
     key: str
     old: Any
@@ -74,7 +80,7 @@ class Change:
 
     @property
     def way_out(self) -> str | None:
-        """How to go on where the change is refused; None where it takes effect."""
+        """Return the way out if the change is refused; None if it takes effect."""
         return RULES[_rule(self.key)]
 
     def __str__(self) -> str:
@@ -87,15 +93,14 @@ def changes_of(
     overrides: Mapping[str, Any],
     fill: Callable[[Mapping[str, Any]], Mapping[str, Any] | None] = fill_config,
 ) -> list[Change]:
-    """Return what differs between the config in effect when a checkpoint was saved and a filled
-    config.
+    """Return the differences between the config of a checkpoint and a filled config.
 
     Args:
-        checkpoint: Its `config` and, in newer ones, `overrides`: what the settings of the run said.
-            Without a config nothing differs.
-        config: The filled config of the run that goes on.
-        overrides: What the settings of this run say, by 'section.key'.
-        fill: Writes the defaults into the config of the checkpoint.
+        checkpoint: Its `config` and, in newer ones, `overrides`: values from the settings of the
+            run. Without a config there are no differences.
+        config: The filled config of the resumed run.
+        overrides: Values from the settings of this run, by 'section.key'.
+        fill: Fills the defaults into the config of the checkpoint.
     """
     stored = fill(checkpoint['config']) if isinstance(checkpoint.get('config'), Mapping) else None
     if stored is None:
@@ -104,15 +109,18 @@ def changes_of(
     return compare_configs(old, with_overrides(config, overrides))
 
 
-#: What training writes into a config itself.
+#: Keys that training itself writes into a config.
 _WRITTEN = ('dataset.class_names',)
 
 
 def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Return the keys in which two filled configs differ, in the order of the new one; keys that
-    only one has are left out.
+    """Return the keys in which two filled configs differ, in the order of the new one.
 
-    A section of another type is one change, that of its type.
+    Keys that only one has are ignored. A section of another type is one change, that of its type.
+
+    Args:
+        old: A filled config.
+        new: Another filled config.
     """
     changes = []
     before = _flat(old)
@@ -131,12 +139,12 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chan
 
 
 def check_changes(changes: list[Change], source: object, reset_optimizer: bool = False) -> None:
-    """Raise ValueError in one sentence where a change is refused.
+    """Raise a ValueError if a change is refused.
 
     Args:
-        changes: What differs from the config of the checkpoint.
+        changes: The differences from the config of the checkpoint.
         source: The checkpoint, for the message.
-        reset_optimizer: The optimizer's moments start anew, so that another type is welcome.
+        reset_optimizer: The state of the optimizer is reset, so that another type is allowed.
     """
     refused = [
         change
@@ -151,12 +159,21 @@ def check_changes(changes: list[Change], source: object, reset_optimizer: bool =
 
 
 def changes_loss(changes: list[Change]) -> bool:
-    """Return whether losses before and after the changes cannot be compared."""
+    """Return True if losses before and after the changes are incomparable.
+
+    Args:
+        changes: The changes.
+    """
     return any(change.key.startswith(_OF_THE_LOSS) for change in changes)
 
 
 def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with the values of settings put in: 'section.key' -> value."""
+    """Return a config with the values of settings inserted.
+
+    Args:
+        config: The config.
+        overrides: Values by 'section.key'.
+    """
     result = {
         section: dict(value) if isinstance(value, Mapping) else value
         for section, value in config.items()
@@ -168,15 +185,16 @@ def with_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> d
 
 
 def _rule(key: str) -> str:
-    """The longest name in RULES that stands for a key; the number of a condition is left out."""
+    """Return the longest name in RULES that covers a key, without the number of a condition."""
     section, _, rest = key.partition('.')
     parts = [section.partition('[')[0], *rest.split('.')]
     return next(name for n in range(len(parts), 0, -1) if (name := '.'.join(parts[:n])) in RULES)
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a config by 'section.key' and 'conditions[i].key'; what lies deeper is one
-    value.
+    """Return the values of a config by 'section.key' and 'conditions[i].key'.
+
+    Deeper values stay whole.
     """
     flat: dict[str, Any] = {}
     for section, value in config.items():
@@ -198,7 +216,7 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as it is compared: lists and tuples alike, whole floats as ints are by Python."""
+    """Return a value for comparison, with lists and tuples alike."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

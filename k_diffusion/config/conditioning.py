@@ -1,4 +1,4 @@
-"""The conditions of a config, checked against its model, and what stands in their place."""
+"""The conditions of a config, checked against its model, and their null values."""
 
 from __future__ import annotations
 
@@ -15,8 +15,15 @@ _KEYS = ('mapping_cond', 'cross_cond', 'unet_cond')
 def conditions_of(
     sections: Sections, dataset: Dataset | None = None, device: Any = 'cpu'
 ) -> Conditions:
-    """The conditions of a config, checked against its model; with the data set, they can prepare
-    batches of it.
+    """Return the conditions of a config, checked against its model.
+
+    Args:
+        sections: The sections of the config.
+        dataset: The data set; with it the conditions can prepare batches.
+        device: Where encoders compute.
+
+    Raises:
+        ValueError: If they do not fit the model or the data set.
     """
     if (
         dataset is not None
@@ -26,7 +33,7 @@ def conditions_of(
     ):
         raise ValueError(
             f'{dataset.source} is too large to be decoded into memory, which conditions need; '
-            'take a smaller one'
+            'use a smaller one'
         )
     for config in sections.conditions:
         if (
@@ -34,7 +41,7 @@ def conditions_of(
             and len(sections.model.input_size) != 2
         ):
             raise ValueError(
-                f'conditions: {config.type} needs pictures, a model of dims 2; got '
+                f'conditions: {config.type} needs images, a model of dims 2; got '
                 f'{len(sections.model.input_size)}'
             )
     made = [
@@ -47,27 +54,31 @@ def conditions_of(
         ]
         if len(given) > 1:
             raise ValueError(
-                f'conditions: {given[0][0]} and {given[1][0]} both go into {key}; a model takes '
-                'one there'
+                f'conditions: only one may use {key}; got {given[0][0]} and {given[1][0]}'
             )
         wanted, width = getattr(sections.model, f'{key}_dim', 0), given[0][1] if given else 0
         if wanted != width:
             given_width = (
                 f'the condition {given[0][0]!r} is {width} wide'
                 if given
-                else 'no condition goes there'
+                else 'no condition uses it'
             )
             fix = (
                 f'set it to {width}'
                 if not given or hasattr(sections.model, f'{key}_dim')
-                else 'take a model that has it, image_v1'
+                else 'use a model that has it, image_v1'
             )
             raise ValueError(f'model.{key}_dim is {wanted}, and {given_width}; {fix}')
     return made
 
 
 def null_conditions(num_classes: int, conditions: Conditions) -> dict[str, float | int]:
-    """Return the values that stand for no condition, by name, for classifier-free guidance."""
+    """Return the null values of conditions by name, for classifier-free guidance.
+
+    Args:
+        num_classes: Number of classes, 0 for none.
+        conditions: The conditions.
+    """
     keys = {condition.key: 0.0 for _, condition in conditions}
     padding = (
         {'cross_cond_padding': 0.0}

@@ -1,4 +1,4 @@
-"""A parsed config, and the network, data and other objects that are built from it once."""
+"""A parsed config, with the network, data and other objects built from it once."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ Source = str | os.PathLike[str] | IO[str] | Mapping[str, Any]
 
 
 def make_network(network: nn.Module | str, allow_code: bool) -> nn.Module:
-    """Return a network as it is; 'FILE.py:CLASS' makes an instance of that class, without
-    arguments.
+    """Return a network unchanged, or an instance of the class 'FILE.py:CLASS'.
+
+    Args:
+        network: The network, or the name of its class.
+        allow_code: Permission to run the file.
     """
     if not isinstance(network, str):
         return network
@@ -47,17 +50,18 @@ def make_network(network: nn.Module | str, allow_code: bool) -> nn.Module:
 
 
 class Experiment:
-    """A parsed config, and the network, denoiser, density, encoder, conditions and data it
-    describes.
+    """A parsed config, and the objects that it describes.
 
-    `Experiment.open(path_or_dict)` parses the config; what is built of it is built when it is first
-    asked for, and kept. The dict that it was opened with is never written to.
+    These are the network, denoiser, density, encoder, conditions and data.
+
+    `Experiment.open(path_or_dict)` parses the config. Objects are built on first access and kept.
+    The dict that it was opened with is never changed.
 
     Attributes:
-        sections: The sections of the config, an instance of a dataclass each.
-        base: The folder of the config, which files that it names are relative to.
+        sections: The sections of the config, each an instance of a dataclass.
+        base: The folder of the config, to which files in it are relative.
         notes: Messages for the user.
-        network: The network. Assign to it to take another one.
+        network: The network. Assign to it to use another one.
     """
 
     def __init__(self, raw: Mapping[str, Any], sections: Sections, base: Path = Path()) -> None:
@@ -76,13 +80,13 @@ class Experiment:
         """Read and parse a config.
 
         Args:
-            source: The path of a .json file or of a .safetensors file that carries a config, an
-                open file, or a dict.
-            strict: Refuse keys that nothing reads; else one warning names them.
+            source: The path of a .json file or of a .safetensors file with a config, an open file,
+                or a dict.
+            strict: Refuse unknown keys; otherwise one warning names them.
             changes: Other values for its keys, as `change_config` takes them.
 
         Raises:
-            ValueError: It cannot be used; all that is wrong is named.
+            ValueError: If it is invalid; the message names all errors.
         """
         raw, name = read_source(source)
         raw = change_config(raw, changes) if changes else raw
@@ -90,7 +94,7 @@ class Experiment:
         return cls(raw, parse_sections(raw, name, strict), base)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Experiment:
-        return self  # a copy of a denoiser is of the same experiment
+        return self  # copies of a denoiser share the experiment
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ('_raw', 'sections', 'base')
@@ -104,41 +108,39 @@ class Experiment:
 
     @functools.cached_property
     def network(self) -> nn.Module:
-        """The network, its weights drawn from torch's global generator."""
+        """Return the network, with weights from torch's global generator."""
         return build_network(self.sections)
 
     @functools.cached_property
     def denoiser(self) -> nn.Module:
-        """The denoiser of the network."""
+        """Return the denoiser of the network."""
         return self.wrap(self.network)
 
     @property
     def shape(self) -> list[int]:
-        """The shape [C, ...] of what is diffused."""
+        """Return the shape [C, ...] of the diffused tensors."""
         return [self.sections.model.input_channels, *self.sections.model.input_size]
 
     @property
     def gives_pictures(self) -> bool:
-        """Whether samples are pictures in [-1, 1]; else they are tensors, in the units of the
-        data.
-        """
+        """Return True if samples are images in [-1, 1], False for tensors in the units of data."""
         return gives_pictures(self.sections)
 
     @property
     def density(self) -> Density:
-        """The distribution of training noise levels."""
+        """Return the distribution of training noise levels."""
         density: Density = self.sections.density
         return density
 
     def take_network(self, network: nn.Module, name: str = '') -> None:
-        """Take a network of another kind than the config describes, whatever module that is.
+        """Replace the network of the config by any module.
 
         Args:
             network: The network.
-            name: What the config calls it; by default its class.
+            name: Its name in the config; by default its class.
 
         Raises:
-            TypeError: It is not a module.
+            TypeError: If it is not a module.
         """
         if not isinstance(network, nn.Module):
             raise TypeError(
@@ -157,33 +159,36 @@ class Experiment:
         self.network = network
 
     def take_dataset(self, dataset: Dataset) -> None:
-        """Take a data set of another kind than the config describes.
+        """Replace the data set of the config.
+
+        Args:
+            dataset: The data set.
 
         Raises:
-            ValueError: Its items are not shaped as the model's.
+            ValueError: If its items or classes do not fit the model.
         """
         if list(dataset.image_shape) != self.shape:
             raise ValueError(
-                f'dataset must hold items of the shape {self.shape} that the model '
-                f'takes; got {list(dataset.image_shape)}'
+                f'dataset must hold items of the shape of the model, {self.shape}; got '
+                f'{list(dataset.image_shape)}'
             )
         classes = self.sections.dataset.num_classes
         if classes and dataset.num_classes != classes:
             raise ValueError(
-                f'dataset must have the {classes} classes that the model is told of; '
-                f'got {dataset.num_classes}: pass num_classes={classes}'
+                f'dataset must have the {classes} classes of the model; got {dataset.num_classes}. '
+                f'Pass num_classes={classes}'
             )
         self._dataset = dataset
 
     def take_density(self, density: Any) -> None:
-        """Take another distribution of training noise levels.
+        """Replace the distribution of training noise levels.
 
         Args:
-            density: One of this package, a section of a config for one, or an object with a method
+            density: One of K.schedules, a section of a config for one, or an object with a method
                 quantile(u) -> sigma for u [B] in (0, 1).
 
         Raises:
-            TypeError: It is none of these.
+            TypeError: If it is none of these.
         """
         section: Any = PYTHON_DENSITY
         if isinstance(density, Mapping):
@@ -205,13 +210,20 @@ class Experiment:
         self.sections = dataclasses.replace(self.sections, density=density)
 
     def take_weighting(self, weighting: Callable[[Tensor], Tensor]) -> None:
-        """Take a function of sigma [B] as the weight [B] of the loss."""
+        """Replace the weight of the loss.
+
+        Args:
+            weighting: A function of sigma [B] that returns the weights [B].
+        """
         self._weighting = weighting
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Return the denoiser D(x, sigma, **cond) of another instance of the network.
 
-        It carries the experiment, and the range of noise levels that `K.sample` looks for.
+        It has the experiment, and the range of noise levels that `K.sample` reads.
+
+        Args:
+            network: The network.
         """
         model = self.sections.model
         denoiser = build_wrapper(model, self._weighting)(network)
@@ -219,20 +231,30 @@ class Experiment:
         return denoiser
 
     def encoder(self, device: Any = 'cpu') -> LatentEncoder | None:
-        """Return the encoder on a device; None where pixels are diffused."""
+        """Return the encoder on a device; None for pixels.
+
+        Args:
+            device: The device.
+        """
         key = str(device)
         if key not in self._encoders:
             self._encoders[key] = make_encoder(self.sections, device)
         return self._encoders[key]
 
     def decoder(self, device: Any = 'cpu') -> Callable[[Tensor], Tensor] | None:
-        """Return what turns samples into pictures, or into the units of the data; None where
-        they are that already.
+        """Return the function from samples to images or to the units of the data; None for neither.
+
+        Args:
+            device: The device.
         """
         return make_decoder(self.sections, self.encoder(device))
 
     def conditions(self, device: Any = 'cpu') -> Conditions:
-        """Return the conditions, made for the data set where that is open."""
+        """Return the conditions, made for the data set if that is open.
+
+        Args:
+            device: Where encoders compute.
+        """
         key = f'{device} {self._dataset is not None}'
         if key not in self._conditions:
             self._conditions[key] = conditions_of(self.sections, self._dataset, device)
@@ -245,15 +267,15 @@ class Experiment:
         allow_code: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Dataset:
-        """Open the data set, as latents where the config has an encoder.
+        """Open the data set, as latents if the config has an encoder.
 
-        The names of its classes and the statistics of the latents become part of the config.
+        The names of its classes and the statistics of the latents are added to the config.
 
         Args:
-            device: Where pictures are encoded.
-            cache_dir: Where decoded pictures and latents are kept.
+            device: Where images are encoded.
+            cache_dir: The folder of decoded images and latents.
             allow_code: Let a "custom" data set run its Python file.
-            progress: Called with the number of pictures decoded so far, and of all.
+            progress: Called with the number of decoded images and the total.
         """
         if self._dataset is not None:
             return self._dataset
@@ -286,25 +308,28 @@ class Experiment:
         return dataset
 
     def _check_tensors(self, encoder: LatentEncoder | None) -> None:
-        """Refuse what serves pictures alone."""
+        """Raise a ValueError for settings that only fit images."""
         if encoder is not None:
             raise ValueError(
                 'encoder.type must be pixels for the dataset type tensors; encode the data once '
-                'and give the latents '
-                'as tensors'
+                'and pass the latents as tensors'
             )
         if self.sections.model.augment_prob:
             raise ValueError(
                 'augment_prob must be 0 for the dataset type tensors; got '
-                f'{self.sections.model.augment_prob}: '
-                'dataset.crop and dataset.flip augment them'
+                f'{self.sections.model.augment_prob}. Use dataset.crop and dataset.flip'
             )
 
     def update(self, section: str, **values: Any) -> None:
-        """Replace values of a section."""
+        """Replace values of a section.
+
+        Args:
+            section: The name of the section.
+            **values: The values by key.
+        """
         new = dataclasses.replace(getattr(self.sections, section), **values)
         self.sections = dataclasses.replace(self.sections, **{section: new})
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the config with every default written out, as checkpoints keep it."""
+        """Return the config with every default, as stored in checkpoints."""
         return copy.deepcopy(fill_defaults(self._raw, self.sections))

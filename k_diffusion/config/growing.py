@@ -21,13 +21,21 @@ def grow_model(
     old_config: Any = None,
     verify: bool = True,
 ) -> tuple[nn.Module, list[str]]:
-    """The network of a config with the averaged weights of a checkpoint of a smaller one, and the
-    names of its new parameters.
+    """Build the network of a config with the averaged weights of a smaller one.
 
-    The checkpoint's own config, or `old_config` (a path or a dict), says what the old network was.
     The new config may differ in skip_stages (image_v1: fewer), in the number of outer levels
     (image_transformer_v2: more), in patch_size and in input_size; the rest of the network must be
     the same.
+
+    Args:
+        config: The config.
+        checkpoint: The checkpoint of the smaller network.
+        old_config: The config of the smaller network, a path or a dict; by default that in the
+            checkpoint.
+        verify: Compare the file with its manifest.
+
+    Returns:
+        The network, and the names of its new parameters.
     """
     network = make_model(config)
     return network, inherit_weights(network, checkpoint, old_config, verify)
@@ -39,7 +47,13 @@ def inherit_weights(
     old_config: Any = None,
     verify: bool = True,
 ) -> list[str]:
-    """Give a network the averaged weights of a checkpoint of a smaller one, as `grow_model` does.
+    """Load the averaged weights of a checkpoint of a smaller network, as `grow_model` does.
+
+    Args:
+        network: The network.
+        checkpoint: The checkpoint of the smaller network.
+        old_config: The config of the smaller network.
+        verify: Compare the file with its manifest.
 
     Returns:
         The names of its new parameters.
@@ -48,9 +62,7 @@ def inherit_weights(
     weights, carried = read_weights(path, verify=verify)
     source = old_config if old_config is not None else carried
     if source is None:
-        raise ValueError(
-            f'{path} carries no config; pass the one that it was trained with as grow_config=...'
-        )
+        raise ValueError(f'{path} has no config; pass the one of its training as grow_config=...')
     old = make_model(load_config(source))
     load_weights(old, weights, path)
     return inherit(network, old)

@@ -1,6 +1,4 @@
-"""Latents in place of pictures: the encoder of a config, checked against its model, and data
-sets of latents.
-"""
+"""Latents in place of images: encoders checked against the model, and data sets of latents."""
 
 from __future__ import annotations
 
@@ -18,26 +16,34 @@ from .load import Sections
 
 
 class Encoded(Images):
-    """Latents in place of pictures, which are kept for what is compared with them."""
+    """Latents in place of images, which are kept for comparison."""
 
     pictures: Images
 
 
 def make_encoder(sections: Sections, device: Any = 'cpu') -> LatentEncoder | None:
-    """Return the encoder of a config, checked against its model; None where pixels are diffused."""
+    """Return the encoder of a config, checked against its model; None for pixels.
+
+    Args:
+        sections: The sections of the config.
+        device: The device.
+
+    Raises:
+        ValueError: If it does not fit the model.
+    """
     encoder: LatentEncoder | None = sections.encoder.make(device)
     model = sections.model
     if encoder is not None and encoder.latent_channels != model.input_channels:
         raise ValueError(
-            f'model.input_channels is {model.input_channels}, and the latents of '
-            f'{sections.encoder.location} have {encoder.latent_channels} channels; set it to '
-            f'{encoder.latent_channels} (input_size is that of the latents, {encoder.factor} times '
-            'less a side than the pictures)'
+            f'model.input_channels must be {encoder.latent_channels}, the channels of the latents '
+            'of '
+            f'{sections.encoder.location}; got {model.input_channels}. (input_size is that of the '
+            f'latents, {encoder.factor} times smaller than the images.)'
         )
     if encoder is not None and model.augment_prob:
         raise ValueError(
-            f'model.augment_prob is {model.augment_prob} and latents cannot be turned '
-            'and stretched as pictures can; set it to 0'
+            f'model.augment_prob must be 0 for latents, which cannot be rotated and stretched; got '
+            f'{model.augment_prob}'
         )
     return encoder
 
@@ -45,8 +51,11 @@ def make_encoder(sections: Sections, device: Any = 'cpu') -> LatentEncoder | Non
 def make_decoder(
     sections: Sections, encoder: LatentEncoder | None
 ) -> Callable[[Tensor], Tensor] | None:
-    """Return what turns samples into pictures, or into the units of the data; None where they
-    are that already.
+    """Return the function from samples to images or to the units of the data; None for neither.
+
+    Args:
+        sections: The sections of the config.
+        encoder: The encoder, or None.
     """
     if encoder is not None:
         return encoder.decode
@@ -55,8 +64,10 @@ def make_decoder(
 
 
 def gives_pictures(sections: Sections) -> bool:
-    """Return whether samples are pictures in [-1, 1]; else they are tensors, in the units of the
-    data.
+    """Return True if samples are images in [-1, 1], False if tensors in the units of the data.
+
+    Args:
+        sections: The sections of the config.
     """
     model = sections.model
     if not sections.dataset.pictures or len(model.input_size) != 2:
@@ -65,8 +76,11 @@ def gives_pictures(sections: Sections) -> bool:
 
 
 def picture_frame(model: Any, encoder: LatentEncoder | None) -> tuple[tuple[int, ...], int]:
-    """Return the size and channels of the items that a model's data are made of, (h, w) of
-    pictures.
+    """Return the size and the channels of the items of a model's data, (h, w) for images.
+
+    Args:
+        model: The model section.
+        encoder: The encoder, or None.
     """
     if encoder is None:
         return tuple(model.input_size), model.input_channels
@@ -80,14 +94,21 @@ def encode_dataset(
     device: Any,
     progress: Callable[[int, int], None] | None = None,
 ) -> Encoded:
-    """Return the data set as latents, computed once and kept in `folder`.
+    """Return the data set as latents, computed once and stored in `folder`.
 
-    The encoder takes their mean and standard deviation where it has none.
+    The encoder receives their mean and standard deviation if it has none.
+
+    Args:
+        dataset: The data set.
+        encoder: The encoder.
+        folder: The folder of the cache.
+        device: Where to encode.
+        progress: Called with the number of encoded images and the total.
     """
     if not isinstance(dataset, Images):
         raise ValueError(
             f'{dataset.source} is too large to be decoded into memory, which latents '
-            'of it need; take a smaller one'
+            'of it need; use a smaller one'
         )
     total = dataset.images.long().sum().item()
     fingerprint = f'{dataset.source} {len(dataset)} {dataset.image_shape} {total}'
@@ -101,8 +122,10 @@ def encode_dataset(
 
 
 def pictures_of(dataset: Dataset) -> Dataset:
-    """Return what samples are compared with: the pictures behind latents, tensors in the units
-    of their files.
+    """Return the data to compare samples with: images behind latents, tensors in their units.
+
+    Args:
+        dataset: The data set.
     """
     if isinstance(dataset, TensorFiles):
         return dataset.unscaled()

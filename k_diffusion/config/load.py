@@ -1,6 +1,4 @@
-"""A config file: read, checked against the dataclasses of its owners, filled with their
-defaults.
-"""
+"""Reading configs: checked against dataclasses, with their defaults filled in."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ from ..core.registry import Registry, nearest, unknown
 from ..core.weights import load_safetensors_config
 from .schema import Findings, near_miss, read_section
 
-#: What the optimizer of each network is given unless the config says otherwise: the original's
-#: values, and image_v2's own.
+#: The defaults of the optimizer by network: the original's values, and image_v2's own.
 _ADAMW = {
     'image_v1': {'lr': 1e-4, 'betas': (0.95, 0.999), 'eps': 1e-6, 'weight_decay': 1e-3},
     'image_v2': {'lr': 1e-2, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_decay': 0.0},
@@ -29,7 +26,7 @@ _ADAMW_TRANSFORMER = {'lr': 5e-4, 'betas': (0.9, 0.99), 'eps': 1e-8, 'weight_dec
 
 @dataclasses.dataclass(frozen=True)
 class Sections:
-    """A checked config: one instance per section, of the dataclass that its type names."""
+    """A checked config: an instance of the dataclass of each section."""
 
     model: Any
     density: Any
@@ -43,55 +40,63 @@ class Sections:
     conditions: list[Any]
 
 
-#: Stands in a config for a density given from Python.
+#: The section of a density given from Python.
 PYTHON_DENSITY = {'type': 'python'}
-#: The most bytes of a config file (those in use have some kilobytes).
+#: Largest size of a config file in bytes (usual ones have some kilobytes).
 CONFIG_BYTES = 2**24
 
 
 def load_config(
     path_or_dict: str | os.PathLike[str] | IO[str] | Mapping[str, Any], strict: bool = False
 ) -> dict[str, Any]:
-    """Reads a config and fills in the defaults of its sections.
+    """Read a config and fill in the defaults of its sections.
 
-    Takes the path of a .json file or of a .safetensors file that carries one, an open file, or a
-    dict; where there is no such file, the shipped configuration of that name. Unknown keys are
-    kept, with one warning, since programs built on this package read their own; `strict` refuses
-    them. A key that is nearly a known one is refused with the suggestion. All errors are reported
-    in one go.
+    Unknown keys are kept with one warning, since programs built on this package read their own. A
+    key that is nearly a known one is refused with a suggestion. All errors are reported at once.
+
+    Args:
+        path_or_dict: The path of a .json file or of a .safetensors file with a config, an open
+            file, a dict, or the name of a shipped config.
+        strict: Refuse unknown keys.
+
+    Raises:
+        ValueError: If it is invalid.
     """
     raw, name = read_source(path_or_dict)
     return fill_defaults(raw, parse_sections(raw, name, strict))
 
 
 def parse_sections(raw: Mapping[str, Any], name: str, strict: bool = False) -> Sections:
-    """Return the sections of a config that was read.
+    """Return the sections of a config.
 
     Args:
         raw: The config.
-        name: What it is called in messages.
-        strict: Refuse keys that nothing reads; else one warning names them.
+        name: Its name in messages.
+        strict: Refuse unknown keys; otherwise one warning names them.
 
     Raises:
-        ValueError: It cannot be used; all that is wrong is named.
+        ValueError: If it is invalid; the message names all errors.
     """
     sections, findings = read_sections(raw)
     if strict:
         findings.errors += [
-            f'{key} is not a key of this config; take it out' for key in findings.unknown
+            f'{key} is not a key of this config; remove it' for key in findings.unknown
         ]
     if findings.errors or sections is None:
         raise ValueError(f'{name} cannot be used: ' + '; '.join(findings.errors))
     if findings.unknown:
         warnings.warn(
-            f'{name} has keys that nothing here reads: {", ".join(findings.unknown)}', stacklevel=3
+            f'{name} has unknown keys, which are ignored: {", ".join(findings.unknown)}',
+            stacklevel=3,
         )
     return sections
 
 
 def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]:
-    """The sections of a config as dataclass instances (None where there are errors), and what
-    was found on the way.
+    """Return the sections of a config (None if there are errors), and the findings.
+
+    Args:
+        config: The config.
     """
     findings = Findings()
     known = [field.name for field in dataclasses.fields(Sections) if field.name != 'density']
@@ -103,7 +108,7 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
             else:
                 findings.unknown.append(key)
     if 'model' not in config:
-        findings.errors.append('model is missing; it is the section that describes the network')
+        findings.errors.append('model, the section that describes the network, is missing')
         return None, findings
     model = choose(models.MODELS, config['model'], 'model', findings)
     kind = getattr(model, 'type', None)
@@ -143,15 +148,24 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
 
 
 def fill_config(raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a config with its defaults written out, without a word about unknown keys; None
-    where it cannot be read.
+    """Return a config with its defaults, without warnings; None if it is invalid.
+
+    Args:
+        raw: The config.
     """
     sections, _ = read_sections(raw)
     return None if sections is None else fill_defaults(raw, sections)
 
 
 def sections_of(config: Mapping[str, Any]) -> Sections:
-    """The sections of a config that load_config has passed."""
+    """Return the sections of a config that load_config has accepted.
+
+    Args:
+        config: The config.
+
+    Raises:
+        ValueError: If it is invalid.
+    """
     sections, findings = read_sections(config)
     if sections is None:
         raise ValueError('the config cannot be used: ' + '; '.join(findings.errors))
@@ -159,10 +173,13 @@ def sections_of(config: Mapping[str, Any]) -> Sections:
 
 
 def read_dataset_section(section: Mapping[str, Any]) -> Any:
-    """Return a "dataset" section by itself as an instance of the dataclass that its type names.
+    """Return a "dataset" section alone as an instance of its dataclass.
+
+    Args:
+        section: The section.
 
     Raises:
-        ValueError: It cannot be used; all that is wrong is named.
+        ValueError: If it is invalid; the message names all errors.
     """
     findings = Findings()
     read = choose(data.DATASETS, section, 'dataset', findings, 'imagefolder')
@@ -174,7 +191,11 @@ def read_dataset_section(section: Mapping[str, Any]) -> Any:
 def read_source(
     source: str | os.PathLike[str] | IO[str] | Mapping[str, Any],
 ) -> tuple[Mapping[str, Any], str]:
-    """What a config holds before it is checked, and what it is called in messages."""
+    """Return the contents of a config before any checks, and its name in messages.
+
+    Args:
+        source: A path, an open file or a dict.
+    """
     if isinstance(source, Mapping):
         return source, 'the config'
     if isinstance(source, (str, os.PathLike)):
@@ -188,7 +209,7 @@ def read_source(
         raw = read_json(source.read(), name)
     if not isinstance(raw, Mapping):
         raise ValueError(
-            f'{name} holds {type(raw).__name__}; a config is a JSON object with a "model" section'
+            f'{name} must be a JSON object with a "model" section; got {type(raw).__name__}'
         )
     return raw, name
 
@@ -202,19 +223,18 @@ def _read_text(path: Path) -> Any:
             + (
                 f', did you mean {near!r}?'
                 if near
-                else '; give the path of a .json file, or the name of a shipped config'
+                else '; path must be a .json file, or the name of a shipped config'
             )
         )
     try:
         if (size := path.stat().st_size) > CONFIG_BYTES:
             raise ValueError(
-                f'{path} has {size:,} bytes, more than the {CONFIG_BYTES:,} of a config; give the '
-                'path of a config'
+                f'{path} must have at most {CONFIG_BYTES:,} bytes to be a config; got {size:,}'
             )
         return read_json(path.read_text('utf-8'), str(path))
     except UnicodeDecodeError:
         raise ValueError(
-            f'{path} is not text; a config is a .json file or a .safetensors file that carries one'
+            f'{path} must be a .json file, or a .safetensors file with a config; it is not text'
         ) from None
 
 
@@ -226,9 +246,18 @@ def choose(
     default: str | None = None,
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
-    """Reads a section with the dataclass that its "type" names."""
+    """Read a section with the dataclass of its "type".
+
+    Args:
+        kinds: The dataclasses by type.
+        section: The section.
+        path: Its name in messages.
+        findings: Collects errors.
+        default: The type of a section without one.
+        defaults: Replace the defaults of a dataclass, by type.
+    """
     if not isinstance(section, Mapping):
-        findings.errors.append(f'{path} is {section!r}; it must be an object')
+        findings.errors.append(f'{path} must be an object; got {section!r}')
         return None
     kind = section.get('type', default)
     if kind is None:
@@ -248,7 +277,7 @@ def choose(
 def _conditions(entries: Any, findings: Findings) -> list[Any]:
     if not isinstance(entries, (list, tuple)):
         findings.errors.append(
-            f'conditions is {entries!r}; it must be a list of objects, each with a type'
+            f'conditions must be a list of objects, each with a type; got {entries!r}'
         )
         return []
     return [
@@ -270,8 +299,11 @@ def _density(model: Any, findings: Findings) -> Any:
 
 
 def fill_defaults(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
-    """The config with every default written out, unknown keys where they were, as plain JSON
-    values.
+    """Return the config with every default as plain JSON values; unknown keys stay in place.
+
+    Args:
+        raw: The config.
+        sections: Its sections.
     """
     filled = dict(raw)
     for field in dataclasses.fields(Sections):
@@ -285,17 +317,24 @@ def fill_defaults(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as plain JSON has it."""
+    """Return a value in plain JSON types.
+
+    Args:
+        value: The value.
+    """
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def find_config(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a config: the file there, or else the shipped one of that name.
+    """Return the path of a config: a file, or else the shipped one of that name.
 
-    Shipped ones are named with or without configs/ and .json: config_mnist,
-    configs/config_mnist.json, autoencoders/icons.
+    Names work with or without configs/ and .json: config_mnist, configs/config_mnist.json,
+    autoencoders/icons.
+
+    Args:
+        path: The path or name.
     """
     path = Path(path)
     if path.is_file() or path.suffix not in ('', '.json'):
@@ -306,10 +345,7 @@ def find_config(path: str | os.PathLike[str]) -> Path:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Return the configs that come with the package: name -> path.
-
-    Names are like config_demo and autoencoders/icons.
-    """
+    """Return the paths of the configs in the package, by names such as config_demo."""
     package = Path(__file__).resolve().parents[1]
     installed, in_clone = package / 'configs', package.parent / 'configs'
     folder = installed if installed.is_dir() else in_clone
@@ -320,7 +356,14 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def shipped_config(name: str) -> Path:
-    """Return the path of a config that comes with the package, by its name ('config_demo')."""
+    """Return the path of a config in the package by its name.
+
+    Args:
+        name: A name such as 'config_demo'.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
     known = shipped_configs()
     if name not in known:
         raise FileNotFoundError(unknown('shipped config', name, known))

@@ -1,4 +1,4 @@
-"""Single values of a config, put in from the shell or from Python."""
+"""Single values of a config, set from the shell or from Python."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 def change_config(
     config: Mapping[str, Any], changes: Sequence[str] | Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a config with values put in.
+    """Return a copy of a config with other values.
 
     Args:
-        config: The config, which is left alone.
-        changes: 'model.channels=[64,128]' each, the value as JSON or, where it is none, as text; or
-            values by such keys.
+        config: The config.
+        changes: Texts 'model.channels=[64,128]', with the value as JSON or else as text; or values
+            by such keys.
 
     Raises:
-        ValueError: A change has no key, or its path does not lead to a section.
+        ValueError: If a change has no key, or its path does not lead to a section.
     """
     result: dict[str, Any] = json.loads(json.dumps(config))
     pairs = changes.items() if isinstance(changes, Mapping) else [_split(text) for text in changes]
@@ -33,7 +33,7 @@ def change_config(
         section = bool(parents) or isinstance(value, (Mapping, list))
         if not section or not isinstance(place, dict):
             raise ValueError(
-                f'changes must be of keys such as model.channels, or of whole sections; got {key!r}'
+                f'changes must have keys such as model.channels, or whole sections; got {key!r}'
             )
         place[last] = value
     return result

@@ -1,6 +1,4 @@
-"""JSON into dataclasses: every error of a section found in one go, each with the path of its
-key.
-"""
+"""JSON to dataclasses, with all errors of a section found at once, each with its key."""
 
 from __future__ import annotations
 
@@ -15,8 +13,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 @dataclasses.dataclass
 class Findings:
-    """What reading a config found: errors, and unknown keys that are not mistakes of a known
-    one.
+    """The results of reading a config.
+
+    Attributes:
+        errors: Messages.
+        unknown: Unknown keys that are not misspellings of known ones.
     """
 
     errors: list[str] = dataclasses.field(default_factory=list)
@@ -24,12 +25,17 @@ class Findings:
 
 
 class Mismatch(ValueError):
-    """A value of another type than the key takes."""
+    """A value has another type than its key."""
 
 
 def near_miss(key: str, known: Iterable[str]) -> str | None:
-    """The known key that this one was probably meant to be: a letter added, lost, changed or
-    swapped, or nearly all the same.
+    """Return the known key that a key misspells, or None.
+
+    The two differ by one letter added, lost, changed or swapped, or are nearly equal.
+
+    Args:
+        key: The key.
+        known: The known keys.
     """
     for other in known:
         matcher = difflib.SequenceMatcher(None, key, other)
@@ -48,15 +54,19 @@ def near_miss(key: str, known: Iterable[str]) -> str | None:
 def read_section(
     cls: type, value: Any, path: str, findings: Findings, defaults: Mapping[str, Any] | None = None
 ) -> Any:
-    """An instance of a dataclass from a JSON object, or None where the object has errors (collected
-    in findings).
+    """Make an instance of a dataclass from a JSON object; None if it has errors.
 
-    `defaults` replace the dataclass's own, for sections whose defaults hang on another section.
+    Args:
+        cls: The dataclass.
+        value: The JSON object.
+        path: Its name in messages.
+        findings: Collects errors and unknown keys.
+        defaults: Replace the defaults of the dataclass, for sections whose defaults depend on
+            another section.
     """
     if not isinstance(value, Mapping):
         findings.errors.append(
-            f'{path} is {_show(value)}; it must be an object with the keys '
-            f'{", ".join(_fields(cls))}'
+            f'{path} must be an object with the keys {", ".join(_fields(cls))}; got {_show(value)}'
         )
         return None
     before = len(findings.errors)
@@ -114,9 +124,16 @@ def _read_key(
 
 
 def coerce(hint: Any, value: Any, path: str, findings: Findings) -> Any:
-    """The value as the type takes it; raises Mismatch where it does not fit.
+    """Convert a value to a type; integral floats are accepted as ints.
 
-    A whole float serves as an int.
+    Args:
+        hint: The type.
+        value: The value.
+        path: Its name in messages.
+        findings: Collects errors.
+
+    Raises:
+        Mismatch: If it does not fit.
     """
     origin = get_origin(hint)
     if hint is Any:
@@ -174,7 +191,11 @@ def _expect(fits: bool, value: Any) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """A type in the words of a JSON file."""
+    """Return the description of a type in terms of JSON.
+
+    Args:
+        hint: The type.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     words = {
         int: 'a whole number',

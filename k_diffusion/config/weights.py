@@ -1,4 +1,4 @@
-"""Trained weights of our own: a checkpoint or an inference file becomes a denoiser in one call."""
+"""Trained weights: a checkpoint or an inference file becomes a denoiser in one call."""
 
 from __future__ import annotations
 
@@ -30,30 +30,32 @@ def load_model(
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load a trained denoiser.
 
-    denoiser, config = K.load_model('runs/demo')
-
     Args:
         path: A .pth checkpoint, a .safetensors file, or the folder of a run (its latest
-            checkpoint); or the URL of one (s3://...), which is fetched and verified first.
-        device: Where it is to be.
-        config: A path or a dict, for a file that carries none (the earliest .pth files).
-        ema: The averaged weights; False takes the raw ones of a .pth.
-        verify: Refuse a file that is not what the manifest beside it says.
-        network: An instance of the network, where it was given to training; it takes the weights.
-            Or 'FILE.py:CLASS', of which one is made.
-        allow_code: Let that file run.
+            checkpoint); or the URL of one (s3://...), which is downloaded and verified first.
+        device: The device.
+        config: A path or a dict, for a file without a config (the earliest .pth files).
+        ema: Load the averaged weights; False loads the raw ones of a .pth.
+        verify: Compare the file with the manifest beside it.
+        network: An instance of the network, for one passed to training; or 'FILE.py:CLASS', of
+            which one is made.
+        allow_code: Permission to run that file.
 
     Returns:
         The denoiser D(x, sigma, **cond), in evaluation mode, without gradients, in float32, with
             its `experiment`; and the filled config.
+
+    Raises:
+        ValueError: If the file has no config, is damaged, or does not fit the network.
+
+    Example:
+        denoiser, config = K.load_model('runs/demo')
     """
     path = find_checkpoint(path, verify)
     weights, carried = read_weights(path, ema, verify)
     source = config if config is not None else carried
     if source is None:
-        raise ValueError(
-            f'{path} carries no config; pass the one that it was trained with as config=...'
-        )
+        raise ValueError(f'{path} has no config; pass the one of its training as config=...')
     experiment = Experiment.open(source)
     if network is not None:
         experiment.take_network(make_network(network, allow_code))
@@ -64,9 +66,12 @@ def load_model(
 def read_weights(
     path: str | os.PathLike[str], ema: bool = True, verify: bool = True
 ) -> tuple[dict[str, Tensor], Any]:
-    """The network's weights in a .pth or .safetensors file, and the config in it (or None).
+    """Read the weights of the network in a .pth or .safetensors file, and its config or None.
 
-    Unless `verify` is False, the file must be what a manifest beside it says was written.
+    Args:
+        path: The file.
+        ema: Read the averaged weights of a .pth.
+        verify: Compare the file with the manifest beside it.
     """
     path = fetch_checkpoint(str(path), verify) if is_url(path) else path
     if Path(path).suffix == '.safetensors':
@@ -79,7 +84,7 @@ def read_weights(
     key = 'model_ema' if ema else 'model'
     if not isinstance(checkpoint, Mapping) or key not in checkpoint:
         raise ValueError(
-            f'{path} has no entry {key!r}; give a checkpoint that training wrote or a '
+            f'{path} has no entry {key!r}; path must be a checkpoint from training or a '
             '.safetensors file'
         )
     check_tensors(checkpoint[key], path)
@@ -89,17 +94,21 @@ def read_weights(
 def _checked_config(config: Any, path: object) -> Any:
     if not isinstance(config, (Mapping, type(None))):
         raise ValueError(
-            f'{path} holds {type(config).__name__} as its config, which must be a dict; '
-            'use a file that training or convert wrote'
+            f'{path} must hold a dict as its config; got {type(config).__name__}. '
+            'Use a file that training or convert wrote'
         )
     return config
 
 
 def find_checkpoint(path: str | os.PathLike[str], verify: bool = True) -> Path:
-    """Return a checkpoint file as it is; for the folder of a run, the latest checkpoint.
+    """Return a checkpoint file unchanged; for the folder of a run its latest checkpoint.
 
-    Of a URL it is a copy on this machine, which was compared with the manifest beside it there
-    (unless `verify` is False).
+    Args:
+        path: The file or folder, or a URL, which is downloaded.
+        verify: Compare a downloaded file with the manifest beside it at the URL.
+
+    Raises:
+        ValueError: If the folder has no or several runs.
     """
     if is_url(path):
         return fetch_checkpoint(str(path), verify)
@@ -113,13 +122,13 @@ def find_checkpoint(path: str | os.PathLike[str], verify: bool = True) -> Path:
     if len(runs) != 1:
         found = ', '.join(run.name for run in runs) or 'none'
         raise ValueError(
-            f'{path} is a folder with {len(runs)} runs ({found}); '
-            'give the path of a .pth or .safetensors file'
+            f'{path} must hold one run; got {len(runs)} ({found}). '
+            'Pass the path of a .pth or .safetensors file'
         )
     found_there = runs[0].latest()
     if found_there is None:
         raise ValueError(
-            f'the run {runs[0].name!r} in {path} has no checkpoint yet; '
-            'give the path of a .pth or .safetensors file'
+            f'the run {runs[0].name!r} in {path} has no checkpoint yet. '
+            'Pass the path of a .pth or .safetensors file'
         )
     return found_there

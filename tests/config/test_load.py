@@ -281,6 +281,7 @@ def test_a_file_larger_than_configs_are_is_not_read(tmp_path):
     with open(path, 'wb') as file:
         file.truncate(2**24 + 1)
     with pytest.raises(
-        ValueError, match=r'large\.json has 16,777,217 bytes, more than the 16,777,216 of a config'
+        ValueError,
+        match=r'large\.json must have at most 16,777,216 bytes to be a config; got 16,777,217',
     ):
         K.config.load_config(path)
