@@ -1,6 +1,4 @@
-"""Pictures inside an archive (.zip or .tar), read from it one by one: nothing of it is ever
-written to the disk or run.
-"""
+"""Images in an archive (.zip or .tar), read one by one: nothing is unpacked to disk or run."""
 
 from __future__ import annotations
 
@@ -24,23 +22,26 @@ from ..core.zip_members import find_directory
 from .pictures import UnreadablePicture
 from .selection import PictureSet, Selection, drop_wrapper
 
-#: The most bytes that one picture's file may have, unpacked: 64 MiB.
+#: Largest unpacked size of an image file: 64 MiB.
 MEMBER_LIMIT = 2**26
-#: The most bytes of a long name or of other attributes of a file in a .tar.
+#: Largest size of a long name or of other attributes of a file in a .tar, in bytes.
 HEAD_LIMIT = 2**20
-#: The most digits in a row in a head of a .tar, and the most attributes that it states for all of
-#: its files.
+#: Largest number of digits in a row in a .tar header, and of attributes stated for all files.
 DIGITS, GLOBAL_ATTRIBUTES = 255, 100
-#: How many times its packed size a member of a .zip may have (DEFLATE reaches 1,032).
+#: Largest ratio of unpacked and packed size of a member of a .zip (DEFLATE reaches 1,032).
 RATIO = 2000
 _CHUNK = 2**20
-#: Members of more bytes are read and decoded one at a time.
+#: Members larger than this are read and decoded one at a time.
 _LARGE = 2**22
 
 
 class Member(NamedTuple):
-    """A file in an archive: its name, its size by the archive's word, where its bytes begin (of
-    a zip: -1 - its number).
+    """A file in an archive.
+
+    Attributes:
+        name: Its name.
+        size: Its size as stated by the archive.
+        offset: The position of its bytes; in a zip -1 - its number.
     """
 
     name: str
@@ -49,11 +50,17 @@ class Member(NamedTuple):
 
 
 class PictureArchive(PictureSet[Member]):
-    """The pictures in an archive.
+    """The images in an archive.
 
-    A folder that holds all of them and has folders in it is a wrapper, and counts as no class.
+    A folder that holds all of them and has subfolders is a wrapper and not a class. Links, devices,
+    encrypted members and names that lead out of the archive are skipped.
 
-    Links, devices, encrypted members and names that lead out of the archive are skipped.
+    Args:
+        path: The archive.
+        size: Height and width of the items.
+        channels: Number of channels of the items.
+        by_folder: Use first-level folders as classes.
+        grey_range: Black and white of grey images; None for those of the file format.
     """
 
     def __init__(
@@ -87,16 +94,28 @@ class PictureArchive(PictureSet[Member]):
         self.reopen()
 
     def reopen(self) -> None:
+        """Forget the open file, for use in another process."""
         self._handle, self._lock, self._large = None, threading.Lock(), threading.Lock()
 
     @contextmanager
     def open(self, index: int) -> Iterator[IO[bytes]]:
-        """The contents of a member; of the large ones, one at a time."""
+        """Open the contents of a member; large ones one at a time.
+
+        Args:
+            index: The index of the image.
+        """
         with self._large if self.files[index].size > _LARGE else nullcontext():
             yield io.BytesIO(self.contents(index))
 
     def contents(self, index: int) -> bytearray:
-        """The bytes of a member, at most MEMBER_LIMIT of them, whatever its head says."""
+        """Return the bytes of a member, at most MEMBER_LIMIT of them for any stated size.
+
+        Args:
+            index: The index of the image.
+
+        Raises:
+            UnreadablePicture: If it is too large or the archive is damaged there.
+        """
         member = self.files[index]
         if member.size > MEMBER_LIMIT:
             raise UnreadablePicture(f'it has {member.size:,} bytes, more than {MEMBER_LIMIT:,}')
@@ -130,15 +149,23 @@ class PictureArchive(PictureSet[Member]):
         return read_exactly(self._handle, member.size, more=True)
 
     def name(self, index: int) -> str:
+        """Return the name of an image in messages.
+
+        Args:
+            index: Its index.
+        """
         return self.shown(self.files[index].name)
 
     def shown(self, name: str) -> str:
+        """Return the name of a member in messages.
+
+        Args:
+            name: Its name in the archive.
+        """
         return escape_name(f'{self.place}: {name}')
 
     def fingerprint(self) -> str:
-        """Of the archive's place, size and time of change; one that is gone meanwhile counts as
-        gone.
-        """
+        """Return a digest of the path, size and modification time of the archive."""
         try:
             facts = self.place.stat()
             text = f'{self.rules()}\0{facts.st_size}\0{facts.st_mtime_ns}'
@@ -148,11 +175,15 @@ class PictureArchive(PictureSet[Member]):
 
 
 def read_exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
-    """Return so many bytes of a file; with fewer, or with further ones unless `more` are expected,
-    it is damaged.
+    """Return so many bytes of a file; raise a ValueError if there are fewer or more.
 
-    (In pieces, and to the end: a zip's checksum is looked at there, and reading at once would hold
-    everything twice.)
+    The file is read in pieces and to its end: the checksum of a zip is verified there, and reading
+    at once would hold everything twice.
+
+    Args:
+        file: The file.
+        size: Number of bytes.
+        more: Further bytes are expected.
     """
     data = bytearray(size)
     done = 0
@@ -168,7 +199,7 @@ def read_exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
 
 
 def _listed(path: Path) -> Selection[Member]:
-    """The files of an archive."""
+    """Return the files of an archive."""
     found: Selection[Member] = Selection()
     try:
         for member, odd in _zip(path) if zipfile.is_zipfile(path) else _tar(path):
@@ -190,15 +221,14 @@ def _listed(path: Path) -> Selection[Member]:
         RecursionError,
     ) as error:
         raise ValueError(
-            f'{path} cannot be read as an archive ({error}); pictures are read from a folder, a '
-            '.zip or an '
-            'uncompressed .tar: unpack or fetch it again'
+            f'{path} cannot be read as an archive ({error}); path must be a folder, a .zip or an '
+            'uncompressed .tar. Unpack it or fetch it again'
         ) from None
     return found
 
 
 def _zip(path: Path) -> Iterator[tuple[Member, str | None]]:
-    """The files of a zip, with / for the \\ that some programs write."""
+    r"""Yield the files of a zip, with / in place of the \ that some programs write."""
     with zipfile.ZipFile(path) as file:
         _check_directory(path, file.infolist())
         for number, info in enumerate(file.infolist()):
@@ -218,8 +248,9 @@ def _zip(path: Path) -> Iterator[tuple[Member, str | None]]:
 
 
 def _check_directory(path: Path, members: list[zipfile.ZipInfo]) -> None:
-    """Refuse a zip whose directory is shorter than its end states (in 16 bits, by some
-    programs), or whose members share bytes.
+    """Refuse a zip whose directory is shorter than stated, or whose members share bytes.
+
+    The stated number has 16 bits in files of some programs.
     """
     size = path.stat().st_size
     with open(path, 'rb') as file:
@@ -238,11 +269,13 @@ def _tar(path: Path) -> Iterator[tuple[Member, str | None]]:
 
 
 def list_tar(file: IO[bytes]) -> Iterator[tuple[Member, str | None]]:
-    """Yield the files of an uncompressed .tar as they lie there, and why one cannot be taken where
-    that is so.
+    """Yield the files of an uncompressed .tar in order, each with a reason if it cannot be used.
+
+    Args:
+        file: The file.
 
     Raises:
-        OSError, ValueError, tarfile.TarError: It cannot be read, or not to its end.
+        OSError, ValueError, tarfile.TarError: If it cannot be read to its end.
     """
     file.seek(0)
     end = 0
@@ -261,8 +294,9 @@ def list_tar(file: IO[bytes]) -> Iterator[tuple[Member, str | None]]:
 
 
 def _check_end(file: IO[bytes], offset: int) -> None:
-    """Refuse a .tar without the zeros that end one, from their block to its end: tarfile takes a
-    damaged head or a cut for the end.
+    """Refuse a .tar without the zeros at its end.
+
+    tarfile takes a damaged header or a cut for the end.
     """
     file.seek(offset)
     chunk = file.read(tarfile.BLOCKSIZE)
@@ -276,10 +310,13 @@ def _check_end(file: IO[bytes], offset: int) -> None:
 
 
 def read_heads(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Yield the members of a .tar, and where the next head is; what lies between heads is not read.
+    """Yield the members of a .tar and the position of the next header, reading headers only.
+
+    Args:
+        file: The file.
 
     Raises:
-        tarfile.TarError: It is damaged, or its heads take too much memory or time.
+        tarfile.TarError: If it is damaged, or its headers need too much memory or time.
     """
     with tarfile.open(fileobj=cast(Any, _Heads(file)), mode='r:') as tar:
         for info in tar:
@@ -292,15 +329,17 @@ def read_heads(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInf
 
 
 class _Heads:
-    """A .tar as tarfile is to see it, which reads heads alone: none that takes it much memory
-    or, for many digits, hours.
-    """
+    """A .tar as tarfile reads it, without headers that need much memory or time."""
 
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
 
     def read(self, size: int) -> bytes:
-        """Read a head or a part of one."""
+        """Read a header or a part of one.
+
+        Args:
+            size: Number of bytes.
+        """
         if size > HEAD_LIMIT:
             raise tarfile.ReadError(
                 f'the name or attributes of a file in it have more than {HEAD_LIMIT:,} bytes'

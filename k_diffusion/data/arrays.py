@@ -1,6 +1,4 @@
-"""Files of one tensor or of several, opened for their shape and read row by row: .npy,
-.safetensors, .pt.
-"""
+"""Files of tensors, opened for their shape and read row by row: .npy, .safetensors, .pt."""
 
 from __future__ import annotations
 
@@ -17,9 +15,9 @@ from ..core.extras import require
 from ..core.names import escape_name
 from ..core.weights import load_checkpoint, open_safetensors
 
-#: Names under which the data is looked for in files of several tensors.
+#: Names of the data in files with several tensors.
 USUAL_KEYS = ('x', 'data', 'image', 'images')
-#: Mapped files that are kept open.
+#: Number of mapped files kept open.
 _KEPT_OPEN = 64
 
 _SAFETENSORS = {
@@ -38,7 +36,7 @@ _SAFETENSORS = {
 
 
 class ArrayFile(ABC):
-    """A tensor in a file: its shape and type at once, its values when they are read."""
+    """A tensor in a file: shape and type are read at once, values on request."""
 
     def __init__(self, path: Path, shape: Iterable[int], dtype: torch.dtype) -> None:
         if dtype.is_complex or dtype == torch.bool:
@@ -54,7 +52,11 @@ class ArrayFile(ABC):
 
     @abstractmethod
     def read(self, row: int | None) -> Tensor:
-        """Return a row of the tensor, or all of it (None)."""
+        """Return a row of the tensor, or all of it.
+
+        Args:
+            row: The row; None for all.
+        """
 
 
 class NumpyFile(ArrayFile):
@@ -102,9 +104,7 @@ class SafetensorsFile(ArrayFile):
 
 
 class TorchFile(ArrayFile):
-    """A tensor of a .pt file of tensors, numbers and text, read whole and kept; nothing in it is
-    executed.
-    """
+    """A tensor of a .pt file, read whole and kept; nothing in it is executed."""
 
     def __init__(self, path: Path, key: str | None) -> None:
         content = load_checkpoint(path)
@@ -139,11 +139,11 @@ def open_array(path: Path, key: str | None = None) -> ArrayFile:
 
     Args:
         path: The file.
-        key: The tensor, in a file that holds several.
+        key: The name of the tensor, in a file with several.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It cannot be read, or holds no such tensor.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, or has no such tensor.
     """
     if path.suffix not in _KINDS:
         raise ValueError(f'{escape_name(path)} must end in {", ".join(ENDINGS)}')
@@ -151,7 +151,7 @@ def open_array(path: Path, key: str | None = None) -> ArrayFile:
 
 
 def _choose(path: Path, names: list[str], key: str | None) -> str:
-    """The name of the tensor that is meant."""
+    """Return the name of the tensor that is meant."""
     usual = next(
         (name for name in USUAL_KEYS if name in names), names[0] if len(names) == 1 else None
     )
@@ -168,7 +168,7 @@ def _choose(path: Path, names: list[str], key: str | None) -> str:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What tells a file from the one that it replaced."""
+    """Return size and modification time of a file, which identify its version."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns
 

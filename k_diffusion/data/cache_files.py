@@ -1,9 +1,8 @@
-"""The two files of a decoded data set: its pictures, and what else is known of them, with a
-checksum for each block of pictures.
+"""The two cache files of a decoded data set: images, and facts with checksums.
 
-The pictures are looked through whenever they are opened, a block at a time by several threads,
-which costs about what reading the file costs. What cannot be read, is of another size or does not
-have its checksum counts as damaged.
+The images are verified whenever they are opened, in blocks by several threads, which takes about as
+long as reading the file. Images that cannot be read, have another size or another checksum count as
+damaged.
 """
 
 from __future__ import annotations
@@ -24,28 +23,43 @@ from typing import IO, Any
 from ..core.files import whole_file, write_json
 from .threads import map_in_threads
 
-#: About how many bytes a block has.
+#: Approximate size of a block in bytes.
 _BLOCK = 2**22
-#: Changes whenever pictures are decoded by other rules or the files are written otherwise.
+#: Version of the decoding rules and of the file format.
 _VERSION = 2
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about decoded pictures that are stored beside their values."""
+    """Facts about decoded images, stored beside their values.
 
-    owner: str  # digest of the data set's name and the shape of its pictures
+    Attributes:
+        owner: Digest of the name of the data set and the shape of its images.
+        labels: The classes.
+        kept: Indices of the images that could be read.
+        skipped: (name, reason) of the others.
+        found_before: Those of `skipped` that were known before decoding.
+        block: Number of images in a block.
+        checksums: CRC-32 of each block.
+    """
+
+    owner: str
     labels: list[int]
-    kept: list[int]  # the numbers of the pictures that could be read
+    kept: list[int]
     skipped: list[tuple[str, str]]
-    found_before: list[tuple[str, str]]  # what of `skipped` was known before any was decoded
-    block: int  # pictures in a block
-    checksums: list[int]  # CRC-32 of each block
+    found_before: list[tuple[str, str]]
+    block: int
+    checksums: list[int]
 
 
 class CacheFiles:
-    """The files of one data set in a folder; they are named after all that the pictures depend
-    on.
+    """The files of one data set in a folder, named after everything that affects the images.
+
+    Args:
+        folder: The folder.
+        fingerprint: The fingerprint of the data set.
+        source: Its name.
+        image_shape: The shape of its images.
     """
 
     def __init__(
@@ -58,8 +72,10 @@ class CacheFiles:
         self.pictures, self.path = folder / f'{key}.uint8', folder / f'{key}.json'
 
     def facts(self, items: int) -> Facts | None:
-        """Return the facts about a data set of so many items, or None where there is no file or
-        it is damaged.
+        """Return the facts about a data set; None if there is no file or it is damaged.
+
+        Args:
+            items: Number of items of the data set.
         """
         facts = _read(self.path)
         if facts is not None and not all(
@@ -77,20 +93,28 @@ class CacheFiles:
         return facts
 
     def write_facts(self, facts: Facts) -> None:
-        """Write what is known; the pictures are whole by then."""
+        """Write the facts, after the images are complete.
+
+        Args:
+            facts: The facts.
+        """
         values = asdict(facts)
         write_json(self.path, {**values, 'digest': _digest(json.dumps(values))})
 
     @contextmanager
     def new_pictures(self) -> Iterator[IO[bytes]]:
-        """A file for the pictures, one after the other, that takes its name at the end."""
+        """Open a new file of images, which takes its name at the end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         with whole_file(self.pictures) as temporary, open(temporary, 'wb') as file:
             yield file
 
     def damaged_blocks(self, facts: Facts) -> list[int]:
-        """The numbers of the blocks that do not have their checksums."""
+        """Return the indices of the blocks without the right checksum.
+
+        Args:
+            facts: The facts.
+        """
         size = facts.block * self.picture_bytes
         with (
             open(self.pictures, 'rb') as file,
@@ -106,7 +130,12 @@ class CacheFiles:
         return [number for number, value in enumerate(found) if value != facts.checksums[number]]
 
     def replace_block(self, number: int, data: bytes | bytearray) -> None:
-        """Write a block anew."""
+        """Rewrite a block.
+
+        Args:
+            number: Its index.
+            data: Its bytes.
+        """
         with open(self.pictures, 'rb+') as file:
             file.seek(number * self.block * self.picture_bytes)
             file.write(data)
@@ -114,9 +143,7 @@ class CacheFiles:
             os.fsync(file.fileno())
 
     def remove_older(self) -> None:
-        """Remove the files of the same data set as it was before, and those that this version
-        does not read.
-        """
+        """Remove files of earlier versions of the data set, and files of other formats."""
         for path in self.folder.glob('*.json'):
             if (
                 path == self.path

@@ -1,6 +1,4 @@
-"""Decoding a data set once: into memory where it is small, into a file mapped into memory where
-there is room for one.
-"""
+"""Decoding a data set once: into memory, or into a memory-mapped file."""
 
 from __future__ import annotations
 
@@ -21,10 +19,10 @@ from .datasets import Dataset, Images
 from .pictures import UnreadablePicture
 from .threads import map_in_threads
 
-#: The most bytes of pictures that are held in memory.
+#: Largest size in bytes of images held in memory.
 MEMORY_LIMIT = 2 * 2**30
-#: The most bytes, and the largest share of what is free on the disk, that a cache file takes;
-#: larger sets are read as they are.
+#: Largest size in bytes of a cache file, and largest share of the free disk space; larger sets are
+#: read from their source.
 DISK_LIMIT, DISK_SHARE = 32 * 2**30, 0.25
 
 Progress = Callable[[int, int], None]
@@ -36,11 +34,17 @@ def decode_once(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """The data set with its pictures decoded, or as it is where that is not wanted.
+    """Return the data set with decoded images, or unchanged where that is impossible.
 
-    That is where it fits neither into memory nor on the disk of its cache folder, where its
-    pictures may differ from one reading to the next, and where it is read as a stream. Pictures
-    that cannot be read are left out and listed in `.skipped`.
+    It is unchanged if it fits neither into memory nor on the disk of the cache, if its images may
+    differ between readings, or if it is a stream. Images that cannot be read are left out and
+    listed in `.skipped`.
+
+    Args:
+        dataset: The data set.
+        memory_limit: Largest size in bytes held in memory.
+        cache_dir: The folder of the cache file.
+        progress: Called with the number of decoded images and the total.
     """
     fingerprint = dataset.fingerprint()
     if isinstance(dataset, Images) or fingerprint is None or dataset.streams:
@@ -59,7 +63,7 @@ def decode_once(
 
 
 def _free(folder: Path) -> int:
-    """The free bytes of the disk on which a folder is, or is to be."""
+    """Return the free bytes on the disk of a folder, which need not exist."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -86,7 +90,7 @@ def _on_disk(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> 
     if facts is None:
         if cache.path.exists():
             dataset.notes.append(
-                f'{escape_name(cache.path)} or its pictures were damaged; all pictures are '
+                f'{escape_name(cache.path)} or its images were damaged; all images are '
                 'decoded again'
             )
         facts = _write(dataset, cache, progress)
@@ -97,11 +101,11 @@ def _on_disk(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> 
             dataset.notes.append(
                 f'{len(damaged)} of {len(facts.checksums)} blocks of '
                 f'{escape_name(cache.pictures)} were damaged; '
-                'their pictures were decoded again'
+                'their images were decoded again'
             )
         elif damaged:
             dataset.notes.append(
-                f'{escape_name(cache.pictures)} was damaged; all pictures are decoded again'
+                f'{escape_name(cache.pictures)} was damaged; all images are decoded again'
             )
             dataset.skipped = list(facts.found_before)
             facts = _write(dataset, cache, progress)
@@ -133,7 +137,7 @@ def _write(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> Fa
 
 
 def _mend(dataset: Dataset, cache: CacheFiles, facts: Facts, damaged: list[int]) -> bool:
-    """Decode the pictures of damaged blocks again; False where they are not what they were."""
+    """Decode the images of damaged blocks again; return False if they have changed."""
     for number in damaged:
         data = bytearray()
         for index in facts.kept[number * facts.block : (number + 1) * facts.block]:
@@ -161,9 +165,7 @@ def _decoded(dataset: Dataset, images: Tensor, labels: list[int], kept: list[int
 
 
 def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The items that can be read, in order, with their numbers; the others are put on the data
-    set's list.
-    """
+    """Yield the readable items in order with their indices; list the others in the data set."""
     found = 0
     for index, item in enumerate(_in_threads(dataset)):
         if isinstance(item, str):
@@ -176,15 +178,15 @@ def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int
     if not found:
         name, reason = dataset.skipped[-1]
         raise ValueError(
-            f'none of the {len(dataset)} pictures of {dataset.source} can be read (the last, '
-            f'{name}: {reason}); '
-            'are they pictures?'
+            f'none of the {len(dataset)} images of {dataset.source} can be read (the last, '
+            f'{name}: {reason}); check that they are images'
         )
 
 
 def _in_threads(dataset: Dataset) -> Iterator[dict[str, Any] | str]:
-    """Each item in order, or the reason why it cannot be read (as text: an exception would keep
-    what was decoded so far).
+    """Yield each item in order, or the reason why it cannot be read.
+
+    The reason is text, because an exception would keep what was decoded so far.
     """
 
     def read(index: int) -> dict[str, Any] | str:

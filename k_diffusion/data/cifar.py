@@ -1,6 +1,4 @@
-"""CIFAR-10, from its published archives or what they unpack to; nothing in them is ever run or
-written to disk.
-"""
+"""CIFAR-10 from its published archives or their contents; nothing in them is run."""
 
 from __future__ import annotations
 
@@ -26,11 +24,11 @@ from .published import CIFAR10, fetch, missing
 _PYTHON = [f'data_batch_{i}' for i in range(1, 6)]
 _BINARY = [f'data_batch_{i}.bin' for i in range(1, 6)]
 _PIXELS = 3 * 32 * 32
-#: The most bytes that a batch may have (the published ones have 31 million).
+#: Largest size of a batch in bytes (the published ones have 31 million).
 BATCH_LIMIT = 2**26
-#: The most bytes that an archive may unpack to (the published ones 186 million).
+#: Largest unpacked size of an archive in bytes (the published ones have 186 million).
 ARCHIVE_LIMIT = 2**29
-#: What numpy's pickles of arrays name.
+#: Names in numpy's pickles of arrays.
 _ARRAY_NAMES = {
     ('numpy.core.multiarray', '_reconstruct'),
     ('numpy._core.multiarray', '_reconstruct'),
@@ -42,14 +40,20 @@ _ARRAY_NAMES = {
 @DATASETS.register('cifar10')
 @dataclass(kw_only=True)
 class CIFAR10Config(LocatedConfig):
-    """The 50,000 training pictures: location is the archive (python or binary), its unpacked
-    folder, or the folder of either.
+    """The 50,000 training images of CIFAR-10.
+
+    location is the archive (python or binary), its unpacked folder, or the folder of either.
     """
 
     type: Literal['cifar10'] = 'cifar10'
     download: bool = True
 
     def open(self, request: Request) -> Dataset:
+        """Open the images, which are downloaded if necessary.
+
+        Args:
+            request: The size and channels of the items.
+        """
         batches = _find(self.place())
         if batches is None:
             searched = f'{self.place()} (an archive or its unpacked folder)'
@@ -66,7 +70,7 @@ class CIFAR10Config(LocatedConfig):
 
 
 def _find(place: Path) -> list[tuple[str, bytes]] | None:
-    """The five batches (name, contents), or None where there are none."""
+    """Return the five batches (name, contents), or None."""
     for folder, names in (
         (place, _PYTHON),
         (place / 'cifar-10-batches-py', _PYTHON),
@@ -89,9 +93,7 @@ def _contents(path: Path) -> bytes:
 
 
 def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
-    """The batches inside an archive, read in one pass; members of other names or kinds are
-    passed over.
-    """
+    """Return the batches in an archive, read in one pass; other members are ignored."""
     found: dict[str, bytes] = {}
     try:
         with (
@@ -116,7 +118,7 @@ def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
         if all(name in found for name in names):
             return [(f'{archive}: {name}', found[name]) for name in names]
     raise ValueError(
-        f'{archive} does not hold the five files {_PYTHON[0]} ... {_PYTHON[-1]}, with or without '
+        f'{archive} must hold the five files {_PYTHON[0]} ... {_PYTHON[-1]}, with or without '
         '.bin; fetch it again'
     )
 
@@ -124,18 +126,18 @@ def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
 def _limited(data: bytes, name: str) -> bytes:
     if len(data) > BATCH_LIMIT:
         raise ValueError(
-            f'{name} has more than {BATCH_LIMIT} bytes, far more than a batch of CIFAR-10; fetch '
+            f'{name} must have at most {BATCH_LIMIT} bytes, more than a batch of CIFAR-10; fetch '
             'it again'
         )
     return data
 
 
 def _parse(name: str, data: bytes) -> tuple[Tensor, Tensor]:
-    """One batch as images uint8 [N, 3, 32, 32] and labels int64 [N]."""
+    """Return one batch as images uint8 [N, 3, 32, 32] and labels int64 [N]."""
     if name.endswith('.bin'):
         if not data or len(data) % (1 + _PIXELS):
             raise ValueError(
-                f'{name} has {len(data)} bytes, which is no multiple of {1 + _PIXELS}; it is cut '
+                f'{name} must have a multiple of {1 + _PIXELS} bytes; got {len(data)}. It is cut '
                 'short: fetch it again'
             )
         records = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, 1 + _PIXELS)
@@ -158,8 +160,14 @@ def _parse(name: str, data: bytes) -> tuple[Tensor, Tensor]:
 
 
 def read_arrays(name: str, data: bytes) -> dict[Any, Any]:
-    """A pickled dict of byte arrays (as uint8 tensors), text, numbers, lists and dicts; one that
-    names anything else is refused.
+    """Read a pickled dict of byte arrays (as uint8 tensors), text, numbers, lists and dicts.
+
+    Args:
+        name: Its name in messages.
+        data: The pickle.
+
+    Raises:
+        ValueError: If it is damaged or names anything else.
     """
     machine = Machine(
         io.BytesIO(data), len(data), Budget(len(data)), records=_ARRAY_NAMES, text=False
@@ -181,7 +189,7 @@ def read_arrays(name: str, data: bytes) -> dict[Any, Any]:
 
 
 def _array(name: str, record: Record) -> Tensor:
-    """The array of bytes [N, ...] whose making by numpy a record holds."""
+    """Return the array of bytes [N, ...] in a record of its construction by numpy."""
     try:
         _, shape, dtype, fortran, raw = record.state
         code = dtype.arguments[0]

@@ -1,4 +1,4 @@
-"""A data set of one's own: a Python file with a function that returns it."""
+"""Custom data sets: a Python file with a function that returns one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ from .pictures import UnreadablePicture, picture_bytes
 @DATASETS.register('custom')
 @dataclass(kw_only=True)
 class CustomConfig(PictureConfig):
-    """location: a .py file, relative to the config file; get_dataset: its function, called as
-    get_dataset(config, transform=...).
+    """A data set made by a function in a Python file.
 
-    It returns a sequence of items; an item's picture is at image_key and, with num_classes, its
-    class at class_key. The transform makes a Pillow picture into the uint8 tensor [C, H, W] that
-    the picture must be; a Pillow picture itself serves too.
+    The function is called as get_dataset(config, transform=...) and returns a sequence of items.
+    The image of an item is at image_key and, with num_classes, its class at class_key. The
+    transform converts a Pillow image to a uint8 tensor [C, H, W]; a Pillow image is accepted too.
+
+    Attributes:
+        location: The .py file, relative to the config file.
+        get_dataset: The name of the function.
+        config: The argument of the function.
     """
 
     type: Literal['custom'] = 'custom'
@@ -35,12 +39,20 @@ class CustomConfig(PictureConfig):
     config: dict[str, Any] = field(default_factory=dict)
 
     def open(self, request: Request) -> Dataset:
+        """Open the data set.
+
+        Args:
+            request: The size and channels of the items, and the permission to run code.
+
+        Raises:
+            ValueError: If running the file is not permitted.
+            FileNotFoundError: If there is no such file.
+        """
         path = request.base_dir / Path(self.given_location()).expanduser()
         if not request.allow_code:
             raise ValueError(
-                f'this config wants to run the Python file {path}, which is refused unless you '
-                'allow it; '
-                'read it, and if you trust it pass allow_code=True'
+                f'the config names the Python file {path}, which runs only with allow_code=True; '
+                'read it, and pass that if you trust it'
             )
         if not path.is_file():
             raise FileNotFoundError(
@@ -53,7 +65,7 @@ class CustomConfig(PictureConfig):
 class CustomItems(Dataset):
     """The items that a function in a file returns.
 
-    (Each worker process calls it anew: what a file defines does not travel.)
+    Each worker process calls it again, because definitions in a file cannot be pickled.
     """
 
     def __init__(
@@ -72,7 +84,7 @@ class CustomItems(Dataset):
             self.length = len(self.items)
         except Refused:
             raise
-        except (Exception, SystemExit) as error:  # (code of one's own raises anything)
+        except (Exception, SystemExit) as error:  # custom code may raise anything
             raise ValueError(
                 f'{self.source} cannot be opened: {_describe_error(error, path)}'
             ) from error
@@ -95,7 +107,7 @@ class CustomItems(Dataset):
             raise
         except OSError as error:  # what Pillow raises at a damaged file
             reason = str(error)
-        except (Exception, SystemExit) as error:  # (code of one's own raises anything)
+        except (Exception, SystemExit) as error:  # custom code may raise anything
             reason = _describe_error(error, self._arguments[0])
             raise ValueError(f'item {index} of {self.source} cannot be read: {reason}') from error
         if reason is not None:  # (a chained error would keep what was decoded)
@@ -111,9 +123,9 @@ class CustomItems(Dataset):
                 else type(image).__name__
             )
             raise ValueError(
-                f'the picture of item {index} of {self.source} is {found}; '
-                f'it must be a uint8 tensor {list(self.image_shape)}, as the transform makes, or '
-                'a Pillow picture'
+                f'the image of item {index} of {self.source} must be a uint8 tensor '
+                f'{list(self.image_shape)}, as the transform returns, or a Pillow image; got '
+                f'{found}'
             )
         return {'image': image} | (
             {'class_cond': self.checked_class(label, index)} if self.num_classes else {}
@@ -125,17 +137,18 @@ class CustomItems(Dataset):
             return item[key]
         except (KeyError, IndexError, TypeError):
             raise Refused(
-                f'dataset.{name} is {key!r}, and item {index} of {self.source} '
-                'has no such entry; name the one that holds it'
+                f'dataset.{name} must name an entry of the items; got {key!r}, which item {index} '
+                'of '
+                f'{self.source} lacks'
             ) from None
 
 
 class Refused(ValueError):
-    """The data set does not match the config; the text is a whole sentence."""
+    """The data set does not fit the config; the text is a whole sentence."""
 
 
 def _describe_error(error: BaseException, path: Path) -> str:
-    """Return an exception's type and text, and the line of the file that it came from."""
+    """Return the type and text of an exception, and the line of the file that raised it."""
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
@@ -144,17 +157,15 @@ def _describe_error(error: BaseException, path: Path) -> str:
     where = f' (line {lines[-1]} of {path.name})' if lines else ''
     try:
         text = str(error)
-    except Exception:  # (of a class of one's own)
+    except Exception:  # of a custom class
         text = ''
     return f'{type(error).__name__}{": " if text else ""}{text}{where}'
 
 
 def _function(path: Path, name: str) -> Any:
     if path.suffix != '.py':
-        raise Refused(f'{path} is not a Python file; dataset.location must be a .py file')
+        raise Refused(f'dataset.location must be a .py file; got {path}')
     try:
         return load_name(path, name, allow_code=True)  # (CustomConfig.open has asked)
     except LookupError:
-        raise Refused(
-            f'{path} has no function {name!r}; dataset.get_dataset must name one'
-        ) from None
+        raise Refused(f'dataset.get_dataset must name a function of {path}; got {name!r}') from None

@@ -1,6 +1,4 @@
-"""What a data set is: pictures of one size by number, each with its class where there are
-classes.
-"""
+"""Data sets: images of one size by index, each with its class if there are classes."""
 
 from __future__ import annotations
 
@@ -20,25 +18,33 @@ from .pictures import picture_bytes
 
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, n: int) -> Tensor:
-    """The order in which an epoch takes its n pictures, int64 [n] (kept: do not change it)."""
+    """Return the order of the n images of an epoch, int64 [n]; it must never change.
+
+    Args:
+        seed: The seed of the run.
+        epoch: The epoch.
+        n: Number of images.
+    """
     return torch.randperm(n, generator=generator(seed, 'epoch', epoch))
 
 
 class Dataset(ABC):
-    """Pictures of one size, each with its class where the set has classes.
+    """Images of one size, each with its class if the set has classes.
 
-    ds[i] -> dict(image uint8 [C, H, W], class_cond int, text str), without what the set does not
-    have. A picture that cannot be read raises UnreadablePicture. `skipped` lists those found so
-    far: (name, reason); `notes` are sentences for who opened the set. Names are escaped wherever
-    they are given.
+    ds[i] is a dict with image uint8 [C, H, W], class_cond int and text str, as far as the set has
+    them. An image that cannot be read raises UnreadablePicture. `skipped` lists those found so far
+    as (name, reason); `notes` are messages for the user. Names are escaped everywhere.
+
+    Args:
+        image_shape: The shape of an item.
+        class_names: The classes.
     """
 
-    #: What the set is called in messages.
+    #: The name of the set in messages.
     source: str
-    #: Whether items are read when they are asked for and never all of them, since they may be many
-    #: or far away.
+    #: True if items are read on request and never all at once.
     streams = False
-    #: Whether items have texts.
+    #: True if items have texts.
     has_texts = False
 
     def __init__(self, image_shape: tuple[int, ...], class_names: Sequence[str] = ()) -> None:
@@ -49,7 +55,7 @@ class Dataset(ABC):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, 0 where the pictures have none."""
+        """Return the number of classes, 0 without classes."""
         return len(self.class_names)
 
     @abstractmethod
@@ -59,54 +65,70 @@ class Dataset(ABC):
     def __getitem__(self, index: int) -> dict[str, Any]: ...
 
     def order(self, seed: int, epoch: int, first: int, count: int) -> Tensor:
-        """Return which items stand at `count` positions of an epoch from `first` on, int64
-        [count].
+        """Return the indices of the items at positions of an epoch, int64 [count].
+
+        Args:
+            seed: The seed of the run.
+            epoch: The epoch.
+            first: The first position.
+            count: Number of positions.
         """
         return permutation(seed, epoch, len(self))[first : first + count]
 
     def next_index(self, index: int) -> int:
-        """Return the item that is taken in place of one that cannot be read."""
+        """Return the index of the item that replaces an unreadable one.
+
+        Args:
+            index: The index of the unreadable one.
+        """
         return (index + 1) % len(self)
 
     def reopen(self) -> None:  # noqa: B027 - most have no open files
-        """Forget the files that are open; a process that was forked shares their positions with
-        its parent.
-        """
+        """Forget open files; a forked process shares their positions with its parent."""
 
     def checked_class(self, label: Any, index: int) -> int:
-        """The class of an item, which must be a whole number below num_classes."""
+        """Return the class of an item; raise a ValueError unless it is one of num_classes.
+
+        Args:
+            label: The class.
+            index: The index of the item.
+        """
         try:
             found = int(label)
         except (TypeError, ValueError):
             found = -1
         if not 0 <= found < self.num_classes:
             raise ValueError(
-                f'the class of {self.name(index)} of {self.source} is {label!r}; it must be a '
-                'whole number from 0 to '
-                f'{self.num_classes - 1} (dataset.num_classes is {self.num_classes})'
+                f'the class of {self.name(index)} of {self.source} must be an integer from 0 to '
+                f'{self.num_classes - 1} (dataset.num_classes is {self.num_classes}); got {label!r}'
             )
         return found
 
     def name(self, index: int) -> str:
-        """What a picture is called in lists of skipped ones."""
+        """Return the name of an item in messages.
+
+        Args:
+            index: Its index.
+        """
         return f'picture {index}'
 
     def item_names(self) -> list[str] | None:
-        """The names of the pictures below their folder or archive, as the files have them; None
-        where they have no names.
-        """
+        """Return the names of the items below their folder or archive, or None."""
         return None
 
     def fingerprint(self) -> str | None:
-        """A text that changes when the pictures do, or None where they may differ from one
-        reading to the next.
-        """
+        """Return a text that changes with the images; None if they may differ between readings."""
         return None
 
 
 class Images(Dataset):
-    """Pictures already decoded: images uint8 [N, C, H, W] in memory or mapped from a file,
-    labels int64 [N].
+    """Decoded images uint8 [N, C, H, W], in memory or mapped from a file.
+
+    Args:
+        images: The images.
+        labels: Their classes, int64 [N].
+        class_names: The names of the classes.
+        source: The name of the set in messages.
     """
 
     def __init__(
@@ -124,8 +146,8 @@ class Images(Dataset):
             or not set(labels.unique().tolist()) <= set(range(self.num_classes))
         ):
             raise ValueError(
-                f'{source} has {len(images)} images and {len(labels)} labels; '
-                f'there must be one for each, from 0 to {self.num_classes - 1}'
+                f'{source} must have a label from 0 to {self.num_classes - 1} for each of '
+                f'{len(images)} images; got {len(labels)} labels'
             )
 
     def __len__(self) -> int:
@@ -136,10 +158,16 @@ class Images(Dataset):
         return item if self.labels is None else item | {'class_cond': int(self.labels[index])}
 
     def item_names(self) -> list[str] | None:
+        """Return the names of the items, or None."""
         return self.names
 
     def framed(self, size: tuple[int, int], channels: int) -> Images:
-        """The same pictures with another size and number of channels."""
+        """Return the images with another size and number of channels.
+
+        Args:
+            size: Height and width.
+            channels: Number of channels.
+        """
         if self.image_shape == (channels, *size):
             return self
         images = torch.stack(

@@ -1,5 +1,6 @@
-"""The data set inside the package: 10,000 MNIST digits (LeCun, Cortes and Burges, CC BY-SA 3.0)
-at 16x16.
+"""The data set in the package: 10,000 MNIST digits at 16x16.
+
+MNIST is by LeCun, Cortes and Burges, licensed CC BY-SA 3.0.
 """
 
 from __future__ import annotations
@@ -19,11 +20,16 @@ from .published import MNIST
 @DATASETS.register('demo')
 @dataclass(kw_only=True)
 class DemoConfig(DatasetConfig):
-    """The shipped digits; they need no location and no network."""
+    """The shipped digits, which need neither a location nor a network."""
 
     type: Literal['demo'] = 'demo'
 
     def open(self, request: Request) -> Dataset:
+        """Open the digits.
+
+        Args:
+            request: The size and channels of the items.
+        """
         packed = files(__package__).joinpath('mnist16.safetensors.gz').read_bytes()
         tensors = safetensors.torch.load(gzip.decompress(packed))
         images = Images(

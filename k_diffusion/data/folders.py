@@ -1,4 +1,4 @@
-"""Folders of pictures."""
+"""Folders of images."""
 
 from __future__ import annotations
 
@@ -24,25 +24,36 @@ from .selection import PictureSet, Selection
 @DATASETS.register('imagefolder')
 @dataclass(kw_only=True)
 class ImageFolderConfig(PictureConfig):
-    """All pictures below a folder or in a .zip or .tar; with labels "folders", its first-level
-    subfolders, sorted, are the classes.
+    """All images below a folder or in a .zip or .tar.
+
+    With labels "folders" its sorted first-level subfolders are the classes.
     """
 
     type: Literal['imagefolder'] = 'imagefolder'
     labels: Literal['folders'] | None = None
 
     def open(self, request: Request) -> Dataset:
+        """Open the images.
+
+        Args:
+            request: The size and channels of the items.
+        """
         return _pictures(self.place(), request, self.labels == 'folders', self.grey_range)
 
 
 @DATASETS.register('imagefolder-class')
 @dataclass(kw_only=True)
 class ImageFolderClassConfig(PictureConfig):
-    """An "imagefolder" whose labels are its first-level subfolders, under the original's name."""
+    """An "imagefolder" with its first-level subfolders as classes, by the original's name."""
 
     type: Literal['imagefolder-class'] = 'imagefolder-class'
 
     def open(self, request: Request) -> Dataset:
+        """Open the images.
+
+        Args:
+            request: The size and channels of the items.
+        """
         return _pictures(self.place(), request, True, self.grey_range)
 
 
@@ -54,7 +65,15 @@ def _pictures(
 
 
 class PictureFiles(PictureSet[Path]):
-    """The pictures below a folder."""
+    """The images below a folder.
+
+    Args:
+        root: The folder.
+        size: Height and width of the items.
+        channels: Number of channels of the items.
+        by_folder: Use first-level folders as classes.
+        grey_range: Black and white of grey images; None for those of the file format.
+    """
 
     def __init__(
         self,
@@ -77,15 +96,23 @@ class PictureFiles(PictureSet[Path]):
         )
 
     def open(self, index: int) -> AbstractContextManager[Path]:
+        """Return the path of an image as a context.
+
+        Args:
+            index: The index of the image.
+        """
         return nullcontext(self.files[index])
 
     def shown(self, name: str) -> str:
+        """Return the name of an image in messages.
+
+        Args:
+            name: Its name below the folder.
+        """
         return escape_name(self.place / name)
 
     def fingerprint(self) -> str:
-        """Of the files' names, sizes and times of change; a file that is gone meanwhile counts
-        as gone.
-        """
+        """Return a digest of names, sizes and modification times of the files."""
         state = hashlib.blake2b(os.fsencode(self.rules()), digest_size=16)
         for name, path in zip(self.names, self.files):
             try:
@@ -98,26 +125,30 @@ class PictureFiles(PictureSet[Path]):
 
 
 def find_pictures(root: str | os.PathLike[str]) -> list[Path]:
-    """The pictures below a folder by the rules of `selection`, sorted; links to folders are
-    followed, but in no circle.
+    """Return the images below a folder by the rules of `selection`, sorted.
+
+    Links to folders are followed, but not in circles.
+
+    Args:
+        root: The folder.
     """
     return list(select_files(root).in_order().values())
 
 
 def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -> Selection[Path]:
-    """Look through a folder and all folders in it; what cannot be looked into is skipped.
+    """Search a folder and all folders in it; unreadable ones are skipped.
 
     Args:
         root: The folder.
-        endings: The endings, in lower case, of the files that count.
+        endings: The suffixes that count, in lower case.
 
     Raises:
-        FileNotFoundError: There is no such folder.
+        FileNotFoundError: If there is no such folder.
     """
     root = Path(root)
     if not root.is_dir():
         raise FileNotFoundError(
-            f'there is no folder {root}; set dataset.location to the folder that holds the pictures'
+            f'dataset.location must be a folder of images; there is no folder {root}'
         )
     found: Selection[Path] = Selection(endings=endings)
     waiting: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
@@ -140,22 +171,25 @@ def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -
 
 
 def _select_entry(found: Selection[Path], parts: tuple[str, ...], entry: os.DirEntry[str]) -> bool:
-    """Put an entry of a folder where it belongs; True for a folder that is to be looked through."""
+    """Sort in an entry of a folder; return True for a folder to be searched."""
     path, odd = Path(entry.path), None
     try:
         if entry.is_dir():
             return not found.pass_hidden(parts)
         if not entry.is_file() and path.suffix.lower() in found.endings:
-            odd = 'it is no regular file' if path.exists() else 'it is a link to nothing'
-    except OSError as error:  # (a link to itself)
+            odd = 'it is not a regular file' if path.exists() else 'it is a broken link'
+    except OSError as error:  # such as a link to itself
         odd = error.strerror or str(error)
     found.add(parts, path, str(path), odd)
     return False
 
 
 class FolderOfImages(torch.utils.data.Dataset[tuple[Any]]):
-    """The pictures below a folder as RGB: items are tuples of one, the picture or what
-    `transform` makes of it.
+    """The images below a folder as RGB; items are tuples of one.
+
+    Args:
+        root: The folder.
+        transform: Converts the image of an item.
     """
 
     def __init__(

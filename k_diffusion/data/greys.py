@@ -1,16 +1,16 @@
-"""Grey pictures of one channel and any depth as 8-bit greys.
+"""Conversion of grey images of one channel and any depth to 8 bits.
 
-Black and white are `grey_range` where it is set, and else what the kind of file implies:
+Black and white are `grey_range` if it is set, and else implied by the file:
 
 - 8 bits: 0 and 255.
-- Whole numbers of more bits: 0 and 65535, or what the file's own number of bits below 16 can hold
-  (12 bits in a TIFF: 4095).
-- Floating-point numbers: 0 and 1 where the largest is at most 1.1; 0 and 255 where it is between 16
-  and 280.5.
-- A TIFF whose zero is white (WhiteIsZero) is inverted.
+- Integers of more bits: 0 and 65535, or the largest value of the file's number of bits below 16 (12
+bits in a TIFF: 4095).
+- Floating-point numbers: 0 and 1 if the largest is at most 1.1; 0 and 255 if it is between 16 and
+280.5.
+- A TIFF with WhiteIsZero is inverted.
 
-Values outside (by more than a tenth for floating-point numbers) are refused, since what they mean
-is not known; with `grey_range` they are clipped.
+Values outside (by more than a tenth for floating-point numbers) raise an error, since their meaning
+is unknown; with `grey_range` they are clipped.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ from ..core.images import to_pil_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: Pixels that are held as numbers at a time.
+#: Number of pixels converted at a time.
 _PIXELS = 2**18
 _BITS, _PHOTOMETRIC = 258, 262  # TIFF tags
 
 
 def tags_of(picture: Image) -> tuple[bool, int]:
-    """Return whether the zero of a file is white, and the bits of its greys (16 if unknown)."""
+    """Return True if zero is white in a file, and the number of bits of its greys (16 if unknown).
+
+    Args:
+        picture: A PIL image.
+    """
     tags: Any = getattr(picture, 'tag_v2', {})
     bits = tags.get(_BITS, (16,))
     bits = bits[0] if isinstance(bits, tuple) and bits else 16
@@ -42,24 +46,27 @@ def tags_of(picture: Image) -> tuple[bool, int]:
 
 
 def is_wide(picture: Image) -> bool:
-    """Return True if a picture has greys of more than 8 bits."""
+    """Return True if an image has greys of more than 8 bits.
+
+    Args:
+        picture: A PIL image.
+    """
     return picture.mode[0] in 'IF'
 
 
 def to_8_bits(
     picture: Image, inverted: bool, bits: int, grey_range: tuple[float, float] | None
 ) -> Image:
-    """Return a grey picture as one of 8 bits, LA where one of its values stands for transparent
-    pixels.
+    """Return a grey image with 8 bits; LA if one of its values marks transparent pixels.
 
     Args:
-        picture: A picture of the modes L, I, I;16 and their kind, or F.
-        inverted: Whether the zero of its file is white.
-        bits: How many bits its whole numbers have.
-        grey_range: The values of black and white, None for those that the kind of file implies.
+        picture: An image of the modes L, I, I;16 and similar, or F.
+        inverted: Zero is white in its file.
+        bits: Number of bits of its integers.
+        grey_range: Black and white; None for those implied by the file.
 
     Raises:
-        ValueError: Values lie outside what the kind of file implies.
+        ValueError: If values are outside the implied range.
     """
     low, high = grey_range or _implied_range(picture, bits)
     if inverted:  # (Pillow inverts 8 bits itself)
@@ -88,15 +95,14 @@ def _implied_range(picture: Image, bits: int) -> tuple[float, float]:
         white, tolerance = (255.0, 0.1) if most >= 16 else (1.0, 0.1)
     if least < -tolerance * white or most > (1 + tolerance) * white:
         raise ValueError(
-            f'its greys go from {least:g} to {most:g}, and what is black and white there is not '
-            'known; '
+            f'its greys go from {least:g} to {most:g}, for which black and white are unknown; '
             'set dataset.grey_range to [black, white]'
         )
     return 0.0, white
 
 
 def _strips(picture: Image) -> Iterator[tuple[int, Tensor]]:
-    """The rows of a picture a few at a time: the first one's number, the values [rows, W]."""
+    """Yield a few rows of an image at a time: the first row and the values [rows, W]."""
     kind, dtype = ('F', torch.float32) if picture.mode == 'F' else ('I', torch.int32)
     rows = max(1, _PIXELS // picture.width)
     for top in range(0, picture.height, rows):

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face Hub, or saved in its formats, through the package datasets."""
+"""Data sets of the Hugging Face Hub or in its formats, through the package datasets."""
 
 from __future__ import annotations
 
@@ -20,10 +20,16 @@ from .streams import RowStream
 @DATASETS.register('huggingface')
 @dataclass(kw_only=True)
 class HuggingFaceConfig(PictureConfig):
-    """A split of a data set: location is its name, its folder, or a folder that save_to_disk wrote.
+    """A split of a Hugging Face data set.
 
-    image_key, class_key and text_key are columns, by name or number. streaming: rows are read in
-    order as they are needed, and each `window` of them is mixed.
+    location is its name, its folder, or a folder that save_to_disk wrote. image_key, class_key and
+    text_key are columns, by name or index.
+
+    Attributes:
+        split: The split.
+        text_key: The column of texts.
+        streaming: Read rows in order as they are needed.
+        window: Number of rows that are shuffled together in a stream.
     """
 
     type: Literal['huggingface'] = 'huggingface'
@@ -35,15 +41,16 @@ class HuggingFaceConfig(PictureConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window < 1:
-            raise ValueError(
-                f'window must be at least 1 (1: rows are not mixed); got {self.window}'
-            )
+            raise ValueError(f'window must be >= 1 (1 disables shuffling); got {self.window}')
 
     def open(self, request: Request) -> Dataset:
         """Open the split.
 
+        Args:
+            request: The size and channels of the items.
+
         Raises:
-            ValueError: It cannot be loaded, or has other columns.
+            ValueError: If it cannot be loaded, or has other columns.
         """
         datasets = require('datasets', 'hf', "the dataset type 'huggingface'")
         rows = self._load(datasets)
@@ -74,12 +81,11 @@ class HuggingFaceConfig(PictureConfig):
         except (OSError, ValueError) as error:
             raise ValueError(
                 f'the Hugging Face data set {name!r} cannot be loaded ({error}); check '
-                'dataset.location, dataset.split '
-                'and the network, or give the folder of a copy'
+                'dataset.location, dataset.split and the network, or set the folder of a copy'
             ) from None
 
     def _load_saved(self, found: Any) -> Any:
-        """The split of what save_to_disk wrote: a data set has one, a dict of them has names."""
+        """Return the split of a saved data set or dict of data sets."""
         if isinstance(found, Mapping):
             if self.split not in found:
                 raise ValueError(f'it has no split {self.split!r}, only {", ".join(found)}')
@@ -96,7 +102,7 @@ class Columns(NamedTuple):
 
 
 def _column_names(rows: Any) -> list[str]:
-    """The columns; of a stream that does not say them, those of its first row."""
+    """Return the columns; for a stream without names those of its first row."""
     return list(rows.column_names) if rows.column_names else list(next(iter(rows), {}))
 
 
@@ -105,15 +111,13 @@ def _column(columns: list[str], key: int | str, name: str) -> str:
         return columns[key]
     if key in columns:
         return str(key)
-    raise ValueError(
-        f'dataset.{name} is {key!r}, but the columns of the data set are {", ".join(columns)}; '
-        'name one of them'
-    )
+    raise ValueError(f'dataset.{name} must be one of the columns {", ".join(columns)}; got {key!r}')
 
 
 class HuggingFaceRows(Dataset):
-    """The rows of a datasets.Dataset, decoded when they are asked for; those with texts are
-    never all decoded at once.
+    """The rows of a datasets.Dataset, decoded on request.
+
+    Rows with texts are never decoded all at once.
     """
 
     def __init__(
@@ -130,7 +134,7 @@ class HuggingFaceRows(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             row = self.rows[index]
-        except Exception as error:  # (each of its formats has faults of its own)
+        except Exception as error:  # the formats raise different errors
             raise ValueError(
                 f'{self.name(index)} of {self.source} cannot be read: '
                 f'{type(error).__name__}: {error}'
@@ -138,15 +142,22 @@ class HuggingFaceRows(Dataset):
         return _item(self, row, index)
 
     def name(self, index: int) -> str:
+        """Return the name of a row in messages.
+
+        Args:
+            index: Its index.
+        """
         return f'row {index}'
 
     def fingerprint(self) -> str | None:
+        """Return a text that changes with the rows."""
         return f'{self.source} {self.rows._fingerprint} {self.columns} {self.grey_range}'
 
 
 class HuggingFaceStream(RowStream):
-    """The rows of a datasets.IterableDataset in its order, its files in an order drawn from
-    (seed, epoch).
+    """The rows of a datasets.IterableDataset in order.
+
+    The order of its files is drawn from (seed, epoch).
     """
 
     def __init__(
@@ -161,8 +172,11 @@ class HuggingFaceStream(RowStream):
         self._identity = f'{section.location} {section.split} {section.window}'
 
     def rows(self, seed: int, epoch: int) -> Iterator[Any]:
-        """Return the rows of an epoch; its files are mixed where there are several (epoch -1: as
-        they lie).
+        """Return the rows of an epoch, with several files in random order (epoch -1: unshuffled).
+
+        Args:
+            seed: The seed of the run.
+            epoch: The epoch.
         """
         stream = self.stream
         files = getattr(stream, 'num_shards', None) or getattr(stream, 'n_shards', None) or 1
@@ -171,13 +185,24 @@ class HuggingFaceStream(RowStream):
         return iter(stream)
 
     def decode(self, row: Any, index: int) -> dict[str, Any]:
-        """Return a row as an item."""
+        """Return a row as an item.
+
+        Args:
+            row: The row.
+            index: Its index.
+        """
         return _item(self, row, index)
 
     def name(self, index: int) -> str:
+        """Return the name of a row in messages.
+
+        Args:
+            index: Its index.
+        """
         return f'row {index}'
 
     def fingerprint(self) -> str | None:
+        """Return a text that identifies the stream."""
         return f'{self._identity} {self.columns} {self.grey_range}'
 
 
@@ -189,7 +214,7 @@ def _class_names(rows: Any, columns: Columns, section: HuggingFaceConfig) -> lis
 def _item(
     dataset: HuggingFaceRows | HuggingFaceStream, row: Mapping[str, Any], index: int
 ) -> dict[str, Any]:
-    """A row as an item of a data set."""
+    """Return a row as an item of a data set."""
     channels, *size = dataset.image_shape
     columns = dataset.columns
     item: dict[str, Any] = {
@@ -205,9 +230,7 @@ def _item(
 def _decoded(
     value: Any, size: tuple[int, int], channels: int, grey_range: tuple[float, float] | None
 ) -> Any:
-    """A picture from what a column of them holds: the bytes or path of a file, or a Pillow
-    picture.
-    """
+    """Return the image in a column: the bytes or path of a file, or a Pillow image."""
     if isinstance(value, Mapping):
         source = io.BytesIO(value['bytes']) if value.get('bytes') else value['path']
         return load_picture(source, size, channels, grey_range=grey_range)
@@ -219,7 +242,14 @@ def _decoded(
 def hf_datasets_augs_helper(
     examples: Mapping[str, Any], transform: Callable[[Any], Any], image_key: str, mode: str = 'RGB'
 ) -> dict[str, list[Any]]:
-    """The pictures of a batch of rows, converted to a mode and transformed, as {image_key:
-    [...]} (for `Dataset.set_transform`).
+    """Return the images of a batch of rows, converted to a mode and transformed.
+
+    For `Dataset.set_transform`.
+
+    Args:
+        examples: The batch.
+        transform: The transform.
+        image_key: The column of images.
+        mode: The mode of PIL.
     """
     return {image_key: [transform(image.convert(mode)) for image in examples[image_key]]}

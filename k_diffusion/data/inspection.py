@@ -1,6 +1,4 @@
-"""A look at a folder or archive of pictures before training: what is in it, what is broken, what
-is there twice.
-"""
+"""Inspection of a folder or archive of images: contents, unreadable files, duplicates."""
 
 from __future__ import annotations
 
@@ -23,14 +21,32 @@ from .pictures import UnreadablePicture, is_turned, picture_bytes, read_picture
 from .ranges import Ranges, range_of
 from .threads import map_in_threads
 
-#: Modes of pictures without colour.
+#: Modes of images without colour.
 GREY = frozenset(('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'F'))
 
 
 @dataclass
 class Inspection:
-    """What a set of pictures is: counts by format, mode and size, classes, broken ones, groups
-    of equal ones, sigma_data.
+    """The properties of a set of images.
+
+    Attributes:
+        source: Its name.
+        files: Number of files.
+        readable: Number of readable images.
+        channels: Number of channels of the items.
+        size: Height and width of the items.
+        formats: Counts by format.
+        modes: Counts by mode of PIL.
+        sizes: Counts by (width, height).
+        classes: Counts by first-level folder.
+        turned: Number of images that an EXIF tag rotates.
+        broken: (name, reason) of unreadable images.
+        passed: Counts of ignored files by kind.
+        duplicates: Groups of names of equal images.
+        ranges: Least and largest value of each image, 0 to 255.
+        mean: Mean of all pixels in [-1, 1].
+        sigma_data: Their standard deviation.
+        sample: Images evenly spaced in the set, uint8 [N, C, H, W].
     """
 
     source: str
@@ -42,22 +58,18 @@ class Inspection:
     modes: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
-    turned: int = 0  # those whose EXIF tag turns them
+    turned: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
-    passed: Counter[str] = field(
-        default_factory=Counter
-    )  # kinds of files that do not count, and how many
+    passed: Counter[str] = field(default_factory=Counter)
     duplicates: list[list[str]] = field(default_factory=list)
-    ranges: Ranges = field(
-        default_factory=Counter
-    )  # the least and the largest value of each, of 0 to 255
+    ranges: Ranges = field(default_factory=Counter)
     mean: float = 0.0
     sigma_data: float = 0.0
-    sample: Tensor | None = None  # uint8 [N, C, H, W], spread evenly over the set
+    sample: Tensor | None = None
 
     @property
     def range(self) -> tuple[int, int]:
-        """The least and the largest value of all, of 0 to 255; (255, 0) without pictures."""
+        """Return the least and the largest value, 0 to 255; (255, 0) without images."""
         return min((low for low, _ in self.ranges), default=255), max(
             (high for _, high in self.ranges), default=0
         )
@@ -71,11 +83,21 @@ def inspect_pictures(
     progress: Callable[[int, int], None] | None = None,
     grey_range: tuple[float, float] | None = None,
 ) -> Inspection:
-    """Decodes every picture once, by the rules of training.
+    """Decode every image once, by the rules of training, and return the properties of the set.
 
-    Duplicates are those of the same pixels at the size asked for; sigma_data is the standard
-    deviation of all pixels in [-1, 1] at that size, the value for the config; channels: None for 1
-    where all are grey, else 3.
+    Duplicates have the same pixels at the given size. sigma_data is the standard deviation of all
+    pixels in [-1, 1] at that size, the value for the config.
+
+    Args:
+        place: The folder or archive.
+        size: Height and width of the items.
+        channels: Number of channels; None for 1 if all images are grey, else 3.
+        sheet: Number of images in `sample`.
+        progress: Called with the number of images read and the total.
+        grey_range: Black and white of grey images.
+
+    Raises:
+        ValueError: If no image can be read.
     """
     files = open_pictures(Path(place), size, grey_range)
     found = Inspection(
@@ -107,9 +129,9 @@ def inspect_pictures(
             progress(index + 1, len(files))
     if not found.readable:
         raise ValueError(
-            f'none of the {found.files} pictures of {found.source} can be read (the last, '
+            f'none of the {found.files} images of {found.source} can be read (the last, '
             f'{found.broken[-1][0]}: '
-            f'{found.broken[-1][1]}); are they pictures?'
+            f'{found.broken[-1][1]}); check that they are images'
         )
     total, squares, count = moments.tolist()
     found.mean, found.sigma_data = (
@@ -125,7 +147,13 @@ def inspect_pictures(
 def open_pictures(
     place: Path, size: tuple[int, int], grey_range: tuple[float, float] | None = None
 ) -> PictureFiles | PictureArchive:
-    """The pictures of a folder or an archive, as training sees them."""
+    """Open the images of a folder or an archive as training does.
+
+    Args:
+        place: The folder or archive.
+        size: Height and width of the items.
+        grey_range: Black and white of grey images.
+    """
     return (PictureArchive if place.is_file() else PictureFiles)(
         place, size, 3, grey_range=grey_range
     )
@@ -147,7 +175,7 @@ def _count(
 def _in_threads(
     files: PictureFiles | PictureArchive, size: tuple[int, int]
 ) -> Iterator[tuple[dict[str, Any], Tensor] | str]:
-    """Each picture's facts and pixels in order, or the reason why it cannot be read."""
+    """Yield facts and pixels of each image in order, or the reason why it cannot be read."""
 
     def look(index: int) -> tuple[dict[str, Any], Tensor] | str:
         try:
@@ -169,8 +197,7 @@ def _looked_at(
         'mode': picture.mode,
         'size': (picture.width, picture.height),
     }
-    turned = is_turned(
-        picture
-    )  # (Pillow turns a TIFF as it decodes it, and a PNG may have its tag behind its pixels)
+    # Pillow rotates a TIFF while decoding, and the tag of a PNG may follow its pixels.
+    turned = is_turned(picture)
     image = picture_bytes(picture, size, 3, grey_range=grey_range)
     return {**facts, 'turned': turned or is_turned(picture)}, image

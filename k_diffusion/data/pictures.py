@@ -1,21 +1,20 @@
-"""Pictures into tensors, by one set of rules.
+"""Conversion of images to tensors by one set of rules.
 
 - Orientation: the EXIF tag is applied.
 - Depth: greys of more than 8 bits are scaled by the rules of `greys`.
-- Formats: those in FORMATS, which Pillow decodes itself, whatever the ending of the file. Never
-  those that would start another program (Ghostscript for .eps), nor films, documents and stubs.
-- Transparency: laid over white where 1 or 3 channels are asked for (most icons are drawn for a
-  white page), before resizing, so that no colour hidden under transparent pixels bleeds in; kept
-  where 4 are asked for, and then resized premultiplied.
-- Colour: palettes, CMYK, YCbCr and the rest become RGB; grey (ITU-R 601) where 1 channel is asked
-  for.
-- Size: resized with Pillow's antialiased bicubic filter until the picture just covers the frame,
-  then cropped about its centre.
-- Frames: of an animation or a file of many pages, the first.
-- Limits: a picture of more than PIXEL_LIMIT pixels, or one so thin that covering the frame takes
-  more, is refused by its header, before anything is decoded. So is one whose decoding takes more
-  than PICTURE_BYTES, and an icon larger than icons are. Pictures decoded at the same time take at
-  most DECODING_BYTES together (one may always be decoded).
+- Formats: those in FORMATS, which Pillow decodes itself, for any suffix of the file. Formats that
+would start another program (Ghostscript for .eps), films, documents and stubs are excluded.
+- Transparency: composited over white for 1 or 3 channels (most icons are drawn for a white page),
+before resizing, so that no colour hidden under transparent pixels bleeds in; kept for 4 channels,
+and then resized premultiplied.
+- Colour: palettes, CMYK, YCbCr and others become RGB, or grey (ITU-R 601) for 1 channel.
+- Size: resized with Pillow's antialiased bicubic filter until the image just covers the frame, then
+cropped around its centre.
+- Frames: the first one of an animation or a file of several pages.
+- Limits: an image of more than PIXEL_LIMIT pixels, or one so thin that covering the frame takes
+more, is refused by its header, before anything is decoded. So is one whose decoding takes more than
+PICTURE_BYTES, and an icon larger than icons are. Images decoded at the same time take at most
+DECODING_BYTES together (one may always be decoded).
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 T = TypeVar('T')
 
-#: The formats that are read, as Pillow calls them, and the endings that it gives to their files.
+#: The accepted formats by Pillow's names, with the suffixes of their files.
 FORMATS = {
     'AVIF': '.avif .avifs',
     'BLP': '.blp',
@@ -75,31 +74,30 @@ FORMATS = {
     'XBM': '.xbm',
     'XPM': '.xpm',
 }
-#: Those that most pictures have. Their first bytes identify them; trying the others first takes a
-#: third of the time of a small one.
+#: The most common formats. Their first bytes identify them; trying the others first takes a third
+#: of the time of a small image.
 _COMMON = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF')
-#: The endings of picture files, in lower case.
+#: The suffixes of image files, in lower case.
 EXTENSIONS = frozenset(' '.join(FORMATS.values()).split())
-#: The most pixels a picture may have, by what its header says: a file of a kilobyte can claim
-#: gigabytes.
+#: Largest number of pixels of an image by its header: a file of a kilobyte can claim gigabytes.
 PIXEL_LIMIT = 2**26
-#: The most bytes that decoding one picture may take, and all those that the threads of a process
-#: decode at the same time.
+#: Largest number of bytes to decode one image, and all images that the threads of a process decode
+#: at the same time.
 PICTURE_BYTES, DECODING_BYTES = 2**30, 2**28
-#: The most scans of a JPEG file (progressive ones have about 10): each takes a few bytes and the
-#: time of a whole picture.
+#: Largest number of scans of a JPEG file (progressive ones have about 10): each takes a few bytes
+#: and the time of a whole image.
 SCANS = 100
 _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
-#: The most bytes that an icon file may have, and the most pixels that a picture in it may have (the
+#: Largest size of an icon file in bytes, and largest number of pixels of an image in it (the
 #: largest in use has 1024 x 1024).
 ICON_BYTES, ICON_PIXELS = 2**24, 2**22
 _ICON_BEGINNINGS = (b'\0\0\1\0', b'icns')
-#: Where a PNG and a JPEG 2000 state their width and height.
+#: The position of width and height in a PNG and a JPEG 2000.
 _ICON_SIZES = re.compile(rb'(?:IHDR|\xff\x4f\xff\x51.{4})(.{4})(.{4})', re.DOTALL)
 
 
 class UnreadablePicture(ValueError):
-    """A picture that cannot be decoded, or is not let; the message says why."""
+    """An image cannot or must not be decoded; the message gives the reason."""
 
 
 def load_picture(
@@ -109,11 +107,17 @@ def load_picture(
     pixel_limit: int = PIXEL_LIMIT,
     grey_range: tuple[float, float] | None = None,
 ) -> Tensor:
-    """A picture file as uint8 [C, H, W] of the size (h, w); channels: 1 (grey), 3 (RGB) or 4
-    (RGBA).
+    """Load an image file as uint8 [C, H, W].
 
-    grey_range: the values of black and white in grey pictures of one channel, None for those that
-    the kind of file implies.
+    Args:
+        source: The file.
+        size: Height and width of the result.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        pixel_limit: Largest number of pixels.
+        grey_range: Black and white of grey images; None for those of the file format.
+
+    Raises:
+        UnreadablePicture: If it cannot be decoded.
     """
     check_frame(size, channels)
     return read_picture(
@@ -122,13 +126,15 @@ def load_picture(
 
 
 def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Image], T]) -> T:
-    """Return what a function makes of a picture file as Pillow opens it, its pixels not decoded
-    yet.
+    """Return the result of a function on an image file as opened by Pillow, not decoded yet.
+
+    Args:
+        source: The file.
+        use: The function.
 
     Raises:
-        UnreadablePicture: The file cannot be opened or decoded. The exception holds text alone: a
-            chained one would keep the frames of the decoder alive, and with them every byte that it
-            has decoded.
+        UnreadablePicture: If the file cannot be opened or decoded. The exception holds text only: a
+            chained one would keep the frames of the decoder, and with them every decoded byte.
     """
     pil = require('PIL.Image', 'train', 'reading pictures')
     try:
@@ -158,7 +164,15 @@ def picture_bytes(
     pixel_limit: int = PIXEL_LIMIT,
     grey_range: tuple[float, float] | None = None,
 ) -> Tensor:
-    """A Pillow picture, decoded or not yet, as uint8 [C, H, W] of the size (h, w)."""
+    """Convert a Pillow image, decoded or not, to uint8 [C, H, W].
+
+    Args:
+        picture: The image.
+        size: Height and width of the result.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        pixel_limit: Largest number of pixels.
+        grey_range: Black and white of grey images.
+    """
     _check_pixels(picture.width, picture.height, pixel_limit)
     _check_covering(picture.width, picture.height, size, pixel_limit)
     needed = _bytes_each_pixel(picture) * picture.width * picture.height
@@ -172,20 +186,21 @@ def picture_bytes(
             f'it has more than {SCANS} scans, each of which would be decoded over the whole picture'
         )
     with _DECODING.hold(needed):
-        tags = tags_of(picture)  # (a picture that is turned has none)
+        tags = tags_of(picture)  # a rotated image loses them
         grey = _as_8_bits(_upright(picture), *tags, grey_range)
         return pil_bytes(_framed(_in_mode(grey, _MODES[channels]), size, pixel_limit))
 
 
 def _bytes_each_pixel(picture: Image) -> int:
-    """About how much memory decoding takes at most, with the copies that `_in_mode` makes
-    (measured with Pillow 13).
+    """Return the approximate largest memory of decoding per pixel, measured with Pillow 13.
+
+    It includes the copies of `_in_mode`.
     """
     if picture.format == 'JPEG2000':
         return 24
     if (
         picture.format == 'WEBP' or _is_transparent(picture) or picture.mode == 'P'
-    ):  # (a palette is read with the pixels)
+    ):  # a palette is read with the pixels
         return 16
     plain = (
         picture.mode in ('1', 'L', 'RGB')
@@ -196,8 +211,9 @@ def _bytes_each_pixel(picture: Image) -> int:
 
 
 def _count_scans(picture: Image) -> int:
-    """The scans of a JPEG file that is not decoded yet: within coded data no 0xff stands before
-    another byte than 0.
+    """Return the number of scans of a JPEG file that is not decoded yet.
+
+    Within coded data 0xff is only followed by 0.
     """
     file = getattr(picture, 'fp', None)
     if file is None:
@@ -213,7 +229,7 @@ def _count_scans(picture: Image) -> int:
 
 @cache
 def readable_formats() -> list[str]:
-    """The formats of FORMATS that the Pillow at hand knows, in the order in which it tries them."""
+    """Return the formats of FORMATS that the installed Pillow supports, in trial order."""
     pil = require('PIL.Image', 'train', 'reading pictures')
     pil.init()
     return [
@@ -224,16 +240,18 @@ def readable_formats() -> list[str]:
 
 
 def check_frame(size: tuple[int, int], channels: int) -> None:
-    """Refuses a size or a number of channels that no picture can have."""
+    """Raise a ValueError for a size or a number of channels that images cannot have.
+
+    Args:
+        size: Height and width.
+        channels: Number of channels.
+    """
     if channels not in _MODES:
         raise ValueError(
-            f'{channels} channels are asked for; pictures have 1 (grey), 3 (RGB) or 4 (RGB and '
-            'alpha)'
+            f'channels must be 1 (grey), 3 (RGB) or 4 (RGB and alpha) for images; got {channels}'
         )
     if len(size) != 2 or min(size) < 1:
-        raise ValueError(
-            f'the size {list(size)} is asked for; it must be [height, width], each at least 1'
-        )
+        raise ValueError(f'size must be [height, width], each >= 1; got {list(size)}')
 
 
 def _check_pixels(width: int, height: int, limit: int) -> None:
@@ -242,8 +260,9 @@ def _check_pixels(width: int, height: int, limit: int) -> None:
 
 
 def _check_covering(width: int, height: int, size: tuple[int, int], limit: int) -> None:
-    """Refuse a picture too thin for the frame, whichever way its EXIF tag turns it (which is
-    known only after decoding).
+    """Refuse an image too thin for the frame, in either orientation.
+
+    The EXIF tag is known after decoding only.
     """
     if (
         min(math.prod(_covering(width, height, size)), math.prod(_covering(height, width, size)))
@@ -256,9 +275,7 @@ def _check_covering(width: int, height: int, size: tuple[int, int], limit: int) 
 
 
 def _upright(picture: Image) -> Image:
-    """The picture, decoded, turned by its EXIF tag where it has one (Pillow would copy any
-    other).
-    """
+    """Return the decoded image, rotated by its EXIF tag; Pillow would copy others."""
     picture.load()
     if is_turned(picture):
         return require('PIL.ImageOps', 'train', 'reading pictures').exif_transpose(picture)
@@ -266,12 +283,16 @@ def _upright(picture: Image) -> Image:
 
 
 def is_turned(picture: Image) -> bool:
-    """Return True if the EXIF tag of a picture turns or mirrors it."""
+    """Return True if the EXIF tag of an image rotates or mirrors it.
+
+    Args:
+        picture: A PIL image.
+    """
     return picture.getexif().get(0x0112, 1) in range(2, 9)
 
 
 class _Allowance:
-    """Bytes that threads share: who wants more than is left waits, unless nobody holds any."""
+    """Bytes shared by threads: a request for more than is left waits, unless none are held."""
 
     def __init__(self, total: int) -> None:
         self.total, self.held, self.changed = total, 0, threading.Condition()
@@ -293,9 +314,7 @@ _DECODING = _Allowance(DECODING_BYTES)
 
 
 def _is_transparent(picture: Image) -> bool:
-    """Return True if a picture has transparency: in a channel, in one value, or in the colours
-    of its palette.
-    """
+    """Return True if an image has transparency: in a channel, in one value, or in its palette."""
     return (
         'transparency' in picture.info
         or picture.mode[-1] in 'Aa'
@@ -318,7 +337,7 @@ def _in_mode(picture: Image, mode: str) -> Image:
 def _as_8_bits(
     picture: Image, inverted: bool, bits: int, grey_range: tuple[float, float] | None
 ) -> Image:
-    """The picture, its greys scaled where they have more bits than 8 or where it is said how."""
+    """Return the image with greys of more than 8 bits, or with a given range, scaled."""
     if not is_wide(picture) and not (picture.mode == 'L' and grey_range):
         return picture
     try:
@@ -329,13 +348,13 @@ def _as_8_bits(
 
 
 def _covering(width: int, height: int, size: tuple[int, int]) -> tuple[int, int]:
-    """The (width, height) at which a picture just covers the frame (h, w)."""
+    """Return the (width, height) at which an image just covers the frame (h, w)."""
     h, w = size
     return (width * h // height, h) if height * w < width * h else (w, height * w // width)
 
 
 def _framed(picture: Image, size: tuple[int, int], pixel_limit: int) -> Image:
-    """Resized so that it just covers the frame (h, w), then cropped to it about the centre."""
+    """Resize an image so that it just covers the frame (h, w), and crop it around its centre."""
     h, w = size
     width, height = _covering(picture.width, picture.height, size)
     if (width, height) != picture.size:
@@ -349,10 +368,13 @@ def _framed(picture: Image, size: tuple[int, int], pixel_limit: int) -> Image:
 
 
 def check_icon(file: IO[bytes]) -> None:
-    """Refuse an icon whose pictures state more than ICON_PIXELS; other files pass.
+    """Refuse an icon whose images state more than ICON_PIXELS; other files pass.
+
+    Args:
+        file: The file.
 
     Raises:
-        ValueError: The file or a picture in it is too large for an icon.
+        ValueError: If the file or an image in it is too large for an icon.
     """
     start = file.tell()
     data = _read_icon(file)
@@ -367,12 +389,12 @@ def check_icon(file: IO[bytes]) -> None:
     ):
         if width * height > ICON_PIXELS:
             raise ValueError(
-                f'it is an icon that holds a picture of {width} x {height}, more than '
+                f'it is an icon that holds an image of {width} x {height}, more than '
                 f'{ICON_PIXELS:,} pixels'
             )
 
 
 def _read_icon(file: IO[bytes]) -> bytes:
-    """The bytes of a file that begins as an icon does, otherwise its first four."""
+    """Return the bytes of a file that starts like an icon, otherwise its first four."""
     data = file.read(4)
     return data + file.read(ICON_BYTES) if data in _ICON_BEGINNINGS else data

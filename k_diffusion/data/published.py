@@ -1,6 +1,4 @@
-"""Facts about published data sets (where they are, their checksums, their classes), and fetching
-them.
-"""
+"""Facts about published data sets (addresses, checksums, classes), and downloading them."""
 
 from __future__ import annotations
 
@@ -11,8 +9,12 @@ from ..core.files import download_file
 
 
 class PublishedFile(NamedTuple):
-    """A file as it is served, its SHA-256 or MD5, and, for a .gz, the SHA-256 of what is in it
-    where that is published.
+    """A published file.
+
+    Attributes:
+        name: Its name.
+        digest: Its SHA-256 or MD5.
+        content: The SHA-256 of the contents of a .gz, if it is published.
     """
 
     name: str
@@ -21,8 +23,14 @@ class PublishedFile(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A data set: its name, where it is served (tried in this order), the files that training
-    takes, its classes in order, and the files of its test pictures.
+    """A published data set.
+
+    Attributes:
+        title: Its name.
+        addresses: Where it is served, in order of preference.
+        files: The files of the training images.
+        class_names: The classes.
+        test_files: The files of the test images.
     """
 
     title: str
@@ -102,8 +110,15 @@ CIFAR10 = Published(
 
 
 def fetch(published: Published, folder: Path, searched: str) -> None:
-    """Downloads the files of a data set into a folder, or says in one sentence what to fetch by
-    hand, from where, to where.
+    """Download the files of a data set into a folder.
+
+    Args:
+        published: The data set.
+        folder: The folder.
+        searched: The places searched before, for the message.
+
+    Raises:
+        FileNotFoundError: If the download fails; the message names files, address and folder.
     """
     for address in published.addresses:
         try:
@@ -118,8 +133,12 @@ def fetch(published: Published, folder: Path, searched: str) -> None:
 
 
 def missing(published: Published, folder: Path, searched: str) -> str:
-    """The sentence that says which files are not there, where they were looked for, and where
-    they can be had.
+    """Return the message for missing files, with the address and the folder.
+
+    Args:
+        published: The data set.
+        folder: The folder.
+        searched: The places searched.
     """
     names = ' and '.join(file.name for file in published.files)
     them = 'it' if len(published.files) == 1 else 'them'

@@ -1,6 +1,4 @@
-"""How much of black to white a data set uses: one that uses a sliver was probably scaled by the
-wrong rule.
-"""
+"""Checks of the range of grey values: a data set with a narrow range was probably misread."""
 
 from __future__ import annotations
 
@@ -13,26 +11,33 @@ from .datasets import Dataset, Images
 from .pictures import UnreadablePicture
 from .selection import PictureSet
 
-#: Pictures of a data set that are looked at.
+#: Number of images that are examined.
 _LOOKED_AT = 64
-#: A set whose values span less of 0 to 255 is warned about.
+#: Values that span less of 0 to 255 than this are narrow.
 SLIVER = 64
-#: So is one of which such a share of the pictures are within a sliver at black or white, as files
-#: of another depth are.
+#: Share of images with a narrow range at black or white from which a set is reported. Files of
+#: another depth look like that.
 SHARE = 0.25
 
-#: The least and the largest value of pictures, 0 to 255, and how many pictures have them.
+#: Number of images by their least and largest value, 0 to 255.
 Ranges = Counter[tuple[int, int]]
 
 
 def range_of(image: Tensor) -> tuple[int, int]:
-    """The least and the largest value of a picture uint8 [C, H, W]."""
+    """Return the least and the largest value of an image.
+
+    Args:
+        image: uint8 [C, H, W].
+    """
     return int(image.min()), int(image.max())
 
 
 def range_note(source: str, ranges: Ranges) -> str | None:
-    """A sentence where pictures, or many of them, use a sliver of the range, None where they use
-    more of it.
+    """Return a message if many images have a narrow range, else None.
+
+    Args:
+        source: The name of the data set.
+        ranges: The ranges of its images.
     """
     narrow = (
         ranges
@@ -64,7 +69,11 @@ def range_note(source: str, ranges: Ranges) -> str | None:
 
 
 def range_notes(dataset: Dataset) -> list[str]:
-    """Return the note on the range of some pictures of a data set, evenly spaced in it."""
+    """Return the message about the range of some images of a data set, evenly spaced in it.
+
+    Args:
+        dataset: The data set.
+    """
     if not isinstance(dataset, (Images, PictureSet)):
         return []
     n = min(len(dataset), _LOOKED_AT)

@@ -1,4 +1,4 @@
-"""Reading the pictures of a batch: from memory, one after another, or by worker processes."""
+"""Reading the images of a batch: from memory, one after another, or by worker processes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,23 @@ from ..core.images import raw_bytes
 from .datasets import Dataset, Images
 from .pictures import UnreadablePicture
 
-#: How many batches each worker has waiting.
+#: Number of batches waiting at each worker.
 _AHEAD = 2
-#: Seconds of one wait for a worker; the time while the program is stopped (Ctrl-Z) counts as one.
+#: Seconds of one wait for a worker; time while the program is stopped (Ctrl-Z) counts as one wait.
 _TURN = 1.0
-#: How many pictures in a row may be unreadable before that is an error.
+#: Largest number of unreadable images in a row.
 _ATTEMPTS = 100
 
 
 class Batch(NamedTuple):
-    """Pictures [B, C, H, W], uint8 or float32, their classes [B], their numbers [B], what could
-    not be read (name, reason), texts.
+    """A batch that was read.
+
+    Attributes:
+        images: [B, C, H, W], uint8 or float32.
+        labels: Their classes, [B].
+        numbers: Their indices, [B].
+        skipped: (name, reason) of items that could not be read.
+        texts: Their texts.
     """
 
     images: Tensor
@@ -49,17 +55,17 @@ def read(
 ) -> Generator[Batch, None, None]:
     """Yield the batches of a stream of indices [B], in order.
 
-    Workers serve a data set that is still to be decoded; another needs none.
+    Workers are used for a data set that is not decoded yet; others do not need them.
 
     Args:
-        dataset: The pictures.
-        indices: Which of them, batch by batch.
-        workers: How many processes read; 0: this one.
-        start_method: How they start.
-        timeout: Seconds without a batch after which they count as hanging; None: never.
+        dataset: The data set.
+        indices: The indices of each batch.
+        workers: Number of processes; 0 for this process.
+        start_method: Their start method.
+        timeout: Seconds without a batch after which they count as hanging; None for no limit.
 
     Raises:
-        ChildProcessError: A worker died or hangs.
+        ChildProcessError: If a worker died or hangs.
     """
     if isinstance(dataset, Images):
         return (_from_memory(dataset, index) for index in indices)
@@ -75,7 +81,12 @@ def _from_memory(dataset: Images, index: Tensor) -> Batch:
 
 
 def read_items(dataset: Dataset, indices: Sequence[int]) -> Batch:
-    """Return items as a batch; in place of one that cannot be read stands the next that can."""
+    """Return items as a batch; an unreadable one is replaced by the next readable one.
+
+    Args:
+        dataset: The data set.
+        indices: The indices of the items.
+    """
     skipped: list[tuple[str, str]] = []
     read, items = zip(*(_first_readable(dataset, index, skipped) for index in indices))
     return stack_items(items, read, skipped)
@@ -101,16 +112,19 @@ def stack_items(
 
 
 def readable_index(dataset: Dataset, index: int) -> int:
-    """Return the number of an item, or of the next that can be read in place of one that cannot."""
+    """Return the index of an item, or of the next readable one.
+
+    Args:
+        dataset: The data set.
+        index: The index of the item.
+    """
     return _first_readable(dataset, index, [])[0]
 
 
 def _first_readable(
     dataset: Dataset, index: int, skipped: list[tuple[str, str]]
 ) -> tuple[int, dict[str, Any]]:
-    """The item with its number, or in place of one that cannot be read the next that can: the
-    same whoever reads it.
-    """
+    """Return an item with its index, or the next readable one, the same for every process."""
     for _ in range(min(_ATTEMPTS, len(dataset))):
         try:
             return index, dataset[index]
@@ -119,8 +133,8 @@ def _first_readable(
         index = dataset.next_index(index)
     name, reason = skipped[-1]
     raise ValueError(
-        f'{dataset.source} has many pictures in a row that cannot be read (the last, {name}: '
-        f'{reason}); are they pictures?'
+        f'{dataset.source} has many images in a row that cannot be read (the last, {name}: '
+        f'{reason}); check that they are images'
     )
 
 
@@ -157,7 +171,7 @@ def _by_workers(
     except BrokenProcessPool:
         raise ChildProcessError(
             f'a process that reads {dataset.source} died ({_how_it_died(processes)}); '
-            'pass fewer num_workers=..., or 0, and start again: training resumes where it was'
+            'pass fewer num_workers=..., or 0, and start again: training resumes'
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -175,7 +189,7 @@ def _is_done_within(future: Future[Any], timeout: float | None) -> bool:
 
 
 def _kill(processes: Any) -> None:
-    """End workers that do not answer, or Python would wait for them when it ends."""
+    """End workers that do not answer; Python would wait for them at exit."""
     for process in list((processes or {}).values()):
         process.kill()
 
@@ -183,20 +197,17 @@ def _kill(processes: Any) -> None:
 def _hang_message(dataset: Dataset, indices: list[int], timeout: float | None) -> str:
     names = ', '.join(dataset.name(index) for index in indices[:3])
     return (
-        f'the processes that read {dataset.source} gave no batch for {timeout:g} s (it begins '
-        f'with {names}); mend what hangs or pass a greater worker_timeout=..., and start again: '
-        'training '
-        'resumes where it was'
+        f'the processes that read {dataset.source} returned no batch for {timeout:g} s (it '
+        f'starts with {names}). Fix the cause or pass a larger worker_timeout=..., and start '
+        'again: training resumes'
     )
 
 
 def _how_it_died(processes: Any) -> str:
-    """The first of the processes that did not end by itself: its number, and the signal or
-    status it ended with.
-    """
+    """Return the first process that was killed, with the signal or exit status."""
     for process in list((processes or {}).values()):
         code = process.exitcode
-        if code not in (None, 0, -signal.SIGTERM):  # (by SIGTERM the pool ends the others)
+        if code not in (None, 0, -signal.SIGTERM):  # the pool ends the others by SIGTERM
             how = f'signal {signal.Signals(-code).name}' if code < 0 else f'exit status {code}'
             return f'process {process.pid}, by {how}' + (': out of memory?' if code == -9 else '')
     return 'killed, or out of memory'
@@ -206,9 +217,7 @@ _dataset: Dataset | None = None
 
 
 def _start_worker(dataset: Dataset) -> None:
-    """In a worker: one thread (its fellows have the other cores), interrupts left to the parent,
-    and an end with the parent.
-    """
+    """Set up a worker: one thread, interrupts left to the parent, and an end with the parent."""
     global _dataset
     _dataset = dataset
     dataset.reopen()
@@ -225,11 +234,12 @@ def _end_after(parent: Any) -> None:
 
 
 def _work(indices: list[int]) -> tuple[Any, ...]:
-    """In a worker: a batch as plain bytes (shared memory is scarce in containers, and must be
-    cleaned up after).
+    """Read a batch in a worker, and return it as plain bytes.
+
+    Shared memory is scarce in containers and must be cleaned up.
     """
     if _dataset is None:
-        raise RuntimeError('a worker was not started; this is an error of the program')
+        raise RuntimeError('a worker was not started; this is a bug')
     images, labels, read, skipped, texts = read_items(_dataset, indices)
     data = raw_bytes(images.contiguous().view(torch.uint8))
     return (

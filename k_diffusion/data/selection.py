@@ -1,14 +1,13 @@
-"""Which files of a folder or an archive are the pictures of a data set: one set of rules for
-training and for a look at the data.
+"""The rules that select the images of a folder or an archive, in training and inspection.
 
 - Hidden and system files and folders (names that begin with a dot, and those in SYSTEM_NAMES) are
-  passed over.
-- Of the others those count whose ending is in EXTENSIONS; the rest is passed over.
-- What would count and cannot be taken (a link to nothing, a folder that cannot be read, a name that
-  leads out of an archive) is skipped.
-- Pictures are in the order of their names as text, folder by folder: 1.png, 10.png, 2.png.
+ignored.
+- Files with a suffix in EXTENSIONS count; others are ignored.
+- Files that count but cannot be used (a broken link, an unreadable folder, a name that leads out of
+an archive) are skipped.
+- Images are in the order of their names as text, folder by folder: 1.png, 10.png, 2.png.
 
-What is passed over is counted by kind, what is skipped is listed with the reason.
+Ignored files are counted by kind; skipped files are listed with the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from .datasets import Dataset
 from .pictures import EXTENSIONS, load_picture
 
 F = TypeVar('F')
-#: Names of files and folders that systems and programs leave beside pictures, in lower case.
+#: Names of files and folders that systems and programs leave beside images, in lower case.
 SYSTEM_NAMES = frozenset(
     (
         '__macosx',
@@ -53,30 +52,35 @@ SYSTEM_NAMES = frozenset(
         'icon\r',
     )
 )
-#: How many kinds of files that were passed over are named.
+#: Number of kinds of ignored files in messages.
 _NAMED = 8
 
 
 @dataclass
 class Selection(Generic[F]):
-    """The pictures of a place by their names below it, what was skipped (name, reason), and how
-    many were passed over of each kind.
+    """The images of a place by their names below it, with skipped and ignored files.
+
+    Attributes:
+        pictures: The images by name.
+        skipped: (name, reason).
+        passed: Counts of ignored files by kind.
+        endings: The suffixes that count.
     """
 
     pictures: dict[str, F] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     passed: Counter[str] = field(default_factory=Counter)
-    endings: Set[str] = EXTENSIONS  # of the files that count
+    endings: Set[str] = EXTENSIONS
     _hidden: set[tuple[str, ...]] = field(default_factory=set)
 
     def add(self, parts: Sequence[str], file: F, shown: str, odd: str | None = None) -> None:
-        """Put a file where it belongs.
+        """Sort in a file.
 
         Args:
             parts: The folders below the place, and its name.
-            file: What is kept of it if it is a picture.
+            file: The value to keep for an image.
             shown: Its name in messages.
-            odd: The reason why it cannot be taken, if there is one.
+            odd: The reason why it cannot be used, if there is one.
         """
         if odd is not None:
             self.skipped.append((escape_name(shown), odd))
@@ -91,8 +95,10 @@ class Selection(Generic[F]):
             self.pictures[name] = file
 
     def pass_hidden(self, parts: Sequence[str]) -> bool:
-        """Return True if a file or folder is hidden or lies in a hidden folder; count each such
-        entry once.
+        """Return True for a hidden entry or one in a hidden folder; count each once.
+
+        Args:
+            parts: The folders below the place, and its name.
         """
         for i, part in enumerate(parts):
             if part.startswith('.') or part.lower() in SYSTEM_NAMES:
@@ -104,13 +110,15 @@ class Selection(Generic[F]):
         return False
 
     def in_order(self) -> dict[str, F]:
-        """The pictures sorted by their names, folder by folder."""
+        """Return the images sorted by name, folder by folder."""
         return dict(sorted(self.pictures.items(), key=lambda item: item[0].split('/')))
 
 
 def drop_wrapper(pictures: dict[str, F]) -> dict[str, F]:
-    """Return the pictures without the folder that holds all of them, as long as there are
-    folders in it.
+    """Remove the folder that holds all images from their names, while it has subfolders.
+
+    Args:
+        pictures: The images by name.
     """
     while len({name.partition('/')[0] for name in pictures}) == 1 and any(
         name.count('/') > 1 for name in pictures
@@ -120,8 +128,17 @@ def drop_wrapper(pictures: dict[str, F]) -> dict[str, F]:
 
 
 class PictureSet(Dataset, Generic[F]):
-    """The pictures of a folder or an archive, decoded when they are asked for; with `by_folder`
-    their first folders are the classes.
+    """The images of a folder or an archive, decoded on request.
+
+    Args:
+        place: The folder or archive.
+        source: Its name in messages.
+        selection: Its files.
+        pictures: Its images by name.
+        size: Height and width of the items.
+        channels: Number of channels of the items.
+        by_folder: Use first-level folders as classes.
+        grey_range: Black and white of grey images; None for those of the file format.
     """
 
     def __init__(
@@ -176,11 +193,19 @@ class PictureSet(Dataset, Generic[F]):
 
     @abstractmethod
     def open(self, index: int) -> AbstractContextManager[Path | IO[bytes]]:
-        """Open a picture for reading."""
+        """Open an image for reading.
+
+        Args:
+            index: Its index.
+        """
 
     @abstractmethod
     def shown(self, name: str) -> str:
-        """The name of a picture in messages."""
+        """Return the name of an image in messages.
+
+        Args:
+            name: Its name below the place.
+        """
 
     def __len__(self) -> int:
         return len(self.names)
@@ -196,17 +221,27 @@ class PictureSet(Dataset, Generic[F]):
         return item | {'class_cond': self.labels[index]} if self.labels else item
 
     def name(self, index: int) -> str:
+        """Return the name of an image in messages.
+
+        Args:
+            index: Its index.
+        """
         return self.shown(self.names[index])
 
     def item_names(self) -> list[str]:
+        """Return the names of the images below their place."""
         return self.names
 
     def rules(self) -> str:
-        """Return the settings that decide which files are pictures and how they are read."""
+        """Return the settings that decide which files are images and how they are read."""
         return f'{os.path.abspath(self.place)}\0{self.num_classes}\0{self.grey_range}'
 
 
 def count_kinds(passed: Counter[str]) -> str:
-    """Return a text with the kinds that were passed over and their counts."""
+    """Return a text with the kinds of ignored files and their counts.
+
+    Args:
+        passed: The counts.
+    """
     more = f' and {len(passed) - _NAMED} more kinds' if len(passed) > _NAMED else ''
     return ', '.join(f'{kind} {n:,}' for kind, n in passed.most_common(_NAMED)) + more

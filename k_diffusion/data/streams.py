@@ -1,4 +1,4 @@
-"""Data sets that can only be read in their order: rows from a beginning on, mixed in windows."""
+"""Data sets that can be read in order only: rows shuffled in windows."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from .datasets import Dataset
 from .pictures import UnreadablePicture
 from .reading import Batch, stack_items
 
-#: The length of a stream, which is not known.
+#: The length of a stream, which is unknown.
 ENDLESS = 2**62
 
 
 class RowStream(Dataset):
-    """Rows that are read in order, each window of `window` rows permuted by a generator of (seed,
-    epoch, window).
+    """Rows that are read in order, with each window of rows permuted by (seed, epoch, window).
 
-    A window of rows is held as it was read, not decoded. To begin at a position, the rows of its
-    epoch before it are passed over.
+    A window is held as it was read, not decoded. To start at a position, the rows of its epoch
+    before it are skipped.
 
     Args:
-        image_shape: The shape of the pictures.
+        image_shape: The shape of the images.
         class_names: The classes.
-        window: How many rows in a row are mixed; 1: none.
+        window: Number of rows that are shuffled together; 1 disables it.
     """
 
     streams = True
@@ -46,14 +45,24 @@ class RowStream(Dataset):
 
     @abstractmethod
     def rows(self, seed: int, epoch: int) -> Iterator[Any]:
-        """Return the rows of an epoch, from the first on."""
+        """Return the rows of an epoch from the first on.
+
+        Args:
+            seed: The seed of the run.
+            epoch: The epoch.
+        """
 
     @abstractmethod
     def decode(self, row: Any, index: int) -> dict[str, Any]:
-        """Return a row as an item."""
+        """Return a row as an item.
+
+        Args:
+            row: The row.
+            index: Its index.
+        """
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return a row by its number as the set lies; ascending numbers are read in one pass."""
+        """Return a row by its index in the set; ascending indices are read in one pass."""
         if self._reading is None or index < self._reading[0]:
             self._reading = (-1, None, self.rows(0, -1))
         at, row, rest = self._reading
@@ -65,12 +74,24 @@ class RowStream(Dataset):
         return self.decode(row, index)
 
     def order(self, seed: int, epoch: int, first: int, count: int) -> Tensor:
-        """Return the numbers first, first + 1, ...: a stream is read in its order."""
+        """Return first, first + 1, ...: a stream is read in order.
+
+        Args:
+            seed: The seed of the run.
+            epoch: The epoch.
+            first: The first position.
+            count: Number of positions.
+        """
         return torch.arange(first, first + count)
 
     def batches(self, seed: int, first: int, size: int, stride: int) -> Iterator[Batch]:
-        """Yield the batches of `size` items that begin at the positions first, first + stride,
-        ... of the run.
+        """Yield the batches of `size` items at the positions first, first + stride, ... of the run.
+
+        Args:
+            seed: The seed of the run.
+            first: The first position.
+            size: Number of items of a batch.
+            stride: Distance of the positions.
         """
         windows = self._windows(seed, first)
         start, window = next(windows)
@@ -87,9 +108,7 @@ class RowStream(Dataset):
             yield stack_items(items, numbers, skipped)
 
     def _windows(self, seed: int, first: int) -> Iterator[tuple[int, list[Any]]]:
-        """The windows of rows, each with the position where it begins, from one that is not
-        behind a position on.
-        """
+        """Yield windows of rows with their positions, from the one at a position on."""
         epoch, base, begin, rows = self._enter(seed, first)
         while True:
             for number in itertools.count(begin // self.window):
@@ -107,11 +126,9 @@ class RowStream(Dataset):
             rows = self.rows(seed, epoch)
 
     def _enter(self, seed: int, first: int) -> tuple[int, int, int, Iterator[Any]]:
-        """The epoch of a position, where it begins, how many of its rows are passed over, and the
-        others.
+        """Return the epoch of a position, its start, the number of rows to skip, and the rows.
 
-        A stream whose length is not known is taken for longer than the position until it has ended
-        before it.
+        A stream of unknown length counts as longer than the position until it has ended before it.
         """
         epoch, offset = 0, first
         for _ in range(2):
@@ -127,9 +144,7 @@ class RowStream(Dataset):
     def _readable(
         self, window: list[Any], at: int, start: int, skipped: list[tuple[str, str]]
     ) -> tuple[int, dict[str, Any]]:
-        """An item of a window and its place there, or in place of one that cannot be read the
-        next of the window that can.
-        """
+        """Return an item of a window and its position there, or the next readable one."""
         for step in range(len(window)):
             place = (at + step) % len(window)
             try:
@@ -139,6 +154,5 @@ class RowStream(Dataset):
         name, reason = skipped[-1]
         raise ValueError(
             f'{self.source} has {len(window)} rows in a row that cannot be read (the last, '
-            f'{name}: {reason}); '
-            'are they pictures?'
+            f'{name}: {reason}); check that they are images'
         )

@@ -1,6 +1,4 @@
-"""Data that need no files: pictures for tests and benchmarks, and sequences and volumes to try
-networks on.
-"""
+"""Data without files: images for tests and benchmarks, and sequences and volumes for trials."""
 
 from __future__ import annotations
 
@@ -19,8 +17,13 @@ from .python import TensorData
 
 
 def icons(n: int, size: int = 64, channels: int = 3, seed: int = 0) -> Tensor:
-    """Discs and boxes of random places, sizes and colours over each other on white: uint8 [n, C,
-    size, size].
+    """Draw random discs and boxes on white, uint8 [n, C, size, size].
+
+    Args:
+        n: Number of images.
+        size: Their side.
+        channels: Number of channels.
+        seed: The seed.
     """
     source = generator(seed, 'icons')
     images = torch.full((n, channels, size, size), 255, dtype=torch.uint8)
@@ -39,8 +42,15 @@ def icons(n: int, size: int = 64, channels: int = 3, seed: int = 0) -> Tensor:
 
 
 def waves(n: int, length: int = 64, channels: int = 2, seed: int = 0) -> Tensor:
-    """Sines of one frequency (2 to 6 periods) and phase for each item, a quarter of a period
-    between channels: float32 [n, C, length].
+    """Return sines of random frequency (2 to 6 periods) and phase, float32 [n, C, length].
+
+    Neighbouring channels are a quarter of a period apart.
+
+    Args:
+        n: Number of items.
+        length: Their length.
+        channels: Number of channels.
+        seed: The seed.
     """
     source = generator(seed, 'waves')
     periods, phase = (
@@ -52,10 +62,16 @@ def waves(n: int, length: int = 64, channels: int = 2, seed: int = 0) -> Tensor:
 
 
 def blobs(n: int, size: Sequence[int] = (12, 12, 12), channels: int = 1, seed: int = 0) -> Tensor:
-    """A Gaussian bump from -1 (far away) to 1 (its centre) for each item and channel: float32 [n,
-    C, *size].
+    """Return a Gaussian bump from -1 (far away) to 1 (its centre) per item and channel.
 
-    Its centre is from 0.3 to 0.7 of each side, its deviation from 0.15 to 0.25 of it.
+    The centre is at 0.3 to 0.7 of each side, the deviation 0.15 to 0.25 of it; float32 [n, C,
+    *size].
+
+    Args:
+        n: Number of items.
+        size: Their sides.
+        channels: Number of channels.
+        seed: The seed.
     """
     source = generator(seed, 'blobs')
     deviation = 0.15 + 0.1 * torch.rand(n, channels, generator=source)
@@ -71,7 +87,13 @@ def blobs(n: int, size: Sequence[int] = (12, 12, 12), channels: int = 1, seed: i
 @DATASETS.register('synthetic')
 @dataclass(kw_only=True)
 class SyntheticConfig(DatasetConfig):
-    """Sequences (waves) or bumps in any number of dimensions (blobs), of the model's size."""
+    """Sequences (waves) or bumps in any number of dimensions (blobs), of the model's size.
+
+    Attributes:
+        kind: 'waves' or 'blobs'.
+        n: Number of items.
+        seed: The seed.
+    """
 
     pictures: ClassVar[bool] = False
 
@@ -83,10 +105,14 @@ class SyntheticConfig(DatasetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n < 1:
-            raise ValueError(f'n must be at least 1; got {self.n}')
+            raise ValueError(f'n must be >= 1; got {self.n}')
 
     def open(self, request: Request) -> Dataset:
-        """The items."""
+        """Return the items.
+
+        Args:
+            request: The sides and channels of the items.
+        """
         if self.kind == 'waves' and len(request.sides) != 1:
             raise ValueError(
                 f'dataset.kind must be blobs for a model of dims {len(request.sides)}; got waves'

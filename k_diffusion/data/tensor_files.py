@@ -1,8 +1,7 @@
-"""Data sets of tensors: .npy, .safetensors and .pt files of sequences, fields and volumes, read as
-they are needed.
+"""Data sets of .npy, .safetensors and .pt files of sequences, fields and volumes.
 
 A file holds one item [C, ...] or a stack of items [N, C, ...]; the number of spatial axes is the
-model's. .npy and .safetensors files are mapped into memory; a .pt file is read whole, and kept.
+model's. .npy and .safetensors files are mapped into memory; a .pt file is read whole and kept.
 Nothing in a file is executed.
 """
 
@@ -26,47 +25,54 @@ from .arrays import ENDINGS, ArrayFile, open_array
 from .opening import DATASETS, LocatedConfig, Request
 from .python import Item, PythonData
 
-#: Of larger data sets so many items, evenly spaced, are measured.
+#: Number of items, evenly spaced, from which larger data sets are measured.
 MEASURED = 4096
-#: Whole numbers of these types fill their range, as audio and pictures do; what others mean must be
-#: said.
+#: Integers of these types fill their range, as audio and images do; for others the range must be
+#: given.
 _RANGED = (torch.uint8, torch.int8, torch.int16, torch.uint16)
 
 
 @DATASETS.register('tensors')
 @dataclass(kw_only=True)
 class TensorsConfig(LocatedConfig):
-    """Files of tensors, with their scaling: the model's values are (value - mean) / std."""
+    """Files of tensors, with their scaling: the model's values are (value - mean) / std.
+
+    Attributes:
+        key: The name of the tensor, in files with several.
+        labels: "folders", a file beside the data, or a tensor in its files.
+        range: The values that become -1 and 1.
+        standardize: Measure mean and std of each channel.
+        mean: One number, or one for each channel; training fills it in.
+        std: One number, or one for each channel; training fills it in.
+        crop: Crop items larger than the model's input.
+        flip: Spatial axes, from 0, along which half of the items are flipped.
+    """
 
     pictures: ClassVar[bool] = False
 
     type: Literal['tensors'] = 'tensors'
-    key: str | None = None  # the tensor, in files that hold several
-    labels: str | None = None  # "folders", a file beside the data, or a tensor in their files
-    range: tuple[float, float] | None = None  # the values that become -1 and 1
-    standardize: bool = False  # measure mean and std of each channel
-    mean: list[float] | None = (
-        None  # these two: one number, or one for each channel; training fills them in
-    )
+    key: str | None = None
+    labels: str | None = None
+    range: tuple[float, float] | None = None
+    standardize: bool = False
+    mean: list[float] | None = None
     std: list[float] | None = None
-    crop: Literal['random', 'centre'] | None = None  # of items larger than the model's input
-    flip: list[int] = field(
-        default_factory=list
-    )  # spatial axes, from 0, along which half of the items are turned round
+    crop: Literal['random', 'centre'] | None = None
+    flip: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.range is not None and not self.range[0] < self.range[1]:
             raise ValueError(
-                f'range must be [low, high], the first below the second; got {list(self.range)}'
+                f'range must be [low, high] in ascending order; got {list(self.range)}'
             )
         if (self.mean is None) != (self.std is None):
             raise ValueError('mean and std must be given together; got one of them')
         if self.range is not None and self.standardize:
-            raise ValueError('range and standardize must not both be given; take one of them out')
+            raise ValueError('range and standardize must not both be given; remove one of them')
         if self.std is not None and (min(self.std) <= 0 or len(self.std) != len(self.mean or [])):
             raise ValueError(
-                f'mean and std must have as many numbers, those of std above 0; got {self.mean} '
+                f'mean and std must have as many numbers, with std > 0; got {self.mean} '
                 f'and {self.std}'
             )
         if (
@@ -76,20 +82,24 @@ class TensorsConfig(LocatedConfig):
         ):
             raise ValueError(
                 f'mean and std must be {_scaling_of(self.range)} for the range '
-                f'{list(self.range)}; take them out'
+                f'{list(self.range)}; remove them'
             )
 
     def open(self, request: Request) -> TensorFiles:
-        """The data set, its scaling measured where that is asked for."""
+        """Open the data set, and measure its scaling if requested.
+
+        Args:
+            request: The sides and channels of the items.
+        """
         return TensorFiles(self, request)
 
 
 class TensorFiles(PythonData):
-    """The items of files of tensors, float32 [C, ...] as the model takes them.
+    """The items of files of tensors, scaled float32 [C, ...].
 
     Attributes:
-        mean, std: Lists of one number, or of one for each channel; None where values are taken as
-            they are.
+        mean: A list of one number, or one for each channel; None for unscaled values.
+        std: Like mean.
         labels: The classes [N], or None.
     """
 
@@ -130,16 +140,25 @@ class TensorFiles(PythonData):
         }
 
     def name(self, index: int) -> str:
-        """The file of an item, and its row in a stack."""
+        """Return the file of an item, and its row in a stack.
+
+        Args:
+            index: Its index.
+        """
         file, row = self._locate(index)
         return escape_name(file.path) if row is None else f'{escape_name(file.path)}[{row}]'
 
     def fingerprint(self) -> str:
-        """A text that changes with the files."""
+        """Return a text that changes with the files."""
         return repr([(file.path.name, file.stamp) for file in self.files])
 
     def read(self, indices: Sequence[int], seeds: Sequence[int]) -> Item:
-        """Return the items together, cropped and flipped by their seeds."""
+        """Return items together, cropped and flipped by their seeds.
+
+        Args:
+            indices: The indices of the items.
+            seeds: A seed for each.
+        """
         items: Item = {
             'image': torch.stack([self._item(index, seed) for index, seed in zip(indices, seeds)])
         }
@@ -175,7 +194,7 @@ class TensorFiles(PythonData):
         return scale(x, self.mean, self.std)
 
     def _raw(self, index: int) -> Tensor:
-        """An item [C, ...] as its file has it."""
+        """Return an item [C, ...] unscaled."""
         file, row = self._locate(index)
         return file.read(row).view(self.image_shape[0], *file.shape[-len(self.image_shape) + 1 :])
 
@@ -187,7 +206,7 @@ class TensorFiles(PythonData):
         return self.files[number], index - first if self.stacked[number] else None
 
     def _is_stack(self, file: ArrayFile) -> bool:
-        """Whether a file holds several items; refuses shapes that fit no item."""
+        """Return True if a file holds several items; refuse shapes that fit no item."""
         channels, *size = self.image_shape
         dims, shape = len(size), file.shape
         leading, sides = shape[:-dims], shape[-dims:]
@@ -198,20 +217,18 @@ class TensorFiles(PythonData):
         if not (one or many) or len(shape) < dims or 0 in shape:
             raise ValueError(
                 f'{escape_name(file.path)} must hold an item {self._pattern("")} or a stack '
-                f'{self._pattern("N")}, '
-                f'where the model has {channels} channels and dims {dims}; got the shape '
-                f'{list(shape)}'
+                f'{self._pattern("N")} for the {channels} channels and dims {dims} of the model; '
+                f'got shape {list(shape)}'
             )
         if list(sides) != size and (self.crop is None or any(a < b for a, b in zip(sides, size))):
             fix = (
-                'set dataset.crop to cut them out, or model.input_size'
+                'set dataset.crop to crop them, or model.input_size'
                 if all(a >= b for a, b in zip(sides, size))
                 else 'pad them, or set model.input_size'
             )
             raise ValueError(
-                f'{escape_name(file.path)} must hold items of the sides {size} of '
-                'model.input_size; '
-                f'got {list(sides)}: {fix}'
+                f'{escape_name(file.path)} must hold items with the sides {size} of '
+                f'model.input_size; got {list(sides)}: {fix}'
             )
         return not one
 
@@ -227,8 +244,7 @@ class TensorFiles(PythonData):
             if len(section.mean) not in (1, self.image_shape[0]):
                 raise ValueError(
                     f'dataset.mean must have one number, or one for each of {self.image_shape[0]} '
-                    'channels; '
-                    f'got {len(section.mean)}'
+                    f'channels; got {len(section.mean)}'
                 )
             return section.mean, section.std
         if section.standardize:
@@ -240,8 +256,7 @@ class TensorFiles(PythonData):
         if dtype not in _RANGED:
             raise ValueError(
                 f'dataset.range must be given for {str(dtype).removeprefix("torch.")}, [low, '
-                'high] of the values, '
-                'or dataset.standardize'
+                'high] of the values, or dataset.standardize'
             )
         limits = torch.iinfo(dtype)
         return _scaling_of((limits.min, limits.max))
@@ -255,7 +270,8 @@ class TensorFiles(PythonData):
         if section.labels == 'folders':
             if place.is_file() or any(file.path.parent == place for file in self.files):
                 raise ValueError(
-                    f'dataset.labels is "folders", and not all files of {self.source} lie in '
+                    f'dataset.labels must not be "folders" unless all files of {self.source} are '
+                    'in '
                     'folders of their classes'
                 )
             names = [file.path.relative_to(place).parts[0] for file in self.files]
@@ -272,8 +288,7 @@ class TensorFiles(PythonData):
         labels = torch.cat([file.read(None).reshape(-1) for file in sources])
         if labels.is_floating_point() or len(labels) != len(self) or labels.long().min() < 0:
             raise ValueError(
-                f'dataset.labels must name whole numbers from 0 on, one for each of {len(self)} '
-                'items; '
+                f'dataset.labels must name integers from 0 on, one for each of {len(self)} items; '
                 f'got {len(labels)} of {str(labels.dtype).removeprefix("torch.")}, the least '
                 f'{labels.min().item():g}'
             )
@@ -282,8 +297,12 @@ class TensorFiles(PythonData):
 
 
 def scale(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return (x - mean) / std of [C, ...] in float32; wide types are brought there after the
-    subtraction.
+    """Return (x - mean) / std in float32; wide types are converted after the subtraction.
+
+    Args:
+        x: [C, ...].
+        mean: One number, or one for each channel.
+        std: Like mean.
     """
     wide = torch.float64 if x.dtype in (torch.float64, torch.int32, torch.int64) else torch.float32
     shape = [-1] + [1] * (x.ndim - 1)
@@ -292,17 +311,27 @@ def scale(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
 
 
 def restore(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Return samples [B, C, ...] in the units of the data, the inverse of `scale`."""
+    """Return samples [B, C, ...] in the units of the data, the inverse of `scale`.
+
+    Args:
+        x: The samples.
+        mean: One number, or one for each channel.
+        std: Like mean.
+    """
     shape = [-1] + [1] * (x.ndim - 2)
     return x * x.new_tensor(std).view(shape) + x.new_tensor(mean).view(shape)
 
 
 def measure_channels(dataset: TensorFiles) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of each channel, of MEASURED items at most; of a constant
-    channel the deviation is 1.
+    """Return mean and standard deviation of each channel, from at most MEASURED items.
+
+    The deviation of a constant channel is 1.
+
+    Args:
+        dataset: The data set.
 
     Raises:
-        ValueError: A value is not finite.
+        ValueError: If a value is not finite.
     """
     n = min(len(dataset), MEASURED)
     moments = torch.zeros(2, dataset.image_shape[0], dtype=torch.float64)
@@ -325,7 +354,7 @@ def measure_channels(dataset: TensorFiles) -> tuple[list[float], list[float]]:
 
 
 def _scaling_of(limits: tuple[float, float]) -> tuple[list[float], list[float]]:
-    """The mean and std that bring a range to [-1, 1]."""
+    """Return the mean and std that map a range to [-1, 1]."""
     low, high = limits
     return [(low + high) / 2], [(high - low) / 2]
 
@@ -345,7 +374,7 @@ def _find_files(place: Path, labels: str | None) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterable[Path]:
-    """The files of tensors below a folder, in the order of their names as text."""
+    """Yield the files of tensors below a folder in the order of their names as text."""
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.name.startswith('.'):
             continue

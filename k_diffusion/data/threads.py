@@ -9,23 +9,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar('T')
-#: The most results, and about the most bytes of them, that wait to be taken.
+#: Largest number of results that wait to be taken, and their approximate size in bytes.
 _AHEAD, _AHEAD_BYTES = 512, 2**25
-#: The most numbers that a thread takes at once.
+#: Largest number of items that a thread takes at once.
 _SEVERAL = 32
 
 
 def map_in_threads(function: Callable[[int], T], count: int, bytes_each: int) -> Iterator[T]:
-    """Yield function(0) ... function(count - 1) in order, computed by threads a little ahead of who
-    takes them.
+    """Yield function(0) ... function(count - 1) in order, computed ahead by threads.
 
-    (Decoding and resizing leave Python's lock, so that threads serve. Handing over several at once
-    saves a third of the time of small pictures.)
+    Decoding and resizing release Python's lock, so that threads are useful. Passing several items
+    at once saves a third of the time of small images.
 
     Args:
-        function: What is computed of a number.
+        function: Computes the result of a number.
         count: How many numbers there are.
-        bytes_each: The size of a result, which decides how many may wait.
+        bytes_each: The size of a result, which limits how many may wait.
     """
     workers = min(8, os.cpu_count() or 1)
     ahead = max(workers, min(_AHEAD, _AHEAD_BYTES // max(1, bytes_each)))

@@ -291,7 +291,7 @@ def test_an_archive_that_vanishes_before_its_fingerprint_is_a_sentence(tmp_path)
     archive = PictureArchive(path, (8, 8), 3)
     path.unlink()
     assert archive.fingerprint() == archive.fingerprint()
-    with pytest.raises(ValueError, match=r'none of the 1 pictures of the archive .*x\.zip'):
+    with pytest.raises(ValueError, match=r'none of the 1 images of the archive .*x\.zip'):
         module_of_caching.decode_once(archive)
 
 
@@ -349,5 +349,5 @@ def test_inspection_counts(tmp_path):
 
 def test_a_folder_of_nothing_readable_is_refused(tmp_path):
     (tmp_path / 'e.png').write_bytes(b'no picture')
-    with pytest.raises(ValueError, match='none of the 1 pictures'):
+    with pytest.raises(ValueError, match='none of the 1 images'):
         inspect_pictures(tmp_path)

@@ -110,6 +110,6 @@ def test_progress(folder):
 def test_nothing_that_can_be_read_leaves_no_cache(tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / 'a.png').write_bytes(b'broken')
-    with pytest.raises(ValueError, match='none of the 1 pictures'):
+    with pytest.raises(ValueError, match='none of the 1 images'):
         opened(tmp_path, memory_limit=0, cache_dir=tmp_path / 'cache')
     assert list((tmp_path / 'cache').iterdir()) == []

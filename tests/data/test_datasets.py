@@ -131,7 +131,7 @@ def test_folders_without_pictures(tmp_path, write_pictures):
         open_dataset(ImageFolderConfig(location=str(tmp_path)), (8, 8))
     for name in 'ab':
         (tmp_path / f'{name}.png').write_bytes(b'nothing')
-    with pytest.raises(ValueError, match='none of the 2 pictures of the folder'):
+    with pytest.raises(ValueError, match='none of the 2 images of the folder'):
         open_dataset(ImageFolderConfig(location=str(tmp_path)), (8, 8))
     with pytest.raises(ValueError, match='each a class'):
         open_dataset(ImageFolderClassConfig(location=str(tmp_path)), (8, 8))
@@ -185,7 +185,7 @@ def test_pictures_in_memory_take_another_frame():
         framed.images[1, 0].int() - torch.tensor(list(picture.tobytes())).view(12, 12)[2:10]
     ).abs().max() <= 1
     assert dataset.framed((16, 16), 3) is dataset
-    with pytest.raises(ValueError, match='3 images and 2 labels'):
+    with pytest.raises(ValueError, match='for each of 3 images; got 2 labels'):
         Images(icons(3, 4), torch.tensor([0, 1]), 'ab')
     with pytest.raises(ValueError, match='from 0 to 1'):
         Images(icons(3, 4), torch.tensor([0, 1, 2]), 'ab')
@@ -341,7 +341,7 @@ def test_damaged_gz_and_labels_of_another_number(tmp_path, digits):
         with pytest.raises(ValueError, match=r'damaged|not an IDX|claims'):
             open_dataset(MNISTConfig(location=str(tmp_path)), (28, 28), 1)
     path.write_bytes(gzip.compress(idx(digits[0][:4])))
-    with pytest.raises(ValueError, match='4 images and 5 labels'):
+    with pytest.raises(ValueError, match='for each of 4 images; got 5 labels'):
         open_dataset(MNISTConfig(location=str(tmp_path)), (28, 28), 1)
 
 
@@ -528,8 +528,8 @@ def test_hostile_pickles_do_not_run(tmp_path, cifar, kind):
             )
             for label in ('a', 1 << 70, [1], -1, 10, None, 1.5)
         ),
-        ('binary', bytes(3000), 'no multiple of 3073'),
-        ('binary', b'', 'no multiple of 3073'),
+        ('binary', bytes(3000), 'a multiple of 3073'),
+        ('binary', b'', 'a multiple of 3073'),
         ('binary', b'\x0a' + bytes(3072), 'from 0 to 9'),
     ],
 )
@@ -578,5 +578,5 @@ def test_hostile_and_damaged_archives(tmp_path, cifar):
             open_dataset(CIFAR10Config(location=str(tmp_path)), (32, 32))
     with tarfile.open(path, 'w:gz') as archive:
         archive.add(batches / 'data_batch_1.bin', 'data_batch_1.bin')
-    with pytest.raises(ValueError, match='does not hold the five files'):
+    with pytest.raises(ValueError, match='must hold the five files'):
         open_dataset(CIFAR10Config(location=str(tmp_path)), (32, 32))

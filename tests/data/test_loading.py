@@ -188,7 +188,7 @@ def test_broken_pictures_make_room_for_the_next(streamed):
 def test_only_broken_pictures(streamed):
     for path in streamed.files:
         path.write_bytes(b'broken')
-    with pytest.raises(ValueError, match='many pictures in a row'):
+    with pytest.raises(ValueError, match='many images in a row'):
         take(Loader(streamed, 2), 1)
 
 

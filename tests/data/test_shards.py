@@ -274,7 +274,7 @@ def test_arrays_json_and_chosen_endings(tmp_path):
     assert torch.equal(
         opened(tmp_path, **keys)[0]['image'], torch.from_numpy(values[::-1].copy()).float()
     )
-    with pytest.raises(ValueError, match='class of .*a.tar: 1 .* None; it must be a whole number'):
+    with pytest.raises(ValueError, match='class of .*a.tar: 1 .* must be an integer .*; got None'):
         dataset[1]
     whole = opened(tmp_path, image_key='npy', size=(4, 6), channels=5)
     batch = taken(Loader(whole, 2), 1)[0]

@@ -236,7 +236,7 @@ def test_nothing_in_a_file_runs(tmp_path, capsys):
         (
             torch.zeros(3, 2, 8),
             {'channels': 3},
-            r'must hold an item \[C, L\] or a stack \[N, C, L\].*got the shape \[3, 2, 8\]',
+            r'must hold an item \[C, L\] or a stack \[N, C, L\].*got shape \[3, 2, 8\]',
         ),
         (
             torch.zeros(3, 2, 8),
@@ -255,7 +255,7 @@ def test_nothing_in_a_file_runs(tmp_path, capsys):
             {'mean': [0.0] * 3, 'std': [1.0] * 3},
             'dataset.mean must have one number, or one for each of 2 channels',
         ),
-        (torch.zeros(3, 2, 8), {'labels': 'folders'}, 'not all files of .* lie in folders'),
+        (torch.zeros(3, 2, 8), {'labels': 'folders'}, 'unless all files of .* are in folders'),
         (
             torch.full((3, 2, 8), torch.nan),
             {'standardize': True},
@@ -279,7 +279,7 @@ def test_what_cannot_be_meant_is_said(tmp_path):
     for keys, words in (
         ({'range': (1.0, 0.0)}, 'range must be'),
         ({'mean': [0.0]}, 'together'),
-        ({'mean': [0.0], 'std': [0.0]}, 'above 0'),
+        ({'mean': [0.0], 'std': [0.0]}, 'with std > 0'),
         ({'range': (0.0, 2.0), 'standardize': True}, 'must not both'),
         ({'range': (0.0, 2.0), 'mean': [0.0], 'std': [1.0]}, r'must be \(\[1.0\], \[1.0\]\)'),
     ):

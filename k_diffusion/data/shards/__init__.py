@@ -1,4 +1,4 @@
-"""Streaming data: tar shards in the WebDataset layout, on disks or by URL, and writing them."""
+"""Streamed data: tar shards in the WebDataset layout, local or by URL, and writing them."""
 
 from .dataset import ShardedSamples, ShardsConfig
 from .writing import Packed, pack_shards

@@ -1,6 +1,4 @@
-"""Arrays in the .npy format, read by its head: nothing else than numbers of a known shape is
-made of them.
-"""
+"""Arrays in the .npy format, read by their header: only numbers of a known shape are made."""
 
 from __future__ import annotations
 
@@ -13,15 +11,19 @@ from ...core.extras import require
 from ..pictures import UnreadablePicture
 
 MAGIC = b'\x93NUMPY'
-#: Types of numbers (as numpy names them) that are data; all but uint8 become float32.
+#: Accepted types (numpy's names); all but uint8 become float32.
 _TYPES = frozenset(('uint8', 'float16', 'float32', 'float64'))
 
 
 def read_array(data: bytes | bytearray, shape: tuple[int, ...]) -> Tensor:
-    """Return an array of a shape as a tensor: uint8, or float32 for floating-point numbers.
+    """Return an array as a tensor: uint8, or float32 for floating-point numbers.
+
+    Args:
+        data: The .npy file.
+        shape: The required shape.
 
     Raises:
-        UnreadablePicture: It has another shape or type, or is damaged.
+        UnreadablePicture: If it has another shape or type, or is damaged.
     """
     numpy = require('numpy', 'train', 'reading arrays')
     file, form = io.BytesIO(data), numpy.lib.format
@@ -32,7 +34,7 @@ def read_array(data: bytes | bytearray, shape: tuple[int, ...]) -> Tensor:
     except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         found, by_columns, dtype, reason = (), False, None, str(error)
     if dtype is None:
-        raise UnreadablePicture(f'it is no .npy array ({reason})')
+        raise UnreadablePicture(f'it must be a .npy array ({reason})')
     if dtype.name not in _TYPES or tuple(found) != tuple(shape):
         raise UnreadablePicture(
             f'it is an array {list(found)} of {dtype}; it must be {list(shape)} of uint8 or '

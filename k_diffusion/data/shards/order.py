@@ -1,10 +1,9 @@
-"""The order in which an epoch takes the samples of shards, computed for any position by itself.
+"""The order of the samples of shards in an epoch, computed for any position.
 
-An epoch lays the shards one after the other in an order drawn from (seed, epoch), cuts the row of
-samples into windows of `window` and permutes each window by a generator of (seed, epoch, window).
-So the sample at a position is known without those before it, whoever asks: neither workers nor
-processes nor a resume can change it. A window is what a shuffle buffer is to a reader that goes
-through the row, and the cuts lie elsewhere in each epoch.
+An epoch concatenates the shards in an order drawn from (seed, epoch), cuts the row of samples into
+windows of `window` and permutes each window by a generator of (seed, epoch, window). The sample at
+a position is therefore known without those before it, and does not depend on workers, processes or
+a resume. A window has the effect of a shuffle buffer; the cuts differ between epochs.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from ..datasets import permutation
 
 
 class ShardOrder:
-    """Sample numbers by position in an epoch; samples are numbered shard by shard as the shards are
-    listed.
+    """Sample indices by position in an epoch; samples are numbered shard by shard.
 
     Args:
-        counts: How many samples each shard has.
-        window: How many samples in a row are mixed; 1: none.
+        counts: Number of samples of each shard.
+        window: Number of samples that are shuffled together; 1 disables it.
     """
 
     def __init__(self, counts: Sequence[int], window: int) -> None:
@@ -39,13 +37,13 @@ class ShardOrder:
         return ShardOrder, (self.starts.diff().tolist(), self.window)
 
     def indices(self, seed: int, epoch: int, first: int, count: int) -> Tensor:
-        """Return the numbers of the samples at positions of an epoch, int64 [count].
+        """Return the indices of the samples at positions of an epoch, int64 [count].
 
         Args:
             seed: The seed of the run.
             epoch: The epoch, from 0.
             first: The first position, from 0.
-            count: How many; first + count is at most the number of samples.
+            count: Number of positions; first + count is at most the number of samples.
         """
         parts = []
         while count > 0:
@@ -55,7 +53,13 @@ class ShardOrder:
         return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
 
     def shards_ahead(self, seed: int, epoch: int, first: int) -> list[int]:
-        """Return the shards that the window of a position and the next one take, in their order."""
+        """Return the shards in the window of a position and in the next one, in order.
+
+        Args:
+            seed: The seed of the run.
+            epoch: The epoch.
+            first: The position.
+        """
         number = self._window_at(seed, epoch, first)
         order, ends = self._rows(seed, epoch)
         start, _ = self._bounds(seed, epoch, number)
@@ -65,12 +69,16 @@ class ShardOrder:
         return order[low : high + 1].tolist()
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return the shard of a sample and its number there."""
+        """Return the shard of a sample and its index there.
+
+        Args:
+            index: The index of the sample.
+        """
         shard = int(torch.searchsorted(self.starts, index, right=True)) - 1
         return shard, index - int(self.starts[shard])
 
     def _phase(self, seed: int, epoch: int) -> int:
-        """How many samples of the first window are missing."""
+        """Return the number of missing samples of the first window."""
         if self.window >= self.total:
             return 0
         return derive_seed(seed, 'phase of windows', epoch) % self.window
@@ -83,14 +91,12 @@ class ShardOrder:
         return max(0, min(start, self.total)), min(start + self.window, self.total)
 
     def _row(self, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """The shards in the order of an epoch, and where each of them ends in its row of
-        samples.
-        """
+        """Return the shards in the order of an epoch, and the end of each in the row of samples."""
         order = permutation(seed, epoch, len(self.starts) - 1)
         return order, self.starts.diff()[order].cumsum(0)
 
     def _permuted(self, seed: int, epoch: int, number: int) -> tuple[int, Tensor]:
-        """The first position of a window, and its samples in their order."""
+        """Return the first position of a window, and its samples in order."""
         start, end = self._bounds(seed, epoch, number)
         order, ends = self._rows(seed, epoch)
         places = start + torch.randperm(

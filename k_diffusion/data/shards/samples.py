@@ -1,9 +1,7 @@
-"""What lies in a shard: the members of an uncompressed .tar that share a name up to the first dot
-are one sample.
+"""The samples of a shard: members of a .tar with the same name up to the first dot.
 
-So it is in the WebDataset layout: `cats/07.png`, `cats/07.cls`, `cats/07.txt`, one after the other.
-A table says where each wanted part begins and how many bytes it has; contents are read when they
-are asked for.
+This is the WebDataset layout: `cats/07.png`, `cats/07.cls`, `cats/07.txt`, one after the other. A
+table states where each required part begins and its size; contents are read on request.
 """
 
 from __future__ import annotations
@@ -16,15 +14,19 @@ from typing import IO, NamedTuple
 from ..archives import Member, list_tar
 from ..pictures import EXTENSIONS
 
-#: The endings of arrays.
+#: The suffixes of arrays.
 ARRAYS = frozenset(('.npy',))
 
 
 class Parts(NamedTuple):
-    """Which member of a sample is its picture, its class and its text: by ending, or `json.KEY` for
-    an entry of its .json.
+    """The members of a sample that are its image, class and text.
 
-    image None: the first member that has the ending of a picture or an array.
+    Each is a suffix, or `json.KEY` for an entry of its .json.
+
+    Attributes:
+        image: None for the first member with the suffix of an image or an array.
+        label: The class.
+        text: The text.
     """
 
     image: str | None
@@ -32,7 +34,11 @@ class Parts(NamedTuple):
     text: str
 
     def kinds(self, ending: str) -> Iterator[str]:
-        """Yield what a member of this ending is of a sample."""
+        """Yield the uses of a member with a suffix.
+
+        Args:
+            ending: The suffix.
+        """
         last = '.' + ending.rpartition('.')[2]
         if ending == self.image or (self.image is None and (last in EXTENSIONS or last in ARRAYS)):
             yield 'image'
@@ -45,8 +51,11 @@ class Parts(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A sample: its key, and where its parts lie (the member, by 'image', 'label', 'text' and
-    'json').
+    """A sample.
+
+    Attributes:
+        key: Its name.
+        parts: The members by use: 'image', 'label', 'text' and 'json'.
     """
 
     key: str
@@ -54,15 +63,19 @@ class Sample(NamedTuple):
 
 
 class Table(NamedTuple):
-    """The samples of a shard, and why it could not be read to its end where that is so."""
+    """The samples of a shard, and the reason if it could not be read to its end."""
 
     samples: Sequence[Sample]
     fault: str | None
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return the key and the ending (in lower case) of a member: 'a.b/c.seg.PNG' is 'a.b/c' and
-    'seg.png'.
+    """Return the key and the suffix (in lower case) of a member.
+
+    'a.b/c.seg.PNG' gives 'a.b/c' and 'seg.png'.
+
+    Args:
+        name: The name of the member.
     """
     folder, base = posixpath.split(name)
     stem, _, ending = base.partition('.')
@@ -70,7 +83,12 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def read_table(file: IO[bytes], parts: Parts) -> Table:
-    """Look through the heads of a shard; what follows damage is left out."""
+    """Read the headers of a shard; anything after damage is left out.
+
+    Args:
+        file: The shard.
+        parts: The required parts.
+    """
     samples: list[Sample] = []
     key: str | None = None
     found: dict[str, Member] = {}

@@ -1,6 +1,4 @@
-"""Writing shards: a folder of pictures or arrays as tar files in the WebDataset layout, with an
-index of their counts.
-"""
+"""Writing shards: images or arrays as tar files in the WebDataset layout, with an index."""
 
 from __future__ import annotations
 
@@ -22,14 +20,21 @@ from .dataset import TEXT_LIMIT
 from .listing import INDEX
 from .samples import ARRAYS
 
-#: Endings of files that belong to the picture of the same name beside them.
+#: Suffixes of files that belong to the image of the same name.
 BESIDE = ('.cls', '.txt', '.json')
 
 
 @dataclass
 class Packed:
-    """What was written: where, how many shards, samples and bytes, the classes, and what was
-    left out (name, reason).
+    """The result of packing.
+
+    Attributes:
+        folder: The folder of the shards.
+        shards: Number of shards.
+        samples: Number of samples.
+        bytes: Size in bytes.
+        class_names: The classes.
+        skipped: (name, reason) of files left out.
     """
 
     folder: Path
@@ -51,40 +56,39 @@ def pack_shards(
     size: int = 2**28,
     progress: Callable[[int, int], None] | None = None,
 ) -> Packed:
-    """Write the pictures and arrays of a folder as shards; the same files and settings give the
-    same bytes.
+    """Write the images and arrays of a folder as shards.
 
-    Files go in as they are. What lies beside a picture under its name as .txt, .json or .cls goes
-    with it.
+    The same files and settings give the same bytes. Files are packed unchanged. Files beside an
+    image with its name and the suffix .txt, .json or .cls are packed with it.
 
     Args:
         place: The folder.
         out: The folder for the shards, 000000.tar and so on, and their index.
-        by_folder: The first-level folders are the classes; files outside of them are left out.
+        by_folder: Use first-level folders as classes; files outside of them are left out.
         shuffle: Take the files in an order drawn from the seed, so that each shard is a mixture;
-            else by their names.
-        seed: What the order is drawn from.
-        samples: The most samples of a shard.
-        size: About the most bytes of a shard.
-        progress: Called with the number of files that are done, and of all.
+            otherwise in the order of their names.
+        seed: Seed of the order.
+        samples: Largest number of samples of a shard.
+        size: Approximate largest size of a shard in bytes.
+        progress: Called with the number of finished files and the total.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        FileExistsError: There are shards in `out` already.
-        ValueError: The folder holds no pictures or arrays.
+        FileNotFoundError: If there is no such folder.
+        FileExistsError: If there are shards in `out` already.
+        ValueError: If the folder holds no images or arrays.
     """
     place, out = Path(place), Path(out)
     if (out / INDEX).exists():
         raise FileExistsError(
-            f'out must be a folder without shards; got {out}, which has an {INDEX}: '
-            'give another one, or delete it'
+            f'out must be a folder without shards; got {out}, which has an {INDEX}. '
+            'Choose another one, or delete it'
         )
     found = select_files(place, EXTENSIONS | ARRAYS)
     files = found.in_order()
     names = [name for name in files if not by_folder or '/' in name]
     if not names:
         raise ValueError(
-            f'place must be a folder with pictures or arrays{" in folders" if by_folder else ""}; '
+            f'place must be a folder with images or arrays{" in folders" if by_folder else ""}; '
             f'got {place}'
         )
     result = Packed(out, skipped=list(found.skipped))
@@ -122,7 +126,7 @@ def _read_samples(
     progress: Callable[[int, int], None] | None,
     total: int,
 ) -> Iterator[list[tuple[str, bytes]]]:
-    """The members of each sample, their names and contents."""
+    """Yield the members of each sample, their names and contents."""
     used: set[str] = set()
     for done, name in enumerate(names, 1):
         path = files[name]
@@ -145,9 +149,7 @@ def _read_samples(
 
 
 def _unused(stem: str, used: set[str]) -> str:
-    """A key for a name without its ending: without further dots (what follows the first is the
-    ending), and not used yet.
-    """
+    """Return an unused key for a name without its suffix, with further dots replaced."""
     folder, slash, base = stem.rpartition('/')
     key = first = folder + slash + (base.replace('.', '_') or '_')
     number = 2
@@ -189,7 +191,7 @@ def _write_shards(
 
 
 def _head(name: str, size: int) -> tarfile.TarInfo:
-    """What a shard says of a member: nothing of who wrote it, and when."""
+    """Return the header of a member, without author and time."""
     head = tarfile.TarInfo(name)
     head.size, head.mtime, head.mode = size, 0, 0o644
     return head
