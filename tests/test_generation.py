@@ -384,7 +384,7 @@ def test_seeds_of_any_whole_kind():
 def test_mistakes_in_one_call(arguments, words):
     with pytest.raises(ValueError, match=words):
         K.sample(denoise, [2, 1, 4, 4], **arguments)
-    with pytest.raises(ValueError, match=r'shape of a batch.*got \[4, -2\]'):
+    with pytest.raises(ValueError, match=r'must be a batch.*got \[4, -2\]'):
         K.sample(denoise, [4, -2])
 
 

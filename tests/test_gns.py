@@ -87,5 +87,5 @@ def test_parts_of_a_batch_in_one_process():
         net.zero_grad()
     with pytest.raises(ValueError, match='no backward pass'):
         stats.get_stats()
-    with pytest.raises(ValueError, match='two or more'):
+    with pytest.raises(ValueError, match='parts must be >= 2'):
         SplitGradientStats(net, 1)

@@ -108,7 +108,7 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
             else:
                 findings.unknown.append(key)
     if 'model' not in config:
-        findings.errors.append('model, the section that describes the network, is missing')
+        findings.errors.append('model is missing; it is the section that describes the network')
         return None, findings
     model = choose(models.MODELS, config['model'], 'model', findings)
     kind = getattr(model, 'type', None)

@@ -17,18 +17,23 @@ from .datasets import Dataset, Images
 from .opening import DATASETS, LocatedConfig, Request
 from .published import FASHION_MNIST, MNIST, Published, PublishedFile, fetch, missing
 
-#: The most bytes that an IDX file may hold, by what its header says.
+#: Upper limit for the size of an IDX file in bytes, as its header states it.
 IDX_LIMIT = 2**31
-#: The most bytes that a .gz file may hold: so many, or so many times its own size (MNIST shrinks to
-#: a fifth).
+#: Upper limit for an unpacked .gz file: the larger of this many bytes and this multiple of the
+#: packed size (MNIST shrinks to a fifth).
 UNPACKED, EXPANSION = 2**26, 100
 
 
 @DATASETS.register('mnist', 'fashion-mnist')
 @dataclass(kw_only=True)
 class MNISTConfig(LocatedConfig):
-    """MNIST or Fashion-MNIST, the training pictures or the test ones: IDX files, plain or .gz, in
-    location or location/MNIST/raw (FashionMNIST/raw).
+    """The training or test images of MNIST or Fashion-MNIST.
+
+    The IDX files, plain or .gz, are in `location` or in location/MNIST/raw (FashionMNIST/raw).
+
+    Attributes:
+        download: Fetch missing files.
+        split: 'train' or 'test'.
     """
 
     type: Literal['mnist', 'fashion-mnist'] = 'mnist'
@@ -51,7 +56,7 @@ class MNISTConfig(LocatedConfig):
         ).framed(request.size, request.channels)
 
     def test_split(self) -> MNISTConfig | None:
-        """Return the section of the test pictures; they are read where they are, not fetched."""
+        """Return the section of the test images, without a download; None for a test section."""
         return replace(self, split='test', download=False) if self.split == 'train' else None
 
     def _files(self, published: Published) -> list[Path]:
@@ -70,7 +75,7 @@ class MNISTConfig(LocatedConfig):
 
 
 def _present(path: Path) -> Path | None:
-    """The file, with or without .gz, where it is there."""
+    """Return the path of a file with or without .gz, or None if neither exists."""
     return next((found for found in (path.with_suffix(''), path) if found.is_file()), None)
 
 
@@ -86,8 +91,18 @@ def _check_content(path: Path, file: PublishedFile) -> None:
 
 
 def read_idx(path: Path) -> Tensor:
-    """An IDX file of bytes, plain or .gz, as a uint8 tensor: 0 0 8, the number of axes, each
-    length as 4 bytes (big-endian), the data.
+    """Read an IDX file of bytes as a uint8 tensor.
+
+    The format: the bytes 0 0 8, the number of axes, each length as 4 bytes (big-endian), the data.
+
+    Args:
+        path: A plain or gzipped file.
+
+    Returns:
+        The array, in the shape that the header states.
+
+    Raises:
+        ValueError: If the file is damaged, or not an IDX file of bytes.
     """
     try:
         with open(path, 'rb') as plain, gzip.open(plain) as unzipped:

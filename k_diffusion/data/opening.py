@@ -1,4 +1,4 @@
-"""The data set that a config names: its section, and opening it."""
+"""Open the data set that a config section names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ from .ranges import range_notes
 
 @dataclass(frozen=True)
 class Request:
-    """What a data set is opened for: items of so many sides and channels, where and whether code of
-    a config may be run, and where files are kept that are made of it (None: nowhere).
+    """The arguments for opening a data set.
+
+    Attributes:
+        sides: The size of the items, (height, width) for images.
+        channels: The number of channels.
+        base_dir: The folder of the config file.
+        allow_code: Run the code that a config names.
+        cache_dir: The folder for files made from the data set; None writes none.
     """
 
     sides: tuple[int, ...]
@@ -30,7 +36,7 @@ class Request:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of pictures."""
+        """Height and width of images."""
         height, width = self.sides
         return height, width
 
@@ -39,14 +45,16 @@ class Request:
 class DatasetConfig(ABC):
     """The keys that all data sets share.
 
-    image_key, class_key: where an item holds its picture and its class ("huggingface": the column,
-    by name or number; "custom"). num_classes: how many classes the model is told of, 0 for none;
-    cond_dropout_rate: how often it is not told in training. class_names: their names, which
-    training writes into the config of its checkpoints.
+    Attributes:
+        image_key: Where an item holds its image: the column, by name or number, of the types
+            "huggingface" and "custom".
+        class_key: Where an item holds its class, likewise.
+        num_classes: The number of classes that condition the model; 0 for none.
+        cond_dropout_rate: The probability that training drops the class of an item.
+        class_names: Their names, which training writes into the config of its checkpoints.
     """
 
-    #: Whether its items are pictures in [-1, 1]; samples of others are tensors, in the units of the
-    #: data.
+    #: True for images in [-1, 1]; samples of other data sets are tensors in the units of the data.
     pictures: ClassVar[bool] = True
 
     type: str = ''
@@ -68,8 +76,13 @@ class DatasetConfig(ABC):
             )
 
     def check_shape(self, size: tuple[int, ...], channels: int) -> None:
-        """Refuse a size or a number of channels that no picture can have, where the items are
-        pictures.
+        """Raise ValueError for a size or a number of channels that images cannot have.
+
+        Does nothing for data sets whose items are not images.
+
+        Args:
+            size: The size of the items.
+            channels: The number of channels.
         """
         if self.pictures and len(size) != 2:
             raise ValueError(
@@ -82,7 +95,11 @@ class DatasetConfig(ABC):
 
     @abstractmethod
     def open(self, request: Request) -> Dataset:
-        """The data set, decoded or to be decoded picture by picture."""
+        """Return the data set, decoded now or image by image.
+
+        Args:
+            request: Size, channels, folders and permissions.
+        """
 
     def test_split(self) -> DatasetConfig | None:
         """Return the section of the test split that comes with a training split, if any."""
@@ -95,35 +112,41 @@ DATASETS: Registry[type[DatasetConfig]] = Registry('dataset type')
 
 @dataclass(kw_only=True)
 class LocatedConfig(DatasetConfig):
-    """The keys of data sets that lie somewhere: a folder or file (from the current folder; ~ is
-    the home folder), or a name.
+    """The keys of data sets with a location.
+
+    Attributes:
+        location: A folder or file, relative to the current folder (~ is the home folder), or a
+            name.
     """
 
     location: str = ''
 
     def place(self) -> Path:
-        """The location as a path."""
+        """Return the location as a path."""
         return Path(self.given_location()).expanduser()
 
     def given_location(self) -> str:
-        """The location as it was given; a missing one is missed here, since sampling does
-        without.
+        """Return the location as the config gives it.
+
+        Raises:
+            ValueError: If it is missing; sampling from a checkpoint does not need it.
         """
         if not self.location:
             raise ValueError(
                 f'dataset.location is missing; the dataset type {self.type!r} needs it to find '
-                'its pictures'
+                'its images'
             )
         return self.location
 
 
 @dataclass(kw_only=True)
 class PictureConfig(LocatedConfig):
-    """The keys of data sets that read picture files.
+    """The keys of data sets that read image files.
 
-    grey_range: the values that are black and white in grey pictures of one channel, [0, 4095] for
-    12 bits in a 16-bit file, where those that the kind of file implies (see `pictures`) are not
-    meant.
+    Attributes:
+        grey_range: The values of black and white in grey images of one channel, for example
+            [0, 4095] for 12 bits in a 16-bit file; by default the range of the file type (see
+            `pictures`).
     """
 
     grey_range: tuple[float, float] | None = None
@@ -148,12 +171,26 @@ def open_dataset(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """The data set of a config section, its items of a size, (h, w) of pictures.
+    """Return the data set of a config section, with its items at a given size.
 
-    base_dir: the folder of the config file (a "custom" data set is named relative to it);
-    allow_code: whether that may run. A set that takes at most `memory_limit` bytes is decoded now,
-    into memory; a larger one into a file in `cache_dir`, where there is one, and else picture by
-    picture as it is read. `progress(done, total)` is called while pictures are decoded.
+    A data set of at most `memory_limit` bytes is decoded into memory now. A larger one is decoded
+    into a file in `cache_dir`, or without one image by image as it is read.
+
+    Args:
+        section: The dataset section of a config.
+        size: The size of the items, (height, width) for images.
+        channels: The number of channels.
+        base_dir: The folder of the config file, to which names of a "custom" data set are relative.
+        allow_code: Run the code that a "custom" data set names.
+        memory_limit: The limit for decoding into memory, in bytes.
+        cache_dir: The folder of decoded files; None writes none.
+        progress: Called as progress(done, total) while images are decoded.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: If the section does not fit the data set, the size or the channels.
     """
     section.check_shape(tuple(size), channels)
     request = Request(

@@ -95,8 +95,12 @@ def read_items(dataset: Dataset, indices: Sequence[int]) -> Batch:
 def stack_items(
     items: Sequence[dict[str, Any]], numbers: Sequence[int], skipped: list[tuple[str, str]]
 ) -> Batch:
-    """Return items that were read, with their numbers and what was skipped meanwhile, as a
-    batch.
+    """Stack items into a batch.
+
+    Args:
+        items: The items that were read.
+        numbers: Their numbers in the data set.
+        skipped: (source, reason) of the items skipped meanwhile.
     """
     labels = (
         torch.tensor([item['class_cond'] for item in items]) if 'class_cond' in items[0] else None

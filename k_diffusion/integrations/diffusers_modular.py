@@ -46,8 +46,8 @@ class KDiffusionLoop(LoopSequentialPipelineBlocks):
         if not isinstance(scheduler, KDiffusionScheduler):
             raise ValueError(
                 'the component scheduler must be a KDiffusionScheduler; got '
-                f'{type(scheduler).__name__}: '
-                'pipe.update_components(scheduler=KDiffusionScheduler.from_config(pipe.scheduler.config))'
+                f'{type(scheduler).__name__}: pipe.update_components('
+                'scheduler=KDiffusionScheduler.from_config(pipe.scheduler.config))'
             )
         request = scheduler.begin_run(kwargs['t'], state.latents, getattr(state, 'generator', None))
         if request is None:

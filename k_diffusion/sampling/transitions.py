@@ -1,10 +1,13 @@
-"""The steps of a stochastic sampler as Gaussians: mean, standard deviation and log-density of a
-given next state, with gradients to the model.
+"""The steps of a stochastic sampler as Gaussians: mean, standard deviation, log-density.
+
+The log-density is that of a given next state, with gradients to the model. It is the policy of
+reinforcement learning for diffusion models (Black et al. 2023, arXiv:2305.13301; Fan et al. 2023,
+arXiv:2305.16381).
 
 A sampler is run once on vectors in place of tensors. The state before each step, each answer of the
-model and each draw of noise is a unit vector of its own. What the body makes of them are the
-coefficients of every model call and of every step, in float64. So the formulas of a sampler stand
-in its body alone.
+model and each draw of noise is a unit vector of its own. The sampler combines them linearly, which
+gives the coefficients of every model call and of every step in float64. The formulas of a sampler
+are therefore written only once, in its body.
 """
 
 from __future__ import annotations
@@ -63,15 +66,25 @@ class Transition:
             [B] in nats, in float64 where the device has it.
 
         Raises:
-            ValueError: The step draws no noise, or the shape is not that of the mean.
+            ValueError: If the step draws no noise, or the shape differs from that of the mean.
         """
         n = self.mean[0].numel()
         constant = n * (math.log(2 * math.pi) / 2 + math.log(self.std)) if self.std else 0.0
         return -self._squares(x_next) / 2 - constant
 
     def divergence(self, other: Transition) -> Tensor:
-        """Return the Kullback-Leibler divergence from a transition of the same step by another
-        model: |mean - other mean|^2 / (2 std^2), [B] in nats.
+        """Return the Kullback-Leibler divergence from another model's transition of the same step.
+
+        It is |mean - other mean|^2 / (2 std^2).
+
+        Args:
+            other: The transition of the other model.
+
+        Returns:
+            [B] in nats.
+
+        Raises:
+            ValueError: If the standard deviations differ.
         """
         if self.std != other.std:
             raise ValueError(
@@ -106,7 +119,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Traced:
-    """A step of a traced run: the mean of the state after it as a combination, and its noise."""
+    """A step of a traced run: the mean of the next state as a combination, and its noise."""
 
     mean: Mix
     std: float
@@ -114,22 +127,22 @@ class _Traced:
 
 
 class Transitions:
-    """The transitions of all steps of a run; `transition` gives one of them.
+    """The transitions of all steps of a run; `transition` returns one of them.
 
-    The coefficients are computed when it is made, by a run of the sampler on numbers, without a
-    call of a model.
+    The coefficients are computed at construction, by running the sampler on numbers without a
+    model.
 
     Args:
-        sampler: A name, a function or an entry.
-        sigmas: The noise levels, of the samplers that take them.
-        **options: What else sample_<name> takes, eta and s_noise for example.
+        sampler: A name, a function or a registry entry.
+        sigmas: The noise levels, for samplers that take them.
+        **options: Further arguments of sample_<name>, for example eta and s_noise.
 
     Attributes:
         stds: The standard deviation of the noise of each step.
         sigmas_next: The noise level after each step.
 
     Raises:
-        ValueError: The steps of this sampler are not Gaussian.
+        ValueError: If the steps of this sampler are not Gaussian.
 
     Example:
         steps = K.sampling.Transitions('dpmpp_2m_sde', sigmas, eta=1.)
@@ -164,24 +177,27 @@ class Transitions:
         extra_args: Mapping[str, Any] | None = None,
         answers: dict[int, Any] | None = None,
     ) -> Transition:
-        """Return the transition of a step.
+        """Return the transition of one step.
 
-        The model is called as often as the mean of the step takes: once for one-step samplers; for
-        multistep ones at the states before, too, whose answers get a gradient as well.
+        The mean of a one-step sampler takes one model call. That of a multistep sampler also takes
+        calls
+        at the states before, whose answers get a gradient as well.
 
         Args:
             model: The denoiser D(x, sigma, **cond).
-            states: The state before each step, [B, ...] each, those up to the step at least.
+            states: The state before each step, [B, ...] each, at least those up to this step.
             step: The number of the step, from 0.
             extra_args: Conditions of the model.
-            answers: Answers of the model by the number of the call, which are not asked for again;
-                new ones are added. One dict for all steps of a path calls the model once for each.
+            answers: Answers of the model by the number of the call. Those given are reused; new
+                ones
+                are added. One dict for all steps of a path calls the model once per call of the
+                    run.
 
         Returns:
             The transition.
 
         Raises:
-            ValueError: There is no such step, or there are too few states.
+            ValueError: If there is no such step, or there are too few states.
         """
         if not 0 <= step < len(self):
             raise ValueError(f'step must be from 0 to {len(self) - 1}; got {step}')
@@ -203,9 +219,7 @@ class Transitions:
         cond: Mapping[str, Any],
         answers: dict[int, Any],
     ) -> Iterator[tuple[float, Tensor]]:
-        """Yield the terms of a combination, each with its weight; the model answers what is
-        missing.
-        """
+        """Yield the weighted terms of a combination; call the model for missing answers."""
         for (kind, number), weight in mix.items():
             if kind == 'state':
                 yield weight, states[number]
@@ -214,7 +228,9 @@ class Transitions:
             if number // 2 not in answers:
                 like = states[call.request.i]
                 x = _combine(self._terms(call.x, model, states, cond, answers), like)
-                x = x.to(states[0].dtype)  # what the run began with; its states may be wider
+                x = x.to(
+                    states[0].dtype
+                )  # the first x of the run; its states may have a wider dtype
                 sigma = x.new_full((len(x),), call.request.sigma[0].item())
                 asked = call.request._replace(x=x, sigma=sigma, cond=cond)
                 answers[number // 2] = asked.answer(model)
@@ -231,29 +247,30 @@ def transition(
     extra_args: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Transition:
-    """Return the distribution of the state after a step of a stochastic sampler, given the states
-    before it.
+    """Return the distribution of the state after a step of a stochastic sampler.
 
-    Its `log_prob` of the state that came next has a gradient to the model's weights. It holds for
-    samplers that draw the noise of a step after their last call of the model in it: all one-step
-    ones, and multistep ones given their history. Others, `dpmpp_sde`, `seeds_2` and Restart among
-    them, add noise before a call; the state after the step is then not Gaussian.
+    The `log_prob` of the state that came next has a gradient to the model's weights. The sampler
+    must
+    draw the noise of a step after its last model call in that step, as all one-step samplers do,
+    and
+    multistep ones given their history. Others (`dpmpp_sde`, `seeds_2`, Restart) add noise before a
+    call, so that the state after the step is not Gaussian.
 
     Args:
-        sampler: A name, a function or an entry.
+        sampler: A name, a function or a registry entry.
         model: The denoiser D(x, sigma, **cond).
         states: The state before each step, [B, ...] each, from the start of the run to this step.
-            One-step samplers read the last one alone.
+            One-step samplers read only the last one.
         sigmas: The noise levels of the whole run.
         step: The number of the step, from 0; by default that of the last state.
         extra_args: Conditions of the model.
-        **options: What else sample_<name> takes, eta and s_noise for example.
+        **options: Further arguments of sample_<name>, for example eta and s_noise.
 
     Returns:
         Mean, standard deviation and log-density.
 
     Raises:
-        ValueError: The steps of this sampler are not Gaussian, or there is no such step.
+        ValueError: If the steps of this sampler are not Gaussian, or there is no such step.
 
     Example:
         step = K.sampling.transition('euler_ancestral', model, states[:4], sigmas)
@@ -287,8 +304,9 @@ def _trace(
 ) -> tuple[list[_Call], list[_Traced]]:
     """Return the model calls and the steps of a run as combinations.
 
-    A run on numbers finds out what there is to combine, and then checks that the combinations are
-    all that the sampler computes.
+    A first run on numbers collects what is combined; a last one checks that the combinations
+    reproduce
+    everything that the sampler computes.
     """
     numbers = _Trace(entry, sigmas, options)
     numbers.run()
@@ -316,11 +334,10 @@ def _size(parts: Iterable[float]) -> float:
 
 
 class _Trace:
-    """A run of a sampler on vectors: on unit vectors where its keys are known, else on a number
-    for each.
+    """A run of a sampler on unit vectors, or, while its keys are unknown, on one number per key.
 
     Attributes:
-        keys: What states, answers and noises there are, in order.
+        keys: The states, answers and noises, in order.
         calls: The calls of the model.
         steps: The steps.
         results: The x of every call and the state after every step, as combinations; in a run on
@@ -368,7 +385,11 @@ class _Trace:
                 sent = self._introduce(('state', len(self.steps)))
 
     def number_of(self, key: Key) -> float:
-        """Return the number that stands for a key: between 1 and 2, another one for each."""
+        """Return the number that represents a key: between 1 and 2, different for each key.
+
+        Args:
+            key: One of `keys`.
+        """
         return 1 + math.modf(0.6180339887498949 * (1 + self.keys.index(key)))[0]
 
     def _introduce(self, key: Key) -> Tensor:
@@ -410,7 +431,7 @@ class _Trace:
         self.steps.append(_Traced(mean, abs(sum(noise)), self.watch.sigma))
 
     def _note(self, x: Tensor) -> Mix:
-        """Note a result, and return it as a combination (an empty one in a run on numbers)."""
+        """Record a result and return it as a combination (empty in a run on numbers)."""
         if not self.known:
             self.results.append(x)
             return {}
@@ -421,7 +442,7 @@ class _Trace:
 
 
 def _combine(terms: Iterable[tuple[float, Tensor]], like: Tensor) -> Tensor:
-    """Return the sum of weighted tensors in the dtype of `like`."""
+    """Return the weighted sum of tensors in the dtype of `like`."""
     total: Tensor | None = None
     for weight, term in terms:
         term = term.to(like.dtype)

@@ -99,7 +99,7 @@ def test_what_changes_the_meaning_of_the_weights_is_refused_with_the_way_out(
     err = capsys.readouterr().err
     assert (
         told in err
-        and ('--reset-optimizer' if change[0] == 'optimizer' else 'begin a new run') in err
+        and ('--reset-optimizer' if change[0] == 'optimizer' else 'start a new run') in err
     )
     assert (
         'Traceback' not in err

@@ -139,8 +139,8 @@ def test_latent_models_are_measured_as_pictures(latent, tmp_path, capsys):
 @pytest.mark.parametrize(
     'changes, message',
     [
-        ((('model', 'input_channels', 1),), 'have 2 channels; set it to 2'),
-        ((('model', 'augment_prob', 0.1),), 'set it to 0'),
+        ((('model', 'input_channels', 1),), 'model.input_channels must be 2'),
+        ((('model', 'augment_prob', 0.1),), 'augment_prob must be 0'),
         ((('encoder', 'location', 'none.safetensors'),), 'no file at none.safetensors'),
         ((('encoder', 'type', 'autoencodr'),), "did you mean 'autoencoder'"),
     ],
@@ -215,7 +215,7 @@ def test_conditions_matter_and_guidance_takes_them_away(tiny, tmp_path):
         (
             [{'type': 'super-resolution'}, {'type': 'inpainting'}],
             {'unet_cond_dim': 2},
-            'both go into unet_cond',
+            'only one may use unet_cond',
         ),
         (
             [{'type': 'inpaint'}],

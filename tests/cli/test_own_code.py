@@ -133,7 +133,7 @@ def test_a_run_says_how_to_give_its_network(own, tmp_path, capsys):
     assert f"pass --network '{net(own)}' and --allow-code" in said
     assert main([*flags, '--network', net(own)]) == 1
     assert (
-        'must not be run unless you trust it; read it, and pass --allow-code if you do'
+        'runs only with --allow-code; read it, and pass that if you trust it'
         in capsys.readouterr().err
     )
     assert main([*flags, '--network', net(own), '--allow-code']) == 0
@@ -194,7 +194,7 @@ def test_mistakes_end_in_one_sentence(own, capsys):
     ]
     assert main([*flags, f'{own}/samplers.py:sample_halves']) == 1
     assert (
-        'must not be run unless you trust it; read it, and pass --allow-code'
+        'runs only with --allow-code; read it, and pass that if you trust it'
         in capsys.readouterr().err
     )
     assert main([*flags, f'{own}/samplers.py:sample_third', '--allow-code']) == 1

@@ -249,8 +249,8 @@ def test_files_of_tensors_train_resume_and_come_back_in_their_units(tmp_path):
     [
         (
             {'augment_prob': 0.1, 'augment_wrapper': True},
-            'augment_prob must be 0 for the dataset type tensors; got 0.1: dataset.crop and '
-            'dataset.flip',
+            'augment_prob must be 0 for the dataset type tensors; got 0.1. Use dataset.crop '
+            'and dataset.flip',
         ),
         ({'input_size': [32]}, r'sides \[32\] of model.input_size; got \[16\]: pad them'),
     ],

@@ -170,7 +170,7 @@ def test_json_line(tiny, tmp_path, capsys):
         (('model', 'augment_wrapper', False), 'would learn augmented pictures as real ones'),
         (
             ('model', 'mapping_cond_dim', 3),
-            'model.mapping_cond_dim is 3, and no condition goes there',
+            'model.mapping_cond_dim is 3, and no condition uses it',
         ),
         (
             ('model', 'sigma_sample_density', {'type': 'loguniform', 'min_value': 100}),
@@ -204,7 +204,7 @@ def test_another_shape_is_told_and_nothing_is_touched(tiny, trained, capsys):
     before = {path.name: path.read_bytes() for path in trained.iterdir()}
     assert run(tiny(('model', 'channels', [16, 32])), trained, '--end-step', '9') == 1
     err = capsys.readouterr().err
-    assert 'model.channels [16, 16] -> [16, 32]; keep it, or begin a new run' in err
+    assert 'model.channels [16, 16] -> [16, 32]; keep it, or start a new run' in err
     assert {path.name: path.read_bytes() for path in trained.iterdir()} == before
 
 

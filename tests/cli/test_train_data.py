@@ -144,7 +144,7 @@ def test_a_network_in_a_file_is_run_only_where_that_is_allowed(pictures, tmp_pat
     (tmp_path / 'net.py').write_text(NET)
     name = f'{tmp_path / "net.py"}:MyNet'
     assert run(pictures, tmp_path / 'run', '--network', name) == 1
-    assert 'must not be run unless you trust it; read it, and pass --allow-code' in (
+    assert 'runs only with --allow-code; read it, and pass that if you trust it' in (
         capsys.readouterr().err
     )
     assert run(pictures, tmp_path / 'run', '--network', name, '--allow-code') == 0

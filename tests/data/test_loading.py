@@ -257,7 +257,7 @@ def test_a_worker_that_hangs_is_noticed_in_time(workers, tmp_path):
     assert 1.5 <= time.monotonic() - begun < 30
     hung = order.index(9) // 4
     assert taken == [order[i : i + 4] for i in range(0, 4 * hung, 4)]
-    assert 'the processes that read the pictures gave no batch for 1.5 s' in str(fault.value)
+    assert 'the processes that read the pictures returned no batch for 1.5 s' in str(fault.value)
     assert dataset.name(order[4 * hung]) in str(fault.value)
     assert 'worker_timeout=' in str(fault.value)
     pid, end = int((tmp_path / 'hung').read_text()), time.monotonic() + 30

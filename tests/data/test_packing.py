@@ -109,7 +109,7 @@ def test_what_cannot_be_packed(folder, tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match=r'which has an index\.json'):
         pack_shards(place, tmp_path / 'out')
     (tmp_path / 'empty').mkdir()
-    with pytest.raises(ValueError, match='place must be a folder with pictures'):
+    with pytest.raises(ValueError, match='place must be a folder with images'):
         pack_shards(tmp_path / 'empty', tmp_path / 'out2')
 
 

@@ -275,7 +275,7 @@ def test_links_and_folders_that_cannot_be_followed_are_skipped(tmp_path):
     assert set(why) == {'self', 'cat/self.png', 'dog/above', 'dog/nothing.png', 'dog/pipe.png'}
     assert (
         'levels of symbolic links' in why['self']
-        and why['dog/nothing.png'] == 'it is a link to nothing'
+        and why['dog/nothing.png'] == 'it is a broken link'
     )
 
 

@@ -295,9 +295,9 @@ def array_head(shape, dtype='<f4'):
         (array_head((3, 12, 12), '|O') + bytes(8), 'of object'),
         (array_head((2**40, 2**20)), 'must be'),
         (array_head((3, 12, 12), '<i8') + bytes(3456), 'of int64'),
-        (b'\x93NUMPY', 'no .npy array'),
+        (b'\x93NUMPY', 'must be a .npy array'),
         (npy(numpy.full((3, 12, 12), numpy.nan, numpy.float32)), 'not finite'),
-        (b'\x93NUMPY\x01\x00\xff\xff' + b'(' * 60000, 'no .npy array'),
+        (b'\x93NUMPY\x01\x00\xff\xff' + b'(' * 60000, 'must be a .npy array'),
     ],
 )
 def test_arrays_that_are_refused(tmp_path, data, reason):

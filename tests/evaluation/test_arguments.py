@@ -243,8 +243,8 @@ def test_a_list_of_pictures_is_a_batch(pictures):
 @pytest.mark.parametrize(
     'pictures, told',
     [
-        (PICTURES.transpose(0, 2, 3, 1), r'channels seem to be last: permute\(0, 3, 1, 2\)'),
-        (PICTURES.astype(np.float32), r'in \[-1, 1\].* got values to 255: x / 127.5 - 1'),
+        (PICTURES.transpose(0, 2, 3, 1), r'channels last\. permute\(0, 3, 1, 2\)'),
+        (PICTURES.astype(np.float32), r'in \[-1, 1\].* got values to 255\. x / 127.5 - 1'),
     ],
 )
 def test_pictures_of_another_order_or_scale_are_refused(call, pictures, told):

@@ -167,7 +167,7 @@ def test_wrappers_that_say_too_little_are_refused_at_once():
             {},
             X[:, :3],
             ValueError,
-            r'x must have 4 channels for this UNet2DConditionModel, those of unet_cond counted; '
+            r'x must have 4 channels for this UNet2DConditionModel, including those of unet_cond; '
             r'got 3',
         ),
         ({'unet_cond': X}, X, ValueError, 'x must have 4 channels .* got 8'),

@@ -277,6 +277,6 @@ def test_a_worker_that_hangs_ends_the_run_with_its_steps_saved(program):
     ]
     done = program.run(*command, timeout=60)
     assert done.returncode == 1 and 'Traceback' not in done.stderr
-    assert 'gave no batch for 8 s (it begins with picture ' in done.stderr
+    assert 'returned no batch for 8 s (it starts with picture ' in done.stderr
     hung = permutation(0, 0, 80).tolist().index(7) // 8
     assert RunFolder(program.run_dir, 'tiny').newest()[1]['step'] == hung > 0

@@ -416,7 +416,7 @@ def test_defaults_are_filled_in():
         ),
         (
             {'self_attns': [KINDS[0], {**KINDS[1], 'kernel_size': 4}, *KINDS[2:]]},
-            r'self_attns\[1\].kernel_size is 4; it must be an odd number',
+            r'self_attns\[1\].kernel_size must be odd',
         ),
         (
             {'self_attns': [KINDS[0], {**KINDS[1], 'kernal': 3}, *KINDS[2:]]},
@@ -424,7 +424,7 @@ def test_defaults_are_filled_in():
         ),
         (
             {'self_attns': [KINDS[0], {**KINDS[1], 'kernel_size': 9}, *KINDS[2:]]},
-            r'self_attns\[1\].kernel_size is 9 on a grid of 8x8 tokens',
+            r'self_attns\[1\].kernel_size must be at most 8 on a grid of 8x8 tokens',
         ),
         ({'has_variance': True}, 'has_variance is true, and the transformers learn no variance'),
         ({'mapping_width': 31}, 'mapping_width is 31; it must be even'),
