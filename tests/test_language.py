@@ -29,7 +29,7 @@ DONE = (
     'encoders',
     'evaluation',
     'external',
-    'generation.py',
+    'generation',
     'gns.py',
     'guidance',
     'integrations',

@@ -1,95 +1,36 @@
-"""From noise to samples: `sample`, commands, demo grids and metrics all draw by these functions."""
+"""Draw samples: choose levels and a sampler, run it batch by batch, or list its model calls."""
 
 from __future__ import annotations
 
 import inspect
 import math
-import operator
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .core.arguments import show_value
-from .core.conditions import convert_tensors, is_shared, select_entries
-from .core.devices import choose_device
-from .core.protocols import DenoiseFn
-from .core.random import derive_seed, randn_items
-from .core.registry import unknown
-from .core.wrapping import select_items
-from .guidance import classifier_free
-from .recipes import Probe, Traits, recommended
-from .sampling import SAMPLERS, Request, Sampler, find_sampler, make_noise_sampler, requests
-from .sampling.loop import levels
-from .sampling.registry import plain_name
-from .schedules import BETWEEN, DISCRETE_SCHEDULES, SCHEDULES
-
-
-@dataclass
-class SamplingConfig:
-    """The config section "sampling": how to sample a model. It is stored in checkpoints.
-
-    With neither sampler nor schedule, the recommended recipe for the number of steps is used.
-
-    Attributes:
-        sampler: The name of a sampler.
-        steps: Number of steps.
-        schedule: The name of a schedule.
-        guidance: Scale of classifier-free guidance; 1 disables it.
-        guidance_interval: Noise levels (low, high] with guidance; null for all.
-    """
-
-    sampler: str | None = None
-    steps: int = 20
-    schedule: str | None = None
-    guidance: float = 1.0
-    guidance_interval: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f'steps must be >= 1; got {self.steps}')
-        for key, known in (('sampler', SAMPLERS), ('schedule', BETWEEN)):
-            if getattr(self, key) not in (None, *known):
-                raise ValueError(f'{key}: {unknown(key, getattr(self, key), known)}')
-        if self.sampler is not None and SAMPLERS[self.sampler].needs_pair and self.guidance > 1:
-            raise ValueError(
-                f'guidance must be from 0 to 1 with {self.sampler}, whose scale differs from the '
-                'usual '
-                f'weight; got {self.guidance}'
-            )
-        low, high = self.guidance_interval or (0.0, math.inf)
-        if not 0 <= low < high:
-            raise ValueError(
-                'guidance_interval must be two noise levels in ascending order; got '
-                f'{self.guidance_interval}'
-            )
-
-
-def choose_sampling(section: Mapping[str, Any], **requested: Any) -> SamplingConfig:
-    """Return the "sampling" section of a config, overridden by requested values other than None.
-
-    A CFG++ sampler has its own scale, from 0 to 1 (default: 1), so the guidance of the section is
-    ignored for it.
-
-    Args:
-        section: The section. Keys that are not fields of SamplingConfig are ignored.
-        **requested: Fields of SamplingConfig. A sampler may be a title, 'DPM++ 2M Karras', or the
-            name of a function, 'sample_heun'.
-    """
-    sampler, named = split_title(requested.get('sampler'))
-    if isinstance(sampler, str):
-        sampler = sampler.removeprefix('sample_')
-    schedule = named if requested.get('schedule') is None else requested['schedule']
-    requested = {**requested, 'sampler': sampler, 'schedule': schedule}
-    known = {field.name for field in fields(SamplingConfig)}
-    own = {key: value for key, value in section.items() if key in known}
-    if sampler in SAMPLERS and SAMPLERS[sampler].needs_pair:
-        own = {key: value for key, value in own.items() if not key.startswith('guidance')}
-    return SamplingConfig(
-        **{**own, **{key: value for key, value in requested.items() if value is not None}}
-    )
+from ..core.arguments import show_value
+from ..core.conditions import convert_tensors, select_entries
+from ..core.devices import choose_device
+from ..core.protocols import DenoiseFn
+from ..core.random import derive_seed, randn_items
+from ..core.wrapping import select_items
+from ..guidance import classifier_free
+from ..recipes import Probe, Traits, recommended
+from ..sampling import Request, Sampler, find_sampler, make_noise_sampler, requests
+from ..sampling.loop import levels
+from ..schedules import BETWEEN, DISCRETE_SCHEDULES, SCHEDULES
+from .arguments import (
+    as_condition,
+    batch_shape,
+    check_entries,
+    check_integer,
+    device_of,
+    make_seeds,
+    refuse_unwrapped,
+)
+from .settings import SamplingConfig, split_title
 
 
 def choose_plan(
@@ -249,104 +190,6 @@ def sample(
     ).to(device)
 
 
-def split_title(sampler: Any) -> tuple[Any, str | None]:
-    """Return a sampler and the schedule in its title: 'DPM++ 2M Karras' is ('dpmpp_2m', 'karras').
-
-    Args:
-        sampler: A name, a title, or anything else, which is returned unchanged.
-    """
-    if not isinstance(sampler, str) or sampler in SAMPLERS:
-        return sampler, None
-    plain = plain_name(sampler)
-    for schedule in {**SCHEDULES, **DISCRETE_SCHEDULES}:
-        name = SAMPLERS.find_name(plain.removesuffix(f'_{schedule}'))
-        if name is not None:
-            return name, schedule
-    return sampler, None
-
-
-def as_condition(value: Any, n: int) -> Any:
-    """Convert lists of numbers and numpy arrays in a condition of n items to tensors.
-
-    Args:
-        value: A tree of conditions.
-        n: Number of items.
-    """
-    if isinstance(value, Mapping):
-        return {key: as_condition(entry, n) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)) and not all(
-        isinstance(entry, (int, float)) for entry in value
-    ):
-        entries = [as_condition(entry, n) for entry in value]
-        return type(value)(*entries) if hasattr(value, '_fields') else type(value)(entries)
-    if (
-        isinstance(value, Tensor)
-        or not hasattr(value, '__len__')
-        or isinstance(value, (str, bytes))
-    ):
-        return value
-    return torch.as_tensor(value)
-
-
-def refuse_unwrapped(model: Any) -> None:
-    """Raise a TypeError for pipelines and networks that are not denoisers, and for non-callables.
-
-    Args:
-        model: The candidate.
-    """
-    inner = _network_inside(model)
-    if any(base.__module__.startswith('diffusers.') for base in type(inner).__mro__):
-        raise TypeError(
-            f'denoiser must be a function D(x, sigma, **cond); got a diffusers '
-            f'{type(inner).__name__}. Wrap its network: '
-            'K.external.from_diffusers(pipe.unet, pipe.scheduler)'
-        )
-    if type(inner).__module__.startswith(f'{__package__}.models.'):
-        raise TypeError(
-            f'denoiser must be a function D(x, sigma, **cond); got a bare network, '
-            f'{type(inner).__name__}. Wrap it: '
-            'K.config.make_denoiser_wrapper(config)(network)'
-        )
-    if hasattr(model, 'apply_model') and not hasattr(model, 'sigmas'):
-        raise TypeError(
-            f'denoiser must be a function D(x, sigma, **cond); got {type(model).__name__} with '
-            'apply_model. Wrap it: K.external.wrap(model)'
-        )
-    if not callable(model):
-        raise TypeError(
-            f'denoiser must be a function D(x, sigma, **cond); got {type(model).__name__}'
-        )
-    if not _takes_two(inner):
-        raise TypeError(
-            f'denoiser must be a function D(x, sigma, **cond); got {type(inner).__name__}, '
-            'which takes no sigma. Wrap the network as a denoiser: K.external.wrap(network) '
-            'for known families'
-        )
-
-
-def _network_inside(model: Any) -> Any:
-    """Return the network inside torch.compile and torch's parallel wrappers."""
-    while isinstance(model, nn.Module) and type(model).__module__.startswith('torch.'):
-        parts = dict(model.named_children())
-        held = parts.get('_orig_mod', parts.get('module'))
-        if held is None:
-            break
-        model = held
-    return model
-
-
-def _takes_two(model: Any) -> bool:
-    """Return True if a model can be called with two positional arguments."""
-    try:
-        call = model.forward if isinstance(model, nn.Module) else model
-        inspect.signature(call).bind_partial(None, None)
-    except TypeError:
-        return False
-    except ValueError:  # no signature to read
-        return True
-    return True
-
-
 class Plan(NamedTuple):
     """The noise levels, the sampler and the options for a model, and the reason."""
 
@@ -400,7 +243,7 @@ def plan(
     entry = None if sampler is None else find_sampler(sampler)
     own = None if entry is None else entry.levels
     if isinstance(schedule, str) or (schedule is None and own is None):
-        steps = 20 if steps is None else _whole('steps', steps)
+        steps = 20 if steps is None else check_integer('steps', steps)
         if steps < 1:
             raise ValueError(f'steps must be >= 1; got {steps}')
         if sampler is None and schedule is None:
@@ -517,72 +360,6 @@ def stops_at(sampler: Any, sigma_min: float) -> dict[str, float]:
     return {'sigma_min': sigma_min} if 'sigma_min' in find_sampler(sampler).takes else {}
 
 
-def device_of(denoiser: Any) -> Any:
-    """Return the device of the parameters of a denoiser, or the CPU.
-
-    Args:
-        denoiser: The denoiser.
-    """
-    parameters = getattr(denoiser, 'parameters', None)
-    return (
-        next((parameter.device for parameter in parameters()), torch.device('cpu'))
-        if callable(parameters)
-        else torch.device('cpu')
-    )
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f'{name} must be an integer; got {value!r}') from None
-
-
-def batch_shape(shape_or_x: Any) -> list[int]:
-    """Return the shape [B, ...] of a batch that is given, or whose shape is given.
-
-    Args:
-        shape_or_x: A shape or a tensor.
-
-    Raises:
-        ValueError: If it is not the shape of a batch.
-    """
-    shape = shape_or_x.shape if isinstance(shape_or_x, Tensor) else shape_or_x
-    try:
-        sides = [operator.index(side) for side in shape]
-    except (TypeError, RuntimeError):
-        sides = []
-    if len(sides) < 2 or min(sides[1:]) < 1 or sides[0] < 0:
-        raise ValueError(
-            'shape_or_x must be a batch, or the shape of one, such as [4, 3, 64, 64]; got '
-            f'{show_value(shape)}'
-        )
-    return sides
-
-
-def make_seeds(seeds: Any, n: int) -> list[int]:
-    """Return a seed for each of n samples.
-
-    Args:
-        seeds: A seed for each; one number, from which they are derived; or None for a number from
-            torch's global generator.
-        n: Number of samples.
-
-    Raises:
-        ValueError: If there is another number of seeds.
-    """
-    if seeds is None:
-        seeds = torch.randint(0, 2**63 - 1, [])
-    if not hasattr(seeds, '__len__') or getattr(seeds, 'ndim', 1) == 0:
-        seed = _whole('seeds', seeds)
-        return [derive_seed(seed, 'sample', i) for i in range(n)]
-    if len(seeds) != n:
-        raise ValueError(
-            f'seeds must be one number, or one for each of {n} samples; got {len(seeds)}'
-        )
-    return [_whole('a seed', seed) for seed in seeds]
-
-
 @torch.no_grad()
 def generate(
     denoise: DenoiseFn,
@@ -624,7 +401,7 @@ def generate(
     """
     cond, entry = cond or {}, find_sampler(sampler)
     for key, value in cond.items():
-        _check_entries(key, value, len(seeds))
+        check_entries(key, value, len(seeds))
     if batch_size < 1:
         raise ValueError(f'batch_size must be >= 1; got {batch_size}')
     options = dict(options or {})
@@ -651,20 +428,6 @@ def generate(
         )
         batches.append((decode(drawn) if decode else drawn).float().cpu())
     return torch.cat(batches) if batches else torch.empty(0, *shape)
-
-
-def _check_entries(key: str, value: Any, n: int) -> None:
-    """Raise a ValueError for a list with one value per item of another length than the items."""
-    if (
-        isinstance(value, Tensor)
-        and value.ndim == 1
-        and len(value) not in (1, n)
-        and not is_shared(value)
-    ):
-        raise ValueError(
-            f'the condition {key!r} must have one entry for each of {n} seeds; got {len(value)}. '
-            'Wrap a vector that all samples share in K.share(...)'
-        )
 
 
 def sample_batch(
