@@ -191,7 +191,7 @@ def test_refusals_name_what_is_allowed():
         (lambda: E.fid(x * math.nan, x), 'NaN'),
         (lambda: E.fid(x[:1], x), 'at least 2'),
         (lambda: E.Moments.of(x[:1]).covariance, 'at least 2'),
-        (lambda: E.kid(x, x[:3], 4), 'unequal'),
+        (lambda: E.kid(x, x[:3], 4), 'similar sizes'),
         (lambda: E.measure(x, x, ['fidd']), "did you mean 'fid'"),
     ):
         with pytest.raises(ValueError, match=complaint):
