@@ -11,7 +11,8 @@ from .flags import run_command
 _EXAMPLE = """examples:
   k-diffusion info config_icons
   k-diffusion info runs/demo --json
-  k-diffusion info config_256_transformer --batch-size 32 --rate 3e14"""
+  k-diffusion info config_256_transformer --batch-size 32 --rate 3e14
+  k-diffusion info config_256_transformer --gpus 64 --gpu h100 --network 400"""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion info') -> int:

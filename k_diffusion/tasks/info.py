@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import torch
+
 from ..config import Experiment, find_checkpoint, find_config, read_weights
+from ..config.load import Sections
+from ..core.accelerators import GPUS
 from ..core.devices import choose_device
 from ..core.machine import memory_bytes, multiply_rate
-from ..core.settings import at_least, check_settings, setting, takes_settings
-from ..models.sizing import sizes
+from ..core.settings import at_least, check_settings, one_of, setting, takes_settings
+from ..models.sizing import Sizes, sizes
+from ..training.sharding import group_sizes
+from .scaling import Cluster, Scaling, Work, simulate
 
 #: The share of the rate of large matrix products that whole training steps were seen to reach: 0.4
 #: to 0.8 on a CPU.
@@ -39,6 +46,7 @@ class Info:
     images_per_second: float  # of training
     steps: int | None  # of the run, as the config has it
     training_seconds: float | None
+    scaling: list[Scaling] | None = None  # on many GPUs: of DDP and of FSDP2
 
     def __str__(self) -> str:
         channels, *size = self.input
@@ -70,6 +78,7 @@ class Info:
             'time': f'about {time}',
         }
         text = [f'{name:13}{value}' for name, value in rows.items()]
+        text += [f'{found.way:13}{describe_scaling(found)}' for found in self.scaling or []]
         if self.memory_bytes and self.training_bytes > self.memory_bytes:
             text.append(
                 f'It does not fit into the memory of {self.device}: take a smaller batch, '
@@ -94,12 +103,21 @@ class InfoSettings:
         'floating-point operations per second of the device '
         '(default: measured in a third of a second)',
     )
+    gpus: int | None = setting(None, 'show what training on so many GPUs takes')
+    gpu: str = setting('h100', f'the kind of them: {", ".join(GPUS)}')
+    network: float = setting(
+        400.0, 'the rate of each GPU to those of other nodes, of 8 GPUs each', metavar='GBIT/S'
+    )
+    disk: float = setting(1.0, 'the rate at which a node writes checkpoints', metavar='GB/S')
     verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
 
     def __post_init__(self) -> None:
         positive = self.rate is None or self.rate > 0
         check_settings(
-            at_least(self, 1, 'batch_size'),
+            at_least(self, 1, 'batch_size', 'gpus'),
+            one_of(self, GPUS, 'gpu'),
+            None if self.network > 0 else f'network must be above 0; got {self.network}',
+            None if self.disk > 0 else f'disk must be above 0; got {self.disk}',
             None if positive else f'rate must be above 0; got {self.rate}',
         )
 
@@ -140,6 +158,39 @@ def info(settings: InfoSettings) -> Info:
         images_per_second,
         steps,
         steps * batch_size / images_per_second if steps else None,
+        None if settings.gpus is None else _simulate(settings, sections, counts, batch_size),
+    )
+
+
+def _simulate(
+    settings: InfoSettings, sections: Sections, counts: Sizes, batch_size: int
+) -> list[Scaling]:
+    classes = sections.dataset.num_classes
+    with torch.device('meta'):
+        network = sections.model.build(num_classes=classes + 1 if classes else 0)
+    work = Work(
+        group_sizes(network),
+        counts.multiply_adds,
+        counts.activation_bytes / 2,  # in bf16
+        batch_size,
+        prod([sections.model.input_channels, *sections.model.input_size]),
+    )
+    network_rate, disk = settings.network * 1e9 / 8, settings.disk * 1e9
+    cluster = Cluster(settings.gpus or 1, GPUS[settings.gpu], network_rate, disk=disk)
+    return simulate(work, cluster, SHARE)
+
+
+def describe_scaling(found: Scaling) -> str:
+    """Return what a step on many GPUs takes, as a text."""
+    fits = '' if found.fits else ' (more than a GPU has)'
+    return (
+        f'{format_bytes(found.memory_bytes)} a GPU{fits}, of it '
+        f'{format_bytes(found.state_bytes)} weights and the like; '
+        f'{format_bytes(found.traffic_bytes)} sent a step; {found.step_seconds * 1000:,.0f} ms a '
+        f'step, {found.efficiency:.0%} arithmetic; {found.items_per_second:,.0f} items/s, '
+        f'{format_bytes(found.data_bytes_per_second)}/s of data; a checkpoint of '
+        f'{format_bytes(found.checkpoint_bytes)} in {format_seconds(found.checkpoint_seconds)}, '
+        f'best every {format_seconds(found.save_every_seconds)}'
     )
 
 

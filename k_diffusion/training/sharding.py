@@ -132,6 +132,17 @@ def blocks(network: nn.Module, least: int) -> list[nn.Module]:
     return list(dict.fromkeys(reversed(chosen)))
 
 
+def group_sizes(network: nn.Module, least: int = BLOCK) -> list[int]:
+    """Return the parameters of each group that is gathered at a time, those of the root last."""
+    grouped: set[int] = set()
+    sizes = []
+    for module in [*blocks(network, least), network]:
+        new = {id(p): p.numel() for p in module.parameters() if id(p) not in grouped}
+        grouped |= set(new)
+        sizes.append(sum(new.values()))
+    return sizes
+
+
 def cut_optimizer(optimizer: Optimizer) -> None:
     """Cuts loaded state as the parameters are cut."""
     for p, state in optimizer.state.items():
