@@ -64,7 +64,7 @@ class CalibrateSettings(ModelSettings):
     """Settings of `calibrate`."""
 
     checkpoint: str | os.PathLike[str] = setting(
-        help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
+        help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
     steps: Sequence[int] = setting(
         (5, 8, 10),

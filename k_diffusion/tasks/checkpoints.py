@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.files import write_json
 from ..core.names import escape_name
+from ..core.remote import is_url
 from ..core.settings import check_settings, setting, takes_settings
-from ..training import RunFolder, find_runs, read_training_checkpoint
+from ..training import Record, RunFolder, find_runs, read_training_checkpoint
 from ..training.checkpoints.folder import step_of
+from ..training.checkpoints.remote import RemoteFolder
 from ..training.checkpoints.retention import comparable
 
 
@@ -19,7 +21,9 @@ from ..training.checkpoints.retention import comparable
 class CheckpointsSettings:
     """Settings of `checkpoints`."""
 
-    folder: str | os.PathLike[str] = setting(help='the folder of a run', flags=('folder',))
+    folder: str | os.PathLike[str] = setting(
+        help='the folder of a run, or its URL', flags=('folder',)
+    )
     name: str | None = setting(None, 'the run, where the folder holds several')
     verify: bool = setting(True, 'list only')
     pin: Sequence[int] = setting(
@@ -29,7 +33,12 @@ class CheckpointsSettings:
 
     def __post_init__(self) -> None:
         both = sorted(set(self.pin) & set(self.unpin))
-        check_settings(f'pin must not name steps of unpin; got {both} in both' if both else None)
+        check_settings(
+            f'pin must not name steps of unpin; got {both} in both' if both else None,
+            'pin and unpin must be left out with a URL; pins are those of the local folder of a run'
+            if is_url(self.folder) and (self.pin or self.unpin)
+            else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,9 @@ def checkpoints(settings: CheckpointsSettings) -> CheckpointList:
         set(settings.pin),
         set(settings.unpin),
     )
+    if is_url(folder):
+        entries = _list_remote(str(folder), name, settings.verify)
+        return CheckpointList(entries, settings.verify)
     runs = [run for run in find_runs(folder) if name in (None, run.name)]
     if not runs:
         raise ValueError(
@@ -142,17 +154,10 @@ def _set_pins(run: RunFolder, pin: set[int], unpin: set[int]) -> None:
 
 def _list_run(run: RunFolder, verify: bool) -> list[CheckpointEntry]:
     records, pinned = run.manifest.read(), run.known_pins() or set()
-    metrics = {
-        record.step: record.metrics for record in records.values() if 'loss' in record.metrics
-    }
-    losses = {step: values['loss'] for step, values in metrics.items()}
-    best = min(comparable(metrics), key=lambda step: losses[step], default=None)
+    losses, best = _losses_of(records)
     entries = []
     for path in run.checkpoints():
         record, step = records.get(path.name), step_of(path)
-        notes = [
-            note for note, holds in (('best', step == best), ('pinned', step in pinned)) if holds
-        ]
         size = record.bytes if record else path.stat().st_size if path.is_file() else None
         entries.append(
             CheckpointEntry(
@@ -162,12 +167,57 @@ def _list_run(run: RunFolder, verify: bool) -> list[CheckpointEntry]:
                 size,
                 record.saved if record else None,
                 losses.get(step),
-                notes,
+                _notes_of(step, best, pinned),
                 record is not None,
                 _find_fault(run, path) if verify else None,
             )
         )
     return entries
+
+
+def _list_remote(url: str, name: str | None, verify: bool) -> list[CheckpointEntry]:
+    """Return the checkpoints that the manifests at a URL name; verifying reads them there."""
+    remote = RemoteFolder(url, 'folder')
+    runs = [run for run in remote.runs() if name in (None, run)]
+    if not runs:
+        raise ValueError(
+            f'{remote.url} holds no run{f" named {name!r}" if name else ""}; '
+            'give the URL that training uploads to'
+        )
+    entries = []
+    for run in runs:
+        folder, records = RunFolder(Path(), run), remote.records(run)
+        losses, best = _losses_of(records)
+        named = [(record.step, file) for file, record in records.items() if folder.is_name(file)]
+        for step, file in sorted(named, reverse=True):
+            record = records[file]
+            entries.append(
+                CheckpointEntry(
+                    run,
+                    step,
+                    f'{remote.url}/{file}',
+                    record.bytes,
+                    record.saved,
+                    losses.get(step),
+                    _notes_of(step, best, remote.pinned(run)),
+                    True,
+                    remote.find_fault(record) if verify else None,
+                )
+            )
+    return entries
+
+
+def _losses_of(records: Mapping[str, Record]) -> tuple[dict[int, float], int | None]:
+    """Return the losses on record by step, and the step of the least that can be compared."""
+    metrics = {
+        record.step: record.metrics for record in records.values() if 'loss' in record.metrics
+    }
+    losses = {step: values['loss'] for step, values in metrics.items()}
+    return losses, min(comparable(metrics), key=lambda step: losses[step], default=None)
+
+
+def _notes_of(step: int, best: int | None, pinned: set[int]) -> list[str]:
+    return [note for note, holds in (('best', step == best), ('pinned', step in pinned)) if holds]
 
 
 def _find_fault(run: RunFolder, path: Path) -> str | None:

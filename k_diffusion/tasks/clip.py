@@ -36,7 +36,7 @@ class ClipSettings(ModelSettings):
         many='*',
     )
     checkpoint: str | os.PathLike[str] = setting(
-        help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
+        help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
     n: int = setting(64, 'how many images', flags=('-n',))
     out: str | os.PathLike[str] | None = setting(

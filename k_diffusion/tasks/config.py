@@ -9,11 +9,13 @@ from typing import Any
 
 from ..config import (
     Experiment,
+    find_checkpoint,
     read_autoencoder_config,
     read_weights,
     shipped_configs,
 )
 from ..core.files import write_json
+from ..core.remote import is_url
 from ..core.settings import check_settings, setting, takes_settings
 from ..core.weights import load_safetensors_config
 
@@ -42,6 +44,9 @@ class ConfigSettings:
             else None,
             'checkpoint must be left out with list=True'
             if self.checkpoint is not None and self.list
+            else None,
+            'out must be given with a URL'
+            if self.out is None and is_url(self.checkpoint)
             else None,
         )
 
@@ -83,6 +88,8 @@ def extract_config(settings: ConfigSettings) -> Path | list[ShippedConfig]:
     checkpoint = settings.checkpoint
     if checkpoint is None:
         return list_configs()
+    if is_url(checkpoint):
+        checkpoint = find_checkpoint(checkpoint, settings.verify)
     if Path(checkpoint).suffix == '.safetensors':
         carried = load_safetensors_config(checkpoint)
     else:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import find_checkpoint, load_config, make_model, read_weights
+from ..core.remote import is_url
 from ..core.settings import check_settings, one_of, setting, takes_settings
 from ..core.weights import save_safetensors
 from ..training import load_weights
@@ -35,6 +36,9 @@ class ConvertSettings:
         check_settings(
             one_of(self, _DTYPES, 'dtype'),
             None if named else f'out must end in .safetensors; got {self.out}',
+            'out must be given with a URL'
+            if self.out is None and is_url(self.checkpoint)
+            else None,
         )
 
 
@@ -50,7 +54,7 @@ def convert(settings: ConvertSettings) -> Path:
         ValueError: It carries no config and none is given, or the file would be the checkpoint
             itself.
     """
-    checkpoint = find_checkpoint(settings.checkpoint)
+    checkpoint = find_checkpoint(settings.checkpoint, settings.verify)
     weights, carried = read_weights(checkpoint, verify=settings.verify)
     source = settings.config if settings.config is not None else carried
     if source is None:

@@ -75,7 +75,7 @@ class EvaluationSettings(ModelSettings):
     """Settings of `evaluate`."""
 
     checkpoint: str | os.PathLike[str] = setting(
-        help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
+        help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
     n: int = setting(10_000, 'how many samples', flags=('-n',))
     metrics: Sequence[str] = setting(
@@ -178,7 +178,7 @@ class _Task:
 
     def __init__(self, settings: EvaluationSettings, processes: World) -> None:
         self.settings, self.processes = settings, processes
-        self.path = find_checkpoint(settings.checkpoint)
+        self.path = find_checkpoint(settings.checkpoint, settings.verify)
         denoiser, experiment, self.device = open_model(settings, processes.device(settings.device))
         sections = experiment.sections
         self.folder = (

@@ -195,7 +195,7 @@ def describe_scaling(found: Scaling) -> str:
 
 
 def _config_of(source: str | os.PathLike[str], verify: bool) -> Any:
-    path = find_config(find_checkpoint(source))
+    path = find_config(find_checkpoint(source, verify))
     if path.suffix in ('.json', '.safetensors'):
         return path
     config = read_weights(path, verify=verify)[1]

@@ -45,7 +45,7 @@ class LikelihoodSettings(ModelSettings):
     """Settings of `likelihood`."""
 
     checkpoint: str | os.PathLike[str] = setting(
-        help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
+        help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
     dataset: Any = setting(None, f'whose pictures: {DATASET_WORDS}', parse=str)
     n: int = setting(1000, 'how many pictures, drawn from the seed', flags=('-n',))
@@ -115,7 +115,7 @@ class _Task:
 
     def __init__(self, settings: LikelihoodSettings, processes: World) -> None:
         self.settings = settings
-        path = find_checkpoint(settings.checkpoint)
+        path = find_checkpoint(settings.checkpoint, settings.verify)
         self.denoiser, experiment, self.device = open_model(
             settings, processes.device(settings.device)
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..config import find_checkpoint
 from ..core.random import derive_seed
 from ..core.settings import (
     are_lists,
@@ -35,7 +36,7 @@ class SampleSettings(ModelSettings):
     """Settings of `sample`."""
 
     checkpoint: str | os.PathLike[str] = setting(
-        help="a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
+        help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
     n: int = setting(64, 'how many images', flags=('-n',))
     out: str | os.PathLike[str] | None = setting(
@@ -130,6 +131,8 @@ def sample(settings: SampleSettings) -> Samples:
             already.
     """
     n, target = settings.n, Target.of(settings.out, settings.prefix, settings.overwrite)
+    path = find_checkpoint(settings.checkpoint, settings.verify)
+    settings = replace(settings, checkpoint=path)
     denoiser, experiment, device = open_model(settings)
     demanded = settings.sampler == calibrations.WORD
     named, own = load_sampler(None if demanded else settings.sampler, settings.allow_code)

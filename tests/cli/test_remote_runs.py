@@ -213,6 +213,40 @@ def test_what_training_does_not_write_is_not_fetched(memory, tmp_path):
     assert not list((tmp_path / 'b').glob('*.py'))
 
 
+def test_what_the_manifest_does_not_name_is_not_taken(memory, tmp_path):
+    """An upload that was cut leaves a file that has the name of a checkpoint."""
+    train('memory://bucket/own', tmp_path / 'a', 4)
+    content = bytes_of(memory, '/bucket/own/own_00000004.pth')
+    memory.pipe_file('/bucket/own/own_00000009.pth', content[:100])
+    with pytest.raises(ValueError, match='does not name own_00000009.pth; its upload may have'):
+        K.load_model('memory://bucket/own/own_00000009.pth', network=Net())
+    assert train('memory://bucket/own', tmp_path / 'b', 5).step == 5
+    memory.pipe_file('/bucket/own/own_00000009.pth', content)
+    K.load_model('memory://bucket/own/own_00000009.pth', network=Net(), verify=False)
+
+
+def test_checkpoints_at_a_url_are_listed_and_verified(memory, tmp_path, capsys):
+    from k_diffusion.cli.checkpoints import main
+
+    train('memory://bucket/own', tmp_path / 'a', 8)
+    here = K.checkpoints(tmp_path / 'a')
+    there = K.checkpoints('memory://bucket/own')
+    assert [entry.step for entry in there] == [8, 4] and there.exit_status == 0
+    for a, b in zip(here, there):
+        assert (a.step, a.bytes, a.saved, a.loss, a.notes) == (
+            (b.step, b.bytes, b.saved, b.loss, b.notes)
+        )
+    memory.pipe_file('/bucket/own/own_00000004.pth', b'x')
+    memory.rm_file('/bucket/own/own_00000008.pth')
+    assert main(['memory://bucket/own']) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert 'own_00000008.pth cannot be read' in lines[0] and 'SHA-256' in lines[1]
+    assert main(['memory://bucket/own', '--no-verify']) == 0
+    assert main(['memory://bucket/none']) == 1
+    with pytest.raises(ValueError, match='pin and unpin must be left out with a URL'):
+        K.checkpoints('memory://bucket/own', pin=[4])
+
+
 class Refusing:
     """Makes a file system refuse so many writes of checkpoints, and counts them."""
 
@@ -269,7 +303,7 @@ def test_the_newer_of_two_checkpoints_is_gone_on_with(memory, tmp_path):
     assert done.step == 9 and (tmp_path / 'a' / 'own_00000008.pth').exists()
 
 
-def test_images_are_drawn_from_a_checkpoint_at_a_url(trained, memory, tmp_path, capsys):
+def test_images_are_drawn_from_a_url(trained, memory, tmp_path, monkeypatch, capsys):
     from k_diffusion.cli.sample import main
 
     for path in trained.glob('tiny_*'):
@@ -283,6 +317,17 @@ def test_images_are_drawn_from_a_checkpoint_at_a_url(trained, memory, tmp_path, 
         assert main([*words, '--device', 'cpu']) == 0, capsys.readouterr().err
         grids.append((out / 'grid.png').read_bytes())
     assert grids[0] == grids[1] == grids[2]
+    path = '/bucket/tiny/tiny_00000003.pth'
+    memory.pipe_file(path, bytes_of(memory, path) + b' ')
+    words = ['--checkpoint', 'memory://bucket/tiny', '-n', '2', '--steps', '2', '--device', 'cpu']
+    assert main([*words, '--out', str(tmp_path / '3')]) == 0  # (the copy in the cache is whole)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'empty'))
+    assert main([*words, '--out', str(tmp_path / '4')]) == 1
+    assert 'is damaged: its SHA-256' in capsys.readouterr().err
+    assert main([*words, '--out', str(tmp_path / '4'), '--no-verify']) == 0
+    assert (tmp_path / '4' / 'grid.png').read_bytes() == grids[0]
+    with pytest.raises(ValueError, match='out must be given with a URL'):
+        K.convert('memory://bucket/tiny')
     assert main(['--checkpoint', 'memory://bucket/none/x.pth', '--device', 'cpu']) == 1
     assert 'no checkpoint at memory://bucket/none/x.pth' in capsys.readouterr().err
     assert main(['--checkpoint', 'reference://x/x.pth', '--device', 'cpu']) == 1

@@ -31,6 +31,7 @@ from ...core.remote import (
     download,
     file_system,
     hide_secrets,
+    say_reason,
     state_of,
     try_again,
 )
@@ -105,6 +106,30 @@ class RemoteFolder:
         except MALFORMED as error:
             note_once(f'{self.url}/{name} is passed over: {say_malformed(error)}')
             return {}
+
+    def runs(self) -> list[str]:
+        """Return the names of the runs that have a manifest here."""
+        matches = (re.fullmatch(r'(.+)_manifest\.json', name) for name in self.names())
+        return sorted(match[1] for match in matches if match)
+
+    def pinned(self, run: str) -> set[int]:
+        """Return the pinned steps of a run; none where they cannot be read."""
+        content = self.read(f'{run}_pinned.json')
+        try:
+            held = read_json((content or b'[]').decode(), 'it')
+        except MALFORMED:
+            return set()
+        return {step for step in held if type(step) is int} if isinstance(held, list) else set()
+
+    def find_fault(self, record: Record) -> str | None:
+        """Return why a checkpoint here is not what was written, or None; it is read whole."""
+        for name, written in record.files.items():
+            try:
+                if digest_remote(self.system, self.at(name)) != written:
+                    return f'{name} is damaged: its SHA-256 is not that of what was written'
+            except OSError as error:
+                return f'{name} cannot be read ({say_reason(error)})'
+        return None
 
     def pointed(self, run: str) -> str | None:
         """Return the name of the checkpoint that the state file of a run names."""
@@ -218,7 +243,13 @@ def fetch_checkpoint(url: str, verify: bool = True) -> Path:
         remote, run = RemoteFolder(place), ''
         match = re.fullmatch(r'(.+?)(?:_ema)?_[0-9]{8,18}\.[a-z]+', name)
         run = match[1] if match else ''
-    record = remote.records(run).get(name) if run else None
+    records = remote.records(run) if run else {}
+    record = records.get(name)
+    if records and record is None and verify:
+        raise ValueError(
+            f'the manifest of the run {run!r} at {remote.url} does not name {name}; its upload may '
+            'have been cut (verify=False takes it as it is)'
+        )
     key = hashlib.blake2b(f'{remote.url} {run}'.encode(), digest_size=12).hexdigest()
     folder = RunFolder(cache_folder() / 'remote' / key, run, keep=Retention(_CACHED, 0))
     if record is None:
@@ -239,8 +270,7 @@ def fetch_checkpoint(url: str, verify: bool = True) -> Path:
 
 def _latest(remote: RemoteFolder) -> tuple[str, str]:
     """Return the one run of a folder, and the name of its latest checkpoint."""
-    names = remote.names()
-    runs = sorted(match[1] for name in names if (match := re.fullmatch(r'(.+)_state\.json', name)))
+    runs = remote.runs()
     if len(runs) != 1:
         raise ValueError(
             f'{remote.url} is a folder with {len(runs)} runs ({", ".join(runs) or "none"}); '
