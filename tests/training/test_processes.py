@@ -157,3 +157,17 @@ def test_losses_by_noise_of_two_processes_are_taken_over_by_one(paused, toy):
         one = toy.make_trainer(batch_size=8)
         one.load_state_dict({**state, 'loss_by_noise': {'sums': held}})
         assert one.loss_by_noise.values(one.accelerator) == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_processes_go_back_from_a_spike_together(tmp_path):
+    """Paused within the spike or not, both end at the same weights bit for bit."""
+    ranks = launch(tmp_path / 'two', 2, 2, 40, 'spike')[1]
+    for rank in ranks:
+        straight, resumed = rank['straight'], rank['resumed']
+        assert straight['spikes']['rewinds'] == resumed['spikes']['rewinds'] == 1
+        # (30 steps before it was noticed, and 16 from the checkpoint of step 24 on)
+        assert straight['items'] == resumed['items'] == 4 * (30 + 16)
+        for key in ('model', 'model_ema'):
+            assert all(torch.equal(p, resumed[key][name]) for name, p in straight[key].items())
+            other = ranks[0]['straight'][key]
+            assert all(torch.equal(p, other[name]) for name, p in straight[key].items())

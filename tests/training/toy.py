@@ -22,6 +22,7 @@ from k_diffusion.training import (
     make_optimizer,
     unwrap,
 )
+from k_diffusion.training.spikes import SpikeGuard
 
 
 class TinyNet(nn.Module):
@@ -215,6 +216,42 @@ def pause(out, batch_size, steps):
     accelerator.end_training()
 
 
+def spike(out, batch_size, steps):
+    """Trains on items whose loss spikes from step 25 on, without a pause and with one within."""
+    accelerator, found = Accelerator(cpu=True), {}
+    per_step = batch_size * accelerator.num_processes
+
+    def make(folder):
+        guard = SpikeGuard(folder, 8, 1, every=10)
+        trainer = make_trainer(
+            batch_size=batch_size,
+            accelerator=accelerator,
+            end_step=steps,
+            hooks=[guard, CheckpointHook(folder, 8)],
+            parts={'spikes': guard},
+        )
+        plain, bad = trainer.loss, range(24 * per_step, 28 * per_step)
+        trainer.loss = lambda batch: plain(batch) * (1e3 if int(batch['item'][0]) in bad else 1)
+        return trainer
+
+    for name, pauses in ('straight', False), ('resumed', True):
+        folder = RunFolder(Path(out, name), 'toy')
+        trainer = make(folder)
+        if pauses:
+            trainer.stop = lambda stopped=trainer: stopped.step == 26
+            trainer.run()
+            accelerator.wait_for_everyone()
+            trainer = make(folder)
+            trainer.load_state_dict(folder.newest()[1])
+        trainer.run()
+        state = trainer.state_dict()
+        found[name] = {key: state[key] for key in ('model', 'model_ema', 'items', 'spikes')}
+    torch.save(found, Path(out, f'rank{accelerator.process_index}.pth'))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    (pause if 'pause' in sys.argv else main)(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    work = {'pause': pause, 'spike': spike}.get(sys.argv[-1], main)
+    work(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
