@@ -44,18 +44,11 @@ DONE = (
 OPEN = (
     'cli/entry.py',
     'core/devices.py',
-    'core/files.py',
     'core/protocols.py',
-    'core/weights.py',
     'data/loading.py',
     'data/python.py',
-    'data/shards/counting.py',
-    'data/shards/dataset.py',
-    'data/shards/listing.py',
-    'data/shards/store.py',
     'encoders/conditions.py',
     'encoders/texts.py',
-    'evaluation/features.py',
     'layers/conditioning.py',
     'layers/embeddings.py',
 )

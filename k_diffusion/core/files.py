@@ -1,5 +1,6 @@
-"""Files that are whole or not there: written under a temporary name, synced, renamed; downloads
-checked.
+"""Write files completely or not at all, read JSON strictly, and download with a digest.
+
+A file is written under a temporary name, synced, then renamed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ _notes: set[str] = set()
 
 
 def say_malformed(error: Exception) -> str:
-    """Return what is wrong with a file, from one of the errors MALFORMED."""
+    """Return a description of a file's fault.
+
+    Args:
+        error: One of the errors MALFORMED.
+    """
     return (
         str(error)
         if isinstance(error, (ValueError, OSError))
@@ -38,12 +43,15 @@ def say_malformed(error: Exception) -> str:
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path]:
-    """Yields a temporary name beside `path`; what is written there takes the name at the end, or
-    vanishes.
+    """Yield a temporary path, which is renamed to `path` at the end, or removed on an error.
 
-    It is synced to the disk first, unless `sync` is False (for files that are cheap to make again).
+    Args:
+        path: The final path.
+        sync: Sync the file to the disk before the rename; False for files that are cheap to
+            rebuild.
 
-    with whole_file('a.png') as temporary: image.save(temporary)
+    Example:
+        with whole_file('a.png') as temporary: image.save(temporary)
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -61,7 +69,7 @@ def whole_file(path: str | os.PathLike[str], sync: bool = True) -> Iterator[Path
 
 
 def cache_folder() -> Path:
-    """Return where downloads and what is computed from them are kept.
+    """Return the folder of downloads and of what is computed from them.
 
     It is $XDG_CACHE_HOME/k-diffusion, or ~/.cache/k-diffusion.
     """
@@ -69,19 +77,19 @@ def cache_folder() -> Path:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the name under which this process writes `path`: beside it, with host and process."""
+    """Return this process's temporary path beside `path`, with host and process in its name."""
     return path.with_name(f'.{path.name}.{_host()}.{os.getpid()}.tmp{path.suffix}')
 
 
 def remove_stale(folder: Path, name: str) -> list[Path]:
-    """Remove the temporary files of processes of this host that are gone.
+    """Remove temporary files whose processes have ended on this host.
 
     Args:
-        folder: The folder; those of its subfolder `cache` are removed too.
-        name: The run. Of files that tell no host, those of this run alone are removed.
+        folder: The folder; files in its subfolder `cache` are removed too.
+        name: The run. Files without a host in their names are removed for this run only.
 
     Returns:
-        The paths that were removed. Files of other hosts and of living processes stay.
+        The removed paths. Files of other hosts and of live processes stay.
     """
     inside = [
         path
@@ -104,15 +112,19 @@ def _is_stale(path: Path, run: str) -> bool:
         return False
     if int(match[3]) != os.getpid():
         return not is_alive(int(match[3]))
-    # Under this process's own number lie files of an earlier one too: in a container each is 1.
+    # A former process can have had this process's number: in a container each has the number 1.
     with contextlib.suppress(OSError):
         return path.lstat().st_mtime < _IMPORTED_AT
     return False
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process of this host lives; where that cannot be asked, True."""
-    if os.name == 'nt':  # (there os.kill would end it)
+    """Return whether a process of this host is alive; True where that is unknown.
+
+    Args:
+        pid: The process number.
+    """
+    if os.name == 'nt':  # os.kill would end the process there
         return True
     try:
         os.kill(pid, 0)
@@ -124,20 +136,24 @@ def is_alive(pid: int) -> bool:
 
 
 def _host() -> str:
-    """Return what tells hosts apart in the names of temporary files."""
+    """Return the hash of the host name for temporary file names."""
     return 'host-' + hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 
 
 class Written(NamedTuple):
-    """What a file is: its size and the SHA-256 of its contents."""
+    """Size and SHA-256 of a file's contents."""
 
     bytes: int
     sha256: str
 
 
 class HashingFile:
-    """A file to be written in order, which keeps count and digest of what it was given (not of
-    what the disk made of it).
+    """A file for sequential writing that keeps size and SHA-256 of the data passed to it.
+
+    The digest is that of the data in memory, so a disk error later is detected by comparing.
+
+    Args:
+        file: The file to write to.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -145,19 +161,30 @@ class HashingFile:
         self._bytes, self._state = 0, hashlib.sha256()
 
     def write(self, data: Any) -> int:
+        """Write data and add it to the digest.
+
+        Args:
+            data: Bytes or a buffer.
+        """
         self._bytes += memoryview(data).nbytes
         self._state.update(data)
         return self.file.write(data)
 
     def flush(self) -> None:
+        """Flush the underlying file."""
         self.file.flush()
 
     def written(self) -> Written:
+        """Return size and SHA-256 of everything written so far."""
         return Written(self._bytes, self._state.hexdigest())
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename inside a folder durable, where the system can."""
+    """Make a rename inside a folder durable, if the system supports it.
+
+    Args:
+        folder: The folder.
+    """
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -167,16 +194,27 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Writes a value as indented JSON, whole or not at all."""
+    """Write a value as indented JSON, completely or not at all.
+
+    Args:
+        path: The file.
+        value: The value.
+    """
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=4, allow_nan=False) + '\n')
 
 
 def read_json(text: str, name: str) -> Any:
-    """Parses JSON; NaN, infinity and a key given twice are refused with the name of where they
-    stand.
+    """Parse JSON, and reject NaN, infinity and repeated keys.
 
-    (`Infinity` is refused too: it is not JSON. Write a large number or leave the key out.)
+    `Infinity` is not valid JSON: write a large number, or leave the key out.
+
+    Args:
+        text: The JSON text.
+        name: The name of its source for messages.
+
+    Raises:
+        ValueError: If the text is not valid.
     """
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -211,13 +249,19 @@ def read_json(text: str, name: str) -> Any:
             f'{name} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}'
         ) from None
     except RecursionError:
-        raise ValueError(
-            f'{name} is nested too deeply to be read; a config has a handful of levels'
-        ) from None
+        raise ValueError(f'{name} must be nested less deeply; a config has a few levels') from None
 
 
 def read_json_file(path: Path, name: str | None = None) -> Any:
-    """Parse a JSON file in UTF-8 as `read_json` does; `name` is what errors call it (its path)."""
+    """Parse a JSON file in UTF-8 with `read_json`.
+
+    Args:
+        path: The file.
+        name: Its name in messages; by default the path.
+
+    Raises:
+        ValueError: If it is not valid JSON in UTF-8.
+    """
     name = name or str(path)
     try:
         return read_json(path.read_text('utf-8'), name)
@@ -227,14 +271,23 @@ def read_json_file(path: Path, name: str | None = None) -> Any:
 
 
 def note_once(text: str) -> None:
-    """Warn of something, such as a file that is passed over, once in a process for each text."""
+    """Issue a warning once per process and text.
+
+    Args:
+        text: The warning.
+    """
     if text not in _notes:
         _notes.add(text)
         warnings.warn(text, stacklevel=3)
 
 
 def digest_of(path: str | os.PathLike[str], algorithm: str = 'sha256') -> str:
-    """The hex digest of a file's contents."""
+    """Return the hex digest of a file's contents.
+
+    Args:
+        path: The file.
+        algorithm: A name that hashlib knows.
+    """
     state = hashlib.new(algorithm)
     with open(path, 'rb') as file:
         while chunk := file.read(1 << 20):
@@ -248,10 +301,22 @@ def download_file(
     digest: str | None = None,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> Path:
-    """Downloads a file once, checks its SHA-256 (or MD5, told by the length) and returns its path.
+    """Download a file once, and check its digest.
 
-    A file already there is checked too. Nothing half-downloaded or of another content is ever left
-    under the name. `progress(bytes so far, bytes in all or None)` is called as it goes on.
+    An existing file is checked too. A partial or wrong file is never left under the name.
+
+    Args:
+        path: Where to put it.
+        url: Where to get it.
+        digest: Its SHA-256 or MD5 in hex, distinguished by length; None checks nothing.
+        progress: Called as progress(bytes so far, total bytes or None).
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: If it cannot be downloaded.
+        WrongContent: If it does not have the digest.
     """
     path = Path(path)
     algorithm = 'md5' if digest is not None and len(digest) == 32 else 'sha256'
@@ -277,7 +342,7 @@ def download_file(
 
 
 class WrongContent(OSError):
-    """A file is not the one whose digest is known."""
+    """A file does not have its published digest."""
 
 
 def _copy(
@@ -300,6 +365,6 @@ def _check(path: Path, digest: str | None, algorithm: str, source: str) -> None:
     found = digest_of(path, algorithm)
     if found != digest.lower():
         raise WrongContent(
-            f'{source} has the {algorithm.upper()} {found}, not the published {digest}; '
-            'the file is damaged or another one: delete it and fetch it again'
+            f'{source} must have the {algorithm.upper()} {digest}, as published; got {found}. '
+            'It is damaged or another file: delete it and fetch it again'
         )

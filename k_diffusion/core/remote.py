@@ -1,4 +1,4 @@
-"""Files at URLs: the file systems of fsspec, tried again where they fail, read and compared."""
+"""Files at URLs through fsspec: retried on failure, read and compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .names import escape_name
 
 T = TypeVar('T')
 
-#: The protocols of fsspec that are used: those that move bytes of a place and do no more.
+#: The allowed protocols of fsspec: those that only transfer bytes.
 PROTOCOLS = frozenset(
     (
         'abfs',
@@ -45,23 +45,27 @@ _CHUNK = 2**20
 
 
 class Unreachable(OSError):
-    """A place at a URL failed each time that it was tried; the text is the reason and the tries."""
+    """Every attempt to reach a URL failed; the message has the reason and their number."""
 
 
 def is_url(place: object) -> bool:
-    """Return whether a place is an fsspec URL rather than a path."""
+    """Return whether a place is an fsspec URL rather than a path.
+
+    Args:
+        place: Anything.
+    """
     return isinstance(place, str) and re.match(r'[a-zA-Z][\w+.-]*://', place) is not None
 
 
 def file_system(url: str, name: str = 'url') -> tuple[Any, str]:
-    """Return the fsspec file system of a URL, and the path there.
+    """Return the fsspec file system of a URL, and the path in it.
 
     Args:
         url: The URL.
-        name: The argument that holds it, for messages.
+        name: The name of the argument, for messages.
 
     Raises:
-        ValueError: It is a chain of URLs, or of a protocol that is not among PROTOCOLS.
+        ValueError: If it is a chain of URLs, or of a protocol outside PROTOCOLS.
     """
     protocol = url.split('://')[0].lower()
     if '::' in url or protocol not in PROTOCOLS:
@@ -75,20 +79,27 @@ def file_system(url: str, name: str = 'url') -> tuple[Any, str]:
 
 
 def hide_secrets(url: str) -> str:
-    """Return a URL without a password or a query, which may hold one."""
+    """Return a URL without its password and query, which may contain secrets.
+
+    Args:
+        url: The URL.
+    """
     return re.sub(r'(\w+://)[^/\s@]+@', r'\1...@', url.split('?')[0])
 
 
 def try_again(action: Callable[[], T], waits: Sequence[float] | None = None) -> T:
-    """Return what an action returns; where it fails it is tried again after each of some waits.
+    """Call an action until it succeeds, pausing after each failure.
 
     Args:
-        action: It may raise anything: each file system of fsspec has errors of its own. A
+        action: May raise anything, because each file system of fsspec has its own errors. A
             ValueError and a missing package are raised at once.
-        waits: Seconds (default: WAITS).
+        waits: The pauses in seconds (default: WAITS).
+
+    Returns:
+        The result of the action.
 
     Raises:
-        Unreachable: It failed each time.
+        Unreachable: If every attempt failed.
     """
     waits = WAITS if waits is None else waits
     for wait in (*waits, None):
@@ -106,14 +117,23 @@ def try_again(action: Callable[[], T], waits: Sequence[float] | None = None) -> 
 
 
 def say_reason(error: BaseException) -> str:
-    """Return the reason of a fault of a file system in words."""
+    """Return the reason for a file system's error as text.
+
+    Args:
+        error: The error.
+    """
     if isinstance(error, OSError):
         return escape_name(error.strerror or str(error) or type(error).__name__)
     return escape_name(f'{type(error).__name__}: {error}')
 
 
 def digest_remote(system: Any, path: str) -> Written:
-    """Return the size and the SHA-256 of a file at a file system, which is read whole."""
+    """Read a remote file completely, and return its size and SHA-256.
+
+    Args:
+        system: The file system.
+        path: The file in it.
+    """
     state, count = hashlib.sha256(), 0
     with system.open(path, 'rb') as file:
         while chunk := file.read(_CHUNK):
@@ -123,13 +143,18 @@ def digest_remote(system: Any, path: str) -> Written:
 
 
 def download(system: Any, remote: str, path: Path) -> int:
-    """Copy a file from a file system, and compare its size with the one that it says there.
+    """Copy a file from a file system, and compare its size with the size stated there.
+
+    Args:
+        system: The file system.
+        remote: The file in it.
+        path: The copy.
 
     Returns:
-        The bytes that were written.
+        The number of bytes written.
 
     Raises:
-        OSError: It arrived cut short.
+        OSError: If it arrived incomplete.
     """
     size = system.info(remote).get('size')
     system.get_file(remote, str(path))
@@ -140,6 +165,11 @@ def download(system: Any, remote: str, path: Path) -> int:
 
 
 def state_of(system: Any, path: str) -> str:
-    """Return a text that changes when a file at a file system does."""
+    """Return a text that changes when a remote file changes.
+
+    Args:
+        system: The file system.
+        path: The file in it.
+    """
     info: dict[str, Any] = system.info(path)
     return ' '.join(str(info.get(key)) for key in ('size', 'ETag', 'LastModified', 'mtime'))

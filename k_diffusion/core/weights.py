@@ -1,6 +1,4 @@
-"""Weights on disk: .pth read without running code, .safetensors with their config in the
-metadata.
-"""
+"""Weights on disk: .pth read without running code, .safetensors with a config in its metadata."""
 
 from __future__ import annotations
 
@@ -24,10 +22,14 @@ from .torch_files import read_torch_file
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Any:
-    """Reads a .pth file that holds tensors, numbers, strings, lists and dicts; anything else is
-    refused, nothing runs.
+    """Read a .pth file of tensors, numbers, strings, lists and dicts, without running code.
 
-    A missing, empty, cut or foreign file raises one sentence that names it.
+    Args:
+        path: The file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, not a checkpoint, or contains anything else.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,9 +40,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
         return read_torch_file(path, data_only=True)
     except Foreign as error:
         raise ValueError(
-            f'{path} is no checkpoint of tensors, numbers and text alone ({error}); anything else '
-            'is refused, since '
-            'reading it could run code: save a state_dict where it comes from'
+            f'{path} must be a checkpoint of tensors, numbers and text only ({error}), because '
+            'reading '
+            'anything else could run code. Save a state_dict where it comes from'
         ) from None
     except (Unreadable, OSError) as error:
         raise ValueError(
@@ -50,38 +52,65 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
 
 
 def save_checkpoint(path: str | os.PathLike[str], value: Any) -> Written:
-    """Writes a .pth file, whole or not at all; returns its size and SHA-256."""
+    """Write a .pth file, completely or not at all.
+
+    Args:
+        path: The file.
+        value: What torch.save takes.
+
+    Returns:
+        Its size and SHA-256.
+    """
     with whole_file(path) as temporary, open(temporary, 'wb') as plain:
         file = HashingFile(plain)
-        torch.save(value, cast(IO[bytes], file))  # torch writes, and asks nothing else of it
+        torch.save(value, cast(IO[bytes], file))  # torch calls only write and flush
         plain.flush()
         return file.written()
 
 
 def get_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata of a .safetensors file (text by name), without its tensors."""
+    """Return the metadata of a .safetensors file, without reading its tensors.
+
+    Args:
+        path: The file.
+    """
     with open_safetensors(path) as file:
         return file.metadata() or {}
 
 
 def load_safetensors(path: str | os.PathLike[str], device: Any = 'cpu') -> dict[str, Tensor]:
-    """The tensors of a .safetensors file by name."""
+    """Read the tensors of a .safetensors file by name.
+
+    Args:
+        path: The file.
+        device: Their device.
+
+    Raises:
+        ValueError: If torch cannot represent a tensor.
+    """
     with open_safetensors(path, str(device)) as file:
         try:
             return {name: file.get_tensor(name) for name in file.keys()}
-        except safetensors.SafetensorError as error:  # (a type of numbers that torch has not)
+        except safetensors.SafetensorError as error:  # such as a dtype that torch does not have
             raise ValueError(
-                f'{path} cannot be read as tensors of torch ({error}); convert it where it comes '
-                'from'
+                f'{path} must hold tensors of dtypes that torch has ({error}); convert it where it '
+                'comes from'
             ) from None
 
 
 def load_safetensors_config(path: str | os.PathLike[str]) -> Any:
-    """The config that travels in the metadata of a .safetensors file."""
+    """Read the config in the metadata of a .safetensors file.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If it has none.
+    """
     metadata = get_safetensors_metadata(path)
     if 'config' not in metadata:
         raise ValueError(
-            f'{path} carries no config in its metadata; pass the config file beside it as '
+            f'{path} has no config in its metadata; pass the config file that belongs to it as '
             'config=...'
         )
     return read_json(metadata['config'], f'the config inside {path}')
@@ -93,8 +122,16 @@ def save_safetensors(
     config: Any = None,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors, a config as the metadata key "config" and other metadata, whole or not at
-    all.
+    """Write a .safetensors file, completely or not at all.
+
+    Args:
+        path: The file.
+        tensors: Tensors by name.
+        config: Stored under the metadata key "config".
+        metadata: Further metadata.
+
+    Raises:
+        OSError: If it cannot be written.
     """
     require('numpy', 'train', 'writing .safetensors')
     texts = dict(metadata or {})
@@ -108,12 +145,22 @@ def save_safetensors(
             raise OSError(f'{path} could not be written ({error})') from None
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # safetensors writes files that only their owner may read
+        temporary.chmod(0o666 & ~umask)  # safetensors creates files readable by their owner only
 
 
 def open_safetensors(path: str | os.PathLike[str], device: str = 'cpu') -> Any:
-    """A .safetensors file whose tensors are read one by one: a context of keys(),
-    get_tensor(name), metadata().
+    """Open a .safetensors file for reading tensors one by one.
+
+    Args:
+        path: The file.
+        device: The device of the tensors.
+
+    Returns:
+        A context with keys(), get_tensor(name) and metadata().
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no file at {path}; give the path of a .safetensors file')
@@ -126,8 +173,10 @@ def open_safetensors(path: str | os.PathLike[str], device: str = 'cpu') -> Any:
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of weights by name, whatever their order and device: names, shapes and values as
-    float32.
+    """Return a digest of weights: names, shapes and values as float32, for any order and device.
+
+    Args:
+        tensors: The weights by name.
     """
     state = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):

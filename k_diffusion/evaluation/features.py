@@ -1,6 +1,6 @@
-"""Feature extractors: pictures [B, C, H, W] in [-1, 1] -> features [B, D].
+"""Feature extractors: images [B, C, H, W] in [-1, 1] -> features [B, D].
 
-Any callable serves; here are the usual ones.
+Any callable can be one; these are common ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from ..core.files import cache_folder, download_file
 from ..core.pretrained import CLIP_NORMALISATION, OPENAI_CLIP, load_pretrained
 from .arrays import as_pictures
 
-INCEPTION_URL = 'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt'
+INCEPTION_URL = (
+    'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/'
+    'inception-2015-12-05.pt'
+)
 INCEPTION_DIGEST = 'f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4'
 
 DINOV2_MODELS = {
@@ -33,22 +36,29 @@ DINOV2_MODELS = {
 
 
 class Extractor(Protocol):
-    """(pictures [B, C, H, W] in [-1, 1]) -> features [B, D].
+    """(images [B, C, H, W] in [-1, 1]) -> features [B, D].
 
-    One with an attribute `fingerprint`, a text that changes with what it computes, has its features
-    of a reference set kept.
+    If an extractor has an attribute `fingerprint`, a text that changes with its output, the
+    features of
+    a reference set are cached.
     """
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
 
 class InceptionV3FeatureExtractor:
-    """The 2048 features of the Inception network that FID is defined by, from NVIDIA's TorchScript
-    file.
+    """The 2048 features of Inception by which FID is defined, from NVIDIA's TorchScript file.
 
-    The file is taken from `path`, or from the cache, where it is downloaded if it is missing. A
-    TorchScript file can run code when it is loaded: one without the SHA-256 of NVIDIA's is refused
-    unless `allow_code` is True.
+    A TorchScript file can run code when it is loaded, so a file that does not have the SHA-256 of
+    NVIDIA's needs `allow_code`.
+
+    Args:
+        device: The device.
+        path: The file; by default the one in the cache, downloaded if missing.
+        allow_code: Permission to load another file.
+
+    References:
+        Heusel et al. (2017), arXiv:1706.08500; Szegedy et al. (2015), arXiv:1512.00567.
     """
 
     def __init__(
@@ -71,9 +81,15 @@ class InceptionV3FeatureExtractor:
 
 
 class CLIPFeatureExtractor:
-    """CLIP's embeddings of pictures, of length sqrt(D), through transformers.
+    """CLIP's image embeddings, of length sqrt(D), through transformers.
 
-    name: one of available_models(), a folder that save_pretrained wrote, or a name on the hub.
+    Args:
+        name: One of available_models(), a folder written by save_pretrained, or a name on the
+            Hugging Face Hub.
+        device: The device.
+
+    References:
+        Radford et al. (2021), arXiv:2103.00020.
     """
 
     def __init__(self, name: str = 'ViT-B/16', device: Any = 'cpu') -> None:
@@ -88,6 +104,7 @@ class CLIPFeatureExtractor:
 
     @classmethod
     def available_models(cls) -> list[str]:
+        """Return the names of the published models."""
         return list(OPENAI_CLIP)
 
     @torch.no_grad()
@@ -98,10 +115,16 @@ class CLIPFeatureExtractor:
 
 
 class DINOv2FeatureExtractor:
-    """DINOv2's class tokens after the last norm, of length sqrt(D), through transformers; the size
-    of pictures is 224.
+    """DINOv2's class tokens after the last norm, of length sqrt(D), for images of size 224.
 
-    name: one of available_models(), a folder that save_pretrained wrote, or a name on the hub.
+    Args:
+        name: One of available_models(), a folder written by save_pretrained, or a name on the
+            Hugging Face Hub.
+        device: The device.
+
+    References:
+        Oquab et al. (2023), arXiv:2304.07193; as an extractor Stein et al. (2023),
+        arXiv:2306.04675.
     """
 
     size = 224
@@ -114,6 +137,7 @@ class DINOv2FeatureExtractor:
 
     @classmethod
     def available_models(cls) -> list[str]:
+        """Return the names of the published models."""
         return list(DINOV2_MODELS)
 
     @torch.no_grad()
@@ -124,11 +148,18 @@ class DINOv2FeatureExtractor:
 
 
 class ScriptFeatureExtractor:
-    """A TorchScript file that takes pictures in [-1, 1] and gives features [B, D] (more axes are
-    flattened).
+    """A TorchScript file that maps images in [-1, 1] to features [B, D].
 
-    Such a file can run code when it is loaded and each time it is called: it is refused unless
-    `allow_code` is True.
+    Further axes are flattened. Such a file can run code when it is loaded and each time it is
+    called.
+
+    Args:
+        path: The file.
+        device: The device.
+        allow_code: Permission to load it.
+
+    Raises:
+        ValueError: Without that permission.
     """
 
     def __init__(
@@ -144,19 +175,20 @@ class ScriptFeatureExtractor:
 
 
 def _load_script(path: Path, device: Any, allow_code: bool) -> tuple[Any, str]:
-    """The network in a TorchScript file, and its SHA-256; only NVIDIA's is loaded without leave to
-    run code."""
+    """Load the network of a TorchScript file; return it and its SHA-256.
+
+    Without `allow_code` only NVIDIA's file is loaded.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f'no feature extractor at {path}; give the path of a TorchScript file'
         )
-    data = path.read_bytes()  # read once, so that what is loaded is what was checked
+    data = path.read_bytes()  # read once, so that the checked bytes are the loaded ones
     digest = hashlib.sha256(data).hexdigest()
     if digest != INCEPTION_DIGEST and not allow_code:
         raise ValueError(
-            f'{path} must not be loaded as a TorchScript file, which can run code of its own, '
-            'unless you trust it; '
-            'allow_code=True says that you do'
+            f'{path} is loaded only with allow_code=True, because a TorchScript file can run code; '
+            'pass that if you trust it'
         )
     try:
         with warnings.catch_warnings():
@@ -164,13 +196,13 @@ def _load_script(path: Path, device: Any, allow_code: bool) -> tuple[Any, str]:
             return torch.jit.load(io.BytesIO(data), map_location=device).eval(), digest
     except RuntimeError as error:
         raise ValueError(
-            f'{path} is no TorchScript file ({str(error).splitlines()[0]}); make one with '
+            f'{path} must be a TorchScript file ({str(error).splitlines()[0]}); write one with '
             'torch.jit.save'
         ) from None
 
 
 def _digest(model: Any) -> str:
-    """Of a model's weights, by sums that any change moves."""
+    """Return a digest of a model's weights, from sums that any change alters."""
     sums = torch.stack(
         [torch.stack([p.double().sum(), p.double().square().sum()]) for p in model.parameters()]
     )
@@ -191,7 +223,7 @@ def _resized(x: Tensor, size: int) -> Tensor:
 
 def _three_channels(x: Tensor) -> Tensor:
     if x.shape[1] not in (1, 3, 4):
-        raise ValueError(f'x must be pictures of 1, 3 or 4 channels; got {x.shape[1]}')
+        raise ValueError(f'x must be images of 1, 3 or 4 channels; got {x.shape[1]}')
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3]
 
 

@@ -109,7 +109,7 @@ def test_a_checkpoint_without_a_config_needs_one(small, tiny, tmp_path, capsys):
         run(tiny(), tmp_path / 'grown', '--grow', str(tmp_path / 'seed.pth'), '--end-step', '1')
         == 1
     )
-    assert 'carries no config' in (err := capsys.readouterr().err) and '--grow-config' in err
+    assert 'has no config' in (err := capsys.readouterr().err) and '--grow-config' in err
     assert not (tmp_path / 'grown').exists()
     assert (
         run(

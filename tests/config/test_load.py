@@ -262,7 +262,7 @@ def test_load_model_refuses_what_does_not_fit(tmp_path):
     K.core.weights.save_checkpoint(
         tmp_path / 'seed.pth', {'model': model.state_dict(), 'model_ema': model.state_dict()}
     )
-    with pytest.raises(ValueError, match='carries no config'):
+    with pytest.raises(ValueError, match='has no config'):
         K.load_model(tmp_path / 'seed.pth')
     denoiser, filled = K.load_model(tmp_path / 'seed.pth', config=config())
     assert (

@@ -179,7 +179,7 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         ('{"a": NaN}', 'NaN'),
         ('{"a": -Infinity}', 'Infinity'),
         ('{"a": ', 'line 1'),
-        ('[' * 100000, 'too deeply'),
+        ('[' * 100000, 'less deeply'),
     ],
 )
 def test_bad_json_is_refused_by_name(text, complaint):
@@ -197,7 +197,7 @@ def test_download_checks_and_leaves_nothing(tmp_path):
     )
     assert path.read_bytes() == b'digits' and seen[-1][0] == 6
     assert files.download_file(path, 'https://nowhere.invalid/', good) == path
-    with pytest.raises(OSError, match='not the published'):
+    with pytest.raises(OSError, match='as published; got'):
         files.download_file(tmp_path / 'other', source.as_uri(), '0' * 64)
     with pytest.raises(OSError, match='place it at'):
         files.download_file(tmp_path / 'other', (tmp_path / 'gone').as_uri())
@@ -240,7 +240,7 @@ def test_safetensors_carry_their_config(tmp_path):
     assert weights.load_safetensors(path)['w'].shape == (3, 2)
     assert weights.load_safetensors_config(path) == {'model': {'type': 'x'}}
     weights.save_safetensors(path, {'w': torch.ones(2)})
-    with pytest.raises(ValueError, match='carries no config'):
+    with pytest.raises(ValueError, match='has no config'):
         weights.load_safetensors_config(path)
     path.write_bytes(path.read_bytes()[:12])
     with pytest.raises(ValueError, match='damaged'):

@@ -576,7 +576,8 @@ def test_numbers_that_torch_has_not_are_a_sentence(tmp_path):
     path.write_bytes(struct.pack('<Q', len(header)) + header + bytes(3))
     for reader in (weights.load_safetensors, load_published):
         with pytest.raises(
-            ValueError, match=r'x\.safetensors cannot be read as tensors of torch \(.*F6_E2M3'
+            ValueError,
+            match=r'x\.safetensors must hold tensors of dtypes that torch has \(.*F6_E2M3',
         ):
             reader(path)
 

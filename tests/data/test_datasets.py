@@ -269,7 +269,7 @@ def test_mnist_is_downloaded_and_checked(tmp_path, digits, monkeypatch):
     names = ('train-images-idx3-ubyte.gz', 'train-labels-idx1-ubyte.gz')
     files = {name: gzip.compress(idx(values)) for name, values in zip(names, digits)}
     serve(monkeypatch, files)
-    with pytest.raises(FileNotFoundError, match='not the published'):
+    with pytest.raises(FileNotFoundError, match='as published; got'):
         open_dataset(MNISTConfig(location=str(tmp_path)), (28, 28), 1)
     assert not [path for path in tmp_path.rglob('*') if path.is_file()]
 

@@ -1,6 +1,4 @@
-"""How many samples shards have that no index counts: their heads are read once, and the counts
-are kept.
-"""
+"""Count the samples of shards without an index: their headers are read once, the counts cached."""
 
 from __future__ import annotations
 
@@ -15,25 +13,24 @@ from .listing import Listing, Shard
 from .samples import Parts, read_table
 from .store import ShardStore
 
-#: What is known of a shard: its size and time of change, its samples, and why it could not be read
-#: to its end.
+#: The cached facts of a shard: its size and modification time, the number of samples, and the fault
+#: that ended reading it.
 Known = tuple[str, int, str | None]
 
 
 def count_samples(
     listing: Listing, store: ShardStore, parts: Parts, folder: Path | None
 ) -> tuple[Listing, list[tuple[str, str]]]:
-    """Return a listing in which every shard has its count, and the shards that are damaged with the
-    reasons.
+    """Return a listing with counts for all shards, and the damaged shards with reasons.
 
     Args:
         listing: The shards.
         store: Opens them.
-        parts: What is read of samples.
-        folder: Where counts are kept; None: nowhere.
+        parts: The members that are read of each sample.
+        folder: The folder of the cache; None caches nothing.
 
     Raises:
-        OSError: A shard cannot be read.
+        OSError: If a shard cannot be read.
     """
     missing = [shard.url for shard in listing.shards if shard.samples is None]
     if not missing:
@@ -76,10 +73,11 @@ def _read(path: Path) -> dict[str, Known]:
 
 
 def _state(url: str) -> str:
-    """What changes when a shard does; '' where that is not known (a shard that is missing is
-    told when it is opened).
+    """Return a text that changes when a shard changes.
+
+    It is '' where that is unknown; a missing shard is reported when it is opened.
     """
-    with contextlib.suppress(Exception):  # (each file system of fsspec has errors of its own)
+    with contextlib.suppress(Exception):  # each file system of fsspec has its own errors
         if not is_url(url):
             facts = Path(url).stat()
             return f'{facts.st_size} {facts.st_mtime_ns}'

@@ -26,21 +26,23 @@ from .order import ShardOrder
 from .samples import Parts, Sample, Table, read_table
 from .store import COPIES_LIMIT, ShardStore
 
-#: The most bytes of a class, a text or a .json.
+#: Size limit of a class, a text or a .json in bytes.
 TEXT_LIMIT = 2**20
-#: Tables of shards are kept for so many samples (one is kept in any case), and so many shards are
-#: kept open.
+#: Limits of the open tables, in samples (one is kept in any case), and of open shards.
 TABLES_LIMIT, OPEN_LIMIT = 2**16, 64
 
 
 @DATASETS.register('shards')
 @dataclass(kw_only=True)
 class ShardsConfig(PictureConfig):
-    """Tar shards in the WebDataset layout, read as they are needed.
+    """Tar shards in the WebDataset layout, read on demand.
 
-    location: a folder, an index.json, paths or URLs, with globs and brace patterns, or a list of
-    these. window: how many samples in a row of the shuffled shards are mixed. copies: the most
-    bytes of shards of a URL that are kept on the disk, in GiB.
+    Attributes:
+        location: A folder, an index.json, paths or URLs, with globs and brace patterns, or a list
+            of these.
+        text_key: The extension of a sample's text.
+        window: The number of consecutive samples of the shuffled shards that are mixed.
+        copies: The disk limit for copies of shards at URLs, in GiB.
     """
 
     type: Literal['shards'] = 'shards'
@@ -61,12 +63,22 @@ class ShardsConfig(PictureConfig):
             raise ValueError(f'copies must be above 0, in GiB; got {self.copies}')
 
     def check_shape(self, size: tuple[int, ...], channels: int) -> None:
-        """Accept any: arrays have the shape that they have, and pictures are checked when they
-        are read.
+        """Accept any shape: arrays keep theirs, and images are checked when they are read.
+
+        Args:
+            size: The size of the items.
+            channels: The number of channels.
         """
 
     def open(self, request: Request) -> Dataset:
-        """Open the shards; those whose samples no index counts are looked through."""
+        """Open the shards, and count the samples of shards without an index.
+
+        Args:
+            request: Size, channels and folders.
+
+        Raises:
+            ValueError: If the location is missing.
+        """
         if not self.location:
             raise ValueError(
                 "dataset.location is missing; the dataset type 'shards' needs it to find its shards"
@@ -84,10 +96,17 @@ class ShardsConfig(PictureConfig):
 
 
 class ShardedSamples(Dataset):
-    """The samples of tar shards, numbered shard by shard; each is read when it is asked for.
+    """The samples of tar shards, numbered shard by shard and read on demand.
 
-    The order of an epoch is that of `ShardOrder`. Tables of the shards in use are kept (of
-    TABLES_LIMIT samples), contents are not.
+    The order of an epoch is that of `ShardOrder`. Tables of the shards in use are kept, up to
+    TABLES_LIMIT samples; contents are not.
+
+    Args:
+        listing: The shards with their counts.
+        parts: The members that are read of each sample.
+        store: Opens the shards.
+        section: The dataset section.
+        request: Size, channels and folders.
     """
 
     streams = True
@@ -115,7 +134,7 @@ class ShardedSamples(Dataset):
         self.reopen()
 
     def reopen(self) -> None:
-        """Begin without open files and tables."""
+        """Start without open files and tables."""
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._files: OrderedDict[int, IO[bytes]] = OrderedDict()
         self._lock = threading.Lock()
@@ -147,8 +166,13 @@ class ShardedSamples(Dataset):
         return item | {'text': self._text(shard, sample) or ''}
 
     def order(self, seed: int, epoch: int, first: int, count: int) -> Tensor:
-        """Return the samples at positions of an epoch; shards of a URL that come soon are
-        fetched meanwhile.
+        """Return the samples at positions of an epoch, and fetch the next shards of URLs meanwhile.
+
+        Args:
+            seed: Seed of the order.
+            epoch: The epoch.
+            first: The first position.
+            count: The number of positions.
         """
         if any(is_url(shard.url) for shard in self.shards):
             self.store.expect(
@@ -157,8 +181,14 @@ class ShardedSamples(Dataset):
         return self.places.indices(seed, epoch, first, count)
 
     def next_index(self, index: int) -> int:
-        """Return the next sample of the shard, after the last that it really has its first; of
-        one with none, the next shard's.
+        """Return the sample to read instead of an unreadable one.
+
+        It is the next sample of the shard; after its last readable one its first; for a shard
+        without any,
+        the first of the next shard.
+
+        Args:
+            index: The number of the unreadable sample.
         """
         shard, number = self.places.locate(index)
         start, there = int(self.places.starts[shard]), len(self._table(shard).samples)
@@ -171,18 +201,23 @@ class ShardedSamples(Dataset):
 
     @property
     def has_texts(self) -> bool:  # type: ignore[override]
-        """Whether the first sample has a text."""
+        """True if the first sample has a text."""
         shard, number = self.places.locate(0)
         return self._text(shard, self._sample(shard, number)) is not None
 
     def name(self, index: int) -> str:
+        """Return the shard and the key of a sample.
+
+        Args:
+            index: Its number.
+        """
         shard, number = self.places.locate(index)
         samples = self._table(shard).samples
         key = samples[number].key if number < len(samples) else f'sample {number}'
         return escape_name(f'{self.shards[shard].url}: {key}')
 
     def fingerprint(self) -> str:
-        """Of the names and counts of the shards and of the keys that say what is read of them."""
+        """Return a digest of the shards' names and counts and of the settings for members."""
         text = repr(
             (
                 [tuple(shard) for shard in self.shards],
@@ -216,7 +251,7 @@ class ShardedSamples(Dataset):
             return self._tables[shard]
 
     def _file(self, shard: int) -> IO[bytes]:
-        """The open file of a shard; the lock must be held."""
+        """Return the open file of a shard; the caller must hold the lock."""
         if shard not in self._files:
             self._files[shard] = self.store.open(self.shards[shard].url)
             if len(self._files) > OPEN_LIMIT:
@@ -236,7 +271,7 @@ class ShardedSamples(Dataset):
                 reason = str(error)
         raise UnreadablePicture(
             f'the shard is damaged there ({reason})'
-        )  # (a chained error would keep what was read)
+        )  # a chained error would keep the read data alive
 
     def _image(self, data: bytearray) -> Tensor:
         if data[: len(MAGIC)] == MAGIC:
@@ -257,9 +292,7 @@ class ShardedSamples(Dataset):
         return None if text is None else str(text).strip()
 
     def _part(self, shard: int, sample: Sample, kind: str, key: str) -> Any:
-        """The text of a member, or the entry of the sample's .json that a key json.NAME names;
-        None where there is none.
-        """
+        """Return the text of a member, or the .json entry of a key json.NAME; None if missing."""
         entry = key.partition('.')[2] if key.startswith('json.') else None
         member = sample.parts.get(kind if entry is None else 'json')
         if member is None:

@@ -1,9 +1,8 @@
-"""Which shards a data set has: paths, fsspec URLs, brace patterns, globs, folders and indices, and
-what an index says of them.
+"""List the shards of a data set: paths, URLs, brace patterns, globs, folders and indices.
 
 An index is the file `index.json` in the format of the wids package: {"shardlist": [{"url": name,
-"nsamples": count}, ...]}, its names relative to it. It says how many samples each shard has, so
-that no shard is read before it is needed.
+"nsamples": count}, ...]}, with names relative to it. With the counts no shard is read before it is
+needed.
 """
 
 from __future__ import annotations
@@ -21,32 +20,34 @@ from ...core.names import escape_name
 from ...core.remote import file_system, is_url
 
 INDEX = 'index.json'
-#: The most bytes of an index, and the most shards of a data set.
+#: Size limit of an index in bytes, and the limit for the shards of a data set.
 INDEX_LIMIT, SHARD_LIMIT = 2**28, 2**20
 _RANGE = re.compile(r'(\d+)\.\.(\d+)')
 
 
 class Shard(NamedTuple):
-    """A shard: its path or URL, and how many samples it has where an index says so."""
+    """A shard: its path or URL, and its number of samples if an index states it."""
 
     url: str
     samples: int | None = None
 
 
 class Listing(NamedTuple):
-    """The shards of a data set, and the names of their classes where an index has them."""
+    """The shards of a data set, and the names of their classes if an index has them."""
 
     shards: list[Shard]
     class_names: list[str]
 
 
 def list_shards(location: str | list[str]) -> Listing:
-    """Return the shards that a location names, in its order, those of a folder or glob by their
-    names.
+    """Return the shards of a location in its order, those of a folder or glob sorted by name.
+
+    Args:
+        location: Paths, URLs, patterns, a folder or an index; or a list of them.
 
     Raises:
-        FileNotFoundError: There are none.
-        ValueError: It cannot be read.
+        FileNotFoundError: If there are none.
+        ValueError: If an index cannot be read, or there are too many.
     """
     given = [location] if isinstance(location, str) else location
     shards: list[Shard] = []
@@ -65,8 +66,15 @@ def list_shards(location: str | list[str]) -> Listing:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return the texts of a pattern: a{0..2} is a0, a1, a2; a{00..10} keeps the zeros; a{x,y} is
-    ax, ay.
+    """Return the texts of a brace pattern.
+
+    a{0..2} is a0, a1, a2; a{00..10} keeps the zeros; a{x,y} is ax, ay.
+
+    Args:
+        pattern: The pattern.
+
+    Raises:
+        ValueError: If there are too many.
     """
     match = re.search(r'\{([^{}]*)\}', pattern)
     if match is None:
@@ -94,7 +102,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _listed(place: str) -> tuple[list[Shard], list[str]]:
-    """The shards that one path or URL names."""
+    """Return the shards and the class names of one path or URL."""
     if place.endswith('.json'):
         return _read_index(place)
     if place.endswith('/') or (not is_url(place) and Path(place).is_dir()):
@@ -111,7 +119,7 @@ def _listed(place: str) -> tuple[list[Shard], list[str]]:
 
 
 def _counted(shards: list[Shard]) -> list[Shard]:
-    """The shards with the counts of the indices in their folders, where there are any."""
+    """Return the shards with the counts of the indices in their folders, if any."""
     missing = {posixpath.dirname(shard.url) for shard in shards if shard.samples is None}
     counts: dict[str, int | None] = {}
     for folder in sorted(missing):
@@ -148,7 +156,7 @@ def _read_index(place: str) -> tuple[list[Shard], list[str]]:
         raise ValueError(
             f'{name} must be {{"shardlist": [{{"url": NAME, "nsamples": COUNT}}, ...]}} with at '
             'most '
-            f'{SHARD_LIMIT:,} shards; write it anew with k-diffusion dataset pack'
+            f'{SHARD_LIMIT:,} shards; write it again with k-diffusion dataset pack'
         )
     for url, _ in entries:
         if (
@@ -174,7 +182,7 @@ def _contents(place: str) -> str:
             data = file.read(INDEX_LIMIT + 1)
     if len(data) > INDEX_LIMIT:
         raise ValueError(
-            f'{escape_name(place)} has more than {INDEX_LIMIT:,} bytes, the most of an index'
+            f'{escape_name(place)} has more than {INDEX_LIMIT:,} bytes, the limit for an index'
         )
     try:
         return str(data, 'utf-8')

@@ -1,6 +1,4 @@
-"""Shards as files on this machine: those of a URL are copied here when they are needed, a
-bounded number of bytes of them.
-"""
+"""Open shards as local files; those at URLs are copied on demand, up to a size limit."""
 
 from __future__ import annotations
 
@@ -21,21 +19,20 @@ from ...core.remote import Unreachable, download, file_system, is_url, try_again
 
 try:
     import fcntl
-except ImportError:  # (Windows: two processes may fetch one shard, each for itself)
+except ImportError:  # Windows: two processes may each fetch the same shard
     fcntl = None  # type: ignore[assignment]
 
-#: The most bytes of copies that are kept.
+#: The default limit for copies in bytes.
 COPIES_LIMIT = 2**34
 
 
 class ShardStore:
-    """Opens shards by URL or path.
+    """Opens shards by path or URL.
 
     Args:
-        folder: Where copies of shards of a URL are kept, for all processes of this machine; None:
-            in a folder of this process.
-        limit: The most bytes of copies that are kept; those that were not used for longest go
-            first.
+        folder: The folder of the copies, shared by all processes of this machine; None uses a
+            temporary folder of this process.
+        limit: The limit for copies in bytes; the least recently used ones are removed first.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = COPIES_LIMIT) -> None:
@@ -49,27 +46,33 @@ class ShardStore:
         return ShardStore, (self.folder, self.limit)
 
     def open(self, url: str) -> IO[bytes]:
-        """Open a shard for reading; one that is missing or cannot be fetched is tried again a few
-        times.
+        """Open a shard for reading, and retry a few times if it is missing or cannot be fetched.
+
+        Args:
+            url: Its path or URL.
 
         Raises:
-            OSError: It cannot be read; the message names it.
+            OSError: If it cannot be read; the message names it.
         """
         try:
             return try_again(lambda: open(self._fetched(url) if is_url(url) else url, 'rb'))
         except Unreachable as error:
             raise FileNotFoundError(
-                f'the shard {escape_name(url)} cannot be read ({error}); bring it back, or take it '
-                'out of dataset.location, and start again: training resumes where it was'
+                f'the shard {escape_name(url)} cannot be read ({error}); restore it, or remove it '
+                'from dataset.location, and start again: training resumes'
             ) from error
 
     def expect(self, urls: Sequence[str]) -> None:
-        """Fetch shards of URLs in the background, so that they are here when they are opened."""
+        """Fetch shards in the background before they are opened.
+
+        Args:
+            urls: Their URLs; paths are ignored.
+        """
         new = [url for url in urls if is_url(url) and url not in self._expected]
         self._expected = {url for url in urls if is_url(url)}
         if new and self._ahead is None:
             self._ahead = queue.SimpleQueue()
-            # (of its own accord it does not end, and must not keep the process from ending)
+            # A daemon thread, because it never ends and must not keep the process alive.
             threading.Thread(target=self._fetch_ahead, args=(self._ahead,), daemon=True).start()
         for url in new:
             if self._ahead is not None:
@@ -79,7 +82,7 @@ class ShardStore:
         while True:
             url = ahead.get()
             if url in self._expected:
-                with contextlib.suppress(Exception):  # (who opens it meets the fault, and tells it)
+                with contextlib.suppress(Exception):  # reported by `open` when the shard is needed
                     self._fetched(url)
 
     def _place(self) -> Path:
@@ -92,7 +95,7 @@ class ShardStore:
             return Path(self._own.name)
 
     def _fetched(self, url: str) -> Path:
-        """The copy of a shard, which one process of this machine makes."""
+        """Return the copy of a shard, made by one process of this machine."""
         folder = self._place()
         digest = hashlib.blake2b(url.encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()
         path = folder / f'{digest}.tar'
@@ -100,7 +103,7 @@ class ShardStore:
             with _exclusive(folder / f'{digest[0]}.lock'):
                 if not path.exists():
                     self._copy(url, path)
-        with contextlib.suppress(OSError):  # (of another user)
+        with contextlib.suppress(OSError):  # the file belongs to another user
             os.utime(path)
         return path
 
@@ -112,9 +115,7 @@ class ShardStore:
             download(system, remote, temporary)
 
     def _make_room(self, folder: Path, size: int) -> None:
-        """Remove the copies that were not used for longest, until one of `size` bytes fits under
-        the limit.
-        """
+        """Remove the least recently used copies until `size` bytes fit under the limit."""
         found = []
         for path in folder.glob('*.tar'):
             with contextlib.suppress(OSError):
@@ -131,7 +132,7 @@ class ShardStore:
 
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    """Within it this is the one thread of the machine that holds a lock file."""
+    """Hold a lock file, so that one thread of the machine is inside at a time."""
     if fcntl is None:
         yield
         return
