@@ -98,6 +98,7 @@ def test_more_steps_than_levels_use_each_level_once(name):
     ],
 )
 def test_they_are_diffusers_spacings(name, spacing, n):
+    pytest.importorskip('diffusers')
     from diffusers import EulerDiscreteScheduler
 
     theirs = EulerDiscreteScheduler(

@@ -210,6 +210,7 @@ def test_flow_is_uniform_in_flow_time():
 @pytest.mark.parametrize('shift', [1.0, 3.0, 3.16])
 @pytest.mark.parametrize('n', [1, 4, 28])
 def test_flow_is_diffusers_flow_matching(shift, n):
+    pytest.importorskip('diffusers')
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     theirs = FlowMatchEulerDiscreteScheduler(shift=shift)
@@ -219,6 +220,7 @@ def test_flow_is_diffusers_flow_matching(shift, n):
 
 
 def test_flux_shift():
+    pytest.importorskip('diffusers')
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     assert schedules.flux_shift(256) == pytest.approx(math.exp(0.5)) and schedules.flux_shift(
@@ -284,6 +286,7 @@ def test_ays_between_the_published_levels(model, last, n):
 
 
 def test_ays_is_diffusers():
+    pytest.importorskip('diffusers')
     from diffusers.schedulers import AysSchedules
 
     for model, name in {
@@ -297,6 +300,7 @@ def test_ays_is_diffusers():
 
 
 def test_beta_is_diffusers():
+    pytest.importorskip('diffusers')
     from diffusers import EulerDiscreteScheduler
 
     theirs = EulerDiscreteScheduler(

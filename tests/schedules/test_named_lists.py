@@ -187,7 +187,10 @@ def test_a_name_is_all_that_sample_needs(name):
 @pytest.mark.parametrize('tokens', [64, 256, 1024, 4096, 9216])
 @pytest.mark.parametrize('points', [((256, 0.5), (4096, 1.15)), ((1024, 0.95), (4096, 2.05))])
 def test_the_shift_by_tokens_is_diffusers(kind, tokens, points):
+    pytest.importorskip('diffusers')
     from diffusers import FlowMatchEulerDiscreteScheduler
+
+    pytest.importorskip('transformers')
     from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
     (low, base_shift), (high, max_shift) = points
@@ -207,6 +210,8 @@ def test_the_shift_by_tokens_is_diffusers(kind, tokens, points):
 @pytest.mark.parametrize('tokens', [256, 1024, 4096, 4300, 4301, 8192])
 @pytest.mark.parametrize('steps', [4, 28, 50, 200])
 def test_the_shift_of_flux2_is_diffusers(tokens, steps):
+    pytest.importorskip('diffusers')
+    pytest.importorskip('transformers')
     from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
     assert schedules.flux2_shift(tokens, steps) == pytest.approx(
