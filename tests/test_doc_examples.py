@@ -187,3 +187,13 @@ def test_navigation_lists_every_page():
     generated = {'results.md', 'changelog.md', 'contributing.md', 'security.md'}
     on_disk = {p.relative_to(ROOT / 'docs').as_posix() for p in (ROOT / 'docs').rglob('*.md')}
     assert pages - generated == on_disk
+
+
+def test_release_makes_links_absolute():
+    from k_diffusion.core.python_files import load_name
+
+    absolute = load_name(ROOT / 'tools/release.py', 'absolute_links', allow_code=True)
+    text = absolute((ROOT / 'README.md').read_text(), 'https://example.org/k', 'main')
+    assert '](https://example.org/k/blob/main/docs/training.md)' in text
+    assert '![digits](https://example.org/k/raw/main/docs/images/demo.png)' in text
+    assert re.findall(r'\]\((?!https?:|#)', text) == []
