@@ -1,6 +1,4 @@
-"""What all denoisers made of a network share: D = c_skip x + c_out F(c_in x) and the target that
-trains F, written once.
-"""
+"""The base class of denoisers: D = c_skip x + c_out F(c_in x), and the target for training F."""
 
 from __future__ import annotations
 
@@ -20,10 +18,17 @@ from .scalings import Scalings
 class PreconditionedDenoiser(nn.Module, ABC):
     """A network F as a denoiser D(x, sigma, **cond).
 
-    A subclass says `scalings` and, where F takes something else than (c_in x, sigma), `network`.
+    A subclass defines `scalings` and, if F takes other arguments than (c_in x, sigma), `network`.
+    The
+    arithmetic is in float32 at least, for any dtype of x; the network gets its own dtype, and D
+    returns that of x.
 
-    x [B, ...] of any floating dtype, sigma [B] or one number. The arithmetic is done in float32 at
-    least, whatever x is; the network is fed its own dtype, and D comes back in x's.
+    Args:
+        inner_model: The network.
+        sigma_data: The standard deviation of the data.
+
+    References:
+        Karras et al. (2022), arXiv:2206.00364, section 5.
     """
 
     def __init__(self, inner_model: Callable[..., Any], sigma_data: float = 1.0) -> None:
@@ -38,26 +43,56 @@ class PreconditionedDenoiser(nn.Module, ABC):
 
     @abstractmethod
     def scalings(self, sigma: Tensor) -> Scalings:
-        """(c_skip, c_out, c_in), each [B]."""
+        """Return (c_skip, c_out, c_in), each [B].
+
+        Args:
+            sigma: The noise levels, [B].
+        """
 
     def network(self, x: Tensor, sigma: Tensor, **cond: Any) -> Any:
-        """F at the scaled x (in the network's dtype) for sigma (in float32 at least)."""
+        """Call F.
+
+        Args:
+            x: The scaled input, in the dtype of the network.
+            sigma: The noise levels, in float32 at least.
+            **cond: Conditions.
+        """
         return self.inner_model(x, sigma.to(x.dtype), **cond)
 
     def forward(self, input: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        """D(x, sigma), shaped like x."""
+        """Return D(x, sigma) in the shape of x.
+
+        Args:
+            input: x, [B, ...].
+            sigma: The noise levels, [B], or one number.
+            **cond: Conditions.
+        """
         x, sigma = at_least_float32(input, sigma)
         c_skip, c_out, c_in = (append_dims(c, x.ndim) for c in self.scalings(sigma))
         return (self.predict(x * c_in, sigma, **cond) * c_out + x * c_skip).to(input.dtype)
 
     def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        """[B]: the mean squared error of F at x = input + sigma noise."""
+        """Return the mean squared error of F per item, [B], at x = input + sigma noise.
+
+        Args:
+            input: Clean data, [B, ...].
+            noise: Standard normal noise of the same shape.
+            sigma: The noise levels, [B].
+            **cond: Conditions.
+        """
         x, sigma, target = self.example(input, noise, sigma)
         return mean_per_item((self.predict(x, sigma, **cond) - target) ** 2)
 
     def example(self, input: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What F is shown and asked for: (c_in x, sigma [B], (input - c_skip x) / c_out) at x =
-        input + sigma noise.
+        """Return the input and the target of F at x = input + sigma noise.
+
+        Args:
+            input: Clean data, [B, ...].
+            noise: Standard normal noise of the same shape.
+            sigma: The noise levels, [B].
+
+        Returns:
+            (c_in x, sigma [B], (input - c_skip x) / c_out).
         """
         input, sigma = at_least_float32(input, sigma)
         c_skip, c_out, c_in = (append_dims(c, input.ndim) for c in self.scalings(sigma))
@@ -65,8 +100,15 @@ class PreconditionedDenoiser(nn.Module, ABC):
         return x * c_in, sigma, (input - c_skip * x) / c_out
 
     def predict(self, x: Tensor, sigma: Tensor, **cond: Any) -> Any:
-        """`network` in its own dtype, answered in x's; a network that gives several tensors is
-        answered with several.
+        """Call `network` in its own dtype, and return its output in the dtype of x.
+
+        Args:
+            x: The scaled input.
+            sigma: The noise levels, [B].
+            **cond: Conditions.
+
+        Returns:
+            A tensor, or a tuple for a network that returns several.
         """
         dtype = own_dtype(self.inner_model, x.dtype)
         output = self.network(x.to(dtype), sigma, **cast_floating(cond, dtype))
@@ -78,7 +120,15 @@ class PreconditionedDenoiser(nn.Module, ABC):
 
 
 def at_least_float32(x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
-    """x in float32 or its own wider dtype, and sigma as [B] in the same."""
+    """Convert x to float32 or its own wider dtype, and sigma to [B] in the same dtype.
+
+    Args:
+        x: [B, ...].
+        sigma: [B], [1] or one number.
+
+    Raises:
+        ValueError: If sigma has another shape.
+    """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
     if sigma.shape not in ((), (1,), (len(x),)):
@@ -90,10 +140,14 @@ def at_least_float32(x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
 
 
 def own_dtype(network: Any, default: torch.dtype) -> torch.dtype:
-    """The dtype a network computes in: that of its first parameter of 16 bits or more, or the
-    default where it has none.
+    """Return the dtype in which a network computes.
 
-    A plain object that holds the network in an attribute counts as it.
+    It is that of its first parameter of 16 bits or more. An object that holds the network in an
+    attribute counts as the network.
+
+    Args:
+        network: The network.
+        default: The dtype for networks without such parameters.
     """
     modules = (
         m for m in (network, *getattr(network, '__dict__', {}).values()) if isinstance(m, nn.Module)

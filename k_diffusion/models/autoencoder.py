@@ -1,6 +1,4 @@
-"""A small autoencoder with a Gaussian bottleneck: pictures to latents a few times smaller a
-side, and back.
-"""
+"""A small autoencoder with a Gaussian bottleneck: images to smaller latents and back."""
 
 from __future__ import annotations
 
@@ -16,11 +14,19 @@ from .section import check_above
 
 
 class Autoencoder(nn.Module):
-    """Pictures [B, C, H, W] <-> latents [B, latent_channels, H / f, W / f], f = 2^(len(channels) -
-    1).
+    """Images [B, C, H, W] <-> latents [B, latent_channels, H / f, W / f].
 
-    Kingma & Welling (2013), arXiv 1312.6114; as the first stage of latent diffusion: Rombach et al.
-    (2021), arXiv 2112.10752.
+    The factor f is 2^(len(channels) - 1).
+
+    Args:
+        input_channels: The channels of images.
+        latent_channels: The channels of latents.
+        channels: The features of each level, finest first.
+        depth: Residual blocks per level.
+
+    References:
+        Kingma & Welling (2013), arXiv:1312.6114; as the first stage of latent diffusion Rombach
+        et al. (2021), arXiv:2112.10752.
     """
 
     def __init__(
@@ -47,7 +53,14 @@ class Autoencoder(nn.Module):
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean, log variance) of the latents."""
+        """Return mean and log variance of the latents.
+
+        Args:
+            x: Images in [-1, 1].
+
+        Raises:
+            ValueError: If their channels or sides do not fit.
+        """
         if (
             x.shape[1] != self.input_channels
             or x.shape[2] % self.factor
@@ -62,12 +75,23 @@ class Autoencoder(nn.Module):
         return mean, log_variance.clamp(-20, 10)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Pictures of latents; about in [-1, 1]."""
+        """Return the images of latents, approximately in [-1, 1].
+
+        Args:
+            z: Latents.
+        """
         return self.decoder(z)
 
     def loss(self, x: Tensor, noise: Tensor, kl_weight: float) -> Tensor:
-        """[B]: the mean absolute error of a picture and of its differences along the sides, and
-        the latents' divergence from N(0, 1).
+        """Return the loss per item, [B].
+
+        It is the mean absolute error of the image and of its differences along the sides, and the
+        divergence of the latents from N(0, 1).
+
+        Args:
+            x: Images.
+            noise: Standard normal noise in the shape of the latents.
+            kl_weight: The weight of the divergence.
         """
         mean, log_variance = self.encode(x)
         y = self.decode(mean + noise * (log_variance / 2).exp())
@@ -76,7 +100,11 @@ class Autoencoder(nn.Module):
         return mean_per_item((y - x).abs()) + edges / 2 + kl_weight * mean_per_item(divergence)
 
     def param_groups(self, base_lr: float = 1e-3) -> list[dict[str, Any]]:
-        """Convolutions with weight decay, the rest without."""
+        """Return the groups for an optimizer: convolutions with weight decay, the rest without.
+
+        Args:
+            base_lr: The learning rate.
+        """
         return [
             {'params': [p for p in self.parameters() if p.ndim > 1], 'lr': base_lr},
             {
@@ -87,7 +115,7 @@ class Autoencoder(nn.Module):
         ]
 
     def hidden_parameters(self) -> list[nn.Parameter]:
-        """The convolutions between hidden features."""
+        """Return the weights of the convolutions between hidden features."""
         ends = {
             id(p)
             for layer in (self.encoder[0], self.encoder[-1], self.decoder[0], self.decoder[-1])
@@ -97,12 +125,20 @@ class Autoencoder(nn.Module):
 
 
 def normed(channels: int) -> list[nn.Module]:
-    """A group norm and its activation."""
+    """Return a group norm and its activation.
+
+    Args:
+        channels: The features.
+    """
     return [nn.GroupNorm(n_groups(channels, 16), channels), nn.SiLU()]
 
 
 def residual(channels: int) -> nn.Module:
-    """Two normed 3x3 convolutions beside a skip."""
+    """Return a residual block of two normed 3x3 convolutions.
+
+    Args:
+        channels: The features.
+    """
     return ResidualBlock(
         *normed(channels),
         nn.Conv2d(channels, channels, 3, padding=1),
@@ -144,5 +180,5 @@ class AutoencoderConfig:
             )
 
     def build(self) -> Autoencoder:
-        """The network."""
+        """Return the network."""
         return Autoencoder(self.input_channels, self.latent_channels, self.channels, self.depth)

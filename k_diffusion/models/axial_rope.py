@@ -1,5 +1,8 @@
-"""Places on a grid, and rotary embeddings of both coordinates with learned frequencies (after Su
-et al., 2021, arXiv 2104.09864).
+"""Positions on a grid, and rotary embeddings of both coordinates with learned frequencies.
+
+References:
+    Su et al. (2021), arXiv:2104.09864; axial with learned frequencies: Crowson et al. (2024),
+    arXiv:2401.11605.
 """
 
 from __future__ import annotations
@@ -20,24 +23,44 @@ def centers(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The middles of num equal pieces of [start, stop]."""
+    """Return the centres of equal parts of an interval.
+
+    Args:
+        start: Its start.
+        stop: Its end.
+        num: The number of parts.
+        dtype: The dtype.
+        device: The device.
+    """
     edges = torch.linspace(start, stop, num + 1, dtype=dtype, device=device)
     return (edges[:-1] + edges[1:]) / 2
 
 
 def combine_axes(*axes: Tensor) -> Tensor:
-    """All combinations of the places along each axis: [H] and [W] -> [H, W, 2]."""
+    """Return all combinations of positions along axes: [H] and [W] -> [H, W, 2].
+
+    Args:
+        *axes: The positions along each axis.
+    """
     return torch.stack(torch.meshgrid(*axes, indexing='ij'), dim=-1)
 
 
 def make_grid(h_pos: Tensor, w_pos: Tensor) -> Tensor:
-    """All pairs (y, x): [H] and [W] -> [H W, 2]."""
+    """Return all pairs (y, x): [H] and [W] -> [H W, 2].
+
+    Args:
+        h_pos: The positions along the height.
+        w_pos: The positions along the width.
+    """
     return combine_axes(h_pos, w_pos).flatten(0, 1)
 
 
 def make_positions(sides: Sequence[int], device: torch.device | str | None = None) -> Tensor:
-    """The centres of the pixels of a grid of any number of axes, [..., dims], where the longest
-    side is [-1, 1].
+    """Return the centres of the pixels of a grid, [..., dims], with its longest side as [-1, 1].
+
+    Args:
+        sides: The sides, for any number of axes.
+        device: The device.
     """
     reach = [side / max(sides) for side in sides]
     return combine_axes(*(centers(-r, r, side, device=device) for r, side in zip(reach, sides)))
@@ -46,8 +69,12 @@ def make_positions(sides: Sequence[int], device: torch.device | str | None = Non
 def bounding_box(
     h: int, w: int, pixel_aspect_ratio: float = 1.0
 ) -> tuple[float, float, float, float]:
-    """y_min, y_max, x_min, x_max of an image whose longer side is [-1, 1]; the aspect ratio is a
-    pixel's height to its width.
+    """Return y_min, y_max, x_min, x_max of an image whose longer side is [-1, 1].
+
+    Args:
+        h: Pixels along the height.
+        w: Pixels along the width.
+        pixel_aspect_ratio: Height of a pixel divided by its width.
     """
     height, width = h * pixel_aspect_ratio, w
     y, x = min(height / width, 1.0), min(width / height, 1.0)
@@ -62,8 +89,15 @@ def make_axial_pos(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """The places (y, x) of an image's pixels, [H W, 2]: their centres, or with align_corners
-    from edge to edge.
+    """Return the positions (y, x) of an image's pixels, [H W, 2].
+
+    Args:
+        h: Pixels along the height.
+        w: Pixels along the width.
+        pixel_aspect_ratio: Height of a pixel divided by its width.
+        align_corners: Space the positions from edge to edge; False takes the centres of pixels.
+        dtype: The dtype.
+        device: The device.
     """
     y_min, y_max, x_min, x_max = bounding_box(h, w, pixel_aspect_ratio)
     spread = torch.linspace if align_corners else centers
@@ -74,8 +108,10 @@ def make_axial_pos(
 
 
 def freqs_pixel(max_freq: float = 10.0) -> Init:
-    """Initial frequencies: pi to pi max_freq / 2, evenly spaced along the last axis of the
-    shape.
+    """Return an initialiser of frequencies: pi to pi max_freq / 2, evenly along the last axis.
+
+    Args:
+        max_freq: The highest frequency in units of pi / 2.
     """
 
     def init(shape: Sequence[int]) -> Tensor:
@@ -85,8 +121,12 @@ def freqs_pixel(max_freq: float = 10.0) -> Init:
 
 
 def freqs_pixel_log(max_freq: float = 10.0) -> Init:
-    """Initial logarithms of frequencies: those of pi to pi max_freq / 2, evenly spaced along the
-    last axis of the shape.
+    """Return an initialiser of the logarithms of frequencies, evenly along the last axis.
+
+    They go from log(pi) to log(pi max_freq / 2).
+
+    Args:
+        max_freq: The highest frequency in units of pi / 2.
     """
 
     def init(shape: Sequence[int]) -> Tensor:
@@ -98,14 +138,26 @@ def freqs_pixel_log(max_freq: float = 10.0) -> Init:
 
 
 def rotate_half(x: Tensor) -> Tensor:
-    """Each pair of neighbouring features (a, b) turned by a right angle: (-b, a)."""
+    """Rotate each pair of neighbouring features (a, b) by a right angle: (-b, a).
+
+    Args:
+        x: [..., D].
+    """
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([-b, a], dim=-1).flatten(-2)
 
 
 def apply_rotary_emb(freqs: Tensor, t: Tensor, start_index: int = 0, scale: float = 1.0) -> Tensor:
-    """Turns the pairs of features of t from start_index on by the angles freqs (an angle for
-    each feature), times scale.
+    """Rotate the pairs of features from start_index on.
+
+    Args:
+        freqs: An angle for each rotated feature.
+        t: [..., D].
+        start_index: The first rotated feature.
+        scale: A factor on the rotated features.
+
+    Raises:
+        ValueError: If there are more angles than features.
     """
     left, middle, right = t.tensor_split((start_index, start_index + freqs.shape[-1]), dim=-1)
     if middle.shape[-1] != freqs.shape[-1]:
@@ -119,8 +171,15 @@ def apply_rotary_emb(freqs: Tensor, t: Tensor, start_index: int = 0, scale: floa
 
 
 class AxialRoPE(nn.Module):
-    """Turns dim features of each head, half by the height, half by the width of their token; the
-    frequencies are learned.
+    """Rotates dim features of each head, half by the height and half by the width of their token.
+
+    The frequencies are learned.
+
+    Args:
+        dim: The rotated features per head, a multiple of 4.
+        n_heads: The number of heads.
+        start_index: The first rotated feature.
+        freqs_init: Initialises the log frequencies from a shape.
     """
 
     def __init__(
@@ -141,7 +200,11 @@ class AxialRoPE(nn.Module):
         self.freqs_w = nn.Parameter(freqs_init([n_heads, dim // 4]).clone())
 
     def get_freqs(self, pos: Tensor) -> Tensor:
-        """pos [..., 2] -> angles [..., heads, dim], each twice."""
+        """Return the angles of positions: [..., 2] -> [..., heads, dim], each angle twice.
+
+        Args:
+            pos: The positions.
+        """
         angles = torch.cat(
             [pos[..., None, :1] * self.freqs_h.exp(), pos[..., None, 1:] * self.freqs_w.exp()],
             dim=-1,
@@ -149,5 +212,10 @@ class AxialRoPE(nn.Module):
         return angles.repeat_interleave(2, dim=-1)
 
     def forward(self, x: Tensor, pos: Tensor) -> Tensor:
-        """x [B, heads, N, D] at pos [N, 2]."""
+        """Rotate x [B, heads, N, D].
+
+        Args:
+            x: Queries or keys.
+            pos: Their positions, [N, 2].
+        """
         return apply_rotary_emb(self.get_freqs(pos).movedim(-2, -3), x, self.start_index)

@@ -1,4 +1,4 @@
-"""The multiply-adds of whatever runs within a block of code."""
+"""Count the multiply-adds of a block of code."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class FlopCounter:
-    """Counts the multiply-adds of matrix products, convolutions and attention; `flops` is their
-    number so far.
-    """
+    """Counts the multiply-adds of matrix products, convolutions and attention in `flops`."""
 
     def __init__(self) -> None:
-        # torch counts attention on every device but the CPU, where it has an operator of its own.
+        # torch counts attention on all devices but the CPU, which has its own operator.
         attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         self.mode = FlopCounterMode(display=False, custom_mapping={attention: _attention_flops})
         self.reported = 0
 
     @property
     def flops(self) -> int:
-        """Multiply-adds: half of what torch counts, and what `op` was told."""
+        """Multiply-adds: half of the count of torch, plus those reported by `op`."""
         return self.mode.get_total_flops() // 2 + self.reported
 
 
@@ -35,10 +33,13 @@ _state = threading.local()
 
 @contextmanager
 def flop_counter(enable: bool = True) -> Iterator[FlopCounter]:
-    """Counts what runs within, on real tensors or (at no cost) on the meta device; with enable
-    False it counts nothing.
+    """Count the multiply-adds of a block, on real tensors or, at no cost, on the meta device.
 
-    with flop_counter() as counter: model(x, sigma)
+    Args:
+        enable: Count; False counts nothing.
+
+    Example:
+        with flop_counter() as counter: model(x, sigma)
     """
     counter, outer = FlopCounter(), getattr(_state, 'counter', None)
     _state.counter = counter if enable else None
@@ -50,8 +51,12 @@ def flop_counter(enable: bool = True) -> Iterator[FlopCounter]:
 
 
 def op(op: Callable[..., int], *args: Any, **kwargs: Any) -> None:
-    """Reports work that torch cannot see (a foreign kernel) to the counter that is on: op(*args)
-    multiply-adds.
+    """Report the work of a kernel that torch cannot count: op(*args, **kwargs) multiply-adds.
+
+    Args:
+        op: Returns the multiply-adds.
+        *args: Its arguments.
+        **kwargs: Its named arguments.
     """
     counter = getattr(_state, 'counter', None)
     if counter is not None:
@@ -59,20 +64,33 @@ def op(op: Callable[..., int], *args: Any, **kwargs: Any) -> None:
 
 
 def op_linear(x: Tensor, weight: Tensor) -> int:
-    """x [..., in] times weight [out, in]."""
+    """Return the multiply-adds of x [..., in] times weight [out, in]."""
     return prod(x.shape) * weight.shape[0]
 
 
 def op_attention(q: Tensor, k: Tensor, v: Tensor) -> int:
-    """q [..., N, D], k [..., M, D], v [..., M, D']: the scores and the weighted sums."""
+    """Return the multiply-adds of attention: the scores and the weighted sums.
+
+    Args:
+        q: [..., N, D].
+        k: [..., M, D].
+        v: [..., M, D'].
+    """
     return prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
 
 def op_natten(q: Tensor, k: Tensor, v: Tensor, kernel_size: int) -> int:
-    """Attention of each pixel to the kernel_size x kernel_size around it."""
+    """Return the multiply-adds of neighbourhood attention.
+
+    Args:
+        q: [..., D].
+        k: Likewise.
+        v: [..., D'].
+        kernel_size: The side of the neighbourhood.
+    """
     return prod(q.shape[:-1]) * (q.shape[-1] + v.shape[-1]) * kernel_size**2
 
 
 def _attention_flops(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
-    # torch hands over shapes, and counts two per multiply-add.
+    # torch passes shapes, and counts two operations per multiply-add.
     return 2 * op_attention(*(torch.empty(shape, device='meta') for shape in (q, k, v)))

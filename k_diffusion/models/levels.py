@@ -1,6 +1,4 @@
-"""Which levels a U-Net can be built of, and which images fit it; each sentence begins with the
-key at fault.
-"""
+"""Check which levels a U-Net can have, and which images fit it; messages start with the key."""
 
 from __future__ import annotations
 
@@ -11,12 +9,22 @@ HEAD_SIZE = 64  # channels of an attention head
 
 
 def n_groups(channels: int, size: int) -> int:
-    """How many groups of about `size` channels there are in so many: at least one."""
+    """Return the number of groups of about `size` channels: at least one.
+
+    Args:
+        channels: The channels.
+        size: The channels of a group.
+    """
     return max(1, channels // size)
 
 
 def check_skip_stages(skip_stages: int, levels: int) -> None:
-    """At least one level must work."""
+    """Raise ValueError unless at least one level remains.
+
+    Args:
+        skip_stages: The number of skipped levels.
+        levels: The number of levels.
+    """
     if not 0 <= skip_stages < levels:
         raise ValueError(
             f'skip_stages is {skip_stages}; with {levels} levels it must be from 0 to {levels - 1}'
@@ -24,9 +32,15 @@ def check_skip_stages(skip_stages: int, levels: int) -> None:
 
 
 def check_sides(sides: Sequence[int], patch_size: int, halvings: int) -> None:
-    """Refuses an image that cannot be cut into patches and halved so often."""
+    """Raise ValueError for an image that cannot be cut into patches and halved.
+
+    Args:
+        sides: The sides.
+        patch_size: The side of a patch.
+        halvings: How many times the sides are halved.
+    """
     unit = patch_size * 2**halvings
-    least = 2 * unit if halvings else unit  # the padding reflects, which takes two pixels
+    least = 2 * unit if halvings else unit  # reflection padding needs two pixels
     if any(side % unit or side < least for side in sides):
         raise ValueError(
             f'input_size is {"x".join(map(str, sides))}, which cannot be halved {halvings} times '
@@ -43,7 +57,16 @@ def check_levels(
     cross_cond_dim: int,
     skip_stages: int,
 ) -> None:
-    """Refuses levels that cannot be built."""
+    """Raise ValueError for levels that cannot be built.
+
+    Args:
+        depths: Blocks per level.
+        channels: Features per level.
+        self_attn_depths: The levels with self-attention.
+        cross_attn_depths: The levels with cross-attention.
+        cross_cond_dim: Features of the tokens for cross-attention.
+        skip_stages: The number of skipped levels.
+    """
     levels = len(channels)
     for name, given in (
         ('depths', depths),

@@ -1,6 +1,4 @@
-"""What a network costs, from its config alone: built and run on the meta device, where tensors
-have shapes and no memory.
-"""
+"""Compute the cost of a network from its config, on the meta device without memory."""
 
 from __future__ import annotations
 
@@ -13,13 +11,17 @@ from torch import Tensor, nn
 from ..core.modules import n_params
 from .flops import flop_counter
 
-CROSS_TOKENS = 77  # of a sequence that cross-attention looks at, where nobody says how long it is
+CROSS_TOKENS = 77  # length of a sequence for cross-attention if it is not known
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The parameters of a network, and for each picture the multiply-adds of a forward pass and the
-    bytes that a backward pass needs kept (in float32).
+    """The cost of a network.
+
+    Attributes:
+        parameters: The number of parameters.
+        multiply_adds: Those of a forward pass of one image.
+        activation_bytes: The activations that a backward pass needs, per image in float32.
     """
 
     parameters: int
@@ -27,15 +29,22 @@ class Sizes:
     activation_bytes: int
 
     def training_bytes(self, batch_size: int) -> int:
-        """Memory of training with AdamW in float32: weights, gradients, two moments, the
-        average, and the activations of a batch.
+        """Return the memory of training with AdamW in float32.
+
+        It is that of the weights, the gradients, two moments, the average, and the activations.
+
+        Args:
+            batch_size: The number of images.
         """
         return 5 * 4 * self.parameters + batch_size * self.activation_bytes
 
 
 def sizes(section: Any, num_classes: int = 0) -> Sizes:
-    """The sizes of the network that a "model" section describes; `num_classes` counts the class
-    that stands for none.
+    """Return the cost of the network of a "model" section.
+
+    Args:
+        section: The section.
+        num_classes: The number of classes, including the null class.
     """
     with torch.device('meta'):
         network = section.build(num_classes=num_classes)
@@ -48,8 +57,12 @@ def sizes(section: Any, num_classes: int = 0) -> Sizes:
 def example(
     section: Any, num_classes: int = 0, batch_size: int = 1
 ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
-    """(x, sigma) and conditions of the kinds and shapes that the network of a section takes, on
-    the default device.
+    """Return x, sigma and conditions in the shapes that a network takes, on the default device.
+
+    Args:
+        section: The "model" section.
+        num_classes: The number of classes, including the null class.
+        batch_size: The number of items.
     """
     dims = {
         name: getattr(section, f'{name}_dim', 0)
@@ -57,7 +70,7 @@ def example(
     }
     dims['mapping_cond'] += (
         9 if section.augment_wrapper else 0
-    )  # the first of them say how the picture was augmented
+    )  # the first entries are the augmentation's
     shapes = {
         'mapping_cond': (dims['mapping_cond'],),
         'unet_cond': (dims['unet_cond'], *section.input_size),
@@ -75,8 +88,14 @@ def example(
 def activation_bytes(
     network: nn.Module, inputs: tuple[Tensor, ...], cond: dict[str, Tensor]
 ) -> int:
-    """The bytes that a forward pass keeps for the backward pass; a storage that several tensors
-    share counts once.
+    """Return the bytes that a forward pass stores for the backward pass.
+
+    A storage shared by several tensors counts once.
+
+    Args:
+        network: The network.
+        inputs: Its positional arguments.
+        cond: Its conditions.
     """
     own = {p.untyped_storage()._cdata for p in (*network.parameters(), *network.buffers())}
     kept: dict[int, Any] = {}
@@ -88,8 +107,6 @@ def activation_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
-        out = network(
-            *inputs, **cond
-        )  # held on to: a storage that is freed would lend its address to another
+        out = network(*inputs, **cond)  # keep the storage alive, so that its address is not reused
     del out
     return sum(storage.nbytes() for storage in kept.values())

@@ -1,8 +1,7 @@
-"""Tags that say how parameters are trained: 'wd' takes weight decay, 'mapping' the mapping
-network's learning rate.
+"""Tags on parameters for the optimizer: 'wd' has weight decay, 'mapping' its own learning rate.
 
-They lie on the modules that own the parameters, as plain data by parameter name: deepcopy and
-pickling keep those, and lose attributes of parameters.
+They are stored on the modules that own the parameters, as plain data by parameter name: deepcopy
+and pickling preserve these, and lose attributes of parameters.
 """
 
 from __future__ import annotations
@@ -17,19 +16,32 @@ P = TypeVar('P', bound=nn.Parameter)
 
 
 def tag_module(module: M, tag: str) -> M:
-    """The module, all its parameters tagged."""
+    """Tag all parameters of a module, and return it.
+
+    Args:
+        module: The module.
+        tag: The tag.
+    """
     return _tag(module, tag, lambda name: True)
 
 
 def apply_wd(module: M) -> M:
-    """The module, its parameters named `weight` tagged for weight decay."""
+    """Tag the parameters named `weight` for weight decay, and return the module.
+
+    Args:
+        module: The module.
+    """
     return _tag(module, 'wd', lambda name: name.endswith('weight'))
 
 
 def tag_param(param: P, tag: str) -> P:
-    """The parameter, tagged itself: for one that no module owns yet.
+    """Tag a parameter that no module owns yet, and return it.
 
-    A deepcopy loses this tag; tag_module's stays.
+    A deepcopy loses this tag; that of tag_module is preserved.
+
+    Args:
+        param: The parameter.
+        tag: The tag.
     """
     vars(param).setdefault('_tags', set()).add(tag)
     return param
@@ -38,7 +50,12 @@ def tag_param(param: P, tag: str) -> P:
 def filter_params(
     function: Callable[[set[str]], bool], module: nn.Module
 ) -> Iterator[nn.Parameter]:
-    """The parameters of a module, in order, whose set of tags the function accepts."""
+    """Yield the parameters of a module, in order, whose tags a function accepts.
+
+    Args:
+        function: Takes the set of tags of a parameter.
+        module: The module.
+    """
     for owner in module.modules():
         for name, param in owner.named_parameters(recurse=False):
             if function(
@@ -50,8 +67,12 @@ def filter_params(
 def param_groups(
     module: nn.Module, base_lr: float, mapping_lr_scale: float
 ) -> list[dict[str, Any]]:
-    """Four groups for an optimizer: with weight decay, without it, and the mapping network's
-    two, with its learning rate.
+    """Return four groups for an optimizer: with and without weight decay, for network and mapping.
+
+    Args:
+        module: The module.
+        base_lr: The learning rate.
+        mapping_lr_scale: The factor on it for the mapping network.
     """
 
     def group(decays: bool, mapping: bool) -> dict[str, Any]:

@@ -1,5 +1,7 @@
-"""Square windows of a grid of tokens, and attention within them, shifted for every other layer
-(Liu et al., 2021, arXiv 2103.14030).
+"""Windows of a grid of tokens, and attention within them, shifted in every other layer.
+
+References:
+    Liu et al. (2021), arXiv:2103.14030.
 """
 
 from __future__ import annotations
@@ -17,9 +19,14 @@ from ..layers.neighborhood import pair_axes
 
 
 def to_patches(x: Tensor, patch_size: Sequence[int]) -> Tensor:
-    """[..., H, W, D] -> [..., H / a, W / b, a, b, D] for patches of a x b; a view.
+    """Cut a grid into patches, as a view: [..., H, W, D] -> [..., H / a, W / b, a, b, D].
 
-    As many axes are cut as there are sides.
+    Args:
+        x: The grid.
+        patch_size: The sides of a patch; as many axes are cut.
+
+    Raises:
+        ValueError: If they do not divide the grid.
     """
     dims = len(patch_size)
     first = x.ndim - 1 - dims
@@ -37,7 +44,12 @@ def to_patches(x: Tensor, patch_size: Sequence[int]) -> Tensor:
 
 
 def from_patches(x: Tensor, dims: int = 2) -> Tensor:
-    """[..., H / a, W / b, a, b, D] -> [..., H, W, D]; so with other numbers of axes."""
+    """Join patches to a grid: [..., H / a, W / b, a, b, D] -> [..., H, W, D].
+
+    Args:
+        x: The patches.
+        dims: The number of axes of the grid.
+    """
     first = x.ndim - 1 - 2 * dims
     pairs = [axis for i in range(first, first + dims) for axis in (i, i + dims)]
     x = x.permute(*range(first), *pairs, x.ndim - 1)
@@ -47,8 +59,11 @@ def from_patches(x: Tensor, dims: int = 2) -> Tensor:
 
 
 def fold_patches(x: Tensor, size: int) -> Tensor:
-    """[B, C, ...] with patches of `size` a side as channels, [B, C size^dims, ...], in the order
-    of pixel_unshuffle.
+    """Move patches into channels: [B, C, ...] -> [B, C size^dims, ...], ordered as pixel_unshuffle.
+
+    Args:
+        x: The grid.
+        size: The side of a patch.
     """
     dims = x.ndim - 2
     x = to_patches(x[..., None], (size,) * dims).squeeze(-1)
@@ -56,7 +71,12 @@ def fold_patches(x: Tensor, size: int) -> Tensor:
 
 
 def unfold_patches(x: Tensor, size: int) -> Tensor:
-    """The inverse of fold_patches."""
+    """Invert fold_patches.
+
+    Args:
+        x: The folded grid.
+        size: The side of a patch.
+    """
     dims = x.ndim - 2
     x = x.unflatten(1, (-1, *[size] * dims))
     x = x.permute(0, 1, *range(2 + dims, 2 + 2 * dims), *range(2, 2 + dims))
@@ -64,18 +84,33 @@ def unfold_patches(x: Tensor, size: int) -> Tensor:
 
 
 def window(window_size: int, x: Tensor, dims: int = 2) -> Tensor:
-    """[..., H, W, D] -> [..., H / s, W / s, s, s, D]; so with other numbers of axes."""
+    """Cut a grid into windows: [..., H, W, D] -> [..., H / s, W / s, s, s, D].
+
+    Args:
+        window_size: The side s.
+        x: The grid.
+        dims: The number of axes of the grid.
+    """
     return to_patches(x, (window_size,) * dims)
 
 
 def unwindow(x: Tensor) -> Tensor:
-    """The grid that these are the windows of."""
+    """Join windows to a grid.
+
+    Args:
+        x: The windows.
+    """
     return from_patches(x)
 
 
 def shifted_window(window_size: int, window_shift: int, x: Tensor, dims: int = 2) -> Tensor:
-    """The windows of the grid moved by window_shift along each axis; what leaves it enters at
-    the other side.
+    """Cut a cyclically shifted grid into windows.
+
+    Args:
+        window_size: The side of a window.
+        window_shift: The shift along each axis.
+        x: The grid.
+        dims: The number of axes of the grid.
     """
     axes = tuple(range(-1 - dims, -1))
     return window(
@@ -84,15 +119,18 @@ def shifted_window(window_size: int, window_shift: int, x: Tensor, dims: int = 2
 
 
 def shifted_unwindow(window_shift: int, x: Tensor) -> Tensor:
-    """The inverse of shifted_window."""
+    """Invert shifted_window.
+
+    Args:
+        window_shift: The shift along each axis.
+        x: The windows.
+    """
     x = unwindow(x)
     return torch.roll(x, (-window_shift, -window_shift), dims=(-3, -2)) if window_shift else x
 
 
 class Rearranged(torch.autograd.Function):
-    """x [B, N, D] with its tokens in another order; `back` undoes it, so that the gradient is
-    moved too, and not added up.
-    """
+    """Reorders the tokens of x [B, N, D]; the gradient is reordered too, instead of accumulated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
@@ -106,7 +144,13 @@ class Rearranged(torch.autograd.Function):
 
 
 def rearranged(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-    """x [B, N, D] with its tokens in this order, and `back` that which undoes it."""
+    """Reorder the tokens of x [B, N, D].
+
+    Args:
+        x: The tokens.
+        order: The order.
+        back: The inverse of the order.
+    """
     if not fusible():
         return x.index_select(1, order)
     y: Tensor = Rearranged.apply(x, order, back)
@@ -119,8 +163,15 @@ def window_order(
     window_shift: int,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The order that puts the tokens of a grid window after window, and the one that puts them
-    back: a copy where rolling makes several.
+    """Return the order of a grid's tokens window by window, and its inverse.
+
+    Reordering takes one copy, where cyclic shifts take several.
+
+    Args:
+        sides: The sides of the grid.
+        window_size: The side of a window.
+        window_shift: The shift along each axis.
+        device: The device.
     """
     places = torch.arange(math.prod(sides), device=device)
     order = shifted_window(window_size, window_shift, places.view(*sides, 1), len(sides)).flatten()
@@ -132,21 +183,26 @@ def window_order(
 def make_shifted_window_masks(
     n_h_w: int, n_w_w: int, w_h: int, w_w: int, shift: int, device: torch.device | str | None = None
 ) -> Tensor:
-    """Who may attend to whom in n_h_w x n_w_w shifted windows of w_h x w_w: bool [n_h_w, n_w_w,
-    w_h, w_w, w_h, w_w].
+    """Return the mask of attention in shifted windows: bool [n_h_w, n_w_w, w_h, w_w, w_h, w_w].
 
-    In the first row and the first column of windows, what came from the other side of the grid is
-    kept apart.
+    In the first row and the first column of windows, tokens from opposite sides of the grid are
+    separated.
+
+    Args:
+        n_h_w: Windows along the height.
+        n_w_w: Windows along the width.
+        w_h: The height of a window.
+        w_w: The width of a window.
+        shift: The shift.
+        device: The device.
     """
     rows, columns = _together(n_h_w, w_h, shift, device), _together(n_w_w, w_w, shift, device)
     return rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]
 
 
 def _together(n: int, w: int, shift: int, device: torch.device | str | None) -> Tensor:
-    """Along one axis of n shifted windows of w tokens: who came from the same side of the grid,
-    bool [n, w, w].
-    """
-    # As numbers: torch's compiler fails at comparing truth values with each other.
+    """Return which tokens of n shifted windows share a side of the axis, bool [n, w, w]."""
+    # As integers, because torch's compiler fails at comparing booleans with each other.
     wrapped = (torch.arange(n * w, device=device) < shift).long().view(n, w)
     return wrapped[:, :, None] == wrapped[:, None, :]
 
@@ -157,10 +213,13 @@ def shifted_mask(
     window_shift: int,
     device: torch.device | str | None = None,
 ) -> Tensor | None:
-    """make_shifted_window_masks for attention over windows in turn, [windows, 1, tokens, tokens];
-    None without a shift.
+    """Return make_shifted_window_masks as [windows, 1, tokens, tokens]; None without a shift.
 
-    `counts` are the windows along each axis.
+    Args:
+        counts: The windows along each axis.
+        window_size: The side of a window.
+        window_shift: The shift along each axis.
+        device: The device.
     """
     if not window_shift:
         return None
@@ -170,8 +229,14 @@ def shifted_mask(
 def attend_in_windows(
     q: Tensor, k: Tensor, v: Tensor, window_shift: int, scale: float | None = None
 ) -> Tensor:
-    """Attention within each window: q, k, v [B, n, n', s, s, heads, D], of a grid shifted by
-    window_shift -> the same.
+    """Attend within each window of a grid shifted by window_shift.
+
+    Args:
+        q: [B, n, n', s, s, heads, D].
+        k: Likewise.
+        v: Likewise.
+        window_shift: The shift along each axis.
+        scale: The factor on the scores; by default D^-1/2.
     """
     mask = shifted_mask(q.shape[1:3], q.shape[3], window_shift, q.device)
     q_seq, k_seq, v_seq = (x.flatten(3, 4).flatten(0, 2).transpose(1, 2) for x in (q, k, v))
@@ -181,7 +246,16 @@ def attend_in_windows(
 def apply_window_attention(
     window_size: int, window_shift: int, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None
 ) -> Tensor:
-    """Attention within the shifted windows of a grid: q, k, v [B, heads, H, W, D] -> the same."""
+    """Attend within the shifted windows of a grid.
+
+    Args:
+        window_size: The side of a window.
+        window_shift: The shift along each axis.
+        q: [B, heads, H, W, D].
+        k: Likewise.
+        v: Likewise.
+        scale: The factor on the scores; by default D^-1/2.
+    """
     q, k, v = (shifted_window(window_size, window_shift, x).movedim(1, -2) for x in (q, k, v))
     return shifted_unwindow(
         window_shift, attend_in_windows(q, k, v, window_shift, scale).movedim(-2, 1)
