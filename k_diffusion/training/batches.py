@@ -1,4 +1,4 @@
-"""What a trainer is given besides the network: batches, and parts of a run that have a state."""
+"""Interfaces of the trainer: batches, their source, and parts of a run with a state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ Batch = dict[str, Any]
 
 
 class BatchSource(Protocol):
-    """Endless micro-batches of this process from a position in the stream of training items on."""
+    """Endless micro-batches of this process.
+
+    Attributes:
+        items_per_step: Items per optimizer step, over all processes.
+    """
 
     items_per_step: int
 
@@ -23,7 +27,7 @@ class BatchSource(Protocol):
 
 
 class Part(Protocol):
-    """Something of a run that has a state, kept in its checkpoints."""
+    """A part of a run with a state that checkpoints keep."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -33,8 +37,16 @@ class Part(Protocol):
 def check_parts(
     accelerator: Any, model: nn.Module, loader: BatchSource, grad_accum_steps: int
 ) -> None:
-    """Raise a ValueError where the parts of a trainer do not go together, or weights are in half
-    precision.
+    """Check that the parts of a trainer fit together, and that weights are not in half precision.
+
+    Args:
+        accelerator: The accelerator.
+        model: The network.
+        loader: The source of batches.
+        grad_accum_steps: Micro-batches per optimizer step.
+
+    Raises:
+        ValueError: If they do not.
     """
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(

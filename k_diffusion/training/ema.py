@@ -1,6 +1,4 @@
-"""Exponential moving averages of weights: how strongly to average at each step, and the
-averaging itself.
-"""
+"""Exponential moving averages of weights, and schedules of their decay."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ EMAPairs = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 
 
 class EMASched(Protocol):
-    """The decay of an average as a function of the steps taken: `get_value` for this step, then
-    `step`.
-    """
+    """The decay of an average by step: `get_value` for this step, then `step`."""
 
     def get_value(self) -> float: ...
 
@@ -32,11 +28,18 @@ class EMASched(Protocol):
 
 
 class EMAWarmup:
-    """decay(k) = 1 - (1 + k / inv_gamma)^-power, clamped to [min_value, max_value], k = last_epoch
-    - start_at.
+    """decay(k) = 1 - (1 + k / inv_gamma)^-power, clamped, with k = last_epoch - start_at.
 
     With inv_gamma 1, a power of 2/3 suits runs of about a million steps, 3/4 shorter ones. The
-    first decay is 0, so that the average starts as the model.
+    first decay is 0, so that the average starts at the model.
+
+    Args:
+        inv_gamma: The steps of the warm-up.
+        power: The exponent.
+        min_value: The lower limit of the decay.
+        max_value: The upper limit of the decay.
+        start_at: The step at which averaging starts.
+        last_epoch: The step.
     """
 
     def __init__(
@@ -56,26 +59,40 @@ class EMAWarmup:
         self.last_epoch = last_epoch
 
     def get_value(self) -> float:
+        """Return the decay for this step."""
         k = max(0, self.last_epoch - self.start_at)
         return max(self.min_value, min(self.max_value, 1 - (1 + k / self.inv_gamma) ** -self.power))
 
     def step(self) -> None:
+        """Go to the next step."""
         self.last_epoch += 1
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the parameters and the step."""
         return dict(self.__dict__)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a state.
+
+        Args:
+            state_dict: What state_dict returned.
+        """
         _update(self, state_dict)
 
 
 class PowerEMA:
-    """decay(t) = (1 - 1/t)^(g + 1) at step t = 1, 2, ...: an average whose width is a fixed share
-    of the run so far.
+    """decay(t) = (1 - 1/t)^(g + 1) at step t = 1, 2, ...: an average over a fixed share of the run.
 
-    Step s of a run of t steps weighs as (s/t)^g; `width` is the standard deviation of that profile
-    divided by t, w^2 = (g + 1) / ((g + 2)^2 (g + 3)). Karras et al. 2024, arXiv 2312.02696, section
-    3.1.
+    Step s of a run of t steps has the weight (s/t)^g. `width` is the standard deviation of that
+    profile
+    divided by t, w^2 = (g + 1) / ((g + 2)^2 (g + 3)).
+
+    Args:
+        width: The relative width.
+        last_epoch: The steps done.
+
+    References:
+        Karras et al. (2024), arXiv:2312.02696, section 3.1.
     """
 
     def __init__(self, width: float = 0.10, last_epoch: int = 0) -> None:
@@ -84,36 +101,54 @@ class PowerEMA:
         self._exponent = power_ema_exponent(width)
 
     def get_value(self) -> float:
+        """Return the decay for this step."""
         return (1 - 1 / (self.last_epoch + 1)) ** (self._exponent + 1)
 
     def step(self) -> None:
+        """Go to the next step."""
         self.last_epoch += 1
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the width and the step."""
         return {'width': self.width, 'last_epoch': self.last_epoch}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a state.
+
+        Args:
+            state_dict: What state_dict returned.
+        """
         _update(self, state_dict)
         self._exponent = power_ema_exponent(self.width)
 
 
 def set_ema_position(sched: EMASched, state: Mapping[str, Any]) -> None:
-    """Move a schedule to the position of a saved one; those of this module keep their own shape,
-    others load all of it.
+    """Move a schedule to the position of a saved one.
+
+    Schedules of this module keep their own shape; others load the whole state.
+
+    Args:
+        sched: The schedule.
+        state: The saved state.
     """
     ours = isinstance(sched, (EMAWarmup, PowerEMA))
     sched.load_state_dict({'last_epoch': state['last_epoch']} if ours else state)
 
 
 def _update(sched: EMASched, state_dict: Mapping[str, Any]) -> None:
-    """Takes over what both kinds know, so that a run may change from one kind to the other."""
+    """Load the keys that both kinds have, so that a run may change from one kind to the other."""
     known = sched.state_dict()
     sched.__dict__.update({key: value for key, value in state_dict.items() if key in known})
 
 
 def power_ema_exponent(width: float) -> float:
-    """The g >= 0 of a power profile of relative width `width`: w^2 = (g + 1) / ((g + 2)^2 (g +
-    3)).
+    """Return the exponent g >= 0 of a power profile: w^2 = (g + 1) / ((g + 2)^2 (g + 3)).
+
+    Args:
+        width: Its relative width w.
+
+    Raises:
+        ValueError: If it is not above 0 and at most 0.288.
     """
     if not 0 < width <= 12**-0.5:
         raise ValueError(
@@ -128,8 +163,17 @@ def power_ema_exponent(width: float) -> float:
 
 
 def ema_pairs(model: nn.Module, averaged_model: nn.Module) -> EMAPairs:
-    """(parameters, averaged parameters, buffers, averaged buffers) of two models that must have
-    the same names.
+    """Pair the parameters and buffers of two models with the same names.
+
+    Args:
+        model: The model.
+        averaged_model: Its average.
+
+    Returns:
+        (parameters, averaged parameters, buffers, averaged buffers).
+
+    Raises:
+        ValueError: If the names differ.
     """
     lists: list[list[Tensor]] = []
     for kind in ('parameters', 'buffers'):
@@ -147,7 +191,12 @@ def ema_pairs(model: nn.Module, averaged_model: nn.Module) -> EMAPairs:
 
 @torch.no_grad()
 def ema_update_pairs(pairs: EMAPairs, decay: float) -> None:
-    """`ema_update` for the lists that `ema_pairs` found, once for a whole run."""
+    """Apply `ema_update` to the lists of `ema_pairs`, which are made once for a whole run.
+
+    Args:
+        pairs: The lists.
+        decay: The decay.
+    """
     params, averaged, buffers, averaged_buffers = pairs
     if params:
         torch._foreach_lerp_(
@@ -158,9 +207,12 @@ def ema_update_pairs(pairs: EMAPairs, decay: float) -> None:
 
 
 def ema_update(model: nn.Module, averaged_model: nn.Module, decay: float) -> None:
-    """averaged <- decay averaged + (1 - decay) model for parameters; buffers are copied.
+    """Set averaged <- decay averaged + (1 - decay) model for parameters, and copy buffers.
 
-    The names must agree.
+    Args:
+        model: The model.
+        averaged_model: Its average, with the same names.
+        decay: The decay.
     """
     ema_update_pairs(ema_pairs(model, averaged_model), decay)
 
@@ -168,7 +220,13 @@ def ema_update(model: nn.Module, averaged_model: nn.Module, decay: float) -> Non
 def ema_update_dict(
     values: dict[str, float], updates: Mapping[str, float], decay: float
 ) -> dict[str, float]:
-    """Averages numbers by name in place; a name seen for the first time starts at its value."""
+    """Average numbers by name in place; a new name starts at its value.
+
+    Args:
+        values: The averages.
+        updates: The new values.
+        decay: The decay.
+    """
     for name, update in updates.items():
         values[name] = decay * values[name] + (1 - decay) * update if name in values else update
     return values
@@ -180,7 +238,7 @@ EMA_SCHEDS: Registry[type] = Registry('ema_sched type')
 @EMA_SCHEDS.register('inverse')
 @dataclass
 class InverseEMAConfig:
-    """`EMAWarmup`."""
+    """The config of `EMAWarmup`."""
 
     type: Literal['inverse'] = 'inverse'
     power: float = 0.6667
@@ -199,13 +257,14 @@ class InverseEMAConfig:
                 raise ValueError(f'{key} is {getattr(self, key)}; it must be above 0')
 
     def make(self) -> EMAWarmup:
+        """Return the schedule."""
         return EMAWarmup(self.inv_gamma, self.power, self.min_value, self.max_value)
 
 
 @EMA_SCHEDS.register('power')
 @dataclass
 class PowerEMAConfig:
-    """`PowerEMA`: width is relative to the length of the run."""
+    """The config of `PowerEMA`; width is relative to the length of the run."""
 
     type: Literal['power'] = 'power'
     width: float = 0.10
@@ -214,4 +273,5 @@ class PowerEMAConfig:
         power_ema_exponent(self.width)
 
     def make(self) -> PowerEMA:
+        """Return the schedule."""
         return PowerEMA(self.width)

@@ -1,4 +1,4 @@
-"""What fits into memory: the size of a micro-batch, from what one item's activations take."""
+"""Find the size of a micro-batch that fits into memory, from the activations of one item."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 
 def activation_bytes(run: Callable[[], Tensor]) -> int:
-    """The bytes of all tensors that a forward pass keeps for its backward pass, each storage
-    counted once.
+    """Return the bytes that a forward pass stores for its backward pass; a storage counts once.
+
+    Args:
+        run: The forward pass.
     """
     storages: dict[int, int] = {}
 
@@ -29,8 +31,10 @@ def activation_bytes(run: Callable[[], Tensor]) -> int:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """The memory that is free: of the GPU, else of the machine and of the container this process
-    lives in; None if unknown.
+    """Return the free memory: of the GPU, else of the machine and its container; None if unknown.
+
+    Args:
+        device: The device.
     """
     if device.type == 'cuda':
         return int(torch.cuda.mem_get_info(device)[0])
@@ -63,9 +67,19 @@ def _container() -> int | None:
 
 
 def micro_batch(batch: int, per_item: int, fixed: int, free: int | None, share: float = 0.8) -> int:
-    """The largest divisor of `batch` whose items, beside what is `fixed`, take at most a share of
-    the free bytes (twice over: gradients of activations live beside them). Raises MemoryError where
-    not even one does.
+    """Return the largest divisor of `batch` that fits into a share of the free memory.
+
+    Each item counts twice, because gradients of activations are stored beside them.
+
+    Args:
+        batch: The number of items.
+        per_item: The activations of an item in bytes.
+        fixed: Further memory in bytes.
+        free: The free memory in bytes; None if unknown.
+        share: The share that may be used.
+
+    Raises:
+        MemoryError: If not even one item fits.
     """
     if free is None:
         return batch
@@ -80,7 +94,11 @@ def micro_batch(batch: int, per_item: int, fixed: int, free: int | None, share: 
 
 
 def fits(run: Callable[[], Any]) -> bool:
-    """Whether something runs without the GPU running out of memory."""
+    """Return whether a function runs without exhausting the memory of the GPU.
+
+    Args:
+        run: The function.
+    """
     try:
         run()
         return True

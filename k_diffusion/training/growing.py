@@ -1,6 +1,4 @@
-"""A learning rate that rises for some layers alone, while the rest of the network, trained
-already, goes on at its own.
-"""
+"""A learning-rate warm-up of new layers in a network that is otherwise trained already."""
 
 from __future__ import annotations
 
@@ -13,13 +11,17 @@ from torch.optim import Optimizer
 
 
 class NewLayersWarmup:
-    """Over its first `steps` steps k = 0, 1, ..., an optimizer moves the named parameters (k + 1) /
-    steps of the way it would.
+    """Scales the steps of named parameters by (k + 1) / steps, at steps k = 0, 1, ..., steps - 1.
 
-    For optimizers whose step is proportional to the learning rate (AdamW, Muon, SGD), this is a
-    learning rate of (k + 1) / steps of the schedule's, without groups of their own, so that the
-    optimizer's state is what it is without it. A part of the Trainer: a resumed run takes the names
-    and the number of steps done from its checkpoint.
+    For optimizers whose step is proportional to the learning rate (AdamW, Muon, SGD), this equals a
+    learning rate of (k + 1) / steps times the schedule's, but needs no parameter groups, so the
+    state of the optimizer is unchanged. As a part of the Trainer, a resumed run takes the names
+    and the number of steps from its checkpoint.
+
+    Args:
+        model: The network.
+        names: The names of the new parameters.
+        steps: The steps of the warm-up.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], steps: int) -> None:
@@ -30,14 +32,27 @@ class NewLayersWarmup:
         self._before: list[Tensor] = []
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Watches the steps of an optimizer of the model's parameters."""
+        """Register the warm-up with an optimizer of the model's parameters.
+
+        Args:
+            optimizer: The optimizer.
+        """
         optimizer.register_step_pre_hook(lambda *_: self._remember())
         optimizer.register_step_post_hook(lambda *_: self._hold_back())
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the names and the steps."""
         return {'names': list(self.names), 'steps': self.steps, 'done': self.done}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state.
+
+        Args:
+            state_dict: What state_dict returned.
+
+        Raises:
+            ValueError: If the model lacks one of the names.
+        """
         missing = [name for name in state_dict['names'] if name not in self._parameters]
         if missing:
             raise ValueError(

@@ -1,6 +1,4 @@
-"""Signs of life between the processes of a run, so that one that hangs or whose machine is cut
-off ends it soon, by name.
-"""
+"""Heartbeats between the processes of a run, to detect one that hangs or is disconnected."""
 
 from __future__ import annotations
 
@@ -22,12 +20,17 @@ EVERY, LIMIT = 3.0, 30.0  # seconds between signs, and without one until a proce
 
 @contextmanager
 def heartbeat(rank: int, world: int, every: float = EVERY, limit: float = LIMIT) -> Iterator[None]:
-    """Within it, each process gives a sign of life at the launcher's meeting point and watches the
-    next one's.
+    """Update this process's counter in the launcher's TCPStore, and watch that of the next rank.
 
-    Where that one is silent for `limit` seconds this process says so and ends at once, whatever it
-    waits for. It does nothing for one process, and where the launcher tells no meeting point
-    (MASTER_ADDR, MASTER_PORT).
+    If the watched rank is silent for `limit` seconds, this process reports it and exits at once.
+    Does
+    nothing for one process, and without the launcher's MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        rank: The number of this process.
+        world: The number of processes.
+        every: Seconds between updates.
+        limit: Seconds without an update after which a process counts as lost.
     """
     address, port = os.environ.get('MASTER_ADDR'), os.environ.get('MASTER_PORT')
     if world == 1 or not address or not port:
@@ -52,9 +55,7 @@ def heartbeat(rank: int, world: int, every: float = EVERY, limit: float = LIMIT)
 
 
 def _round(rank: int) -> str:
-    """A name of this start that all its processes share, so that signs of an earlier one are not
-    taken for it.
-    """
+    """Return a name of this start, shared by all processes, to ignore earlier heartbeats."""
     chosen = [f'{time.time():.3f}' if rank == 0 else '']
     torch.distributed.broadcast_object_list(chosen)
     return chosen[0]

@@ -1,6 +1,4 @@
-"""What is done beside the steps of a run: the contract, checkpoints, gradient statistics (the
-log: logs.py).
-"""
+"""Hooks of a run: checkpoints, its folder, and gradient statistics (the log is in logs.py)."""
 
 from __future__ import annotations
 
@@ -17,7 +15,12 @@ from .trainer import Trainer
 
 
 class CheckpointHook:
-    """Saves the run, unless its losses or weights have stopped being finite (Diverged)."""
+    """Saves the run, and raises Diverged if its losses or weights are not finite.
+
+    Args:
+        folder: The folder of the run.
+        every: Steps between checkpoints.
+    """
 
     at_end = rescue = True
 
@@ -43,7 +46,11 @@ class CheckpointHook:
         trainer.last_checkpoint = self.folder.checkpoint_path(trainer.step)
 
     def go_back(self, trainer: Trainer) -> Path | None:
-        """Have the run go on from its last checkpoint of a sane loss; None where there is none."""
+        """Make the last checkpoint with a sane loss the latest, and return it; None without one.
+
+        Args:
+            trainer: The trainer.
+        """
         try:
             path = self.folder.last_sane(trainer.step)
         except LookupError:
@@ -54,8 +61,13 @@ class CheckpointHook:
 
 
 class PlaceHook:
-    """Ends the run where its folder was moved or deleted; it comes before the hooks that write
-    there, as often as they do.
+    """Ends the run if its folder was moved or deleted.
+
+    It runs before the hooks that write there, and as often.
+
+    Args:
+        folder: The folder of the run.
+        every: Steps between checks.
     """
 
     at_end = True
@@ -69,11 +81,20 @@ class PlaceHook:
 
 
 class GradientNoiseHook:
-    """Follows the gradient noise scale; waits for the device at each step.
+    """Tracks the gradient noise scale, and synchronises with the device at each step.
 
-    Of a DistributedDataParallel model, from the gradients of the processes; of another, from those
-    of the micro-batches of a step. A part of the Trainer under 'gns_stats'. Under fp16 both norms
-    carry the loss scale; their ratio is free of it.
+    For a DistributedDataParallel model it compares the gradients of the processes, otherwise those
+    of
+    the micro-batches of a step. It is a part of the Trainer under 'gns_stats'. Under fp16 both
+    norms
+    contain the loss scale, which cancels in their ratio.
+
+    Args:
+        model: The network.
+        grad_accum_steps: Micro-batches per optimizer step.
+
+    References:
+        McCandlish et al. (2018), arXiv:1812.06162.
     """
 
     every = 1
@@ -97,12 +118,22 @@ class GradientNoiseHook:
             )
 
     def logged(self, step: int) -> dict[str, float | None]:
-        """The gradient noise scale, for the log."""
+        """Return the gradient noise scale for the log.
+
+        Args:
+            step: The step.
+        """
         value = self.noise_scale.get_gns()
         return {'gns': value if math.isfinite(value) else None}
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the averages."""
         return self.noise_scale.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore a state.
+
+        Args:
+            state_dict: What state_dict returned.
+        """
         self.noise_scale.load_state_dict(state_dict)

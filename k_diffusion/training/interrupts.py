@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: the first one asks, a second one ends it at once."""
+"""Signals that stop a run: the first one requests a stop, a second one ends the process."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-#: Signals that ask once and end the process when they come again: Ctrl-C and SIGTERM.
+#: Signals that request a stop, and end the process when they are repeated: Ctrl-C and SIGTERM.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-#: Signals that only ask, however often they come: a closed terminal or connection, which the kernel
-#: and the shell may both report, and the early notice of a cluster, which SIGTERM follows.
+#: Signals that only request a stop: a closed terminal or connection, which the kernel and the shell
+#: may both report, and the early notice of a cluster, which SIGTERM follows.
 NOTICES = tuple(getattr(signal, name) for name in ('SIGHUP', 'SIGUSR1') if hasattr(signal, name))
 
 
@@ -29,16 +29,16 @@ def on_interrupt(
 ) -> Iterator[None]:
     """Call `ask` with the number of the first signal; end the process at the second one.
 
-    The second Ctrl-C raises KeyboardInterrupt, the second SIGTERM ends the process; so too where a
-    shell started the program in the background, which makes it deaf to Ctrl-C. Only the main thread
-    can take signals; elsewhere this does nothing.
+    The second Ctrl-C raises KeyboardInterrupt, the second SIGTERM ends the process; likewise if a
+    shell started the program in the background, where Ctrl-C is ignored by default. Only the main
+    thread can handle signals; elsewhere this does nothing.
 
     Args:
         ask: Called at the first signal of either kind.
         signals: The signals of which the second one ends the process.
-        grace: Seconds in which repeats of `signals` count as the first: launchers pass on to their
-            processes what these have had already.
-        notices: The signals that only ask. One that is ignored (nohup) stays ignored.
+        grace: Seconds in which repeats of `signals` count as the first, because launchers forward
+            signals that their processes have received already.
+        notices: The signals that only request a stop. An ignored one (nohup) stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,8 +69,10 @@ def on_interrupt(
 
 
 class StopVote:
-    """The question whether any of several processes was asked to stop, which all ask at one
-    step.
+    """A vote of several processes at one step on whether any of them was asked to stop.
+
+    Args:
+        device: The device of the message.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -78,12 +80,16 @@ class StopVote:
         self._sent: tuple[Tensor, Any] | None = None
 
     def send(self, asked: bool) -> None:
-        """Send the answer of this process, without a wait."""
+        """Send the vote of this process without waiting.
+
+        Args:
+            asked: Its vote.
+        """
         flag = torch.full((1,), float(asked), device=self.device)
         self._sent = flag, distributed.all_reduce(flag, distributed.ReduceOp.MAX, async_op=True)
 
     def result(self) -> bool:
-        """Return whether any answer was yes; False where none was sent."""
+        """Return whether any process voted yes; False if none was sent."""
         if self._sent is None:
             return False
         (flag, work), self._sent = self._sent, None
@@ -92,7 +98,7 @@ class StopVote:
 
 
 def _leaving(number: int, before: Any) -> Any:
-    """What a signal did before, or does by itself where it was ignored."""
+    """Return the former handler of a signal, or its default if it was ignored."""
     if before != signal.SIG_IGN:
         return before
     return signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL

@@ -6,8 +6,8 @@ import os
 
 
 def launcher_pid() -> int | None:
-    """Return the number of this process's parent if it was started by torchrun, else None.
+    """Return the parent's number if this process was started by torchrun, else None.
 
-    The number becomes another one when the launcher dies. (accelerate launch is torchrun here.)
+    It changes when the launcher dies. (accelerate launch uses torchrun here.)
     """
     return os.getppid() if 'TORCHELASTIC_RUN_ID' in os.environ else None

@@ -13,8 +13,11 @@ from ..core.files import note_once, whole_file
 
 
 class Table:
-    """The lines of a log as comma-separated rows, lists spread over numbered columns; written
-    anew when a column is new.
+    """The lines of a log as comma-separated rows, with lists in numbered columns.
+
+    Args:
+        path: The file, which is rewritten.
+        lines: The lines so far.
     """
 
     def __init__(self, path: Path, lines: Sequence[dict[str, Any]]) -> None:
@@ -28,7 +31,11 @@ class Table:
             writer.writerows(rows)
 
     def add(self, line: dict[str, Any]) -> bool:
-        """Appends a row; False where the line has a column that the table lacks."""
+        """Append a row; return False if the line has a column that the table lacks.
+
+        Args:
+            line: The line.
+        """
         row = flat(line)
         if not set(row) <= set(self.columns):
             return False
@@ -38,7 +45,11 @@ class Table:
 
 
 def flat(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of a log without lists: a list under `name` becomes name_0, name_1, ..."""
+    """Return a line of a log without lists: a list under `name` becomes name_0, name_1, ...
+
+    Args:
+        line: The line.
+    """
     out: dict[str, Any] = {}
     for key, value in line.items():
         out.update(
@@ -50,7 +61,12 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
 
 
 class CSVLogger:
-    """Rows of comma-separated values under a header line; an existing file is gone on with."""
+    """Writes rows of comma-separated values under a header line, or appends to an existing file.
+
+    Args:
+        filename: The file.
+        columns: The header.
+    """
 
     def __init__(self, filename: str | os.PathLike[str], columns: list[str]) -> None:
         self.filename = Path(filename)
@@ -61,14 +77,21 @@ class CSVLogger:
             self.write(*columns)
 
     def write(self, *values: Any) -> None:
+        """Append a row.
+
+        Args:
+            *values: Its values.
+        """
         print(*values, sep=',', file=self.file, flush=True)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines log.
+    """Return the lines of a JSON-lines log.
 
-    A last line cut short by a crash is left out. Others that are not lines of a log are left out
-    too, with a note.
+    A last line cut short by a crash is ignored. Other invalid lines are ignored with a warning.
+
+    Args:
+        path: The file.
     """
     if not path.exists():
         return []

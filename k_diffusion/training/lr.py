@@ -18,7 +18,7 @@ Shape = Literal['linear', 'cosine']
 class _WarmedLR(LRScheduler):
     """lr(k) = (1 - warmup^(k + 1)) * `_warm_lr(base_lr)`, k = last_epoch.
 
-    `verbose` stands in the signatures for old callers and does nothing: torch dropped it.
+    `verbose` in the signatures is for old callers, and has no effect: torch dropped it.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float, last_epoch: int) -> None:
@@ -92,13 +92,26 @@ class ConstantLRWithWarmup(_WarmedLR):
 
 
 class WarmupDecayLR(LRScheduler):
-    """A rate tied to the length of the run: up over `warmup_steps`, flat, then down to `final` at
-    `num_steps`.
+    """A rate that rises over `warmup_steps`, stays, then falls to `final` at `num_steps`.
 
-    lr(k) = base_lr * min(1, (k + 1) / warmup_steps) * (1 - (1 - final) s(p)), where p is the share
-    of the decay that is done, 0 up to step decay_start * num_steps and 1 from num_steps on; s = p
-    (linear), (1 - cos(pi p)) / 2 (cosine). The shape is of the command, not of the state: a run
+    lr(k) = base_lr * min(1, (k + 1) / warmup_steps) * (1 - (1 - final) s(p)), where p is the
+    completed
+    share of the decay, 0 up to step decay_start * num_steps and 1 from num_steps on; s = p
+    (linear), (1 - cos(pi p)) / 2 (cosine). The shape belongs to the command, not to the state: a
+    run
     resumed with another length follows the new one.
+
+    Args:
+        optimizer: The optimizer.
+        num_steps: The length of the run in steps.
+        warmup_steps: The steps of the rise.
+        decay_start: The share of the run after which the rate falls.
+        final: The last rate as a share of the base rate.
+        shape: 'linear' or 'cosine'.
+        last_epoch: As in torch.
+
+    References:
+        Hägele et al. (2024), arXiv:2405.18392, on such schedules.
     """
 
     def __init__(
@@ -132,11 +145,15 @@ class WarmupDecayLR(LRScheduler):
 
 
 def set_lr_position(sched: LRScheduler, state: Mapping[str, Any]) -> None:
-    """Move a schedule to the position of a saved one and set the rates of its optimizer
-    accordingly.
+    """Move a schedule to the position of a saved one, and set the rates of its optimizer.
 
-    The schedules of this module keep their own shape and base rates, which are those of the config;
-    others load the whole state.
+    The schedules of this module keep their own shape and base rates from the config; others load
+    the
+    whole state.
+
+    Args:
+        sched: The schedule.
+        state: The saved state.
     """
     if isinstance(sched, (_WarmedLR, WarmupDecayLR)):
         sched.last_epoch = state['last_epoch']
@@ -186,7 +203,7 @@ LR_SCHEDS: Registry[type] = Registry('lr_sched type')
 @LR_SCHEDS.register('constant')
 @dataclass(kw_only=True)
 class ConstantLRConfig:
-    """`ConstantLRWithWarmup`."""
+    """The config of `ConstantLRWithWarmup`."""
 
     type: Literal['constant'] = 'constant'
     warmup: float = 0.0
@@ -195,13 +212,19 @@ class ConstantLRConfig:
         _check_warmup(self.warmup)
 
     def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
+        """Return the schedule of an optimizer.
+
+        Args:
+            optimizer: The optimizer.
+            end_step: The last step of the run; not used.
+        """
         return ConstantLRWithWarmup(optimizer, self.warmup)
 
 
 @LR_SCHEDS.register('inverse')
 @dataclass(kw_only=True)
 class InverseLRConfig:
-    """`InverseLR`."""
+    """The config of `InverseLR`."""
 
     type: Literal['inverse'] = 'inverse'
     inv_gamma: float = 1.0
@@ -218,13 +241,19 @@ class InverseLRConfig:
             )
 
     def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
+        """Return the schedule of an optimizer.
+
+        Args:
+            optimizer: The optimizer.
+            end_step: The last step of the run; not used.
+        """
         return InverseLR(optimizer, self.inv_gamma, self.power, self.warmup, self.min_lr)
 
 
 @LR_SCHEDS.register('exponential')
 @dataclass(kw_only=True)
 class ExponentialLRConfig:
-    """`ExponentialLR`: the rate falls by the factor `decay` every `num_steps` steps."""
+    """The config of `ExponentialLR`: a factor `decay` every `num_steps` steps."""
 
     type: Literal['exponential'] = 'exponential'
     num_steps: float
@@ -240,13 +269,19 @@ class ExponentialLRConfig:
             )
 
     def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
+        """Return the schedule of an optimizer.
+
+        Args:
+            optimizer: The optimizer.
+            end_step: The last step of the run; not used.
+        """
         return ExponentialLR(optimizer, self.num_steps, self.decay, self.warmup, self.min_lr)
 
 
 @LR_SCHEDS.register('warmup-decay')
 @dataclass(kw_only=True)
 class WarmupDecayLRConfig:
-    """`WarmupDecayLR`; num_steps null is the end_step of the run."""
+    """The config of `WarmupDecayLR`; num_steps null means the end_step of the run."""
 
     type: Literal['warmup-decay'] = 'warmup-decay'
     num_steps: int | None = None
@@ -259,6 +294,15 @@ class WarmupDecayLRConfig:
         _check_decay(self.num_steps, self.warmup_steps, self.decay_start, self.final, self.shape)
 
     def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
+        """Return the schedule of an optimizer.
+
+        Args:
+            optimizer: The optimizer.
+            end_step: The last step of the run, for num_steps null.
+
+        Raises:
+            ValueError: If both are missing.
+        """
         num_steps = self.num_steps if self.num_steps is not None else end_step
         if num_steps is None:
             raise ValueError(

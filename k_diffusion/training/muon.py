@@ -1,6 +1,4 @@
-"""Muon: momentum made orthogonal for the weights between hidden features, AdamW for all others,
-in one optimizer.
-"""
+"""Muon: orthogonalised momentum for weights between hidden features, AdamW for all others."""
 
 from __future__ import annotations
 
@@ -19,12 +17,17 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
-    """[K, m, n] -> roughly the nearest semi-orthogonal matrices: U S V^T goes to U S' V^T with S'
-    near 1.
+    """Approximate the nearest semi-orthogonal matrices: U S V^T -> U S' V^T with S' near 1.
 
     The quintic x <- a x + (b x x^T + c (x x^T)^2) x takes singular values of (0, 1] to about [0.7,
-    1.2] in few steps rather than to 1 in many. K. Jordan et al. 2024, "Muon". In bfloat16 on a GPU,
-    which the iteration tolerates.
+    1.2] in few steps. It runs in bfloat16 on a GPU, which the iteration tolerates.
+
+    Args:
+        g: Matrices, [K, m, n].
+        steps: The number of iterations.
+
+    References:
+        K. Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks".
     """
     a, b, c = _COEFFICIENTS
     x = g.bfloat16() if g.is_cuda else g
@@ -38,14 +41,30 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Groups with `muon: True` take orthogonal steps, others are AdamW's.
+    """Takes orthogonalised steps for groups with `muon: True`, and AdamW steps for the others.
 
-    m <- momentum m + (1 - momentum) g; u = NewtonSchulz(momentum m + (1 - momentum) g, or m without
-    `nesterov`) w <- (1 - lr weight_decay) w - lr 0.2 sqrt(max(fan_in, fan_out)) u
+    m <- momentum m + (1 - momentum) g
+    u = NewtonSchulz(momentum m + (1 - momentum) g), or of m without `nesterov`
+    w <- (1 - lr weight_decay) w - lr 0.2 sqrt(max(fan_in, fan_out)) u
 
     A convolution [out, in, h, w] is a matrix [out, in h w]. With this scale a step has the root
-    mean square of AdamW's (Liu et al. 2025, arXiv 2502.16982, section 2.2). Matrices of one shape
-    are stacked and made orthogonal together.
+    mean square of an AdamW step. Matrices of one shape are stacked and orthogonalised together.
+
+    Args:
+        params: Parameters or groups.
+        lr: The learning rate.
+        momentum: The decay of the momentum.
+        nesterov: Use Nesterov momentum.
+        ns_steps: Iterations of Newton-Schulz.
+        weight_decay: The decoupled weight decay.
+        betas: The decays of AdamW.
+        eps: The constant in the denominator of AdamW.
+        muon: The default of the groups.
+        fused: Use the fused AdamW of torch.
+
+    References:
+        K. Jordan et al. (2024), "Muon"; the scale: Liu et al. (2025), arXiv:2502.16982, section
+            2.2.
     """
 
     def __init__(
@@ -83,6 +102,11 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take an optimizer step.
+
+        Args:
+            closure: Recomputes the loss, which is returned.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -1,6 +1,4 @@
-"""Saved optimizer state: matched to the parameters of a network by name, without the rates of
-the run it was saved in.
-"""
+"""Match saved optimizer state to the parameters of a network by name, except its rates."""
 
 from __future__ import annotations
 
@@ -13,11 +11,10 @@ from torch.optim import Optimizer
 from .optim import match_strides
 from .sharding import cut_optimizer
 
-#: Options of a parameter group that tell one type of optimizer from another, and take their values
-#: from the config.
+#: Options of a parameter group that distinguish types of optimizers; their values come from the
+#: config.
 _OF_A_TYPE = ('betas', 'eps', 'momentum', 'dampening', 'nesterov', 'ns_steps', 'muon')
-#: Options that are those of the optimizer at hand, whatever was saved; any other option is state,
-#: and is taken over.
+#: Options that the current optimizer keeps. Any other option is state, and is restored.
 _OWN = (
     'lr',
     'initial_lr',
@@ -38,16 +35,16 @@ _SHAPED = ('exp_avg', 'exp_avg_sq', 'max_exp_avg_sq', 'momentum_buffer')
 def load_optimizer(
     optimizer: Optimizer, model: nn.Module, state: Mapping[str, Any], source: object
 ) -> None:
-    """Load the optimizer's part of a checkpoint, of ours or of the original.
+    """Load the optimizer state of a checkpoint of this package or of the original.
 
     Args:
         optimizer: The optimizer.
-        model: The network that it is of.
+        model: Its network.
         state: The whole checkpoint.
         source: Its path, for messages.
 
     Raises:
-        ValueError: It does not fit.
+        ValueError: If it does not fit.
     """
     groups = optimizer.param_groups
     names = parameter_names(model, groups)
@@ -70,8 +67,11 @@ def load_optimizer(
 def parameter_names(
     model: nn.Module, groups: Iterable[Mapping[str, Any]]
 ) -> list[list[str]] | None:
-    """Return the name of each parameter of each group; None where a parameter is not the
-    model's.
+    """Return the names of the parameters of each group; None if one is not the model's.
+
+    Args:
+        model: The network.
+        groups: The groups.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     found = [[names.get(id(p)) for p in group['params']] for group in groups]
@@ -84,20 +84,20 @@ def matched_state(
     names: list[list[str]] | None,
     saved_names: list[list[str]] | None,
 ) -> dict[str, Any]:
-    """Return saved optimizer state in the order of `groups`, as Optimizer.load_state_dict takes it.
+    """Return saved optimizer state in the order of `groups`, for Optimizer.load_state_dict.
 
-    Each parameter gets the state that was saved under its name (with unknown names: at its
-    position). Learning rate, weight decay and the other options that a config sets stay those of
-    `groups`.
+    Each parameter gets the state saved under its name (with unknown names: at its position).
+    Learning
+    rate, weight decay and the other options of a config stay those of `groups`.
 
     Args:
         saved: What Optimizer.state_dict returned.
-        groups: The parameter groups of the optimizer that goes on.
+        groups: The parameter groups of the current optimizer.
         names: The names of their parameters.
         saved_names: The names of the saved parameters, group by group.
 
     Raises:
-        ValueError: The state is that of another type of optimizer, of other parameters or of other
+        ValueError: If the state is that of another type of optimizer, or of other parameters or
             shapes.
     """
     _check_type(saved['param_groups'], groups)
@@ -131,16 +131,15 @@ def matched_state(
 def original_names(
     order: Iterable[str], names: list[list[str]], sizes: Sequence[int]
 ) -> list[list[str]]:
-    """Return the names of the parameters of a checkpoint that does not tell them, as the original
-    wrote it.
+    """Return the parameter names of a checkpoint of the original, which does not contain them.
 
-    There each group holds its parameters in the order of registration, which is that of the weights
-    in the checkpoint. The earliest version of the original had one group of all parameters.
+    Each group has its parameters in the order of registration, which is that of the weights in the
+    checkpoint. The earliest version of the original had one group of all parameters.
 
     Args:
         order: The names of the weights in the checkpoint, in its order.
         names: The names of the parameters of the network, group by group.
-        sizes: How many parameters each saved group has.
+        sizes: The number of parameters of each saved group.
     """
     place = {name: i for i, name in enumerate(order)}
     last = len(place)
@@ -185,9 +184,7 @@ def _check_shapes(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
 def _options(
     saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the options of `groups`, those that are state taken over from the saved groups
-    where these correspond.
-    """
+    """Return the options of `groups`, with state restored from matching saved groups."""
     options, first = [], 0
     for i, group in enumerate(groups):
         held = saved[i] if len(saved) == len(groups) else {}

@@ -1,13 +1,15 @@
-"""Post-hoc EMA: two averages kept in training, from whose snapshots the average of any width is put
-together afterwards.
+"""Post-hoc EMA: reconstruct averages of any width from snapshots of two averages.
 
-Karras et al. 2024, arXiv 2312.02696, section 3.2. A power profile of exponent g at step t weighs
-the moment tau <= t as (g + 1) / t (tau / t)^g; the profile asked for is matched by a combination of
-those of the snapshots. The paper takes least squares of the profiles, the best choice for weights
-that jump about independently. Weights wander instead: with theta the sum of small independent
-moves, an average is the sum of the moves, each times the part of the profile that comes after it,
-R(tau) = 1 - (tau / t)^(g + 1). So least squares are taken of R here, the factors bound to the sum
-1; that is two to eight times as exact on real runs.
+A power profile of exponent g at step t weighs the moment tau <= t as (g + 1) / t (tau / t)^g. The
+requested profile is approximated by a combination of those of the snapshots. The paper takes least
+squares of the profiles, which is optimal for weights that are independent at each step. Here
+weights are treated as sums theta of small independent moves. An average is then the sum of the
+moves, each times the part of the profile after it, R(tau) = 1 - (tau / t)^(g + 1). So the least
+squares here are of R, with factors that sum to 1 (k-diffusion's own); on real runs this is two to
+eight times as accurate.
+
+References:
+    Karras et al. (2024), arXiv:2312.02696, section 3.2.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ _Layout = frozenset[tuple[str, tuple[int, ...]]]
 
 
 class Snapshot(NamedTuple):
-    """One average as it was: after `step` steps, of relative width `width`, in the file `path`."""
+    """An average after `step` steps, of relative width `width`, in the file `path`."""
 
     step: int
     width: float
@@ -52,11 +54,19 @@ class Snapshot(NamedTuple):
 
 
 class SnapshotHook:
-    """Averages the network at several widths beside the trainer's own average, and writes them
-    every `snapshot_every` steps.
+    """Averages the network at several widths, and writes the averages every `snapshot_every` steps.
 
-    Also a part of the Trainer (under 'posthoc'), so that a pause changes nothing. A snapshot is
-    NAME_ema_STEP.safetensors and holds one tensor "WIDTH/NAME" for each width and weight.
+    It is also a part of the Trainer (under 'posthoc'), so that a pause changes nothing. A snapshot
+    is
+    NAME_ema_STEP.safetensors, with one tensor "WIDTH/NAME" for each width and weight.
+
+    Args:
+        network: The network.
+        folder: The folder of the snapshots.
+        name: The run.
+        snapshot_every: Steps between snapshots.
+        config: Stored in the snapshots.
+        widths: The relative widths.
     """
 
     every = 1
@@ -93,6 +103,12 @@ class SnapshotHook:
             self.write(trainer.step, trainer.accelerator.is_main_process)
 
     def write(self, step: int, main: bool = True) -> None:
+        """Write the averages.
+
+        Args:
+            step: The step.
+            main: This process writes the file.
+        """
         tensors = {}
         for sched, average in zip(self.scheds, self.averages):
             tensors.update(
@@ -110,12 +126,21 @@ class SnapshotHook:
             manifest.put(path.name, Record(step, {path.name: written}))
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the averages and their schedules, by width."""
         return {
             f'{sched.width:g}': {'sched': sched.state_dict(), 'model': average.state_dict()}
             for sched, average in zip(self.scheds, self.averages)
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a state.
+
+        Args:
+            state: What state_dict returned.
+
+        Raises:
+            ValueError: If it lacks one of the widths.
+        """
         for sched, average in zip(self.scheds, self.averages):
             held = state.get(f'{sched.width:g}')
             if held is None:
@@ -129,20 +154,27 @@ class SnapshotHook:
 
 
 def snapshot_path(folder: Path, name: str, step: int) -> Path:
+    """Return the path of a snapshot.
+
+    Args:
+        folder: The folder.
+        name: The run.
+        step: The step.
+    """
     return folder / f'{name}_ema_{step:08}.safetensors'
 
 
 def find_snapshots(
     folder: str | os.PathLike[str], name: str | None = None, verify: bool = False
 ) -> list[Snapshot]:
-    """The snapshots in a run's folder, by step and width.
+    """Return the snapshots in a run's folder, by step and width.
 
-    Files that are damaged, or hold other weights than most of the run, are passed over with a note.
+    Files that are damaged, or have other weights than most of the run, are skipped with a warning.
 
     Args:
         folder: The folder.
-        name: The run; None: all of them.
-        verify: Read each file whole and compare it with its record in the manifest beside it.
+        name: The run; None takes all.
+        verify: Read each file completely and compare it with its record in the manifest beside it.
     """
     found: dict[str, list[tuple[int, list[float], Path, _Layout]]] = {}
     for path in sorted(Path(folder).glob('*.safetensors')):
@@ -186,11 +218,17 @@ def _alike(files: Sequence[tuple[int, list[float], Path, _Layout]]) -> Iterator[
 
 
 def remainder_product(step_a: float, width_a: float, step_b: float, width_b: float) -> float:
-    """The integral of R_a R_b over all moments, R(tau) = 1 - (tau / t)^(g + 1) up to t and 0
-    beyond; with t_a <= t_b it is
+    """Return the integral of R_a R_b over all moments.
 
-    t_a (1 - 1 / (a + 2) - q / (b + 2) + q / (a + b + 3)), q = (t_a / t_b)^(b + 1), a, b the
+    R(tau) = 1 - (tau / t)^(g + 1) up to t and 0 beyond. For t_a <= t_b it is
+    t_a (1 - 1 / (a + 2) - q / (b + 2) + q / (a + b + 3)), q = (t_a / t_b)^(b + 1), a and b the
     exponents.
+
+    Args:
+        step_a: t_a.
+        width_a: The width of the first profile.
+        step_b: t_b.
+        width_b: The width of the second profile.
     """
     if step_a > step_b:
         return remainder_product(step_b, width_b, step_a, width_a)
@@ -200,15 +238,19 @@ def remainder_product(step_a: float, width_a: float, step_b: float, width_b: flo
 
 
 def combination(snapshots: Sequence[tuple[float, float]], step: float, width: float) -> Tensor:
-    """How much of each snapshot (step, width) makes the average of that width at that step:
-    float64 [N], of sum 1.
+    """Return the factors of snapshots for an average: float64 [N], with sum 1.
+
+    Args:
+        snapshots: (step, width) of each.
+        step: The step of the average.
+        width: Its width.
     """
     n = len(snapshots)
     system, wanted = (
         torch.ones(n + 1, n + 1, dtype=torch.float64),
         torch.ones(n + 1, 1, dtype=torch.float64),
     )
-    system[n, n] = 0  # (the last row and column bind the sum)
+    system[n, n] = 0  # the last row and column constrain the sum
     for i, one in enumerate(snapshots):
         system[i, :n] = torch.tensor(
             [remainder_product(*one, *other) / step for other in snapshots]
@@ -221,8 +263,15 @@ def combination(snapshots: Sequence[tuple[float, float]], step: float, width: fl
 def reconstruct(
     snapshots: Iterable[Snapshot], width: float, step: int | None = None
 ) -> dict[str, Tensor]:
-    """The weights averaged at `width` after `step` steps (the last snapshot's), from the
-    snapshots up to there.
+    """Return the weights averaged at a width after a number of steps.
+
+    Args:
+        snapshots: The snapshots; those up to the step are used.
+        width: The width.
+        step: The step of a snapshot; by default the last one.
+
+    Raises:
+        ValueError: If there is no snapshot at the step.
     """
     known = sorted(snapshots)
     step = known[-1].step if step is None and known else step
@@ -250,7 +299,7 @@ def reconstruct(
 
 
 def _add(total: dict[str, Tensor], key: str, value: Tensor, factor: float) -> None:
-    """Adds in float64; buffers of whole numbers are those of the last snapshot."""
+    """Add in float64; integer buffers are those of the last snapshot."""
     if not value.is_floating_point():
         total[key] = value
     elif key in total:

@@ -1,6 +1,4 @@
-"""One process at a time in the folder of a run: the lock is the kernel's, so that it ends with
-its process, however that ends.
-"""
+"""Lock the folder of a run: a kernel lock, which ends with its process in any case."""
 
 from __future__ import annotations
 
@@ -19,10 +17,17 @@ class Taken(ValueError):
 
 @contextmanager
 def run_lock(folder: Path, name: str) -> Iterator[None]:
-    """Holds the run `name` of a folder, which is made; folders made here that stay empty are
-    removed at the end.
+    """Hold the lock of a run, and create its folder.
 
-    Raises Taken where a living process holds it, and OSError where the folder cannot be written to.
+    Folders created here that stay empty are removed at the end.
+
+    Args:
+        folder: The folder of the run.
+        name: The run.
+
+    Raises:
+        Taken: If a living process holds it.
+        OSError: If the folder cannot be written to.
     """
     path = folder / f'{name}.lock'
     made = [at for at in (folder, *folder.parents) if not at.exists()]
@@ -54,8 +59,9 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
 
 
 def _taken(path: Path, name: str) -> int:
-    """The descriptor of the lock file, locked; a file that its last holder removed meanwhile is
-    left and made anew.
+    """Return the descriptor of the locked lock file.
+
+    If its last holder has removed the file meanwhile, another one is created.
     """
     while True:
         descriptor = os.open(

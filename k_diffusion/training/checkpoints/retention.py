@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, and which of them a run that diverged may go back to."""
+"""Which checkpoints are kept, and to which a diverged run may go back."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-#: A loss is sane up to so many times the median of so many sane losses before it.
+#: A loss is sane up to this factor times the median of this many sane losses before it.
 FACTOR, WINDOW = 10.0, 100
 
-#: In the metrics of a checkpoint: the step from which on its loss means what it does, where that is
-#: not the first.
+#: Key in the metrics of a checkpoint: the first step of losses with the same meaning, if it is not
+#: the first step of the run.
 LOSS_SINCE = 'loss_since'
 
 
 def comparable(metrics: Mapping[int, Mapping[str, float]]) -> dict[int, Mapping[str, float]]:
-    """Return the metrics of those checkpoints whose loss means what that of the latest ones
-    does.
+    """Return the metrics of the checkpoints whose loss is comparable to that of the latest ones.
+
+    Args:
+        metrics: Metrics by step.
     """
     since = max((values.get(LOSS_SINCE, 0.0) for values in metrics.values()), default=0.0)
     return {
@@ -28,8 +30,12 @@ def comparable(metrics: Mapping[int, Mapping[str, float]]) -> dict[int, Mapping[
 
 @dataclass(frozen=True)
 class Retention:
-    """Keeps the last `last` checkpoints (0: all of them) and the `best` with the smallest
-    `metric`; pinned ones always.
+    """Keeps the last checkpoints, the best ones, and pinned ones.
+
+    Attributes:
+        last: The number of last checkpoints to keep; 0 keeps all.
+        best: The number of checkpoints with the smallest metric to keep.
+        metric: The name of the metric.
     """
 
     last: int = 0
@@ -47,7 +53,13 @@ class Retention:
         metrics: Mapping[int, Mapping[str, float]],
         pinned: Iterable[int] = (),
     ) -> dict[int, list[str]]:
-        """For each step, why its checkpoint is kept; an empty list where it is to go."""
+        """Return the reasons to keep the checkpoint of each step; an empty list deletes it.
+
+        Args:
+            steps: The steps.
+            metrics: Metrics by step.
+            pinned: Steps that are always kept.
+        """
         newest_first = sorted(steps, reverse=True)
         reasons: dict[int, list[str]] = {step: [] for step in newest_first}
         for step in newest_first[: self.last] if self.last else newest_first:
@@ -65,16 +77,17 @@ class Retention:
 def sane_steps(
     losses: Iterable[tuple[int, float]], saved: Mapping[int, float], begins: Iterable[float] = ()
 ) -> list[int]:
-    """Return the steps of the checkpoints whose loss is sane, in order.
+    """Return the steps of the checkpoints with a sane loss, in order.
 
-    A loss is sane where it is finite and at most `FACTOR` times the median of the last `WINDOW`
-    sane losses before it. Losses that are not sane count for nothing, so that a run that stays at a
-    large loss does not get used to it.
+    A loss is sane if it is finite and at most `FACTOR` times the median of the last `WINDOW` sane
+    losses before it. Other losses are ignored, so that a run with a permanently large loss is not
+    considered sane again.
 
     Args:
         losses: Steps and losses of the log.
         saved: The loss of each checkpoint by its step.
-        begins: Steps after which the loss means something else, and is compared with none before.
+        begins: Steps after which losses have another meaning, and are not compared with earlier
+            ones.
     """
     ahead = deque(sorted(begins))
     before: deque[float] = deque(maxlen=WINDOW)

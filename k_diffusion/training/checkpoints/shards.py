@@ -1,9 +1,9 @@
-"""Checkpoints in pieces: a folder NAME_STEP.shards with one file per process, which any number of
-processes can go on from.
+"""Sharded checkpoints: a folder NAME_STEP.shards with one file per process.
 
-The first file holds the tree of the state, with {"sharded": i} where a tensor lies in pieces; each
-file holds its pieces by i, cut along their first axis. All are .pth files of tensors, numbers and
-text.
+They can be resumed by any number of processes. The first file holds the tree of the state, with
+{"sharded": i} in place of a tensor in shards; each file holds its shards by i, cut along their
+first
+axis. All are .pth files of tensors, numbers and text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from .folder import RunFolder, is_full, size_of
 
 
 def has_pieces(state: Any) -> bool:
-    """Return True if anything in a state lies in pieces on several processes."""
+    """Return True if any tensor of a state is sharded over processes.
+
+    Args:
+        state: A tree of tensors.
+    """
     if isinstance(state, Mapping):
         return any(has_pieces(value) for value in state.values())
     return any(map(has_pieces, state)) if isinstance(state, (list, tuple)) else is_sharded(state)
@@ -34,12 +38,24 @@ def has_pieces(state: Any) -> bool:
 def save_shards(
     folder: RunFolder, state: Mapping[str, Any], metrics: Mapping[str, float], rank: int, world: int
 ) -> Path:
-    """Writes a checkpoint in pieces; all processes must call it.
+    """Write a sharded checkpoint; all processes must call it.
 
-    It takes its name, and its place on record, when all have written.
+    It is renamed and recorded when all processes have written. On a full disk, old checkpoints
+    outside
+    the retention are deleted first, and writing is repeated.
 
-    Where a disk is full, old checkpoints that nothing keeps are deleted first, and it is written
-    again.
+    Args:
+        folder: The folder of the run.
+        state: The state.
+        metrics: The metrics of the checkpoint.
+        rank: The number of this process.
+        world: The number of processes.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        OSError: If a process cannot write.
     """
     step = state['step']
     path = folder.checkpoint_path(step).with_suffix('.shards')
@@ -75,11 +91,11 @@ def save_shards(
 def _written_by_all(
     folder: RunFolder, path: Path, content: Any, step: int, rank: int, world: int
 ) -> tuple[Path, dict[str, Written], OSError | None]:
-    """Have each process write its piece into a temporary folder, which the first makes.
+    """Have each process write its shard into a temporary folder, which the first creates.
 
     Returns:
-        The folder, what each process has written, and an error on all processes where one could
-            not.
+        The folder, what each process has written, and on all processes an error if one of them
+            could not write.
     """
     temporary = [temporary_path(path)]
     torch.distributed.broadcast_object_list(temporary)
@@ -114,7 +130,7 @@ def _written_by_all(
 def _room_made(
     folder: RunFolder, step: int, metrics: Mapping[str, float], error: OSError, rank: int
 ) -> bool:
-    """Return on all processes whether the first has deleted old checkpoints for a new one."""
+    """Return on all processes whether the first has deleted old checkpoints to make room."""
     made = [rank == 0 and is_full(error) and folder.make_room(step, metrics)]
     torch.distributed.broadcast_object_list(made)
     return bool(made[0])
