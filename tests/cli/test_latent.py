@@ -13,6 +13,7 @@ from k_diffusion.cli.entry import main
 from k_diffusion.config.conditioning import null_conditions
 from k_diffusion.core.images import save_image
 from k_diffusion.tasks.autoencoder import train_autoencoder
+from k_diffusion.tasks.run.held_out import split_items
 from k_diffusion.tasks.run.settings import RunSettings
 from k_diffusion.tasks.sample import sample
 from k_diffusion.tasks.train import train
@@ -85,6 +86,19 @@ def test_a_run_reads_its_autoencoder_once(latent, tmp_path, monkeypatch):
     monkeypatch.setattr(kind, 'make', lambda *args: (read.append(args), make(*args))[1])
     assert trained(latent, tmp_path / 'run', demo_every=1).step == 2
     assert len(list((tmp_path / 'run').glob('m_demo_*.png'))) == 2 and len(read) == 1
+
+
+def test_the_held_out_loss_of_latents_is_that_of_the_same_pictures_elsewhere(latent, tmp_path):
+    digits = K.data.open_dataset(K.data.DemoConfig(), (16, 16), 1)
+    held = split_items(len(digits), 60)[0]
+    same = K.data.Images(digits.images[held], digits.labels[held], digits.class_names)
+    found = []
+    for name, which in ('number', 60), ('data', same):
+        folder = tmp_path / name
+        trained(latent, folder, held_out=which, lr=1e-30, evaluate_every=2, demo_every=0)
+        line = json.loads((folder / 'm_log.jsonl').read_text().splitlines()[-1])
+        found.append([line['held_out_loss'], *line['held_out_loss_by_noise']])
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0][0] > 0
 
 
 def test_training_and_sampling_in_latents(latent, tmp_path, autoencoder):

@@ -139,7 +139,8 @@ def _in_memory(dataset: Dataset) -> Dataset:
     """Return at most MOST pictures of a data set, decoded; tensors as they are."""
     if len(dataset.image_shape) != 3 or dataset.streams:
         return dataset
-    batch = read_items(dataset, dataset.order(SEED, 0, 0, min(MOST, len(dataset))).tolist())
+    numbers = dataset.order(SEED, 0, 0, min(MOST, len(dataset))).sort().values
+    batch = read_items(dataset, numbers.tolist())
     return Images(batch.images, batch.labels, dataset.class_names, dataset.source)
 
 
