@@ -135,6 +135,18 @@ def test_diffusers_tutorial_runs(tmp_path):
     assert (tmp_path / 'boat.png').exists()
 
 
+def test_other_models_first_block_runs(tmp_path):
+    pytest.importorskip('diffusers')
+    pytest.importorskip('transformers')
+    from tiny_pipelines import save_stable_diffusion
+
+    save_stable_diffusion(tmp_path / 'path/to/a/pipeline')
+    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/other_models.md').read_text(), re.S)
+    names = {'embeddings': torch.ones(1, 5, 12), 'empty': torch.zeros(1, 5, 12)}
+    exec(blocks[0], names)
+    assert names['latents'].shape == (1, 4, 64, 64) and names['latents'].isfinite().all()
+
+
 @pytest.mark.slow
 def test_training_tutorial_runs():
     names = run_page(
