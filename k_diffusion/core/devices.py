@@ -1,8 +1,11 @@
-"""Which device to compute on."""
+"""Which device to compute on, and how tensors get there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 
 def has_float64(device: torch.device) -> bool:
@@ -28,3 +31,36 @@ def choose_device(asked: str | None = None) -> torch.device:
             'leave it out for the fastest there is, or take cpu'
         ) from None
     return device
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; a host that sends to a GPU does not wait for it.
+
+    (A copy from memory that is not pinned ends with a wait for the stream.)
+    """
+    if device.type == 'cuda' and x.device.type == 'cpu':
+        return x.pin_memory().to(device, non_blocking=True)
+    return x.to(device)
+
+
+def send_together(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Return small tensors of the host on a device, by one copy.
+
+    Args:
+        tensors: By name. They are laid one behind the other, each at a multiple of eight bytes.
+        device: Where they are wanted.
+    """
+    if device.type == 'cpu' or not tensors:
+        return dict(tensors)
+    counts = [x.numel() * x.element_size() for x in tensors.values()]
+    starts = [0]
+    for count in counts:
+        starts.append(starts[-1] + -(-count // 8) * 8)
+    packed = torch.zeros(starts[-1], dtype=torch.uint8)
+    for x, start, count in zip(tensors.values(), starts, counts):
+        packed[start : start + count] = x.contiguous().view(-1).view(torch.uint8)
+    packed = send(packed, device)
+    return {
+        name: packed[start : start + count].view(x.dtype).view(x.shape)
+        for (name, x), start, count in zip(tensors.items(), starts, counts)
+    }

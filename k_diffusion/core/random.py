@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .philox import draw_normals
+
 
 def derive_seed(seed: int, *keys: float | str) -> int:
     """Return a 63-bit seed for the stream named by the keys.
@@ -67,6 +69,33 @@ def randn_items(
     for item, seed in zip(out if len(seeds) > 1 else (out,), seeds):
         item.normal_(std=std, generator=source.manual_seed(seed))
     return out.to(dtype)
+
+
+def draw_items(
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    keys: Sequence[float | str],
+    device: Any = 'cpu',
+    dtype: torch.dtype | None = None,
+    std: float = 1.0,
+    counter: bool = False,
+) -> Tensor:
+    """Draw Gaussian noise [B, *shape] whose item i depends on seeds[i] and the keys alone.
+
+    Args:
+        shape: Of one item.
+        seeds: One for each item.
+        keys: The purpose.
+        device: Where the noise is drawn.
+        dtype: Of the noise.
+        std: Its standard deviation.
+        counter: Draw all items at once by a counter (`draw_normals`), alike on every device. False:
+            each by a generator of torch for the device.
+    """
+    if counter:
+        noise = draw_normals(derive_seed(0, *keys), seeds, shape, device, dtype)
+        return noise if std == 1.0 else noise.mul_(std)
+    return randn_items(shape, [derive_seed(seed, *keys) for seed in seeds], device, dtype, std)
 
 
 def drawn_dtype(dtype: torch.dtype) -> torch.dtype:
