@@ -14,7 +14,7 @@ from ..core.arguments import show_value
 from ..core.conditions import convert_tensors, select_entries
 from ..core.devices import choose_device
 from ..core.protocols import DenoiseFn
-from ..core.random import derive_seed, randn_items
+from ..core.random import derive_seed, draw_items
 from ..core.wrapping import select_items
 from ..guidance import classifier_free
 from ..recipes import Probe, Traits, recommended
@@ -95,6 +95,7 @@ def sample(
     device: Any = None,
     options: Mapping[str, Any] | None = None,
     explain: bool = False,
+    counter_noise: bool = False,
 ) -> Tensor:
     """Draw samples [B, ...] from a denoiser, float32, on its device.
 
@@ -130,6 +131,9 @@ def sample(
         device: Where to draw; by default the device of x or of the denoiser.
         options: The options of the sampler by name.
         explain: Print the chosen sampler and noise levels, and the reason.
+        counter_noise: Draw the noise of all items at once by a counter-based generator, which gives
+            a seed the same noise on every device (to rounding); False: each item's by a generator
+            of torch for the device.
 
     Returns:
         The samples.
@@ -187,6 +191,7 @@ def sample(
         device,
         options,
         x,
+        counter_noise,
     ).to(device)
 
 
@@ -374,6 +379,7 @@ def generate(
     device: Any = 'cpu',
     options: Mapping[str, Any] | None = None,
     x: Tensor | None = None,
+    counter_noise: bool = False,
 ) -> Tensor:
     """Draw one sample per seed: [len(seeds), *shape] on the CPU, float32.
 
@@ -395,6 +401,7 @@ def generate(
         device: Where to draw.
         options: The options of the sampler by name, such as {'eta': 0.}.
         x: [len(seeds), *shape] at the first level, in place of the start noise.
+        counter_noise: As `sample` takes it.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -424,7 +431,17 @@ def generate(
         report = None if callback is None else lambda info, start=start: callback(start, info)
         given = None if x is None else x[part].to(device)
         drawn = sample_batch(
-            model, shape, sigmas, entry, seeds[part], here, report, device, options, given
+            model,
+            shape,
+            sigmas,
+            entry,
+            seeds[part],
+            here,
+            report,
+            device,
+            options,
+            given,
+            counter_noise,
         )
         batches.append((decode(drawn) if decode else drawn).float().cpu())
     return torch.cat(batches) if batches else torch.empty(0, *shape)
@@ -441,6 +458,7 @@ def sample_batch(
     device: Any,
     options: Mapping[str, Any],
     x: Tensor | None = None,
+    counter_noise: bool = False,
 ) -> Tensor:
     """Draw one batch of `generate`, each item with its own noise.
 
@@ -455,6 +473,7 @@ def sample_batch(
         device: Where to draw.
         options: The options of the sampler.
         x: The start at the first level, in place of noise.
+        counter_noise: As `sample` takes it.
     """
     takes = list(inspect.signature(entry.function).parameters)
     odd = sorted(options.keys() - set(takes))
@@ -464,9 +483,8 @@ def sample_batch(
             f'{odd[0]!r}'
         )
     if x is None:
-        x = randn_items(shape, [derive_seed(seed, 'start') for seed in seeds], device) * float(
-            sigmas[0]
-        )
+        noise = draw_items(shape, seeds, ('start',), device, counter=counter_noise)
+        x = noise * float(sigmas[0])
     arguments: dict[str, Any] = {
         'extra_args': dict(cond),
         'callback': callback,
@@ -475,11 +493,16 @@ def sample_batch(
     }
     if 'noise_sampler' in takes:
         arguments['noise_sampler'] = make_noise_sampler(
-            x, entry.noise or 'independent', [derive_seed(seed, 'steps') for seed in seeds]
+            x,
+            entry.noise or 'independent',
+            [derive_seed(seed, 'steps') for seed in seeds],
+            counter=counter_noise,
         )
     arguments = {key: value for key, value in arguments.items() if key in takes}
     if 'sigmas' in takes:
-        return entry.function(denoise, x, sigmas.to(device), **arguments)
+        # A sampler of this package reads the levels: on a GPU that would be a wait.
+        given = sigmas if entry.body is not None else sigmas.to(device)
+        return entry.function(denoise, x, given, **arguments)
     arguments = {**_ends_of(entry, sigmas), **arguments}
     found = entry.function(denoise, x, **arguments)
     # with return_info dpm_adaptive returns a pair

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.random import derive_seed, randn_items
+from ..core.random import draw_items
 
 SPAN = 64  # the nodes are powers of 2 from 2^-64 to 2^64
 COARSEST = 3  # the widest leaves are 2^-3 octaves, 9 % of the time
@@ -46,9 +46,9 @@ class BrownianPath:
         seeds: A seed for each item.
     """
 
-    def __init__(self, x: Tensor, seeds: Sequence[int]) -> None:
+    def __init__(self, x: Tensor, seeds: Sequence[int], counter: bool = False) -> None:
         self._like = x.new_empty(0, dtype=torch.promote_types(x.dtype, torch.float32))
-        self._shape, self._seeds = x.shape[1:], seeds
+        self._shape, self._seeds, self._counter = x.shape[1:], seeds, counter
         self._origin = Point(0.0, self._like.new_zeros(x.shape))
         self._nodes: dict[float, Point] = {}
         self._points: dict[tuple[float, int], Tensor] = {}
@@ -74,12 +74,14 @@ class BrownianPath:
             key: The name; the same key gives the same noise.
             std: Its standard deviation.
         """
-        return randn_items(
+        return draw_items(
             self._shape,
-            [derive_seed(seed, 'brownian', key) for seed in self._seeds],
+            self._seeds,
+            ('brownian', key),
             self._like.device,
             self._like.dtype,
             std,
+            self._counter,
         )
 
     def _leaf(self, time: float, level: int) -> tuple[Point, Point, float]:

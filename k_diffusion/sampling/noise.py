@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.arguments import check_number, is_whole, show_value
 from ..core.protocols import NoiseSampler
-from ..core.random import derive_seed, drawn_dtype, randn_items
+from ..core.random import derive_seed, draw_items, drawn_dtype
 from ..core.registry import unknown
 from .brownian import BrownianPath
 
@@ -32,7 +32,9 @@ def default_noise_sampler(x: Tensor) -> NoiseSampler:
     return lambda sigma, sigma_next: torch.randn_like(x)
 
 
-def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSampler:
+def seeded_noise_sampler(
+    x: Tensor, seed: int | Sequence[int] | None, counter: bool = False
+) -> NoiseSampler:
     """Return a source of independent noise in which item i depends on its own seed only.
 
     The k-th call returns the k-th noise.
@@ -40,6 +42,8 @@ def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSa
     Args:
         x: A tensor like the noise, [B, ...].
         seed: A seed for each item; or one number, from which the seed of item i is derived.
+        counter: Draw the noise of a seed for all items at once, alike on every device; False: for each
+            item by a generator of torch for the device.
     """
     seeds = item_seeds(x, seed)
     calls = 0
@@ -47,9 +51,7 @@ def seeded_noise_sampler(x: Tensor, seed: int | Sequence[int] | None) -> NoiseSa
     def noise(sigma: Any, sigma_next: Any) -> Tensor:
         nonlocal calls
         calls += 1
-        return randn_items(
-            x.shape[1:], [derive_seed(item, 'step', calls) for item in seeds], x.device, x.dtype
-        )
+        return draw_items(x.shape[1:], seeds, ('step', calls), x.device, x.dtype, counter=counter)
 
     return noise
 
@@ -82,6 +84,7 @@ def make_noise_sampler(
     kind: NoiseKind,
     seed: int | Sequence[int] | None = None,
     generator: Generators | None = None,
+    counter: bool = False,
 ) -> NoiseSampler:
     """Return the source of noise of a run from a seed or a generator.
 
@@ -91,6 +94,8 @@ def make_noise_sampler(
             one); 'independent' for samplers that return to the same levels.
         seed: A seed for each item, or one number.
         generator: A generator, or one for each item.
+        counter: Draw the noise of a seed for all items at once, alike on every device; False: for each
+            item by a generator of torch for the device.
 
     Raises:
         ValueError: If both a seed and a generator are given, or the kind is unknown.
@@ -103,13 +108,13 @@ def make_noise_sampler(
         return (
             generator_noise_sampler(x, generator)
             if generator is not None
-            else seeded_noise_sampler(x, seed)
+            else seeded_noise_sampler(x, seed, counter)
         )
     if isinstance(generator, torch.Generator):
         seed = _draw_seed(generator)
     elif generator is not None:
         seed = draw_seeds(x, generator)
-    return BrownianTreeNoiseSampler(x, 0.0, 1.0, seed)
+    return BrownianTreeNoiseSampler(x, 0.0, 1.0, seed, counter=counter)
 
 
 class BatchedBrownianTree:
@@ -124,18 +129,20 @@ class BatchedBrownianTree:
         t1: Another time.
         seed: A number for each item, or one for the batch (item i is then the same in a batch of
             any size); None draws one from torch's global generator.
-        **kwargs: Options of torchsde's tree (w0, tol, ...), which are accepted and ignored.
+        **kwargs: counter, as in `make_noise_sampler`; options of torchsde's tree (w0, tol, ...) are
+            accepted and ignored.
     """
 
     def __init__(
         self, x: Tensor, t0: Any, t1: Any, seed: int | Sequence[int] | None = None, **kwargs: Any
     ) -> None:
+        counter = bool(kwargs.get('counter', False))
         seeds = item_seeds(x, seed)
         t0, t1 = check_number('t0', t0), check_number('t1', t1)
         self.sign = 1 if t0 <= t1 else -1
         self._dtype = x.dtype
-        self._after = BrownianPath(x, seeds)
-        self._before = BrownianPath(x, [derive_seed(item, 'before 0') for item in seeds])
+        self._after = BrownianPath(x, seeds, counter)
+        self._before = BrownianPath(x, [derive_seed(item, 'before 0') for item in seeds], counter)
 
     def __call__(self, t0: Any, t1: Any) -> Tensor:
         start, end = self._at(t0, t1), self._at(t1, t0)
@@ -174,6 +181,7 @@ class BrownianTreeNoiseSampler:
         sigma_max: The highest level.
         seed: As in `BatchedBrownianTree`.
         transform: The time of a level.
+        counter: As in `make_noise_sampler`.
     """
 
     def __init__(
@@ -183,6 +191,7 @@ class BrownianTreeNoiseSampler:
         sigma_max: Any,
         seed: int | Sequence[int] | None = None,
         transform: Callable[[Any], Any] = _identity,
+        counter: bool = False,
     ) -> None:
         self.transform = transform
         if not callable(transform):
@@ -190,7 +199,7 @@ class BrownianTreeNoiseSampler:
                 f'transform must be a function of a noise level; got {show_value(transform)}'
             )
         low, high = check_number('sigma_min', sigma_min), check_number('sigma_max', sigma_max)
-        self.tree = BatchedBrownianTree(x, self._time(low), self._time(high), seed)
+        self.tree = BatchedBrownianTree(x, self._time(low), self._time(high), seed, counter=counter)
 
     def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
         t0, t1 = self._time(sigma), self._time(sigma_next)
