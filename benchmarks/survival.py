@@ -29,8 +29,9 @@ import torch
 from accelerate import Accelerator
 
 from k_diffusion.config import load_config, make_denoiser_wrapper, make_model, sections_of
+from k_diffusion.core.draws import Draws
 from k_diffusion.data import Loader, open_dataset
-from k_diffusion.tasks.run.objective import make_loss
+from k_diffusion.tasks.run.objective import Objective
 from k_diffusion.training import (
     CheckpointHook,
     PowerEMA,
@@ -59,8 +60,11 @@ def make_trainer(config: dict[str, Any], steps: int, device: str) -> Trainer:
     dataset = open_dataset(
         sections.dataset, tuple(sections.model.input_size), sections.model.input_channels
     )
-    loss = make_loss(
-        make_denoiser_wrapper(config)(model), sections.density, 0, sections.dataset.num_classes
+    loss = Objective(
+        make_denoiser_wrapper(config)(model),
+        sections.density,
+        Draws(0),
+        num_classes=sections.dataset.num_classes,
     )
     loader = Loader(dataset, sections.training.batch_size, device=accelerator.device)
     return Trainer(

@@ -26,9 +26,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from k_diffusion.config import load_config, make_denoiser_wrapper, make_model, sections_of
+from k_diffusion.core.draws import Draws
 from k_diffusion.core.modules import n_params
 from k_diffusion.data import Images, Loader
-from k_diffusion.tasks.run.objective import make_loss
+from k_diffusion.tasks.run.objective import Objective
 from k_diffusion.training import OPTIMIZERS, LogHook, SnapshotHook, Trainer
 from k_diffusion.training.ema import ema_pairs, ema_update_pairs
 
@@ -124,13 +125,13 @@ def main() -> None:
     averaged = copy.deepcopy(networks[0])
     lr_sched = sections.lr_sched.make(ours, args.steps)
     model, optimizer = accelerator.prepare(networks[0], ours)
-    loss = make_loss(
+    loss = Objective(
         wrapper(model),
         sections.density,
-        0,
-        classes,
-        sections.dataset.cond_dropout_rate,
-        torch.channels_last,
+        Draws(0),
+        num_classes=classes,
+        cond_dropout_rate=sections.dataset.cond_dropout_rate,
+        memory_format=torch.channels_last,
     )
     names = [str(i) for i in range(classes)]
     loader = Loader(Images(images, labels, names), batch_size, device=accelerator.device)

@@ -8,8 +8,8 @@ is told in nine numbers what was done, so that it learns the augmented distribut
 it: at sampling the nine are 0, a picture as it came.
 
 `KarrasAugmentationPipeline` takes one picture and draws from torch's global generator;
-`BatchedAugmentation` takes a batch and a seed for each picture, and gives bit for bit the same for
-a picture whatever batch it is in.
+`BatchedAugmentation` takes a batch and a seed for each picture, or what was drawn for it, and gives
+bit for bit the same for a picture whatever batch it is in.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core.devices import has_float64
+from .core.devices import has_float64, send
 from .core.images import from_bytes, pil_bytes
 
 if TYPE_CHECKING:
@@ -92,7 +92,20 @@ class BatchedAugmentation:
                 'per image'
             )
         source = torch.Generator()
-        return self.apply(images, [self.draw(source.manual_seed(seed)) for seed in seeds])
+        drawn = [self.draw(source.manual_seed(seed)) for seed in seeds]
+        return self.apply(images, torch.tensor(drawn, dtype=torch.float64))
+
+    def numbers(self, uniform: Tensor) -> Tensor:
+        """Return what happens to each picture, as `draw` does for one: float64 [B, 8].
+
+        Args:
+            uniform: Numbers drawn from (0, 1), float64 [B, 13] on the host.
+        """
+        gate, coin = (self.a_prob > uniform.T).double(), (uniform.T < 0.5).double()
+        angle, normal = (2 * uniform.T - 1) * math.pi, torch.special.ndtri(uniform.T)
+        flips = [coin[0], gate[1] * coin[2]]
+        turns = [gate[3] * normal[4], gate[5] * angle[6], gate[7] * angle[8], gate[7] * normal[9]]
+        return torch.stack([*flips, *turns, gate[10] * normal[11], gate[10] * normal[12]], 1)
 
     def draw(self, generator: torch.Generator | None = None) -> list[float]:
         """What happens to one picture: flips in x and y, log-scale, angle, angle and log-strength
@@ -136,22 +149,26 @@ class BatchedAugmentation:
             shifted * normal(),
         ]
 
-    def apply(self, images: Tensor, drawn: Sequence[Sequence[float]]) -> tuple[Tensor, Tensor]:
-        """Does to each uint8 image what was drawn for it; only those that need resampling are
+    def apply(self, images: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Do to each uint8 image what was drawn for it; only those that need resampling are
         resampled.
+
+        Args:
+            images: uint8 [B, C, H, W].
+            drawn: float64 [B, 8] on the host.
         """
-        numbers = torch.tensor(drawn, dtype=torch.float64).view(-1, 8).T.contiguous()
+        numbers = drawn.T.contiguous()
         warped = numbers[2:].ne(0).any(0)
         out = from_bytes(images)
         for flip, axis in ((numbers[0], 3), (numbers[1], 2)):
-            chosen = (flip.ne(0) & ~warped).nonzero()[:, 0].to(images.device)
+            chosen = send((flip.ne(0) & ~warped).nonzero()[:, 0], images.device)
             out[chosen] = out[chosen].flip(axis)
         chosen = warped.nonzero()[:, 0]
         if len(chosen):
             maps = torch.linalg.inv(self._matrices(numbers[:, chosen], *images.shape[2:]))
-            chosen = chosen.to(images.device)
+            chosen = send(chosen, images.device)
             out[chosen] = warp(out[chosen], maps)
-        return out, _condition(numbers).to(images.device)
+        return out, send(_condition(numbers), images.device)
 
     def _matrices(self, numbers: Tensor, h: int, w: int) -> Tensor:
         """Where the pixel (x, y, 1) of a picture goes: [B, 3, 3] in float64 from the eight
@@ -221,7 +238,8 @@ class KarrasAugmentationPipeline:
         drawn = self.augmentation.draw()
         original = pil_bytes(image)
         augmented, condition = self.augmentation.apply(
-            original[None], [[0.0] * 8 if self.disable_all else drawn]
+            original[None],
+            torch.tensor([[0.0] * 8 if self.disable_all else drawn], dtype=torch.float64),
         )
         return augmented[0], from_bytes(original), condition[0]
 
@@ -234,7 +252,8 @@ def warp(images: Tensor, maps: Tensor) -> Tensor:
     outside, the picture goes on mirrored about the centres of its outermost pixels.
     """
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
-    maps = maps.to(images.device, torch.float64 if has_float64(images.device) else torch.float32)
+    maps = maps.to(torch.float64 if has_float64(images.device) else torch.float32)
+    maps = send(maps, images.device)
     return torch.cat([_warp(i, m) for i, m in zip(images.split(at_once), maps.split(at_once))])
 
 

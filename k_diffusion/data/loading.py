@@ -2,7 +2,7 @@
 nothing else.
 
 Item p of the stream is picture number p % N of the order that the data set has in epoch p // N, by
-default `permutation(seed, p // N, N)`, augmented by a generator of (seed, p). An optimizer step
+default `permutation(seed, p // N, N)`, augmented by draws of (seed, p). An optimizer step
 takes the next batch_size * world_size * grad_accum_steps items, so that its micro-step m on rank r
 takes batch_size of them from base + (m * world_size + r) * batch_size on. Neither workers nor a
 pause can change anything, and how the items of a step are spread over processes and micro-steps
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from ..augmentation import BatchedAugmentation
+from ..core.devices import send
+from ..core.draws import Draws
 from ..core.images import from_bytes
 from ..core.random import derive_seed
 from .datasets import Dataset, permutation
@@ -51,6 +53,7 @@ class Loader:
         device: Any = 'cpu',
         worker_timeout: float | None = None,  # seconds until they count as hanging
         kept: Tensor | None = None,  # the numbers of the items that are used; None: all
+        draws: Draws | None = None,  # what is drawn for an item; None: the newest way
     ) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world_size, self.grad_accum_steps = rank, world_size, grad_accum_steps
@@ -60,7 +63,7 @@ class Loader:
             start_method,
             torch.device(device),
         )
-        self.worker_timeout, self.kept = worker_timeout, kept
+        self.worker_timeout, self.kept, self.draws = worker_timeout, kept, draws or Draws(seed)
         self.n_items = len(dataset) if kept is None else len(kept)
         self._noted = set(dataset.skipped)
         self.items_per_step = batch_size * world_size * grad_accum_steps
@@ -160,8 +163,8 @@ class Loader:
 
     def _finished(self, position: int, batch: Batch) -> dict[str, Any]:
         positions = range(position, position + self.batch_size)
-        images = self._to_device(batch.images)
-        result: dict[str, Any] = {'item': torch.tensor(positions), 'index': batch.numbers}
+        images, items = send(batch.images, self.device), torch.tensor(positions)
+        result: dict[str, Any] = {'item': items, 'index': batch.numbers}
         if self.augmentation is not None and images.dtype != torch.uint8:
             raise ValueError(
                 f'model.augment_prob must be 0, since {self.dataset.source} holds arrays of '
@@ -173,19 +176,22 @@ class Loader:
                 from_bytes(images) if images.dtype == torch.uint8 else images
             )  # latents are numbers already
         else:
-            seeds = [derive_seed(self.seed, 'augment', p) for p in positions]
-            result['image'], result['aug_cond'] = self.augmentation(images, seeds)
+            result['image'], result['aug_cond'] = self._augment(self.augmentation, images, items)
         if batch.labels is not None:
-            result['class_cond'] = self._to_device(batch.labels)
+            result['class_cond'] = send(batch.labels, self.device)
         if batch.texts is not None:
             result['text'] = batch.texts
         return result
 
-    def _to_device(self, x: Tensor) -> Tensor:
-        return (
-            x.pin_memory().to(self.device, non_blocking=True)
-            if self.device.type == 'cuda'
-            else x.to(self.device)
+    def _augment(
+        self, augmentation: BatchedAugmentation, images: Tensor, items: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.draws.version == 1:
+            return augmentation(
+                images, [derive_seed(self.seed, 'augment', p) for p in items.tolist()]
+            )
+        return augmentation.apply(
+            images, augmentation.numbers(self.draws.uniform(items, 13, 'augment'))
         )
 
 

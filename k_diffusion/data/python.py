@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset, default_collate
 
 from ..core.arguments import show_value
+from ..core.devices import send
 from ..core.images import from_bytes
 from ..core.random import derive_seed
 from .datasets import Dataset
@@ -197,7 +198,7 @@ class StreamLoader:
 def batch_of(dataset: PythonData, items: Item, device: Any) -> dict[str, Any]:
     """Return items as training takes them: image, class_cond where there are classes, and cond."""
     items = {
-        key: value.to(device) if isinstance(value, Tensor) else value
+        key: send(value, torch.device(device)) if isinstance(value, Tensor) else value
         for key, value in items.items()
     }
     image = items.pop('image')

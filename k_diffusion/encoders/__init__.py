@@ -1,7 +1,13 @@
 """Encoders: latents of images and back, and the conditions of models."""
 
 from .caching import cached_latents, statistics
-from .conditions import CONDITIONS, Condition, ConditionConfig, tell
+from .conditions import (
+    CONDITIONS,
+    Condition,
+    ConditionConfig,
+    draw_kept,
+    prepare_conditions,
+)
 from .latents import (
     DiffusersAutoencoder,
     Encoder,
@@ -26,7 +32,8 @@ __all__ = [
     'TextFeatures',
     'cached_latents',
     'diffusers_autoencoder',
+    'draw_kept',
     'own_autoencoder',
+    'prepare_conditions',
     'statistics',
-    'tell',
 ]

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.devices import send
+from ..core.draws import Draws
 from ..core.names import escape_name
-from ..core.random import generator
 from ..core.registry import Registry
 from ..core.weights import load_safetensors
 from .texts import BUILT_IN, TextFeatures, pooled
@@ -38,7 +39,7 @@ class Condition(ABC):
     width: int  # the D or C that the model must be built with
 
     @abstractmethod
-    def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
+    def prepare(self, batch: dict[str, Any], draws: Draws) -> Tensors:
         """The tensors for a batch: image [B, C, H, W], item [B] (positions in the stream), index
         [B] (which pictures), and class_cond [B] and text (a list of B) where the data have them.
         """
@@ -70,23 +71,38 @@ class ConditionConfig(ABC):
 CONDITIONS: Registry[type[ConditionConfig]] = Registry('condition type')
 
 
-def tell(
+def draw_kept(
+    conditions: Sequence[tuple[ConditionConfig, Condition]], items: Tensor, draws: Draws
+) -> Tensors:
+    """Draw for each condition the items whose model is told of it: 1 or 0, float32 [B] on the
+    host, by the condition's type.
+    """
+    kept = {}
+    for config, _ in conditions:
+        share = draws.share(items, 'condition', config.type)
+        kept[config.type] = (share >= config.dropout).float()
+    return kept
+
+
+def prepare_conditions(
     conditions: Sequence[tuple[ConditionConfig, Condition]],
     batch: dict[str, Any],
-    seed: int,
-    share: Callable[..., float],
+    draws: Draws,
+    kept: Tensors,
 ) -> Tensors:
-    """The tensors of all conditions for a batch of training, each left out where share(seed,
-    type, item) is below its dropout.
+    """Return the tensors of all conditions for a batch of training, zeros where an item is not
+    told.
+
+    Args:
+        conditions: With their configs.
+        batch: As `Condition.prepare` takes it.
+        draws: What is drawn for an item.
+        kept: What `draw_kept` drew, on the device.
     """
     tensors: Tensors = {}
     for config, condition in conditions:
-        kept = [
-            float(share(seed, 'condition', config.type, item) >= config.dropout)
-            for item in batch['item'].tolist()
-        ]
-        for key, value in condition.prepare(batch, seed).items():
-            mask = torch.tensor(kept, device=value.device).view(-1, *[1] * (value.ndim - 1))
+        for key, value in condition.prepare(batch, draws).items():
+            mask = kept[config.type].view(-1, *[1] * (value.ndim - 1))
             tensors[key] = value * mask.to(value)
     return tensors
 
@@ -110,17 +126,17 @@ class _Table(Condition):
             rows,
         )
 
-    def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
+    def prepare(self, batch: dict[str, Any], draws: Draws) -> Tensors:
         if self.features is None or self.rows is None:
             raise ValueError(
                 f'the condition for {self.key} was made without its data set; it can answer what '
                 'is asked, but prepare no '
                 'batch'
             )
-        at = self.rows[batch['index'].cpu()]
-        tensors = {self.key: self.features[at].to(batch['image'])}
+        at, like = send(self.rows[batch['index']], self.features.device), batch['image']
+        tensors = {self.key: send(self.features[at].to(like.dtype), like.device)}
         if self.padding is not None:
-            tensors['cross_cond_padding'] = self.padding[at].to(batch['image'])
+            tensors['cross_cond_padding'] = send(self.padding[at].to(like.dtype), like.device)
         return tensors
 
     def asked(self, value: str, load: Load) -> Tensors:
@@ -170,7 +186,7 @@ class _BatchTexts(_Texts):
     def __init__(self, into: str, encoder: TextFeatures, classes: Sequence[str] = ()) -> None:
         super().__init__(into, encoder, classes, None)
 
-    def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
+    def prepare(self, batch: dict[str, Any], draws: Draws) -> Tensors:
         if self.features is None:
             tensors = self._encode_texts(batch['text'])
         else:
@@ -271,7 +287,7 @@ class _SuperResolution(Condition):
     def __init__(self, channels: int, factor: int) -> None:
         self.width, self.factor = channels, factor
 
-    def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
+    def prepare(self, batch: dict[str, Any], draws: Draws) -> Tensors:
         return {self.key: coarse(batch['image'], self.factor)}
 
     def asked(self, value: str, load: Load) -> Tensors:
@@ -303,11 +319,14 @@ class _Inpainting(Condition):
     def __init__(self, channels: int, largest: float) -> None:
         self.width, self.largest = channels + 1, largest
 
-    def prepare(self, batch: dict[str, Any], seed: int) -> Tensors:
+    def prepare(self, batch: dict[str, Any], draws: Draws) -> Tensors:
         x = batch['image']
-        known = torch.stack(
-            [self._box(x.shape[2:], seed, item) for item in batch['item'].tolist()]
-        ).to(x)
+        sides = send(self._draw_sides(x.shape[2:], batch['item'], draws), x.device)
+        top, bottom, left, right = sides[:, :, None, None].unbind(1)
+        row = torch.arange(x.shape[2], device=x.device)[:, None]
+        column = torch.arange(x.shape[3], device=x.device)
+        inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
+        known = (~inside[:, None]).to(x)
         return {self.key: torch.cat([known, x * known], 1)}
 
     def asked(self, value: str, load: Load) -> Tensors:
@@ -330,22 +349,15 @@ class _Inpainting(Condition):
         known[:, :, round(top * h) : round(bottom * h), round(left * w) : round(right * w)] = 0
         return {self.key: torch.cat([known, x * known], 1)}
 
-    def _box(self, size: Sequence[int], seed: int, item: int) -> Tensor:
-        """1 where the picture is known: all but a box of random sides in a random place."""
-        u = torch.rand(4, generator=generator(seed, 'box', item)).tolist()
-        known = torch.ones(1, *size)
-        (top, bottom), (left, right) = (
-            _span(side, share * self.largest, place)
-            for side, share, place in zip(size, u[:2], u[2:])
-        )
-        known[:, top:bottom, left:right] = 0
-        return known
-
-
-def _span(side: int, share: float, place: float) -> tuple[int, int]:
-    length = max(1, round(side * share))
-    start = round((side - length) * place)
-    return start, start + length
+    def _draw_sides(self, size: Sequence[int], items: Tensor, draws: Draws) -> Tensor:
+        """Draw a box of random sides in a random place for each item: its first and end row, and
+        first and end column, int64 [B, 4] on the host.
+        """
+        shares, places = draws.uniform(items, 4, 'box').split(2, 1)
+        sides = torch.tensor(size, dtype=torch.float64)
+        lengths = (sides * (shares * self.largest)).round().clamp(min=1)
+        starts = ((sides - lengths) * places).round()
+        return torch.stack([starts, starts + lengths], 2).flatten(1).long()
 
 
 @CONDITIONS.register('inpainting')

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.devices import send
 from ..core.pretrained import load_pretrained, load_tokenizer
 from ..models import TextEncoder
 
@@ -47,9 +48,9 @@ class TextFeatures:
             max_length=self.length,
             return_tensors='pt',
         )
-        there = words['attention_mask'].to(self.device)
+        there = send(words['attention_mask'], torch.device(self.device))
         found = self._model(
-            input_ids=words['input_ids'].to(self.device), attention_mask=there
+            input_ids=send(words['input_ids'], there.device), attention_mask=there
         ).last_hidden_state
         return found.float() * there[..., None], 1 - there.float()
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.devices import send
 from ..layers.attention import attend, join_heads, split_heads
 
 
@@ -48,7 +49,7 @@ class TextEncoder(nn.Module):
                 row[i] = 1 + int.from_bytes(
                     hashlib.blake2b(word.encode(), digest_size=8).digest(), 'little'
                 ) % (self.vocabulary - 1)
-        return out.to(self.places.device)
+        return send(out, self.places.device)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         there = tokens != 0

@@ -42,8 +42,8 @@ def seeded_noise_sampler(
     Args:
         x: A tensor like the noise, [B, ...].
         seed: A seed for each item; or one number, from which the seed of item i is derived.
-        counter: Draw the noise of a seed for all items at once, alike on every device; False: for each
-            item by a generator of torch for the device.
+        counter: Draw the noise of a seed for all items at once, alike on every device; False: for
+            each item by a generator of torch for the device.
     """
     seeds = item_seeds(x, seed)
     calls = 0
@@ -94,8 +94,8 @@ def make_noise_sampler(
             one); 'independent' for samplers that return to the same levels.
         seed: A seed for each item, or one number.
         generator: A generator, or one for each item.
-        counter: Draw the noise of a seed for all items at once, alike on every device; False: for each
-            item by a generator of torch for the device.
+        counter: Draw the noise of a seed for all items at once, alike on every device; False: for
+            each item by a generator of torch for the device.
 
     Raises:
         ValueError: If both a seed and a generator are given, or the kind is unknown.

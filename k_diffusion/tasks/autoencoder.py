@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from ..config import read_autoencoder_config
 from ..config.changes import changes_loss, changes_of, check_changes
 from ..core.devices import choose_device
+from ..core.draws import Draws
 from ..core.extras import require
 from ..core.files import write_json
 from ..core.images import make_grid, save_image
 from ..core.memory import keep_freed_memory
 from ..core.modules import eval_mode, n_params
-from ..core.random import derive_seed, randn_items
+from ..core.random import derive_seed
 from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..core.weights import save_safetensors
 from ..data import Loader, open_dataset
@@ -150,7 +151,7 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
         trainer = Trainer(
             accelerator,
             prepared,
-            _loss(prepared, seed, network.latent_channels, network.factor),
+            Loss(prepared, Draws(seed), network.latent_channels, network.factor),
             optimizer,
             lr_sched,
             sections.ema_sched.make(),
@@ -206,18 +207,20 @@ def _build_network(section: Any, seed: int) -> Any:
         return section.build()
 
 
-def _loss(
-    model: nn.Module, seed: int, channels: int, factor: int
-) -> Callable[[dict[str, Any]], Tensor]:
-    def loss(batch: dict[str, Any]) -> Tensor:
-        x = batch['image']
-        shape = [channels, x.shape[2] // factor, x.shape[3] // factor]
-        noise = randn_items(
-            shape, [derive_seed(seed, 'noise', item) for item in batch['item'].tolist()], x.device
-        )
-        return model(x, noise)
+@dataclass(eq=False)
+class Loss:
+    """The loss [B] of a batch by a module as `Losses`, with the noise of its items."""
 
-    return loss
+    model: nn.Module
+    draws: Draws
+    channels: int
+    factor: int
+
+    def __call__(self, batch: dict[str, Any]) -> Tensor:
+        x, items = batch['image'], batch['item']
+        shape = [self.channels, x.shape[2] // self.factor, x.shape[3] // self.factor]
+        loss: Tensor = self.model(x, self.draws.noise(items, shape, x.device))
+        return loss
 
 
 @torch.no_grad()

@@ -21,15 +21,18 @@ class LossByNoise:
         self.bins, self.decay = bins, decay
         self.sums = torch.zeros(2, bins, device=device)
 
-    def add(self, quantiles: Tensor, losses: Tensor) -> None:
-        """The losses [B] of items at the quantiles [B] of the density; those that are no numbers
-        are left out.
+    def find_ranges(self, quantiles: Tensor) -> Tensor:
+        """Return the numbers of the ranges that quantiles [B] of the density lie in: int64 [B]."""
+        return (quantiles * self.bins).long().clamp_(0, self.bins - 1)
+
+    def add(self, ranges: Tensor, losses: Tensor) -> None:
+        """Add the losses [B] of items in the ranges [B], both on the device; those that are not
+        numbers are left out.
         """
-        index = (quantiles * self.bins).long().clamp_(0, self.bins - 1).to(self.sums.device)
         losses = losses.detach().float()
         finite = losses.isfinite()
         both = torch.stack([losses.nan_to_num(0.0, 0.0, 0.0), finite.to(losses.dtype)])
-        self.sums.index_add_(1, index, both)
+        self.sums.index_add_(1, ranges, both)
 
     def end_step(self) -> None:
         self.sums.mul_(self.decay)

@@ -205,7 +205,7 @@ def clip_gradients(accelerator: Any, params: list[nn.Parameter], max_norm: float
     grads = [local(p.grad) for p in params if p.grad is not None]
     norm = _norm(grads, params)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0).nan_to_num(0.0)
-    if norm.device.type != 'cpu' or not norm.isfinite():
+    if not norm.is_cpu or not norm.isfinite():
         for grad in grads:
             grad.nan_to_num_(0.0, 0.0, 0.0)
         scale = torch.where(norm.isfinite(), scale, 0.0)

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ..core.devices import send_together
+from ..core.draws import Draws
 from ..core.errors import Gone, Stop, StopAsked
 from ..core.random import derive_seed, generator
 from .batches import Batch, BatchSource, Part, check_parts
@@ -70,7 +72,9 @@ class Trainer:
 
     What is drawn is a function of the seed and of positions in the stream of items: each batch is
     given `u` (float64 [B] on the CPU, one quantile of the noise density per item, stratified over
-    the whole step), and the global generators are seeded before each forward pass.
+    the whole step), and the global generators are seeded before each forward pass. A loss that
+    needs other small tensors on the device may have a method `make_inputs(batch)`, which returns
+    them by name on the host; it is given them on the device as `batch['sent']`.
 
     Args:
         accelerator: An accelerate.Accelerator, its own gradient accumulation left at 1.
@@ -99,6 +103,8 @@ class Trainer:
         ema_stats: The loss, averaged like the weights.
         data_seconds: The time for which this process has waited for batches.
         last_checkpoint: The path of the newest checkpoint.
+        draws: What is drawn for an item. A run that goes on keeps the version of its checkpoint;
+            so do a loader and a loss that have an attribute of this name.
 
     Raises:
         ValueError: The loader cannot share its items evenly, a weight is in half precision, or the
@@ -131,7 +137,7 @@ class Trainer:
         self.ema_stats: dict[
             str, float
         ] = {}  # the loss, averaged like the weights (and LOSS_SINCE)
-        self.demo_gen = generator(self.seed, 'demo')
+        self.demo_gen, self.draws = generator(self.seed, 'demo'), Draws(self.seed)
         self.loss_by_noise = LossByNoise(device=self.accelerator.device)
         self.bad_steps: list[int] = []  # those lately whose loss was no number
         self.data_seconds = 0.0
@@ -302,6 +308,7 @@ class Trainer:
             batch = next(batches)
             self.data_seconds += time.perf_counter() - asked
             batch['u'] = quantiles[batch['item'] - self.items]
+            batch['sent'] = self._send_inputs(batch)
             self._seed_dropout(micro)
             last = micro == self.grad_accum_steps - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -309,7 +316,7 @@ class Trainer:
                 loss = each.mean() / self.grad_accum_steps
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
-            self.loss_by_noise.add(batch['u'], each)
+            self.loss_by_noise.add(batch['sent']['range'], each)
         self._between_steps = False
         self._update()
         self.loss_by_noise.end_step()
@@ -324,10 +331,21 @@ class Trainer:
         """[G] in (0, 1), one in each of G equal strata, in random order: for the G items of the
         step that begins at a position of the stream.
         """
-        n = self.loader.items_per_step
-        source = generator(self.seed, 'sigma', items)
-        order = torch.randperm(n, generator=source)
-        return (order + torch.rand(n, generator=source, dtype=torch.float64)) / n
+        return self.draws.quantiles(items, self.loader.items_per_step)
+
+    def _send_inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """Send what the host draws for a micro-batch to the device, all by one copy."""
+        make_inputs = getattr(self.loss, 'make_inputs', None)
+        inputs = {} if make_inputs is None else make_inputs(batch)
+        inputs['range'] = self.loss_by_noise.find_ranges(batch['u'])
+        return send_together(inputs, self.accelerator.device)
+
+    def _set_draws(self, version: int) -> None:
+        """Draw as a version does, here, in the loader and in the loss."""
+        for part in (self, self.loader, self.loss):
+            draws = getattr(part, 'draws', None)
+            if isinstance(draws, Draws):
+                setattr(part, 'draws', replace(draws, version=version))  # noqa: B010
 
     def _seed_dropout(self, micro: int) -> None:
         """torch.manual_seed for the devices in use alone, which costs a tenth of it."""
@@ -546,6 +564,7 @@ class Trainer:
             'elapsed': self.elapsed,
             'items': self.items,
             'seed': self.seed,
+            'draws': self.draws.version,
             'scaler': None if scaler is None else scaler.state_dict(),
             'loss_by_noise': self.loss_by_noise.state_dict(self.accelerator),
             'bad_steps': list(self.bad_steps),
@@ -586,6 +605,7 @@ class Trainer:
         items = state.get('items')  # (the original's have none)
         self.items = self.step * self.loader.items_per_step if items is None else items
         self.ema_stats = dict(state.get('ema_stats') or {})
+        self._set_draws(state.get('draws') or 1)
         self._elapsed = state.get('elapsed', 0.0)
         self.bad_steps = list(state.get('bad_steps') or [])
         self.owed = list(state.get('owed') or [])

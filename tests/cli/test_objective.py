@@ -3,10 +3,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from k_diffusion.core.draws import Draws
+from k_diffusion.core.philox import draw_normals
 from k_diffusion.core.random import derive_seed, randn_items
 from k_diffusion.schedules import LogNormal
 from k_diffusion.tasks.run.demo_grid import SkippedNotice
-from k_diffusion.tasks.run.objective import make_loss, share
+from k_diffusion.tasks.run.objective import Objective
 
 
 class Spy:
@@ -27,11 +29,16 @@ def batch(items, **more):
     }
 
 
-def test_noise_is_named_by_the_item_and_sigma_by_the_quantile():
+@pytest.mark.parametrize('version', [1, 2])
+def test_noise_is_named_by_the_item_and_sigma_by_the_quantile(version):
     spy = Spy()
-    loss = make_loss(spy, LogNormal(mean=0.0, std=1.0), seed=5)
+    loss = Objective(spy, LogNormal(mean=0.0, std=1.0), Draws(5, version))
     sigma = loss(batch([7, 8, 9]))
-    assert torch.equal(spy.seen['noise'][1:2], randn_items((1, 2, 2), [derive_seed(5, 'noise', 8)]))
+    expected = {
+        1: randn_items((1, 2, 2), [derive_seed(5, 'noise', 8)]),
+        2: draw_normals(derive_seed(5, 'noise'), [8], (1, 2, 2)),
+    }
+    assert torch.equal(spy.seen['noise'][1:2], expected[version])
     assert (
         sigma.dtype == torch.float32
         and torch.allclose(sigma[1], torch.tensor(1.0))
@@ -42,8 +49,8 @@ def test_noise_is_named_by_the_item_and_sigma_by_the_quantile():
 
 def test_classes_are_dropped_item_by_item():
     spy, items = Spy(), list(range(2000))
-    loss = make_loss(
-        spy, LogNormal(mean=0.0, std=1.0), seed=0, num_classes=3, cond_dropout_rate=0.25
+    loss = Objective(
+        spy, LogNormal(mean=0.0, std=1.0), Draws(0), num_classes=3, cond_dropout_rate=0.25
     )
     loss(batch(items, class_cond=torch.ones(2000, dtype=torch.long)))
     dropped = spy.seen['class_cond'] == 3
@@ -54,18 +61,10 @@ def test_classes_are_dropped_item_by_item():
 
 def test_labels_of_a_model_without_classes_stay_out_and_augmentation_goes_in():
     spy = Spy()
-    make_loss(spy, LogNormal(mean=0.0, std=1.0), seed=0)(
+    Objective(spy, LogNormal(mean=0.0, std=1.0), Draws(0))(
         batch([1], class_cond=torch.tensor([1]), aug_cond=torch.ones(1, 9))
     )
     assert 'class_cond' not in spy.seen and torch.equal(spy.seen['aug_cond'], torch.ones(1, 9))
-
-
-def test_share_is_uniform():
-    values = torch.tensor([share(0, 'x', i) for i in range(4000)])
-    assert values.min() >= 0 and values.max() < 1
-    assert values.mean().item() == pytest.approx(
-        0.5, abs=0.02
-    ) and values.std().item() == pytest.approx(12**-0.5, abs=0.01)
 
 
 def test_skipped_pictures_are_told_once_counted_and_listed(tmp_path):

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from k_diffusion.augmentation import BatchedAugmentation
+from k_diffusion.core.draws import Draws
 from k_diffusion.core.images import from_bytes
 from k_diffusion.core.random import derive_seed, generator
 from k_diffusion.data import (
@@ -67,13 +68,17 @@ def test_a_batch(dataset):
         and batch['image'].dtype == torch.float32
     )
     assert batch['item'].tolist() == [0, 1, 2, 3, 4] and torch.equal(batch['class_cond'], order % 3)
-    augmented = take(Loader(dataset, 5, seed=7, augmentation=BatchedAugmentation(0.5)), 1)[0]
-    expected = BatchedAugmentation(0.5)(
-        dataset.images[order], [derive_seed(7, 'augment', p) for p in range(5)]
-    )
-    assert torch.equal(augmented['image'], expected[0]) and torch.equal(
-        augmented['aug_cond'], expected[1]
-    )
+    augmentation = BatchedAugmentation(0.5)
+    draws = Draws(7).uniform(torch.arange(5), 13, 'augment')
+    seeds = [derive_seed(7, 'augment', p) for p in range(5)]
+    for version, expected in (
+        (1, augmentation(dataset.images[order], seeds)),
+        (2, augmentation.apply(dataset.images[order], augmentation.numbers(draws))),
+    ):
+        loader = Loader(dataset, 5, seed=7, augmentation=augmentation, draws=Draws(7, version))
+        augmented = take(loader, 1)[0]
+        assert torch.equal(augmented['image'], expected[0])
+        assert torch.equal(augmented['aug_cond'], expected[1])
     assert augmented['aug_cond'].shape == (5, 9) and augmented['aug_cond'].ne(0).any()
     assert 'class_cond' not in take(Loader(Images(icons(9, 8)), 2), 1)[0]
 

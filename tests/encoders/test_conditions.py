@@ -6,10 +6,10 @@ import pytest
 import torch
 from clip_folder import make_clip
 
+from k_diffusion.core.draws import Draws
 from k_diffusion.core.weights import save_safetensors
 from k_diffusion.data import Images
-from k_diffusion.encoders import CONDITIONS, TextFeatures, tell
-from k_diffusion.tasks.run.objective import share
+from k_diffusion.encoders import CONDITIONS, TextFeatures, draw_kept, prepare_conditions
 
 
 @pytest.fixture
@@ -41,7 +41,9 @@ def test_texts_of_classes(data):
     asked = CONDITIONS['text']().make(1).asked('a photo of a dog', None)
     torch.testing.assert_close(asked['cross_cond'][0], told['cross_cond'][1])
     mapped = CONDITIONS['text'](into='mapping').make(1, data)
-    assert mapped.key == 'mapping_cond' and mapped.prepare(batch(), 0)['mapping_cond'].shape == (
+    assert mapped.key == 'mapping_cond' and mapped.prepare(batch(), Draws(0))[
+        'mapping_cond'
+    ].shape == (
         3,
         mapped.width,
     )
@@ -52,7 +54,7 @@ def test_texts_of_a_file(data, tmp_path):
     told = (
         CONDITIONS['text'](location=str(tmp_path / 'captions.txt'))
         .make(1, data)
-        .prepare(batch((0, 3, 2)), 0)['cross_cond']
+        .prepare(batch((0, 3, 2)), Draws(0))['cross_cond']
     )
     assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
     (tmp_path / 'captions.txt').write_text('red\n')
@@ -90,7 +92,7 @@ def test_captions_in_another_order_than_the_numbers_of_the_pictures_are_told(dat
     told = (
         CONDITIONS['text'](location=str(lines))
         .make(1, data)
-        .prepare(batch((0, 3, 1)), 0)['cross_cond']
+        .prepare(batch((0, 3, 1)), Draws(0))['cross_cond']
     )
     assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
     lines.write_bytes(b'\xff\n' * 6)
@@ -115,7 +117,7 @@ def test_embeddings(data, tmp_path):
     save_safetensors(tmp_path / 'e.safetensors', {'embeddings': table})
     condition = CONDITIONS['embeddings'](location=str(tmp_path / 'e.safetensors')).make(1, data)
     assert condition.width == 5 and torch.equal(
-        condition.prepare(batch((4, 0)), 0)['mapping_cond'], table[[4, 0]]
+        condition.prepare(batch((4, 0)), Draws(0))['mapping_cond'], table[[4, 0]]
     )
     assert torch.equal(condition.asked('2', None)['mapping_cond'], table[2:3])
     for value, message in (('9', 'there are 6'), ('x', 'give a whole number')):
@@ -129,17 +131,19 @@ def test_embeddings(data, tmp_path):
 
 def test_pictures():
     given = batch()
-    coarse = CONDITIONS['super-resolution'](factor=4).make(1).prepare(given, 0)['unet_cond']
+    coarse = CONDITIONS['super-resolution'](factor=4).make(1).prepare(given, Draws(0))['unet_cond']
     assert coarse.shape == given['image'].shape
     torch.testing.assert_close(
         coarse.mean((1, 2, 3)), given['image'].mean((1, 2, 3)), atol=1e-5, rtol=1e-5
     )
     assert coarse.std() < given['image'].std() / 2
-    told = CONDITIONS['inpainting']().make(1).prepare(given, 3)['unet_cond']
+    told = CONDITIONS['inpainting']().make(1).prepare(given, Draws(3))['unet_cond']
     known, seen = told[:, :1], told[:, 1:]
     assert set(known.unique().tolist()) == {0.0, 1.0} and torch.equal(seen, given['image'] * known)
     alone = {key: value[1:2] for key, value in given.items()}
-    assert torch.equal(CONDITIONS['inpainting']().make(1).prepare(alone, 3)['unet_cond'], told[1:2])
+    assert torch.equal(
+        CONDITIONS['inpainting']().make(1).prepare(alone, Draws(3))['unet_cond'], told[1:2]
+    )
     half = (
         CONDITIONS['inpainting']()
         .make(1)
@@ -161,10 +165,14 @@ def test_conditions_are_left_out_as_often_as_the_config_says(data):
         'item': torch.arange(4000),
         'index': torch.arange(4000) % 6,
     }
-    told = tell([(config, config.make(1, data))], many, 5, share)['cross_cond']
+    conditions, draws = [(config, config.make(1, data))], Draws(5)
+
+    def tell(batch):
+        kept = draw_kept(conditions, batch['item'], draws)
+        return prepare_conditions(conditions, batch, draws, kept)['cross_cond']
+
+    told = tell(many)
     empty = (told == 0).flatten(1).all(1)
     assert abs(empty.float().mean() - 0.25) < 0.03
     some = {key: value[100:110] for key, value in many.items()}
-    assert torch.equal(
-        tell([(config, config.make(1, data))], some, 5, share)['cross_cond'], told[100:110]
-    )
+    assert torch.equal(tell(some), told[100:110])

@@ -22,6 +22,7 @@ from ...config.growing import inherit_weights
 from ...config.latents import pictures_of
 from ...config.load import Sections
 from ...core.accelerators import peak_flops
+from ...core.draws import NEWEST, Draws
 from ...core.images import from_bytes
 from ...core.machine import memory_bytes
 from ...core.modules import n_params
@@ -53,7 +54,7 @@ from .display import Display
 from .evaluation_hook import EvaluationHook
 from .held_out import items_to_train_on, make_held_out_loss
 from .micro_batches import compiled, count_item_flops, portions
-from .objective import make_loss
+from .objective import Objective
 from .python import as_function, as_hook, make_optimizer, make_schedule
 from .report import ReportHook
 from .settings import TrainSettings
@@ -110,17 +111,9 @@ def assemble(
     optimizer = accelerator.prepare_optimizer(optimizer)
     conditions = experiment.conditions(accelerator.device)
     dataset = sections.dataset
-    loss = make_loss(
-        experiment.wrap(model),
-        experiment.density,
-        seed,
-        dataset.num_classes,
-        dataset.cond_dropout_rate,
-        _memory_format(sections),
-        conditions,
-        settings.loss,
-    )
-    shown = _first_conditions(conditions, loader.dataset, settings.sample_n, seed)
+    draws = Draws(seed, NEWEST if state is None else state.get('draws') or 1)
+    loss = _make_objective(settings, experiment, model, draws, conditions)
+    shown = _first_conditions(conditions, loader.dataset, settings.sample_n, draws)
     hooks = _make_hooks(
         settings,
         experiment,
@@ -164,6 +157,22 @@ def assemble(
         seed=seed,
         parts={**parts, **watching},
         stop=as_function(settings.stop),
+    )
+
+
+def _make_objective(
+    settings: TrainSettings, experiment: Experiment, model: nn.Module, draws: Draws, conditions: Any
+) -> Objective:
+    dataset = experiment.sections.dataset
+    return Objective(
+        experiment.wrap(model),
+        experiment.density,
+        draws,
+        num_classes=dataset.num_classes,
+        cond_dropout_rate=dataset.cond_dropout_rate,
+        memory_format=_memory_format(experiment.sections),
+        conditions=conditions,
+        compute=settings.loss,
     )
 
 
@@ -338,12 +347,12 @@ def _describe_classes(names: list[str], known: int) -> str:
     return f' in {len(names)} classes{shown}{unused}{never}'
 
 
-def _first_conditions(conditions: Any, dataset: Dataset, n: int, seed: int) -> dict[str, Tensor]:
+def _first_conditions(conditions: Any, dataset: Dataset, n: int, draws: Draws) -> dict[str, Tensor]:
     """Return the conditions of the first n items, for demo grids; classes are left to these."""
     indices = [i % len(dataset) for i in range(n)]
     if conditions or not isinstance(dataset, PythonData):
-        return _prepared_conditions(conditions, dataset, indices, seed) if conditions else {}
-    items = dataset.read(indices, [derive_seed(seed, 'demo', i) for i in range(n)])
+        return _prepared_conditions(conditions, dataset, indices, draws) if conditions else {}
+    items = dataset.read(indices, [derive_seed(draws.seed, 'demo', i) for i in range(n)])
     kept = ('image', 'class_cond') if dataset.num_classes else ('image',)
     return {
         key: value for key, value in items.items() if key not in kept and isinstance(value, Tensor)
@@ -351,7 +360,7 @@ def _first_conditions(conditions: Any, dataset: Dataset, n: int, seed: int) -> d
 
 
 def _prepared_conditions(
-    conditions: Any, dataset: Dataset, indices: list[int], seed: int
+    conditions: Any, dataset: Dataset, indices: list[int], draws: Draws
 ) -> dict[str, Tensor]:
     images, labels, index, _, texts = read_items(dataset, indices)
     batch = {
@@ -363,7 +372,7 @@ def _prepared_conditions(
     }
     tensors: dict[str, Tensor] = {}
     for _, condition in conditions:
-        tensors.update(condition.prepare(batch, seed))
+        tensors.update(condition.prepare(batch, draws))
     return tensors
 
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.random import derive_seed
 from ...core.weights import save_safetensors
 from ...data import RowStream, StreamLoader
 from ...training import Trainer
@@ -30,10 +29,10 @@ class BatchDump:
     """Writes NAME_nan_STEP.safetensors for the first steps whose loss is not a number.
 
     It holds the clean batch `image` [B, C, ...], `noise`, `sigma` [B], `u` [B] (its quantiles),
-    `item` [B] (positions in the stream), `seed` [B] (of the noise of each item), `index` [B] (which
-    items of the data set they are) and the conditions as `cond.NAME`; step, loss, seed of the run
-    and texts are metadata. Of a stream that is read in order alone it holds `item`, `u` and `seed`
-    alone. Each process writes its own share.
+    `item` [B] (positions in the stream), `index` [B] (which items of the data set they are) and the
+    conditions as `cond.NAME`; step, loss, seed and draws of the run and texts are metadata. Of a
+    stream that is read in order alone it holds `item` and `u` alone. Each process writes its own
+    share.
 
     Args:
         folder: The folder of the run.
@@ -61,6 +60,7 @@ class BatchDump:
             try:
                 tensors, texts = make_again(trainer, step)
                 facts = {'step': str(step), 'loss': str(loss), 'seed': str(trainer.seed)}
+                facts['draws'] = str(trainer.draws.version)
                 save_safetensors(path, tensors, None, {**facts, **texts})
             except Exception as error:  # (data of a user's own may raise anything)
                 warnings.warn(
@@ -101,8 +101,7 @@ def _batches(trainer: Trainer, first: int) -> Generator[dict[str, Any], None, No
 
 def _contents(trainer: Trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of a batch, and what the loss makes of it."""
-    seeds = [derive_seed(trainer.seed, 'noise', int(item)) for item in batch['item']]
-    found = {'item': batch['item'], 'seed': torch.tensor(seeds), 'u': batch['u']}
+    found = {'item': batch['item'], 'u': batch['u']}
     found |= {key: batch[key] for key in ('index', 'image') if key in batch}
     if 'image' in batch and isinstance(trainer.loss, Objective):
         x, noise, sigma, cond = trainer.loss.prepare(batch)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...config import Experiment
 from ...config.conditioning import Conditions, conditions_of
 from ...config.latents import encode_dataset, picture_frame
+from ...core.draws import Draws
 from ...core.modules import eval_mode
 from ...core.random import generator
 from ...data import (
@@ -30,7 +31,7 @@ from ...data import (
 )
 from ...training import StopAsked, Trainer
 from ..reference import read_held_out_section
-from .objective import Loss, make_loss
+from .objective import Objective
 from .settings import TrainSettings
 
 #: Of a data set so many items are measured at most; of the training set as many as are held out.
@@ -181,7 +182,7 @@ class HeldOutLoss:
     every: int
     denoiser: nn.Module
     items: HeldOut
-    loss: Loss
+    loss: Objective
     say: Callable[[str], None]
     task = 'held-out loss'
 
@@ -267,15 +268,14 @@ def make_held_out_loss(
         (dataclasses.replace(config, dropout=0.0), condition)
         for config, condition in items.conditions
     ]
-    loss = make_loss(
+    loss = Objective(
         denoiser,
         experiment.density,
-        SEED,
-        experiment.sections.dataset.num_classes,
-        0.0,
-        memory_format,
-        conditions,
-        settings.loss,
+        Draws(SEED),
+        num_classes=experiment.sections.dataset.num_classes,
+        memory_format=memory_format,
+        conditions=conditions,
+        compute=settings.loss,
     )
     return HeldOutLoss(settings.evaluate_every, denoiser, items, loss, say)
 

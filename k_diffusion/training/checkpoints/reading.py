@@ -34,7 +34,7 @@ _TYPES: dict[str, Any] = {
         ),
         Mapping,
     ),
-    **dict.fromkeys(('step', 'items', 'seed'), int),
+    **dict.fromkeys(('step', 'items', 'seed', 'draws'), int),
     'elapsed': (int, float),
     'demo_gen': Tensor,
     **dict.fromkeys(('opt_names', 'bad_steps', 'owed'), (list, tuple)),
