@@ -27,6 +27,7 @@ import samplers
 import torch
 from _correctness import Row, check_all
 from _timing import wait
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from k_diffusion.augmentation import BatchedAugmentation
@@ -44,15 +45,16 @@ ENTRIES = 5
 
 
 def measured_peak(device: torch.device) -> float:
-    """Return the operations per second of large matrix products in bf16."""
-    side = 8192 if device.type == 'cuda' else 1024
-    a, best = torch.randn(side, side, device=device, dtype=torch.bfloat16), float('inf')
-    for _ in range(10):
-        wait(device.type)
-        start = time.perf_counter()
-        a @ a
-        wait(device.type)
-        best = min(best, time.perf_counter() - start)
+    """Return the operations per second of large matrix products, in bf16 or (on some CPUs) fp32."""
+    side, best = 8192 if device.type == 'cuda' else 1024, float('inf')
+    for dtype in (torch.bfloat16, torch.float32):
+        a = torch.randn(side, side, device=device, dtype=dtype)
+        for _ in range(10):
+            wait(device.type)
+            start = time.perf_counter()
+            a @ a
+            wait(device.type)
+            best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
 
 
@@ -119,7 +121,12 @@ def profile_entries(step: Callable[[], None], device: torch.device) -> list[Row]
             step()
         wait(device.type)
     key = 'self_device_time_total' if on_gpu else 'self_cpu_time_total'
-    times = {e.key: float(getattr(e, key)) for e in profiled.key_averages()}
+    # (An operator has the time of its kernels, too, which are entries of their own.)
+    times = {
+        e.key: float(getattr(e, key))
+        for e in profiled.key_averages()
+        if (e.device_type != DeviceType.CPU) == on_gpu and not e.is_user_annotation
+    }
     total = sum(times.values()) or 1.0
     largest = sorted(times, key=lambda name: -times[name])[:ENTRIES]
     return [{'name': name[:80], 'share': times[name] / total} for name in largest]
