@@ -17,6 +17,7 @@ from .image_transformer_v1 import ImageTransformerDenoiserModelV1
 from .image_transformer_v2 import ImageTransformerDenoiserModelV2
 from .image_v1 import ImageDenoiserModelV1
 from .image_v2 import ImageDenoiserModelV2
+from .image_v3 import ImageDenoiserModelV3
 
 
 class Growth(NamedTuple):
@@ -68,7 +69,8 @@ def inherit(network: nn.Module, old: nn.Module) -> list[str]:
 def plan(network: nn.Module, old: Any) -> Growth:
     """How `old` grows into `network`."""
     raise ValueError(
-        f'a {type(network).__name__} cannot be grown; image_v1, image_v2 and the transformers can'
+        f'a {type(network).__name__} cannot be grown; image_v1, image_v2, image_v3 and the '
+        'transformers can'
     )
 
 
@@ -101,6 +103,15 @@ def _magnitude_preserving(network: ImageDenoiserModelV2, old: Any) -> Growth:
         lambda name: (
             name if same or name not in ('conv_in.weight', 'conv_out.weight', 'out_gain') else None
         ),
+        [] if same else [network.conv_in, network.conv_out],
+    )
+
+
+@plan.register
+def _gated(network: ImageDenoiserModelV3, old: Any) -> Growth:
+    same = network.patch_size == old.patch_size
+    return Growth(
+        lambda name: name if same or not name.startswith(('conv_in.', 'conv_out.')) else None,
         [] if same else [network.conv_in, network.conv_out],
     )
 

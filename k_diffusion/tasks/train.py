@@ -281,7 +281,8 @@ def _refuse(sections: Sections) -> None:
     as they say.
     """
     model = sections.model
-    if model.augment_prob and model.type in ('image_v1', 'image_v2') and not model.augment_wrapper:
+    told = model.augment_wrapper or not model.type.startswith('image_v')
+    if model.augment_prob and not told:
         raise ValueError(
             f'model.augment_prob is {model.augment_prob} and model.augment_wrapper is false, so '
             'that '

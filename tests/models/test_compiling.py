@@ -30,6 +30,7 @@ KINDS = [
 SECTIONS = {
     'image_v1': UNET,
     'image_v2': UNET,
+    'image_v3': UNET,
     'image_transformer_v1': {'patch_size': [4, 4], 'depth': 1, 'width': 64},
     'image_transformer_v2': {
         'patch_size': [1, 1],

@@ -42,6 +42,7 @@ SECTIONS = {
         'has_variance': True,
     },
     'image_v2': UNET,
+    'image_v3': {**UNET, 'mapping_cond_dim': 7, 'unet_cond_dim': 3, 'has_variance': True},
     'image_transformer_v1': {'patch_size': [2, 4], 'depth': 2, 'width': 64},
     'image_transformer_v2': {
         'patch_size': [1, 2],

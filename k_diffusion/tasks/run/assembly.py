@@ -279,7 +279,7 @@ def _count(network: nn.Module, names: list[str]) -> int:
 
 
 def _memory_format(sections: Sections) -> torch.memory_format:
-    convolutional = sections.model.type in ('image_v1', 'image_v2') and sections.model.dims == 2
+    convolutional = sections.model.type.startswith('image_v') and sections.model.dims == 2
     last = sections.training.channels_last and convolutional
     return torch.channels_last if last else torch.contiguous_format
 
