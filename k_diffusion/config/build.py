@@ -91,6 +91,7 @@ def _choose_denoiser(
         weighting=weighting or model.loss_weighting,
         scales=model.loss_scales,
         preconditioning=model.preconditioning,
+        contrast=model.loss_contrast,
     )
 
 

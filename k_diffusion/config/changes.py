@@ -30,6 +30,7 @@ RULES: dict[str, str | None] = {
     'model.loss_config': None,
     'model.loss_weighting': None,
     'model.loss_scales': None,
+    'model.loss_contrast': None,
     'model.kl_weight': None,  # of an autoencoder
     'dataset': None,
     'dataset.num_classes': _NEW_RUN,
@@ -59,6 +60,7 @@ _OF_THE_LOSS = (
     'model.loss_config',
     'model.loss_weighting',
     'model.loss_scales',
+    'model.loss_contrast',
     'model.kl_weight',
 )
 _ABSENT = object()

@@ -26,6 +26,11 @@ class Denoiser(PreconditionedDenoiser):
     all of them). `preconditioning`, one of SCALINGS, says what F predicts. The loss of D at a given
     weighting is the same for all of them:
     |D - clean|^2 weight / c_out^2 with the c_out of Karras et al.
+
+    `contrast` subtracts so many times the squared distance to the target of the next item of the
+    batch at this item's noise level: Stoica et al. (2025), arXiv 2506.05350. The best F is then
+    (E[target | x] - contrast E[target]) / (1 - contrast). In evaluation mode the loss is without
+    it, and that of an item its own.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Denoiser(PreconditionedDenoiser):
         weighting: str | Callable[[Tensor], Tensor] = 'karras',
         scales: int = 1,
         preconditioning: str = 'karras',
+        contrast: float = 0.0,
     ) -> None:
         super().__init__(inner_model, sigma_data)
         self.preconditioning = preconditioning
@@ -49,7 +55,11 @@ class Denoiser(PreconditionedDenoiser):
             if callable(weighting)
             else partial(WEIGHTINGS[weighting], sigma_data=sigma_data)
         )
-        self.scales = scales
+        if not 0 <= contrast < 1:
+            raise ValueError(
+                f'contrast must be at least 0 and below 1; got {contrast} (0.05 is usual)'
+            )
+        self.scales, self.contrast = scales, contrast
 
     def get_scalings(self, sigma: Tensor) -> Scalings:
         """(c_skip, c_out, c_in), each shaped like sigma."""
@@ -59,15 +69,23 @@ class Denoiser(PreconditionedDenoiser):
         return self.get_scalings(sigma)
 
     def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        """[B]: the weighted squared error of F at x = input + sigma noise."""
+        """[B]: the weighted squared error of F at x = input + sigma noise, less the contrast."""
         x, sigma, target = self.example(input, noise, sigma)
-        error = self.predict(x, sigma, **cond) - target
+        prediction = self.predict(x, sigma, **cond)
+        loss = self._mean_square(prediction - target)
+        if self.contrast and self.training:
+            other = self.example(input.roll(1, 0), noise.roll(1, 0), sigma)[2]
+            loss = loss - self.contrast * self._mean_square(prediction - other)
+        return loss * self.weight(sigma)
+
+    def _mean_square(self, error: Tensor) -> Tensor:
+        """Return [B], the mean square of an error, over the frequencies that `scales` weighs."""
         if self.scales == 1:
-            return mean_per_item(error**2) * self.weight(sigma)
+            return mean_per_item(error**2)
         frequencies = freq_weight_nd(
             error.shape[2:], self.scales, dtype=error.dtype, device=error.device
         )
-        return mean_per_item(dct(error) ** 2 * frequencies) * self.weight(sigma)
+        return mean_per_item(dct(error) ** 2 * frequencies)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """The weight [B] on the squared error of F: `weighting`, carried over from the error

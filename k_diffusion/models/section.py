@@ -44,10 +44,12 @@ class DenoiserSection:
         'karras'  # what the network predicts
     )
     loss_scales: int = 1
+    loss_contrast: float = 0.0  # contrastive flow matching
 
     def __post_init__(self) -> None:
         check_above(0, sigma_data=self.sigma_data)
         check_above(-1, loss_scales=self.loss_scales)
+        check_share(loss_contrast=self.loss_contrast)
 
 
 @dataclass(kw_only=True)
@@ -86,7 +88,9 @@ class ModelSection(DenoiserSection):
     def _check_dims(self) -> None:
         if self.dims not in self.DIMS:
             others = (
-                '; image_v1 and image_transformer_v2 take 1 and 3 too' if self.DIMS == (2,) else ''
+                '; image_v1, image_v3 and image_transformer_v2 take 1 and 3 too'
+                if self.DIMS == (2,)
+                else ''
             )
             raise ValueError(
                 f'dims must be {" or ".join(map(str, self.DIMS))}; got {self.dims}{others}'

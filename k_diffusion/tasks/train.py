@@ -291,10 +291,10 @@ def _refuse(sections: Sections) -> None:
             'augment_prob to 0'
         )
     if (model.has_variance or model.loss_config == 'simple') and (
-        model.loss_weighting != 'karras' or model.loss_scales != 1
+        model.loss_weighting != 'karras' or model.loss_scales != 1 or model.loss_contrast
     ):
         raise ValueError(
-            'model.loss_weighting and model.loss_scales have no effect with '
+            'model.loss_weighting, model.loss_scales and model.loss_contrast have no effect with '
             'has_variance or the simple loss; leave them out'
         )
 

@@ -221,7 +221,7 @@ def test_the_hourglass_denoises_sequences_and_volumes(dims, attention):
         (
             ImageV2Config,
             {**UNET, 'dims': 1, 'input_size': (32,)},
-            'dims must be 2; got 1; image_v1 and image_transformer_v2 take',
+            'dims must be 2; got 1; image_v1, image_v3 and image_transformer_v2 take',
         ),
         (
             ImageTransformerV1Config,
