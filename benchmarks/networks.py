@@ -1,7 +1,7 @@
 """What image_v1's resampling and layout are worth: training steps against dense and depthwise
 resampling written out here.
 
-    python benchmarks/networks.py [--config configs/config_demo.json] [--batch-size 64]
+    python benchmarks/networks.py [--config configs/config_mnist_small.json] [--batch-size 64]
         [--rounds 20] [--bf16] [--device cuda]
 
 A step is the loss, forward and backward. All variants hold the same weights and run in turn within
@@ -101,7 +101,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--config', default='configs/config_demo.json', help='a config of type image_v1'
+        '--config', default='configs/config_mnist_small.json', help='a config of type image_v1'
     )
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=20)

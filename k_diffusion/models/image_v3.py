@@ -141,12 +141,8 @@ class ImageDenoiserModelV3(nn.Module):
         super().__init__()
         check_levels(depths, channels, self_attn_depths, None, 0, 0)
         self.c_in, self.dims, self.patch_size = c_in, dims, patch_size
-        self.channels, self.has_variance, self.num_classes = (
-            list(channels),
-            has_variance,
-            num_classes,
-        )
-        self.unet_cond_dim, self.mapping_cond_dim = unet_cond_dim, mapping_cond_dim
+        self.channels, self.unet_cond_dim = list(channels), unet_cond_dim
+        self.has_variance, self.num_classes = has_variance, num_classes
         self.embed_sigma = FourierFeatures(1, feats)
         self.embed_class = nn.Embedding(num_classes, feats) if num_classes else None
         self.embed_cond = (
@@ -162,12 +158,7 @@ class ImageDenoiserModelV3(nn.Module):
         levels = list(zip(depths, channels, self_attn_depths))
         self.down = nn.ModuleList(Level(dims, feats, *level, dropout_rate) for level in levels)
         self.up = nn.ModuleList(Level(dims, feats, *level, dropout_rate) for level in levels)
-        steps = list(pairwise(channels))
-        self.halve = nn.ModuleList(
-            conv(dims, fine, coarse, 3, stride=2, padding=1) for fine, coarse in steps
-        )
-        self.merge = nn.ModuleList(conv(dims, 2 * fine, fine, 3, padding=1) for fine, _ in steps)
-        self.narrow = nn.ModuleList(conv(dims, coarse, fine, 1) for fine, coarse in steps)
+        self._make_resampling()
 
     def forward(
         self,
@@ -245,6 +236,16 @@ class ImageDenoiserModelV3(nn.Module):
         return [
             p for name, p in self.named_parameters() if p.ndim > 2 and not name.startswith(ends)
         ]
+
+    def _make_resampling(self) -> None:
+        steps = list(pairwise(self.channels))
+        self.halve = nn.ModuleList(
+            conv(self.dims, fine, coarse, 3, stride=2, padding=1) for fine, coarse in steps
+        )
+        self.merge = nn.ModuleList(
+            conv(self.dims, 2 * fine, fine, 3, padding=1) for fine, _ in steps
+        )
+        self.narrow = nn.ModuleList(conv(self.dims, coarse, fine, 1) for fine, coarse in steps)
 
     def _check_given(self, input: Tensor, unet_cond: Tensor | None, variance: bool) -> None:
         if input.ndim != 2 + self.dims or input.shape[1] != self.c_in:
