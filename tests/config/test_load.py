@@ -113,7 +113,7 @@ def test_unknown_keys_stay_with_one_warning():
         ('{}', 'model is missing'),
         ('{"model": 3}', 'must be an object'),
         ('{"model": {"tpye": "image_v1"}}', "you wrote 'tpye'"),
-        ('{"model": {"type": "image_v3"}}', "did you mean 'image_v"),
+        ('{"model": {"type": "image_v9"}}', "did you mean 'image_v"),
         ('{"modle": {}}', 'did you mean model'),
         ('nonsense', 'not valid JSON'),
     ],
