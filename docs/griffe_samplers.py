@@ -48,7 +48,11 @@ def make_function(name: str, value: Any, member: griffe.Object) -> griffe.Functi
     )
     text = inspect.cleandoc(value.__doc__ or '')
     function.docstring = griffe.Docstring(
-        f'{text}\n\n{reference_line(value.entry)}', lineno=member.lineno, parent=function
+        f'{text}\n\n{reference_line(value.entry)}',
+        lineno=member.lineno,
+        parent=function,
+        parser='google',
+        parser_options={'warn_unknown_params': False},
     )
     return function
 

@@ -140,7 +140,6 @@ def sample_dpm_fast(
     The run ends at sigma_min, not at 0.
 
     Args:
-        steps: The run.
         x: Noise at the level sigma_max, [B, ...].
         sigma_min: Level of the result, above 0.
         sigma_max: Level of x.
@@ -195,7 +194,6 @@ def sample_dpm_adaptive(
     The run ends at sigma_min, not at 0. The error is that of the whole batch.
 
     Args:
-        steps: The run.
         x: Noise at the level sigma_max, [B, ...].
         sigma_min: Level of the result, above 0.
         sigma_max: Level of x.
