@@ -5,7 +5,7 @@ The rooms are attributes of this package, imported when first touched: `K.sampli
 gives the denoiser of a trained checkpoint, `K.sample(denoiser, shape)` samples from it. The
 commands of `k-diffusion` are calls: `K.train`, `K.evaluate`, `K.likelihood`, `K.calibrate`,
 `K.clip`, `K.info`, `K.convert`, `K.checkpoints`, `K.ema`, `K.inspect_dataset`, `K.pack_dataset`,
-`K.grid`, `K.train_autoencoder`, `K.demo` and `K.extract_config`.
+`K.grid`, `K.train_autoencoder`, `K.tune`, `K.demo` and `K.extract_config`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ _NAMES = {
     'Stop': 'training',
     'train': 'tasks.train',
     'train_autoencoder': 'tasks.autoencoder',
+    'tune': 'tasks.tune',
 }
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from .tasks.likelihood import likelihood as likelihood
     from .tasks.pack import pack_dataset as pack_dataset
     from .tasks.train import train as train
+    from .tasks.tune import tune as tune
     from .training import Stop as Stop
 
 

@@ -105,6 +105,12 @@ def test_guidance_blocks_run(demo_config):
     assert names['digits'].shape == (100, 1, 16, 16)
 
 
+def test_tuning_blocks_run(demo_config):
+    pytest.importorskip('accelerate', reason='accelerate is in the extra "train"')
+    K.train(demo_config, name='demo', end_step=1, show=False)
+    assert run_page('docs/tuning.md')['digits'].shape == (4, 1, 16, 16)
+
+
 def test_training_blocks_run(demo_config, tmp_path):
     pytest.importorskip('accelerate', reason='accelerate is in the extra "train"')
     demo_config = json.loads(json.dumps(demo_config))

@@ -24,6 +24,7 @@ COMMANDS = {
     'train': ('train', 'train a model, or go on with a run that was stopped'),
     'train-autoencoder': ('autoencoder', 'train the first stage of latent diffusion'),
     'sample': ('sample', 'draw images from a trained model'),
+    'tune': ('tune', 'tune a model so that its samples are rewarded more'),
     'calibrate': ('calibrate', 'fit a sampler to a model, so that few steps give what many would'),
     'clip': ('clip', 'draw images towards texts and pictures, with a CLIP model'),
     'evaluate': ('evaluate', 'measure how good the samples of a model are'),

@@ -222,7 +222,7 @@ def make_extractor(
         return DINOv2FeatureExtractor(name or 'vitl14', device)
     if kind == 'tensor':
         return TensorFeatureExtractor()
-    images, labels, classes = _labelled(training_set())
+    images, labels, classes = labelled_pictures(training_set())
     network = cached_classifier(folder, images, labels, classes)
     say(
         f'the features are those of a classifier of {classes} classes, {network.accuracy:.1%} '
@@ -231,7 +231,7 @@ def make_extractor(
     return network.to(device)
 
 
-def _labelled(dataset: Dataset) -> tuple[Tensor, Tensor, int]:
+def labelled_pictures(dataset: Dataset) -> tuple[Tensor, Tensor, int]:
     """Pictures uint8 [N, C, H, W] and their classes [N], in an order drawn once."""
     if not dataset.num_classes:
         raise ValueError(

@@ -48,6 +48,7 @@ from ...training import (
     load_weights,
     shard,
 )
+from ...training.batches import BatchSource
 from ...training.hooks import PlaceHook
 from .demo_grid import DemoHook, SkippedNotice
 from .display import Display
@@ -112,7 +113,13 @@ def assemble(
     conditions = experiment.conditions(accelerator.device)
     dataset = sections.dataset
     draws = Draws(seed, NEWEST if state is None else state.get('draws') or 1)
-    loss = _make_objective(settings, experiment, model, draws, conditions)
+    loss: Any = _make_objective(settings, experiment, model, draws, conditions)
+    source: BatchSource = loader
+    if settings.objective is not None:
+        source, loss = settings.objective.prepare(
+            experiment, model, accelerator, batch_size, grad_accum_steps, draws
+        )
+        parts['objective'] = source
     shown = _first_conditions(conditions, loader.dataset, settings.sample_n, draws)
     hooks = _make_hooks(
         settings,
@@ -125,22 +132,11 @@ def assemble(
         null_conditions(dataset.num_classes, conditions),
         flops,
     )
-    watching: dict[str, Any] = {}
-    if settings.gns:
-        watching['gns_stats'] = GradientNoiseHook(model, settings.grad_accum_steps)
+    watching = _make_watching(
+        settings, experiment, model, experiment.wrap(ema_model), accelerator, folder, display
+    )
     if snapshots:
         watching['posthoc'] = snapshots
-    held_out = make_held_out_loss(
-        settings,
-        experiment,
-        experiment.wrap(ema_model),
-        accelerator,
-        cache_dir=folder.path / 'cache',
-        memory_format=_memory_format(sections),
-        say=display.say,
-    )
-    if held_out is not None:
-        watching['held_out'] = held_out
     return Trainer(
         accelerator,
         model,
@@ -149,7 +145,7 @@ def assemble(
         lr_sched,
         sections.ema_sched.make(),
         ema_model,
-        loader,
+        source,
         [_watch_place(settings, folder, snapshots), *watching.values(), *hooks],
         end_step=end_step,
         grad_accum_steps=settings.grad_accum_steps,
@@ -174,6 +170,33 @@ def _make_objective(
         conditions=conditions,
         compute=settings.loss,
     )
+
+
+def _make_watching(
+    settings: TrainSettings,
+    experiment: Experiment,
+    model: nn.Module,
+    average: nn.Module,
+    accelerator: Any,
+    folder: RunFolder,
+    display: Display,
+) -> dict[str, Any]:
+    """Return the hooks that measure a run and have a state, by their keys in a checkpoint."""
+    watching: dict[str, Any] = {}
+    if settings.gns:
+        watching['gns_stats'] = GradientNoiseHook(model, settings.grad_accum_steps)
+    held_out = make_held_out_loss(
+        settings,
+        experiment,
+        average,
+        accelerator,
+        cache_dir=folder.path / 'cache',
+        memory_format=_memory_format(experiment.sections),
+        say=display.say,
+    )
+    if held_out is not None:
+        watching['held_out'] = held_out
+    return watching
 
 
 def _cut(networks: list[nn.Module], optimizer: torch.optim.Optimizer, accelerator: Any) -> None:

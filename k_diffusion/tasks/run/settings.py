@@ -219,6 +219,7 @@ class TrainSettings:
     loss: Callable[..., Tensor] | None = setting(
         None
     )  # loss(denoiser, x, noise, sigma, **cond) -> [B]
+    objective: Any = setting(None)  # a Tuner: other batches and another loss
     optimizer: Any = setting(None)  # an optimizer, or a function of the parameters
     lr_schedule: Any = setting(None)  # a schedule of it, or a function of the optimizer
     hooks: Sequence[Any] = setting(())  # functions of the trainer, called after each step

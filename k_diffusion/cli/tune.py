@@ -1,0 +1,23 @@
+"""k-diffusion tune: a trained model is tuned so that its samples are rewarded more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..tasks.run.settings import Run
+from ..tasks.tune import tune
+from .flags import run_command
+
+_EXAMPLE = """examples:
+  k-diffusion tune --checkpoint runs/demo --reward class:7 --name sevens
+  k-diffusion tune --checkpoint runs/demo --reward mine.py:reward --allow-code --method grpo
+  k-diffusion sample --checkpoint runs/sevens --guidance 0
+
+The same command again goes on where the run stopped. Everything lands in runs/NAME."""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion tune') -> int:
+    """Run the command."""
+    return run_command(
+        prog, tune, lambda run: '', about=__doc__, example=_EXAMPLE, as_json=Run.summary, argv=argv
+    )
