@@ -115,6 +115,15 @@ def device_of(denoiser: Any) -> Any:
 
 
 def check_integer(name: str, value: Any) -> int:
+    """Return a value as an int.
+
+    Args:
+        name: Its name, for messages.
+        value: The value.
+
+    Raises:
+        ValueError: If it is not an integer.
+    """
     try:
         return operator.index(value)
     except TypeError:
@@ -167,7 +176,13 @@ def make_seeds(seeds: Any, n: int) -> list[int]:
 
 
 def check_entries(key: str, value: Any, n: int) -> None:
-    """Raise a ValueError for a list with one value per item of another length than the items."""
+    """Raise a ValueError for a vector of values per item whose length differs from the items.
+
+    Args:
+        key: The condition.
+        value: Its value.
+        n: The number of items.
+    """
     if (
         isinstance(value, Tensor)
         and value.ndim == 1

@@ -134,6 +134,14 @@ class TwoEstimates(DenoiserWrapper, ABC):
     per_item = ('null',)
 
     def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
+        """Return the entries of an option for some items.
+
+        Args:
+            name: The option.
+            value: Its value.
+            items: The numbers of the items.
+            shape: The shape of the batch.
+        """
         return NullRows(value, items, shape[0])
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
@@ -200,6 +208,13 @@ class TwoConditions(TwoEstimates, ABC):
     joined: bool
 
     def estimates(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the guided, the conditional and the unconditional estimate.
+
+        Args:
+            x: [B, ...].
+            sigma: The noise levels.
+            **cond: Conditions.
+        """
         uncond, denoised = ask_all(
             self.denoise, x, sigma, [without(cond, self.null, len(x)), cond], self.joined
         )

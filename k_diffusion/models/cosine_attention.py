@@ -1,6 +1,4 @@
-"""Self-attention by cosine similarity, with a learned scale and rotary positions for each head:
-everywhere, nearby, or in windows.
-"""
+"""Cosine-similarity self-attention with rotary positions: global, neighbourhood or windowed."""
 
 from __future__ import annotations
 
@@ -24,8 +22,13 @@ from .windows import rearranged, shifted_mask, window_order
 
 @flags.compile_wrap
 def scale_for_cosine_sim(q: Tensor, k: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """q and k [..., D] as unit vectors times sqrt(scale), so that q . k is scale cos(q, k);
-    scale broadcasts against [..., 1].
+    """Scale q and k [..., D] to length sqrt(scale), so that q . k is scale cos(q, k).
+
+    Args:
+        q: Queries.
+        k: Keys.
+        scale: Broadcasts against [..., 1].
+        eps: Added to the squared length.
     """
     dtype = torch.promote_types(torch.promote_types(q.dtype, scale.dtype), torch.float32)
     root = scale.to(dtype).sqrt()
@@ -40,14 +43,21 @@ def scale_for_cosine_sim(q: Tensor, k: Tensor, scale: Tensor, eps: float) -> tup
 
 
 def scale_for_cosine_sim_qkv(qkv: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """qkv [..., 3, heads, D] with q and k as scale_for_cosine_sim gives them; scale [heads]."""
+    """Apply scale_for_cosine_sim to the q and k of qkv [..., 3, heads, D].
+
+    Args:
+        qkv: Queries, keys and values.
+        scale: [heads].
+        eps: Added to the squared length.
+    """
     q, k, v = qkv.unbind(-3)
     return torch.stack([*scale_for_cosine_sim(q, k, scale[:, None], eps), v], dim=-3)
 
 
 def _turned(x: Tensor, theta: Tensor, conj: bool) -> tuple[Tensor, Tensor]:
-    """The first n and the next n features of x, turned by the angles theta [..., n], in float32
-    at least.
+    """Rotate the first n and the next n features of x by the angles theta [..., n].
+
+    The result is in float32 at least.
     """
     wide = torch.promote_types(x.dtype, torch.promote_types(theta.dtype, torch.float32))
     n = theta.shape[-1]
@@ -57,16 +67,21 @@ def _turned(x: Tensor, theta: Tensor, conj: bool) -> tuple[Tensor, Tensor]:
 
 
 def apply_rotary_emb(x: Tensor, theta: Tensor, conj: bool = False) -> Tensor:
-    """Turns the features i and n + i of x [..., D] by the angle i of theta [..., n] (back, with
-    conj); those from 2 n on stay.
+    """Rotate the features i and n + i of x by the angle i; features from 2 n on are unchanged.
+
+    Args:
+        x: [..., D].
+        theta: Angles, [..., n].
+        conj: Rotate backwards.
     """
     a, b = _turned(x, theta, conj)
     return torch.cat([a.to(x.dtype), b.to(x.dtype), x[..., 2 * theta.shape[-1] :]], dim=-1)
 
 
 class ApplyRotaryEmbeddingInplace(torch.autograd.Function):
-    """apply_rotary_emb that writes over x: less memory, for programs that need no forward-mode
-    gradients, vmap or compile.
+    """apply_rotary_emb that overwrites x.
+
+    It takes less memory, for programs without forward-mode gradients, vmap or compile.
     """
 
     @staticmethod
@@ -85,17 +100,29 @@ class ApplyRotaryEmbeddingInplace(torch.autograd.Function):
 
 
 def apply_rotary_emb_(x: Tensor, theta: Tensor) -> Tensor:
-    """apply_rotary_emb in place; theta takes no gradient."""
+    """Apply apply_rotary_emb in place.
+
+    Args:
+        x: [..., D].
+        theta: Angles, [..., n], which get no gradient.
+    """
     out: Tensor = ApplyRotaryEmbeddingInplace.apply(x, theta, False)
     return out
 
 
 class AxialRoPE(nn.Module):
-    """The angles of a place: pos [..., dims] -> [..., n_heads, n], an equal share of them from each
-    axis in turn.
+    """The angles of positions: pos [..., dims] -> [..., n_heads, n], an equal share for each axis.
 
     n is dim / 2, or the largest multiple of dims below it. The frequencies are fixed, from pi to 10
     pi, evenly spaced in the logarithm over all heads.
+
+    Args:
+        dim: The rotated features per head.
+        n_heads: The number of heads.
+        dims: The number of axes.
+
+    References:
+        Su et al. (2021), arXiv:2104.09864; axial: Crowson et al. (2024), arXiv:2401.11605.
     """
 
     freqs: Tensor
@@ -114,8 +141,14 @@ class AxialRoPE(nn.Module):
 
 
 class CosineAttentionBlock(nn.Module, ABC):
-    """x + out(dropout(attention among the tokens of norm(x, cond))): x [B, ..., d_model] at pos
-    [..., dims].
+    """x + out(dropout(attention of norm(x, cond))), for x [B, ..., d_model] at pos [..., dims].
+
+    Args:
+        d_model: The features.
+        d_head: The features of a head.
+        cond_features: The features of the condition.
+        dropout: The dropout rate.
+        dims: The number of axes.
     """
 
     def __init__(
@@ -136,9 +169,11 @@ class CosineAttentionBlock(nn.Module, ABC):
         return x + self.out_proj(self.dropout(self.attend(self.norm(x, cond), pos)))
 
     def project(self, x: Tensor, pos: Tensor) -> tuple[Tensor, ...]:
-        """x [B, N, d_model] -> q, k, v [B, heads, N, d_head], ready for attention of scale 1.
+        """Project x [B, N, d_model] to q, k, v [B, heads, N, d_head], for attention of scale 1.
 
-        pos [N, dims], or [W, N, dims] where the items of the batch are at W places in turn.
+        Args:
+            x: The tokens.
+            pos: [N, dims], or [W, N, dims] if the items of the batch are at W positions in turn.
         """
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.n_heads, self.d_head))
         theta = self.pos_emb(pos)
@@ -146,11 +181,16 @@ class CosineAttentionBlock(nn.Module, ABC):
 
     @abstractmethod
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
-        """Attention among the tokens x [B, ..., d_model] at pos [..., dims] -> the same shape."""
+        """Return the attention among tokens, in their shape.
+
+        Args:
+            x: The tokens, [B, ..., d_model].
+            pos: Their positions, [..., dims].
+        """
 
 
 class SelfAttentionBlock(CosineAttentionBlock):
-    """Attention of each token to all."""
+    """Global attention."""
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
         q, k, v = self.project(x.flatten(1, -2), pos.flatten(0, -2))
@@ -158,8 +198,19 @@ class SelfAttentionBlock(CosineAttentionBlock):
 
 
 class NeighborhoodSelfAttentionBlock(CosineAttentionBlock):
-    """Attention of each token to the kernel_size around it along each axis; `backend` is one of
-    choose_backend's.
+    """Attention of each token to the nearest kernel_size tokens along each axis.
+
+    Args:
+        d_model: The features.
+        d_head: The features of a head.
+        cond_features: The features of the condition.
+        kernel_size: The side of the neighbourhood.
+        dropout: The dropout rate.
+        backend: One of choose_backend's.
+        dims: The number of axes.
+
+    References:
+        Hassani et al. (2022), arXiv:2204.07143.
     """
 
     def __init__(
@@ -188,8 +239,19 @@ class NeighborhoodSelfAttentionBlock(CosineAttentionBlock):
 
 
 class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
-    """Attention within windows of window_size along each axis, on the grid shifted by
-    window_shift.
+    """Attention within windows, on a shifted grid.
+
+    Args:
+        d_model: The features.
+        d_head: The features of a head.
+        cond_features: The features of the condition.
+        window_size: The side of a window.
+        window_shift: The shift of the grid along each axis.
+        dropout: The dropout rate.
+        dims: The number of axes.
+
+    References:
+        Liu et al. (2021), arXiv:2103.14030.
     """
 
     def __init__(
@@ -210,7 +272,7 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
         sides, dims = x.shape[1:-1], pos.shape[-1]
         tokens = self.window_size**dims
         order, back = window_order(sides, self.window_size, self.window_shift, x.device)
-        # Cut before the projection: one copy of x instead of one of q, of k and of v.
+        # Cut before the projection: it copies x once, instead of q, k and v.
         cut = rearranged(x.flatten(1, -2), order, back)
         q, k, v = self.project(
             cut.view(-1, tokens, x.shape[-1]), pos.flatten(0, -2)[order].view(-1, tokens, dims)
@@ -226,8 +288,15 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
 
 
 def check_heads(width: int, d_head: int, dims: int = 2) -> None:
-    """Refuses a width that does not make whole heads, and heads that rotary positions of `dims`
-    axes cannot share.
+    """Check that heads divide a width, and that rotary positions can be shared among the axes.
+
+    Args:
+        width: The features.
+        d_head: The features of a head.
+        dims: The number of axes.
+
+    Raises:
+        ValueError: If not.
     """
     if 0 < d_head < 4 * dims:
         raise ValueError(
@@ -241,8 +310,10 @@ def check_heads(width: int, d_head: int, dims: int = 2) -> None:
 
 
 def use_flash_2(x: Tensor) -> bool:
-    """Whether attention among tensors like this one may run as flash attention: in half
-    precision on CUDA.
+    """Return whether attention of a tensor may use flash attention: in half precision on CUDA.
+
+    Args:
+        x: A tensor.
     """
     return (
         flags.get_use_flash_attention_2()

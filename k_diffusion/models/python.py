@@ -1,4 +1,4 @@
-"""A network that no config describes: an instance of any module, given from Python."""
+"""A network from Python: an instance of any module, without a config."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .section import DenoiserSection, check_above
 
 @dataclass(kw_only=True)
 class PythonNetworkConfig(DenoiserSection):
-    """The "model" section that training writes for a network given to `K.train(network=...)`."""
+    """The "model" section that training writes for a network passed to `K.train(network=...)`."""
 
     type: Literal['python'] = 'python'
     network: str = 'MyNet'  # the name of its class
@@ -34,7 +34,11 @@ class PythonNetworkConfig(DenoiserSection):
         check_above(self.sigma_min, sigma_max=self.sigma_max)
 
     def build(self, num_classes: int = 0) -> NoReturn:
-        """Raise a ValueError that says how to give the network."""
+        """Raise a ValueError that states how to pass the network.
+
+        Args:
+            num_classes: Not used.
+        """
         in_file = ':' in self.network
         how = (
             f'network={self.network!r}'

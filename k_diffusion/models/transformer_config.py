@@ -1,4 +1,4 @@
-"""What the "model" section holds for both transformers."""
+"""The "model" section that both transformers share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .section import ModelSection, check_above
 
 @dataclass(kw_only=True)
 class TransformerSection(ModelSection):
-    """The patches, and two keys that only say something to image_v1; each network adds its own."""
+    """The keys of both transformers: the patches, and two keys for image_v1 only."""
 
     patch_size: tuple[int, ...]  # pixels that make a token, along each of dims
     augment_wrapper: bool = False
@@ -33,12 +33,18 @@ class TransformerSection(ModelSection):
             raise ValueError(
                 f'skip_stages is {self.skip_stages}, and only image_v1 can rest levels; set it to 0'
             )
-        # These networks take aug_cond themselves; the original, too, put no wrapper around them
-        # whatever this said.
+        # These networks take aug_cond themselves; as in the original, they get no wrapper.
         self.augment_wrapper = False
 
     def check_sides(self, levels: int = 1) -> None:
-        """Refuses an image that does not fall into whole tokens at every level."""
+        """Check that an image has whole tokens at every level.
+
+        Args:
+            levels: The number of levels.
+
+        Raises:
+            ValueError: If not.
+        """
         units = [side * 2 ** (levels - 1) for side in self.patch_size]
         if any(side % unit for side, unit in zip(self.input_size, units)):
             halvings = f' and {levels} levels' if levels > 1 else ''

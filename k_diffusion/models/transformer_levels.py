@@ -1,6 +1,4 @@
-"""The levels of the hourglass transformer: their descriptions, their layers, and the ways from
-one level to the next.
-"""
+"""The levels of the hourglass transformer: their configs, their layers, merging and splitting."""
 
 from __future__ import annotations
 
@@ -26,8 +24,11 @@ from .windows import from_patches, to_patches
 
 
 class TransformerLayer(nn.Module):
-    """Attention, if there is any, and the feed-forward block; each recomputed in the backward
-    pass under checkpointing.
+    """Attention, if any, and the feed-forward block, each recomputed under checkpointing.
+
+    Args:
+        self_attn: The attention, or None.
+        ff: The feed-forward block.
     """
 
     def __init__(self, self_attn: nn.Module | None, ff: nn.Module) -> None:
@@ -43,7 +44,7 @@ class TransformerLayer(nn.Module):
 
 
 class GlobalTransformerLayer(TransformerLayer):
-    """A layer whose tokens attend to all."""
+    """A layer with global attention."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class GlobalTransformerLayer(TransformerLayer):
 
 
 class NeighborhoodTransformerLayer(TransformerLayer):
-    """A layer whose tokens attend to the kernel_size x kernel_size around them."""
+    """A layer with attention to the kernel_size x kernel_size neighbourhood."""
 
     def __init__(
         self,
@@ -89,9 +90,7 @@ class NeighborhoodTransformerLayer(TransformerLayer):
 
 
 class ShiftedWindowTransformerLayer(TransformerLayer):
-    """A layer whose tokens attend to those of their window; every other one, by index, has its
-    windows shifted by half.
-    """
+    """A layer with attention within windows, which odd layers shift by half a window."""
 
     def __init__(
         self,
@@ -114,7 +113,7 @@ class ShiftedWindowTransformerLayer(TransformerLayer):
 
 
 class NoAttentionTransformerLayer(TransformerLayer):
-    """A layer whose tokens keep to themselves."""
+    """A layer without attention."""
 
     def __init__(self, d_model: int, d_ff: int, cond_features: int, dropout: float = 0.0) -> None:
         super().__init__(None, FeedForwardBlock(d_model, d_ff, cond_features, dropout=dropout))
@@ -122,7 +121,7 @@ class NoAttentionTransformerLayer(TransformerLayer):
 
 @dataclass
 class GlobalAttentionSpec:
-    """Each token attends to all."""
+    """Global attention."""
 
     d_head: int
 
@@ -139,8 +138,10 @@ class GlobalAttentionSpec:
 
 @dataclass
 class NeighborhoodAttentionSpec:
-    """Each token attends to the kernel_size x kernel_size around it; `backend` is auto, tiles,
-    natten or flex.
+    """Attention to the kernel_size x kernel_size neighbourhood.
+
+    Attributes:
+        backend: auto, tiles, natten or flex.
     """
 
     d_head: int
@@ -169,7 +170,7 @@ class NeighborhoodAttentionSpec:
 
 @dataclass
 class ShiftedWindowAttentionSpec:
-    """Each token attends to those of its window_size x window_size window."""
+    """Attention within windows of window_size x window_size."""
 
     d_head: int
     window_size: int
@@ -199,7 +200,7 @@ class ShiftedWindowAttentionSpec:
 
 @dataclass
 class NoAttentionSpec:
-    """No token attends to any."""
+    """No attention."""
 
     def layer(
         self, level: LevelSpec, cond_features: int, index: int, dims: int = 2
@@ -219,8 +220,14 @@ AttentionSpec = (
 
 @dataclass
 class LevelSpec:
-    """One level: its layers (on each way, down and up), features, hidden features of the
-    feed-forward blocks, and attention.
+    """A level of the network.
+
+    Attributes:
+        depth: The number of layers in each direction, down and up.
+        width: The features.
+        d_ff: The hidden features of feed-forward blocks.
+        self_attn: The attention.
+        dropout: The dropout rate.
     """
 
     depth: int
@@ -230,7 +237,13 @@ class LevelSpec:
     dropout: float
 
     def layers(self, cond_features: int, dims: int = 2, first: int = 0) -> Level:
-        """The layers of one way over `dims` axes, whose numbers start at `first`."""
+        """Return the layers of one direction.
+
+        Args:
+            cond_features: The features of the condition.
+            dims: The number of axes.
+            first: The number of the first layer.
+        """
         return Level(
             [self.self_attn.layer(self, cond_features, first + i, dims) for i in range(self.depth)]
         )
@@ -238,7 +251,7 @@ class LevelSpec:
 
 @dataclass
 class MappingSpec:
-    """The mapping network: its blocks, features, hidden features."""
+    """The mapping network: its blocks, features and hidden features."""
 
     depth: int
     width: int
@@ -247,7 +260,7 @@ class MappingSpec:
 
 
 class Level(nn.ModuleList):
-    """Layers, one after the other: x [B, ..., D] at pos [..., dims], cond [B, F]."""
+    """Layers in sequence: x [B, ..., D] at pos [..., dims], cond [B, F]."""
 
     def forward(self, x: Tensor, pos: Tensor, cond: Tensor) -> Tensor:
         for layer in self:
@@ -256,8 +269,12 @@ class Level(nn.ModuleList):
 
 
 class TokenMerge(nn.Module):
-    """Each patch of tokens becomes one: [..., H, W, in_features] -> [..., H / a, W / b,
-    out_features]; so with other numbers of axes.
+    """Merge patches of tokens: [..., H, W, in_features] -> [..., H / a, W / b, out_features].
+
+    Args:
+        in_features: The features of a token.
+        out_features: The features of a merged token.
+        patch_size: The sides of a patch, for any number of axes.
     """
 
     def __init__(
@@ -274,8 +291,12 @@ class TokenMerge(nn.Module):
 
 
 class TokenSplitWithoutSkip(nn.Module):
-    """Each token becomes a patch: [..., H, W, in_features] -> [..., a H, b W, out_features]; so
-    with other numbers of axes.
+    """Split tokens into patches: [..., H, W, in_features] -> [..., a H, b W, out_features].
+
+    Args:
+        in_features: The features of a token.
+        out_features: The features of its parts.
+        patch_size: The sides of a patch, for any number of axes.
     """
 
     def __init__(
@@ -294,8 +315,12 @@ class TokenSplitWithoutSkip(nn.Module):
 
 
 class TokenSplit(nn.Module):
-    """Each token becomes a patch, mixed with what the finer level had on the way down: skip +
-    fac (split - skip), fac learned.
+    """Split tokens into patches, interpolated with the skip: skip + fac (split - skip).
+
+    Args:
+        in_features: The features of a token.
+        out_features: The features of its parts.
+        patch_size: The sides of a patch, for any number of axes.
     """
 
     def __init__(
@@ -314,8 +339,10 @@ class TokenSplit(nn.Module):
 
 
 def downscale_pos(pos: Tensor) -> Tensor:
-    """The places of tokens merged by twos: [H, W, 2] -> [H / 2, W / 2, 2]; so with other numbers
-    of axes, [..., dims].
+    """Return the positions of tokens merged by twos: [H, W, 2] -> [H / 2, W / 2, 2].
+
+    Args:
+        pos: The positions, for any number of axes [..., dims].
     """
     dims = pos.shape[-1]
     return to_patches(pos, (2,) * dims).mean(dim=tuple(range(-1 - dims, -1)))
