@@ -1,15 +1,16 @@
-"""The augmentation of Karras et al.
+"""The augmentation of Karras et al. (2022), and the wrapper that passes it to the model.
 
-(2022, arXiv:2206.00364, appendix F.2), and the wrapper that tells the model about it.
+Each image is flipped, scaled, rotated, stretched along a random axis and shifted, each with
+probability `a_prob` (except the horizontal flip, whose probability is 1/2). The network gets the
+augmentation as nine numbers, so that it learns the augmented distribution without producing it: at
+sampling the nine numbers are 0.
 
-Each picture is flipped, scaled, rotated, stretched along a random axis and shifted, each of these
-with probability `a_prob` (but the flip left to right, which is always an even chance). The network
-is told in nine numbers what was done, so that it learns the augmented distribution without showing
-it: at sampling the nine are 0, a picture as it came.
+`KarrasAugmentationPipeline` takes one image and draws from torch's global generator;
+`BatchedAugmentation` takes a batch and a seed or the drawn numbers for each image, and returns
+the same result for an image in any batch.
 
-`KarrasAugmentationPipeline` takes one picture and draws from torch's global generator;
-`BatchedAugmentation` takes a batch and a seed for each picture, or what was drawn for it, and gives
-bit for bit the same for a picture whatever batch it is in.
+References:
+    Karras et al. (2022), arXiv:2206.00364, appendix F.2.
 """
 
 from __future__ import annotations
@@ -29,25 +30,37 @@ from .core.images import from_bytes, pil_bytes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-#: How many pixels are warped in one go: enough to hide the cost of each operation, few enough for
-#: the processor's cache.
+#: The number of pixels per pass: enough to hide the overhead of operations, few enough for the
+#: cache of the processor.
 _PIXELS_AT_ONCE = 2**16
 
 
 def translate2d(tx: float | Tensor, ty: float | Tensor) -> Tensor:
-    """The matrix that moves a point (x, y, 1) by (tx, ty): [3, 3], or [..., 3, 3] for tensors of
-    shape [...].
+    """Return the matrix that moves a point (x, y, 1) by (tx, ty): [3, 3], or [..., 3, 3].
+
+    Args:
+        tx: The shift along x, a number or [...].
+        ty: The shift along y.
     """
     return _matrix(1, 0, tx, 0, 1, ty, 0, 0, 1)
 
 
 def scale2d(sx: float | Tensor, sy: float | Tensor) -> Tensor:
-    """The matrix that stretches x by sx and y by sy: [3, 3], or [..., 3, 3]."""
+    """Return the matrix that scales x by sx and y by sy: [3, 3], or [..., 3, 3] for tensors.
+
+    Args:
+        sx: The factor of x, a number or [...].
+        sy: The factor of y.
+    """
     return _matrix(sx, 0, 0, 0, sy, 0, 0, 0, 1)
 
 
 def rotate2d(theta: float | Tensor) -> Tensor:
-    """The matrix that turns x towards y by theta radians: [3, 3], or [..., 3, 3]."""
+    """Return the matrix that rotates x towards y: [3, 3], or [..., 3, 3] for a tensor.
+
+    Args:
+        theta: The angle in radians, a number or [...].
+    """
     theta = torch.as_tensor(theta)
     cos, sin = theta.cos(), theta.sin()
     return _matrix(cos, -sin, 0, sin, cos, 0, 0, 0, 1)
@@ -64,14 +77,18 @@ def _matrix(*entries: float | Tensor) -> Tensor:
 
 
 class BatchedAugmentation:
-    """(images uint8 [B, C, H, W], one seed per image) -> (augmented float32 [B, C, H, W] in [-1,
-    1], condition [B, 9]).
+    """Augments uint8 images [B, C, H, W] with one seed each.
 
-    a_prob: the probability of each change; a_scale and a_aniso: the factor of one standard
-    deviation of size and of stretch; a_trans: the shift of one standard deviation, as a share of
-    the picture's width (along x) and height (along y). The original swaps these two sides, which
-    shows in pictures that are not square; here each axis has its own. Cubic resampling overshoots a
-    little beyond [-1, 1] beside sharp edges, and is left to.
+    Returns float32 images in [-1, 1] and conditions [B, 9]. The original swaps the two sides in
+    shifts, which matters for images that are not square; here each axis has its own. Cubic
+    resampling
+    can exceed [-1, 1] slightly at sharp edges, which is not clipped.
+
+    Args:
+        a_prob: The probability of each change.
+        a_scale: The scale factor of one standard deviation.
+        a_aniso: The stretch factor of one standard deviation.
+        a_trans: The shift of one standard deviation, as a share of width and height.
     """
 
     def __init__(
@@ -108,11 +125,18 @@ class BatchedAugmentation:
         return torch.stack([*flips, *turns, gate[10] * normal[11], gate[10] * normal[12]], 1)
 
     def draw(self, generator: torch.Generator | None = None) -> list[float]:
-        """What happens to one picture: flips in x and y, log-scale, angle, angle and log-strength
-        of the stretch, shifts in x and y.
+        """Draw the augmentation of one image.
 
-        Thirteen draws, always all of them and in this order, so that a change of a_prob leaves the
-        other draws as they were.
+        There are always thirteen draws in this order, so that a change of a_prob does not affect
+        the other
+        draws.
+
+        Args:
+            generator: The source; by default torch's global generator.
+
+        Returns:
+            Flips in x and y, log-scale, angle, angle and log-strength of the stretch, shifts in x
+                and y.
         """
         value = torch.empty([], dtype=torch.float32)
 
@@ -150,12 +174,14 @@ class BatchedAugmentation:
         ]
 
     def apply(self, images: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Do to each uint8 image what was drawn for it; only those that need resampling are
-        resampled.
+        """Augment uint8 images as drawn, and resample only where necessary.
 
         Args:
             images: uint8 [B, C, H, W].
             drawn: float64 [B, 8] on the host.
+
+        Returns:
+            Images and conditions.
         """
         numbers = drawn.T.contiguous()
         warped = numbers[2:].ne(0).any(0)
@@ -171,9 +197,7 @@ class BatchedAugmentation:
         return out, send(_condition(numbers), images.device)
 
     def _matrices(self, numbers: Tensor, h: int, w: int) -> Tensor:
-        """Where the pixel (x, y, 1) of a picture goes: [B, 3, 3] in float64 from the eight
-        numbers [8, B].
-        """
+        """Return the maps of pixels (x, y, 1), float64 [B, 3, 3], from the eight numbers [8, B]."""
         x_flip, y_flip, scale, rotation, axis, strength, shift_x, shift_y = numbers
         one = torch.ones_like(scale)
         size, stretch = self.a_scale**scale, self.a_aniso**strength
@@ -194,9 +218,7 @@ class BatchedAugmentation:
 
 
 def _condition(numbers: Tensor) -> Tensor:
-    """The nine numbers for the network, all 0 where nothing was done: [B, 9] from the eight
-    drawn [8, B].
-    """
+    """Return the conditions [B, 9] from the eight numbers [8, B]; 0 without augmentation."""
     x_flip, y_flip, scale, rotation, axis, strength, shift_x, shift_y = numbers
     return torch.stack(
         [
@@ -215,11 +237,16 @@ def _condition(numbers: Tensor) -> Tensor:
 
 
 class KarrasAugmentationPipeline:
-    """One picture -> (augmented [C, H, W], the picture as it came [C, H, W], condition [9]),
-    float32, pictures in [-1, 1].
+    """Augments one PIL image with draws from torch's global generator.
 
-    Drawn from torch's global generator. `disable_all` leaves the picture alone (and draws all the
-    same). See `BatchedAugmentation`.
+    Returns (augmented [C, H, W], original [C, H, W], condition [9]), float32, images in [-1, 1].
+
+    Args:
+        a_prob: As in `BatchedAugmentation`.
+        a_scale: Likewise.
+        a_aniso: Likewise.
+        a_trans: Likewise.
+        disable_all: Return the original (the numbers are drawn in any case).
     """
 
     def __init__(
@@ -245,11 +272,18 @@ class KarrasAugmentationPipeline:
 
 
 def warp(images: Tensor, maps: Tensor) -> Tensor:
-    """Resamples images [B, C, H, W]: the pixel (x, y) of the result is read at maps [B, 3, 3] @ (x,
-    y, 1).
+    """Resample images: the pixel (x, y) of the result is read at maps @ (x, y, 1).
 
-    Cubic convolution on 4x4 pixels with a = -1/2 (Keys 1981, doi:10.1109/TASSP.1981.1163711);
-    outside, the picture goes on mirrored about the centres of its outermost pixels.
+    Uses cubic convolution on 4x4 pixels with a = -1/2; outside, the image is mirrored about the
+    centres
+    of its outermost pixels.
+
+    Args:
+        images: [B, C, H, W].
+        maps: [B, 3, 3].
+
+    References:
+        Keys (1981), doi:10.1109/TASSP.1981.1163711.
     """
     at_once = max(1, _PIXELS_AT_ONCE // images[0, 0].numel())
     maps = maps.to(torch.float64 if has_float64(images.device) else torch.float32)
@@ -284,15 +318,14 @@ def _warp(images: Tensor, maps: Tensor) -> Tensor:
 
 
 def _weighted_rows(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """out[n] = sum over k of weight[n, k] * table[index[n, k]], without a copy of the rows that
-    are read.
-    """
+    """Return out[n] = sum over k of weight[n, k] * table[index[n, k]], without copying rows."""
     return F.embedding_bag(index, table, per_sample_weights=weight, mode='sum')
 
 
 def _taps(line: Tensor, x: Tensor, y: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Along one axis, whose line of the maps is [B, 3]: the pixel at or before each point [B, H,
-    W], and the weights of the four around it [BHW, 4].
+    """Return the pixels at or before points along one axis, and the weights of four around each.
+
+    The map of the axis is `line` [B, 3]; pixels are [B, H, W], weights [BHW, 4].
     """
     of_x, of_y, constant = line[..., None, None].unbind(1)
     at = of_x * x + of_y * y + constant
@@ -304,7 +337,7 @@ def _taps(line: Tensor, x: Tensor, y: Tensor, length: int) -> tuple[Tensor, Tens
 
 
 def _cubic(f: Tensor) -> Tensor:
-    """The weights [..., 4] of the pixels at -1, 0, 1, 2 for a point at f in [0, 1]."""
+    """Return the weights [..., 4] of the pixels at -1, 0, 1, 2 for a point at f in [0, 1]."""
     square = f * f
     cube = square * f
     return torch.stack(
@@ -319,15 +352,17 @@ def _cubic(f: Tensor) -> Tensor:
 
 
 def _mirrored(length: int, like: Tensor) -> Tensor:
-    """The indices -1 ... length + 1, those outside mirrored into 0 ... length - 1."""
+    """Return the indices -1 ... length + 1, with those outside mirrored into 0 ... length - 1."""
     index = torch.arange(-1, length + 2, device=like.device)
     period = max(2 * length - 2, 1)
     return torch.minimum(index % period, -index % period) if length > 1 else index * 0
 
 
 class KarrasAugmentWrapper(nn.Module):
-    """A network whose first nine mapping conditions say what augmentation was done, zeros where
-    aug_cond is not given.
+    """A network whose first nine mapping conditions are aug_cond, zeros by default.
+
+    Args:
+        model: The network.
     """
 
     def __init__(self, model: nn.Module) -> None:

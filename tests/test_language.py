@@ -22,6 +22,7 @@ LONGEST_LINE = 100
 
 #: packages, and modules beside them, whose text is rewritten.
 DONE = (
+    'augmentation.py',
     'cli',
     'config',
     'core',

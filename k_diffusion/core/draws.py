@@ -1,9 +1,9 @@
-"""What training draws for an item: a function of the seed, the purpose and the item's number.
+"""The random draws of training: functions of the seed, the purpose and the item's number.
 
-There are two versions. A run keeps that of its first checkpoint, so that it goes on as it began.
+There are two versions. A resumed run keeps the version of its first checkpoint.
 
-1. Noise from a generator of torch for each item, of the device that it is drawn on.
-2. Noise from a counter (`draw_normals`), for all items at once and alike on every device.
+1. Noise from one torch generator per item, of the device on which it is drawn.
+2. Noise from a counter (`draw_normals`), for all items at once, and the same on every device.
 """
 
 from __future__ import annotations
@@ -96,12 +96,14 @@ class Draws:
         return (words[:, :n].double() + (2**31 + 0.5)) / 2**32
 
     def quantiles(self, first: int, n: int) -> Tensor:
-        """Draw a number in each of n equal parts of (0, 1), in random order: float64 [n] on the
-        host, for the items of a step.
+        """Draw a number in each of n equal parts of (0, 1), in random order.
 
         Args:
             first: The number of the first item.
             n: The number of items.
+
+        Returns:
+            float64 [n] on the host.
         """
         source = generator(self.seed, 'sigma', first)
         order = torch.randperm(n, generator=source)

@@ -30,7 +30,7 @@ KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _WORD = 0xFFFFFFFF
 #: The place of the lower half of an int64 that is seen as two int32.
 _LOW = 0 if sys.byteorder == 'little' else 1
-#: How many counters are worked on at a time where nothing is compiled; each takes 100 bytes.
+#: The number of counters per pass without compilation; each takes 100 bytes.
 _AT_ONCE = 2**20
 
 
@@ -83,7 +83,13 @@ def draw_normals(
 
 
 def fill_in_place(items: Tensor, stream: int, blocks: int) -> Tensor:
-    """Return normal numbers [B, 4 * blocks] in as few operations as can be: about forty."""
+    """Return normal numbers [B, 4 * blocks] in few operations, about forty.
+
+    Args:
+        items: int64 [B].
+        stream: The name of the stream, 64 bits.
+        blocks: The number of blocks of four numbers per item.
+    """
     at_once = max(1, _AT_ONCE // max(blocks, 1))
     if len(items) > at_once:
         return torch.cat([fill_in_place(part, stream, blocks) for part in items.split(at_once)])
@@ -127,13 +133,12 @@ def mix_in_place(even: Tensor, odd: Tensor, keys: Tensor) -> tuple[Tensor, Tenso
 
 
 def fill(items: Tensor, name: Tensor, blocks: int) -> Tensor:
-    """Return the numbers of `fill_in_place` by plain arithmetic, of which a compiler makes one
-    kernel.
+    """Return the numbers of `fill_in_place` by plain arithmetic, which compiles to one kernel.
 
     Args:
         items: int64 [B].
         name: The two words of the stream, int64 [2].
-        blocks: How many times four numbers of each item.
+        blocks: The number of blocks of four numbers per item.
     """
     block, item = torch.arange(blocks, device=items.device), items[:, None]
     words = philox(
@@ -151,7 +156,7 @@ _can_compile = True
 
 
 def _fill_compiled(items: Tensor, stream: int, blocks: int) -> Tensor:
-    """Fill by one kernel; where nothing can be compiled, say so once and fill in place."""
+    """Fill by one kernel; if compilation fails, warn once and fill in place."""
     global _can_compile
     if _can_compile:
         try:
@@ -159,7 +164,7 @@ def _fill_compiled(items: Tensor, stream: int, blocks: int) -> Tensor:
             return drawn
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # compilers fail in every way there is
+        except Exception as error:  # compilers raise any kind of error
             _can_compile = False
             warnings.warn(
                 'noise is drawn by about forty kernels in place of one, since torch.compile failed '
@@ -186,8 +191,9 @@ def _name(stream: int, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _counters(stream: int, blocks: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The counters of an item: words c0 and c2, int64 [2, 1, blocks], and c1 and c3, int32 [2, 1,
-    1].
+    """Return the counters of an item.
+
+    They are the words c0 and c2, int64 [2, 1, blocks], and c1 and c3, int32 [2, 1, 1].
     """
     low, high = torch.tensor([stream & _WORD, stream >> 32 & _WORD]).unbind()
     even = torch.stack([torch.arange(blocks), low.expand(blocks)])
@@ -197,7 +203,7 @@ def _counters(stream: int, blocks: int, device: torch.device) -> tuple[Tensor, T
 
 @functools.cache
 def _key_steps(device: torch.device) -> Tensor:
-    """What is added to the key in each round: the bits as int32 [rounds, 2, 1, 1]."""
+    """Return the increments of the key in each round: the bits as int32 [rounds, 2, 1, 1]."""
     steps = torch.tensor([[i * step & _WORD for step in KEY_STEPS] for i in range(ROUNDS)])
     return send(_signed(steps).to(torch.int32)[..., None, None], device)
 

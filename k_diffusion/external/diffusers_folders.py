@@ -155,7 +155,7 @@ def _read_index(diffusers: Any, source: str) -> Mapping[str, Any]:
             else (f'is not a folder, and no model of that name is available{why}')
         )
         raise FileNotFoundError(
-            f'{source} {where}; pass the folder of a diffusers pipeline, or a model and its '
-            'scheduler'
+            'source must be the folder of a diffusers pipeline, or a model and its scheduler; '
+            f'{source} {where}'
         ) from None
     return index
