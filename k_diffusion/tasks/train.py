@@ -324,7 +324,9 @@ def _accelerator(settings: TrainSettings, find_unused: bool) -> Any:
         mixed_precision=settings.mixed_precision,
         cpu=device.type == 'cpu',
         kwargs_handlers=[
-            accelerate.DistributedDataParallelKwargs(find_unused_parameters=find_unused)
+            accelerate.DistributedDataParallelKwargs(
+                find_unused_parameters=find_unused, gradient_as_bucket_view=True
+            )
         ],
     )
     warn_of_one_process()

@@ -314,9 +314,6 @@ class TrainSettings:
             or self.peak_flops > 0,
             f'lr must be above 0; got {self.lr}': self.lr is None or self.lr > 0,
             'shard must be left out with gns=True': not (self.shard and self.gns),
-            'shard must be left out with compile=True': not (self.shard and self.compile),
-            'mixed_precision must be bf16 where shard=True, since the loss scaling of fp16 is of '
-            'whole gradients; got fp16': not (self.shard and self.mixed_precision == 'fp16'),
             (
                 'grow must name a checkpoint where grow_config=... or grow_warmup=... say how to '
                 'grow'
