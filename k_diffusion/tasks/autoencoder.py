@@ -136,46 +136,15 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
             seed=seed,
             device=accelerator.device,
         )
-        network = _build_network(sections.model, seed).to(accelerator.device)
-        display.say(f'{n_params(network):,} parameters, {len(dataset):,} images')
-        averaged = copy.deepcopy(network).requires_grad_(False).eval()
-        optimizer = sections.optimizer.make(network)
-        lr_sched = sections.lr_sched.make(optimizer, end_step)
-        prepared, optimizer = accelerator.prepare(
-            Losses(network, sections.model.kl_weight), optimizer
-        )
         hooks: list[Hook] = [
             LogHook(folder.path / f'{name}_log.jsonl', 25, display),
             CheckpointHook(folder, settings.save_every),
         ]
-        trainer = Trainer(
-            accelerator,
-            prepared,
-            Loss(prepared, Draws(seed), network.latent_channels, network.factor),
-            optimizer,
-            lr_sched,
-            sections.ema_sched.make(),
-            Losses(averaged, 0.0),
-            loader,
-            hooks,
-            end_step=end_step,
-            clip_norm=sections.training.grad_clip,
-            seed=seed,
-        )
-        found = folder.newest()
-        if found is not None:
-            changes = changes_of(found[1], filled, extra['overrides'], fill=dict)
-            check_changes(changes, found[0], settings.reset_optimizer)
-            notes = [
-                *map(str, changes),
-                *changed_data(found[1].get('data'), extra['data'], found[0]),
-            ]
-            trainer.load_state_dict(found[1], found[0], reset_optimizer=settings.reset_optimizer)
-            if changes_loss(changes):
-                begin_losses(trainer)
-            tell_changes(
-                notes, settings.reset_optimizer, display.say, other_loss=changes_loss(changes)
-            )
+        trainer, averaged = _make_trainer(sections, accelerator, loader, hooks, end_step, seed)
+        display.say(f'{n_params(averaged):,} parameters, {len(dataset):,} images')
+        newest = folder.newest()
+        if newest is not None:
+            _resume(trainer, *newest, extra, settings.reset_optimizer, display)
         status = trainer.run()
     if status == 'interrupted':
         warnings.warn(
@@ -186,6 +155,55 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
     write_json(folder.path / f'{name}_config.json', filled)
     result = _write_results(folder.path, name, averaged, filled, loader, trainer.step)
     return replace(result, signal=trainer.stopped_by if status == 'interrupted' else None)
+
+
+def _make_trainer(
+    sections: Any,
+    accelerator: Any,
+    loader: Loader,
+    hooks: list[Hook],
+    end_step: int,
+    seed: int,
+) -> tuple[Trainer, Any]:
+    """Return the trainer of a new autoencoder, and the network of its averaged weights."""
+    network = _build_network(sections.model, seed).to(accelerator.device)
+    averaged = copy.deepcopy(network).requires_grad_(False).eval()
+    optimizer = sections.optimizer.make(network)
+    lr_sched = sections.lr_sched.make(optimizer, end_step)
+    prepared, optimizer = accelerator.prepare(Losses(network, sections.model.kl_weight), optimizer)
+    trainer = Trainer(
+        accelerator,
+        prepared,
+        Loss(prepared, Draws(seed), network.latent_channels, network.factor),
+        optimizer,
+        lr_sched,
+        sections.ema_sched.make(),
+        Losses(averaged, 0.0),
+        loader,
+        hooks,
+        end_step=end_step,
+        clip_norm=sections.training.grad_clip,
+        seed=seed,
+    )
+    return trainer, averaged
+
+
+def _resume(
+    trainer: Trainer,
+    path: Path,
+    state: dict[str, Any],
+    extra: Mapping[str, Any],
+    reset_optimizer: bool,
+    display: Display,
+) -> None:
+    """Load a checkpoint into the trainer, and report what changed since it was written."""
+    changes = changes_of(state, extra['config'], extra['overrides'], fill=dict)
+    check_changes(changes, path, reset_optimizer)
+    notes = [*map(str, changes), *changed_data(state.get('data'), extra['data'], path)]
+    trainer.load_state_dict(state, path, reset_optimizer=reset_optimizer)
+    if changes_loss(changes):
+        begin_losses(trainer)
+    tell_changes(notes, reset_optimizer, display.say, other_loss=changes_loss(changes))
 
 
 class Losses(nn.Module):

@@ -96,13 +96,7 @@ def _train(
         if main:
             folder.sweep()
         path, state = resume_from(settings.resume, folder, accelerator, settings.verify)
-        many = 'es' * (accelerator.num_processes > 1)
-        display.say(
-            f'{settings.name}: {accelerator.num_processes} process{many} on '
-            f'{accelerator.device.type}, folder {folder.path}'
-        )
-        for note in experiment.notes:
-            display.say(note)
+        _show_start(settings, experiment, accelerator, folder, display)
         over = bool(state and end_step and state['step'] >= end_step and not state.get('owed'))
         if path and state and over and not settings.evaluate_only:
             return _leave_done(settings, accelerator, folder, path, state['step'], display)
@@ -137,6 +131,23 @@ def _train(
         accelerator.wait_for_everyone()
         status = 'stopped' if status == 'interrupted' and trainer.stopped else status
     return _close(settings, trainer, folder, status, display)
+
+
+def _show_start(
+    settings: TrainSettings,
+    experiment: Experiment,
+    accelerator: Any,
+    folder: RunFolder,
+    display: Display,
+) -> None:
+    """Say where and on how many processes the run trains, and the notes of its experiment."""
+    many = 'es' * (accelerator.num_processes > 1)
+    display.say(
+        f'{settings.name}: {accelerator.num_processes} process{many} on '
+        f'{accelerator.device.type}, folder {folder.path}'
+    )
+    for note in experiment.notes:
+        display.say(note)
 
 
 def _leave_done(
