@@ -3,9 +3,10 @@
 The rooms are attributes of this package, imported when first touched: `K.sampling`, `K.external`,
 `K.layers`, `K.models`, `K.config`, `K.augmentation`, `K.utils` and so on. `K.load_model(path)`
 gives the denoiser of a trained checkpoint, `K.sample(denoiser, shape)` samples from it. The
-commands of `k-diffusion` are calls: `K.train`, `K.evaluate`, `K.likelihood`, `K.calibrate`,
-`K.clip`, `K.info`, `K.convert`, `K.checkpoints`, `K.ema`, `K.inspect_dataset`, `K.pack_dataset`,
-`K.grid`, `K.train_autoencoder`, `K.tune`, `K.demo` and `K.extract_config`.
+commands of `k-diffusion` are calls: `K.train`, `K.distill`, `K.tune`, `K.evaluate`,
+`K.likelihood`, `K.calibrate`, `K.clip`, `K.info`, `K.convert`, `K.checkpoints`, `K.ema`,
+`K.inspect_dataset`, `K.pack_dataset`, `K.grid`, `K.train_autoencoder`, `K.demo` and
+`K.extract_config`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _NAMES = {
     'clip': 'tasks.clip',
     'convert': 'tasks.convert',
     'demo': 'tasks.demo',
+    'distill': 'tasks.distill',
     'ema': 'tasks.ema',
     'evaluate': 'tasks.evaluate',
     'extract_config': 'tasks.config',
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from .tasks.convert import convert as convert
     from .tasks.dataset import inspect_dataset as inspect_dataset
     from .tasks.demo import demo as demo
+    from .tasks.distill import distill as distill
     from .tasks.ema import ema as ema
     from .tasks.evaluate import evaluate as evaluate
     from .tasks.grid import grid as grid

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .core.arguments import check_interval, check_number
@@ -165,6 +166,21 @@ class Recipe:
                 ],
             )
         )
+
+
+def map_levels(steps: int, traits: Traits) -> Tensor:
+    """Return the levels of a flow map in so many calls: even in arctan(sigma / std), from
+    sigma_max to 0.
+
+    Twice as many calls have the levels of before and one between each two.
+
+    Args:
+        steps: The number of model calls.
+        traits: Those of the model.
+    """
+    angle = math.atan(traits.sigma_max / traits.std)
+    inner = [traits.std * math.tan(angle * (1 - i / steps)) for i in range(1, steps)]
+    return torch.tensor([traits.sigma_max, *inner, 0.0], dtype=torch.float64)
 
 
 #: The finer run that `K.probe` compares with.

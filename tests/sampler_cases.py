@@ -15,7 +15,11 @@ WITHOUT_NOISE = {
     'ddpm': {'s_noise': 0.0},
 }
 #: Options that leave most of it in.
-WITH_NOISE = {'sa_solver': {'interval': (0.0, 1.0)}, 'sa_solver_pece': {'interval': (0.0, 1.0)}}
+WITH_NOISE = {
+    'sa_solver': {'interval': (0.0, 1.0)},
+    'sa_solver_pece': {'interval': (0.0, 1.0)},
+    'flow_map': {'gamma': 0.5},
+}
 
 
 def without_noise(name):

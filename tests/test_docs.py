@@ -25,6 +25,7 @@ SECTIONS = [
     *K.training.EMA_SCHEDS.values(),
     K.training.TrainingConfig,
     K.generation.SamplingConfig,
+    K.training.DistillationConfig,
     *K.encoders.ENCODERS.values(),
     *K.encoders.CONDITIONS.values(),
     K.models.AutoencoderConfig,

@@ -23,6 +23,7 @@ COMMANDS = {
     'demo': ('demo', 'train on the shipped digits for a minute and draw a grid of samples'),
     'train': ('train', 'train a model, or go on with a run that was stopped'),
     'train-autoencoder': ('autoencoder', 'train the first stage of latent diffusion'),
+    'distill': ('distill', 'turn a trained model into one of one to four model calls'),
     'sample': ('sample', 'draw images from a trained model'),
     'tune': ('tune', 'tune a model so that its samples are rewarded more'),
     'calibrate': ('calibrate', 'fit a sampler to a model, so that few steps give what many would'),

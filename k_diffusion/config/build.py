@@ -72,6 +72,13 @@ def build_wrapper(
 def _choose_denoiser(
     model: DenoiserSection, weighting: Callable[[Tensor], Tensor] | None
 ) -> Callable[[nn.Module], nn.Module]:
+    if model.flow_map:
+        return lambda inner: denoisers.FlowMap(
+            inner,
+            sigma_data=model.sigma_data,
+            weighting=weighting or model.loss_weighting,
+            preconditioning=model.preconditioning,
+        )
     if model.loss_config == 'simple':
         if model.has_variance:
             raise ValueError(

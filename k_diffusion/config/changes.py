@@ -45,6 +45,8 @@ RULES: dict[str, str | None] = {
     'training': None,
     'training.ema_widths': _NEW_RUN,
     'sampling': None,
+    'distillation': _NEW_RUN,
+    'distillation.teacher': None,  # its weights are compared instead
     'encoder': _NEW_RUN,
     'encoder.location': None,  # the encoder's weights are compared instead
     'conditions': _NEW_RUN,
@@ -112,7 +114,7 @@ def changes_of(
 
 
 #: Keys that training itself writes into a config.
-_WRITTEN = ('dataset.class_names',)
+_WRITTEN = ('dataset.class_names', 'distillation.teacher_digest')
 
 
 def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:

@@ -34,6 +34,7 @@ class Sections:
     optimizer: Any
     lr_sched: Any
     ema_sched: Any
+    distillation: training.DistillationConfig
     training: training.TrainingConfig
     sampling: generation.SamplingConfig
     encoder: Any
@@ -139,12 +140,33 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
         'sampling': read_section(
             generation.SamplingConfig, config.get('sampling', {}), 'sampling', findings
         ),
+        'distillation': read_section(
+            training.DistillationConfig, config.get('distillation', {}), 'distillation', findings
+        ),
         'encoder': choose(
             encoders.ENCODERS, config.get('encoder', {}), 'encoder', findings, 'pixels'
         ),
         'conditions': _conditions(config.get('conditions', []), findings),
     }
+    _check_distillation(parts, findings)
     return (None if findings.errors else Sections(**parts)), findings
+
+
+def _check_distillation(parts: Mapping[str, Any], findings: Findings) -> None:
+    """Refuse what the sections allow each by itself, and not together."""
+    model, distillation = parts['model'], parts['distillation']
+    if model is None or distillation is None or distillation.method is None:
+        return
+    if not model.flow_map:
+        findings.errors.append(
+            f'model.flow_map is false; it must be true with distillation.method '
+            f'{distillation.method!r}'
+        )
+    if model.guidance_input != (distillation.guidance_max is not None):
+        findings.errors.append(
+            f'model.guidance_input is {str(model.guidance_input).lower()}; it must be true where '
+            'distillation.guidance_max is given, else false'
+        )
 
 
 def fill_config(raw: Mapping[str, Any]) -> dict[str, Any] | None:

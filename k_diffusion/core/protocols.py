@@ -15,6 +15,21 @@ class DenoiseFn(Protocol):
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor: ...
 
 
+class FlowMapFn(DenoiseFn, Protocol):
+    """A flow map: (x [B, ...], sigma [B], sigma_next [B], **cond) -> where the probability flow
+    leads x from sigma to sigma_next.
+
+    Without sigma_next it leads to 0, which is a sample of the clean data: as a denoiser it is a
+    consistency model. Its attribute `flow_map` is True.
+    """
+
+    flow_map: bool
+
+    def __call__(
+        self, x: Tensor, sigma: Tensor, sigma_next: Tensor | None = None, **cond: Any
+    ) -> Tensor: ...
+
+
 class GuidedFn(DenoiseFn, Protocol):
     """A guided denoiser that also shows the estimate without the guidance: `pair` gives (guided,
     unconditional).

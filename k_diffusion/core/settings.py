@@ -52,6 +52,12 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def same_setting(kind: type, name: str) -> Any:
+    """Declare a field as another settings dataclass declares the one of this name."""
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    return dataclasses.field(default=known[name].default, metadata=known[name].metadata)
+
+
 def comma_list(
     kind: Callable[[str], V], rule: str, length: int | None = None
 ) -> Callable[[str], tuple[V, ...]]:

@@ -3,6 +3,7 @@ denoisers known in closed form.
 """
 
 from .base import PreconditionedDenoiser
+from .flow_map import FlowMap
 from .karras import Denoiser, DenoiserWithVariance, SimpleLossDenoiser
 from .scalings import SCALINGS
 from .weightings import WEIGHTINGS
@@ -12,6 +13,7 @@ __all__ = [
     'WEIGHTINGS',
     'Denoiser',
     'DenoiserWithVariance',
+    'FlowMap',
     'PreconditionedDenoiser',
     'SimpleLossDenoiser',
 ]

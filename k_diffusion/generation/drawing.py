@@ -16,8 +16,8 @@ from ..core.devices import choose_device
 from ..core.protocols import DenoiseFn
 from ..core.random import derive_seed, draw_items
 from ..core.wrapping import select_items
-from ..guidance import classifier_free
-from ..recipes import Probe, Traits, recommended
+from ..guidance import classifier_free, guide_flow_map
+from ..recipes import Probe, Traits, map_levels, recommended
 from ..sampling import Request, Sampler, find_sampler, make_noise_sampler, requests
 from ..sampling.loop import levels
 from ..schedules import BETWEEN, DISCRETE_SCHEDULES, SCHEDULES
@@ -71,7 +71,12 @@ def apply_guidance(
         denoiser: The denoiser.
         null: The replacements for removed conditions, by name.
         sampling: The section.
+
+    Raises:
+        ValueError: If there is guidance and the model is a flow map without such an input.
     """
+    if getattr(denoiser, 'flow_map', False):
+        return guide_flow_map(denoiser, sampling.guidance)
     return classifier_free(
         denoiser, null, sampling.guidance, sampling.guidance_interval or (0.0, math.inf)
     )
@@ -161,7 +166,9 @@ def sample(
     )
     if explain:
         print(explain_plan(sigmas, sampler, options, why))
-    if guidance != 1 or null is not None:
+    if getattr(denoiser, 'flow_map', False):
+        denoiser = guide_flow_map(denoiser, guidance)
+    elif guidance != 1 or null is not None:
         if null is None:
             raise ValueError(
                 f'null must be given for guidance={guidance}: the replacements for removed '
@@ -251,7 +258,9 @@ def plan(
         steps = 20 if steps is None else check_integer('steps', steps)
         if steps < 1:
             raise ValueError(f'steps must be >= 1; got {steps}')
-        if sampler is None and schedule is None:
+        if schedule is None and getattr(denoiser, 'flow_map', False):
+            made = _of_flow_map(denoiser, steps, sampler, traits, options)
+        elif sampler is None and schedule is None:
             made = _recommended(denoiser, steps, options, traits)
         else:
             made = _named(
@@ -277,9 +286,8 @@ def plan(
             f'which make {calls} steps from {sigmas[0]:g}; got steps={steps}, '
             f'sigma_min={sigma_min} and sigma_max={sigma_max}'
         )
-    return Plan(
-        sigmas, 'dpmpp_2m' if sampler is None else sampler, options, 'the noise levels were given'
-    )
+    usual = _usual(denoiser) if sampler is None else sampler
+    return Plan(sigmas, usual, options, 'the noise levels were given')
 
 
 def _recommended(
@@ -292,6 +300,22 @@ def _recommended(
     )
     options = {**recipe.options, **options}
     return Plan(recipe.levels(steps, traits, options), recipe.sampler, options, recipe.why)
+
+
+def _usual(denoiser: DenoiseFn) -> str:
+    """Return the sampler where only a schedule or noise levels are given."""
+    return 'flow_map' if getattr(denoiser, 'flow_map', False) else 'dpmpp_2m'
+
+
+def _of_flow_map(
+    denoiser: DenoiseFn, steps: int, sampler: Any, traits: Traits, options: Mapping[str, Any]
+) -> Plan:
+    """Return the plan of a flow map: its own steps, or those of a given sampler, on its levels."""
+    why = (
+        'the model is a flow map, trained for steps between any two levels; the levels are even '
+        'in arctan(sigma / sigma_data)'
+    )
+    return Plan(map_levels(steps, traits), sampler or _usual(denoiser), options, why)
 
 
 def _named(
@@ -308,7 +332,7 @@ def _named(
     whole_range: True if neither end of the noise levels was given.
     """
     usual, name = sampler is None, schedule or 'karras'
-    sampler = 'dpmpp_2m' if sampler is None else sampler
+    sampler = _usual(denoiser) if sampler is None else sampler
     low, high = traits.sigma_min, traits.sigma_max
     why = f'sampler {"usual" if usual else "given"}, schedule {"given" if schedule else "usual"}'
     table = getattr(denoiser, 'sigmas', None)

@@ -6,6 +6,7 @@ from .cfg import classifier_free
 from .cfg_zero import cfg_zero_star
 from .clip import clip_guidance, spherical_distance
 from .composition import composed
+from .flow_map import guide_flow_map
 from .frequency import frequency_decoupled
 from .gradients import classifier_guidance, loss_guidance
 from .inverse import inpainting, posterior_sampling, pseudo_inverse
@@ -29,6 +30,7 @@ __all__ = [
     'dynamic_thresholding',
     'epsilon_scaling',
     'frequency_decoupled',
+    'guide_flow_map',
     'inpainting',
     'interval_of_first_steps',
     'loss_guidance',

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.modules import forward_mode
 from ..core.tensors import append_dims
 
 
@@ -91,6 +92,8 @@ class AdaGN(ConditionedModule):
         weight, bias = (
             append_dims(t, input.ndim) for t in self.mapper(cond[self.cond_key]).chunk(2, dim=-1)
         )
+        if forward_mode():  # torch's rule for it views the input as groups
+            input = input.contiguous()
         return torch.addcmul(bias, F.group_norm(input, self.num_groups, eps=self.eps), weight + 1)
 
     def extra_repr(self) -> str:

@@ -215,13 +215,23 @@ class ImageTransformerDenoiserModelV1(ConditionedTransformer):
         num_classes: int = 0,
         dropout: float = 0.0,
         sigma_data: float = 1.0,
+        flow_map: bool = False,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         self.sigma_data = sigma_data
         self.num_classes = num_classes
         self.patch_in = Patching(in_features, patch_size)
         self.patch_out = Unpatching(out_features, patch_size)
-        self.make_condition(2, d_model, d_ff, dropout, num_classes)
+        self.make_condition(
+            2,
+            d_model,
+            d_ff,
+            dropout,
+            num_classes,
+            flow_map=flow_map,
+            guidance_input=guidance_input,
+        )
         self.in_proj = apply_wd(nn.Linear(self.patch_in.d_out, d_model, bias=False))
         self.blocks = nn.ModuleList(
             [TransformerBlock(d_model, d_ff, HEAD_SIZE, dropout=dropout) for _ in range(n_layers)]
@@ -235,12 +245,14 @@ class ImageTransformerDenoiserModelV1(ConditionedTransformer):
         sigma: Tensor,
         aug_cond: Tensor | None = None,
         class_cond: Tensor | None = None,
+        sigma_next: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
     ) -> Tensor:
         height, width = x.shape[-2:]
         a, b = self.patch_in.patch_size
         x = self.in_proj(self.patch_in(x))
         pos = make_axial_pos(height // a, width // b, device=x.device)
-        cond = self.condition(sigma, aug_cond, class_cond)
+        cond = self.condition(sigma, aug_cond, class_cond, None, sigma_next, guidance_scale)
         for block in self.blocks:
             x = block(x, pos, cond)
         return self.patch_out(self.out_proj(self.out_norm(x)), height, width)
@@ -304,4 +316,6 @@ class ImageTransformerV1Config(TransformerSection):
             num_classes=num_classes,
             dropout=self.dropout_rate,
             sigma_data=self.sigma_data,
+            flow_map=self.flow_map,
+            guidance_input=self.guidance_input,
         )

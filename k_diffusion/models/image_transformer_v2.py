@@ -142,6 +142,8 @@ class ImageTransformerDenoiserModelV2(ConditionedTransformer):
         patch_size: Sequence[int],
         num_classes: int = 0,
         mapping_cond_dim: int = 0,
+        flow_map: bool = False,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -156,6 +158,8 @@ class ImageTransformerDenoiserModelV2(ConditionedTransformer):
             mapping.dropout,
             num_classes,
             mapping_cond_dim,
+            flow_map,
+            guidance_input,
         )
         self.down_levels = nn.ModuleList([level.layers(mapping.width, dims) for level in outer])
         self.up_levels = nn.ModuleList(
@@ -178,9 +182,11 @@ class ImageTransformerDenoiserModelV2(ConditionedTransformer):
         aug_cond: Tensor | None = None,
         class_cond: Tensor | None = None,
         mapping_cond: Tensor | None = None,
+        sigma_next: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
     ) -> Tensor:
         self._check_sides(x.shape[2:])
-        cond = self.condition(sigma, aug_cond, class_cond, mapping_cond)
+        cond = self.condition(sigma, aug_cond, class_cond, mapping_cond, sigma_next, guidance_scale)
         x = self.patch_in(x.movedim(1, -1))
         pos = make_positions(x.shape[1:-1], device=x.device)
         skips = []
@@ -341,4 +347,6 @@ class ImageTransformerV2Config(TransformerSection):
             self.patch_size,
             num_classes=num_classes,
             mapping_cond_dim=self.mapping_cond_dim,
+            flow_map=self.flow_map,
+            guidance_input=self.guidance_input,
         )

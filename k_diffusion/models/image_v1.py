@@ -27,7 +27,7 @@ from ..layers.conditioning import (
     zero_init,
 )
 from ..layers.dimensions import channel_dropout, conv
-from ..layers.embeddings import FourierFeatures
+from ..layers.embeddings import FourierFeatures, MapInputs, map_features
 from ..layers.layout import channels_last
 from ..layers.resampling import Downsample, Upsample
 from .levels import GROUP_SIZE, HEAD_SIZE, check_levels, check_sides, check_skip_stages, n_groups
@@ -243,7 +243,9 @@ class ImageDenoiserModelV1(nn.Module):
     the first level in use. The condition is made of sigma, of `mapping_cond` [B, mapping_cond_dim]
     and of `class_cond` [B], whole numbers below `num_classes`, the last of which stands for no
     class. `unet_cond` [B, unet_cond_dim, ...] is laid beside the input; `cross_cond` [B, N,
-    cross_cond_dim] is attended to, save where `cross_cond_padding` [B, N] is 1.
+    cross_cond_dim] is attended to, save where `cross_cond_padding` [B, N] is 1. With `flow_map`
+    the condition is also made of `sigma_next` [B] and, with `guidance_input`, of `guidance_scale`
+    [B].
     """
 
     def __init__(
@@ -263,6 +265,8 @@ class ImageDenoiserModelV1(nn.Module):
         has_variance: bool = False,
         num_classes: int = 0,
         dims: int = 2,
+        flow_map: bool = False,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         check_levels(
@@ -302,6 +306,7 @@ class ImageDenoiserModelV1(nn.Module):
             )
         self.u_net = UNet(d_blocks, reversed(u_blocks), skip_stages)
         self._make_projections()
+        self.map_inputs = MapInputs(feats_in, guidance_input) if flow_map else None
 
     def forward(
         self,
@@ -313,9 +318,12 @@ class ImageDenoiserModelV1(nn.Module):
         cross_cond_padding: Tensor | None = None,
         return_variance: bool = False,
         class_cond: Tensor | None = None,
+        sigma_next: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         self._check_given(input, unet_cond, cross_cond, return_variance)
-        cond = {'cond': self.condition(sigma, mapping_cond, class_cond)}
+        more = map_features(self.map_inputs, sigma, sigma_next, guidance_scale)
+        cond = {'cond': self.condition(sigma, mapping_cond, class_cond, more)}
         if cross_cond is not None:
             cond['cross'] = cross_cond
         if cross_cond_padding is not None:
@@ -331,9 +339,13 @@ class ImageDenoiserModelV1(nn.Module):
         return (x, logvar) if return_variance else x
 
     def condition(
-        self, sigma: Tensor, mapping_cond: Tensor | None, class_cond: Tensor | None
+        self,
+        sigma: Tensor,
+        mapping_cond: Tensor | None,
+        class_cond: Tensor | None,
+        more: Tensor | None = None,
     ) -> Tensor:
-        """Return what modulates every AdaGN: [B, feats_in]."""
+        """Return what modulates every AdaGN: [B, feats_in]; `more` [B, feats_in] is added."""
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         embedding = self.timestep_embed(append_dims(c_noise, 2))
         if mapping_cond is not None:
@@ -351,7 +363,7 @@ class ImageDenoiserModelV1(nn.Module):
                 'class_cond was given to a model without classes; build it with num_classes or '
                 'leave it out'
             )
-        return self.mapping(embedding)
+        return self.mapping(embedding if more is None else embedding + more)
 
     def set_skip_stages(self, skip_stages: int) -> ImageDenoiserModelV1:
         """Puts more or fewer of the finest levels to rest, with new first and last projections
@@ -508,4 +520,6 @@ class ImageV1Config(ModelSection):
             has_variance=self.has_variance,
             num_classes=num_classes,
             dims=self.dims,
+            flow_map=self.flow_map,
+            guidance_input=self.guidance_input,
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.modules import checkpoint
 from ..layers.attention import attend, image, join_heads, split_heads, tokens
 from ..layers.conditioning import ConditionedModule
+from ..layers.embeddings import MapInputs, map_features
 from ..layers.layout import channels_last
 from ..layers.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from .levels import HEAD_SIZE, check_levels, check_sides, n_groups
@@ -114,6 +115,8 @@ class ImageDenoiserModelV2(nn.Module):
         dropout_rate: float = 0.0,
         patch_size: int = 1,
         num_classes: int = 0,
+        flow_map: bool = False,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         check_levels(depths, channels, self_attn_depths, None, 0, 0)
@@ -133,6 +136,7 @@ class ImageDenoiserModelV2(nn.Module):
         self.out_gain = nn.Parameter(torch.zeros(()))
         self.logvar_fourier = MPFourier(UNCERTAINTY_FEATURES)
         self.logvar = MPConv(UNCERTAINTY_FEATURES, 1)
+        self.map_inputs = MapInputs(feats, guidance_input) if flow_map else None
 
     def forward(
         self,
@@ -141,10 +145,13 @@ class ImageDenoiserModelV2(nn.Module):
         mapping_cond: Tensor | None = None,
         return_variance: bool = False,
         class_cond: Tensor | None = None,
+        sigma_next: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         self._check_given(input)
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
-        cond = self.condition(c_noise, mapping_cond, class_cond)
+        more = map_features(self.map_inputs, sigma, sigma_next, guidance_scale)
+        cond = self.condition(c_noise, mapping_cond, class_cond, more)
         x = F.pixel_unshuffle(input, self.patch_size) if self.patch_size > 1 else input
         # A channel of ones stands in for the biases.
         x = self.conv_in(channels_last(torch.cat([x, torch.ones_like(x[:, :1])], dim=1)))
@@ -166,9 +173,13 @@ class ImageDenoiserModelV2(nn.Module):
         return [i > 1 and block.resampling is None for i, block in enumerate(self.up)]
 
     def condition(
-        self, c_noise: Tensor, mapping_cond: Tensor | None, class_cond: Tensor | None
+        self,
+        c_noise: Tensor,
+        mapping_cond: Tensor | None,
+        class_cond: Tensor | None,
+        more: Tensor | None = None,
     ) -> Tensor:
-        """Return what modulates every block: [B, feats]."""
+        """Return what modulates every block: [B, feats]; `more` [B, feats] is added."""
         emb = self.emb_noise(self.fourier(c_noise))
         if self.emb_class is not None:
             null = (
@@ -192,6 +203,7 @@ class ImageDenoiserModelV2(nn.Module):
                     'mapping_cond_dim or leave it out'
                 )
             emb = emb + self.emb_cond(mapping_cond, self.cond_gain)
+        emb = emb if more is None else emb + more.to(emb)
         return mp_silu(emb)
 
     # Equations 14 to 16: the loss is |F - target|^2 / exp(u) + u, and u(sigma) a linear map of
@@ -318,4 +330,6 @@ class ImageV2Config(ModelSection):
             dropout_rate=self.dropout_rate,
             patch_size=self.patch_size,
             num_classes=num_classes,
+            flow_map=self.flow_map,
+            guidance_input=self.guidance_input,
         )

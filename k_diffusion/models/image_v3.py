@@ -285,6 +285,11 @@ class ImageV3Config(ModelSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.flow_map:
+            raise ValueError(
+                'flow_map is true, and image_v3 takes one noise level; take image_v1, image_v2 or '
+                'a transformer'
+            )
         check_above(0, patch_size=self.patch_size, mapping_out=self.mapping_out)
         check_above(-1, mapping_cond_dim=self.mapping_cond_dim, unet_cond_dim=self.unet_cond_dim)
         check_share(dropout_rate=self.dropout_rate)

@@ -45,11 +45,17 @@ class DenoiserSection:
     )
     loss_scales: int = 1
     loss_contrast: float = 0.0  # contrastive flow matching
+    flow_map: bool = False  # a map between two levels, M(x, sigma, sigma_next): few model calls
+    guidance_input: bool = False  # a flow map that is given the guidance scale
 
     def __post_init__(self) -> None:
         check_above(0, sigma_data=self.sigma_data)
         check_above(-1, loss_scales=self.loss_scales)
         check_share(loss_contrast=self.loss_contrast)
+        if self.guidance_input and not self.flow_map:
+            raise ValueError(
+                'guidance_input is true; it must be false for a model that is not a flow map'
+            )
 
 
 @dataclass(kw_only=True)

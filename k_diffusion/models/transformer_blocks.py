@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..layers import fused
 from ..layers.conditioning import zero_init
-from ..layers.embeddings import FourierFeatures
+from ..layers.embeddings import FourierFeatures, MapInputs, map_features
 from . import flags
 from .tagging import apply_wd, filter_params, param_groups, tag_module
 
@@ -142,6 +142,8 @@ class ConditionedTransformer(nn.Module, ABC):
         dropout: float = 0.0,
         num_classes: int = 0,
         mapping_cond_dim: int = 0,
+        flow_map: bool = False,
+        guidance_input: bool = False,
     ) -> None:
         """Creates the modules that `condition` uses, under the names that checkpoints know."""
         self.time_emb = FourierFeatures(1, width)
@@ -153,6 +155,7 @@ class ConditionedTransformer(nn.Module, ABC):
             nn.Linear(mapping_cond_dim, width, bias=False) if mapping_cond_dim else None
         )
         self.mapping = tag_module(MappingNetwork(n_layers, width, d_ff, dropout=dropout), 'mapping')
+        self.map_inputs = MapInputs(width, guidance_input) if flow_map else None
 
     def condition(
         self,
@@ -160,6 +163,8 @@ class ConditionedTransformer(nn.Module, ABC):
         aug_cond: Tensor | None = None,
         class_cond: Tensor | None = None,
         mapping_cond: Tensor | None = None,
+        sigma_next: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
     ) -> Tensor:
         """Return what modulates every block, [B, width]: the noise level, the augmentation (none
         by default), the class and the rest.
@@ -183,7 +188,8 @@ class ConditionedTransformer(nn.Module, ABC):
                 )
             if module is not None:
                 x = x + module(given)
-        return self.mapping(x)
+        more = map_features(self.map_inputs, sigma, sigma_next, guidance_scale)
+        return self.mapping(x if more is None else x + more)
 
     def param_groups(
         self, base_lr: float = 5e-4, mapping_lr_scale: float = 1 / 3

@@ -93,7 +93,7 @@ from .samplers.cfg_pp import (
     sample_res_multistep_cfg_pp,
 )
 from .samplers.ddim import sample_ddim, sample_ddpm
-from .samplers.distilled import sample_lcm, sample_tcd
+from .samplers.distilled import sample_flow_map, sample_lcm, sample_tcd
 from .samplers.dpm import sample_dpm_2, sample_dpm_2_ancestral, sample_dpm_adaptive, sample_dpm_fast
 from .samplers.dpm_solver import DPMSolver
 from .samplers.dpmpp import (

@@ -164,6 +164,25 @@ class Step:
             self.show(x, sigma, pair[0], uncond_denoised=pair[1])
         return pair
 
+    def ask_map(self, x: Tensor, sigma_next: float) -> Asking[Tensor]:
+        """Ask a flow map for M(x, sigma, sigma_next): x = yield from step.ask_map(x, level).
+
+        Of a model that is not a flow map it is a step of Euler's method. The callback is shown the
+        mean estimate G in M = q x + (1 - q) G, q = sigma_next / sigma, and M follows its edits.
+        """
+        steps, share = self._steps, sigma_next / self.sigma
+        if not getattr(steps.watch, 'flow_map', False):
+            return torch.lerp((yield from self.ask(x)), x, share)
+        cond = {**steps.extra_args, 'sigma_next': x.new_full((x.shape[0],), sigma_next)}
+        moved = yield from steps.watch.ask(
+            x, x.new_full((x.shape[0],), self.sigma), cond, self.sigma
+        )
+        if share == 1:
+            return moved
+        steps.watch.denoised = mean = (moved - share * x) / (1 - share)
+        self.show(x, self.sigma, mean)
+        return torch.lerp(mean, x, share)
+
     def denoise(
         self, x: Tensor, sigma: float | None = None, draft: bool = False, borrow: bool = False
     ) -> Tensor:

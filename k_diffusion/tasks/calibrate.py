@@ -30,7 +30,7 @@ from ..sampling.calibration.published import Published
 from ..sampling.calibration.reference_runs import Teacher
 from . import calibrations, guiding
 from .conditioning import guide, requested_conditions
-from .model import ModelSettings, open_model
+from .model import ModelSettings, open_model, refuse_flow_map
 from .progress import show_progress
 from .sample import read_classes, read_interval
 
@@ -202,6 +202,7 @@ class _Work:
     def __init__(self, settings: CalibrateSettings, path: Path) -> None:
         self.settings = settings
         self.denoiser, self.experiment, self.device = open_model(settings)
+        refuse_flow_map(self.denoiser, settings.checkpoint)
         self.auto = settings.guidance == AUTO
         scale = None if isinstance(settings.guidance, str) else settings.guidance
         self.sampling = choose_sampling(

@@ -21,7 +21,7 @@ from ..core.python_files import digest_code
 from ..core.random import derive_seed
 from ..core.settings import at_least, check_settings, setting, takes_settings
 from ..evaluation import image_bits
-from .model import ModelSettings, open_model
+from .model import ModelSettings, open_model, refuse_flow_map
 from .processes import World, in_pieces, share_of, world
 from .progress import show_progress
 from .reference import DATASET_WORDS, chosen_pictures, classes_of, open_reference
@@ -119,6 +119,7 @@ class _Task:
         self.denoiser, experiment, self.device = open_model(
             settings, processes.device(settings.device)
         )
+        refuse_flow_map(self.denoiser, settings.checkpoint)
         sections = experiment.sections
         model = sections.model
         if sections.encoder.type != 'pixels' or sections.conditions:

@@ -71,6 +71,19 @@ def open_model(
     return denoiser, cast(Experiment, denoiser.experiment), device
 
 
+def refuse_flow_map(denoiser: Any, checkpoint: Any) -> None:
+    """Refuse a model of two noise levels, where a task needs a denoiser.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if getattr(denoiser, 'flow_map', False):
+        raise ValueError(
+            f'checkpoint must be of a denoiser; {checkpoint} is a flow map: give the one that it '
+            'was distilled from'
+        )
+
+
 def find_sampler_problem(sampler: Any, *also: str) -> str | None:
     """Return what is wrong with the name of a sampler, or None.
 

@@ -92,7 +92,7 @@ def noise_of(entry: Sampler) -> str:
     """Return when a sampler draws noise: 'yes', 'with <option>', or nothing."""
     if entry.stochastic or entry.noise is None:
         return 'yes' if entry.stochastic else ''
-    return 'with ' + next(name for name in ('s_churn', 'eta') if name in entry.options)
+    return 'with ' + next(name for name in ('s_churn', 'eta', 'gamma') if name in entry.options)
 
 
 def _options(options: dict[str, Parameter]) -> dict[str, Any]:

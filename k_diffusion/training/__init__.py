@@ -8,6 +8,7 @@ from .checkpoints.lock import Taken, run_lock
 from .checkpoints.manifest import Manifest, Record
 from .checkpoints.reading import load_weights, read_training_checkpoint, unwrap
 from .checkpoints.retention import Retention
+from .distillation import DistillationConfig
 from .ema import (
     EMA_SCHEDS,
     EMAWarmup,
@@ -50,6 +51,7 @@ __all__ = [
     'CheckpointHook',
     'ConstantLRConfig',
     'ConstantLRWithWarmup',
+    'DistillationConfig',
     'Diverged',
     'EMAWarmup',
     'ExponentialLR',

@@ -201,6 +201,37 @@ def test_text_and_a_coarse_picture_from_config_to_samples(tiny, tmp_path):
         sample(run.checkpoint, 4, tmp_path / 'b', cond=['txt=x'], **SAMPLING)
 
 
+FAST = {'steps': 2, 'demo_every': 2, 'sample_n': 4, 'device': 'cpu', 'show': False}
+
+
+def test_a_latent_model_is_distilled(latent, tmp_path):
+    run = trained(latent, tmp_path / 'run')
+    few = {'paths': 4, 'path_steps': 2, 'path_share': 0.5, **FAST}
+    fast = K.distill(run.checkpoint, name='fast', run_dir=tmp_path / 'fast', guidance=2.0, **few)
+    drawn = sample(fast.checkpoint, 3, tmp_path / 'out', steps=1, device='cpu', show=False)
+    assert drawn.images.shape == (3, 1, 16, 16) and drawn.images.std() > 0.01
+
+
+@pytest.mark.parametrize('method', ['cmt', 'ect'])
+def test_a_model_with_conditions_is_distilled(tiny, tmp_path, method):
+    config = conditional(
+        tiny,
+        tmp_path,
+        [{'type': 'text', 'template': 'the digit {}'}, {'type': 'super-resolution', 'factor': 4}],
+        cross_cond_dim=64,
+        cross_attn_depths=[False, True],
+        unet_cond_dim=1,
+    )
+    run = trained(config, tmp_path / 'run')
+    more = {'paths': 4, 'path_steps': 2, 'path_share': 1.0} if method == 'cmt' else {}
+    settings = {'method': method, 'guidance': 2.0, **more, **FAST}
+    fast = K.distill(run.checkpoint, name='fast', run_dir=tmp_path / 'fast', **settings)
+    save_image(tmp_path / 'p.png', torch.rand(1, 16, 16) * 2 - 1)
+    ask = [f'super-resolution={tmp_path}/p.png', 'text=the digit 3']
+    one = {'cond': ask, 'steps': 1, 'device': 'cpu', 'show': False}
+    assert sample(fast.checkpoint, 2, tmp_path / 'out', **one).images.isfinite().all()
+
+
 def test_conditions_matter_and_guidance_takes_them_away(tiny, tmp_path):
     config = conditional(tiny, tmp_path, [{'type': 'text', 'into': 'mapping'}], mapping_cond_dim=64)
     run = trained(config, tmp_path / 'run', end_step=3)

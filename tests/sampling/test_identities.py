@@ -64,6 +64,8 @@ from k_diffusion.sampling import SAMPLERS
         (('ipndm', {'order': 1}), ('euler', {})),
         (('lcm', {}), ('tcd', {'gamma': 1.0})),
         (('tcd', {'gamma': 0.0}), ('euler', {})),
+        (('lcm', {}), ('flow_map', {'gamma': 1.0})),
+        (('flow_map', {}), ('euler', {})),
         (('restart', {'intervals': ()}), ('heun', {})),
         (('heun', {'euler_below': 100.0}), ('euler', {})),
         (('heun', {'lower_order_final': 99}), ('euler', {})),

@@ -1,4 +1,5 @@
-"""Samplers for distilled models, whose estimate is a sample: LCM and TCD.
+"""Samplers for distilled models: LCM and TCD, for those whose estimate is a sample, and the steps
+of a flow map.
 
 Other samplers lose variance with such models at any number of steps.
 """
@@ -92,6 +93,42 @@ def sample_tcd(
         share = sigma_s / sigma if sigma else 0.0
         table.append(Row(share, (1 - share,), math.sqrt(max(0.0, sigma_next**2 - sigma_s**2))))
     return walk_table(steps, x, table, s_noise)
+
+
+@sampler(
+    order=1,
+    noise='path',
+    family='distilled models',
+    reference='Boffi et al. 2024, arXiv:2406.07507; Kim et al. 2023, arXiv:2310.02279',
+)
+def sample_flow_map(
+    steps: Steps, x: Tensor, *, gamma: float = 0.0, s_noise: float = 1.0
+) -> Run[Tensor]:
+    """Take steps of a flow map: x' = M(x, sigma, sqrt(1 - gamma^2) sigma') + gamma sigma' z.
+
+    M is the model's own map between two levels, exact for steps of any length if the model is. For
+    a model that is not a flow map, M is a step of Euler's method. 1 NFE.
+
+    Args:
+        gamma: From 0 (no noise) to 1 (consistency sampling, as `lcm`).
+        s_noise: Factor of the noise.
+
+    Raises:
+        ValueError: If gamma is outside [0, 1].
+
+    References:
+        Boffi et al. (2024), arXiv:2406.07507.
+        Kim et al. (2023), arXiv:2310.02279 (gamma).
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(
+            f'gamma must be from 0 (no noise) to 1 (as much as consistency sampling); got {gamma}'
+        )
+    for step in steps:
+        x = yield from step.ask_map(x, math.sqrt(1 - gamma**2) * step.sigma_next)
+        x = step.add_noise(x, gamma * step.sigma_next * s_noise)
+        x = yield x
+    return x
 
 
 def _vp_time(sigma: float) -> float:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ from ...training.batches import BatchSource
 from ...training.hooks import PlaceHook
 from .demo_grid import DemoHook, SkippedNotice
 from .display import Display
+from .distilling import Distillation, Distiller, add_missing_inputs, open_teacher
 from .evaluation_hook import EvaluationHook
 from .held_out import items_to_train_on, make_held_out_loss
 from .micro_batches import compiled, count_item_flops, portions
@@ -75,7 +76,16 @@ def assemble(
     seed: int,
 ) -> Trainer:
     """Return the trainer of a run that goes on from `state`, with nothing loaded into it yet."""
-    new = _make_network(settings, experiment, seed, accelerator.device, fresh=state is None)
+    teacher = open_teacher(
+        experiment,
+        state,
+        copy.deepcopy(settings.network),
+        accelerator.device,
+        settings.allow_code,
+    )
+    new = _make_network(
+        settings, experiment, seed, accelerator.device, fresh=state is None, teacher=teacher
+    )
     network = experiment.network
     display.say(
         f'{n_params(network):,} parameters'
@@ -111,9 +121,10 @@ def assemble(
     model = accelerator.prepare_model(fast, evaluation_mode=settings.shard)
     optimizer = accelerator.prepare_optimizer(optimizer)
     conditions = experiment.conditions(accelerator.device)
-    dataset = sections.dataset
     draws = Draws(seed, NEWEST if state is None else state.get('draws') or 1)
-    loss: Any = _make_objective(settings, experiment, model, draws, conditions)
+    null = null_conditions(sections.dataset.num_classes, conditions)
+    distillation = Distillation(experiment, teacher, conditions, null, draws, end_step)
+    loss: Any = _choose_loss(settings, distillation, model, loader, folder, accelerator, display)
     source: BatchSource = loader
     if settings.objective is not None:
         source, loss = settings.objective.prepare(
@@ -129,7 +140,7 @@ def assemble(
         experiment.wrap(ema_model),
         accelerator.is_main_process,
         shown,
-        null_conditions(dataset.num_classes, conditions),
+        null,
         flops,
     )
     watching = _make_watching(
@@ -156,20 +167,39 @@ def assemble(
     )
 
 
-def _make_objective(
-    settings: TrainSettings, experiment: Experiment, model: nn.Module, draws: Draws, conditions: Any
-) -> Objective:
-    dataset = experiment.sections.dataset
-    return Objective(
+def _choose_loss(
+    settings: TrainSettings,
+    distillation: Distillation,
+    model: nn.Module,
+    loader: Loader | StreamLoader,
+    folder: RunFolder,
+    accelerator: Any,
+    display: Display,
+) -> Objective | Distiller:
+    """Return the loss as a function of a batch: that of a denoiser, or of a distillation."""
+    experiment = distillation.experiment
+    sections = experiment.sections
+    objective = Objective(
         experiment.wrap(model),
         experiment.density,
-        draws,
-        num_classes=dataset.num_classes,
-        cond_dropout_rate=dataset.cond_dropout_rate,
-        memory_format=_memory_format(experiment.sections),
-        conditions=conditions,
+        distillation.draws,
+        num_classes=sections.dataset.num_classes,
+        cond_dropout_rate=sections.dataset.cond_dropout_rate,
+        memory_format=_memory_format(sections),
+        conditions=distillation.conditions,
         compute=settings.loss,
     )
+    if sections.distillation.method is None:
+        return objective
+    with accelerator.main_process_first():
+        return distillation.make_loss(
+            model,
+            objective,
+            loader.items_per_step,
+            folder.path,
+            accelerator.device,
+            display.say,
+        )
 
 
 def _make_watching(
@@ -248,9 +278,15 @@ def _make_snapshots(
 
 
 def _make_network(
-    settings: TrainSettings, experiment: Experiment, seed: int, device: torch.device, fresh: bool
+    settings: TrainSettings,
+    experiment: Experiment,
+    seed: int,
+    device: torch.device,
+    fresh: bool,
+    teacher: nn.Module | None = None,
 ) -> list[str]:
-    """Make the network as it starts: drawn from the seed, an inference file's, grown, or given.
+    """Make the network as it starts: drawn from the seed, an inference file's, grown, the
+    teacher's, or given.
 
     A run that goes on has its weights in its checkpoint, so that what it was grown from may be gone
     by then.
@@ -267,6 +303,10 @@ def _make_network(
         network = experiment.network
         if settings.grow and fresh:
             new = inherit_weights(network, settings.grow, settings.grow_config, settings.verify)
+        elif teacher is not None and fresh:
+            weights = cast(nn.Module, teacher.inner_model).state_dict()
+            section = experiment.sections.distillation
+            load_weights(network, add_missing_inputs(network, weights), section.teacher)
     if settings.resume_inference:
         weights, _ = read_weights(settings.resume_inference, verify=settings.verify)
         load_weights(network, weights, settings.resume_inference)

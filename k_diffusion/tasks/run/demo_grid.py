@@ -75,7 +75,10 @@ class DemoHook:
         mine, n = share_of(self.n, trainer.accelerator)
         cond = {'class_cond': torch.tensor(mine) % num_classes} if num_classes else {}
         cond.update({key: value[mine] for key, value in self.conditions.items()})
-        sampling = choose_sampling(vars(self.experiment.sections.sampling), steps=self.steps)
+        few = getattr(self.denoiser, 'flow_map', False)
+        sampling = choose_sampling(
+            vars(self.experiment.sections.sampling), steps=None if few else self.steps
+        )
         denoise = apply_guidance(self.denoiser, self.null, sampling) if self.null else self.denoiser
         sigmas, sampler, options = choose_plan(
             self.denoiser, sampling, bool(self.null) and sampling.guidance != 1

@@ -26,7 +26,7 @@ from ..reference import chosen_pictures, classes_of, make_extractor, open_refere
 
 COLUMNS = ('step', 'time', 'loss', 'fid', 'kid')  # the original's
 REFERENCE = 10_000  # pictures at most that samples are compared with
-STEPS = 50  # model calls of a sample
+STEPS = 50  # model calls of a sample (of a flow map: the config's)
 
 
 @dataclasses.dataclass
@@ -137,7 +137,8 @@ class EvaluationHook:
             device,
             self.experiment.gives_pictures,
         )
-        how = choose_sampling(vars(self.experiment.sections.sampling), steps=STEPS)
+        few = getattr(self.denoiser, 'flow_map', False)
+        how = choose_sampling(vars(self.experiment.sections.sampling), steps=None if few else STEPS)
         return extractor, features, self._draw(how, classes_of(reference, indices), device)
 
     def _draw(self, how: SamplingConfig, classes: list[int] | None, device: torch.device) -> Draw:

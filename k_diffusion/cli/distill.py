@@ -1,0 +1,29 @@
+"""k-diffusion distill: turns a trained model into one that samples in one to four model calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..tasks.distill import distill
+from ..tasks.run.settings import Run
+from .flags import run_command
+
+_EXAMPLE = """examples:
+  k-diffusion distill --checkpoint runs/demo --name fast
+  k-diffusion sample --checkpoint runs/fast -n 100 --steps 1
+  k-diffusion evaluate --checkpoint runs/fast --steps 4
+
+The same command again goes on where the run stopped. Everything lands in runs/NAME."""
+
+
+def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion distill') -> int:
+    """Run the command."""
+    return run_command(
+        prog,
+        distill,
+        lambda run: '',
+        about=__doc__,
+        example=_EXAMPLE,
+        as_json=Run.summary,
+        argv=argv,
+    )

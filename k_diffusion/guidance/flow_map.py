@@ -1,0 +1,44 @@
+"""The guidance scale of a flow map: an input of the model, or a part of it already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..core.protocols import DenoiseFn
+from ..core.wrapping import DenoiserWrapper
+
+
+def guide_flow_map(flow_map: DenoiseFn, scale: float) -> DenoiseFn:
+    """M' = M(x, sigma, sigma_next, scale) of a flow map that is given the scale; another one as it
+    is, which has its guidance distilled in.
+
+    Args:
+        flow_map: the flow map.
+        scale: the scale; 1 is none.
+
+    Raises:
+        ValueError: there is a scale, and the flow map has no such input.
+
+    References:
+        Geng et al. 2025, "Improved mean flows", arXiv:2512.02012, for the scale as an input.
+    """
+    sections = getattr(getattr(flow_map, 'experiment', None), 'sections', None)
+    if sections is not None and sections.model.guidance_input:
+        return _AtScale(flow_map, scale)
+    if scale != 1:
+        raise ValueError(
+            f'guidance must be left out for a flow map, which has its own distilled in; got {scale}'
+        )
+    return flow_map
+
+
+@dataclass(frozen=True)
+class _AtScale(DenoiserWrapper):
+    denoise: DenoiseFn
+    scale: float
+
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        return self.denoise(x, sigma, guidance_scale=x.new_full((len(x),), self.scale), **cond)
