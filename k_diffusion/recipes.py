@@ -169,10 +169,9 @@ class Recipe:
 
 
 def map_levels(steps: int, traits: Traits) -> Tensor:
-    """Return the levels of a flow map in so many calls: even in arctan(sigma / std), from
-    sigma_max to 0.
+    """Return the levels of a flow map: even in arctan(sigma / std), from sigma_max to 0.
 
-    Twice as many calls have the levels of before and one between each two.
+    Doubling the number of calls keeps the levels and adds one between each two.
 
     Args:
         steps: The number of model calls.

@@ -12,18 +12,20 @@ from ..core.wrapping import DenoiserWrapper
 
 
 def guide_flow_map(flow_map: DenoiseFn, scale: float) -> DenoiseFn:
-    """M' = M(x, sigma, sigma_next, scale) of a flow map that is given the scale; another one as it
-    is, which has its guidance distilled in.
+    """Return a flow map at a guidance scale, if the scale is one of its inputs.
+
+    M' = M(x, sigma, sigma_next, scale). Other flow maps have their guidance distilled in and are
+    returned unchanged.
 
     Args:
-        flow_map: the flow map.
-        scale: the scale; 1 is none.
+        flow_map: The flow map.
+        scale: The scale; 1 disables guidance.
 
     Raises:
-        ValueError: there is a scale, and the flow map has no such input.
+        ValueError: If there is a scale, and the flow map has no such input.
 
     References:
-        Geng et al. 2025, "Improved mean flows", arXiv:2512.02012, for the scale as an input.
+        Geng et al. (2025), "Improved mean flows", arXiv:2512.02012, for the scale as an input.
     """
     sections = getattr(getattr(flow_map, 'experiment', None), 'sections', None)
     if sections is not None and sections.model.guidance_input:

@@ -1,5 +1,4 @@
-"""Samplers for distilled models: LCM and TCD, for those whose estimate is a sample, and the steps
-of a flow map.
+"""Samplers of distilled models: LCM and TCD for consistency models, and flow-map steps.
 
 Other samplers lose variance with such models at any number of steps.
 """
