@@ -23,7 +23,7 @@ from ..core.tensors import append_dims
 from ..layers.attention import attend, image, join_heads, split_heads, tokens
 from ..layers.conditioning import ConditionedModule, zero_init
 from ..layers.dimensions import channel_dropout, conv
-from ..layers.embeddings import FourierFeatures
+from ..layers.embeddings import FourierFeatures, MapInputs, map_features
 from ..layers.layout import channels_last
 from .levels import HEAD_SIZE, check_levels, check_sides, n_groups
 from .section import ModelSection, check_above, check_share
@@ -137,6 +137,8 @@ class ImageDenoiserModelV3(nn.Module):
         has_variance: bool = False,
         num_classes: int = 0,
         dims: int = 2,
+        flow_map: bool = False,
+        guidance_input: bool = False,
     ) -> None:
         super().__init__()
         check_levels(depths, channels, self_attn_depths, None, 0, 0)
@@ -159,6 +161,7 @@ class ImageDenoiserModelV3(nn.Module):
         self.down = nn.ModuleList(Level(dims, feats, *level, dropout_rate) for level in levels)
         self.up = nn.ModuleList(Level(dims, feats, *level, dropout_rate) for level in levels)
         self._make_resampling()
+        self.map_inputs = MapInputs(feats, guidance_input) if flow_map else None
 
     def forward(
         self,
@@ -168,9 +171,12 @@ class ImageDenoiserModelV3(nn.Module):
         unet_cond: Tensor | None = None,
         return_variance: bool = False,
         class_cond: Tensor | None = None,
+        sigma_next: Tensor | None = None,
+        guidance_scale: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         self._check_given(input, unet_cond, return_variance)
-        cond = self.condition(sigma, mapping_cond, class_cond)
+        more = map_features(self.map_inputs, sigma, sigma_next, guidance_scale)
+        cond = self.condition(sigma, mapping_cond, class_cond, more)
         x = input if unet_cond is None else torch.cat([input, unet_cond], dim=1)
         x = fold_patches(x, self.patch_size) if self.patch_size > 1 else x
         x = self.conv_in(channels_last(x))
@@ -191,9 +197,13 @@ class ImageDenoiserModelV3(nn.Module):
         return (x, logvar) if return_variance else x
 
     def condition(
-        self, sigma: Tensor, mapping_cond: Tensor | None, class_cond: Tensor | None
+        self,
+        sigma: Tensor,
+        mapping_cond: Tensor | None,
+        class_cond: Tensor | None,
+        more: Tensor | None = None,
     ) -> Tensor:
-        """Return what modulates every branch: [B, feats]."""
+        """Return what modulates every branch: [B, feats]; `more` [B, feats] is added."""
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         embedding = self.embed_sigma(append_dims(c_noise, 2))
         if mapping_cond is not None:
@@ -211,7 +221,7 @@ class ImageDenoiserModelV3(nn.Module):
                 'class_cond was given to a model without classes; build it with num_classes or '
                 'leave it out'
             )
-        features: Tensor = self.mapping(embedding)
+        features: Tensor = self.mapping(embedding if more is None else embedding + more)
         return features
 
     def param_groups(self, base_lr: float = 2e-4) -> list[dict[str, Any]]:
@@ -285,11 +295,6 @@ class ImageV3Config(ModelSection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.flow_map:
-            raise ValueError(
-                'flow_map is true, and image_v3 takes one noise level; take image_v1, image_v2 or '
-                'a transformer'
-            )
         check_above(0, patch_size=self.patch_size, mapping_out=self.mapping_out)
         check_above(-1, mapping_cond_dim=self.mapping_cond_dim, unet_cond_dim=self.unet_cond_dim)
         check_share(dropout_rate=self.dropout_rate)
@@ -315,4 +320,6 @@ class ImageV3Config(ModelSection):
             has_variance=self.has_variance,
             num_classes=num_classes,
             dims=self.dims,
+            flow_map=self.flow_map,
+            guidance_input=self.guidance_input,
         )

@@ -24,6 +24,7 @@ U_NET = {
 NETWORKS = {
     'image_v1': U_NET,
     'image_v2': U_NET,
+    'image_v3': U_NET,
     'image_transformer_v1': {'patch_size': [2, 2], 'depth': 1, 'width': 64},
     'image_transformer_v2': {
         'patch_size': [2, 2],
