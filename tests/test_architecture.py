@@ -160,7 +160,7 @@ def test_files_and_functions_stay_small():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
                 first = node.body[1 if ast.get_docstring(node) and len(node.body) > 1 else 0]
-                assert node.end_lineno - first.lineno < 90, f'{path.name}: {node.name}'
+                assert node.end_lineno - first.lineno < 60, f'{path.name}: {node.name}'
 
 
 @pytest.mark.parametrize(

@@ -230,37 +230,36 @@ class _Work:
             * self.high
         )
         self.model = fingerprint(self.denoiser.state_dict())
-        named = getattr(settings.extractor, '__name__', settings.extractor)
-        guidance = (
-            (
+        self.fits = calibrations.Unfinished(path, self._determining_facts())
+        self.judge = self._make_judge() if self.auto else None
+        self._teachers: dict[Any, Any] = {}
+
+    def _determining_facts(self) -> tuple[Any, ...]:
+        """Return everything that determines the fits; a call with the same facts continues them."""
+        settings, extractor = self.settings, self.settings.extractor
+        guidance: Any = self._labels(self.sampling)
+        if self.auto:
+            guidance = (
                 AUTO,
                 settings.metric,
                 settings.samples,
-                getattr(settings.extractor, 'fingerprint', named),
+                getattr(extractor, 'fingerprint', getattr(extractor, '__name__', extractor)),
                 self.sampling.guidance_interval,
             )
-            if self.auto
-            else self._labels(self.sampling)
+        return (
+            self.model,
+            guidance,
+            tuple(sorted(self.cond)),
+            self.low,
+            self.high,
+            settings.noises,
+            tuple(settings.bases),
+            settings.batch_size,
+            settings.seed,
+            self.experiment.shape,
+            str(self.device),
+            fingerprint(self.cond),
         )
-        self.fits = calibrations.Unfinished(
-            path,
-            (
-                self.model,
-                guidance,
-                tuple(sorted(cond)),
-                self.low,
-                self.high,
-                settings.noises,
-                tuple(settings.bases),
-                settings.batch_size,
-                settings.seed,
-                shape,
-                str(self.device),
-                fingerprint(self.cond),
-            ),
-        )
-        self.judge = self._make_judge() if self.auto else None
-        self._teachers: dict[Any, Any] = {}
 
     def _make_judge(self) -> guiding.Judge:
         settings, say = self.settings, _LOG.info if self.settings.show else lambda text: None

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from k_diffusion.cli.entry import main
-from k_diffusion.tasks.run import assembly as run
+from k_diffusion.tasks.run import assembly
 from k_diffusion.training import RunFolder
 
 
@@ -31,10 +31,10 @@ def train(tiny, tmp_path, monkeypatch, capsys):
     """train(act, *flags) -> the exit status of a run, which `act` is done to after step 3, and
     what it said.
     """
-    make = run._make_hooks
+    make = assembly.make_hooks
 
     def start(act, *flags):
-        monkeypatch.setattr(run, '_make_hooks', lambda *args: [At(3, act), *make(*args)])
+        monkeypatch.setattr(assembly, 'make_hooks', lambda *args: [At(3, act), *make(*args)])
         status = main(
             [
                 'train',

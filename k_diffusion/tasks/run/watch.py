@@ -14,10 +14,10 @@ from ...core.remote import is_url
 from ...training import Retention, RunFolder, Trainer
 from ...training.checkpoints.uploads import RunUploads, UploadHook
 from ...training.spikes import SpikeGuard
-from .assembly import LOG_EVERY
 from .batch_dump import BatchDump
 from .display import Display
 from .events import EventHook, Events, facts_of_place, facts_of_run
+from .hooks import LOG_EVERY
 from .profiling import ProfileHook
 from .settings import TrainSettings
 
