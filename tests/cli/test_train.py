@@ -174,7 +174,7 @@ def test_json_line(tiny, tmp_path, capsys):
         ),
         (
             ('model', 'sigma_sample_density', {'type': 'loguniform', 'min_value': 100}),
-            'model.sigma_sample_density.min_value is 100',
+            'model.sigma_sample_density.min_value and max_value must satisfy',
         ),
         (('sampling', 'schedule', 'vp'), 'sampling.schedule: unknown schedule'),
     ],

@@ -114,7 +114,7 @@ def test_refused_bounds(name, bounds):
         ),
         (lambda: schedules.flow_table(shift=-1.0), 'shift must be .*; got -1'),
         (lambda: schedules.flow_table(n=0), 'n must be a positive integer; got 0'),
-        (lambda: beta_quantile(1.1, 0.6, 0.6), 'no quantile'),
+        (lambda: beta_quantile(1.1, 0.6, 0.6), 'p must be in'),
     ],
 )
 def test_other_refusals(call, complaint):

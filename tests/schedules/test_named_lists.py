@@ -245,6 +245,6 @@ def test_a_flow_denoiser_with_a_shift_by_tokens():
         denoiser.get_sigmas(7)
     plain = K.external.FlowDenoiser(lambda x, t: x, shift=3.0)
     with pytest.raises(
-        ValueError, match='tokens must be left out where the shift is a number, 3; got 1024'
+        ValueError, match='tokens must be omitted where the shift is a number, 3; got 1024'
     ):
         plain.get_sigmas(7, tokens=1024)

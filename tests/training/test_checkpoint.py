@@ -244,7 +244,7 @@ def test_weights_must_be_tensors_by_name(saved):
         with pytest.raises(ValueError, match='among its weights, which must be tensors'):
             read_weights(path, verify=False)
     torch.save({**good, 'config': 7}, path)
-    with pytest.raises(ValueError, match='holds int as its config'):
+    with pytest.raises(ValueError, match='must hold a dict as its config; got int'):
         read_weights(path, verify=False)
 
 
