@@ -4,20 +4,8 @@ from __future__ import annotations
 
 from ..schedules import BETWEEN
 from .arguments import as_condition, batch_shape, device_of, make_seeds, refuse_unwrapped
-from .drawing import (
-    Plan,
-    apply_guidance,
-    choose_plan,
-    explain_plan,
-    generate,
-    known_levels,
-    list_calls,
-    plan,
-    request_batch,
-    sample,
-    sample_batch,
-    stops_at,
-)
+from .drawing import apply_guidance, generate, list_calls, request_batch, sample, sample_batch
+from .planning import Plan, choose_plan, explain_plan, known_levels, plan, stops_at
 from .settings import SamplingConfig, choose_sampling, split_title
 
 __all__ = [

@@ -1,64 +1,56 @@
-"""The training loop: a loss, a loader and hooks in; weights, their average and checkpoints out."""
+"""The training loop: optimizer steps, the average of the weights, and hooks."""
 
 from __future__ import annotations
 
 import math
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import KW_ONLY, dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from dataclasses import KW_ONLY, dataclass
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch import Tensor
 
 from ..core.devices import send_together
-from ..core.draws import Draws
 from ..core.errors import Gone, Stop, StopAsked
-from ..core.random import derive_seed, generator
-from .batches import Batch, BatchSource, Part, check_parts
-from .checkpoints.reading import load_weights, unwrap
-from .ema import EMASched, ema_pairs, ema_update_dict, ema_update_pairs, set_ema_position
+from ..core.random import derive_seed
+from .batches import Batch, check_parts
+from .checkpoints.reading import unwrap
+from .ema import ema_pairs, ema_update_dict, ema_update_pairs
 from .interrupts import StopVote, on_interrupt
 from .launcher import launcher_pid
-from .lr import set_lr_position
-from .noise_levels import LossByNoise
 from .optim import clip_gradients
-from .optimizer_state import load_optimizer, parameter_names
+from .run_state import RunState
 from .sharding import local
 
 Status = Literal['done', 'interrupted']
-#: How many of the last so many steps may give a loss that is no number; one more, and the run has
-#: diverged.
+#: A run has diverged when more than BAD_STEPS of its last BAD_WITHIN losses are not numbers.
 BAD_STEPS, BAD_WITHIN = 3, 1000
 
 
 class Diverged(ValueError):
-    """The loss or the weights are no longer finite numbers; nothing was saved since they were."""
+    """The loss or the weights of a run are no longer finite; no such state was saved."""
 
 
 class Hook(Protocol):
-    """A function of the trainer that is called after every `every`-th finished step (0: never), on
-    all processes.
+    """A function of the trainer that is called after every `every` finished steps.
 
-    It leaves the model's modes as they were. One that takes long polls `trainer.stop_asked()` on
-    all processes and raises StopAsked where that is True.
+    All processes call it. It leaves the modes of the model (train, eval) unchanged. A long one
+    polls `trainer.stop_asked()` on all processes and raises StopAsked if that is True. All
+    attributes except `every` are optional.
 
     Attributes:
-        every: The number of steps.
-        at_end: True: it is also called when the run ends or is interrupted. (This and the others
-            may be missing.)
-        task: The name of what it makes; what a stop prevented is made when the run is resumed.
-        optional: True: a full disk in it does not end the run.
-        rescue: True: it is called before a fault ends the run.
-        see_losses: A function of the trainer and a list of (step, loss), called whenever losses
-            are fetched, on all processes.
-        recover: A function of the trainer, called where the run has diverged; it returns True
-            where it has taken the run back (`Trainer.rewind`), which then goes on.
+        every: The number of steps; 0 never calls it after a step.
+        at_end: True also calls it when the run ends or is interrupted.
+        task: The name of its result. A result that a stop prevented is made when the run resumes.
+        optional: True if a disk error in it does not end the run.
+        rescue: True also calls it before an error ends the run.
+        see_losses: A function of the trainer and a list of (step, loss), called on all processes
+            whenever losses are fetched.
+        recover: A function of the trainer, called when the run has diverged. It returns True if it
+            has moved the run back (`Trainer.rewind`); the run then continues.
     """
 
     every: int
@@ -67,117 +59,94 @@ class Hook(Protocol):
 
 
 @dataclass(eq=False, repr=False)
-class Trainer:
+class Trainer(RunState):
     """The training loop: steps of an optimizer, the average of the weights, and hooks.
 
-    What is drawn is a function of the seed and of positions in the stream of items: each batch is
-    given `u` (float64 [B] on the CPU, one quantile of the noise density per item, stratified over
-    the whole step), and the global generators are seeded before each forward pass. A loss that
-    needs other small tensors on the device may have a method `make_inputs(batch)`, which returns
-    them by name on the host; it is given them on the device as `batch['sent']`.
+    Random numbers are a function of the seed and of positions in the stream of items. Each batch
+    gets `u` (float64 [B] on the CPU): one quantile of the noise density per item, stratified over
+    the whole step. The global generators are seeded before each forward pass. A loss that needs
+    other small tensors on the device may have a method `make_inputs(batch)`, which returns them by
+    name on the host; it then gets them on the device as `batch['sent']`.
 
     Args:
-        accelerator: An accelerate.Accelerator, its own gradient accumulation left at 1.
+        accelerator: An accelerate.Accelerator with gradient_accumulation_steps 1.
         model: The network as accelerator.prepare returned it, weights in float32.
         loss: A function from a batch to the loss [B], which calls the model.
-        optimizer: Prepared.
-        lr_sched: Not prepared: accelerate would step it once per process.
-        ema_sched: Gives the decay of the average at each step.
-        ema_model: A deep copy of the network as it was before `prepare`, on the device.
-        loader: Where batches come from, `K.data.Loader` for example.
-        hooks: Called after steps, see `Hook`.
-        end_step: The last step; None: until interrupted.
-        grad_accum_steps: Micro-batches per step; the loader must be made with the same number.
-        clip_norm: The largest norm of the gradient; None: it is not clipped, and a loss that is not
-            a number ends the run.
-        seed: Of all that is drawn.
-        parts: What else is kept in checkpoints, under these keys.
-        read_every: After how many steps losses, which stay on the device, are fetched; hooks may
-            ask earlier.
+        optimizer: The optimizer as accelerator.prepare returned it.
+        lr_sched: The learning-rate schedule, not prepared (accelerate would step it once per
+            process).
+        ema_sched: The decay of the average at each step.
+        ema_model: A deep copy of the network before `prepare`, on the device.
+        loader: The source of batches, such as `K.data.Loader`.
+        hooks: Functions called after steps, see `Hook`.
+        end_step: The last step; None trains until interrupted.
+        grad_accum_steps: Micro-batches per step, the same number as the loader's.
+        clip_norm: The largest norm of the gradient. None disables clipping, and then a loss that is
+            not a number ends the run.
+        seed: The seed of all random numbers.
+        parts: Further objects with a state, kept in checkpoints under these keys.
+        read_every: Steps between two transfers of losses from the device; hooks may fetch them
+            earlier.
         stop: Called after each step; True stops the run.
 
     Attributes:
-        step: The optimizer steps that are finished.
+        step: The number of finished optimizer steps.
         items: The position in the stream of training items.
         last_loss: The loss of the last step that was fetched.
         ema_stats: The loss, averaged like the weights.
-        data_seconds: The time for which this process has waited for batches.
+        data_seconds: The seconds that this process has waited for batches.
         last_checkpoint: The path of the newest checkpoint.
-        draws: What is drawn for an item. A run that goes on keeps the version of its checkpoint;
-            so do a loader and a loss that have an attribute of this name.
+        draws: The random draws for an item. A resumed run keeps the version of its checkpoint, and
+            so do a loader and a loss with an attribute of this name.
 
     Raises:
-        ValueError: The loader cannot share its items evenly, a weight is in half precision, or the
-            accelerator accumulates gradients.
+        ValueError: If the loader cannot share its items evenly, a weight is in half precision, or
+            the accelerator accumulates gradients.
     """
 
-    accelerator: Any
-    model: nn.Module
-    loss: Callable[[Batch], Tensor]
-    optimizer: Optimizer
-    lr_sched: LRScheduler
-    ema_sched: EMASched
-    ema_model: nn.Module
-    loader: BatchSource
     hooks: Sequence[Hook] = ()
     _: KW_ONLY
     end_step: int | None = None
     grad_accum_steps: int = 1
     clip_norm: float | None = 1.0
-    seed: int = 0
-    parts: Mapping[str, Part] = field(default_factory=dict)
     read_every: int = 25
     stop: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         check_parts(self.accelerator, self.model, self.loader, self.grad_accum_steps)
-        self.step, self.items, self.last_loss = 0, 0, math.nan
+        super().__post_init__()
         self.lr = self.optimizer.param_groups[0]['lr']
         self.ema_decay = 0.0
-        self.ema_stats: dict[
-            str, float
-        ] = {}  # the loss, averaged like the weights (and LOSS_SINCE)
-        self.demo_gen, self.draws = generator(self.seed, 'demo'), Draws(self.seed)
-        self.loss_by_noise = LossByNoise(device=self.accelerator.device)
-        self.bad_steps: list[int] = []  # those lately whose loss was no number
         self.data_seconds = 0.0
-        self.last_checkpoint: Path | None = None
         self.stopping = False
-        self.stopped_by: int | None = None  # the signal that asked for it
-        self.stopped = False  # `Stop` was raised or `stop` said so
-        self.owed: list[str] = []  # tasks of hooks that a stop prevented
+        self.stopped_by: int | None = None  # the signal that requested the stop
+        self.stopped = False  # True if `Stop` was raised or `stop` returned True
         self._launcher = launcher_pid()
         self._asked_to_stop = False
         self._vote = StopVote(self.accelerator.device)
         self._between_steps = True
         self._silenced: set[int] = set()
-        self._unread: list[tuple[Tensor, float]] = []
         self._parameters = list(self.model.parameters())
         self._ema_pairs = ema_pairs(unwrap(self.model), self.ema_model)
-        self._elapsed = 0.0
-        self._began: float | None = None
 
     @property
     def done(self) -> bool:
+        """Return True if the run has reached its last step."""
         return self.end_step is not None and self.step >= self.end_step
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training, those before a resume included."""
-        return self._elapsed + (0.0 if self._began is None else time.monotonic() - self._began)
-
     def request_stop(self, signal: int | None = None) -> None:
-        """Ask to stop after a finished step; several processes stop all at one step.
+        """Request a stop after a finished step, the same step on all processes.
 
         Args:
-            signal: The number of the signal that asks.
+            signal: The number of the signal that requests it.
         """
         if not self._asked_to_stop:
             self._asked_to_stop, self.stopped_by = True, signal
 
     def stop_asked(self) -> bool:
-        """Return True once any process was asked to stop; long hooks poll it on every process
-        and return early.
+        """Return True once any process was asked to stop.
+
+        Long hooks poll it on all processes, and return early.
         """
         if self.stopping:
             return True
@@ -189,19 +158,18 @@ class Trainer:
         return self._vote.result()
 
     def run(self) -> Status:
-        """Train up to end_step, or until it is asked to stop, then call the hooks that run
-        `at_end`.
+        """Train up to end_step or a stop request, then call the hooks with `at_end`.
 
-        The first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 asks: the step under way is finished. A second
-        Ctrl-C or SIGTERM ends it at once. Where something else ends it, hooks with a true attribute
-        `rescue` are called first, if there is one process. What a stop prevented in the run before
-        is made up for at the start.
+        The first Ctrl-C, SIGTERM, SIGHUP or SIGUSR1 requests a stop: the current step is finished.
+        A second Ctrl-C or SIGTERM ends the run at once. If an exception ends the run of a single
+        process, hooks with `rescue` are called first. Hooks that a stop prevented in the previous
+        run are called at the start.
 
         Returns:
             'done' at end_step, else 'interrupted'.
 
         Raises:
-            Diverged: The losses or the weights are no longer finite.
+            Diverged: If the losses or the weights are no longer finite.
         """
         self.model.train()
         self.stopped = False
@@ -211,7 +179,7 @@ class Trainer:
             with on_interrupt(
                 self.request_stop, grace=1.0 if self.accelerator.num_processes > 1 else 0.0
             ):
-                self._make_up()
+                self._call_owed_hooks()
                 while not self.done and not self.stopping:
                     try:
                         if self._take_step(batches):
@@ -231,16 +199,14 @@ class Trainer:
         return 'done' if self.done else 'interrupted'
 
     def _take_step(self, batches: Iterator[Batch]) -> bool:
-        """Take a step; return False where the loss raised Stop, and end the run after the last
-        step.
-        """
+        """Take a step. If the loss raises Stop, end the run after the last one, return False."""
         try:
             self.train_step(batches)
             return True
         except Stop:
             for p in self._parameters:
                 p.grad = None
-            if self.accelerator.num_processes > 1:  # (the others wait in this step)
+            if self.accelerator.num_processes > 1:  # the other processes wait in this step
                 raise
             self._stop_by_caller()
             self.stopping = True
@@ -248,35 +214,26 @@ class Trainer:
             return False
 
     def _recover(self) -> bool:
-        """Return True where a hook has taken the run, which has diverged, back to where it was
-        sane; one that is to stop ends as diverged.
+        """Have a hook move a diverged run back to a sane checkpoint; return True on success.
+
+        A run that was asked to stop is not recovered.
         """
         if self.stopping or self._asked_to_stop:
             return False
         return any(hook.recover(self) for hook in self.hooks if hasattr(hook, 'recover'))
 
-    def rewind(self, state: Mapping[str, Any], source: Path | None = None) -> None:
-        """Take weights, moments, averages and the step of a checkpoint; the stream of items goes
-        on where it is.
-
-        Args:
-            state: The checkpoint.
-            source: Its path, for messages.
-        """
-        items, elapsed, self._unread = self.items, self._elapsed, []
-        self.load_state_dict(state, source)
-        self.items, self._elapsed = items, elapsed
-
     def _stop_by_caller(self) -> None:
+        """Request a stop on behalf of the program that runs the training."""
         self.stopped = True
         self.request_stop()
 
     def _ask_caller(self) -> None:
+        """Request a stop if the function `stop` returns True."""
         if self.stop is not None and not self._asked_to_stop and self.stop():
             self._stop_by_caller()
 
     def _rescue(self, error: Exception) -> None:
-        """Saves the finished steps of a run that ends by a fault which is not its own."""
+        """Save the finished steps of a run that an exception from outside ends."""
         if (
             isinstance(error, Diverged)
             or not self._between_steps
@@ -287,7 +244,7 @@ class Trainer:
             if getattr(hook, 'rescue', False):
                 try:
                     hook(self)
-                except Gone:  # (the error says so itself)
+                except Gone:  # its message reports the loss itself
                     return
                 except Exception as another:
                     warnings.warn(
@@ -295,11 +252,12 @@ class Trainer:
                     )
 
     def train_step(self, batches: Iterator[Batch]) -> None:
-        """Take one optimizer step of `grad_accum_steps` micro-batches; nothing in it waits for the
-        device.
+        """Take one optimizer step of `grad_accum_steps` micro-batches.
+
+        It never waits for the device.
 
         Args:
-            batches: What `loader.iterate(trainer.items)` gives.
+            batches: The iterator `loader.iterate(trainer.items)`.
         """
         quantiles = self.quantiles(self.items)
         losses = []
@@ -327,34 +285,22 @@ class Trainer:
         self.items += self.loader.items_per_step
         self._between_steps = True
 
-    def quantiles(self, items: int) -> Tensor:
-        """[G] in (0, 1), one in each of G equal strata, in random order: for the G items of the
-        step that begins at a position of the stream.
-        """
-        return self.draws.quantiles(items, self.loader.items_per_step)
-
     def _send_inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Send what the host draws for a micro-batch to the device, all by one copy."""
+        """Send the random numbers of a micro-batch to the device, all in one copy."""
         make_inputs = getattr(self.loss, 'make_inputs', None)
         inputs = {} if make_inputs is None else make_inputs(batch)
         inputs['range'] = self.loss_by_noise.find_ranges(batch['u'])
         return send_together(inputs, self.accelerator.device)
 
-    def _set_draws(self, version: int) -> None:
-        """Draw as a version does, here, in the loader and in the loss."""
-        for part in (self, self.loader, self.loss):
-            draws = getattr(part, 'draws', None)
-            if isinstance(draws, Draws):
-                setattr(part, 'draws', replace(draws, version=version))  # noqa: B010
-
     def _seed_dropout(self, micro: int) -> None:
-        """torch.manual_seed for the devices in use alone, which costs a tenth of it."""
+        """Seed the generators of the used devices, at a tenth of the cost of torch.manual_seed."""
         seed = derive_seed(self.seed, 'dropout', self.step, self.accelerator.process_index, micro)
         torch.default_generator.manual_seed(seed)
         if self.accelerator.device.type != 'cpu':
             torch.get_device_module(self.accelerator.device).manual_seed(seed)
 
     def _update(self) -> None:
+        """Update the weights and their average from the gradients."""
         if self.clip_norm is not None:
             clip_gradients(self.accelerator, self._parameters, self.clip_norm)
         self.lr = self.optimizer.param_groups[0]['lr']
@@ -367,17 +313,18 @@ class Trainer:
         self.ema_sched.step()
 
     def _after_step(self) -> None:
+        """Fetch losses, check for stop requests, and call the hooks of the step."""
         if self.done or self.step % self.read_every == 0:
             self.read_losses()
         self._watch_launcher()
         self._ask_caller()
         self.stopping = (
-            self._asked_to_stop if self.accelerator.num_processes == 1 else self._agreed()
+            self._asked_to_stop if self.accelerator.num_processes == 1 else self._vote_to_stop()
         )
         self._call_hooks()
 
     def _call_hooks(self) -> None:
-        """Call the hooks of this step; a stop leaves those with a task to the resume."""
+        """Call the hooks of this step; after a stop request those with a task wait for a resume."""
         paused, last = self.stopping and not self.done, self.done or self.stopping
         if paused:
             self.owed = [_task(hook) for hook in self.hooks if self._is_due(hook) and _task(hook)]
@@ -385,7 +332,7 @@ class Trainer:
         for hook in self.hooks:
             if paused and _task(hook):
                 continue
-            if self.step != step:  # one of them has taken the run back
+            if self.step != step:  # a hook has moved the run back
                 return
             if self._is_due(hook) or (last and getattr(hook, 'at_end', False)):
                 self._call(hook)
@@ -393,23 +340,24 @@ class Trainer:
                 left.append(hook)
         alone = self.accelerator.num_processes == 1
         if len(self.owed) > before or (self.stopped and alone and not last):
-            # A stop was asked of one that worked, or by one: this is the last step.
+            # A hook was interrupted by a stop request, or made one: this is the last step.
             self.owed += [_task(hook) for hook in left if self._is_due(hook) and _task(hook)]
             self.stopping = True
             self._end_with(left)
 
     def _is_due(self, hook: Hook) -> bool:
+        """Return True if a hook is called after this step."""
         return bool(hook.every) and self.step % hook.every == 0
 
     def _end_with(self, hooks: Sequence[Hook]) -> None:
-        """Call what saves the run, and those of these hooks that are called at its end."""
+        """Call the hooks with `rescue`, which save the run, and those of `hooks` with `at_end`."""
         for hook in self.hooks:
             left = getattr(hook, 'at_end', False) and any(hook is other for other in hooks)
             if getattr(hook, 'rescue', False) or (left and not _task(hook)):
                 self._call(hook)
 
-    def _make_up(self) -> None:
-        """Call the hooks that a stop prevented before the checkpoint that was loaded was saved."""
+    def _call_owed_hooks(self) -> None:
+        """Call the hooks that a stop prevented before the run was saved."""
         owed, self.owed = self.owed, []
         for hook in self.hooks:
             if _task(hook) in owed:
@@ -419,7 +367,7 @@ class Trainer:
             self._end_with([])
 
     def _watch_launcher(self) -> None:
-        """Ask for a stop where the launcher that started this process is gone."""
+        """Request a stop if the launcher that started this process has ended."""
         if self._asked_to_stop or launcher_pid() == self._launcher:
             return
         warnings.warn(
@@ -429,9 +377,7 @@ class Trainer:
         self.request_stop()
 
     def _call(self, hook: Hook) -> None:
-        """A hook that shows a run (`optional`) and meets a fault of the disk does not end it:
-        that is told once.
-        """
+        """Call a hook; report the first disk error of an optional hook, and continue."""
         try:
             hook(self)
         except StopAsked:
@@ -449,11 +395,10 @@ class Trainer:
                     stacklevel=2,
                 )
 
-    def _agreed(self) -> bool:
-        """Return whether any process was asked to stop: one answer on all of them at one step,
-        without a wait for a GPU.
+    def _vote_to_stop(self) -> bool:
+        """Return True on all processes at the same step if any of them was asked to stop.
 
-        (There the answer is that of the step before, which has arrived by now.)
+        On a GPU the answer is that of the step before, so that nothing waits for the device.
         """
         before = self._vote.result()
         self._vote.send(self._asked_to_stop)
@@ -462,12 +407,13 @@ class Trainer:
     def read_losses(self) -> None:
         """Fetch the losses since the last call into `last_loss` and `ema_stats`.
 
-        One wait for the device and one exchange between the processes, all of which must call it at
-        the same step. A step whose loss is not a number is named in a warning and left out.
+        It waits once for the device and exchanges data once between the processes, all of which
+        must call it at the same step. A loss that is not a number is reported in a warning and left
+        out.
 
         Raises:
-            Diverged: More than three of the last 1,000 losses were not numbers, or one was and
-                gradients are not clipped.
+            Diverged: If more than three of the last 1,000 losses were not numbers, or any one
+                without clipping.
         """
         if not self._unread:
             return
@@ -484,9 +430,10 @@ class Trainer:
                 ema_update_dict(self.ema_stats, {'loss': value}, decay)
                 self.last_loss = value
             else:
-                self._met_bad_step(value, step)
+                self._report_bad_step(value, step)
 
-    def _met_bad_step(self, value: float, step: int) -> None:
+    def _report_bad_step(self, value: float, step: int) -> None:
+        """Warn of a loss that is not a number; raise Diverged if there are too many of them."""
         self.bad_steps = [*(bad for bad in self.bad_steps if bad > step - BAD_WITHIN), step]
         if self.clip_norm is None or len(self.bad_steps) > BAD_STEPS:
             times = (
@@ -503,15 +450,11 @@ class Trainer:
             stacklevel=2,
         )
 
-    def items_of(self, step: int) -> int:
-        """Return the position in the stream where one of the last steps began."""
-        return self.items - (self.step - step + 1) * self.loader.items_per_step
-
     def check_finite(self) -> None:
-        """Check the losses so far and the weights, which a last update can leave infinite.
+        """Check the losses so far, and the weights, which the last update may have made infinite.
 
         Raises:
-            Diverged: One is not a finite number.
+            Diverged: If one is not finite.
         """
         self.read_losses()
         finite = (
@@ -524,6 +467,7 @@ class Trainer:
             raise self._diverged(f'the weights are not finite after step {self.step}')
 
     def _diverged(self, what: str) -> Diverged:
+        """Return the error for a diverged run, with the last good checkpoint and a remedy."""
         saved = self.last_checkpoint
         for hook in self.hooks:
             if hasattr(hook, 'go_back'):
@@ -543,84 +487,7 @@ class Trainer:
             'run again'
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the whole run, under the original's keys and a few more.
-
-        Call it on every process.
-        """
-        scaler = self.accelerator.scaler
-        return {
-            'model': unwrap(self.model).state_dict(),
-            'model_ema': self.ema_model.state_dict(),
-            'opt': self.optimizer.state_dict(),
-            'opt_names': parameter_names(unwrap(self.model), self.optimizer.param_groups),
-            'sched': self.lr_sched.state_dict(),
-            'ema_sched': self.ema_sched.state_dict(),
-            'epoch': self.loader.epoch(self.items),
-            'step': self.step,
-            'gns_stats': None,
-            'ema_stats': dict(self.ema_stats),
-            'demo_gen': self.demo_gen.get_state(),
-            'elapsed': self.elapsed,
-            'items': self.items,
-            'seed': self.seed,
-            'draws': self.draws.version,
-            'scaler': None if scaler is None else scaler.state_dict(),
-            'loss_by_noise': self.loss_by_noise.state_dict(self.accelerator),
-            'bad_steps': list(self.bad_steps),
-            'owed': list(self.owed),
-            **{name: part.state_dict() for name, part in self.parts.items()},
-        }
-
-    def load_state_dict(
-        self,
-        state: Mapping[str, Any],
-        source: Path | None = None,
-        reset_ema: bool = False,
-        reset_optimizer: bool = False,
-    ) -> None:
-        """Go on from a checkpoint, of ours or of the original (whose `step` gives the data position
-        too).
-
-        Rates and schedules stay those of this trainer; the checkpoint gives the position in them.
-
-        Args:
-            state: The checkpoint.
-            source: Its path, for messages.
-            reset_ema: Start the average anew from the weights.
-            reset_optimizer: Start the optimizer's moments anew.
-
-        Raises:
-            ValueError: It does not fit.
-        """
-        name = source or 'the checkpoint'
-        load_weights(unwrap(self.model), state['model'], name)
-        load_weights(self.ema_model, state['model' if reset_ema else 'model_ema'], name)
-        if not reset_optimizer:
-            load_optimizer(self.optimizer, unwrap(self.model), state, name)
-        set_lr_position(self.lr_sched, state['sched'])
-        if not reset_ema:
-            set_ema_position(self.ema_sched, state['ema_sched'])
-        self.step = state['step']
-        items = state.get('items')  # (the original's have none)
-        self.items = self.step * self.loader.items_per_step if items is None else items
-        self.ema_stats = dict(state.get('ema_stats') or {})
-        self._set_draws(state.get('draws') or 1)
-        self._elapsed = state.get('elapsed', 0.0)
-        self.bad_steps = list(state.get('bad_steps') or [])
-        self.owed = list(state.get('owed') or [])
-        if state.get('loss_by_noise'):
-            self.loss_by_noise.load_state_dict(state['loss_by_noise'], self.accelerator)
-        if state.get('demo_gen') is not None:
-            self.demo_gen.set_state(state['demo_gen'])
-        if self.accelerator.scaler is not None and state.get('scaler'):
-            self.accelerator.scaler.load_state_dict(state['scaler'])
-        for key, part in self.parts.items():
-            if state.get(key) is not None:
-                part.load_state_dict(state[key])
-        self.last_checkpoint = source
-
 
 def _task(hook: Hook) -> str:
-    """Return the name of what a hook makes, '' for one that is not made up for."""
+    """Return the name of the result of a hook, '' for one without."""
     return str(getattr(hook, 'task', ''))

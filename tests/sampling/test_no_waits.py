@@ -7,7 +7,7 @@ import torch
 from waits import Marks, Waited, allow, no_waits
 
 import k_diffusion as K
-from k_diffusion.generation.drawing import sample_batch, stops_at
+from k_diffusion.generation import sample_batch, stops_at
 from k_diffusion.sampling import SAMPLERS
 from k_diffusion.sampling.loop import Watch
 
