@@ -21,17 +21,33 @@ class BatchSource(Protocol):
 
     items_per_step: int
 
-    def iterate(self, items: int = 0) -> Iterator[Batch]: ...
+    def iterate(self, items: int = 0) -> Iterator[Batch]:
+        """Yield micro-batches from a position in the stream of items.
 
-    def epoch(self, items: int) -> int: ...
+        Args:
+            items: The position.
+        """
+
+    def epoch(self, items: int) -> int:
+        """Return the epoch of a position in the stream of items.
+
+        Args:
+            items: The position.
+        """
 
 
 class Part(Protocol):
     """A part of a run with a state that checkpoints keep."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
 
-    def load_state_dict(self, state_dict: Any) -> None: ...
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Restore a state.
+
+        Args:
+            state_dict: The result of state_dict.
+        """
 
 
 def check_parts(
@@ -50,16 +66,16 @@ def check_parts(
     """
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
-            'the accelerator has '
-            f'gradient_accumulation_steps={accelerator.gradient_accumulation_steps}; '
-            'leave it at 1 there and give the number to the Trainer as grad_accum_steps'
+            'gradient_accumulation_steps of the accelerator must be 1; got '
+            f'{accelerator.gradient_accumulation_steps}. Pass grad_accum_steps to the Trainer '
+            'instead'
         )
     if loader.items_per_step % (grad_accum_steps * accelerator.num_processes):
         raise ValueError(
-            f'the loader hands out {loader.items_per_step} items per step, which '
-            f'{accelerator.num_processes} processes of {grad_accum_steps} micro-batches cannot '
-            'share '
-            'evenly; make it with the same world_size and grad_accum_steps'
+            'items_per_step of the loader must be a multiple of '
+            f'{accelerator.num_processes} processes x {grad_accum_steps} micro-batches; got '
+            f'{loader.items_per_step} items per step. Make it with the same world_size and '
+            'grad_accum_steps'
         )
     half = [
         name
@@ -68,6 +84,6 @@ def check_parts(
     ]
     if half:
         raise ValueError(
-            f'the parameter {half[0]} is in half precision; keep weights in float32 and let the '
-            "accelerator compute in less (mixed_precision='bf16')"
+            f'model must have its weights in float32; got {half[0]} in half precision. Let the '
+            "accelerator compute in half precision instead (mixed_precision='bf16')"
         )

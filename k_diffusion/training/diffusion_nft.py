@@ -1,9 +1,11 @@
 """DiffusionNFT: tuning by reward as a weighted loss on the forward process.
 
-Zheng et al. (2025), DiffusionNFT: Online Diffusion Reinforcement with Forward Process,
-arXiv:2509.16117. The equations are those of the paper's section 3, written for the estimate D of
-clean data in place of the velocity. Both are linear in the network's output, so that mixing them is
-the same.
+The equations are those of section 3 of the paper, for the estimate D of clean data in place of the
+velocity. Both are linear in the output of the network, so that mixing them is equivalent.
+
+References:
+    Zheng et al. (2025), DiffusionNFT: Online Diffusion Reinforcement with Forward Process,
+        arXiv:2509.16117.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: The largest absolute normalised reward; a sample beyond it is wholly good or wholly bad.
+#: The largest absolute normalised reward: from there on r is 0 or 1.
 LARGEST = 5.0
-#: The least mean absolute error that an item's loss is divided by.
+#: The lower limit of the mean absolute error that divides the loss of an item.
 LEAST_ERROR = 1e-5
 
 
@@ -22,9 +24,9 @@ def normalize_rewards(rewards: Tensor, groups: Tensor, floor: float = 0.05) -> T
 
     Args:
         rewards: [N].
-        groups: The number of each sample's group, [N] whole numbers.
-        floor: The least standard deviation. Rewards of a group that differ by less are as good as
-            equal, and their noise is not blown up.
+        groups: The number of the group of each sample, integers [N].
+        floor: The lower limit of the standard deviation, so that the noise of nearly equal rewards
+            is not amplified.
 
     Returns:
         Advantages [N], with mean 0 in each group.
@@ -40,7 +42,13 @@ def normalize_rewards(rewards: Tensor, groups: Tensor, floor: float = 0.05) -> T
 def optimality(advantages: Tensor) -> Tensor:
     """Return the probability r that a sample is optimal: 1/2 + clip(A / 5, -1, 1) / 2.
 
-    The paper's normalisation of raw rewards, before eq. 5.
+    This is the paper's normalisation of raw rewards, before eq. 5.
+
+    Args:
+        advantages: A, [N].
+
+    Returns:
+        r, [N] in [0, 1].
     """
     return (advantages / LARGEST).clamp(-1, 1) / 2 + 0.5
 
@@ -54,24 +62,25 @@ def nft_loss(
     reference: Tensor | None = None,
     pull: float = 0.0,
 ) -> Tensor:
-    """Return the loss of DiffusionNFT for each item (eq. 5), r |D+ - x|^2 + (1 - r) |D- - x|^2.
+    """Return the loss of DiffusionNFT for each item (eq. 5).
 
-    D+ = D_old + b (D - D_old) is the implicit positive policy and D- = D_old - b (D - D_old) the
-    negative one. Its minimum is D_old + (2 / b) a (D_positive - D_old), a the share of optimal
-    samples (theorem 3.2). Each square is divided by the item's own mean absolute error, without
-    gradient (the paper's adaptive weighting), and the sum by b.
+    It is r |D+ - x|^2 + (1 - r) |D- - x|^2. D+ = D_old + b (D - D_old) is the implicit positive
+    policy, D- = D_old - b (D - D_old) the negative one. Its minimum is D_old + (2 / b) a
+    (D_positive - D_old), a the share of optimal samples (theorem 3.2). Each square is divided by
+    the mean absolute error of the item, without gradient (the paper's adaptive weighting), and the
+    sum by b.
 
     Args:
-        denoised: D of the network that learns, [B, ...].
-        before: D of the network that drew the samples, without gradient.
-        clean: The samples x.
+        denoised: D of the trained network, [B, ...].
+        before: D_old of the network that drew the samples, without gradient.
+        clean: The samples x, [B, ...].
         optimal: r, [B] in [0, 1].
         strength: b > 0.
         reference: D of the network before tuning.
         pull: The weight of |D - D_reference|^2, divided like the rest.
 
     Returns:
-        [B].
+        The losses, [B].
     """
     change = strength * (denoised - before)
     positive, weight = _squared_error(before + change, clean)

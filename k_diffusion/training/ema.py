@@ -18,13 +18,21 @@ EMAPairs = tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]
 class EMASched(Protocol):
     """The decay of an average by step: `get_value` for this step, then `step`."""
 
-    def get_value(self) -> float: ...
+    def get_value(self) -> float:
+        """Return the decay for this step."""
 
-    def step(self) -> None: ...
+    def step(self) -> None:
+        """Go to the next step."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore a state.
+
+        Args:
+            state_dict: The result of state_dict.
+        """
 
 
 class EMAWarmup:
@@ -75,7 +83,7 @@ class EMAWarmup:
         """Restore a state.
 
         Args:
-            state_dict: What state_dict returned.
+            state_dict: The result of state_dict.
         """
         _update(self, state_dict)
 
@@ -84,8 +92,7 @@ class PowerEMA:
     """decay(t) = (1 - 1/t)^(g + 1) at step t = 1, 2, ...: an average over a fixed share of the run.
 
     Step s of a run of t steps has the weight (s/t)^g. `width` is the standard deviation of that
-    profile
-    divided by t, w^2 = (g + 1) / ((g + 2)^2 (g + 3)).
+    profile divided by t, w^2 = (g + 1) / ((g + 2)^2 (g + 3)).
 
     Args:
         width: The relative width.
@@ -116,7 +123,7 @@ class PowerEMA:
         """Restore a state.
 
         Args:
-            state_dict: What state_dict returned.
+            state_dict: The result of state_dict.
         """
         _update(self, state_dict)
         self._exponent = power_ema_exponent(self.width)
@@ -152,9 +159,8 @@ def power_ema_exponent(width: float) -> float:
     """
     if not 0 < width <= 12**-0.5:
         raise ValueError(
-            f'width is {width}; it must be above 0 and at most 0.288, the plain average of all '
-            'steps '
-            '(0.05 to 0.15 is usual)'
+            'width must be > 0 and <= 0.288, the plain average of all steps (0.05 to 0.15 is '
+            f'usual); got {width}'
         )
     low, high = 0.0, 1 / width
     while low < (g := (low + high) / 2) < high:
@@ -181,9 +187,9 @@ def ema_pairs(model: nn.Module, averaged_model: nn.Module) -> EMAPairs:
         if odd := sorted(own.keys() ^ averaged.keys()):
             where = 'the model' if odd[0] in own else 'the averaged model'
             raise ValueError(
-                f'only {where} has {odd[0]!r} among its {kind}; average a model into a copy of '
-                'itself '
-                '(copy.deepcopy, unwrapped and not compiled)'
+                f'averaged_model must have the {kind} of the model; got {odd[0]!r} only in '
+                f'{where}. Average a model into a copy of itself (copy.deepcopy, unwrapped and not '
+                'compiled)'
             )
         lists += [[local(p) for p in own.values()], [local(averaged[name]) for name in own]]
     return lists[0], lists[1], lists[2], lists[3]
@@ -191,7 +197,7 @@ def ema_pairs(model: nn.Module, averaged_model: nn.Module) -> EMAPairs:
 
 @torch.no_grad()
 def ema_update_pairs(pairs: EMAPairs, decay: float) -> None:
-    """Apply `ema_update` to the lists of `ema_pairs`, which are made once for a whole run.
+    """Apply `ema_update` to the lists of `ema_pairs`, which serve for a whole run.
 
     Args:
         pairs: The lists.
@@ -249,12 +255,12 @@ class InverseEMAConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.min_value <= self.max_value <= 1:
             raise ValueError(
-                f'max_value is {self.max_value} and min_value {self.min_value}; '
-                'they must satisfy 0 <= min_value <= max_value <= 1'
+                'max_value must satisfy 0 <= min_value <= max_value <= 1; got '
+                f'{self.max_value} with min_value {self.min_value}'
             )
         for key in ('power', 'inv_gamma'):
             if not getattr(self, key) > 0:
-                raise ValueError(f'{key} is {getattr(self, key)}; it must be above 0')
+                raise ValueError(f'{key} must be > 0; got {getattr(self, key)}')
 
     def make(self) -> EMAWarmup:
         """Return the schedule."""

@@ -38,11 +38,12 @@ def free_bytes(device: torch.device) -> int | None:
     """
     if device.type == 'cuda':
         return int(torch.cuda.mem_get_info(device)[0])
-    found = [value for value in (_available(), _container()) if value is not None]
-    return min(found) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if found else None
+    limits = [value for value in (_available(), _container()) if value is not None]
+    return min(limits) // int(os.environ.get('LOCAL_WORLD_SIZE', 1)) if limits else None
 
 
 def _available() -> int | None:
+    """Return the free memory of the machine."""
     try:
         lines = Path('/proc/meminfo').read_text().splitlines()
         return next(
@@ -53,6 +54,7 @@ def _available() -> int | None:
 
 
 def _container() -> int | None:
+    """Return the free memory of the container."""
     for limit, used in (
         ('memory.max', 'memory.current'),
         ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
@@ -94,7 +96,7 @@ def micro_batch(batch: int, per_item: int, fixed: int, free: int | None, share: 
 
 
 def fits(run: Callable[[], Any]) -> bool:
-    """Return whether a function runs without exhausting the memory of the GPU.
+    """Return True if a function runs without exhausting the memory of the GPU.
 
     Args:
         run: The function.

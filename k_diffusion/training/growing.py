@@ -48,7 +48,7 @@ class NewLayersWarmup:
         """Restore a state.
 
         Args:
-            state_dict: What state_dict returned.
+            state_dict: The result of state_dict.
 
         Raises:
             ValueError: If the model lacks one of the names.
@@ -67,11 +67,13 @@ class NewLayersWarmup:
 
     @torch.no_grad()
     def _remember(self) -> None:
+        """Copy the new parameters before a step."""
         if self.done < self.steps:
             self._before = [self._parameters[name].clone() for name in self.names]
 
     @torch.no_grad()
     def _hold_back(self) -> None:
+        """Scale the step of the new parameters down."""
         if self.done < self.steps:
             self.done += 1
             moved = [self._parameters[name] for name in self.names]

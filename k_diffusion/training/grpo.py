@@ -1,9 +1,12 @@
 """GRPO for diffusion: policy gradients on the steps of a stochastic sampler.
 
-Shao et al. (2024), DeepSeekMath, arXiv:2402.03300 (group-relative advantages, eq. 3), in the form
-of Liu et al. (2025), Flow-GRPO, arXiv:2505.05470 (eq. 3 to 6): an action is the state after a step.
-Here the log-densities are sums over dimensions with the variance included, so that the ratio is
-that of the two policies; Flow-GRPO's code takes means over dimensions, which tempers it.
+An action is the state after a step. The log-densities are sums over dimensions with the variance
+included, so that the ratio is that of the two policies. The code of Flow-GRPO takes means over
+dimensions, which brings the ratio closer to 1.
+
+References:
+    Shao et al. (2024), DeepSeekMath, arXiv:2402.03300 (group-relative advantages, eq. 3).
+    Liu et al. (2025), Flow-GRPO, arXiv:2505.05470 (eq. 3 to 6).
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: The largest absolute difference of log-densities that is turned into a ratio.
+#: The limit of the absolute difference of log-densities in a ratio.
 LARGEST_LOG_RATIO = 20.0
 
 
@@ -25,20 +28,20 @@ def grpo_loss(
 ) -> Tensor:
     """Return the clipped loss of a step for each item: -min(q A, clip(q, 1 - c, 1 + c) A).
 
-    q = exp(log_prob - before) is the ratio of the densities of the state that was drawn, by the
-    network that learns and by the one that drew it (Flow-GRPO, eq. 5).
+    q = exp(log_prob - before) is the ratio of the densities of the drawn state under the trained
+    network and under the network that drew it (Flow-GRPO, eq. 5).
 
     Args:
-        log_prob: [B] in nats, with gradient.
-        before: That of the network that drew the samples, [B].
-        advantages: A, the normalised reward of the item's sample, [B].
+        log_prob: The log-density under the trained network, [B] in nats, with gradient.
+        before: The log-density under the network that drew the samples, [B] in nats.
+        advantages: A, the normalised reward of the sample of each item, [B].
         clip: c > 0.
         divergence: The Kullback-Leibler divergence of the step from the network before tuning, [B]
             in nats.
         pull: Its weight (Flow-GRPO, eq. 4 and 6).
 
     Returns:
-        [B].
+        The losses, [B].
     """
     log_ratio = (log_prob - before).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     ratio = log_ratio.exp()

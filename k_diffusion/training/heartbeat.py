@@ -15,7 +15,8 @@ import torch
 
 from .launcher import launcher_pid
 
-EVERY, LIMIT = 3.0, 30.0  # seconds between signs, and without one until a process counts as lost
+#: Seconds between heartbeats, and without one until a process counts as lost.
+EVERY, LIMIT = 3.0, 30.0
 
 
 @contextmanager
@@ -23,8 +24,7 @@ def heartbeat(rank: int, world: int, every: float = EVERY, limit: float = LIMIT)
     """Update this process's counter in the launcher's TCPStore, and watch that of the next rank.
 
     If the watched rank is silent for `limit` seconds, this process reports it and exits at once.
-    Does
-    nothing for one process, and without the launcher's MASTER_ADDR and MASTER_PORT.
+    It does nothing for one process, or without the launcher's MASTER_ADDR and MASTER_PORT.
 
     Args:
         rank: The number of this process.
@@ -56,21 +56,22 @@ def heartbeat(rank: int, world: int, every: float = EVERY, limit: float = LIMIT)
 
 def _round(rank: int) -> str:
     """Return a name of this start, shared by all processes, to ignore earlier heartbeats."""
-    chosen = [f'{time.time():.3f}' if rank == 0 else '']
-    torch.distributed.broadcast_object_list(chosen)
-    return chosen[0]
+    name = [f'{time.time():.3f}' if rank == 0 else '']
+    torch.distributed.broadcast_object_list(name)
+    return name[0]
 
 
 def _watch(
     store: Any, rank: int, other: int, every: float, limit: float, ended: threading.Event
 ) -> None:
+    """Send heartbeats, and end the process if those of another one stop."""
     seen, heard_at, count, launcher = b'', time.monotonic(), 0, launcher_pid()
     while not ended.wait(every):
         count += 1
         try:
             store.set(str(rank), str(count))
             sign = store.get(str(other)) if store.check([str(other)]) else b''
-        except (RuntimeError, ValueError):  # the meeting point is gone, or the run is over
+        except (RuntimeError, ValueError):  # the store has ended, or the run is over
             sign = seen
             if launcher_pid() != launcher:  # the trainer notices, saves and stops
                 heard_at = time.monotonic()

@@ -84,10 +84,8 @@ class GradientNoiseHook:
     """Tracks the gradient noise scale, and synchronises with the device at each step.
 
     For a DistributedDataParallel model it compares the gradients of the processes, otherwise those
-    of
-    the micro-batches of a step. It is a part of the Trainer under 'gns_stats'. Under fp16 both
-    norms
-    contain the loss scale, which cancels in their ratio.
+    of the micro-batches of a step. It is a part of the Trainer under 'gns_stats'. Under fp16 both
+    norms contain the loss scale, which cancels in their ratio.
 
     Args:
         model: The network.
@@ -134,6 +132,6 @@ class GradientNoiseHook:
         """Restore a state.
 
         Args:
-            state_dict: What state_dict returned.
+            state_dict: The result of state_dict.
         """
         self.noise_scale.load_state_dict(state_dict)

@@ -101,7 +101,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         line is None and not text.isspace() and text != b'' for line, text in zip(lines[:-1], texts)
     )
     if odd:
-        note_once(f'{odd} lines of {path} are not lines of a log; they are passed over')
+        note_once(f'{odd} lines of {path} are not lines of a log; they are skipped')
     return [line for line in lines if line is not None]
 
 
@@ -118,5 +118,6 @@ def _line(text: bytes) -> dict[str, Any] | None:
 
 
 def _is_value(value: Any) -> bool:
+    """Return True for a number or null."""
     whole = isinstance(value, int) and abs(value) < 2**63
     return value is None or isinstance(value, float) or whole

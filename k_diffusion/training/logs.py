@@ -1,4 +1,4 @@
-"""The log of a run."""
+"""Write and display the log of a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
 
 
 class LogHook:
-    """Writes a line of JSON per `every` steps and hands its values to `display`, on the main
-    process.
+    """Writes a line of JSON every `every` steps, and passes its values to `display`.
 
-    step, end_step, epoch, loss, smoothed_loss, images_per_second, seconds_left, memory_bytes, lr,
-    ema_decay, elapsed; null where unknown, and loss_by_noise, as LossByNoise gives it. data_wait is
-    the share of the time since the line before for which this process waited for batches; mfu that
-    of `peak_flops` which `item_flops` a training item make. After a resume, lines of steps that are
-    taken again are replaced. The same values go as rows into a .csv file beside it.
+    The main process writes step, end_step, epoch, loss, smoothed_loss, images_per_second,
+    seconds_left, memory_bytes, lr, ema_decay and elapsed (null if unknown), and loss_by_noise, see
+    LossByNoise. data_wait is the share of the time since the previous line in which this process
+    waited for batches; mfu is the achieved share of `peak_flops`. After a resume, lines of repeated
+    steps are replaced. The same values are written as rows of a .csv file beside it.
+
+    Args:
+        path: The file; None writes none.
+        every: Steps between lines.
+        display: Called with the values of each line.
+        item_flops: The FLOPs of a training item.
+        peak_flops: The peak FLOPs per second of a device.
     """
 
     at_end = optional = True
@@ -44,7 +50,7 @@ class LogHook:
         self.path = None if path is None else Path(path)
         self.every = every
         self.display = display
-        self.item_flops, self.peak_flops = item_flops, peak_flops  # (of one device)
+        self.item_flops, self.peak_flops = item_flops, peak_flops
         self._last: tuple[int, float, float] | None = None
         self._written = False
         self._table: Table
@@ -54,17 +60,17 @@ class LogHook:
         by_noise = trainer.loss_by_noise.values(trainer.accelerator)
         if not trainer.accelerator.is_main_process:
             return
-        if self._last is not None and trainer.step < self._last[0]:  # the run was taken back
+        if self._last is not None and trainer.step < self._last[0]:  # the run was rewound
             self._last, self._written = None, False
         values = self._values(trainer) | {'loss_by_noise': by_noise}
         if self.path is not None and (trainer.done or trainer.step % max(1, self.every) == 0):
-            self._write(
-                self.path, values
-            )  # a pause leaves no line: the log is that of a run without one
+            # An interruption writes no line, so that the log is that of an uninterrupted run.
+            self._write(self.path, values)
         if self.display is not None:
             self.display(values)
 
     def _values(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the values of a line, except loss_by_noise."""
         now = time.monotonic()
         step, since, waited = self._last or (trainer.step, now, 0.0)
         steps, seconds, waited = trainer.step - step, now - since, trainer.data_seconds - waited
@@ -94,11 +100,13 @@ class LogHook:
         }
 
     def _mfu(self, items_per_second: float | None, devices: int) -> float | None:
+        """Return the achieved share of the peak FLOPs; None if unknown."""
         if items_per_second is None or self.item_flops is None or self.peak_flops is None:
             return None
         return items_per_second * self.item_flops / (self.peak_flops * devices)
 
     def _write(self, path: Path, values: dict[str, Any]) -> None:
+        """Append a line to both files; the first line replaces those of later steps."""
         if not self._written:
             path.parent.mkdir(parents=True, exist_ok=True)
             keep = [line for line in read_log(path) if line.get('step', 0) < values['step']]
@@ -108,13 +116,15 @@ class LogHook:
             self._written = True
         with open(path, 'a') as file:
             file.write(json.dumps(values) + '\n')
-        if not self._table.add(values):  # it has a column that is new
+        if not self._table.add(values):  # the line has a new column
             self._table = Table(path.with_suffix('.csv'), read_log(path))
 
 
 def memory_bytes(device: torch.device) -> int | None:
-    """The most memory this process has used: of the GPU if it trains there, else of the machine;
-    None if unknown.
+    """Return the peak memory of this process: on the GPU, else in RAM; None if unknown.
+
+    Args:
+        device: The device of the training.
     """
     if device.type == 'cuda':
         return torch.cuda.max_memory_allocated(device)
@@ -127,7 +137,11 @@ def memory_bytes(device: torch.device) -> int | None:
 
 
 def values_of_parts(trainer: Trainer) -> dict[str, Any]:
-    """What the parts of a run have to say in its log: their `logged(step)`, where they have one."""
+    """Return the values of the parts of a run for its log, from their methods `logged(step)`.
+
+    Args:
+        trainer: The trainer.
+    """
     return {
         name: value
         for part in trainer.parts.values()
@@ -137,4 +151,5 @@ def values_of_parts(trainer: Trainer) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
+    """Return a value, or None if it is not finite."""
     return value if math.isfinite(value) else None

@@ -16,9 +16,10 @@ Shape = Literal['linear', 'cosine']
 
 
 class _WarmedLR(LRScheduler):
-    """lr(k) = (1 - warmup^(k + 1)) * `_warm_lr(base_lr)`, k = last_epoch.
+    """A schedule with an exponential warm-up, k = last_epoch.
 
-    `verbose` in the signatures is for old callers, and has no effect: torch dropped it.
+    lr(k) = (1 - warmup^(k + 1)) * `_warm_lr(base_lr)`. The argument `verbose` of its subclasses has
+    no effect; it keeps old calls valid.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float, last_epoch: int) -> None:
@@ -27,15 +28,27 @@ class _WarmedLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
+        """Return the rate of each group at this step."""
         warm = 1 - self.warmup ** (self.last_epoch + 1)
         return [warm * self._warm_lr(base_lr) for base_lr in self.base_lrs]
 
     def _warm_lr(self, base_lr: Any) -> Any:
+        """Return the rate without the warm-up."""
         return base_lr
 
 
 class InverseLR(_WarmedLR):
-    """lr(k) = (1 - warmup^(k + 1)) * max(min_lr, base_lr * (1 + k / inv_gamma)^-power)."""
+    """lr(k) = (1 - warmup^(k + 1)) * max(min_lr, base_lr * (1 + k / inv_gamma)^-power).
+
+    Args:
+        optimizer: The optimizer.
+        inv_gamma: The steps that halve the rate at power 1.
+        power: The exponent.
+        warmup: The base of the exponential warm-up, in [0, 1).
+        min_lr: The lower limit of the rate.
+        last_epoch: As in torch.
+        verbose: Has no effect.
+    """
 
     def __init__(
         self,
@@ -57,7 +70,17 @@ class InverseLR(_WarmedLR):
 
 
 class ExponentialLR(_WarmedLR):
-    """lr(k) = (1 - warmup^(k + 1)) * max(min_lr, base_lr * decay^(k / num_steps))."""
+    """lr(k) = (1 - warmup^(k + 1)) * max(min_lr, base_lr * decay^(k / num_steps)).
+
+    Args:
+        optimizer: The optimizer.
+        num_steps: The steps per factor `decay`.
+        decay: The factor.
+        warmup: The base of the exponential warm-up, in [0, 1).
+        min_lr: The lower limit of the rate.
+        last_epoch: As in torch.
+        verbose: Has no effect.
+    """
 
     def __init__(
         self,
@@ -79,7 +102,14 @@ class ExponentialLR(_WarmedLR):
 
 
 class ConstantLRWithWarmup(_WarmedLR):
-    """lr(k) = (1 - warmup^(k + 1)) * base_lr."""
+    """lr(k) = (1 - warmup^(k + 1)) * base_lr.
+
+    Args:
+        optimizer: The optimizer.
+        warmup: The base of the exponential warm-up, in [0, 1).
+        last_epoch: As in torch.
+        verbose: Has no effect.
+    """
 
     def __init__(
         self,
@@ -95,10 +125,8 @@ class WarmupDecayLR(LRScheduler):
     """A rate that rises over `warmup_steps`, stays, then falls to `final` at `num_steps`.
 
     lr(k) = base_lr * min(1, (k + 1) / warmup_steps) * (1 - (1 - final) s(p)), where p is the
-    completed
-    share of the decay, 0 up to step decay_start * num_steps and 1 from num_steps on; s = p
-    (linear), (1 - cos(pi p)) / 2 (cosine). The shape belongs to the command, not to the state: a
-    run
+    completed share of the decay, 0 up to step decay_start * num_steps and 1 from num_steps on; s =
+    p (linear), (1 - cos(pi p)) / 2 (cosine). The arguments are not part of the state: a run that is
     resumed with another length follows the new one.
 
     Args:
@@ -133,6 +161,7 @@ class WarmupDecayLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[Any]:
+        """Return the rate of each group at this step."""
         warm = min(1.0, (self.last_epoch + 1) / max(1, self.warmup_steps))
         start = self.decay_start * self.num_steps
         done = min(1.0, max(0.0, (self.last_epoch - start) / max(self.num_steps - start, 1.0)))
@@ -140,6 +169,7 @@ class WarmupDecayLR(LRScheduler):
         return [base_lr * warm * (1 - (1 - self.final) * s) for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the position in the schedule."""
         shape = ('num_steps', 'warmup_steps', 'decay_start', 'final', 'shape')
         return {key: value for key, value in super().state_dict().items() if key not in shape}
 
@@ -148,8 +178,7 @@ def set_lr_position(sched: LRScheduler, state: Mapping[str, Any]) -> None:
     """Move a schedule to the position of a saved one, and set the rates of its optimizer.
 
     The schedules of this module keep their own shape and base rates from the config; others load
-    the
-    whole state.
+    the whole state.
 
     Args:
         sched: The schedule.
@@ -166,35 +195,35 @@ def set_lr_position(sched: LRScheduler, state: Mapping[str, Any]) -> None:
 
 
 def _check_warmup(warmup: float) -> None:
+    """Raise a ValueError if a warm-up is out of its range."""
     if not 0 <= warmup < 1:
         raise ValueError(
-            f'warmup is {warmup}; it must be at least 0 and below 1 (0: none; 0.99: some hundred '
-            'steps)'
+            'warmup must be >= 0 (no warm-up) and < 1 (0.99 takes some hundred steps); got '
+            f'{warmup}'
         )
 
 
 def _check_decay(
     num_steps: int | None, warmup_steps: int, decay_start: float, final: float, shape: str
 ) -> None:
+    """Raise a ValueError if an argument of WarmupDecayLR is out of its range."""
     if num_steps is not None and num_steps < 1:
         raise ValueError(
-            f'num_steps is {num_steps}; it must be at least 1, the length of the run in optimizer '
-            'steps'
+            f'num_steps must be >= 1, the length of the run in optimizer steps; got {num_steps}'
         )
     if warmup_steps < 0:
         raise ValueError(
-            f'warmup_steps is {warmup_steps}; it must be 0 (no warm-up) or a number of optimizer '
-            'steps'
+            'warmup_steps must be >= 0, a number of optimizer steps (0 disables the warm-up); got '
+            f'{warmup_steps}'
         )
     if not 0 <= decay_start <= 1:
-        raise ValueError(f'decay_start is {decay_start}; it must lie in [0, 1], a share of the run')
+        raise ValueError(f'decay_start must be in [0, 1], a share of the run; got {decay_start}')
     if not 0 <= final <= 1:
         raise ValueError(
-            f'final is {final}; it must lie in [0, 1], the share of the rate that is left at the '
-            'end'
+            f'final must be in [0, 1], the last rate as a share of the base rate; got {final}'
         )
     if shape not in get_args(Shape):
-        raise ValueError(f'shape is {shape!r}; it must be one of {", ".join(get_args(Shape))}')
+        raise ValueError(f'shape must be one of {", ".join(get_args(Shape))}; got {shape!r}')
 
 
 LR_SCHEDS: Registry[type] = Registry('lr_sched type')
@@ -236,8 +265,8 @@ class InverseLRConfig:
         _check_warmup(self.warmup)
         if not self.inv_gamma > 0:
             raise ValueError(
-                f'inv_gamma is {self.inv_gamma}; it must be above 0, steps that halve the rate at '
-                'power 1'
+                'inv_gamma must be > 0, the steps that halve the rate at power 1; got '
+                f'{self.inv_gamma}'
             )
 
     def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
@@ -265,7 +294,7 @@ class ExponentialLRConfig:
         _check_warmup(self.warmup)
         if not self.num_steps > 0:
             raise ValueError(
-                f'num_steps is {self.num_steps}; it must be above 0, the steps per factor `decay`'
+                f'num_steps must be > 0, the steps per factor `decay`; got {self.num_steps}'
             )
 
     def make(self, optimizer: Optimizer, end_step: int | None = None) -> LRScheduler:
@@ -306,8 +335,8 @@ class WarmupDecayLRConfig:
         num_steps = self.num_steps if self.num_steps is not None else end_step
         if num_steps is None:
             raise ValueError(
-                'num_steps of the lr_sched is null and the run has no end; warmup-decay needs one: '
-                'give end_step=..., or num_steps in the config'
+                'num_steps must be an integer for warmup-decay if the run has no end; got null. '
+                'Pass end_step=..., or set num_steps in the config'
             )
         return WarmupDecayLR(
             optimizer, num_steps, self.warmup_steps, self.decay_start, self.final, self.shape

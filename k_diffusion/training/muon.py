@@ -96,8 +96,8 @@ class Muon(Optimizer):
             for p in group['params']:
                 if group['muon'] and p.ndim < 2:
                     raise ValueError(
-                        f'Muon got a parameter of shape {list(p.shape)}; it takes matrices and '
-                        'convolutions: put vectors into a group with muon=False'
+                        'parameters of a group with muon=True must be matrices or convolutions; '
+                        f'got the shape {list(p.shape)}. Put vectors into a group with muon=False'
                     )
 
     @torch.no_grad()
@@ -118,6 +118,7 @@ class Muon(Optimizer):
         return loss
 
     def _muon_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the matrices and convolutions of a group."""
         lr, momentum = group['lr'], group['momentum']
         own, grads = [local(p) for p in params], _grads(params)
         averages = [local(self._state(p, 'momentum_buffer')['momentum_buffer']) for p in params]
@@ -138,6 +139,7 @@ class Muon(Optimizer):
             torch._foreach_add_([own[i] for i in indices], steps, alpha=-lr * scale)
 
     def _adamw_step(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update the parameters of a group by AdamW."""
         states = [self._state(p, 'exp_avg', 'exp_avg_sq') for p in params]
         for p, state in zip(params, states):
             if 'step' not in state:
@@ -164,6 +166,7 @@ class Muon(Optimizer):
         )
 
     def _state(self, p: Tensor, *names: str) -> dict[str, Tensor]:
+        """Return the state of a parameter, with zeros for missing entries."""
         state = self.state[p]
         for name in names:
             if name not in state:
@@ -172,4 +175,5 @@ class Muon(Optimizer):
 
 
 def _grads(params: list[Tensor]) -> list[Tensor]:
+    """Return the gradients of parameters, or the shards of this process."""
     return [local(p.grad) for p in params if p.grad is not None]

@@ -1,4 +1,4 @@
-"""Optimizers: a config for each, and how a model's parameter groups go into it."""
+"""Optimizers: their configs, the parameter groups of a model, and clipping of gradients."""
 
 from __future__ import annotations
 
@@ -16,28 +16,34 @@ from .muon import Muon
 from .sharding import is_sharded, local
 
 _FUSED_DEVICES = {'cpu', 'cuda', 'mps', 'xpu'}
-_SHARDED = {'FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'XLA'}  # accelerate's names for gradients in pieces
+#: accelerate's names of the ways of training with sharded gradients.
+_SHARDED = {'FSDP', 'DEEPSPEED', 'MEGATRON_LM', 'XLA'}
 
 
 class Trainable(Protocol):
-    """A network that says how its parameters want to be trained.
+    """A network that describes how its parameters are trained."""
 
-    `param_groups(base_lr)` -> groups with their own lr and, where it is not the optimizer's,
-    weight_decay; `hidden_parameters()` -> the matrices and convolutions between hidden features,
-    which Muon takes.
-    """
+    def param_groups(self, base_lr: float) -> list[dict[str, Any]]:
+        """Return groups with their own lr and, if it differs from the optimizer's, weight_decay.
 
-    def param_groups(self, base_lr: float) -> list[dict[str, Any]]: ...
+        Args:
+            base_lr: The learning rate of the run.
+        """
 
-    def hidden_parameters(self) -> list[nn.Parameter]: ...
+    def hidden_parameters(self) -> list[nn.Parameter]:
+        """Return the matrices and convolutions between hidden features, which Muon trains."""
 
 
 class OptimizerConfig(Protocol):
-    """What `OPTIMIZERS` holds: `make` gives the optimizer of a model, at another lr than its own
-    where one is given.
-    """
+    """A config in `OPTIMIZERS`."""
 
-    def make(self, model: Trainable, lr: float | None = None) -> Optimizer: ...
+    def make(self, model: Trainable, lr: float | None = None) -> Optimizer:
+        """Return the optimizer of a model.
+
+        Args:
+            model: The network.
+            lr: A learning rate in place of the config's.
+        """
 
 
 OPTIMIZERS: Registry[type] = Registry('optimizer type')
@@ -46,7 +52,7 @@ OPTIMIZERS: Registry[type] = Registry('optimizer type')
 @OPTIMIZERS.register('adamw')
 @dataclass
 class AdamWConfig:
-    """torch.optim.AdamW, fused where the device has it."""
+    """The config of torch.optim.AdamW, fused if the device supports it."""
 
     type: Literal['adamw'] = 'adamw'
     lr: float = 1e-4
@@ -59,6 +65,12 @@ class AdamWConfig:
         _check_betas(self.betas)
 
     def make(self, model: Trainable, lr: float | None = None) -> Optimizer:
+        """Return the optimizer of a model.
+
+        Args:
+            model: The network.
+            lr: A learning rate in place of the config's.
+        """
         groups = parameter_groups(model, self.lr if lr is None else lr)
         return AdamW(
             groups,
@@ -72,11 +84,20 @@ class AdamWConfig:
 @OPTIMIZERS.register('adam8bit')
 @dataclass
 class Adam8bitConfig(AdamWConfig):
-    """Adam with 8-bit state, of the package bitsandbytes."""
+    """The config of Adam with 8-bit state, from the package bitsandbytes."""
 
     type: Literal['adam8bit'] = 'adam8bit'  # type: ignore[assignment]
 
     def make(self, model: Trainable, lr: float | None = None) -> Optimizer:
+        """Return the optimizer of a model.
+
+        Args:
+            model: The network.
+            lr: A learning rate in place of the config's.
+
+        Raises:
+            MissingExtra: If bitsandbytes is not installed.
+        """
         try:
             from bitsandbytes.optim import Adam8bit
         except ImportError:
@@ -91,7 +112,7 @@ class Adam8bitConfig(AdamWConfig):
 @OPTIMIZERS.register('sgd')
 @dataclass
 class SGDConfig:
-    """torch.optim.SGD."""
+    """The config of torch.optim.SGD."""
 
     type: Literal['sgd'] = 'sgd'
     lr: float = 1e-4
@@ -103,10 +124,16 @@ class SGDConfig:
         _check_at_least_0(self, 'lr', 'momentum', 'weight_decay')
         if self.nesterov and self.momentum == 0:
             raise ValueError(
-                'nesterov is true and momentum is 0; it needs a momentum above 0, such as 0.9'
+                'momentum must be > 0 with nesterov; got 0. Use 0.9, or set nesterov to false'
             )
 
     def make(self, model: Trainable, lr: float | None = None) -> Optimizer:
+        """Return the optimizer of a model.
+
+        Args:
+            model: The network.
+            lr: A learning rate in place of the config's.
+        """
         groups = parameter_groups(model, self.lr if lr is None else lr)
         return SGD(
             groups, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay
@@ -116,10 +143,10 @@ class SGDConfig:
 @OPTIMIZERS.register('muon')
 @dataclass
 class MuonConfig:
-    """`Muon` for the model's hidden matrices and convolutions at `lr`, AdamW for the rest at
-    `adamw_lr`.
+    """The config of `Muon`.
 
-    The lr of the settings of a run replaces `lr`, and `adamw_lr` follows in proportion.
+    Muon trains the hidden matrices and convolutions of the model at `lr`, AdamW the rest at
+    `adamw_lr`. The lr of the settings of a run replaces `lr`, and scales `adamw_lr` in proportion.
     """
 
     type: Literal['muon'] = 'muon'
@@ -135,20 +162,28 @@ class MuonConfig:
     def __post_init__(self) -> None:
         _check_at_least_0(self, 'adamw_lr', 'eps', 'weight_decay')
         if not self.lr > 0:
-            raise ValueError(f'lr is {self.lr}; it must be above 0')
+            raise ValueError(f'lr must be > 0; got {self.lr}')
         if not 0 <= self.momentum < 1:
-            raise ValueError(f'momentum is {self.momentum}; it must be at least 0 and below 1')
+            raise ValueError(f'momentum must be >= 0 and < 1; got {self.momentum}')
         if self.ns_steps < 1:
-            raise ValueError(f'ns_steps is {self.ns_steps}; it must be at least 1 (5 is usual)')
+            raise ValueError(f'ns_steps must be >= 1 (5 is usual); got {self.ns_steps}')
         _check_betas(self.betas)
 
     def make(self, model: Trainable, lr: float | None = None) -> Optimizer:
+        """Return the optimizer of a model.
+
+        Args:
+            model: The network.
+            lr: A learning rate in place of the config's.
+
+        Raises:
+            ValueError: If the model has no method hidden_parameters().
+        """
         factor = 1.0 if lr is None else lr / self.lr
         if not hasattr(model, 'hidden_parameters'):
             raise ValueError(
                 f"optimizer must not be of type 'muon' for {type(model).__name__}, which has no "
-                'method '
-                'hidden_parameters() that names the matrices it is for; take adamw'
+                'method hidden_parameters() to select matrices; use adamw'
             )
         hidden = {id(p) for p in model.hidden_parameters()}
         groups = []
@@ -172,8 +207,14 @@ class MuonConfig:
 
 
 def parameter_groups(model: Any, lr: float) -> list[dict[str, Any]]:
-    """Return the groups of a model's parameters: its own, else one without weight decay for
-    vectors and scalars.
+    """Return the parameter groups of a model.
+
+    A model without a method `param_groups` gets one group for matrices and one without weight decay
+    for vectors and scalars.
+
+    Args:
+        model: The network.
+        lr: The learning rate.
     """
     if hasattr(model, 'param_groups'):
         groups: list[dict[str, Any]] = model.param_groups(lr)
@@ -185,18 +226,28 @@ def parameter_groups(model: Any, lr: float) -> list[dict[str, Any]]:
 
 
 def make_optimizer(model: Trainable, config: OptimizerConfig, lr: float | None = None) -> Optimizer:
-    """The optimizer of a model; the lr and weight-decay relations between the model's own groups
-    are kept.
+    """Return the optimizer of a model.
+
+    The ratios of lr and weight decay between the groups of the model do not change.
+
+    Args:
+        model: The network.
+        config: The config of the optimizer.
+        lr: A learning rate in place of the config's.
     """
     return config.make(model, lr)
 
 
 def clip_gradients(accelerator: Any, params: list[nn.Parameter], max_norm: float) -> None:
-    """Scales the gradients so that their norm is at most max_norm, in a few kernels and without a
-    wait for a GPU.
+    """Scale the gradients so that their norm is at most max_norm.
 
-    Gradients whose norm is no finite number become zeros, so that a broken batch does not spoil the
-    weights.
+    It takes a few kernels, and does not wait for a GPU. Gradients whose norm is not finite become
+    zeros, so that a broken batch does not destroy the weights.
+
+    Args:
+        accelerator: The accelerator.
+        params: The parameters.
+        max_norm: The largest norm.
     """
     if accelerator.distributed_type.value in _SHARDED:
         accelerator.clip_grad_norm_(params, max_norm)
@@ -213,7 +264,7 @@ def clip_gradients(accelerator: Any, params: list[nn.Parameter], max_norm: float
 
 
 def _norm(grads: list[Tensor], params: list[nn.Parameter]) -> Tensor:
-    """Of all gradients together; where they lie in pieces on several processes, of all pieces."""
+    """Return the norm of all gradients together, and of all shards if they are sharded."""
     norm = torch.stack(torch._foreach_norm(grads)).norm()
     if any(is_sharded(p) for p in params):
         square = norm.square()
@@ -223,8 +274,10 @@ def _norm(grads: list[Tensor], params: list[nn.Parameter]) -> Tensor:
 
 
 def match_strides(optimizer: Optimizer) -> None:
-    """Gives loaded state the memory format of its parameter: fused kernels walk both in the
-    order they lie there.
+    """Convert loaded state to the memory format of its parameter, as fused kernels require.
+
+    Args:
+        optimizer: The optimizer.
     """
     for p, state in optimizer.state.items():
         for name, value in state.items():
@@ -237,17 +290,20 @@ def match_strides(optimizer: Optimizer) -> None:
 
 
 def _can_fuse(groups: Iterable[dict[str, Any]]) -> bool:
+    """Return True if all parameters are on devices with a fused AdamW."""
     return all(p.device.type in _FUSED_DEVICES for group in groups for p in group['params'])
 
 
 def _check_at_least_0(config: object, *keys: str) -> None:
+    """Raise a ValueError if one of the values of a config is negative."""
     for key in keys:
         if not getattr(config, key) >= 0:
-            raise ValueError(f'{key} is {getattr(config, key)}; it must be at least 0')
+            raise ValueError(f'{key} must be >= 0; got {getattr(config, key)}')
 
 
 def _check_betas(betas: tuple[float, float]) -> None:
+    """Raise a ValueError if the decays of Adam are out of range."""
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(
-            f'betas is {list(betas)}; it must be two numbers in [0, 1), such as [0.9, 0.99]'
+            f'betas must be two numbers in [0, 1), such as [0.9, 0.99]; got {list(betas)}'
         )

@@ -56,9 +56,8 @@ def load_optimizer(
         optimizer.load_state_dict(matched_state(state['opt'], groups, names, saved_names))
     except (ValueError, KeyError) as error:
         raise ValueError(
-            f'the optimizer state in {source} does not fit ({error}); resume with the optimizer '
-            'it was '
-            'trained with, or start its moments anew (reset_optimizer=True)'
+            f'the optimizer state in {source} does not fit ({error}); resume with the optimizer of '
+            'the checkpoint, or restart the moments (reset_optimizer=True)'
         ) from None
     cut_optimizer(optimizer)
     match_strides(optimizer)
@@ -74,8 +73,8 @@ def parameter_names(
         groups: The groups.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    found = [[names.get(id(p)) for p in group['params']] for group in groups]
-    return None if any(name is None for group in found for name in group) else found  # type: ignore[return-value]
+    grouped = [[names.get(id(p)) for p in group['params']] for group in groups]
+    return None if any(name is None for group in grouped for name in group) else grouped  # type: ignore[return-value]
 
 
 def matched_state(
@@ -87,11 +86,10 @@ def matched_state(
     """Return saved optimizer state in the order of `groups`, for Optimizer.load_state_dict.
 
     Each parameter gets the state saved under its name (with unknown names: at its position).
-    Learning
-    rate, weight decay and the other options of a config stay those of `groups`.
+    Learning rate, weight decay and the other options of a config stay those of `groups`.
 
     Args:
-        saved: What Optimizer.state_dict returned.
+        saved: The result of Optimizer.state_dict.
         groups: The parameter groups of the current optimizer.
         names: The names of their parameters.
         saved_names: The names of the saved parameters, group by group.
@@ -108,8 +106,7 @@ def matched_state(
     if [len(ids) for ids in sources] != [len(group) for group in saved_names]:
         raise ValueError(
             f'it has groups of {[len(ids) for ids in sources]} parameters, and the checkpoint '
-            'names '
-            f'{[len(group) for group in saved_names]}'
+            f'names {[len(group) for group in saved_names]}'
         )
     source = dict(zip(_flat(saved_names), _flat(sources)))
     wanted = _flat(names)
@@ -152,6 +149,7 @@ def original_names(
 
 
 def _positions(counts: Iterable[int]) -> list[list[str]]:
+    """Return names of parameters by their position."""
     return [[f'parameter {i} of group {g}' for i in range(count)] for g, count in enumerate(counts)]
 
 
@@ -164,6 +162,7 @@ def _flat(groups: Iterable[Iterable[Any]]) -> list[Any]:
 
 
 def _check_type(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Raise a ValueError if the state is that of another type of optimizer."""
     for group in saved:
         odd = [key for key in _OF_A_TYPE if (key in group) != (key in groups[0])]
         if odd:
@@ -172,6 +171,7 @@ def _check_type(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str
 
 
 def _check_shapes(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
+    """Raise a ValueError if the state of a parameter has another shape."""
     for key in _SHAPED:
         value = state.get(key)
         if isinstance(value, Tensor) and value.shape != p.shape:

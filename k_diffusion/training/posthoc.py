@@ -57,8 +57,7 @@ class SnapshotHook:
     """Averages the network at several widths, and writes the averages every `snapshot_every` steps.
 
     It is also a part of the Trainer (under 'posthoc'), so that a pause changes nothing. A snapshot
-    is
-    NAME_ema_STEP.safetensors, with one tensor "WIDTH/NAME" for each width and weight.
+    is NAME_ema_STEP.safetensors, with one tensor "WIDTH/NAME" for each width and weight.
 
     Args:
         network: The network.
@@ -136,7 +135,7 @@ class SnapshotHook:
         """Restore a state.
 
         Args:
-            state: What state_dict returned.
+            state: The result of state_dict.
 
         Raises:
             ValueError: If it lacks one of the widths.
@@ -145,9 +144,8 @@ class SnapshotHook:
             held = state.get(f'{sched.width:g}')
             if held is None:
                 raise ValueError(
-                    f'the checkpoint has averages of the widths {", ".join(state)} and the run '
-                    f'asks for {sched.width:g}; '
-                    'keep the widths of a run that is gone on with'
+                    f'ema_widths must be those of the checkpoint to resume it, {", ".join(state)}; '
+                    f'got {sched.width:g}'
                 )
             sched.load_state_dict(held['sched'])
             average.load_state_dict(cut_state(held['model'], average.state_dict()))
@@ -176,7 +174,7 @@ def find_snapshots(
         name: The run; None takes all.
         verify: Read each file completely and compare it with its record in the manifest beside it.
     """
-    found: dict[str, list[tuple[int, list[float], Path, _Layout]]] = {}
+    files_of: dict[str, list[tuple[int, list[float], Path, _Layout]]] = {}
     for path in sorted(Path(folder).glob('*.safetensors')):
         match = re.fullmatch(r'(.+)_ema_([0-9]{8,18})\.safetensors', path.name)
         if match and name in (None, match[1]):
@@ -185,10 +183,10 @@ def find_snapshots(
                 if verify:
                     check_recorded(path)
             except MALFORMED as error:
-                note_once(f'{path} is passed over: {say_malformed(error)}')
+                note_once(f'{path} is skipped: {say_malformed(error)}')
                 continue
-            found.setdefault(match[1], []).append((int(match[2]), widths, path, layout))
-    return sorted(snapshot for files in found.values() for snapshot in _alike(files))
+            files_of.setdefault(match[1], []).append((int(match[2]), widths, path, layout))
+    return sorted(snapshot for files in files_of.values() for snapshot in _alike(files))
 
 
 def _contents(path: Path) -> tuple[list[float], _Layout]:
@@ -214,7 +212,7 @@ def _alike(files: Sequence[tuple[int, list[float], Path, _Layout]]) -> Iterator[
         if layout == usual:
             yield from (Snapshot(step, width, path) for width in widths)
         else:
-            note_once(f'{path} is passed over: it holds other weights than most snapshots')
+            note_once(f'{path} is skipped: it holds other weights than most snapshots')
 
 
 def remainder_product(step_a: float, width_a: float, step_b: float, width_b: float) -> float:
@@ -279,8 +277,8 @@ def reconstruct(
     if not used or step is None or used[-1].step < step:
         steps = sorted({snapshot.step for snapshot in known})
         raise ValueError(
-            f'there is no snapshot at step {step}; the average can be put together for the steps '
-            f'{steps}'
+            f'step must be one of the steps of the snapshots, {steps}; got no snapshot at step '
+            f'{step}'
         )
     factors = combination([(snapshot.step, snapshot.width) for snapshot in used], step, width)
     total: dict[str, Tensor] = {}
@@ -309,10 +307,14 @@ def _add(total: dict[str, Tensor], key: str, value: Tensor, factor: float) -> No
 
 
 def snapshot_config(snapshot: Snapshot) -> Any:
-    """The config that a snapshot carries; None, with a note where it is damaged, without one."""
+    """Return the config in a snapshot; None without one, or with a warning if it is damaged.
+
+    Args:
+        snapshot: The snapshot.
+    """
     text = get_safetensors_metadata(snapshot.path).get('config')
     try:
         return None if text is None else read_json(text, f'the config inside {snapshot.path}')
     except ValueError as error:
-        note_once(f'{error}; it is left out')
+        note_once(f'{error}; it is ignored')
         return None

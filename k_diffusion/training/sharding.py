@@ -1,8 +1,7 @@
-"""Networks in pieces: each process holds a share of every weight (PyTorch's fully_shard, also known
-as FSDP2).
+"""Sharded networks: each process holds a shard of every weight (PyTorch's fully_shard, FSDP2).
 
-Weights are cut along their first axis, as torch.chunk cuts. Here what works on pieces alone is told
-from what needs the whole.
+Weights are cut along their first axis, as torch.chunk cuts. The functions here convert between
+shards and whole tensors.
 """
 
 from __future__ import annotations
@@ -16,27 +15,37 @@ from torch.optim import Optimizer
 
 from ..core.modules import n_params
 
-#: Blocks of at least so many parameters are gathered one at a time.
+#: The least number of parameters of a block that is gathered by itself.
 BLOCK = 100_000
 
 
 def is_sharded(x: Any) -> bool:
-    """Whether a tensor lies in pieces on several processes."""
+    """Return True if a tensor is sharded over several processes.
+
+    Args:
+        x: The tensor.
+    """
     return hasattr(x, 'to_local') and hasattr(x, 'placements')
 
 
 def local(x: Any) -> Tensor:
-    """This process's piece of a tensor in pieces; another tensor as it is.
+    """Return the shard of this process, or the tensor itself if it is not sharded.
 
-    (In-place changes reach the whole.)
+    In-place changes of the shard change the sharded tensor.
+
+    Args:
+        x: The tensor.
     """
     piece: Tensor = x.to_local() if is_sharded(x) else x
     return piece
 
 
 def whole(piece: Tensor, like: Any) -> Tensor:
-    """The tensor whose piece this is, put together on every process, where `like` lies in
-    pieces; else the tensor itself.
+    """Gather a tensor from its shards on every process, if `like` is sharded.
+
+    Args:
+        piece: The shard of this process, or a whole tensor.
+        like: A tensor that is sharded in the same way, or whole.
     """
     if not is_sharded(like):
         return piece
@@ -53,8 +62,11 @@ def whole(piece: Tensor, like: Any) -> Tensor:
 
 
 def piece_of(x: Tensor, like: Any) -> Tensor:
-    """The piece of a whole tensor that this process holds of `like`, where that lies in pieces;
-    else the tensor itself.
+    """Return the part of a whole tensor that this process holds of `like`, if that is sharded.
+
+    Args:
+        x: The whole tensor.
+        like: A tensor of the same shape, sharded or whole.
     """
     if not is_sharded(like):
         return x
@@ -64,7 +76,12 @@ def piece_of(x: Tensor, like: Any) -> Tensor:
 
 
 def cut(x: Tensor, like: Any) -> Tensor:
-    """A whole tensor as one in pieces like `like`; where `like` is whole, as it is."""
+    """Shard a whole tensor like another one; a whole `like` leaves it unchanged.
+
+    Args:
+        x: The whole tensor.
+        like: A tensor of the same shape, sharded or whole.
+    """
     if not is_sharded(like) or is_sharded(x):
         return x
     from torch.distributed.tensor import DTensor
@@ -80,8 +97,13 @@ def cut(x: Tensor, like: Any) -> Tensor:
 
 
 def cut_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Whole weights by name, cut as a model holds its own; names and shapes that do not agree
-    are left for its check.
+    """Shard whole weights as a model holds its own.
+
+    Weights whose name or shape differs stay whole; the check of the model reports them.
+
+    Args:
+        state: The whole weights by name.
+        own: The weights of the model by name.
     """
     return {
         name: cut(x, own[name]) if name in own and own[name].shape == x.shape else x
@@ -90,8 +112,12 @@ def cut_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
 
 
 def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state with every tensor whole, on every process (all must call it where there are
-    pieces).
+    """Gather all sharded tensors of a state, on every process.
+
+    All processes must call it if there are sharded tensors.
+
+    Args:
+        state: The tensors by name.
     """
     return {name: x.full_tensor() if is_sharded(x) else x for name, x in state.items()}  # type: ignore[attr-defined]
 
@@ -99,15 +125,20 @@ def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def shard(
     networks: Iterable[nn.Module], optimizer: Optimizer, device: torch.device, block: int = BLOCK
 ) -> None:
-    """Cuts networks into pieces over all processes; the optimizer of the first is given its
-    pieces (it must not have stepped).
+    """Shard networks over all processes, and give the optimizer of the first one its shards.
+
+    Args:
+        networks: The networks.
+        optimizer: The optimizer of the first network, before its first step.
+        device: The device.
+        block: The least number of parameters of a block that is gathered by itself.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for network in networks:
-        # pieces are cut from plain rows alone
+        # shards can only be cut from contiguous rows
         network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         names = {id(p): name for name, p in network.named_parameters()}
         for module in blocks(network, block):
@@ -121,19 +152,29 @@ def shard(
 
 
 def blocks(network: nn.Module, least: int) -> list[nn.Module]:
-    """The entries of a network's lists of modules that have a forward of their own and at least
-    so many parameters, innermost first.
+    """Return the blocks that are gathered by themselves, innermost first.
+
+    They are the entries of a network's lists of modules that have a forward method.
+
+    Args:
+        network: The network.
+        least: The least number of parameters of a block.
     """
     containers = (nn.ModuleList, nn.Sequential)
     entries = [
         child for module in network.modules() if isinstance(module, containers) for child in module
     ]
-    chosen = [m for m in entries if not isinstance(m, nn.ModuleList) and n_params(m) >= least]
-    return list(dict.fromkeys(reversed(chosen)))
+    large = [m for m in entries if not isinstance(m, nn.ModuleList) and n_params(m) >= least]
+    return list(dict.fromkeys(reversed(large)))
 
 
 def group_sizes(network: nn.Module, least: int = BLOCK) -> list[int]:
-    """Return the parameters of each group that is gathered at a time, those of the root last."""
+    """Return the number of parameters of each group that is gathered by itself, the root last.
+
+    Args:
+        network: The network.
+        least: The least number of parameters of a block.
+    """
     grouped: set[int] = set()
     sizes = []
     for module in [*blocks(network, least), network]:
@@ -144,7 +185,11 @@ def group_sizes(network: nn.Module, least: int = BLOCK) -> list[int]:
 
 
 def cut_optimizer(optimizer: Optimizer) -> None:
-    """Cuts loaded state as the parameters are cut."""
+    """Shard loaded optimizer state like the parameters.
+
+    Args:
+        optimizer: The optimizer.
+    """
     for p, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == p.shape:

@@ -1,9 +1,13 @@
-"""A guard against spikes of the loss: it takes a run back to its last good checkpoint.
+"""A guard against spikes of the loss, which moves a run back to its last good checkpoint.
 
-The weights, moments, averages and the step are those of the checkpoint; the data goes on where it
-is, so that the batches before and during the spike are passed over and the same spike is not met
-again. (Chowdhery et al. 2022, arXiv:2204.02311, section 5.1, did so by hand, about 100 steps back.)
-All that it decides by is kept in checkpoints, so that a pause changes nothing.
+The weights, moments, averages and the step are those of the checkpoint. The position in the data
+does not change, so that the batches before and during the spike are skipped and the same spike does
+not recur. All values that it decides by are kept in checkpoints, so that an interruption changes
+nothing.
+
+References:
+    Chowdhery et al. (2022), arXiv:2204.02311, section 5.1, who did so by hand, about 100 steps
+        back.
 """
 
 from __future__ import annotations
@@ -25,29 +29,29 @@ from .checkpoints.retention import FACTOR, WINDOW
 if TYPE_CHECKING:
     from .trainer import Trainer
 
-#: So many losses in a row that are too large, or no numbers, are a spike; before so many losses
-#: that are not there is none.
+#: PATIENCE consecutive losses that are too large or not finite are a spike. Before LEAST losses
+#: that are neither, no loss is too large.
 PATIENCE, LEAST = 3, 20
 
 
 class SpikeGuard:
-    """Takes a run back where `PATIENCE` losses in a row are not finite or too large.
+    """Moves a run back when `PATIENCE` consecutive losses are not finite or too large.
 
-    Too large is above `factor` times the median of the last 100 that were not. A part of the
-    Trainer under 'spikes', and a hook that comes before those that save. It goes back to the newest
-    checkpoint before the spike of those that are saved every `save_every` steps, since those alone
-    are the same in a run that was paused.
+    A loss is too large above `factor` times the median of the last 100 sane ones. The guard is a
+    part of the Trainer under 'spikes', and a hook before those that save. It moves back to the
+    newest checkpoint before the spike whose step is a multiple of `save_every`, because only those
+    are the same in a run that was interrupted.
 
     Args:
         folder: The folder of the run.
-        save_every: How often checkpoints are saved.
-        most: How often it goes back at most; after that spikes are only reported.
-        every: At which steps it acts.
-        factor: How large is too large.
-        tell: Called with 'spike' and facts of it.
+        save_every: Steps between checkpoints.
+        most: The largest number of rewinds; later spikes are only reported.
+        every: Steps between checks.
+        factor: The limit of a sane loss relative to the median.
+        tell: Called with 'spike' and a description of it.
 
     Attributes:
-        rewinds: How often it has gone back.
+        rewinds: The number of rewinds so far.
     """
 
     def __init__(
@@ -63,11 +67,16 @@ class SpikeGuard:
         self.every, self.factor, self.tell = every, factor, tell
         self.rewinds = 0
         self._sane: deque[float] = deque(maxlen=WINDOW)
-        self._first = self._count = 0  # the losses in a row that are too large
-        self._spike: int | None = None  # where the one that was not acted on yet begins
+        self._first = self._count = 0  # consecutive losses that are too large
+        self._spike: int | None = None  # the first step of a spike to act on
 
     def see_losses(self, trainer: Trainer, losses: Sequence[tuple[int, float]]) -> None:
-        """Take in the losses of some steps, in order."""
+        """Record the losses of some steps, in order.
+
+        Args:
+            trainer: The trainer.
+            losses: Steps and losses.
+        """
         for step, loss in losses:
             usual = median(self._sane) if len(self._sane) >= LEAST else math.inf
             if math.isfinite(loss) and loss <= self.factor * usual:
@@ -85,10 +94,15 @@ class SpikeGuard:
             self._rewind(trainer, self._spike)
 
     def recover(self, trainer: Trainer) -> bool:
-        """Take back a run that has diverged; return False where that cannot be done."""
+        """Move back a run that has diverged; return False if that is not possible.
+
+        Args:
+            trainer: The trainer.
+        """
         return self._rewind(trainer, self._first if self._count else trainer.step)
 
     def _rewind(self, trainer: Trainer, first: int) -> bool:
+        """Load the checkpoint before a spike, and report it; return False if that is impossible."""
         self._spike, step = None, trainer.step
         path = self._find_checkpoint(trainer, first)
         if path is None or self.rewinds >= self.most:
@@ -115,26 +129,27 @@ class SpikeGuard:
 
     def _find_checkpoint(self, trainer: Trainer, first: int) -> Path | None:
         """Return the newest checkpoint before a step, the same one on all processes."""
-        found: list[str | None] = [None]
+        result: list[str | None] = [None]
         if trainer.accelerator.is_main_process:
             paths = (
                 path
                 for path in self.folder.checkpoints()
                 if step_of(path) < first and step_of(path) % self.save_every == 0
             )
-            found = [next((str(path) for path in paths if self.folder.is_whole(path)), None)]
+            result = [next((str(path) for path in paths if self.folder.is_whole(path)), None)]
         if trainer.accelerator.num_processes > 1:
-            torch.distributed.broadcast_object_list(found)
-        return None if found[0] is None else Path(found[0])
+            torch.distributed.broadcast_object_list(result)
+        return None if result[0] is None else Path(result[0])
 
     def _report(self, first: int, step: int, path: Path | None, text: str) -> None:
+        """Warn of a spike, and pass its description to `tell`."""
         warnings.warn(f'the loss spikes from step {first} on; {text}', stacklevel=2)
         if self.tell is not None:
             to = None if path is None else step_of(path)
             self.tell('spike', spike=first, noticed=step, goes_back_to=to, rewinds=self.rewinds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it decides by."""
+        """Return the losses and counters that it decides by."""
         return {
             'sane': list(self._sane),
             'first': self._first,
@@ -144,7 +159,11 @@ class SpikeGuard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore a state.
+
+        Args:
+            state: The result of state_dict.
+        """
         self._sane = deque(state['sane'], maxlen=WINDOW)
         self._first, self._count, self._spike = state['first'], state['count'], state['spike']
         self.rewinds = state['rewinds']

@@ -178,7 +178,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_never_loaded(memory, tmp_path, 
         with pytest.raises(ValueError, match=r'own_00000006\.pth is damaged: its SHA-256'):
             K.load_model(source, network=Net())
     assert opened == [] and not list((tmp_path / 'cache').rglob('*.pth'))
-    with pytest.warns(UserWarning, match=r'own_00000006\.pth is passed over: .* is damaged'):
+    with pytest.warns(UserWarning, match=r'own_00000006\.pth is skipped: .* is damaged'):
         done = train('memory://bucket/own', tmp_path / 'b', 12)
     assert done.step == 12 and 'own_00000006.pth' not in opened
     straight = train(tmp_path / 'c', None, 12)

@@ -263,7 +263,7 @@ def test_ema_writes_a_file_that_samples(train, tmp_path, capsys):
         )
     assert (
         kd(['ema', '--checkpoint-dir', str(tmp_path / 'run'), '--width', '0.5']) == 1
-        and 'width is 0.5' in capsys.readouterr().err
+        and 'got 0.5' in capsys.readouterr().err
     )
     assert (
         kd(['ema', '--checkpoint-dir', str(tmp_path), '--width', '0.1']) == 1

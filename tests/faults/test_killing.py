@@ -150,7 +150,7 @@ def test_two_processes_on_one_folder(program):
     second = program.run('--end-step', '3')
     assert second.returncode == 1
     assert (
-        f'is being trained by process {first.pid} on ' in second.stderr
+        f'is locked by process {first.pid} on host ' in second.stderr
         and 'Traceback' not in second.stderr
     )
     kill_group(first)

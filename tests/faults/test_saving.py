@@ -64,7 +64,7 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_gone_on_from(train,
     assert train('--end-step', '6', '--save-every', '2') == 0
     err = capsys.readouterr().err
     assert (
-        'tiny_00000004.pth is passed over: tiny_00000004.pth is damaged' in err
+        'tiny_00000004.pth is skipped: tiny_00000004.pth is damaged' in err
         and 'tiny_00000002.pth, step 2' in err
     )
     assert kd(['checkpoints', str(train.folder.path), '--json']) == 0
@@ -112,7 +112,7 @@ def test_a_write_limit_is_a_sentence_and_leaves_nothing_half_written(train, caps
 def test_a_place_that_cannot_be_written_to_is_told_before_training(train, tmp_path, capsys):
     (tmp_path / 'run').write_text('a file, no folder')
     assert train('--end-step', '2') == 1
-    assert 'the run cannot live in' in capsys.readouterr().err
+    assert 'cannot write to' in capsys.readouterr().err
 
 
 def test_a_read_only_disk_is_a_sentence(train, capsys, monkeypatch):
@@ -140,7 +140,7 @@ def test_the_lock_is_the_kernels_and_ends_with_its_holder(tmp_path):
             signal.pause()
     os.read(ready, 1)
     with (
-        pytest.raises(Taken, match=f"the run 'x' in .* is being trained by process {child} on "),
+        pytest.raises(Taken, match=f"run 'x' in .* is locked by process {child} on host "),
         run_lock(folder, 'x'),
     ):
         pass

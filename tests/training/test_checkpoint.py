@@ -75,7 +75,7 @@ def test_the_pointer_is_followed_and_its_loss_is_survived(saved, monkeypatch):
     for damage in ('{"latest_ch', '[]', '{"latest_checkpoint": 3}'):
         folder.pointer_path.write_text(damage)
         monkeypatch.setattr(files, '_notes', set())
-        with pytest.warns(UserWarning, match=r'toy_state\.json is passed over'):
+        with pytest.warns(UserWarning, match=r'toy_state\.json is skipped'):
             assert folder.newest()[0].name == 'toy_00000004.pth'
     folder.pointer_path.unlink()
     assert folder.newest()[0].name == 'toy_00000004.pth'
@@ -85,9 +85,7 @@ def test_the_pointer_is_followed_and_its_loss_is_survived(saved, monkeypatch):
 def test_a_truncated_checkpoint_is_passed_over_with_the_reason(saved, size):
     folder, _ = saved
     os.truncate(folder.checkpoint_path(4), size)
-    with pytest.warns(
-        UserWarning, match=r'toy_00000004\.pth is passed over: .*(damaged|cut short)'
-    ):
+    with pytest.warns(UserWarning, match=r'toy_00000004\.pth is skipped: .*(damaged|cut short)'):
         path, state = folder.newest()
     assert path.name == 'toy_00000002.pth' and state['step'] == 2
 
@@ -229,7 +227,7 @@ def test_a_checkpoint_may_hold_anything(toy, saved, value):
         except ValueError as error:
             assert str(path) in str(error) and repr(key) in str(error)
             refused.add(key)
-            with pytest.warns(UserWarning, match='toy_00000004.pth is passed over'):
+            with pytest.warns(UserWarning, match='toy_00000004.pth is skipped'):
                 assert folder.newest()[1]['step'] == 2
     trees = {'model', 'model_ema', 'opt', 'sched', 'ema_sched'}
     assert refused >= (trees if not isinstance(value, dict) else {'step', 'items'})

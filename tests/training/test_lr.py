@@ -106,7 +106,7 @@ def test_another_length_changes_the_rest_of_the_run():
 @pytest.mark.parametrize('warmup', [-0.1, 1.0, 2.0])
 def test_warmup_is_checked(warmup):
     for make in (InverseLR, ConstantLRWithWarmup):
-        with pytest.raises(ValueError, match='warmup is'):
+        with pytest.raises(ValueError, match='warmup must be'):
             make(optimizer(), warmup=warmup)
 
 
@@ -121,9 +121,9 @@ def test_warmup_is_checked(warmup):
     ],
 )
 def test_decay_is_checked(options, what):
-    with pytest.raises(ValueError, match=f'^{what} is'):
+    with pytest.raises(ValueError, match=f'^{what} must be'):
         LR_SCHEDS['warmup-decay'](**options)
-    with pytest.raises(ValueError, match=f'^{what} is'):
+    with pytest.raises(ValueError, match=f'^{what} must be'):
         WarmupDecayLR(optimizer(), **{'num_steps': 10, **options})
 
 

@@ -109,5 +109,5 @@ def test_a_run_writes_snapshots_from_which_weights_are_rebuilt(toy, tmp_path):
 
 
 def test_a_step_without_snapshot_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r'no snapshot at step 7; .* the steps \[10, 20\]'):
+    with pytest.raises(ValueError, match=r'step must be .*\[10, 20\]; got no snapshot at step 7'):
         reconstruct([Snapshot(10, 0.05, tmp_path), Snapshot(20, 0.05, tmp_path)], 0.1, 7)

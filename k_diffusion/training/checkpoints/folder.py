@@ -1,6 +1,4 @@
-"""The folder of a run: checkpoints under the original's names, what they must be, the pointer to
-the latest, the way back.
-"""
+"""The folder of a run: checkpoints, under the original's names, and the pointer to the latest."""
 
 from __future__ import annotations
 
@@ -43,27 +41,36 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 @dataclass
 class RunFolder:
-    """Where a run writes: checkpoints `NAME_%08d.pth`, their digests in `NAME_manifest.json`,
-    and `NAME_state.json` naming the latest.
+    """The folder of a run.
+
+    It holds checkpoints `NAME_%08d.pth`, their digests in `NAME_manifest.json`, and
+    `NAME_state.json`, which names the latest checkpoint.
+
+    Attributes:
+        path: The folder.
+        name: The run.
+        extra: Further entries of every checkpoint, such as {'config': ...}.
+        keep: The checkpoints to keep.
     """
 
     path: Path
     name: str = 'model'
-    extra: Mapping[str, Any] | None = None  # goes into every checkpoint, e.g. {'config': ...}
+    extra: Mapping[str, Any] | None = None
     keep: Retention = field(default_factory=Retention)
     _handle: int | None = field(default=None, init=False, repr=False, compare=False)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Within it the folder, which is made, must stay where it is.
+        """Create the folder and hold it open, to detect that it is moved or deleted.
 
-        Nothing is saved into another one that has taken its name.
+        Nothing is saved into another folder that has taken its name.
 
         Raises:
-            Gone: It was moved or deleted, and a checkpoint was to be saved or another file failed.
+            Gone: If it was moved or deleted when a checkpoint was to be saved or another file
+                failed.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # (Windows opens no folders)
+        with contextlib.suppress(OSError):  # Windows cannot open folders
             self._handle = os.open(self.path, os.O_RDONLY)
         try:
             yield
@@ -76,14 +83,14 @@ class RunFolder:
             self._handle = None
 
     def check_place(self) -> None:
-        """Raise `Gone` where the folder that is held no longer lies at its path."""
+        """Raise `Gone` if the folder that is held open is no longer at its path."""
         if self._handle is None:
             return
         try:
-            there = os.path.samestat(os.stat(self.path), os.fstat(self._handle))
+            same = os.path.samestat(os.stat(self.path), os.fstat(self._handle))
         except FileNotFoundError:
-            there = False
-        if not there:
+            same = False
+        if not same:
             raise Gone(
                 errno.ENOENT,
                 f'the folder {self.path} was moved or deleted while its run '
@@ -92,25 +99,43 @@ class RunFolder:
             )
 
     def checkpoint_path(self, step: int) -> Path:
+        """Return the path of the checkpoint of a step.
+
+        Args:
+            step: The step.
+        """
         return self.path / f'{self.name}_{step:08}.pth'
 
     @property
     def pointer_path(self) -> Path:
+        """Return the path of the file that names the latest checkpoint."""
         return self.path / f'{self.name}_state.json'
 
     @property
     def manifest(self) -> Manifest:
+        """Return the manifest of the run."""
         return Manifest(self.path / f'{self.name}_manifest.json')
 
     @property
     def pins_path(self) -> Path:
+        """Return the path of the list of pinned steps."""
         return self.path / f'{self.name}_pinned.json'
 
     def save(self, state: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> Path:
-        """Write a checkpoint, its record, then the pointer, and only then delete what is not kept.
+        """Write a checkpoint, its record, then the pointer, and then delete superfluous ones.
 
-        A stop in between leaves the pointer at an older, whole checkpoint. Where the disk is full,
-        old checkpoints that nothing keeps are deleted first, and it is written again.
+        An interruption leaves the pointer at an older, whole checkpoint. If the disk is full,
+        superfluous checkpoints are deleted first, and writing is repeated.
+
+        Args:
+            state: The state of the run.
+            metrics: Its metrics.
+
+        Returns:
+            The path of the checkpoint.
+
+        Raises:
+            Unsaved: If it cannot be written.
         """
         step = state['step']
         with self.failures(step, size_of(state)):
@@ -122,6 +147,7 @@ class RunFolder:
             return self._write(state, metrics or {})
 
     def _write(self, state: Mapping[str, Any], metrics: Mapping[str, float]) -> Path:
+        """Write a checkpoint and record it."""
         path = self.checkpoint_path(state['step'])
         if self._handle is None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +159,14 @@ class RunFolder:
     def record(
         self, path: Path, step: int, files: dict[str, Written], metrics: Mapping[str, float]
     ) -> None:
-        """Makes a checkpoint that lies there whole the latest one, and lets old ones go."""
+        """Make a whole checkpoint in the folder the latest one, and delete superfluous ones.
+
+        Args:
+            path: The checkpoint.
+            step: Its step.
+            files: The sizes and digests of its files by name.
+            metrics: Its metrics.
+        """
         self.manifest.put(
             path.name,
             Record(step, files, dict(metrics), time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())),
@@ -142,13 +175,21 @@ class RunFolder:
         self.rotate(step)
 
     def failures(self, step: int, size: int) -> _Writing:
-        """Around writing: what the system refuses is told in a sentence that names the last
-        whole checkpoint.
+        """Return a context for writing, which explains errors of the system.
+
+        Args:
+            step: The step of the checkpoint.
+            size: Its approximate size in bytes.
         """
         return _Writing(self, step, size)
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Adds what was measured of a checkpoint to its record, by which the best may be chosen."""
+        """Add metrics of a checkpoint to its record, by which the best ones are chosen.
+
+        Args:
+            step: The step of the checkpoint.
+            metrics: The metrics.
+        """
         for name, record in self.manifest.read().items():
             if record.step == step:
                 self.manifest.put(
@@ -156,7 +197,11 @@ class RunFolder:
                 )
 
     def pinned(self) -> set[int]:
-        """The steps whose checkpoints are never deleted (`K.checkpoints`)."""
+        """Return the steps whose checkpoints are never deleted (`K.checkpoints`).
+
+        Raises:
+            ValueError: If the file with the steps is damaged.
+        """
         if not self.pins_path.exists():
             return set()
         try:
@@ -166,12 +211,12 @@ class RunFolder:
             return set(held)
         except MALFORMED as error:
             raise ValueError(
-                f'{self.pins_path} is not a list of steps ({say_malformed(error)}); mend or '
+                f'{self.pins_path} is not a list of steps ({say_malformed(error)}); correct or '
                 'delete it'
             ) from None
 
     def known_pins(self) -> set[int] | None:
-        """Return the pinned steps; None, with a note, where they cannot be read."""
+        """Return the pinned steps; None, with a warning, if they cannot be read."""
         try:
             return self.pinned()
         except ValueError as error:
@@ -179,16 +224,21 @@ class RunFolder:
             return None
 
     def rotate(self, latest: int) -> None:
-        """Delete the checkpoints that nothing keeps once that of step `latest` is there.
+        """Delete the superfluous checkpoints when that of step `latest` exists.
 
-        Newer ones, which a run that went back has left behind, are neither counted nor deleted.
+        Newer ones, which remain after a rewind, are neither counted nor deleted.
+
+        Args:
+            latest: The step of the latest checkpoint.
         """
         self._delete(self._superfluous(latest, {}))
 
     def make_room(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Delete what the checkpoint of `step`, which the disk has no room for, will replace.
+        """Delete the checkpoints that a new one will make superfluous; one whole checkpoint stays.
 
-        One whole checkpoint stays.
+        Args:
+            step: The step of the new checkpoint, for which the disk has no room.
+            metrics: Its metrics.
 
         Returns:
             True if anything was deleted.
@@ -201,14 +251,18 @@ class RunFolder:
         return bool(gone)
 
     def is_whole(self, path: Path) -> bool:
-        """Return whether a checkpoint is on record and is what was written."""
+        """Return True if a checkpoint equals its record.
+
+        Args:
+            path: The checkpoint.
+        """
         record = self.manifest.read().get(path.name)
         return record is not None and record.fault(self.path) is None
 
     def _superfluous(self, latest: int, metrics: Mapping[str, float]) -> list[Path]:
-        """Return the checkpoints older than `latest` that nothing keeps, the newest first.
+        """Return the checkpoints older than `latest` without a reason to keep them, newest first.
 
-        There are none where it cannot be read which ones are pinned.
+        There are none if the pinned steps cannot be read.
         """
         if not self.keep.last:
             return []
@@ -225,10 +279,10 @@ class RunFolder:
         return [path for path in older if not reasons[step_of(path)]]
 
     def _delete(self, gone: list[Path]) -> None:
-        """Delete checkpoints: their records first, so that none is missed later."""
+        """Delete checkpoints, their records first, so that the manifest names no missing one."""
         if not gone:
             return
-        with contextlib.suppress(OSError):  # (a full disk may refuse the shorter manifest)
+        with contextlib.suppress(OSError):  # a full disk may refuse the manifest
             self.manifest.drop(*(path.name for path in gone))
         for path in gone:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(
@@ -237,38 +291,43 @@ class RunFolder:
         sync_folder(self.path)
 
     def sweep(self) -> None:
-        """Remove what killed saves left behind, at the start of a run (see `remove_stale`)."""
+        """Remove temporary files of killed processes at the start of a run, see `remove_stale`."""
         remove_stale(self.path, Path(self.name).name)
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint to resume from: the pointer's, else the newest that is whole; None where
-        there is none.
+        """Return the checkpoint to resume from and its content; None without checkpoints.
 
-        Each one passed over is named in a warning. Raises ValueError where there are checkpoints
-        and none can be read.
+        It is that of the pointer, else the newest whole one. Each one that is skipped is named in a
+        warning.
+
+        Raises:
+            ValueError: If there are checkpoints and none can be read.
         """
         records = self.manifest.read()
-        passed_over = 0
+        skipped = 0
         for path in self._candidates():
             try:
                 if path.name in records and (fault := records[path.name].fault(self.path)):
                     raise ValueError(fault)
                 return path, read_training_checkpoint(path, verify=False)
             except (ValueError, OSError) as error:
-                passed_over += 1
-                warnings.warn(f'{path.name} is passed over: {error}', stacklevel=2)
-        if passed_over:
+                skipped += 1
+                warnings.warn(f'{path.name} is skipped: {error}', stacklevel=2)
+        if skipped:
             raise ValueError(
-                f'none of the checkpoints of {self.name!r} in {self.path} can be read; '
-                f'to begin anew, move them and {self.pointer_path.name} away or choose another name'
+                f'none of the checkpoints of {self.name!r} in {self.path} can be read; to start '
+                f'again, move them and {self.pointer_path.name} away, or choose another name'
             )
         return None
 
     def last_sane(self, step: int) -> Path | None:
         """Return the newest whole checkpoint up to a step whose loss was sane (`sane_steps`).
 
+        Args:
+            step: The step.
+
         Raises:
-            LookupError: No checkpoint up to there has a loss on record.
+            LookupError: If no checkpoint up to there has a recorded loss.
         """
         records = self.manifest.read()
         losses = {
@@ -278,31 +337,40 @@ class RunFolder:
         }
         saved = {step_of(path): loss for path, loss in losses.items() if loss is not None}
         if not saved:
-            raise LookupError(f'no checkpoint of {self.name} has a loss on record')
+            raise LookupError(f'no checkpoint of {self.name} has a recorded loss')
         lines = read_log(self.path / f'{self.name}_log.jsonl')
         log = [
             (line['step'], line['loss']) for line in lines if isinstance(line.get('loss'), float)
         ]
         begins = {record.metrics.get(LOSS_SINCE, 0.0) for record in records.values()}
         sane = sane_steps(log, saved, begins)
-        there = (path for path in losses if step_of(path) in sane and self.is_whole(path))
-        return next(there, None)
+        whole = (path for path in losses if step_of(path) in sane and self.is_whole(path))
+        return next(whole, None)
 
     def point_to(self, path: Path) -> None:
-        """Name a checkpoint in the state file, from which the run goes on."""
+        """Name a checkpoint in the state file, from which the run resumes.
+
+        Args:
+            path: The checkpoint.
+        """
         write_json(self.pointer_path, {'latest_checkpoint': path.name})
 
     def checkpoints(self) -> list[Path]:
-        """All checkpoints, the newest first."""
-        found = [path for path in self.path.glob('*') if self.is_name(path.name)]
-        return sorted(found, key=lambda path: (step_of(path), path), reverse=True)
+        """Return all checkpoints, the newest first."""
+        paths = [path for path in self.path.glob('*') if self.is_name(path.name)]
+        return sorted(paths, key=lambda path: (step_of(path), path), reverse=True)
 
     def is_name(self, name: str) -> bool:
-        """Return whether this is the name of a checkpoint of the run."""
+        """Return True for the name of a checkpoint of the run.
+
+        Args:
+            name: The name of a file.
+        """
         stem = re.escape(Path(self.name).name)
         return re.fullmatch(stem + r'_[0-9]{8,18}\.(pth|shards)', name) is not None
 
     def _candidates(self) -> Iterator[Path]:
+        """Yield the checkpoint of the state file, then the others, the newest first."""
         first = self.pointed()
         if first is not None:
             yield first
@@ -315,8 +383,7 @@ class RunFolder:
     def pointed(self) -> Path | None:
         """Return the checkpoint that the state file names.
 
-        None where there is no such file, and, with a note, where it names no checkpoint of the
-        run.
+        It is None without such a file, or with a warning if the file names another thing.
         """
         if not self.pointer_path.exists():
             return None
@@ -327,21 +394,23 @@ class RunFolder:
             return self.path / Path(name).name
         except MALFORMED as error:
             note_once(
-                f'{self.pointer_path} is passed over: '
+                f'{self.pointer_path} is skipped: '
                 f'it names no checkpoint of the run ({say_malformed(error)})'
             )
             return None
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's name tells."""
+    """Return the step in the name of a checkpoint.
+
+    Args:
+        path: The checkpoint.
+    """
     return int(path.stem.rpartition('_')[2])
 
 
 class _Writing:
-    """Turns what a failed write raises into a sentence that says what is lost (nothing) and what
-    to do.
-    """
+    """Converts an error of writing to one that names the last whole checkpoint and a remedy."""
 
     def __init__(self, folder: RunFolder, step: int, size: int) -> None:
         self.folder, self.step, self.size = folder, step, size
@@ -367,17 +436,17 @@ class _Writing:
         ) from None
 
     def _explain(self, cause: OSError) -> tuple[str, str]:
-        """Return what refused the checkpoint, and what to do."""
+        """Return the cause of an error, and the remedy."""
         if cause.errno in _FULL:
             return (
                 f'the disk of {self.folder.path} is full ({self._missing()})',
                 'make room (keep_last=3 deletes old checkpoints as it goes)',
             )
         name = cause.filename2 or cause.filename
-        return f'{cause.strerror or cause}' + (f', {name}' if name else ''), 'mend that'
+        return f'{cause.strerror or cause}' + (f', {name}' if name else ''), 'correct that'
 
     def _missing(self) -> str:
-        """Say how much the checkpoint takes, and how much must be freed for it."""
+        """Return the size of the checkpoint, and how much must be freed for it, in words."""
         text = f'the checkpoint takes about {_megabytes(self.size)}'
         with contextlib.suppress(OSError):
             free = shutil.disk_usage(self.folder.path).free
@@ -395,19 +464,27 @@ def _megabytes(size: int) -> str:
 
 
 def size_of(state: Any) -> int:
-    """Return about how many bytes a checkpoint of this state takes."""
+    """Return the approximate size of a checkpoint in bytes.
+
+    Args:
+        state: The state.
+    """
     tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
     return int(sum(local(x).numel() * x.element_size() for x in tensors) * 1.02) + 2**16
 
 
 def is_full(error: BaseException) -> bool:
-    """Return whether an exception comes from a disk, a quota or a file limit that is full."""
+    """Return True if an exception comes from a full disk, quota or file limit.
+
+    Args:
+        error: The exception.
+    """
     cause = _system_error(error)
     return cause is not None and cause.errno in _FULL
 
 
 def _system_error(error: BaseException | None) -> OSError | None:
-    """The fault of the system behind an exception, which torch hides under one of its own."""
+    """Return the error of the system behind an exception of torch; None without one."""
     while error is not None:
         if isinstance(error, OSError):
             return error
@@ -416,10 +493,19 @@ def _system_error(error: BaseException | None) -> OSError | None:
 
 
 def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
-    """The runs that live in a folder, by their state files, manifests and checkpoints."""
+    """Return the runs in a folder, by their state files, manifests and checkpoints.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f'there is no folder {folder}; give the folder of a run')
+        raise FileNotFoundError(
+            f'folder must be the folder of a run; got {folder}, which does not exist'
+        )
     patterns = r'(.+)_state\.json', r'(.+)_manifest\.json', r'(.+)_[0-9]{8,18}\.(?:pth|shards)'
     names = {
         match[1]

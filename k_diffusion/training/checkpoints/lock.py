@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class Taken(ValueError):
-    """Another process trains in the folder."""
+    """Another process trains this run."""
 
 
 @contextmanager
@@ -30,36 +30,34 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
         OSError: If the folder cannot be written to.
     """
     path = folder / f'{name}.lock'
-    made = [at for at in (folder, *folder.parents) if not at.exists()]
+    new = [at for at in (folder, *folder.parents) if not at.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _taken(path, name)
+        descriptor = _acquire(path, name)
     except OSError as error:
         raise OSError(
-            f'the run cannot live in {folder} ({error.strerror}); choose another folder with '
-            'run_dir=...'
+            f'cannot write to {folder} ({error.strerror}); choose another folder with run_dir=...'
         ) from None
     try:
-        with contextlib.suppress(
-            OSError
-        ):  # who holds it is told for kindness; on a full disk it is held all the same
+        # The holder is written for messages only; on a full disk the lock holds without it.
+        with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.write(
                 descriptor, json.dumps({'pid': os.getpid(), 'host': socket.gethostname()}).encode()
             )
         yield
     finally:
-        with contextlib.suppress(OSError):  # (the folder may be another one by now)
+        with contextlib.suppress(OSError):  # the folder may have been replaced
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 path.unlink()
         os.close(descriptor)
-        for at in made:
+        for at in new:
             with contextlib.suppress(OSError):
                 at.rmdir()
 
 
-def _taken(path: Path, name: str) -> int:
-    """Return the descriptor of the locked lock file.
+def _acquire(path: Path, name: str) -> int:
+    """Lock the lock file and return its descriptor.
 
     If its last holder has removed the file meanwhile, another one is created.
     """
@@ -75,8 +73,8 @@ def _taken(path: Path, name: str) -> int:
             holder = _holder(descriptor)
             os.close(descriptor)
             raise Taken(
-                f'the run {name!r} in {path.parent} is being trained by {holder}; '
-                'wait for it, stop it, or choose another name'
+                f'run {name!r} in {path.parent} is locked by {holder}; wait for it to finish, '
+                'stop it, or pass another name'
             ) from None
         with contextlib.suppress(OSError):
             if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
@@ -85,6 +83,7 @@ def _taken(path: Path, name: str) -> int:
 
 
 def _lock(descriptor: int) -> None:
+    """Lock a file, or raise an OSError if another process holds it."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -96,8 +95,9 @@ def _lock(descriptor: int) -> None:
 
 
 def _holder(descriptor: int) -> str:
+    """Return the process that holds the lock, in words."""
     try:
         held = json.loads(os.pread(descriptor, 4096, 0))
-        return f'process {held["pid"]} on {held["host"]}'
+        return f'process {held["pid"]} on host {held["host"]}'
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 'another process'

@@ -1,6 +1,4 @@
-"""What each checkpoint of a run must be, byte for byte: torch and safetensors load a flipped bit
-without a word.
-"""
+"""The sizes and digests of a run's checkpoints, since torch and safetensors load flipped bits."""
 
 from __future__ import annotations
 
@@ -24,8 +22,13 @@ from ...core.files import (
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A checkpoint as it was written: its step, its files by name (from the run's folder), what
-    was measured of it, when.
+    """A checkpoint as it was written.
+
+    Attributes:
+        step: Its step.
+        files: The sizes and digests of its files, by name in the folder of the run.
+        metrics: Its metrics.
+        saved: The time, UTC.
     """
 
     step: int
@@ -35,23 +38,28 @@ class Record:
 
     @property
     def bytes(self) -> int:
+        """Return the size of all files in bytes."""
         return sum(file.bytes for file in self.files.values())
 
     def plain(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the record as JSON values."""
         files = {name: written._asdict() for name, written in self.files.items()}
         return {'step': self.step, 'saved': self.saved, 'metrics': self.metrics, 'files': files}
 
     def fault(self, folder: Path) -> str | None:
-        """Why the checkpoint is not what was written, or None where it is."""
+        """Return the difference between the checkpoint and its record; None if they are equal.
+
+        Args:
+            folder: The folder of the run.
+        """
         for name, written in self.files.items():
             path = folder / name
             if not path.is_file():
                 return f'{name} is not there'
-            found = path.stat().st_size
-            if found != written.bytes:
+            size = path.stat().st_size
+            if size != written.bytes:
                 return (
-                    f'{name} has {found:,} bytes and was written with {written.bytes:,}: it is '
+                    f'{name} has {size:,} bytes and was written with {written.bytes:,}: it is '
                     'cut short or was changed'
                 )
             if digest_of(path) != written.sha256:
@@ -60,58 +68,87 @@ class Record:
 
 
 class Manifest:
-    """The records of a run's checkpoints by name, in NAME_manifest.json."""
+    """The records of a run's checkpoints by name, in NAME_manifest.json.
+
+    Args:
+        path: The file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> dict[str, Record]:
-        """All records; a manifest that cannot be read is named in a warning and counts as empty."""
+        """Return all records; a damaged manifest is named in a warning and counts as empty."""
         if not self.path.exists():
             return {}
         try:
             return parse_records(read_json_file(self.path, 'it'))
         except MALFORMED as error:
             note_once(
-                f'{self.path} is passed over, so that checkpoints are not verified: '
+                f'{self.path} is skipped, so that checkpoints are not verified: '
                 f'{say_malformed(error)}'
             )
             return {}
 
     def write(self, records: Mapping[str, Record]) -> None:
+        """Write all records.
+
+        Args:
+            records: The records by name.
+        """
         write_json(self.path, plain_records(records))
 
     def put(self, name: str, record: Record) -> None:
+        """Add or replace a record.
+
+        Args:
+            name: The checkpoint.
+            record: The record.
+        """
         self.write({**self.read(), name: record})
 
     def drop(self, *names: str) -> None:
-        """Forgets checkpoints, before they are deleted or written anew."""
-        held = self.read()
-        if any(name in held for name in names):
-            self.write({name: record for name, record in held.items() if name not in names})
+        """Remove records, before their checkpoints are deleted or rewritten.
+
+        Args:
+            *names: The checkpoints.
+        """
+        records = self.read()
+        if any(name in records for name in names):
+            self.write({name: record for name, record in records.items() if name not in names})
 
 
 def parse_records(content: Any) -> dict[str, Record]:
     """Return the records in the parsed JSON of a manifest.
 
+    Args:
+        content: The parsed JSON.
+
     Raises:
-        ValueError, TypeError, LookupError, AttributeError: It is not one.
+        ValueError, TypeError, LookupError, AttributeError: If it is not one.
     """
     return {name: _record(name, entry) for name, entry in content['checkpoints'].items()}
 
 
 def plain_records(records: Mapping[str, Record]) -> dict[str, Any]:
-    """Return what a manifest of these records holds, as plain JSON values."""
+    """Return the content of a manifest as JSON values.
+
+    Args:
+        records: The records by name.
+    """
     return {'checkpoints': {name: record.plain() for name, record in records.items()}}
 
 
 def check_recorded(path: Path) -> None:
-    """Check a file of a run, or a checkpoint in pieces, against the manifest beside it.
+    """Compare a file of a run, or a sharded checkpoint, with the manifest beside it.
 
-    Without a manifest that names it there is nothing to compare with.
+    Without a manifest that names it, this does nothing.
+
+    Args:
+        path: The file or folder.
 
     Raises:
-        ValueError: It is not what was written.
+        ValueError: If it differs from its record.
     """
     match = re.fullmatch(r'(.+)_[0-9]{8,18}\.[a-z]+', path.name)
     if match is None or not path.exists():
@@ -126,6 +163,7 @@ def check_recorded(path: Path) -> None:
 
 
 def _record(checkpoint: str, entry: Any) -> Record:
+    """Return the record in an entry of a manifest."""
     files = {
         name: Written(_count(file['bytes']), _text(file['sha256']))
         for name, file in entry['files'].items()
@@ -140,12 +178,14 @@ def _record(checkpoint: str, entry: Any) -> Record:
 
 
 def _count(value: Any) -> int:
+    """Check that a value is a non-negative integer."""
     if type(value) is not int or not 0 <= value < 2**63:
-        raise ValueError(f'{value!r:.80} stands where a whole number should')
+        raise ValueError(f'a count must be an integer from 0 to 2^63; got {value!r:.80}')
     return value
 
 
 def _text(value: Any) -> str:
+    """Check that a value is a string."""
     if not isinstance(value, str):
-        raise ValueError(f'{value!r:.80} stands where text should')
+        raise ValueError(f'a digest or time must be a string; got {value!r:.80}')
     return value

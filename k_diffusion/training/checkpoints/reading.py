@@ -1,4 +1,4 @@
-"""Checkpoints that training can go on from, and weights into models."""
+"""Read checkpoints to resume from, and load weights into models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..sharding import cut_state
 from .manifest import check_recorded
 
 _NEEDED = ('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'step')
-#: The types of what stands in a checkpoint; what is not needed may be None.
+#: The types of the entries of a checkpoint; entries that are not needed may be None.
 _TYPES: dict[str, Any] = {
     **dict.fromkeys(
         (
@@ -42,8 +42,16 @@ _TYPES: dict[str, Any] = {
 
 
 def read_training_checkpoint(path: str | os.PathLike[str], verify: bool = True) -> dict[str, Any]:
-    """A checkpoint that training can go on from, of ours or of the original; nothing in it is
-    run.
+    """Read a checkpoint of this package or of the original to resume from.
+
+    No code in the file is executed.
+
+    Args:
+        path: The checkpoint.
+        verify: Compare it with the manifest beside it.
+
+    Raises:
+        ValueError: If it is damaged, or not a checkpoint of a training run.
     """
     state = load_state(path, verify)
     missing = (
@@ -51,15 +59,15 @@ def read_training_checkpoint(path: str | os.PathLike[str], verify: bool = True) 
     )
     if missing:
         raise ValueError(
-            f'{path} lacks {", ".join(missing)}; training resumes from a checkpoint that train '
-            'wrote '
-            '(weights alone are taken by resume_inference=...)'
+            f'{path} lacks {", ".join(missing)}; resume from a checkpoint of a training run '
+            '(resume_inference=... takes weights alone)'
         )
     _check_types(path, state)
     return state
 
 
 def _check_types(path: object, state: Mapping[str, Any]) -> None:
+    """Raise a ValueError for an entry of another type."""
     for key, kind in _TYPES.items():
         value = state.get(key)
         if (value is not None or key in _NEEDED) and not isinstance(value, kind):
@@ -75,9 +83,14 @@ def _check_types(path: object, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: str | os.PathLike[str], verify: bool = True) -> Any:
-    """A checkpoint in one file or, where the path is a folder, in pieces; nothing in it is run.
+    """Read a checkpoint: a file, or a folder with a sharded one. No code in it is executed.
 
-    Unless `verify` is False, it must be what the manifest beside it says was written.
+    Args:
+        path: The file or folder.
+        verify: Compare it with the manifest beside it.
+
+    Raises:
+        ValueError: If it is damaged.
     """
     if verify:
         check_recorded(Path(path))
@@ -87,7 +100,14 @@ def load_state(path: str | os.PathLike[str], verify: bool = True) -> Any:
 
 
 def read_shards(path: Path) -> Any:
-    """A checkpoint in pieces, put together: as `load_checkpoint` gives one of a single file."""
+    """Read a sharded checkpoint and gather its tensors, like the result of `load_checkpoint`.
+
+    Args:
+        path: The folder of the checkpoint.
+
+    Raises:
+        ValueError: If it is not a sharded checkpoint.
+    """
     first = load_checkpoint(path / 'rank_00000.pth')
     if (
         not isinstance(first, dict)
@@ -95,31 +115,39 @@ def read_shards(path: Path) -> Any:
         or not isinstance(first.get('world'), int)
     ):
         raise ValueError(
-            f'{path} is not a checkpoint in pieces; use an older one from the same folder'
+            f'{path} is not a sharded checkpoint; use an older one from the same folder'
         )
     files = [
         first,
         *(load_checkpoint(path / f'rank_{rank:05}.pth') for rank in range(1, first['world'])),
     ]
     whole = {i: torch.cat([file['pieces'][i] for file in files]) for i in first['pieces']}
-    return _put_together(first['tree'], whole)
+    return _replace_shards(first['tree'], whole)
 
 
-def _put_together(value: Any, whole: Mapping[int, Tensor]) -> Any:
+def _replace_shards(value: Any, whole: Mapping[int, Tensor]) -> Any:
+    """Replace the references to shards in a tree by whole tensors."""
     if isinstance(value, dict):
         if value.keys() == {'sharded'}:
             return whole[value['sharded']]
-        return {key: _put_together(item, whole) for key, item in value.items()}
-    return [_put_together(item, whole) for item in value] if isinstance(value, list) else value
+        return {key: _replace_shards(item, whole) for key, item in value.items()}
+    return [_replace_shards(item, whole) for item in value] if isinstance(value, list) else value
 
 
 def load_weights(
     model: nn.Module, weights: Mapping[str, Tensor], source: object = 'the checkpoint'
 ) -> None:
-    """Puts weights into a model of the same shape; the first that does not fit is named, with
-    both shapes.
+    """Load weights into a model of the same shape.
+
+    Args:
+        model: The model.
+        weights: The weights by name.
+        source: Their file, for messages.
+
+    Raises:
+        ValueError: If a weight is missing, or has another shape.
     """
-    fix = 'use the config it was trained with, or another name to begin anew'
+    fix = 'use the config it was trained with, or another name to start again'
     check_tensors(weights, source)
     for name, own in model.state_dict().items():
         if name in weights and weights[name].shape != own.shape:
@@ -137,7 +165,12 @@ def load_weights(
 
 
 def check_tensors(weights: object, source: object) -> None:
-    """Raise ValueError where weights are not tensors by name."""
+    """Raise a ValueError if weights are not tensors by name.
+
+    Args:
+        weights: The weights.
+        source: Their file, for messages.
+    """
     values = weights.values() if isinstance(weights, Mapping) else [weights]
     for value in values:
         if not isinstance(value, Tensor):
@@ -148,7 +181,11 @@ def check_tensors(weights: object, source: object) -> None:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The network inside DistributedDataParallel and torch.compile."""
+    """Return the network inside DistributedDataParallel and torch.compile.
+
+    Args:
+        model: The network, wrapped or not.
+    """
     while True:
         inner = (
             model.module

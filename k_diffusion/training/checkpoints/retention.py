@@ -45,7 +45,7 @@ class Retention:
     def __post_init__(self) -> None:
         for key in ('last', 'best'):
             if getattr(self, key) < 0:
-                raise ValueError(f'{key} is {getattr(self, key)}; it must be at least 0')
+                raise ValueError(f'{key} must be >= 0; got {getattr(self, key)}')
 
     def reasons(
         self,
