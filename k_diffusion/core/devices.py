@@ -1,4 +1,4 @@
-"""Which device to compute on, and how tensors get there."""
+"""Choose the device to compute on, and move tensors to it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,35 @@ from torch import Tensor
 
 
 def has_float64(device: torch.device) -> bool:
-    """Return True if a device computes in float64; MPS and some GPUs of other makers do not."""
+    """Return True if a device computes in float64; MPS and the GPUs of some other makers do not.
+
+    Args:
+        device: The device.
+    """
     return device.type in ('cpu', 'cuda')
 
 
 def choose_device(asked: str | None = None) -> torch.device:
-    """The device asked for, or the fastest there is; one that this machine lacks raises a
-    ValueError.
+    """Return a device by its name, or the fastest available device.
+
+    Args:
+        asked: The name, such as 'cuda:1' or 'cpu'; None for the fastest device.
+
+    Raises:
+        ValueError: If this machine or this build of torch does not have the device.
     """
     if asked is None:
-        found = (
+        fastest = (
             torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         )
-        return torch.device('cpu') if found is None else found
+        return torch.device('cpu') if fastest is None else fastest
     try:
         device = torch.device(asked)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise ValueError(
             f'device must be one that this machine and this build of torch have; got {asked!r}: '
-            'leave it out for the fastest there is, or take cpu'
+            'leave it out for the fastest device, or pass cpu'
         ) from None
     return device
 
@@ -36,7 +45,12 @@ def choose_device(asked: str | None = None) -> torch.device:
 def send(x: Tensor, device: torch.device) -> Tensor:
     """Return a tensor on a device; a host that sends to a GPU does not wait for it.
 
-    (A copy from memory that is not pinned ends with a wait for the stream.)
+    The tensor is copied from pinned memory, since a copy from other memory ends with a wait for the
+    stream.
+
+    Args:
+        x: The tensor.
+        device: The device.
     """
     if device.type == 'cuda' and x.device.type == 'cpu':
         return x.pin_memory().to(device, non_blocking=True)
@@ -47,8 +61,9 @@ def send_together(tensors: Mapping[str, Tensor], device: torch.device) -> dict[s
     """Return small tensors of the host on a device, by one copy.
 
     Args:
-        tensors: By name. They are laid one behind the other, each at a multiple of eight bytes.
-        device: Where they are wanted.
+        tensors: The tensors by name. They are packed one behind the other, each at a multiple of
+            eight bytes.
+        device: The device.
     """
     if device.type == 'cpu' or not tensors:
         return dict(tensors)

@@ -1,4 +1,4 @@
-"""The contracts the rooms share."""
+"""The interfaces that the packages share, as protocols."""
 
 from __future__ import annotations
 
@@ -8,19 +8,34 @@ from torch import Tensor
 
 
 class DenoiseFn(Protocol):
-    """A denoiser: (x [B, ...], sigma [B], **cond) -> the estimate of the clean data, shaped like
-    x.
+    """A denoiser D(x, sigma, **cond), which estimates the clean data.
+
+    Args:
+        x: Noisy data, [B, ...].
+        sigma: The noise levels, [B].
+        **cond: The conditions.
+
+    Returns:
+        The estimate, in the shape of x.
     """
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor: ...
 
 
 class FlowMapFn(DenoiseFn, Protocol):
-    """A flow map: (x [B, ...], sigma [B], sigma_next [B], **cond) -> where the probability flow
-    leads x from sigma to sigma_next.
+    """A flow map M(x, sigma, sigma_next, **cond), which solves the probability flow in one call.
 
-    Without sigma_next it leads to 0, which is a sample of the clean data: as a denoiser it is a
-    consistency model. Its attribute `flow_map` is True.
+    Without sigma_next it goes to level 0, which gives a sample of the clean data: used as a
+    denoiser it is a consistency model. Its attribute `flow_map` is True.
+
+    Args:
+        x: States at sigma, [B, ...].
+        sigma: The noise levels, [B].
+        sigma_next: The levels of the result, [B].
+        **cond: The conditions.
+
+    Returns:
+        The states at sigma_next, in the shape of x.
     """
 
     flow_map: bool
@@ -31,26 +46,44 @@ class FlowMapFn(DenoiseFn, Protocol):
 
 
 class GuidedFn(DenoiseFn, Protocol):
-    """A guided denoiser that also shows the estimate without the guidance: `pair` gives (guided,
-    unconditional).
-    """
+    """A guided denoiser that also returns the estimate without guidance."""
 
-    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]: ...
+    def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        """Return the guided and the unconditional estimate, for arguments as of a denoiser.
+
+        Args:
+            x: Noisy data, [B, ...].
+            sigma: The noise levels, [B].
+            **cond: The conditions.
+        """
+        ...
 
 
 class NoiseSampler(Protocol):
-    """Noise of unit variance, shaped like the sample it was made for, for the step from sigma to
-    sigma_next.
+    """A source of noise of unit variance, in the shape of the sample that it was created for.
+
+    Args:
+        sigma: The noise level at the start of the step.
+        sigma_next: The noise level at the end of the step.
     """
 
     def __call__(self, sigma: Any, sigma_next: Any) -> Tensor: ...
 
 
 class Density(Protocol):
-    """The distribution of training noise levels: drawn by a call, or read off at quantiles u in
-    (0, 1).
+    """The distribution of training noise levels: a call draws levels.
+
+    Args:
+        shape: The shape of the levels.
+        device: Their device.
     """
 
     def __call__(self, shape: Any, device: Any = 'cpu') -> Tensor: ...
 
-    def quantile(self, u: Tensor) -> Tensor: ...
+    def quantile(self, u: Tensor) -> Tensor:
+        """Return the levels at quantiles.
+
+        Args:
+            u: The quantiles, in (0, 1).
+        """
+        ...

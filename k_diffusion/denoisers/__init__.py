@@ -1,6 +1,4 @@
-"""What makes a denoiser D(x, sigma) of a network: preconditioning, loss, weighting; and
-denoisers known in closed form.
-"""
+"""Make denoisers D(x, sigma) of networks: preconditioning, loss, weighting; and exact denoisers."""
 
 from .base import PreconditionedDenoiser
 from .flow_map import FlowMap

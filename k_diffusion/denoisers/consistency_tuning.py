@@ -1,17 +1,17 @@
-"""Consistency tuning of a flow map: the map from a level agrees with the map from a nearby one.
+"""Tune a flow map for consistency: the map from a level agrees with the map from a nearby level.
 
 (1)  ||f(x_t) - sg f(x_r)|| / (t - r), the same noise and the same dropout in both
 (2)  r / t = 1 - n(t) / q^(stage + 1), n(t) = 1 + 8 sigmoid(-t)
-     Geng et al. 2024, "Consistency models made easy", arXiv:2406.14548
 (3)  the same with an end u <= r in place of 0: M(x_t, t, u) against M(x_r, r, u)
-     Kim et al. 2023, "Consistency trajectory models", arXiv:2310.02279
 (4)  the pseudo-Huber distance sqrt(|e|^2 + c^2) - c
-     Song & Dhariwal 2023, "Improved techniques for training consistency models",
-     arXiv:2310.14189
 
-The numbers are those of this file. In place of the 1 / (t - r) of (1) the error is divided by
-(1 - r / t) c_out(t), which is the same at low levels and weighs high ones more, since a single call
-begins there. This weight is a choice of this project.
+In place of the 1 / (t - r) of (1) the error is divided by (1 - r / t) c_out(t), which is the same
+at low levels and weighs high ones more, since a single call begins there. This weight is
+k-diffusion's own.
+
+References:
+    Geng et al. (2024), arXiv:2406.14548 (1, 2); Kim et al. (2023), arXiv:2310.02279 (3); Song &
+    Dhariwal (2023), arXiv:2310.14189 (4). The numbers of the equations are those of this file.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def middle_level(
         sigma: t, [B].
         sigma_next: u, [B].
         progress: The share of the run that is done, in [0, 1).
-        stages: How often in a run the distance from t to r is halved.
-        sigma_data: The standard deviation of the data; the paper's levels are those of data of
+        stages: The number of times in a run that the distance from t to r is halved.
+        sigma_data: The standard deviation of the data; the levels of the paper are for data of
             standard deviation 1/2.
     """
     stage = min(int(progress * stages), stages - 1)
@@ -48,13 +48,13 @@ def middle_level(
 
 
 def end_level(sigma: Tensor, sigma_data: float, share: Tensor, at_end: Tensor) -> Tensor:
-    """Return the level u [B] below sigma: 0 where `at_end`, else between 0 and sigma.
+    """Return the level u [B] below sigma: 0 if at_end, else between 0 and sigma.
 
     Args:
         sigma: t, [B].
         sigma_data: The standard deviation of the data, which sets the scale of levels.
-        share: Of the angle arctan(sigma / sigma_data), in [0, 1], [B].
-        at_end: Where u is 0, [B].
+        share: The share of the angle arctan(sigma / sigma_data), in [0, 1], [B].
+        at_end: True for items whose u is 0, [B].
     """
     angle = torch.atan(sigma / sigma_data) * share.to(sigma)
     return torch.where(at_end, torch.zeros_like(sigma), sigma_data * torch.tan(angle))
@@ -79,15 +79,15 @@ def consistency_loss(
         sigma: t, [B].
         middle: r in [sigma_next, t), [B]. At r = sigma_next the loss is that of a denoiser.
         sigma_next: u, [B].
-        moved: What stands for the data under guidance, [B, ...], which x_r lies towards:
-            x_r = (r / t) x_t + (1 - r / t) moved. By default the data.
+        moved: The data moved by guidance, [B, ...]: x_r = (r / t) x_t + (1 - r / t) moved. By
+            default the data.
         **cond: The conditions.
     """
     x = data + append_dims(sigma, data.ndim) * noise
     end = data if moved is None else moved
     with torch.random.fork_rng(_devices(data)), torch.no_grad():
         near = torch.lerp(end, x, append_dims(middle / sigma, x.ndim))
-        level = torch.where(middle > 0, middle, sigma)  # (at 0 the answer is not used)
+        level = torch.where(middle > 0, middle, sigma)  # (at 0 the result is not used)
         target = flow_map(near, level, sigma_next, **cond)
         target = torch.where(append_dims(middle > sigma_next, x.ndim), target, near)
     error = flow_map(x, sigma, sigma_next, **cond) - target
@@ -95,7 +95,12 @@ def consistency_loss(
 
 
 def pseudo_huber(error: Tensor, scale: Tensor) -> Tensor:
-    """Return sqrt(mean(e^2) + c^2) - c [B] of e = error / scale, scale [B]."""
+    """Return the pseudo-Huber distance sqrt(mean(e^2) + c^2) - c of e = error / scale, [B].
+
+    Args:
+        error: [B, ...].
+        scale: [B].
+    """
     return (mean_per_item((error / append_dims(scale, error.ndim)) ** 2) + HUBER**2).sqrt() - HUBER
 
 

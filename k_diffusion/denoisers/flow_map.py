@@ -24,15 +24,19 @@ class FlowMap(Denoiser):
     sigma_next makes M a step of Euler's method.
 
     Called without sigma_next it gives M(x, sigma, 0), so that samplers for consistency models take
-    it as their denoiser. Samplers of other kinds want the `denoiser` method.
+    it as their denoiser. Samplers of other kinds take the `denoiser` method.
 
     Args:
         inner_model: The network, called as F(x, sigma, sigma_next=sigma_next, **cond).
-        sigma_data, weighting, scales, preconditioning: As of `Denoiser`.
+        sigma_data: The standard deviation of the data.
+        weighting: As of `Denoiser`.
+        scales: As of `Denoiser`.
+        preconditioning: As of `Denoiser`.
+        contrast: As of `Denoiser`, and without effect on the loss of this class.
 
     References:
-        Boffi et al. 2024, "Flow map matching", arXiv:2406.07507; Kim et al. 2023, "Consistency
-        trajectory models", arXiv:2310.02279, for the form q x + (1 - q) G.
+        Boffi et al. (2024), arXiv:2406.07507 (flow maps); Kim et al. (2023), arXiv:2310.02279
+        (the form q x + (1 - q) G).
     """
 
     flow_map = True
@@ -40,12 +44,12 @@ class FlowMap(Denoiser):
     def forward(
         self, input: Tensor, sigma: Tensor, sigma_next: Tensor | float | None = None, **cond: Any
     ) -> Tensor:
-        """Return M(x, sigma, sigma_next), shaped like x.
+        """Return M(x, sigma, sigma_next), in the shape of x.
 
         Args:
             input: x, [B, ...].
             sigma: The level of x, [B] or one number, above 0.
-            sigma_next: The level of the result, [B] or one number; by default 0.
+            sigma_next: The level of the result, [B] or one number; 0 by default.
             **cond: The conditions of the network.
         """
         x, sigma = at_least_float32(input, sigma)
@@ -57,7 +61,14 @@ class FlowMap(Denoiser):
     def mean_estimate(
         self, input: Tensor, sigma: Tensor, sigma_next: Tensor | float, **cond: Any
     ) -> Tensor:
-        """Return G(x, sigma, sigma_next), shaped like x."""
+        """Return G(x, sigma, sigma_next), in the shape of x.
+
+        Args:
+            input: x, [B, ...].
+            sigma: The level of x, [B] or one number, above 0.
+            sigma_next: The second level, [B] or one number.
+            **cond: The conditions of the network.
+        """
         x, sigma = at_least_float32(input, sigma)
         _, second = at_least_float32(x, sigma_next)
         c_skip, c_out, c_in = (append_dims(c, x.ndim) for c in self.scalings(sigma))
@@ -65,11 +76,24 @@ class FlowMap(Denoiser):
         return (predicted * c_out + x * c_skip).to(input.dtype)
 
     def denoiser(self, input: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        """Return D(x, sigma) = G(x, sigma, sigma), the estimate of an ordinary denoiser."""
+        """Return D(x, sigma) = G(x, sigma, sigma), the estimate of an ordinary denoiser.
+
+        Args:
+            input: x, [B, ...].
+            sigma: The level of x, [B] or one number, above 0.
+            **cond: The conditions of the network.
+        """
         return self.mean_estimate(input, sigma, sigma, **cond)
 
     def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        """[B]: the weighted squared error of D at x = input + sigma noise."""
+        """Return the weighted squared error of D per item, [B], at x = input + sigma noise.
+
+        Args:
+            input: Clean data, [B, ...].
+            noise: Standard normal noise of the same shape.
+            sigma: The noise levels, [B].
+            **cond: The conditions of the network.
+        """
         x, sigma, target = self.example(input, noise, sigma)
         error = self.predict(x, sigma, sigma_next=sigma, **cond) - target
         return mean_per_item(error**2) * self.weight(sigma)

@@ -1,12 +1,13 @@
-"""Data that stand for a guided model's, so that guidance becomes a part of what is learned.
+"""Move training data by guidance, so that a network learns the guided denoiser.
 
-Ho & Salimans 2022, "Classifier-free diffusion guidance", arXiv:2207.12598:
-    eq. 6    D' = D(x | cond) + (w - 1) (D(x | cond) - D(x | null))
-Geng et al. 2025, "Mean flows for one-step generative modeling", arXiv:2505.13447:
-    training towards the guided velocity, so that a sample takes no second call
+    D' = D(x | cond) + (w - 1) (D(x | cond) - D(x | null))
 
 A network that learns the mean of x_0 + (w - 1) (D(x | cond) - D(x | null)) at x = x_0 + sigma n
 learns D'. It costs two calls of the guiding denoiser, which is the teacher or the network itself.
+
+References:
+    Ho & Salimans (2022), arXiv:2207.12598, equation 6; Geng et al. (2025), arXiv:2505.13447
+    (training towards the guided velocity, so that a sample takes no second call).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def guide_data(
     scale: Tensor,
     interval: tuple[float, float] | None = None,
 ) -> Tensor:
-    """Return data [B, ...] moved by the guidance at data + sigma noise (eq. 6).
+    """Return data [B, ...] moved by the guidance at data + sigma noise.
 
     Args:
         denoise: The denoiser that guides, without guidance of its own.
@@ -42,9 +43,9 @@ def guide_data(
         noise: [B, ...].
         sigma: Levels, [B].
         cond: The conditions.
-        null: What stands for no condition, by name.
-        scale: w, [B]; 1 moves nothing.
-        interval: The levels (low, high] that guidance acts at; None for all.
+        null: The values that stand for no condition, by name.
+        scale: w, [B]; 1 leaves the data unchanged.
+        interval: The levels (low, high] with guidance; None for all.
     """
     low, high = interval or (0.0, math.inf)
     acts = (sigma > low) & (sigma <= high) & (scale != 1)

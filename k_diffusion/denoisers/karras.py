@@ -1,6 +1,7 @@
-"""The denoisers that networks of this house are trained as, preconditioned after Karras et al.
+"""The denoisers that networks of this package are trained as.
 
-(2022), arXiv 2206.00364, or otherwise.
+References:
+    Karras et al. (2022), arXiv:2206.00364.
 """
 
 from __future__ import annotations
@@ -21,16 +22,28 @@ from .weightings import WEIGHTINGS, snr
 class Denoiser(PreconditionedDenoiser):
     """D = c_skip x + c_out F(c_in x, sigma), trained on weight(sigma) |F - target|^2.
 
-    `weighting`: one of WEIGHTINGS or a function of sigma [B]. `scales` other than 1 weighs the
-    squared error over its spatial frequencies, coarse ones more, over that many octaves (0: over
-    all of them). `preconditioning`, one of SCALINGS, says what F predicts. The loss of D at a given
-    weighting is the same for all of them:
+    The loss of D at a given weighting is the same for all preconditionings:
     |D - clean|^2 weight / c_out^2 with the c_out of Karras et al.
 
-    `contrast` subtracts so many times the squared distance to the target of the next item of the
-    batch at this item's noise level: Stoica et al. (2025), arXiv 2506.05350. The best F is then
-    (E[target | x] - contrast E[target]) / (1 - contrast). In evaluation mode the loss is without
-    it, and that of an item its own.
+    With a contrast c the best F is (E[target | x] - c E[target]) / (1 - c). In evaluation mode the
+    loss is without it, so that the loss of an item does not depend on other items.
+
+    Args:
+        inner_model: The network F.
+        sigma_data: The standard deviation of the data.
+        weighting: One of WEIGHTINGS, or a function of sigma [B].
+        scales: Other than 1 weighs the squared error over its spatial frequencies, coarse ones
+            more, over that many octaves; 0 for all octaves.
+        preconditioning: One of SCALINGS, which determines what F predicts.
+        contrast: Subtracts this many times the squared distance to the target of the next item of
+            the batch at the noise level of this item; in [0, 1), 0.05 is usual.
+
+    Raises:
+        ValueError: If scales or contrast is out of range.
+
+    References:
+        Karras et al. (2022), arXiv:2206.00364, section 5; Stoica et al. (2025), arXiv:2506.05350
+        (contrast).
     """
 
     def __init__(
@@ -47,8 +60,7 @@ class Denoiser(PreconditionedDenoiser):
         self._scalings = SCALINGS[preconditioning]
         if scales < 0:
             raise ValueError(
-                f'scales is {scales}; it must be 1 (all frequencies alike), more, or 0 for all '
-                'octaves'
+                f'scales must be 1 (all frequencies alike), more, or 0 (all octaves); got {scales}'
             )
         self.weighting = (
             weighting
@@ -57,19 +69,30 @@ class Denoiser(PreconditionedDenoiser):
         )
         if not 0 <= contrast < 1:
             raise ValueError(
-                f'contrast must be at least 0 and below 1; got {contrast} (0.05 is usual)'
+                f'contrast must be at least 0 and below 1; got {contrast}: 0.05 is usual'
             )
         self.scales, self.contrast = scales, contrast
 
     def get_scalings(self, sigma: Tensor) -> Scalings:
-        """(c_skip, c_out, c_in), each shaped like sigma."""
+        """Return (c_skip, c_out, c_in), each in the shape of sigma.
+
+        Args:
+            sigma: The noise levels.
+        """
         return self._scalings(sigma, self.sigma_data)
 
     def scalings(self, sigma: Tensor) -> Scalings:
         return self.get_scalings(sigma)
 
     def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        """[B]: the weighted squared error of F at x = input + sigma noise, less the contrast."""
+        """Return the weighted squared error of F per item, [B], less the contrast.
+
+        Args:
+            input: Clean data, [B, ...].
+            noise: Standard normal noise of the same shape.
+            sigma: The noise levels, [B].
+            **cond: Conditions.
+        """
         x, sigma, target = self.example(input, noise, sigma)
         prediction = self.predict(x, sigma, **cond)
         loss = self._mean_square(prediction - target)
@@ -88,8 +111,12 @@ class Denoiser(PreconditionedDenoiser):
         return mean_per_item(dct(error) ** 2 * frequencies)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """The weight [B] on the squared error of F: `weighting`, carried over from the error
-        that it is meant for.
+        """Return the weight [B] on the squared error of F.
+
+        It is `weighting`, converted from the error of the F of Karras et al.
+
+        Args:
+            sigma: The noise levels, [B].
         """
         if self._scalings is karras:
             return self.weighting(sigma)
@@ -100,12 +127,25 @@ class Denoiser(PreconditionedDenoiser):
 
 
 class DenoiserWithVariance(Denoiser):
-    """A denoiser whose network also says how wrong it will be, trained on the Gaussian likelihood
-    that makes of it.
+    """A denoiser whose network also predicts its error, trained on the Gaussian likelihood.
 
-    Called with return_variance=True the network gives (F, log variance [B]); loss = (|F - target|^2
-    / variance + log variance) / 2, which weighs the noise levels by itself, so that it takes no
-    weighting and no scales.
+    Called with return_variance=True the network returns (F, log variance [B]). The loss is
+    (|F - target|^2 / variance + log variance) / 2. It weighs the noise levels by itself, so that it
+    takes neither a weighting nor scales.
+
+    Args:
+        inner_model: The network F.
+        sigma_data: The standard deviation of the data.
+        weighting: Must be the default.
+        scales: Must be the default.
+        preconditioning: One of SCALINGS.
+
+    Raises:
+        ValueError: If there is a weighting or scales.
+
+    References:
+        Nix & Weigend (1994), "Estimating the mean and variance of the target probability
+        distribution".
     """
 
     def __init__(
@@ -120,7 +160,14 @@ class DenoiserWithVariance(Denoiser):
         super().__init__(inner_model, sigma_data, preconditioning=preconditioning)
 
     def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        """[B]: the negative log-likelihood of the target, up to a constant."""
+        """Return the negative log-likelihood of the target per item, [B], up to a constant.
+
+        Args:
+            input: Clean data, [B, ...].
+            noise: Standard normal noise of the same shape.
+            sigma: The noise levels, [B].
+            **cond: Conditions.
+        """
         x, sigma, target = self.example(input, noise, sigma)
         prediction, logvar = self.predict(x, sigma, return_variance=True, **cond)
         logvar = append_dims(logvar, x.ndim)
@@ -128,8 +175,22 @@ class DenoiserWithVariance(Denoiser):
 
 
 class SimpleLossDenoiser(Denoiser):
-    """A denoiser trained on the squared error of the noise it implies, (x - D) / sigma:
-    weighting 'snr' under its old name.
+    """A denoiser trained on the squared error of the noise that it implies, (x - D) / sigma.
+
+    It is the weighting 'snr' under its old name.
+
+    Args:
+        inner_model: The network F.
+        sigma_data: The standard deviation of the data.
+        weighting: Must be the default.
+        scales: Must be the default.
+        preconditioning: One of SCALINGS.
+
+    Raises:
+        ValueError: If there is a weighting or scales.
+
+    References:
+        Ho et al. (2020), arXiv:2006.11239, equation 14.
     """
 
     def __init__(
@@ -150,8 +211,9 @@ class SimpleLossDenoiser(Denoiser):
 
 
 def _refuse(name: str, weighting: str | Callable[[Tensor], Tensor], scales: int) -> None:
+    """Raise a ValueError for a weighting or scales of a denoiser whose loss has neither."""
     if weighting != 'karras' or scales != 1:
         raise ValueError(
-            f'{name} got weighting={weighting!r} and scales={scales!r}, and its loss has neither; '
-            'leave both out, or take Denoiser'
+            f'weighting and scales must be left out for {name}, whose loss has neither; got '
+            f'weighting={weighting!r} and scales={scales!r}: leave both out, or use Denoiser'
         )

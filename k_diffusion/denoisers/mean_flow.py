@@ -1,17 +1,19 @@
-"""The identity of mean flows, which trains a flow map without a teacher.
+"""Train a flow map without a teacher, by the identity of mean flows.
 
 (1)  u(z, t, r) = v(z, t) - (t - r) du/dt
 (2)  the adaptive weight 1 / (|e|^2 + c)^p of a squared error
-     Geng et al. 2025, "Mean flows for one-step generative modeling", arXiv:2505.13447
+
 (3)  V = u + (t - r) sg(du/dt) against the velocity of the data, n - x_0
 (4)  du/dt along the predicted velocity u(z, t, t)
-     Geng et al. 2025, "Improved mean flows", arXiv:2512.02012
 
-The numbers are those of this file.
 
 z = x / (sigma_data (1 + s)) and t = s / (1 + s), s = sigma / sigma_data, are the paper's state and
 time: z = (1 - t) x_0 + t n for data of standard deviation 1. There the velocity of a flow map
 M = q x + (1 - q) G is u = n - x_0 with x_0 = G / sigma_data and n = (x - G) / sigma, for any end.
+
+References:
+    Geng et al. (2025), arXiv:2505.13447 (1, 2); Geng et al. (2025), arXiv:2512.02012 (3, 4). The
+    numbers of the equations are those of this file.
 """
 
 from __future__ import annotations
@@ -64,8 +66,8 @@ def mean_flow_loss(
         noise: [B, ...].
         sigma: The level of t, [B].
         sigma_next: The level of r, [B].
-        moved: What stands for the data under guidance, [B, ...], in the velocity that is learned;
-            by default the data.
+        moved: The data moved by guidance, [B, ...], for the velocity that is learned; by default
+            the data.
         **cond: The conditions.
     """
     scale = flow_map.sigma_data

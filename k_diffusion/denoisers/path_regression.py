@@ -1,14 +1,14 @@
-"""Regression of a flow map on the paths of a teacher: from one point of a path to a later one.
+"""Train a flow map by regression on the paths of a teacher, from one point to a later one.
 
 (1)  f(x_t) against the end of the path through x_t, for the consistency function
 (2)  the same for a flow map: M(x_t, t, s) against the point of the path at s
-     Hu et al. 2025, "CMT: mid-training for efficient learning of consistency, mean flow, and flow
-     map models", arXiv:2509.24526, section 3
 
-The numbers are those of this file.
+The error is divided by (1 - s / t) c_out(t), which makes it that of the output of the network. In
+place of the distance of the paper (LPIPS, or the squared error) it is the pseudo-Huber distance.
 
-The error is divided by (1 - s / t) c_out(t), which makes it that of the network's own output; the
-paper's distance (LPIPS, or the squared error) is here the pseudo-Huber distance.
+References:
+    Hu et al. (2025), arXiv:2509.24526, section 3. The numbers of the equations are those of this
+    file.
 """
 
 from __future__ import annotations

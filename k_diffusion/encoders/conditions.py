@@ -1,9 +1,8 @@
-"""What a model is told besides the noise level, by config: texts, embeddings in files, other
-pictures.
+"""Conditions of a model besides the noise level, by config: texts, embeddings, other images.
 
-Each kind gives tensors under the names that the networks know: mapping_cond [B, D], cross_cond [B,
-T, D] (with cross_cond_padding [B, T]) or unet_cond [B, C, H, W]. Zeros stand for nothing told, in
-training (with probability `dropout`) and in guidance.
+Each kind gives tensors under the names that the networks know: mapping_cond [B, D], cross_cond
+[B, T, D] (with cross_cond_padding [B, T]) or unet_cond [B, C, H, W]. Zeros stand for no condition,
+in training (with probability `dropout`) and in guidance.
 """
 
 from __future__ import annotations
@@ -28,42 +27,65 @@ from ..core.weights import load_safetensors
 from .texts import BUILT_IN, TextFeatures, pooled
 
 Tensors = dict[str, Tensor]
-#: From a picture file to what is diffused, [C, H, W].
+#: Loads an image from a file, as data of the diffusion [C, H, W].
 Load = Callable[[str], Tensor]
 
 
 class Condition(ABC):
-    """A condition that is ready: of a batch in training, or of what a user asks for."""
+    """A condition that is ready for use: for a batch in training, or for a value from a user.
 
-    key: str  # mapping_cond, cross_cond or unet_cond
-    width: int  # the D or C that the model must be built with
+    Attributes:
+        key: mapping_cond, cross_cond or unet_cond.
+        width: The D or C that the model must be built with.
+    """
+
+    key: str
+    width: int
 
     @abstractmethod
     def prepare(self, batch: dict[str, Any], draws: Draws) -> Tensors:
-        """The tensors for a batch: image [B, C, H, W], item [B] (positions in the stream), index
-        [B] (which pictures), and class_cond [B] and text (a list of B) where the data have them.
+        """Return the tensors for a batch.
+
+        Args:
+            batch: image [B, C, H, W] and index [B] (the numbers of the images), item [B] (positions
+                in the stream), and class_cond [B] and text (a list of B) if the data have them.
+            draws: The random draws of an item.
         """
 
     @abstractmethod
     def asked(self, value: str, load: Load) -> Tensors:
-        """The tensors for one item, [1, ...], as asked for on the command line."""
+        """Return the tensors for one item, [1, ...], for a value from the command line.
+
+        Args:
+            value: The value.
+            load: Loads an image from its path.
+        """
 
 
 @dataclass(kw_only=True)
 class ConditionConfig(ABC):
-    """The keys that all conditions share. dropout: how often the model is not told."""
+    """The keys that all conditions share.
+
+    Attributes:
+        type: The kind, a name in CONDITIONS.
+        dropout: The probability that the model gets zeros instead of the condition.
+    """
 
     type: str = ''
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
         if not 0 <= self.dropout <= 1:
-            raise ValueError(f'dropout is {self.dropout}; it must be a probability from 0 to 1')
+            raise ValueError(f'dropout must be a probability from 0 to 1; got {self.dropout}')
 
     @abstractmethod
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
-        """The condition for data of so many channels; with the data set in training, without it
-        in sampling.
+        """Return the condition.
+
+        Args:
+            channels: The channels of the data.
+            dataset: The data set in training; None in sampling.
+            device: The device to encode on.
         """
 
 
@@ -74,8 +96,15 @@ CONDITIONS: Registry[type[ConditionConfig]] = Registry('condition type')
 def draw_kept(
     conditions: Sequence[tuple[ConditionConfig, Condition]], items: Tensor, draws: Draws
 ) -> Tensors:
-    """Draw for each condition the items whose model is told of it: 1 or 0, float32 [B] on the
-    host, by the condition's type.
+    """Draw for each condition the items whose model gets it: 1 or 0, float32 [B] on the host.
+
+    Args:
+        conditions: With their configs.
+        items: Positions in the stream, [B].
+        draws: The random draws of an item.
+
+    Returns:
+        The draws by the type of the condition.
     """
     kept = {}
     for config, _ in conditions:
@@ -90,14 +119,13 @@ def prepare_conditions(
     draws: Draws,
     kept: Tensors,
 ) -> Tensors:
-    """Return the tensors of all conditions for a batch of training, zeros where an item is not
-    told.
+    """Return the tensors of all conditions for a batch of training, zeros for items without them.
 
     Args:
         conditions: With their configs.
         batch: As `Condition.prepare` takes it.
-        draws: What is drawn for an item.
-        kept: What `draw_kept` drew, on the device.
+        draws: The random draws of an item.
+        kept: The result of `draw_kept`, on the device.
     """
     tensors: Tensors = {}
     for config, condition in conditions:
@@ -108,7 +136,7 @@ def prepare_conditions(
 
 
 class _Table(Condition):
-    """Features of each picture by its number."""
+    """Features of each image by its number."""
 
     def __init__(
         self,
@@ -129,9 +157,8 @@ class _Table(Condition):
     def prepare(self, batch: dict[str, Any], draws: Draws) -> Tensors:
         if self.features is None or self.rows is None:
             raise ValueError(
-                f'the condition for {self.key} was made without its data set; it can answer what '
-                'is asked, but prepare no '
-                'batch'
+                f'dataset must be given to prepare batches of {self.key}; got None: pass the data '
+                'set to make()'
             )
         at, like = send(self.rows[batch['index']], self.features.device), batch['image']
         tensors = {self.key: send(self.features[at].to(like.dtype), like.device)}
@@ -144,16 +171,16 @@ class _Table(Condition):
             row = int(value)
         except ValueError:
             raise ValueError(
-                f'{value!r} is no row of the embeddings; give a whole number'
+                f'a row of the embeddings must be a whole number; got {value!r}'
             ) from None
         rows = 0 if self.features is None else len(self.features)
         if self.features is None or not 0 <= row < rows:
-            raise ValueError(f'{row} is no row of the embeddings; there are {rows}, from 0 on')
+            raise ValueError(f'a row of the embeddings must be from 0 to {rows - 1}; got {row}')
         return {self.key: self.features[row : row + 1].float()}
 
 
 class _Texts(_Table):
-    """Texts, which can be asked for in words."""
+    """Texts, which a user can ask for in words."""
 
     def __init__(
         self, into: str, encoder: TextFeatures, texts: Sequence[str], rows: Tensor | None
@@ -179,9 +206,7 @@ class _Texts(_Table):
 
 
 class _BatchTexts(_Texts):
-    """Texts that come with the batches of a data set that is read as a stream: captions, or the
-    texts of its classes.
-    """
+    """Texts from the batches of a data set that is read as a stream: captions, or classes."""
 
     def __init__(self, into: str, encoder: TextFeatures, classes: Sequence[str] = ()) -> None:
         super().__init__(into, encoder, classes, None)
@@ -200,17 +225,17 @@ class _BatchTexts(_Texts):
 @CONDITIONS.register('text')
 @dataclass(kw_only=True)
 class TextConfig(ConditionConfig):
-    """Texts: a line for each picture in a file, the caption of each sample of shards, or a
-    template with the name of its class.
+    """Texts: a line for each image in a file, the caption of each sample of shards, or class names.
+
+    A class gives its text by a template.
     """
 
     type: Literal['text'] = 'text'
     encoder: str = BUILT_IN  # built-in, a folder of transformers, or a name on the hub
     into: Literal['cross', 'mapping'] = 'cross'
-    location: str | None = (
-        None  # a text file, a line for each picture, in the textual order of their names (1, 10, 2)
-    )
-    template: str = '{}'  # where there are no texts: the text of a class, {} its name
+    # a text file, a line for each image, in the textual order of their names (1, 10, 2)
+    location: str | None = None
+    template: str = '{}'  # without texts: the text of a class, {} stands for its name
     length: int = 16  # tokens
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
@@ -225,9 +250,8 @@ class TextConfig(ConditionConfig):
     def _classes(self, dataset: Any) -> list[str]:
         if not dataset.num_classes:
             raise ValueError(
-                f'conditions: text has no location, and {dataset.source} has no texts and no '
-                'classes to make them of; '
-                'name a file'
+                f'conditions: text.location must be given for {dataset.source}, which has neither '
+                'texts nor classes; set it to a text file with a line for each image'
             )
         return [self.template.format(name) for name in dataset.class_names]
 
@@ -237,15 +261,14 @@ class TextConfig(ConditionConfig):
         path = Path(self.location).expanduser()
         if not path.is_file():
             raise FileNotFoundError(
-                f'conditions: text.location is {path}, and there is no such file'
+                f'conditions: text.location must be a text file; {path} does not exist'
             )
         try:
-            lines = (
-                path.read_text('utf-8-sig').removesuffix('\n').split('\n')
-            )  # (splitlines would cut at rarer characters too)
+            # splitlines would cut at other characters too
+            lines = path.read_text('utf-8-sig').removesuffix('\n').split('\n')
         except UnicodeDecodeError as error:
             raise ValueError(
-                f'{path} is not text in UTF-8 (byte {error.start:,}); convert it'
+                f'{path} must be text in UTF-8, and its byte {error.start:,} is not; convert it'
             ) from None
         check_count(len(lines), dataset, f'{path} has', 'lines')
         unique = list(dict.fromkeys(lines))
@@ -256,8 +279,9 @@ class TextConfig(ConditionConfig):
 @CONDITIONS.register('embeddings')
 @dataclass(kw_only=True)
 class EmbeddingsConfig(ConditionConfig):
-    """Embeddings [N, D] (or [N, T, D] for cross) under the name `embeddings` in a .safetensors
-    file, one for each picture.
+    """Embeddings from a .safetensors file, one for each image.
+
+    They are its tensor `embeddings`, [N, D], or [N, T, D] for cross-attention.
     """
 
     type: Literal['embeddings'] = 'embeddings'
@@ -265,20 +289,17 @@ class EmbeddingsConfig(ConditionConfig):
     into: Literal['mapping', 'cross'] = 'mapping'
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
-        found = load_safetensors(Path(self.location).expanduser()).get('embeddings')
-        if found is None or found.ndim != (2 if self.into == 'mapping' else 3):
-            shape = (
-                'no tensor "embeddings"'
-                if found is None
-                else f'embeddings of shape {list(found.shape)}'
-            )
-            wanted = '[N, D]' if self.into == 'mapping' else '[N, T, D]'
+        table = load_safetensors(Path(self.location).expanduser()).get('embeddings')
+        if table is None or table.ndim != (2 if self.into == 'mapping' else 3):
+            shape = 'no such tensor' if table is None else f'the shape {list(table.shape)}'
+            rule = '[N, D]' if self.into == 'mapping' else '[N, T, D]'
             raise ValueError(
-                f'{self.location} holds {shape}; {self.into} takes "embeddings" {wanted}'
+                f'{self.location} must hold a tensor "embeddings" {rule} for {self.into}; '
+                f'got {shape}'
             )
         if dataset is not None:
-            check_count(len(found), dataset, f'{self.location} has', 'embeddings')
-        return _Table(self.into, found, None, torch.arange(len(found)), found.shape[-1])
+            check_count(len(table), dataset, f'{self.location} has', 'embeddings')
+        return _Table(self.into, table, None, torch.arange(len(table)), table.shape[-1])
 
 
 class _SuperResolution(Condition):
@@ -297,8 +318,9 @@ class _SuperResolution(Condition):
 @CONDITIONS.register('super-resolution')
 @dataclass(kw_only=True)
 class SuperResolutionConfig(ConditionConfig):
-    """The same picture with sides `factor` times less, brought back to size, beside the model's
-    input.
+    """The same image at a lower resolution, beside the input of the model.
+
+    Its sides are `factor` times smaller, and it is resized to the size of the input.
     """
 
     type: Literal['super-resolution'] = 'super-resolution'
@@ -307,7 +329,7 @@ class SuperResolutionConfig(ConditionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.factor < 2:
-            raise ValueError(f'factor is {self.factor}; it must be at least 2')
+            raise ValueError(f'factor must be at least 2; got {self.factor}')
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
         return _SuperResolution(channels, self.factor)
@@ -330,8 +352,9 @@ class _Inpainting(Condition):
         return {self.key: torch.cat([known, x * known], 1)}
 
     def asked(self, value: str, load: Load) -> Tensors:
-        """picture, whose lower half is to be drawn; or picture,top,bottom,left,right, a box in
-        shares of the sides.
+        """Return the tensors for a value IMAGE or IMAGE,TOP,BOTTOM,LEFT,RIGHT.
+
+        The numbers are the box to draw, in shares of the sides; by default it is the lower half.
         """
         path, *sides = value.split(',')
         x = load(path)[None]
@@ -341,8 +364,8 @@ class _Inpainting(Condition):
             )
         except ValueError:
             raise ValueError(
-                f'{value!r} names no box; give PICTURE,TOP,BOTTOM,LEFT,RIGHT with four shares '
-                'from 0 to 1'
+                'an image with a box must be IMAGE,TOP,BOTTOM,LEFT,RIGHT with four shares from 0 '
+                f'to 1; got {value!r}'
             ) from None
         h, w = x.shape[2:]
         known = torch.ones(1, 1, h, w)
@@ -350,8 +373,9 @@ class _Inpainting(Condition):
         return {self.key: torch.cat([known, x * known], 1)}
 
     def _draw_sides(self, size: Sequence[int], items: Tensor, draws: Draws) -> Tensor:
-        """Draw a box of random sides in a random place for each item: its first and end row, and
-        first and end column, int64 [B, 4] on the host.
+        """Draw a box of random sides in a random place for each item, int64 [B, 4] on the host.
+
+        Its numbers are the first and the end row, and the first and the end column.
         """
         shares, places = draws.uniform(items, 4, 'box').split(2, 1)
         sides = torch.tensor(size, dtype=torch.float64)
@@ -363,23 +387,32 @@ class _Inpainting(Condition):
 @CONDITIONS.register('inpainting')
 @dataclass(kw_only=True)
 class InpaintingConfig(ConditionConfig):
-    """The picture with a random box left out, behind its mask (1 where it is known), beside the
-    model's input.
+    """The image without a random box, behind its mask, beside the input of the model.
+
+    The mask is 1 where the image is known.
     """
 
     type: Literal['inpainting'] = 'inpainting'
-    largest: float = 1.0  # the longest side of a box, as a share of the picture's
+    largest: float = 1.0  # the longest side of a box, as a share of the image's side
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
         return _Inpainting(channels, self.largest)
 
 
 def coarse(x: Tensor, factor: int) -> Tensor:
-    """x [B, C, H, W] averaged over squares and brought back to size."""
+    """Average images over squares, and resize them to their size by bilinear interpolation.
+
+    Args:
+        x: Images, [B, C, H, W].
+        factor: The side of a square.
+
+    Raises:
+        ValueError: If the sides are not multiples of factor.
+    """
     if x.shape[2] % factor or x.shape[3] % factor:
         raise ValueError(
-            f'conditions: super-resolution.factor is {factor}, and sides of '
-            f'{x.shape[2]}x{x.shape[3]} are no multiples of it'
+            'conditions: super-resolution.factor must divide the sides of the images, '
+            f'{x.shape[2]}x{x.shape[3]}; got {factor}'
         )
     return F.interpolate(
         F.avg_pool2d(x, factor), scale_factor=float(factor), mode='bilinear', align_corners=False
@@ -387,26 +420,36 @@ def coarse(x: Tensor, factor: int) -> Tensor:
 
 
 def check_count(n: int, dataset: Any, has: str, what: str) -> None:
-    """Refuses a file with another number of entries than there are pictures."""
+    """Check that a file has an entry for each image, and warn if their order is doubtful.
+
+    Args:
+        n: The number of entries.
+        dataset: The data set.
+        has: The beginning of the message, such as 'texts.txt has'.
+        what: The kind of entry, in the plural.
+
+    Raises:
+        ValueError: If the numbers differ.
+    """
     if n != len(dataset):
         left_out = f' ({len(dataset.skipped)} more could not be read)' if dataset.skipped else ''
         raise ValueError(
-            f'{has} {n} {what} for the {len(dataset)} pictures of {dataset.source}{left_out}; '
+            f'{has} {n} {what} for the {len(dataset)} images of {dataset.source}{left_out}; '
             'there must be one for each'
         )
     names = getattr(dataset, 'names', None) or []
     if names != sorted(names, key=_numbers_as_numbers):
         shown = ', '.join(escape_name(name) for name in names[:3])
         warnings.warn(
-            f'{has} {what} for pictures in the textual order of their names ({shown}, ...), which '
-            'is not the order of their '
-            'numbers; check that the file has this order, or give the numbers leading zeros',
+            f'{has} {what} for images in the textual order of their names ({shown}, ...), which is '
+            'not the order of their numbers; check that the file has this order, or add leading '
+            'zeros to the numbers',
             stacklevel=3,
         )
 
 
 def _numbers_as_numbers(name: str) -> list[list[tuple[int, str]]]:
-    """A key that sorts names folder by folder, and the numbers in them by value."""
+    """Return a key that sorts names folder by folder, and the numbers in them by value."""
     return [
         [
             (int(part), '') if part.isdecimal() and len(part) < 100 else (-1, part)

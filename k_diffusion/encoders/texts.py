@@ -1,6 +1,4 @@
-"""Texts as sequences of features: by a tiny built-in encoder, or by any text encoder of
-transformers.
-"""
+"""Encode texts as sequences of features, by a built-in encoder or one of transformers."""
 
 from __future__ import annotations
 
@@ -14,17 +12,21 @@ from ..core.devices import send
 from ..core.pretrained import load_pretrained, load_tokenizer
 from ..models import TextEncoder
 
-#: The name of the encoder that needs nothing: random, the same everywhere, and enough to tell short
-#: texts apart.
+#: The encoder that needs no files. Its weights are random and the same everywhere, which is enough
+#: to distinguish short texts.
 BUILT_IN = 'built-in'
 
 
 class TextFeatures:
-    """texts -> (features [N, T, D], padding [N, T] with 1 where there is no token); nothing in it
-    is trained.
+    """Encodes texts as features [N, T, D] and padding [N, T], which is 1 where there is no token.
 
-    name: 'built-in', a folder that save_pretrained wrote (CLIP, T5, BERT, ...), or a name on the
-    hub. length: T.
+    Nothing in it is trained.
+
+    Args:
+        name: 'built-in', a folder that save_pretrained wrote (CLIP, T5, BERT, ...), or a name on
+            the hub.
+        length: T, the number of tokens.
+        device: The device to encode on.
     """
 
     def __init__(self, name: str = BUILT_IN, length: int = 16, device: Any = 'cpu') -> None:
@@ -38,6 +40,11 @@ class TextFeatures:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the features and the padding of texts.
+
+        Args:
+            texts: N texts.
+        """
         if self.name == BUILT_IN:
             tokens = self._model.tokenise(texts)
             return self._model(tokens)[0], (tokens == 0).float()
@@ -48,17 +55,22 @@ class TextFeatures:
             max_length=self.length,
             return_tensors='pt',
         )
-        there = send(words['attention_mask'], torch.device(self.device))
-        found = self._model(
-            input_ids=send(words['input_ids'], there.device), attention_mask=there
+        mask = send(words['attention_mask'], torch.device(self.device))
+        features = self._model(
+            input_ids=send(words['input_ids'], mask.device), attention_mask=mask
         ).last_hidden_state
-        return found.float() * there[..., None], 1 - there.float()
+        return features.float() * mask[..., None], 1 - mask.float()
 
 
 def pooled(features: Tensor, padding: Tensor) -> Tensor:
-    """The mean [N, D] of the features that are there."""
-    there = 1 - padding
-    return (features * there[..., None]).sum(1) / there.sum(1, keepdim=True).clamp(min=1)
+    """Return the mean of the features of tokens, without the padding: [N, D].
+
+    Args:
+        features: [N, T, D].
+        padding: [N, T], 1 where there is no token.
+    """
+    mask = 1 - padding
+    return (features * mask[..., None]).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
 def _built_in(length: int) -> TextEncoder:
@@ -68,7 +80,7 @@ def _built_in(length: int) -> TextEncoder:
 
 
 def _pretrained(name: str, device: Any) -> Any:
-    """The text part of a model: CLIP's text tower, the encoder of T5, or all of it."""
+    """Load the text part of a model: the text tower of CLIP, the encoder of T5, or all of it."""
     model = load_pretrained(name, 'AutoModel', 'a text encoder', device)
     if hasattr(model, 'text_model'):
         return model.text_model

@@ -1,7 +1,6 @@
-"""Modules that take a condition besides their input: adaptive group normalisation, blocks and a U
-of blocks.
+"""Modules that take a condition besides their input: adaptive group norm, blocks and a U of blocks.
 
-The condition is a dict that travels through the whole network; each module takes from it the key
+The condition is a dict that passes through the whole network; each module reads from it the key
 that it knows.
 """
 
@@ -19,7 +18,12 @@ from ..core.tensors import append_dims
 
 
 class ResidualBlock(nn.Module):
-    """main(x) + skip(x)."""
+    """main(x) + skip(x).
+
+    Args:
+        *main: Modules that run one after the other.
+        skip: The module beside them; the identity by default.
+    """
 
     def __init__(self, *main: nn.Module, skip: nn.Module | None = None) -> None:
         super().__init__()
@@ -27,36 +31,63 @@ class ResidualBlock(nn.Module):
         self.skip = skip or nn.Identity()
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return main(input) + skip(input).
+
+        Args:
+            input: [B, ...].
+        """
         return self.main(input) + self.skip(input)
 
 
 class ConditionedModule(nn.Module):
-    """Marks a module whose forward takes (input, cond)."""
+    """The base class of modules whose forward takes (input, cond)."""
 
 
 class UnconditionedModule(ConditionedModule):
-    """A module that takes no condition, in a place where one is given."""
+    """A module without a condition, called with one.
+
+    Args:
+        module: The module.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Call the module without the condition.
+
+        Args:
+            input: Its input.
+            cond: Not used.
+        """
         return self.module(input)
 
 
 class ConditionedSequential(nn.Sequential, ConditionedModule):
-    """Modules in a row; those that are conditioned get the condition."""
+    """Modules in sequence; the conditioned ones are called with the condition."""
 
-    # Sequential takes one
-    def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]  # Sequential takes one
+        self, input: Tensor, cond: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Run the modules.
+
+        Args:
+            input: The input of the first one.
+            cond: The condition.
+        """
         for module in self:
             input = module(input, cond) if isinstance(module, ConditionedModule) else module(input)
         return input
 
 
 class ConditionedResidualBlock(ConditionedModule):
-    """main(x, cond) + skip(x), or + skip(x, cond) where the skip is conditioned."""
+    """main(x, cond) + skip(x), or + skip(x, cond) if the skip is conditioned.
+
+    Args:
+        *main: Modules that run one after the other.
+        skip: The module beside them; the identity by default.
+    """
 
     def __init__(self, *main: nn.Module, skip: nn.Module | None = None) -> None:
         super().__init__()
@@ -64,6 +95,12 @@ class ConditionedResidualBlock(ConditionedModule):
         self.skip = skip or nn.Identity()
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum of both branches.
+
+        Args:
+            input: [B, ...].
+            cond: The condition.
+        """
         skip = (
             self.skip(input, cond) if isinstance(self.skip, ConditionedModule) else self.skip(input)
         )
@@ -71,10 +108,20 @@ class ConditionedResidualBlock(ConditionedModule):
 
 
 class AdaGN(ConditionedModule):
-    """Group normalisation with a scale and a shift computed from the condition: groupnorm(x) (1 +
-    w) + b.
+    """Group normalisation with a scale and a shift from the condition: groupnorm(x) (1 + w) + b.
 
     (w, b) = mapper(cond[cond_key]), [B, feats_in] -> 2 [B, c_out]; zero at the start of training.
+
+    Args:
+        feats_in: The features of the condition.
+        c_out: The channels of x.
+        num_groups: The groups of channels.
+        eps: Added to the variance.
+        cond_key: The key of the condition.
+
+    References:
+        Wu & He (2018), arXiv:1803.08494 (group normalisation); Dhariwal & Nichol (2021),
+        arXiv:2105.05233, section 3.1 (adaptive).
     """
 
     def __init__(
@@ -89,10 +136,16 @@ class AdaGN(ConditionedModule):
         nn.init.zeros_(self.mapper.bias)
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """Return the normalised, scaled and shifted input.
+
+        Args:
+            input: [B, c_out, ...].
+            cond: The condition, with cond_key [B, feats_in].
+        """
         weight, bias = (
             append_dims(t, input.ndim) for t in self.mapper(cond[self.cond_key]).chunk(2, dim=-1)
         )
-        if forward_mode():  # torch's rule for it views the input as groups
+        if forward_mode():  # torch's forward-mode rule needs a contiguous input
             input = input.contiguous()
         return torch.addcmul(bias, F.group_norm(input, self.num_groups, eps=self.eps), weight + 1)
 
@@ -101,17 +154,28 @@ class AdaGN(ConditionedModule):
 
 
 def zero_init(layer: nn.Module) -> Any:
-    """The layer with all its parameters set to zero, so that its branch starts as nothing."""
+    """Set all parameters of a layer to zero, so that its branch adds zero at first, and return it.
+
+    Args:
+        layer: The layer.
+    """
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 class UNet(ConditionedModule):
-    """Runs the down blocks from number `skip_stages` on, then as many up blocks (deepest first)
-    with the downs' outputs.
+    """Down blocks, then as many up blocks (deepest first), joined by skip connections.
 
-    Up blocks are called as block(input, cond, skip); the deepest gets no skip.
+    Up blocks are called as block(input, cond, skip); the deepest one gets no skip.
+
+    Args:
+        d_blocks: The down blocks, finest first.
+        u_blocks: The up blocks, coarsest first.
+        skip_stages: The number of the finest down and up blocks that are not used.
+
+    References:
+        Ronneberger et al. (2015), arXiv:1505.04597.
     """
 
     def __init__(
@@ -123,6 +187,12 @@ class UNet(ConditionedModule):
         self.skip_stages = skip_stages
 
     def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        """Run the down and the up blocks.
+
+        Args:
+            input: The features at the first level in use, [B, C, ...].
+            cond: The condition.
+        """
         skips: list[Tensor | None] = []
         for block in self.d_blocks[self.skip_stages :]:
             input = block(input, cond)

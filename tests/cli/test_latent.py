@@ -267,7 +267,7 @@ def test_conditions_matter_and_guidance_takes_them_away(tiny, tmp_path):
             {},
             "conditions[0].type: unknown type 'inpaint', did you mean 'inpainting'",
         ),
-        ([{'type': 'text', 'location': 'none.txt'}], {}, 'there is no such file'),
+        ([{'type': 'text', 'location': 'none.txt'}], {}, 'none.txt does not exist'),
     ],
 )
 def test_mistaken_conditions(tiny, tmp_path, capsys, conditions, dims, message):

@@ -236,7 +236,9 @@ def test_half_precision_data_costs_no_more_than_its_rounding():
 @pytest.mark.parametrize('kind', [SimpleLossDenoiser, DenoiserWithVariance])
 @pytest.mark.parametrize('option', [{'weighting': 'snr'}, {'scales': 2}])
 def test_options_without_effect_are_refused(kind, option):
-    with pytest.raises(ValueError, match=f'{kind.__name__} got weighting=.*its loss has neither'):
+    with pytest.raises(
+        ValueError, match=f'{kind.__name__}, whose loss has neither; got weighting='
+    ):
         kind(network, **option)
 
 
@@ -245,7 +247,7 @@ def test_wrong_options_are_named():
         ValueError, match="unknown loss weighting 'soft-min-snrr', did you mean 'soft-min-snr'"
     ):
         Denoiser(network, weighting='soft-min-snrr')
-    with pytest.raises(ValueError, match='scales is -1'):
+    with pytest.raises(ValueError, match='scales must be 1 .*; got -1'):
         Denoiser(network, scales=-1)
 
 

@@ -59,7 +59,7 @@ def test_texts_of_a_file(data, tmp_path):
     assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
     (tmp_path / 'captions.txt').write_text('red\n')
     with pytest.raises(
-        ValueError, match=r'has 1 lines for the 6 pictures of six; there must be one for each'
+        ValueError, match=r'has 1 lines for the 6 images of six; there must be one for each'
     ):
         CONDITIONS['text'](location=str(tmp_path / 'captions.txt')).make(1, data)
 
@@ -96,7 +96,7 @@ def test_captions_in_another_order_than_the_numbers_of_the_pictures_are_told(dat
     )
     assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
     lines.write_bytes(b'\xff\n' * 6)
-    with pytest.raises(ValueError, match=r'captions\.txt is not text in UTF-8 \(byte 0\)'):
+    with pytest.raises(ValueError, match=r'captions\.txt must be text in UTF-8, and its byte 0 is not'):
         uses[0]()
 
 
