@@ -36,6 +36,7 @@ DONE = (
     'guidance',
     'integrations',
     'layers',
+    'models',
     'probing.py',
     'recipes.py',
     'sampling',

@@ -82,6 +82,11 @@ class Denoiser(PreconditionedDenoiser):
         return self._scalings(sigma, self.sigma_data)
 
     def scalings(self, sigma: Tensor) -> Scalings:
+        """Return (c_skip, c_out, c_in), each [B].
+
+        Args:
+            sigma: The noise levels, [B].
+        """
         return self.get_scalings(sigma)
 
     def loss(self, input: Tensor, noise: Tensor, sigma: Tensor, **cond: Any) -> Tensor:

@@ -239,6 +239,13 @@ class TextConfig(ConditionConfig):
     length: int = 16  # tokens
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
+        """Return the condition.
+
+        Args:
+            channels: The channels of the data.
+            dataset: The data set in training; None in sampling.
+            device: The device to encode on.
+        """
         encoder = TextFeatures(self.encoder, self.length, device)
         if dataset is not None and dataset.streams and self.location is None:
             return _BatchTexts(
@@ -289,6 +296,13 @@ class EmbeddingsConfig(ConditionConfig):
     into: Literal['mapping', 'cross'] = 'mapping'
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
+        """Return the condition.
+
+        Args:
+            channels: The channels of the data.
+            dataset: The data set in training; None in sampling.
+            device: The device to encode on.
+        """
         table = load_safetensors(Path(self.location).expanduser()).get('embeddings')
         if table is None or table.ndim != (2 if self.into == 'mapping' else 3):
             shape = 'no such tensor' if table is None else f'the shape {list(table.shape)}'
@@ -332,6 +346,13 @@ class SuperResolutionConfig(ConditionConfig):
             raise ValueError(f'factor must be at least 2; got {self.factor}')
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
+        """Return the condition.
+
+        Args:
+            channels: The channels of the data.
+            dataset: The data set in training; None in sampling.
+            device: The device to encode on.
+        """
         return _SuperResolution(channels, self.factor)
 
 
@@ -396,6 +417,13 @@ class InpaintingConfig(ConditionConfig):
     largest: float = 1.0  # the longest side of a box, as a share of the image's side
 
     def make(self, channels: int, dataset: Any = None, device: Any = 'cpu') -> Condition:
+        """Return the condition.
+
+        Args:
+            channels: The channels of the data.
+            dataset: The data set in training; None in sampling.
+            device: The device to encode on.
+        """
         return _Inpainting(channels, self.largest)
 
 

@@ -67,9 +67,8 @@ class Autoencoder(nn.Module):
             or x.shape[3] % self.factor
         ):
             raise ValueError(
-                f'the pictures are {list(x.shape[1:])}; this autoencoder takes '
-                f'{self.input_channels} channels and sides '
-                f'that are multiples of {self.factor}'
+                f'x must have {self.input_channels} channels and sides that are multiples of '
+                f'{self.factor}; got {list(x.shape[1:])}'
             )
         mean, log_variance = self.encoder(x).chunk(2, 1)
         return mean, log_variance.clamp(-20, 10)
@@ -169,14 +168,13 @@ class AutoencoderConfig:
         check_above(-1e-12, kl_weight=self.kl_weight)
         if not self.channels or any(c < 1 or c % n_groups(c, 16) for c in self.channels):
             raise ValueError(
-                f'channels is {self.channels}; give at least one level, each a multiple of 16'
+                f'channels must hold at least one level, each a multiple of 16; got {self.channels}'
             )
         factor = 2 ** (len(self.channels) - 1)
         if any(side % factor for side in self.input_size):
             raise ValueError(
-                f'input_size is {list(self.input_size)}; with {len(self.channels)} levels its '
-                'sides must be multiples of '
-                f'{factor}'
+                f'input_size must hold multiples of {factor} with {len(self.channels)} levels; '
+                f'got {list(self.input_size)}'
             )
 
     def build(self) -> Autoencoder:

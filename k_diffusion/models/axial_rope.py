@@ -162,9 +162,8 @@ def apply_rotary_emb(freqs: Tensor, t: Tensor, start_index: int = 0, scale: floa
     left, middle, right = t.tensor_split((start_index, start_index + freqs.shape[-1]), dim=-1)
     if middle.shape[-1] != freqs.shape[-1]:
         raise ValueError(
-            f'freqs has {freqs.shape[-1]} angles for the features of t from {start_index} on, and '
-            't has '
-            f'{t.shape[-1]} features in all; give it at most {t.shape[-1] - start_index} angles'
+            f'freqs must have at most {t.shape[-1] - start_index} angles, for the features of t '
+            f'from {start_index} on; got {freqs.shape[-1]}'
         )
     turned = (middle * freqs.cos() + rotate_half(middle) * freqs.sin()) * scale
     return torch.cat([left, turned.to(t.dtype), right], dim=-1)
@@ -192,8 +191,8 @@ class AxialRoPE(nn.Module):
         super().__init__()
         if dim % 4:
             raise ValueError(
-                f'dim is {dim}; it must be a multiple of 4: pairs for the height and pairs for '
-                'the width'
+                'dim must be a multiple of 4, pairs for the height and pairs for the width; '
+                f'got {dim}'
             )
         self.start_index = start_index
         self.freqs_h = nn.Parameter(freqs_init([n_heads, dim // 4]).clone())

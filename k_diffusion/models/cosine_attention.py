@@ -136,6 +136,11 @@ class AxialRoPE(nn.Module):
         self.register_buffer('freqs', freqs.view(each, n_heads).mT.contiguous())
 
     def forward(self, pos: Tensor) -> Tensor:
+        """Return the angles, [..., n_heads, n].
+
+        Args:
+            pos: Positions, [..., dims].
+        """
         freqs = self.freqs.to(pos.dtype)
         return torch.cat([place[..., None, :] * freqs for place in pos.split(1, dim=-1)], dim=-1)
 
@@ -166,6 +171,13 @@ class CosineAttentionBlock(nn.Module, ABC):
         self.out_proj = apply_wd(zero_init(nn.Linear(d_model, d_model, bias=False)))
 
     def forward(self, x: Tensor, pos: Tensor, cond: Tensor) -> Tensor:
+        """Return the tokens, in the shape of x.
+
+        Args:
+            x: The tokens, [B, ..., d_model].
+            pos: Their positions, [..., dims].
+            cond: [B, cond_features].
+        """
         return x + self.out_proj(self.dropout(self.attend(self.norm(x, cond), pos)))
 
     def project(self, x: Tensor, pos: Tensor) -> tuple[Tensor, ...]:
@@ -193,6 +205,12 @@ class SelfAttentionBlock(CosineAttentionBlock):
     """Global attention."""
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
+        """Return the attention among tokens, in their shape.
+
+        Args:
+            x: The tokens, [B, ..., d_model].
+            pos: Their positions, [..., dims].
+        """
         q, k, v = self.project(x.flatten(1, -2), pos.flatten(0, -2))
         return attend(q, k, v, scale=1.0).transpose(1, 2).reshape(x.shape)
 
@@ -229,6 +247,12 @@ class NeighborhoodSelfAttentionBlock(CosineAttentionBlock):
         self.backend = choose_backend(backend, kernel_size, d_head, dims)
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
+        """Return the attention among tokens, in their shape.
+
+        Args:
+            x: The tokens, [B, ..., d_model].
+            pos: Their positions, [..., dims].
+        """
         q, k, v = (
             y.transpose(1, 2).unflatten(1, x.shape[1:-1])
             for y in self.project(x.flatten(1, -2), pos.flatten(0, -2))
@@ -269,6 +293,12 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
         self.window_shift = window_shift
 
     def attend(self, x: Tensor, pos: Tensor) -> Tensor:
+        """Return the attention among tokens, in their shape.
+
+        Args:
+            x: The tokens, [B, ..., d_model].
+            pos: Their positions, [..., dims].
+        """
         sides, dims = x.shape[1:-1], pos.shape[-1]
         tokens = self.window_size**dims
         order, back = window_order(sides, self.window_size, self.window_shift, x.device)
@@ -304,8 +334,7 @@ def check_heads(width: int, d_head: int, dims: int = 2) -> None:
         )
     if d_head < 1 or d_head % 8 or width % d_head:
         raise ValueError(
-            f'd_head is {d_head} and the width is {width}; d_head must be a multiple of 8 that '
-            'divides the width'
+            f'd_head must be a multiple of 8 that divides the width, {width}; got {d_head}'
         )
 
 

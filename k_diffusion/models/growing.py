@@ -1,8 +1,11 @@
-"""Growing: what a network for larger pictures takes over from one that was trained on smaller ones.
+"""Initialise a network for larger images with the weights of one trained on smaller images.
 
-The U-Net wakes levels that rested; the hourglass transformer is given outer levels; each of them
-may change its patches. Whatever touches the pixels is then new, and its last layer starts at zero.
-After Karras et al. (2018), arXiv 1710.10196.
+The U-Net of image_v1 uses levels that it skipped; the hourglass transformer gets outer levels; all
+networks may change their patches. The layers at the pixels are then new, and the last one starts
+at zero.
+
+References:
+    Karras et al. (2018), arXiv:1710.10196.
 """
 
 from __future__ import annotations
@@ -21,56 +24,76 @@ from .image_v3 import ImageDenoiserModelV3
 
 
 class Growth(NamedTuple):
-    """How one network becomes another: the name that a tensor of the old one bears in the new one
-    (None: it is dropped), and the modules of the new one that have learned nothing yet.
+    """The mapping from an old network to a new one.
+
+    Attributes:
+        new_name: Maps the name of a tensor of the old network to that of the new one; None drops
+            it.
+        new: The modules of the new network without trained weights.
     """
 
-    heir: Callable[[str], str | None]
+    new_name: Callable[[str], str | None]
     new: Sequence[nn.Module]
 
 
 def inherit(network: nn.Module, old: nn.Module) -> list[str]:
-    """Copies what `old` has learned into `network`, of the same kind; returns the names of the
-    parameters that are new.
+    """Copy the weights of an old network into a new one of the same kind.
 
-    Both may stand in a KarrasAugmentWrapper. Raises ValueError where they differ in more than
-    growing can change.
+    Both may be wrapped in a KarrasAugmentWrapper.
+
+    Args:
+        network: The new network.
+        old: The old network.
+
+    Returns:
+        The names of the parameters of `network` that are new.
+
+    Raises:
+        ValueError: If the networks differ in more than growing can change.
     """
     inner, old_inner = _unwrapped(network), _unwrapped(old)
     if type(inner) is not type(old_inner) or (inner is network) != (old_inner is old):
         raise ValueError(
-            f'the old network is a {_kind(old)} and the new one a {_kind(network)}; a network '
-            'grows into one of its own kind'
+            f'the old network must be of the kind of the new one, {_kind(network)}; '
+            f'got {_kind(old)}'
         )
     growth = plan(inner, old_inner)
-    own, taken = inner.state_dict(), {}
+    own, weights = inner.state_dict(), {}
     for name, tensor in old_inner.state_dict().items():
-        heir = growth.heir(name)
-        if heir is None:
+        target = growth.new_name(name)
+        if target is None:
             continue
-        if heir not in own or own[heir].shape != tensor.shape:
-            there = f'is {list(own[heir].shape)}' if heir in own else 'is not there'
+        if target not in own or own[target].shape != tensor.shape:
+            shape = list(own[target].shape) if target in own else 'no such tensor'
             raise ValueError(
-                f'{name} is {list(tensor.shape)} in the old network and in the new one {heir} '
-                f'{there}; apart from its finest '
-                'levels, patches and input size the new config must describe the same network'
+                f'{target} must be {list(tensor.shape)} in the new network, as {name} in the old '
+                f'one; got {shape}: apart from its finest levels, patches and input size the new '
+                'config must describe the same network'
             )
-        taken[heir] = tensor
-    inner.load_state_dict(taken, strict=False)
+        weights[target] = tensor
+    inner.load_state_dict(weights, strict=False)
     fresh = {id(p) for module in growth.new for p in module.parameters()}
     return [
         name
         for name, p in network.named_parameters()
-        if id(p) in fresh or name.removeprefix('inner_model.') not in taken
+        if id(p) in fresh or name.removeprefix('inner_model.') not in weights
     ]
 
 
 @singledispatch
 def plan(network: nn.Module, old: Any) -> Growth:
-    """How `old` grows into `network`."""
+    """Return the mapping from an old network to a new one.
+
+    Args:
+        network: The new network.
+        old: The old network, of the same kind.
+
+    Raises:
+        ValueError: If networks of this kind cannot be grown, or these cannot.
+    """
     raise ValueError(
-        f'a {type(network).__name__} cannot be grown; image_v1, image_v2, image_v3 and the '
-        'transformers can'
+        'a network to grow must be image_v1, image_v2, image_v3 or a transformer; '
+        f'got {type(network).__name__}'
     )
 
 
@@ -79,7 +102,8 @@ def _unet(network: ImageDenoiserModelV1, old: Any) -> Growth:
     now, before = network.u_net.skip_stages, old.u_net.skip_stages
     if now > before:
         raise ValueError(
-            f'skip_stages is {now} and was {before}; growing wakes levels, it puts none to rest'
+            f'skip_stages must be at most that of the old network, {before}; got {now}: growing '
+            'can only add levels'
         )
     pixels = (network.patch_size, now) != (old.patch_size, before)
     ends: list[nn.Module] = [network.proj_in, network.proj_out] if pixels else []
@@ -87,13 +111,13 @@ def _unet(network: ImageDenoiserModelV1, old: Any) -> Growth:
         cast('list[nn.Module]', [*network.u_net.d_blocks]),
         cast('list[nn.Module]', [*network.u_net.u_blocks]),
     )
-    woken = [*downs[now:before], *ups[len(ups) - before : len(ups) - now]]
+    added = [*downs[now:before], *ups[len(ups) - before : len(ups) - now]]
 
-    def heir(name: str) -> str | None:
-        # The kernels of resampling are constants, and stand where the levels in use are.
+    def new_name(name: str) -> str | None:
+        # The kernels of resampling are constants, and their places depend on the levels in use.
         return None if name.endswith('.kernel') or (pixels and name.startswith('proj_')) else name
 
-    return Growth(heir, [*ends, *woken])
+    return Growth(new_name, [*ends, *added])
 
 
 @plan.register
@@ -130,8 +154,8 @@ def _hourglass(network: ImageTransformerDenoiserModelV2, old: Any) -> Growth:
     added = len(network.merges) - len(old.merges)
     if added < 0:
         raise ValueError(
-            f'the new network has {-added} levels fewer than the old one; growing adds outer '
-            'levels, it takes none away'
+            'the new network must have at least as many levels as the old one; '
+            f'got {-added} fewer: growing can only add outer levels'
         )
     same = added == 0 and network.patch_in.patch_size == old.patch_in.patch_size
     ends: list[nn.Module] = [] if same else [network.patch_in, network.patch_out]
@@ -141,7 +165,7 @@ def _hourglass(network: ImageTransformerDenoiserModelV2, old: Any) -> Growth:
         for level in levels[:added]
     ]
 
-    def heir(name: str) -> str | None:
+    def new_name(name: str) -> str | None:
         part, _, rest = name.partition('.')
         if part in ('down_levels', 'up_levels', 'merges', 'splits'):
             number, _, rest = rest.partition('.')
@@ -149,7 +173,7 @@ def _hourglass(network: ImageTransformerDenoiserModelV2, old: Any) -> Growth:
         dropped = (not same and part in ('patch_in', 'patch_out')) or (added and part == 'out_norm')
         return None if dropped else name
 
-    return Growth(heir, [*ends, *outer, *([network.out_norm] if added else [])])
+    return Growth(new_name, [*ends, *outer, *([network.out_norm] if added else [])])
 
 
 def _unwrapped(network: nn.Module) -> nn.Module:
@@ -158,4 +182,4 @@ def _unwrapped(network: nn.Module) -> nn.Module:
 
 def _kind(network: nn.Module) -> str:
     inner = _unwrapped(network)
-    return type(inner).__name__ + ('' if inner is network else ' that is told of augmentation')
+    return type(inner).__name__ + ('' if inner is network else ' with augmentation as an input')

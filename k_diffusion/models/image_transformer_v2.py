@@ -1,8 +1,7 @@
-"""The hourglass diffusion transformer (Crowson et al., 2024, arXiv 2401.11605): levels of tokens,
-finest first, merged by fours.
+"""The hourglass diffusion transformer: levels of tokens, finest first, merged by twos on each axis.
 
-Fine levels attend nearby, the coarsest everywhere; on the way back each level is mixed with what it
-was.
+Fine levels have local attention, the coarsest has global attention. On the way up each level is
+mixed with the skip connection from the way down.
 """
 
 from __future__ import annotations
@@ -125,12 +124,24 @@ __all__ = [
 
 
 class ImageTransformerDenoiserModelV2(ConditionedTransformer):
-    """F(x, sigma): [B, in_channels, ...] -> [B, out_channels, ...], with as many spatial axes as
-    `patch_size` has sides.
+    """A transformer F(x, sigma): [B, in_channels, ...] -> [B, out_channels, ...].
 
-    `levels` are described finest first; each merges the tokens of the one before by twos along
-    every axis. `num_classes` counts the class that stands for none; with classes class_cond [B]
-    must be given, with mapping_cond_dim mapping_cond [B, mapping_cond_dim].
+    It has as many spatial axes as `patch_size` has sides.
+
+    Args:
+        levels: The levels, finest first; each merges the tokens of the one before by twos along
+            every axis.
+        mapping: The mapping network.
+        in_channels: The channels of the input.
+        out_channels: The channels of the output.
+        patch_size: The sides of a patch.
+        num_classes: The number of classes, including the null class; 0 for none.
+        mapping_cond_dim: The features of mapping_cond; 0 for none.
+        flow_map: Take a second noise level, sigma_next.
+        guidance_input: Take the guidance scale.
+
+    References:
+        Crowson et al. (2024), arXiv:2401.11605.
     """
 
     def __init__(
@@ -185,6 +196,20 @@ class ImageTransformerDenoiserModelV2(ConditionedTransformer):
         sigma_next: Tensor | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Tensor:
+        """Return F(x, sigma), [B, out_channels, ...].
+
+        Args:
+            x: The scaled input, [B, in_channels, ...].
+            sigma: The noise levels, [B].
+            aug_cond: The augmentation, [B, 9]; none by default.
+            class_cond: Classes [B], for a model with classes.
+            mapping_cond: [B, mapping_cond_dim], for a model with mapping_cond_dim.
+            sigma_next: The second levels of a flow map, [B].
+            guidance_scale: The guidance scales of a flow map, [B].
+
+        Raises:
+            ValueError: If the input or a condition does not fit the model.
+        """
         self._check_sides(x.shape[2:])
         cond = self.condition(sigma, aug_cond, class_cond, mapping_cond, sigma_next, guidance_scale)
         x = self.patch_in(x.movedim(1, -1))
@@ -200,17 +225,17 @@ class ImageTransformerDenoiserModelV2(ConditionedTransformer):
         return self.patch_out(self.out_norm(x)).movedim(-1, 1)
 
     def hidden_modules(self) -> list[nn.Module]:
+        """Return the levels, and the merges and splits between them."""
         return [self.down_levels, self.up_levels, self.mid_level, self.merges, self.splits]
 
     def _check_sides(self, sides: Sequence[int]) -> None:
         units = [side * 2 ** len(self.merges) for side in self.patch_in.patch_size]
         if len(sides) != len(units):
-            raise ValueError(f'the input must have {len(units)} spatial axes; got {len(sides)}')
+            raise ValueError(f'x must have {len(units)} spatial axes; got {len(sides)}')
         if any(side % unit for side, unit in zip(sides, units)):
             raise ValueError(
-                f'the input is {"x".join(map(str, sides))}; this model takes sides that are '
-                'multiples of '
-                f'{" and ".join(map(str, units))}: pad, crop or resize it'
+                f'x must have sides that are multiples of {" and ".join(map(str, units))}; got '
+                f'{"x".join(map(str, sides))}: pad, crop or resize it'
             )
 
 
@@ -227,7 +252,14 @@ ATTENTIONS: dict[str, tuple[type[AttentionSpec], dict[str, Any]]] = {
 
 
 def attention_spec(section: dict[str, Any]) -> AttentionSpec:
-    """An attention from its object in a config, {"type": ..., ...}."""
+    """Return the attention for its section of a config.
+
+    Args:
+        section: {"type": ..., ...}.
+
+    Raises:
+        ValueError: If the type, a key or a value is wrong.
+    """
     kind = section.get('type')
     if not isinstance(kind, str) or kind not in ATTENTIONS:
         raise ValueError(f'type: {unknown("type", kind, ATTENTIONS)}')
@@ -239,7 +271,7 @@ def attention_spec(section: dict[str, Any]) -> AttentionSpec:
         if name not in names:
             raise ValueError(f'{name}: {unknown("key", name, names)}')
         if not isinstance(values.get(name), int) and name != 'backend':
-            raise ValueError(f'{name} is {values.get(name, "missing")}; it takes a whole number')
+            raise ValueError(f'{name} must be a whole number; got {values.get(name)!r}')
     return spec(**values)
 
 
@@ -253,9 +285,7 @@ class ImageTransformerV2Config(TransformerSection):
     depths: list[int]  # these five: an entry for each level, finest first
     widths: list[int]
     d_ffs: list[int] | None = None  # 3 times the width
-    self_attns: list[dict[str, Any]] | None = (
-        None  # neighborhoods of 7, at the coarsest level global
-    )
+    self_attns: list[dict[str, Any]] | None = None  # neighborhoods of 7; coarsest level: global
     dropout_rate: list[float] | float | None = None
     mapping_width: int = 256
     mapping_depth: int = 2
@@ -280,8 +310,8 @@ class ImageTransformerV2Config(TransformerSection):
         ):
             if len(values) != n or n == 0:
                 raise ValueError(
-                    f'{name} has {len(values)} entries and widths has {n}; give one for each '
-                    'level, and at least one level'
+                    f'{name} must have as many entries as widths, {n}, and at least one; '
+                    f'got {len(values)}'
                 )
         check_above(
             0,
@@ -297,8 +327,7 @@ class ImageTransformerV2Config(TransformerSection):
             check_share(dropout_rate=rate)
         if self.mapping_width % 2:
             raise ValueError(
-                f'mapping_width is {self.mapping_width}; it must be even, half cosines and half '
-                'sines'
+                f'mapping_width must be even, half cosines and half sines; got {self.mapping_width}'
             )
         self.check_sides(n)
         self.mapping = MappingSpec(
@@ -310,8 +339,8 @@ class ImageTransformerV2Config(TransformerSection):
                 self.depths, self.widths, d_ffs, self._attentions(self_attns), dropout_rate
             )
         ]
-        # What runs the attention is of the machine, so it stands in a filled config only where the
-        # config itself says it.
+        # The backend depends on the machine, so a completed config has it only if the config sets
+        # it.
         self.self_attns = [
             {
                 'type': given['type'],
@@ -321,7 +350,7 @@ class ImageTransformerV2Config(TransformerSection):
         ]
 
     def _attentions(self, sections: list[dict[str, Any]]) -> list[AttentionSpec]:
-        """The attention of each level, fit for its width and its grid of tokens."""
+        """Return the attention of each level, and check it against its width and grid."""
         specs = []
         for i, (section, width) in enumerate(zip(sections, self.widths)):
             try:
@@ -338,7 +367,11 @@ class ImageTransformerV2Config(TransformerSection):
         return specs
 
     def build(self, num_classes: int = 0) -> ImageTransformerDenoiserModelV2:
-        """The network; `num_classes` counts the class that stands for none."""
+        """Return the network.
+
+        Args:
+            num_classes: The number of classes, including the null class.
+        """
         return ImageTransformerDenoiserModelV2(
             self.levels,
             self.mapping,

@@ -1,251 +1,82 @@
-"""The U-Net: residual convolutions and attention at each level, on patches of pixels if asked, and
-with levels that can rest.
+"""A U-Net of residual convolutions and attention, in patches and with levels that can be skipped.
 
-It takes pictures, and with `dims` 1 or 3 sequences or volumes.
-
-Patches: Luhman & Luhman (2022), arXiv 2207.04316.
+It takes images, and with `dims` 1 or 3 sequences or volumes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from ..core.modules import checkpoint
 from ..core.tensors import append_dims
-from ..layers.attention import CrossAttention, SelfAttention
-from ..layers.conditioning import (
-    AdaGN,
-    ConditionedModule,
-    ConditionedResidualBlock,
-    ConditionedSequential,
-    UNet,
-    zero_init,
-)
-from ..layers.dimensions import channel_dropout, conv
+from ..layers.conditioning import UNet, zero_init
+from ..layers.dimensions import conv
 from ..layers.embeddings import FourierFeatures, MapInputs, map_features
 from ..layers.layout import channels_last
-from ..layers.resampling import Downsample, Upsample
-from .levels import GROUP_SIZE, HEAD_SIZE, check_levels, check_sides, check_skip_stages, n_groups
+from .levels import check_levels, check_sides, check_skip_stages
 from .section import ModelSection, check_above, check_share
+from .unet_blocks import (
+    DBlock,
+    MappingNet,
+    ResConvBlock,
+    UBlock,
+    UNetLevel,
+    block_layers,
+    orthogonal_,
+)
 from .windows import fold_patches, unfold_patches
 
-
-def orthogonal_(module: Any) -> Any:
-    """The module with an orthogonal weight."""
-    nn.init.orthogonal_(module.weight)
-    return module
-
-
-class ResConvBlock(ConditionedResidualBlock):
-    """Two convolutions of width 3, each behind an AdaGN and a GELU, and a skip past them: [B,
-    c_in, ...] -> [B, c_out, ...].
-    """
-
-    def __init__(
-        self,
-        feats_in: int,
-        c_in: int,
-        c_mid: int,
-        c_out: int,
-        group_size: int = GROUP_SIZE,
-        dropout_rate: float = 0.0,
-        dims: int = 2,
-    ) -> None:
-        super().__init__(
-            AdaGN(feats_in, c_in, n_groups(c_in, group_size)),
-            nn.GELU(),
-            conv(dims, c_in, c_mid, 3, padding=1),
-            channel_dropout(dims, dropout_rate),
-            AdaGN(feats_in, c_mid, n_groups(c_mid, group_size)),
-            nn.GELU(),
-            zero_init(conv(dims, c_mid, c_out, 3, padding=1)),
-            channel_dropout(dims, dropout_rate),
-            skip=None if c_in == c_out else orthogonal_(conv(dims, c_in, c_out, 1, bias=False)),
-        )
-
-
-def block_layers(
-    n_layers: int,
-    feats_in: int,
-    c_in: int,
-    c_mid: int,
-    c_out: int,
-    group_size: int,
-    head_size: int,
-    dropout_rate: float,
-    self_attn: bool,
-    cross_attn: bool,
-    c_enc: int,
-    dims: int = 2,
-) -> list[nn.Module]:
-    """n_layers times a ResConvBlock and the attentions asked for: c_in -> c_mid -> ... -> c_mid
-    -> c_out channels.
-    """
-
-    def norm(channels: int) -> AdaGN:
-        return AdaGN(feats_in, channels, n_groups(channels, group_size))
-
-    layers: list[nn.Module] = []
-    for i in range(n_layers):
-        c = c_mid if i < n_layers - 1 else c_out
-        layers.append(
-            ResConvBlock(
-                feats_in, c_in if i == 0 else c_mid, c_mid, c, group_size, dropout_rate, dims
-            )
-        )
-        if self_attn:
-            layers.append(SelfAttention(dims, c, n_groups(c, head_size), norm, dropout_rate))
-        if cross_attn:
-            layers.append(
-                CrossAttention(dims, c, c_enc, n_groups(c, head_size), norm, dropout_rate)
-            )
-    return layers
-
-
-class UNetLevel(ConditionedSequential):
-    """Layers in a row; the conditioned ones are recomputed in the backward pass under
-    checkpointing.
-    """
-
-    # Sequential takes one
-    def forward(self, input: Tensor, cond: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
-        for layer in self:
-            input = (
-                checkpoint(layer, input, cond)
-                if isinstance(layer, ConditionedModule)
-                else layer(input)
-            )
-        return input
-
-
-class DBlock(UNetLevel):
-    """One level on the way down: halve the sides (if asked), then the layers."""
-
-    def __init__(
-        self,
-        n_layers: int,
-        feats_in: int,
-        c_in: int,
-        c_mid: int,
-        c_out: int,
-        group_size: int = GROUP_SIZE,
-        head_size: int = HEAD_SIZE,
-        dropout_rate: float = 0.0,
-        downsample: bool = False,
-        self_attn: bool = False,
-        cross_attn: bool = False,
-        c_enc: int = 0,
-        dims: int = 2,
-    ) -> None:
-        super().__init__(
-            nn.Identity(),
-            *block_layers(
-                n_layers,
-                feats_in,
-                c_in,
-                c_mid,
-                c_out,
-                group_size,
-                head_size,
-                dropout_rate,
-                self_attn,
-                cross_attn,
-                c_enc,
-                dims,
-            ),
-        )
-        self.dims = dims
-        self.set_downsample(downsample)
-
-    def set_downsample(self, downsample: bool) -> DBlock:
-        self[0] = Downsample(self.dims) if downsample else nn.Identity()
-        return self
-
-
-class UBlock(UNetLevel):
-    """One level on the way up: the skip beside the input, the layers, then double the sides (if
-    asked).
-    """
-
-    def __init__(
-        self,
-        n_layers: int,
-        feats_in: int,
-        c_in: int,
-        c_mid: int,
-        c_out: int,
-        group_size: int = GROUP_SIZE,
-        head_size: int = HEAD_SIZE,
-        dropout_rate: float = 0.0,
-        upsample: bool = False,
-        self_attn: bool = False,
-        cross_attn: bool = False,
-        c_enc: int = 0,
-        dims: int = 2,
-    ) -> None:
-        super().__init__(
-            *block_layers(
-                n_layers,
-                feats_in,
-                c_in,
-                c_mid,
-                c_out,
-                group_size,
-                head_size,
-                dropout_rate,
-                self_attn,
-                cross_attn,
-                c_enc,
-                dims,
-            ),
-            nn.Identity(),
-        )
-        self.dims = dims
-        self.set_upsample(upsample)
-
-    def forward(  # type: ignore[override]  # Sequential takes one
-        self,
-        input: Tensor,
-        cond: Mapping[str, Tensor],
-        skip: Tensor | None = None,
-    ) -> Tensor:
-        return super().forward(input if skip is None else torch.cat([input, skip], dim=1), cond)
-
-    def set_upsample(self, upsample: bool) -> UBlock:
-        self[-1] = Upsample(self.dims) if upsample else nn.Identity()
-        return self
-
-
-class MappingNet(nn.Sequential):
-    """The condition's own small network: linear maps and GELUs."""
-
-    def __init__(self, feats_in: int, feats_out: int, n_layers: int = 2) -> None:
-        layers: list[nn.Module] = []
-        for i in range(n_layers):
-            layers += [
-                orthogonal_(nn.Linear(feats_in if i == 0 else feats_out, feats_out)),
-                nn.GELU(),
-            ]
-        super().__init__(*layers)
+__all__ = [
+    'DBlock',
+    'ImageDenoiserModelV1',
+    'ImageV1Config',
+    'MappingNet',
+    'ResConvBlock',
+    'UBlock',
+    'UNetLevel',
+    'block_layers',
+    'orthogonal_',
+]
 
 
 class ImageDenoiserModelV1(nn.Module):
-    """F(x, sigma): [B, c_in, ...] with `dims` spatial axes -> the same, and with `return_variance`
-    also the log variance [B] of its error.
+    """A U-Net F(x, sigma): [B, c_in, ...] -> the same, and optionally its log variance [B].
 
-    `depths`, `channels`, `self_attn_depths`, `cross_attn_depths`: layers, width and attention of
-    each level, finest first; the finest `skip_stages` levels rest, and the input has the sides of
-    the first level in use. The condition is made of sigma, of `mapping_cond` [B, mapping_cond_dim]
-    and of `class_cond` [B], whole numbers below `num_classes`, the last of which stands for no
-    class. `unet_cond` [B, unet_cond_dim, ...] is laid beside the input; `cross_cond` [B, N,
-    cross_cond_dim] is attended to, save where `cross_cond_padding` [B, N] is 1. With `flow_map`
-    the condition is also made of `sigma_next` [B] and, with `guidance_input`, of `guidance_scale`
-    [B].
+    It is k-diffusion's own combination of published parts. The condition consists of sigma,
+    mapping_cond and class_cond.
+
+    Args:
+        c_in: The channels.
+        feats_in: The features of the condition.
+        depths: The number of blocks of each level, finest first.
+        channels: The channels of each level.
+        self_attn_depths: True for levels with self-attention.
+        cross_attn_depths: True for levels with cross-attention.
+        mapping_cond_dim: The features of mapping_cond, [B, mapping_cond_dim].
+        unet_cond_dim: The channels of unet_cond, [B, unet_cond_dim, ...], which is concatenated to
+            the input.
+        cross_cond_dim: The features of cross_cond, [B, N, cross_cond_dim], for cross-attention.
+        dropout_rate: The dropout rate.
+        patch_size: The side of a patch.
+        skip_stages: The number of the finest levels that are not used. The input has the sides of
+            the first level in use.
+        has_variance: Predict the log variance.
+        num_classes: The number of classes, including the null class, which is the last one.
+        dims: The number of spatial axes, 1 to 3.
+        flow_map: Take a second noise level, sigma_next.
+        guidance_input: Take the guidance scale.
+
+    Raises:
+        ValueError: If the levels cannot be built.
+
+    References:
+        Ronneberger et al. (2015), arXiv:1505.04597; Ho et al. (2020), arXiv:2006.11239; Dhariwal &
+        Nichol (2021), arXiv:2105.05233; Karras et al. (2018), arXiv:1812.04948 (mapping network);
+        Luhman & Luhman (2022), arXiv:2207.04316 (patches).
     """
 
     def __init__(
@@ -321,6 +152,23 @@ class ImageDenoiserModelV1(nn.Module):
         sigma_next: Tensor | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return F(x, sigma), in the shape of x.
+
+        Args:
+            input: The scaled input, [B, c_in, ...].
+            sigma: The noise levels, [B].
+            mapping_cond: [B, mapping_cond_dim].
+            unet_cond: [B, unet_cond_dim, ...].
+            cross_cond: Tokens, [B, N, cross_cond_dim].
+            cross_cond_padding: [B, N], 1 for tokens without attention.
+            return_variance: Return the log variance [B] too.
+            class_cond: Classes [B]; None stands for the null class.
+            sigma_next: The second levels of a flow map, [B].
+            guidance_scale: The guidance scales of a flow map, [B].
+
+        Raises:
+            ValueError: If the input or a condition does not fit the model.
+        """
         self._check_given(input, unet_cond, cross_cond, return_variance)
         more = map_features(self.map_inputs, sigma, sigma_next, guidance_scale)
         cond = {'cond': self.condition(sigma, mapping_cond, class_cond, more)}
@@ -345,14 +193,24 @@ class ImageDenoiserModelV1(nn.Module):
         class_cond: Tensor | None,
         more: Tensor | None = None,
     ) -> Tensor:
-        """Return what modulates every AdaGN: [B, feats_in]; `more` [B, feats_in] is added."""
+        """Return the features that modulate every AdaGN, [B, feats_in].
+
+        Args:
+            sigma: The noise levels, [B].
+            mapping_cond: [B, mapping_cond_dim].
+            class_cond: Classes [B]; None stands for the null class.
+            more: Features that are added, [B, feats_in].
+
+        Raises:
+            ValueError: If there is a condition that the model was built without.
+        """
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         embedding = self.timestep_embed(append_dims(c_noise, 2))
         if mapping_cond is not None:
             if self.mapping_cond is None:
                 raise ValueError(
-                    'mapping_cond was given to a model without one; build it with '
-                    'mapping_cond_dim or leave it out'
+                    'mapping_cond must be left out for a model without mapping_cond_dim; got one: '
+                    'build the model with mapping_cond_dim'
                 )
             embedding = embedding + self.mapping_cond(mapping_cond)
         if self.class_emb is not None:
@@ -360,14 +218,18 @@ class ImageDenoiserModelV1(nn.Module):
             embedding = embedding + self.class_emb(null if class_cond is None else class_cond)
         elif class_cond is not None:
             raise ValueError(
-                'class_cond was given to a model without classes; build it with num_classes or '
-                'leave it out'
+                'class_cond must be left out for a model without num_classes; got one: build the '
+                'model with num_classes'
             )
         return self.mapping(embedding if more is None else embedding + more)
 
     def set_skip_stages(self, skip_stages: int) -> ImageDenoiserModelV1:
-        """Puts more or fewer of the finest levels to rest, with new first and last projections
-        (the last one zero).
+        """Skip more or fewer of the finest levels, and return the model.
+
+        The first and the last projection are new; the last one is zero.
+
+        Args:
+            skip_stages: The number of skipped levels.
         """
         check_skip_stages(skip_stages, len(self.channels))
         self.u_net.skip_stages = skip_stages
@@ -383,13 +245,21 @@ class ImageDenoiserModelV1(nn.Module):
         return self
 
     def set_patch_size(self, patch_size: int) -> None:
-        """Another patch size, with new first and last projections (the last one zero)."""
+        """Set the patch size, with new first and last projections; the last one is zero.
+
+        Args:
+            patch_size: The side of a patch.
+        """
         self.patch_size = patch_size
         self._make_projections()
 
     def param_groups(self, base_lr: float = 2e-4) -> list[dict[str, Any]]:
-        """The weights inside, and the rest (biases, embeddings, first and last projection)
-        without weight decay.
+        """Return the inner weights, and the rest without weight decay, as groups for an optimizer.
+
+        The rest are biases, embeddings, and the first and the last projection.
+
+        Args:
+            base_lr: The learning rate.
         """
         named = list(self.named_parameters())
         decayed = {
@@ -407,8 +277,9 @@ class ImageDenoiserModelV1(nn.Module):
         ]
 
     def hidden_parameters(self) -> list[nn.Parameter]:
-        """The matrices and convolutions between hidden features, which Muon takes: those of the
-        U-Net but the AdaGNs'.
+        """Return the matrices and convolutions between hidden features, for Muon.
+
+        They are those of the U-Net, without the linear maps of the AdaGNs.
         """
         return [
             p for name, p in self.u_net.named_parameters() if p.ndim > 1 and '.mapper.' not in name
@@ -431,9 +302,7 @@ class ImageDenoiserModelV1(nn.Module):
     ) -> None:
         if input.ndim != 2 + self.dims or input.shape[1] != self.c_in:
             sides = ', '.join('DHW'[3 - self.dims :]) if self.dims > 1 else 'L'
-            raise ValueError(
-                f'the input is {list(input.shape)}; this model takes [B, {self.c_in}, {sides}]'
-            )
+            raise ValueError(f'input must be [B, {self.c_in}, {sides}]; got {list(input.shape)}')
         check_sides(
             input.shape[2:], self.patch_size, len(self.channels) - 1 - self.u_net.skip_stages
         )
@@ -443,18 +312,15 @@ class ImageDenoiserModelV1(nn.Module):
         ):
             if given != needed:
                 raise ValueError(
-                    f'{name} was given to a model without one; build it with {name}_dim or leave '
-                    'it out'
+                    f'{name} must be left out for a model without {name}_dim; got one: build the '
+                    f'model with {name}_dim'
                     if given
-                    else (
-                        f'{name} is missing; this model was built with {name}_dim and cannot run '
-                        'without it'
-                    )
+                    else f'{name} must be given to a model with {name}_dim; got None'
                 )
         if return_variance and not self.has_variance:
             raise ValueError(
-                'return_variance is true, and this model has no variance output; build it with '
-                'has_variance=True'
+                'return_variance must be false for a model without has_variance; got true: build '
+                'the model with has_variance=True'
             )
 
 
@@ -474,9 +340,9 @@ class ImageV1Config(ModelSection):
     mapping_cond_dim: int = 0
     unet_cond_dim: int = 0
     cross_cond_dim: int = 0
-    skip_stages: int = 0  # how many of the finest levels rest
+    skip_stages: int = 0  # the number of the finest levels that are not used
     dropout_rate: float = 0.0
-    augment_wrapper: bool = True  # tell the network how its image was augmented
+    augment_wrapper: bool = True  # the augmentation is an input of the network
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -490,7 +356,7 @@ class ImageV1Config(ModelSection):
         check_share(dropout_rate=self.dropout_rate)
         if self.mapping_out % 2:
             raise ValueError(
-                f'mapping_out is {self.mapping_out}; it must be even, half cosines and half sines'
+                f'mapping_out must be even, half cosines and half sines; got {self.mapping_out}'
             )
         check_levels(
             self.depths,
@@ -503,7 +369,11 @@ class ImageV1Config(ModelSection):
         check_sides(self.input_size, self.patch_size, len(self.channels) - 1 - self.skip_stages)
 
     def build(self, num_classes: int = 0) -> ImageDenoiserModelV1:
-        """The network; `num_classes` counts the class that stands for none."""
+        """Return the network.
+
+        Args:
+            num_classes: The number of classes, including the null class.
+        """
         return ImageDenoiserModelV1(
             self.input_channels,
             self.mapping_out,

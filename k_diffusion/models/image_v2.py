@@ -1,9 +1,11 @@
-"""A U-Net whose activations, weights and updates keep their size in training, and that says how
-wrong it will be.
+"""A U-Net whose activations, weights and updates keep their magnitude, with a learned uncertainty.
 
-Karras et al. (2024), arXiv 2312.02696 ("EDM2"), configuration G, from its equations;
-layers/magnitude.py has the parts. No biases, no learned normalisation, and no weight decay:
-learning rates are high (0.01 with AdamW) and fall like one over the root of the steps.
+layers/magnitude.py has its parts. It has neither biases nor learned normalisation, and is trained
+without weight decay: learning rates are high (0.01 with AdamW) and decay with the inverse square
+root of the step.
+
+References:
+    Karras et al. (2024), arXiv:2312.02696 ("EDM2"), configuration G.
 """
 
 from __future__ import annotations
@@ -25,18 +27,29 @@ from ..layers.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, norma
 from .levels import HEAD_SIZE, check_levels, check_sides, n_groups
 from .section import ModelSection, check_above, check_share
 
-BALANCE = 0.3  # the share of what a branch computes when it is added to what passes by it
+BALANCE = 0.3  # the share of a branch when it is added to its input
 UNCERTAINTY_FEATURES = 128
 
 Resampling = Literal['down', 'up'] | None
 
 
 class MPBlock(ConditionedModule):
-    """x [B, c_in, H, W] resampled, a residual branch that the condition [B, feats] scales, and
-    attention: -> [B, c_out, H', W'].
+    """A modulated residual branch, and attention: [B, c_in, H, W] -> [B, c_out, H', W'].
 
-    On the way down (`encoder`) a 1x1 convolution and a normalisation of each pixel come first; on
-    the way up the convolution stands beside the branch.
+    On the way down a 1x1 convolution and a normalisation of each pixel come first; on the way up
+    the convolution is parallel to the branch.
+
+    Args:
+        feats: The features of the condition.
+        c_in: The channels of the input.
+        c_out: The channels of the output.
+        encoder: The block is on the way down.
+        resampling: 'down', 'up' or None, applied first.
+        self_attn: Add self-attention.
+        dropout_rate: The dropout rate.
+
+    References:
+        Karras et al. (2024), arXiv:2312.02696, configuration G.
     """
 
     def __init__(
@@ -62,6 +75,12 @@ class MPBlock(ConditionedModule):
         self.attn_out = MPConv(c_out, c_out, 1) if self_attn else None
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Return the features, [B, c_out, H', W'].
+
+        Args:
+            x: [B, c_in, H, W].
+            cond: [B, feats].
+        """
         x = resample(x, self.resampling)
         if self.encoder:
             x = normalize(x if self.skip is None else self.skip(x), dim=1)
@@ -73,8 +92,10 @@ class MPBlock(ConditionedModule):
         return self.attention(mp_sum(x, y, BALANCE))
 
     def attention(self, x: Tensor) -> Tensor:
-        """Attention of the pixels by the cosine of their queries and keys, where the block has
-        it.
+        """Add attention of the pixels, by the cosine of queries and keys, if the block has it.
+
+        Args:
+            x: [B, c_out, H, W].
         """
         if self.qkv is None or self.attn_out is None:
             return x
@@ -86,7 +107,12 @@ class MPBlock(ConditionedModule):
 
 
 def resample(x: Tensor, how: Resampling) -> Tensor:
-    """The mean of each four pixels ('down'), or each pixel four times ('up')."""
+    """Return the mean of each four pixels ('down'), each pixel four times ('up'), or x (None).
+
+    Args:
+        x: [B, C, H, W].
+        how: The resampling.
+    """
     if how is None:
         return x
     return (
@@ -95,13 +121,29 @@ def resample(x: Tensor, how: Resampling) -> Tensor:
 
 
 class ImageDenoiserModelV2(nn.Module):
-    """F(x, sigma): [B, c_in, H, W] -> the same, and with `return_variance` also the log variance
-    [B] of its error.
+    """A U-Net F(x, sigma): [B, c_in, H, W] -> the same, and optionally its log variance [B].
 
-    `depths`, `channels`, `self_attn_depths`: blocks, width and attention of each level, finest
-    first. The condition is made of sigma, of `mapping_cond` [B, mapping_cond_dim] and of
-    `class_cond` [B], whole numbers below `num_classes`, the last of which stands for no class. Call
-    `proj_` after each step of the optimizer (k-diffusion train does).
+    The condition consists of sigma, mapping_cond and class_cond. Call `proj_` after each step of
+    the optimizer (k-diffusion train does).
+
+    Args:
+        c_in: The channels.
+        feats: The features of the condition.
+        depths: The number of blocks of each level, finest first.
+        channels: The channels of each level.
+        self_attn_depths: True for levels with self-attention.
+        mapping_cond_dim: The features of mapping_cond, [B, mapping_cond_dim].
+        dropout_rate: The dropout rate.
+        patch_size: The side of a patch.
+        num_classes: The number of classes, including the null class, which is the last one.
+        flow_map: Take a second noise level, sigma_next.
+        guidance_input: Take the guidance scale.
+
+    Raises:
+        ValueError: If the levels cannot be built.
+
+    References:
+        Karras et al. (2024), arXiv:2312.02696; Luhman & Luhman (2022), arXiv:2207.04316 (patches).
     """
 
     def __init__(
@@ -148,12 +190,26 @@ class ImageDenoiserModelV2(nn.Module):
         sigma_next: Tensor | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return F(x, sigma), in the shape of x.
+
+        Args:
+            input: The scaled input, [B, c_in, H, W].
+            sigma: The noise levels, [B].
+            mapping_cond: [B, mapping_cond_dim].
+            return_variance: Return the log variance [B] too.
+            class_cond: Classes [B]; None stands for the null class.
+            sigma_next: The second levels of a flow map, [B].
+            guidance_scale: The guidance scales of a flow map, [B].
+
+        Raises:
+            ValueError: If the input or a condition does not fit the model.
+        """
         self._check_given(input)
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         more = map_features(self.map_inputs, sigma, sigma_next, guidance_scale)
         cond = self.condition(c_noise, mapping_cond, class_cond, more)
         x = F.pixel_unshuffle(input, self.patch_size) if self.patch_size > 1 else input
-        # A channel of ones stands in for the biases.
+        # A channel of ones replaces the biases.
         x = self.conv_in(channels_last(torch.cat([x, torch.ones_like(x[:, :1])], dim=1)))
         skips = [x]
         for block in self.down:
@@ -167,8 +223,9 @@ class ImageDenoiserModelV2(nn.Module):
 
     @property
     def joins(self) -> list[bool]:
-        """Which blocks on the way up are shown what one on the way down has computed: all but
-        the first two and those that double.
+        """True for the blocks on the way up that take a skip connection.
+
+        The first two and those that upsample do not.
         """
         return [i > 1 and block.resampling is None for i, block in enumerate(self.up)]
 
@@ -179,7 +236,17 @@ class ImageDenoiserModelV2(nn.Module):
         class_cond: Tensor | None,
         more: Tensor | None = None,
     ) -> Tensor:
-        """Return what modulates every block: [B, feats]; `more` [B, feats] is added."""
+        """Return the features that modulate every block, [B, feats].
+
+        Args:
+            c_noise: log(sigma) / 4, [B].
+            mapping_cond: [B, mapping_cond_dim].
+            class_cond: Classes [B]; None stands for the null class.
+            more: Features that are added, [B, feats].
+
+        Raises:
+            ValueError: If there is a condition that the model was built without.
+        """
         emb = self.emb_noise(self.fourier(c_noise))
         if self.emb_class is not None:
             null = (
@@ -187,47 +254,58 @@ class ImageDenoiserModelV2(nn.Module):
                 if class_cond is None
                 else class_cond
             )
-            one_hot = F.one_hot(null, self.num_classes)[:, :-1].to(
-                emb
-            )  # the class that stands for none has no entry
+            # the null class has no entry
+            one_hot = F.one_hot(null, self.num_classes)[:, :-1].to(emb)
             emb = mp_sum(emb, self.emb_class(one_hot * (self.num_classes - 1) ** 0.5))
         elif class_cond is not None:
             raise ValueError(
-                'class_cond was given to a model without classes; build it with num_classes or '
-                'leave it out'
+                'class_cond must be left out for a model without num_classes; got one: build the '
+                'model with num_classes'
             )
         if mapping_cond is not None:
             if self.emb_cond is None or self.cond_gain is None:
                 raise ValueError(
-                    'mapping_cond was given to a model without one; build it with '
-                    'mapping_cond_dim or leave it out'
+                    'mapping_cond must be left out for a model without mapping_cond_dim; got one: '
+                    'build the model with mapping_cond_dim'
                 )
             emb = emb + self.emb_cond(mapping_cond, self.cond_gain)
         emb = emb if more is None else emb + more.to(emb)
         return mp_silu(emb)
 
-    # Equations 14 to 16: the loss is |F - target|^2 / exp(u) + u, and u(sigma) a linear map of
-    # features of the noise level alone
     def uncertainty(self, c_noise: Tensor) -> Tensor:
-        """u [B], the log variance of the error at these noise levels."""
+        """Return u [B], the log variance of the error at noise levels.
+
+        The loss is |F - target|^2 / exp(u) + u, and u is a linear map of features of the noise
+        level (equations 14 to 16 of the paper).
+
+        Args:
+            c_noise: log(sigma) / 4, [B].
+        """
         out: Tensor = self.logvar(self.logvar_fourier(c_noise))
         return out[:, 0]
 
     def proj_(self) -> ImageDenoiserModelV2:
-        """Brings all weights back to unit length, for a trainer to call after a step."""
+        """Normalise all weights to unit length, and return the model.
+
+        A trainer calls it after each step.
+        """
         for module in self.modules():
             if isinstance(module, MPConv):
                 module.proj_()
         return self
 
     def param_groups(self, base_lr: float = 1e-2) -> list[dict[str, Any]]:
-        """All parameters, without weight decay, which would only turn lengths that have no
-        effect.
+        """Return all parameters without weight decay, as a group for an optimizer.
+
+        Weight decay would only change lengths, which have no effect.
+
+        Args:
+            base_lr: The learning rate.
         """
         return [{'params': list(self.parameters()), 'lr': base_lr, 'weight_decay': 0.0}]
 
     def hidden_parameters(self) -> list[nn.Parameter]:
-        """The convolutions between hidden features, which Muon takes."""
+        """Return the convolutions between hidden features, for Muon."""
         return [
             p
             for blocks in (self.down, self.up)
@@ -237,9 +315,7 @@ class ImageDenoiserModelV2(nn.Module):
 
     def _check_given(self, input: Tensor) -> None:
         if input.ndim != 4 or input.shape[1] != self.c_in:
-            raise ValueError(
-                f'the input is {list(input.shape)}; this model takes [B, {self.c_in}, H, W]'
-            )
+            raise ValueError(f'input must be [B, {self.c_in}, H, W]; got {list(input.shape)}')
         check_sides(input.shape[2:], self.patch_size, len(self.channels) - 1)
 
 
@@ -250,7 +326,7 @@ def _encoder(
     self_attn: Sequence[bool],
     dropout: float,
 ) -> tuple[nn.ModuleList, list[int]]:
-    """The blocks on the way down, and the channels that each gives."""
+    """Return the blocks on the way down, and the channels of their outputs."""
     blocks, widths = nn.ModuleList(), []
     c = channels[0]
     for i, depth in enumerate(depths):
@@ -272,8 +348,9 @@ def _decoder(
     dropout: float,
     skips: list[int],
 ) -> nn.ModuleList:
-    """The blocks on the way up: two at the coarsest level, then one for each skip, the last one
-    first.
+    """Return the blocks on the way up.
+
+    They are two at the coarsest level, then one for each skip connection, the last one first.
     """
     blocks, c, deepest = nn.ModuleList(), channels[-1], len(channels) - 1
     skips = list(skips)
@@ -308,7 +385,7 @@ class ImageV2Config(ModelSection):
     mapping_cond_dim: int = 0
     dropout_rate: float = 0.0
     has_variance: bool = True  # train with the uncertainty that the network learns
-    augment_wrapper: bool = True  # tell the network how its image was augmented
+    augment_wrapper: bool = True  # the augmentation is an input of the network
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -319,7 +396,11 @@ class ImageV2Config(ModelSection):
         check_sides(self.input_size, self.patch_size, len(self.channels) - 1)
 
     def build(self, num_classes: int = 0) -> ImageDenoiserModelV2:
-        """The network; `num_classes` counts the class that stands for none."""
+        """Return the network.
+
+        Args:
+            num_classes: The number of classes, including the null class.
+        """
         return ImageDenoiserModelV2(
             self.input_channels,
             self.mapping_out,

@@ -1,10 +1,6 @@
-"""A U-Net that is good early: one normalisation a block, gated branches and learned resampling.
+"""A U-Net of one normalisation per block, gated branches and learned resampling.
 
-It takes pictures, and with `dims` 1 or 3 sequences or volumes. Each branch is scaled, shifted and
-gated by the condition (Peebles & Xie, 2022, arXiv 2212.09748, section 3.2, "adaLN-Zero"), and its
-normalisation is that of each pixel over its channels (Ba et al., 2016, arXiv 1607.06450), which
-leaves differences between the pixels of an item as they are. Patches: Luhman & Luhman (2022),
-arXiv 2207.04316.
+It takes images, and with `dims` 1 or 3 sequences or volumes.
 """
 
 from __future__ import annotations
@@ -29,19 +25,32 @@ from .levels import HEAD_SIZE, check_levels, check_sides, n_groups
 from .section import ModelSection, check_above, check_share
 from .windows import fold_patches, unfold_patches
 
-GATE_STD = 1e-2  # the size of the modulation's weights at the start, relative to torch's
+GATE_STD = 1e-2  # the initial scale of the weights of the modulation, relative to torch's
 
 
 def normalize_pixels(x: Tensor) -> Tensor:
-    """Return x [B, C, ...] with mean 0 and variance 1 over the channels of each pixel."""
+    """Normalise each pixel over its channels to mean 0 and variance 1.
+
+    Args:
+        x: [B, C, ...].
+    """
     return F.layer_norm(x.movedim(1, -1), x.shape[1:2]).movedim(-1, 1)
 
 
 class ModulatedBranch(ConditionedModule):
     """x + gate(cond) branch(normalize(x) (1 + scale(cond)) + shift(cond)): [B, C, ...] -> the same.
 
-    A subclass computes `branch`. The gates start near zero, so that a new network is close to
-    the identity.
+    A subclass defines `branch`. The gates start near zero, so that a new network is close to the
+    identity. The normalisation is that of each pixel over its channels, which leaves the
+    differences between the pixels of an item unchanged.
+
+    Args:
+        feats: The features of the condition.
+        channels: C.
+
+    References:
+        Peebles & Xie (2022), arXiv:2212.09748, section 3.2 ("adaLN-Zero"); Ba et al. (2016),
+        arXiv:1607.06450.
     """
 
     def __init__(self, feats: int, channels: int) -> None:
@@ -52,17 +61,34 @@ class ModulatedBranch(ConditionedModule):
             self.modulation.bias.zero_()
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Return x and the gated branch, added.
+
+        Args:
+            x: [B, C, ...].
+            cond: [B, feats].
+        """
         scale, shift, gate = (append_dims(t, x.ndim) for t in self.modulation(cond).chunk(3, dim=1))
         y = self.branch(torch.addcmul(shift, normalize_pixels(x), scale + 1))
         return torch.addcmul(x, y, gate)
 
     def branch(self, x: Tensor) -> Tensor:
-        """Return what is gated and added."""
+        """Return the part that is gated and added.
+
+        Args:
+            x: The modulated input, [B, C, ...].
+        """
         raise NotImplementedError
 
 
 class ConvBranch(ModulatedBranch):
-    """Two convolutions of width 3 around a SiLU."""
+    """Two convolutions of width 3 around a SiLU.
+
+    Args:
+        dims: The number of spatial axes.
+        feats: The features of the condition.
+        channels: The channels.
+        dropout_rate: The dropout rate.
+    """
 
     def __init__(self, dims: int, feats: int, channels: int, dropout_rate: float = 0.0) -> None:
         super().__init__(feats, channels)
@@ -71,12 +97,24 @@ class ConvBranch(ModulatedBranch):
         self.conv_out = conv(dims, channels, channels, 3, padding=1)
 
     def branch(self, x: Tensor) -> Tensor:
+        """Return the part that is gated and added.
+
+        Args:
+            x: The modulated input, [B, C, ...].
+        """
         y: Tensor = self.conv_out(self.dropout(F.silu(self.conv_in(x))))
         return y
 
 
 class AttentionBranch(ModulatedBranch):
-    """Attention of all pixels to each other."""
+    """Attention of all pixels to each other.
+
+    Args:
+        dims: The number of spatial axes.
+        feats: The features of the condition.
+        channels: The channels.
+        dropout_rate: The dropout rate.
+    """
 
     def __init__(self, dims: int, feats: int, channels: int, dropout_rate: float = 0.0) -> None:
         super().__init__(feats, channels)
@@ -85,6 +123,11 @@ class AttentionBranch(ModulatedBranch):
         self.out = conv(dims, channels, channels, 1)
 
     def branch(self, x: Tensor) -> Tensor:
+        """Return the part that is gated and added.
+
+        Args:
+            x: The modulated input, [B, C, ...].
+        """
         q, k, v = (split_heads(tokens(t), self.n_head) for t in self.qkv(x).chunk(3, dim=1))
         rate = self.dropout_rate if self.training else 0.0
         y: Tensor = self.out(image(join_heads(attend(q, k, v, dropout_rate=rate)), x))
@@ -92,8 +135,17 @@ class AttentionBranch(ModulatedBranch):
 
 
 class Level(nn.Module):
-    """The branches of one level on the way down or up, each a block of convolutions, and
-    attention behind it where the level attends.
+    """The branches of one level on the way down or up.
+
+    Each block is a branch of convolutions, and one of attention if the level attends.
+
+    Args:
+        dims: The number of spatial axes.
+        feats: The features of the condition.
+        depth: The number of blocks.
+        channels: The channels.
+        attends: Add attention.
+        dropout: The dropout rate.
     """
 
     def __init__(
@@ -107,19 +159,46 @@ class Level(nn.Module):
                 self.branches.append(AttentionBranch(dims, feats, channels, dropout))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Run the branches.
+
+        Args:
+            x: [B, C, ...].
+            cond: [B, feats].
+        """
         for branch in self.branches:
             x = checkpoint(branch, x, cond)
         return x
 
 
 class ImageDenoiserModelV3(nn.Module):
-    """F(x, sigma): [B, c_in, ...] with `dims` spatial axes -> the same, and with `return_variance`
-    also the log variance [B] of its error.
+    """A U-Net F(x, sigma): [B, c_in, ...] -> the same, and optionally its log variance [B].
 
-    `depths`, `channels`, `self_attn_depths`: blocks, width and attention of each level, finest
-    first, down and up alike. The condition is made of sigma, of `mapping_cond` [B,
-    mapping_cond_dim] and of `class_cond` [B], whole numbers below `num_classes`, the last of which
-    stands for no class. `unet_cond` [B, unet_cond_dim, ...] is laid beside the input.
+    It is k-diffusion's own combination of published parts. The condition consists of sigma,
+    mapping_cond and class_cond.
+
+    Args:
+        c_in: The channels.
+        feats: The features of the condition.
+        depths: The number of blocks of each level, finest first, both down and up.
+        channels: The channels of each level.
+        self_attn_depths: True for levels with self-attention.
+        mapping_cond_dim: The features of mapping_cond, [B, mapping_cond_dim].
+        unet_cond_dim: The channels of unet_cond, [B, unet_cond_dim, ...], which is concatenated to
+            the input.
+        dropout_rate: The dropout rate.
+        patch_size: The side of a patch.
+        has_variance: Predict the log variance.
+        num_classes: The number of classes, including the null class, which is the last one.
+        dims: The number of spatial axes, 1 to 3.
+        flow_map: Take a second noise level, sigma_next.
+        guidance_input: Take the guidance scale.
+
+    Raises:
+        ValueError: If the levels cannot be built.
+
+    References:
+        Ronneberger et al. (2015), arXiv:1505.04597; Peebles & Xie (2022), arXiv:2212.09748 (gated
+        branches); Luhman & Luhman (2022), arXiv:2207.04316 (patches).
     """
 
     def __init__(
@@ -174,6 +253,21 @@ class ImageDenoiserModelV3(nn.Module):
         sigma_next: Tensor | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return F(x, sigma), in the shape of x.
+
+        Args:
+            input: The scaled input, [B, c_in, ...].
+            sigma: The noise levels, [B].
+            mapping_cond: [B, mapping_cond_dim].
+            unet_cond: [B, unet_cond_dim, ...].
+            return_variance: Return the log variance [B] too.
+            class_cond: Classes [B]; None stands for the null class.
+            sigma_next: The second levels of a flow map, [B].
+            guidance_scale: The guidance scales of a flow map, [B].
+
+        Raises:
+            ValueError: If the input or a condition does not fit the model.
+        """
         self._check_given(input, unet_cond, return_variance)
         more = map_features(self.map_inputs, sigma, sigma_next, guidance_scale)
         cond = self.condition(sigma, mapping_cond, class_cond, more)
@@ -203,14 +297,24 @@ class ImageDenoiserModelV3(nn.Module):
         class_cond: Tensor | None,
         more: Tensor | None = None,
     ) -> Tensor:
-        """Return what modulates every branch: [B, feats]; `more` [B, feats] is added."""
+        """Return the features that modulate every branch, [B, feats].
+
+        Args:
+            sigma: The noise levels, [B].
+            mapping_cond: [B, mapping_cond_dim].
+            class_cond: Classes [B]; None stands for the null class.
+            more: Features that are added, [B, feats].
+
+        Raises:
+            ValueError: If there is a condition that the model was built without.
+        """
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         embedding = self.embed_sigma(append_dims(c_noise, 2))
         if mapping_cond is not None:
             if self.embed_cond is None:
                 raise ValueError(
-                    'mapping_cond was given to a model without one; build it with '
-                    'mapping_cond_dim or leave it out'
+                    'mapping_cond must be left out for a model without mapping_cond_dim; got one: '
+                    'build the model with mapping_cond_dim'
                 )
             embedding = embedding + self.embed_cond(mapping_cond)
         if self.embed_class is not None:
@@ -218,14 +322,18 @@ class ImageDenoiserModelV3(nn.Module):
             embedding = embedding + self.embed_class(null if class_cond is None else class_cond)
         elif class_cond is not None:
             raise ValueError(
-                'class_cond was given to a model without classes; build it with num_classes or '
-                'leave it out'
+                'class_cond must be left out for a model without num_classes; got one: build the '
+                'model with num_classes'
             )
         features: Tensor = self.mapping(embedding if more is None else embedding + more)
         return features
 
     def param_groups(self, base_lr: float = 2e-4) -> list[dict[str, Any]]:
-        """Return the weights between features, and the rest without weight decay."""
+        """Return the weights between features, and the rest without weight decay, for an optimizer.
+
+        Args:
+            base_lr: The learning rate.
+        """
         inner = ('down', 'up', 'halve', 'narrow', 'merge', 'mapping')
         decayed = {
             name for name, p in self.named_parameters() if name.startswith(inner) and p.ndim > 1
@@ -241,7 +349,7 @@ class ImageDenoiserModelV3(nn.Module):
         ]
 
     def hidden_parameters(self) -> list[nn.Parameter]:
-        """Return the convolutions between hidden features, which Muon takes."""
+        """Return the convolutions between hidden features, for Muon."""
         ends = ('conv_in.', 'conv_out.')
         return [
             p for name, p in self.named_parameters() if p.ndim > 2 and not name.startswith(ends)
@@ -260,19 +368,17 @@ class ImageDenoiserModelV3(nn.Module):
     def _check_given(self, input: Tensor, unet_cond: Tensor | None, variance: bool) -> None:
         if input.ndim != 2 + self.dims or input.shape[1] != self.c_in:
             sides = ', '.join('DHW'[3 - self.dims :]) if self.dims > 1 else 'L'
-            raise ValueError(
-                f'the input is {list(input.shape)}; this model takes [B, {self.c_in}, {sides}]'
-            )
+            raise ValueError(f'input must be [B, {self.c_in}, {sides}]; got {list(input.shape)}')
         check_sides(input.shape[2:], self.patch_size, len(self.channels) - 1)
         if (unet_cond is not None) != (self.unet_cond_dim > 0):
             raise ValueError(
-                'unet_cond must be given exactly where the model was built with unet_cond_dim, '
-                f'which is {self.unet_cond_dim}'
+                'unet_cond must be given if and only if the model has unet_cond_dim, '
+                f'{self.unet_cond_dim}; got {"None" if unet_cond is None else "one"}'
             )
         if variance and not self.has_variance:
             raise ValueError(
-                'return_variance is true, and this model has no variance output; build it with '
-                'has_variance=True'
+                'return_variance must be false for a model without has_variance; got true: build '
+                'the model with has_variance=True'
             )
 
 
@@ -291,7 +397,7 @@ class ImageV3Config(ModelSection):
     mapping_cond_dim: int = 0
     unet_cond_dim: int = 0
     dropout_rate: float = 0.0
-    augment_wrapper: bool = True  # tell the network how its image was augmented
+    augment_wrapper: bool = True  # the augmentation is an input of the network
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -300,13 +406,17 @@ class ImageV3Config(ModelSection):
         check_share(dropout_rate=self.dropout_rate)
         if self.mapping_out % 2:
             raise ValueError(
-                f'mapping_out is {self.mapping_out}; it must be even, half cosines and half sines'
+                f'mapping_out must be even, half cosines and half sines; got {self.mapping_out}'
             )
         check_levels(self.depths, self.channels, self.self_attn_depths, None, 0, 0)
         check_sides(self.input_size, self.patch_size, len(self.channels) - 1)
 
     def build(self, num_classes: int = 0) -> ImageDenoiserModelV3:
-        """The network; `num_classes` counts the class that stands for none."""
+        """Return the network.
+
+        Args:
+            num_classes: The number of classes, including the null class.
+        """
         return ImageDenoiserModelV3(
             self.input_channels,
             self.mapping_out,

@@ -27,7 +27,7 @@ def check_skip_stages(skip_stages: int, levels: int) -> None:
     """
     if not 0 <= skip_stages < levels:
         raise ValueError(
-            f'skip_stages is {skip_stages}; with {levels} levels it must be from 0 to {levels - 1}'
+            f'skip_stages must be from 0 to {levels - 1} with {levels} levels; got {skip_stages}'
         )
 
 
@@ -43,9 +43,9 @@ def check_sides(sides: Sequence[int], patch_size: int, halvings: int) -> None:
     least = 2 * unit if halvings else unit  # reflection padding needs two pixels
     if any(side % unit or side < least for side in sides):
         raise ValueError(
-            f'input_size is {"x".join(map(str, sides))}, which cannot be halved {halvings} times '
-            f'in patches of {patch_size}; '
-            f'pad, crop or resize to sides that are multiples of {unit}, at least {least}'
+            f'input_size must hold multiples of {unit}, at least {least}, for patches of '
+            f'{patch_size} that are halved {halvings} times; got {"x".join(map(str, sides))}: pad, '
+            'crop or resize it'
         )
 
 
@@ -75,33 +75,30 @@ def check_levels(
     ):
         if given is not None and len(given) != levels:
             raise ValueError(
-                f'{name} has {len(given)} entries and channels has {levels}; give one for each '
-                'level'
+                f'{name} must have as many entries as channels, {levels}; got {len(given)}'
             )
     if levels == 0 or min(depths) < 1 or min(channels) < 1:
         raise ValueError(
-            f'channels is {list(channels)} and depths is {list(depths)}; give at least one level, '
-            'of at least 1 each'
+            'channels and depths must hold at least one level, of at least 1 each; '
+            f'got {list(channels)} and {list(depths)}'
         )
     check_skip_stages(skip_stages, levels)
     if any(cross_attn_depths or ()) != (cross_cond_dim > 0):
         raise ValueError(
-            f'cross_attn_depths is {cross_attn_depths} and cross_cond_dim is {cross_cond_dim}; '
-            'cross-attention needs '
-            'both a level that has it and the size of what it attends to'
+            'cross_attn_depths and cross_cond_dim must be given together: levels with '
+            'cross-attention, and the features of its tokens; '
+            f'got {cross_attn_depths} and {cross_cond_dim}'
         )
     for i, c in enumerate(channels):
         if c % n_groups(c, GROUP_SIZE) or 2 * c % n_groups(2 * c, GROUP_SIZE):
             raise ValueError(
-                f'channels has {c} at level {i}, which does not fall into groups of about '
-                f'{GROUP_SIZE}; '
-                f'take a multiple of {GROUP_SIZE}'
+                f'channels must be divisible into groups of about {GROUP_SIZE}; got {c} at level '
+                f'{i}: use a multiple of {GROUP_SIZE}'
             )
         finer = channels[max(0, i - 1)]
         attends = self_attn_depths[i] or (cross_attn_depths is not None and cross_attn_depths[i])
         if attends and (c % n_groups(c, HEAD_SIZE) or finer % n_groups(finer, HEAD_SIZE)):
             raise ValueError(
-                f'channels has {c} at level {i} and {finer} above it, which do not fall into '
-                'attention heads of about '
-                f'{HEAD_SIZE}; take multiples of {HEAD_SIZE}'
+                f'channels must be divisible into attention heads of about {HEAD_SIZE}; got {c} at '
+                f'level {i} and {finer} above it: use multiples of {HEAD_SIZE}'
             )

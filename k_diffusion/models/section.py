@@ -1,12 +1,12 @@
-"""What the "model" section of every config holds, whatever its "type"."""
+"""The keys that the "model" section of every config shares."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-#: The largest numbers that are taken for meant; beyond them a slip of the finger would cost all
-#: memory, or a night of building.
+#: The largest numbers that are accepted, since a typing error could take all memory, or hours to
+#: build a network.
 LIMITS = {
     'input_size': 16_384,
     'input_channels': 4_096,
@@ -34,7 +34,7 @@ MOST_LEVELS = 16
 
 @dataclass(kw_only=True)
 class DenoiserSection:
-    """How a network becomes a denoiser, and its loss."""
+    """The keys of the denoiser that a network becomes, and of its loss."""
 
     sigma_data: float = 1.0  # standard deviation of the data
     has_variance: bool = False
@@ -54,15 +54,14 @@ class DenoiserSection:
         check_share(loss_contrast=self.loss_contrast)
         if self.guidance_input and not self.flow_map:
             raise ValueError(
-                'guidance_input is true; it must be false for a model that is not a flow map'
+                'guidance_input must be false without flow_map; got true: set flow_map to true, or '
+                'guidance_input to false'
             )
 
 
 @dataclass(kw_only=True)
 class ModelSection(DenoiserSection):
-    """The shape of the data, the noise levels and the loss; each network's config adds its own
-    keys.
-    """
+    """The shape of the data, the noise levels and the loss; each network adds its own keys."""
 
     #: The numbers of spatial dimensions that the network can be built for.
     DIMS: ClassVar[tuple[int, ...]] = (2,)
@@ -88,7 +87,7 @@ class ModelSection(DenoiserSection):
         check_share(augment_prob=self.augment_prob)
         if self.sigma_max <= self.sigma_min:
             raise ValueError(
-                f'sigma_max is {self.sigma_max}; it must be above sigma_min, {self.sigma_min}'
+                f'sigma_max must be above sigma_min, {self.sigma_min}; got {self.sigma_max}'
             )
 
     def _check_dims(self) -> None:
@@ -104,8 +103,7 @@ class ModelSection(DenoiserSection):
         if len(self.input_size) != self.dims:
             raise ValueError(
                 f'input_size must hold {self.dims} side{"s" * (self.dims > 1)}, one for each of '
-                'dims; '
-                f'got {list(self.input_size)}'
+                f'dims; got {list(self.input_size)}'
             )
 
     def _check_limits(self) -> None:
@@ -114,21 +112,30 @@ class ModelSection(DenoiserSection):
             numbers = value if isinstance(value, (list, tuple)) else [value or 0]
             if len(numbers) > MOST_LEVELS:
                 raise ValueError(
-                    f'{key} has {len(numbers)} entries; a network has at most {MOST_LEVELS} levels'
+                    f'{key} must have at most {MOST_LEVELS} entries; got {len(numbers)}'
                 )
             if max(numbers, default=0) > limit:
-                raise ValueError(f'{key} is {value}; it must be at most {limit:,}')
+                raise ValueError(f'{key} must be at most {limit:,}; got {value}')
 
 
 def check_above(bound: float, **values: float) -> None:
-    """Refuses a value that is not above the bound, under its key."""
+    """Raise ValueError for a value that is not above a bound.
+
+    Args:
+        bound: The bound.
+        **values: The values by their keys.
+    """
     for key, value in values.items():
         if not value > bound:
-            raise ValueError(f'{key} is {value}; it must be above {bound}')
+            raise ValueError(f'{key} must be above {bound}; got {value}')
 
 
 def check_share(**values: float) -> None:
-    """Refuses a value outside [0, 1], under its key."""
+    """Raise ValueError for a value outside [0, 1].
+
+    Args:
+        **values: The values by their keys.
+    """
     for key, value in values.items():
         if not 0 <= value <= 1:
-            raise ValueError(f'{key} is {value}; it must be from 0 to 1')
+            raise ValueError(f'{key} must be from 0 to 1; got {value}')

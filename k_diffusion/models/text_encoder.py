@@ -1,6 +1,4 @@
-"""A small text encoder for demonstrations and little data: words hashed to embeddings, a
-transformer, their mean.
-"""
+"""A small text encoder for demonstrations and little data, without a list of words."""
 
 from __future__ import annotations
 
@@ -17,11 +15,20 @@ from ..layers.attention import attend, join_heads, split_heads
 
 
 class TextEncoder(nn.Module):
-    """Word tokens [B, N] -> (a sequence [B, N, D], their mean [B, D]); `tokenise` makes the tokens,
-    0 is padding.
+    """A transformer over words: tokens [B, N] -> a sequence [B, N, D], and its mean [B, D].
 
-    It has no list of words: a word is one of `vocabulary` embeddings by its hash, so that two may
-    rarely share one.
+    `tokenise` makes the tokens; 0 is padding. It has no list of words: the hash of a word selects
+    one of `vocabulary` embeddings, so that two words rarely share one. It is k-diffusion's own.
+
+    Args:
+        width: D, the features.
+        depth: The number of blocks.
+        heads: The number of attention heads.
+        length: The largest number of tokens.
+        vocabulary: The number of embeddings, including that of the padding.
+
+    Raises:
+        ValueError: If heads does not divide width.
     """
 
     def __init__(
@@ -34,7 +41,7 @@ class TextEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise ValueError(f'width is {width}; it must be a multiple of heads, {heads}')
+            raise ValueError(f'width must be a multiple of heads, {heads}; got {width}')
         self.width, self.length, self.vocabulary = width, length, vocabulary
         self.words = nn.Embedding(vocabulary, width, padding_idx=0)
         self.places = nn.Parameter(torch.randn(length, width) * 0.02)
@@ -42,7 +49,13 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def tokenise(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> int64 [B, length]: words and single signs, cut at `length`, padded with 0."""
+        """Return the tokens of texts, int64 [B, length]: their words and single signs.
+
+        Longer texts are cut, shorter ones are padded with 0.
+
+        Args:
+            texts: B texts.
+        """
         out = torch.zeros(len(texts), self.length, dtype=torch.long)
         for row, text in zip(out, texts):
             for i, word in enumerate(re.findall(r'\w+|[^\w\s]', text.lower())[: self.length]):
@@ -52,19 +65,29 @@ class TextEncoder(nn.Module):
         return send(out, self.places.device)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        there = tokens != 0
-        mask = torch.zeros_like(there, dtype=self.places.dtype).masked_fill(~there, -1e4)[
+        """Return the sequence and its mean over the tokens that are not padding.
+
+        Args:
+            tokens: [B, N].
+        """
+        is_token = tokens != 0
+        mask = torch.zeros_like(is_token, dtype=self.places.dtype).masked_fill(~is_token, -1e4)[
             :, None, None
         ]
         x = self.words(tokens) + self.places[: tokens.shape[1]]
         for block in self.blocks:
             x = block(x, mask)
-        x = self.norm(x) * there[..., None]
-        return x, x.sum(1) / there.sum(1, keepdim=True).clamp(min=1)
+        x = self.norm(x) * is_token[..., None]
+        return x, x.sum(1) / is_token.sum(1, keepdim=True).clamp(min=1)
 
 
 class TextBlock(nn.Module):
-    """Attention among the words and a feed-forward layer, each behind a norm and beside a skip."""
+    """Attention among the words and a feed-forward layer, each after a norm and beside a skip.
+
+    Args:
+        width: The features.
+        heads: The number of attention heads.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -74,6 +97,12 @@ class TextBlock(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the features, [B, N, D].
+
+        Args:
+            x: Features, [B, N, D].
+            mask: Added to the attention scores, [B, 1, 1, N].
+        """
         q, k, v = (
             split_heads(t, self.heads) for t in self.qkv(self.norm_attention(x)).chunk(3, -1)
         )

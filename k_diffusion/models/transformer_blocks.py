@@ -1,6 +1,4 @@
-"""What both transformers are built from: root-mean-square norms, gated feed-forward blocks, the
-mapping network, their condition.
-"""
+"""The parts of both transformers: norms, feed-forward blocks, mapping network and condition."""
 
 from __future__ import annotations
 
@@ -20,16 +18,30 @@ from .tagging import apply_wd, filter_params, param_groups, tag_module
 
 @flags.compile_wrap
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """scale x / sqrt(mean x^2 + eps) over the last axis, computed in float32 at least (Zhang &
-    Sennrich, 2019, arXiv 1910.07467).
+    """Return scale x / sqrt(mean x^2 + eps) over the last axis, computed in float32 at least.
+
+    Args:
+        x: [..., D].
+        scale: Broadcasts against x.
+        eps: Added to the mean square.
+
+    References:
+        Zhang & Sennrich (2019), arXiv:1910.07467.
     """
     return fused.plain_rms_norm(x, scale, eps)
 
 
 @flags.compile_wrap
 def linear_geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """value * gelu(gate), where the linear map gives value and gate, in this order (Shazeer,
-    2020, arXiv 2002.05202).
+    """Return value * gelu(gate), where a linear map gives value and gate, in this order.
+
+    Args:
+        x: [..., D].
+        weight: [2 out_features, D].
+        bias: [2 out_features].
+
+    References:
+        Shazeer (2020), arXiv:2002.05202.
     """
     if bias is None:
         return fused.plain_linear_geglu(x, weight)
@@ -38,12 +50,23 @@ def linear_geglu(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 class LinearGEGLU(nn.Linear):
-    """linear_geglu with its weight [2 out_features, in_features]."""
+    """linear_geglu with a learned weight [2 out_features, in_features].
+
+    Args:
+        in_features: The features of the input.
+        out_features: The features of the output.
+        bias: Learn a bias.
+    """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__(in_features, out_features * 2, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the gated values, [..., out_features].
+
+        Args:
+            x: [..., in_features].
+        """
         plain = flags.get_use_compile() or self.bias is not None
         return (
             linear_geglu(x, self.weight, self.bias) if plain else fused.linear_geglu(x, self.weight)
@@ -51,7 +74,12 @@ class LinearGEGLU(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """rms_norm with a learned scale."""
+    """rms_norm with a learned scale.
+
+    Args:
+        shape: The shape of the scale.
+        eps: Added to the mean square.
+    """
 
     def __init__(self, shape: int | tuple[int, ...], eps: float = 1e-6) -> None:
         super().__init__()
@@ -59,14 +87,23 @@ class RMSNorm(nn.Module):
         self.scale = nn.Parameter(torch.ones(shape))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised and scaled x.
+
+        Args:
+            x: [..., D].
+        """
         if flags.get_use_compile() or self.scale.ndim > 1:
             return rms_norm(x, self.scale, self.eps)
         return fused.scaled_rms_norm(x[None], self.scale[None], self.eps)[0]
 
 
 class AdaRMSNorm(nn.Module):
-    """rms_norm with a scale that a linear map gives, from the condition: x [B, ..., features],
-    cond [B, cond_features].
+    """rms_norm with a scale that is a linear map of the condition.
+
+    Args:
+        features: The features of x.
+        cond_features: The features of the condition.
+        eps: Added to the mean square.
     """
 
     def __init__(self, features: int, cond_features: int, eps: float = 1e-6) -> None:
@@ -77,6 +114,12 @@ class AdaRMSNorm(nn.Module):
         )
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Return the normalised and scaled x.
+
+        Args:
+            x: [B, ..., features].
+            cond: [B, cond_features].
+        """
         scale = self.linear(cond) + 1
         if flags.get_use_compile():
             return rms_norm(x, scale.view(scale.shape[0], *[1] * (x.ndim - 2), -1), self.eps)
@@ -84,7 +127,14 @@ class AdaRMSNorm(nn.Module):
 
 
 class FeedForwardBlock(nn.Module):
-    """x + down(dropout(up(norm(x, cond)))); up is gated."""
+    """x + down(dropout(up(norm(x, cond)))), with a gated up.
+
+    Args:
+        d_model: The features of x.
+        d_ff: The features inside.
+        cond_features: The features of the condition.
+        dropout: The dropout rate.
+    """
 
     def __init__(self, d_model: int, d_ff: int, cond_features: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -94,11 +144,23 @@ class FeedForwardBlock(nn.Module):
         self.down_proj = apply_wd(zero_init(nn.Linear(d_ff, d_model, bias=False)))
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Return the features, in the shape of x.
+
+        Args:
+            x: [B, ..., d_model].
+            cond: [B, cond_features].
+        """
         return x + self.down_proj(self.dropout(self.up_proj(self.norm(x, cond))))
 
 
 class MappingFeedForwardBlock(nn.Module):
-    """x + down(dropout(up(norm(x)))); up is gated."""
+    """x + down(dropout(up(norm(x)))), with a gated up.
+
+    Args:
+        d_model: The features of x.
+        d_ff: The features inside.
+        dropout: The dropout rate.
+    """
 
     def __init__(self, d_model: int, d_ff: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -108,11 +170,23 @@ class MappingFeedForwardBlock(nn.Module):
         self.down_proj = apply_wd(zero_init(nn.Linear(d_ff, d_model, bias=False)))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features, in the shape of x.
+
+        Args:
+            x: [B, d_model].
+        """
         return x + self.down_proj(self.dropout(self.up_proj(self.norm(x))))
 
 
 class MappingNetwork(nn.Module):
-    """The network that the condition passes through: [B, d_model] -> the same."""
+    """The network for the condition: [B, d_model] -> the same.
+
+    Args:
+        n_layers: The number of blocks.
+        d_model: The features.
+        d_ff: The features inside a block.
+        dropout: The dropout rate.
+    """
 
     def __init__(self, n_layers: int, d_model: int, d_ff: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -123,6 +197,11 @@ class MappingNetwork(nn.Module):
         self.out_norm = RMSNorm(d_model)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features, in the shape of x.
+
+        Args:
+            x: [B, d_model].
+        """
         x = self.in_norm(x)
         for block in self.blocks:
             x = block(x)
@@ -130,9 +209,7 @@ class MappingNetwork(nn.Module):
 
 
 class ConditionedTransformer(nn.Module, ABC):
-    """What the two networks share: how they make their condition, and how their parameters are
-    to be trained.
-    """
+    """The base class of the transformers: their condition, and the groups of their parameters."""
 
     def make_condition(
         self,
@@ -145,7 +222,18 @@ class ConditionedTransformer(nn.Module, ABC):
         flow_map: bool = False,
         guidance_input: bool = False,
     ) -> None:
-        """Creates the modules that `condition` uses, under the names that checkpoints know."""
+        """Create the modules that `condition` uses, under their names in checkpoints.
+
+        Args:
+            n_layers: The number of blocks of the mapping network.
+            width: The features of the condition.
+            d_ff: The features inside a block of the mapping network.
+            dropout: The dropout rate of the mapping network.
+            num_classes: The number of classes, including the null class; 0 for none.
+            mapping_cond_dim: The features of mapping_cond; 0 for none.
+            flow_map: Take a second noise level, sigma_next.
+            guidance_input: Take the guidance scale.
+        """
         self.time_emb = FourierFeatures(1, width)
         self.time_in_proj = nn.Linear(width, width, bias=False)
         self.aug_emb = FourierFeatures(9, width)
@@ -166,8 +254,18 @@ class ConditionedTransformer(nn.Module, ABC):
         sigma_next: Tensor | None = None,
         guidance_scale: Tensor | None = None,
     ) -> Tensor:
-        """Return what modulates every block, [B, width]: the noise level, the augmentation (none
-        by default), the class and the rest.
+        """Return the features that modulate every block, [B, width].
+
+        Args:
+            sigma: The noise levels, [B].
+            aug_cond: The augmentation, [B, 9]; none by default.
+            class_cond: Classes, [B].
+            mapping_cond: [B, mapping_cond_dim].
+            sigma_next: The second levels of a flow map, [B].
+            guidance_scale: The guidance scales of a flow map, [B].
+
+        Raises:
+            ValueError: If a condition is missing, or the model was built without it.
         """
         c_noise = sigma.to(torch.promote_types(sigma.dtype, torch.float32)).log() / 4
         aug_cond = c_noise.new_zeros(sigma.shape[0], 9) if aug_cond is None else aug_cond
@@ -180,11 +278,9 @@ class ConditionedTransformer(nn.Module, ABC):
         ):
             if (module is None) != (given is None):
                 raise ValueError(
-                    f'{name} was given to a model that was built without it; leave it out'
+                    f'{name} must be left out for a model that was built without it; got one'
                     if module is None
-                    else (
-                        f'{name} is missing; this model was built with it and cannot run without it'
-                    )
+                    else f'{name} must be given to a model that was built with it; got None'
                 )
             if module is not None:
                 x = x + module(given)
@@ -194,13 +290,18 @@ class ConditionedTransformer(nn.Module, ABC):
     def param_groups(
         self, base_lr: float = 5e-4, mapping_lr_scale: float = 1 / 3
     ) -> list[dict[str, Any]]:
-        """With weight decay, without it, and the mapping network's two at mapping_lr_scale times
-        the learning rate.
+        """Return four groups for an optimizer.
+
+        They have or lack weight decay, and belong to the mapping network or the rest.
+
+        Args:
+            base_lr: The learning rate.
+            mapping_lr_scale: The factor on it for the mapping network.
         """
         return param_groups(self, base_lr, mapping_lr_scale)
 
     def hidden_parameters(self) -> list[nn.Parameter]:
-        """The weight matrices between hidden features, which Muon takes."""
+        """Return the weight matrices between hidden features, for Muon."""
         return [
             p
             for module in self.hidden_modules()
@@ -209,6 +310,7 @@ class ConditionedTransformer(nn.Module, ABC):
 
     @abstractmethod
     def hidden_modules(self) -> list[nn.Module]:
-        """What lies between the first and the last projection, without the condition's own
-        network.
+        """Return the modules between the first and the last projection.
+
+        The mapping network is not among them.
         """

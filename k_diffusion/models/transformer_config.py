@@ -20,18 +20,18 @@ class TransformerSection(ModelSection):
         if len(self.patch_size) != self.dims:
             raise ValueError(
                 f'patch_size must hold {self.dims} side{"s" * (self.dims > 1)}, one for each of '
-                'dims; '
-                f'got {list(self.patch_size)}'
+                f'dims; got {list(self.patch_size)}'
             )
         check_above(0, patch_size=min(self.patch_size))
         if self.has_variance:
             raise ValueError(
-                'has_variance is true, and the transformers learn no variance; set it to false or '
-                'take image_v1'
+                'has_variance must be false for a transformer; got true: set it to false, or use '
+                'image_v1'
             )
         if self.skip_stages:
             raise ValueError(
-                f'skip_stages is {self.skip_stages}, and only image_v1 can rest levels; set it to 0'
+                f'skip_stages must be 0 for a transformer; got {self.skip_stages}: set it to 0, or '
+                'use image_v1'
             )
         # These networks take aug_cond themselves; as in the original, they get no wrapper.
         self.augment_wrapper = False
@@ -49,7 +49,6 @@ class TransformerSection(ModelSection):
         if any(side % unit for side, unit in zip(self.input_size, units)):
             halvings = f' and {levels} levels' if levels > 1 else ''
             raise ValueError(
-                f'input_size is {list(self.input_size)}; with patch_size '
-                f'{list(self.patch_size)}{halvings} its sides '
-                f'must be multiples of {" and ".join(map(str, units))}'
+                f'input_size must hold multiples of {" and ".join(map(str, units))} with '
+                f'patch_size {list(self.patch_size)}{halvings}; got {list(self.input_size)}'
             )

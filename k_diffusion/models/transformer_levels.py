@@ -37,6 +37,13 @@ class TransformerLayer(nn.Module):
         self.ff = ff
 
     def forward(self, x: Tensor, pos: Tensor, cond: Tensor) -> Tensor:
+        """Return the tokens, in the shape of x.
+
+        Args:
+            x: Tokens, [B, ..., D].
+            pos: Their positions, [..., dims].
+            cond: [B, cond_features].
+        """
         if self.self_attn is not None:
             x = checkpoint(self.self_attn, x, pos, cond)
         y: Tensor = checkpoint(self.ff, x, cond)
@@ -128,11 +135,25 @@ class GlobalAttentionSpec:
     def layer(
         self, level: LevelSpec, cond_features: int, index: int, dims: int = 2
     ) -> TransformerLayer:
+        """Return the layer.
+
+        Args:
+            level: The level.
+            cond_features: The features of the condition.
+            index: The number of the layer in its level.
+            dims: The number of axes.
+        """
         return GlobalTransformerLayer(
             level.width, level.d_ff, self.d_head, cond_features, dropout=level.dropout, dims=dims
         )
 
     def check(self, width: int, sides: Sequence[int]) -> None:
+        """Raise ValueError if the attention does not fit a level.
+
+        Args:
+            width: The features of the level.
+            sides: The sides of its grid of tokens.
+        """
         check_heads(width, self.d_head, len(sides))
 
 
@@ -151,6 +172,14 @@ class NeighborhoodAttentionSpec:
     def layer(
         self, level: LevelSpec, cond_features: int, index: int, dims: int = 2
     ) -> TransformerLayer:
+        """Return the layer.
+
+        Args:
+            level: The level.
+            cond_features: The features of the condition.
+            index: The number of the layer in its level.
+            dims: The number of axes.
+        """
         return NeighborhoodTransformerLayer(
             level.width,
             level.d_ff,
@@ -163,6 +192,12 @@ class NeighborhoodAttentionSpec:
         )
 
     def check(self, width: int, sides: Sequence[int]) -> None:
+        """Raise ValueError if the attention does not fit a level.
+
+        Args:
+            width: The features of the level.
+            sides: The sides of its grid of tokens.
+        """
         check_heads(width, self.d_head, len(sides))
         check_kernel_size(self.kernel_size, *sides)
         check_backend(self.backend, len(sides))
@@ -178,6 +213,14 @@ class ShiftedWindowAttentionSpec:
     def layer(
         self, level: LevelSpec, cond_features: int, index: int, dims: int = 2
     ) -> TransformerLayer:
+        """Return the layer.
+
+        Args:
+            level: The level.
+            cond_features: The features of the condition.
+            index: The number of the layer in its level.
+            dims: The number of axes.
+        """
         return ShiftedWindowTransformerLayer(
             level.width,
             level.d_ff,
@@ -190,11 +233,17 @@ class ShiftedWindowAttentionSpec:
         )
 
     def check(self, width: int, sides: Sequence[int]) -> None:
+        """Raise ValueError if the attention does not fit a level.
+
+        Args:
+            width: The features of the level.
+            sides: The sides of its grid of tokens.
+        """
         check_heads(width, self.d_head, len(sides))
         if self.window_size < 1 or any(side % self.window_size for side in sides):
             raise ValueError(
-                f'window_size is {self.window_size}; it must divide the sides of its level, '
-                f'{"x".join(map(str, sides))} tokens'
+                f'window_size must divide the sides of its level, {"x".join(map(str, sides))} '
+                f'tokens; got {self.window_size}'
             )
 
 
@@ -205,11 +254,25 @@ class NoAttentionSpec:
     def layer(
         self, level: LevelSpec, cond_features: int, index: int, dims: int = 2
     ) -> TransformerLayer:
+        """Return the layer.
+
+        Args:
+            level: The level.
+            cond_features: The features of the condition.
+            index: The number of the layer in its level.
+            dims: The number of axes.
+        """
         return NoAttentionTransformerLayer(
             level.width, level.d_ff, cond_features, dropout=level.dropout
         )
 
     def check(self, width: int, sides: Sequence[int]) -> None:
+        """Accept every level.
+
+        Args:
+            width: Not used.
+            sides: Not used.
+        """
         pass
 
 
@@ -263,6 +326,13 @@ class Level(nn.ModuleList):
     """Layers in sequence: x [B, ..., D] at pos [..., dims], cond [B, F]."""
 
     def forward(self, x: Tensor, pos: Tensor, cond: Tensor) -> Tensor:
+        """Return the tokens, in the shape of x.
+
+        Args:
+            x: Tokens, [B, ..., D].
+            pos: Their positions, [..., dims].
+            cond: [B, cond_features].
+        """
         for layer in self:
             x = layer(x, pos, cond)
         return x
@@ -287,6 +357,11 @@ class TokenMerge(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the merged tokens.
+
+        Args:
+            x: [..., H, W, in_features].
+        """
         return self.proj(to_patches(x, self.patch_size).flatten(-1 - len(self.patch_size)))
 
 
@@ -309,6 +384,11 @@ class TokenSplitWithoutSkip(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the parts of the tokens.
+
+        Args:
+            x: [..., H, W, in_features].
+        """
         return from_patches(
             self.proj(x).unflatten(-1, (*self.patch_size, -1)), len(self.patch_size)
         )
@@ -334,6 +414,12 @@ class TokenSplit(nn.Module):
         )
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Return the parts of the tokens, interpolated with the skip connection.
+
+        Args:
+            x: [..., H, W, in_features].
+            skip: [..., a H, b W, out_features].
+        """
         x = from_patches(self.proj(x).unflatten(-1, (*self.patch_size, -1)), len(self.patch_size))
         return torch.lerp(skip, x, self.fac.to(x.dtype))
 

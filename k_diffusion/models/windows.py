@@ -33,9 +33,8 @@ def to_patches(x: Tensor, patch_size: Sequence[int]) -> Tensor:
     sides = x.shape[first:-1]
     if any(side % size for side, size in zip(sides, patch_size)):
         raise ValueError(
-            f'a grid of {"x".join(map(str, sides))} cannot be cut into pieces of '
-            f'{"x".join(map(str, patch_size))}; '
-            'choose sizes that divide it'
+            f'the size of patches or windows must divide the grid, {"x".join(map(str, sides))}; '
+            f'got {"x".join(map(str, patch_size))}'
         )
     for axis in reversed(range(dims)):
         x = x.unflatten(first + axis, (-1, patch_size[axis]))

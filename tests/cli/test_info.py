@@ -68,11 +68,11 @@ def test_the_words(tiny, capsys):
     [
         (
             ('model', 'depths', [1, 10**9]),
-            'model.depths is [1, 1000000000]; it must be at most 1,000',
+            'model.depths must be at most 1,000; got [1, 1000000000]',
         ),
         (
             ('model', 'input_size', [10**6, 10**6]),
-            'model.input_size is (1000000, 1000000); it must be at most 16,384',
+            'model.input_size must be at most 16,384; got (1000000, 1000000)',
         ),
     ],
 )

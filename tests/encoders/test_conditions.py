@@ -96,7 +96,9 @@ def test_captions_in_another_order_than_the_numbers_of_the_pictures_are_told(dat
     )
     assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
     lines.write_bytes(b'\xff\n' * 6)
-    with pytest.raises(ValueError, match=r'captions\.txt must be text in UTF-8, and its byte 0 is not'):
+    with pytest.raises(
+        ValueError, match=r'captions\.txt must be text in UTF-8, and its byte 0 is not'
+    ):
         uses[0]()
 
 
@@ -120,10 +122,10 @@ def test_embeddings(data, tmp_path):
         condition.prepare(batch((4, 0)), Draws(0))['mapping_cond'], table[[4, 0]]
     )
     assert torch.equal(condition.asked('2', None)['mapping_cond'], table[2:3])
-    for value, message in (('9', 'there are 6'), ('x', 'give a whole number')):
+    for value, message in (('9', 'from 0 to 5; got 9'), ('x', "a whole number; got 'x'")):
         with pytest.raises(ValueError, match=message):
             condition.asked(value, None)
-    with pytest.raises(ValueError, match=r'cross takes "embeddings" \[N, T, D\]'):
+    with pytest.raises(ValueError, match=r'a tensor "embeddings" \[N, T, D\] for cross; got'):
         CONDITIONS['embeddings'](location=str(tmp_path / 'e.safetensors'), into='cross').make(
             1, data
         )

@@ -153,26 +153,34 @@ def test_the_plain_transformer_takes_other_patches():
         (
             lambda: unet(skip_stages=1),
             lambda: unet(skip_stages=0),
-            'skip_stages is 1 and was 0; growing wakes levels',
+            'skip_stages must be at most that of the old network, 0; got 1',
         ),
         (
             lambda: unet(),
             lambda: hourglass(1),
-            'the old network is a ImageTransformerDenoiserModelV2 and the new one a '
-            'ImageDenoiserModelV1',
+            'the old network must be of the kind of the new one, ImageDenoiserModelV1; got '
+            'ImageTransformerDenoiserModelV2',
         ),
         (
             lambda: KarrasAugmentWrapper(unet(mapping_cond_dim=9)),
             lambda: unet(mapping_cond_dim=9),
-            'that is told of augmentation',
+            'ImageDenoiserModelV1 with augmentation as an input; got ImageDenoiserModelV1',
         ),
         (
             lambda: unet(channels=[8, 16, 32]),
             lambda: unet(),
-            r'is \[16, 16, 3, 3\] in the old network .* is \[32, 16, 3, 3\]',
+            r'must be \[16, 16, 3, 3\] in the new network, .* got \[32, 16, 3, 3\]',
         ),
-        (lambda: hourglass(1), lambda: hourglass(2), 'has 1 levels fewer than the old one'),
-        (lambda: nn.Linear(1, 1), lambda: nn.Linear(1, 1), 'a Linear cannot be grown'),
+        (
+            lambda: hourglass(1),
+            lambda: hourglass(2),
+            'at least as many levels as the old one; got 1 fewer',
+        ),
+        (
+            lambda: nn.Linear(1, 1),
+            lambda: nn.Linear(1, 1),
+            'a network to grow must be .* got Linear',
+        ),
     ],
 )
 def test_what_cannot_grow_is_refused(network, old, sentence):

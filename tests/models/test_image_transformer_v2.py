@@ -228,13 +228,13 @@ def test_conditions():
             first,
             model(x, sigma, **{'class_cond': class_cond, 'mapping_cond': mapping_cond, **other}),
         )
-    with pytest.raises(ValueError, match='class_cond is missing'):
+    with pytest.raises(ValueError, match='class_cond must be given'):
         model(x, sigma, mapping_cond=mapping_cond)
-    with pytest.raises(ValueError, match='mapping_cond is missing'):
+    with pytest.raises(ValueError, match='mapping_cond must be given'):
         model(x, sigma, class_cond=class_cond)
     with pytest.raises(
         ValueError,
-        match='the input is 16x24; this model takes sides that are multiples of 8 and 16',
+        match='x must have sides that are multiples of 8 and 16; got 16x24',
     ):
         model(x[..., :24], sigma, class_cond=class_cond, mapping_cond=mapping_cond)
 
@@ -391,13 +391,13 @@ def test_defaults_are_filled_in():
     [
         (
             {'input_size': (16, 24)},
-            r'input_size is \[16, 24\]; with patch_size \[1, 2\] and 4 levels its sides must be '
-            r'multiples of 8 and 16',
+            r'input_size must hold multiples of 8 and 16 with patch_size \[1, 2\] and 4 levels; '
+            r'got \[16, 24\]',
         ),
-        ({'depths': [1, 1]}, 'depths has 2 entries and widths has 4'),
-        ({'dropout_rate': [0.1]}, 'dropout_rate has 1 entries'),
-        ({'dropout_rate': -1.0}, 'dropout_rate is -1.0; it must be from 0 to 1'),
-        ({'widths': [32, 32, 48, 60]}, r'self_attns\[3\].d_head is 16 and the width is 60'),
+        ({'depths': [1, 1]}, 'depths must have as many entries as widths, 4, .* got 2'),
+        ({'dropout_rate': [0.1]}, 'dropout_rate must have as many entries .* got 1'),
+        ({'dropout_rate': -1.0}, 'dropout_rate must be from 0 to 1; got -1.0'),
+        ({'widths': [32, 32, 48, 60]}, r'self_attns\[3\].d_head must be .* the width, 60; got 16'),
         (
             {'self_attns': [*KINDS[:3], {'type': 'local'}]},
             r"self_attns\[3\].type: unknown type 'local'",
@@ -408,11 +408,11 @@ def test_defaults_are_filled_in():
         ),
         (
             {'self_attns': [{'type': 'shifted-window', 'd_head': 16}, *KINDS[1:]]},
-            r'self_attns\[0\].window_size is missing',
+            r'self_attns\[0\].window_size must be a whole number; got None',
         ),
         (
             {'self_attns': [{**KINDS[0], 'window_size': 5}, *KINDS[1:]]},
-            r'self_attns\[0\].window_size is 5; it must divide',
+            r'self_attns\[0\].window_size must divide .* got 5',
         ),
         (
             {'self_attns': [KINDS[0], {**KINDS[1], 'kernel_size': 4}, *KINDS[2:]]},
@@ -426,8 +426,8 @@ def test_defaults_are_filled_in():
             {'self_attns': [KINDS[0], {**KINDS[1], 'kernel_size': 9}, *KINDS[2:]]},
             r'self_attns\[1\].kernel_size must be at most 8 on a grid of 8x8 tokens',
         ),
-        ({'has_variance': True}, 'has_variance is true, and the transformers learn no variance'),
-        ({'mapping_width': 31}, 'mapping_width is 31; it must be even'),
+        ({'has_variance': True}, 'has_variance must be false for a transformer'),
+        ({'mapping_width': 31}, 'mapping_width must be even, .* got 31'),
     ],
 )
 def test_the_config_refuses(changes, sentence):

@@ -354,21 +354,21 @@ def test_parameter_groups_cover_all_once_and_survive_copies():
 @pytest.mark.parametrize(
     'options, message',
     [
-        ({'depths': [1]}, 'depths has 1 entries and channels has 2'),
-        ({'self_attn_depths': [True] * 3}, 'self_attn_depths has 3 entries'),
+        ({'depths': [1]}, 'depths must have as many entries as channels, 2; got 1'),
+        ({'self_attn_depths': [True] * 3}, 'self_attn_depths must have as many .* got 3'),
         (
             {'channels': [8, 100]},
-            'channels has 100 at level 1, which does not fall into groups of about 32',
+            'channels must be divisible into groups of about 32; got 100 at level 1',
         ),
         (
             {'channels': [8, 224]},
-            'channels has 224 at level 1 and 8 above it, which do not fall into attention heads',
+            'divisible into attention heads of about 64; got 224 at level 1 and 8 above it',
         ),
-        ({'channels': [8, 0]}, r'channels is \[8, 0\]'),
-        ({'skip_stages': 2}, 'skip_stages is 2; with 2 levels it must be from 0 to 1'),
-        ({'cross_cond_dim': 5}, 'cross_attn_depths is None and cross_cond_dim is 5'),
-        ({'cross_attn_depths': [True, False]}, 'cross_cond_dim is 0'),
-        ({'feats_in': 7}, 'out_features is 7; it must be even'),
+        ({'channels': [8, 0]}, r'channels and depths .* got \[8, 0\]'),
+        ({'skip_stages': 2}, 'skip_stages must be from 0 to 1 with 2 levels; got 2'),
+        ({'cross_cond_dim': 5}, 'cross_attn_depths and cross_cond_dim .* got None and 5'),
+        ({'cross_attn_depths': [True, False]}, r'got \[True, False\] and 0'),
+        ({'feats_in': 7}, 'out_features must be even, .* got 7'),
     ],
 )
 def test_what_cannot_be_built_is_refused(options, message):
@@ -379,30 +379,33 @@ def test_what_cannot_be_built_is_refused(options, message):
 @pytest.mark.parametrize(
     'shape, given, message',
     [
-        ((3, 1, 8, 8), {}, r'the input is \[3, 1, 8, 8\]; this model takes \[B, 2, H, W\]'),
+        ((3, 1, 8, 8), {}, r'input must be \[B, 2, H, W\]; got \[3, 1, 8, 8\]'),
         (
             (3, 2, 8, 9),
             {},
-            'input_size is 8x9, which cannot be halved 1 times in patches of 1; .* multiples of '
-            '2, at least 4',
+            'input_size must hold multiples of 2, at least 4, .* got 8x9',
         ),
         ((3, 2, 2, 8), {}, 'at least 4'),
         (
             (3, 2, 8, 8),
             {'class_cond': torch.zeros(3, dtype=torch.long)},
-            'class_cond was given to a model without classes',
+            'class_cond must be left out for a model without num_classes',
         ),
         (
             (3, 2, 8, 8),
             {'mapping_cond': torch.zeros(3, 3)},
-            'mapping_cond was given to a model without one',
+            'mapping_cond must be left out for a model without mapping_cond_dim',
         ),
         (
             (3, 2, 8, 8),
             {'unet_cond': torch.zeros(3, 1, 8, 8)},
-            'unet_cond was given to a model without one',
+            'unet_cond must be left out for a model without unet_cond_dim',
         ),
-        ((3, 2, 8, 8), {'return_variance': True}, 'return_variance is true'),
+        (
+            (3, 2, 8, 8),
+            {'return_variance': True},
+            'return_variance must be false for a model without has_variance',
+        ),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(shape, given, message):
@@ -411,7 +414,7 @@ def test_what_does_not_fit_the_model_is_refused(shape, given, message):
 
 
 def test_a_missing_condition_is_named():
-    with pytest.raises(ValueError, match='unet_cond is missing'):
+    with pytest.raises(ValueError, match='unet_cond must be given'):
         tiny(unet_cond_dim=1)(*x_sigma())
 
 
@@ -443,13 +446,13 @@ def test_config_defaults_and_building():
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'input_channels': 0}, '^input_channels is 0; it must be above 0'),
-        ({'mapping_out': 9}, '^mapping_out is 9; it must be even'),
-        ({'sigma_max': 0.001}, '^sigma_max is 0.001; it must be above sigma_min'),
-        ({'dropout_rate': 1.5}, '^dropout_rate is 1.5; it must be from 0 to 1'),
-        ({'unet_cond_dim': -1}, '^unet_cond_dim is -1'),
-        ({'input_size': [28, 30]}, '^input_size is 28x30, which cannot be halved 2 times'),
-        ({'depths': [2, 4]}, '^depths has 2 entries and channels has 3'),
+        ({'input_channels': 0}, '^input_channels must be above 0; got 0'),
+        ({'mapping_out': 9}, '^mapping_out must be even, .* got 9'),
+        ({'sigma_max': 0.001}, '^sigma_max must be above sigma_min, .* got 0.001'),
+        ({'dropout_rate': 1.5}, '^dropout_rate must be from 0 to 1; got 1.5'),
+        ({'unet_cond_dim': -1}, '^unet_cond_dim must be above -1; got -1'),
+        ({'input_size': [28, 30]}, '^input_size must hold multiples of 4, .* got 28x30'),
+        ({'depths': [2, 4]}, '^depths must have as many entries as channels, 3; got 2'),
     ],
 )
 def test_config_errors_begin_with_their_key(change, message):

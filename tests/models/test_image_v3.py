@@ -194,10 +194,22 @@ def test_pickles_and_registers():
 @pytest.mark.parametrize(
     'options, given, words',
     [
-        ({}, {'class_cond': torch.zeros(3, dtype=torch.long)}, 'a model without classes'),
-        ({}, {'mapping_cond': torch.zeros(3, 2)}, 'mapping_cond was given to a model without one'),
-        ({'unet_cond_dim': 1}, {}, 'unet_cond must be given exactly where'),
-        ({}, {'return_variance': True}, 'no variance output'),
+        (
+            {},
+            {'class_cond': torch.zeros(3, dtype=torch.long)},
+            'class_cond must be left out for a model without num_classes',
+        ),
+        (
+            {},
+            {'mapping_cond': torch.zeros(3, 2)},
+            'mapping_cond must be left out for a model without mapping_cond_dim',
+        ),
+        ({'unet_cond_dim': 1}, {}, 'unet_cond must be given if and only if .* 1; got None'),
+        (
+            {},
+            {'return_variance': True},
+            'return_variance must be false for a model without has_variance',
+        ),
     ],
 )
 def test_conditions_it_was_not_built_for(options, given, words):
@@ -206,9 +218,9 @@ def test_conditions_it_was_not_built_for(options, given, words):
 
 
 def test_inputs_it_cannot_take():
-    with pytest.raises(ValueError, match=r'this model takes \[B, 2, H, W\]'):
+    with pytest.raises(ValueError, match=r'input must be \[B, 2, H, W\]'):
         tiny()(torch.randn(3, 1, 8, 8), torch.ones(3))
-    with pytest.raises(ValueError, match='input_size is 8x9, which cannot be halved 1 times'):
+    with pytest.raises(ValueError, match='input_size must hold multiples of 2, .* got 8x9'):
         tiny()(torch.randn(3, 2, 8, 9), torch.ones(3))
-    with pytest.raises(ValueError, match='mapping_out is 7; it must be even'):
+    with pytest.raises(ValueError, match='mapping_out must be even, .* got 7'):
         ImageV3Config(**{**SECTION, 'mapping_out': 7})

@@ -103,17 +103,21 @@ def test_activations_of_a_batch_are_those_of_its_pictures():
         (
             'image_v1',
             {'depths': [1, 10**9]},
-            r'^depths is \[1, 1000000000\]; it must be at most 1,000',
+            r'^depths must be at most 1,000; got \[1, 1000000000\]',
         ),
-        ('image_v1', {'channels': [32, 64 * 10**6]}, '^channels is .* at most 131,072'),
-        ('image_v1', {'input_size': [2**20, 2**20]}, '^input_size is .* at most 16,384'),
+        ('image_v1', {'channels': [32, 64 * 10**6]}, '^channels must be at most 131,072; got'),
+        ('image_v1', {'input_size': [2**20, 2**20]}, '^input_size must be at most 16,384; got'),
         (
             'image_v1',
             {'depths': [1] * 99},
-            '^depths has 99 entries; a network has at most 16 levels',
+            '^depths must have at most 16 entries; got 99',
         ),
-        ('image_transformer_v1', {'depth': 10**6}, '^depth is 1000000; it must be at most 1,000'),
-        ('image_transformer_v2', {'mapping_width': 2**40}, '^mapping_width is 1099511627776'),
+        ('image_transformer_v1', {'depth': 10**6}, '^depth must be at most 1,000; got 1000000'),
+        (
+            'image_transformer_v2',
+            {'mapping_width': 2**40},
+            '^mapping_width must be .* got 1099511627776',
+        ),
     ],
 )
 def test_absurd_sizes_are_refused_before_anything_is_made(name, change, sentence):
