@@ -230,7 +230,7 @@ def test_make_denoiser_wrapper_takes_a_part_of_a_config():
         torch.nn.Identity()
     )
     assert type(varied) is K.layers.DenoiserWithVariance  # image_v2 learns a variance by default
-    with pytest.raises(ValueError, match=r'model\.sigma_data is -1'):
+    with pytest.raises(ValueError, match=r'model\.sigma_data must be above 0; got -1'):
         K.config.make_denoiser_wrapper({'model': {'sigma_data': -1}})
 
 
