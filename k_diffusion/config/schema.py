@@ -198,9 +198,9 @@ def describe(hint: Any) -> str:
     """
     origin, inner = get_origin(hint), get_args(hint)
     words = {
-        int: 'a whole number',
+        int: 'an integer',
         float: 'a number',
-        str: 'a text',
+        str: 'a string',
         bool: 'true or false',
         type(None): 'null',
         Any: 'anything',

@@ -1,12 +1,11 @@
-"""The stream of training batches: a function of the data, the seed and the position in it, and of
-nothing else.
+"""The stream of training batches, a function of the data, the seed and the position only.
 
-Item p of the stream is picture number p % N of the order that the data set has in epoch p // N, by
-default `permutation(seed, p // N, N)`, augmented by draws of (seed, p). An optimizer step
-takes the next batch_size * world_size * grad_accum_steps items, so that its micro-step m on rank r
-takes batch_size of them from base + (m * world_size + r) * batch_size on. Neither workers nor a
-pause can change anything, and how the items of a step are spread over processes and micro-steps
-changes only who takes them.
+Item p of the stream is item p % N of the order of the data set in epoch p // N, by default
+`permutation(seed, p // N, N)`. Its augmentation is drawn from (seed, p). An optimizer step takes
+the next batch_size * world_size * grad_accum_steps items: its micro-step m on rank r takes
+batch_size of them from base + (m * world_size + r) * batch_size on. The number of workers, an
+interruption, and the distribution of a step over processes and micro-steps do not change the items
+of a step.
 """
 
 from __future__ import annotations
@@ -33,27 +32,46 @@ from .streams import RowStream
 class Loader:
     """Endless micro-batches of one process.
 
-    A batch is a dict: image float32 [B, C, H, W] in [-1, 1] and, where there are, class_cond int64
-    [B] and aug_cond float32 [B, 9], on the device; text, a list of B texts, where there are; on the
-    CPU item int64 [B], the positions in the stream, and index [B], which pictures they are. (In
-    place of an unreadable picture stands the next, with its own number and class.)
+    A batch is a dict. On the device: image float32 [B, C, H, W] in [-1, 1], and, if the data set
+    has them, class_cond int64 [B] and aug_cond float32 [B, 9]. On the CPU: text, a list of B
+    strings, if the data set has them; item int64 [B], the positions in the stream; and index [B],
+    the numbers of the items in the data set. An unreadable item is replaced by the next one, with
+    its own number and class.
+
+    Args:
+        dataset: The data set.
+        batch_size: Items per process and micro-step.
+        seed: The seed of the order and the augmentation.
+        rank: The number of this process.
+        world_size: The number of processes.
+        grad_accum_steps: Micro-steps per optimizer step.
+        augmentation: The augmentation.
+        num_workers: Processes that decode items; 0 decodes in this process.
+        start_method: How they start: spawn, fork or forkserver.
+        device: The device of the batches.
+        worker_timeout: Seconds without an answer after which a worker counts as hanging.
+        kept: The numbers of the items that are used; None uses all.
+        draws: The random draws for an item; None uses the newest version.
+
+    Raises:
+        ValueError: If an argument is out of its range.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        batch_size: int,  # per process and micro-step
+        batch_size: int,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         grad_accum_steps: int = 1,
         augmentation: BatchedAugmentation | None = None,
-        num_workers: int = 0,  # processes that decode what is not decoded yet; 0: this one does
-        start_method: str = 'spawn',  # how they start: spawn, fork or forkserver
+        num_workers: int = 0,
+        start_method: str = 'spawn',
         device: Any = 'cpu',
-        worker_timeout: float | None = None,  # seconds until they count as hanging
-        kept: Tensor | None = None,  # the numbers of the items that are used; None: all
-        draws: Draws | None = None,  # what is drawn for an item; None: the newest way
+        worker_timeout: float | None = None,
+        kept: Tensor | None = None,
+        draws: Draws | None = None,
     ) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world_size, self.grad_accum_steps = rank, world_size, grad_accum_steps
@@ -70,18 +88,19 @@ class Loader:
         self._check()
 
     def _check(self) -> None:
+        """Raise a ValueError if an argument is out of its range."""
         for name in ('batch_size', 'world_size', 'grad_accum_steps'):
             if getattr(self, name) < 1:
-                raise ValueError(f'{name} is {getattr(self, name)}; it must be at least 1')
+                raise ValueError(f'{name} must be >= 1; got {getattr(self, name)}')
         if self.num_workers < 0:
             raise ValueError(
-                f'num_workers is {self.num_workers}; it must be at least 0 (0: this process reads '
-                'the pictures)'
+                'num_workers must be >= 0 (0 reads the items in this process); got '
+                f'{self.num_workers}'
             )
         if not 0 <= self.rank < self.world_size:
             raise ValueError(
-                f'rank is {self.rank}; with a world_size of {self.world_size} it must be from 0 '
-                f'to {self.world_size - 1}'
+                f'rank must be from 0 to {self.world_size - 1} with world_size '
+                f'{self.world_size}; got {self.rank}'
             )
         if self.n_items < self.items_per_step:
             raise ValueError(
@@ -93,33 +112,44 @@ class Loader:
             )
 
     def epoch(self, items: int) -> int:
-        """The epoch that the item at a position belongs to, from 0."""
+        """Return the epoch of a position, from 0.
+
+        Args:
+            items: The position in the stream.
+        """
         return items // self.n_items
 
     def indices(self, position: int) -> Tensor:
-        """Which pictures the batch_size items from a position on are: int64 [B]."""
+        """Return the numbers of the batch_size items from a position on: int64 [B].
+
+        Args:
+            position: The position in the stream.
+        """
         epoch, offset = divmod(position, self.n_items)
-        chosen = self._order(epoch, offset, min(self.batch_size, self.n_items - offset))
-        missing = self.batch_size - len(chosen)
-        return torch.cat([chosen, self._order(epoch + 1, 0, missing)]) if missing else chosen
+        numbers = self._order(epoch, offset, min(self.batch_size, self.n_items - offset))
+        missing = self.batch_size - len(numbers)
+        return torch.cat([numbers, self._order(epoch + 1, 0, missing)]) if missing else numbers
 
     def _order(self, epoch: int, first: int, count: int) -> Tensor:
-        """Which items stand at `count` positions of an epoch from `first` on, int64 [count]."""
+        """Return the numbers of `count` items of an epoch from `first` on: int64 [count]."""
         if self.kept is None:
             return self.dataset.order(self.seed, epoch, first, count)
         return self.kept[permutation(self.seed, epoch, self.n_items)[first : first + count]]
 
     def iterate(self, items: int = 0) -> Iterator[dict[str, Any]]:
-        """The micro-batches of this rank from the position `items` of the stream on.
+        """Yield the micro-batches of this rank from a position in the stream on.
 
-        Beside an accelerator each is made while the one before is in use; on the CPU, when it is
-        asked for, since a second thread that computes there takes more from the training than it
-        gives.
+        With a GPU each one is prepared while the previous one is in use. On the CPU it is prepared
+        on request, since a second thread would slow the training down there.
+
+        Args:
+            items: The position.
         """
         with closing(self._batches(items + self.rank * self.batch_size)) as batches:
-            yield from batches if self.device.type == 'cpu' else _ahead(batches)
+            yield from batches if self.device.type == 'cpu' else _prefetch(batches)
 
     def _batches(self, first: int) -> Generator[dict[str, Any], None, None]:
+        """Yield the micro-batches whose first item is at `first`, and so on."""
         positions = range(first, 2**63, self.batch_size * self.world_size)
         if isinstance(self.dataset, PythonData):
             yield from map(self._from_python, positions)
@@ -130,7 +160,7 @@ class Loader:
             )
             for position, batch in zip(positions, rows):
                 self._note(batch.skipped)
-                yield self._finished(position, batch)
+                yield self._prepare(position, batch)
             return
         with closing(
             read(
@@ -143,13 +173,13 @@ class Loader:
         ) as batches:
             for position, batch in zip(positions, batches):
                 self._note(batch.skipped)
-                yield self._finished(position, batch)
+                yield self._prepare(position, batch)
 
     def _from_python(self, position: int) -> dict[str, Any]:
-        """The batch at a position of data given from Python, which this process reads."""
+        """Read the batch at a position from data given from Python."""
         if not isinstance(self.dataset, PythonData):
             raise TypeError(
-                'only data given from Python is read so; this is an error of the program'
+                f'dataset must be data given from Python; got {type(self.dataset).__name__}'
             )
         positions, index = range(position, position + self.batch_size), self.indices(position)
         seeds = [derive_seed(self.seed, 'data', p) for p in positions]
@@ -157,24 +187,24 @@ class Loader:
         return {**batch, 'item': torch.tensor(positions), 'index': index}
 
     def _note(self, skipped: list[tuple[str, str]]) -> None:
+        """Record unreadable items of the data set."""
         new = [entry for entry in dict.fromkeys(skipped) if entry not in self._noted]
         self._noted.update(new)
         self.dataset.skipped += new
 
-    def _finished(self, position: int, batch: Batch) -> dict[str, Any]:
+    def _prepare(self, position: int, batch: Batch) -> dict[str, Any]:
+        """Send a batch to the device and augment it."""
         positions = range(position, position + self.batch_size)
         images, items = send(batch.images, self.device), torch.tensor(positions)
         result: dict[str, Any] = {'item': items, 'index': batch.numbers}
         if self.augmentation is not None and images.dtype != torch.uint8:
             raise ValueError(
-                f'model.augment_prob must be 0, since {self.dataset.source} holds arrays of '
-                f'{images.dtype}, '
-                'which cannot be turned and stretched as pictures can'
+                f'model.augment_prob must be 0 for arrays of {images.dtype}, which cannot be '
+                f'augmented like images; got such arrays in {self.dataset.source}'
             )
         if self.augmentation is None:
-            result['image'] = (
-                from_bytes(images) if images.dtype == torch.uint8 else images
-            )  # latents are numbers already
+            # Latents are floating-point numbers already.
+            result['image'] = from_bytes(images) if images.dtype == torch.uint8 else images
         else:
             result['image'], result['aug_cond'] = self._augment(self.augmentation, images, items)
         if batch.labels is not None:
@@ -186,6 +216,7 @@ class Loader:
     def _augment(
         self, augmentation: BatchedAugmentation, images: Tensor, items: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """Return the augmented images and their conditions."""
         if self.draws.version == 1:
             return augmentation(
                 images, [derive_seed(self.seed, 'augment', p) for p in items.tolist()]
@@ -195,11 +226,11 @@ class Loader:
         )
 
 
-def _ahead(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The same, each made by a thread while the one before is in use."""
+def _prefetch(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Prepare each batch in a thread while the previous one is in use."""
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, batches)
+        future = thread.submit(next, batches)
         while True:
-            batch = coming.result()
-            coming = thread.submit(next, batches)
+            batch = future.result()
+            future = thread.submit(next, batches)
             yield batch

@@ -1,6 +1,4 @@
-"""Data given from Python: tensors and data sets of torch, as the stream of training batches
-needs them.
-"""
+"""Data given from Python, tensors and data sets of torch, for the stream of training batches."""
 
 from __future__ import annotations
 
@@ -34,18 +32,26 @@ class PythonDataConfig(DatasetConfig):
     type: Literal['python'] = 'python'
 
     def open(self, request: Request) -> NoReturn:
-        """Raise a ValueError that says how to give the data."""
+        """Raise a ValueError that explains how to pass the data.
+
+        Args:
+            request: Not used.
+        """
         raise ValueError(
-            'dataset must be given, since that of this config is from Python: pass '
+            'dataset must be given for a config whose data is from Python; got none. Pass '
             'dataset=..., a tensor or a torch data set'
         )
 
 
 class PythonData(Dataset):
-    """Data that are read as tensors, [C, ...] each, uint8 or float, with conditions by name.
+    """Data whose items are tensors [C, ...], uint8 or float, with conditions by name.
 
-    With `num_classes` the entry class_cond of each item is its class, of which training leaves out
-    some for guidance; other entries are given to the network as they are.
+    With `num_classes` the entry class_cond of each item is its class, which training removes at
+    random for guidance. Other entries are passed to the network unchanged.
+
+    Args:
+        shape: The shape of an item.
+        num_classes: The number of classes.
     """
 
     source = 'the data set'
@@ -61,13 +67,22 @@ class PythonData(Dataset):
         """Return the items together: image [B, C, ...] and a value for each condition.
 
         Args:
-            indices: Which items.
-            seeds: One for each, for what a data set draws at random.
+            indices: The numbers of the items.
+            seeds: A seed for each, for random numbers of the data set.
         """
 
 
 class TensorData(PythonData):
-    """A tensor [N, C, ...], and tensors [N, ...] of conditions."""
+    """A tensor [N, C, ...], and tensors [N, ...] of conditions.
+
+    Args:
+        images: The tensor.
+        conditions: The conditions by name.
+        num_classes: The number of classes.
+
+    Raises:
+        ValueError: If a condition has another number of items.
+    """
 
     def __init__(self, images: Tensor, conditions: Mapping[str, Tensor], num_classes: int) -> None:
         super().__init__(images.shape[1:], num_classes)
@@ -83,6 +98,12 @@ class TensorData(PythonData):
         return len(self.images)
 
     def read(self, indices: Sequence[int], seeds: Sequence[int]) -> Item:
+        """Return the items together, see PythonData.
+
+        Args:
+            indices: The numbers of the items.
+            seeds: Not used.
+        """
         index = torch.tensor(indices)
         return {'image': self.images[index]} | {k: v[index] for k, v in self.tensors.items()}
 
@@ -90,8 +111,15 @@ class TensorData(PythonData):
 class MapData(PythonData):
     """A data set with __len__ and __getitem__.
 
-    The generators of torch and Python are seeded for each item, so that what a data set draws at
-    random depends on the seed and the item's place in the stream alone.
+    The generators of torch and Python are seeded for each item, so that random numbers of the data
+    set depend only on the seed and the position of the item in the stream.
+
+    Args:
+        items: The data set.
+        num_classes: The number of classes.
+
+    Raises:
+        ValueError: If it is empty.
     """
 
     def __init__(self, items: Any, num_classes: int) -> None:
@@ -104,6 +132,12 @@ class MapData(PythonData):
         return len(self.items)
 
     def read(self, indices: Sequence[int], seeds: Sequence[int]) -> Item:
+        """Return the items together, see PythonData.
+
+        Args:
+            indices: The numbers of the items.
+            seeds: A seed for each.
+        """
         before, items = random.getstate(), []
         with torch.random.fork_rng(devices=[]):
             for index, seed in zip(indices, seeds):
@@ -115,13 +149,22 @@ class MapData(PythonData):
 
 
 class StreamData(PythonData):
-    """A data set that can only be iterated; it begins anew when it ends."""
+    """A data set that can only be iterated; it restarts when it ends.
+
+    Args:
+        items: The data set.
+        num_classes: The number of classes.
+
+    Raises:
+        TypeError: If it can only be iterated once.
+        ValueError: If it is empty.
+    """
 
     def __init__(self, items: Any, num_classes: int) -> None:
         self.items = items
         if iter(items) is items:
             raise TypeError(
-                'dataset must be a data set that can be iterated anew; '
+                'dataset must be a data set that can be iterated repeatedly; '
                 f'got {show_value(items)}, which ends after one pass'
             )
         first = next(iter(items), None)
@@ -133,21 +176,28 @@ class StreamData(PythonData):
         return 2**62
 
     def read(self, indices: Sequence[int], seeds: Sequence[int]) -> Item:
+        """Return the items together, see PythonData.
+
+        Args:
+            indices: The numbers of the items; only their count is used.
+            seeds: Not used.
+        """
         return _stack([_parts(item) for item in itertools.islice(self.items, len(indices))])
 
     def iterate(self, first: int) -> Iterator[Item]:
         """Yield the items from a position in the stream on.
 
+        Args:
+            first: The position.
+
         Raises:
-            ValueError: The data set has no method `seek`, and does not begin at its beginning.
+            ValueError: If the position is not 0 and the data set has no method `seek`.
         """
         if first and not hasattr(self.items, 'seek'):
             raise ValueError(
                 'dataset must be map-style (__len__ and __getitem__) or have a method seek(n), '
-                'which '
-                f'passes over n items, to go on with a run: {type(self.items).__name__} can only '
-                'be '
-                f'read from its beginning, and the run has taken {first:,} items; begin a new run '
+                f'which skips n items, to resume a run after {first:,} items; got '
+                f'{type(self.items).__name__}, which starts at its first item. Start a new run '
                 'with another name'
             )
         if first:
@@ -159,13 +209,22 @@ class StreamData(PythonData):
                 yield _parts(item)
             if empty:
                 raise ValueError(
-                    f'dataset must begin anew when it ends; {show_value(self.items)} '
-                    'gave no more items'
+                    'dataset must restart when it ends; got no more items from '
+                    f'{show_value(self.items)}'
                 )
 
 
 class StreamLoader:
-    """Endless micro-batches of one process from a `StreamData`, each item to one process."""
+    """Endless micro-batches of one process from a `StreamData`; each item goes to one process.
+
+    Args:
+        dataset: The data set.
+        batch_size: Items per process and micro-step.
+        rank: The number of this process.
+        world_size: The number of processes.
+        grad_accum_steps: Micro-steps per optimizer step.
+        device: The device of the batches.
+    """
 
     def __init__(
         self,
@@ -181,11 +240,19 @@ class StreamLoader:
         self.items_per_step = batch_size * world_size * grad_accum_steps
 
     def epoch(self, items: int) -> int:
-        """Return 0: how many items an epoch has is not known."""
+        """Return 0, since the length of an epoch is unknown.
+
+        Args:
+            items: The position in the stream.
+        """
         return 0
 
     def iterate(self, items: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield the micro-batches of this rank from a position in the stream on."""
+        """Yield the micro-batches of this rank from a position in the stream on.
+
+        Args:
+            items: The position.
+        """
         stream = self.dataset.iterate(items)
         for first in itertools.count(items, self.batch_size * self.world_size):
             every = list(itertools.islice(stream, self.batch_size * self.world_size))
@@ -196,7 +263,13 @@ class StreamLoader:
 
 
 def batch_of(dataset: PythonData, items: Item, device: Any) -> dict[str, Any]:
-    """Return items as training takes them: image, class_cond where there are classes, and cond."""
+    """Return items as a batch of training: image, class_cond if there are classes, and cond.
+
+    Args:
+        dataset: The data set.
+        items: The items together.
+        device: The device of the batch.
+    """
     items = {
         key: send(value, torch.device(device)) if isinstance(value, Tensor) else value
         for key, value in items.items()
@@ -215,12 +288,11 @@ def as_dataset(data: Any, num_classes: int = 0) -> Dataset:
         data: A tensor [N, C, ...], uint8 or float; a torch data set, map-style or iterable, or a
             sequence, of tensors, (tensor, label) or dicts with the tensor under 'image' or 'x' and
             conditions under their names; or a data set of this package.
-        num_classes: How many classes the labels are of; 0: they are given to the network as they
-            are.
+        num_classes: The number of classes of the labels; 0 passes labels to the network unchanged.
 
     Raises:
-        TypeError: It is something else.
-        ValueError: Its items are of no use.
+        TypeError: If it is none of these.
+        ValueError: If its items cannot be used.
     """
     if isinstance(data, Dataset):
         return data
@@ -230,7 +302,7 @@ def as_dataset(data: Any, num_classes: int = 0) -> Dataset:
         if len(data.tensors) > 2:
             raise ValueError(
                 'dataset must hold tensors and labels; '
-                f'got {len(data.tensors)} tensors: name them, items as dicts'
+                f'got {len(data.tensors)} tensors. Name them: use items that are dicts'
             )
         labels = {'class_cond': data.tensors[1]} if len(data.tensors) == 2 else {}
         dataset: PythonData = TensorData(data.tensors[0], labels, num_classes)
@@ -253,7 +325,15 @@ def as_dataset(data: Any, num_classes: int = 0) -> Dataset:
 
 
 def measure_sigma_data(dataset: Dataset, most: int = 4096) -> float:
-    """Return the standard deviation of the values of a data set, of at most so many items."""
+    """Return the standard deviation of the values of a data set.
+
+    Args:
+        dataset: The data set.
+        most: The largest number of items to read.
+
+    Raises:
+        ValueError: If it is 0 or not finite.
+    """
     n = min(len(dataset), most)
     if isinstance(dataset, StreamData):
         images = dataset.read(range(256), [])['image']
@@ -268,16 +348,17 @@ def measure_sigma_data(dataset: Dataset, most: int = 4096) -> float:
     std = float(values.double().std(correction=0))
     if not 0 < std < float('inf'):
         raise ValueError(
-            f'sigma_data must be given as a number, since the values of the data set '
-            f'have the standard deviation {std:g}'
+            'sigma_data must be a number for data whose standard deviation is 0 or not finite; '
+            f'got a standard deviation of {std:g}'
         )
     return std
 
 
 def _check_classes(dataset: PythonData, num_classes: int) -> None:
+    """Raise a ValueError if labels are missing or not below the number of classes."""
     first = dataset[0] if not isinstance(dataset, StreamData) else dataset.read([0], [])
     if 'class_cond' not in first:
-        raise ValueError(f'num_classes must be 0 where items have no label; got {num_classes}')
+        raise ValueError(f'num_classes must be 0 for items without a label; got {num_classes}')
     labels = dataset.tensors['class_cond'] if isinstance(dataset, TensorData) else None
     if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise ValueError(
@@ -314,6 +395,7 @@ def _parts(item: Any) -> Item:
 
 
 def _stack(items: Sequence[Item]) -> Item:
+    """Return items of one shape together."""
     shapes = {tuple(item['image'].shape) for item in items}
     if len(shapes) > 1:
         raise ValueError(

@@ -73,8 +73,10 @@ def parameter_names(
         groups: The groups.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    grouped = [[names.get(id(p)) for p in group['params']] for group in groups]
-    return None if any(name is None for group in grouped for name in group) else grouped  # type: ignore[return-value]
+    params = [list(group['params']) for group in groups]
+    if any(id(p) not in names for group in params for p in group):
+        return None
+    return [[names[id(p)] for p in group] for group in params]
 
 
 def matched_state(

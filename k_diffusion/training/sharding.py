@@ -119,7 +119,8 @@ def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Args:
         state: The tensors by name.
     """
-    return {name: x.full_tensor() if is_sharded(x) else x for name, x in state.items()}  # type: ignore[attr-defined]
+    values: dict[str, Any] = dict(state)
+    return {name: x.full_tensor() if is_sharded(x) else x for name, x in values.items()}
 
 
 def shard(

@@ -474,8 +474,8 @@ class Trainer(RunState):
                 saved = hook.go_back(self)
         if saved is None and self.last_checkpoint is not None:
             return Diverged(
-                f'{what}; no checkpoint was saved with a loss in keeping with those '
-                'before: lower the learning rate and begin anew with another name'
+                f'{what}; no checkpoint was saved with a sane loss: lower the learning rate and '
+                'start again with another name'
             )
         good = (
             'no checkpoint was saved before'

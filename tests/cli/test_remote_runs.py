@@ -285,7 +285,7 @@ def test_what_arrives_changed_is_no_checkpoint(memory, tmp_path, monkeypatch):
         system.pipe_file(path, b'other')
 
     monkeypatch.setattr(type(memory), 'put_file', put_file)
-    with pytest.warns(UserWarning, match='what is there is not what was written'):
+    with pytest.warns(UserWarning, match='differs from what was written'):
         train('memory://bucket/own', tmp_path / 'a', 12)
     assert RemoteFolder('memory://bucket/own').records('own') == {}
 

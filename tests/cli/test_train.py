@@ -161,7 +161,7 @@ def test_json_line(tiny, tmp_path, capsys):
         (('model', 'my_key', 1), 'model.my_key is not a key'),
         (
             ('dataset', 'num_classes', 'ten'),
-            "dataset.num_classes is 'ten'; it takes a whole number",
+            "dataset.num_classes is 'ten'; it takes an integer",
         ),
         (('model', 'channels', '32'), 'model.channels'),
         (('dataset', 'type', 'dmeo'), "did you mean 'demo'"),

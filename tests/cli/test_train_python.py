@@ -98,7 +98,7 @@ def test_sigma_data_is_measured_or_given(tmp_path):
     assert measure_sigma_data(as_dataset(list(x))) == pytest.approx(expected)
     done = run(tmp_path / 'b', x, network=fresh(2), sigma_data=0.5)
     assert done.denoiser.sigma_data == 0.5 and done.denoiser.sigma_max == pytest.approx(80)
-    with pytest.raises(ValueError, match='sigma_data must be given as a number'):
+    with pytest.raises(ValueError, match='sigma_data must be a number'):
         run(tmp_path / 'c', torch.zeros(10, 1, 2))
 
 
@@ -155,7 +155,7 @@ def test_a_stream_is_read_in_order_and_goes_on_only_where_it_can(tmp_path):
     seen.clear()
     run(tmp_path / 'b', Seekable(), 5, batch_size=4, loss=loss)
     assert seen == [[2, 3, 4, 5], [6, 7, 8, 9]]
-    with pytest.raises(TypeError, match='iterated anew'):
+    with pytest.raises(TypeError, match='iterated repeatedly'):
         run(tmp_path / 'c', (x for x in data(10, 1, 2)))
 
 

@@ -60,7 +60,7 @@ def test_all_errors_come_at_once_with_their_paths():
 
 def test_missing_and_impossible_values():
     assert read({'depths': [1]})[1].errors == [
-        'model.size is missing; it takes a list of 2, each item a whole number'
+        'model.size is missing; it takes a list of 2, each item an integer'
     ]
     assert read({'size': [1, 1], 'depths': [0]})[1].errors == [
         'model.depths is [0]; each must be at least 1'
@@ -96,4 +96,4 @@ def test_other_words_are_not_near():
 
 
 def test_types_are_described_in_words():
-    assert describe(list[int] | None) == 'a list, each item a whole number or null'
+    assert describe(list[int] | None) == 'a list, each item an integer or null'

@@ -144,11 +144,11 @@ def test_observing_and_torch_s_seed_change_nothing(dataset):
 @pytest.mark.parametrize(
     ('keys', 'message'),
     [
-        ({'batch_size': 0}, 'batch_size is 0'),
-        ({'world_size': 0}, 'world_size is 0'),
-        ({'grad_accum_steps': 0}, 'grad_accum_steps is 0'),
-        ({'num_workers': -1}, 'num_workers is -1'),
-        ({'rank': 2, 'world_size': 2}, 'rank is 2'),
+        ({'batch_size': 0}, 'batch_size must be .*; got 0'),
+        ({'world_size': 0}, 'world_size must be .*; got 0'),
+        ({'grad_accum_steps': 0}, 'grad_accum_steps must be .*; got 0'),
+        ({'num_workers': -1}, 'num_workers must be .*; got -1'),
+        ({'rank': 2, 'world_size': 2}, 'rank must be .*; got 2'),
         (
             {'batch_size': 4, 'world_size': 3, 'grad_accum_steps': 2},
             r'has 22 images, fewer than the 24 of one step .*lower the batch size',

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import re
 import shutil
@@ -14,9 +13,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch.utils._pytree import tree_leaves
 
 from ...core.errors import Gone, Unsaved
 from ...core.files import (
@@ -31,12 +27,10 @@ from ...core.files import (
 )
 from ...core.weights import save_checkpoint
 from ..log_files import read_log
-from ..sharding import local
+from .disk import explain_error, find_system_error, is_full, size_of
 from .manifest import Manifest, Record
 from .reading import read_training_checkpoint
 from .retention import LOSS_SINCE, Retention, sane_steps
-
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass
@@ -421,75 +415,19 @@ class _Writing:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        cause = _system_error(error)
+        cause = find_system_error(error)
         if cause is None or isinstance(cause, Unsaved):
             return
         self.folder.check_place()
         older = (path for path in self.folder.checkpoints() if step_of(path) < self.step)
         last = next(filter(self.folder.is_whole, older), None)
         safe = 'no earlier one is whole' if last is None else f'the last one, {last}, is whole'
-        reason, advice = self._explain(cause)
+        reason, advice = explain_error(cause, self.folder.path, self.size)
         raise Unsaved(
             cause.errno,
             f'the checkpoint of step {self.step} could not be written: {reason}; '
             f'{safe}: {advice} or choose another folder with run_dir=..., and run again',
         ) from None
-
-    def _explain(self, cause: OSError) -> tuple[str, str]:
-        """Return the cause of an error, and the remedy."""
-        if cause.errno in _FULL:
-            return (
-                f'the disk of {self.folder.path} is full ({self._missing()})',
-                'make room (keep_last=3 deletes old checkpoints as it goes)',
-            )
-        name = cause.filename2 or cause.filename
-        return f'{cause.strerror or cause}' + (f', {name}' if name else ''), 'correct that'
-
-    def _missing(self) -> str:
-        """Return the size of the checkpoint, and how much must be freed for it, in words."""
-        text = f'the checkpoint takes about {_megabytes(self.size)}'
-        with contextlib.suppress(OSError):
-            free = shutil.disk_usage(self.folder.path).free
-            if free < self.size:
-                text += (
-                    f' and {_megabytes(free)} are free: free at least '
-                    f'{_megabytes(self.size - free)}'
-                )
-        return text
-
-
-def _megabytes(size: int) -> str:
-    """Return a size in MB, rounded up to a tenth."""
-    return f'{math.ceil(size / 1e5) / 10:,.1f} MB'
-
-
-def size_of(state: Any) -> int:
-    """Return the approximate size of a checkpoint in bytes.
-
-    Args:
-        state: The state.
-    """
-    tensors = [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
-    return int(sum(local(x).numel() * x.element_size() for x in tensors) * 1.02) + 2**16
-
-
-def is_full(error: BaseException) -> bool:
-    """Return True if an exception comes from a full disk, quota or file limit.
-
-    Args:
-        error: The exception.
-    """
-    cause = _system_error(error)
-    return cause is not None and cause.errno in _FULL
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """Return the error of the system behind an exception of torch; None without one."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:

@@ -1,7 +1,8 @@
-"""The folder of a run at a URL: its manifest, pointer and checkpoints, uploaded and fetched.
+"""The folder of a run at a URL: upload and fetch its manifest, pointer and checkpoints.
 
-A file counts when the manifest there names it, and it is named when it was read back and has the
-SHA-256 that was written. So what an upload that was cut has left is never taken for a checkpoint.
+A file is valid if the manifest at the URL names it. It is named there after it was read back with
+the SHA-256 that was written. So the remains of an interrupted upload are never used as a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -41,9 +42,9 @@ from .retention import Retention
 
 #: The most bytes of a manifest or another small file of a run.
 SMALL_LIMIT = 2**26
-#: The names of files of checkpoints: of one file, of a piece, and of averages.
+#: The names of files of checkpoints: of a single file, of a shard, and of averages.
 _FILE = re.compile(r'[^/\\]+_[0-9]{8,18}\.(pth|safetensors|shards/rank_[0-9]{5,}\.pth)')
-#: How many checkpoints of a run are kept in the cache.
+#: The number of checkpoints of a run in the cache.
 _CACHED = 2
 
 
@@ -60,24 +61,35 @@ class RemoteFolder:
         self.path, self.url = path.rstrip('/'), hide_secrets(url).rstrip('/')
 
     def at(self, name: str) -> str:
-        """Return the path of a file of the folder, as its file system takes it."""
+        """Return the path of a file in the folder for its file system.
+
+        Args:
+            name: The name of the file.
+        """
         return f'{self.path}/{name}'
 
     def names(self) -> list[str]:
-        """Return the names of what lies in the folder, without its subfolders."""
+        """Return the names of the entries of the folder."""
 
         def find() -> list[str]:
             self.system.invalidate_cache()
             return [str(path) for path in self.system.ls(self.path, detail=False)]
 
         try:
-            found = try_again(lambda: find() if self.system.exists(self.path) else [])
+            paths = try_again(lambda: find() if self.system.exists(self.path) else [])
         except NotADirectoryError:
             return []
-        return [path.rstrip('/').rpartition('/')[2] for path in found]
+        return [path.rstrip('/').rpartition('/')[2] for path in paths]
 
     def read(self, name: str) -> bytes | None:
-        """Return the contents of a small file, None where there is none."""
+        """Return the content of a small file; None without one.
+
+        Args:
+            name: The name of the file.
+
+        Raises:
+            ValueError: If it is larger than SMALL_LIMIT.
+        """
 
         def fetch() -> bytes | None:
             self.system.invalidate_cache()
@@ -92,7 +104,11 @@ class RemoteFolder:
         return content
 
     def records(self, run: str) -> dict[str, Record]:
-        """Return the records of the manifest of a run; none, with a note, where it is damaged."""
+        """Return the records of the manifest of a run; none, with a warning, if it is damaged.
+
+        Args:
+            run: The run.
+        """
         name = f'{run}_manifest.json'
         content = self.read(name)
         if content is None:
@@ -104,25 +120,33 @@ class RemoteFolder:
                 raise ValueError('it names files that training does not write')
             return records
         except MALFORMED as error:
-            note_once(f'{self.url}/{name} is passed over: {say_malformed(error)}')
+            note_once(f'{self.url}/{name} is skipped: {say_malformed(error)}')
             return {}
 
     def runs(self) -> list[str]:
-        """Return the names of the runs that have a manifest here."""
+        """Return the names of the runs with a manifest in the folder."""
         matches = (re.fullmatch(r'(.+)_manifest\.json', name) for name in self.names())
         return sorted(match[1] for match in matches if match)
 
     def pinned(self, run: str) -> set[int]:
-        """Return the pinned steps of a run; none where they cannot be read."""
+        """Return the pinned steps of a run; none if they cannot be read.
+
+        Args:
+            run: The run.
+        """
         content = self.read(f'{run}_pinned.json')
         try:
-            held = read_json((content or b'[]').decode(), 'it')
+            steps = read_json((content or b'[]').decode(), 'it')
         except MALFORMED:
             return set()
-        return {step for step in held if type(step) is int} if isinstance(held, list) else set()
+        return {step for step in steps if type(step) is int} if isinstance(steps, list) else set()
 
     def find_fault(self, record: Record) -> str | None:
-        """Return why a checkpoint here is not what was written, or None; it is read whole."""
+        """Read a checkpoint completely and return its difference from its record, or None.
+
+        Args:
+            record: The record.
+        """
         for name, written in record.files.items():
             try:
                 if digest_remote(self.system, self.at(name)) != written:
@@ -132,7 +156,11 @@ class RemoteFolder:
         return None
 
     def pointed(self, run: str) -> str | None:
-        """Return the name of the checkpoint that the state file of a run names."""
+        """Return the name of the checkpoint that the state file of a run names.
+
+        Args:
+            run: The run.
+        """
         content = self.read(f'{run}_state.json')
         try:
             name = read_json((content or b'{}').decode(), 'it').get('latest_checkpoint')
@@ -141,53 +169,73 @@ class RemoteFolder:
         return name if isinstance(name, str) else None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file."""
+        """Write a small file.
+
+        Args:
+            name: The name of the file.
+            content: Its content.
+        """
         try_again(lambda: self.system.pipe_file(self.at(name), content))
 
     def write_records(self, run: str, records: Mapping[str, Record]) -> None:
-        """Write the manifest of a run."""
+        """Write the manifest of a run.
+
+        Args:
+            run: The run.
+            records: The records by name.
+        """
         self.write(f'{run}_manifest.json', to_json(plain_records(records)))
 
     def make(self) -> None:
-        """Make the folder, where the file system has folders."""
-        with contextlib.suppress(Exception):  # (a store of objects makes none, or refuses to)
+        """Create the folder, if the file system has folders."""
+        with contextlib.suppress(
+            Exception
+        ):  # object stores have no folders, or refuse to create them
             self.system.makedirs(self.path, exist_ok=True)
 
     def upload(self, path: Path, name: str, written: Written) -> None:
         """Upload a file and read it back.
 
+        Args:
+            path: The local file.
+            name: Its name at the URL.
+            written: Its size and digest.
+
         Raises:
-            OSError: It could not be uploaded, or is not there as it was written.
+            OSError: If it cannot be uploaded, or differs when it is read back.
         """
 
         def send() -> None:
             if '/' in name:
-                with contextlib.suppress(Exception):  # (see make)
+                with contextlib.suppress(Exception):  # see make
                     self.system.makedirs(self.at(name).rpartition('/')[0], exist_ok=True)
             self.system.put_file(str(path), self.at(name))
-            found = digest_remote(self.system, self.at(name))
-            if found != written:
-                raise OSError(f'{name} was uploaded, and what is there is not what was written')
+            if digest_remote(self.system, self.at(name)) != written:
+                raise OSError(f'{name} differs from what was written when it is read back')
 
         try_again(send)
 
     def delete(self, name: str) -> None:
-        """Delete a file that is there."""
+        """Delete a file, if it exists.
+
+        Args:
+            name: The name of the file.
+        """
         if self.system.exists(self.at(name)):
             try_again(lambda: self.system.rm_file(self.at(name)))
 
     def fetch(self, name: str, record: Record, folder: Path, verify: bool = True) -> Path:
-        """Copy a checkpoint into a local folder; it takes its name there when it was compared.
+        """Copy a checkpoint into a local folder; it gets its name there after the comparison.
 
         Args:
             name: The checkpoint.
-            record: What it must be.
+            record: Its record.
             folder: The local folder.
-            verify: False takes it as it is.
+            verify: Compare it with its record.
 
         Raises:
-            ValueError: It is not what its record says.
-            OSError: It cannot be read.
+            ValueError: If it differs from its record.
+            OSError: If it cannot be read.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / name
@@ -207,6 +255,7 @@ class RemoteFolder:
         return path
 
     def _copy(self, name: str, written: Written, path: Path, verify: bool) -> None:
+        """Download a file and compare it with its record."""
         try_again(lambda: download(self.system, self.at(name), path))
         if verify and (path.stat().st_size != written.bytes or digest_of(path) != written.sha256):
             raise ValueError(
@@ -216,24 +265,29 @@ class RemoteFolder:
 
 
 def to_json(value: Any) -> bytes:
-    """Return a value as indented JSON, as files of a run hold it."""
+    """Return a value as indented JSON.
+
+    Args:
+        value: The value.
+    """
     return (json.dumps(value, indent=4, allow_nan=False) + '\n').encode()
 
 
 def fetch_checkpoint(url: str, verify: bool = True) -> Path:
-    """Return a copy on this machine of a checkpoint at a URL, compared before it is opened.
+    """Copy a checkpoint at a URL to this machine, and return the path of the copy.
 
-    Copies lie in the cache; of a run the last two are kept. The record of a copy is written into a
-    manifest beside it, so that it is compared again when it is loaded.
+    It is compared with the manifest at the URL. Copies are in the cache, which keeps the last two
+    of a run. The record of a copy is written into a manifest beside it, so that it is compared
+    again when it is loaded.
 
     Args:
-        url: A .pth or .safetensors file, a folder of pieces (.shards), or the folder of a run, of
-            which the latest checkpoint is taken.
-        verify: Refuse a file that is not what the manifest beside it says.
+        url: A .pth or .safetensors file, a sharded checkpoint (.shards), or the folder of a run,
+            whose latest checkpoint is used.
+        verify: Refuse a file that differs from the manifest beside it.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is not what the manifest says, or the folder holds several runs.
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If it differs from the manifest, or the folder holds several runs.
     """
     place, _, name = url.rstrip('/').rpartition('/')
     if not re.fullmatch(r'.+\.(pth|safetensors|shards)', name):
@@ -286,7 +340,7 @@ def _latest(remote: RemoteFolder) -> tuple[str, str]:
 
 
 def _fetch_unrecorded(remote: RemoteFolder, name: str, folder: Path) -> Path:
-    """Return a copy of a file that no manifest names; it is fetched again when it has changed."""
+    """Return a copy of a file that no manifest names; fetch it again if it has changed."""
     if name.endswith('.shards') or not remote.system.isfile(remote.at(name)):
         raise FileNotFoundError(
             f'no checkpoint at {remote.url}/{name}; give the URL of a .pth or .safetensors file, '

@@ -2,8 +2,7 @@
 
 They can be resumed by any number of processes. The first file holds the tree of the state, with
 {"sharded": i} in place of a tensor in shards; each file holds its shards by i, cut along their
-first
-axis. All are .pth files of tensors, numbers and text.
+first axis. All are .pth files of tensors, numbers and text.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from ...core.errors import Unsaved
 from ...core.files import Written, sync_folder, temporary_path
 from ...core.weights import save_checkpoint
 from ..sharding import is_sharded, local
-from .folder import RunFolder, is_full, size_of
+from .disk import is_full, size_of
+from .folder import RunFolder
 
 
 def has_pieces(state: Any) -> bool:
@@ -40,9 +40,8 @@ def save_shards(
 ) -> Path:
     """Write a sharded checkpoint; all processes must call it.
 
-    It is renamed and recorded when all processes have written. On a full disk, old checkpoints
-    outside
-    the retention are deleted first, and writing is repeated.
+    It is renamed and recorded when all processes have written. On a full disk, superfluous
+    checkpoints are deleted first, and writing is repeated.
 
     Args:
         folder: The folder of the run.
@@ -60,15 +59,15 @@ def save_shards(
     step = state['step']
     path = folder.checkpoint_path(step).with_suffix('.shards')
     pieces: list[Tensor] = []
-    tree = _taken_apart({**(folder.extra or {}), **state} if rank == 0 else state, pieces)
+    tree = _split_state({**(folder.extra or {}), **state} if rank == 0 else state, pieces)
     content = {
         'world': world,
         'pieces': dict(enumerate(pieces)),
         **({'tree': tree} if rank == 0 else {}),
     }
-    temporary, written, error = _written_by_all(folder, path, content, step, rank, world)
-    if error is not None and _room_made(folder, step, metrics, error, rank):
-        temporary, written, error = _written_by_all(folder, path, content, step, rank, world)
+    temporary, written, error = _write_by_all(folder, path, content, step, rank, world)
+    if error is not None and _make_room(folder, step, metrics, error, rank):
+        temporary, written, error = _write_by_all(folder, path, content, step, rank, world)
     if error is not None:
         raise error
     if rank == 0:
@@ -88,7 +87,7 @@ def save_shards(
     return path
 
 
-def _written_by_all(
+def _write_by_all(
     folder: RunFolder, path: Path, content: Any, step: int, rank: int, world: int
 ) -> tuple[Path, dict[str, Written], OSError | None]:
     """Have each process write its shard into a temporary folder, which the first creates.
@@ -115,8 +114,8 @@ def _written_by_all(
         code = errno.ENOSPC if any(full for _, full in everyone) else errno.EIO
         error = Unsaved(
             code,
-            f'process {missing[0]} could not write its piece of the checkpoint of step {step} '
-            '(see what it said)',
+            f'process {missing[0]} could not write its shard of the checkpoint of step {step} '
+            '(see its own message)',
         )
     if missing and rank == 0:
         shutil.rmtree(temporary[0], ignore_errors=True)
@@ -127,20 +126,21 @@ def _written_by_all(
     )
 
 
-def _room_made(
+def _make_room(
     folder: RunFolder, step: int, metrics: Mapping[str, float], error: OSError, rank: int
 ) -> bool:
-    """Return on all processes whether the first has deleted old checkpoints to make room."""
-    made = [rank == 0 and is_full(error) and folder.make_room(step, metrics)]
-    torch.distributed.broadcast_object_list(made)
-    return bool(made[0])
+    """Delete old checkpoints on the first process; return True on all if it deleted any."""
+    deleted = [rank == 0 and is_full(error) and folder.make_room(step, metrics)]
+    torch.distributed.broadcast_object_list(deleted)
+    return bool(deleted[0])
 
 
-def _taken_apart(value: Any, pieces: list[Tensor]) -> Any:
+def _split_state(value: Any, pieces: list[Tensor]) -> Any:
+    """Replace sharded tensors in a tree by references, and append their shards to `pieces`."""
     if isinstance(value, Mapping):
-        return {key: _taken_apart(item, pieces) for key, item in value.items()}
+        return {key: _split_state(item, pieces) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_taken_apart(item, pieces) for item in value]
+        return [_split_state(item, pieces) for item in value]
     if is_sharded(value):
         pieces.append(local(value).detach().contiguous())
         return {'sharded': len(pieces) - 1}

@@ -1,8 +1,8 @@
-"""A run that is kept at a URL too: restored from there before it begins, uploaded while it trains.
+"""Copy a run to a URL while it trains, and restore it from there before it starts.
 
-A checkpoint is written on this machine first, whole, and uploaded by a thread, so that training
-does not wait. An upload that fails is tried again, then reported, and made up for at the next
-checkpoint; the run goes on.
+A checkpoint is first written completely on this machine, then a thread uploads it, so that training
+does not wait. A failed upload is tried again, then reported, and repeated at the next checkpoint;
+the run continues.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .remote import SMALL_LIMIT, RemoteFolder, to_json
 if TYPE_CHECKING:
     from ..trainer import Trainer
 
-#: What is restored beside the checkpoint: files that a run goes on with or shows, after NAME_.
+#: The files after NAME_ that are restored beside the checkpoint.
 _RESTORED = re.compile(r'log\.jsonl|metrics\.csv|pinned\.json|skipped\.txt|demo_[0-9]{8,18}\.png')
-#: What is not uploaded as it is: what the uploads write themselves, by the end of the name.
+#: The ends of the names of files that the uploads write themselves.
 _OWN = ('_manifest.json', '_state.json')
 
 
 class RunUploads:
-    """Keeps the folder of a run at a URL: the checkpoints, their manifest, logs and pictures.
+    """Copies the folder of a run to a URL: checkpoints, their manifest, logs and images.
 
     Args:
         url: The URL of the folder.
@@ -39,23 +39,23 @@ class RunUploads:
 
     def __init__(self, url: str, folder: RunFolder, name: str = 'run_dir') -> None:
         self.remote, self.folder = RemoteFolder(url, name), folder
-        self._sent: dict[str, tuple[int, int]] = {}  # the state of small files that were uploaded
+        self._sent: dict[str, tuple[int, int]] = {}  # the state of uploaded small files
         self._pointer: str | None = None
         self._wanted, self._ended = threading.Event(), False
         self._thread: threading.Thread | None = None
 
     def restore(self) -> Path | None:
-        """Fetch the checkpoint to go on from, where it is newer than that of this machine.
+        """Fetch the checkpoint to resume from, if it is newer than that of this machine.
 
-        One that is damaged is passed over with a warning, for the one before. With it come the log
-        and what else the run goes on with.
+        A damaged one is skipped with a warning. The log and the other files of the run are fetched
+        too.
 
         Returns:
-            The checkpoint, None where that of this machine is the newest.
+            The checkpoint; None if that of this machine is the newest.
 
         Raises:
-            ValueError: There are checkpoints at the URL, and none can be read.
-            OSError: The URL cannot be reached.
+            ValueError: If there are checkpoints at the URL, and none can be read.
+            OSError: If the URL cannot be reached.
         """
         run, records = self.folder.name, self.remote.records(self.folder.name)
         known = {name: r for name, r in records.items() if self.folder.is_name(name)}
@@ -67,19 +67,19 @@ class RunUploads:
             try:
                 path = self.remote.fetch(name, known[name], self.folder.path)
             except (ValueError, OSError) as error:
-                warnings.warn(f'{name} is passed over: {error}', stacklevel=2)
+                warnings.warn(f'{name} is skipped: {error}', stacklevel=2)
                 continue
             self.folder.manifest.put(name, known[name])
             self.folder.point_to(path)
             self._restore_others()
             return path
         raise ValueError(
-            f'none of the checkpoints of {run!r} at {self.remote.url} can be read; to begin anew, '
-            'move them away or choose another name'
+            f'none of the checkpoints of {run!r} at {self.remote.url} can be read; to start '
+            'again, move them away or choose another name'
         )
 
     def _is_behind(self, there: Record | None) -> bool:
-        """Return whether the checkpoint at the URL is to be taken, and not that of this machine."""
+        """Return True if the checkpoint at the URL replaces that of this machine."""
         latest = self.folder.latest()
         if latest is None or not latest.exists():
             return True
@@ -90,7 +90,7 @@ class RunUploads:
         return later or here.fault(self.folder.path) is not None
 
     def _restore_others(self) -> None:
-        """Fetch the files beside checkpoints that the run goes on with."""
+        """Fetch the files beside checkpoints that a resumed run needs."""
         head = f'{self.folder.name}_'
         for name in self.remote.names():
             if name.startswith(head) and _RESTORED.fullmatch(name[len(head) :]):
@@ -100,10 +100,10 @@ class RunUploads:
                         temporary.write_bytes(content)
 
     def upload(self) -> None:
-        """Upload what is new, point to the latest checkpoint, and delete what nothing keeps.
+        """Upload new files, point to the latest checkpoint, and delete superfluous ones.
 
         Raises:
-            OSError: Something could not be uploaded; the rest waits for the next call.
+            OSError: If a file cannot be uploaded; the others wait for the next call.
         """
         run, records = self.folder.name, self.folder.manifest.read()
         self.remote.make()
@@ -125,7 +125,7 @@ class RunUploads:
         self._upload_others()
 
     def _upload_files(self, record: Record) -> bool:
-        """Upload the files of a checkpoint; return False where it was deleted meanwhile."""
+        """Upload the files of a checkpoint; return False if it was deleted meanwhile."""
         for name, written in record.files.items():
             try:
                 self.remote.upload(self.folder.path / name, name, written)
@@ -136,7 +136,7 @@ class RunUploads:
         return True
 
     def _rotate(self, held: dict[str, Record], latest: int) -> None:
-        """Delete the checkpoints at the URL that nothing keeps, as is done on this machine."""
+        """Delete the superfluous checkpoints at the URL, as on this machine."""
         pinned = self.folder.known_pins()
         if not self.folder.keep.last or pinned is None:
             return
@@ -145,14 +145,14 @@ class RunUploads:
         reasons = self.folder.keep.reasons([held[name].step for name in names], metrics, pinned)
         gone = {name: held[name] for name in names if not reasons[held[name].step]}
         if gone:
-            kept = {name: record for name, record in held.items() if name not in gone}
-            self.remote.write_records(self.folder.name, kept)
+            remaining = {name: record for name, record in held.items() if name not in gone}
+            self.remote.write_records(self.folder.name, remaining)
         for record in gone.values():
             for name in record.files:
                 self.remote.delete(name)
 
     def _upload_others(self) -> None:
-        """Upload the log, pictures and other small files of the run that have changed."""
+        """Upload the changed small files of the run, such as the log and images."""
         for path in sorted(self.folder.path.glob(f'{self.folder.name}_*')):
             if path.name.endswith(_OWN) or not path.is_file() or path.suffix in ('.pth', '.lock'):
                 continue
@@ -170,11 +170,11 @@ class RunUploads:
             self._thread.start()
 
     def request(self) -> None:
-        """Have what is new uploaded in the background."""
+        """Request an upload in the background."""
         self._wanted.set()
 
     def close(self) -> None:
-        """Upload what is left, and wait for it."""
+        """Upload the remaining files, and wait for them."""
         if self._thread is not None:
             self._ended = True
             self._wanted.set()
@@ -182,6 +182,7 @@ class RunUploads:
             self._thread = None
 
     def _work(self) -> None:
+        """Upload on request, until the run ends."""
         last = False
         while not last:
             self._wanted.wait()
@@ -189,7 +190,7 @@ class RunUploads:
             last = self._ended
             try:
                 self.upload()
-            except Exception as error:  # (each file system of fsspec has errors of its own)
+            except Exception as error:  # each file system of fsspec has its own errors
                 reason = say_malformed(error) if isinstance(error, MALFORMED) else say_reason(error)
                 warnings.warn(
                     f'{self.folder.name} could not be uploaded to {self.remote.url} ({reason}); '
@@ -200,7 +201,12 @@ class RunUploads:
 
 
 class UploadHook:
-    """Has what a run writes uploaded, every `every` steps and when it ends."""
+    """Requests an upload every `every` steps and when the run ends.
+
+    Args:
+        uploads: The uploads.
+        every: Steps between uploads.
+    """
 
     at_end = rescue = True
 
