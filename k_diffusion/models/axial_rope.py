@@ -165,8 +165,8 @@ def apply_rotary_emb(freqs: Tensor, t: Tensor, start_index: int = 0, scale: floa
             f'freqs must have at most {t.shape[-1] - start_index} angles, for the features of t '
             f'from {start_index} on; got {freqs.shape[-1]}'
         )
-    turned = (middle * freqs.cos() + rotate_half(middle) * freqs.sin()) * scale
-    return torch.cat([left, turned.to(t.dtype), right], dim=-1)
+    rotated = (middle * freqs.cos() + rotate_half(middle) * freqs.sin()) * scale
+    return torch.cat([left, rotated.to(t.dtype), right], dim=-1)
 
 
 class AxialRoPE(nn.Module):

@@ -98,15 +98,15 @@ def activation_bytes(
         cond: Its conditions.
     """
     own = {p.untyped_storage()._cdata for p in (*network.parameters(), *network.buffers())}
-    kept: dict[int, Any] = {}
+    storages: dict[int, Any] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage
+            storages[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.enable_grad():
         out = network(*inputs, **cond)  # keep the storage alive, so that its address is not reused
     del out
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in storages.values())

@@ -85,9 +85,9 @@ def param_groups(
     return [group(decays, mapping) for mapping in (False, True) for decays in (True, False)]
 
 
-def _tag(module: M, tag: str, chosen: Callable[[str], bool]) -> M:
+def _tag(module: M, tag: str, accepts: Callable[[str], bool]) -> M:
     for owner in module.modules():
         for name, _ in owner.named_parameters(recurse=False):
-            if chosen(name):
+            if accepts(name):
                 vars(owner).setdefault('_tags', {}).setdefault(name, set()).add(tag)
     return module
