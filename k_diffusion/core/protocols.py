@@ -8,18 +8,20 @@ from torch import Tensor
 
 
 class DenoiseFn(Protocol):
-    """A denoiser D(x, sigma, **cond), which estimates the clean data.
+    """A denoiser D(x, sigma, **cond), which estimates the clean data."""
 
-    Args:
-        x: Noisy data, [B, ...].
-        sigma: The noise levels, [B].
-        **cond: The conditions.
+    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
+        """Return the estimate of the clean data.
 
-    Returns:
-        The estimate, in the shape of x.
-    """
+        Args:
+            x: Noisy data, [B, ...].
+            sigma: The noise levels, [B].
+            **cond: The conditions.
 
-    def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor: ...
+        Returns:
+            The estimate, in the shape of x.
+        """
+        ...
 
 
 class FlowMapFn(DenoiseFn, Protocol):
@@ -27,22 +29,25 @@ class FlowMapFn(DenoiseFn, Protocol):
 
     Without sigma_next it goes to level 0, which gives a sample of the clean data: used as a
     denoiser it is a consistency model. Its attribute `flow_map` is True.
-
-    Args:
-        x: States at sigma, [B, ...].
-        sigma: The noise levels, [B].
-        sigma_next: The levels of the result, [B].
-        **cond: The conditions.
-
-    Returns:
-        The states at sigma_next, in the shape of x.
     """
 
     flow_map: bool
 
     def __call__(
         self, x: Tensor, sigma: Tensor, sigma_next: Tensor | None = None, **cond: Any
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return the states at sigma_next.
+
+        Args:
+            x: States at sigma, [B, ...].
+            sigma: The noise levels, [B].
+            sigma_next: The levels of the result, [B].
+            **cond: The conditions.
+
+        Returns:
+            The states at sigma_next, in the shape of x.
+        """
+        ...
 
 
 class GuidedFn(DenoiseFn, Protocol):
@@ -60,25 +65,29 @@ class GuidedFn(DenoiseFn, Protocol):
 
 
 class NoiseSampler(Protocol):
-    """A source of noise of unit variance, in the shape of the sample that it was created for.
+    """A source of noise of unit variance, in the shape of the sample that it was created for."""
 
-    Args:
-        sigma: The noise level at the start of the step.
-        sigma_next: The noise level at the end of the step.
-    """
+    def __call__(self, sigma: Any, sigma_next: Any) -> Tensor:
+        """Return the noise for the step from sigma to sigma_next.
 
-    def __call__(self, sigma: Any, sigma_next: Any) -> Tensor: ...
+        Args:
+            sigma: The noise level at the start of the step.
+            sigma_next: The noise level at the end of the step.
+        """
+        ...
 
 
 class Density(Protocol):
-    """The distribution of training noise levels: a call draws levels.
+    """The distribution of training noise levels: a call draws levels."""
 
-    Args:
-        shape: The shape of the levels.
-        device: Their device.
-    """
+    def __call__(self, shape: Any, device: Any = 'cpu') -> Tensor:
+        """Draw noise levels.
 
-    def __call__(self, shape: Any, device: Any = 'cpu') -> Tensor: ...
+        Args:
+            shape: The shape of the levels.
+            device: Their device.
+        """
+        ...
 
     def quantile(self, u: Tensor) -> Tensor:
         """Return the levels at quantiles.
