@@ -11,11 +11,14 @@ from torch import Tensor
 
 from ..core.protocols import DenoiseFn
 from ..recipes import Probe, Traits, map_levels, recommended
-from ..sampling import find_sampler
+from ..sampling import Sampler, find_sampler
 from ..sampling.loop import levels
+from ..sampling.registry import SAMPLERS
 from ..schedules import BETWEEN, DISCRETE_SCHEDULES, SCHEDULES
 from .arguments import check_integer
 from .settings import SamplingConfig
+
+DISTILLED = 'distilled models'  # the family of the samplers that take flow maps
 
 
 class Plan(NamedTuple):
@@ -84,6 +87,8 @@ def plan(
     traits = Traits.of(denoiser, sigma_min, sigma_max) if traits is None else traits
     entry = None if sampler is None else find_sampler(sampler)
     own = None if entry is None else entry.levels
+    if entry is not None and getattr(denoiser, 'flow_map', False):
+        _check_sampler_of_flow_map(entry)
     if isinstance(schedule, str) or (schedule is None and own is None):
         steps = 20 if steps is None else check_integer('steps', steps)
         if steps < 1:
@@ -150,6 +155,17 @@ def _recommended(
 def _usual(denoiser: DenoiseFn) -> str:
     """Return the sampler where only a schedule or noise levels are given."""
     return 'flow_map' if getattr(denoiser, 'flow_map', False) else 'dpmpp_2m'
+
+
+def _check_sampler_of_flow_map(entry: Sampler) -> None:
+    """Refuse a sampler of this package that needs a denoiser."""
+    if entry.family == DISTILLED or SAMPLERS.get(entry.name) is not entry:
+        return
+    serve = sorted(name for name, each in SAMPLERS.items() if each.family == DISTILLED)
+    raise ValueError(
+        f'sampler must be one of {", ".join(serve)} for a flow map; got {entry.name!r}, which '
+        "needs a denoiser: in Python pass the flow map's method `denoiser`"
+    )
 
 
 def _of_flow_map(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,21 @@ def guide_flow_map(flow_map: DenoiseFn, scale: float) -> DenoiseFn:
         scale: The scale; 1 disables guidance.
 
     Raises:
-        ValueError: If there is a scale, and the flow map has no such input.
+        ValueError: If there is a scale, and the flow map has no such input, or it is outside the
+            range that the input was trained on.
 
     References:
         Geng et al. (2025), "Improved mean flows", arXiv:2512.02012, for the scale as an input.
     """
     sections = getattr(getattr(flow_map, 'experiment', None), 'sections', None)
     if sections is not None and sections.model.guidance_input:
+        largest = sections.distillation.guidance_max if sections.distillation else None
+        if not 1 <= scale <= (math.inf if largest is None else largest):
+            limit = 'at least 1' if largest is None else f'from 1 to {largest:g}'
+            raise ValueError(
+                f'guidance must be {limit} for this flow map, which was trained for such scales; '
+                f'got {scale}'
+            )
         return _AtScale(flow_map, scale)
     if scale != 1:
         raise ValueError(

@@ -113,6 +113,19 @@ def test_guidance_is_refused_where_it_is_distilled_in(fast, tmp_path, trained):
         distill(fast.folder, tmp_path / 'twice')
 
 
+def test_samplers_that_need_a_denoiser_are_refused(fast, tmp_path):
+    cond = {'class_cond': torch.arange(2)}
+    for sampler in ('heun', K.sampling.sample_dpmpp_2m):
+        for schedule in (None, 'karras', [40.0, 1.0, 0.0]):
+            with pytest.raises(ValueError, match='sampler must be one of flow_map, lcm, tcd'):
+                K.sample(fast.denoiser, [2, 1, 16, 16], None, sampler, schedule, cond=cond)
+    with pytest.raises(ValueError, match='sampler must be one of flow_map, lcm, tcd'):
+        sample(fast.folder, n=2, sampler='euler', out=tmp_path / 'x', show=False)
+    for sampler in ('lcm', 'tcd'):
+        assert K.sample(fast.denoiser, [2, 1, 16, 16], 2, sampler, cond=cond).isfinite().all()
+    K.sample(fast.denoiser.denoiser, [2, 1, 16, 16], 4, 'heun', cond=cond)
+
+
 def test_the_guidance_scale_as_an_input(trained, tmp_path):
     run = distill(trained, tmp_path, method='meanflow', guidance_max=4.0)
     denoiser = run.denoiser
@@ -127,6 +140,9 @@ def test_the_guidance_scale_as_an_input(trained, tmp_path):
         for scale in (1.0, 3.0)
     )
     assert not torch.equal(plain, strong)
+    for scale in (0.5, 4.5, float('nan')):
+        with pytest.raises(ValueError, match='guidance must be from 1 to 4 for this flow map'):
+            K.sample(denoiser, [2, 1, 16, 16], 2, seeds=0, cond=cond, guidance=scale)
     for steps in (1, 2):
         assert (
             len(
