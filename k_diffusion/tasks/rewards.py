@@ -81,6 +81,11 @@ def make_reward(
         return reward
     if is_reference(reward):
         function: Reward = load_reference(reward, 'reward', allow_code)
+        if not callable(function):
+            raise TypeError(
+                f'reward must name a function, from samples [N, C, ...] to [N]; {reward} is '
+                f'{show_value(function)}'
+            )
         return function
     kind, _, value = str(reward).partition(':')
     if kind not in ('class', 'clip') or not value:
@@ -102,11 +107,21 @@ def make_reward(
 
 
 def reward_class(reward: Any, experiment: Experiment) -> int | None:
-    """Return the class that 'class:...' names, None for another reward."""
+    """Return the class that 'class:...' names, None for another reward.
+
+    Raises:
+        ValueError: If the model does not have it.
+    """
     kind, _, value = reward.partition(':') if isinstance(reward, str) else ('', '', '')
     if kind != 'class':
         return None
-    numbers = class_labels([value], experiment.sections.dataset, 1)
+    if not experiment.sections.dataset.num_classes:
+        raise ValueError(f'reward must not be a class for a model without classes; got {reward!r}')
+    try:
+        numbers = class_labels([value], experiment.sections.dataset, 1)
+    except ValueError as error:
+        said = str(error).replace('classes must name', 'reward must name one of the', 1)
+        raise ValueError(said) from None
     return numbers[0] if numbers else None
 
 

@@ -14,6 +14,7 @@ import torch
 from ..config import Experiment, find_checkpoint, read_weights
 from ..core.devices import choose_device
 from ..core.python_files import digest_code, is_reference
+from ..core.remote import is_url
 from ..core.settings import are_lists, at_least, check_settings, one_of, setting, takes_settings
 from ..data import Dataset
 from .model import find_sampler_problem, load_sampler
@@ -168,12 +169,18 @@ def tune(settings: TuneSettings) -> Run:
     _, config = read_weights(checkpoint)
     if config is None:
         raise ValueError(f'checkpoint must carry its config; {checkpoint} has none')
+    if config['model'].get('flow_map'):
+        raise ValueError(
+            f'checkpoint must be of a denoiser; {checkpoint} is a flow map: tune the model that it '
+            'was distilled from, and distill the result'
+        )
     config = _tuning_config(config, settings)
     experiment = Experiment.open(config)
     device = choose_device(settings.device)
     dataset = open_reference(experiment, settings.dataset, settings.allow_code, checkpoint.parent)
     tuner = _make_tuner(settings, experiment, dataset, device)
-    folder = Path(settings.run_dir or Path('runs') / settings.name)
+    place = None if is_url(settings.run_dir) else settings.run_dir
+    folder = Path(place or Path('runs') / settings.name)
     hooks = [*settings.hooks]
     if settings.evaluate_every:
         label = reward_class(settings.reward, experiment)

@@ -154,6 +154,31 @@ def test_the_command_runs_a_file_only_where_that_is_allowed(trained, tmp_path, c
     assert 'begin a new run with another name' in capsys.readouterr().err
 
 
+def test_a_name_in_a_file_that_is_not_a_function_is_refused(trained, tmp_path):
+    (tmp_path / 'mine.py').write_text('level = 3\n')
+    reward = f'{tmp_path}/mine.py:level'
+    with pytest.raises(TypeError, match=r'reward must name a function.*is 3'):
+        K.tune(**arguments(trained, tmp_path / 'run', reward=reward, allow_code=True))
+
+
+def test_a_flow_map_is_refused(trained, tmp_path):
+    fast = K.distill(
+        trained, method='ect', steps=1, run_dir=tmp_path / 'fast', batch_size=4, device='cpu',
+        show=False, demo_every=0, report=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match='checkpoint must be of a denoiser'):
+        K.tune(**arguments(fast.folder, tmp_path / 'run'))
+
+
+def test_a_run_at_a_url_has_its_log_in_the_local_folder(trained, tmp_path, monkeypatch):
+    pytest.importorskip('fsspec')
+    monkeypatch.chdir(tmp_path)
+    more = {'end_step': 1, 'evaluate_every': 1, 'evaluate_n': 4}
+    run = K.tune(**arguments(trained, f'file://{tmp_path}/bucket', **more))
+    assert run.status == 'done' and (tmp_path / 'bucket' / 'tuned_00000001.pth').is_file()
+    assert len(rows_of(tmp_path / 'runs' / 'tuned')) == 1
+
+
 def test_a_class_is_rewarded_by_its_probability():
     class Network:
         def logits(self, x):
@@ -165,7 +190,7 @@ def test_a_class_is_rewarded_by_its_probability():
 @pytest.mark.parametrize(
     ('reward', 'message'),
     [
-        ('class:12', 'classes must name classes of the model'),
+        ('class:12', 'reward must name one of the classes of the model, which are 0 to 9; got 12'),
         ('beauty', 'reward must be a function, class:NUMBER, clip:WORDS or FILE.py:FUNCTION'),
         (lambda x: x.mean(), r'reward must return a tensor \[N\], here \[4\]'),
         (lambda x: x.flatten(1).mean(1) / 0, 'reward must return finite numbers'),
