@@ -43,17 +43,15 @@ class TrainAutoencoderSettings:
     run_dir: str | os.PathLike[str] | None = setting(
         None, 'the folder of the run (default: runs/NAME)'
     )
-    end_step: int | None = setting(
-        None, "stop after so many optimizer steps in all (default: the config's)"
-    )
+    end_step: int | None = setting(None, "total number of optimizer steps (default: the config's)")
     batch_size: int | None = setting(
         None, "images per step and process (default: the config's, else 64)"
     )
     seed: int = setting(0, 'the seed')
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
-    save_every: int = setting(1000, 'save a checkpoint every so many steps')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest available)')
+    save_every: int = setting(1000, 'number of steps between checkpoints')
     reset_optimizer: bool = setting(
-        False, "start the optimizer's moments anew, as another type of optimizer needs"
+        False, "restart the optimizer's moments, which another type of optimizer requires"
     )
 
     def __post_init__(self) -> None:

@@ -73,15 +73,16 @@ class CalibrateSettings(ModelSettings):
         parse=comma_list(int, 'whole numbers such as 3,5'),
     )
     noises: int = setting(
-        16, f'how many noises it is fitted to; {HELD_OUT} times as many are held out to choose by'
+        16, f'number of noises for the fit; {HELD_OUT} times as many are held out for the choice'
     )
     sigma_min: float | None = setting(
-        None, "where the converged runs take their last step, to 0 (default: the config's)"
+        None,
+        "the noise level before the last step, to 0, of converged runs (default: the config's)",
     )
     sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
     classes: Sequence[int | str] | None = setting(
         None,
-        'classes in turn, as sampling takes them (default: each class in turn)',
+        'classes by name or number, used in turn (default: each class in turn)',
         metavar='3,cat',
         parse=read_classes,
     )
@@ -95,20 +96,20 @@ class CalibrateSettings(ModelSettings):
     )
     guidance_interval: tuple[float, float] | None = setting(
         None,
-        "the noise levels it acts at (default: the config's, else all)",
+        "the noise levels with guidance (default: the config's, else all)",
         metavar='LOW,HIGH',
         parse=read_interval,
     )
     cond: Sequence[str] = setting(
         (),
-        'a condition of the model, as sample takes it; several are taken in turn',
+        'a condition of the model, as in `sample`; samples use several in turn',
         metavar='TYPE=VALUE',
         many='append',
     )
-    metric: str = setting('fid', 'what guidance auto is chosen by', choices=guiding.METRICS)
-    samples: int = setting(2000, 'how many samples it is chosen by')
+    metric: str = setting('fid', 'the metric that chooses guidance auto', choices=guiding.METRICS)
+    samples: int = setting(2000, 'number of samples for that choice')
     extractor: Any = setting(
-        None, 'whose features are compared for it, as evaluate takes it (default: classifier)'
+        None, 'the feature extractor for that choice, as in `evaluate` (default: classifier)'
     )
     bases: Sequence[str] = setting(
         tuple(BASES),
@@ -116,8 +117,8 @@ class CalibrateSettings(ModelSettings):
         metavar='rab,sei,eab',
         parse=comma_list(str, 'names of methods'),
     )
-    batch_size: int = setting(256, 'how many items the model is called on at a time')
-    seed: int = setting(0, 'of the noises')
+    batch_size: int = setting(256, 'items per model call')
+    seed: int = setting(0, 'the seed of the noises')
     out: str | os.PathLike[str] | None = setting(
         None,
         'the file to write (default: MODEL_calibrated.json beside the checkpoint, where sample '

@@ -24,12 +24,14 @@ class CheckpointsSettings:
     folder: str | os.PathLike[str] = setting(
         help='the folder of a run, or its URL', flags=('folder',)
     )
-    name: str | None = setting(None, 'the run, where the folder holds several')
-    verify: bool = setting(True, 'list only')
+    name: str | None = setting(None, 'the run, if the folder holds several')
+    verify: bool = setting(True, 'only list, do not verify')
     pin: Sequence[int] = setting(
         (), 'never delete the checkpoint of this step', metavar='STEP', parse=int, many='append'
     )
-    unpin: Sequence[int] = setting((), 'let it go again', metavar='STEP', parse=int, many='append')
+    unpin: Sequence[int] = setting(
+        (), 'allow deleting it again', metavar='STEP', parse=int, many='append'
+    )
 
     def __post_init__(self) -> None:
         both = sorted(set(self.pin) & set(self.unpin))

@@ -30,7 +30,7 @@ class ClipSettings(ModelSettings):
     """Settings of `clip`."""
 
     prompts: Sequence[str] = setting(
-        help='a text, with its weight after a colon if you like',
+        help='a text, optionally with its weight after a colon',
         flags=('prompts',),
         metavar='prompt',
         many='*',
@@ -38,36 +38,36 @@ class ClipSettings(ModelSettings):
     checkpoint: str | os.PathLike[str] = setting(
         help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
-    n: int = setting(64, 'how many images', flags=('-n',))
+    n: int = setting(64, 'number of images', flags=('-n',))
     out: str | os.PathLike[str] | None = setting(
         None, 'folder to write to (default: samples, samples-2, ...)'
     )
-    prefix: str | None = setting(None, 'write {prefix}_00000.png ... where no folder is given')
-    batch_size: int = setting(16, 'how many at a time; changes no image')
-    steps: int = setting(100, 'how many steps the sampler takes')
+    prefix: str | None = setting(None, 'write {prefix}_00000.png ... if out is not given')
+    batch_size: int = setting(16, 'images per batch; does not change the images')
+    steps: int = setting(100, 'number of steps of the sampler')
     clip_guidance_scale: float = setting(
-        500.0, 'how strongly (often less is more)', flags=('--clip-guidance-scale', '-cgs')
+        500.0, 'the strength of the guidance', flags=('--clip-guidance-scale', '-cgs')
     )
     clip_model: str | os.PathLike[str] = setting(
         'ViT-B/16', "a folder, a name on the hub, or OpenAI's name"
     )
     images: Sequence[str] = setting(
         (),
-        'a picture as a prompt, with its weight after a colon',
+        'a picture as a prompt, optionally with its weight after a colon',
         flags=('--image',),
         metavar='FILE',
         many='append',
     )
-    cutn: int = setting(1, 'how many views of the picture CLIP sees')
-    cut_pow: float = setting(1.0, 'larger: smaller cutouts')
-    clamp: bool = setting(True, 'let estimates leave [-1, 1]; reaches prompts more often')
+    cutn: int = setting(1, 'number of cutouts of the picture for CLIP')
+    cut_pow: float = setting(1.0, 'larger values give smaller cutouts')
+    clamp: bool = setting(True, 'do not clamp estimates to [-1, 1]; follows prompts more closely')
     normalise: bool = setting(
         False,
-        'the scale counts standard deviations of what is unknown at each level (take 0.1 to 1)',
+        'measure the scale in standard deviations of the estimate at each level (use 0.1 to 1)',
     )
-    init: str | None = setting(None, 'a picture to begin with', metavar='FILE')
+    init: str | None = setting(None, 'a picture to start from', metavar='FILE')
     sigma_start: float | None = setting(
-        None, "the noise laid over it (default: the schedule's first level)"
+        None, "the noise level added to init (default: the schedule's first level)"
     )
     seed: int = setting(0, 'image i depends on (seed, i) alone')
     sampler: Any = setting(
@@ -79,12 +79,12 @@ class ClipSettings(ModelSettings):
     )
     schedule: str = setting('karras', 'the spacing of noise levels: ' + ', '.join(BETWEEN))
     sigma_min: float | None = setting(
-        None, "the least noise level before 0 (default: the config's)"
+        None, "the smallest noise level before 0 (default: the config's)"
     )
     sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
     time_travel_steps: int = setting(
         1,
-        'take each step between the levels 0.3 and 10 so often, with fresh noise between',
+        'repetitions of each step between the levels 0.3 and 10, with fresh noise in between',
         flags=('--time-travel',),
         metavar='TIMES',
     )
@@ -92,7 +92,7 @@ class ClipSettings(ModelSettings):
     preview: str | os.PathLike[str] | None = setting(
         None, 'write a grid of the estimates so far to this file as they change', metavar='FILE'
     )
-    overwrite: bool = setting(False, 'replace the samples that are in the folder already')
+    overwrite: bool = setting(False, 'replace samples that are already in the folder')
 
     def __post_init__(self) -> None:
         none = (

@@ -32,7 +32,7 @@ class ConfigSettings:
         'the file to write (default: the checkpoint with the ending .json)',
         flags=('-o', '--output', '--out'),
     )
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    verify: bool = setting(True, 'accept a checkpoint that differs from its manifest')
     list: bool = setting(
         False, 'list the shipped configs, which are known by their names wherever a config is given'
     )

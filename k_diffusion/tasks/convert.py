@@ -27,9 +27,9 @@ class ConvertSettings:
         'the .safetensors file to write (default: the checkpoint with this ending)',
         flags=('-o', '--output', '--out'),
     )
-    dtype: str = setting('fp16', 'the type of the weights', choices=tuple(_DTYPES))
-    config: str | None = setting(None, 'its config, where the checkpoint carries none')
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    dtype: str = setting('fp16', 'the dtype of the weights', choices=tuple(_DTYPES))
+    config: str | None = setting(None, 'the config, if the checkpoint has none')
+    verify: bool = setting(True, 'accept a checkpoint that differs from its manifest')
 
     def __post_init__(self) -> None:
         named = self.out is None or Path(self.out).suffix == '.safetensors'

@@ -22,7 +22,7 @@ class DemoSettings:
     run_dir: str | os.PathLike[str] | None = setting(
         None, 'the folder of the run (default: runs/NAME)'
     )
-    n: int = setting(64, 'how many samples the grid shows', flags=('-n',))
+    n: int = setting(64, 'number of samples in the grid', flags=('-n',))
 
     def __post_init__(self) -> None:
         check_settings(at_least(self, 1, 'n'))

@@ -1,4 +1,4 @@
-"""A trained model distilled into a flow map, which samples in one to four model calls."""
+"""Distill a trained model into a flow map, which samples in one to four model calls."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FIELDS = {field.name: field for field in dataclasses.fields(TrainSettings)}
 
 @dataclasses.dataclass(frozen=True)
 class DistillSettings:
-    """Settings of `distill`; those that are not described here are those of `train`."""
+    """Settings of `distill`; a setting without a description here is the one of `train`."""
 
     checkpoint: str | os.PathLike[str] = setting(
         help="the model: a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
@@ -42,34 +42,32 @@ class DistillSettings:
     method: str = setting(
         'cmt',
         'cmt: learn the paths of the model as a teacher; ect: consistency tuning from its own '
-        'weights, without a teacher pass where there is no guidance; meanflow: the identity of '
+        'weights, without a teacher pass if there is no guidance; meanflow: the identity of '
         'mean flows, by forward derivatives',
         choices=METHODS,
     )
-    steps: int = setting(2000, 'optimizer steps in all')
+    steps: int = setting(2000, 'total number of optimizer steps')
     name: str = setting('distilled', 'the name of the run')
     run_dir: str | os.PathLike[str] | None = same_setting(TrainSettings, 'run_dir')
     calls: int = setting(
-        2, 'the model calls of a sample where nobody says how many; any number serves later'
+        2, 'default number of model calls of a sample; sampling accepts any number later'
     )
     guidance: float | None = setting(
         None, "the guidance scale that is distilled in (default: that of the config's sampling)"
     )
     guidance_interval: tuple[float, float] | None = setting(
         None,
-        'the noise levels it acts at (default: those of the config)',
+        'the noise levels with guidance (default: those of the config)',
         metavar='LOW,HIGH',
         parse=comma_list(float, 'two noise levels such as 0.2,2', 2),
     )
     guidance_max: float | None = setting(
-        None, 'let the scale be an input of the model, from 1 to this (not with cmt)'
+        None, 'make the guidance scale an input of the model, from 1 to this (not with cmt)'
     )
-    paths: int | None = setting(
-        None, 'cmt: how many paths of the teacher are drawn (default: 5000)'
-    )
+    paths: int | None = setting(None, 'cmt: number of paths of the teacher (default: 5000)')
     path_steps: int | None = setting(
         None,
-        'cmt: the model calls of a path; a calibrated sampler for so many is used if there is one '
+        'cmt: number of model calls of a path; a calibrated sampler for it is used if there is one '
         "(default: the config's steps)",
     )
     path_share: float | None = setting(
@@ -92,7 +90,7 @@ class DistillSettings:
     demo_every: int = same_setting(TrainSettings, 'demo_every')
     sample_n: int = same_setting(TrainSettings, 'sample_n')
     evaluate_every: int = same_setting(TrainSettings, 'evaluate_every')
-    evaluate_n: int = setting(0, 'how many samples to evaluate (default: 0, never)')
+    evaluate_n: int = setting(0, 'number of samples of an evaluation (default: 0, never)')
     evaluate_with: str = setting('classifier', _FIELDS['evaluate_with'].metadata['help'])
     evaluate_against: str | None = same_setting(TrainSettings, 'evaluate_against')
     report: bool = same_setting(TrainSettings, 'report')
@@ -129,34 +127,37 @@ class DistillSettings:
 def distill(settings: DistillSettings) -> Run:
     """Train a flow map that starts from a checkpoint and samples in one to four model calls.
 
-    It is a training run like any other: the same call goes on where it stopped, bit for bit, and
-    the folder holds checkpoints, the averaged weights, demo grids and the report. `sample`,
-    `evaluate` and `K.load_model` take its checkpoints as they are.
+    It is an ordinary training run: the same call continues it bit for bit, and the folder holds
+    checkpoints, the averaged weights, demo grids and the report. `sample`, `evaluate` and
+    `K.load_model` accept its checkpoints.
+
+    Args:
+        settings: The settings, or the fields of DistillSettings as arguments.
 
     Returns:
-        What became of the run.
+        The result of the run.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: A setting is wrong, or the model cannot be distilled.
     """
     path = find_checkpoint(settings.checkpoint)
-    _, stored = read_weights(path, verify=settings.verify)
-    filled = None if stored is None else fill_config(stored)
-    if filled is None:
+    _, carried_config = read_weights(path, verify=settings.verify)
+    config = None if carried_config is None else fill_config(carried_config)
+    if config is None:
         raise ValueError(
             f'checkpoint must be one that carries its config; {path} has none that can be read'
         )
-    if filled['model'].get('flow_map'):
+    if config['model'].get('flow_map'):
         raise ValueError(f'checkpoint must be of a denoiser; {path} is a flow map already')
-    given = {name: getattr(settings, name) for name in _FIELDS if hasattr(settings, name)}
-    given.update(
-        config=distilled_config(filled, path, settings),
+    arguments = {name: getattr(settings, name) for name in _FIELDS if hasattr(settings, name)}
+    arguments.update(
+        config=distilled_config(config, path, settings),
         end_step=settings.steps,
         lr=None,
         held_out=0,  # (the loss of a denoiser, which says little of a flow map)
     )
-    return train(TrainSettings(**given))
+    return train(TrainSettings(**arguments))
 
 
 def distilled_config(
@@ -194,17 +195,15 @@ def distilled_config(
         'model': model,
         'dataset': {**config['dataset'], 'cond_dropout_rate': 0.0},
         'conditions': [{**entry, 'dropout': 0.0} for entry in config['conditions']],
-        'optimizer': _slower(config['optimizer'], settings.lr),
+        'optimizer': _scale_rates(config['optimizer'], settings.lr),
         'training': {**config['training'], 'ema_snapshots': 0},
         'sampling': {'steps': settings.calls},
         'distillation': distillation,
     }
 
 
-def _slower(optimizer: dict[str, Any], lr: float | None) -> dict[str, Any]:
-    """Return the section of an optimizer with another learning rate, all its rates in
-    proportion.
-    """
+def _scale_rates(optimizer: dict[str, Any], lr: float | None) -> dict[str, Any]:
+    """Return an "optimizer" section at another learning rate, all its rates in proportion."""
     factor = RATE if lr is None else lr / optimizer['lr']
     rates = {key: value * factor for key, value in optimizer.items() if key in ('lr', 'adamw_lr')}
     return {**optimizer, **rates}

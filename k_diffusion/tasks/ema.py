@@ -19,16 +19,16 @@ class EmaSettings:
         help='the folder of a run', flags=('--checkpoint-dir',)
     )
     width: float | None = setting(
-        None, 'the relative width wanted, for example 0.08 (default: list the snapshots)'
+        None, 'the relative width, for example 0.08 (default: list the snapshots)'
     )
     out: str | os.PathLike[str] | None = setting(
         None,
         'the file to write (default: NAME_ema_STEP_width_WIDTH.safetensors in the folder)',
         flags=('-o', '--out'),
     )
-    step: int | None = setting(None, 'after which step (default: the last snapshot)')
-    name: str | None = setting(None, 'the run, where the folder holds several')
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    step: int | None = setting(None, 'the step of the average (default: the last snapshot)')
+    name: str | None = setting(None, 'the run, if the folder holds several')
+    verify: bool = setting(True, 'accept a checkpoint that differs from its manifest')
 
     def __post_init__(self) -> None:
         there, named = (

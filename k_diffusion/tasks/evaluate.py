@@ -1,4 +1,4 @@
-"""Quality of the samples of a trained model, by the features of pictures."""
+"""Measure the quality of the samples of a trained model by the features of pictures."""
 
 from __future__ import annotations
 
@@ -58,7 +58,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Values by name, the facts of the evaluation, and the files."""
+    """Result of `evaluate`.
+
+    Attributes:
+        values: The values of the metrics by name.
+        facts: What the values depend on: checkpoint, sampler, reference and so on.
+        file: The JSON file with values and facts.
+        picture: Samples beside the training pictures they are closest to; None if not measured.
+    """
 
     values: dict[str, float]
     facts: dict[str, Any]
@@ -66,7 +73,7 @@ class Evaluation:
     picture: Path | None
 
 
-def _read_names(text: str) -> tuple[str, ...]:
+def _parse_names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(',') if name.strip())
 
 
@@ -77,30 +84,30 @@ class EvaluationSettings(ModelSettings):
     checkpoint: str | os.PathLike[str] = setting(
         help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
-    n: int = setting(10_000, 'how many samples', flags=('-n',))
+    n: int = setting(10_000, 'number of samples', flags=('-n',))
     metrics: Sequence[str] = setting(
         ('fid', 'kid', 'precision_recall'),
-        'what to measure (default: fid,kid,precision_recall): '
+        'metrics (default: fid,kid,precision_recall): '
         + '; '.join(f'{m.name}: {m.meaning}' for m in METRICS.values())
         + (
             f'; {COPIES}: the share of samples that copy a training picture, with the likeliest '
             'ones as a picture'
         ),
         metavar='fid,kid,...',
-        parse=_read_names,
+        parse=_parse_names,
     )
     extractor: Any = setting(
         None,
-        f'whose features are compared: {EXTRACTOR_WORDS} (default: tensor for '
-        'what is no picture, classifier where there are classes, else inception)',
+        f'the feature extractor: {EXTRACTOR_WORDS} (default: tensor for '
+        'data other than pictures, classifier for labelled data, else inception)',
     )
-    dataset: Any = setting(None, f'what to compare with: {DATASET_WORDS}', parse=str)
-    reference_n: int = setting(50_000, 'the most pictures of it that are used')
+    dataset: Any = setting(None, f'the reference set: {DATASET_WORDS}', parse=str)
+    reference_n: int = setting(50_000, 'maximum number of its pictures')
     out: str | os.PathLike[str] | None = setting(
         None, 'folder to write to (default: evaluation beside the checkpoint)'
     )
-    batch_size: int = setting(64, 'how many samples at a time')
-    steps: int | None = setting(None, "how many steps the sampler takes (default: the config's)")
+    batch_size: int = setting(64, 'samples per batch')
+    steps: int | None = setting(None, "number of steps of the sampler (default: the config's)")
     sampler: Any = setting(
         None,
         "the sampler (default: the config's, else the recommended one for the number of steps), or "
@@ -120,7 +127,7 @@ class EvaluationSettings(ModelSettings):
         'distances; 0: none (default: 20 for at most 512 features, else 0)',
     )
     cache: str | os.PathLike[str] | None = setting(
-        None, "where reference features are kept (default: the user's cache folder)"
+        None, "the folder of cached reference features (default: the user's cache folder)"
     )
 
     def __post_init__(self) -> None:
@@ -143,23 +150,22 @@ class EvaluationSettings(ModelSettings):
 
 @takes_settings(EvaluationSettings)
 def evaluate(settings: EvaluationSettings) -> Evaluation:
-    """Draw samples, compare their features with those of a reference set, and write the values as
-    JSON.
+    """Draw samples, compare their features with a reference set, and write the values as JSON.
 
-    The features of the samples are kept in the folder piece by piece, so that an evaluation that
-    was stopped goes on.
+    The features of the samples are kept in the folder in pieces; the same call continues an
+    evaluation that was stopped.
 
     Args:
         settings: The settings, or the fields of EvaluationSettings as arguments. `extractor` may
             also be a function from pictures [B, C, H, W] in [-1, 1], or tensors [B, C, ...] in the
-            units of the data, to features [B, D], `dataset` a tensor or a torch data set of
-            pictures, and `sampler` a function.
+            units of the data, to features [B, D]; `dataset` a tensor or a torch data set of
+            pictures; `sampler` a function.
 
     Returns:
-        The values and the files; of several processes, those other than the first return no values.
+        The values and the files. In a launch of several processes, only the first returns values.
 
     Raises:
-        FileNotFoundError: There is no checkpoint or no extractor.
+        FileNotFoundError: The checkpoint or the extractor does not exist.
         ValueError: A setting is wrong or does not fit the model.
     """
     with world() as processes:
@@ -174,7 +180,7 @@ def evaluate(settings: EvaluationSettings) -> Evaluation:
 
 
 class _Task:
-    """The model, what its samples are compared with, and how."""
+    """An evaluation: the model, the reference set, its features and the extractor."""
 
     def __init__(self, settings: EvaluationSettings, processes: World) -> None:
         self.settings, self.processes = settings, processes
@@ -200,12 +206,14 @@ class _Task:
             )
         )
         self.pictures = experiment.gives_pictures
-        usual = 'classifier' if sections.dataset.num_classes else 'inception'
-        self._compare_with(reference, settings.extractor or (usual if self.pictures else 'tensor'))
-        named, own = load_sampler(settings.sampler, settings.allow_code)
+        default = 'classifier' if sections.dataset.num_classes else 'inception'
+        self._compare_with(
+            reference, settings.extractor or (default if self.pictures else 'tensor')
+        )
+        name, own = load_sampler(settings.sampler, settings.allow_code)
         sampling = choose_sampling(
             vars(sections.sampling),
-            sampler=named,
+            sampler=name,
             steps=settings.steps,
             schedule=settings.schedule,
             guidance=settings.guidance,
@@ -223,14 +231,14 @@ class _Task:
         sampler = self.draw.sampler if own is None else find_sampler(own).name
         self.facts |= {'seed': settings.seed, **dataclasses.asdict(sampling), 'sampler': sampler}
 
-    def _compare_with(self, reference: Dataset, named: Any) -> None:
+    def _compare_with(self, reference: Dataset, extractor: Any) -> None:
         self.indices = chosen_pictures(reference, self.settings.reference_n)
         with self.processes.main_first():
             self.extractor = (
-                named
-                if callable(named)
+                extractor
+                if callable(extractor)
                 else make_extractor(
-                    named,
+                    extractor,
                     self.training_set,
                     self.cache,
                     self.device,
@@ -244,9 +252,9 @@ class _Task:
             'n': self.settings.n,
             'reference': reference.source,
             'reference_n': len(self.indices),
-            'extractor': named
-            if isinstance(named, str)
-            else getattr(named, '__name__', type(named).__name__),
+            'extractor': extractor
+            if isinstance(extractor, str)
+            else getattr(extractor, '__name__', type(extractor).__name__),
             'features': self.real.shape[1],
         }
 
@@ -262,7 +270,7 @@ class _Task:
         )
 
     def say(self, text: str) -> None:
-        """Log a text, once for all processes."""
+        """Log `text` on the first process."""
         if self.settings.show and self.processes.main:
             _LOG.info('%s', text)
 
@@ -300,7 +308,7 @@ class _Task:
         return torch.cat([self.extractor(batch.to(self.device)).float().cpu() for batch in batches])
 
     def measure(self, fake: Tensor) -> Evaluation:
-        """Compute the metrics and write them."""
+        """Compute the metrics of features [N, D] of samples and write them."""
         settings = self.settings
         blocks = (
             settings.blocks
@@ -322,9 +330,7 @@ class _Task:
         return Evaluation(values, self.facts, self.folder / 'metrics.json', picture)
 
     def _find_copies(self, fake: Tensor) -> tuple[dict[str, float], Path]:
-        """Return the share of samples that look like copies of a training picture, and a picture
-        of the likeliest ones.
-        """
+        """Return the share of samples that copy training pictures, and a picture of the closest."""
         training_set = self.training_set()
         indices = chosen_pictures(training_set, self.settings.reference_n)
         neighbours = nearest_neighbours(fake, self._reference_features(training_set, indices))
@@ -335,10 +341,10 @@ class _Task:
             near = from_bytes(near)
         else:
             fakes, near = show_tensors(torch.cat([fakes, near])).chunk(2)
-        shown = Neighbours(
+        pairs = Neighbours(
             torch.arange(len(most)), neighbours.distance[most], neighbours.ratio[most]
         )
-        save_image(self.folder / 'copies.png', neighbour_picture(fakes, near, shown))
+        save_image(self.folder / 'copies.png', neighbour_picture(fakes, near, pairs))
         return {
             'copies': neighbours.copies(),
             'nearest_ratio': neighbours.ratio.median().item(),

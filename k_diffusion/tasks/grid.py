@@ -25,7 +25,7 @@ class GridSettings:
     out: str | os.PathLike[str] = setting(
         'out.png', 'the file to write', flags=('-o', '--output', '--out')
     )
-    nrow: int | None = setting(None, 'pictures per row (default: as square as can be)')
+    nrow: int | None = setting(None, 'pictures per row (default: as square as possible)')
 
     def __post_init__(self) -> None:
         there = Path(self.out).absolute().parent.is_dir()

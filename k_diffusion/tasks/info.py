@@ -97,19 +97,19 @@ class InfoSettings:
         metavar='CONFIG|CHECKPOINT',
     )
     batch_size: int | None = setting(None, "pictures in a batch (default: the config's)")
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest available)')
     rate: float | None = setting(
         None,
         'floating-point operations per second of the device '
         '(default: measured in a third of a second)',
     )
-    gpus: int | None = setting(None, 'show what training on so many GPUs takes')
-    gpu: str = setting('h100', f'the kind of them: {", ".join(GPUS)}')
+    gpus: int | None = setting(None, 'number of GPUs: show what training on them takes')
+    gpu: str = setting('h100', f'the type of GPU: {", ".join(GPUS)}')
     network: float = setting(
-        400.0, 'the rate of each GPU to those of other nodes, of 8 GPUs each', metavar='GBIT/S'
+        400.0, 'the network rate of each GPU to other nodes, of 8 GPUs each', metavar='GBIT/S'
     )
     disk: float = setting(1.0, 'the rate at which a node writes checkpoints', metavar='GB/S')
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    verify: bool = setting(True, 'accept a checkpoint that differs from its manifest')
 
     def __post_init__(self) -> None:
         positive = self.rate is None or self.rate > 0

@@ -47,23 +47,23 @@ class LikelihoodSettings(ModelSettings):
     checkpoint: str | os.PathLike[str] = setting(
         help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
-    dataset: Any = setting(None, f'whose pictures: {DATASET_WORDS}', parse=str)
-    n: int = setting(1000, 'how many pictures, drawn from the seed', flags=('-n',))
-    steps: int = setting(32, 'steps of the solver, each of 4 model calls')
-    probes: int = setting(1, 'probes of the trace per model call')
+    dataset: Any = setting(None, f'the pictures: {DATASET_WORDS}', parse=str)
+    n: int = setting(1000, 'number of pictures, drawn from the seed', flags=('-n',))
+    steps: int = setting(32, 'number of steps of the solver, each of 4 model calls')
+    probes: int = setting(1, 'number of probes of the trace per model call')
     exact: bool = setting(
-        False, 'the exact trace, which takes as many backward passes as a picture has elements'
+        False, 'compute the exact trace, by one backward pass for each element of a picture'
     )
-    points: int = setting(1, 'dequantised points per picture; more tighten the bound')
+    points: int = setting(1, 'number of dequantised points per picture; more tighten the bound')
     sigma_min: float | None = setting(
-        None, "the density is that of data with so much noise (default: the config's)"
+        None, "the noise level of the data whose density is computed (default: the config's)"
     )
-    unconditional: bool = setting(False, 'do not tell the model the classes')
+    unconditional: bool = setting(False, 'evaluate the model without classes')
     out: str | os.PathLike[str] | None = setting(
         None, 'folder to write to (default: likelihood beside the checkpoint)'
     )
-    batch_size: int = setting(64, 'how many pictures at a time')
-    seed: int = setting(0, 'what is drawn for a picture depends on it and the picture alone')
+    batch_size: int = setting(64, 'pictures per batch')
+    seed: int = setting(0, 'the noise of a picture depends on the seed and the picture alone')
 
     def __post_init__(self) -> None:
         check_settings(at_least(self, 1, 'n', 'steps', 'probes', 'points', 'batch_size'))

@@ -26,21 +26,21 @@ class ModelSettings:
     a checkpoint that its manifest does not describe; `show` False turns the progress bar off.
     """
 
-    config: Any = setting(None, 'the config, where the checkpoint carries none')
+    config: Any = setting(None, 'the config, if the checkpoint has none')
     network: nn.Module | str | None = setting(
         None,
-        'FILE.py:CLASS, the network of a model that was trained with one of your own; runs the '
+        'FILE.py:CLASS, your own network that the model was trained with; runs the '
         'file (see allow_code)',
         parse=str,
     )
     allow_code: bool = setting(
         False,
-        'run Python files of your own that are named, that of a "custom" dataset among them, '
+        'run the Python files named in settings and in a "custom" data set, '
         'and the code in a TorchScript file',
     )
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest available)')
     ema: bool = setting(True, 'the raw weights of a .pth, not the averaged ones', flags=('--raw',))
-    verify: bool = setting(True, 'take a checkpoint that is not what the manifest beside it says')
+    verify: bool = setting(True, 'accept a checkpoint that differs from its manifest')
     show: bool = setting(True)
 
 

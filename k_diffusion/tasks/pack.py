@@ -27,9 +27,9 @@ class PackSettings:
     order: str = setting(
         'shuffled', 'the order of the files in the shards', choices=('shuffled', 'names')
     )
-    seed: int = setting(0, 'what the order is drawn from')
-    samples: int = setting(10_000, 'the most samples of a shard')
-    megabytes: int = setting(256, 'about the most MiB of a shard')
+    seed: int = setting(0, 'the seed of the order')
+    samples: int = setting(10_000, 'maximum number of samples of a shard')
+    megabytes: int = setting(256, 'approximate maximum size of a shard in MiB')
     progress: Callable[[int, int], None] | None = setting(None)
 
     def __post_init__(self) -> None:

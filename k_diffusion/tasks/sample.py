@@ -1,4 +1,4 @@
-"""Images from a trained model."""
+"""Draw images from a trained model."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class SampleSettings(ModelSettings):
     checkpoint: str | os.PathLike[str] = setting(
         help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
-    n: int = setting(64, 'how many images', flags=('-n',))
+    n: int = setting(64, 'number of images', flags=('-n',))
     out: str | os.PathLike[str] | None = setting(
         None, 'folder to write to (default: samples, samples-2, ...)'
     )
-    prefix: str | None = setting(None, 'write {prefix}_00000.png ... where no folder is given')
-    batch_size: int = setting(64, 'how many at a time; changes no image')
+    prefix: str | None = setting(None, 'write {prefix}_00000.png ... if out is not given')
+    batch_size: int = setting(64, 'images per batch; does not change the images')
     steps: int | None = setting(
-        None, 'how many steps the sampler takes (default: the config, else 20)'
+        None, "number of steps of the sampler (default: the config's, else 20)"
     )
     sampler: Any = setting(
         None,
@@ -60,13 +60,13 @@ class SampleSettings(ModelSettings):
         'sampler): ' + ', '.join(BETWEEN),
     )
     sigma_min: float | None = setting(
-        None, "the least noise level before 0 (default: the config's)"
+        None, "the smallest noise level before 0 (default: the config's)"
     )
     sigma_max: float | None = setting(None, "the noise level to start from (default: the config's)")
     seed: int = setting(0, 'image i depends on (seed, i) alone')
     classes: Sequence[int | str] | None = setting(
         None,
-        'classes in turn, by name or else by number (default: each class in turn)',
+        'classes by name or number, used in turn (default: each class in turn)',
         metavar='3,cat',
         parse=read_classes,
     )
@@ -75,18 +75,18 @@ class SampleSettings(ModelSettings):
     )
     guidance_interval: tuple[float, float] | None = setting(
         None,
-        "the noise levels it acts at (default: the config's, else all)",
+        "the noise levels with guidance (default: the config's, else all)",
         metavar='LOW,HIGH',
         parse=read_interval,
     )
     cond: Sequence[str] = setting(
         (),
         'a condition of the model: text=WORDS, embeddings=ROW, super-resolution=PICTURE, '
-        'inpainting=PICTURE[,TOP,BOTTOM,LEFT,RIGHT]; several are taken in turn',
+        'inpainting=PICTURE[,TOP,BOTTOM,LEFT,RIGHT]; images use several in turn',
         metavar='TYPE=VALUE',
         many='append',
     )
-    overwrite: bool = setting(False, 'replace the samples that are in the folder already')
+    overwrite: bool = setting(False, 'replace samples that are already in the folder')
 
     def __post_init__(self) -> None:
         own = (
@@ -114,9 +114,9 @@ def sample(settings: SampleSettings) -> Samples:
     Samples of a model of tensors are written as .npy files in the units of the data, and shown in
     the grid.
 
-    Image i depends on (seed, i) and its conditions alone. Where neither sampler, schedule nor
-    sigma_min is given, a calibrated sampler beside the checkpoint is used if there is one for the
-    number of steps and the guidance.
+    Image i depends on (seed, i) and its conditions alone. If sampler, schedule and sigma_min are
+    all None, and the checkpoint has a calibrated sampler for the number of steps and the guidance,
+    that sampler is used.
 
     Args:
         settings: The settings, or the fields of SampleSettings as arguments; `sampler` may be a
@@ -126,19 +126,21 @@ def sample(settings: SampleSettings) -> Samples:
         The images, their classes and the files.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
-        ValueError: A setting is wrong or does not fit the model, or the folder holds samples
-            already.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: A setting is wrong or does not fit the model, or the folder already holds
+            samples.
     """
     n, target = settings.n, Target.of(settings.out, settings.prefix, settings.overwrite)
     path = find_checkpoint(settings.checkpoint, settings.verify)
     settings = replace(settings, checkpoint=path)
     denoiser, experiment, device = open_model(settings)
-    demanded = settings.sampler == calibrations.WORD
-    named, own = load_sampler(None if demanded else settings.sampler, settings.allow_code)
+    requires_calibration = settings.sampler == calibrations.WORD
+    name, own = load_sampler(
+        None if requires_calibration else settings.sampler, settings.allow_code
+    )
     sampling = choose_sampling(
         vars(experiment.sections.sampling),
-        sampler=named,
+        sampler=name,
         steps=settings.steps,
         schedule=settings.schedule,
         guidance=settings.guidance,
@@ -158,15 +160,24 @@ def sample(settings: SampleSettings) -> Samples:
         settings.sigma_max,
         own,
     )
-    if demanded or (settings.sampler, settings.schedule, settings.sigma_min) == (None, None, None):
-        unguided = (settings.guidance, settings.guidance_interval) == (None, None)
-        fitted = calibrations.find_calibration(
-            settings.checkpoint, denoiser, sampling, cond, float(sigmas[0]), demanded, unguided
+    choices = (settings.sampler, settings.schedule, settings.sigma_min)
+    if requires_calibration or choices == (None, None, None):
+        any_guidance = (settings.guidance, settings.guidance_interval) == (None, None)
+        calibration = calibrations.find_calibration(
+            settings.checkpoint,
+            denoiser,
+            sampling,
+            cond,
+            float(sigmas[0]),
+            requires_calibration,
+            any_guidance,
         )
-        if fitted is not None:
-            sigmas, sampler, options = fitted.levels, fitted.sampler(), {}
+        if calibration is not None:
+            sigmas, sampler, options = calibration.levels, calibration.sampler(), {}
             sampling = replace(
-                sampling, guidance=fitted.guidance, guidance_interval=fitted.guidance_interval
+                sampling,
+                guidance=calibration.guidance,
+                guidance_interval=calibration.guidance_interval,
             )
     denoise = guide(denoiser, cond, sampling, device)
     target.make()

@@ -1,6 +1,4 @@
-"""A training run: what it trains, the folder it lives in, from where it goes on, and how it
-ends.
-"""
+"""Train a model: run folder, resuming, the training loop and the result."""
 
 from __future__ import annotations
 
@@ -52,18 +50,21 @@ _BROKEN = ('gloo', 'nccl', 'connection closed', 'connection reset', 'process gro
 
 @takes_settings(TrainSettings)
 def train(settings: TrainSettings) -> Run:
-    """Train a model, or go on with a run that was stopped; the whole run lies in one folder.
+    """Train a model, or continue a run that was stopped; all files of the run are in one folder.
 
     `train('config.json', name='digits', end_step=2000)` and `train(TrainSettings('config.json',
     ...))` train the model of a config; `train(network=net, dataset=tensor, name='mine',
-    end_step=2000)` any module called as net(x, sigma, **cond) on any tensor [N, C, ...] or torch
-    data set.
+    end_step=2000)` trains any module called as net(x, sigma, **cond) on any tensor [N, C, ...] or
+    torch data set.
+
+    Args:
+        settings: The settings, or the fields of TrainSettings as arguments.
 
     Returns:
-        What became of it.
+        The result of the run.
 
     Raises:
-        ValueError: A setting or the config cannot be used; all that is wrong is named at once.
+        ValueError: A setting or the config cannot be used; the message names all problems at once.
     """
     experiment, network = open_experiment(settings)
     _refuse(experiment.sections)
@@ -82,7 +83,7 @@ def train(settings: TrainSettings) -> Run:
 
 
 def _train(
-    asked: TrainSettings, settings: TrainSettings, experiment: Experiment, accelerator: Any
+    original: TrainSettings, settings: TrainSettings, experiment: Experiment, accelerator: Any
 ) -> Run:
     end_step = settings.end_step or experiment.sections.training.end_step
     if accelerator.device.type == 'cpu':
@@ -90,9 +91,9 @@ def _train(
     main, extra = accelerator.is_main_process, dict[str, Any]()
     folder = open_folder(settings, extra)
     lock = run_lock(folder.path, folder.name) if main else nullcontext()
-    held = folder.held() if main else nullcontext()
+    folder_lock = folder.held() if main else nullcontext()
     display = Display(settings.name, main and settings.show)
-    with display, lock, held, Watch(settings, folder, main, display) as watch:
+    with display, lock, folder_lock, Watch(settings, folder, main, display) as watch:
         if main:
             folder.sweep()
         path, state = resume_from(settings.resume, folder, accelerator, settings.verify)
@@ -101,7 +102,7 @@ def _train(
         if path and state and over and not settings.evaluate_only:
             return _leave_done(settings, accelerator, folder, path, state['step'], display)
         seed = settings.seed if settings.seed is not None else (state or {}).get('seed', 0)
-        extra['overrides'] = overrides_of(asked, accelerator.num_processes, seed)
+        extra['overrides'] = overrides_of(original, accelerator.num_processes, seed)
         changes: list[Change] = []
         if state:
             keep_sigma_data(experiment, state, settings)
@@ -140,7 +141,7 @@ def _show_start(
     folder: RunFolder,
     display: Display,
 ) -> None:
-    """Say where and on how many processes the run trains, and the notes of its experiment."""
+    """Report the processes, device, folder and notes of a run."""
     many = 'es' * (accelerator.num_processes > 1)
     display.say(
         f'{settings.name}: {accelerator.num_processes} process{many} on '
@@ -158,7 +159,7 @@ def _leave_done(
     step: int,
     display: Display,
 ) -> Run:
-    """Say that a run has reached its end before."""
+    """Report that a run has already reached its end, and return it."""
     display.say(
         f'{settings.name} is done: it has reached step {step:,} (a greater end_step goes further)'
     )
@@ -169,7 +170,7 @@ def _leave_done(
 
 @contextmanager
 def _restored_flags() -> Iterator[None]:
-    """Let matrix products on a GPU use TF32 within it."""
+    """Let matrix products on a GPU use TF32 inside the context."""
     places: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
     before = [place.allow_tf32 for place in places]
     try:
@@ -183,17 +184,17 @@ def _restored_flags() -> Iterator[None]:
 
 @contextmanager
 def _restored_generators(device: torch.device) -> Iterator[None]:
-    """Leave the global generators, which training seeds anew at each step, as they are."""
-    used = [] if device.type == 'cpu' else [device.index or 0]
-    with torch.random.fork_rng(used, device_type=device.type if used else 'cuda'):
+    """Restore the global generators afterwards; training seeds them at each step."""
+    devices = [] if device.type == 'cpu' else [device.index or 0]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else 'cuda'):
         yield
 
 
 @contextmanager
 def _own_accelerator_state() -> Iterator[None]:
-    """Put accelerate's state of the process aside, which allows one device and type of numbers.
+    """Set accelerate's state of the process aside, which allows one device and one dtype.
 
-    Where several processes were launched they share it, and it stays.
+    Launched processes share that state, so there it stays.
     """
     module = require('accelerate.state', 'train', 'training')
     kinds = (module.PartialState, module.AcceleratorState, module.GradientState)
@@ -213,9 +214,7 @@ def _own_accelerator_state() -> Iterator[None]:
 
 @contextmanager
 def _explain_lost_process(trainer: Trainer) -> Iterator[None]:
-    """Raise the error of a broken exchange between processes again, as a sentence that says what
-    to do.
-    """
+    """Turn the error of a broken exchange between processes into a message with the fix."""
     try:
         yield
     except RuntimeError as error:
@@ -240,9 +239,7 @@ def _go_on(
     data: dict[str, Any],
     display: Display,
 ) -> None:
-    """Load a checkpoint into the trainer and say in one note what is another than when it was
-    saved.
-    """
+    """Load a checkpoint into the trainer, and report what changed since it was saved."""
     if 'posthoc' in trainer.parts and not state.get('posthoc'):
         raise ValueError(
             f'{path} has no averages for snapshots, which are of the whole run; leave '
@@ -271,7 +268,7 @@ def _show_plan(
     path: Path | None,
     display: Display,
 ) -> Run:
-    """Say what a run would do, without doing it."""
+    """Report what a run would do, without doing it."""
     for name, text in plan(settings, trainer, folder, path).items():
         display.say(f'  {name:<13} {text}')
     trainer.accelerator.wait_for_everyone()
@@ -288,12 +285,10 @@ def _show_plan(
 
 
 def _refuse(sections: Sections) -> None:
-    """Refuse configs that can be loaded, since the original took them, but would not be trained
-    as they say.
-    """
+    """Raise a ValueError for configs that the original loads but that would train differently."""
     model = sections.model
-    told = model.augment_wrapper or not model.type.startswith('image_v')
-    if model.augment_prob and not told:
+    takes_augmentation = model.augment_wrapper or not model.type.startswith('image_v')
+    if model.augment_prob and not takes_augmentation:
         raise ValueError(
             f'model.augment_prob is {model.augment_prob} and model.augment_wrapper is false, so '
             'that '
@@ -311,9 +306,7 @@ def _refuse(sections: Sections) -> None:
 
 
 def _split_for_noise_scale(settings: TrainSettings, usual: int) -> TrainSettings:
-    """With gns in one process, take each batch in two halves, whose gradients are compared with
-    the whole's.
-    """
+    """Split each batch in two if gns runs in one process, which compares their gradients."""
     several = settings.grad_accum_steps > 1 or int(os.environ.get('WORLD_SIZE', 1)) > 1
     if not settings.gns or several:
         return settings
@@ -351,7 +344,7 @@ def _accelerator(settings: TrainSettings, find_unused: bool) -> Any:
 
 
 def _evaluate(trainer: Trainer) -> str:
-    """Evaluate the checkpoint that was loaded, and take no step."""
+    """Evaluate the loaded checkpoint without a training step."""
     if not trainer.step:
         raise ValueError(
             'evaluate_only=True found no checkpoint of this run; train it first, or '

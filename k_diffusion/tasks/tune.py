@@ -1,4 +1,4 @@
-"""Tuning a trained model by reward."""
+"""Tune a trained model by reward."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TuneSettings:
     checkpoint: str | os.PathLike[str] = setting(
         help="the model: a .pth or .safetensors file, or a run's folder (its latest checkpoint)"
     )
-    reward: Any = setting(help=f'what is rewarded: {REWARD_WORDS}', parse=str)
+    reward: Any = setting(help=f'the reward: {REWARD_WORDS}', parse=str)
     method: str = setting(
         'nft',
         'nft (DiffusionNFT, any sampler) or grpo (policy gradients, a stochastic sampler)',
@@ -58,64 +58,66 @@ class TuneSettings:
     run_dir: str | os.PathLike[str] | None = setting(
         None, 'the folder of the run (default: runs/NAME)'
     )
-    end_step: int = setting(50, 'stop after so many optimizer steps in all')
+    end_step: int = setting(50, 'total number of optimizer steps')
     lr: float | None = setting(
         None,
         'the learning rate, which falls over the run (default: 1e-3 for nft, 3e-4 for grpo); large '
         'networks take 1e-5 to 1e-4',
     )
     batch_size: int = setting(256, 'samples per step and process')
-    batches: int = setting(1, 'steps that one pass over the samples of a round takes')
-    passes: int = setting(2, 'how often the samples of a round are trained on')
+    batches: int = setting(1, 'number of optimizer steps of one pass over the samples of a round')
+    passes: int = setting(2, 'number of passes over the samples of a round')
     classes: Sequence[int | str] | None = setting(
         None,
-        'prompts: classes in turn, by name or else by number (default: the model without its '
+        'prompts: classes by name or number, used in turn (default: the model without its '
         'conditions)',
         metavar='3,cat',
         parse=read_classes,
     )
     cond: Sequence[str] = setting(
         (),
-        'prompts: a condition of the model, as `sample` takes it; several are taken in turn',
+        'prompts: a condition of the model, as in `sample`; samples use several in turn',
         metavar='TYPE=VALUE',
         many='append',
     )
     sampler: Any = setting(
         None,
-        'what draws the samples (default: dpmpp_2m for nft, exp_ab of order 1 for grpo): a name, '
+        'the sampler (default: dpmpp_2m for nft, exp_ab of order 1 for grpo): a name, '
         'or FILE.py:FUNCTION, one of your own (see allow_code)',
         parse=str,
     )
-    steps: int | None = setting(None, 'how many steps it takes (default: 8 for nft, 10 for grpo)')
-    eta: float | None = setting(None, 'its strength of noise (default: 1 for grpo)')
-    strength: float = setting(1.0, 'nft: how far the implicit policies are from the old one')
-    clip: float = setting(0.2, 'grpo: by how much the ratio of densities may differ from 1')
-    trained_steps: int = setting(3, 'grpo: how many steps of a path are trained on at a time')
+    steps: int | None = setting(
+        None, 'number of steps of the sampler (default: 8 for nft, 10 for grpo)'
+    )
+    eta: float | None = setting(None, 'the amount of noise of the sampler (default: 1 for grpo)')
+    strength: float = setting(1.0, 'nft: the distance of the implicit policies from the old one')
+    clip: float = setting(0.2, 'grpo: the largest difference of the ratio of densities from 1')
+    trained_steps: int = setting(3, 'grpo: number of steps of a path per optimizer step')
     pull: float = setting(1e-4, 'the weight of the distance from the model before tuning')
     clip_model: str = setting('ViT-B/32', 'the CLIP model of clip:WORDS, or its folder')
     evaluate_every: int = setting(
-        25, 'log reward and Frechet distance of samples every so many steps (0: never)'
+        25, 'number of steps between logs of reward and Frechet distance of samples (0: never)'
     )
-    evaluate_n: int = setting(500, 'how many samples that takes')
+    evaluate_n: int = setting(500, 'number of samples of such a log')
     evaluate_with: str = setting(
         'auto',
         'the feature extractor of the distance, as `evaluate` takes it; auto: a classifier for '
         'pictures with classes, statistics for tensors, else none',
     )
-    save_every: int = setting(10000, 'save a checkpoint every so many steps')
-    demo_every: int = setting(0, 'draw a grid of samples every so many steps (0: never)')
+    save_every: int = setting(10000, 'number of steps between checkpoints')
+    demo_every: int = setting(0, 'number of steps between grids of samples (0: never)')
     seed: int | None = setting(None, "the seed (default: the run's own, else 0)")
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest available)')
     mixed_precision: str | None = setting(
-        None, 'the type of the computation; weights stay float32', choices=('no', 'fp16', 'bf16')
+        None, 'the dtype of the computation; weights stay float32', choices=('no', 'fp16', 'bf16')
     )
     network: Any = setting(
         None,
-        'FILE.py:CLASS, the network of a model that was trained with one of your own',
+        'FILE.py:CLASS, your own network that the model was trained with',
         parse=str,
     )
     allow_code: bool = setting(
-        False, 'run Python files of your own that are named, and the code in a TorchScript file'
+        False, 'run the Python files named in settings, and the code in a TorchScript file'
     )
     # Of Python alone:
     options: Mapping[str, Any] | None = setting(None)  # other options of the sampler
@@ -146,11 +148,11 @@ class TuneSettings:
 
 @takes_settings(TuneSettings)
 def tune(settings: TuneSettings) -> Run:
-    """Tune a trained model so that its samples are rewarded more, or go on with such a run.
+    """Tune a trained model so that its samples get higher rewards, or continue such a run.
 
-    `tune('runs/demo', reward='class:7', name='sevens')`. Rounds of samples are drawn by an averaged
-    copy of the network and rewarded; the network is trained on them. The run is a training run
-    whose checkpoint every command takes, and which the same call goes on with.
+    `tune('runs/demo', reward='class:7', name='sevens')`. An averaged copy of the network draws
+    rounds of samples, which are rewarded; the network is trained on them. The result is an ordinary
+    training run, whose checkpoint every command accepts; the same call continues it.
 
     Args:
         settings: The settings, or the fields of TuneSettings as arguments.
@@ -201,7 +203,7 @@ def tune(settings: TuneSettings) -> Run:
 
 
 def _tuning_config(config: Mapping[str, Any], settings: TuneSettings) -> dict[str, Any]:
-    """Return the config of a model with the optimizer of its tuning."""
+    """Return the config of a model with the optimizer and the schedules of its tuning."""
     return {
         **config,
         'optimizer': {
@@ -234,8 +236,8 @@ def _make_tuner(
     )
     name, steps, options = SAMPLERS_OF[settings.method]
     if settings.sampler is not None:
-        named, own = load_sampler(settings.sampler, settings.allow_code)
-        name, options = named or own, {}
+        title, own = load_sampler(settings.sampler, settings.allow_code)
+        name, options = title or own, {}
     options = {**options, **(settings.options or {})}
     if settings.eta is not None:
         options['eta'] = settings.eta

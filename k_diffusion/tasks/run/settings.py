@@ -26,7 +26,7 @@ def _number_or_text(text: str) -> int | str:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """Settings of `train`; None takes the config's value."""
+    """Settings of `train`; None means the value of the config."""
 
     config: str | os.PathLike[str] | dict[str, Any] | None = setting(
         None, 'the config file (.json, or a .safetensors file that carries one)'
@@ -34,8 +34,8 @@ class TrainSettings:
     name: str = setting('model', 'the name of the run')
     run_dir: str | os.PathLike[str] | None = setting(
         None,
-        'the folder of the run, or the URL of one (s3://... and others of fsspec), to which it is '
-        'uploaded and from which it goes on (default: runs/NAME)',
+        'the folder of the run, or its URL (s3://... and others of fsspec), to which the run is '
+        'uploaded and from which it continues (default: runs/NAME)',
     )
     local_dir: str | os.PathLike[str] | None = setting(
         None, 'with a URL as run_dir: the folder on this machine (default: runs/NAME)'
@@ -43,81 +43,86 @@ class TrainSettings:
     batch_size: int | None = setting(
         None, "images per step and process (default: the config's, else 64)"
     )
-    end_step: int | None = setting(None, 'stop after so many optimizer steps in all')
+    end_step: int | None = setting(None, 'total number of optimizer steps')
     lr: float | None = setting(None, "the learning rate (default: the config's)")
     grad_accum_steps: int = setting(1, 'gradient accumulation steps')
     micro_batch: str | int | None = setting(
         None,
-        "take so many of a batch at a time, or 'auto': what fits into memory (default: all)",
+        "items of a batch per pass, or 'auto': as many as fit into memory (default: all)",
         parse=str,
     )
     mixed_precision: str | None = setting(
-        None, 'the type of the computation; weights stay float32', choices=('no', 'fp16', 'bf16')
+        None, 'the dtype of the computation; weights stay float32', choices=('no', 'fp16', 'bf16')
     )
     checkpointing: bool = setting(
-        False, 'recompute activations to save memory, where the model can'
+        False, 'recompute activations to save memory, if the model supports it'
     )
     compile: bool = setting(False, 'compile the model')
     shard: bool = setting(
-        False, 'cut weights, average and optimizer state into pieces, one for each process (FSDP2)'
+        False, 'shard weights, average and optimizer state over the processes (FSDP2)'
     )
     seed: int | None = setting(None, "the seed (default: the run's own, else 0)")
-    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest there is)')
-    num_workers: int = setting(8, 'processes that decode pictures, at most one per core')
-    start_method: str = setting('spawn', 'how they start', choices=('fork', 'forkserver', 'spawn'))
+    device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest available)')
+    num_workers: int = setting(8, 'number of processes that decode pictures, at most one per core')
+    start_method: str = setting(
+        'spawn', 'how worker processes start', choices=('fork', 'forkserver', 'spawn')
+    )
     worker_timeout: float = setting(
         600.0,
-        'the time without a batch after which those processes count as hanging, '
+        'the time without a batch after which worker processes count as hanging, '
         'which ends the run (default: 600; 0: never)',
         metavar='SECONDS',
     )
     allow_code: bool = setting(
         False,
-        'let a "custom" dataset run the Python file that the config names, '
-        'and an extractor the code in its TorchScript file',
+        'allow a "custom" data set to run the Python file named in the config, '
+        'and an extractor to run the code in its TorchScript file',
     )
-    save_every: int = setting(10000, 'save a checkpoint every so many steps')
+    save_every: int = setting(10000, 'number of steps between checkpoints')
     keep_last: int = setting(
-        0, 'delete older checkpoints than the last so many (default: 0, none is deleted)'
+        0, 'number of newest checkpoints to keep; older ones are deleted (default: 0, keep all)'
     )
-    keep_best: int = setting(1, '... but keep so many of the smallest smoothed loss')
+    keep_best: int = setting(
+        1, 'number of older checkpoints to keep, those of the smallest smoothed loss'
+    )
     max_seconds: float | None = setting(
         None,
-        'stop after so many seconds, saved and ready to go on (exit status 0)',
+        'stop after this time, with a checkpoint to continue from (exit status 0)',
         metavar='SECONDS',
     )
     rewinds: int = setting(
         0,
-        'where the loss spikes, go back to the last good checkpoint and on with other data, at '
-        'most so many times (default: 0, never)',
+        'how often a run may go back, after a spike of the loss, to the last good checkpoint and '
+        'continue with other data (default: 0, never)',
     )
     spike_factor: float = setting(
-        10.0, 'a spike is a loss of so many times the median of the last 100, three steps in a row'
+        10.0,
+        'a spike is a loss above this multiple of the median of the last 100, three steps in a row',
     )
     nan_batches: int = setting(
-        3, 'keep the batches of so many steps whose loss is not a number, NAME_nan_STEP.safetensors'
+        3,
+        'how many batches with a loss that is not a number are written, NAME_nan_STEP.safetensors',
     )
     on_event: str | Sequence[str] = setting(
         (),
         'run a command (without a shell) at each event, or POST to a URL: start, checkpoint, '
-        'spike, nan, stop, failure, end; it gets the event as JSON on its standard input',
+        'spike, nan, stop, failure, end; the event is JSON on its standard input',
         many='append',
         metavar='CMD',
     )
     profile: int = setting(
-        0, 'trace so many steps after a warm-up, NAME_trace_STEP.json.gz (default: 0, none)'
+        0, 'number of steps to trace after a warm-up, NAME_trace_STEP.json.gz (default: 0, none)'
     )
     ema_snapshots: int | None = setting(
         None,
-        'write so many snapshots for `k-diffusion ema` over the run '
-        "(default: the config's, else 0)",
+        "number of snapshots for `k-diffusion ema` over the run (default: the config's, else 0)",
     )
     demo_every: int = setting(
-        500, 'draw a grid of samples every so many steps (default: 500; 0: never)'
+        500, 'number of steps between grids of samples (default: 500; 0: never)'
     )
-    sample_n: int = setting(64, 'how many samples the grid holds')
-    evaluate_every: int = setting(10000, 'evaluate every so many steps')
-    evaluate_n: int = setting(2000, 'how many samples to evaluate (default: 2000; 0: never)')
+    sample_n: int = setting(64, 'number of samples in a grid')
+    evaluate_every: int = setting(10000, 'number of steps between evaluations')
+    evaluate_n: int = setting(2000, 'number of samples of an evaluation (default: 2000; 0: never)')
     evaluate_only: bool = setting(False, 'evaluate the latest checkpoint instead of training')
     evaluate_with: str = setting(
         'inception',
@@ -129,46 +134,46 @@ class TrainSettings:
     )
     held_out: Any = setting(
         None,
-        'what the held-out loss is measured on: a data set (TYPE:LOCATION, or another location of '
-        "the config's kind), or so many items that are kept out of training (default: the "
-        "config's, else the test split of the data set; 0: none)",
+        'data of the held-out loss: a data set (TYPE:LOCATION, or another location of the type in '
+        'the config), or a number of items excluded from training (default: that of the config, '
+        'else the test split of the data set; 0: none)',
         metavar='DATASET|N',
         parse=_number_or_text,
     )
     clip_model: str = setting('ViT-B/16', 'the CLIP model to evaluate with, or its folder')
     dinov2_model: str = setting('vitl14', 'the DINOv2 model to evaluate with, or its folder')
     gns: bool = setting(
-        False, 'follow the gradient noise scale (one process takes each batch in two halves for it)'
+        False, 'measure the gradient noise scale (one process splits each batch in two for it)'
     )
     wandb_project: str | None = setting(None, 'log to this wandb project')
     wandb_entity: str | None = setting(None, 'the wandb entity')
     wandb_group: str | None = setting(None, 'the wandb group')
     wandb_save_model: bool = setting(False, 'upload checkpoints to wandb')
     wandb_offline: bool = setting(
-        False, 'keep what is for wandb on the disk (`wandb sync` sends it later)'
+        False, 'store the wandb log on disk (`wandb sync` sends it later)'
     )
     peak_flops: float | None = setting(
         None,
-        'operations per second that a device can do, for the share of them that training reaches '
-        '(MFU) in the log (default: from a table of GPUs)',
+        'peak operations per second of a device, for the model FLOPs utilization (MFU) in the log '
+        '(default: from a table of GPUs)',
     )
     tensorboard: bool = setting(False, 'write event files for TensorBoard')
     report: bool = setting(True, 'write no NAME_report.html')
     dry_run: bool = setting(
-        False, 'say what would be done and what it costs, draw the first batch, and leave'
+        False, 'report what training would do and cost, draw the first batch, and exit'
     )
     resume: str | os.PathLike[str] | None = setting(
-        None, 'the checkpoint to go on from (default: the latest of the run)'
+        None, 'the checkpoint to continue from (default: the latest of the run)'
     )
     resume_inference: str | os.PathLike[str] | None = setting(
         None, 'a .safetensors file to start the weights from'
     )
     verify: bool = setting(
-        True, 'take what resume or grow names though it is not what the manifest beside it says'
+        True, 'accept checkpoints of resume and grow that differ from their manifest'
     )
-    reset_ema: bool = setting(False, 'start the averaged weights anew from the raw ones')
+    reset_ema: bool = setting(False, 'restart the averaged weights from the raw ones')
     reset_optimizer: bool = setting(
-        False, "start the optimizer's moments anew, as another type of optimizer needs"
+        False, "restart the optimizer's moments, which another type of optimizer requires"
     )
     grow: str | os.PathLike[str] | None = setting(
         None,
@@ -176,24 +181,26 @@ class TrainSettings:
         metavar='CHECKPOINT',
     )
     grow_config: str | os.PathLike[str] | dict[str, Any] | None = setting(
-        None, 'its config, where it carries none', metavar='CONFIG'
+        None, 'the config of the grow checkpoint, if it has none', metavar='CONFIG'
     )
     grow_warmup: int = setting(
         0,
-        'let the learning rate of the new layers, and theirs alone, rise over so many steps',
+        'number of steps of a warm-up of the learning rate of the new layers alone',
         metavar='STEPS',
     )
     data: str | os.PathLike[str] | None = setting(
         None,
-        'in place of a config: a folder or archive of pictures, for which size, network and '
-        'length of the run are picked; the config is written into the folder of the run',
+        'instead of a config: a folder or archive of pictures; size, network and length of the run '
+        'are chosen for it, and the config is written into the folder of the run',
     )
-    size: int | None = setting(None, 'with data: the side of the pictures (default: it is picked)')
+    size: int | None = setting(
+        None, 'with data: the side of the pictures (default: chosen from them)'
+    )
     classes: str = setting(
-        'auto', 'with data: whether its folders are classes', choices=('auto', 'folders', 'none')
+        'auto', 'with data: use its folders as classes', choices=('auto', 'folders', 'none')
     )
     minutes: float | None = setting(
-        None, 'with data: how long to train, about (default: 10 on a CPU, else 60)'
+        None, 'with data: approximate training time (default: 10 on a CPU, else 60)'
     )
     changes: Any = setting(
         help="another value for a key of the config, as JSON: model.channels='[64,128]'",
@@ -268,12 +275,12 @@ class TrainSettings:
         return [self.on_event] if isinstance(self.on_event, str) else list(self.on_event)
 
     def _problems(self) -> list[str]:
-        """Return what is wrong with settings of other kinds and with combinations of settings."""
+        """Return the problems of single settings and of combinations of settings."""
         plain = Path(self.name).name == self.name and self.name.strip('.')
         micro = self.micro_batch in (None, 'auto') or (
             str(self.micro_batch).isdecimal() and int(str(self.micro_batch)) > 0
         )
-        grown = self.grow is not None
+        grows = self.grow is not None
         rules = {
             'config must be given, or data=... (or, from Python, network and dataset)': any(
                 value is not None for value in (self.config, self.data, self.network, self.dataset)
@@ -317,9 +324,9 @@ class TrainSettings:
             (
                 'grow must name a checkpoint where grow_config=... or grow_warmup=... say how to '
                 'grow'
-            ): grown or (self.grow_config is None and not self.grow_warmup),
+            ): grows or (self.grow_config is None and not self.grow_warmup),
             'grow and resume_inference must not both be given; each says what weights to start '
-            'from': not (grown and self.resume_inference),
+            'from': not (grows and self.resume_inference),
             (
                 f'evaluate_n must be at least 2 for an evaluation; got {self.evaluate_n}'
             ): self.evaluate_n != 1 and not (self.evaluate_only and self.evaluate_n == 0),
@@ -327,7 +334,7 @@ class TrainSettings:
         return [problem for problem, fine in rules.items() if not fine]
 
     def _problems_of_long_runs(self) -> list[str | None]:
-        """Return what is wrong with the settings of runs that take long; a None is none."""
+        """Return the problems of the settings of long runs; a None stands for none."""
         rules = {
             f'max_seconds must be above 0; got {self.max_seconds}': self.max_seconds is None
             or self.max_seconds > 0,
@@ -360,16 +367,16 @@ class Run:
     """Result of a training run.
 
     Attributes:
-        name: Its name.
-        folder: Where it lies.
+        name: The name of the run.
+        folder: The folder of its files.
         checkpoint: Its last checkpoint.
-        step: The optimizer steps taken in all.
+        step: The number of optimizer steps in all.
         status: 'done', 'interrupted' (by a signal), 'stopped' (by `Stop` or the setting stop),
             'already done', 'evaluated' or 'dry run'.
         loss: The smoothed loss.
-        processes: How many processes trained.
+        processes: The number of training processes.
         signal: The signal that interrupted it.
-        network: The network that was trained, where it was given; its weights are the raw ones.
+        network: The trained network with the raw weights, if it was passed from Python.
     """
 
     name: str
@@ -389,14 +396,14 @@ class Run:
 
     @property
     def exit_status(self) -> int:
-        """0, also after Ctrl-C, which leaves nothing undone; after another signal 128 + its number.
+        """0, also after Ctrl-C, which loses no work; after another signal 128 + its number.
 
-        By that a cluster knows its own doing (143 after SIGTERM).
+        A cluster recognises its own signals by it (143 after SIGTERM).
         """
         return status_after(self.signal) if self.status == 'interrupted' else 0
 
     def summary(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Return the fields as plain JSON values."""
         fields = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
