@@ -1,4 +1,4 @@
-"""`k-diffusion COMMAND`: which command is meant, and how each of them ends."""
+"""Run `k-diffusion COMMAND`: dispatch to the command, and turn errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that names the nearest option when it is given an unknown one."""
+    """Parse arguments; an unknown option is answered with the nearest one."""
 
     def __init__(self, prog: str, description: str | None, epilog: str) -> None:
         super().__init__(
@@ -61,6 +61,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse `args` into `namespace`; a ParserRequest gets the parser and ends the command."""
         if isinstance(args, ParserRequest):
             args.parser = self
             raise SystemExit
@@ -68,6 +69,7 @@ class Parser(argparse.ArgumentParser):
             return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """Print `message` and the nearest options, and exit with status 2."""
         words = (
             message.removeprefix('unrecognized arguments: ').split()
             if message.startswith('unrecognized')
@@ -78,16 +80,16 @@ class Parser(argparse.ArgumentParser):
             for word in words
             if word.startswith('-')
         ]
-        meant = [f'{word}: did you mean {near}?' for word, near in hints if near]
+        suggestions = [f'{word}: did you mean {near}?' for word, near in hints if near]
         text = '\n'.join(
             escape_name(line)
-            for line in [f'{self.prog}: {message}', *(f'  {line}' for line in meant)]
+            for line in [f'{self.prog}: {message}', *(f'  {line}' for line in suggestions)]
         )
         self.exit(2, f'{text}\n  {self.prog} --help lists the options\n')
 
 
 class ParserRequest(list[str]):
-    """A command line that asks a command for its parser: the command makes it and ends."""
+    """A command line that requests the parser of a command: the command makes it and exits."""
 
     parser: Parser
 
@@ -101,8 +103,14 @@ def parser_of(command: str) -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `k-diffusion COMMAND ...`; the exit status is 0, 1 (it failed, one sentence says why)
-    or 2 (wrong usage).
+    """Run `k-diffusion COMMAND ...`.
+
+    Args:
+        argv: The words after `k-diffusion`; None: those of this process.
+
+    Returns:
+        The exit status: 0; 1 if the command failed, with one sentence of explanation; 2 for wrong
+            usage.
     """
     with safe_streams():
         status = _run_command(list(sys.argv[1:] if argv is None else argv))
@@ -135,11 +143,17 @@ def _run_command(argv: list[str]) -> int:
 def guarded(
     prog: str, work: Callable[[], int | None], translate: Callable[[str], str] = str
 ) -> int:
-    """Runs a command's work; a mistake or a fault of the world ends in one sentence and status 1,
-    without a traceback.
+    """Run the work of a command; an error ends in one sentence and status 1, without a traceback.
 
-    `translate` brings the message of an error into words of the shell.
-    (With K_DIFFUSION_TRACEBACK=1 in the environment the traceback is shown, for a report.)
+    K_DIFFUSION_TRACEBACK=1 in the environment shows the traceback, for a report.
+
+    Args:
+        prog: The name of the command.
+        work: The work; it returns an exit status.
+        translate: Translates the message of an error into names of options.
+
+    Returns:
+        The exit status.
     """
     warnings.showwarning = _show_warning
     with safe_streams(), _print_log():
@@ -150,7 +164,7 @@ def guarded(
 
 
 def _check_output(prog: str) -> int:
-    """Return 1 and say why where standard output could not take all; the work is done by then."""
+    """Return 1 with a message if standard output did not accept everything, else 0."""
     fault = output_fault()
     if fault is not None and not isinstance(fault, BrokenPipeError):
         print(
@@ -187,8 +201,8 @@ def _sentence(error: BaseException) -> str:
     )
 
 
-class _PrintedRecords(logging.Handler):
-    """Print the records of a log on standard error, as it is at the time."""
+class _PrintHandler(logging.Handler):
+    """Print the records of a log on the current standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record."""
@@ -197,8 +211,8 @@ class _PrintedRecords(logging.Handler):
 
 @contextlib.contextmanager
 def _print_log() -> Iterator[None]:
-    """Print the log of the package, from level INFO on, within it."""
-    log, handler = logging.getLogger(__name__.split('.')[0]), _PrintedRecords()
+    """Print the log of the package at level INFO and above inside the context."""
+    log, handler = logging.getLogger(__name__.split('.')[0]), _PrintHandler()
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)

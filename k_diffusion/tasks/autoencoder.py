@@ -1,4 +1,4 @@
-"""The first stage of latent diffusion, trained on a folder of pictures."""
+"""Train the first stage of latent diffusion on a folder of pictures."""
 
 from __future__ import annotations
 
@@ -90,16 +90,20 @@ class TrainedAutoencoder:
 
 @takes_settings(TrainAutoencoderSettings)
 def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
-    """Train the first stage of latent diffusion on pictures, or go on with a run that was stopped.
+    """Train the first stage of latent diffusion on pictures, or continue a run that was stopped.
+
+    Args:
+        settings: The settings, or the fields of TrainAutoencoderSettings as arguments.
 
     Returns:
         The files of the autoencoder and its error.
 
     Raises:
-        ValueError: The config cannot be used, or nothing says how long to train.
+        ValueError: The config cannot be used, or neither it nor the settings give a number of
+            steps.
     """
     name, seed, batch_size = settings.name, settings.seed, settings.batch_size
-    filled, sections = read_autoencoder_config(settings.config)
+    config, sections = read_autoencoder_config(settings.config)
     end_step = settings.end_step or sections.training.end_step
     if end_step is None:
         raise ValueError(
@@ -112,7 +116,7 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
     accelerator = require('accelerate', 'train', 'training').Accelerator(cpu=device.type == 'cpu')
     overrides = {'training.batch_size': batch_size, 'training.end_step': end_step}
     extra: dict[str, Any] = {
-        'config': filled,
+        'config': config,
         'overrides': {key: value for key, value in overrides.items() if value is not None},
     }
     folder = RunFolder(Path(settings.run_dir or Path('runs') / name), name, extra)
@@ -138,8 +142,8 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
             LogHook(folder.path / f'{name}_log.jsonl', 25, display),
             CheckpointHook(folder, settings.save_every),
         ]
-        trainer, averaged = _make_trainer(sections, accelerator, loader, hooks, end_step, seed)
-        display.say(f'{n_params(averaged):,} parameters, {len(dataset):,} images')
+        trainer, ema_network = _make_trainer(sections, accelerator, loader, hooks, end_step, seed)
+        display.say(f'{n_params(ema_network):,} parameters, {len(dataset):,} images')
         newest = folder.newest()
         if newest is not None:
             _resume(trainer, *newest, extra, settings.reset_optimizer, display)
@@ -150,8 +154,8 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
             'the same call goes on from there',
             stacklevel=3,
         )
-    write_json(folder.path / f'{name}_config.json', filled)
-    result = _write_results(folder.path, name, averaged, filled, loader, trainer.step)
+    write_json(folder.path / f'{name}_config.json', config)
+    result = _write_results(folder.path, name, ema_network, config, loader, trainer.step)
     return replace(result, signal=trainer.stopped_by if status == 'interrupted' else None)
 
 
@@ -165,25 +169,25 @@ def _make_trainer(
 ) -> tuple[Trainer, Any]:
     """Return the trainer of a new autoencoder, and the network of its averaged weights."""
     network = _build_network(sections.model, seed).to(accelerator.device)
-    averaged = copy.deepcopy(network).requires_grad_(False).eval()
+    ema_network = copy.deepcopy(network).requires_grad_(False).eval()
     optimizer = sections.optimizer.make(network)
     lr_sched = sections.lr_sched.make(optimizer, end_step)
-    prepared, optimizer = accelerator.prepare(Losses(network, sections.model.kl_weight), optimizer)
+    model, optimizer = accelerator.prepare(Losses(network, sections.model.kl_weight), optimizer)
     trainer = Trainer(
         accelerator,
-        prepared,
-        Loss(prepared, Draws(seed), network.latent_channels, network.factor),
+        model,
+        Loss(model, Draws(seed), network.latent_channels, network.factor),
         optimizer,
         lr_sched,
         sections.ema_sched.make(),
-        Losses(averaged, 0.0),
+        Losses(ema_network, 0.0),
         loader,
         hooks,
         end_step=end_step,
         clip_norm=sections.training.grad_clip,
         seed=seed,
     )
-    return trainer, averaged
+    return trainer, ema_network
 
 
 def _resume(
@@ -205,15 +209,14 @@ def _resume(
 
 
 class Losses(nn.Module):
-    """The autoencoder as a module whose call is its loss, so that several processes share it as
-    they share a denoiser.
-    """
+    """The loss of an autoencoder as a module, which several processes can wrap like a denoiser."""
 
     def __init__(self, network: Any, kl_weight: float) -> None:
         super().__init__()
         self.network, self.kl_weight = network, kl_weight
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Return the loss [B] of pictures `x` with the `noise` of their latents."""
         return self.network.loss(x, noise, self.kl_weight)
 
 
@@ -225,7 +228,7 @@ def _build_network(section: Any, seed: int) -> Any:
 
 @dataclass(eq=False)
 class Loss:
-    """The loss [B] of a batch by a module as `Losses`, with the noise of its items."""
+    """The loss [B] of a batch by a module such as `Losses`, with the noise of its items."""
 
     model: nn.Module
     draws: Draws

@@ -1,4 +1,4 @@
-"""A sampler fitted to a model, so that few steps give what many would."""
+"""Fit a sampler to a model, so that few steps give the result of many."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from .sample import read_classes, read_interval
 
 _LOG = logging.getLogger(__name__)
 AUTO = 'auto'
-#: How many noises are held out for each that is fitted to: their converged runs are cheap beside a
-#: fit, and the few of them that end as something else decide the rms.
+#: Held-out noises for each noise of a fit. Their converged runs are cheap beside a fit, and the few
+#: that end as another picture dominate the rms.
 HELD_OUT = 3
-#: The share of the work that choosing the guidance is, and that the converged runs are.
+#: The shares of the work of choosing the guidance and of the converged runs.
 CHOOSING, CONVERGING = 0.5, 0.15
 
 
 def read_guidance(text: str) -> float | str:
-    """Read the text of a flag: a scale, or auto."""
+    """Parse `text` of a flag: a scale, or auto."""
     try:
         return AUTO if text == AUTO else float(text)
     except ValueError:
@@ -159,7 +159,8 @@ def _find_unknown(bases: Sequence[str]) -> str | None:
 def calibrate(settings: CalibrateSettings) -> CalibrationResult:
     """Fit a sampler to a model for each number of steps and write them beside the checkpoint.
 
-    Each is written when it is fitted, so that a call that was interrupted goes on with the next.
+    Each sampler is written as soon as it is fitted; after an interruption the same call continues
+    with the next one.
 
     Args:
         settings: The settings, or the fields of CalibrateSettings as arguments.
@@ -168,7 +169,7 @@ def calibrate(settings: CalibrateSettings) -> CalibrationResult:
         The calibrations and their file.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: A setting is wrong or does not fit the model, or the file cannot be written.
     """
     path = _writable_file(settings)
@@ -196,9 +197,7 @@ def calibrate(settings: CalibrateSettings) -> CalibrationResult:
 
 
 class _Work:
-    """A model, the noises and conditions it is fitted to, and the calibrations of a call that
-    did not end.
-    """
+    """A model with the noises and conditions of its fits, and the fits of interrupted calls."""
 
     def __init__(self, settings: CalibrateSettings, path: Path) -> None:
         self.settings = settings
@@ -279,7 +278,7 @@ class _Work:
         )
 
     def _labels(self, sampling: SamplingConfig) -> dict[str, Any]:
-        """The guidance of a calibration, as it is to bear it."""
+        """Return the guidance that a calibration is stored with."""
         scale = sampling.guidance if self.cond else 1.0
         return {
             'guidance': scale,
@@ -287,7 +286,7 @@ class _Work:
         }
 
     def fit(self, n: int, report: Callable[[float, str], None]) -> Calibration:
-        """Fit the sampler for n model calls, with the guidance that is asked for or chosen."""
+        """Fit the sampler for n model calls with the requested or the best guidance."""
         sampling, begins = replace(self.sampling, steps=n, sampler=None, schedule=None), 0.0
         if self.judge is not None:
             scale, interval = guiding.choose_guidance(
@@ -324,7 +323,7 @@ class _Work:
             batch_size=self.settings.batch_size,
             teacher=teacher,
             held_out=HELD_OUT * self.settings.noises,
-            recipes=self._recommended(sampling),
+            recipes=self._list_recommended(sampling),
             callback=lambda part, words: report(begins + (1 - begins) * part, words),
             model=self.model,
             conditions=tuple(sorted(self.cond)),
@@ -336,8 +335,8 @@ class _Work:
             else replace(calibration, quality=self.judge.quality(calibration))
         )
 
-    def _recommended(self, sampling: SamplingConfig) -> list[Published]:
-        """What the model is sampled with where it has no calibration."""
+    def _list_recommended(self, sampling: SamplingConfig) -> list[Published]:
+        """Return the recommended sampler as a candidate, if it takes as many calls."""
         levels, sampler, options = choose_plan(
             self.denoiser, sampling, bool(self.cond) and sampling.guidance != 1, self.low, self.high
         )
@@ -346,18 +345,18 @@ class _Work:
 
 
 def _list_missing(steps: Sequence[int], fits: calibrations.Unfinished) -> list[int]:
-    """Return the numbers of calls that are still to be fitted, and log which are not."""
-    fitted = [n for n in steps if n in fits.made]
-    if fitted:
+    """Return the numbers of calls that are still to be fitted, and log the others."""
+    fitted_steps = [n for n in steps if n in fits.calibrations]
+    if fitted_steps:
         _LOG.info(
             'the samplers for %s steps were fitted by an earlier call that did not end',
-            ', '.join(map(str, fitted)),
+            ', '.join(map(str, fitted_steps)),
         )
-    return [n for n in steps if n not in fitted]
+    return [n for n in steps if n not in fitted_steps]
 
 
 def _writable_file(settings: CalibrateSettings) -> Path:
-    """Return the file to write to; raise before the work if it or its folder is unfit."""
+    """Return the file to write to; raise a ValueError early if it cannot be written."""
     path = (
         Path(settings.out)
         if settings.out is not None

@@ -1,5 +1,6 @@
-"""Calibrated solvers beside their checkpoint: MODEL_calibrated.json, with an entry for each
-number of model calls and guidance.
+"""Store calibrated solvers beside their checkpoint, in MODEL_calibrated.json.
+
+The file has an entry for each number of model calls and guidance.
 """
 
 from __future__ import annotations
@@ -24,21 +25,26 @@ from ..generation import SamplingConfig
 from ..sampling.calibration.files import from_dict, to_dict
 from ..sampling.calibration.solver import Calibration
 
-#: The name of a sampler that stands for one.
+#: The sampler name that stands for a calibrated solver.
 WORD = 'calibrated'
 _LOG = logging.getLogger(__name__)
 
 
 def file_of(checkpoint: str | os.PathLike[str]) -> Path:
-    """Where the calibrations of a checkpoint stand; of a run's folder, those of its latest
-    checkpoint.
+    """Return the path of the calibrations of `checkpoint`.
+
+    For the folder of a run it is that of its latest checkpoint.
     """
     path = Path(find_checkpoint(checkpoint))
     return path.with_name(f'{path.stem}_calibrated.json')
 
 
 def read(path: Path) -> list[Calibration]:
-    """The calibrations in a file, none where there is no file."""
+    """Return the calibrations in the file `path`; an empty list if it does not exist.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
     if not path.is_file():
         return []
     value = read_json_file(path)
@@ -50,25 +56,34 @@ def read(path: Path) -> list[Calibration]:
     return [from_dict(entry, str(path)) for entry in entries]
 
 
-def add(path: Path, made: list[Calibration]) -> None:
-    """Writes new calibrations; older ones stay, but for those of the same setting, and those of
-    a guidance that is chosen anew.
+def add(path: Path, calibrations: list[Calibration]) -> None:
+    """Write new calibrations to the file `path`.
+
+    An older one is replaced if it has the same setting, or if both have the same number of steps
+    and conditions and a guidance chosen by quality.
+
+    Args:
+        path: The file.
+        calibrations: The new calibrations.
     """
-    settings = [_setting(calibration) for calibration in made]
-    chosen = [
-        (calibration.steps, calibration.conditions) for calibration in made if calibration.quality
+    settings = [_setting(calibration) for calibration in calibrations]
+    new_choices = [
+        (calibration.steps, calibration.conditions)
+        for calibration in calibrations
+        if calibration.quality
     ]
-    kept = [
+    others = [
         calibration
         for calibration in read(path)
         if _setting(calibration) not in settings
-        and not (calibration.quality and (calibration.steps, calibration.conditions) in chosen)
+        and not (calibration.quality and (calibration.steps, calibration.conditions) in new_choices)
     ]
     write_json(
         path,
         {
             'calibrations': [
-                to_dict(calibration) for calibration in sorted([*kept, *made], key=_setting)
+                to_dict(calibration)
+                for calibration in sorted([*others, *calibrations], key=_setting)
             ]
         },
     )
@@ -78,7 +93,7 @@ class Unfinished:
     """Calibrations fitted by interrupted calls, in a file beside the finished ones.
 
     Attributes:
-        made: The calibrations by number of model calls, those of the same settings alone.
+        calibrations: The calibrations of the same settings, by number of model calls.
     """
 
     def __init__(self, path: Path, settings: object) -> None:
@@ -86,35 +101,37 @@ class Unfinished:
         self.path, self.file = path, path.with_name(f'{path.stem}_unfinished.json')
         text = repr((settings, __version__, torch.__version__))
         self.settings = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        self.made: dict[int, Calibration] = {}
+        self.calibrations: dict[int, Calibration] = {}
         try:
             value = read_json_file(self.file)
             if value['settings'] == self.settings:
-                made = [from_dict(entry, str(self.file)) for entry in value['calibrations']]
-                self.made = {calibration.steps: calibration for calibration in made}
+                calibrations = [from_dict(entry, str(self.file)) for entry in value['calibrations']]
+                self.calibrations = {calibration.steps: calibration for calibration in calibrations}
         except FileNotFoundError:
             return
         except MALFORMED as error:
             note_once(f'{escape_name(self.file)} is passed over: {say_malformed(error)}')
 
     def keep(self, calibration: Calibration) -> None:
-        """Write down one more."""
-        self.made[calibration.steps] = calibration
+        """Store one more `calibration`."""
+        self.calibrations[calibration.steps] = calibration
         self._write()
 
     def finish(self, steps: Sequence[int]) -> list[Calibration]:
-        """Add those for these numbers of calls to the model's calibrations and return them."""
-        made = [self.made[n] for n in steps]
-        add(self.path, made)
-        self.made = {n: calibration for n, calibration in self.made.items() if n not in steps}
-        if self.made:
+        """Move the calibrations for some numbers of `steps` to the finished ones; return them."""
+        calibrations = [self.calibrations[n] for n in steps]
+        add(self.path, calibrations)
+        self.calibrations = {
+            n: calibration for n, calibration in self.calibrations.items() if n not in steps
+        }
+        if self.calibrations:
             self._write()
         else:
             self.file.unlink(missing_ok=True)
-        return made
+        return calibrations
 
     def _write(self) -> None:
-        entries = [to_dict(calibration) for calibration in self.made.values()]
+        entries = [to_dict(calibration) for calibration in self.calibrations.values()]
         write_json(self.file, {'settings': self.settings, 'calibrations': entries})
 
 
@@ -139,14 +156,14 @@ def find_calibration(
     """Return the calibration of a model for a number of steps, a guidance and conditions.
 
     Args:
-        checkpoint: The checkpoint, beside which the file is.
+        checkpoint: The checkpoint, which the file is beside.
         denoiser: The model; the calibration must be of its weights.
         sampling: The number of steps and the guidance.
-        conditions: The names of the conditions that the model is given.
+        conditions: The names of the conditions of the model.
         sigma_max: The first noise level.
-        demanded: Whether to raise where there is none; else None is returned, with a warning where
-            there is one that cannot be used.
-        any_guidance: Prefer one whose guidance was chosen for its samples, whatever it is.
+        demanded: Raise an error if there is none. Otherwise return None, with a warning if there is
+            one that cannot be used.
+        any_guidance: Prefer one whose guidance was chosen by quality, at any guidance.
 
     Raises:
         ValueError: One is demanded and there is none, or it is of other weights.
@@ -157,20 +174,20 @@ def find_calibration(
         if scale == 1 or sampling.guidance_interval is None
         else tuple(sampling.guidance_interval)
     )
-    wanted = (sampling.steps, scale, interval, tuple(sorted(conditions)))
+    key = (sampling.steps, scale, interval, tuple(sorted(conditions)))
     setting = f'steps {sampling.steps} and guidance {scale:g}' + (
         f' from {interval[0]:g} to {interval[1]:g}' if interval else ''
     )
     try:
         entries = read(path)
-        calibration = next((entry for entry in entries if _setting(entry) == wanted), None)
+        calibration = next((entry for entry in entries if _setting(entry) == key), None)
         if any_guidance:
-            chosen = (
+            candidates = (
                 entry
                 for entry in entries
-                if entry.quality and (entry.steps, entry.conditions) == (sampling.steps, wanted[3])
+                if entry.quality and (entry.steps, entry.conditions) == (sampling.steps, key[3])
             )
-            calibration = next(chosen, calibration)
+            calibration = next(candidates, calibration)
         if calibration is None and demanded:
             raise ValueError(
                 f'{path} holds no calibrated sampler for {setting}; make one with calibrate'

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: listed, verified, pinned."""
+"""List, verify and pin the checkpoints of a run."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class CheckpointEntry:
         run: The name of the run.
         step: The step after which it was saved.
         file: Its path.
-        bytes: Its size; None where the file is missing and not on record.
-        saved: The time of saving; None where it is not on record.
-        loss: The smoothed loss at that step, where it is on record.
+        bytes: Its size; None if the file is missing and not on record.
+        saved: The time of saving; None if it is not on record.
+        loss: The smoothed loss at that step, if it is on record.
         notes: 'best' for the smallest loss, 'pinned'.
         recorded: The manifest of the run has a record of it.
-        fault: Why it cannot be used; None where it is whole or was not verified.
+        fault: The reason why it cannot be used; None if it is whole or was not verified.
     """
 
     run: str
@@ -72,14 +72,19 @@ class CheckpointEntry:
 
 @dataclass(frozen=True)
 class CheckpointList:
-    """The checkpoints of a folder, the newest first; those that were read whole are `verified`."""
+    """The checkpoints of a folder, the newest first.
+
+    Attributes:
+        entries: An entry for each checkpoint.
+        verified: Whether the files were read and verified.
+    """
 
     entries: list[CheckpointEntry]
     verified: bool
 
     @property
     def exit_status(self) -> int:
-        """1 where a checkpoint is damaged, else 0."""
+        """1 if a checkpoint is damaged, else 0."""
         return int(any(entry.fault for entry in self.entries))
 
     def __str__(self) -> str:
@@ -110,11 +115,14 @@ class CheckpointList:
 def checkpoints(settings: CheckpointsSettings) -> CheckpointList:
     """List and verify the checkpoints of a run, after pinning and unpinning some.
 
+    Args:
+        settings: The settings, or the fields of CheckpointsSettings as arguments.
+
     Returns:
-        An entry for each, the newest first.
+        An entry for each checkpoint, the newest first.
 
     Raises:
-        ValueError: The folder holds no run, or `pin` names a step without a checkpoint.
+        ValueError: The folder contains no run, or `pin` names a step without a checkpoint.
     """
     folder, name, pin, unpin = (
         settings.folder,
@@ -144,11 +152,11 @@ def checkpoints(settings: CheckpointsSettings) -> CheckpointList:
 
 
 def _set_pins(run: RunFolder, pin: set[int], unpin: set[int]) -> None:
-    known = {step_of(path) for path in run.checkpoints()}
-    for step in sorted(pin - known):
+    steps = {step_of(path) for path in run.checkpoints()}
+    for step in sorted(pin - steps):
         raise ValueError(
             f'there is no checkpoint of step {step} in {run.path}; '
-            f'pin must be one of the steps {sorted(known)}'
+            f'pin must be one of the steps {sorted(steps)}'
         )
     if pin or unpin:
         write_json(run.pins_path, sorted((run.pinned() | pin) - unpin))
@@ -178,7 +186,7 @@ def _list_run(run: RunFolder, verify: bool) -> list[CheckpointEntry]:
 
 
 def _list_remote(url: str, name: str | None, verify: bool) -> list[CheckpointEntry]:
-    """Return the checkpoints that the manifests at a URL name; verifying reads them there."""
+    """Return the checkpoints named by the manifests at a URL; verify them there if asked."""
     remote = RemoteFolder(url, 'folder')
     runs = [run for run in remote.runs() if name in (None, run)]
     if not runs:
@@ -190,8 +198,8 @@ def _list_remote(url: str, name: str | None, verify: bool) -> list[CheckpointEnt
     for run in runs:
         folder, records = RunFolder(Path(), run), remote.records(run)
         losses, best = _losses_of(records)
-        named = [(record.step, file) for file, record in records.items() if folder.is_name(file)]
-        for step, file in sorted(named, reverse=True):
+        files = [(record.step, file) for file, record in records.items() if folder.is_name(file)]
+        for step, file in sorted(files, reverse=True):
             record = records[file]
             entries.append(
                 CheckpointEntry(
@@ -210,7 +218,7 @@ def _list_remote(url: str, name: str | None, verify: bool) -> list[CheckpointEnt
 
 
 def _losses_of(records: Mapping[str, Record]) -> tuple[dict[int, float], int | None]:
-    """Return the losses on record by step, and the step of the least that can be compared."""
+    """Return the losses on record by step, and the step of the smallest comparable one."""
     metrics = {
         record.step: record.metrics for record in records.values() if 'loss' in record.metrics
     }
@@ -223,9 +231,9 @@ def _notes_of(step: int, best: int | None, pinned: set[int]) -> list[str]:
 
 
 def _find_fault(run: RunFolder, path: Path) -> str | None:
-    """Return why training cannot go on from a checkpoint, or None.
+    """Return the reason why training cannot continue from a checkpoint, or None.
 
-    One that is not on record must at least be readable.
+    A checkpoint without a record must at least be readable.
     """
     record = run.manifest.read().get(path.name)
     if record is not None:

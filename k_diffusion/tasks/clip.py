@@ -1,4 +1,4 @@
-"""Images from a trained model, drawn towards texts and pictures by a CLIP model."""
+"""Draw images from a trained model, guided by a CLIP model towards texts and pictures."""
 
 from __future__ import annotations
 
@@ -135,17 +135,17 @@ def clip(settings: ClipSettings) -> Samples:
     """Draw images from a trained model towards prompts and write them, one by one and as a grid.
 
     Args:
-        settings: The settings, or the fields of ClipSettings as arguments. `clamp` False lets
-            guided estimates leave [-1, 1]; `time_travel_interval` holds the noise levels between
-            which steps are taken `time_travel_steps` times; `sampler` may be a function.
+        settings: The settings, or the fields of ClipSettings as arguments. `clamp` False does not
+            clamp guided estimates to [-1, 1]; `time_travel_interval` holds the noise levels between
+            which steps are repeated `time_travel_steps` times; `sampler` may be a function.
 
     Returns:
         The images and the files.
 
     Raises:
-        FileNotFoundError: There is no checkpoint, no CLIP model or no picture.
-        ValueError: A setting is wrong or does not fit the model, or the folder holds samples
-            already.
+        FileNotFoundError: The checkpoint, the CLIP model or a picture does not exist.
+        ValueError: A setting is wrong or does not fit the model, or the folder already holds
+            samples.
     """
     target = Target.of(settings.out, settings.prefix, settings.overwrite)
     denoiser, experiment, device = open_model(settings)
@@ -175,9 +175,9 @@ def clip(settings: ClipSettings) -> Samples:
     sigmas, x = _choose_start(
         settings, BETWEEN[settings.schedule](settings.steps, low, high), shape, seeds, encoder
     )
-    named, own = load_sampler(settings.sampler, settings.allow_code)
+    name, own = load_sampler(settings.sampler, settings.allow_code)
     sampler = _add_time_travel(
-        find_sampler(own or str(named)), settings.time_travel_steps, settings.time_travel_interval
+        find_sampler(own or str(name)), settings.time_travel_steps, settings.time_travel_interval
     )
     target.make()
     total = -(-settings.n // settings.batch_size) * (len(sigmas) - 1)
@@ -202,8 +202,12 @@ def clip(settings: ClipSettings) -> Samples:
 def embed_prompts(
     judge: ClipModel, texts: Sequence[str], pictures: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Return the embeddings [P, E] and weights [P] of prompts written as text:weight and
-    picture:weight.
+    """Return the embeddings [P, E] and the weights [P] of prompts.
+
+    Args:
+        judge: The CLIP model.
+        texts: Prompts as text or text:weight.
+        pictures: Prompts as picture or picture:weight.
     """
     split_texts, split_pictures = (
         [split_weight(text) for text in texts],
@@ -211,19 +215,19 @@ def embed_prompts(
     )
     rows = [judge.encode_texts([text for text, _ in split_texts])] if split_texts else []
     if split_pictures:
-        loaded = torch.stack(
+        batch = torch.stack(
             [
                 _load_picture(path, (judge.size, judge.size), judge.channels)
                 for path, _ in split_pictures
             ]
         )
         with torch.no_grad():
-            rows.append(judge.encode_images(loaded.to(judge.mean.device)))
+            rows.append(judge.encode_images(batch.to(judge.mean.device)))
     return torch.cat(rows), torch.tensor([weight for _, weight in (*split_texts, *split_pictures)])
 
 
 def split_weight(prompt: str) -> tuple[str, float]:
-    """Return a prompt and the weight after its last colon, or 1."""
+    """Return the text of `prompt` and the weight after its last colon, or 1."""
     text, colon, weight = prompt.rpartition(':')
     try:
         return (text, float(weight)) if colon and text else (prompt, 1.0)
@@ -232,9 +236,7 @@ def split_weight(prompt: str) -> tuple[str, float]:
 
 
 def _load_picture(path: str, size: tuple[int, int], channels: int) -> Tensor:
-    """Return a picture file as [C, h, w] in [-1, 1], scaled and cropped like those of a data
-    set.
-    """
+    """Return a picture file as [C, h, w] in [-1, 1], scaled and cropped like training data."""
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no picture {path}; give the path of a picture file')
     try:
@@ -252,9 +254,7 @@ def _choose_start(
     seeds: Sequence[int],
     encoder: LatentEncoder | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the noise levels to use, and the init picture with noise of the first of them
-    (None: noise alone).
-    """
+    """Return the noise levels, and the init picture with noise of the first; None without one."""
     init, sigma_start = settings.init, settings.sigma_start
     if init is None:
         return sigmas, None
@@ -278,9 +278,7 @@ def _choose_start(
 
 
 def _add_time_travel(entry: Sampler, times: int, interval: tuple[float, float]) -> Any:
-    """Return a sampler that takes each step within an interval so many times, with new noise at
-    each visit of a level.
-    """
+    """Return a sampler that repeats each step within an interval, with new noise each time."""
     if times == 1:
         return entry
     check_settings(_find_own_steps(entry))
@@ -292,11 +290,9 @@ def _add_time_travel(entry: Sampler, times: int, interval: tuple[float, float]) 
 def _report_steps(
     bar: Any, preview: str | os.PathLike[str] | None, decode: Callable[[Tensor], Tensor] | None
 ) -> Callable[[int, dict[str, Any]], None]:
-    """Return a callback that moves the bar and, every fifth step, writes a grid of the estimates
-    of the batch.
-    """
+    """Return a callback that moves the bar and writes a grid of estimates every fifth step."""
 
-    def show(done: int, info: dict[str, Any]) -> None:
+    def show(step: int, info: dict[str, Any]) -> None:
         bar.update()
         if preview is not None and info['i'] % 5 == 0:
             denoised = info['denoised'].detach()

@@ -1,4 +1,4 @@
-"""The conditions of samples: what is asked for, classes in turn, and guidance by them."""
+"""Make the conditions of samples from requests and classes, and guidance by them."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def requested_conditions(
     n: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Return the tensors of the conditions of n samples, their classes among them.
+    """Return the tensors of the conditions of n samples, including their classes.
 
     Args:
-        experiment: That of the model.
-        requests: 'TYPE=VALUE' for each condition; several values of a type are taken in turn.
-        classes: Numbers or names of classes, taken in turn. None: each class in turn.
-        n: How many samples.
-        device: Where texts and pictures are encoded.
+        experiment: The experiment of the model.
+        requests: 'TYPE=VALUE' for each condition; several values of a type are used in turn.
+        classes: Numbers or names of classes, used in turn. None: each class in turn.
+        n: The number of samples.
+        device: The device of encoders of texts and pictures.
 
     Raises:
         ValueError: A condition is missing, or the model does not have it.
@@ -46,20 +46,20 @@ def requested_conditions(
     for text in requests:
         kind, _, value = text.partition('=')
         if kind not in values or not value:
-            known = ', '.join(values) or 'none'
+            kinds = ', '.join(values) or 'none'
             raise ValueError(
-                f'cond must be TYPE=VALUE, where the model has the types {known}; got {text!r}'
+                f'cond must be TYPE=VALUE, where the model has the types {kinds}; got {text!r}'
             )
         values[kind].append(value)
     tensors: dict[str, Tensor] = {}
     load = loader_of(experiment.sections.model, experiment.encoder(device))
     for config, condition in conditions:
-        given = values[config.type]
-        if not given:
+        texts = values[config.type]
+        if not texts:
             raise ValueError(
                 f'cond must hold a value of each condition of the model; give {config.type}=VALUE'
             )
-        one = [condition.asked(value, load) for value in given]
+        one = [condition.asked(value, load) for value in texts]
         for key in one[0]:
             tensors[key] = torch.cat([one[i % len(one)][key] for i in range(n)])
     if labels:
@@ -70,8 +70,13 @@ def requested_conditions(
 def guide(
     denoiser: nn.Module, cond: dict[str, Tensor], sampling: SamplingConfig, device: torch.device
 ) -> DenoiseFn:
-    """Return the denoiser with the guidance of a "sampling" section; as it is where the model
-    has no conditions.
+    """Return the denoiser with the guidance of a "sampling" section.
+
+    Args:
+        denoiser: The denoiser; it is returned unchanged if `cond` is empty.
+        cond: The conditions of the samples by name.
+        sampling: The scale and the interval.
+        device: The device of the conditions.
     """
     experiment: Any = denoiser.experiment
     null = null_conditions(experiment.sections.dataset.num_classes, experiment.conditions(device))
@@ -79,7 +84,12 @@ def guide(
 
 
 def loader_of(model: Any, encoder: LatentEncoder | None) -> Callable[[str], Tensor]:
-    """A function from a picture file to what is diffused, [C, H, W]."""
+    """Return a function from the path of a picture to the diffused tensor [C, H, W].
+
+    Args:
+        model: The "model" section.
+        encoder: The encoder to latents; None for a model of pixels.
+    """
 
     def load(path: str) -> Tensor:
         (height, width), channels = picture_frame(model, encoder)
@@ -95,32 +105,35 @@ def loader_of(model: Any, encoder: LatentEncoder | None) -> Callable[[str], Tens
 
 
 def class_labels(classes: Sequence[int | str] | None, dataset: Any, n: int) -> list[int] | None:
-    """Return the classes of n images, those asked for in turn; None for a model without classes.
+    """Return the classes of n images, the requested ones in turn; None without classes.
 
     Args:
-        classes: Numbers, or texts: names that the "dataset" section knows, else numbers. None: each
-            class in turn.
+        classes: Numbers, or texts: names in the "dataset" section, else numbers. None: each class
+            in turn.
         dataset: The "dataset" section.
-        n: How many images.
+        n: The number of images.
 
     Raises:
-        ValueError: The model does not know a class.
+        ValueError: The model does not have a class.
     """
     num_classes, names = dataset.num_classes, dataset.class_names or []
     if not num_classes:
         if classes:
             raise ValueError(f'classes must be left out for a model without classes; got {classes}')
         return None
-    chosen = [_class_number(name, num_classes, names) for name in classes or range(num_classes)]
-    return [chosen[i % len(chosen)] for i in range(n)]
+    numbers = [_class_number(name, num_classes, names) for name in classes or range(num_classes)]
+    return [numbers[i % len(numbers)] for i in range(n)]
 
 
 def _class_number(name: int | str, num_classes: int, names: Sequence[str]) -> int:
-    known_names = [
+    normalized_names = [
         unicodedata.normalize('NFC', known) for known in names
     ]  # (names of files on a Mac are decomposed)
-    if isinstance(name, str) and (wanted := unicodedata.normalize('NFC', name)) in known_names:
-        return known_names.index(wanted)
+    if (
+        isinstance(name, str)
+        and (normalized := unicodedata.normalize('NFC', name)) in normalized_names
+    ):
+        return normalized_names.index(normalized)
     try:
         number = int(name) if isinstance(name, str) else operator.index(name)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The config inside an inference file or a checkpoint as a .json file, and the shipped configs."""
+"""Write the config of a checkpoint or an inference file as JSON, and list the shipped ones."""
 
 from __future__ import annotations
 
@@ -78,11 +78,14 @@ class ShippedConfig:
 def extract_config(settings: ConfigSettings) -> Path | list[ShippedConfig]:
     """Write the config that a .safetensors or .pth file carries as JSON.
 
+    Args:
+        settings: The settings, or the fields of ConfigSettings as arguments.
+
     Returns:
-        The path of the file; with `list` the shipped configs.
+        The path of the file; the shipped configs if there is no checkpoint in the settings.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: It carries no config.
     """
     checkpoint = settings.checkpoint
@@ -91,13 +94,13 @@ def extract_config(settings: ConfigSettings) -> Path | list[ShippedConfig]:
     if is_url(checkpoint):
         checkpoint = find_checkpoint(checkpoint, settings.verify)
     if Path(checkpoint).suffix == '.safetensors':
-        carried = load_safetensors_config(checkpoint)
+        config = load_safetensors_config(checkpoint)
     else:
-        carried = read_weights(checkpoint, verify=settings.verify)[1]
-    if carried is None:
+        config = read_weights(checkpoint, verify=settings.verify)[1]
+    if config is None:
         raise ValueError(f'checkpoint must carry a config; {checkpoint} carries none')
     path = Path(settings.out) if settings.out is not None else Path(checkpoint).with_suffix('.json')
-    write_json(path, carried)
+    write_json(path, config)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Averaged weights of a training checkpoint as a file for inference."""
+"""Write the averaged weights of a training checkpoint as a file for inference."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class ConvertSettings:
     verify: bool = setting(True, 'accept a checkpoint that differs from its manifest')
 
     def __post_init__(self) -> None:
-        named = self.out is None or Path(self.out).suffix == '.safetensors'
+        has_ending = self.out is None or Path(self.out).suffix == '.safetensors'
         check_settings(
             one_of(self, _DTYPES, 'dtype'),
-            None if named else f'out must end in .safetensors; got {self.out}',
+            None if has_ending else f'out must end in .safetensors; got {self.out}',
             'out must be given with a URL'
             if self.out is None and is_url(self.checkpoint)
             else None,
@@ -46,24 +46,27 @@ class ConvertSettings:
 def convert(settings: ConvertSettings) -> Path:
     """Write the averaged weights of a checkpoint as .safetensors, with the config in its metadata.
 
+    Args:
+        settings: The settings, or the fields of ConvertSettings as arguments.
+
     Returns:
         The path of the file.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
-        ValueError: It carries no config and none is given, or the file would be the checkpoint
-            itself.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: The checkpoint has no config and the settings neither, or the output would
+            overwrite the checkpoint.
     """
     checkpoint = find_checkpoint(settings.checkpoint, settings.verify)
-    weights, carried = read_weights(checkpoint, verify=settings.verify)
-    source = settings.config if settings.config is not None else carried
+    weights, own_config = read_weights(checkpoint, verify=settings.verify)
+    source = settings.config if settings.config is not None else own_config
     if source is None:
         raise ValueError(
             f'config must be given, since {checkpoint} carries none; name the one that it was '
             'trained with'
         )
-    filled = load_config(source)
-    load_weights(make_model(filled), weights, checkpoint)
+    config = load_config(source)
+    load_weights(make_model(config), weights, checkpoint)
     path = (
         Path(settings.out)
         if settings.out is not None
@@ -72,6 +75,6 @@ def convert(settings: ConvertSettings) -> Path:
     if path.resolve() == Path(checkpoint).resolve():
         raise ValueError(f'out must be another file than the checkpoint; got {path}')
     save_safetensors(
-        path, {key: value.to(_DTYPES[settings.dtype]) for key, value in weights.items()}, filled
+        path, {key: value.to(_DTYPES[settings.dtype]) for key, value in weights.items()}, config
     )
     return path

@@ -1,4 +1,4 @@
-"""A look through a folder or archive of pictures before training."""
+"""Inspect a folder or archive of pictures before training."""
 
 from __future__ import annotations
 
@@ -47,13 +47,15 @@ class DatasetSettings:
 def inspect_dataset(settings: DatasetSettings) -> Inspection:
     """Decode every picture of a folder or archive once, by the rules of training, and count.
 
-    `progress` is called with the number of pictures that are done and that of all.
+    Args:
+        settings: The settings, or the fields of DatasetSettings as arguments; `progress` is called
+            with the number of finished pictures and the total.
 
     Returns:
         The counts, the broken and equal pictures, and sigma_data for the config.
 
     Raises:
-        FileNotFoundError: There is no such place.
+        FileNotFoundError: The folder or archive does not exist.
         ValueError: None of its pictures can be read.
     """
     black_white = (
@@ -79,7 +81,7 @@ def inspect_dataset(settings: DatasetSettings) -> Inspection:
 
 
 def describe_inspection(result: Inspection) -> str:
-    """Return an inspection in words."""
+    """Return the `result` of an inspection as text."""
     height, width = result.size
     sizes = result.sizes
     low, high = min(sizes, key=_area), max(sizes, key=_area)

@@ -1,4 +1,4 @@
-"""Training on the shipped digits for about a minute, and a grid of samples."""
+"""Train on the shipped digits for about a minute, and draw a grid of samples."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Demo:
 
     Attributes:
         run: The training run.
-        samples: Samples of its model; None where the training was interrupted.
-        seconds: The time that both took.
-        run_dir: The folder that was asked for, or None.
+        samples: Samples of its model; None if training was interrupted.
+        seconds: The time of training and sampling.
+        run_dir: The requested folder, or None.
     """
 
     run: Run
@@ -52,10 +52,13 @@ class Demo:
 
 @takes_settings(DemoSettings)
 def demo(settings: DemoSettings) -> Demo:
-    """Train the shipped config config_demo, unless that run is trained already, and draw samples.
+    """Train the shipped config config_demo, unless that run is already trained, and draw samples.
+
+    Args:
+        settings: The settings, or the fields of DemoSettings as arguments.
 
     Returns:
-        The run and the samples, which lie beside it.
+        The run and the samples, which are in its folder.
     """
     start = time.monotonic()
     run = train(

@@ -1,6 +1,4 @@
-"""Samples by number, for measuring: each from its own seed, with the classes of the pictures
-they are compared with.
-"""
+"""Draw samples by number for measuring, each from its own seed."""
 
 from __future__ import annotations
 
@@ -18,11 +16,23 @@ from ..generation import SamplingConfig, apply_guidance, choose_plan, generate
 
 
 class Draw:
-    """Sample i is drawn from (seed, i) alone and has the class of the i-th reference picture (each
-    class in turn without).
+    """Draw samples for measuring: sample i depends on (seed, i) and its class alone.
 
-    `sampler` takes the place of that of `how`. Pictures are rounded to 8 bits, as a file would:
-    those they are compared with were.
+    Pictures are rounded to 8 bits, like the files that they are compared with.
+
+    Args:
+        denoiser: The model.
+        experiment: Its experiment.
+        how: The sampling settings.
+        seed: The seed.
+        classes: The classes of the reference pictures, which samples use in turn; None: each class
+            in turn.
+        batch_size: Samples per batch.
+        device: The device of the model.
+        sampler: A sampler that replaces the one of `how`.
+
+    Raises:
+        ValueError: The model has conditions besides classes.
     """
 
     def __init__(
@@ -43,11 +53,13 @@ class Draw:
                 f'{kinds}. Draw samples with '
                 'K.tasks.sample and measure their folder'
             )
-        known = experiment.sections.dataset.num_classes
-        self.labels = (classes or list(range(known))) if known else None
-        self.denoise = apply_guidance(denoiser, {'class_cond': known}, how) if known else denoiser
+        num_classes = experiment.sections.dataset.num_classes
+        self.labels = (classes or list(range(num_classes))) if num_classes else None
+        self.denoise = (
+            apply_guidance(denoiser, {'class_cond': num_classes}, how) if num_classes else denoiser
+        )
         self.sigmas, self.sampler, self.options = choose_plan(
-            denoiser, how, bool(known) and how.guidance != 1, sampler=sampler
+            denoiser, how, bool(num_classes) and how.guidance != 1, sampler=sampler
         )
         self.shape, self.decode = experiment.shape, experiment.decoder(device)
         self.pictures = experiment.gives_pictures
@@ -59,7 +71,7 @@ class Draw:
             if self.labels is None
             else {'class_cond': torch.tensor([self.labels[i % len(self.labels)] for i in items])}
         )
-        drawn = generate(
+        samples = generate(
             self.denoise,
             self.shape,
             self.sigmas,
@@ -72,4 +84,4 @@ class Draw:
             device=self.device,
             options=self.options,
         )
-        return round_to_bytes(drawn) if self.pictures else drawn
+        return round_to_bytes(samples) if self.pictures else samples

@@ -1,4 +1,4 @@
-"""Averaged weights of any width, made from the snapshots of a run."""
+"""Make averaged weights of any width from the snapshots of a run."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class EmaSettings:
     verify: bool = setting(True, 'accept a checkpoint that differs from its manifest')
 
     def __post_init__(self) -> None:
-        there, named = (
+        exists, has_ending = (
             Path(self.checkpoint_dir).is_dir(),
             self.out is None or Path(self.out).suffix == '.safetensors',
         )
         check_settings(
             None
-            if there
+            if exists
             else f'checkpoint_dir must be the folder of a run; got {self.checkpoint_dir}',
             None
             if self.width is None or self.width > 0
             else f'width must be above 0; got {self.width}',
-            None if named else f'out must end in .safetensors; got {self.out}',
+            None if has_ending else f'out must end in .safetensors; got {self.out}',
         )
 
 
@@ -50,21 +50,25 @@ class EmaSettings:
 def ema(settings: EmaSettings) -> Snapshot | list[Snapshot]:
     """Write the average of a width at a step as a .safetensors file with the config of the run.
 
+    Args:
+        settings: The settings, or the fields of EmaSettings as arguments.
+
     Returns:
         The average: its step, width and path. Without `width`, the snapshots of the run.
 
     Raises:
-        ValueError: There are no snapshots or those of several runs, or the file is one of them.
+        ValueError: There are no snapshots or those of several runs, or the output would overwrite
+            one of them.
     """
     if settings.width is None:
         return list_snapshots(settings.checkpoint_dir, settings.name)
     snapshots = list_snapshots(settings.checkpoint_dir, settings.name, settings.verify)
     step = settings.step if settings.step is not None else snapshots[-1].step
-    usual = (
+    default = (
         Path(settings.checkpoint_dir)
         / f'{_run_of(snapshots[-1])}_ema_{step:08}_width_{settings.width:g}.safetensors'
     )
-    path = usual if settings.out is None else Path(settings.out)
+    path = default if settings.out is None else Path(settings.out)
     if any(path.resolve() == snapshot.path.resolve() for snapshot in snapshots):
         raise ValueError(f'out must be another file than a snapshot; got {path}')
     save_safetensors(
@@ -77,6 +81,11 @@ def list_snapshots(
     folder: str | os.PathLike[str], name: str | None = None, verify: bool = False
 ) -> list[Snapshot]:
     """Return the snapshots of the one run in a folder.
+
+    Args:
+        folder: The folder of the run.
+        name: The run, if the folder holds several.
+        verify: Compare the files with their manifest.
 
     Raises:
         ValueError: There are none, or those of several runs.

@@ -1,4 +1,4 @@
-"""Pictures side by side as one picture."""
+"""Put pictures side by side into one picture."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class GridSettings:
     nrow: int | None = setting(None, 'pictures per row (default: as square as possible)')
 
     def __post_init__(self) -> None:
-        there = Path(self.out).absolute().parent.is_dir()
+        exists = Path(self.out).absolute().parent.is_dir()
         check_settings(
             'images must be a list of paths; got ' + repr(self.images)
             if isinstance(self.images, (str, os.PathLike))
             else None
             if len(self.images)
             else 'images must name at least one picture; got none',
-            None if there else f'out must be in a folder that exists; got {self.out}',
+            None if exists else f'out must be in a folder that exists; got {self.out}',
             at_least(self, 1, 'nrow'),
         )
 
@@ -43,6 +43,9 @@ class GridSettings:
 @takes_settings(GridSettings)
 def grid(settings: GridSettings) -> Path:
     """Write pictures of one mode and size side by side as one picture.
+
+    Args:
+        settings: The settings, or the fields of GridSettings as arguments.
 
     Returns:
         The path of the picture.
@@ -52,14 +55,14 @@ def grid(settings: GridSettings) -> Path:
         ValueError: The pictures differ in mode or size.
     """
     images = settings.images
-    loaded = [_load(path) for path in images]
-    for path, (kind, _) in zip(images, loaded):
-        if kind != loaded[0][0]:
+    pictures = [_load(path) for path in images]
+    for path, (kind, _) in zip(images, pictures):
+        if kind != pictures[0][0]:
             raise ValueError(
                 f'images must be of one mode and size; got {path} of {kind} '
-                f'and {images[0]} of {loaded[0][0]}'
+                f'and {images[0]} of {pictures[0][0]}'
             )
-    save_image(settings.out, make_grid([picture for _, picture in loaded], settings.nrow))
+    save_image(settings.out, make_grid([picture for _, picture in pictures], settings.nrow))
     return Path(settings.out)
 
 

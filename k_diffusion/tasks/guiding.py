@@ -1,4 +1,4 @@
-"""Which scale and interval of guidance give the best samples in so many model calls."""
+"""Choose the scale and the interval of guidance by the quality of samples."""
 
 from __future__ import annotations
 
@@ -21,28 +21,30 @@ from ..sampling import Calibration
 from .drawing import Draw
 from .reference import chosen_pictures, classes_of, make_extractor, open_reference
 
-#: Scales that are tried.
+#: The scales of the candidates.
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5, 7.0)
-#: Intervals that are tried besides all levels and the config's, in standard deviations of the data.
+#: Their intervals besides all levels and the config's, in standard deviations of the data.
 INTERVALS = ((0.6, 2.4), (0.3, 6.0))
-#: All are compared by this share of the samples, and so many of the best by all of them.
+#: The share of the samples that compares all candidates; the finalists are compared by all.
 FIRST_SHARE, FINALISTS = 0.25, 4
 METRICS = ('fid', 'kid')
 
 
 @dataclass
 class Judge:
-    """What samples of a class-conditional model are compared with, and by which features.
+    """Measure samples of a class-conditional model against its training set.
 
     Attributes:
         denoiser: The model, without guidance.
         experiment: Its experiment.
         metric: fid or kid.
         real: The features of the reference pictures [M, D].
-        classes: Their classes, which samples have in turn.
-        extractor: Pictures [B, C, H, W] in [-1, 1] to features [B, D].
-        n: How many samples are compared.
-        seed: Seeds of choices and of the values shown are derived from it.
+        classes: Their classes, which samples use in turn.
+        extractor: A function from pictures [B, C, H, W] in [-1, 1] to features [B, D].
+        n: The number of samples of a comparison.
+        seed: The seed that the seeds of choices and of reported values derive from.
+        batch_size: Samples per batch.
+        device: The device of the model.
     """
 
     denoiser: DenoiseFn
@@ -71,8 +73,23 @@ class Judge:
         allow_code: bool,
         say: Callable[[str], None],
     ) -> Judge:
-        """Open the training set of a model and take the features of its pictures, as `evaluate`
-        does.
+        """Open the training set of a model and compute the features of its pictures.
+
+        Args:
+            checkpoint: The checkpoint of the model.
+            denoiser: The model, without guidance.
+            experiment: Its experiment.
+            metric: fid or kid.
+            extractor: The feature extractor, as in `evaluate`; None: a classifier.
+            n: The number of samples of a comparison.
+            seed: The seed.
+            batch_size: Samples per batch.
+            device: The device of the model.
+            allow_code: Allow a TorchScript file to run.
+            say: Report a line of text.
+
+        Raises:
+            ValueError: The model is not conditional on classes alone.
         """
         if not experiment.sections.dataset.num_classes or experiment.sections.conditions:
             raise ValueError(
@@ -109,9 +126,9 @@ class Judge:
 
         Args:
             sampling: The number of model calls and the guidance.
-            n: How many samples.
-            key: Names the seeds they are drawn from.
-            calibration: What draws them, in place of the recommended recipe.
+            n: The number of samples.
+            key: The name of the seeds of the samples.
+            calibration: The calibrated solver that draws them; None: the recommended sampler.
         """
         seed = derive_seed(self.seed, 'guidance', key)
         own = None if calibration is None else calibration.sampler()
@@ -139,8 +156,9 @@ class Judge:
         return value, error
 
     def quality(self, calibration: Calibration) -> dict[str, float]:
-        """The metric of a calibrated solver's samples, of seeds that nothing was chosen by, and
-        its standard error.
+        """Return the metric of the samples of `calibration` and its standard error, by name.
+
+        The samples have seeds that no choice was based on.
         """
         sampling = SamplingConfig(
             steps=calibration.steps,
@@ -154,39 +172,44 @@ class Judge:
 def guidances(
     sigma_data: float, interval: Sequence[float] | None
 ) -> Iterator[tuple[float, tuple[float, float] | None]]:
-    """Scales with intervals to try: no guidance first, then every other scale at all levels and
-    in each interval.
+    """Yield scales with intervals to try, no guidance first.
+
+    Every other scale comes with all levels and with each interval.
+
+    Args:
+        sigma_data: The standard deviation of the data.
+        interval: An interval to try besides the usual ones.
     """
-    tried = [] if interval is None else [(float(interval[0]), float(interval[1]))]
+    intervals = [] if interval is None else [(float(interval[0]), float(interval[1]))]
     for low, high in ((low * sigma_data, high * sigma_data) for low, high in INTERVALS):
         if not any(
             math.isclose(low, a, rel_tol=0.1) and math.isclose(high, b, rel_tol=0.1)
-            for a, b in tried
+            for a, b in intervals
         ):
-            tried.append((low, high))
+            intervals.append((low, high))
     yield 1.0, None
     for scale in SCALES[1:]:
-        for each in (None, *tried):
+        for each in (None, *intervals):
             yield scale, each
 
 
 def choose_guidance(
     judge: Judge, steps: int, interval: Sequence[float] | None, say: Callable[[float, str], None]
 ) -> tuple[float, tuple[float, float] | None]:
-    """Return the scale and the interval whose samples by the recommended recipe are the best.
+    """Return the scale and the interval with the best samples by the recommended sampler.
 
-    The same arguments choose the same. All candidates are compared on the same seeds, the best of
-    them on more.
+    The choice is a function of the arguments. All candidates are compared on the same seeds, the
+    best of them on more.
 
     Args:
-        judge: What the samples are compared with.
+        judge: Measures the samples.
         steps: The number of model calls.
-        interval: One to try besides the usual ones.
-        say: Is shown the share of the work that is done, and what is being done.
+        interval: An interval to try besides the usual ones.
+        say: Called with the finished share of the work and a description of the current part.
     """
-    tried = list(guidances(float(getattr(judge.denoiser, 'sigma_data', 1.0)), interval))
+    candidates = list(guidances(float(getattr(judge.denoiser, 'sigma_data', 1.0)), interval))
     few = max(2, round(judge.n * FIRST_SHARE))
-    cost = [few] * len(tried) + [judge.n] * FINALISTS
+    cost = [few] * len(candidates) + [judge.n] * FINALISTS
 
     def values(
         n: int,
@@ -194,17 +217,17 @@ def choose_guidance(
         candidates: Sequence[tuple[float, tuple[float, float] | None]],
         before: int,
     ) -> list[float]:
-        found = []
+        scores = []
         for k, (scale, each) in enumerate(candidates):
             say(sum(cost[: before + k]) / sum(cost), f'guidance {scale:g}, {steps} calls')
-            found.append(
+            scores.append(
                 judge.measure(
                     SamplingConfig(steps=steps, guidance=scale, guidance_interval=each), n, key
                 )[0]
             )
-        return found
+        return scores
 
-    first = values(few, 'few', tried, 0)
-    best = sorted(range(len(tried)), key=lambda k: first[k])[:FINALISTS]
-    second = values(judge.n, 'all', [tried[k] for k in best], len(tried))
-    return tried[best[second.index(min(second))]]
+    first = values(few, 'few', candidates, 0)
+    best = sorted(range(len(candidates)), key=lambda k: first[k])[:FINALISTS]
+    second = values(judge.n, 'all', [candidates[k] for k in best], len(candidates))
+    return candidates[best[second.index(min(second))]]

@@ -1,4 +1,4 @@
-"""Parameters, arithmetic, memory and an estimate of time of the model of a config or checkpoint."""
+"""Compute the parameters, arithmetic, memory and estimated time of a model."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class Info:
             'time': f'about {time}',
         }
         text = [f'{name:13}{value}' for name, value in rows.items()]
-        text += [f'{found.way:13}{describe_scaling(found)}' for found in self.scaling or []]
+        text += [f'{scaling.way:13}{describe_scaling(scaling)}' for scaling in self.scaling or []]
         if self.memory_bytes and self.training_bytes > self.memory_bytes:
             text.append(
                 f'It does not fit into the memory of {self.device}: take a smaller batch, '
@@ -124,13 +124,16 @@ class InfoSettings:
 
 @takes_settings(InfoSettings)
 def info(settings: InfoSettings) -> Info:
-    """Compute what the model of a config, a checkpoint or a run costs, without allocating it.
+    """Compute the costs of the model of a config, a checkpoint or a run, without allocating it.
+
+    Args:
+        settings: The settings, or the fields of InfoSettings as arguments.
 
     Returns:
         The counts, and estimates of memory and time.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: It carries no config, or one that cannot be used.
     """
     sections = Experiment.open(_config_of(settings.source, settings.verify)).sections
@@ -141,14 +144,14 @@ def info(settings: InfoSettings) -> Info:
     rate = settings.rate or multiply_rate(device)
     images_per_second = SHARE * rate / (3 * 2 * counts.multiply_adds)
     steps = sections.training.end_step
-    guided = 2 if classes and sections.sampling.guidance != 1 else 1
+    passes = 2 if classes and sections.sampling.guidance != 1 else 1
     return Info(
         str(settings.source),
         model.type,
         [model.input_channels, *model.input_size],
         counts.parameters,
         counts.multiply_adds,
-        guided * sections.sampling.steps * counts.multiply_adds,
+        passes * sections.sampling.steps * counts.multiply_adds,
         counts.activation_bytes,
         batch_size,
         counts.training_bytes(batch_size),
@@ -180,17 +183,19 @@ def _simulate(
     return simulate(work, cluster, SHARE)
 
 
-def describe_scaling(found: Scaling) -> str:
-    """Return what a step on many GPUs takes, as a text."""
-    fits = '' if found.fits else ' (more than a GPU has)'
+def describe_scaling(scaling: Scaling) -> str:
+    """Return the costs of a step on many GPUs, a `scaling`, as text."""
+    fits = '' if scaling.fits else ' (more than a GPU has)'
     return (
-        f'{format_bytes(found.memory_bytes)} a GPU{fits}, of it '
-        f'{format_bytes(found.state_bytes)} weights and the like; '
-        f'{format_bytes(found.traffic_bytes)} sent a step; {found.step_seconds * 1000:,.0f} ms a '
-        f'step, {found.efficiency:.0%} arithmetic; {found.items_per_second:,.0f} items/s, '
-        f'{format_bytes(found.data_bytes_per_second)}/s of data; a checkpoint of '
-        f'{format_bytes(found.checkpoint_bytes)} in {format_seconds(found.checkpoint_seconds)}, '
-        f'best every {format_seconds(found.save_every_seconds)}'
+        f'{format_bytes(scaling.memory_bytes)} a GPU{fits}, of it '
+        f'{format_bytes(scaling.state_bytes)} weights and the like; '
+        f'{format_bytes(scaling.traffic_bytes)} sent a step; '
+        f'{scaling.step_seconds * 1000:,.0f} ms a step, {scaling.efficiency:.0%} arithmetic; '
+        f'{scaling.items_per_second:,.0f} items/s, '
+        f'{format_bytes(scaling.data_bytes_per_second)}/s of data; '
+        f'a checkpoint of {format_bytes(scaling.checkpoint_bytes)} '
+        f'in {format_seconds(scaling.checkpoint_seconds)}, '
+        f'best every {format_seconds(scaling.save_every_seconds)}'
     )
 
 
@@ -208,7 +213,7 @@ def _config_of(source: str | os.PathLike[str], verify: bool) -> Any:
 
 
 def format_count(value: float) -> str:
-    """Return a number with a word for its size: '1.23 million' for 1234567."""
+    """Return `value` with a word for its magnitude: '1.23 million' for 1234567."""
     for unit, word in (
         (1e15, ' quadrillion'),
         (1e12, ' trillion'),
@@ -221,7 +226,7 @@ def format_count(value: float) -> str:
 
 
 def format_bytes(value: float) -> str:
-    """Return a number of bytes as MiB, GiB or TiB."""
+    """Return `value` bytes as MiB, GiB or TiB."""
     for unit, word in ((2**40, 'TiB'), (2**30, 'GiB')):
         if value >= unit:
             return f'{value / unit:,.1f} {word}'
@@ -229,7 +234,7 @@ def format_bytes(value: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration in the unit that suits it."""
+    """Return `seconds` in a suitable unit."""
     for unit, word in ((86400 * 365, 'years'), (86400, 'days'), (3600, 'hours'), (60, 'minutes')):
         if seconds >= 1.5 * unit:
             return (

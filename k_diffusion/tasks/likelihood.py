@@ -1,4 +1,4 @@
-"""Bits per dimension of pictures under a trained model."""
+"""Compute the bits per dimension of pictures under a trained model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Likelihood:
-    """Bits per dimension of each picture, their mean and its standard error, and the files."""
+    """Result of `likelihood`.
+
+    Attributes:
+        bits: Bits per dimension of each picture.
+        mean: Their mean.
+        stderr: Its standard error.
+        csv: The file of the values.
+        histogram: Their histogram, a .svg file.
+    """
 
     bits: list[float]
     mean: float
@@ -71,12 +79,11 @@ class LikelihoodSettings(ModelSettings):
 
 @takes_settings(LikelihoodSettings)
 def likelihood(settings: LikelihoodSettings) -> Likelihood:
-    """Compute the bits per dimension of pictures under a trained model; write a table, a histogram
-    and a summary.
+    """Compute the bits per dimension of pictures under a trained model.
 
-    A picture of 8-bit levels v is taken as (v + u) / 127.5 - 1 with u uniform in [-1/2, 1/2), and
-    its density p under the model with noise of sigma_min as -log2 p / dimensions + log2 127.5 bits.
-    The prior has the config's sigma_data.
+    It writes a table, a histogram and a summary. A picture of 8-bit levels v is taken as (v + u) /
+    127.5 - 1 with u uniform in [-1/2, 1/2), and its density p under the model with noise of
+    sigma_min as -log2 p / dimensions + log2 127.5 bits. The prior has the config's sigma_data.
 
     Args:
         settings: The settings, or the fields of LikelihoodSettings as arguments; `dataset` may be a
@@ -86,7 +93,7 @@ def likelihood(settings: LikelihoodSettings) -> Likelihood:
         The bits per dimension of each picture, their mean and its standard error, and the files.
 
     Raises:
-        FileNotFoundError: There is no checkpoint.
+        FileNotFoundError: The checkpoint does not exist.
         ValueError: A setting is wrong, or does not fit the model or the pictures.
     """
     with world() as processes:
@@ -137,16 +144,20 @@ class _Task:
             experiment, settings.dataset, settings.allow_code, path.parent
         )
         self.indices = chosen_pictures(self.pictures, settings.n, settings.seed)
-        labels, known = classes_of(self.pictures, self.indices), sections.dataset.num_classes
-        if known and labels and max(labels) >= known and not settings.unconditional:
+        labels, num_classes = classes_of(self.pictures, self.indices), sections.dataset.num_classes
+        if num_classes and labels and max(labels) >= num_classes and not settings.unconditional:
             raise ValueError(
-                f'{self.pictures.source} has the class {max(labels)} and the model knows {known} '
-                'classes; '
+                f'{self.pictures.source} has the class {max(labels)} and the model knows '
+                f'{num_classes} classes; '
                 'give pictures of its own classes, or pass unconditional=True'
             )
         unknown_class = settings.unconditional or not labels
         self.classes = (
-            None if not known else [known] * len(self.indices) if unknown_class else labels
+            None
+            if not num_classes
+            else [num_classes] * len(self.indices)
+            if unknown_class
+            else labels
         )
         low = model.sigma_min if settings.sigma_min is None else settings.sigma_min
         self.range, self.data_std = (low, model.sigma_max), model.sigma_data
@@ -172,7 +183,7 @@ class _Task:
         )
 
     def compute_bits(self, items: Sequence[int]) -> Tensor:
-        """Return the bits per dimension of the pictures at these places."""
+        """Return the bits per dimension of the pictures at some positions of the list."""
         settings, indices = self.settings, [self.indices[i] for i in items]
         cond = (
             None

@@ -1,4 +1,4 @@
-"""The trained model that a task works on, opened once, and the sampler that draws from it."""
+"""Open the trained model of a task and its sampler."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from ..sampling import SAMPLERS, find_sampler
 class ModelSettings:
     """Settings that the tasks on a trained model share, besides its `checkpoint`.
 
-    From Python `network` may also be an instance; `ema` False takes the raw weights, `verify` False
-    a checkpoint that its manifest does not describe; `show` False turns the progress bar off.
+    From Python `network` may also be an instance; `ema` False uses the raw weights, `verify` False
+    accepts a checkpoint that differs from its manifest; `show` False turns the progress bar off.
     """
 
     config: Any = setting(None, 'the config, if the checkpoint has none')
@@ -51,7 +51,7 @@ def open_model(
 
     Args:
         settings: ModelSettings with a checkpoint.
-        device: Where the model is to be; by default the device of the settings.
+        device: The device of the model; None: the device of the settings.
 
     Returns:
         The denoiser, its experiment and its device.
@@ -72,10 +72,14 @@ def open_model(
 
 
 def refuse_flow_map(denoiser: Any, checkpoint: Any) -> None:
-    """Refuse a model of two noise levels, where a task needs a denoiser.
+    """Raise an error for a flow map, if a task requires a denoiser.
+
+    Args:
+        denoiser: The model.
+        checkpoint: Its checkpoint, for the message.
 
     Raises:
-        ValueError: It is one.
+        ValueError: The model is a flow map.
     """
     if getattr(denoiser, 'flow_map', False):
         raise ValueError(
@@ -85,7 +89,7 @@ def refuse_flow_map(denoiser: Any, checkpoint: Any) -> None:
 
 
 def find_sampler_problem(sampler: Any, *also: str) -> str | None:
-    """Return what is wrong with the name of a sampler, or None.
+    """Return the problem of the name `sampler`, or None.
 
     Functions, 'FILE.py:FUNCTION', None and the names `also` are allowed.
     """
@@ -98,16 +102,16 @@ def find_sampler_problem(sampler: Any, *also: str) -> str | None:
 
 
 def load_sampler(sampler: Any, allow_code: bool) -> tuple[str | None, Any]:
-    """Return a sampler as its name and None; one of the user's own as None and the function.
+    """Return a sampler of this package as its name and None, another one as None and the function.
 
     Args:
         sampler: A name, a function, 'FILE.py:FUNCTION' or None.
-        allow_code: That file may be run.
+        allow_code: Allow FILE.py to run.
     """
     if is_reference(sampler):
         sampler = load_reference(sampler, 'sampler', allow_code)
     if sampler is None or isinstance(sampler, str):
         return sampler, None
     entry = find_sampler(sampler)
-    known = entry.name in SAMPLERS and SAMPLERS[entry.name] is entry
-    return (entry.name, None) if known else (None, sampler)
+    is_listed = entry.name in SAMPLERS and SAMPLERS[entry.name] is entry
+    return (entry.name, None) if is_listed else (None, sampler)

@@ -1,4 +1,4 @@
-"""Samples on disk."""
+"""Write samples to disk."""
 
 from __future__ import annotations
 
@@ -18,8 +18,14 @@ from ..core.views import show_tensors
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Images [N, C, H, W] in [-1, 1], or tensors [N, C, ...], that a task drew, their classes
-    (or None), files and seed.
+    """Result of a task that draws samples.
+
+    Attributes:
+        images: Images [N, C, H, W] in [-1, 1], or tensors [N, C, ...].
+        labels: Their classes, or None.
+        pictures: The file of each.
+        grid: The file of the grid.
+        seed: The seed.
     """
 
     images: Tensor
@@ -31,8 +37,10 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Where samples go: a folder, as images/ with grid.png and labels.txt beside it, or
-    PREFIX_00000.png and so on (.npy: tensors).
+    """The destination of samples: a folder or a prefix of file names.
+
+    A folder contains images/, grid.png and labels.txt; with a prefix the files are PREFIX_00000.png
+    and so on (.npy for tensors).
     """
 
     folder: Path | None
@@ -40,9 +48,9 @@ class Target:
 
     @classmethod
     def of(cls, out: str | os.PathLike[str] | None, prefix: str | None, overwrite: bool) -> Target:
-        """Return the target; `out` wins over `prefix`.
+        """Return the target; `out` takes precedence over `prefix`.
 
-        A folder that holds samples is refused unless `overwrite` is True.
+        A folder that already holds samples is an error unless `overwrite` is True.
         """
         if prefix is not None and out is None:
             return cls(None, prefix)
@@ -56,17 +64,23 @@ class Target:
         return cls(folder, None)
 
     def make(self) -> None:
-        """Makes its folder: to be called before the drawing, so that a place that cannot be
-        written to is found in time.
-        """
+        """Create the folder, before samples are drawn, so that errors of the path show early."""
         folder = Path(f'{self.prefix}_').parent if self.folder is None else self.folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def write(
         self, images: Tensor, labels: list[int] | None, seed: int = 0, pictures: bool = True
     ) -> Samples:
-        """Writes the samples, as pictures or as tensors; in a folder, images/ takes its name
-        when all is written.
+        """Write samples; images/ gets its name when all are written.
+
+        Args:
+            images: The samples [N, C, ...].
+            labels: Their classes, or None.
+            seed: The seed, for the result.
+            pictures: Write .png files; otherwise .npy files.
+
+        Returns:
+            The samples with their files.
         """
         self.make()
         head = f'{self.prefix}_' if self.folder is None else f'{self.folder}/'
@@ -106,7 +120,7 @@ def _save_array(path: Path, x: Tensor) -> None:
 
 
 def _first_free(name: str) -> Path:
-    """name, name-2, name-3, ...: the first that is not there."""
+    """Return the first of name, name-2, name-3, ... that does not exist."""
     return next(
         path
         for i in itertools.count(1)

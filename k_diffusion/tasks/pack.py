@@ -1,4 +1,4 @@
-"""A folder of pictures or arrays written as tar shards, for training that streams."""
+"""Write a folder of pictures or arrays as tar shards, for training from a stream."""
 
 from __future__ import annotations
 
@@ -44,16 +44,19 @@ class PackSettings:
 def pack_dataset(settings: PackSettings) -> Packed:
     """Write a folder as tar shards in the WebDataset layout, with an index of their counts.
 
-    Files go in as they are; what lies beside a picture under its name as .txt, .json or .cls goes
-    with it. The same files and settings give the same bytes.
+    Files are stored unchanged; a .txt, .json or .cls file with the name of a picture is stored with
+    it. The same files and settings give the same bytes.
+
+    Args:
+        settings: The settings, or the fields of PackSettings as arguments.
 
     Returns:
-        How much was written, and what was left out.
+        The number of samples and shards, and the skipped files.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        FileExistsError: There are shards in `out` already.
-        ValueError: The folder holds no pictures or arrays.
+        FileNotFoundError: The folder does not exist.
+        FileExistsError: `out` already contains shards.
+        ValueError: The folder contains no pictures or arrays.
     """
     return pack_shards(
         settings.place,
@@ -68,7 +71,7 @@ def pack_dataset(settings: PackSettings) -> Packed:
 
 
 def describe_packing(result: Packed) -> str:
-    """Return what was written in words."""
+    """Return the `result` of packing as text."""
     lines = [
         f'{escape_name(result.folder)}: {result.samples:,} samples in {result.shards:,} shards, '
         f'{result.bytes / 1e6:,.1f} MB'
@@ -78,10 +81,10 @@ def describe_packing(result: Packed) -> str:
     if result.skipped:
         lines.append(f'left out   {len(result.skipped):,}')
         lines += [f'  {name}: {escape_name(why)}' for name, why in result.skipped[:10]]
-    known = f', "num_classes": {len(result.class_names)}' if result.class_names else ''
+    entry = f', "num_classes": {len(result.class_names)}' if result.class_names else ''
     return '\n'.join(
         [
             *lines,
-            f'for the config: "type": "shards", "location": "{escape_name(result.folder)}"{known}',
+            f'for the config: "type": "shards", "location": "{escape_name(result.folder)}"{entry}',
         ]
     )

@@ -1,6 +1,4 @@
-"""Several processes of one command (torchrun): who does what, each piece of work kept on the
-disk.
-"""
+"""Share work among the processes of one command (torchrun), with each piece kept on disk."""
 
 from __future__ import annotations
 
@@ -27,34 +25,41 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class World:
-    """The processes that work together: how many, and which of them this is."""
+    """The processes that work together.
+
+    Attributes:
+        size: Their number.
+        rank: The number of this process.
+    """
 
     size: int = 1
     rank: int = 0
 
     @property
     def main(self) -> bool:
+        """True on the first process."""
         return self.rank == 0
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes call this."""
         if self.size > 1:
             distributed.barrier()
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Its body runs on the main process before the others, which then find what it left on
-        the disk.
-        """
+        """Run the body on the main process first; the others then find its files on disk."""
         if not self.main:
             self.wait()
         yield
         if self.main:
             self.wait()
 
-    def device(self, asked: str | None) -> torch.device:
-        """The device asked for, or the fastest; of several alike, each process takes its own."""
-        device = choose_device(asked)
+    def device(self, name: str | None) -> torch.device:
+        """Return the device with the name `name`, or the fastest one.
+
+        Of several GPUs, each process gets its own.
+        """
+        device = choose_device(name)
         local = int(os.environ.get('LOCAL_RANK', 0))
         if self.size > 1 and device.type == 'cuda' and device.index is None:
             return torch.device('cuda', local % torch.cuda.device_count())
@@ -63,7 +68,7 @@ class World:
 
 @contextlib.contextmanager
 def world() -> Iterator[World]:
-    """The processes that torchrun started, or this one alone."""
+    """Yield the processes that torchrun started, or this one alone."""
     size = int(os.environ.get('WORLD_SIZE', 1))
     if size == 1:
         warn_of_one_process()
@@ -83,16 +88,22 @@ def in_pieces(
     world: World,
     report: Callable[[int], object] | None = None,
 ) -> Tensor:
-    """The rows [n, ...] that work(range of items) gives, piece by piece, shared among the processes
-    and kept in the folder.
+    """Return rows [n, ...] that are computed in pieces, shared among processes and kept on disk.
 
-    Pieces that lie there already are not done again, so that a run that was stopped goes on.
-    `report` is told how many items of this process's share are done. Every process gets all rows.
+    Existing pieces are not computed again, so a run that was stopped continues. Every process gets
+    all rows.
+
+    Args:
+        folder: The folder of the pieces.
+        n: The number of rows.
+        work: A function from a range of items to their rows.
+        world: The processes.
+        report: Called with the number of finished items of this process.
     """
     starts = range(0, n, CHUNK)
     if world.main:
         remove_stale(folder, folder.name)
-    done, launcher = 0, launcher_pid()
+    count, launcher = 0, launcher_pid()
     for start in starts[world.rank :: world.size]:
         if launcher_pid() != launcher:
             raise ChildProcessError(
@@ -103,9 +114,9 @@ def in_pieces(
         path = _path(folder, items)
         if load_cache(path) is None:
             save_cache(path, {'rows': work(items)})
-        done += len(items)
+        count += len(items)
         if report is not None:
-            report(done)
+            report(count)
     world.wait()
     return torch.cat(
         [_rows(_path(folder, range(start, min(start + CHUNK, n)))) for start in starts]
@@ -123,7 +134,7 @@ def _rows(path: Path) -> Tensor:
 
 
 def share_of(n: int, world: World) -> int:
-    """How many of n items this process will do."""
+    """Return how many of n items this process of `world` computes."""
     return sum(min(CHUNK, n - start) for start in range(0, n, CHUNK)[world.rank :: world.size])
 
 

@@ -1,6 +1,4 @@
-"""What samples are compared with: the data set of a config or another one, and the extractor of
-features.
-"""
+"""Open the reference data set of samples and the extractor of features."""
 
 from __future__ import annotations
 
@@ -68,20 +66,21 @@ def open_reference(
     base: Path | None = None,
     device: Any = 'cpu',
 ) -> Dataset:
-    """Open the data set of a config, or another one, its pictures as the model's, tensors in the
-    units of their files.
+    """Open the data set of a config, or another one, as items that the model can draw.
+
+    Pictures have the size and channels of the model; tensors are in the units of their files.
 
     Args:
         experiment: The experiment of the model.
-        which: As DATASET_WORDS describes; or a tensor [N, C, H, W] or a torch data set, as training
-            takes them.
-        allow_code: Let a "custom" data set run its Python file.
+        which: A text as in DATASET_WORDS; or a tensor [N, C, H, W] or a torch data set, as in
+            training.
+        allow_code: Allow a "custom" data set to run its Python file.
         base: The folder that the files of the config are relative to.
-        device: Where the encoder of the experiment is, which says how large pictures are.
+        device: The device of the encoder of the experiment, which determines the size of pictures.
     """
     section, model = experiment.sections.dataset, experiment.sections.model
     if which is not None and not isinstance(which, (str, os.PathLike)):
-        return _given_pictures(which, section.num_classes, experiment, device)
+        return _open_python_data(which, section.num_classes, experiment, device)
     if which is not None:
         section = read_dataset_section(
             _section(str(which), section.num_classes, section.type == 'tensors')
@@ -91,10 +90,8 @@ def open_reference(
     )
 
 
-def _given_pictures(data: Any, num_classes: int, experiment: Experiment, device: Any) -> Dataset:
-    """Return pictures given from Python as bytes, with their classes where they have some; other
-    tensors as they are.
-    """
+def _open_python_data(data: Any, num_classes: int, experiment: Experiment, device: Any) -> Dataset:
+    """Return pictures from Python as bytes with their classes; other tensors unchanged."""
     dataset = as_dataset(data)
     if isinstance(dataset, StreamData):
         raise ValueError(
@@ -121,13 +118,13 @@ def _given_pictures(data: Any, num_classes: int, experiment: Experiment, device:
 
 def _section(which: str, num_classes: int, tensors: bool = False) -> dict[str, Any]:
     if Path(which).suffix == '.json' and Path(which).is_file():
-        found = read_json(Path(which).read_text(), which)
-        if not isinstance(found, dict) or not isinstance(found.get('dataset'), dict):
+        content = read_json(Path(which).read_text(), which)
+        if not isinstance(content, dict) or not isinstance(content.get('dataset'), dict):
             raise ValueError(
                 f'{which} has no section "dataset"; give a config, or a file with that section '
                 'alone'
             )
-        return found['dataset']
+        return content['dataset']
     if Path(which).is_dir():
         return {
             'type': 'tensors' if tensors else 'imagefolder',
@@ -146,11 +143,11 @@ def _section(which: str, num_classes: int, tensors: bool = False) -> dict[str, A
             f'dataset must be a folder, a .json file or TYPE:LOCATION; got {which!r}: '
             f'{unknown("type", kind, DATASETS)}'
         )
-    given = {'location': location, 'split': split}
+    place = {'location': location, 'split': split}
     return {
         'type': kind,
         'num_classes': num_classes,
-        **{key: value for key, value in given.items() if value},
+        **{key: value for key, value in place.items() if value},
     }
 
 
@@ -158,13 +155,13 @@ def read_held_out_section(which: str, sections: Sections) -> DatasetConfig:
     """Return the section of a held-out data set.
 
     Args:
-        which: TYPE:LOCATION, a .json file with a "dataset" section, or another location of the
-            same kind of data as the config's, for example a folder.
-        sections: The sections of the config, whose classes and scaling of tensors it takes over.
+        which: TYPE:LOCATION, a .json file with a "dataset" section, or another location of the type
+            in the config, for example a folder.
+        sections: The sections of the config, whose classes and scaling of tensors it inherits.
     """
     own = sections.dataset
-    is_named = which.partition(':')[0].partition('/')[0] in DATASETS
-    if not is_named and Path(which).suffix != '.json' and hasattr(own, 'location'):
+    has_type = which.partition(':')[0].partition('/')[0] in DATASETS
+    if not has_type and Path(which).suffix != '.json' and hasattr(own, 'location'):
         return dataclasses.replace(own, location=which, class_names=None)
     section: DatasetConfig = read_dataset_section(
         _section(which, own.num_classes, own.type == 'tensors')
@@ -176,13 +173,19 @@ def read_held_out_section(which: str, sections: Sections) -> DatasetConfig:
 
 
 def chosen_pictures(dataset: Dataset, most: int, seed: int = 0) -> list[int]:
-    """Which pictures of a data set stand for it: all, or so many drawn from the seed."""
+    """Return the indices of the pictures that represent a data set.
+
+    Args:
+        dataset: The data set.
+        most: The maximum number; a larger data set is sampled.
+        seed: The seed of that sample.
+    """
     indices = dataset.order(seed, 0, 0, min(most, len(dataset))).tolist()
     return [readable_index(dataset, index) for index in indices] if dataset.streams else indices
 
 
 def classes_of(dataset: Dataset, indices: list[int]) -> list[int] | None:
-    """The classes of pictures, or None where there are none."""
+    """Return the classes of the items of `dataset` at `indices`, or None if it has no classes."""
     if not dataset.num_classes:
         return None
     labels = getattr(dataset, 'labels', None)
@@ -197,17 +200,25 @@ def make_extractor(
     say: Callable[[str], None] = lambda text: None,
     allow_code: bool = False,
 ) -> Extractor:
-    """The extractor that `which` names, as EXTRACTOR_WORDS describes; a classifier learns from the
-    training set.
+    """Return the feature extractor that a text names.
 
-    A TorchScript file other than NVIDIA's Inception is refused unless `allow_code` is True.
+    Args:
+        which: A text as in EXTRACTOR_WORDS.
+        training_set: Opens the labelled data set of a classifier.
+        folder: The cache folder of a classifier.
+        device: The device of the extractor.
+        say: Report a line of text.
+        allow_code: Allow a TorchScript file other than NVIDIA's Inception.
+
+    Raises:
+        ValueError: The name is unknown, or the file is not allowed.
     """
     kind, _, name = which.partition(':')
     if Path(which).suffix in ('.pt', '.pth', '.ts') or Path(which).is_file():
-        known = Path(which).is_file() and digest_of(which) == INCEPTION_DIGEST
+        is_inception = Path(which).is_file() and digest_of(which) == INCEPTION_DIGEST
         return (
             InceptionV3FeatureExtractor(device, which)
-            if known
+            if is_inception
             else ScriptFeatureExtractor(which, device, allow_code)
         )
     if kind not in EXTRACTORS:
@@ -232,7 +243,17 @@ def make_extractor(
 
 
 def labelled_pictures(dataset: Dataset) -> tuple[Tensor, Tensor, int]:
-    """Pictures uint8 [N, C, H, W] and their classes [N], in an order drawn once."""
+    """Return pictures of a data set for a classifier, in a fixed random order.
+
+    Args:
+        dataset: A data set with classes.
+
+    Returns:
+        The pictures uint8 [N, C, H, W], their classes [N] and the number of classes.
+
+    Raises:
+        ValueError: The data set has no classes.
+    """
     if not dataset.num_classes:
         raise ValueError(
             f'{dataset.source} has no classes for a classifier to learn; choose another '

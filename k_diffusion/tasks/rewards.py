@@ -32,7 +32,7 @@ class ClassReward:
     """The probability that pictures show a class, by a classifier.
 
     Args:
-        network: Has `logits`, pictures [N, C, H, W] in [-1, 1] to [N, K].
+        network: A network with `logits`, from pictures [N, C, H, W] in [-1, 1] to [N, K].
         number: The class.
     """
 
@@ -63,19 +63,19 @@ def make_reward(
     clip_model: str | os.PathLike[str] = 'ViT-B/32',
     allow_code: bool = False,
 ) -> Reward:
-    """Return the reward that a setting names; a function as it is.
+    """Return the reward that a setting names; a function is returned unchanged.
 
     Args:
-        reward: As REWARD_WORDS describes it, or a function.
-        experiment: That of the model.
-        dataset: The pictures that a classifier learns from. Its seed is another than that of the
-            classifier of `evaluate`, so that the reward is not measured by itself.
-        device: Where networks are to be.
+        reward: A text as in REWARD_WORDS, or a function.
+        experiment: The experiment of the model.
+        dataset: The data set of a classifier. Its seed differs from that of the classifier of
+            `evaluate`, so that the reward does not measure itself.
+        device: The device of networks.
         clip_model: The CLIP model, a name or a folder.
-        allow_code: A file that is named may be run.
+        allow_code: Allow a file named by the setting to run.
 
     Raises:
-        ValueError: It is not known, or does not fit the model.
+        ValueError: The reward is unknown, or does not fit the model.
     """
     if callable(reward):
         return reward
@@ -107,10 +107,12 @@ def make_reward(
 
 
 def reward_class(reward: Any, experiment: Experiment) -> int | None:
-    """Return the class that 'class:...' names, None for another reward.
+    """Return the class that a `reward` 'class:...' names; None for another reward.
+
+    The classes are those of `experiment`.
 
     Raises:
-        ValueError: If the model does not have it.
+        ValueError: The model does not have the class.
     """
     kind, _, value = reward.partition(':') if isinstance(reward, str) else ('', '', '')
     if kind != 'class':
@@ -126,10 +128,10 @@ def reward_class(reward: Any, experiment: Experiment) -> int | None:
 
 
 def check_rewards(rewards: Any, n: int) -> Tensor:
-    """Return what a reward gave for n samples as float64 [n] on the CPU.
+    """Return the `rewards` of n samples as float64 [n] on the CPU.
 
     Raises:
-        ValueError: It is of another shape, or not finite.
+        ValueError: They have another shape, or are not finite.
     """
     if not isinstance(rewards, Tensor) or rewards.shape != (n,):
         got = f'shape {list(rewards.shape)}' if isinstance(rewards, Tensor) else show_value(rewards)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor, nn
+
 from ..config import find_checkpoint
 from ..core.random import derive_seed
 from ..core.settings import (
@@ -18,7 +20,7 @@ from ..core.settings import (
     setting,
     takes_settings,
 )
-from ..generation import BETWEEN, choose_plan, choose_sampling, generate
+from ..generation import BETWEEN, SamplingConfig, choose_plan, choose_sampling, generate
 from ..sampling import SAMPLERS
 from . import calibrations
 from .conditioning import guide, requested_conditions
@@ -134,10 +136,8 @@ def sample(settings: SampleSettings) -> Samples:
     path = find_checkpoint(settings.checkpoint, settings.verify)
     settings = replace(settings, checkpoint=path)
     denoiser, experiment, device = open_model(settings)
-    requires_calibration = settings.sampler == calibrations.WORD
-    name, own = load_sampler(
-        None if requires_calibration else settings.sampler, settings.allow_code
-    )
+    calibrated_only = settings.sampler == calibrations.WORD
+    name, own = load_sampler(None if calibrated_only else settings.sampler, settings.allow_code)
     sampling = choose_sampling(
         vars(experiment.sections.sampling),
         sampler=name,
@@ -152,33 +152,7 @@ def sample(settings: SampleSettings) -> Samples:
             'guidance must be left out for a model without classes and conditions; got '
             f'{settings.guidance}'
         )
-    sigmas, sampler, options = choose_plan(
-        denoiser,
-        sampling,
-        bool(cond) and sampling.guidance != 1,
-        settings.sigma_min,
-        settings.sigma_max,
-        own,
-    )
-    choices = (settings.sampler, settings.schedule, settings.sigma_min)
-    if requires_calibration or choices == (None, None, None):
-        any_guidance = (settings.guidance, settings.guidance_interval) == (None, None)
-        calibration = calibrations.find_calibration(
-            settings.checkpoint,
-            denoiser,
-            sampling,
-            cond,
-            float(sigmas[0]),
-            requires_calibration,
-            any_guidance,
-        )
-        if calibration is not None:
-            sigmas, sampler, options = calibration.levels, calibration.sampler(), {}
-            sampling = replace(
-                sampling,
-                guidance=calibration.guidance,
-                guidance_interval=calibration.guidance_interval,
-            )
+    sampling, (sigmas, sampler, options) = _choose_steps(settings, denoiser, sampling, own, cond)
     denoise = guide(denoiser, cond, sampling, device)
     target.make()
     with show_progress(
@@ -199,3 +173,53 @@ def sample(settings: SampleSettings) -> Samples:
         )
     labels = cond['class_cond'].tolist() if 'class_cond' in cond else None
     return target.write(images, labels, settings.seed, experiment.gives_pictures)
+
+
+def _choose_steps(
+    settings: SampleSettings,
+    denoiser: nn.Module,
+    sampling: SamplingConfig,
+    own: Any,
+    cond: dict[str, Tensor],
+) -> tuple[SamplingConfig, tuple[Tensor, Any, dict[str, Any]]]:
+    """Return the guidance, and the noise levels, sampler and options of the plan to draw by.
+
+    A calibrated sampler is used if the settings require it, or if they leave the choice open and
+    there is one.
+
+    Args:
+        settings: The settings of the task.
+        denoiser: The model.
+        sampling: The "sampling" section with the settings in place.
+        own: A sampler of the user, or None.
+        cond: The conditions of the samples by name.
+    """
+    plan = choose_plan(
+        denoiser,
+        sampling,
+        bool(cond) and sampling.guidance != 1,
+        settings.sigma_min,
+        settings.sigma_max,
+        own,
+    )
+    calibrated_only = settings.sampler == calibrations.WORD
+    choices = (settings.sampler, settings.schedule, settings.sigma_min)
+    if not calibrated_only and choices != (None, None, None):
+        return sampling, plan
+    calibration = calibrations.find_calibration(
+        settings.checkpoint,
+        denoiser,
+        sampling,
+        cond,
+        float(plan[0][0]),
+        demanded=calibrated_only,
+        any_guidance=(settings.guidance, settings.guidance_interval) == (None, None),
+    )
+    if calibration is None:
+        return sampling, plan
+    sampling = replace(
+        sampling,
+        guidance=calibration.guidance,
+        guidance_interval=calibration.guidance_interval,
+    )
+    return sampling, (calibration.levels, calibration.sampler(), {})

@@ -1,4 +1,4 @@
-"""The samplers and schedules, as tables."""
+"""List the samplers and schedules as tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ class SamplersSettings:
 
 @dataclass(frozen=True)
 class Table:
-    """A table as plain values, with options and aliases, and as text."""
+    """A table of samplers or schedules.
+
+    Attributes:
+        rows: Plain values by column, with options and aliases.
+        text: The table as text.
+    """
 
     rows: list[dict[str, Any]]
     text: str
@@ -37,7 +42,7 @@ def list_samplers(settings: SamplersSettings) -> Table:
         settings: The settings, or the fields of SamplersSettings as arguments.
 
     Returns:
-        The table; with `markdown` its text is that of docs/samplers.md.
+        The table; with `markdown` its text is the table of docs/samplers.md.
     """
     if settings.schedules:
         rows = [describe_schedule(entry) for entry in schedule_catalogue()]
@@ -60,7 +65,7 @@ def _align(rows: list[dict[str, Any]], keys: Sequence[str]) -> str:
 
 
 def describe_sampler(entry: Sampler) -> dict[str, Any]:
-    """Return what a table shows of a sampler, as plain values."""
+    """Return the row of the sampler `entry` as plain values."""
     return {
         'name': entry.name,
         'family': entry.family,
@@ -78,7 +83,7 @@ def describe_sampler(entry: Sampler) -> dict[str, Any]:
 
 
 def describe_schedule(entry: Schedule) -> dict[str, Any]:
-    """Return what a table shows of a schedule, as plain values."""
+    """Return the row of the schedule `entry` as plain values."""
     return {
         'name': entry.name,
         'takes': entry.takes,
@@ -89,7 +94,7 @@ def describe_schedule(entry: Schedule) -> dict[str, Any]:
 
 
 def noise_of(entry: Sampler) -> str:
-    """Return when a sampler draws noise: 'yes', 'with <option>', or nothing."""
+    """Return when the sampler `entry` draws noise: 'yes', 'with <option>', or nothing."""
     if entry.stochastic or entry.noise is None:
         return 'yes' if entry.stochastic else ''
     return 'with ' + next(name for name in ('s_churn', 'eta', 'gamma') if name in entry.options)

@@ -1,4 +1,4 @@
-"""What training on many GPUs takes, by the formulas of docs/scale.md.
+"""Estimate the cost of training on many GPUs, by the formulas of docs/scale.md.
 
 P is the number of parameters, N that of GPUs; weights, gradients and moments are of float32.
 """
@@ -19,7 +19,7 @@ FAILURE = 54 * 86400 * 16384 / 419
 
 @dataclass(frozen=True)
 class Cluster:
-    """GPUs and what joins them.
+    """GPUs and their network.
 
     Attributes:
         gpus: N.
@@ -37,8 +37,9 @@ class Cluster:
 
     @property
     def link(self) -> float:
-        """Bytes per second of rings through all GPUs: a border of a node is crossed by all links
-        of its GPUs to the network at once.
+        """Bytes per second of rings through all GPUs.
+
+        At the border of a node the traffic uses the network links of all its GPUs at once.
         """
         whole = self.network * self.per_node
         return self.gpu.link if self.gpus <= self.per_node else min(self.gpu.link, whole)
@@ -46,7 +47,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Work:
-    """What a model and its batch cost one GPU.
+    """The costs of a model and its batch on one GPU.
 
     Attributes:
         groups: Parameters of each group that FSDP2 gathers at a time, the last one those of the
@@ -93,16 +94,26 @@ def ddp_state_bytes(parameters: int, gpus: int = 1, averages: int = 1) -> float:
     """Return (4 + averages) 4 P: weights, gradients, two moments of AdamW and the averages.
 
     DDP of several processes adds 4 P for its buckets.
+
+    Args:
+        parameters: P.
+        gpus: N.
+        averages: The number of averages.
     """
     buckets = 1 if gpus > 1 else 0
     return (4 + averages + buckets) * FLOAT * parameters
 
 
 def fsdp_state_bytes(groups: Sequence[int], gpus: int, averages: int = 1) -> float:
-    """Return (4 + averages) 4 P / N, and the groups that are whole for a while.
+    """Return (4 + averages) 4 P / N and the groups that are temporarily whole.
 
-    The root is whole; two other groups are while one is computed with and the next is gathered, and
-    the whole gradient of one.
+    The root is whole, and so are two other groups, one in use and the next one being gathered, and
+    the gradient of one.
+
+    Args:
+        groups: Parameters of each group, the last one those of the root.
+        gpus: N.
+        averages: The number of averages.
     """
     *blocks, root = groups
     whole = root + (3 * max(blocks) if blocks else root)
@@ -110,7 +121,12 @@ def fsdp_state_bytes(groups: Sequence[int], gpus: int, averages: int = 1) -> flo
 
 
 def ddp_traffic(parameters: int, gpus: int) -> float:
-    """Return 2 (N - 1) / N 4 P: what a GPU sends to reduce the gradients over a ring."""
+    """Return 2 (N - 1) / N 4 P: what a GPU sends to reduce the gradients over a ring.
+
+    Args:
+        parameters: P.
+        gpus: N.
+    """
     return 2 * (gpus - 1) / gpus * FLOAT * parameters
 
 
@@ -119,30 +135,51 @@ def fsdp_traffic(groups: Sequence[int], gpus: int, micro_batches: int = 1) -> fl
 
     Weights are gathered for the forward pass, those of the blocks again for the backward pass, and
     gradients are reduced to the GPU of their share.
+
+    Args:
+        groups: Parameters of each group, the last one those of the root.
+        gpus: N.
+        micro_batches: The number of micro-batches.
     """
-    sent = FLOAT * (3 * sum(groups) - groups[-1])
-    return micro_batches * (gpus - 1) / gpus * sent
+    size = FLOAT * (3 * sum(groups) - groups[-1])
+    return micro_batches * (gpus - 1) / gpus * size
 
 
 def compute_seconds(work: Work, gpu: GPU, share: float) -> float:
-    """Return 6 M B / (share x peak): three forward passes of B items, two operations each."""
+    """Return 6 M B / (share x peak): three forward passes of B items, two operations each.
+
+    Args:
+        work: The model and its batch.
+        gpu: The figures of a GPU.
+        share: The share of the peak that the arithmetic reaches.
+    """
     return 6 * work.multiply_adds * work.batch_size / (share * gpu.bf16)
 
 
 def step_seconds(compute: float, traffic: float, hidden: float) -> float:
-    """Return C + max(0, T - hidden C): traffic is hidden behind a share of the arithmetic."""
+    """Return C + max(0, T - hidden C): traffic overlaps with a share of the arithmetic.
+
+    Args:
+        compute: C, the seconds of the arithmetic.
+        traffic: T, the seconds of the communication.
+        hidden: The share of C that communication overlaps with.
+    """
     return compute + max(0.0, traffic - hidden * compute)
 
 
 def checkpoint_bytes(parameters: int, averages: int = 1) -> float:
-    """Return (3 + averages) 4 P: weights, two moments and the averages."""
+    """Return (3 + averages) 4 P of P `parameters`: weights, two moments and the averages."""
     return (3 + averages) * FLOAT * parameters
 
 
 def best_interval(checkpoint: float, gpus: int) -> float:
     """Return sqrt(2 S F / N), the seconds between checkpoints that lose the least time.
 
-    A checkpoint takes S seconds, and a GPU fails every F seconds.
+    A GPU fails every F seconds.
+
+    Args:
+        checkpoint: S, the seconds that a checkpoint takes.
+        gpus: N.
 
     References:
         Young 1974, A first order approximation to the optimum checkpoint interval.
@@ -151,7 +188,7 @@ def best_interval(checkpoint: float, gpus: int) -> float:
 
 
 def simulate(work: Work, cluster: Cluster, share: float = 0.5) -> list[Scaling]:
-    """Return what a step takes with DDP and with FSDP2.
+    """Return the costs of a step with DDP and with FSDP2.
 
     Args:
         work: The model and its batch.
@@ -160,8 +197,8 @@ def simulate(work: Work, cluster: Cluster, share: float = 0.5) -> list[Scaling]:
     """
     n, parameters = cluster.gpus, work.parameters
     compute = compute_seconds(work, cluster.gpu, share)
-    saved = checkpoint_bytes(parameters)
-    groups, nodes, found = work.groups, -(-n // cluster.per_node), []
+    size = checkpoint_bytes(parameters)
+    groups, nodes, results = work.groups, -(-n // cluster.per_node), []
     for way, state, traffic, hidden, writers in (
         # Gradients are reduced during the backward pass, two thirds of the arithmetic.
         ('ddp', ddp_state_bytes(parameters, n), ddp_traffic(parameters, n), 2 / 3, 1),
@@ -170,8 +207,8 @@ def simulate(work: Work, cluster: Cluster, share: float = 0.5) -> list[Scaling]:
         seconds = step_seconds(compute, traffic / cluster.link, hidden)
         memory = state + work.batch_size * work.activation_bytes
         items = n * work.batch_size / seconds
-        saving = saved / (cluster.disk * writers)
-        found.append(
+        saving = size / (cluster.disk * writers)
+        results.append(
             Scaling(
                 way,
                 state,
@@ -184,9 +221,9 @@ def simulate(work: Work, cluster: Cluster, share: float = 0.5) -> list[Scaling]:
                 compute / seconds,
                 items,
                 items * work.item_bytes,
-                saved,
+                size,
                 saving,
                 best_interval(saving, n),
             )
         )
-    return found
+    return results

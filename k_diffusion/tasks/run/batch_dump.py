@@ -1,7 +1,7 @@
-"""The batch of a step whose loss is not a number, kept as a file.
+"""Write the batch of a step whose loss is not a number.
 
-By the time a loss is fetched its batch is gone. It is a function of the seed and of positions in
-the stream, so that it is made again.
+When a loss is fetched, its batch is already gone. The batch is a function of the seed and of
+positions in the stream, so it is made again.
 """
 
 from __future__ import annotations
@@ -26,18 +26,17 @@ from .objective import Objective
 
 
 class BatchDump:
-    """Writes NAME_nan_STEP.safetensors for the first steps whose loss is not a number.
+    """Write NAME_nan_STEP.safetensors for the first steps whose loss is not a number.
 
-    It holds the clean batch `image` [B, C, ...], `noise`, `sigma` [B], `u` [B] (its quantiles),
-    `item` [B] (positions in the stream), `index` [B] (which items of the data set they are) and the
-    conditions as `cond.NAME`; step, loss, seed and draws of the run and texts are metadata. Of a
-    stream that is read in order alone it holds `item` and `u` alone. Each process writes its own
-    share.
+    It contains the clean batch `image` [B, C, ...], `noise`, `sigma` [B], `u` [B] (its quantiles),
+    `item` [B] (positions in the stream), `index` [B] (items of the data set) and the conditions as
+    `cond.NAME`; step, loss, seed and draws of the run and texts are metadata. For a stream that can
+    only be read in order, it contains `item` and `u` alone. Each process writes its own share.
 
     Args:
         folder: The folder of the run.
         name: The run.
-        most: How many files there are at most, those of earlier starts included.
+        most: The maximum number of files, including those of earlier starts.
     """
 
     every = 0
@@ -46,15 +45,15 @@ class BatchDump:
         self.folder, self.name, self.most = folder, name, most
 
     def __call__(self, trainer: Trainer) -> None:
-        """Do nothing: it acts when losses are fetched."""
+        """Do nothing: the hook acts when losses are fetched."""
 
     def see_losses(self, trainer: Trainer, losses: Sequence[tuple[int, float]]) -> None:
-        """Write the batches of the losses that are not finite."""
+        """Write the batches of `trainer` whose `losses`, pairs of step and loss, are not finite."""
         for step, loss in losses:
             rank = trainer.accelerator.process_index
             mine = f'_rank{rank}' if trainer.accelerator.num_processes > 1 else ''
-            written = len(list(self.folder.glob(f'{self.name}_nan_*{mine}.safetensors')))
-            if math.isfinite(loss) or written >= self.most:
+            count = len(list(self.folder.glob(f'{self.name}_nan_*{mine}.safetensors')))
+            if math.isfinite(loss) or count >= self.most:
                 continue
             path = self.folder / f'{self.name}_nan_{step:08}{mine}.safetensors'
             try:
@@ -70,7 +69,15 @@ class BatchDump:
 
 
 def make_again(trainer: Trainer, step: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return what this process trained on in one of the last steps: tensors, and texts by name."""
+    """Return the batch of this process in one of the last steps.
+
+    Args:
+        trainer: The trainer.
+        step: The step.
+
+    Returns:
+        Tensors by name, and texts by name.
+    """
     first = trainer.items_of(step)
     quantiles = trainer.quantiles(first)
     parts: dict[str, list[Tensor]] = {}
@@ -86,7 +93,7 @@ def make_again(trainer: Trainer, step: int) -> tuple[dict[str, Tensor], dict[str
 
 
 def _batches(trainer: Trainer, first: int) -> Generator[dict[str, Any], None, None]:
-    """Yield the batches of a step again; of streams only the positions of their items."""
+    """Yield the batches of a step again; for streams only the positions of their items."""
     loader = copy.copy(trainer.loader)
     if isinstance(loader, StreamLoader) or isinstance(getattr(loader, 'dataset', None), RowStream):
         size = loader.items_per_step // trainer.grad_accum_steps
@@ -100,11 +107,11 @@ def _batches(trainer: Trainer, first: int) -> Generator[dict[str, Any], None, No
 
 
 def _contents(trainer: Trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a batch, and what the loss makes of it."""
-    found = {'item': batch['item'], 'u': batch['u']}
-    found |= {key: batch[key] for key in ('index', 'image') if key in batch}
+    """Return the tensors of a batch and the inputs of its loss."""
+    tensors = {'item': batch['item'], 'u': batch['u']}
+    tensors |= {key: batch[key] for key in ('index', 'image') if key in batch}
     if 'image' in batch and isinstance(trainer.loss, Objective):
         x, noise, sigma, cond = trainer.loss.prepare(batch)
-        found |= {'image': x, 'noise': noise, 'sigma': sigma}
-        found |= {f'cond.{key}': v for key, v in cond.items() if isinstance(v, Tensor)}
-    return found
+        tensors |= {'image': x, 'noise': noise, 'sigma': sigma}
+        tensors |= {f'cond.{key}': v for key, v in cond.items() if isinstance(v, Tensor)}
+    return tensors

@@ -1,6 +1,4 @@
-"""What a training run shows of itself: demo grids and skipped pictures; neither touches training
-randomness.
-"""
+"""Draw demo grids and list skipped pictures, without effect on the randomness of training."""
 
 from __future__ import annotations
 
@@ -25,8 +23,9 @@ from ...training import StopAsked, Trainer
 
 @dataclasses.dataclass
 class DemoHook:
-    """Draws `n` samples of the averaged model, the same noises and classes each time, as
-    NAME_demo_STEP.png.
+    """Draw `n` samples of the averaged model as NAME_demo_STEP.png.
+
+    The noises and classes are the same each time.
     """
 
     every: int
@@ -68,8 +67,11 @@ class DemoHook:
             self.say(f'demo grid: {path}')
 
     def draw(self, trainer: Trainer) -> torch.Tensor:
-        """The samples [n, C, ...], each process drawing its share; raises StopAsked on all of
-        them at one step of the sampler.
+        """Return the samples [n, C, ...]; each process of `trainer` draws its share.
+
+        Raises:
+            StopAsked: A stop was requested; it is raised on all processes at one step of the
+                sampler.
         """
         num_classes = self.experiment.sections.dataset.num_classes
         mine, n = share_of(self.n, trainer.accelerator)
@@ -106,8 +108,9 @@ class DemoHook:
 
 
 def share_of(n: int, accelerator: Any) -> tuple[list[int], int]:
-    """Which of n things this process does, as many as each of the others (the last ones twice
-    over, if need be), and n.
+    """Return which of n items this process of `accelerator` draws, and n.
+
+    Each process draws equally many; the last items are drawn twice if necessary.
     """
     world = accelerator.num_processes
     return [
@@ -116,7 +119,13 @@ def share_of(n: int, accelerator: Any) -> tuple[list[int], int]:
 
 
 def gather_in_order(mine: torch.Tensor, n: int, accelerator: Any) -> torch.Tensor:
-    """The shares of all processes put together as `share_of` dealt them: [n, ...] on the CPU."""
+    """Return the shares of all processes in the order of `share_of`, [n, ...] on the CPU.
+
+    Args:
+        mine: The share of this process.
+        n: The number of items.
+        accelerator: accelerate's Accelerator.
+    """
     if accelerator.num_processes == 1:
         return mine
     together = accelerator.gather(mine.to(accelerator.device)).cpu()
@@ -129,9 +138,7 @@ def gather_in_order(mine: torch.Tensor, n: int, accelerator: Any) -> torch.Tenso
 
 @dataclasses.dataclass
 class SkippedNotice:
-    """Lists the pictures that could not be read in NAME_skipped.txt, names the first ten of them
-    and counts the rest.
-    """
+    """List unreadable pictures in NAME_skipped.txt, name the first ten and count the others."""
 
     every: int
     skipped: list[tuple[str, str]]

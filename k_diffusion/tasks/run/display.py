@@ -1,6 +1,4 @@
-"""Progress of a training run: a live line on a terminal, plain lines elsewhere, always on
-stderr.
-"""
+"""Show the progress of a training run on stderr: a live line on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ MUCH_WAIT = 0.05
 
 
 class Display:
-    """Shows what the trainer reports: step of total, smoothed loss, images per second, time
-    left, memory.
-    """
+    """Show the reports of a trainer: steps, smoothed loss, images per second, time left, memory."""
 
     def __init__(self, name: str, shown: bool = True, every: float = 10.0) -> None:
         self.name = name = escape_name(name)
@@ -65,7 +61,7 @@ class Display:
             print(f'{self.name}: {text}', file=sys.stderr, flush=True)
 
     def decoding(self, done: int, total: int) -> None:
-        """Tells how far the decoding of a data set is."""
+        """Show how many pictures of a data set are decoded: `done` of `total`."""
         if self.live:
             self.live.update(
                 self.task,
@@ -82,7 +78,7 @@ class Display:
             )
 
     def say(self, text: str) -> None:
-        """A line above the progress."""
+        """Print `text` above the progress."""
         text = escape_name(text, keep='\n')
         if self.live:
             self.live.console.print(text, markup=False, highlight=False)
@@ -91,7 +87,7 @@ class Display:
 
 
 def describe(values: Mapping[str, Any]) -> str:
-    """The trainer's report as one line; what is not known yet is left out."""
+    """Return the `values` of a report as one line, without those that are not known yet."""
     end = values['end_step']
     parts = [f'step {values["step"]:,}' + (f' of {end:,}' if end else '')]
     for key, text in (
@@ -118,7 +114,7 @@ def describe(values: Mapping[str, Any]) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 0:42, 12:05 or 3:20:00."""
+    """Return `seconds` as 0:42, 12:05 or 3:20:00."""
     minutes, seconds = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

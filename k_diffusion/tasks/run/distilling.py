@@ -1,4 +1,4 @@
-"""The loss of a flow map in training: which levels a batch is asked at, and by which method."""
+"""Compute the loss of a flow map in training: the levels of a batch and the method."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Example(NamedTuple):
         sigma: Noise levels, [B].
         cond: The conditions, by name.
         items: Positions in the stream of items, B whole numbers.
-        moved: What stands for the data under the guidance that is distilled in; None without.
+        moved: The data under the guidance that is distilled in; None without guidance.
     """
 
     data: Tensor
@@ -59,19 +59,21 @@ def open_teacher(
     device: torch.device,
     allow_code: bool,
 ) -> nn.Module | None:
-    """Return the teacher of a run, and write the digest of its weights into the config; None
-    where there is no teacher.
+    """Return the teacher of a run and write the digest of its weights into the config.
 
     Args:
         experiment: The experiment of the run.
-        state: The checkpoint that the run goes on from, or None.
-        network: The network, where it is not one of this package.
-        device: Where the teacher is to be.
-        allow_code: The file of the network may be run.
+        state: The checkpoint that the run continues from, or None.
+        network: The network, if it is not one of this package.
+        device: The device of the teacher.
+        allow_code: Allow the file of the network to run.
+
+    Returns:
+        The teacher; None if the config has none.
 
     Raises:
-        ValueError: It is a flow map, its samples have another shape than those of the model, or
-            its weights are not those that the run began with.
+        ValueError: The teacher is a flow map, its samples have another shape than those of the
+            model, or its weights are not those that the run started with.
     """
     section = experiment.sections.distillation
     if section.method is None or section.teacher is None:
@@ -101,8 +103,14 @@ def open_teacher(
 
 
 def add_missing_inputs(network: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights of a denoiser with those of the network's own inputs of a flow map added,
-    which start without effect.
+    """Add a flow map's own inputs, which start without effect, to the weights of a denoiser.
+
+    Args:
+        network: The network of the flow map.
+        weights: The weights of the denoiser.
+
+    Returns:
+        Weights that fit the network.
     """
     own = {k: v for k, v in network.state_dict().items() if 'map_inputs.' in k}
     return {**own, **weights}
@@ -110,15 +118,15 @@ def add_missing_inputs(network: nn.Module, weights: Mapping[str, Tensor]) -> dic
 
 @dataclass
 class Distillation:
-    """What the loss of a run with a section "distillation" is made of.
+    """The parts of the loss of a run with a section "distillation".
 
     Attributes:
         experiment: The experiment of the run, its data set open.
         teacher: The teacher, or None.
         conditions: The conditions besides the class.
-        null: What stands for no condition, by name.
-        draws: What is drawn for an item.
-        end_step: The steps of the run.
+        null: The null conditions, by name.
+        draws: The random numbers of an item.
+        end_step: The number of steps of the run.
     """
 
     experiment: Experiment
@@ -140,12 +148,12 @@ class Distillation:
         """Return the loss, a function from a batch to [B].
 
         Args:
-            model: The network that is trained.
+            model: The network in training.
             objective: Makes clean data, noise, levels and conditions of a batch.
-            items_per_step: Items of a step, of all processes.
-            folder: Where the paths of the teacher are kept.
-            device: Where the teacher is.
-            say: Is told what is done.
+            items_per_step: Items of a step, over all processes.
+            folder: The folder of the run, which caches the paths of the teacher.
+            device: The device of the teacher.
+            say: Report a line of text.
 
         Raises:
             ValueError: The run has no end, or the paths cannot be drawn.
@@ -169,14 +177,20 @@ class Distillation:
     def draw_paths(
         self, folder: Path, device: torch.device, say: Callable[[str], None]
     ) -> TeacherPaths | None:
-        """Return the paths of the method cmt, with the conditions of the items of the data set in
-        turn; None for other methods.
+        """Return the paths of the method cmt; None for other methods.
+
+        Paths use the conditions of the items of the data set in turn.
+
+        Args:
+            folder: The folder of the run.
+            device: The device of the teacher.
+            say: Report a line of text.
         """
         section = self.experiment.sections.distillation
         if section.method != 'cmt' or self.teacher is None:
             return None
-        described: Experiment = self.teacher.experiment  # type: ignore[assignment]
-        sampling = described.sections.sampling
+        own: Experiment = self.teacher.experiment  # type: ignore[assignment]
+        sampling = own.sections.sampling
         how = SamplingConfig(
             sampling.sampler,
             section.path_steps,
@@ -198,12 +212,13 @@ class Distillation:
         )
 
     def _conditions_of(self, items: Sequence[int]) -> dict[str, Tensor]:
-        """Return the conditions of paths: those of the items of the data set in turn; of a stream,
-        which has no numbers, each class in turn.
+        """Return the conditions of paths: those of the items of the data set in turn.
+
+        The items of a stream have no numbers; there it is each class in turn.
         """
         dataset = self.experiment.dataset()
-        known = self.experiment.sections.dataset.num_classes
-        if not known and not self.conditions:
+        num_classes = self.experiment.sections.dataset.num_classes
+        if not num_classes and not self.conditions:
             return {}
         if isinstance(dataset, (RowStream, StreamData)):
             if self.conditions:
@@ -211,7 +226,7 @@ class Distillation:
                     'distillation.method must not be cmt for a stream of data with conditions '
                     'besides classes; take ect, or decode the data'
                 )
-            return {'class_cond': torch.tensor(list(items)) % known}
+            return {'class_cond': torch.tensor(list(items)) % num_classes}
         images, labels, index, _, texts = read_items(dataset, [i % len(dataset) for i in items])
         batch = {
             'image': from_bytes(images) if images.dtype == torch.uint8 else images,
@@ -220,28 +235,29 @@ class Distillation:
             'class_cond': labels,
             'text': texts,
         }
-        found = {'class_cond': labels} if known and labels is not None else {}
+        cond = {'class_cond': labels} if num_classes and labels is not None else {}
         for _, condition in self.conditions:
-            found.update(condition.prepare(batch, self.draws))
-        return found
+            cond.update(condition.prepare(batch, self.draws))
+        return cond
 
 
 @dataclass
 class Distiller:
     """The loss of a flow map as a function from a batch to [B].
 
-    All that is drawn is a function of (seed, item), and the place in the schedules one of the step.
+    All random numbers are a function of (seed, item), and the position in the schedules is one of
+    the step.
 
     Attributes:
-        flow_map: What is trained.
+        flow_map: The model in training.
         plain: The same network without wrappers of parallel training.
         objective: Makes clean data, noise, levels and conditions of a batch.
         section: The method and its settings.
-        sigma_max: The level that samples begin at.
+        sigma_max: The level that samples start from.
         seed: The seed.
-        items_per_step: Items of a step, of all processes.
-        end_step: The steps of the run.
-        null: What stands for no condition, by name.
+        items_per_step: Items of a step, over all processes.
+        end_step: The number of steps of the run.
+        null: The null conditions, by name.
         teacher: The teacher.
         paths: Its paths.
     """
@@ -275,7 +291,7 @@ class Distiller:
         return self._tune(example, progress)
 
     def make_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return what the objective needs on the device, which the trainer sends there."""
+        """Return the inputs of the objective for `batch`, which the trainer sends to the device."""
         return self.objective.make_inputs(batch)
 
     def _regress(self, items: Sequence[int], device: torch.device) -> Tensor:
@@ -320,8 +336,9 @@ class Distiller:
         return mean_flow_loss(self.flow_map, self.plain, data, noise, sigma, second, moved, **cond)
 
     def _begin(self, example: Example) -> Example:
-        """Return an example that begins at sigma_max where it is drawn to, with the data moved by
-        the guidance that is distilled in.
+        """Return an example with starts at sigma_max and the guidance that is distilled in.
+
+        A share of the items starts at sigma_max; the guidance moves the data.
         """
         data, noise, sigma, cond, items, moved = example
         starts = (self._uniform('start', items) < self.section.starts).to(sigma.device)
@@ -336,22 +353,23 @@ class Distiller:
     def _scales(
         self, like: Tensor, items: Sequence[int], cond: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Return the guidance scales [B], and the conditions with them where they are an input;
-        log(scale) is uniform then.
+        """Return the guidance scales [B], and the conditions with them if they are an input.
+
+        As an input, the logarithm of the scale is uniform.
         """
         if self.section.guidance_max is None:
             return torch.full_like(like, self.section.guidance), cond
-        drawn = self._uniform('guidance', items).to(like)
-        scale = self.section.guidance_max**drawn
+        u = self._uniform('guidance', items).to(like)
+        scale = self.section.guidance_max**u
         return scale, {**cond, 'guidance_scale': scale}
 
     def _guide(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
-        """Return the estimate of the denoiser that guides: the teacher, or the model itself."""
+        """Return the estimate of the guiding denoiser: the teacher, or the model itself."""
         if self.teacher is None:
             return self.plain.denoiser(x, sigma, **cond)
         cond.pop('guidance_scale', None)
-        found: Tensor = self.teacher(x, sigma, **cond)
-        return found
+        estimate: Tensor = self.teacher(x, sigma, **cond)
+        return estimate
 
     @property
     def _interval(self) -> tuple[float, float] | None:

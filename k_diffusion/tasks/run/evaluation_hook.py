@@ -1,6 +1,4 @@
-"""Evaluation during training: numbers and curves of sample quality, which take nothing from
-training randomness.
-"""
+"""Evaluate sample quality during training, without effect on the randomness of training."""
 
 from __future__ import annotations
 
@@ -31,11 +29,10 @@ STEPS = 50  # model calls of a sample (of a flow map: the config's)
 
 @dataclasses.dataclass
 class EvaluationHook:
-    """Draws `n` samples of the averaged model, the same noises each time, and compares their
-    features with a reference set's.
+    """Compare the features of `n` samples of the averaged model with those of a reference set.
 
-    Writes NAME_metrics.csv (step, time, loss, fid, kid) and NAME_metrics.svg. Where there is no
-    extractor, says so once.
+    The noises are the same each time. It writes NAME_metrics.csv (step, time, loss, fid, kid) and
+    NAME_metrics.svg. If there is no extractor, it reports that once.
     """
 
     every: int
@@ -87,19 +84,17 @@ class EvaluationHook:
             listener(trainer.step, values)
 
     def _prepare(self, trainer: Trainer) -> None:
-        """The extractor and the reference set's features; all processes go on with them or none
-        does.
-        """
+        """Open the extractor and the reference features, on all processes or on none."""
         accelerator, reason = trainer.accelerator, ''
         with accelerator.main_process_first():
             try:
                 self._ready = self._open(accelerator.device)
             except (OSError, ImportError, ValueError) as error:
                 reason = ' '.join(str(error).split())
-        failed = accelerator.reduce(
+        failures = accelerator.reduce(
             torch.tensor(float(self._ready is None), device=accelerator.device), 'sum'
         )
-        if failed.item():
+        if failures.item():
             self._ready, self._given_up = None, True
             other = (
                 '; the extractor classifier needs no download'
@@ -114,7 +109,7 @@ class EvaluationHook:
             self.say(f'note: {caution(self.n)}')
 
     def _open(self, device: torch.device) -> tuple[Extractor, Tensor, Draw]:
-        kept = self.folder / 'cache'
+        cache = self.folder / 'cache'
         reference = (
             self.training_set
             if self.against is None
@@ -125,14 +120,14 @@ class EvaluationHook:
         ):  # (the default, which takes pictures)
             self.extractor = 'tensor'
         extractor = make_extractor(
-            self.extractor, lambda: self.training_set, kept, device, self.say, self.allow_code
+            self.extractor, lambda: self.training_set, cache, device, self.say, self.allow_code
         )
         indices = chosen_pictures(reference, REFERENCE)
         features = reference_features(
             reference,
             indices,
             extractor,
-            kept,
+            cache,
             self.batch_size,
             device,
             self.experiment.gives_pictures,
@@ -147,12 +142,12 @@ class EvaluationHook:
     def _measure(
         self, trainer: Trainer, extractor: Extractor, real: Tensor, draw: Draw
     ) -> dict[str, float]:
-        accelerator, drawn = trainer.accelerator, 0
+        accelerator, position = trainer.accelerator, 0
 
         def sample(count: int) -> Tensor:
-            nonlocal drawn
-            first = drawn + accelerator.process_index * count
-            drawn += accelerator.num_processes * count
+            nonlocal position
+            first = position + accelerator.process_index * count
+            position += accelerator.num_processes * count
             return draw(range(first, first + count), look_up).to(accelerator.device)
 
         def look_up(*_: Any) -> None:
@@ -171,7 +166,7 @@ class EvaluationHook:
         return measure(fake, real, ('fid', 'kid')) if accelerator.is_main_process else {}
 
     def _write(self, trainer: Trainer, values: Mapping[str, float]) -> list[dict[str, float]]:
-        """Adds a row; after a resume, rows of steps that were taken again are replaced."""
+        """Add a row; after a resume, rows of steps that are repeated are replaced."""
         path = self.folder / f'{self.name}_metrics.csv'
         new = {
             'step': trainer.step,
@@ -191,7 +186,10 @@ class EvaluationHook:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics, ours or the original's; others are left out, with a note."""
+    """Return the rows of the metrics file `path`, in this format or the original's.
+
+    Other lines are skipped, with a note.
+    """
     texts = path.read_bytes().decode('utf-8', 'replace').split('\n') if path.is_file() else []
     lines = [line for line in map(str.strip, texts) if line and line != ','.join(COLUMNS)]
     rows = [row for row in map(_row, lines) if row is not None]
@@ -206,5 +204,5 @@ def _row(line: str) -> dict[str, float] | None:
         row = dict(zip(COLUMNS, map(float, line.split(',')), strict=True))
     except ValueError:
         return None
-    measured = [row[key] for key in COLUMNS if key != 'loss']  # (the loss may be unknown)
-    return row if row['step'] >= 0 and all(map(math.isfinite, measured)) else None
+    values = [row[key] for key in COLUMNS if key != 'loss']  # (the loss may be unknown)
+    return row if row['step'] >= 0 and all(map(math.isfinite, values)) else None

@@ -1,4 +1,4 @@
-"""Events of a run, told to commands and webhooks: it begins, saves, meets bad losses, ends."""
+"""Send the events of a run (start, checkpoint, bad loss, end) to commands and webhooks."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ EVENTS = {
 
 
 class Events:
-    """Sends events to commands and webhooks, by a thread for each; none holds up the run.
+    """Send events to commands and webhooks, by a thread for each; none delays the run.
 
-    A command is run without a shell, its words split as a shell splits them, and gets the event as
-    one object of JSON on its standard input; a URL (http or https) is sent it by POST. One that
-    fails, or takes longer than TIMEOUT and is ended, is reported once.
+    A command runs without a shell, its words split as a shell splits them, with the event as one
+    JSON object on its standard input; a URL (http or https) receives it by POST. A target that
+    fails, or that exceeds the timeout and is ended, is reported once.
 
     Args:
         targets: The commands and URLs.
-        facts: What is told with each event.
-        timeout: In place of TIMEOUT.
+        facts: Values that are part of each event.
+        timeout: Seconds for a target; None: TIMEOUT.
     """
 
     def __init__(
@@ -60,23 +60,23 @@ class Events:
         self._targets = [_Target(text, self.timeout) for text in targets]
 
     def send(self, event: str, **values: Any) -> None:
-        """Tell of an event (a key of EVENTS) and what is known of it."""
+        """Send an `event` (a key of EVENTS) with `values`."""
         now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
-        told = {'event': event, **self.facts, 'time': now, **values}
-        told['text'] = f'{told.get("run", "the run")} ' + EVENTS[event].format(**told)
-        content = json.dumps({key: _plain(value) for key, value in told.items()}).encode()
+        message = {'event': event, **self.facts, 'time': now, **values}
+        message['text'] = f'{message.get("run", "the run")} ' + EVENTS[event].format(**message)
+        content = json.dumps({key: _plain(value) for key, value in message.items()}).encode()
         for target in self._targets:
             target.send(content)
 
     def close(self) -> None:
-        """Wait until all are told, at most `timeout` seconds."""
+        """Wait until all events are sent, at most `timeout` seconds."""
         end = time.monotonic() + self.timeout
         for target in self._targets:
             target.close(max(0.0, end - time.monotonic()))
 
 
 class _Target:
-    """A command or a URL, and the thread that tells it."""
+    """A command or a URL with the thread that sends events to it."""
 
     def __init__(self, text: str, timeout: float) -> None:
         self.timeout = timeout
@@ -116,12 +116,12 @@ class _Target:
 
 
 def is_webhook(text: str) -> bool:
-    """Return whether a target of events is a URL."""
+    """Return True if `text`, a target of events, is a URL."""
     return text.startswith(('http://', 'https://'))
 
 
 def find_target_problem(text: Any) -> str | None:
-    """Return what is wrong with a target of events, or None."""
+    """Return the problem of `text` as a target of events, or None."""
     try:
         if isinstance(text, str) and (is_webhook(text) or shlex.split(text)):
             return None
@@ -131,7 +131,7 @@ def find_target_problem(text: Any) -> str | None:
 
 
 class _Webhook:
-    """A URL that is sent events by POST."""
+    """A URL that receives events by POST."""
 
     def __init__(self, url: str) -> None:
         parts = urllib.parse.urlsplit(url)
@@ -143,11 +143,11 @@ class _Webhook:
             answer.read(1)
 
     def end(self) -> None:
-        """Nothing of it goes on without the process."""
+        """Do nothing: a request ends with the process."""
 
 
 class _Command:
-    """A command that gets events on its standard input."""
+    """A command that receives events on its standard input."""
 
     def __init__(self, text: str) -> None:
         self.words = shlex.split(text)
@@ -172,7 +172,7 @@ class _Command:
             raise OSError(f'it ended with status {process.returncode}')
 
     def end(self) -> None:
-        """End what still runs, and what that has started."""
+        """End the running command and the processes that it started."""
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -185,14 +185,14 @@ class _Command:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON takes it: a number that is not finite as a text."""
+    """Return a value as JSON allows it; a number that is not finite as a text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if isinstance(value, (int, float, str, type(None))) else str(value)
 
 
 class EventHook:
-    """Tells of checkpoints and of losses that are not numbers (on the main process)."""
+    """Send events for checkpoints and for losses that are not numbers (on the main process)."""
 
     every = 1
     at_end = rescue = True
@@ -202,7 +202,7 @@ class EventHook:
         self._saved: Path | None = None
 
     def begin(self, trainer: Trainer) -> None:
-        """Tell that a run begins, or goes on."""
+        """Send the event that the run of `trainer` starts or continues."""
         self._saved = trainer.last_checkpoint
         self.events.send('start', **facts_of_run(trainer))
 
@@ -213,14 +213,14 @@ class EventHook:
         self._saved = path
 
     def see_losses(self, trainer: Trainer, losses: Sequence[tuple[int, float]]) -> None:
-        """Tell of losses that are not numbers."""
+        """Send an event for each of the `losses` of `trainer` that is not a number."""
         for step, loss in losses:
             if not math.isfinite(loss):
                 self.events.send('nan', **{**facts_of_run(trainer), 'step': step, 'loss': loss})
 
 
 def facts_of_run(trainer: Trainer) -> dict[str, Any]:
-    """Return the step, the smoothed loss and the seconds of training so far."""
+    """Return the step, the smoothed loss and the elapsed seconds of `trainer`."""
     return {
         'step': trainer.step,
         'end_step': trainer.end_step,
@@ -230,7 +230,7 @@ def facts_of_run(trainer: Trainer) -> dict[str, Any]:
 
 
 def facts_of_place(name: str, folder: Any) -> dict[str, Any]:
-    """Return which run it is, and where it trains."""
+    """Return the `name` of a run, its `folder`, the host and the process."""
     return {
         'run': name,
         'folder': str(folder),

@@ -43,12 +43,16 @@ SEED = 0
 
 
 def split_items(n: int, held_out: int) -> tuple[Tensor, Tensor]:
-    """Return which of n items are held out and which are trained on, each int64 in order.
+    """Return the held-out items and the items of training, of n items, each int64 in order.
 
     The choice depends on the two numbers alone.
 
+    Args:
+        n: The number of items.
+        held_out: How many of them are held out.
+
     Raises:
-        ValueError: Nothing would be left to train on.
+        ValueError: No item would be left to train on.
     """
     if held_out >= n:
         raise ValueError(
@@ -77,7 +81,7 @@ class HeldOut:
     conditions: Conditions
 
     def loader(self, accelerator: Any) -> Loader | StreamLoader:
-        """Return the chunks of this process, each of CHUNK items (of fewer, if there are fewer)."""
+        """Return the chunks of this process of `accelerator`, each of at most CHUNK items."""
         rank, world = accelerator.process_index, accelerator.num_processes
         size = min(CHUNK, self.n)
         if isinstance(self.dataset, StreamData):
@@ -148,7 +152,12 @@ def _in_memory(dataset: Dataset) -> Dataset:
 def items_to_train_on(
     settings: TrainSettings, experiment: Experiment, dataset: Dataset
 ) -> Tensor | None:
-    """Return the numbers of the items that are not held out; None: all are trained on.
+    """Return the numbers of the items that are not held out; None if all are trained on.
+
+    Args:
+        settings: The settings of the run.
+        experiment: Its experiment.
+        dataset: Its data set.
 
     Raises:
         ValueError: The items of a stream are to be held out, or all items.
@@ -165,18 +174,21 @@ def items_to_train_on(
 
 
 def choose_held_out(settings: TrainSettings, experiment: Experiment) -> Any:
-    """Return which items are held out: a number of items, a data set, or None for the default."""
+    """Return the held-out items: a number of items, a data set, or None for the default.
+
+    The value in `settings` takes precedence over that of `experiment`.
+    """
     training = experiment.sections.training
     return training.held_out if settings.held_out is None else settings.held_out
 
 
 @dataclasses.dataclass
 class HeldOutLoss:
-    """Measures the loss of the averaged model on held-out items, for the log.
+    """Measure the loss of the averaged model on held-out items, for the log.
 
-    Item i is given the same noise and the same noise level each time, in chunks of a fixed size, no
-    condition is left out, and nothing is drawn from the generators of training: the number depends
-    on the weights alone. A part of the Trainer under 'held_out'.
+    Item i has the same noise and the same noise level each time, in chunks of a fixed size, no
+    condition is dropped, and the generators of training are not used: the value depends on the
+    weights alone. It is a part of the Trainer under 'held_out'.
     """
 
     every: int
@@ -199,11 +211,15 @@ class HeldOutLoss:
             'held_out_step': trainer.step,
         }
         self._logged_at = None
-        shown = 'not a number' if total is None else f'{total:.4f}'
-        self.say(f'step {trainer.step:,}: held-out loss {shown} ({self.items.n:,} items)')
+        text = 'not a number' if total is None else f'{total:.4f}'
+        self.say(f'step {trainer.step:,}: held-out loss {text} ({self.items.n:,} items)')
 
     def measure(self, accelerator: Any, stop_asked: Callable[[], bool] = lambda: False) -> Tensor:
         """Return the loss [n] of each item, float32 on the CPU, on all processes.
+
+        Args:
+            accelerator: accelerate's Accelerator.
+            stop_asked: Returns True if the run should stop.
 
         Raises:
             StopAsked: A process was asked to stop.
@@ -226,16 +242,18 @@ class HeldOutLoss:
         return whole.cpu()
 
     def logged(self, step: int) -> dict[str, Any]:
-        """Return the values of the newest measurement, for one line of each log."""
+        """Return the values of the newest measurement, for the line of one `step` in each log."""
         if not self.values or self._logged_at not in (None, step):
             return {}
         self._logged_at = step
         return self.values
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state, for a checkpoint."""
         return {'values': dict(self.values), 'logged_at': self._logged_at}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load the state of a checkpoint, `state_dict`."""
         self.values, self._logged_at = dict(state_dict['values']), state_dict['logged_at']
 
 
@@ -260,7 +278,17 @@ def make_held_out_loss(
     memory_format: torch.memory_format,
     say: Callable[[str], None],
 ) -> HeldOutLoss | None:
-    """Return what measures the held-out loss of a run; None where nothing is held out."""
+    """Return the hook of the held-out loss of a run; None if nothing is held out.
+
+    Args:
+        settings: The settings of the run.
+        experiment: Its experiment.
+        denoiser: The denoiser with the averaged weights.
+        accelerator: accelerate's Accelerator.
+        cache_dir: The folder of encoded items.
+        memory_format: The memory format of pictures.
+        say: Report a line of text.
+    """
     items = _open_chosen(settings, experiment, accelerator, cache_dir, say)
     if items is None:
         return None
@@ -294,8 +322,8 @@ def _open_chosen(
             return None
         numbers = split_items(len(dataset), which)[0]
         return HeldOut(dataset, len(numbers), numbers, experiment.conditions(device))
-    asked = which is not None
-    if not asked and settings.dataset is None:
+    required = which is not None
+    if not required and settings.dataset is None:
         which = experiment.sections.dataset.test_split()
     if which is None:
         return None
@@ -306,7 +334,7 @@ def _open_chosen(
                 experiment, which, cache_dir, settings.allow_code, classes, device
             )
     except (OSError, ValueError) as error:
-        if asked:
+        if required:
             raise
         say(f'note: there is no held-out loss, since the test split cannot be used: {error}')
     missing = accelerator.reduce(torch.tensor(float(items is None), device=device), 'sum')

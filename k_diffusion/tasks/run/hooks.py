@@ -28,7 +28,13 @@ LOG_EVERY = 10
 def make_place_hook(
     settings: TrainSettings, folder: RunFolder, snapshots: SnapshotHook | None
 ) -> PlaceHook:
-    """Return the hook that checks, before anything is written, that the folder is in place."""
+    """Return the hook that checks, before anything is written, that the folder is in place.
+
+    Args:
+        settings: The settings of the run.
+        folder: The folder of the run.
+        snapshots: The hook that writes snapshots, or None.
+    """
     intervals = (
         settings.demo_every,
         settings.evaluate_every,
@@ -44,7 +50,15 @@ def make_snapshots(
     ema_model: nn.Module,
     end_step: int | None,
 ) -> SnapshotHook | None:
-    """Return the hook that writes the snapshots of `k-diffusion ema`; None if there are none."""
+    """Return the hook that writes the snapshots of `k-diffusion ema`; None if there are none.
+
+    Args:
+        settings: The settings of the run.
+        experiment: The config with its parts.
+        folder: The folder of the run.
+        ema_model: The network with the averaged weights.
+        end_step: The last optimizer step, if there is one.
+    """
     training, count = experiment.sections.training, settings.ema_snapshots
     count = training.ema_snapshots if count is None else count
     if not count:

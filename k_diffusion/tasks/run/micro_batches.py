@@ -1,6 +1,4 @@
-"""Before a run: how much of a batch is taken at a time, and whether the network can be compiled,
-found out on a made-up batch.
-"""
+"""Choose the micro-batch and compile the network before a run, with synthetic batches."""
 
 from __future__ import annotations
 
@@ -20,7 +18,16 @@ from .settings import TrainSettings
 
 
 def made_up_loss(denoiser: Any, sections: Sections, n: int, device: torch.device) -> Tensor:
-    """The loss of n grey pictures at medium noise; draws nothing from torch's generators."""
+    """Return the loss of a synthetic batch: grey pictures at medium noise.
+
+    It does not use torch's generators.
+
+    Args:
+        denoiser: The denoiser.
+        sections: Its config.
+        n: The number of pictures.
+        device: The device.
+    """
     model, classes = sections.model, sections.dataset.num_classes
     x = torch.zeros(n, model.input_channels, *model.input_size, device=device)
     cond = {'class_cond': torch.zeros(n, dtype=torch.long, device=device)} if classes else {}
@@ -43,13 +50,12 @@ def count_item_flops(
 ) -> float | None:
     """Return the operations of training on one item, two for each multiply-add; None if unknown.
 
-    A backward pass counts as two forward passes. What is computed again to save memory does not
-    count.
+    A backward pass counts as two forward passes. Recomputation that saves memory does not count.
 
     Args:
         denoiser: The denoiser.
         sections: Its config.
-        device: Where it is.
+        device: Its device.
         own: The network is not that of the config, and is run once to count.
     """
     if not own:
@@ -71,26 +77,38 @@ def portions(
     accelerator: Any,
     say: Callable[[str], None],
 ) -> tuple[int, int]:
-    """(batch size, accumulation steps) of a process: as asked, or with micro_batch split
-    further, which changes nothing drawn.
+    """Return the batch size and the accumulation steps of a process.
+
+    With micro_batch each batch is split further, without effect on what is drawn.
+
+    Args:
+        settings: The settings of the run.
+        sections: Its config.
+        network: The network.
+        wrapper: Makes a denoiser of it.
+        accelerator: accelerate's Accelerator.
+        say: Report a line of text.
+
+    Raises:
+        ValueError: micro_batch does not divide the batch size.
     """
-    asked, accumulated = (
+    batch_size, accum_steps = (
         settings.batch_size or sections.training.batch_size,
         settings.grad_accum_steps,
     )
     if settings.micro_batch is None:
-        return asked, accumulated
-    micro = asked if settings.micro_batch == 'auto' else int(settings.micro_batch)
+        return batch_size, accum_steps
+    micro = batch_size if settings.micro_batch == 'auto' else int(settings.micro_batch)
     if settings.micro_batch == 'auto':
-        micro = _that_fits(asked, network, wrapper, sections, accelerator)
-    if asked % micro:
-        raise ValueError(f'micro_batch must divide the batch size {asked}; got {micro}')
-    if micro < asked:
-        say(f'each batch of {asked} is taken in portions of {micro}')
-    return micro, accumulated * (asked // micro)
+        micro = _find_fitting_size(batch_size, network, wrapper, sections, accelerator)
+    if batch_size % micro:
+        raise ValueError(f'micro_batch must divide the batch size {batch_size}; got {micro}')
+    if micro < batch_size:
+        say(f'each batch of {batch_size} is taken in portions of {micro}')
+    return micro, accum_steps * (batch_size // micro)
 
 
-def _that_fits(
+def _find_fitting_size(
     batch: int,
     network: nn.Module,
     wrapper: Callable[[nn.Module], Any],
@@ -108,21 +126,21 @@ def _that_fits(
         run(n).backward()
 
     per_item = max(1, activation_bytes(lambda: run(2)) - activation_bytes(lambda: run(1)))
-    fixed = 4 * sum(
+    state_bytes = 4 * sum(
         p.numel() * p.element_size() for p in network.parameters()
     )  # gradients, two moments, the average
-    micro = micro_batch(batch, per_item, fixed, free_bytes(device))
+    micro = micro_batch(batch, per_item, state_bytes, free_bytes(device))
     if device.type == 'cuda':
-        held = torch.empty(fixed, dtype=torch.uint8, device=device)
+        reserve = torch.empty(state_bytes, dtype=torch.uint8, device=device)
         while micro > 1 and not fits(partial(backward, micro)):
             micro = next(n for n in range(micro - 1, 0, -1) if batch % n == 0)
-        del held
+        del reserve
         network.zero_grad(set_to_none=True)
     return micro if accelerator.num_processes == 1 else _least(micro, device)
 
 
 def _least(micro: int, device: torch.device) -> int:
-    """The smallest of what the processes found."""
+    """Return the minimum of `micro` over the processes."""
     value = torch.tensor(float(micro), device=device)
     torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MIN)
     return int(value.item())
@@ -136,8 +154,15 @@ def compiled(
     accelerator: Any,
     say: Callable[[str], None],
 ) -> nn.Module:
-    """The network under torch.compile, or as it is where that fails, which is said with the
-    reason.
+    """Compile the network; if that fails, report the reason and return it unchanged.
+
+    Args:
+        network: The network.
+        sections: Its config.
+        wrapper: Makes a denoiser of it.
+        n: The batch size.
+        accelerator: accelerate's Accelerator.
+        say: Report a line of text.
     """
     try:
         fast: Any = torch.compile(network)

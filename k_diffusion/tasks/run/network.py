@@ -78,7 +78,12 @@ def _check_memory(sections: Sections, device: torch.device) -> None:
 
 
 def project_after_steps(network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Project the weights of a network that has `proj_` back to its constraint after each step."""
+    """Project the weights of a network with `proj_` to its constraint after each step.
+
+    Args:
+        network: The network, or a denoiser of it.
+        optimizer: The optimizer, which gets the hook.
+    """
     project = getattr(getattr(network, 'inner_model', network), 'proj_', None)
     if project is not None:
         optimizer.register_step_post_hook(lambda *_: project())

@@ -1,5 +1,6 @@
-"""What training minimises: a batch becomes noise levels, noise and conditions, each a function
-of (seed, item) alone.
+"""Compute the training loss of a batch: noise levels, noise and conditions of each item.
+
+All of these are functions of (seed, item) alone.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ Conditions = Sequence[tuple[ConditionConfig, Condition]]
 class Objective:
     """The loss of a denoiser as a function from a batch to [B].
 
-    The batch holds image [B, C, H, W], item [B] (positions in the stream, from which the noise is
-    drawn), u [B] (quantiles of the density) and, as the data set has them, class_cond [B] and
+    The batch contains image [B, C, H, W], item [B] (positions in the stream, which determine the
+    noise), u [B] (quantiles of the density) and, if the data set has them, class_cond [B] and
     aug_cond [B, 9]. A class is replaced by the null class `num_classes` with probability
-    cond_dropout_rate, which is what classifier-free guidance needs; so are the other conditions.
-    Other conditions, which the batch holds under cond, are passed on as they are.
+    cond_dropout_rate, which classifier-free guidance requires; so are the other conditions.
+    Conditions of the batch under cond are passed on unchanged.
 
     Args:
-        denoiser: Its `loss` is taken.
-        density: Of the noise levels.
-        draws: What is drawn for an item.
-        num_classes: How many classes the denoiser is told of.
-        cond_dropout_rate: How often it is not told of the class.
-        memory_format: Of the images.
-        conditions: What else it is told of.
-        compute: A function (denoiser, x, noise, sigma, **cond) to the loss [B], in place of the
+        denoiser: The denoiser; its `loss` is used.
+        density: The density of the noise levels.
+        draws: The random numbers of an item.
+        num_classes: The number of classes of the denoiser.
+        cond_dropout_rate: The probability of the null class.
+        memory_format: The memory format of the images.
+        conditions: The conditions besides the class.
+        compute: A function (denoiser, x, noise, sigma, **cond) to the loss [B], instead of the
             denoiser's.
     """
 
@@ -56,29 +57,32 @@ class Objective:
         return self._measure(x, noise, sigma, cond)
 
     def prepare(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Return clean x, noise, sigma [B] and the conditions by name, of a batch."""
+        """Return clean x, noise, sigma [B] and the conditions by name of a `batch`."""
         x = batch['image'].contiguous(memory_format=self.memory_format)
-        sent = batch.get('sent') or send_together(self.make_inputs(batch), x.device)
-        noise = self.draws.noise(batch['item'], x.shape[1:], x.device, sent['item'])
+        inputs = batch.get('sent') or send_together(self.make_inputs(batch), x.device)
+        noise = self.draws.noise(batch['item'], x.shape[1:], x.device, inputs['item'])
         cond = dict(batch.get('cond', {}))
         if 'aug_cond' in batch:
             cond['aug_cond'] = batch['aug_cond']
         if self.num_classes:
-            cond['class_cond'] = batch['class_cond'].masked_fill(sent['no_class'], self.num_classes)
-        kept = {config.type: sent[f'kept.{config.type}'] for config, _ in self.conditions}
-        cond.update(prepare_conditions(self.conditions, batch, self.draws, kept))
-        return x, noise, sent['sigma'].to(x.dtype), cond
+            cond['class_cond'] = batch['class_cond'].masked_fill(
+                inputs['no_class'], self.num_classes
+            )
+        keeps = {config.type: inputs[f'kept.{config.type}'] for config, _ in self.conditions}
+        cond.update(prepare_conditions(self.conditions, batch, self.draws, keeps))
+        return x, noise, inputs['sigma'].to(x.dtype), cond
 
     def make_inputs(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Return what the loss needs on the device of what the host draws: small tensors on the
-        host, which the trainer sends by one copy and gives back under `sent`.
+        """Return the small tensors of a `batch` that the loss needs on the device.
+
+        They are on the host; the trainer sends them in one copy and passes them back under `sent`.
         """
         items = batch['item']
         inputs = {'item': items, 'sigma': self.density.quantile(batch['u']).float()}
         if self.num_classes:
             inputs['no_class'] = self.draws.share(items, 'class') < self.cond_dropout_rate
-        kept = draw_kept(self.conditions, items, self.draws)
-        return inputs | {f'kept.{name}': told for name, told in kept.items()}
+        keeps = draw_kept(self.conditions, items, self.draws)
+        return inputs | {f'kept.{name}': keep for name, keep in keeps.items()}
 
     def _measure(self, x: Tensor, noise: Tensor, sigma: Tensor, cond: dict[str, Any]) -> Tensor:
         each: Tensor = (

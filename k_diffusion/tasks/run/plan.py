@@ -1,6 +1,4 @@
-"""A dry run: what training would do and cost, and its first batch as a picture; nothing is
-trained or kept.
-"""
+"""Plan a run without training: its steps, costs, and its first batch as a picture."""
 
 from __future__ import annotations
 
@@ -24,8 +22,16 @@ from .settings import TrainSettings
 def plan(
     settings: TrainSettings, trainer: Trainer, folder: RunFolder, path: Path | None
 ) -> dict[str, Any]:
-    """Takes a few steps on a copy that is thrown away; returns the plan by names, the picture's
-    path among it.
+    """Take a few steps on a trainer that is not used further, and return the plan.
+
+    Args:
+        settings: The settings of the run.
+        trainer: Its trainer.
+        folder: Its folder.
+        path: The checkpoint that it continues from, or None.
+
+    Returns:
+        Texts by name, including the path of the picture of the first batch.
     """
     parameters = n_params(unwrap(trainer.model))
     picture = folder.path / f'{folder.name}_first_batch.png'
@@ -33,7 +39,7 @@ def plan(
     first = next(batches)
     with flop_counter() as counter:
         trainer.train_step(itertools.chain([first], batches))
-    seconds = min(_timed(trainer, batches) for _ in range(3))
+    seconds = min(_time_step(trainer, batches) for _ in range(3))
     if trainer.accelerator.is_main_process:
         picture.parent.mkdir(parents=True, exist_ok=True)
         few = first['image'][:64].cpu()
@@ -65,7 +71,7 @@ def plan(
     }
 
 
-def _timed(trainer: Trainer, batches: Any) -> float:
+def _time_step(trainer: Trainer, batches: Any) -> float:
     start = time.perf_counter()
     trainer.train_step(batches)
     if trainer.accelerator.device.type != 'cpu':
@@ -74,20 +80,20 @@ def _timed(trainer: Trainer, batches: Any) -> float:
 
 
 def _disk(folder: Path, each: int, saves: int | None, settings: TrainSettings) -> str:
-    """What all checkpoints take of the disk, and a word where that is more than there is."""
+    """Return the disk space of all checkpoints as text, with a warning if it is too little."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    kept = (
+    count = (
         saves
         if not settings.keep_last or saves is None
         else min(saves, settings.keep_last + settings.keep_best)
     )
-    if kept is None:
+    if count is None:
         return f', {free / 1e9:,.1f} GB are free'
-    warning = '; NOT ENOUGH: pass keep_last=3' if kept * each > free else ''
+    warning = '; NOT ENOUGH: pass keep_last=3' if count * each > free else ''
     return (
-        f', {kept} in all: {kept * each / 1e9:,.2f} GB of the {free / 1e9:,.1f} GB that are '
+        f', {count} in all: {count * each / 1e9:,.2f} GB of the {free / 1e9:,.1f} GB that are '
         f'free{warning}'
     )
 

@@ -1,4 +1,4 @@
-"""A trace of a few steps of a run, by torch.profiler."""
+"""Trace a few steps of a run by torch.profiler."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ROWS = 30
 
 
 class ProfileHook:
-    """Traces `steps` steps after a warm-up of this start.
+    """Trace `steps` steps after a warm-up.
 
-    Writes NAME_trace_STEP.json.gz, for chrome://tracing or ui.perfetto.dev, and
-    NAME_trace_STEP.txt, the operators that take the most time of their own; STEP is the last step
-    traced. Nothing that is drawn changes.
+    It writes NAME_trace_STEP.json.gz, for chrome://tracing or ui.perfetto.dev, and
+    NAME_trace_STEP.txt, the operators with the most time of their own; STEP is the last traced
+    step. The results of training do not change.
     """
 
     every = 1
@@ -57,7 +57,7 @@ class ProfileHook:
         self._profiler.start()
 
     def close(self) -> None:
-        """End the trace; what there is of it is written."""
+        """End the trace and write it."""
         if self._over:
             return
         self._over = True

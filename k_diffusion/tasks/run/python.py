@@ -1,6 +1,4 @@
-"""A run of things given from Python: network, data, density, weighting; what is not given
-follows the data.
-"""
+"""Open a run from Python objects: network, data, density, weighting."""
 
 from __future__ import annotations
 
@@ -27,21 +25,25 @@ BATCH_SIZE = 64
 
 
 def open_experiment(settings: TrainSettings) -> tuple[Experiment, nn.Module | None]:
-    """Return what a run trains: the config's, with what was given from Python in its place.
+    """Return the experiment of a run: the config, with Python objects in place of its parts.
+
+    Args:
+        settings: The settings of the run.
 
     Returns:
-        The experiment, and the network where one was given.
+        The experiment, and the network if it was passed from Python.
 
     Raises:
-        ValueError, TypeError: It cannot be trained so.
+        ValueError: The settings cannot be combined.
+        TypeError: A setting has the wrong type.
     """
-    given, network, name = settings.dataset, settings.network, ''
+    data, network, name = settings.dataset, settings.network, ''
     if isinstance(network, str):
         name = network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(settings.seed or 0, 'weights'))
             network = make_network(name, settings.allow_code)
-    dataset = None if given is None else as_dataset(given, settings.num_classes)
+    dataset = None if data is None else as_dataset(data, settings.num_classes)
     source, notes = settings.config, list[str]()
     if settings.data is not None:
         source, notes = pick_config(settings)
@@ -71,7 +73,7 @@ def open_experiment(settings: TrainSettings) -> tuple[Experiment, nn.Module | No
 
 
 def _config_of(settings: TrainSettings, network: nn.Module, dataset: Dataset) -> dict[str, Any]:
-    """Return the config of a run that has none: noise levels and batch size that suit the data."""
+    """Return the config of a run without one: noise levels and batch size that suit the data."""
     channels, *size = dataset.image_shape
     sigma_data = _sigma_data(settings, dataset)
     level = {'type': 'lognormal', 'mean': math.log(sigma_data) + MEAN, 'std': STD}
@@ -102,32 +104,47 @@ def _sigma_data(settings: TrainSettings, dataset: Dataset | None) -> float:
 
 
 def keep_sigma_data(experiment: Experiment, state: dict[str, Any], settings: TrainSettings) -> None:
-    """Take the noise levels that follow the data from the checkpoint, whose weights were trained
-    with them.
+    """Take the noise levels from a checkpoint if they follow the data.
+
+    The weights were trained with those levels.
+
+    Args:
+        experiment: The experiment of the run, which is updated.
+        state: The checkpoint.
+        settings: The settings of the run.
     """
-    stored = (state.get('config') or {}).get('model') or {}
+    section = (state.get('config') or {}).get('model') or {}
     if settings.config is not None or settings.sigma_data not in (None, 'measure'):
         return
     keys = ('sigma_data', 'sigma_min', 'sigma_max')
     if (
-        stored.get('type') == 'python'
-        and stored.get('sigma_data') != experiment.sections.model.sigma_data
+        section.get('type') == 'python'
+        and section.get('sigma_data') != experiment.sections.model.sigma_data
     ):
-        experiment.update('model', **{key: stored[key] for key in keys})
+        experiment.update('model', **{key: section[key] for key in keys})
 
 
 def make_optimizer(settings: TrainSettings, experiment: Experiment, network: nn.Module) -> Any:
-    """Return the optimizer: the one given, what the given function makes, or the config's."""
-    given = settings.optimizer
-    if given is None:
+    """Return the optimizer from Python, or the one of the config.
+
+    Args:
+        settings: Settings with `optimizer`: an optimizer, a function of the parameters, or None.
+        experiment: The experiment of the run.
+        network: The network in training.
+
+    Raises:
+        ValueError: The optimizer has other parameters than those of the network.
+    """
+    choice = settings.optimizer
+    if choice is None:
         return experiment.sections.optimizer.make(network, settings.lr)
     optimizer = (
-        given
-        if hasattr(given, 'param_groups')
-        else given([p for p in network.parameters() if p.requires_grad])
+        choice
+        if hasattr(choice, 'param_groups')
+        else choice([p for p in network.parameters() if p.requires_grad])
     )
-    trained = {id(p) for group in optimizer.param_groups for p in group['params']}
-    if not trained <= {id(p) for p in network.parameters()}:
+    parameters = {id(p) for group in optimizer.param_groups for p in group['params']}
+    if not parameters <= {id(p) for p in network.parameters()}:
         raise ValueError(
             'optimizer must be of the parameters of the network that is trained; '
             'give a function of the parameters, optimizer=lambda params: ...'
@@ -138,13 +155,21 @@ def make_optimizer(settings: TrainSettings, experiment: Experiment, network: nn.
 def make_schedule(
     settings: TrainSettings, experiment: Experiment, optimizer: Any, end_step: int | None
 ) -> Any:
-    """Return the learning-rate schedule: the one given, what the given function makes, or the
-    config's.
+    """Return the learning-rate schedule from Python, or the one of the config.
+
+    Args:
+        settings: Settings with `lr_schedule`: a schedule, a function of the optimizer, or None.
+        experiment: The experiment of the run.
+        optimizer: The optimizer.
+        end_step: The last step, if there is one.
+
+    Raises:
+        ValueError: The schedule is of another optimizer.
     """
-    given = settings.lr_schedule
-    if given is None:
+    choice = settings.lr_schedule
+    if choice is None:
         return experiment.sections.lr_sched.make(optimizer, end_step)
-    schedule = given if hasattr(given, 'get_last_lr') else given(optimizer)
+    schedule = choice if hasattr(choice, 'get_last_lr') else choice(optimizer)
     if schedule.optimizer is not optimizer:
         raise ValueError(
             'lr_schedule must be of the optimizer that is given with it; '
@@ -166,12 +191,12 @@ class FunctionHook:
 
 
 def as_hook(hook: Any) -> Any:
-    """Return a hook as it is, and a plain function as a hook of every step."""
+    """Return `hook` unchanged, or a plain function as a hook of every step."""
     if not callable(hook):
         raise TypeError(f'hooks must be functions of the trainer; got {show_value(hook)}')
     return hook if hasattr(hook, 'every') else FunctionHook(hook)
 
 
 def as_function(stop: Any) -> Callable[[], bool] | None:
-    """Return what says whether a run is to stop: a function as it is, is_set of an event."""
+    """Return `stop` as a function that is True if the run should stop; None stays None."""
     return getattr(stop, 'is_set', stop)

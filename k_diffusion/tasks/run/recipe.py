@@ -1,6 +1,4 @@
-"""A config for a folder of pictures: size, network and length of the run that suit the pictures
-and the machine.
-"""
+"""Choose a config for a folder of pictures, by the pictures and the machine."""
 
 from __future__ import annotations
 
@@ -41,13 +39,16 @@ STEPS = (200, 200_000)
 
 
 def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
-    """Return a config for the pictures in settings.data, and sentences that say what was picked.
+    """Return a config for the pictures in settings.data, and sentences about the choices.
 
-    It is written into the folder of the run as NAME_config.json. A run that has a checkpoint goes
-    on with the one that lies there.
+    It is written into the folder of the run as NAME_config.json. A run with a checkpoint continues
+    with the config in its folder.
+
+    Args:
+        settings: The settings of the run.
 
     Raises:
-        ValueError: There are no pictures, or several processes would each pick one.
+        ValueError: There are no pictures, or several processes would each choose a config.
     """
     folder = Path(settings.run_dir or Path('runs') / settings.name)
     path = folder / f'{settings.name}_config.json'
@@ -64,9 +65,9 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     largest, minutes, batch_size = CPU if device.type == 'cpu' else GPU
     section = {'type': 'imagefolder', 'location': str(settings.data)}
     grey_range = _grey_range(section, settings)
-    looked, size = _look_at(settings, largest, grey_range)
-    classes = _classes_of(looked, settings.classes)
-    config = _recipe(looked, size, device)
+    inspection, size = _look_at(settings, largest, grey_range)
+    classes = _classes_of(inspection, settings.classes)
+    config = _recipe(inspection, size, device)
     config['dataset'] = {
         **section,
         'num_classes': classes,
@@ -76,7 +77,7 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     if settings.network is not None:
         config['optimizer'] = {'type': 'adamw', 'lr': 1e-3}  # (which needs no more of a network)
     minutes = settings.minutes or minutes
-    config['training'] = {'batch_size': min(batch_size, looked.readable)}
+    config['training'] = {'batch_size': min(batch_size, inspection.readable)}
     steps, speed = _steps(config, minutes, device)
     config['training']['end_step'] = steps
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,10 +87,10 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
         f'told of the {classes} classes that its folders are' if classes else 'without classes'
     )
     return config, [
-        f'{looked.readable:,} pictures of {escape_name(str(settings.data))}, most of them '
-        f'{" x ".join(map(str, looked.sizes.most_common(1)[0][0]))}'
-        + (f', {len(looked.broken):,} that cannot be read' if looked.broken else ''),
-        f'picked: {size}x{size}, {"grey" if looked.channels == 1 else "colour"}, the network '
+        f'{inspection.readable:,} pictures of {escape_name(str(settings.data))}, most of them '
+        f'{" x ".join(map(str, inspection.sizes.most_common(1)[0][0]))}'
+        + (f', {len(inspection.broken):,} that cannot be read' if inspection.broken else ''),
+        f'picked: {size}x{size}, {"grey" if inspection.channels == 1 else "colour"}, the network '
         f'{model["type"]} with channels {model["channels"]}, {classes_in_words}, '
         f'sigma_data {model["sigma_data"]:g}',
         f'picked: {steps:,} steps of {config["training"]["batch_size"]}, about {minutes:g} minutes '
@@ -99,58 +100,56 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
 
 
 def _grey_range(section: dict[str, Any], settings: TrainSettings) -> tuple[float, float] | None:
-    """Return dataset.grey_range where it is among the changes of the config, which are put in
-    later.
-    """
-    changed = change_config({'dataset': section}, settings.changes)['dataset']
-    return getattr(read_dataset_section(changed), 'grey_range', None)
+    """Return dataset.grey_range from the changes of the config, which are applied later."""
+    changed_section = change_config({'dataset': section}, settings.changes)['dataset']
+    return getattr(read_dataset_section(changed_section), 'grey_range', None)
 
 
 def _look_at(
     settings: TrainSettings, largest: int, grey_range: tuple[float, float] | None
 ) -> tuple[Inspection, int]:
-    """Decode the pictures, at the size that is picked."""
+    """Decode the pictures at the chosen size."""
 
     def look(side: int) -> Inspection:
         return inspect_pictures(settings.data or '', (side, side), sheet=0, grey_range=grey_range)
 
     size = settings.size or min(32, largest)
-    looked = look(size)
+    inspection = look(size)
     if settings.size is None:
-        best = _picked_size(looked.sizes, largest)
+        best = _choose_size(inspection.sizes, largest)
         if best != size:
-            size, looked = best, look(best)
-    if looked.sigma_data == 0:
+            size, inspection = best, look(best)
+    if inspection.sigma_data == 0:
         raise ValueError(
             f'data must be pictures that differ; those of {settings.data} have one value'
         )
-    return looked, size
+    return inspection, size
 
 
-def _picked_size(found: Counter[tuple[int, int]], largest: int) -> int:
-    """Return the largest side, of those with a recipe, that half of the pictures have."""
-    shorter = sorted(min(size) for size, count in found.items() for _ in range(count))
+def _choose_size(counts: Counter[tuple[int, int]], largest: int) -> int:
+    """Return the largest side with a recipe that at least half of the pictures have."""
+    shorter = sorted(min(size) for size, count in counts.items() for _ in range(count))
     median = shorter[len(shorter) // 2]
     return max([side for side in (16, *LADDER) if side <= min(median, largest)], default=16)
 
 
-def _classes_of(looked: Inspection, wanted: str) -> int:
-    """Return how many classes the model is told of: those of the folders, or none."""
-    counts = looked.classes
+def _classes_of(inspection: Inspection, mode: str) -> int:
+    """Return the number of classes of the model: the number of folders, or 0."""
+    counts = inspection.classes
     fit = (
-        sum(counts.values()) == looked.readable
+        sum(counts.values()) == inspection.readable
         and len(counts) in CLASSES
         and min(counts.values()) >= LEAST
     )
-    if wanted == 'folders' and (len(counts) < 2 or sum(counts.values()) != looked.readable):
+    if mode == 'folders' and (len(counts) < 2 or sum(counts.values()) != inspection.readable):
         raise ValueError(
             'classes must be none or auto, since the pictures do not all lie in '
             f'folders of their classes ({len(counts)} folders)'
         )
-    return len(counts) if wanted == 'folders' or (wanted == 'auto' and fit) else 0
+    return len(counts) if mode == 'folders' or (mode == 'auto' and fit) else 0
 
 
-def _recipe(looked: Inspection, size: int, device: torch.device) -> dict[str, Any]:
+def _recipe(inspection: Inspection, size: int, device: torch.device) -> dict[str, Any]:
     """Return the sections of the shipped config that suits a size, for these pictures."""
     if device.type == 'cpu':
         name = 'config_demo' if size <= 16 else 'config_icons'
@@ -158,7 +157,7 @@ def _recipe(looked: Inspection, size: int, device: torch.device) -> dict[str, An
         name = LADDER[min((side for side in LADDER if side >= size), default=256)]
     config = json.loads(shipped_config(name).read_text())
     model = config['model']
-    sigma_data = round(looked.sigma_data, 4)
+    sigma_data = round(inspection.sigma_data, 4)
     density = model['sigma_sample_density']
     density['mean'] = round(density['mean'] + math.log(sigma_data / model['sigma_data']), 3)
     patch = model['patch_size'] * max(1, size // 64 if device.type == 'cpu' else 1)
@@ -169,7 +168,7 @@ def _recipe(looked: Inspection, size: int, device: torch.device) -> dict[str, An
         )
     model.update(
         input_size=[size, size],
-        input_channels=looked.channels,
+        input_channels=inspection.channels,
         sigma_data=sigma_data,
         patch_size=patch,
     )
@@ -177,7 +176,7 @@ def _recipe(looked: Inspection, size: int, device: torch.device) -> dict[str, An
 
 
 def _steps(config: dict[str, Any], minutes: float, device: torch.device) -> tuple[int, float]:
-    """Return how many steps fit into so many minutes, and images per second, by an estimate."""
+    """Return the estimated number of steps in some minutes, and images per second."""
     sections = Experiment.open(config).sections
     classes = sections.dataset.num_classes
     work = 3 * 2 * sizes(sections.model, classes + 1 if classes else 0).multiply_adds

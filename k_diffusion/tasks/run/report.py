@@ -1,6 +1,4 @@
-"""The report of a run: one HTML page that holds all it shows - curves, grids over time, config,
-environment.
-"""
+"""Write the report of a run: one HTML page with curves, grids, config and environment."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ pre{background:#f6f6f6;padding:1em;overflow:auto}td{padding:.1em 1em .1em 0}svg{
 
 @dataclasses.dataclass
 class ReportHook:
-    """Writes NAME_report.html every `every` steps and at the end, from the run's log and grids."""
+    """Write NAME_report.html every `every` steps and at the end, from the run's log and grids."""
 
     every: int
     folder: Path
@@ -69,11 +67,19 @@ def write_report(
     facts: Mapping[str, Any] | None = None,
     noise_edges: Sequence[float] = (),
 ) -> Path:
-    """Writes the report of the run `name` that lives in a folder; returns its path."""
+    """Write the report of a run and return its path.
+
+    Args:
+        folder: The folder of the run.
+        name: The run.
+        config: Its config; values that look like secrets are omitted.
+        facts: Further values of the table at the top.
+        noise_edges: The noise levels between the ranges of the loss.
+    """
     lines = thinned(read_log(folder / f'{name}_log.jsonl'))
     last = lines[-1] if lines else {}
     held_out = [line['held_out_loss'] for line in lines if line.get('held_out_loss') is not None]
-    shown = {
+    summary = {
         **(facts or {}),
         'loss': last.get('smoothed_loss'),
         'held-out loss': held_out[-1] if held_out else None,
@@ -82,7 +88,7 @@ def write_report(
     title = html.escape(escape_name(name))
     parts = [
         f'<h1>{title}</h1>',
-        _table(shown),
+        _table(summary),
         '<h2>Curves</h2>',
         curves(lines, noise_edges),
         '<h2>Samples over time</h2>',
@@ -103,7 +109,12 @@ def write_report(
 
 
 def curves(lines: Sequence[Mapping[str, Any]], noise_edges: Sequence[float] = ()) -> str:
-    """The log's numbers as one SVG: loss, loss by noise level, learning rate, images per second."""
+    """Return the numbers of a log as one SVG with a panel for each kind.
+
+    Args:
+        lines: The lines of the log.
+        noise_edges: The noise levels between the ranges of the loss.
+    """
 
     def points(value: Any, at: str = 'step') -> list[tuple[float, float]]:
         found = [(line.get(at), value(line)) for line in lines]
@@ -142,20 +153,18 @@ def curves(lines: Sequence[Mapping[str, Any]], noise_edges: Sequence[float] = ()
     panels.update({key: {key: points(lambda line, key=key: line.get(key))} for key in sorted(odd)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'curves.svg')
-        drawn = {title: {k: v for k, v in kept.items() if v} for title, kept in panels.items()}
-        plot_curves(path, {title: kept for title, kept in drawn.items() if kept})
+        filled = {title: {k: v for k, v in kept.items() if v} for title, kept in panels.items()}
+        plot_curves(path, {title: kept for title, kept in filled.items() if kept})
         return path.read_text()
 
 
 def _entry(value: Any, i: int) -> Any:
-    """Return entry i of a list of a log; None where there is none."""
+    """Return entry i of a list of a log, or None."""
     return value[i] if isinstance(value, list) and i < len(value) else None
 
 
 def thinned(lines: Sequence[dict[str, Any]], most: int = 400) -> list[dict[str, Any]]:
-    """Return at most so many lines, spread evenly, the last one among them, and those with a
-    held-out loss.
-    """
+    """Return at most `most` evenly spaced `lines`, the last one, and those with a held-out loss."""
     step, last = max(1, -(-len(lines) // most)), len(lines) - 1
     return [
         line
@@ -165,7 +174,7 @@ def thinned(lines: Sequence[dict[str, Any]], most: int = 400) -> list[dict[str, 
 
 
 def environment() -> dict[str, Any]:
-    """What the run ran on; of the variables of the environment nothing."""
+    """Return the versions and the machine of a run, without environment variables."""
     device = (
         torch.cuda.get_device_name()
         if torch.cuda.is_available()
@@ -184,7 +193,7 @@ def environment() -> dict[str, Any]:
 
 
 def redacted(value: Any) -> Any:
-    """A config without what looks like a secret."""
+    """Return a config `value` without entries that look like secrets."""
     if isinstance(value, Mapping):
         return {
             key: '(left out)' if _SECRET.search(str(key)) else redacted(item)
@@ -205,20 +214,20 @@ def _table(values: Mapping[str, Any]) -> str:
 
 
 def _grids(folder: Path, name: str) -> str:
-    found = sorted(
+    files = sorted(
         path
         for path in folder.glob(f'{name}_demo_*.png')
         if re.fullmatch(r'\d+', path.stem.rpartition('_')[2])
     )
-    chosen = (
-        sorted({round(i * (len(found) - 1) / max(1, GRIDS - 1)) for i in range(GRIDS)})
-        if found
+    indices = (
+        sorted({round(i * (len(files) - 1) / max(1, GRIDS - 1)) for i in range(GRIDS)})
+        if files
         else []
     )
     figures = [
         '<figure><img alt="samples" '
-        f'src="data:image/png;base64,{base64.b64encode(found[i].read_bytes()).decode()}">'
-        f'<figcaption>step {int(found[i].stem.rpartition("_")[2]):,}</figcaption></figure>'
-        for i in chosen
+        f'src="data:image/png;base64,{base64.b64encode(files[i].read_bytes()).decode()}">'
+        f'<figcaption>step {int(files[i].stem.rpartition("_")[2]):,}</figcaption></figure>'
+        for i in indices
     ]
     return ''.join(figures) or '<p>none were drawn</p>'

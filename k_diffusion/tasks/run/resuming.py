@@ -1,6 +1,4 @@
-"""Where a run goes on, and what differs from the run that wrote the checkpoint: one process
-chooses, all of them read.
-"""
+"""Resume a run from a checkpoint, and compare it with the run that wrote the checkpoint."""
 
 from __future__ import annotations
 
@@ -24,42 +22,57 @@ from ...training.checkpoints.retention import LOSS_SINCE
 from ...training.noise_levels import LossByNoise
 from .settings import TrainSettings
 
-#: Of larger data sets the digest is that of so many pictures, evenly spaced.
-_DIGESTED_BYTES, _DIGESTED = 2**26, 256
+#: Above this size of a data set, its digest covers this number of evenly spaced pictures.
+_DIGEST_BYTES, _DIGEST_ITEMS = 2**26, 256
 
 Resumed = tuple[Path | None, dict[str, Any] | None]
 
 
 def resume_from(
-    asked: str | os.PathLike[str] | None, folder: RunFolder, accelerator: Any, verify: bool = True
+    request: str | os.PathLike[str] | None, folder: RunFolder, accelerator: Any, verify: bool = True
 ) -> Resumed:
-    """The checkpoint asked for, else the newest of the run that is whole, and its path; (None,
-    None) where a run begins.
+    """Return the path and the state of the checkpoint that a run continues from.
 
-    Raises ValueError where a process cannot see the checkpoint that the first one chose.
+    It is the requested one, else the newest one of the run that is whole; (None, None) for a new
+    run.
+
+    Args:
+        request: A path or a URL, or None.
+        folder: The folder of the run.
+        accelerator: accelerate's Accelerator; its first process chooses.
+        verify: Compare the file with its manifest.
+
+    Raises:
+        ValueError: A process cannot see the checkpoint that the first one chose.
     """
-    if asked:
-        path = find_checkpoint(asked, verify) if is_url(asked) else Path(asked)
+    if request:
+        path = find_checkpoint(request, verify) if is_url(request) else Path(request)
         return path, read_training_checkpoint(path, verify)
     if accelerator.num_processes == 1:
         return folder.newest() or (None, None)
-    found = (folder.newest() or (None, None)) if accelerator.is_main_process else (None, None)
-    chosen = [None if found[0] is None else str(found[0])]
-    torch.distributed.broadcast_object_list(chosen)
-    if chosen[0] is None or accelerator.is_main_process:
-        return found
-    if not Path(chosen[0]).exists():
+    newest = (folder.newest() or (None, None)) if accelerator.is_main_process else (None, None)
+    paths = [None if newest[0] is None else str(newest[0])]
+    torch.distributed.broadcast_object_list(paths)
+    if paths[0] is None or accelerator.is_main_process:
+        return newest
+    if not Path(paths[0]).exists():
         raise ValueError(
-            f'process {accelerator.process_index} does not see {chosen[0]}, which the run goes on '
+            f'process {accelerator.process_index} does not see {paths[0]}, which the run goes on '
             'from; '
             'put the run on a disk that all machines share (run_dir=...)'
         )
-    return Path(chosen[0]), read_training_checkpoint(chosen[0])
+    return Path(paths[0]), read_training_checkpoint(paths[0])
 
 
 def overrides_of(settings: TrainSettings, processes: int, seed: int) -> dict[str, Any]:
-    """Return what settings say in place of the config or beside it, by 'section.key'."""
-    given = {
+    """Return the settings that override the config or add to it, by 'section.key'.
+
+    Args:
+        settings: The settings of the run.
+        processes: The number of processes.
+        seed: The seed.
+    """
+    values = {
         'optimizer.lr': settings.lr,
         'training.batch_size': settings.batch_size,
         'training.end_step': settings.end_step,
@@ -69,7 +82,7 @@ def overrides_of(settings: TrainSettings, processes: int, seed: int) -> dict[str
         else None,
     }
     return {
-        **{key: value for key, value in given.items() if value is not None},
+        **{key: value for key, value in values.items() if value is not None},
         'run.grad_accum_steps': settings.grad_accum_steps,
         'run.processes': processes,
         'run.seed': seed,
@@ -84,52 +97,62 @@ def accepted_changes(
     path: Path | None,
     reset_optimizer: bool,
 ) -> list[Change]:
-    """Return what differs from the config of a checkpoint and takes effect.
+    """Return the differences from the config of a checkpoint that take effect.
 
-    Statistics of latents and of tensors that the config leaves to the data are taken over from the
+    Statistics of latents and of tensors that the config leaves to the data are taken from the
     checkpoint, whose weights were trained on data scaled by them.
 
+    Args:
+        state: The checkpoint.
+        experiment: The experiment of the run, which is updated.
+        overrides: The result of `overrides_of`.
+        path: The path of the checkpoint, for messages.
+        reset_optimizer: The moments of the optimizer restart.
+
     Raises:
-        ValueError: What differs changes the meaning or the shape of the weights.
+        ValueError: A difference changes the meaning or the shape of the weights.
     """
     for name in ('encoder', 'dataset'):
-        stored, section = (
+        old, section = (
             (state.get('config') or {}).get(name) or {},
             getattr(experiment.sections, name),
         )
-        found = {
-            key: stored[key]
+        statistics = {
+            key: old[key]
             for key in ('mean', 'std')
-            if getattr(section, key, '') is None and stored.get(key) is not None
+            if getattr(section, key, '') is None and old.get(key) is not None
         }
-        if found:
-            experiment.update(name, **found)
+        if statistics:
+            experiment.update(name, **statistics)
     changes = changes_of(state, experiment.as_dict(), overrides)
     check_changes(changes, path, reset_optimizer)
     return changes
 
 
 def facts_of(dataset: Dataset, encoder: LatentEncoder | None = None) -> dict[str, Any]:
-    """Return what identifies the data of a run: count and digest of the pictures, the digest of
-    the encoder's weights.
+    """Return the identity of the data of a run: counts and digests.
+
+    Args:
+        dataset: The data set.
+        encoder: The encoder to latents, whose weights are part of it.
     """
     n = 0 if isinstance(dataset, (RowStream, StreamData)) else len(dataset)
     state = hashlib.blake2b(
         repr((n, dataset.image_shape, dataset.class_names)).encode(), digest_size=16
     )
     if isinstance(dataset, TensorData):
-        few = torch.tensor(_spaced(n))
+        few = torch.tensor(_space_evenly(n))
         tensors = {'image': dataset.images, **dataset.tensors}
         state.update(fingerprint({key: value[few] for key, value in tensors.items()}).encode())
     elif isinstance(dataset, Images):
-        whole = dataset.images.numel() <= _DIGESTED_BYTES
-        state.update(raw_bytes(dataset.images if whole else dataset.images[_spaced(n)]))
+        whole = dataset.images.numel() <= _DIGEST_BYTES
+        state.update(raw_bytes(dataset.images if whole else dataset.images[_space_evenly(n)]))
         if dataset.labels is not None:
             state.update(raw_bytes(dataset.labels.contiguous().view(torch.uint8)))
     elif dataset.streams:
         state.update(str(dataset.fingerprint()).encode())
     elif dataset.fingerprint() is not None:  # (others may give another picture each time)
-        for index in _spaced(n):
+        for index in _space_evenly(n):
             state.update(_item_bytes(dataset, index))
     network = None if encoder is None else fingerprint(encoder.network.state_dict())
     return {'images': n, 'digest': state.hexdigest(), 'encoder': network}
@@ -138,11 +161,11 @@ def facts_of(dataset: Dataset, encoder: LatentEncoder | None = None) -> dict[str
 def changed_data(
     old: Mapping[str, Any] | None, new: Mapping[str, Any], path: Path | None
 ) -> list[str]:
-    """Return a note where the data set is not that of a checkpoint.
+    """Return a note if the data set differs from that of a checkpoint.
 
     Args:
-        old: What `facts_of` gave then, None where that is not known.
-        new: What it gives now.
+        old: The earlier result of `facts_of`; None if it is not known.
+        new: The result now.
         path: The checkpoint, for messages.
 
     Raises:
@@ -164,9 +187,7 @@ def changed_data(
 
 
 def begin_losses(trainer: Trainer) -> None:
-    """Begin the averages of the loss anew: from this step on it means something else, and is
-    compared with none before.
-    """
+    """Restart the averages of the loss of `trainer`, which means something else from now on."""
     trainer.ema_stats = {LOSS_SINCE: float(trainer.step)}
     trainer.loss_by_noise = LossByNoise(device=trainer.accelerator.device)
 
@@ -178,7 +199,15 @@ def tell_changes(
     reset_ema: bool = False,
     other_loss: bool = False,
 ) -> None:
-    """Say in one note what is another than when the checkpoint was saved."""
+    """Report in one note what changed since the checkpoint was saved.
+
+    Args:
+        notes: Descriptions of changes.
+        reset_optimizer: The moments of the optimizer restart.
+        say: Report a line of text.
+        reset_ema: The average of the weights restarts.
+        other_loss: The loss has another meaning.
+    """
     notes = [
         *notes,
         *(["the optimizer's moments start anew"] if reset_optimizer else []),
@@ -195,9 +224,9 @@ def tell_changes(
         )
 
 
-def _spaced(n: int) -> list[int]:
-    """At most so many numbers below n, evenly spaced, the first and the last among them."""
-    count = min(n, _DIGESTED)
+def _space_evenly(n: int) -> list[int]:
+    """Return evenly spaced numbers below n, including the first and the last."""
+    count = min(n, _DIGEST_ITEMS)
     return [i * (n - 1) // max(1, count - 1) for i in range(count)]
 
 

@@ -23,12 +23,12 @@ DrawSamples = Callable[[nn.Module, Sequence[int], Mapping[str, Any]], dict[str, 
 
 @dataclass(frozen=True)
 class Round:
-    """How large a round is, and how long its samples serve.
+    """The size of a round of samples, and how long it is used.
 
     Attributes:
         batch_size: Samples of a micro-batch of a process.
         micro_batches: Micro-batches of an optimizer step.
-        batches: Optimizer steps that one pass over the samples of a round takes.
+        batches: Optimizer steps of one pass over the samples of a round.
         passes: How often each sample is trained on.
         processes: The number of processes.
         rank: The number of this one.
@@ -124,37 +124,37 @@ class Rollouts:
         self.add_calls(len(args[0]))
 
     def add_calls(self, items: int) -> None:
-        """Count network evaluations of this process, and as many of each other one."""
+        """Count network evaluations of `items` on this process, and as many on each other one."""
         self.calls += items * self.shape.processes
 
     def epoch(self, items: int) -> int:
-        """The round that the item at a position belongs to, from 0."""
+        """Return the round, from 0, of the item at position `items`."""
         return items // (self.items_per_step * self.shape.steps)
 
     def iterate(self, items: int = 0) -> Iterator[Batch]:
-        """The micro-batches of this process from the position `items` of the stream on."""
+        """Yield the micro-batches of this process from position `items` of the stream."""
         first = items // self.items_per_step
         samples: dict[str, Tensor] = {}
         for step in range(first, 2**63):
             number, place = divmod(step, self.shape.steps)
             if not samples or not place:
                 samples = self._begin_round(number)
-            passed, batch = divmod(place, self.shape.batches)
+            turn, batch = divmod(place, self.shape.batches)
             order = torch.randperm(
-                self.shape.own, generator=generator(self.seed, 'order', number, passed)
+                self.shape.own, generator=generator(self.seed, 'order', number, turn)
             )
             size = self.shape.batch_size
             for micro in range(self.shape.micro_batches):
                 start = (batch * self.shape.micro_batches + micro) * size
-                chosen = order[start : start + size]
+                indices = order[start : start + size]
                 position = step * self.items_per_step
                 position += (micro * self.shape.processes + self.shape.rank) * size
-                yield self._make_batch(samples, chosen, position)
+                yield self._make_batch(samples, indices, position)
 
-    def _make_batch(self, samples: Mapping[str, Tensor], chosen: Tensor, position: int) -> Batch:
-        here = chosen.to(self.device)
+    def _make_batch(self, samples: Mapping[str, Tensor], indices: Tensor, position: int) -> Batch:
+        here = indices.to(self.device)
         batch: Batch = {key: value[here] for key, value in samples.items()}
-        batch['item'] = torch.arange(position, position + len(chosen))
+        batch['item'] = torch.arange(position, position + len(indices))
         batch['cond'] = self.conditions_of(batch['prompt'])
         return batch
 
@@ -167,7 +167,7 @@ class Rollouts:
 
     def _begin_round(self, number: int) -> dict[str, Tensor]:
         """Move the policy, unless a checkpoint holds it as it is in this round, and draw."""
-        counted, again = self.calls, number == self.round
+        calls, again = self.calls, number == self.round
         if not again:
             if number:
                 self._move_policy(min(self.growth * number, self.most))
@@ -186,7 +186,7 @@ class Rollouts:
         samples['advantage'] = advantages[self.shape.rank * n : (self.shape.rank + 1) * n]
         samples['prompt'] = prompts.to(self.device)
         if again:
-            self.calls = counted
+            self.calls = calls
         return samples
 
     def rate(self, samples: Tensor) -> Tensor:
@@ -198,11 +198,11 @@ class Rollouts:
             ]
         return torch.cat(parts)
 
-    def _move_policy(self, kept: float) -> None:
+    def _move_policy(self, share: float) -> None:
         learnt = self.network.state_dict()
         for name, value in self.older.state_dict().items():
             if value.is_floating_point():
-                value.lerp_(learnt[name].to(value), 1 - kept)
+                value.lerp_(learnt[name].to(value), 1 - share)
             else:
                 value.copy_(learnt[name])
 
@@ -217,7 +217,7 @@ class Rollouts:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from the state of a checkpoint.
+        """Continue from the `state` of a checkpoint.
 
         Raises:
             ValueError: It was tuned in another way.

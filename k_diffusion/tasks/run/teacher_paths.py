@@ -1,4 +1,4 @@
-"""Paths of a teacher: its samples with every state on the way, drawn once and kept in a file."""
+"""Draw the paths of a teacher, its samples with all intermediate states, once into a file."""
 
 from __future__ import annotations
 
@@ -36,11 +36,17 @@ class TeacherPaths(NamedTuple):
     cond: dict[str, Tensor]
 
     def at(self, paths: Tensor, points: Tensor, device: Any) -> tuple[Tensor, Tensor]:
-        """Return states [B, ...] and their levels [B]."""
+        """Return the states [B, ...] and their levels [B] on a device.
+
+        Args:
+            paths: Numbers of paths [B].
+            points: Numbers of points on them [B].
+            device: The device.
+        """
         return self.x[paths, points].to(device), self.levels[points].to(device)
 
     def conditions(self, paths: Tensor, device: Any) -> dict[str, Tensor]:
-        """Return the conditions of some paths, [B, ...] each."""
+        """Return the conditions of `paths` by name, [B, ...] each, on `device`."""
         return {key: value[paths].to(device) for key, value in self.cond.items()}
 
 
@@ -79,13 +85,13 @@ def teacher_paths(
     """
     experiment: Experiment = teacher.experiment  # type: ignore[assignment]
     sigmas, sampler, options = choose_plan(teacher, sampling, bool(null) and sampling.guidance != 1)
-    fitted = None
+    calibration = None
     if sampling.sampler is None and sampling.schedule is None:
-        fitted = calibrations.find_calibration(
+        calibration = calibrations.find_calibration(
             checkpoint, teacher, sampling, list(null), float(sigmas[0]), demanded=False
         )
-    if fitted is not None:
-        sigmas, sampler, options = fitted.levels, fitted.sampler(), {}
+    if calibration is not None:
+        sigmas, sampler, options = calibration.levels, calibration.sampler(), {}
     entry = find_sampler(sampler)
     if entry.stochastic or 'sigmas' not in entry.takes:
         raise ValueError(
@@ -101,9 +107,9 @@ def teacher_paths(
         'n': n,
         'seed': seed,
     }
-    kept = load_cache(file)
-    if kept is not None and kept[1] == facts:
-        tensors = kept[0]
+    cache = load_cache(file)
+    if cache is not None and cache[1] == facts:
+        tensors = cache[0]
         cond = {key[5:]: value for key, value in tensors.items() if key.startswith('cond.')}
         return TeacherPaths(tensors['x'], tensors['levels'], cond)
     calls = len(sigmas) - 1 - entry.unasked
@@ -124,9 +130,9 @@ def teacher_paths(
             states.append(state.x.float().clone())
             levels.append(float(state.sigma))
         parts.append(torch.stack(states, 1).cpu())
-    made = TeacherPaths(
+    result = TeacherPaths(
         torch.cat(parts), torch.tensor(levels), {key: v.cpu() for key, v in conditions.items()}
     )
-    stored = {f'cond.{key}': value for key, value in made.cond.items()}
-    save_cache(file, {'x': made.x, 'levels': made.levels, **stored}, facts)
-    return made
+    cond_tensors = {f'cond.{key}': value for key, value in result.cond.items()}
+    save_cache(file, {'x': result.x, 'levels': result.levels, **cond_tensors}, facts)
+    return result

@@ -1,4 +1,4 @@
-"""The log of a run for TensorBoard and for Weights & Biases."""
+"""Send the log of a run to TensorBoard and to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .report import redacted
 
 
 class TensorboardHook:
-    """Writes what the log says as event files below the run's folder (from the main process)."""
+    """Write the values of the log as event files in the run's folder (on the main process)."""
 
     optional = True
 
@@ -42,8 +42,9 @@ class TensorboardHook:
 
 
 class WandbHook:
-    """Sends what the log says to Weights & Biases, and with `save_model` each new checkpoint too
-    (from the main process).
+    """Send the values of the log to Weights & Biases, on the main process.
+
+    With `save_model` it also uploads each new checkpoint.
     """
 
     optional = True
@@ -84,7 +85,7 @@ class WandbHook:
             self.wandb.save(str(self.sent), base_path=str(self.sent.parent))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Sends the values of an evaluation, under the original's names."""
+        """Send the `values` of an evaluation at a `step`, under the original's names."""
         self.wandb.log(
             {key.upper() if key in ('fid', 'kid') else key: value for key, value in values.items()},
             step=step,

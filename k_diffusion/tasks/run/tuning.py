@@ -1,4 +1,4 @@
-"""Tuning by reward as the objective of a training run: what draws the samples, and the loss."""
+"""Tune by reward as the objective of a training run: the samples and the loss."""
 
 from __future__ import annotations
 
@@ -26,34 +26,36 @@ Loss = Callable[[dict[str, Any]], Tensor]
 
 
 class WeightedObjective(Objective):
-    """The loss of a denoiser on rewarded samples: `compute` is given their `advantage` [B]."""
+    """The loss of a denoiser on rewarded samples: `compute` also gets their `advantage` [B]."""
 
     def prepare(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Return the inputs of the loss of `batch`, with the advantage among the conditions."""
         cond = {**batch['cond'], 'advantage': batch['advantage']}
         return super().prepare({**batch, 'cond': cond})
 
 
 @dataclass
 class Tuner:
-    """What a tuning run trains in place of the loss on its data set.
+    """The objective of a tuning run, which replaces the loss on its data set.
 
     Attributes:
-        reward: Samples [N, C, ...] to [N].
+        reward: A function from samples [N, C, ...] to [N].
         method: 'nft' (DiffusionNFT) or 'grpo'.
         batches, passes: Of a round, see `Round`.
-        classes: Classes in turn, of the prompts. None and no `cond`: the model without conditions.
+        classes: Classes of the prompts, used in turn. None and no `cond`: the model without
+            conditions.
         cond: Other conditions in turn, 'TYPE=VALUE'.
-        sampler: What draws: a name or a function.
+        sampler: The sampler: a name or a function.
         steps: Its number of steps.
         options: Its options.
         strength: b of DiffusionNFT.
         clip: c of GRPO.
-        trained_steps: How many steps of a path GRPO trains on at a time.
+        trained_steps: The number of steps of a path per optimizer step of GRPO.
         pull: The weight of the distance from the network before tuning.
-        facts: What a run that goes on must have been tuned with.
-        experiment: That of the run; it and what follows are made by `prepare`.
+        facts: Values that must be equal when a run continues.
+        experiment: The experiment of the run; it and the following are set by `prepare`.
         rollouts: The samples.
-        draw: What draws them.
+        draw: The function that draws them.
         conditions: Those of the prompts, [P, ...] each.
         prompts: P.
     """
@@ -176,8 +178,8 @@ class Tuner:
             order = torch.randperm(
                 len(noisy), generator=generator(draws.seed, 'steps', int(batch['item'][0]))
             )
-            chosen = [noisy[k] for k in order[: self.trained_steps].tolist()]
-            each = [self._loss_of_step(denoiser, steps, batch, i) for i in chosen]
+            indices = [noisy[k] for k in order[: self.trained_steps].tolist()]
+            each = [self._loss_of_step(denoiser, steps, batch, i) for i in indices]
             return torch.stack(each).mean(0)
 
         return draw, loss
@@ -187,15 +189,15 @@ class Tuner:
     ) -> Tensor:
         states, cond = list(batch['states'].unbind(1)), batch['cond']
         answers: dict[int, Any] = {}
-        found = steps.transition(denoiser, states, i, cond, answers)
+        transition = steps.transition(denoiser, states, i, cond, answers)
         self.rollouts.add_calls(3 * len(answers) * len(states[0]))
         divergence = None
         if self.pull:
             with torch.no_grad():
                 before = steps.transition(self.rollouts.reference, states, i, cond)
-            divergence = found.divergence(before)
+            divergence = transition.divergence(before)
         return grpo_loss(
-            found.log_prob(states[i + 1]),
+            transition.log_prob(states[i + 1]),
             batch['log_prob'][:, i],
             batch['advantage'],
             self.clip,
@@ -217,23 +219,30 @@ def make_plan(
     """Return the noise levels, the sampler and its options, without guidance.
 
     Args:
-        denoiser: Has the range of noise levels.
-        experiment: Its "sampling" section says what is left out here.
+        denoiser: The denoiser, which has the range of noise levels.
+        experiment: Its experiment; the "sampling" section gives the defaults.
         sampler: A name, a function, or None.
         steps: The number of steps.
         options: Options of the sampler.
     """
-    named = sampler if isinstance(sampler, str) else None
+    name = sampler if isinstance(sampler, str) else None
     section = vars(experiment.sections.sampling)
-    how = choose_sampling(section, sampler=named, steps=steps, guidance=1.0)
-    sigmas, chosen, known = choose_plan(denoiser, how, sampler=None if named else sampler)
-    return sigmas, chosen, {**known, **options}
+    how = choose_sampling(section, sampler=name, steps=steps, guidance=1.0)
+    sigmas, function, defaults = choose_plan(denoiser, how, sampler=None if name else sampler)
+    return sigmas, function, {**defaults, **options}
 
 
 def make_draw(
     plan: Plan, shape: Sequence[int], batch_size: int, device: torch.device
 ) -> DrawSamples:
-    """Return a function that draws samples of a shape by a plan."""
+    """Return a function that draws samples.
+
+    Args:
+        plan: The noise levels, the sampler and its options.
+        shape: The shape of a sample.
+        batch_size: Samples per batch.
+        device: The device.
+    """
     sigmas, sampler, options = plan
 
     def draw(
@@ -258,7 +267,12 @@ def make_draw(
 def make_decoder(
     decode: Callable[[Tensor], Tensor] | None, pictures: bool
 ) -> Callable[[Tensor], Tensor]:
-    """Return what brings samples into the space of a reward; pictures into [-1, 1]."""
+    """Return a function that maps samples into the space of a reward.
+
+    Args:
+        decode: Decodes latents; None for a model of pixels.
+        pictures: Clamp the result to [-1, 1].
+    """
 
     def run(samples: Tensor) -> Tensor:
         samples = samples if decode is None else decode(samples)
@@ -276,11 +290,11 @@ def make_prompts(
     """Return the conditions of all prompts, [P, ...] each, and P.
 
     Args:
-        experiment: That of the model.
+        experiment: The experiment of the model.
         classes: Classes in turn.
-        cond: Other conditions in turn, 'TYPE=VALUE'. Without classes and these the one prompt is
-            what stands for no condition.
-        device: Where texts and pictures are encoded.
+        cond: Other conditions in turn, 'TYPE=VALUE'. Without classes and these, the only prompt is
+            the null condition.
+        device: The device of encoders of texts and pictures.
     """
     if classes is None and not cond:
         if experiment.sections.conditions:
@@ -288,9 +302,9 @@ def make_prompts(
                 'cond must hold the prompts of a model with conditions besides classes; give '
                 'TYPE=VALUE, as for samples'
             )
-        known = experiment.sections.dataset.num_classes
-        return ({'class_cond': torch.tensor([known])} if known else {}), 1
+        num_classes = experiment.sections.dataset.num_classes
+        return ({'class_cond': torch.tensor([num_classes])} if num_classes else {}), 1
     counts = Counter(text.partition('=')[0] for text in cond)
     n = max([len(classes or ()), *counts.values()])
-    found = requested_conditions(experiment, cond, classes, n, device)
-    return {key: value.cpu() for key, value in found.items()}, n
+    tensors = requested_conditions(experiment, cond, classes, n, device)
+    return {key: value.cpu() for key, value in tensors.items()}, n

@@ -1,4 +1,4 @@
-"""The log of a tuning run: the reward and the Frechet distance of samples of the averaged model."""
+"""Log the reward and the Frechet distance of samples of the averaged model of a tuning run."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class TuningHook:
     Their rewards and their Frechet distance are rows of NAME_tuning.csv.
 
     Attributes:
-        every: The number of steps.
+        every: The number of steps between measurements.
         path: The file.
-        tuner: Has the reward and the prompts.
-        n: How many samples.
-        extractor: As `evaluate` takes it; '' measures no distance.
-        dataset: What samples are compared with.
-        label: The class that they are compared with; None: all pictures.
-        allow_code: A TorchScript file may be run.
-        say: Shows a line.
-        seed: Of the noises.
+        tuner: The objective, with the reward and the prompts.
+        n: The number of samples.
+        extractor: The feature extractor, as in `evaluate`; '' measures no distance.
+        dataset: The reference set of the distance.
+        label: The class of the reference pictures; None: all pictures.
+        allow_code: Allow a TorchScript file to run.
+        say: Report a line of text.
+        seed: The seed of the noises.
     """
 
     every: int
@@ -122,7 +122,7 @@ class TuningHook:
         )
 
     def _write(self, trainer: Trainer, row: dict[str, Any]) -> None:
-        """Add a row; after a resume, rows of steps that were taken again are replaced."""
+        """Add a row; after a resume, rows of steps that are repeated are replaced."""
         rows = [old for old in read_tuning_log(self.path) if float(old['step']) < trainer.step]
         with whole_file(self.path) as temporary, temporary.open('w', newline='') as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -131,7 +131,7 @@ class TuningHook:
 
 
 def read_tuning_log(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a log."""
+    """Return the rows of the log `path`."""
     if not path.is_file():
         return []
     with path.open(newline='') as file:

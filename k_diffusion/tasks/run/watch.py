@@ -1,6 +1,4 @@
-"""What a run that takes days needs besides its steps: a copy at a URL, a budget of time, events, a
-trace, the batches of bad losses, and a way back from spikes.
-"""
+"""Watch over a long run: uploads, a time budget, events, traces, bad batches and spikes."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ def open_folder(settings: TrainSettings, extra: dict[str, Any]) -> RunFolder:
 
     Args:
         settings: The settings; their `run_dir` may be a URL.
-        extra: What goes into every checkpoint.
+        extra: Values that each checkpoint contains.
     """
     place = settings.local_dir if is_url(settings.run_dir) else settings.run_dir
     return RunFolder(
@@ -39,13 +37,13 @@ def open_folder(settings: TrainSettings, extra: dict[str, Any]) -> RunFolder:
 
 
 class Watch:
-    """Watches over a run: a context around all of it, which restores, attaches and reports.
+    """Watch over a run: a context around all of it, which restores, attaches hooks and reports.
 
     Args:
         settings: The settings of the run.
         folder: Its folder on this machine.
         main: Whether this is the main process.
-        display: Says what happens.
+        display: Shows messages.
     """
 
     def __init__(
@@ -73,7 +71,7 @@ class Watch:
         return self
 
     def attach(self, trainer: Trainer) -> None:
-        """Add what watches to the hooks and parts of a trainer, before a checkpoint is loaded."""
+        """Add hooks and parts to a `trainer`, before a checkpoint is loaded."""
         settings, main = self.settings, trainer.accelerator.is_main_process
         self._trainer = trainer
         first: list[Any] = []
@@ -101,22 +99,22 @@ class Watch:
         trainer.hooks = [*trainer.hooks[:1], *first, *trainer.hooks[1:], *last]
         trainer.stop = self._stop_of(trainer.stop)
 
-    def _stop_of(self, given: Callable[[], bool] | None) -> Callable[[], bool] | None:
-        """Return what stops the run: the function given, or the end of its time."""
+    def _stop_of(self, stop_setting: Callable[[], bool] | None) -> Callable[[], bool] | None:
+        """Return a function that is True at the end of the time, or if the passed one is."""
         if self._end is None:
-            return given
+            return stop_setting
         end = self._end
 
         def stop() -> bool:
             if time.monotonic() < end:
-                return given is not None and given()
+                return stop_setting is not None and stop_setting()
             self.display.say(f'the time of {self.settings.max_seconds:g} s is up')
             return True
 
         return stop
 
     def run(self, trainer: Trainer) -> str:
-        """Train, and tell that the run begins."""
+        """Train with `trainer`, and send the event that the run starts."""
         self._ran = True
         if self._uploads is not None:
             self._uploads.begin()
