@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -181,7 +181,7 @@ def _choose_steps(
     sampling: SamplingConfig,
     own: Any,
     cond: dict[str, Tensor],
-) -> tuple[SamplingConfig, tuple[Tensor, Any, dict[str, Any]]]:
+) -> tuple[SamplingConfig, tuple[Tensor, Any, Mapping[str, Any]]]:
     """Return the guidance, and the noise levels, sampler and options of the plan to draw by.
 
     A calibrated sampler is used if the settings require it, or if they leave the choice open and
