@@ -169,6 +169,9 @@ def distilled_config(
         config: The filled config of the checkpoint; it is not written to.
         checkpoint: The path of the checkpoint.
         settings: The settings.
+
+    Raises:
+        ValueError: Guidance is asked for, and the model has no condition to be guided by.
     """
     model, sampling = dict(config['model']), config['sampling']
     mean, std = LEVELS[settings.method]
@@ -176,7 +179,13 @@ def distilled_config(
     as_input = settings.guidance_max is not None
     model.update(flow_map=True, guidance_input=as_input, sigma_sample_density=level)
     guidance = sampling['guidance'] if settings.guidance is None else settings.guidance
-    if as_input or not (config['dataset']['num_classes'] or config['conditions']):
+    conditional = bool(config['dataset']['num_classes'] or config['conditions'])
+    if not conditional and (as_input or settings.guidance not in (None, 1)):
+        raise ValueError(
+            f'{"guidance_max" if as_input else "guidance"} must be left out for a model without '
+            f'classes and conditions, as that of {checkpoint.as_posix()} is'
+        )
+    if as_input or not conditional:
         guidance = 1.0
     interval = settings.guidance_interval or sampling['guidance_interval']
     distillation = {

@@ -196,3 +196,12 @@ def test_mistakes_are_one_sentence(trained, tmp_path, capsys):
     with pytest.raises(ValueError, match='steps must be at least 1'):
         K.distill(trained, steps=0)
     assert main(['--checkpoint', str(tmp_path / 'no')]) == 1
+
+
+@pytest.mark.parametrize('scale', [{'guidance': 2.0}, {'guidance_max': 3.0, 'method': 'ect'}])
+def test_guidance_needs_a_condition(trained, tmp_path, scale):
+    config = K.load_model(trained)[0].experiment.as_dict()
+    config = {**config, 'dataset': {**config['dataset'], 'num_classes': 0}, 'conditions': []}
+    settings = K.tasks.distill.DistillSettings(checkpoint=trained, **scale)
+    with pytest.raises(ValueError, match=f'{next(iter(scale))} must be left out'):
+        K.tasks.distill.distilled_config(config, tmp_path / 'm.pth', settings)
