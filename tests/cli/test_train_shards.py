@@ -178,4 +178,4 @@ def test_a_set_without_captions_and_classes_has_no_texts(place, capsys):
     config['dataset'] = {'type': 'shards', 'location': str(place / 'plain')}
     (place / 'plain.json').write_text(json.dumps(config))
     assert main([*words(place, 'plain_run', 1), '--config', str(place / 'plain.json')]) == 1
-    assert 'has no texts and no classes to make them of' in capsys.readouterr().err
+    assert 'which has neither texts nor classes' in capsys.readouterr().err

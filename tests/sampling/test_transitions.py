@@ -35,6 +35,8 @@ def levels_of(entry):
 
 def options_of(entry):
     options = {'eta': 0.8} if 'eta' in entry.options else {}
+    if entry.name == 'flow_map':
+        options['gamma'] = 0.8
     return options | ({'interval': (0.0, 1.0)} if 'tau' in entry.options else {})
 
 
@@ -291,6 +293,8 @@ def test_other_steps_are_refused(name):
     entry = K.sampling.find_sampler(name)
     levels = {'sigma_min': 0.2, 'sigma_max': 10.0} if name == 'dpm_adaptive' else {'sigmas': LEVELS}
     options = {'eta': 1.0} if 'eta' in entry.options else {}
+    if entry.name == 'flow_map':
+        options['gamma'] = 0.8
     with pytest.raises(ValueError, match='adds noise before a call|follow from the answers'):
         Transitions(name, **levels, **options)
 
