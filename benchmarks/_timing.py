@@ -1,6 +1,4 @@
-"""What the benchmarks of networks share: how they are made to do something, and how their steps
-are timed.
-"""
+"""Shared parts of the network benchmarks: initial weights that are not zero, and timed steps."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What `import k_diffusion` costs beside `import torch`: the minimum of interleaved fresh
-processes, and the packages it loads.
+"""Measure the time of `import k_diffusion` relative to `import torch`.
+
+The minimum over interleaved fresh processes, and the packages that the import loads.
 
 python benchmarks/imports.py [--runs 7]
 """

@@ -1,5 +1,6 @@
-"""What image_v1's resampling and layout are worth: training steps against dense and depthwise
-resampling written out here.
+"""Measure the gain of image_v1's depthwise resampling and memory layout.
+
+Training steps against dense and depthwise resampling that is written out here.
 
     python benchmarks/networks.py [--config configs/config_mnist_small.json] [--batch-size 64]
         [--rounds 20] [--bf16] [--device cuda]

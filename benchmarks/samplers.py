@@ -1,5 +1,6 @@
-"""What samplers cost beside their model: time per model call with a free denoiser, as a ratio to a
-minimal loop of Python floats.
+"""Measure the cost of samplers beside their model.
+
+The time of each model call with a free denoiser, relative to a minimal loop of Python floats.
 
     python benchmarks/samplers.py [--steps 30] [--rounds 15] [--shape 1,4,64,64]
         [--shape 16,4,64,64]

@@ -37,9 +37,7 @@ SIDE, SMALL = 256, 32
 
 
 def resident(pid: int) -> int:
-    """Return the bytes of memory of a process and its children that no other process shares with
-    them (where that is told).
-    """
+    """Return the bytes of memory of a process and its children that nobody shares (on Linux)."""
     total = 0
     try:
         lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()

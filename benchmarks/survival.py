@@ -1,5 +1,7 @@
-"""What it costs to survive: how long saving holds up the steps, what a second process gives, how
-true post-hoc averages are.
+"""Measure the cost of reliability.
+
+The time that saving holds up the steps, the gain of a second process, and the error of post-hoc
+averages.
 
     python benchmarks/survival.py [--config configs/config_demo.json] [--steps 800]
         [--only saving|processes|posthoc]

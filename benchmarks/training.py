@@ -1,5 +1,6 @@
-"""What the trainer costs: its step, hooks and data included, beside the bare one of the same
-network.
+"""Measure the cost of the trainer.
+
+Its step, hooks and data included, beside the bare step of the same network.
 
     python benchmarks/training.py [--config configs/config_demo.json] [--steps 100]
         [--optimizer adamw] [--snapshots]

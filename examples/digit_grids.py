@@ -42,8 +42,9 @@ def classes(denoiser, config):
 
 
 def inpainted(denoiser, config, images, seed=0):
-    """The lower halves of digits [B, 1, 16, 16] drawn by the model told no class: by
-    replacement, and with the gradient.
+    """Draw the lower halves of digits [B, 1, 16, 16] without a class.
+
+    Once by replacement, and once with the gradient.
     """
     mask = torch.zeros(1, 16, 16)
     mask[:, :8] = 1

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class CONST:
-    """What marks the model_sampling of flow models: x_t = (1 - t) clean + t noise."""
+    """Marks the model_sampling of flow models: x_t = (1 - t) clean + t noise."""
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
         return sigma * noise + (1 - sigma) * latent
@@ -24,7 +24,7 @@ class CONST:
 
 
 class EPS:
-    """What marks the model_sampling of models that see clean + sigma noise, scaled."""
+    """Marks the model_sampling of models whose input is clean + sigma noise, scaled."""
 
     def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
         return noise * sigma + latent

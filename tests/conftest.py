@@ -1,5 +1,6 @@
-"""What the tests share: one thread, here and in the processes they start (more of them starve
-each other), and the golden numbers.
+"""Fixtures and settings of all tests.
+
+Every test and every process it starts uses one thread, since more slow each other down.
 """
 
 from __future__ import annotations

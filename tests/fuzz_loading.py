@@ -259,7 +259,7 @@ FILES = st.one_of(
 
 
 def fingerprint():
-    """What a pickle could have changed."""
+    """Return the state of the process that a pickle could have changed."""
     functions = [
         torch._utils._rebuild_tensor_v2,
         torch._utils._rebuild_parameter,
@@ -291,7 +291,7 @@ def check_extents(value, depth=0):
 def check(path, data):
     path.write_bytes(data)
     for reader in (read_pickle, load_checkpoint, load_published):
-        began = time.process_time()  # (on a busy machine waiting is no fault of the reader)
+        began = time.process_time()  # (processor time: waiting on a busy machine is not counted)
         try:
             content = reader(path)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What tests of all samplers share: how each is called, without its noise and with it."""
+"""Calls of every sampler, with and without its noise, for the tests of all samplers."""
 
 from __future__ import annotations
 

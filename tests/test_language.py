@@ -1,8 +1,8 @@
 """The language of docstrings, comments and messages: one imperative summary line, named arguments,
 and none of the house dialect that readers stumbled over.
 
-Rules are checked per package, so that a package joins `DONE` once all of it is rewritten.
-`python tests/test_language.py` prints the figures of every package.
+The package keeps to all rules; tests, benchmarks, tools and examples to those on the first word and
+on dialect. `python tests/test_language.py` prints the figures of every package.
 """
 
 from __future__ import annotations
@@ -17,52 +17,17 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / 'k_diffusion'
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / 'k_diffusion'
 LONGEST_LINE = 100
 
-#: packages, and modules beside them, whose text is rewritten.
-DONE = (
-    'augmentation.py',
-    'cli',
-    'config',
-    'core',
-    'data',
-    'denoisers',
-    'encoders',
-    'evaluation',
-    'external',
-    'generation',
-    'gns.py',
-    'guidance',
-    'integrations',
-    'layers',
-    'models',
-    'probing.py',
-    'recipes.py',
-    'sampling',
-    'schedules',
-    'tasks',
-    'training',
-    'utils.py',
-)
-#: files of these packages that are not rewritten yet.
-OPEN: tuple[str, ...] = ()
-
-#: house dialect -> what to write instead.
+#: a phrase that readers stumbled over -> its replacement.
 DIALECT = {
     r'(?<![tT]here )\b(?:is|are|was|were|makes?) no\b(?! (?:longer|larger|wider|more)\b)': (
         'is not a ...'
     ),
     r', say\b|\bsay$': 'for example, e.g.',
 }
-
-
-def rewritten_files():
-    for entry in DONE:
-        path = PACKAGE / entry
-        for file in [path] if path.is_file() else sorted(path.rglob('*.py')):
-            if file.relative_to(PACKAGE).as_posix() not in OPEN:
-                yield file
 
 
 def definitions(tree):
@@ -143,7 +108,28 @@ def figures(files):
     return count
 
 
-FILES = list(rewritten_files())
+FILES = sorted(PACKAGE.rglob('*.py'))
+OTHERS = sorted(
+    path
+    for folder in ('benchmarks', 'examples', 'tests', 'tools')
+    for path in (ROOT / folder).rglob('*.py')
+    if path != Path(__file__).resolve()  # it holds the phrases as data
+)
+
+
+def find_first_words(tree):
+    """Yields a complaint for each docstring that opens with What or Whether."""
+    for name, docstring in docstrings(tree):
+        if re.match(r'(What|Whether)\b', docstring):
+            yield f'{name}: begin the docstring with a verb or a noun, not {docstring.split()[0]!r}'
+
+
+def find_dialect(source):
+    """Yields a complaint for each phrase of DIALECT."""
+    for number, text in comments(source):
+        for pattern, better in DIALECT.items():
+            for match in re.finditer(pattern, text):
+                yield f'{number}: {match[0]!r}; write {better}'
 
 
 @pytest.fixture(scope='module')
@@ -159,17 +145,18 @@ def test_text_keeps_to_the_rules(file):
         for number, line in enumerate(source.splitlines(), 1)
         if len(line) > LONGEST_LINE
     ]
-    for name, docstring in docstrings(ast.parse(source)):
+    tree = ast.parse(source)
+    for name, docstring in docstrings(tree):
         lines = docstring.split('\n')
-        if re.match(r'(What|Whether)\b', docstring):
-            wrong.append(f'{name}: begin the docstring with a verb, not {lines[0].split()[0]!r}')
         if len(lines) > 1 and lines[1].strip():
             wrong.append(f'{name}: the summary must be one line, then a blank line')
-    for number, text in comments(source):
-        for pattern, better in DIALECT.items():
-            for found in re.finditer(pattern, text):
-                wrong.append(f'{number}: {found[0]!r}; write {better}')
-    assert not wrong
+    assert not [*wrong, *find_first_words(tree), *find_dialect(source)]
+
+
+@pytest.mark.parametrize('file', OTHERS, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_text_beside_the_package(file):
+    source = file.read_text()
+    assert not [*find_first_words(ast.parse(source)), *find_dialect(source)]
 
 
 def test_public_definitions_have_docstrings(counted):

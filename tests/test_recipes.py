@@ -1,6 +1,4 @@
-"""What is chosen where no sampler is named: recipes by traits, probes, explanations, and
-guidance with an interval.
-"""
+"""Recipes of K.sample by traits of the model, probes, explanations, and guidance intervals."""
 
 import itertools
 import math

@@ -166,10 +166,10 @@ def _tensor(output: Any) -> Tensor:
 
 def _normalisation(folder: Path, channels: int) -> tuple[Sequence[float], Sequence[float]]:
     file = folder / 'preprocessor_config.json'
-    told = read_json(file.read_text('utf-8'), str(file)) if file.is_file() else {}
+    settings = read_json(file.read_text('utf-8'), str(file)) if file.is_file() else {}
     mean, std = (
-        told.get('image_mean', CLIP_NORMALISATION[0]),
-        told.get('image_std', CLIP_NORMALISATION[1]),
+        settings.get('image_mean', CLIP_NORMALISATION[0]),
+        settings.get('image_std', CLIP_NORMALISATION[1]),
     )
     return (
         (mean, std)

@@ -264,7 +264,7 @@ def _guided_diffusion(path: Path, weights: dict[str, Tensor]) -> Published:
             advice='Build it with create_classifier and the flags of its README; guide with '
             'K.external.openai_classifier.',
         )
-    told = {
+    facts = {
         'class_cond': 'label_emb.weight' in weights,
         'learn_sigma': len(weights['out.2.weight']) == 6,
         'num_channels': weights['time_embed.0.weight'].shape[1],
@@ -274,7 +274,7 @@ def _guided_diffusion(path: Path, weights: dict[str, Tensor]) -> Published:
             'guided-diffusion',
             'SuperResModel of guided_diffusion.unet (an upsampler)',
             weights,
-            {**_preset(path, GUIDED_UPSAMPLERS), **told},
+            {**_preset(path, GUIDED_UPSAMPLERS), **facts},
             advice='Call its sr_create_model_and_diffusion with these arguments over its defaults, '
             'and pass the network and the diffusion to K.external.wrap; the small image is the '
             'condition low_res.',
@@ -283,7 +283,7 @@ def _guided_diffusion(path: Path, weights: dict[str, Tensor]) -> Published:
         'guided-diffusion',
         'UNetModel of guided_diffusion.unet',
         weights,
-        {**_preset(path, GUIDED_DIFFUSION), **told},
+        {**_preset(path, GUIDED_DIFFUSION), **facts},
         advice='Its create_model_and_diffusion takes these arguments over its defaults and gives '
         'the network and the '
         'diffusion, which K.external.wrap takes.',

@@ -1,4 +1,4 @@
-"""Going on with a run under another config: what takes effect is told, the rest is refused."""
+"""Resuming under another config: changes that take effect are listed, the rest are refused."""
 
 import json
 import shutil

@@ -162,7 +162,7 @@ def folder(base, tmp_path):
 
 
 def go_on(toy, folder):
-    """What a run does with its folder: resume, log, save, rotate, report."""
+    """Use a folder as a run does: resume, log, save, rotate, report."""
     path, state = folder.newest()
     trainer = toy.make_trainer(
         end_step=4, hooks=[LogHook(folder.path / 'toy_log.jsonl', 1), CheckpointHook(folder, 1)]
@@ -229,7 +229,7 @@ def test_damaged_metrics_are_passed_over(folder, notes, content):
 
 @pytest.mark.parametrize('content', [*RAW.values(), b'', None])
 def test_a_damaged_snapshot_is_passed_over(folder, notes, content):
-    """What is left is put together as if the damaged one had never been there."""
+    """The remaining files are read as if the damaged one had never been there."""
     path = folder.path / 'toy_ema_00000002.safetensors'
     whole = path.read_bytes()
     path.unlink()

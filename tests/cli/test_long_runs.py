@@ -1,4 +1,4 @@
-"""What a run of days needs: a trace, a budget of time, events, the batches of bad losses."""
+"""Long runs: a trace, a time budget, events, and the batches of bad losses."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_budget_and_a_stop_of_ones_own_go_together(tmp_path):
 
 @pytest.fixture
 def command(tmp_path):
-    """A command that appends what it is told to a file; and what it was told so far."""
+    """A command that appends its input to a file, and a reader of that file."""
     path = tmp_path / 'told.jsonl'
     script = tmp_path / 'tell it.py'
     script.write_text(
@@ -275,7 +275,7 @@ def test_targets_that_are_none():
 
 
 def test_the_batch_of_a_bad_loss_is_kept(tmp_path):
-    """What the network was given at step 3 of two portions, and no file more than were asked."""
+    """The file holds the inputs of step 3 in two portions; no other file is written."""
     seen = []
 
     def loss(denoiser, x, noise, sigma, class_cond):

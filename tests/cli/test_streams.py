@@ -181,7 +181,7 @@ def test_a_full_standard_output_is_told_and_a_full_standard_error_is_not(
 
 
 def test_a_closed_descriptor_is_not_taken_by_a_file(tmp_path):
-    """What goes to descriptor 2 must not end up in the next file that is opened."""
+    """Output to descriptor 2 must not end up in the next file that is opened."""
     script = (
         'import os, sys\n'
         'from k_diffusion.cli.streams import safe_streams\n'

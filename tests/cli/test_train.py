@@ -18,7 +18,7 @@ def run(config, folder, *more):
 
 
 def same(a, b):
-    """Whether two checkpoints hold the same numbers, bit for bit."""
+    """Return whether two checkpoints hold the same numbers, bit for bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):

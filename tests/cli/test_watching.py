@@ -1,5 +1,6 @@
-"""What a run shows and plans: report, CSV, TensorBoard, wandb, dry run, portions, compiling; the
-commands around a run's folder.
+"""Reports and plans of a run: HTML, CSV, TensorBoard, wandb, dry run, portions, compiling.
+
+Also the commands that work on the folder of a run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What training draws for an item, in both versions."""
+"""The random draws of training for an item, in both versions."""
 
 from __future__ import annotations
 

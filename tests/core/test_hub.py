@@ -57,7 +57,7 @@ def closed_port():
 
 
 def load_rows(monkeypatch):
-    """A `datasets` that waits for the hub as the real one does, unless it is told to be offline."""
+    """A `datasets` that waits for the hub as the real one does, unless it is set to offline."""
 
     def load_dataset(name, split):
         if not constants.HF_HUB_OFFLINE:

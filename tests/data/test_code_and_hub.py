@@ -26,7 +26,7 @@ from k_diffusion.data import (
 
 
 class Rows(list):
-    """What this package uses of datasets.Dataset."""
+    """The part of datasets.Dataset that this package uses."""
 
     def __init__(self, rows, features):
         super().__init__(rows)

@@ -446,7 +446,7 @@ def test_cifar(tmp_path, cifar, kind, where, no_network):
 
 
 def test_an_archive_of_cifar_is_not_unpacked_without_end(tmp_path, cifar, monkeypatch):
-    """What lies between the batches has to be unpacked too."""
+    """Bytes between the batches must be unpacked too."""
     monkeypatch.setattr(module_of_cifar, 'ARCHIVE_LIMIT', 2**20)
     batches, path = write_cifar(tmp_path, cifar, 'binary'), tmp_path / 'x.tar.gz'
     for size, refused in ((2**18, False), (2**22, True)):

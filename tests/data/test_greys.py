@@ -91,7 +91,7 @@ def row(path, channels=1, size=4, **keys):
 
 
 def near(found, expected):
-    """Whether levels are those expected (halves may be rounded either way)."""
+    """Return whether levels are those expected (halves may be rounded either way)."""
     return len(found) == len(expected) and all(abs(f - e) <= 1 for f, e in zip(found, expected))
 
 

@@ -344,7 +344,7 @@ def test_the_stream_is_that_of_any_workers_processes_and_resumes(folder):
 
 
 def test_broken_members_are_replaced_and_listed_once(tmp_path):
-    """Of samples 0 to 9 number 3 is no picture, 6 has none, and 9 has a text that is none."""
+    """Of samples 0 to 9, number 3 is not a picture, 6 has no picture, and 9 has an invalid text."""
     members = []
     for i in range(10):
         picture = b'junk' if i == 3 else png(IMAGES[i])

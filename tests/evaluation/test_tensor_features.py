@@ -1,4 +1,4 @@
-"""The features of what is no picture: levels over a grid, power by bands of frequency."""
+"""Features of data that are not pictures: levels over a grid, power by bands of frequency."""
 
 import math
 

@@ -23,7 +23,7 @@ def network(x, t, cond=None):
 
 
 def latent(model=network, alphas=ALPHAS):
-    """What CompVis' programs hand over: not a module, but something that applies one."""
+    """A function as the programs of CompVis pass it: not a module, but a call that applies one."""
     return SimpleNamespace(alphas_cumprod=alphas, apply_model=model)
 
 

@@ -113,8 +113,10 @@ def test_a_classifier_of_theirs_guides():
 
 
 class Checkpoint(torch.autograd.Function):
-    """What guided-diffusion does: forget on the way there, recompute on the way back, for inputs
-    and parameters alike.
+    """The checkpointing of guided-diffusion.
+
+    It stores nothing in the forward pass and recomputes in the backward pass, for inputs and
+    parameters.
     """
 
     @staticmethod

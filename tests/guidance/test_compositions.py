@@ -38,7 +38,7 @@ def number_of(tree):
 
 
 def of_item(tree, i, n):
-    """What a network sees of a batch of n as the condition of item i."""
+    """Return the condition of item i as a network receives it in a batch of n."""
     if isinstance(tree, dict):
         return {key: of_item(value, i, n) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):

@@ -33,9 +33,7 @@ def number_of(tree):
 
 
 def item(tree, i, n):
-    """What item i of n has of a condition, by the rule: a leading dimension of n is one of
-    items.
-    """
+    """Return the part of a condition for item i of n; a leading dimension of n counts items."""
     if isinstance(tree, dict):
         return {key: item(value, i, n) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):

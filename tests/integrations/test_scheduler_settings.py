@@ -1,4 +1,4 @@
-"""What the settings of a pipeline's own scheduler mean to ours."""
+"""The settings of a pipeline's own scheduler, read by KDiffusionScheduler."""
 
 import pytest
 import torch
@@ -124,8 +124,9 @@ def test_add_noise():
     ],
 )
 def test_the_settings_of_every_scheduler(kind):
-    """What a network's answer means under the scheduler itself: the same denoiser, the same
-    levels at the same times.
+    """The scheduler itself gives the meaning of a network's answer.
+
+    Compared are the denoiser and the levels at the same times.
     """
     base = getattr(diffusers, kind)()
     scheduler = ours(base, sampler='euler')

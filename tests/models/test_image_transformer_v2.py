@@ -107,7 +107,7 @@ def inputs_of(height, width):
 
 
 def dense(block, mask, x, pos, cond):
-    """What the block computes, written as attention of all tokens to all under a mask."""
+    """Compute the block as attention of all tokens to all under a mask."""
     q, k, v = block.project(block.norm(x, cond).flatten(1, 2), pos.flatten(0, 1))
     y = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
     return x + block.out_proj(y.transpose(1, 2).reshape(x.shape))

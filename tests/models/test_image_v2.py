@@ -76,7 +76,7 @@ def test_conditions():
     none = model(x, sigma)
     assert torch.equal(
         none, model(x, sigma, class_cond=torch.tensor([3, 3, 3]))
-    )  # the last class is no class
+    )  # the last class stands for none
     one = model(x, sigma, class_cond=torch.tensor([0, 3, 1]))
     assert torch.allclose(one[1], none[1], atol=1e-5) and not torch.allclose(
         one[0], none[0], atol=1e-3

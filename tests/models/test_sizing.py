@@ -1,4 +1,4 @@
-"""What a network costs, told without building it: against the real thing."""
+"""The cost of a network, computed without building it, against the real network."""
 
 from __future__ import annotations
 

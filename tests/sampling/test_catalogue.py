@@ -1,4 +1,4 @@
-"""What is known of each sampler and schedule, and the names that other programs call them by."""
+"""Entries of samplers and schedules, and their names in other programs."""
 
 import inspect
 import json

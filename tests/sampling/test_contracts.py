@@ -1,5 +1,6 @@
-"""What every sampler holds to: which inputs it takes and refuses, its precision, its steps, its
-randomness per item.
+"""Rules that hold for every sampler.
+
+Inputs it accepts and refuses, precision, number of steps, and randomness per item.
 """
 
 import copy
@@ -212,7 +213,7 @@ def test_nan_is_not_blamed_on_the_model_where_it_was_given(name):
 
 
 def test_nan_is_found_at_the_end_where_looking_would_wait():
-    """What happens off the CPU: answers are noted, and `check` names the first bad one."""
+    """Off the CPU answers are recorded, and `check` names the first bad one."""
     watch = sampling.watch.Watch(denoiser, torch.float32, 'sample_x')
     for i, value in enumerate([1.0, math.inf, math.nan]):
         watch._unchecked.append((i, torch.tensor([4.0 / (i + 1)]), torch.tensor(value)))

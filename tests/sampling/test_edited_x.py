@@ -22,7 +22,7 @@ def D(x, s):
 
 
 def edited(x):
-    """What the callback makes of x: inpainting and rescaling are of this form."""
+    """Change x in the callback, as inpainting and rescaling do."""
     return x * 0.5 + 1
 
 

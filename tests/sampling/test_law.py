@@ -1,5 +1,6 @@
-"""What stochastic samplers do to a Gaussian: the end is an affine function of the start and of
-the draws, so its variance is a sum.
+"""The variance that stochastic samplers give on Gaussian data.
+
+The end is an affine function of the start and of the draws, so its variance is a sum.
 """
 
 import functools

@@ -93,7 +93,7 @@ def rms(ll, model, x):
 
 
 def turns_of(probes, matrix, shape, turns, n=3):
-    """What the probes say of the trace of a linear map in each turn, [turns, B, P]."""
+    """Return the estimates of the trace of a linear map in each turn, [turns, B, P]."""
     x = torch.randn(n, *shape, dtype=torch.float64, requires_grad=True)
     return torch.stack(
         [probes((x.flatten(1) @ matrix.T).view_as(x), x, turn) for turn in range(turns)]

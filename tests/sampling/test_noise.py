@@ -246,7 +246,7 @@ def run(name, x, **options):
 
 
 def deterministic(name):
-    """Whether it draws nothing even with what `with_noise` gives."""
+    """Return whether a sampler draws nothing even with the arguments of `with_noise`."""
     return (
         not sampling.SAMPLERS[name].stochastic
         and 's_churn' not in sampling.SAMPLERS[name].options
@@ -279,7 +279,7 @@ NOISY = [
 
 
 def draws_of(name, x, **source):
-    """What a sampler draws over its run."""
+    """Return the draws of a sampler over its run."""
     record, entry = sampling.Record(), sampling.SAMPLERS[name]
     given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 6}
     options = {**{key: given[key] for key in entry.takes}, **with_noise(name), **source}

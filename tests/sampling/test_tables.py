@@ -55,8 +55,9 @@ def elementary_weight(tree, rows, weights):
 
 
 def satisfied(order, rows, weights):
-    """Whether the conditions of this order hold: the elementary weight of each tree of so many
-    nodes is one over its density.
+    """Return whether the conditions of this order hold.
+
+    The elementary weight of each tree with that many nodes is one over its density.
     """
     return all(
         math.isclose(

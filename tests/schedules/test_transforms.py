@@ -1,4 +1,4 @@
-"""What can be done to any schedule."""
+"""Transforms of any schedule."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ TOY, ROOT = Path(__file__).with_name('traffic.py'), Path(__file__).parents[2]
 
 @pytest.fixture(scope='module')
 def measured(tmp_path_factory):
-    """What each of two processes sent and held, by 'ddp' and 'fsdp2'."""
+    """Return the bytes that each of two processes sent and held, by 'ddp' and 'fsdp2'."""
     folder = tmp_path_factory.mktemp('traffic')
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
     command += ['--nproc-per-node', '2', str(TOY), str(folder)]

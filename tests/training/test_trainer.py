@@ -30,7 +30,7 @@ MUON = OPTIMIZERS['muon'](lr=1e-2)
 
 
 def equal(a, b):
-    """Whether two nested states are the same, bit for bit."""
+    """Return whether two nested states are the same, bit for bit."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):

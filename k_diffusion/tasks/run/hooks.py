@@ -180,8 +180,8 @@ def _add_evaluation(
 ) -> None:
     if conditions:
         display.say(
-            'evaluation is left out: it compares pictures drawn by class, and this model is '
-            'told more'
+            'evaluation is left out: it compares pictures drawn by class, and this model has '
+            'other conditions'
         )
         return
     hooks.append(

@@ -83,9 +83,7 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, config)
     model = config['model']
-    classes_in_words = (
-        f'told of the {classes} classes that its folders are' if classes else 'without classes'
-    )
+    classes_in_words = f'with the {classes} folders as classes' if classes else 'without classes'
     return config, [
         f'{inspection.readable:,} pictures of {escape_name(str(settings.data))}, most of them '
         f'{" x ".join(map(str, inspection.sizes.most_common(1)[0][0]))}'

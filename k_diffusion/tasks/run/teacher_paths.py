@@ -78,7 +78,7 @@ def teacher_paths(
         n: How many paths.
         seed: The seed.
         device: Where the teacher is.
-        say: Is told what is done.
+        say: A function that shows a line of progress.
 
     Raises:
         ValueError: The sampler draws noise, or chooses its own levels.
