@@ -74,6 +74,8 @@ def file_system(url: str, name: str = 'url') -> tuple[Any, str]:
             f'{escape_name(hide_secrets(url))}'
         )
     core = require('fsspec.core', 'remote', f'the URL {protocol}://')
+    if protocol in ('s3', 's3a'):
+        require('s3fs', 's3', f'the URL {protocol}://')
     system, path = core.url_to_fs(url)
     return system, path
 

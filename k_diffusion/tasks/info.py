@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 
@@ -113,12 +113,21 @@ class InfoSettings:
 
     def __post_init__(self) -> None:
         positive = self.rate is None or self.rate > 0
+        unused = [
+            field.name
+            for field in fields(self)
+            if field.name in ('gpu', 'network', 'disk')
+            and getattr(self, field.name) != field.default
+        ]
         check_settings(
             at_least(self, 1, 'batch_size', 'gpus'),
             one_of(self, GPUS, 'gpu'),
             None if self.network > 0 else f'network must be above 0; got {self.network}',
             None if self.disk > 0 else f'disk must be above 0; got {self.disk}',
             None if positive else f'rate must be above 0; got {self.rate}',
+            f'gpus must be given with {" and ".join(unused)}'
+            if unused and self.gpus is None
+            else None,
         )
 
 

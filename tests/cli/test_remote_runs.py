@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 import k_diffusion as K
 from k_diffusion.core import remote
+from k_diffusion.core.extras import MissingExtra
 from k_diffusion.core.weights import load_checkpoint
 from k_diffusion.training.checkpoints.remote import RemoteFolder
 
@@ -356,3 +358,9 @@ def test_a_folder_of_pieces_travels_whole(memory, tmp_path):
     assert found == other.path / path.name and other.is_whole(found)
     assert isinstance(other.manifest.read()[path.name], Record)
     assert (found / 'rank_00001.pth').read_bytes() == bytes([1]) * 100
+
+
+def test_a_url_of_s3_names_the_extra_that_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, 's3fs', None)  # as if it were not installed
+    with pytest.raises(MissingExtra, match=r'k-diffusion\[s3\]'):
+        remote.file_system('s3://bucket/run')

@@ -54,7 +54,11 @@ def test_guidance():
     with no_waits(marks), pytest.MonkeyPatch.context() as patch:
         allow(marks, patch, Watch, 'check')
         x, label = marks.mark(torch.randn(2, 1, 4, 4)), marks.mark(torch.ones(2))
-        K.sampling.sample_dpmpp_2m(guided, x, SIGMAS, extra_args={'label': label}, disable=True)
+        out = K.sampling.sample_dpmpp_2m(
+            guided, x, SIGMAS, extra_args={'label': label}, disable=True
+        )
+        assert marks.is_marked(out)
+    assert out.isfinite().all()
 
 
 @pytest.mark.parametrize('name', sorted(ADAPTIVE))

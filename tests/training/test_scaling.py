@@ -106,6 +106,8 @@ def test_the_command_prints_both_ways_and_refuses_nonsense(tiny_config, capsys):
     err = capsys.readouterr().err
     for word in ('--gpus must be at least 1', "did you mean 'h100'", '--network must be above 0'):
         assert word in err
+    assert main([str(tiny_config), '--gpu', 'a100', '--disk', '2']) != 0
+    assert '--gpus must be given with gpu and disk' in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ def test_the_run_goes_back_so_many_times_at_most(toy, tmp_path):
 
 
 def test_a_run_that_diverges_is_taken_back_too(toy, tmp_path):
-    """Four losses in a row that are no numbers end a run, but for the guard."""
+    """Four losses in a row that are not numbers would end the run without the guard."""
     folder = RunFolder(tmp_path, 'toy')
     trainer, guard, _ = make(toy, folder, 70, factor=math.nan)
     with pytest.warns(UserWarning, match='the run goes back to step 40'):
