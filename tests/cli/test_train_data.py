@@ -54,7 +54,7 @@ def test_a_folder_is_enough(pictures, tmp_path, capsys):
     assert run(pictures, tmp_path / 'run') == 0
     err = capsys.readouterr().err
     assert '12 pictures of' in err and '20 x 24' in err and 'picked: 16x16, grey' in err
-    assert 'the 2 classes' in err and 'steps of 12' in err
+    assert 'with the 2 folders as classes' in err and 'steps of 12' in err
     config = json.loads((tmp_path / 'run' / 'mine_config.json').read_text())
     assert config['model']['input_size'] == [16, 16] and config['model']['input_channels'] == 1
     assert config['dataset']['class_names'] == ['a', 'b']
