@@ -188,7 +188,7 @@ def test_pieces_are_shared_and_kept(tmp_path):
 
 
 def test_likelihood(trained, tmp_path, capsys):
-    shared = ['--checkpoint', trained, '-n', '20', '--steps', '3', '--device', 'cpu', '--json']
+    shared = ['--checkpoint', trained, '-n', '20', '--steps', '2', '--device', 'cpu', '--json']
     assert likelihood_main([*map(str, shared), '--out', str(tmp_path / 'one')]) == 0
     found = json.loads(capsys.readouterr().out)
     lines = (tmp_path / 'one' / 'bits.csv').read_text().splitlines()
@@ -201,12 +201,12 @@ def test_likelihood(trained, tmp_path, capsys):
     assert two['bits_per_dim'] == pytest.approx(found['bits_per_dim'], abs=1e-4)
     exact = likelihood(
         LikelihoodSettings(
-            trained, n=3, steps=3, exact=True, out=tmp_path / 'exact', device='cpu', show=False
+            trained, n=2, steps=2, exact=True, out=tmp_path / 'exact', device='cpu', show=False
         )
     )
     many = likelihood(
         LikelihoodSettings(
-            trained, n=3, steps=3, probes=40, out=tmp_path / 'many', device='cpu', show=False
+            trained, n=2, steps=2, probes=40, out=tmp_path / 'many', device='cpu', show=False
         )
     )
     assert exact.bits == pytest.approx(many.bits, abs=0.1)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import k_diffusion as K
+from k_diffusion.cli.train import main
 from k_diffusion.core.weights import load_checkpoint
 from k_diffusion.data import Loader, as_dataset
 from k_diffusion.tasks.run.held_out import split_items
@@ -139,19 +140,19 @@ def test_two_processes_report_what_one_reports(tmp_path, tiny):
         *('--evaluate-every', '1'),
     ]
     found = []
+    assert main([*arguments, '--run-dir', str(tmp_path / '1')]) == 0
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    command += ['--nproc-per-node', '2', str(ROOT / 'train.py'), *arguments]
+    done = subprocess.run(
+        [*command, '--run-dir', str(tmp_path / '2')],
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
     for processes in 1, 2:
-        command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
-        command += ['--nproc-per-node', str(processes), str(ROOT / 'train.py'), *arguments]
-        command += ['--run-dir', str(tmp_path / str(processes))]
-        done = subprocess.run(
-            command,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
         line = log_of(tmp_path / str(processes))[-1]
         found.append((line['held_out_loss'], line['held_out_loss_by_noise']))
     assert found[0] == found[1] and found[0][0] > 0

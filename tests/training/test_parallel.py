@@ -62,6 +62,7 @@ def test_pieces_are_compiled(tmp_path):
         torch.testing.assert_close(half[key], value, atol=4e-3, rtol=0)  # two steps of 1e-3 at most
 
 
+@pytest.mark.slow
 def test_pieces_are_trained_in_fp16(tmp_path):
     """The scale is that of all pieces: an infinite loss on one process is left out on both."""
     from parallel import scaled_trainer
