@@ -73,7 +73,16 @@ def draw_normals(
     """
     device, dtype = torch.device(device), dtype or torch.get_default_dtype()
     drawn_on = device if device.type in ('cpu', 'cuda') else torch.device('cpu')
-    numbers = items if isinstance(items, Tensor) else torch.tensor(items, dtype=torch.int64)
+    if isinstance(items, Tensor) and (items.is_floating_point() or items.ndim != 1):
+        raise TypeError(
+            f'items must be integers, [B]; got a tensor {list(items.shape)} of {items.dtype}'
+        )
+    # (any type of integers: the key is read from the bits of int64)
+    numbers = (
+        items.to(torch.int64)
+        if isinstance(items, Tensor)
+        else torch.tensor(items, dtype=torch.int64)
+    )
     numbers, count = send(numbers, drawn_on), math.prod(shape)
     make = _fill_compiled if drawn_on.type == 'cuda' else fill_in_place
     drawn = make(numbers, stream, -(-count // 4))
@@ -94,7 +103,7 @@ def fill_in_place(items: Tensor, stream: int, blocks: int) -> Tensor:
     if len(items) > at_once:
         return torch.cat([fill_in_place(part, stream, blocks) for part in items.split(at_once)])
     first, odd = _counters(stream, blocks, items.device)
-    even = first.expand(2, len(items), blocks).contiguous()
+    even = first.repeat(1, len(items), 1)  # a copy for one item too: it is overwritten
     words = items.contiguous().view(torch.int32).view(-1, 2, 1)
     words = words if _LOW == 0 else words.flip(1)
     even, odd = mix_in_place(even, odd, words.transpose(0, 1) + _key_steps(items.device))

@@ -93,7 +93,9 @@ def draw_items(
             each by a generator of torch for the device.
     """
     if counter:
-        noise = draw_normals(derive_seed(0, *keys), seeds, shape, device, dtype)
+        # An item has 64 bits; seeds beyond them are hashed, so that all integers are seeds.
+        items = [seed if -(2**63) <= seed < 2**63 else derive_seed(seed, 'item') for seed in seeds]
+        noise = draw_normals(derive_seed(0, *keys), items, shape, device, dtype)
         return noise if std == 1.0 else noise.mul_(std)
     return randn_items(shape, [derive_seed(seed, *keys) for seed in seeds], device, dtype, std)
 

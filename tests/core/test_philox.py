@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from k_diffusion.core import philox
 from k_diffusion.core.philox import draw_normals, fill, fill_in_place, mix_in_place
+from k_diffusion.core.random import draw_items
 
 #: The known answers of Random123 1.09 (kat_vectors, philox4x32 10): counter, key, words.
 KNOWN = [
@@ -92,6 +93,46 @@ def test_an_item_depends_on_neither_its_batch_nor_its_size(monkeypatch):
     monkeypatch.setattr(philox, '_AT_ONCE', 64)
     assert torch.equal(draw_normals(3, range(100, 140), [3, 6, 6]), whole)
     assert draw_normals(3, [], [3, 6, 6]).shape == (0, 3, 6, 6)
+
+
+def normals_of_ints(stream, item, count):
+    """The numbers of an item by Python's integers and floats, in blocks of four."""
+    numbers = []
+    for block in range(-(-count // 4)):
+        words = philox_of_ints(
+            [block, 0, stream % 2**32, stream >> 32], [item % 2**32, item >> 32 & 0xFFFFFFFF]
+        )
+        for first, second in (words[:2], words[2:]):
+            radius = math.sqrt(-2 * math.log((first + 0.5) / 2**32))
+            angle = 2 * math.pi * second / 2**32
+            numbers += [radius * math.cos(angle), radius * math.sin(angle)]
+    return numbers[:count]
+
+
+@pytest.mark.parametrize('at_once', [2**20, 2])
+def test_draws_of_one_item_change_no_later_ones(monkeypatch, at_once):
+    """Neither a batch of one, nor items so large that they are drawn one by one."""
+    monkeypatch.setattr(philox, '_AT_ONCE', at_once)
+    stream, items = 0x0123456789ABCDEF, [5, 2**40 + 3, -1, -(2**62)]
+    expected = torch.tensor([normals_of_ints(stream, item, 10) for item in items])
+    for batch in ([0], [0], [0, 1, 2, 3], [3], [1, 2]):
+        drawn = draw_normals(stream, [items[i] for i in batch], [2, 5]).flatten(1)
+        torch.testing.assert_close(drawn, expected[batch], atol=2e-6, rtol=2e-6)
+
+
+def test_items_are_integers_of_any_type():
+    expected = draw_normals(8, [3, 4], [5])
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.int64):
+        assert torch.equal(draw_normals(8, torch.tensor([3, 4], dtype=dtype), [5]), expected)
+    with pytest.raises(TypeError, match=r'items must be integers, \[B\]; got a tensor'):
+        draw_normals(8, torch.tensor([3.0, 4.0]), [5])
+
+
+def test_seeds_beyond_64_bits_draw_apart():
+    seeds = [2**63, 2**64, 2**64 + 1, -(2**63) - 1, 0, 1, -1]
+    drawn = draw_items([64], seeds, ['start'], counter=True)
+    assert len({tuple(row) for row in drawn.tolist()}) == len(seeds)
+    assert torch.equal(drawn[4:], draw_items([64], [0, 1, -1], ['start'], counter=True))
 
 
 def test_other_precisions_are_the_same_noise():
