@@ -19,16 +19,14 @@ from torch import Tensor
 
 import k_diffusion as K
 from k_diffusion.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from k_diffusion.integrations.comfyui.nodes import (
-    CalibratedNode,
-    CalibrateNode,
-    RecommendedNode,
-    ScheduleNode,
-)
-from k_diffusion.integrations.comfyui.widgets import AS_COMFYUI, read_widgets
+from k_diffusion.sampling.menus import AS_COMFYUI, read_options
 
 CENTRE = torch.linspace(-1.0, 1.0, 16).reshape(1, 1, 4, 4)
 SCALE = 2.5
+ScheduleNode, RecommendedNode, CalibrateNode, CalibratedNode = (
+    NODE_CLASS_MAPPINGS[f'KDiffusion{name}']
+    for name in ('Schedule', 'Recommended', 'Calibrate', 'Calibrated')
+)
 ENTRIES = {entry.name: entry for entry in K.sampling.catalogue()}
 
 
@@ -254,7 +252,7 @@ def test_the_widgets_begin_with_the_defaults_of_the_sampler_or_of_comfyui(name: 
     node = NODE_CLASS_MAPPINGS[f'KDiffusion_{name}']
     widgets = node.INPUT_TYPES()['required']
     values = {key: settings['default'] for key, (_, settings) in widgets.items() if key != 'noise'}
-    assert read_widgets(ENTRIES[name], values) == AS_COMFYUI.get(name, {})
+    assert read_options(ENTRIES[name], values) == AS_COMFYUI.get(name, {})
     assert NODE_DISPLAY_NAME_MAPPINGS[f'KDiffusion_{name}'] == f'k-diffusion {name}'
     assert node.CATEGORY.startswith('k-diffusion/') and node.RETURN_TYPES == ('SAMPLER',)
     assert set(inspect.signature(node.give).parameters) >= {'noise', 'values'}
@@ -309,9 +307,11 @@ def test_the_recommended_node_gives_what_k_sample_takes() -> None:
 def test_a_fitted_sampler_is_kept_and_found_again(comfyui: Path) -> None:
     latent = {'samples': torch.zeros(1, 1, 4, 4)}
     asked = guider()
-    sampler, levels = CalibrateNode().give(asked, latent, 3, 8, 0, 16, 'two peaks')
+    sampler, levels = CalibrateNode().give(
+        asked, latent_image=latent, calls=3, noises=8, seed=0, batch_size=16, name='two peaks'
+    )
     assert host.ProgressBar.seen and (comfyui / 'k-diffusion' / 'two peaks.json').exists()
-    assert CalibratedNode.INPUT_TYPES()['required']['name'] == (['two peaks'],)
+    assert CalibratedNode.INPUT_TYPES()['required']['name'] == (['two peaks'], {})
     again, same = CalibratedNode().give(asked.model_patcher, 'two peaks')
     counted = guider()
     ours = counted.sample(start(), torch.zeros(2, 1, 4, 4), sampler, levels)
@@ -321,7 +321,15 @@ def test_a_fitted_sampler_is_kept_and_found_again(comfyui: Path) -> None:
     euler = K.sample(Guided(), start() * 10.0, 3, 'euler', seeds=0)
     assert (ours - converged).norm() < 0.5 * (euler - converged).norm()
     with pytest.raises(ValueError, match='name must be the name of a file'):
-        CalibrateNode().give(asked, latent, 3, 8, 0, 16, '../elsewhere')
+        CalibrateNode().give(
+            asked,
+            latent_image=latent,
+            calls=3,
+            noises=8,
+            seed=0,
+            batch_size=16,
+            name='../elsewhere',
+        )
 
 
 def test_the_package_is_imported_without_its_host() -> None:

@@ -1,0 +1,103 @@
+"""The options of samplers as entries of a menu, and typed values as options."""
+
+from __future__ import annotations
+
+import ast
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .registry import Sampler
+
+#: The number of a menu that stands for infinity, and numbers above it.
+INFINITE = 1e9
+#: Options that cannot be typed: functions and objects.
+_OBJECTS = ('noise_sampler', 'noise_scaler', 'clock', 'spectrum', 'return_info')
+#: The options with which a sampler gives the numbers of ComfyUI's sampler of its name, where they
+#: differ from its defaults.
+AS_COMFYUI: Mapping[str, Mapping[str, Any]] = {
+    'deis': {'euler_to_zero': True, 'clock_range': (0.002, 80.0)},
+    'dpmpp_2s_ancestral_cfg_pp': {'uncond_from': 'middle'},
+    'er_sde': {'points': 200},
+    'gradient_estimation': {'euler_to_zero': True},
+    'ipndm': {'euler_to_zero': True},
+    'ipndm_v': {'euler_to_zero': True, 'order': 4},
+    'lms': {'euler_to_zero': True},
+    'sa_solver': {'lower_order_final': True},
+    'sa_solver_pece': {'lower_order_final': True},
+    'seeds_2': {'solver_type': 'phi_1'},
+}
+
+
+@dataclass(frozen=True)
+class MenuOption:
+    """An option of a sampler for a menu.
+
+    Attributes:
+        kind: How it is entered: bool, int and float, str for a text, and tuple for one of the
+            choices.
+        default: Its default; a text if it is entered as a text, and INFINITE for infinity.
+        choices: The choices.
+    """
+
+    kind: type
+    default: Any
+    choices: tuple[Any, ...] = ()
+
+
+def list_options(entry: Sampler, usual: Mapping[str, Any] | None = None) -> dict[str, MenuOption]:
+    """List the options of a sampler that can be typed, by name.
+
+    Options that are neither numbers nor choices are texts in Python syntax; an empty text is the
+    default.
+
+    Args:
+        entry: The sampler.
+        usual: Other defaults of some options.
+    """
+    hints = typing.get_type_hints(entry.function)
+    defaults = {name: p.default for name, p in entry.options.items() if name not in _OBJECTS}
+    return {
+        name: _menu_option(hints.get(name, str), (usual or {}).get(name, default))
+        for name, default in defaults.items()
+    }
+
+
+def _menu_option(hint: Any, default: Any) -> MenuOption:
+    if typing.get_origin(hint) is typing.Literal:
+        return MenuOption(tuple, default, typing.get_args(hint))
+    if isinstance(default, (bool, int, float)):
+        finite = min(default, INFINITE) if isinstance(default, float) else default
+        return MenuOption(type(default), finite)
+    shown = default if isinstance(default, str) else '' if default is None else repr(default)
+    return MenuOption(str, shown)
+
+
+def read_options(entry: Sampler, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a sampler from typed values, without those at the default.
+
+    Args:
+        entry: The sampler.
+        values: The values by name, as `list_options` describes them.
+
+    Raises:
+        ValueError: If a text is not a number, a tuple or a list.
+    """
+    defaults = {name: parameter.default for name, parameter in entry.options.items()}
+    read = {name: _read(name, value, defaults[name]) for name, value in values.items()}
+    return {name: value for name, value in read.items() if value != defaults[name]}
+
+
+def _read(name: str, value: Any, default: Any) -> Any:
+    if isinstance(value, float) and value >= INFINITE:
+        return math.inf
+    if not isinstance(value, str) or isinstance(default, str):
+        return value
+    try:
+        return ast.literal_eval(value) if value.strip() else default
+    except (ValueError, SyntaxError):
+        raise ValueError(
+            f'{name} must be a number, a tuple or a list in Python syntax; got {value!r}'
+        ) from None
