@@ -264,9 +264,10 @@ def test_a_webhook_is_sent_json():
 
 
 def test_targets_that_are_none():
-    for text in ('', '  ', "echo 'open", 3):
+    for text in ('', '  ', "echo 'open", 3, 'http://', 'http:///x', 'https://[bad'):
         assert 'on_event must be a command or a URL' in find_target_problem(text)
-    assert find_target_problem("echo 'a b'") is None
+    for text in ("echo 'a b'", 'http://localhost:8000/x', 'https://[::1]/x'):
+        assert find_target_problem(text) is None
     with pytest.raises(ValueError, match='on_event must be a command'):
         K.train('c.json', on_event='"')
 

@@ -123,9 +123,12 @@ def is_webhook(text: str) -> bool:
 def find_target_problem(text: Any) -> str | None:
     """Return the problem of `text` as a target of events, or None."""
     try:
-        if isinstance(text, str) and (is_webhook(text) or shlex.split(text)):
+        parts = isinstance(text, str) and (
+            urllib.parse.urlsplit(text).hostname if is_webhook(text) else shlex.split(text)
+        )
+        if parts:
             return None
-    except ValueError:  # a quotation that is not closed
+    except ValueError:  # a quotation that is not closed, an address that is none
         pass
     return f'on_event must be a command or a URL (http, https); got {text!r:.80}'
 
