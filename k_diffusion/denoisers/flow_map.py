@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.tensors import append_dims, mean_per_item
+from ..core.tensors import append_dims
 from .base import at_least_float32
 from .karras import Denoiser
 
@@ -96,4 +96,4 @@ class FlowMap(Denoiser):
         """
         x, sigma, target = self.example(input, noise, sigma)
         error = self.predict(x, sigma, sigma_next=sigma, **cond) - target
-        return mean_per_item(error**2) * self.weight(sigma)
+        return self._mean_square(error) * self.weight(sigma)

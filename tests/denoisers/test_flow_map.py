@@ -100,6 +100,22 @@ def test_the_loss_of_a_map_is_that_of_its_denoiser():
     torch.testing.assert_close(flow_map.loss(x, noise, sigma), expected)
 
 
+@pytest.mark.parametrize('scales', [0, 2])
+def test_the_loss_of_a_map_takes_scales(scales):
+    """For a network that does not look at the second level it is the loss of the denoiser."""
+
+    def network(x, sigma, **levels):
+        return torch.sin(3 * x)
+
+    torch.manual_seed(0)
+    x, noise = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+    sigma = torch.rand(4, dtype=torch.float64) + 0.2
+    map_, denoiser = (kind(network, 0.5, scales=scales) for kind in (FlowMap, Denoiser))
+    expected = denoiser.loss(x, noise, sigma)
+    torch.testing.assert_close(map_.loss(x, noise, sigma), expected)
+    assert not torch.allclose(expected, Denoiser(network, 0.5).loss(x, noise, sigma))
+
+
 def test_the_levels_of_consistency_tuning():
     high, none = torch.tensor([1e6]), torch.tensor([0.0])
     # n(t) is 1 far up, so that r / t = 1 - 1/2, then 1 - 1/4, and 1 - 1/256 in the last of 8 stages
