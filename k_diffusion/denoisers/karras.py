@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.spectral import dct, freq_weight_nd
@@ -35,8 +36,9 @@ class Denoiser(PreconditionedDenoiser):
         scales: Other than 1 weighs the squared error over its spatial frequencies, coarse ones
             more, over that many octaves; 0 for all octaves.
         preconditioning: One of SCALINGS, which determines what F predicts.
-        contrast: Subtracts this many times the squared distance to the target of the next item of
-            the batch at the noise level of this item; in [0, 1), 0.05 is usual.
+        contrast: Subtracts this many times the squared distance to the target of another item of
+            the batch at the noise level of this item; in [0, 1), 0.05 is usual. Items 2k and 2k + 1
+            are each other's; the last of an odd number has the first. A single item has none.
 
     Raises:
         ValueError: If scales or contrast is out of range.
@@ -101,8 +103,10 @@ class Denoiser(PreconditionedDenoiser):
         x, sigma, target = self.example(input, noise, sigma)
         prediction = self.predict(x, sigma, **cond)
         loss = self._mean_square(prediction - target)
-        if self.contrast and self.training:
-            other = self.example(input.roll(1, 0), noise.roll(1, 0), sigma)[2]
+        n = len(input)
+        if self.contrast and self.training and n > 1:
+            partner = (torch.arange(n, device=input.device) ^ 1) % n
+            other = self.example(input[partner], noise[partner], sigma)[2]
             loss = loss - self.contrast * self._mean_square(prediction - other)
         return loss * self.weight(sigma)
 

@@ -29,7 +29,7 @@ def draw(n=5):
 
 
 @pytest.mark.parametrize('preconditioning', list(SCALINGS))
-def test_it_is_the_distance_of_d_to_the_next_item_made_noisy_alike(preconditioning):
+def test_it_is_the_distance_of_d_to_another_item_made_noisy_alike(preconditioning):
     """On D at sigma_i, F is the target of item j where D is x_j: both seen from x_j + sigma_i n_j.
 
     With F = 0 the squared distance to the target of j at level i is |x_j - c_skip (x_j + sigma_i
@@ -42,11 +42,11 @@ def test_it_is_the_distance_of_d_to_the_next_item_made_noisy_alike(preconditioni
     expected = torch.empty(5, dtype=torch.float64)
     for i in range(5):
         c_skip, c_out, _ = SCALINGS[preconditioning](sigma[i], 0.6)
-        own, next_one = (
+        own, other = (
             (x[j] - c_skip * (x[j] + sigma[i] * noise[j])).square().mean() / c_out**2
-            for j in (i, i - 1)
+            for j in (i, (1, 0, 3, 2, 0)[i])
         )
-        expected[i] = (own - 0.3 * next_one) * denoiser.weight(sigma[i : i + 1])[0]
+        expected[i] = (own - 0.3 * other) * denoiser.weight(sigma[i : i + 1])[0]
     torch.testing.assert_close(denoiser.loss(x, noise, sigma), expected)
 
 
@@ -61,11 +61,23 @@ def test_the_best_constant():
     torch.testing.assert_close(gradient, -2 * (1 - 0.2) * mean)
 
 
-def test_in_evaluation_mode_an_item_is_measured_by_itself():
+def test_in_evaluation_mode_and_alone_an_item_is_measured_by_itself():
     x, noise, sigma = draw()
     plain, other = Denoiser(Constant(), 0.6), Denoiser(Constant(), 0.6, contrast=0.3)
     assert not torch.allclose(other.loss(x, noise, sigma), plain.loss(x, noise, sigma))
+    for i in range(5):  # nothing to contrast with
+        alone = other.loss(x[i : i + 1], noise[i : i + 1], sigma[i : i + 1])
+        assert torch.equal(alone, plain.loss(x, noise, sigma)[i : i + 1])
     assert torch.equal(other.eval().loss(x, noise, sigma), plain.loss(x, noise, sigma))
+
+
+def test_a_batch_may_be_split_into_even_parts():
+    x, noise, sigma = draw(12)
+    denoiser = Denoiser(Constant(), 0.6, contrast=0.3)
+    whole = denoiser.loss(x, noise, sigma)
+    for size in (2, 4, 6):
+        parts = zip(x.split(size), noise.split(size), sigma.split(size))
+        torch.testing.assert_close(torch.cat([denoiser.loss(*part) for part in parts]), whole)
 
 
 def test_the_key_of_a_config():

@@ -11,6 +11,7 @@ from torch import nn
 
 from ...config import Experiment
 from ...config.conditioning import null_conditions
+from ...config.load import Sections
 from ...core.accelerators import peak_flops
 from ...core.draws import NEWEST, Draws
 from ...core.modules import n_params
@@ -202,6 +203,7 @@ def _choose_loss(
         compute=settings.loss,
     )
     if sections.distillation.method is None:
+        _check_contrast(settings, sections)
         return objective
     with accelerator.main_process_first():
         return distillation.make_loss(
@@ -211,6 +213,16 @@ def _choose_loss(
             folder.path,
             accelerator.device,
             display.say,
+        )
+
+
+def _check_contrast(settings: TrainSettings, sections: Sections) -> None:
+    """Raise a ValueError if the contrast has no other item in a forward pass."""
+    if sections.model.loss_contrast and settings.batch_size == 1 and settings.loss is None:
+        raise ValueError(
+            'batch_size (micro_batch where it is given) must be at least 2 with '
+            f'model.loss_contrast {sections.model.loss_contrast:g}, which compares items of one '
+            'forward pass; got 1: enlarge it, or set loss_contrast to 0'
         )
 
 
