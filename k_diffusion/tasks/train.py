@@ -34,7 +34,6 @@ from .run.plan import plan
 from .run.python import keep_sigma_data, open_experiment
 from .run.resuming import (
     accepted_changes,
-    begin_losses,
     changed_data,
     facts_of,
     overrides_of,
@@ -255,7 +254,7 @@ def _go_on(
         ) from error
     display.say(f'goes on from {path}, step {trainer.step:,}')
     if changes_loss(changes):
-        begin_losses(trainer)
+        trainer.begin_losses()
     tell_changes(
         notes, settings.reset_optimizer, display.say, settings.reset_ema, changes_loss(changes)
     )

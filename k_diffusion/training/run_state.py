@@ -17,6 +17,7 @@ from ..core.draws import Draws
 from ..core.random import generator
 from .batches import Batch, BatchSource, Part
 from .checkpoints.reading import load_weights, unwrap
+from .checkpoints.retention import LOSS_SINCE
 from .ema import EMASched, set_ema_position
 from .lr import set_lr_position
 from .noise_levels import LossByNoise
@@ -151,6 +152,17 @@ class RunState:
             if state.get(key) is not None:
                 part.load_state_dict(state[key])
         self.last_checkpoint = source
+
+    def begin_losses(self) -> None:
+        """Restart the averages of the loss, which means something else from now on.
+
+        Parts that compare losses with earlier ones have a method `forget_losses`.
+        """
+        self.ema_stats = {LOSS_SINCE: float(self.step)}
+        self.loss_by_noise = LossByNoise(device=self.accelerator.device)
+        for part in self.parts.values():
+            if hasattr(part, 'forget_losses'):
+                part.forget_losses()
 
     def rewind(self, state: Mapping[str, Any], source: Path | None = None) -> None:
         """Load a checkpoint, but keep the position in the stream of items and the elapsed time.

@@ -17,14 +17,13 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .checkpoints.folder import RunFolder, step_of
 from .checkpoints.reading import read_training_checkpoint
-from .checkpoints.retention import FACTOR, WINDOW
+from .checkpoints.retention import FACTOR, LOSS_SINCE, WINDOW, largest_sane
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -37,7 +36,8 @@ PATIENCE, LEAST = 3, 20
 class SpikeGuard:
     """Moves a run back when `PATIENCE` consecutive losses are not finite or too large.
 
-    A loss is too large above `factor` times the median of the last 100 sane ones. The guard is a
+    A loss is too large above `factor` times the median of the last 100 sane ones (where losses may
+    be negative: above `largest_sane`). The guard is a
     part of the Trainer under 'spikes', and a hook before those that save. It moves back to the
     newest checkpoint before the spike whose step is a multiple of `save_every`, because only those
     are the same in a run that was interrupted.
@@ -78,8 +78,9 @@ class SpikeGuard:
             losses: Steps and losses.
         """
         for step, loss in losses:
-            usual = median(self._sane) if len(self._sane) >= LEAST else math.inf
-            if math.isfinite(loss) and loss <= self.factor * usual:
+            enough = len(self._sane) >= LEAST
+            limit = largest_sane(self._sane, self.factor) if enough else math.inf
+            if math.isfinite(loss) and loss <= limit:
                 self._sane.append(loss)
                 self._count = 0
                 continue
@@ -113,9 +114,11 @@ class SpikeGuard:
             )
             self._report(first, step, None, f'{why}, so that it is left as it is')
             return False
-        rewinds = self.rewinds + 1
+        rewinds, since = self.rewinds + 1, trainer.ema_stats.get(LOSS_SINCE, -1.0)
         trainer.rewind(read_training_checkpoint(path, verify=False), path)
         self.rewinds, self._count, self._spike = rewinds, 0, None
+        if trainer.step <= since:  # its losses were of another meaning
+            trainer.begin_losses()
         if trainer.accelerator.is_main_process:
             self.folder.point_to(path)
         self._report(
@@ -147,6 +150,11 @@ class SpikeGuard:
         if self.tell is not None:
             to = None if path is None else step_of(path)
             self.tell('spike', spike=first, noticed=step, goes_back_to=to, rewinds=self.rewinds)
+
+    def forget_losses(self) -> None:
+        """Forget the losses so far, which are not comparable with later ones."""
+        self._sane.clear()
+        self._first, self._count, self._spike = 0, 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the losses and counters that it decides by."""

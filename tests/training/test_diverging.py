@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 
-from k_diffusion.tasks.run.resuming import begin_losses
 from k_diffusion.training import CheckpointHook, Diverged, LogHook, Retention, RunFolder
 from k_diffusion.training.checkpoints.retention import sane_steps
 
@@ -86,6 +85,11 @@ def test_a_run_that_never_was_sane_begins_anew(toy, tmp_path):
         ([1.0, 10.0, 1.0], [0, 1, 2]),
         ([1.0, 1e35, 1e35, 1e35, 1e35, 2.0], [0, 5]),  # none gets used to 1e35
         ([1.0, math.inf, math.nan, 1.0], [0, 3]),
+        ([-1.0, -1.1, -0.9, -1.0, 7.9, 8.1], [0, 1, 2, 3, 4]),  # the limit is -1 + 9 * 1
+        (
+            [0.2, -0.2, 0.1, -0.1, 0.05, 0.9, 1.5],
+            [0, 1, 2, 3, 4, 5],
+        ),  # 0 + 9 * 0.15; 0.05 + 9 * 0.1
         ([100.0, 1.0, 0.01, 0.5, 30.0], [0, 1, 2, 3]),  # the median of the last sane ones is 0.75
     ],
     ids=str,
@@ -119,7 +123,7 @@ def test_a_run_goes_back_to_a_checkpoint_of_its_new_loss(toy, tmp_path, told, st
     trainer = diverging(toy, folder, {21: 1e30})
     trainer.load_state_dict(state, path)
     if told:
-        begin_losses(trainer)
+        trainer.begin_losses()
     with pytest.raises(Diverged, match=rf'the last good checkpoint is .*toy_000000{step}\.pth'):
         trainer.run()
 

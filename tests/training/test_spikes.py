@@ -129,6 +129,43 @@ def test_a_kill_changes_no_bit(toy, tmp_path, killed):
     assert same(state_of(straight), state_of(again))
 
 
+@pytest.mark.parametrize('mean', [-1.0, 0.0, 0.01])
+def test_losses_around_or_below_zero_are_no_spike(tmp_path, mean):
+    """As likelihoods have them, or a contrast: normal, of standard deviation 0.1.
+
+    The limit lies nine times 0.067 above the median or more: six standard deviations.
+    """
+    guard = SpikeGuard(RunFolder(tmp_path, 'toy'), 8, 2)
+    losses = torch.randn(5000, generator=torch.Generator().manual_seed(5)) * 0.1 + mean
+    guard.see_losses(None, list(enumerate(losses.tolist(), 1)))
+    assert guard._count == 0 and guard._spike is None
+    guard.see_losses(None, [(step, 100.0) for step in (5001, 5002, 5003)])
+    assert guard._spike == 5001
+
+
+@pytest.mark.parametrize(('bad', 'rewinds'), [(range(0), 0), (range(54 * 4, 58 * 4), 1)])
+def test_a_loss_of_another_meaning_is_no_spike(toy, tmp_path, bad, rewinds):
+    """From step 30 on the loss is a thousand times what it was before.
+
+    With bad items (steps 55 to 58) the only checkpoint before them is of the old loss.
+    """
+    folder = RunFolder(tmp_path, 'toy')
+    make(toy, folder, 30, bad=(), save_every=30)[0].run()
+    path, state = folder.newest()
+    trainer, guard, _ = make(toy, folder, 70, bad=bad, save_every=30)
+    plain = trainer.loss
+    trainer.loss = lambda batch: 1000 * plain(batch)
+    trainer.load_state_dict(state, path)
+    trainer.begin_losses()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        assert trainer.run() == 'done'
+    texts = [str(one.message) for one in caught if 'spikes' in str(one.message)]
+    assert guard.rewinds == rewinds == len(texts)
+    assert all('from step 55 on; the run goes back to step 30 ' in text for text in texts)
+    assert trainer.ema_stats['loss_since'] == 30.0
+
+
 def test_the_run_goes_back_so_many_times_at_most(toy, tmp_path):
     """Every item from the 176th on is bad: after two ways back the spike is only reported."""
     trainer, guard, seen = make(toy, RunFolder(tmp_path, 'toy'), 70, bad=range(176, 10**9))

@@ -17,9 +17,7 @@ from ...core.remote import is_url
 from ...core.weights import fingerprint
 from ...data import Dataset, Images, RowStream, StreamData, TensorData, UnreadablePicture
 from ...encoders import LatentEncoder
-from ...training import RunFolder, Trainer, read_training_checkpoint
-from ...training.checkpoints.retention import LOSS_SINCE
-from ...training.noise_levels import LossByNoise
+from ...training import RunFolder, read_training_checkpoint
 from .settings import TrainSettings
 
 #: Above this size of a data set, its digest covers this number of evenly spaced pictures.
@@ -184,12 +182,6 @@ def changed_data(
     if old['images'] == new['images']:
         return ['the data set (other pictures or classes, as many as before)']
     return [f'the data set {old["images"]:,} -> {new["images"]:,} images']
-
-
-def begin_losses(trainer: Trainer) -> None:
-    """Restart the averages of the loss of `trainer`, which means something else from now on."""
-    trainer.ema_stats = {LOSS_SINCE: float(trainer.step)}
-    trainer.loss_by_noise = LossByNoise(device=trainer.accelerator.device)
 
 
 def tell_changes(

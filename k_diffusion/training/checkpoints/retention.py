@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
-#: A loss is sane up to this factor times the median of this many sane losses before it.
+#: A loss is sane up to this factor times the median of this many sane losses before it, or as far
+#: above it if losses may be negative (`largest_sane`).
 FACTOR, WINDOW = 10.0, 100
 
 #: Key in the metrics of a checkpoint: the first step of losses with the same meaning, if it is not
@@ -74,13 +75,26 @@ class Retention:
         return reasons
 
 
+def largest_sane(losses: Collection[float], factor: float = FACTOR) -> float:
+    """Return the limit of a sane loss after other sane losses.
+
+    With m their median it is m + (factor - 1) median |loss|. That is factor * m if none is
+    negative; it stays above m for losses that may be, as a likelihood or with a contrast.
+
+    Args:
+        losses: The losses before it, at least one.
+        factor: The limit relative to the median.
+    """
+    return median(losses) + (factor - 1) * median(map(abs, losses))
+
+
 def sane_steps(
     losses: Iterable[tuple[int, float]], saved: Mapping[int, float], begins: Iterable[float] = ()
 ) -> list[int]:
     """Return the steps of the checkpoints with a sane loss, in order.
 
-    A loss is sane if it is finite and at most `FACTOR` times the median of the last `WINDOW` sane
-    losses before it. Other losses are ignored, so that a run with a permanently large loss is not
+    A loss is sane if it is finite and at most `largest_sane` of the last `WINDOW` sane losses
+    before it. Other losses are ignored, so that a run with a permanently large loss is not
     considered sane again.
 
     Args:
@@ -99,7 +113,7 @@ def sane_steps(
         while ahead and step > ahead[0]:
             ahead.popleft()
             before.clear()
-        if not math.isfinite(loss) or (before and loss > FACTOR * median(before)):
+        if not math.isfinite(loss) or (before and loss > largest_sane(before)):
             continue
         before.append(loss)
         if is_saved:
