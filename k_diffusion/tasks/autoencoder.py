@@ -28,7 +28,7 @@ from ..core.weights import save_safetensors
 from ..data import Loader, open_dataset
 from ..training import CheckpointHook, Hook, LogHook, RunFolder, Trainer
 from .run.display import Display
-from .run.resuming import begin_losses, changed_data, facts_of, tell_changes
+from .run.resuming import changed_data, facts_of, tell_changes
 from .run.settings import status_after
 
 
@@ -204,7 +204,7 @@ def _resume(
     notes = [*map(str, changes), *changed_data(state.get('data'), extra['data'], path)]
     trainer.load_state_dict(state, path, reset_optimizer=reset_optimizer)
     if changes_loss(changes):
-        begin_losses(trainer)
+        trainer.begin_losses()
     tell_changes(notes, reset_optimizer, display.say, other_loss=changes_loss(changes))
 
 
