@@ -63,10 +63,11 @@ class Trainer(RunState):
     """The training loop: steps of an optimizer, the average of the weights, and hooks.
 
     Random numbers are a function of the seed and of positions in the stream of items. Each batch
-    gets `u` (float64 [B] on the CPU): one quantile of the noise density per item, stratified over
-    the whole step. The global generators are seeded before each forward pass. A loss that needs
-    other small tensors on the device may have a method `make_inputs(batch)`, which returns them by
-    name on the host; it then gets them on the device as `batch['sent']`.
+    gets `step`, the number of steps before this one, and `u` (float64 [B] on the CPU): one quantile
+    of the noise density per item, stratified over the whole step. The global generators are seeded
+    before each forward pass. A loss that needs other small tensors on the device may have a method
+    `make_inputs(batch)`, which returns them by name on the host; it then gets them on the device as
+    `batch['sent']`.
 
     Args:
         accelerator: An accelerate.Accelerator with gradient_accumulation_steps 1.
@@ -265,7 +266,7 @@ class Trainer(RunState):
             asked = time.perf_counter()
             batch = next(batches)
             self.data_seconds += time.perf_counter() - asked
-            batch['u'] = quantiles[batch['item'] - self.items]
+            batch['u'], batch['step'] = quantiles[batch['item'] - self.items], self.step
             batch['sent'] = self._send_inputs(batch)
             self._seed_dropout(micro)
             last = micro == self.grad_accum_steps - 1

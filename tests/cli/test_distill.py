@@ -8,6 +8,7 @@ import torch
 import k_diffusion as K
 from k_diffusion.cli.distill import main
 from k_diffusion.core.weights import load_checkpoint
+from k_diffusion.tasks.run.distilling import Distiller
 from k_diffusion.tasks.sample import sample
 
 METHODS = ('cmt', 'ect', 'meanflow')
@@ -53,6 +54,25 @@ def test_stopping_and_going_on_changes_nothing(trained, tmp_path, method):
     )
     for key in ('model', 'model_ema', 'opt', 'sched', 'ema_sched', 'step', 'items', 'ema_stats'):
         assert same(straight[key], parted[key]), key
+
+
+@pytest.mark.parametrize('batch_size', [4, 16])
+def test_the_schedule_goes_by_steps_whatever_the_batch(trained, tmp_path, monkeypatch, batch_size):
+    """Three steps of eight items, and then three of another number."""
+    shares, tune = [], Distiller._tune
+
+    def record(self, example, progress):
+        shares.append(progress)
+        return tune(self, example, progress)
+
+    def stop(trainer):
+        if trainer.step == 3:
+            raise K.Stop
+
+    monkeypatch.setattr(Distiller, '_tune', record)
+    distill(trained, tmp_path, method='ect', batch_size=8, hooks=[stop])
+    distill(trained, tmp_path, method='ect', batch_size=batch_size)
+    assert shares == [step / 6 for step in range(6)]
 
 
 def test_it_starts_from_the_weights_of_the_teacher(trained, tmp_path):

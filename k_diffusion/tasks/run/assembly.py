@@ -15,7 +15,6 @@ from ...config.load import Sections
 from ...core.accelerators import peak_flops
 from ...core.draws import NEWEST, Draws
 from ...core.modules import n_params
-from ...data import Loader, StreamLoader
 from ...training import (
     GradientNoiseHook,
     NewLayersWarmup,
@@ -86,7 +85,7 @@ def assemble(
     draws = Draws(seed, NEWEST if state is None else state.get('draws') or 1)
     null = null_conditions(sections.dataset.num_classes, conditions)
     distillation = Distillation(experiment, teacher, conditions, null, draws, end_step)
-    loss: Any = _choose_loss(settings, distillation, model, loader, folder, accelerator, display)
+    loss: Any = _choose_loss(settings, distillation, model, folder, accelerator, display)
     source: BatchSource = loader
     if settings.objective is not None:
         source, loss = settings.objective.prepare(
@@ -184,7 +183,6 @@ def _choose_loss(
     settings: TrainSettings,
     distillation: Distillation,
     model: nn.Module,
-    loader: Loader | StreamLoader,
     folder: RunFolder,
     accelerator: Any,
     display: Display,
@@ -209,7 +207,6 @@ def _choose_loss(
         return distillation.make_loss(
             model,
             objective,
-            loader.items_per_step,
             folder.path,
             accelerator.device,
             display.say,

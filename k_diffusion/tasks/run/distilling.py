@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import Experiment, load_model
+from ...core.devices import send
 from ...core.draws import Draws
 from ...core.images import from_bytes
 from ...core.random import derive_seed
@@ -140,7 +141,6 @@ class Distillation:
         self,
         model: nn.Module,
         objective: Objective,
-        items_per_step: int,
         folder: Path,
         device: torch.device,
         say: Callable[[str], None],
@@ -150,7 +150,6 @@ class Distillation:
         Args:
             model: The network in training.
             objective: Makes clean data, noise, levels and conditions of a batch.
-            items_per_step: Items of a step, over all processes.
             folder: The folder of the run, which caches the paths of the teacher.
             device: The device of the teacher.
             say: Report a line of text.
@@ -167,7 +166,6 @@ class Distillation:
             self.experiment.sections.distillation,
             self.experiment.sections.model.sigma_max,
             self.draws.seed,
-            items_per_step,
             self.end_step,
             self.null,
             self.teacher,
@@ -246,7 +244,7 @@ class Distiller:
     """The loss of a flow map as a function from a batch to [B].
 
     All random numbers are a function of (seed, item), and the position in the schedules is one of
-    the step.
+    the step, `batch['step']`.
 
     Attributes:
         flow_map: The model in training.
@@ -255,7 +253,6 @@ class Distiller:
         section: The method and its settings.
         sigma_max: The level that samples start from.
         seed: The seed.
-        items_per_step: Items of a step, over all processes.
         end_step: The number of steps of the run.
         null: The null conditions, by name.
         teacher: The teacher.
@@ -268,14 +265,13 @@ class Distiller:
     section: DistillationConfig
     sigma_max: float
     seed: int
-    items_per_step: int
     end_step: int
     null: Mapping[str, Any]
     teacher: nn.Module | None = None
     paths: TeacherPaths | None = None
 
     def __call__(self, batch: dict[str, Any]) -> Tensor:
-        step = int(batch['item'][0]) // self.items_per_step
+        step = batch['step']  # not of its items: a change of the batch size would move them
         first = 0
         if self.paths is not None:
             first = round(self.section.path_share * self.end_step)
@@ -315,8 +311,8 @@ class Distiller:
         """Return the loss of consistency tuning."""
         data, noise, sigma, cond, items, moved = example
         sigma_data = self.flow_map.sigma_data
-        at_end = (self._uniform('end', items) < self.section.ends).to(sigma.device)
-        share = self._uniform('second level', items).to(sigma.device).clamp(max=NEAREST)
+        at_end = send(self._uniform('end', items) < self.section.ends, sigma.device)
+        share = send(self._uniform('second level', items), sigma.device).clamp(max=NEAREST)
         second = end_level(sigma, sigma_data, share, at_end)
         middle = middle_level(sigma, second, progress, self.section.stages, sigma_data)
         return consistency_loss(self.flow_map, data, noise, sigma, middle, second, moved, **cond)
@@ -324,14 +320,14 @@ class Distiller:
     def _mean_flow(self, example: Example) -> Tensor:
         """Return the loss of mean flows."""
         data, noise, sigma, cond, items, moved = example
-        at_end = (self._uniform('end', items) < self.section.ends).to(sigma.device)
+        at_end = send(self._uniform('end', items) < self.section.ends, sigma.device)
         second = end_level(
             sigma,
             self.flow_map.sigma_data,
-            self._uniform('second level', items).to(sigma.device),
+            send(self._uniform('second level', items), sigma.device),
             at_end,
         )
-        equal = (self._uniform('equal levels', items) < EQUAL).to(sigma.device)
+        equal = send(self._uniform('equal levels', items) < EQUAL, sigma.device)
         second = torch.where(equal, sigma, second)
         return mean_flow_loss(self.flow_map, self.plain, data, noise, sigma, second, moved, **cond)
 
@@ -341,8 +337,8 @@ class Distiller:
         A share of the items starts at sigma_max; the guidance moves the data.
         """
         data, noise, sigma, cond, items, moved = example
-        starts = (self._uniform('start', items) < self.section.starts).to(sigma.device)
-        sigma = torch.where(starts, sigma.new_tensor(self.sigma_max), sigma)
+        starts = send(self._uniform('start', items) < self.section.starts, sigma.device)
+        sigma = sigma.masked_fill(starts, self.sigma_max)
         if self.section.guided:
             scale, cond = self._scales(sigma, items, cond)
             moved = guide_data(
@@ -359,7 +355,7 @@ class Distiller:
         """
         if self.section.guidance_max is None:
             return torch.full_like(like, self.section.guidance), cond
-        u = self._uniform('guidance', items).to(like)
+        u = send(self._uniform('guidance', items).to(like.dtype), like.device)
         scale = self.section.guidance_max**u
         return scale, {**cond, 'guidance_scale': scale}
 

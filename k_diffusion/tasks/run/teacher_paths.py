@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...config import Experiment
 from ...core.conditions import select_entries
+from ...core.devices import send
 from ...core.random import derive_seed, randn_items
 from ...core.tensor_cache import load_cache, save_cache
 from ...core.weights import fingerprint
@@ -43,11 +44,11 @@ class TeacherPaths(NamedTuple):
             points: Numbers of points on them [B].
             device: The device.
         """
-        return self.x[paths, points].to(device), self.levels[points].to(device)
+        return send(self.x[paths, points], device), send(self.levels[points], device)
 
     def conditions(self, paths: Tensor, device: Any) -> dict[str, Tensor]:
         """Return the conditions of `paths` by name, [B, ...] each, on `device`."""
-        return {key: value[paths].to(device) for key, value in self.cond.items()}
+        return {key: send(value[paths], device) for key, value in self.cond.items()}
 
 
 def teacher_paths(
