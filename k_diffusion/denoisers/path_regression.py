@@ -21,19 +21,33 @@ from .flow_map import FlowMap
 
 
 def choose_points(
-    n: int, first: Tensor, second: Tensor, at_start: Tensor, at_end: Tensor
+    levels: Tensor,
+    sigma_data: float,
+    first: Tensor,
+    second: Tensor,
+    at_start: Tensor,
+    at_end: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return two points i < j of a path of n steps, whole numbers [B] from 0 (the noise) to n.
 
+    A point counts as much as the angle arctan(sigma / sigma_data) to the next one, so that the
+    many high levels of a solver, where the data change little, do not take most of the items.
+
     Args:
-        n: The number of steps.
-        first: In [0, 1), [B]: i is uniform over 0 ... n - 1.
-        second: In [0, 1), [B]: j is uniform over i + 1 ... n.
+        levels: The levels of the path, [n + 1], falling to 0.
+        sigma_data: The standard deviation of the data.
+        first: In [0, 1), [B]: i is the last point before this share of the angle of the path.
+        second: In [0, 1), [B]: j is the first point after this share of the angle from i to 0.
         at_start: Where i is 0, [B].
         at_end: Where j is n, [B].
     """
-    i = torch.where(at_start, 0, (first * n).long())
-    j = torch.where(at_end, n, i + 1 + (second * (n - i)).long())
+    n = len(levels) - 1
+    angle = torch.atan(levels.double() / sigma_data)
+    passed = angle[0] - angle
+    i = torch.searchsorted(passed, first.double() * angle[0], right=True) - 1
+    i = torch.where(at_start, 0, i.clamp(0, n - 1))
+    j = torch.searchsorted(passed, passed[i] + second.double() * angle[i], right=True)
+    j = torch.where(at_end, n, torch.maximum(j.clamp(max=n), i + 1))
     return i, j
 
 

@@ -221,12 +221,20 @@ def test_the_exact_map_has_no_error_on_the_paths():
 
 
 def test_points_of_a_path():
-    u = torch.linspace(0, 0.999, 500)
-    no = torch.zeros(500, dtype=torch.bool)
-    i, j = choose_points(8, u, u.flip(0), no, no)
-    assert i.min() == 0 and i.max() == 7 and (i < j).all() and j.max() == 8
-    i, j = choose_points(8, u, u, ~no, ~no)
-    assert (i == 0).all() and (j == 8).all()
+    """A point is first as often as the angle to its next one says, and j is any later point."""
+    levels = torch.tensor([40.0, 9.0, 3.0, 1.2, 0.5, 0.5 * 3**-0.5, 0.0])
+    u = (torch.arange(60_000) + 0.5) / 60_000
+    no = torch.zeros(len(u), dtype=torch.bool)
+    i, j = choose_points(levels, 0.5, u, u.flip(0), no, no)
+    assert i.min() == 0 and i.max() == 5 and (i < j).all() and j.max() == 6
+    shares = torch.bincount(i) / len(i)
+    # arctan(sigma / 0.5) of the last three points is 45, 30 and 0 degrees, of the first 89.284
+    torch.testing.assert_close(shares[4:], torch.tensor([15.0, 30.0]) / 89.284, atol=1e-4, rtol=0)
+    _, j = choose_points(levels, 0.5, u, u, ~no, no)
+    shares = torch.bincount(j) / len(j)
+    torch.testing.assert_close(shares[5:], torch.tensor([15.0, 30.0]) / 89.284, atol=1e-4, rtol=0)
+    i, j = choose_points(levels, 0.5, u, u, ~no, ~no)
+    assert (i == 0).all() and (j == 6).all()
 
 
 def test_the_mean_velocity_of_the_exact_map_fulfils_the_identity():

@@ -293,10 +293,11 @@ class Distiller:
     def _regress(self, items: Sequence[int], device: torch.device) -> Tensor:
         """Return the loss on points of the teacher's paths."""
         assert self.paths is not None
-        count, steps = len(self.paths.x), len(self.paths.levels) - 1
+        count = len(self.paths.x)
         paths = torch.tensor([derive_seed(self.seed, 'which path', i) % count for i in items])
         i, j = choose_points(
-            steps,
+            self.paths.levels,
+            self.flow_map.sigma_data,
             self._uniform('point', items),
             self._uniform('later point', items),
             self._uniform('start', items) < self.section.starts,
