@@ -7,7 +7,7 @@ settings of the network. It returns the input of the network and the inverse for
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,56 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Unpack = Callable[[Any], Tensor]
+
+
+class Packing:
+    """The layout of a batch [B, C, ...] in a pipeline: as it is, or tokens [B, n, width].
+
+    Args:
+        shape: The shape of the batch in the pipeline.
+        item: The shape of an item, [C, ...]. By default tokens are those of a square image in
+            patches of 2 x 2; where this does not fit, the batch is taken as it is.
+
+    Raises:
+        ValueError: If items of that shape do not fill the batch.
+    """
+
+    def __init__(self, shape: Sequence[int], item: Sequence[int] | None = None) -> None:
+        side = math.isqrt(shape[1])
+        if item is None and len(shape) == 3 and side**2 == shape[1] and shape[2] % 4 == 0:
+            item = [shape[2] // 4, 2 * side, 2 * side]
+        self.item = tuple(shape[1:] if item is None else item)
+        self.side = 0
+        if self.item == tuple(shape[1:]):
+            return
+        n = math.prod(self.item)
+        self.side = math.isqrt(shape[-1] // self.item[0])
+        if len(shape) != 3 or n != math.prod(shape[1:]) or shape[-1] != self.item[0] * self.side**2:
+            raise ValueError(
+                f'latent_shape must be the shape of an item of the latents {list(shape)}; got '
+                f'{list(self.item)}'
+            )
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Convert a batch [B, C, ...] to the layout of the pipeline.
+
+        Args:
+            x: The batch.
+        """
+        if not self.side:
+            return x
+        return (F.pixel_unshuffle(x, self.side) if self.side > 1 else x).flatten(2).mT
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """Convert a batch in the layout of the pipeline to [B, C, ...].
+
+        Args:
+            x: The batch.
+        """
+        if not self.side:
+            return x
+        x = x.mT.unflatten(2, [n // self.side for n in self.item[1:]])
+        return F.pixel_shuffle(x, self.side) if self.side > 1 else x
 
 
 def pack_flux(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tuple[Any, Unpack]:

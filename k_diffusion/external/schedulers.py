@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -231,6 +232,26 @@ def complete_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f'{", ".join(config)}'
         )
     return {**config, 'prediction_type': 'flow_prediction'}
+
+
+def make_scheduler(config: Mapping[str, Any]) -> Any:
+    """Make the diffusers scheduler that defines predictions, times and levels for some settings.
+
+    Args:
+        config: The settings of any scheduler, as `complete_config` returns them.
+    """
+    import diffusers  # an extra
+
+    kinds = {
+        'UniPCMultistep': config.get('use_flow_sigmas'),
+        'FlowMatchEulerDiscrete': config['prediction_type'] == 'flow_prediction',
+        'EDMEuler': 'sigma_data' in config,
+        'LCM': config.get('original_inference_steps'),
+        'EulerDiscrete': True,
+    }
+    kind = getattr(diffusers, f'{next(name for name, fits in kinds.items() if fits)}Scheduler')
+    known = inspect.signature(kind.__init__).parameters
+    return kind(**{key: value for key, value in config.items() if key in known})
 
 
 def is_flow(scheduler: Any, config: Mapping[str, Any]) -> bool:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from ..schedules import BETWEEN
 from .arguments import as_condition, batch_shape, device_of, make_seeds, refuse_unwrapped
-from .drawing import apply_guidance, generate, list_calls, request_batch, sample, sample_batch
+from .drawing import (
+    apply_guidance,
+    generate,
+    list_calls,
+    request_batch,
+    resume_calls,
+    sample,
+    sample_batch,
+)
 from .planning import Plan, choose_plan, explain_plan, known_levels, plan, stops_at
 from .settings import SamplingConfig, choose_sampling, split_title
 
@@ -26,6 +34,7 @@ __all__ = [
     'plan',
     'refuse_unwrapped',
     'request_batch',
+    'resume_calls',
     'sample',
     'sample_batch',
     'split_title',

@@ -375,6 +375,59 @@ def list_calls(
         return calls, at_start
 
 
+def resume_calls(
+    entry: Sampler,
+    levels: Tensor,
+    calls: Sequence[float],
+    begin: int,
+    options: Mapping[str, Any] | None = None,
+    shape: Sequence[int] = (1,),
+) -> tuple[Tensor, list[float], int]:
+    """Plan a run that starts at one of the model calls of a longer run, as image to image does.
+
+    Args:
+        entry: The sampler.
+        levels: The noise levels of the longer run.
+        calls: The levels of its model calls.
+        begin: The index of the call.
+        options: The options of the sampler.
+        shape: See `list_calls`.
+
+    Returns:
+        The levels of the shorter run, the levels of its calls, which are as many as remained, and
+        the number of calls before those of the sampler. Calls after the sampler's last repeat its
+        level.
+
+    Raises:
+        ValueError: If the sampler has no run with the remaining number of calls.
+    """
+    start, left = calls[begin], len(calls) - begin
+    lower = levels[levels < start * (1 - 1e-9)]
+    if 'n' in entry.takes:  # its number of calls follows from n
+        lower = levels[len(levels) - max(1, left - (len(calls) - len(levels) + 1)) :]
+    levels = torch.cat([levels.new_tensor([start]), lower])
+    if 'sigma_min' in entry.takes and 'n' not in entry.takes:  # its calls follow from the answers
+        return levels, list(calls[begin:]), 0
+    own, at_start = list_calls(entry, levels, options, shape)
+    unused = max(left - len(own), int(not at_start))
+    planned = [start] * unused + own
+    if (
+        unused <= 1
+        and len(planned) == left
+        and all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(planned, calls[begin:]))
+    ):
+        return levels, list(calls[begin:]), unused
+    planned = [start] * (not at_start) + own
+    inside = start > min(calls[: begin + 1]) * (1 + 1e-9)
+    if inside or entry.levels is not None or len(planned) > left:
+        raise ValueError(
+            f'strength must let {entry.name} start with a whole step; got time {begin} of '
+            f'{len(calls)}, inside one. Use another strength, or a sampler with one model call in '
+            'each step'
+        )
+    return levels, planned + planned[-1:] * (left - len(planned)), int(not at_start)
+
+
 def _ends_of(entry: Sampler, sigmas: Tensor) -> dict[str, Any]:
     """Return the arguments of a sampler that takes two ends in place of levels."""
     positive = sigmas[sigmas > 0]

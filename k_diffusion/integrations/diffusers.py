@@ -11,11 +11,9 @@ Latents are clean + sigma noise, as with EulerDiscreteScheduler; for flows (1 - 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
-import diffusers
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedulerOutput
@@ -25,10 +23,12 @@ from torch import Tensor, nn
 from ..core.devices import has_float64
 from ..core.files import read_json
 from ..core.tensors import append_dims
+from ..external.diffusers_tokens import Packing
 from ..external.flow import FlowDenoiser
+from ..external.frames import Frame
 from ..external.schedule import DiscreteSchedule
-from ..external.schedulers import complete_config, make_denoiser, scheduler_sigmas
-from ..generation import list_calls, make_seeds, plan, request_batch, split_title
+from ..external.schedulers import complete_config, make_denoiser, make_scheduler, scheduler_sigmas
+from ..generation import list_calls, make_seeds, plan, request_batch, resume_calls, split_title
 from ..sampling import Request, Sampler, draw_seeds, find_sampler
 from ..sampling.calibration.files import from_dict
 
@@ -61,6 +61,9 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         seed: Seeds of the noise of the steps, as `seeds` of K.sample: one number, or one for each
             image. With None a number for each image is drawn from the generators that the pipeline
             passes, or from torch's global generator.
+        latent_shape: The shape of an image's latents, [C, H, W], in pipelines that pack them into
+            rows (Flux, LTX). By default square images in patches of 2 x 2. It determines the noise
+            of stochastic samplers.
         **kwargs: The settings of the pipeline's own scheduler: prediction_type, beta_schedule, ...
 
     Example:
@@ -80,6 +83,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         sampler_options: Mapping[str, Any] | None = None,
         calibration: Any = None,
         seed: int | Sequence[int] | None = None,
+        latent_shape: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         name, schedule_of_title = split_title(sampler)
@@ -92,6 +96,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             calibration=calibration,
             sampler_options=dict(sampler_options or {}),
             seed=seed,
+            latent_shape=latent_shape,
             **{'num_train_timesteps': 1000, 'prediction_type': 'epsilon', **kwargs},
         )
         self.calibration = None if calibration is None else from_dict(calibration)
@@ -100,6 +105,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self.seed = seed
         self.denoiser = make_denoiser(_Clock(), self.original)
         self.is_flow = isinstance(self.denoiser, FlowDenoiser)
+        self.frame = Frame(self.is_flow)
         self.num_inference_steps: int | None = None
         self.timesteps = self.sigmas = torch.empty(0)
         self.levels = torch.empty(0)  # of the schedule, [n + 1], as samplers take them
@@ -140,21 +146,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
     @functools.cached_property
     def original(self) -> Any:
         """Return the diffusers scheduler that defines the meaning of predictions and times."""
-        flow = self.config.prediction_type == 'flow_prediction'
-        name = (
-            'UniPCMultistep'
-            if self.config.get('use_flow_sigmas')
-            else 'FlowMatchEulerDiscrete'
-            if flow
-            else 'EDMEuler'
-            if 'sigma_data' in self.config
-            else 'LCM'
-            if self.config.get('original_inference_steps')
-            else 'EulerDiscrete'
-        )
-        kind = getattr(diffusers, f'{name}Scheduler')
-        known = inspect.signature(kind.__init__).parameters
-        return kind(**{key: value for key, value in self.config.items() if key in known})
+        return make_scheduler(self.config)
 
     def set_timesteps(
         self,
@@ -191,20 +183,23 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         self._calls, self._unused_first = self._list_calls(self.levels)
         self._calls = [float(self.levels[0])] * self._unused_first + self._calls
         self.timesteps = self._times(self._calls).to(device)
-        ends = torch.tensor([*self._calls, float(self.levels[-1])])
-        self.sigmas = ends / (1 + ends) if self.is_flow else ends
+        self.sigmas = self.frame.to_level(torch.tensor([*self._calls, float(self.levels[-1])]))
         counts_steps = not self.is_flow and not self.open_ended  # flow pipelines count calls
         self.order = self.entry.nfe if counts_steps else 1
         self.set_begin_index(None)
 
     def _list_calls(self, levels: Tensor) -> tuple[list[float], int]:
         """Return the levels of the model calls, and 1 if the first is not at the x of the start."""
-        if self.open_ended:
-            return [float(levels[0])] * (self.num_inference_steps or 1), 0
-        held = self.calibration.spectrum if self.calibration else self._options.get('spectrum')
-        shape = (1,) if held is None else held.variance.shape
-        calls, at_start = list_calls(self.entry, levels, self._options, shape)
+        if self.open_ended:  # the levels of the schedule, until the sampler calls at its own
+            n, positive = self.num_inference_steps or 1, levels[levels > 0].tolist()
+            return (positive + positive[-1:] * n)[:n], 0
+        calls, at_start = list_calls(self.entry, levels, self._options, self._item)
         return calls, int(not at_start)
+
+    @property
+    def _item(self) -> Sequence[int]:
+        held = self.calibration.spectrum if self.calibration else self._options.get('spectrum')
+        return (1,) if held is None else held.variance.shape
 
     def _times(self, levels: Sequence[float]) -> Tensor:
         sigma = torch.tensor(levels)  # in float32, as a denoiser works the times out
@@ -247,17 +242,13 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """Return the levels of a run from an index on, and the number of outputs it ignores."""
         if not begin:
             return self.levels, self._unused_first
-        times = torch.tensor(self._calls[begin:])
-        levels = self.levels[self.levels <= self._calls[begin] * (1 + 1e-9)]
-        own, least = self._list_calls(levels)
-        unused = max(len(times) - len(own), least)
-        wanted = torch.tensor([float(levels[0])] * unused + own)
-        if unused > 1 or len(wanted) != len(times) or not wanted.allclose(times):
-            raise ValueError(
-                f'strength must let {self.entry.name} start with a whole step; got '
-                f'time {begin} of {len(self._calls)}, inside one. Use another '
-                'strength, or a sampler with one model call in each step'
-            )
+        levels, calls, unused = resume_calls(
+            self.entry, self.levels, self._calls, begin, self._options, self._item
+        )
+        if calls != self._calls[begin:]:
+            self._calls[begin:], ends = calls, torch.tensor(calls)
+            self.timesteps[begin:] = self._times(calls)  # a pipeline walks views of the times
+            self.sigmas[begin:-1] = self.frame.to_level(ends)
         return levels, unused
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -307,7 +298,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             denoised = self._to_denoised(model_output, self._request)
             pair = self._request.pair
             self._send((denoised, self._unconditional(self._request)) if pair else denoised)
-        elif not self.open_ended:
+        elif self._index >= len(self._calls):
             raise ValueError(
                 f'step must be called once for each of the {len(self._calls)} times; '
                 'got another call'
@@ -330,8 +321,14 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         levels, self._unused = self._levels_from(self._index)
         # x of a flow is 1e4 at its first level, where float32 would lose 1e-3
         wide = self.is_flow and has_float64(sample.device)
-        x = sample.to(torch.float64 if wide else torch.promote_types(sample.dtype, torch.float32))
-        x = x * (1 / self._frame(float(levels[0])))
+        tokens = sample.ndim == 3 and self.is_flow
+        self._packing = Packing(
+            sample.shape, self.config.latent_shape if tokens else sample.shape[1:]
+        )
+        x = self._packing.unpack(sample).to(
+            torch.float64 if wide else torch.promote_types(sample.dtype, torch.float32)
+        )
+        x = x * (1 / self.frame.factor(float(levels[0])))
         draws = generator is not None and self.seed is None
         seeds = (
             None
@@ -355,8 +352,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         request = self._request
         if request is None:
             x, self._result = self._result, None  # later calls return the latents as they are
-            end = self._frame(float(self.levels[-1]))
-            return sample if x is None else (x * end).to(sample.dtype)
+            end = self.frame.factor(float(self.levels[-1]))
+            return sample if x is None else self._packing.pack(x * end).to(sample.dtype)
         if self._index == len(self._calls):
             raise ValueError(
                 'num_inference_steps must be at least the number of model calls of '
@@ -370,8 +367,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         return x
 
     def _as_latents(self, request: Request, dtype: torch.dtype) -> Tensor:
-        frame = self._frame(request.level)
-        return (request.live * frame if self.is_flow else request.live).to(dtype)
+        x = request.live * self.frame.factor(request.level) if self.is_flow else request.live
+        return self._packing.pack(x).to(dtype)
 
     def _read_edit(self, request: Request, sample: Tensor) -> None:
         """Apply edits of the latents since they were returned."""
@@ -380,23 +377,19 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         returned, version = self._returned  # a tensor of inference mode has no version
         if sample is not returned or version is None or sample._version != version:
             before = self._as_latents(request, sample.dtype)
-            change = sample.to(request.live) - before.to(request.live)
-            request.live.add_(change / self._frame(request.level))
+            change = sample.to(request.live.dtype) - before.to(request.live.dtype)
+            request.live.add_(self._packing.unpack(change) / self.frame.factor(request.level))
 
     def _to_denoised(self, output: Tensor, request: Request) -> Tensor:
         c_skip, c_out, _ = self._scalings(request.level)
         x = request.live if c_skip == 1 else request.live * c_skip
-        return torch.add(x, output.to(x.dtype), alpha=c_out)
+        return torch.add(x, self._packing.unpack(output).to(x.dtype), alpha=c_out)
 
     def _scalings(self, level: float) -> tuple[float, ...]:
         if level not in self._scalings_of:
             c = self.denoiser.scalings(torch.tensor(level, dtype=torch.float64))
             self._scalings_of[level] = tuple(float(value) for value in c)
         return self._scalings_of[level]
-
-    def _frame(self, level: float) -> float:
-        """Return the factor of clean + sigma noise that gives the latents of the pipeline."""
-        return 1 / (1 + level) if self.is_flow else 1.0
 
     def watch(self, network: nn.Module) -> Any:
         """Record the outputs of a pipeline's network; call `remove()` of the result to stop.

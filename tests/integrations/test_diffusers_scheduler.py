@@ -20,7 +20,7 @@ from tiny_pipelines import BETAS, CROSS, TINY, differ, flux_pipe, latents, ours,
 
 KDiffusionScheduler = K.integrations.diffusers.KDiffusionScheduler
 
-SAMPLERS = ['euler', 'heun', 'dpmpp_2m', 'dpmpp_2m_sde', 'uni_pc']
+SAMPLERS = ['euler', 'heun', 'dpmpp_2m', 'uni_pc', 'dpmpp_2m_sde', 'euler_ancestral']
 
 
 @pytest.fixture(scope='module')
@@ -193,6 +193,54 @@ def test_an_edit_between_steps_moves_the_sampler(unet, vae):
     assert differ(found, x) < 1e-5
 
 
+@pytest.mark.parametrize('strength', [0.3, 0.5, 0.8])
+@pytest.mark.parametrize('name', ['restart', 'dpm_fast', 'dpm_adaptive'])
+def test_image_to_image_with_samplers_that_choose_their_calls(unet, vae, name, strength):
+    """They start at the level that the strength comes to, with the calls that remain."""
+    adaptive = name == 'dpm_adaptive'
+    n, options = (100, {'rtol': 0.2, 'atol': 0.05}) if adaptive else (10, {})
+    base = ddim()
+    pipe = stable_diffusion(
+        unet,
+        vae,
+        ours(base, sampler=name, schedule='karras', seed=3, sampler_options=options),
+        'StableDiffusionImg2ImgPipeline',
+    )
+    cond, null = words(1)
+    image = latents([1, 4, 8, 8], seed=9)
+    found = pipe(
+        image=image,
+        strength=strength,
+        prompt_embeds=cond,
+        negative_prompt_embeds=null,
+        num_inference_steps=n,
+        guidance_scale=1.5,
+        generator=torch.Generator().manual_seed(4),
+        output_type='latent',
+    ).images
+    denoiser, cond = guided(K.external.from_diffusers(unet, base), cond, null)
+    low, high = float(denoiser.sigma_min), float(denoiser.sigma_max)
+    karras = K.schedules.get_sigmas_karras(n, low, high)
+    sigmas = karras[-round(n * strength) - 1 :]
+    if name == 'dpm_fast':
+        whole = K.sampling.requests(
+            'dpm_fast', torch.zeros(1, 1), sigma_min=low, sigma_max=high, n=n
+        )
+        calls = []
+        try:
+            request = next(whole)
+            while True:
+                calls.append(request.level)
+                request = whole.send(request.x)
+        except StopIteration:
+            pass
+        sigmas[0] = calls[n - round(n * strength)]
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(4))
+    start = image + noise * sigmas[0]
+    wanted = K.sample(denoiser, start, None, name, sigmas, seeds=3, cond=cond, options=options)
+    assert differ(found, wanted) < (1e-4 if adaptive else 1e-5)
+
+
 # The other families
 
 
@@ -268,47 +316,42 @@ def pack(x):
     return torch.nn.functional.pixel_unshuffle(x, 2).flatten(2).mT
 
 
+@pytest.mark.parametrize('height', [8, 12])
 @pytest.mark.parametrize('name', SAMPLERS)
-def test_flux(flux, vae, name):
-    """Shift by the number of tokens; the latents of Flux are rows of patches, so the noise of
-    the steps is drawn in their shape.
+def test_flux(flux, vae, name, height):
+    """Shift by the number of tokens; Flux packs its latents into rows of patches, and the noise
+    of the steps is that of the image all the same.
     """
     base = diffusers.FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, shift=3.0
     )
-    pipe = flux_pipe(flux, vae, ours(base, sampler=name, seed=1))
-    x, pooled = latents(), latents([2, 10], 6)
+    shape = None if height == 8 else [4, height, 8]  # a square is the default
+    pipe = flux_pipe(flux, vae, ours(base, sampler=name, seed=1, latent_shape=shape))
+    x, pooled = latents((2, 4, height, 8)), latents([2, 10], 6)
     cond, _ = words()
     given = {
         'prompt_embeds': cond,
         'pooled_prompt_embeds': pooled,
         'num_inference_steps': 5,
         'output_type': 'latent',
-        'height': 16,
+        'height': 2 * height,
         'width': 16,
     }
     found = pipe(latents=pack(x), **given).images
     sigmas = pipe.scheduler.levels
-    mu = 0.5 + (1.15 - 0.5) / (4096 - 256) * (16 - 256)
+    mu = 0.5 + (1.15 - 0.5) / (4096 - 256) * (2 * height - 256)
     times = torch.linspace(1, 1 / 5, 5, dtype=torch.float64)
     shifted = torch.e**mu / (torch.e**mu + 1 / times - 1)
     torch.testing.assert_close(sigmas[1:-1], (shifted / (1 - shifted))[1:], rtol=1e-5, atol=0.0)
-    unpacked = K.external.from_diffusers(flux, base)
-
-    def denoiser(x, sigma, **cond):
-        x = torch.nn.functional.pixel_shuffle(x.mT.unflatten(2, (4, 4)), 2)
-        return pack(unpacked(x, sigma, **cond))
-
-    of_cond = {'encoder_hidden_states': cond, 'pooled_projections': pooled}
     wanted = K.sample(
-        denoiser,
-        pack(x) * (1 + sigmas[0].float()),
+        K.external.from_diffusers(flux, base),
+        x * (1 + sigmas[0].float()),
         sampler=name,
         schedule=sigmas,
         seeds=1,
-        cond=of_cond,
+        cond={'encoder_hidden_states': cond, 'pooled_projections': pooled},
     )
-    assert differ(found, wanted) < 1e-5
+    assert differ(found, pack(wanted)) < 1e-5
     if name == 'euler':
         pipe.scheduler = base
         assert (
@@ -316,10 +359,12 @@ def test_flux(flux, vae, name):
         )  # its first time is 1, ours 1 - 1e-4
 
 
-@pytest.mark.parametrize('name', ['euler', 'dpmpp_2m', 'heun'])
+@pytest.mark.parametrize(
+    'name', ['euler', 'dpmpp_2m', 'heun', 'dpmpp_2m_sde', 'restart', 'dpm_fast']
+)
 def test_flux_image_to_image(flux, vae, name):
     base = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipe = flux_pipe(flux, vae, ours(base, sampler=name), 'FluxImg2ImgPipeline')
+    pipe = flux_pipe(flux, vae, ours(base, sampler=name, seed=2), 'FluxImg2ImgPipeline')
     cond, _ = words(1)
     image, pooled = latents([1, 4, 8, 8]), latents([1, 10], 6)
     found = pipe(
@@ -335,14 +380,18 @@ def test_flux_image_to_image(flux, vae, name):
     ).images
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(3))
     scheduler = pipe.scheduler
-    begin = len(scheduler.timesteps) - int(len(scheduler.timesteps) * 0.6)
+    begin = int(len(scheduler.timesteps) * (1 - 0.6))
     sigma = scheduler.sigmas[begin] / (1 - scheduler.sigmas[begin])
     sigmas = scheduler.levels[scheduler.levels <= sigma * (1 + 1e-6)]
+    if name == 'dpm_fast':  # as many calls as remain, the last one at its low end
+        n = len(scheduler.timesteps) - begin - 1
+        sigmas = torch.cat([sigma[None].double(), scheduler.levels[-n:]])
     wanted = K.sample(
         K.external.from_diffusers(flux, base),
         image + sigma * noise,
         sampler=name,
         schedule=sigmas,
+        seeds=2,
         cond={'encoder_hidden_states': cond, 'pooled_projections': pooled},
     )
     assert differ(found, pack(wanted)) < 1e-5
