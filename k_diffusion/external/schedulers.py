@@ -103,7 +103,8 @@ def scheduler_sigmas(scheduler: Any, sigma_max: float = 1e4) -> Tensor:
 
     Args:
         scheduler: A diffusers scheduler, or one of a derived class.
-        sigma_max: The level in place of the infinite one of flow time 1.
+        sigma_max: The level in place of the infinite one of flow time 1, and of zero terminal SNR
+            in schedulers that have no levels of their own (DDIM, CogVideoX).
 
     Returns:
         The levels [n + 1] for samplers, descending, float64, on the CPU.
@@ -129,7 +130,7 @@ def scheduler_sigmas(scheduler: Any, sigma_max: float = 1e4) -> Tensor:
             'set_timesteps(n) first'
         )
     if find_class(scheduler, _PLACES):
-        return _check_descent(_levels_of_places(scheduler, config), name)
+        return _check_descent(_levels_of_places(scheduler, config, sigma_max), name)
     sigmas = torch.as_tensor(scheduler.sigmas).detach().cpu().double()
     if find_class(scheduler, _TWO_CALLS):
         sigmas = torch.unique_consecutive(sigmas)
@@ -317,13 +318,16 @@ def _levels_of_times(times: Tensor, name: str, sigma_max: float) -> Tensor:
     return (times / (1 - times)).clamp(max=sigma_max)
 
 
-def _levels_of_places(scheduler: Any, config: Mapping[str, Any]) -> Tensor:
+def _levels_of_places(scheduler: Any, config: Mapping[str, Any], sigma_max: float) -> Tensor:
     if config.get('skip_prk_steps') is False:
         raise ValueError(
             f'{type(scheduler).__name__} must have skip_prk_steps=True, because its '
             'Runge-Kutta steps call the network between the levels'
         )
-    table = ddpm_sigmas(scheduler.alphas_cumprod.detach().cpu().double())
+    alphas = scheduler.alphas_cumprod.detach().cpu().double()
+    table = ddpm_sigmas(alphas)
+    # the level of pure noise is infinite, and t of the highest level serves all above it
+    table = torch.where(alphas > 0, table, table.clamp(min=sigma_max))
     final = float(getattr(scheduler, 'final_alpha_cumprod', 1.0))
     last = torch.tensor([math.sqrt((1 - final) / final)], dtype=torch.float64)
     places = torch.unique_consecutive(torch.as_tensor(scheduler.timesteps).long().cpu())

@@ -574,6 +574,15 @@ CASES = {
 }
 
 
+# zero terminal SNR, as in the published CogVideoX: the pipeline starts at an infinite level
+CASES['cogvideox zero terminal'] = replace(
+    CASES['cogvideox'],
+    scheduler=diffusers.CogVideoXDDIMScheduler(
+        prediction_type='v_prediction', timestep_spacing='trailing', rescale_betas_zero_snr=True
+    ),
+)
+
+
 def pack(case, pipeline, x):
     """Latents as the pipeline takes them, by its own function."""
     if not case.tokens:

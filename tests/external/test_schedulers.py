@@ -327,7 +327,7 @@ def test_euler(options):
 )
 def test_ddim(name, options):
     scheduler = make(name, prediction_type='v_prediction', **options)
-    # An infinite level (zero terminal SNR) stands at 4096 here, where a data share of 1/4096
+    # An infinite level (zero terminal SNR) stands at 1e4 here, where a data share of 1e-4
     # remains.
     assert largest_difference(scheduler, preserving) < (
         2e-3 if 'rescale_betas_zero_snr' in options else 1e-5
