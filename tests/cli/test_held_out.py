@@ -216,3 +216,27 @@ def test_another_data_set_and_a_config_key_choose_the_items(tmp_path, tiny):
         train(tmp_path / 'd', tiny(), held_out=-1)
     with pytest.raises(ValueError, match='held_out must be >= 0, .*; got -1'):
         train(tmp_path / 'e', tiny(('training', 'held_out', -1)))
+
+
+def test_a_data_set_without_items_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='held_out must hold at least one item; got none'):
+        train(tmp_path, dataset=normal(16, 1, 4, 4), held_out=normal(0, 1, 4, 4), sigma_data=1.0)
+
+
+@pytest.mark.parametrize('n', [1, 3, 33])
+def test_few_items_are_each_measured_once(tmp_path, n):
+    """The loss of item i is i: their mean is (n + 1) / 2."""
+    measured = []
+
+    def loss(denoiser, x, noise, sigma, **cond):
+        if not torch.is_grad_enabled():
+            measured.extend(x[:, 0, 0, 0].tolist())
+        return x[:, 0, 0, 0] + 0 * denoiser.loss(x, noise, sigma, **cond)
+
+    held_out = torch.arange(1.0, n + 1)[:, None, None, None].expand(n, 1, 4, 4).contiguous()
+    _, lines = train(
+        tmp_path, dataset=normal(16, 1, 4, 4), held_out=held_out, sigma_data=1.0, loss=loss
+    )
+    assert set(measured) == set(range(1, n + 1))
+    assert lines[-1]['held_out_loss'] == pytest.approx((n + 1) / 2)
+    assert sum(value is not None for value in lines[-1]['held_out_loss_by_noise']) == min(n, 8)

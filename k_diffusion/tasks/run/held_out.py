@@ -137,6 +137,8 @@ def open_held_out(
         )
     conditions = conditions_of(sections, dataset, device)
     n = MOST if isinstance(dataset, StreamData) else min(MOST, len(dataset))
+    if not n:
+        raise ValueError('held_out must hold at least one item; got none')
     return HeldOut(dataset, n, None, conditions)
 
 
