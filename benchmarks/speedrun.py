@@ -10,7 +10,8 @@ NAME KEY=VALUE ..., as often as wanted), and, with --peers, networks of other pa
 same recipe. A contender's cost of a step is measured first, all contenders in turn, in processor
 time (on a GPU in seconds with the device waited for); the run then takes as many steps as the
 seconds hold, and its schedules end with it. Each (contender, seed) is kept in the file --out as
-soon as it is done, so that the same command goes on where it stopped.
+soon as it is done, so that the same command goes on where it stopped; the costs of a step and the
+judges beside the file are kept too. Other values of --n, --guidance or --judge are other runs.
 
 A cell is the mean over seeds and their standard deviation. The first extractor is the classifier
 that `evaluate --evaluate-with classifier` trains, the second another one, trained longer on other
@@ -43,8 +44,10 @@ from k_diffusion.core.images import from_bytes, round_to_bytes
 from k_diffusion.core.memory import keep_freed_memory
 from k_diffusion.core.modules import n_params
 from k_diffusion.core.python_files import load_reference
+from k_diffusion.core.tensor_cache import load_cache, save_cache
 from k_diffusion.data import icons, open_dataset
 from k_diffusion.evaluation import Classifier, fid, train_classifier
+from k_diffusion.evaluation.classifier import RECIPE, content_digest, load_classifier
 
 #: By task: the config and the seconds of a run.
 TASKS = {
@@ -54,6 +57,7 @@ TASKS = {
 }
 WARM, TIMED, ROUNDS = 8, 24, 3  # steps left out, steps timed, turns of each contender
 SAMPLED_STEPS = 20
+JUDGES = (600, 1500)  # training steps of each judge; its seed is its position
 
 
 class Clock:
@@ -72,7 +76,8 @@ class Clock:
 class Task:
     """A data set, the config that is the starting point, and the judges of its samples."""
 
-    def __init__(self, name: str, config: str | None, folder: str | None, device: str) -> None:
+    def __init__(self, args: argparse.Namespace, judges: Path) -> None:
+        name, config, folder, device = args.task, args.config, args.folder, args.device
         shipped, self.seconds = TASKS[name]
         self.name, self.device = name, device
         path = config or K.config.shipped_config(shipped)
@@ -89,8 +94,8 @@ class Task:
         if not self.classes:
             learnt, labels = rotate(learnt)
         self.judges = [
-            train_classifier(learnt, labels, kinds, seed=0),
-            train_classifier(learnt, labels, kinds, seed=1, steps=1500),
+            stored_judge(judges, learnt, labels, kinds, seed, steps)
+            for seed, steps in enumerate(JUDGES)
         ]
         self.real = [features(judge, from_bytes(real)) for judge in self.judges]
 
@@ -115,6 +120,21 @@ class Task:
         ]
         right = (self.judges[0].head(found[0]).argmax(1) == labels).double().mean().item()
         return scores, right if self.classes else float('nan')
+
+
+def stored_judge(
+    folder: Path, images: Tensor, labels: Tensor, kinds: int, seed: int, steps: int
+) -> Classifier:
+    """Load the judge of these pictures from a folder, or train and store it."""
+    digest = content_digest(images, labels)
+    path = folder / f'judge-{RECIPE}-{digest}-{seed}-{steps}.safetensors'
+    height, width = images.shape[2:]
+    if load_cache(path) is not None:
+        return load_classifier(path, images.shape[1], (height, width), kinds)
+    judge = train_classifier(images, labels, kinds, seed, steps)
+    facts = {'accuracy': judge.accuracy, 'fingerprint': judge.fingerprint}
+    save_cache(path, judge.state_dict(), facts)
+    return judge
 
 
 def rotate(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,12 +234,15 @@ def cell(values: Sequence[float]) -> str:
     return f'{statistics.mean(values):.3g}{spread}'
 
 
-def print_table(results: dict[str, Any], contenders: Sequence[Contender]) -> None:
+def print_table(
+    results: dict[str, Any], contenders: Sequence[Contender], args: argparse.Namespace
+) -> None:
     """Print a row of a Markdown table for each contender and guidance scale."""
     print('\n| contender | parameters | steps | seconds | guidance | distances | shows its class |')
     print('|---' * 7 + '|')
     for contender in contenders:
-        rows = [row for key, row in results['runs'].items() if key.startswith(_key(contender))]
+        keys = [_row_key(contender, seed, args) for seed in args.seeds.split(',')]
+        rows = [results['runs'][key] for key in keys if key in results['runs']]
         scales = [key for key in rows[0] if isinstance(rows[0][key], dict)] if rows else []
         for scale in scales:
             columns = list(zip(*(row[scale]['distances'] for row in rows)))
@@ -232,6 +255,11 @@ def print_table(results: dict[str, Any], contenders: Sequence[Contender]) -> Non
 
 def _key(contender: Contender) -> str:
     return f'{contender.name} {contender.digest} '
+
+
+def _row_key(contender: Contender, seed: int | str, args: argparse.Namespace) -> str:
+    judge = ' judged' if args.judge else ''
+    return f'{_key(contender)}seed {seed} {args.n} samples, guidance {args.guidance}{judge}'
 
 
 def list_contenders(task: Task, args: argparse.Namespace) -> list[Contender]:
@@ -275,27 +303,28 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(1)
     keep_freed_memory()
-    task = Task(args.task, args.config, args.folder, args.device)
+    out = args.out or Path('runs') / f'speedrun_{args.task}.json'
+    out.parent.mkdir(parents=True, exist_ok=True)
+    task = Task(args, out.parent)
     task.seconds = args.seconds or task.seconds
     judge = load_reference(f'{args.judge}:score', 'judge', True) if args.judge else None
-    out = args.out or Path('runs') / f'speedrun_{args.task}.json'
     results = json.loads(out.read_text()) if out.exists() else {'steps': {}, 'runs': {}}
     contenders = list_contenders(task, args)
     new = [c for c in contenders if _key(c) not in results['steps']]
     if new:
         costs = step_seconds(new, Clock(args.device))
         results['steps'].update({_key(c): round(task.seconds / costs[c.name]) for c in new})
+        write_json(out, results)
     scales = [float(scale) for scale in args.guidance.split(',')]
-    out.parent.mkdir(parents=True, exist_ok=True)
     for seed in map(int, args.seeds.split(',')):
         for contender in contenders:
-            key = f'{_key(contender)}{seed}'
+            key = _row_key(contender, seed, args)
             if key not in results['runs']:
                 steps = results['steps'][_key(contender)]
                 results['runs'][key] = measure(contender, seed, steps, args.n, scales, judge)
                 write_json(out, results)
                 print(key, json.dumps(results['runs'][key]), flush=True)
-    print_table(results, contenders)
+    print_table(results, contenders, args)
 
 
 if __name__ == '__main__':
