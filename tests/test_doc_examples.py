@@ -141,16 +141,93 @@ def test_diffusers_tutorial_runs(tmp_path):
     assert (tmp_path / 'boat.png').exists()
 
 
-def test_other_models_first_block_runs(tmp_path):
-    pytest.importorskip('diffusers')
+class TinyClassifier(torch.nn.Module):
+    """A classifier with the conventions of guided-diffusion: (x_t, t) -> logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = torch.nn.Linear(4, 10)
+
+    def forward(self, x, t):
+        return self.out(x.mean((2, 3)))
+
+
+class EDMPrecond(torch.nn.Module):
+    """A network with the attributes and the call of EDM's."""
+
+    img_resolution, img_channels, label_dim = 8, 3, 0
+    sigma_min, sigma_max, sigma_data = 0.0, float('inf'), 0.5
+
+    def __init__(self, **arguments):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x, sigma, class_labels=None):
+        return x * self.scale
+
+    def round_sigma(self, sigma):
+        return torch.as_tensor(sigma)
+
+
+def test_other_models_blocks_run(tmp_path, monkeypatch):
+    diffusers = pytest.importorskip('diffusers')
     pytest.importorskip('transformers')
-    from tiny_pipelines import save_stable_diffusion
+    from types import SimpleNamespace
+
+    from tiny_pipelines import randomised, save_stable_diffusion
 
     save_stable_diffusion(tmp_path / 'path/to/a/pipeline')
-    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/other_models.md').read_text(), re.S)
+    text = (ROOT / 'docs/other_models.md').read_text()
+    for long, short in (('get_sigmas(30)', 'get_sigmas(2)'), ('(1, 4, 64, 64)', '(1, 4, 8, 8)')):
+        assert long in text
+        text = text.replace(long, short)
+    first, control, others, published = re.findall(r'```python\n(.*?)```', text, re.S)
     names = {'embeddings': torch.ones(1, 5, 12), 'empty': torch.zeros(1, 5, 12)}
-    exec(blocks[0], names)
-    assert names['latents'].shape == (1, 4, 64, 64) and names['latents'].isfinite().all()
+    exec(first, names)
+    assert names['latents'].shape == (1, 4, 8, 8) and names['latents'].isfinite().all()
+
+    plain = diffusers.StableDiffusionPipeline.from_pretrained(
+        tmp_path / 'path/to/a/pipeline', safety_checker=None
+    )
+    torch.manual_seed(0)
+    net = randomised(
+        diffusers.ControlNetModel.from_unet(
+            plain.unet, conditioning_channels=3, controlnet_conditioning_channel_order='rgb'
+        )
+    )
+    parts = {**plain.components, 'controlnet': net, 'requires_safety_checker': False}
+    names['pipeline'] = diffusers.StableDiffusionControlNetPipeline(**parts)
+    names['edges'] = torch.ones(1, 3, 64, 64)
+    before = names['latents']
+    exec(control, names)
+    assert (names['latents'] - before).abs().max() > 1e-3
+
+    table = torch.linspace(0.9999, 0.01, 1000, dtype=torch.float64)
+    names |= {
+        'pictures': torch.zeros(2, 3, 8, 8),
+        'labels': torch.tensor([1, 2]),
+        'beside': torch.zeros(2, 4, 8, 8),
+        'text': torch.zeros(2, 5, 12),
+        'classifier': TinyClassifier(),
+        'diffusion': SimpleNamespace(alphas_cumprod=table),
+        'denoiser': lambda x, sigma, **cond: x * 0.5,
+    }
+    exec(others, names)
+    x, sigma = torch.ones(2, 4, 8, 8), torch.ones(2)
+    guided = names['guided'](x, sigma, y=names['labels'])
+    y = names['labels']
+    leaf = x.clone().requires_grad_()
+    log_prob = names['classifier'](leaf / 2**0.5, None).log_softmax(1)[torch.arange(2), y].sum()
+    torch.testing.assert_close(guided, 0.5 * x + 4.0 * torch.autograd.grad(log_prob, leaf)[0])
+
+    made = {'label_dim': 0}
+    found = SimpleNamespace(
+        family='EDM', network='EDMPrecond', arguments=made, into=lambda kind: kind(**made)
+    )
+    monkeypatch.setattr(K.external, 'load_published', lambda path: found)
+    names['EDMPrecond'] = EDMPrecond
+    exec(published, names)
+    assert isinstance(names['denoiser'], K.external.EDMDenoiser)
 
 
 @pytest.mark.slow

@@ -64,6 +64,8 @@ class DiffusersNetwork(nn.Module):
             (config for config in configs if isinstance(config, Mapping)), {}
         )
         self.channels = self.family.channels
+        #: True for a network of its own class, whose settings describe its arguments.
+        self.exact = type(network).__name__ == self.kind
         #: The conditions it takes; None for any.
         self.known: set[str] | None = None
         #: Factor of a flow time in [0, 1].
@@ -196,6 +198,8 @@ class DiffusersNetwork(nn.Module):
                     f'{name} must have 1 entry or one for each of the {n} items; '
                     f'got the shape {list(given[name].shape)}'
                 )
+        if self.exact and self.kind.startswith('UNet'):
+            self._check_ranges(given)
         own = _ADDED if self.takes_added else ()
         known = cond if self.known is None else (*self.known, *own)
         unknown = [name for name in cond if name not in known]
@@ -203,4 +207,25 @@ class DiffusersNetwork(nn.Module):
             raise TypeError(
                 f'{self.kind} takes no condition {unknown[0]!r}; it takes '
                 f'{", ".join(sorted(self.known or ()))}'
+            )
+
+    def _check_ranges(self, given: Mapping[str, Any]) -> None:
+        """Check the classes and the width of the text of a U-Net against its settings."""
+        labels, classes = given.get('class_labels'), self.config.get('num_class_embeds')
+        classes = None if self.config.get('class_embed_type') is not None else classes
+        # a look at the classes would wait for a GPU
+        if classes is not None and isinstance(labels, Tensor) and labels.is_cpu:
+            low, high = (int(value) for value in labels.aminmax())
+            if low < 0 or high >= classes:
+                raise ValueError(
+                    f'class_cond must be between 0 and {classes - 1}, the classes of this '
+                    f'{self.kind}; got {low if low < 0 else high}'
+                )
+        text, width = given.get('encoder_hidden_states'), self.config.get('cross_attention_dim')
+        projected = self.config.get('encoder_hid_dim_type') is not None
+        known = isinstance(text, Tensor) and isinstance(width, int) and not projected
+        if known and text.shape[-1] != width:
+            raise ValueError(
+                f'encoder_hidden_states must have the width {width} of the text encoder of this '
+                f'{self.kind}; got the shape {list(text.shape)}'
             )

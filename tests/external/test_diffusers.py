@@ -349,3 +349,27 @@ def test_conditions_of_one_item_serve_all(family):
         torch.testing.assert_close(
             got[i : i + 1], denoiser(x[i : i + 1], sigma[i : i + 1], **one), atol=1e-5, rtol=1e-5
         )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    'family, change, message',
+    [
+        (
+            'classes',
+            {'class_cond': torch.tensor([0, 5])},
+            'class_cond must be between 0 and 4.*; got 5',
+        ),
+        ('classes', {'class_cond': -1}, 'class_cond must be between 0 and 4.*; got -1'),
+        (
+            'stable diffusion',
+            {'encoder_hidden_states': torch.zeros(2, 5, 7)},
+            r'encoder_hidden_states must have the width 12 .*; got the shape \[2, 5, 7\]',
+        ),
+    ],
+)
+def test_conditions_out_of_range(family, change, message):
+    model, cond, channels = FAMILIES[family]()
+    denoiser = K.external.from_diffusers(model, diffusers.EulerDiscreteScheduler(**BETAS))
+    with pytest.raises(ValueError, match=message):
+        denoiser(torch.randn(2, channels, 8, 8), torch.ones(2), **{**cond, **change})
