@@ -222,9 +222,9 @@ class DiffusersNetwork(nn.Module):
                     f'{self.kind}; got {low if low < 0 else high}'
                 )
         text, width = given.get('encoder_hidden_states'), self.config.get('cross_attention_dim')
-        projected = self.config.get('encoder_hid_dim_type') is not None
-        known = isinstance(text, Tensor) and isinstance(width, int) and not projected
-        if known and text.shape[-1] != width:
+        if not isinstance(text, Tensor) or not isinstance(width, int):
+            return
+        if self.config.get('encoder_hid_dim_type') is None and text.shape[-1] != width:
             raise ValueError(
                 f'encoder_hidden_states must have the width {width} of the text encoder of this '
                 f'{self.kind}; got the shape {list(text.shape)}'
