@@ -182,6 +182,8 @@ class Contender:
                 num_workers=0,
                 hooks=list(hooks),
             )
+            if run.step != steps:  # a run that a signal stopped is not a result
+                raise SystemExit(run.exit_status)
             return run.denoiser, n_params(run.denoiser.inner_model)
 
 
