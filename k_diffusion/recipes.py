@@ -218,7 +218,9 @@ WIDE, WIDE_FROM, WIDE_RHO = 12.0, 8, 9.0
 NARROW, SHORT, LONG = 8.0, 6, 15
 #: Up to this number of model calls guidance bends the flow too much for order 3: at all levels, and
 #: in an interval.
-STIFF, STIFF_IN_INTERVAL = 12, 7
+STIFF, STIFF_IN_INTERVAL = 12, 9
+#: From this number of model calls there is a level above an interval for a formula to start from.
+FEWEST_IN_INTERVAL = 6
 
 
 def recommended(steps: int, traits: Traits) -> Recipe:
@@ -243,8 +245,7 @@ def recommended(steps: int, traits: Traits) -> Recipe:
     stiff = traits.guided and steps <= (STIFF if traits.interval is None else STIFF_IN_INTERVAL)
     order = 2 if short or stiff else 3
     equal = stiff or traits.interval is not None
-    # fewer calls have no level above an interval
-    fewest = 1 if traits.interval is None else STIFF_IN_INTERVAL + 1
+    fewest = 1 if traits.interval is None else FEWEST_IN_INTERVAL
     afs = steps >= fewest and traits.sigma_max >= (FAR if steps <= FEW else FARTHEST) * traits.std
     reasons = [f'levels go down to {traits.sigma_min:g}, the lowest of the model']
     if short:
