@@ -1,4 +1,4 @@
-"""k-diffusion distill: turns a trained model into one that samples in one to four model calls."""
+"""k-diffusion distill: turn a trained model into one that samples in one to four model calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXAMPLE = """examples:
   k-diffusion sample --checkpoint runs/fast -n 100 --steps 1
   k-diffusion evaluate --checkpoint runs/fast --steps 4
 
-The same command again goes on where the run stopped. Everything lands in runs/NAME."""
+Run the same command again to resume. Everything is written to runs/NAME."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion distill') -> int:

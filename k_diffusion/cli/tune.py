@@ -1,4 +1,4 @@
-"""k-diffusion tune: a trained model is tuned so that its samples are rewarded more."""
+"""k-diffusion tune: tune a trained model to raise a reward of its samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _EXAMPLE = """examples:
   k-diffusion tune --checkpoint runs/demo --reward mine.py:reward --allow-code --method grpo
   k-diffusion sample --checkpoint runs/sevens --guidance 0
 
-The same command again goes on where the run stopped. Everything lands in runs/NAME."""
+Run the same command again to resume. Everything is written to runs/NAME."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion tune') -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..core.tensors import mean_per_item
 from ..layers.conditioning import ResidualBlock, zero_init
 from .levels import n_groups
-from .section import check_above
+from .section import check_above, check_at_least
 
 
 class Autoencoder(nn.Module):
@@ -165,7 +165,7 @@ class AutoencoderConfig:
             latent_channels=self.latent_channels,
             depth=self.depth,
         )
-        check_above(-1e-12, kl_weight=self.kl_weight)
+        check_at_least(0, kl_weight=self.kl_weight)
         if not self.channels or any(c < 1 or c % n_groups(c, 16) for c in self.channels):
             raise ValueError(
                 f'channels must hold at least one level, each a multiple of 16; got {self.channels}'

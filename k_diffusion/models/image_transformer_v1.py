@@ -16,7 +16,7 @@ from ..layers.attention import attend
 from ..layers.conditioning import zero_init
 from . import transformer_blocks as blocks
 from .axial_rope import AxialRoPE, make_axial_pos
-from .section import check_above, check_share
+from .section import check_above, check_at_least, check_share
 from .tagging import apply_wd, filter_params, tag_module, tag_param
 from .transformer_blocks import (
     AdaRMSNorm,
@@ -414,7 +414,7 @@ class ImageTransformerV1Config(TransformerSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_above(0, depth=self.depth, width=self.width)
-        check_above(-1, d_ff=self.d_ff)
+        check_at_least(0, d_ff=self.d_ff)
         check_share(dropout_rate=self.dropout_rate)
         if self.width % HEAD_SIZE:
             raise ValueError(

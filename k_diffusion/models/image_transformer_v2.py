@@ -30,7 +30,7 @@ from .cosine_attention import (
     scale_for_cosine_sim_qkv,
     use_flash_2,
 )
-from .section import check_above, check_share
+from .section import check_above, check_at_least, check_share
 from .tagging import apply_wd, filter_params, tag_module, tag_param
 from .transformer_blocks import (
     AdaRMSNorm,
@@ -321,7 +321,7 @@ class ImageTransformerV2Config(TransformerSection):
             mapping_width=self.mapping_width,
             mapping_d_ff=self.mapping_d_ff,
         )
-        check_above(-1, mapping_depth=self.mapping_depth, mapping_cond_dim=self.mapping_cond_dim)
+        check_at_least(0, mapping_depth=self.mapping_depth, mapping_cond_dim=self.mapping_cond_dim)
         check_share(mapping_dropout_rate=self.mapping_dropout_rate)
         for rate in dropout_rate:
             check_share(dropout_rate=rate)

@@ -18,7 +18,7 @@ from ..layers.dimensions import conv
 from ..layers.embeddings import FourierFeatures, MapInputs, map_features
 from ..layers.layout import channels_last
 from .levels import check_levels, check_sides, check_skip_stages
-from .section import ModelSection, check_above, check_share
+from .section import ModelSection, check_above, check_at_least, check_share
 from .unet_blocks import (
     DBlock,
     MappingNet,
@@ -347,8 +347,8 @@ class ImageV1Config(ModelSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_above(0, patch_size=self.patch_size, mapping_out=self.mapping_out)
-        check_above(
-            -1,
+        check_at_least(
+            0,
             mapping_cond_dim=self.mapping_cond_dim,
             unet_cond_dim=self.unet_cond_dim,
             cross_cond_dim=self.cross_cond_dim,

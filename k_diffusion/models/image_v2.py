@@ -25,7 +25,7 @@ from ..layers.embeddings import MapInputs, map_features
 from ..layers.layout import channels_last
 from ..layers.magnitude import MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from .levels import HEAD_SIZE, check_levels, check_sides, n_groups
-from .section import ModelSection, check_above, check_share
+from .section import ModelSection, check_above, check_at_least, check_share
 
 BALANCE = 0.3  # the share of a branch when it is added to its input
 UNCERTAINTY_FEATURES = 128
@@ -390,7 +390,7 @@ class ImageV2Config(ModelSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_above(0, patch_size=self.patch_size, mapping_out=self.mapping_out)
-        check_above(-1, mapping_cond_dim=self.mapping_cond_dim)
+        check_at_least(0, mapping_cond_dim=self.mapping_cond_dim)
         check_share(dropout_rate=self.dropout_rate)
         check_levels(self.depths, self.channels, self.self_attn_depths, None, 0, 0)
         check_sides(self.input_size, self.patch_size, len(self.channels) - 1)

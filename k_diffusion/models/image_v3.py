@@ -22,7 +22,7 @@ from ..layers.dimensions import channel_dropout, conv
 from ..layers.embeddings import FourierFeatures, MapInputs, map_features
 from ..layers.layout import channels_last
 from .levels import HEAD_SIZE, check_levels, check_sides, n_groups
-from .section import ModelSection, check_above, check_share
+from .section import ModelSection, check_above, check_at_least, check_share
 from .windows import fold_patches, unfold_patches
 
 GATE_STD = 1e-2  # the initial scale of the weights of the modulation, relative to torch's
@@ -402,7 +402,7 @@ class ImageV3Config(ModelSection):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_above(0, patch_size=self.patch_size, mapping_out=self.mapping_out)
-        check_above(-1, mapping_cond_dim=self.mapping_cond_dim, unet_cond_dim=self.unet_cond_dim)
+        check_at_least(0, mapping_cond_dim=self.mapping_cond_dim, unet_cond_dim=self.unet_cond_dim)
         check_share(dropout_rate=self.dropout_rate)
         if self.mapping_out % 2:
             raise ValueError(

@@ -50,7 +50,7 @@ class DenoiserSection:
 
     def __post_init__(self) -> None:
         check_above(0, sigma_data=self.sigma_data)
-        check_above(-1, loss_scales=self.loss_scales)
+        check_at_least(0, loss_scales=self.loss_scales)
         check_share(loss_contrast=self.loss_contrast)
         if self.guidance_input and not self.flow_map:
             raise ValueError(
@@ -128,6 +128,18 @@ def check_above(bound: float, **values: float) -> None:
     for key, value in values.items():
         if not value > bound:
             raise ValueError(f'{key} must be above {bound}; got {value}')
+
+
+def check_at_least(bound: float, **values: float) -> None:
+    """Raise ValueError for a value below a bound.
+
+    Args:
+        bound: The bound.
+        **values: The values by their keys.
+    """
+    for key, value in values.items():
+        if not value >= bound:
+            raise ValueError(f'{key} must be at least {bound}; got {value}')
 
 
 def check_share(**values: float) -> None:

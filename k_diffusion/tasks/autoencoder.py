@@ -151,7 +151,7 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
     if status == 'interrupted':
         warnings.warn(
             f'{name} interrupted at step {trainer.step:,}: {trainer.last_checkpoint}; '
-            'the same call goes on from there',
+            'the same call resumes it',
             stacklevel=3,
         )
     write_json(folder.path / f'{name}_config.json', config)

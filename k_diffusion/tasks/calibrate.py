@@ -48,7 +48,7 @@ def read_guidance(text: str) -> float | str:
     try:
         return AUTO if text == AUTO else float(text)
     except ValueError:
-        raise ValueError(f'it must be a scale or {AUTO}; got {text!r}') from None
+        raise ValueError(f'it must be a number or {AUTO}; got {text!r}') from None
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ def _list_missing(steps: Sequence[int], fits: calibrations.Unfinished) -> list[i
     fitted_steps = [n for n in steps if n in fits.calibrations]
     if fitted_steps:
         _LOG.info(
-            'the samplers for %s steps were fitted by an earlier call that did not end',
+            'resuming: the samplers for %s steps are fitted already',
             ', '.join(map(str, fitted_steps)),
         )
     return [n for n in steps if n not in fitted_steps]
@@ -365,7 +365,7 @@ def _writable_file(settings: CalibrateSettings) -> Path:
     try:
         calibrations.read(path)
     except ValueError as error:
-        raise ValueError(f'{error}; remove {path}, or give another file as out') from None
+        raise ValueError(f'{error}; delete {path}, or give another file as out') from None
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f'out must be in a folder that can be written to; got {path}')
+        raise ValueError(f'out must be in a writable folder; got {path}')
     return path

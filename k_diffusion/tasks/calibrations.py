@@ -51,7 +51,7 @@ def read(path: Path) -> list[Calibration]:
     entries = value.get('calibrations') if isinstance(value, dict) else None
     if not isinstance(entries, list):
         raise ValueError(
-            f'{path} holds no calibrations; remove it and make them again with calibrate'
+            f'{path} must be a file that calibrate wrote; delete it and run calibrate again'
         )
     return [from_dict(entry, str(path)) for entry in entries]
 
@@ -190,18 +190,17 @@ def find_calibration(
             calibration = next(candidates, calibration)
         if calibration is None and demanded:
             raise ValueError(
-                f'{path} holds no calibrated sampler for {setting}; make one with calibrate'
+                f'{path} has no calibrated sampler for {setting}; run calibrate for them'
             )
         if calibration is not None and not _fits(calibration, denoiser, sigma_max):
             raise ValueError(
-                f'the calibrated sampler in {path} was made for other weights or another '
-                'sigma_max; '
-                f'make one for {setting} with calibrate'
+                f'{path} was calibrated for other weights or another sigma_max; run calibrate '
+                f'again for {setting}'
             )
     except (ValueError, OSError) as error:
         if demanded:
             raise
-        warnings.warn(f'{error}; it is not used', stacklevel=2)
+        warnings.warn(f'the calibrated sampler is not used: {error}', stacklevel=2)
         return None
     if calibration is not None:
         how = (
@@ -210,7 +209,10 @@ def find_calibration(
             else ''
         )
         _LOG.info(
-            'drawn by the calibrated sampler for %d steps%s, from %s', calibration.steps, how, path
+            'sampling with the calibrated sampler for %d steps%s, from %s',
+            calibration.steps,
+            how,
+            path,
         )
     return calibration
 

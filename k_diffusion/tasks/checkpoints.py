@@ -136,8 +136,8 @@ def checkpoints(settings: CheckpointsSettings) -> CheckpointList:
     runs = [run for run in find_runs(folder) if name in (None, run.name)]
     if not runs:
         raise ValueError(
-            f'{folder} holds no run{f" named {name!r}" if name else ""}; '
-            'give the folder that training wrote'
+            f'folder must be one that training wrote; {folder} has no run'
+            f'{f" named {name!r}" if name else ""}'
         )
     if (pin or unpin) and len(runs) > 1:
         raise ValueError(
@@ -155,8 +155,7 @@ def _set_pins(run: RunFolder, pin: set[int], unpin: set[int]) -> None:
     steps = {step_of(path) for path in run.checkpoints()}
     for step in sorted(pin - steps):
         raise ValueError(
-            f'there is no checkpoint of step {step} in {run.path}; '
-            f'pin must be one of the steps {sorted(steps)}'
+            f'pin must be a step of a checkpoint in {run.path}, {sorted(steps)}; got {step}'
         )
     if pin or unpin:
         write_json(run.pins_path, sorted((run.pinned() | pin) - unpin))
@@ -191,8 +190,8 @@ def _list_remote(url: str, name: str | None, verify: bool) -> list[CheckpointEnt
     runs = [run for run in remote.runs() if name in (None, run)]
     if not runs:
         raise ValueError(
-            f'{remote.url} holds no run{f" named {name!r}" if name else ""}; '
-            'give the URL that training uploads to'
+            f'folder must be a URL that training uploads to; {remote.url} has no run'
+            f'{f" named {name!r}" if name else ""}'
         )
     entries = []
     for run in runs:

@@ -106,8 +106,8 @@ class ClipSettings(ModelSettings):
             are_lists(self, 'prompts', 'images', 'time_travel_interval'),
             at_least(self, 1, 'n', 'batch_size', 'steps', 'cutn', 'time_travel_steps'),
             one_of(self, BETWEEN, 'schedule'),
-            'sigma_start must be left out without init, a picture to lay the noise over; got '
-            f'{self.sigma_start}'
+            'sigma_start must be left out without init, the picture that noise is added to; '
+            f'got {self.sigma_start}'
             if floating
             else None,
             find_sampler_problem(self.sampler)
@@ -238,7 +238,7 @@ def split_weight(prompt: str) -> tuple[str, float]:
 def _load_picture(path: str, size: tuple[int, int], channels: int) -> Tensor:
     """Return a picture file as [C, h, w] in [-1, 1], scaled and cropped like training data."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f'there is no picture {path}; give the path of a picture file')
+        raise FileNotFoundError(f'picture {path} does not exist; give the path of a picture file')
     try:
         return from_bytes(load_picture(path, size, channels))
     except UnreadablePicture as error:

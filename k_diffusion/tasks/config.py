@@ -98,7 +98,9 @@ def extract_config(settings: ConfigSettings) -> Path | list[ShippedConfig]:
     else:
         config = read_weights(checkpoint, verify=settings.verify)[1]
     if config is None:
-        raise ValueError(f'checkpoint must carry a config; {checkpoint} carries none')
+        raise ValueError(
+            f'checkpoint must carry a config; {checkpoint} has none: take one that training wrote'
+        )
     path = Path(settings.out) if settings.out is not None else Path(checkpoint).with_suffix('.json')
     write_json(path, config)
     return path

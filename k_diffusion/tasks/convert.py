@@ -73,7 +73,7 @@ def convert(settings: ConvertSettings) -> Path:
         else Path(checkpoint).with_suffix('.safetensors')
     )
     if path.resolve() == Path(checkpoint).resolve():
-        raise ValueError(f'out must be another file than the checkpoint; got {path}')
+        raise ValueError(f'out must differ from the checkpoint; got {path}')
     save_safetensors(
         path, {key: value.to(_DTYPES[settings.dtype]) for key, value in weights.items()}, config
     )

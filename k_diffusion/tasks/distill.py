@@ -183,7 +183,7 @@ def distilled_config(
     if not conditional and (as_input or settings.guidance not in (None, 1)):
         raise ValueError(
             f'{"guidance_max" if as_input else "guidance"} must be left out for a model without '
-            f'classes and conditions, as that of {checkpoint.as_posix()} is'
+            f'classes and conditions; {checkpoint.as_posix()} has none'
         )
     if as_input or not conditional:
         guidance = 1.0

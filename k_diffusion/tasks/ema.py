@@ -70,7 +70,7 @@ def ema(settings: EmaSettings) -> Snapshot | list[Snapshot]:
     )
     path = default if settings.out is None else Path(settings.out)
     if any(path.resolve() == snapshot.path.resolve() for snapshot in snapshots):
-        raise ValueError(f'out must be another file than a snapshot; got {path}')
+        raise ValueError(f'out must differ from the snapshots; got {path}')
     save_safetensors(
         path, reconstruct(snapshots, settings.width, settings.step), snapshot_config(snapshots[-1])
     )

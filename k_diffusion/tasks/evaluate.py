@@ -101,7 +101,9 @@ class EvaluationSettings(ModelSettings):
         f'the feature extractor: {EXTRACTOR_WORDS} (default: tensor for '
         'data other than pictures, classifier for labelled data, else inception)',
     )
-    dataset: Any = setting(None, f'the reference set: {DATASET_WORDS}', parse=str)
+    dataset: Any = setting(
+        None, f"the reference set (default: the model's data set): {DATASET_WORDS}", parse=str
+    )
     reference_n: int = setting(50_000, 'maximum number of its pictures')
     out: str | os.PathLike[str] | None = setting(
         None, 'folder to write to (default: evaluation beside the checkpoint)'

@@ -21,8 +21,8 @@ def warn_of_one_process() -> None:
     processes = _read_processes(_command_of(os.getppid()))
     if processes > 1:
         warnings.warn(
-            f'accelerate launch was asked for {processes} processes and started one; give it '
-            f'its option multi_gpu, or take torchrun with its option nproc-per-node, {processes}',
+            f'accelerate launch started 1 process instead of {processes}; pass it its option '
+            f'multi_gpu, or use torchrun with its option nproc-per-node set to {processes}',
             stacklevel=2,
         )
 

@@ -55,7 +55,9 @@ class LikelihoodSettings(ModelSettings):
     checkpoint: str | os.PathLike[str] = setting(
         help="a .pth or .safetensors file, a run's folder (its latest checkpoint), or a URL of one"
     )
-    dataset: Any = setting(None, f'the pictures: {DATASET_WORDS}', parse=str)
+    dataset: Any = setting(
+        None, f"the pictures (default: the model's data set): {DATASET_WORDS}", parse=str
+    )
     n: int = setting(1000, 'number of pictures, drawn from the seed', flags=('-n',))
     steps: int = setting(32, 'number of steps of the solver, each of 4 model calls')
     probes: int = setting(1, 'number of probes of the trace per model call')
@@ -137,7 +139,7 @@ class _Task:
             )
         if not experiment.gives_pictures:
             raise ValueError(
-                f'checkpoint must be of a model of pictures; {path} is of one of tensors. '
+                f'checkpoint must be of a model of pictures; {path} is of a model of tensors. '
                 'K.sampling.log_likelihood gives their density'
             )
         self.pictures = open_reference(
@@ -147,9 +149,9 @@ class _Task:
         labels, num_classes = classes_of(self.pictures, self.indices), sections.dataset.num_classes
         if num_classes and labels and max(labels) >= num_classes and not settings.unconditional:
             raise ValueError(
-                f'{self.pictures.source} has the class {max(labels)} and the model knows '
-                f'{num_classes} classes; '
-                'give pictures of its own classes, or pass unconditional=True'
+                f'dataset must have classes below {num_classes}, the number of classes of the '
+                f'model; {self.pictures.source} has class {max(labels)}. Give pictures of its '
+                'classes, or pass unconditional=True'
             )
         unknown_class = settings.unconditional or not labels
         self.classes = (

@@ -107,8 +107,8 @@ def in_pieces(
     for start in starts[world.rank :: world.size]:
         if launcher_pid() != launcher:
             raise ChildProcessError(
-                f'the launcher (process {launcher}) is gone; run the same '
-                f'command again: it goes on with what is kept in {folder}'
+                f'the launcher (process {launcher}) has exited; run the same command again to '
+                f'resume from {folder}'
             )
         items = range(start, min(start + CHUNK, n))
         path = _path(folder, items)

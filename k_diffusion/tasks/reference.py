@@ -45,9 +45,7 @@ LEARNT_FROM = 20_000  # pictures at most, for the classifier
 #: For help pages.
 DATASET_WORDS = (
     'a folder of pictures, TYPE:LOCATION (mnist:data/mnist, or mnist/test:data/mnist for its test '
-    'pictures), or a .json file '
-    'with a "dataset" section; '
-    "default: the data set of the model's config"
+    'pictures), or a .json file with a "dataset" section'
 )
 EXTRACTOR_WORDS = (
     'inception, clip or clip:NAME, dinov2 or dinov2:NAME (a NAME may be a folder), classifier '
@@ -236,8 +234,8 @@ def make_extractor(
     images, labels, classes = labelled_pictures(training_set())
     network = cached_classifier(folder, images, labels, classes)
     say(
-        f'the features are those of a classifier of {classes} classes, {network.accuracy:.1%} '
-        'right on pictures held out'
+        f'features are from a classifier of {classes} classes with an accuracy of '
+        f'{network.accuracy:.1%} on held-out pictures'
     )
     return network.to(device)
 
@@ -256,8 +254,8 @@ def labelled_pictures(dataset: Dataset) -> tuple[Tensor, Tensor, int]:
     """
     if not dataset.num_classes:
         raise ValueError(
-            f'{dataset.source} has no classes for a classifier to learn; choose another '
-            f'extractor: {EXTRACTOR_WORDS}'
+            'extractor must not be a classifier for data without classes; '
+            f'{dataset.source} has none. Choose another extractor: {EXTRACTOR_WORDS}'
         )
     indices = chosen_pictures(dataset, LEARNT_FROM)
     items = [dataset[i] for i in indices]

@@ -122,8 +122,8 @@ def reward_class(reward: Any, experiment: Experiment) -> int | None:
     try:
         numbers = class_labels([value], experiment.sections.dataset, 1)
     except ValueError as error:
-        said = str(error).replace('classes must name', 'reward must name one of the', 1)
-        raise ValueError(said) from None
+        message = str(error).replace('classes must name', 'reward must name one of the', 1)
+        raise ValueError(message) from None
     return numbers[0] if numbers else None
 
 

@@ -160,7 +160,7 @@ def _leave_done(
 ) -> Run:
     """Report that a run has already reached its end, and return it."""
     display.say(
-        f'{settings.name} is done: it has reached step {step:,} (a greater end_step goes further)'
+        f'{settings.name} has reached end_step at step {step:,}; raise end_step to train further'
     )
     accelerator.end_training()
     processes = accelerator.num_processes
@@ -222,10 +222,10 @@ def _explain_lost_process(trainer: Trainer) -> Iterator[None]:
             word in str(error).lower() for word in _BROKEN
         ):
             raise
-        saved = 'nothing was saved before' if last is None else f'it goes on from {last}'
+        saved = 'nothing was saved before' if last is None else f'it resumes from {last}'
         raise ChildProcessError(
-            f'process {process} lost another process of the run, which died or was cut off '
-            f"(the launcher's summary below names it); run the same command again: {saved}"
+            f'process {process} lost contact with another process of the run, which the '
+            f"launcher's summary below names; run the same command again: {saved}"
         ) from error
 
 
@@ -241,18 +241,18 @@ def _go_on(
     """Load a checkpoint into the trainer, and report what changed since it was saved."""
     if 'posthoc' in trainer.parts and not state.get('posthoc'):
         raise ValueError(
-            f'{path} has no averages for snapshots, which are of the whole run; leave '
-            'them out (ema_snapshots 0), or begin a new run with another name'
+            'ema_snapshots must be 0 for a run that began without snapshots, which cover a '
+            f'whole run; {path} has none: leave it out, or give another name for a new run'
         )
     try:
         notes = [*map(str, changes), *changed_data(state.get('data'), data, path)]
         trainer.load_state_dict(state, path, settings.reset_ema, settings.reset_optimizer)
     except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
         raise ValueError(
-            f'{path} holds something that training does not write ({type(error).__name__}: '
+            f'{path} has content that training does not write ({type(error).__name__}: '
             f'{error}); use an older one from the same folder'
         ) from error
-    display.say(f'goes on from {path}, step {trainer.step:,}')
+    display.say(f'resuming from {path}, step {trainer.step:,}')
     if changes_loss(changes):
         trainer.begin_losses()
     tell_changes(
@@ -289,11 +289,9 @@ def _refuse(sections: Sections) -> None:
     takes_augmentation = model.augment_wrapper or not model.type.startswith('image_v')
     if model.augment_prob and not takes_augmentation:
         raise ValueError(
-            f'model.augment_prob is {model.augment_prob} and model.augment_wrapper is false, so '
-            'that '
-            'the network would learn augmented pictures as real ones; set augment_wrapper to true '
-            'or '
-            'augment_prob to 0'
+            'model.augment_prob must be 0 without model.augment_wrapper, else the network learns '
+            f'augmented pictures as real ones; got {model.augment_prob}. Set augment_wrapper to '
+            'true or augment_prob to 0'
         )
     if (model.has_variance or model.loss_config == 'simple') and (
         model.loss_weighting != 'karras' or model.loss_scales != 1 or model.loss_contrast
@@ -312,8 +310,8 @@ def _split_for_noise_scale(settings: TrainSettings, usual: int) -> TrainSettings
     batch_size = settings.batch_size or usual
     if batch_size % 2:
         raise ValueError(
-            'gns=True in one process takes the batch in two halves, and the batch size '
-            f'is {batch_size}; make it even'
+            'batch_size must be even with gns=True in one process, which halves each batch; got '
+            f'{batch_size}'
         )
     return dataclasses.replace(settings, batch_size=batch_size // 2, grad_accum_steps=2)
 
@@ -322,7 +320,7 @@ def _accelerator(settings: TrainSettings, find_unused: bool) -> Any:
     accelerate = require('accelerate', 'train', 'training')
     require('PIL', 'train', 'training')
     device = choose_device(settings.device)
-    # Told that it is to use the CPU, or accelerate starts no process group there.
+    # Without cpu=True accelerate starts no process group on the CPU.
     accelerator = accelerate.Accelerator(
         mixed_precision=settings.mixed_precision,
         cpu=device.type == 'cpu',
@@ -336,8 +334,8 @@ def _accelerator(settings: TrainSettings, find_unused: bool) -> Any:
     launched = int(os.environ.get('WORLD_SIZE', 1))
     if accelerator.num_processes != launched:
         raise ValueError(
-            f'{launched} processes were launched and {accelerator.num_processes} found '
-            'each other; launch them with torchrun'
+            f'{launched} processes were launched and {accelerator.num_processes} joined the '
+            'run; launch them with torchrun'
         )
     return accelerator
 
@@ -346,8 +344,8 @@ def _evaluate(trainer: Trainer) -> str:
     """Evaluate the loaded checkpoint without a training step."""
     if not trainer.step:
         raise ValueError(
-            'evaluate_only=True found no checkpoint of this run; train it first, or '
-            'name one with resume=...'
+            'evaluate_only=True needs a checkpoint of this run, which has none; train it first, '
+            'or name one with resume=...'
         )
     for hook in trainer.hooks:
         if isinstance(hook, (HeldOutLoss, EvaluationHook)):
@@ -361,7 +359,7 @@ def _close(
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     path = trainer.last_checkpoint or folder.checkpoint_path(trainer.step)
-    again = '' if status in ('done', 'evaluated') else '; the same command goes on from there'
+    again = '' if status in ('done', 'evaluated') else '; the same command resumes it'
     display.say(escape_name(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}'))
     return Run(
         settings.name,

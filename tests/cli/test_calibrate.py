@@ -56,7 +56,7 @@ def test_what_it_writes(calibrated, capsys):
 def test_sample_takes_it_by_itself(calibrated, tmp_path, caplog):
     caplog.set_level('INFO', 'k_diffusion')
     ours = draw(calibrated, tmp_path / 'a')
-    assert 'drawn by the calibrated sampler for 3 steps' in caplog.text
+    assert 'sampling with the calibrated sampler for 3 steps' in caplog.text
     assert (
         torch.equal(ours, draw(calibrated, tmp_path / 'b', sampler='calibrated'))
         and ours.std() > 0.05
@@ -83,7 +83,7 @@ def test_sample_takes_it_by_itself(calibrated, tmp_path, caplog):
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
-        ({'steps': 9}, 'for steps 9 and guidance 1; make one with calibrate'),
+        ({'steps': 9}, 'for steps 9 and guidance 1; run calibrate for them'),
         ({'guidance': 3.0}, 'and guidance 3;'),
         ({'schedule': 'karras'}, 'has its own noise levels'),
     ],
@@ -106,9 +106,9 @@ def test_other_weights_are_told_apart(calibrated, tmp_path):
     )
     checkpoint['model_ema'][name] = checkpoint['model_ema'][name] + 1e-3
     save_checkpoint(path, checkpoint)
-    with pytest.raises(ValueError, match='was made for other weights'):
+    with pytest.raises(ValueError, match='was calibrated for other weights'):
         draw(path, tmp_path / 'a', sampler='calibrated', verify=False)
-    with pytest.warns(UserWarning, match='the calibrated sampler in .* it is not used'):
+    with pytest.warns(UserWarning, match='the calibrated sampler is not used: .* other weights'):
         assert draw(path, tmp_path / 'b', verify=False).std() > 0.05
 
 
@@ -240,7 +240,7 @@ def test_a_call_that_was_interrupted_goes_on(copied, tmp_path, monkeypatch, caps
         assert fitted == done
         assert unfinished(copied).exists() == bool(last)
         assert calibrations.file_of(copied).exists() == (not last)
-    assert 'the samplers for 2 steps were fitted by an earlier call' in capsys.readouterr().err
+    assert 'the samplers for 2 steps are fitted already' in capsys.readouterr().err
     assert calibrations.file_of(copied).read_bytes() == straight.read_bytes()
 
 

@@ -41,7 +41,7 @@ def test_another_learning_rate_takes_effect_and_is_told(tiny, stopped, capsys, b
     config = tiny() if by_flag else tiny(('optimizer', 'lr', 0.001))
     assert go_on(config, stopped, *(['--lr', '0.001'] if by_flag else [])) == 0
     err = capsys.readouterr().err
-    assert 'note: what differs from before takes effect: optimizer.lr 0.004 -> 0.001' in err
+    assert 'note: changed settings take effect: optimizer.lr 0.004 -> 0.001' in err
     assert last_rate(stopped) == pytest.approx(0.001)
 
 
@@ -53,7 +53,7 @@ def test_losses_of_another_meaning_are_not_compared(tiny, stopped, capsys):
     assert go_on(tiny(('model', 'loss_weighting', 'soft-min-snr')), stopped) == 0
     err = capsys.readouterr().err
     assert 'model.loss_weighting karras -> soft-min-snr' in err
-    assert '; losses before and after cannot be compared, and their averages begin anew' in err
+    assert '; losses before and after are not comparable, and their averages restart' in err
     state = load_checkpoint(stopped / 'tiny_00000005.pth')
     lines = [json.loads(line) for line in (stopped / 'tiny_log.jsonl').read_text().splitlines()]
     assert state['ema_stats']['loss_since'] == 3.0 and record.is_file()
@@ -109,7 +109,7 @@ def test_what_changes_the_meaning_of_the_weights_is_refused_with_the_way_out(
 
 def test_another_optimizer_goes_on_with_moments_that_start_anew(tiny, stopped, capsys):
     assert go_on(tiny(('optimizer', 'type', 'adamw')), stopped, '--reset-optimizer') == 0
-    assert "the optimizer's moments start anew" in capsys.readouterr().err
+    assert "the optimizer's moments restart" in capsys.readouterr().err
     state = load_checkpoint(stopped / 'tiny_00000005.pth')['opt']['state']
     assert {int(entry['step']) for entry in state.values() if 'step' in entry} == {
         2

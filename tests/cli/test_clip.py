@@ -180,7 +180,7 @@ def test_the_door_of_the_original(trained, folder, tmp_path):
             'there is no folder no/such/folder, and no model of that name',
         ),
         (['x', '--sigma-start', '3'], '--sigma-start must be left out without init'),
-        (['x', '--init', 'none.png'], 'there is no picture none.png'),
+        (['x', '--init', 'none.png'], 'picture none.png does not exist'),
         (['x', '--cutn', '0'], '--cutn must be at least 1; got 0'),
         (
             ['x', '--time-travel', '2', '--sampler', 'dpm_fast'],

@@ -355,7 +355,7 @@ def test_a_stop_in_the_middle_of_an_evaluation(tiny, script, tmp_path, capsys, m
         '--end-step',
         5,
     )
-    assert status == 143 and 'the evaluation of step 2 is given up' in capsys.readouterr().err
+    assert status == 143 and 'the evaluation of step 2 is cancelled' in capsys.readouterr().err
     assert (tmp_path / 'run' / 'tiny_00000002.pth').exists() and not (
         tmp_path / 'run' / 'tiny_metrics.csv'
     ).exists()
@@ -385,7 +385,7 @@ def test_without_an_extractor_training_goes_on(tiny, tmp_path, capsys):
 
 def test_evaluating_alone_needs_a_checkpoint(tiny, tmp_path, capsys):
     assert train(tiny(), tmp_path / 'run', '--evaluate-only') == 1
-    assert 'found no checkpoint of this run' in capsys.readouterr().err
+    assert 'needs a checkpoint of this run' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -191,7 +191,7 @@ def test_the_default_is_the_test_split(tmp_path, tiny, capsys):
         ('model', 'augment_prob', 0.0),
     )
     assert train(tmp_path / 'without', config, show=True)[1] == []
-    assert 'there is no held-out loss' in capsys.readouterr().err
+    assert 'the held-out loss is disabled' in capsys.readouterr().err
     write('t10k', 30, 90)
     means = set()
 

@@ -108,5 +108,5 @@ def test_training_refuses_what_cannot_fit(tiny, tmp_path, capsys):
         'cpu',
     ]
     assert train(arguments) == 1
-    assert 'GiB before any activation' in capsys.readouterr().err
+    assert 'GiB without activations' in capsys.readouterr().err
     assert not (tmp_path / 'run').exists()

@@ -34,8 +34,8 @@ def notes(monkeypatch, *words, **environment):
 )
 def test_one_process_in_place_of_two_is_told(monkeypatch, words):
     said = notes(monkeypatch, 'accelerate', 'launch', *words, ACCELERATE_MIXED_PRECISION='no')
-    assert said and 'was asked for 2 processes and started one' in said[0]
-    assert said[0].endswith('or take torchrun with its option nproc-per-node, 2')
+    assert said and 'started 1 process instead of 2' in said[0]
+    assert said[0].endswith('or use torchrun with its option nproc-per-node set to 2')
 
 
 @pytest.mark.parametrize(
@@ -82,4 +82,4 @@ def test_the_launcher_itself_is_understood(tiny, tmp_path):
         env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
     )
     assert done.returncode == 0, done.stderr
-    assert 'note: accelerate launch was asked for 2 processes and started one' in done.stderr
+    assert 'note: accelerate launch started 1 process instead of 2' in done.stderr

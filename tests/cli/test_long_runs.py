@@ -99,7 +99,7 @@ def test_a_run_stops_when_its_time_is_up_and_goes_on(tiny, tmp_path, monkeypatch
     monkeypatch.setattr('k_diffusion.tasks.run.watch.time.monotonic', lambda: clock[0])
     assert main([*words, '--run-dir', str(tmp_path / 'a'), '--max-seconds', '3']) == 0
     error = capsys.readouterr().err
-    assert 'the time of 3 s is up' in error and 'a stopped at step 3' in error
+    assert 'max_seconds (3 s) is reached' in error and 'a stopped at step 3' in error
     assert (tmp_path / 'a' / 'a_00000003.pth').exists()
     assert main([*words, '--run-dir', str(tmp_path / 'a'), '--max-seconds', '90']) == 0
     assert main([*words, '--run-dir', str(tmp_path / 'b')]) == 0
@@ -219,8 +219,8 @@ def test_a_command_that_fails_hangs_or_is_missing_holds_nothing_up(tmp_path):
     texts = [str(one.message) for one in caught if 'on_event' in str(one.message)]
     assert len(texts) == 4, texts  # each once, though there were eight events
     for part in (
-        'was ended after 2 s',
-        'ended with status 3',
+        'timed out after 2 s',
+        'exit status 3',
         '/nonexistent/command failed',
         'http://127.0.0.1 failed',
     ):

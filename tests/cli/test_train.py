@@ -167,7 +167,7 @@ def test_json_line(tiny, tmp_path, capsys):
         (('dataset', 'type', 'dmeo'), "did you mean 'demo'"),
         (('training', 'batch_size', 20000), '10000 images, fewer than the 20000'),
         (('optimizer', 'type', 'adam'), 'unknown type'),
-        (('model', 'augment_wrapper', False), 'would learn augmented pictures as real ones'),
+        (('model', 'augment_wrapper', False), 'network learns augmented pictures as real ones'),
         (
             ('model', 'mapping_cond_dim', 3),
             'model.mapping_cond_dim is 3, and no condition uses it',
@@ -392,7 +392,7 @@ def test_a_checkpoint_of_the_original_is_gone_on_with(tiny, tmp_path, capsys):
         json.dumps({'latest_checkpoint': 'tiny_00000007.pth'})
     )
     assert run(config, tmp_path, '--end-step', '9') == 0
-    assert 'goes on from' in capsys.readouterr().err
+    assert 'resuming from' in capsys.readouterr().err
     after = load_checkpoint(tmp_path / 'tiny_00000009.pth')
     assert (after['step'], after['ema_sched']['last_epoch'], after['sched']['last_epoch']) == (
         9,
@@ -419,4 +419,4 @@ def test_the_noise_scale_in_one_process(tiny, tmp_path, capsys):
     for key, value in plain['model'].items():
         torch.testing.assert_close(followed['model'][key], value, atol=1e-3, rtol=1e-2)
     assert run(config, tmp_path / 'odd', '--end-step', '1', '--gns', '--batch-size', '7') == 1
-    assert 'make it even' in capsys.readouterr().err
+    assert 'batch_size must be even with gns=True' in capsys.readouterr().err

@@ -205,7 +205,7 @@ def test_own_optimizer_rate_density_weighting_and_hooks(tmp_path):
     network = fresh()
     optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
     assert run(tmp_path / 'b', data(16, 1, 4), network=network, optimizer=optimizer).step == 2
-    with pytest.raises(ValueError, match='optimizer must be of the parameters of the network'):
+    with pytest.raises(ValueError, match='optimizer must hold parameters of the trained network'):
         run(tmp_path / 'c', data(16, 1, 4), optimizer=optimizer)
 
     class Fixed:

@@ -151,7 +151,7 @@ def test_the_command_runs_a_file_only_where_that_is_allowed(trained, tmp_path, c
     # The same name with another reward is another run.
     (tmp_path / 'mine.py').write_text('def dark(samples):\n    return samples.flatten(1).mean(1)\n')
     assert main([*command[:-2], '--allow-code', '--end-step', '2']) == 1
-    assert 'begin a new run with another name' in capsys.readouterr().err
+    assert 'give another name for a new run' in capsys.readouterr().err
 
 
 def test_a_name_in_a_file_that_is_not_a_function_is_refused(trained, tmp_path):

@@ -116,7 +116,7 @@ def test_a_run_with_a_pause_has_the_log_of_one_without(train, tmp_path):
 def test_portions_change_nothing_that_is_drawn(train, tmp_path, capsys):
     assert train('--end-step', '3', '--demo-every', '0', place='whole') == 0
     assert train('--end-step', '3', '--demo-every', '0', '--micro-batch', '2', place='parts') == 0
-    assert 'each batch of 8 is taken in portions of 2' in capsys.readouterr().err
+    assert 'each batch of 8 is split into micro-batches of 2' in capsys.readouterr().err
     whole, parts = (
         load_checkpoint(tmp_path / place / 'tiny_00000003.pth') for place in ('whole', 'parts')
     )
@@ -147,7 +147,7 @@ def test_a_portion_is_what_fits_into_memory(train, monkeypatch, capsys):
     assert activation_bytes(lambda: x.exp().sum()) == 12_000
     monkeypatch.setattr(portions, 'free_bytes', lambda device: 2_000_000)
     assert train('--end-step', '1', '--demo-every', '0', '--micro-batch', 'auto') == 0
-    portion = int(re.search(r'in portions of (\d+)', capsys.readouterr().err)[1])
+    portion = int(re.search(r'into micro-batches of (\d+)', capsys.readouterr().err)[1])
     assert 1 <= portion < 8
 
 
@@ -162,7 +162,7 @@ def test_a_compiler_that_fails_is_told_and_done_without(train, tmp_path, monkeyp
 
     monkeypatch.setattr(torch, 'compile', broken)
     assert train('--end-step', '2', '--demo-every', '0', '--compile') == 0
-    assert 'cannot be compiled here (no C++ compiler was found)' in capsys.readouterr().err
+    assert 'torch.compile failed (no C++ compiler was found)' in capsys.readouterr().err
     monkeypatch.undo()
     assert train('--end-step', '2', '--demo-every', '0', place='plain') == 0
     a, b = (

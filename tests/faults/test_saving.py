@@ -167,7 +167,7 @@ def test_the_last_the_best_and_the_pinned_are_kept(train, capsys):
     assert [int(path.stem[-8:]) for path in train.folder.checkpoints()] == [9, 8, 1]
     assert len(train.folder.manifest.read()) == 3
     assert kd(['checkpoints', str(train.folder.path), '--pin', '7']) == 1
-    assert 'there is no checkpoint of step 7' in capsys.readouterr().err
+    assert 'got 7' in capsys.readouterr().err
 
 
 def test_sigterm_is_status_143_and_ctrl_c_status_0(train, monkeypatch, capsys):
@@ -206,7 +206,7 @@ def test_a_grid_is_given_up_when_a_stop_is_asked(train, monkeypatch, capsys):
 
     monkeypatch.setattr(hooks, 'generate', generate)
     assert train('--end-step', '9', '--demo-every', '2', '--sample-n', '2') == 143
-    assert 'the demo grid of step 2 is given up' in capsys.readouterr().err
+    assert 'the demo grid of step 2 is cancelled' in capsys.readouterr().err
     assert not list(train.folder.path.glob('*demo*')) and train.folder.newest()[1]['step'] == 2
 
 

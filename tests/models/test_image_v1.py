@@ -450,7 +450,7 @@ def test_config_defaults_and_building():
         ({'mapping_out': 9}, '^mapping_out must be even, .* got 9'),
         ({'sigma_max': 0.001}, '^sigma_max must be above sigma_min, .* got 0.001'),
         ({'dropout_rate': 1.5}, '^dropout_rate must be from 0 to 1; got 1.5'),
-        ({'unet_cond_dim': -1}, '^unet_cond_dim must be above -1; got -1'),
+        ({'unet_cond_dim': -1}, '^unet_cond_dim must be at least 0; got -1'),
         ({'input_size': [28, 30]}, '^input_size must hold multiples of 4, .* got 28x30'),
         ({'depths': [2, 4]}, '^depths must have as many entries as channels, 3; got 2'),
     ],

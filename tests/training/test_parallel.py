@@ -52,7 +52,7 @@ def test_pieces_are_compiled(tmp_path):
     graphs = {name: int(count) for name, _, count in found}
     # A graph ends where pieces are put together: at each block that is cut by itself.
     assert graphs['pieces'] == 0 and graphs['compiled'] > 1 and graphs['half'] > 1
-    assert 'cannot be compiled' not in out
+    assert 'torch.compile failed' not in out
     pieces, compiled, half = (
         read_training_checkpoint(tmp_path / name / f'{name}_00000002.shards')['model']
         for name in ('pieces', 'compiled', 'half')

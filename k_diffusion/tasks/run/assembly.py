@@ -256,8 +256,8 @@ def _shard_networks(
     """Spread networks and optimizer over the processes."""
     if accelerator.num_processes == 1:
         raise ValueError(
-            'shard must be left out with one process, since it cuts the network over '
-            'several; launch more, or leave it out'
+            'shard must be left out with one process, since it divides the network between '
+            'processes; launch more, or leave it out'
         )
     shard(networks, optimizer, accelerator.device)
 

@@ -63,7 +63,7 @@ class BatchDump:
                 save_safetensors(path, tensors, None, {**facts, **texts})
             except Exception as error:  # (data of a user's own may raise anything)
                 warnings.warn(
-                    f'the batch of step {step} could not be written ({error}); training goes on',
+                    f'the batch of step {step} could not be written ({error}); training continues',
                     stacklevel=2,
                 )
 

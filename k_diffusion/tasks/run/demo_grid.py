@@ -54,8 +54,8 @@ class DemoHook:
             images = self.draw(trainer)
         except StopAsked:
             self.say(
-                f'the demo grid of step {trainer.step:,} is given up, since a stop was asked; '
-                'it is drawn when the run is resumed'
+                f'the demo grid of step {trainer.step:,} is cancelled by a stop request; it is '
+                'drawn when the run is resumed'
             )
             raise
         if trainer.accelerator.is_main_process:

@@ -64,8 +64,8 @@ class EvaluationHook:
             values = self._measure(trainer, *self._ready)
         except StopAsked:
             self.say(
-                f'the evaluation of step {trainer.step:,} is given up, since a stop was '
-                'asked; it is made when the run is resumed'
+                f'the evaluation of step {trainer.step:,} is cancelled by a stop request; it '
+                'runs when the run is resumed'
             )
             raise
         if not trainer.accelerator.is_main_process:
@@ -103,7 +103,7 @@ class EvaluationHook:
             )
             self.say(
                 f'evaluation is skipped: {reason or "another process has no extractor"}; training '
-                f'goes on{other}'
+                f'continues{other}'
             )
         elif caution(self.n):
             self.say(f'note: {caution(self.n)}')

@@ -110,7 +110,7 @@ class _Target:
             self._reported = True
             warnings.warn(
                 f'on_event: {escape_name(self._place.name)} failed ({escape_name(reason)}); '
-                'training goes on, and this is said once',
+                'training continues; further failures are not reported',
                 stacklevel=2,
             )
 
@@ -170,9 +170,9 @@ class _Command:
             process.communicate(content, timeout)
         except subprocess.TimeoutExpired:
             self.end()
-            raise OSError(f'it was ended after {timeout:g} s') from None
+            raise OSError(f'timed out after {timeout:g} s') from None
         if process.returncode:
-            raise OSError(f'it ended with status {process.returncode}')
+            raise OSError(f'exit status {process.returncode}')
 
     def end(self) -> None:
         """End the running command and the processes that it started."""

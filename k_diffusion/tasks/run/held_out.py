@@ -338,6 +338,6 @@ def _open_chosen(
     except (OSError, ValueError) as error:
         if required:
             raise
-        say(f'note: there is no held-out loss, since the test split cannot be used: {error}')
+        say(f'note: the held-out loss is disabled, since the test split cannot be used: {error}')
     missing = accelerator.reduce(torch.tensor(float(items is None), device=device), 'sum')
     return None if missing.item() else items

@@ -180,7 +180,7 @@ def _add_evaluation(
 ) -> None:
     if conditions:
         display.say(
-            'evaluation is left out: it compares pictures drawn by class, and this model has '
+            'evaluation is disabled: it compares pictures sampled by class, and this model has '
             'other conditions'
         )
         return

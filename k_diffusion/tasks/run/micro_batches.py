@@ -104,7 +104,7 @@ def portions(
     if batch_size % micro:
         raise ValueError(f'micro_batch must divide the batch size {batch_size}; got {micro}')
     if micro < batch_size:
-        say(f'each batch of {batch_size} is taken in portions of {micro}')
+        say(f'each batch of {batch_size} is split into micro-batches of {micro}')
     return micro, accum_steps * (batch_size // micro)
 
 
@@ -174,9 +174,7 @@ def compiled(
         reason = next(
             (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
         )
-        say(
-            f'the network cannot be compiled here ({reason[:160]}); it trains as it is, only slower'
-        )
+        say(f'torch.compile failed ({reason[:160]}); training continues without it, more slowly')
         torch._dynamo.reset()
         fast = network
     network.zero_grad(set_to_none=True)

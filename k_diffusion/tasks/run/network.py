@@ -71,9 +71,9 @@ def _check_memory(sections: Sections, device: torch.device) -> None:
     size, available = 5 * 4 * parameters, memory_bytes(device)
     if available is not None and size > available:
         raise ValueError(
-            f'the model has {parameters:,} parameters; training it takes {size / 2**30:,.0f} GiB '
-            f'before any activation, and {device.type} has {available / 2**30:,.0f}: make it '
-            'smaller (k-diffusion info says what a config costs)'
+            f'model must fit into the {available / 2**30:,.0f} GiB of {device.type}; training its '
+            f'{parameters:,} parameters takes {size / 2**30:,.0f} GiB without activations. Make '
+            'it smaller (k-diffusion info reports the cost of a config)'
         )
 
 

@@ -54,7 +54,7 @@ def open_experiment(settings: TrainSettings) -> tuple[Experiment, nn.Module | No
             experiment.take_network(network, name)
     else:
         if dataset is None or network is None:
-            raise ValueError('network and dataset must both be given where there is no config')
+            raise ValueError('network and dataset must both be given without a config')
         experiment = Experiment.open(
             _config_of(settings, network, dataset), strict=True, changes=settings.changes
         )
@@ -146,7 +146,7 @@ def make_optimizer(settings: TrainSettings, experiment: Experiment, network: nn.
     parameters = {id(p) for group in optimizer.param_groups for p in group['params']}
     if not parameters <= {id(p) for p in network.parameters()}:
         raise ValueError(
-            'optimizer must be of the parameters of the network that is trained; '
+            'optimizer must hold parameters of the trained network alone; '
             'give a function of the parameters, optimizer=lambda params: ...'
         )
     return optimizer

@@ -57,9 +57,8 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
         return load_config(path), [f'the config is that of {path}']
     if several:
         raise ValueError(
-            'data must be looked at by one process, which writes the config that all '
-            f'of them take: run once without a launcher and with dry_run=True; {path} '
-            'is missing'
+            'config must be written by one process before several train from data; '
+            f'{path} is missing: run once without a launcher and with dry_run=True'
         )
     device = choose_device(settings.device)
     largest, minutes, batch_size = CPU if device.type == 'cpu' else GPU
@@ -119,7 +118,7 @@ def _look_at(
             size, inspection = best, look(best)
     if inspection.sigma_data == 0:
         raise ValueError(
-            f'data must be pictures that differ; those of {settings.data} have one value'
+            f'data must hold more than one pixel value; all pixels of {settings.data} are equal'
         )
     return inspection, size
 

@@ -55,9 +55,8 @@ def resume_from(
         return newest
     if not Path(paths[0]).exists():
         raise ValueError(
-            f'process {accelerator.process_index} does not see {paths[0]}, which the run goes on '
-            'from; '
-            'put the run on a disk that all machines share (run_dir=...)'
+            f'run_dir must be on a file system that all machines share; process '
+            f'{accelerator.process_index} cannot find {paths[0]}, the checkpoint to resume from'
         )
     return Path(paths[0]), read_training_checkpoint(paths[0])
 
@@ -202,14 +201,14 @@ def tell_changes(
     """
     notes = [
         *notes,
-        *(["the optimizer's moments start anew"] if reset_optimizer else []),
-        *(['the average of the weights starts anew'] if reset_ema else []),
+        *(["the optimizer's moments restart"] if reset_optimizer else []),
+        *(['the average of the weights restarts'] if reset_ema else []),
     ]
     if notes:
         say(
-            f'note: what differs from before takes effect: {", ".join(notes)}'
+            f'note: changed settings take effect: {", ".join(notes)}'
             + (
-                '; losses before and after cannot be compared, and their averages begin anew'
+                '; losses before and after are not comparable, and their averages restart'
                 if other_loss
                 else ''
             )

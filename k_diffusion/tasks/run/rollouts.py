@@ -225,8 +225,8 @@ class Rollouts:
         for key, value in self.facts.items():
             if state['facts'].get(key) != value:
                 raise ValueError(
-                    f'{key} must be as in the run that goes on, {state["facts"].get(key)!r}; got '
-                    f'{value!r}: begin a new run with another name'
+                    f'{key} must be {state["facts"].get(key)!r}, as when the run began; got '
+                    f'{value!r}: give another name for a new run'
                 )
         self.older.load_state_dict(state['policy'])
         self.round, self.calls = state['round'], state['calls']

@@ -92,7 +92,7 @@ class TrainSettings:
     )
     rewinds: int = setting(
         0,
-        'how often a run may go back, after a spike of the loss, to the last good checkpoint and '
+        'how often a run may return, after a spike of the loss, to the last good checkpoint and '
         'continue with other data (default: 0, never)',
     )
     spike_factor: float = setting(
@@ -101,7 +101,7 @@ class TrainSettings:
     )
     nan_batches: int = setting(
         3,
-        'how many batches with a loss that is not a number are written, NAME_nan_STEP.safetensors',
+        'number of batches with a NaN loss to write, NAME_nan_STEP.safetensors',
     )
     on_event: str | Sequence[str] = setting(
         (),

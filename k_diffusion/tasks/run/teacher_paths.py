@@ -114,7 +114,7 @@ def teacher_paths(
         cond = {key[5:]: value for key, value in tensors.items() if key.startswith('cond.')}
         return TeacherPaths(tensors['x'], tensors['levels'], cond)
     calls = len(sigmas) - 1 - entry.unasked
-    say(f'draws {n:,} paths of the teacher, {calls} model calls each, by {entry.name}')
+    say(f'drawing {n:,} paths of the teacher, {calls} model calls each, by {entry.name}')
     denoise = apply_guidance(teacher, null, sampling) if null else teacher
     parts: list[Tensor] = []
     levels: list[float] = []

@@ -108,7 +108,7 @@ class Watch:
         def stop() -> bool:
             if time.monotonic() < end:
                 return stop_setting is not None and stop_setting()
-            self.display.say(f'the time of {self.settings.max_seconds:g} s is up')
+            self.display.say(f'max_seconds ({self.settings.max_seconds:g} s) is reached; stopping')
             return True
 
         return stop
