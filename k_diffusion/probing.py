@@ -18,9 +18,9 @@ from .generation import (
     batch_shape,
     device_of,
     generate,
-    known_levels,
     make_seeds,
     refuse_unwrapped,
+    round_levels,
 )
 from .guidance import classifier_free
 from .recipes import CANDIDATES, FINE, FLOOR, Probe, Recipe, Traits
@@ -84,7 +84,7 @@ def probe(
     device = device_of(denoiser) if device is None else choose_device(device)
 
     def run(recipe: Recipe, n: int) -> Tensor:
-        sigmas = known_levels(denoiser, recipe.levels(n, traits, recipe.options))
+        sigmas = round_levels(denoiser, recipe.levels(n, traits, recipe.options))
         return generate(
             guided,
             shape[1:],

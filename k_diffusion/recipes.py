@@ -223,7 +223,7 @@ STIFF, STIFF_IN_INTERVAL = 12, 9
 FEWEST_IN_INTERVAL = 6
 
 
-def recommended(steps: int, traits: Traits) -> Recipe:
+def recommend(steps: int, traits: Traits) -> Recipe:
     """Return the recipe for a number of model calls and a model's traits (docs/samplers.md).
 
     All of them use Karras levels down to the lowest level of the model and then denoise. A higher

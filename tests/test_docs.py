@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import k_diffusion as K
-from k_diffusion.recipes import Traits, recommended
+from k_diffusion.recipes import Traits, recommend
 from k_diffusion.tasks.evaluate import COPIES
 from k_diffusion.tasks.reference import EXTRACTORS
 
@@ -154,7 +154,7 @@ def test_every_sampler_is_on_the_page():
         assert f'| `{name}` | {entry.family} | {entry.order or "-"} | {entry.nfe} |' in page, name
     for scale, interval in (1.0, None), (4.0, None), (4.0, (0.3, 1.2)):
         for steps in (5, 8, 15, 30):
-            assert f'`{recommended(steps, Traits(0.002, 80.0, scale, interval)).sampler}`' in page
+            assert f'`{recommend(steps, Traits(0.002, 80.0, scale, interval)).sampler}`' in page
 
 
 def test_every_metric_and_extractor_is_on_the_page():

@@ -10,7 +10,7 @@ import k_diffusion as K
 from k_diffusion.denoisers.analytic import Gaussian, Mixture
 from k_diffusion.generation import plan
 from k_diffusion.guidance import classifier_free
-from k_diffusion.recipes import Probe, Traits, recommended
+from k_diffusion.recipes import Probe, Traits, recommend
 from k_diffusion.schedules import get_sigmas_interval, get_sigmas_karras
 
 MEANS = torch.tensor([[1.0, 0.0], [-1.0, 0.7], [0.2, -1.2]])
@@ -157,7 +157,7 @@ def test_traits_are_read_off_the_denoiser():
     ],
 )
 def test_a_recipe_spends_the_calls_and_ends_at_the_least_level_of_the_model(steps, traits):
-    recipe = recommended(steps, traits)
+    recipe = recommend(steps, traits)
     levels = recipe.levels(steps, traits, recipe.options).tolist()
     assert len(levels) == steps + 1 + bool(recipe.options.get('afs'))
     assert levels[0] == pytest.approx(traits.sigma_max) and levels[-1] == 0
@@ -166,7 +166,7 @@ def test_a_recipe_spends_the_calls_and_ends_at_the_least_level_of_the_model(step
         assert levels[-2] == pytest.approx(traits.sigma_min)
     if traits.interval and steps >= 5:
         assert min(abs(level / traits.interval[1] - 1) for level in levels) < 1e-6
-    assert recommended(steps, traits) == recipe
+    assert recommend(steps, traits) == recipe
 
 
 def test_explain_says_what_was_taken_and_why(capsys):
@@ -217,10 +217,10 @@ def test_a_probe_is_kept_and_taken(tmp_path):
 )
 def test_a_probe_of_any_guidance_is_read_as_it_was_written(guided, tmp_path):
     traits = Traits.of(guided)
-    probe = Probe(traits, {5: recommended(5, traits)})
+    probe = Probe(traits, {5: recommend(5, traits)})
     probe.save(tmp_path / 'probe.json')
     again = Probe.load(tmp_path / 'probe.json')
-    assert again.recipe(5, Traits.of(guided)) == probe.recipe(5, traits) == recommended(5, traits)
+    assert again.recipe(5, Traits.of(guided)) == probe.recipe(5, traits) == recommend(5, traits)
     assert again.recipe(5, Traits(0.05, 20.0)) is None
 
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from shlex import quote
 
-from .entry import COMMANDS, Parser, guarded, parser_of
+from .entry import COMMANDS, Parser, parser_of, run_guarded
 
 _EXAMPLE = """examples:
     eval "$(k-diffusion completion bash)"           for this session; in zsh with zsh
@@ -90,4 +90,4 @@ def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion completion'
         lines = '\n'.join((_fish if shell == 'fish' else _cases)(parsers))
         print(lines if shell == 'fish' else (_BASH if shell == 'bash' else _ZSH) % lines)
 
-    return guarded(prog, work)
+    return run_guarded(prog, work)

@@ -140,7 +140,7 @@ def _run_command(argv: list[str]) -> int:
         return 130
 
 
-def guarded(
+def run_guarded(
     prog: str, work: Callable[[], int | None], translate: Callable[[str], str] = str
 ) -> int:
     """Run the work of a command; an error ends in one sentence and status 1, without a traceback.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core.names import escape_name
-from .entry import Parser, guarded
+from .entry import Parser, run_guarded
 
 
 def add_flags(
@@ -166,7 +166,7 @@ def run_command(
                 print(escape_name(text, keep='\n'))
         return int(getattr(result, 'exit_status', 0))
 
-    return guarded(prog, work, lambda text: name_flags(text, kind))
+    return run_guarded(prog, work, lambda text: name_flags(text, kind))
 
 
 def name_flags(text: str, kind: type) -> str:

@@ -146,7 +146,7 @@ def make_sample_density(config: Mapping[str, Any]) -> Density:
         schedules.DENSITIES[section.get('type', '')], section, 'model.sigma_sample_density'
     )
     try:
-        filled: Density = density.filled(model)
+        filled: Density = density.fill_from(model)
         return filled
     except AttributeError as error:
         raise ValueError(

@@ -197,7 +197,7 @@ class Experiment:
                 make_sample_density({**vars(self.sections.model), 'sigma_sample_density': density}),
             )
         elif isinstance(density, schedules.Density):
-            density = density.filled(self.sections.model)
+            density = density.fill_from(self.sections.model)
             values = plain(dataclasses.asdict(density))
             section = {key: value for key, value in values.items() if value not in (None, math.inf)}
         if not hasattr(density, 'quantile'):

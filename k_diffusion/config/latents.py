@@ -128,5 +128,5 @@ def pictures_of(dataset: Dataset) -> Dataset:
         dataset: The data set.
     """
     if isinstance(dataset, TensorFiles):
-        return dataset.unscaled()
+        return dataset.without_scale()
     return dataset.pictures if isinstance(dataset, Encoded) else dataset

@@ -314,7 +314,7 @@ def _density(model: Any, findings: Findings) -> Any:
         return None
     density = choose(schedules.DENSITIES, section, 'model.sigma_sample_density', findings)
     try:
-        return None if density is None else density.filled(model)
+        return None if density is None else density.fill_from(model)
     except ValueError as error:
         findings.errors.append(f'model.sigma_sample_density.{error}')
         return None

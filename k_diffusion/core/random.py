@@ -64,7 +64,7 @@ def randn_items(
         std: Standard deviation of the noise.
     """
     dtype = dtype or torch.get_default_dtype()
-    out = torch.empty(len(seeds), *shape, device=device, dtype=drawn_dtype(dtype))
+    out = torch.empty(len(seeds), *shape, device=device, dtype=noise_dtype(dtype))
     source = torch.Generator(out.device)
     for item, seed in zip(out if len(seeds) > 1 else (out,), seeds):
         item.normal_(std=std, generator=source.manual_seed(seed))
@@ -100,7 +100,7 @@ def draw_items(
     return randn_items(shape, [derive_seed(seed, *keys) for seed in seeds], device, dtype, std)
 
 
-def drawn_dtype(dtype: torch.dtype) -> torch.dtype:
+def noise_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the precision in which seeded noise of a dtype is drawn: float32 for float64.
 
     Args:

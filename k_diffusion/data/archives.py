@@ -154,9 +154,9 @@ class PictureArchive(PictureSet[Member]):
         Args:
             index: Its index.
         """
-        return self.shown(self.files[index].name)
+        return self.display_name(self.files[index].name)
 
-    def shown(self, name: str) -> str:
+    def display_name(self, name: str) -> str:
         """Return the name of a member in messages.
 
         Args:

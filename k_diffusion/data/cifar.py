@@ -64,7 +64,7 @@ class CIFAR10Config(LocatedConfig):
         images, labels = (
             torch.cat(parts) for parts in zip(*(_parse(name, data) for name, data in batches))
         )
-        return Images(images, labels, CIFAR10.class_names, str(self.place())).framed(
+        return Images(images, labels, CIFAR10.class_names, str(self.place())).reframe(
             request.size, request.channels
         )
 

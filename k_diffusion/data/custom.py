@@ -48,7 +48,7 @@ class CustomConfig(PictureConfig):
             ValueError: If running the file is not permitted.
             FileNotFoundError: If there is no such file.
         """
-        path = request.base_dir / Path(self.given_location()).expanduser()
+        path = request.base_dir / Path(self.require_location()).expanduser()
         if not request.allow_code:
             raise ValueError(
                 f'the config names the Python file {path}, which runs only with allow_code=True; '

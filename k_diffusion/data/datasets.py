@@ -161,7 +161,7 @@ class Images(Dataset):
         """Return the names of the items, or None."""
         return self.names
 
-    def framed(self, size: tuple[int, int], channels: int) -> Images:
+    def reframe(self, size: tuple[int, int], channels: int) -> Images:
         """Return the images with another size and number of channels.
 
         Args:

@@ -35,4 +35,4 @@ class DemoConfig(DatasetConfig):
         images = Images(
             tensors['images'], tensors['labels'].long(), MNIST.class_names, 'the shipped digits'
         )
-        return images.framed(request.size, request.channels)
+        return images.reframe(request.size, request.channels)

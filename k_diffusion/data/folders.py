@@ -103,7 +103,7 @@ class PictureFiles(PictureSet[Path]):
         """
         return nullcontext(self.files[index])
 
-    def shown(self, name: str) -> str:
+    def display_name(self, name: str) -> str:
         """Return the name of an image in messages.
 
         Args:

@@ -69,7 +69,7 @@ class HuggingFaceConfig(PictureConfig):
         )
 
     def _load(self, datasets: Any) -> Any:
-        name = self.given_location()
+        name = self.require_location()
         folder = self.place()
         try:
             if (folder / 'state.json').is_file() or (folder / 'dataset_dict.json').is_file():

@@ -50,7 +50,7 @@ class Loader:
         start_method: How they start: spawn, fork or forkserver.
         device: The device of the batches.
         worker_timeout: Seconds without an answer after which a worker counts as hanging.
-        kept: The numbers of the items that are used; None uses all.
+        item_indices: The indices of the items that are used; None uses all.
         draws: The random draws for an item; None uses the newest version.
 
     Raises:
@@ -70,7 +70,7 @@ class Loader:
         start_method: str = 'spawn',
         device: Any = 'cpu',
         worker_timeout: float | None = None,
-        kept: Tensor | None = None,
+        item_indices: Tensor | None = None,
         draws: Draws | None = None,
     ) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
@@ -81,8 +81,12 @@ class Loader:
             start_method,
             torch.device(device),
         )
-        self.worker_timeout, self.kept, self.draws = worker_timeout, kept, draws or Draws(seed)
-        self.n_items = len(dataset) if kept is None else len(kept)
+        self.worker_timeout, self.item_indices, self.draws = (
+            worker_timeout,
+            item_indices,
+            draws or Draws(seed),
+        )
+        self.n_items = len(dataset) if item_indices is None else len(item_indices)
         self._noted = set(dataset.skipped)
         self.items_per_step = batch_size * world_size * grad_accum_steps
         self._check()
@@ -132,9 +136,9 @@ class Loader:
 
     def _order(self, epoch: int, first: int, count: int) -> Tensor:
         """Return the numbers of `count` items of an epoch from `first` on: int64 [count]."""
-        if self.kept is None:
+        if self.item_indices is None:
             return self.dataset.order(self.seed, epoch, first, count)
-        return self.kept[permutation(self.seed, epoch, self.n_items)[first : first + count]]
+        return self.item_indices[permutation(self.seed, epoch, self.n_items)[first : first + count]]
 
     def iterate(self, items: int = 0) -> Iterator[dict[str, Any]]:
         """Yield the micro-batches of this rank from a position in the stream on.

@@ -53,7 +53,7 @@ class MNISTConfig(LocatedConfig):
             )
         return Images(
             images[:, None], labels.long(), published.class_names, str(self.place())
-        ).framed(request.size, request.channels)
+        ).reframe(request.size, request.channels)
 
     def test_split(self) -> MNISTConfig | None:
         """Return the section of the test images, without a download; None for a test section."""

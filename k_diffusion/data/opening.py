@@ -123,9 +123,9 @@ class LocatedConfig(DatasetConfig):
 
     def place(self) -> Path:
         """Return the location as a path."""
-        return Path(self.given_location()).expanduser()
+        return Path(self.require_location()).expanduser()
 
-    def given_location(self) -> str:
+    def require_location(self) -> str:
         """Return the location as the config gives it.
 
         Raises:

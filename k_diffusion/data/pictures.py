@@ -188,7 +188,7 @@ def picture_bytes(
     with _DECODING.hold(needed):
         tags = tags_of(picture)  # a rotated image loses them
         grey = _as_8_bits(_upright(picture), *tags, grey_range)
-        return pil_bytes(_framed(_in_mode(grey, _MODES[channels]), size, pixel_limit))
+        return pil_bytes(_reframe(_in_mode(grey, _MODES[channels]), size, pixel_limit))
 
 
 def _bytes_each_pixel(picture: Image) -> int:
@@ -353,7 +353,7 @@ def _covering(width: int, height: int, size: tuple[int, int]) -> tuple[int, int]
     return (width * h // height, h) if height * w < width * h else (w, height * w // width)
 
 
-def _framed(picture: Image, size: tuple[int, int], pixel_limit: int) -> Image:
+def _reframe(picture: Image, size: tuple[int, int], pixel_limit: int) -> Image:
     """Resize an image so that it just covers the frame (h, w), and crop it around its centre."""
     h, w = size
     width, height = _covering(picture.width, picture.height, size)

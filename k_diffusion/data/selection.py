@@ -182,7 +182,7 @@ class PictureSet(Dataset, Generic[F]):
         super().__init__((channels, *size), list(classes))
         self.labels = [classes[folder] for folder in folders]
         self.skipped += selection.skipped + [
-            (self.shown(name), 'it lies in no class folder') for name in outside
+            (self.display_name(name), 'it lies in no class folder') for name in outside
         ]
         if self.passed:
             self.notes.append(
@@ -200,7 +200,7 @@ class PictureSet(Dataset, Generic[F]):
         """
 
     @abstractmethod
-    def shown(self, name: str) -> str:
+    def display_name(self, name: str) -> str:
         """Return the name of an image in messages.
 
         Args:
@@ -226,7 +226,7 @@ class PictureSet(Dataset, Generic[F]):
         Args:
             index: Its index.
         """
-        return self.shown(self.names[index])
+        return self.display_name(self.names[index])
 
     def item_names(self) -> list[str]:
         """Return the names of the images below their place."""

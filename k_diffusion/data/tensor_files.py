@@ -168,7 +168,7 @@ class TensorFiles(PythonData):
             else items | {'class_cond': self.labels[torch.tensor(indices)]}
         )
 
-    def unscaled(self) -> TensorFiles:
+    def without_scale(self) -> TensorFiles:
         """Return the same data set in the units of its files."""
         other = copy.copy(self)
         other.mean = other.std = None

@@ -5,7 +5,7 @@ from .conditions import (
     CONDITIONS,
     Condition,
     ConditionConfig,
-    draw_kept,
+    draw_condition_masks,
     prepare_conditions,
 )
 from .latents import (
@@ -32,7 +32,7 @@ __all__ = [
     'TextFeatures',
     'cached_latents',
     'diffusers_autoencoder',
-    'draw_kept',
+    'draw_condition_masks',
     'own_autoencoder',
     'prepare_conditions',
     'statistics',

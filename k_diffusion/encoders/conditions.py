@@ -53,7 +53,7 @@ class Condition(ABC):
         """
 
     @abstractmethod
-    def asked(self, value: str, load: Load) -> Tensors:
+    def from_text(self, value: str, load: Load) -> Tensors:
         """Return the tensors for one item, [1, ...], for a value from the command line.
 
         Args:
@@ -93,7 +93,7 @@ class ConditionConfig(ABC):
 CONDITIONS: Registry[type[ConditionConfig]] = Registry('condition type')
 
 
-def draw_kept(
+def draw_condition_masks(
     conditions: Sequence[tuple[ConditionConfig, Condition]], items: Tensor, draws: Draws
 ) -> Tensors:
     """Draw for each condition the items whose model gets it: 1 or 0, float32 [B] on the host.
@@ -106,18 +106,18 @@ def draw_kept(
     Returns:
         The draws by the type of the condition.
     """
-    kept = {}
+    masks = {}
     for config, _ in conditions:
         share = draws.share(items, 'condition', config.type)
-        kept[config.type] = (share >= config.dropout).float()
-    return kept
+        masks[config.type] = (share >= config.dropout).float()
+    return masks
 
 
 def prepare_conditions(
     conditions: Sequence[tuple[ConditionConfig, Condition]],
     batch: dict[str, Any],
     draws: Draws,
-    kept: Tensors,
+    masks: Tensors,
 ) -> Tensors:
     """Return the tensors of all conditions for a batch of training, zeros for items without them.
 
@@ -125,12 +125,12 @@ def prepare_conditions(
         conditions: With their configs.
         batch: As `Condition.prepare` takes it.
         draws: The random draws of an item.
-        kept: The result of `draw_kept`, on the device.
+        masks: The result of `draw_condition_masks`, on the device.
     """
     tensors: Tensors = {}
     for config, condition in conditions:
         for key, value in condition.prepare(batch, draws).items():
-            mask = kept[config.type].view(-1, *[1] * (value.ndim - 1))
+            mask = masks[config.type].view(-1, *[1] * (value.ndim - 1))
             tensors[key] = value * mask.to(value)
     return tensors
 
@@ -166,7 +166,7 @@ class _Table(Condition):
             tensors['cross_cond_padding'] = send(self.padding[at].to(like.dtype), like.device)
         return tensors
 
-    def asked(self, value: str, load: Load) -> Tensors:
+    def from_text(self, value: str, load: Load) -> Tensors:
         try:
             row = int(value)
         except ValueError:
@@ -201,7 +201,7 @@ class _Texts(_Table):
             return {'mapping_cond': pooled(features, padding)}
         return {'cross_cond': features, 'cross_cond_padding': padding}
 
-    def asked(self, value: str, load: Load) -> Tensors:
+    def from_text(self, value: str, load: Load) -> Tensors:
         return self._encode_texts([value])
 
 
@@ -325,7 +325,7 @@ class _SuperResolution(Condition):
     def prepare(self, batch: dict[str, Any], draws: Draws) -> Tensors:
         return {self.key: coarse(batch['image'], self.factor)}
 
-    def asked(self, value: str, load: Load) -> Tensors:
+    def from_text(self, value: str, load: Load) -> Tensors:
         return {self.key: coarse(load(value)[None], self.factor)}
 
 
@@ -372,7 +372,7 @@ class _Inpainting(Condition):
         known = (~inside[:, None]).to(x)
         return {self.key: torch.cat([known, x * known], 1)}
 
-    def asked(self, value: str, load: Load) -> Tensors:
+    def from_text(self, value: str, load: Load) -> Tensors:
         """Return the tensors for a value IMAGE or IMAGE,TOP,BOTTOM,LEFT,RIGHT.
 
         The numbers are the box to draw, in shares of the sides; by default it is the lower half.

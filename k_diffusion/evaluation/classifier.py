@@ -73,7 +73,7 @@ class Classifier(nn.Module):
                 f'x must be images of {self.channels} channels, like the training images; '
                 f'got {x.shape[1]}'
             )
-        return self.body(self._framed(x.to(self.scale.dtype))) / self.scale
+        return self.body(self._reframe(x.to(self.scale.dtype))) / self.scale
 
     def logits(self, x: Any) -> Tensor:
         """Return the logits of the classes, [B, K].
@@ -83,7 +83,7 @@ class Classifier(nn.Module):
         """
         return self.head(self(x))
 
-    def _framed(self, x: Tensor) -> Tensor:
+    def _reframe(self, x: Tensor) -> Tensor:
         return (
             x
             if x.shape[-2:] == self.size

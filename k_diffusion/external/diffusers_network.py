@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..core.conditions import expand_single
 from .diffusers_controlnet import ControlNet
 from .diffusers_families import find_family
-from .unwrapping import describe, held_module, parameters_of, unwrap_network
+from .unwrapping import describe, inner_module, parameters_of, unwrap_network
 
 #: Conditions that belong into added_cond_kwargs, for networks that take it.
 _ADDED = ('text_embeds', 'time_ids', 'image_embeds', 'hint', 'resolution', 'aspect_ratio')
@@ -57,7 +57,7 @@ class DiffusersNetwork(nn.Module):
         super().__init__()
         self.model = model
         network = unwrap_network(model)
-        held = unwrap_network(held_module(network))  # inside a custom wrapper
+        held = unwrap_network(inner_module(network))  # inside a custom wrapper
         self.kind, self.family = find_family(network, held)
         configs = (getattr(part, 'config', None) for part in (network, held))
         self.config: Mapping[str, Any] = next(

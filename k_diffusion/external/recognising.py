@@ -47,7 +47,7 @@ def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
         TypeError: If it is a class, or weights without a network.
         ValueError: If it is of no known family.
     """
-    model = _held_network(model)
+    model = _inner_network(model)
     network = unwrap_network(model)
     if isinstance(network, (PreconditionedDenoiser, EDMDenoiser)):
         return model if hasattr(model, 'inner_model') else network  # DDP has no noise range
@@ -57,7 +57,7 @@ def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
     return denoiser
 
 
-def _held_network(model: Any) -> Any:
+def _inner_network(model: Any) -> Any:
     """Return the network in the contents of an EDM pickle, or the argument; refuse classes."""
     if isinstance(model, Mapping):
         held = next(

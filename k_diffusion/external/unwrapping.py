@@ -39,13 +39,13 @@ def unwrap_network(network: Any) -> Any:
         if inner is None and any(
             p.kind is p.VAR_POSITIONAL for p in parameters_of(network).values()
         ):
-            inner = held_module(network)
+            inner = inner_module(network)
         if inner is None:
             return network
         network = inner
 
 
-def held_module(network: Any) -> Any:
+def inner_module(network: Any) -> Any:
     """Return the only module that a module holds; None if it holds none or several.
 
     Args:

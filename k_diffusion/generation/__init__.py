@@ -13,7 +13,7 @@ from .drawing import (
     sample,
     sample_batch,
 )
-from .planning import Plan, choose_plan, explain_plan, known_levels, plan, stops_at
+from .planning import Plan, choose_plan, explain_plan, plan, round_levels, stops_at
 from .settings import SamplingConfig, choose_sampling, split_title
 
 __all__ = [
@@ -28,13 +28,13 @@ __all__ = [
     'device_of',
     'explain_plan',
     'generate',
-    'known_levels',
     'list_calls',
     'make_seeds',
     'plan',
     'refuse_unwrapped',
     'request_batch',
     'resume_calls',
+    'round_levels',
     'sample',
     'sample_batch',
     'split_title',

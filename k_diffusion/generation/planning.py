@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.protocols import DenoiseFn
-from ..recipes import Probe, Traits, map_levels, recommended
+from ..recipes import Probe, Traits, map_levels, recommend
 from ..sampling import Sampler, find_sampler
 from ..sampling.loop import levels
 from ..sampling.registry import SAMPLERS
@@ -107,7 +107,7 @@ def plan(
                 (sigma_min, sigma_max) == (None, None),
                 options,
             )
-        return made._replace(sigmas=known_levels(denoiser, made.sigmas))
+        return made._replace(sigmas=round_levels(denoiser, made.sigmas))
     walked: Any = own if schedule is None else schedule
     sigmas = torch.tensor(levels(walked), dtype=torch.float64)
     calls = len(sigmas) - 1 - (0 if entry is None else entry.unasked)
@@ -145,7 +145,7 @@ def _recommended(
 ) -> Plan:
     """Return the plan of a probed model by its probe, else the recommended recipe."""
     probe = getattr(denoiser, 'probe', None)
-    recipe = (probe.recipe(steps, traits) if isinstance(probe, Probe) else None) or recommended(
+    recipe = (probe.recipe(steps, traits) if isinstance(probe, Probe) else None) or recommend(
         steps, traits
     )
     options = {**recipe.options, **options}
@@ -227,7 +227,7 @@ def _named(
     return Plan(made(steps), sampler, options, why)
 
 
-def known_levels(denoiser: DenoiseFn, sigmas: Tensor) -> Tensor:
+def round_levels(denoiser: DenoiseFn, sigmas: Tensor) -> Tensor:
     """Return the nearest levels that the network of the denoiser knows, if it has `round_sigma`.
 
     Args:

@@ -46,10 +46,14 @@ class Autoencoder(nn.Module):
             if i:
                 up += [nn.Upsample(scale_factor=2.0), nn.Conv2d(c, channels[i - 1], 3, padding=1)]
         self.encoder = nn.Sequential(
-            *down, *normed(channels[-1]), nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1)
+            *down,
+            *norm_and_activation(channels[-1]),
+            nn.Conv2d(channels[-1], 2 * latent_channels, 3, padding=1),
         )
         self.decoder = nn.Sequential(
-            *up, *normed(channels[0]), nn.Conv2d(channels[0], input_channels, 3, padding=1)
+            *up,
+            *norm_and_activation(channels[0]),
+            nn.Conv2d(channels[0], input_channels, 3, padding=1),
         )
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +127,7 @@ class Autoencoder(nn.Module):
         return [p for p in self.parameters() if p.ndim > 1 and id(p) not in ends]
 
 
-def normed(channels: int) -> list[nn.Module]:
+def norm_and_activation(channels: int) -> list[nn.Module]:
     """Return a group norm and its activation.
 
     Args:
@@ -139,9 +143,9 @@ def residual(channels: int) -> nn.Module:
         channels: The features.
     """
     return ResidualBlock(
-        *normed(channels),
+        *norm_and_activation(channels),
         nn.Conv2d(channels, channels, 3, padding=1),
-        *normed(channels),
+        *norm_and_activation(channels),
         zero_init(nn.Conv2d(channels, channels, 3, padding=1)),
     )
 

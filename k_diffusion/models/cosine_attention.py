@@ -17,7 +17,7 @@ from ..layers.neighborhood_backends import attend_nearby, choose_backend
 from . import flags, flops
 from .tagging import apply_wd
 from .transformer_blocks import AdaRMSNorm
-from .windows import rearranged, shifted_mask, window_order
+from .windows import rearrange, shifted_mask, window_order
 
 
 @flags.compile_wrap
@@ -303,7 +303,7 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
         tokens = self.window_size**dims
         order, back = window_order(sides, self.window_size, self.window_shift, x.device)
         # Cut before the projection: it copies x once, instead of q, k and v.
-        cut = rearranged(x.flatten(1, -2), order, back)
+        cut = rearrange(x.flatten(1, -2), order, back)
         q, k, v = self.project(
             cut.view(-1, tokens, x.shape[-1]), pos.flatten(0, -2)[order].view(-1, tokens, dims)
         )
@@ -314,7 +314,7 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
             q.device,
         )
         y = attend(q, k, v, mask, scale=1.0)
-        return rearranged(y.transpose(1, 2).reshape(cut.shape), back, order).view(x.shape)
+        return rearrange(y.transpose(1, 2).reshape(cut.shape), back, order).view(x.shape)
 
 
 def check_heads(width: int, d_head: int, dims: int = 2) -> None:

@@ -139,10 +139,10 @@ class Rearranged(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         order, back = ctx.saved_tensors
-        return rearranged(grad, back, order), None, None
+        return rearrange(grad, back, order), None, None
 
 
-def rearranged(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+def rearrange(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
     """Reorder the tokens of x [B, N, D].
 
     Args:

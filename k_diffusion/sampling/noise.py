@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.arguments import check_number, is_whole, show_value
 from ..core.protocols import NoiseSampler
-from ..core.random import derive_seed, draw_items, drawn_dtype
+from ..core.random import derive_seed, draw_items, noise_dtype
 from ..core.registry import unknown
 from .brownian import BrownianPath
 
@@ -69,7 +69,7 @@ def generator_noise_sampler(x: Tensor, generator: Generators) -> NoiseSampler:
 
     def draw(shape: Sequence[int], source: torch.Generator) -> Tensor:
         return torch.randn(
-            shape, generator=source, device=source.device, dtype=drawn_dtype(x.dtype)
+            shape, generator=source, device=source.device, dtype=noise_dtype(x.dtype)
         ).to(x)
 
     if isinstance(generator, torch.Generator):

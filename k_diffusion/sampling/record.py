@@ -145,7 +145,7 @@ class Record:
         """
         self.steps, self._last = step + 1, (step, x.clone(), state)
 
-    def sent(self, step: int, x: Tensor) -> Tensor:
+    def edit_state(self, step: int, x: Tensor) -> Tensor:
         """Return the x with which the run continues after a step, with its edits.
 
         Args:

@@ -116,7 +116,7 @@ def iterate(
             if record is not None:
                 record.end_step(step, x, state)
             yield state
-        sent = state.x if record is None else record.sent(step, state.x)
+        sent = state.x if record is None else record.edit_state(step, state.x)
 
 
 def start_run(

@@ -53,7 +53,7 @@ class Density(ABC):
         """
         return {}
 
-    def filled(self: D, model: Any) -> D:
+    def fill_from(self: D, model: Any) -> D:
         """Return the density with every None replaced.
 
         Args:

@@ -120,7 +120,7 @@ def train_autoencoder(settings: TrainAutoencoderSettings) -> TrainedAutoencoder:
         'overrides': {key: value for key, value in overrides.items() if value is not None},
     }
     folder = RunFolder(Path(settings.run_dir or Path('runs') / name), name, extra)
-    with Display(name) as display, folder.held():
+    with Display(name) as display, folder.watch_folder():
         folder.sweep()
         dataset = open_dataset(
             sections.dataset,

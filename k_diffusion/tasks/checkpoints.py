@@ -158,11 +158,11 @@ def _set_pins(run: RunFolder, pin: set[int], unpin: set[int]) -> None:
             f'pin must be a step of a checkpoint in {run.path}, {sorted(steps)}; got {step}'
         )
     if pin or unpin:
-        write_json(run.pins_path, sorted((run.pinned() | pin) - unpin))
+        write_json(run.pins_path, sorted((run.read_pins() | pin) - unpin))
 
 
 def _list_run(run: RunFolder, verify: bool) -> list[CheckpointEntry]:
-    records, pinned = run.manifest.read(), run.known_pins() or set()
+    records, pinned = run.manifest.read(), run.read_pins_or_none() or set()
     losses, best = _losses_of(records)
     entries = []
     for path in run.checkpoints():
@@ -208,7 +208,7 @@ def _list_remote(url: str, name: str | None, verify: bool) -> list[CheckpointEnt
                     record.bytes,
                     record.saved,
                     losses.get(step),
-                    _notes_of(step, best, remote.pinned(run)),
+                    _notes_of(step, best, remote.read_pins(run)),
                     True,
                     remote.find_fault(record) if verify else None,
                 )

@@ -59,7 +59,7 @@ def requested_conditions(
             raise ValueError(
                 f'cond must hold a value of each condition of the model; give {config.type}=VALUE'
             )
-        one = [condition.asked(value, load) for value in texts]
+        one = [condition.from_text(value, load) for value in texts]
         for key in one[0]:
             tensors[key] = torch.cat([one[i % len(one)][key] for i in range(n)])
     if labels:

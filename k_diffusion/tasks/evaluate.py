@@ -43,7 +43,7 @@ from .progress import show_progress
 from .reference import (
     DATASET_WORDS,
     EXTRACTOR_WORDS,
-    chosen_pictures,
+    choose_pictures,
     classes_of,
     make_extractor,
     open_reference,
@@ -234,7 +234,7 @@ class _Task:
         self.facts |= {'seed': settings.seed, **dataclasses.asdict(sampling), 'sampler': sampler}
 
     def _compare_with(self, reference: Dataset, extractor: Any) -> None:
-        self.indices = chosen_pictures(reference, self.settings.reference_n)
+        self.indices = choose_pictures(reference, self.settings.reference_n)
         with self.processes.main_first():
             self.extractor = (
                 extractor
@@ -334,7 +334,7 @@ class _Task:
     def _find_copies(self, fake: Tensor) -> tuple[dict[str, float], Path]:
         """Return the share of samples that copy training pictures, and a picture of the closest."""
         training_set = self.training_set()
-        indices = chosen_pictures(training_set, self.settings.reference_n)
+        indices = choose_pictures(training_set, self.settings.reference_n)
         neighbours = nearest_neighbours(fake, self._reference_features(training_set, indices))
         most = neighbours.ratio.argsort()[:PAIRS].tolist()
         near = torch.stack([training_set[indices[int(neighbours.index[i])]]['image'] for i in most])

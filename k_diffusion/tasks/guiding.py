@@ -19,7 +19,7 @@ from ..evaluation import cache_folder, fid_with_error, kid_with_error, reference
 from ..generation import SamplingConfig
 from ..sampling import Calibration
 from .drawing import Draw
-from .reference import chosen_pictures, classes_of, make_extractor, open_reference
+from .reference import choose_pictures, classes_of, make_extractor, open_reference
 
 #: The scales of the candidates.
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5, 7.0)
@@ -104,7 +104,7 @@ class Judge:
             extractor = make_extractor(
                 extractor or 'classifier', lambda: reference, cache, device, say, allow_code
             )
-        indices = chosen_pictures(reference, 50_000)
+        indices = choose_pictures(reference, 50_000)
         real = reference_features(reference, indices, extractor, cache, batch_size, device)
         return cls(
             denoiser,

@@ -24,7 +24,7 @@ from ..evaluation import image_bits
 from .model import ModelSettings, open_model, refuse_flow_map
 from .processes import World, in_pieces, share_of, world
 from .progress import show_progress
-from .reference import DATASET_WORDS, chosen_pictures, classes_of, open_reference
+from .reference import DATASET_WORDS, choose_pictures, classes_of, open_reference
 
 _LOG = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class _Task:
         self.pictures = open_reference(
             experiment, settings.dataset, settings.allow_code, path.parent
         )
-        self.indices = chosen_pictures(self.pictures, settings.n, settings.seed)
+        self.indices = choose_pictures(self.pictures, settings.n, settings.seed)
         labels, num_classes = classes_of(self.pictures, self.indices), sections.dataset.num_classes
         if num_classes and labels and max(labels) >= num_classes and not settings.unconditional:
             raise ValueError(

@@ -170,7 +170,7 @@ def read_held_out_section(which: str, sections: Sections) -> DatasetConfig:
     return section
 
 
-def chosen_pictures(dataset: Dataset, most: int, seed: int = 0) -> list[int]:
+def choose_pictures(dataset: Dataset, most: int, seed: int = 0) -> list[int]:
     """Return the indices of the pictures that represent a data set.
 
     Args:
@@ -257,7 +257,7 @@ def labelled_pictures(dataset: Dataset) -> tuple[Tensor, Tensor, int]:
             'extractor must not be a classifier for data without classes; '
             f'{dataset.source} has none. Choose another extractor: {EXTRACTOR_WORDS}'
         )
-    indices = chosen_pictures(dataset, LEARNT_FROM)
+    indices = choose_pictures(dataset, LEARNT_FROM)
     items = [dataset[i] for i in indices]
     return (
         torch.stack([item['image'] for item in items]),

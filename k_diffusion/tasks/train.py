@@ -90,7 +90,7 @@ def _train(
     main, extra = accelerator.is_main_process, dict[str, Any]()
     folder = open_folder(settings, extra)
     lock = run_lock(folder.path, folder.name) if main else nullcontext()
-    folder_lock = folder.held() if main else nullcontext()
+    folder_lock = folder.watch_folder() if main else nullcontext()
     display = Display(settings.name, main and settings.show)
     with display, lock, folder_lock, Watch(settings, folder, main, display) as watch:
         if main:

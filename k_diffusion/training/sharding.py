@@ -75,7 +75,7 @@ def piece_of(x: Tensor, like: Any) -> Tensor:
     return pieces[rank] if rank < len(pieces) else x[:0]
 
 
-def cut(x: Tensor, like: Any) -> Tensor:
+def shard_like(x: Tensor, like: Any) -> Tensor:
     """Shard a whole tensor like another one; a whole `like` leaves it unchanged.
 
     Args:
@@ -106,7 +106,7 @@ def cut_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[st
         own: The weights of the model by name.
     """
     return {
-        name: cut(x, own[name]) if name in own and own[name].shape == x.shape else x
+        name: shard_like(x, own[name]) if name in own and own[name].shape == x.shape else x
         for name, x in state.items()
     }
 
@@ -194,4 +194,4 @@ def cut_optimizer(optimizer: Optimizer) -> None:
     for p, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == p.shape:
-                state[name] = cut(value, p)
+                state[name] = shard_like(value, p)

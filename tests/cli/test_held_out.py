@@ -127,7 +127,7 @@ def test_the_choice_of_held_out_items_depends_on_their_number_alone():
     assert torch.equal(held, split_items(100, 20)[0])
     with pytest.raises(ValueError, match='held_out must be below the 100 items'):
         split_items(100, 100)
-    loader = Loader(as_dataset(normal(100, 1, 4, 4)), 16, kept=kept)
+    loader = Loader(as_dataset(normal(100, 1, 4, 4)), 16, item_indices=kept)
     taken = torch.cat([loader.indices(p) for p in range(0, 160, 16)])
     assert sorted(taken[:80].tolist()) == sorted(taken[80:].tolist()) == kept.tolist()
     assert [loader.epoch(p) for p in (0, 79, 80, 160)] == [0, 0, 1, 2]

@@ -237,7 +237,7 @@ def test_conditions_matter_and_guidance_takes_them_away(tiny, tmp_path):
     run = trained(config, tmp_path / 'run', end_step=3)
     denoiser, _ = K.load_model(run.checkpoint)
     conditions = denoiser.experiment.conditions()
-    a, b = (conditions[0][1].asked(text, None) for text in ('1', '2'))
+    a, b = (conditions[0][1].from_text(text, None) for text in ('1', '2'))
     x, sigma = torch.randn(1, 1, 16, 16), torch.tensor([1.0])
     label = {'class_cond': torch.tensor([3])}
     assert (denoiser(x, sigma, **a, **label) != denoiser(x, sigma, **b, **label)).any()

@@ -267,7 +267,7 @@ class Refusing:
 def test_an_upload_that_fails_is_tried_again(memory, tmp_path, monkeypatch):
     refusing = Refusing(monkeypatch, memory, 2)
     train('memory://bucket/own', tmp_path / 'a', 5, save_every=100)
-    assert refusing.tries == 3 and RemoteFolder('memory://bucket/own').pointed('own')
+    assert refusing.tries == 3 and RemoteFolder('memory://bucket/own').read_pointer('own')
 
 
 def test_uploads_that_keep_failing_do_not_end_the_run(memory, tmp_path, monkeypatch):
@@ -279,7 +279,7 @@ def test_uploads_that_keep_failing_do_not_end_the_run(memory, tmp_path, monkeypa
     monkeypatch.undo()
     again = train('memory://bucket/own', tmp_path / 'a', 12)
     assert again.status == 'already done'
-    assert RemoteFolder('memory://bucket/own').pointed('own') == 'own_00000012.pth'
+    assert RemoteFolder('memory://bucket/own').read_pointer('own') == 'own_00000012.pth'
 
 
 def test_what_arrives_changed_is_no_checkpoint(memory, tmp_path, monkeypatch):

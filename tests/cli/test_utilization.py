@@ -14,7 +14,7 @@ import k_diffusion as K
 from k_diffusion.config import Experiment
 from k_diffusion.core.accelerators import find_gpu, peak_flops
 from k_diffusion.tasks.run.display import describe
-from k_diffusion.tasks.run.micro_batches import count_item_flops, made_up_loss
+from k_diffusion.tasks.run.micro_batches import count_item_flops, random_batch_loss
 
 QUIET = {'device': 'cpu', 'demo_every': 0, 'evaluate_n': 0, 'show': False, 'report': False}
 
@@ -71,7 +71,7 @@ def test_operations_of_training_are_those_of_a_step(tiny):
     experiment = Experiment.open(tiny(('model', 'dropout_rate', 0.0)))
     denoiser, device = experiment.denoiser, torch.device('cpu')
     with FlopCounterMode(display=False) as counter:
-        made_up_loss(denoiser, experiment.sections, 4, device).backward()
+        random_batch_loss(denoiser, experiment.sections, 4, device).backward()
     counted = count_item_flops(denoiser, experiment.sections, device, own=False)
     # (The first layers have no gradient of their input.)
     assert 0.9 < counter.get_total_flops() / 4 / counted <= 1.001

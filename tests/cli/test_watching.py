@@ -19,7 +19,7 @@ import k_diffusion as K
 from k_diffusion.cli import main as kd
 from k_diffusion.core.weights import load_checkpoint
 from k_diffusion.tasks.run import micro_batches as portions
-from k_diffusion.tasks.run.report import redacted, write_report
+from k_diffusion.tasks.run.report import redact, write_report
 from k_diffusion.training import RunFolder, read_log
 from k_diffusion.training.fitting import activation_bytes, micro_batch
 
@@ -77,7 +77,7 @@ def test_no_secret_is_shown(trained, tmp_path, monkeypatch):
     assert (
         'sesame123' not in text and '<script>' not in text and 'https://(left out)@host/x' in text
     )
-    assert redacted({'image_key': 0, 'api_key': 1}) == {'image_key': 0, 'api_key': '(left out)'}
+    assert redact({'image_key': 0, 'api_key': 1}) == {'image_key': 0, 'api_key': '(left out)'}
 
 
 def test_the_csv_says_what_the_json_lines_say(train, tmp_path):

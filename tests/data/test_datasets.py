@@ -170,7 +170,7 @@ def test_demo():
 
 def test_pictures_in_memory_take_another_frame():
     dataset = Images(icons(3, 16), torch.tensor([0, 1, 1]), 'ab')
-    framed = dataset.framed((8, 12), 1)
+    framed = dataset.reframe((8, 12), 1)
     assert (
         framed.image_shape == (1, 8, 12)
         and framed.class_names == ['a', 'b']
@@ -184,7 +184,7 @@ def test_pictures_in_memory_take_another_frame():
     assert (
         framed.images[1, 0].int() - torch.tensor(list(picture.tobytes())).view(12, 12)[2:10]
     ).abs().max() <= 1
-    assert dataset.framed((16, 16), 3) is dataset
+    assert dataset.reframe((16, 16), 3) is dataset
     with pytest.raises(ValueError, match='for each of 3 images; got 2 labels'):
         Images(icons(3, 4), torch.tensor([0, 1]), 'ab')
     with pytest.raises(ValueError, match='from 0 to 1'):

@@ -96,7 +96,9 @@ def test_a_declared_range_and_the_way_back(tmp_path):
     data = opened(save(tmp_path / 'x.npy', x), (3,), 1, range=(0.0, 4095.0))
     assert data[0]['image'][0, 0] == -1 and data[0]['image'][0, 2] == 1
     torch.testing.assert_close(restore(data[0]['image'][None], data.mean, data.std), x.float())
-    assert torch.equal(data.unscaled()[0]['image'], x[0].float()) and data[0]['image'][0, 0] == -1
+    assert (
+        torch.equal(data.without_scale()[0]['image'], x[0].float()) and data[0]['image'][0, 0] == -1
+    )
 
 
 def test_standardised_channels_have_mean_0_and_deviation_1_also_far_from_0(tmp_path):

@@ -9,7 +9,7 @@ from clip_folder import make_clip
 from k_diffusion.core.draws import Draws
 from k_diffusion.core.weights import save_safetensors
 from k_diffusion.data import Images
-from k_diffusion.encoders import CONDITIONS, TextFeatures, draw_kept, prepare_conditions
+from k_diffusion.encoders import CONDITIONS, TextFeatures, draw_condition_masks, prepare_conditions
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_texts_of_classes(data):
     assert torch.equal(told['cross_cond'][0], told['cross_cond'][2]) and not torch.allclose(
         told['cross_cond'][0], told['cross_cond'][1]
     )
-    asked = CONDITIONS['text']().make(1).asked('a photo of a dog', None)
+    asked = CONDITIONS['text']().make(1).from_text('a photo of a dog', None)
     torch.testing.assert_close(asked['cross_cond'][0], told['cross_cond'][1])
     mapped = CONDITIONS['text'](into='mapping').make(1, data)
     assert mapped.key == 'mapping_cond' and mapped.prepare(batch(), Draws(0))[
@@ -121,10 +121,10 @@ def test_embeddings(data, tmp_path):
     assert condition.width == 5 and torch.equal(
         condition.prepare(batch((4, 0)), Draws(0))['mapping_cond'], table[[4, 0]]
     )
-    assert torch.equal(condition.asked('2', None)['mapping_cond'], table[2:3])
+    assert torch.equal(condition.from_text('2', None)['mapping_cond'], table[2:3])
     for value, message in (('9', 'from 0 to 5; got 9'), ('x', "a whole number; got 'x'")):
         with pytest.raises(ValueError, match=message):
-            condition.asked(value, None)
+            condition.from_text(value, None)
     with pytest.raises(ValueError, match=r'a tensor "embeddings" \[N, T, D\] for cross; got'):
         CONDITIONS['embeddings'](location=str(tmp_path / 'e.safetensors'), into='cross').make(
             1, data
@@ -149,13 +149,13 @@ def test_pictures():
     half = (
         CONDITIONS['inpainting']()
         .make(1)
-        .asked('p.png', lambda path: torch.ones(1, 8, 8))['unet_cond']
+        .from_text('p.png', lambda path: torch.ones(1, 8, 8))['unet_cond']
     )
     assert half[0, 0].sum() == 32 and half[0, 0, :4].all()
     box = (
         CONDITIONS['inpainting']()
         .make(1)
-        .asked('p.png,0,0.5,0.5,1', lambda path: torch.ones(1, 8, 8))['unet_cond']
+        .from_text('p.png,0,0.5,0.5,1', lambda path: torch.ones(1, 8, 8))['unet_cond']
     )
     assert box[0, 0].sum() == 48 and not box[0, 0, :4, 4:].any()
 
@@ -170,7 +170,7 @@ def test_conditions_are_left_out_as_often_as_the_config_says(data):
     conditions, draws = [(config, config.make(1, data))], Draws(5)
 
     def tell(batch):
-        kept = draw_kept(conditions, batch['item'], draws)
+        kept = draw_condition_masks(conditions, batch['item'], draws)
         return prepare_conditions(conditions, batch, draws, kept)['cross_cond']
 
     told = tell(many)

@@ -30,7 +30,7 @@ from k_diffusion.models.image_transformer_v2 import (
     shifted_window,
     tag_param,
 )
-from k_diffusion.models.windows import rearranged, window_order
+from k_diffusion.models.windows import rearrange, window_order
 
 KINDS = [
     {'type': 'shifted-window', 'd_head': 16, 'window_size': 4},
@@ -161,19 +161,19 @@ def test_windows_and_back():
 def test_the_order_of_windows(shift):
     x = torch.randn(2, 8, 12, 3, dtype=torch.float64, requires_grad=True)
     order, back = window_order((8, 12), 4, shift)
-    cut = rearranged(x.flatten(1, 2), order, back)
+    cut = rearrange(x.flatten(1, 2), order, back)
     assert torch.equal(cut, shifted_window(4, shift, x).reshape(2, 96, 3))
-    assert torch.equal(rearranged(cut, back, order).view(x.shape), x)
+    assert torch.equal(rearrange(cut, back, order).view(x.shape), x)
     weight = torch.randn_like(cut)
     assert torch.equal(torch.autograd.grad(cut, x, weight)[0].flatten(1, 2)[:, order], weight)
     assert torch.autograd.gradgradcheck(
-        lambda x: rearranged(x, order, back) ** 3,
+        lambda x: rearrange(x, order, back) ** 3,
         x.detach()[:1, :, :, :1].flatten(1, 2).requires_grad_(),
     )
     tangent = torch.randn_like(x).flatten(1, 2)
     assert torch.equal(
         torch.func.jvp(
-            lambda x: rearranged(x, order, back), (x.detach().flatten(1, 2),), (tangent,)
+            lambda x: rearrange(x, order, back), (x.detach().flatten(1, 2),), (tangent,)
         )[1],
         tangent[:, order],
     )

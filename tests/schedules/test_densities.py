@@ -98,7 +98,7 @@ def test_closed_forms():
 )
 def test_the_cosine_shifts_with_the_size_of_the_image(side, expected):
     model = SimpleNamespace(sigma_data=0.5, sigma_min=0.01, sigma_max=80, input_size=(side, side))
-    quartiles = CosineInterpolated().filled(model).quantile(torch.tensor([0.25, 0.5, 0.75]))
+    quartiles = CosineInterpolated().fill_from(model).quantile(torch.tensor([0.25, 0.5, 0.75]))
     torch.testing.assert_close(
         quartiles, torch.tensor(expected), rtol=0.03, atol=0
     )  # measured on draws
@@ -106,14 +106,14 @@ def test_the_cosine_shifts_with_the_size_of_the_image(side, expected):
 
 def test_a_model_fills_what_is_left_open():
     filled = {
-        name: DENSITIES[name]().filled(MODEL)
+        name: DENSITIES[name]().fill_from(MODEL)
         for name in ('loglogistic', 'loguniform', 'v-diffusion', 'cosine-interpolated')
     }
     assert filled['loglogistic'].parameters == (math.log(0.5), 0.5, 0, math.inf)
     assert filled['loguniform'].parameters == (0.02, 160)
     assert filled['v-diffusion'].parameters == (0.5, 1e-3, 1e3)
     assert filled['cosine-interpolated'].parameters == (48, 32, 48, 0.5, 1e-3, 1e3)
-    assert LogUniform(min_value=0.5).filled(MODEL).parameters == (0.5, 160)
+    assert LogUniform(min_value=0.5).fill_from(MODEL).parameters == (0.5, 160)
     assert DENSITIES['cosine'](type='cosine') == VDiffusion(type='cosine')
 
 

@@ -58,7 +58,7 @@ class Students:
             batch_size,
         )
         self.x = teacher.x
-        self.spectrum_given, self.spectrum = spectrum, spectrum.like(self.x)
+        self.data_spectrum, self.spectrum = spectrum, spectrum.like(self.x)
         self.variances, self.where = distinct(spectrum)
         #: the step in which each parameter first matters, and whether it is free (step i has i + 1
         #: values).

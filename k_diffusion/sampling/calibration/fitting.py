@@ -255,7 +255,7 @@ def _choose(
 ) -> Calibration:
     """Return the best iterate on the held-out items, or the best recipe if none is nearer."""
     denoise, batch_size, spectrum = (
-        getattr(attempts[0].students, name) for name in ('denoise', 'batch_size', 'spectrum_given')
+        getattr(attempts[0].students, name) for name in ('denoise', 'batch_size', 'data_spectrum')
     )
     published, recipe = judge_recipes(recipes, denoise, other, batch_size)
     bar = published.scores(recipe)

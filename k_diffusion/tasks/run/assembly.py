@@ -28,7 +28,7 @@ from .distilling import Distillation, Distiller, open_teacher
 from .held_out import make_held_out_loss
 from .hooks import make_hooks, make_place_hook, make_snapshots
 from .loading import make_loader, read_first_conditions
-from .micro_batches import compiled, count_item_flops, portions
+from .micro_batches import compile_network, count_item_flops, split_batch
 from .network import choose_memory_format, count_parameters, make_network, project_after_steps
 from .objective import Objective
 from .python import as_function, make_optimizer, make_schedule
@@ -61,7 +61,7 @@ def assemble(
         settings, experiment, accelerator, display, seed=seed, state=state
     )
     network, sections = experiment.network, experiment.sections
-    batch_size, grad_accum_steps = portions(
+    batch_size, grad_accum_steps = split_batch(
         settings, sections, network, experiment.wrap, accelerator, display.say
     )
     settings = dataclasses.replace(
@@ -170,7 +170,7 @@ def _prepare_model(
     """Return the network as training calls it: compiled where asked, prepared by accelerate."""
     network = experiment.network
     if settings.compile:
-        network = compiled(
+        network = compile_network(
             network, experiment.sections, experiment.wrap, batch_size, accelerator, display.say
         )
     # A sharded network exchanges its pieces itself: it must not be wrapped in

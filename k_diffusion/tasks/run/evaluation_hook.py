@@ -20,7 +20,7 @@ from ...evaluation import Extractor, caution, compute_features, measure, referen
 from ...generation import SamplingConfig, choose_sampling
 from ...training import StopAsked, Trainer
 from ..drawing import Draw
-from ..reference import chosen_pictures, classes_of, make_extractor, open_reference
+from ..reference import choose_pictures, classes_of, make_extractor, open_reference
 
 COLUMNS = ('step', 'time', 'loss', 'fid', 'kid')  # the original's
 REFERENCE = 10_000  # pictures at most that samples are compared with
@@ -122,7 +122,7 @@ class EvaluationHook:
         extractor = make_extractor(
             self.extractor, lambda: self.training_set, cache, device, self.say, self.allow_code
         )
-        indices = chosen_pictures(reference, REFERENCE)
+        indices = choose_pictures(reference, REFERENCE)
         features = reference_features(
             reference,
             indices,

@@ -77,7 +77,7 @@ class HeldOut:
 
     dataset: Dataset
     n: int
-    kept: Tensor | None  # the numbers that are held out of this data set; None: any
+    item_indices: Tensor | None  # the numbers that are held out of this data set; None: any
     conditions: Conditions
 
     def loader(self, accelerator: Any) -> Loader | StreamLoader:
@@ -86,7 +86,9 @@ class HeldOut:
         size = min(CHUNK, self.n)
         if isinstance(self.dataset, StreamData):
             return StreamLoader(self.dataset, size, rank, world, device=accelerator.device)
-        loader = Loader(self.dataset, size, SEED, device=accelerator.device, kept=self.kept)
+        loader = Loader(
+            self.dataset, size, SEED, device=accelerator.device, item_indices=self.item_indices
+        )
         loader.rank, loader.world_size = rank, world  # (a pass may be shorter than the processes)
         return loader
 

@@ -86,7 +86,7 @@ def make_loader(
         start_method=settings.start_method,
         device=accelerator.device,
         worker_timeout=settings.worker_timeout or None,
-        kept=indices,
+        item_indices=indices,
     )
 
 

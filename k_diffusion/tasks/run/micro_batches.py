@@ -17,7 +17,7 @@ from ...training.fitting import activation_bytes, fits, free_bytes, micro_batch
 from .settings import TrainSettings
 
 
-def made_up_loss(denoiser: Any, sections: Sections, n: int, device: torch.device) -> Tensor:
+def random_batch_loss(denoiser: Any, sections: Sections, n: int, device: torch.device) -> Tensor:
     """Return the loss of a synthetic batch: grey pictures at medium noise.
 
     It does not use torch's generators.
@@ -63,13 +63,13 @@ def count_item_flops(
         return 6.0 * sizes(sections.model, classes + 1 if classes else 0).multiply_adds
     try:
         with flop_counter() as counter, torch.no_grad(), eval_mode(denoiser):
-            made_up_loss(denoiser, sections, 1, device)
+            random_batch_loss(denoiser, sections, 1, device)
     except Exception:  # a network from Python may take more than is made up here
         return None
     return 6.0 * counter.flops
 
 
-def portions(
+def split_batch(
     settings: TrainSettings,
     sections: Sections,
     network: nn.Module,
@@ -120,7 +120,7 @@ def _find_fitting_size(
 
     def run(n: int) -> Tensor:
         with torch.random.fork_rng(), accelerator.autocast():
-            return made_up_loss(denoiser, sections, n, device)
+            return random_batch_loss(denoiser, sections, n, device)
 
     def backward(n: int) -> None:
         run(n).backward()
@@ -146,7 +146,7 @@ def _least(micro: int, device: torch.device) -> int:
     return int(value.item())
 
 
-def compiled(
+def compile_network(
     network: nn.Module,
     sections: Sections,
     wrapper: Callable[[nn.Module], Any],
@@ -167,7 +167,7 @@ def compiled(
     try:
         fast: Any = torch.compile(network)
         with torch.random.fork_rng(), accelerator.autocast():
-            made_up_loss(wrapper(fast.train()), sections, n, accelerator.device).backward()
+            random_batch_loss(wrapper(fast.train()), sections, n, accelerator.device).backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # compilers fail in every way there is

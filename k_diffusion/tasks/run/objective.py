@@ -15,7 +15,7 @@ from torch import Tensor
 from ...core.devices import send_together
 from ...core.draws import Draws
 from ...core.protocols import Density
-from ...encoders import Condition, ConditionConfig, draw_kept, prepare_conditions
+from ...encoders import Condition, ConditionConfig, draw_condition_masks, prepare_conditions
 
 Conditions = Sequence[tuple[ConditionConfig, Condition]]
 
@@ -81,7 +81,7 @@ class Objective:
         inputs = {'item': items, 'sigma': self.density.quantile(batch['u']).float()}
         if self.num_classes:
             inputs['no_class'] = self.draws.share(items, 'class') < self.cond_dropout_rate
-        keeps = draw_kept(self.conditions, items, self.draws)
+        keeps = draw_condition_masks(self.conditions, items, self.draws)
         return inputs | {f'kept.{name}': keep for name, keep in keeps.items()}
 
     def _measure(self, x: Tensor, noise: Tensor, sigma: Tensor, cond: dict[str, Any]) -> Tensor:

@@ -52,7 +52,8 @@ def plan(
         'run': f'{folder.name} in {folder.path}',
         'begins': f'from {path}' if path else 'anew',
         'processes': f'{trainer.accelerator.num_processes} on {trainer.accelerator.device.type}',
-        'a step': f'{trainer.loader.items_per_step} images (portions: {trainer.grad_accum_steps})',
+        'a step': f'{trainer.loader.items_per_step} images (micro-batches: '
+        f'{trainer.grad_accum_steps})',
         'steps': 'until it is stopped'
         if steps is None
         else f'{steps:,} ({steps * trainer.loader.items_per_step:,} images)',

@@ -76,7 +76,7 @@ def write_report(
         facts: Further values of the table at the top.
         noise_edges: The noise levels between the ranges of the loss.
     """
-    lines = thinned(read_log(folder / f'{name}_log.jsonl'))
+    lines = thin_log(read_log(folder / f'{name}_log.jsonl'))
     last = lines[-1] if lines else {}
     held_out = [line['held_out_loss'] for line in lines if line.get('held_out_loss') is not None]
     summary = {
@@ -94,7 +94,7 @@ def write_report(
         '<h2>Samples over time</h2>',
         _grids(folder, name),
         '<h2>Config</h2>',
-        f'<pre>{html.escape(json.dumps(redacted(config), indent=2))}</pre>',
+        f'<pre>{html.escape(json.dumps(redact(config), indent=2))}</pre>',
         '<h2>Environment</h2>',
         _table(environment()),
     ]
@@ -163,7 +163,7 @@ def _entry(value: Any, i: int) -> Any:
     return value[i] if isinstance(value, list) and i < len(value) else None
 
 
-def thinned(lines: Sequence[dict[str, Any]], most: int = 400) -> list[dict[str, Any]]:
+def thin_log(lines: Sequence[dict[str, Any]], most: int = 400) -> list[dict[str, Any]]:
     """Return at most `most` evenly spaced `lines`, the last one, and those with a held-out loss."""
     step, last = max(1, -(-len(lines) // most)), len(lines) - 1
     return [
@@ -192,15 +192,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def redacted(value: Any) -> Any:
+def redact(value: Any) -> Any:
     """Return a config `value` without entries that look like secrets."""
     if isinstance(value, Mapping):
         return {
-            key: '(left out)' if _SECRET.search(str(key)) else redacted(item)
+            key: '(left out)' if _SECRET.search(str(key)) else redact(item)
             for key, item in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [redacted(item) for item in value]
+        return [redact(item) for item in value]
     return _ADDRESS.sub(r'\1(left out)@', value) if isinstance(value, str) else value
 
 

@@ -10,7 +10,7 @@ from ...core.extras import require
 from ...training import Trainer
 from ...training.log_files import flat
 from ...training.logs import values_of_parts
-from .report import redacted
+from .report import redact
 
 
 class TensorboardHook:
@@ -66,7 +66,7 @@ class WandbHook:
             project=project,
             entity=entity,
             group=group,
-            config=redacted(config),
+            config=redact(config),
             save_code=False,
             **({'mode': 'offline'} if offline else {}),
         )

@@ -18,7 +18,7 @@ from ...core.random import derive_seed
 from ...data import Dataset
 from ...evaluation import Extractor, cache_folder, fid, reference_features
 from ...training import Trainer
-from ..reference import chosen_pictures, make_extractor
+from ..reference import choose_pictures, make_extractor
 from .tuning import Tuner, make_decoder, make_draw, make_plan
 
 COLUMNS = ('step', 'seconds', 'calls', 'round_reward', 'reward', 'reward_std', 'fid')
@@ -113,7 +113,7 @@ class TuningHook:
         extractor = make_extractor(
             self.extractor, lambda: self.dataset, cache, device, self.say, self.allow_code
         )
-        indices = chosen_pictures(self.dataset, 10_000)
+        indices = choose_pictures(self.dataset, 10_000)
         if self.label is not None:
             indices = [i for i in indices if int(self.dataset[i]['class_cond']) == self.label]
         pictures = self.tuner.experiment.gives_pictures

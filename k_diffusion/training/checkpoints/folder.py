@@ -54,7 +54,7 @@ class RunFolder:
     _handle: int | None = field(default=None, init=False, repr=False, compare=False)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def watch_folder(self) -> Iterator[None]:
         """Create the folder and hold it open, to detect that it is moved or deleted.
 
         Nothing is saved into another folder that has taken its name.
@@ -190,7 +190,7 @@ class RunFolder:
                     name, Record(step, record.files, {**record.metrics, **metrics}, record.saved)
                 )
 
-    def pinned(self) -> set[int]:
+    def read_pins(self) -> set[int]:
         """Return the steps whose checkpoints are never deleted (`K.checkpoints`).
 
         Raises:
@@ -209,10 +209,10 @@ class RunFolder:
                 'delete it'
             ) from None
 
-    def known_pins(self) -> set[int] | None:
+    def read_pins_or_none(self) -> set[int] | None:
         """Return the pinned steps; None, with a warning, if they cannot be read."""
         try:
-            return self.pinned()
+            return self.read_pins()
         except ValueError as error:
             note_once(f'{error}; until then no checkpoint is deleted')
             return None
@@ -260,7 +260,7 @@ class RunFolder:
         """
         if not self.keep.last:
             return []
-        pinned = self.known_pins()
+        pinned = self.read_pins_or_none()
         if pinned is None:
             return []
         records = self.manifest.read().values()
@@ -365,7 +365,7 @@ class RunFolder:
 
     def _candidates(self) -> Iterator[Path]:
         """Yield the checkpoint of the state file, then the others, the newest first."""
-        first = self.pointed()
+        first = self.read_pointer()
         if first is not None:
             yield first
         yield from (path for path in self.checkpoints() if path != first)
@@ -374,7 +374,7 @@ class RunFolder:
         """Return the checkpoint that the state file names, else the newest, else None."""
         return next(self._candidates(), None)
 
-    def pointed(self) -> Path | None:
+    def read_pointer(self) -> Path | None:
         """Return the checkpoint that the state file names.
 
         It is None without such a file, or with a warning if the file names another thing.

@@ -128,7 +128,7 @@ class RemoteFolder:
         matches = (re.fullmatch(r'(.+)_manifest\.json', name) for name in self.names())
         return sorted(match[1] for match in matches if match)
 
-    def pinned(self, run: str) -> set[int]:
+    def read_pins(self, run: str) -> set[int]:
         """Return the pinned steps of a run; none if they cannot be read.
 
         Args:
@@ -155,7 +155,7 @@ class RemoteFolder:
                 return f'{name} cannot be read ({say_reason(error)})'
         return None
 
-    def pointed(self, run: str) -> str | None:
+    def read_pointer(self, run: str) -> str | None:
         """Return the name of the checkpoint that the state file of a run names.
 
         Args:
@@ -330,7 +330,7 @@ def _latest(remote: RemoteFolder) -> tuple[str, str]:
             f'{remote.url} is a folder with {len(runs)} runs ({", ".join(runs) or "none"}); '
             'give the URL of a .pth or .safetensors file'
         )
-    name = remote.pointed(runs[0])
+    name = remote.read_pointer(runs[0])
     if name is None or name not in remote.records(runs[0]):
         raise ValueError(
             f'the run {runs[0]!r} at {remote.url} has no checkpoint that its manifest names; '

@@ -59,7 +59,7 @@ class RunUploads:
         """
         run, records = self.folder.name, self.remote.records(self.folder.name)
         known = {name: r for name, r in records.items() if self.folder.is_name(name)}
-        pointed = self.remote.pointed(run)
+        pointed = self.remote.read_pointer(run)
         if not known or not self._is_behind(known.get(pointed or '')):
             return None
         order = sorted(known, key=lambda name: (name == pointed, known[name].step), reverse=True)
@@ -116,7 +116,7 @@ class RunUploads:
                     continue
                 held[name] = record
                 self.remote.write_records(run, held)
-        pointed = self.folder.pointed()
+        pointed = self.folder.read_pointer()
         if pointed is not None and pointed.name in held and pointed.name != self._pointer:
             self.remote.write(f'{run}_state.json', to_json({'latest_checkpoint': pointed.name}))
             self._pointer = pointed.name
@@ -137,7 +137,7 @@ class RunUploads:
 
     def _rotate(self, held: dict[str, Record], latest: int) -> None:
         """Delete the superfluous checkpoints at the URL, as on this machine."""
-        pinned = self.folder.known_pins()
+        pinned = self.folder.read_pins_or_none()
         if not self.folder.keep.last or pinned is None:
             return
         names = {name for name in held if self.folder.is_name(name) and held[name].step <= latest}
