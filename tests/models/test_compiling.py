@@ -71,3 +71,27 @@ def test_one_graph(name):
     for mine, theirs in zip(gradients, plain):
         if theirs is not None:
             torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_same_outputs_and_gradients():
+    """The default backend of torch.compile, on the network of the demo's type."""
+    from torch._inductor import metrics
+
+    torch._dynamo.reset()
+    metrics.reset()
+    model = MODELS['image_v3'](**{'type': 'image_v3', **NOISE, **SECTIONS['image_v3']}).build()
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+    x, sigma = torch.randn(2, 1, 16, 16), torch.tensor([0.3, 5.0])
+    results = []
+    for network in (model, torch.compile(model)):
+        out = network(x, sigma)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(out.square().sum(), parameters, allow_unused=True)
+        results.append([out, *(g for g in gradients if g is not None)])
+    assert metrics.generated_kernel_count > 0
+    for plain, compiled in zip(*results):
+        scale = plain.abs().max().item()
+        torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4 * scale)
