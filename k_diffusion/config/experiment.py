@@ -17,7 +17,7 @@ from .. import schedules
 from ..core.arguments import show_value
 from ..core.protocols import Density
 from ..core.python_files import load_reference
-from ..data import Dataset, TensorFiles, open_dataset
+from ..data import Dataset, Decoded, TensorFiles, open_dataset
 from ..encoders import LatentEncoder
 from ..models.python import PythonNetworkConfig
 from .build import build_network, build_wrapper, make_sample_density
@@ -61,6 +61,7 @@ class Experiment:
         sections: The sections of the config, each an instance of a dataclass.
         base: The folder of the config, to which files in it are relative.
         notes: Messages for the user.
+        decoded: Decoded images, which `dataset` uses in place of decoding the same files again.
         network: The network. Assign to it to use another one.
     """
 
@@ -70,6 +71,7 @@ class Experiment:
         self._weighting: Callable[[Tensor], Tensor] | None = None
         self._dataset: Dataset | None = None
         self.notes: list[str] = []
+        self.decoded: Decoded | None = None
         self._encoders: dict[str, LatentEncoder | None] = {}
         self._conditions: dict[str, Conditions] = {}
 
@@ -102,6 +104,7 @@ class Experiment:
             '_weighting': None,
             '_dataset': None,
             'notes': [],
+            'decoded': None,
             '_encoders': {},
             '_conditions': {},
         }
@@ -288,7 +291,9 @@ class Experiment:
             allow_code,
             cache_dir=cache_dir,
             progress=progress,
+            decoded=self.decoded,
         )
+        self.decoded = None
         names = dataset.class_names
         self.update(
             'dataset',

@@ -15,7 +15,10 @@ def escape_name(name: str | os.PathLike[str], keep: str = '') -> str:
         name: A name, or a text that holds names.
         keep: Characters to leave unchanged.
     """
-    return ''.join(c if c.isprintable() or c in keep else _escape(c) for c in os.fspath(name))
+    text = os.fspath(name)
+    if text.isprintable():
+        return text
+    return ''.join(c if c.isprintable() or c in keep else _escape(c) for c in text)
 
 
 def _escape(character: str) -> str:

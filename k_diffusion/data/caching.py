@@ -6,6 +6,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from ..core.names import escape_name
 from .cache_files import CacheFiles, Facts
 from .datasets import Dataset, Images
 from .pictures import UnreadablePicture
-from .threads import map_in_threads
+from .selection import PictureSet
+from .threads import map_ranges_in_threads
 
 #: Largest size in bytes of images held in memory.
 MEMORY_LIMIT = 2 * 2**30
@@ -28,11 +30,50 @@ DISK_LIMIT, DISK_SHARE = 32 * 2**30, 0.25
 Progress = Callable[[int, int], None]
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a folder or archive that were decoded before.
+
+    Attributes:
+        files: The folder or archive.
+        images: Its readable images, uint8 [N, C, H, W].
+        kept: Their indices.
+        unreadable: The reasons for the others by index.
+    """
+
+    files: PictureSet[Any]
+    images: Tensor
+    kept: list[int]
+    unreadable: dict[int, str]
+
+    def fits(self, dataset: Dataset) -> bool:
+        """Return True if a data set has the same images.
+
+        Args:
+            dataset: The data set.
+        """
+        return isinstance(dataset, PictureSet) and all(
+            getattr(dataset, name) == getattr(self.files, name)
+            for name in ('place', 'names', 'image_shape', 'grey_range')
+        )
+
+    def open(self, dataset: PictureSet[Any]) -> Images:
+        """Return the images with the classes of a data set that they fit.
+
+        Args:
+            dataset: The data set.
+        """
+        dataset.skipped += [(dataset.name(i), why) for i, why in self.unreadable.items()]
+        labels = [dataset.labels[i] for i in self.kept] if dataset.labels else []
+        return _decoded(dataset, self.images, labels, self.kept)
+
+
 def decode_once(
     dataset: Dataset,
     memory_limit: int = MEMORY_LIMIT,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    decoded: Decoded | None = None,
 ) -> Dataset:
     """Return the data set with decoded images, or unchanged where that is impossible.
 
@@ -45,7 +86,10 @@ def decode_once(
         memory_limit: Largest size in bytes held in memory.
         cache_dir: The folder of the cache file.
         progress: Called with the number of decoded images and the total.
+        decoded: Images that were decoded before, which are used if they are those of the data set.
     """
+    if decoded is not None and isinstance(dataset, PictureSet) and decoded.fits(dataset):
+        return decoded.open(dataset)
     fingerprint = dataset.fingerprint()
     if isinstance(dataset, Images) or fingerprint is None or dataset.streams:
         return dataset
@@ -167,7 +211,8 @@ def _decoded(dataset: Dataset, images: Tensor, labels: list[int], kept: list[int
 def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the readable items in order with their indices; list the others in the data set."""
     found = 0
-    for index, item in enumerate(_in_threads(dataset)):
+    items = map_ranges_in_threads(dataset.read_several, len(dataset), _bytes_each(dataset))
+    for index, item in enumerate(items):
         if isinstance(item, str):
             dataset.skipped.append((dataset.name(index), item))
         else:
@@ -181,18 +226,3 @@ def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int
             f'none of the {len(dataset)} images of {dataset.source} can be read (the last, '
             f'{name}: {reason}); check that they are images'
         )
-
-
-def _in_threads(dataset: Dataset) -> Iterator[dict[str, Any] | str]:
-    """Yield each item in order, or the reason why it cannot be read.
-
-    The reason is text, because an exception would keep what was decoded so far.
-    """
-
-    def read(index: int) -> dict[str, Any] | str:
-        try:
-            return dataset[index]
-        except UnreadablePicture as error:
-            return str(error)
-
-    return map_in_threads(read, len(dataset), _bytes_each(dataset))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.images import from_bytes, to_pil_image
 from ..core.names import escape_name
 from ..core.random import generator
-from .pictures import picture_bytes
+from .pictures import UnreadablePicture, picture_bytes
 
 
 @lru_cache(maxsize=4)
@@ -82,6 +82,22 @@ class Dataset(ABC):
             index: The index of the unreadable one.
         """
         return (index + 1) % len(self)
+
+    def read_several(self, indices: Sequence[int]) -> list[dict[str, Any] | str]:
+        """Return items in order, or for each the reason why it cannot be read.
+
+        The reason is text, because an exception would keep what was decoded so far.
+
+        Args:
+            indices: Their indices.
+        """
+        items: list[dict[str, Any] | str] = []
+        for index in indices:
+            try:
+                items.append(self[index])
+            except UnreadablePicture as error:
+                items.append(str(error))
+        return items
 
     def reopen(self) -> None:  # noqa: B027 - most have no open files
         """Forget open files; a forked process shares their positions with its parent."""

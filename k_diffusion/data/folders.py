@@ -18,7 +18,7 @@ from .archives import PictureArchive
 from .datasets import Dataset
 from .opening import DATASETS, PictureConfig, Request
 from .pictures import EXTENSIONS, readable_formats
-from .selection import PictureSet, Selection
+from .selection import PictureSet, Selection, ending_of
 
 
 @DATASETS.register('imagefolder')
@@ -64,7 +64,7 @@ def _pictures(
     return kind(place, request.size, request.channels, by_folder, grey_range)
 
 
-class PictureFiles(PictureSet[Path]):
+class PictureFiles(PictureSet[str]):
     """The images below a folder.
 
     Args:
@@ -95,7 +95,7 @@ class PictureFiles(PictureSet[Path]):
             grey_range,
         )
 
-    def open(self, index: int) -> AbstractContextManager[Path]:
+    def open(self, index: int) -> AbstractContextManager[str]:
         """Return the path of an image as a context.
 
         Args:
@@ -109,14 +109,14 @@ class PictureFiles(PictureSet[Path]):
         Args:
             name: Its name below the folder.
         """
-        return escape_name(self.place / name)
+        return escape_name(os.path.join(self.place, name))
 
     def fingerprint(self) -> str:
         """Return a digest of names, sizes and modification times of the files."""
         state = hashlib.blake2b(os.fsencode(self.rules()), digest_size=16)
         for name, path in zip(self.names, self.files):
             try:
-                facts = path.stat()
+                facts = os.stat(path)
                 text = f'{facts.st_size}\0{facts.st_mtime_ns}'
             except OSError:
                 text = 'gone'
@@ -132,10 +132,10 @@ def find_pictures(root: str | os.PathLike[str]) -> list[Path]:
     Args:
         root: The folder.
     """
-    return list(select_files(root).in_order().values())
+    return [Path(path) for path in select_files(root).in_order().values()]
 
 
-def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -> Selection[Path]:
+def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -> Selection[str]:
     """Search a folder and all folders in it; unreadable ones are skipped.
 
     Args:
@@ -150,7 +150,7 @@ def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -
         raise FileNotFoundError(
             f'dataset.location must be a folder of images; there is no folder {root}'
         )
-    found: Selection[Path] = Selection(endings=endings)
+    found: Selection[str] = Selection(endings=endings)
     waiting: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
     while waiting:
         parts, above = waiting.pop()
@@ -159,28 +159,28 @@ def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -
             facts = os.stat(folder)
             here = (facts.st_dev, facts.st_ino)
             if here in above:
-                found.add(parts, folder, str(folder), 'it is a link to a folder that holds it')
+                found.add(parts, str(folder), str(folder), 'it is a link to a folder that holds it')
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
                     if _select_entry(found, (*parts, entry.name), entry):
                         waiting.append(((*parts, entry.name), above | {here}))
         except OSError as error:
-            found.add(parts, folder, str(folder), error.strerror or str(error))
+            found.add(parts, str(folder), str(folder), error.strerror or str(error))
     return found
 
 
-def _select_entry(found: Selection[Path], parts: tuple[str, ...], entry: os.DirEntry[str]) -> bool:
+def _select_entry(found: Selection[str], parts: tuple[str, ...], entry: os.DirEntry[str]) -> bool:
     """Sort in an entry of a folder; return True for a folder to be searched."""
-    path, odd = Path(entry.path), None
+    path, odd = entry.path, None
     try:
         if entry.is_dir():
             return not found.pass_hidden(parts)
-        if not entry.is_file() and path.suffix.lower() in found.endings:
-            odd = 'it is not a regular file' if path.exists() else 'it is a broken link'
+        if not entry.is_file() and ending_of(entry.name) in found.endings:
+            odd = 'it is not a regular file' if os.path.exists(path) else 'it is a broken link'
     except OSError as error:  # such as a link to itself
         odd = error.strerror or str(error)
-    found.add(parts, path, str(path), odd)
+    found.add(parts, path, path, odd)
     return False
 
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ..core.names import escape_name
 from .archives import PictureArchive
+from .caching import MEMORY_LIMIT, Decoded
 from .folders import PictureFiles
-from .pictures import UnreadablePicture, is_turned, picture_bytes, read_picture
-from .ranges import Ranges, range_of
-from .threads import map_in_threads
+from .pictures import PIXEL_LIMIT, UnreadablePicture, convert_picture, is_turned, read_picture
+from .ranges import Ranges, ranges_of
+from .selection import stack_pixels
+from .threads import map_ranges_in_threads
 
 #: Modes of images without colour.
 GREY = frozenset(('1', 'L', 'LA', 'La', 'I', 'I;16', 'I;16B', 'I;16L', 'F'))
@@ -47,6 +49,7 @@ class Inspection:
         mean: Mean of all pixels in [-1, 1].
         sigma_data: Their standard deviation.
         sample: Images evenly spaced in the set, uint8 [N, C, H, W].
+        decoded: All images, if they are kept.
     """
 
     source: str
@@ -66,6 +69,7 @@ class Inspection:
     mean: float = 0.0
     sigma_data: float = 0.0
     sample: Tensor | None = None
+    decoded: Decoded | None = None
 
     @property
     def range(self) -> tuple[int, int]:
@@ -82,6 +86,7 @@ def inspect_pictures(
     sheet: int = 64,
     progress: Callable[[int, int], None] | None = None,
     grey_range: tuple[float, float] | None = None,
+    keep: bool = False,
 ) -> Inspection:
     """Decode every image once, by the rules of training, and return the properties of the set.
 
@@ -95,6 +100,7 @@ def inspect_pictures(
         sheet: Number of images in `sample`.
         progress: Called with the number of images read and the total.
         grey_range: Black and white of grey images.
+        keep: Keep the decoded images, if they fit into memory.
 
     Raises:
         ValueError: If no image can be read.
@@ -107,41 +113,69 @@ def inspect_pictures(
         broken=list(files.skipped),
         passed=files.passed,
     )
-    chosen = {round(i * (len(files) - 1) / max(1, sheet - 1)) for i in range(sheet)}
-    same: dict[bytes, list[str]] = {}
-    kept, moments = [], torch.zeros(3, dtype=torch.float64)
-    for index, looked in enumerate(_in_threads(files, size)):
-        if isinstance(looked, str):
-            found.broken.append((files.name(index), looked))
-        else:
-            facts, image = looked
-            _count(found, facts, files, index)
-            found.ranges[range_of(image)] += 1
-            same.setdefault(
-                hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest(), []
-            ).append(files.name(index))
-            values = image.double().div_(127.5).sub_(1)
-            moments += torch.stack(
-                [values.sum(), values.square().sum(), torch.tensor(float(values.numel()))]
-            )
-            kept += [image] if index in chosen else []
-        if progress is not None:
-            progress(index + 1, len(files))
+    kept = _inspect_all(found, files, sheet, progress, keep)
     if not found.readable:
         raise ValueError(
             f'none of the {found.files} images of {found.source} can be read (the last, '
             f'{found.broken[-1][0]}: '
             f'{found.broken[-1][1]}); check that they are images'
         )
-    total, squares, count = moments.tolist()
-    found.mean, found.sigma_data = (
-        total / count,
-        max(0.0, squares / count - (total / count) ** 2) ** 0.5,
-    )
     found.channels = channels or (1 if all(mode in GREY for mode in found.modes) else 3)
-    found.sample = torch.stack(kept) if kept else None
-    found.duplicates = [names for names in same.values() if len(names) > 1]
+    found.decoded = kept
     return found
+
+
+def _inspect_all(
+    found: Inspection,
+    files: PictureFiles | PictureArchive,
+    sheet: int,
+    progress: Callable[[int, int], None] | None,
+    keep: bool,
+) -> Decoded | None:
+    """Decode all images, count their properties, and return them if they are to be kept."""
+    each = math.prod(files.image_shape)
+    keep = keep and len(files) * each <= MEMORY_LIMIT
+    images = torch.empty(len(files) if keep else 0, *files.image_shape, dtype=torch.uint8)
+    decoded, unreadable, same = list[int](), dict[int, str](), dict[bytes, list[int]]()
+    chosen = {round(i * (len(files) - 1) / max(1, sheet - 1)) for i in range(sheet)}
+    sample, moments = list[Tensor](), torch.zeros(3, dtype=torch.float64)
+    for start, looked, pixels in map_ranges_in_threads(
+        lambda numbers: [_look_at_several(files, numbers)], len(files), each
+    ):
+        moments += _moments(pixels)
+        found.ranges.update(ranges_of(pixels))
+        if keep:
+            images[len(decoded) : len(decoded) + len(pixels)] = pixels
+        rows = iter(pixels)
+        for index, facts in enumerate(looked, start):
+            if isinstance(facts, str):
+                unreadable[index] = facts
+            else:
+                _count(found, facts, files, index)
+                same.setdefault(facts['digest'], []).append(index)
+                decoded.append(index)
+                image = next(rows)
+                sample += [image] if index in chosen else []
+            if progress is not None:
+                progress(index + 1, len(files))
+    found.broken += [(files.name(index), why) for index, why in unreadable.items()]
+    total, squares, count = moments.tolist()
+    if count:
+        found.mean = total / count
+        found.sigma_data = max(0.0, squares / count - found.mean**2) ** 0.5
+    found.sample = torch.stack(sample) if sample else None
+    found.duplicates = [
+        [files.name(index) for index in group] for group in same.values() if len(group) > 1
+    ]
+    return Decoded(files, images[: len(decoded)], decoded, unreadable) if keep else None
+
+
+def _moments(images: Tensor) -> Tensor:
+    """Return the sums of the values in [-1, 1], of their squares, and their number."""
+    values = images.double().div_(127.5).sub_(1)
+    return torch.stack(
+        [values.sum(), values.square().sum(), torch.tensor(float(values.numel())).double()]
+    )
 
 
 def open_pictures(
@@ -172,32 +206,33 @@ def _count(
         found.classes[escape_name(folder)] += 1
 
 
-def _in_threads(
-    files: PictureFiles | PictureArchive, size: tuple[int, int]
-) -> Iterator[tuple[dict[str, Any], Tensor] | str]:
-    """Yield facts and pixels of each image in order, or the reason why it cannot be read."""
+def _look_at_several(
+    files: PictureFiles | PictureArchive, indices: range
+) -> tuple[int, list[dict[str, Any] | str], Tensor]:
+    """Return the first index, facts of each image or why it is unreadable, and the readable ones.
 
-    def look(index: int) -> tuple[dict[str, Any], Tensor] | str:
+    The images are uint8 [N, 3, H, W].
+    """
+    looked: list[dict[str, Any] | str] = []
+    pixels: list[bytes] = []
+    for index in indices:
         try:
             with files.open(index) as source:
-                return read_picture(
-                    source, lambda picture: _looked_at(picture, size, files.grey_range)
-                )
+                facts, data = read_picture(source, lambda picture: _look_at(picture, files))
         except UnreadablePicture as error:
-            return str(error)
+            looked.append(str(error))
+        else:
+            looked.append({**facts, 'digest': hashlib.blake2b(data, digest_size=16).digest()})
+            pixels.append(data)
+    return indices.start, looked, stack_pixels(pixels, files.image_shape)
 
-    return map_in_threads(look, len(files), 3 * math.prod(size))
 
-
-def _looked_at(
-    picture: Any, size: tuple[int, int], grey_range: tuple[float, float] | None
-) -> tuple[dict[str, Any], Tensor]:
-    facts = {
-        'format': picture.format or '?',
-        'mode': picture.mode,
-        'size': (picture.width, picture.height),
-    }
+def _look_at(picture: Any, files: PictureFiles | PictureArchive) -> tuple[dict[str, Any], bytes]:
+    facts = {'format': picture.format or '?', 'mode': picture.mode, 'size': picture.size}
     # Pillow rotates a TIFF while decoding, and the tag of a PNG may follow its pixels.
     turned = is_turned(picture)
-    image = picture_bytes(picture, size, 3, grey_range=grey_range)
-    return {**facts, 'turned': turned or is_turned(picture)}, image
+    _, height, width = files.image_shape
+    data: bytes = convert_picture(
+        picture, lambda x: x.tobytes(), (height, width), 3, PIXEL_LIMIT, files.grey_range
+    )
+    return {**facts, 'turned': turned or is_turned(picture)}, data

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..core.registry import Registry
-from .caching import MEMORY_LIMIT, decode_once
+from .caching import MEMORY_LIMIT, Decoded, decode_once
 from .datasets import Dataset
 from .pictures import check_frame
 from .ranges import range_notes
@@ -170,6 +170,7 @@ def open_dataset(
     memory_limit: int = MEMORY_LIMIT,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    decoded: Decoded | None = None,
 ) -> Dataset:
     """Return the data set of a config section, with its items at a given size.
 
@@ -185,6 +186,7 @@ def open_dataset(
         memory_limit: The limit for decoding into memory, in bytes.
         cache_dir: The folder of decoded files; None writes none.
         progress: Called as progress(done, total) while images are decoded.
+        decoded: Images that were decoded before, which are used if they are those of the data set.
 
     Returns:
         The data set.
@@ -204,7 +206,7 @@ def open_dataset(
     _check_classes(section.num_classes, dataset)
     if not section.pictures:
         return dataset
-    dataset = decode_once(dataset, memory_limit, cache_dir, progress)
+    dataset = decode_once(dataset, memory_limit, cache_dir, progress, decoded)
     dataset.notes += range_notes(dataset)
     return dataset
 

@@ -19,6 +19,7 @@ DECODING_BYTES together (one may always be decoded).
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -92,6 +93,10 @@ _MODES = {1: 'L', 3: 'RGB', 4: 'RGBA'}
 #: largest in use has 1024 x 1024).
 ICON_BYTES, ICON_PIXELS = 2**24, 2**22
 _ICON_BEGINNINGS = (b'\0\0\1\0', b'icns')
+#: Files of at most so many bytes are read at once.
+_SMALL_FILE = 2**16
+#: Images whose decoding takes at most so many bytes do not wait for others.
+_SMALL = 2**20
 #: The position of width and height in a PNG and a JPEG 2000.
 _ICON_SIZES = re.compile(rb'(?:IHDR|\xff\x4f\xff\x51.{4})(.{4})(.{4})', re.DOTALL)
 
@@ -125,6 +130,31 @@ def load_picture(
     )
 
 
+def load_pixels(
+    source: str | os.PathLike[str] | IO[bytes],
+    size: tuple[int, int],
+    channels: int,
+    grey_range: tuple[float, float] | None = None,
+) -> bytes:
+    """Load an image file as the bytes of [H, W, C], which is faster for small images.
+
+    Args:
+        source: The file.
+        size: Height and width of the result.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        grey_range: Black and white of grey images; None for those of the file format.
+
+    Raises:
+        UnreadablePicture: If it cannot be decoded.
+    """
+    return read_picture(
+        source,
+        lambda picture: convert_picture(
+            picture, lambda framed: framed.tobytes(), size, channels, PIXEL_LIMIT, grey_range
+        ),
+    )
+
+
 def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Image], T]) -> T:
     """Return the result of a function on an image file as opened by Pillow, not decoded yet.
 
@@ -154,7 +184,11 @@ def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Imag
 
 
 def _opened(source: str | os.PathLike[str] | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
-    return open(source, 'rb') if isinstance(source, (str, os.PathLike)) else nullcontext(source)
+    if not isinstance(source, (str, os.PathLike)):
+        return nullcontext(source)
+    with open(source, 'rb', buffering=0) as file:
+        data = file.read(_SMALL_FILE + 1)
+    return io.BytesIO(data) if len(data) <= _SMALL_FILE else open(source, 'rb')
 
 
 def picture_bytes(
@@ -173,22 +207,44 @@ def picture_bytes(
         pixel_limit: Largest number of pixels.
         grey_range: Black and white of grey images.
     """
-    _check_pixels(picture.width, picture.height, pixel_limit)
-    _check_covering(picture.width, picture.height, size, pixel_limit)
-    needed = _bytes_each_pixel(picture) * picture.width * picture.height
+    return convert_picture(picture, pil_bytes, size, channels, pixel_limit, grey_range)
+
+
+def convert_picture(
+    picture: Image,
+    convert: Callable[[Image], T],
+    size: tuple[int, int],
+    channels: int,
+    pixel_limit: int,
+    grey_range: tuple[float, float] | None,
+) -> T:
+    """Return the result of a function on an image of the frame's size and mode.
+
+    Args:
+        picture: The image, decoded or not.
+        convert: The function.
+        size: Height and width of the frame.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA).
+        pixel_limit: Largest number of pixels.
+        grey_range: Black and white of grey images.
+    """
+    width, height = picture.size
+    _check_pixels(width, height, pixel_limit)
+    _check_covering(width, height, size, pixel_limit)
+    needed = _bytes_each_pixel(picture) * width * height
     if needed > PICTURE_BYTES:
         raise UnreadablePicture(
-            f'{picture.width} x {picture.height} as {picture.format} takes more than '
+            f'{width} x {height} as {picture.format} takes more than '
             f'{PICTURE_BYTES:,} bytes to decode'
         )
     if picture.format in ('JPEG', 'MPO') and _count_scans(picture) > SCANS:
         raise UnreadablePicture(
             f'it has more than {SCANS} scans, each of which would be decoded over the whole picture'
         )
-    with _DECODING.hold(needed):
+    with _DECODING.hold(needed) if needed > _SMALL else nullcontext():
         tags = tags_of(picture)  # a rotated image loses them
         grey = _as_8_bits(_upright(picture), *tags, grey_range)
-        return pil_bytes(_reframe(_in_mode(grey, _MODES[channels]), size, pixel_limit))
+        return convert(_reframe(_in_mode(grey, _MODES[channels]), size, pixel_limit))
 
 
 def _bytes_each_pixel(picture: Image) -> int:
@@ -323,8 +379,8 @@ def _is_transparent(picture: Image) -> bool:
 
 
 def _in_mode(picture: Image, mode: str) -> Image:
-    pil = require('PIL.Image', 'train', 'reading pictures')
     if _is_transparent(picture):
+        pil = require('PIL.Image', 'train', 'reading pictures')
         picture = picture.convert('LA') if picture.mode == 'La' else picture
         picture = picture if picture.mode == 'RGBA' else picture.convert('RGBA')
         if mode != 'RGBA':

@@ -23,13 +23,14 @@ SHARE = 0.25
 Ranges = Counter[tuple[int, int]]
 
 
-def range_of(image: Tensor) -> tuple[int, int]:
-    """Return the least and the largest value of an image.
+def ranges_of(images: Tensor) -> list[tuple[int, int]]:
+    """Return the least and the largest value of each image.
 
     Args:
-        image: uint8 [C, H, W].
+        images: uint8 [N, C, H, W].
     """
-    return int(image.min()), int(image.max())
+    flat = images.flatten(1)
+    return list(zip(flat.amin(1).tolist(), flat.amax(1).tolist()))
 
 
 def range_note(source: str, ranges: Ranges) -> str | None:
@@ -78,7 +79,9 @@ def range_notes(dataset: Dataset) -> list[str]:
         return []
     n = min(len(dataset), _LOOKED_AT)
     chosen = _images(dataset, [i * (len(dataset) - 1) // max(1, n - 1) for i in range(n)])
-    note = range_note(dataset.source, Counter(range_of(image) for image in chosen))
+    note = range_note(
+        dataset.source, Counter(pair for image in chosen for pair in ranges_of(image[None]))
+    )
     return [note] if note else []
 
 

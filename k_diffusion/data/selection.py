@@ -18,12 +18,15 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
 
 from ..core.names import escape_name
 from .datasets import Dataset
-from .pictures import EXTENSIONS, load_picture
+from .pictures import EXTENSIONS, UnreadablePicture, load_picture, load_pixels
 
 F = TypeVar('F')
 #: Names of files and folders that systems and programs leave beside images, in lower case.
@@ -85,7 +88,7 @@ class Selection(Generic[F]):
         if odd is not None:
             self.skipped.append((escape_name(shown), odd))
         elif not self.pass_hidden(parts):
-            ending = PurePosixPath(parts[-1]).suffix.lower()
+            ending = ending_of(parts[-1])
             if ending not in self.endings:
                 self.passed[escape_name(f'*{ending}') if ending else 'no ending'] += 1
                 return
@@ -111,7 +114,17 @@ class Selection(Generic[F]):
 
     def in_order(self) -> dict[str, F]:
         """Return the images sorted by name, folder by folder."""
-        return dict(sorted(self.pictures.items(), key=lambda item: item[0].split('/')))
+        return dict(sorted(self.pictures.items(), key=lambda item: item[0].replace('/', '\0')))
+
+
+def ending_of(name: str) -> str:
+    """Return the suffix of a file's name in lower case, as pathlib finds it.
+
+    Args:
+        name: The name, without folders.
+    """
+    stem, dot, ending = name.rpartition('.')
+    return f'.{ending}'.lower() if stem and dot and ending else ''
 
 
 def drop_wrapper(pictures: dict[str, F]) -> dict[str, F]:
@@ -192,7 +205,7 @@ class PictureSet(Dataset, Generic[F]):
             )
 
     @abstractmethod
-    def open(self, index: int) -> AbstractContextManager[Path | IO[bytes]]:
+    def open(self, index: int) -> AbstractContextManager[str | IO[bytes]]:
         """Open an image for reading.
 
         Args:
@@ -220,6 +233,33 @@ class PictureSet(Dataset, Generic[F]):
             }
         return item | {'class_cond': self.labels[index]} if self.labels else item
 
+    def read_several(self, indices: Sequence[int]) -> list[dict[str, Any] | str]:
+        """Return items as `Dataset.read_several` does, converted to tensors all at once.
+
+        Args:
+            indices: Their indices.
+        """
+        channels, height, width = self.image_shape
+        pixels: list[bytes | str] = []
+        for index in indices:
+            try:
+                with self.open(index) as source:
+                    pixels.append(load_pixels(source, (height, width), channels, self.grey_range))
+            except UnreadablePicture as error:
+                pixels.append(str(error))
+        images = iter(
+            stack_pixels([v for v in pixels if isinstance(v, bytes)], self.image_shape).unbind()
+        )
+        items: list[dict[str, Any] | str] = []
+        for index, values in zip(indices, pixels):
+            if isinstance(values, str):
+                items.append(values)
+            elif self.labels:
+                items.append({'image': next(images), 'class_cond': self.labels[index]})
+            else:
+                items.append({'image': next(images)})
+        return items
+
     def name(self, index: int) -> str:
         """Return the name of an image in messages.
 
@@ -235,6 +275,20 @@ class PictureSet(Dataset, Generic[F]):
     def rules(self) -> str:
         """Return the settings that decide which files are images and how they are read."""
         return f'{os.path.abspath(self.place)}\0{self.num_classes}\0{self.grey_range}'
+
+
+def stack_pixels(pixels: Sequence[bytes], shape: Sequence[int]) -> Tensor:
+    """Return images uint8 [N, C, H, W] of their bytes.
+
+    Args:
+        pixels: The bytes of each image, [H, W, C].
+        shape: C, H and W.
+    """
+    channels, height, width = shape
+    if not pixels:
+        return torch.empty(0, channels, height, width, dtype=torch.uint8)
+    images = torch.frombuffer(bytearray().join(pixels), dtype=torch.uint8)
+    return images.view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
 def count_kinds(passed: Counter[str]) -> str:

@@ -8,12 +8,14 @@ import io
 import os
 import tarfile
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from k_diffusion.cli.entry import main
+from k_diffusion.core.images import to_pil_image
 from k_diffusion.data import (
     EXTENSIONS,
     ImageFolderConfig,
@@ -24,6 +26,7 @@ from k_diffusion.data import (
     open_dataset,
 )
 from k_diffusion.data.folders import PictureFiles
+from k_diffusion.data.selection import ending_of
 
 #: What systems and programs leave beside pictures; none of it is one.
 LITTER = [
@@ -327,3 +330,43 @@ def deep_folder(tmp_path, monkeypatch):
 def test_folders_of_any_depth(deep_folder):
     (deep_folder / 'a.png').write_bytes(png(1))
     assert len(open_dataset(ImageFolderConfig(location=str(deep_folder)), (8, 8))) == 1
+
+
+@pytest.mark.parametrize(
+    'name', ['a.PNG', '.png', 'a', 'a.', 'a.tar.gz', '..png', 'a b.Jpg', '...']
+)
+def test_endings_are_those_of_pathlib(name):
+    assert ending_of(name) == Path(name).suffix.lower()
+
+
+def _picture(seed, height, width):
+    return to_pil_image(torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_several_items_are_read_as_one_at_a_time(tmp_path):
+    for i in range(5):
+        _picture(i, 6, 9).save(tmp_path / f'{i}.png')
+    (tmp_path / '2.png').write_bytes(b'no picture')
+    files = PictureFiles(tmp_path, (8, 8), 3)
+    several = files.read_several([4, 2, 0])
+    assert isinstance(several[1], str) and 'not a picture' in several[1]
+    assert torch.equal(several[0]['image'], files[4]['image'])
+    assert torch.equal(several[2]['image'], files[0]['image'])
+
+
+def test_pictures_that_were_inspected_are_not_decoded_again(tmp_path, monkeypatch):
+    for i in range(6):
+        folder = tmp_path / f'class{i % 2}'
+        folder.mkdir(exist_ok=True)
+        _picture(i, 8, 8).save(folder / f'{i}.png')
+    (tmp_path / 'class1' / '9.png').write_bytes(b'no picture')
+    config = ImageFolderConfig(location=str(tmp_path), labels='folders')
+    plain = open_dataset(config, (8, 8))
+    decoded = inspect_pictures(tmp_path, (8, 8), keep=True).decoded
+    other = open_dataset(config, (4, 4), decoded=decoded)
+    assert other.image_shape == (3, 4, 4)
+    monkeypatch.setattr(PictureFiles, 'open', lambda self, index: pytest.fail('decoded again'))
+    again = open_dataset(config, (8, 8), decoded=decoded)
+    assert torch.equal(again.images, plain.images) and torch.equal(again.labels, plain.labels)
+    assert again.skipped == plain.skipped and again.names == plain.names
+    assert again.class_names == plain.class_names and len(again.skipped) == 1

@@ -84,7 +84,7 @@ def pack_shards(
             'Choose another one, or delete it'
         )
     found = select_files(place, EXTENSIONS | ARRAYS)
-    files = found.in_order()
+    files = {name: Path(path) for name, path in found.in_order().items()}
     names = [name for name in files if not by_folder or '/' in name]
     if not names:
         raise ValueError(

@@ -44,12 +44,12 @@ def open_experiment(settings: TrainSettings) -> tuple[Experiment, nn.Module | No
             torch.manual_seed(derive_seed(settings.seed or 0, 'weights'))
             network = make_network(name, settings.allow_code)
     dataset = None if data is None else as_dataset(data, settings.num_classes)
-    source, notes = settings.config, list[str]()
+    source, notes, decoded = settings.config, list[str](), None
     if settings.data is not None:
-        source, notes = pick_config(settings)
+        source, notes, decoded = pick_config(settings)
     if source is not None:
         experiment = Experiment.open(source, strict=True, changes=settings.changes)
-        experiment.notes = notes
+        experiment.notes, experiment.decoded = notes, decoded
         if network is not None:
             experiment.take_network(network, name)
     else:

@@ -18,7 +18,7 @@ from ...core.devices import choose_device
 from ...core.files import write_json
 from ...core.machine import multiply_rate
 from ...core.names import escape_name
-from ...data import Inspection, inspect_pictures
+from ...data import Decoded, Inspection, inspect_pictures
 from ...models.sizing import sizes
 from ...training import RunFolder
 from ..info import SHARE
@@ -38,8 +38,11 @@ CLASSES, LEAST = range(2, 1001), 5
 STEPS = (200, 200_000)
 
 
-def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
-    """Return a config for the pictures in settings.data, and sentences about the choices.
+def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str], Decoded | None]:
+    """Return a config for the pictures in settings.data, sentences, and the decoded pictures.
+
+    The sentences are about the choices. The pictures are those that were looked at, if they fit
+    into memory.
 
     It is written into the folder of the run as NAME_config.json. A run with a checkpoint continues
     with the config in its folder.
@@ -54,7 +57,7 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     path = folder / f'{settings.name}_config.json'
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
     if path.is_file() and (several or RunFolder(folder, settings.name).latest()):
-        return load_config(path), [f'the config is that of {path}']
+        return load_config(path), [f'the config is that of {path}'], None
     if several:
         raise ValueError(
             'config must be written by one process before several train from data; '
@@ -83,7 +86,7 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
     write_json(path, config)
     model = config['model']
     classes_in_words = f'with the {classes} folders as classes' if classes else 'without classes'
-    return config, [
+    sentences = [
         f'{inspection.readable:,} pictures of {escape_name(str(settings.data))}, most of them '
         f'{" x ".join(map(str, inspection.sizes.most_common(1)[0][0]))}'
         + (f', {len(inspection.broken):,} that cannot be read' if inspection.broken else ''),
@@ -94,6 +97,7 @@ def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str]]:
         f'at {speed:,.0f} images/s on {device.type} (an estimate; size=..., classes=..., '
         f'minutes=... pick otherwise); the config is {path}',
     ]
+    return config, sentences, inspection.decoded
 
 
 def _grey_range(section: dict[str, Any], settings: TrainSettings) -> tuple[float, float] | None:
@@ -108,7 +112,9 @@ def _look_at(
     """Decode the pictures at the chosen size."""
 
     def look(side: int) -> Inspection:
-        return inspect_pictures(settings.data or '', (side, side), sheet=0, grey_range=grey_range)
+        return inspect_pictures(
+            settings.data or '', (side, side), sheet=0, grey_range=grey_range, keep=True
+        )
 
     size = settings.size or min(32, largest)
     inspection = look(size)
