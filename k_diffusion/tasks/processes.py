@@ -74,6 +74,9 @@ def world() -> Iterator[World]:
         warn_of_one_process()
         yield World()
         return
+    if distributed.is_initialized():  # by a training in this process
+        yield World(size, distributed.get_rank())
+        return
     distributed.init_process_group('gloo', timeout=datetime.timedelta(days=2))
     try:
         yield World(size, distributed.get_rank())

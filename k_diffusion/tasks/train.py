@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import os
 import warnings
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 from ..config import Experiment
 from ..config.changes import Change, changes_loss
@@ -162,7 +164,7 @@ def _leave_done(
     display.say(
         f'{settings.name} has reached end_step at step {step:,}; raise end_step to train further'
     )
-    accelerator.end_training()
+    _end_training(accelerator)
     processes = accelerator.num_processes
     return Run(settings.name, folder.path, path, step, 'already done', None, processes)
 
@@ -193,13 +195,12 @@ def _restored_generators(device: torch.device) -> Iterator[None]:
 def _own_accelerator_state() -> Iterator[None]:
     """Set accelerate's state of the process aside, which allows one device and one dtype.
 
-    Launched processes share that state, so there it stays.
+    Launched processes keep their process group, which is in `PartialState`.
     """
     module = require('accelerate.state', 'train', 'training')
-    kinds = (module.PartialState, module.AcceleratorState, module.GradientState)
-    if int(os.environ.get('WORLD_SIZE', 1)) > 1:
-        yield
-        return
+    kinds = [module.AcceleratorState, module.GradientState]
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1:
+        kinds.append(module.PartialState)
     before = [dict(kind._shared_state) for kind in kinds]
     try:
         for kind in kinds:
@@ -271,7 +272,7 @@ def _show_plan(
     for name, text in plan(settings, trainer, folder, path).items():
         display.say(f'  {name:<13} {text}')
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    _end_training(trainer.accelerator)
     return Run(
         settings.name,
         folder.path,
@@ -353,11 +354,28 @@ def _evaluate(trainer: Trainer) -> str:
     return 'evaluated'
 
 
+def _end_training(accelerator: Any) -> None:
+    """End the trackers. Launched processes stay together, so that they can train once more."""
+    if accelerator.num_processes == 1:
+        accelerator.end_training()
+        return
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.wait_for_everyone()
+    atexit.unregister(_leave_group)
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _close(
     settings: TrainSettings, trainer: Trainer, folder: RunFolder, status: str, display: Display
 ) -> Run:
     trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    _end_training(trainer.accelerator)
     path = trainer.last_checkpoint or folder.checkpoint_path(trainer.step)
     again = '' if status in ('done', 'evaluated') else '; the same command resumes it'
     display.say(escape_name(f'{settings.name} {status} at step {trainer.step:,}: {path}{again}'))

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.state import AcceleratorState
 from toy import MemoryLoader, TinyNet, images, make_loss
 
 import k_diffusion as K
@@ -51,7 +50,6 @@ CONFIG = {
 
 def train(folder, name, **settings):
     """Train for two steps; print what is to be known of the run, and of its graphs."""
-    AcceleratorState._reset_state()  # (it allows one precision a process)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     run = K.train(
@@ -119,20 +117,19 @@ def main(folder, kind):
         train_in_fp16(folder)
         return
     sharding.shard.__defaults__ = (1000,)  # blocks of these small networks are cut too
-    Accelerator.end_training = Accelerator.wait_for_everyone  # (the processes stay together)
     # The graphs are those of the real compiler; compiling them is left out.
     torch.compile = functools.partial(torch.compile, backend='aot_eager')
     compiled = {'shard': True, 'compile': True}
     for name, settings in (
         ('pieces', {'shard': True}),
         ('compiled', compiled),
+        ('ddp', {'compile': True}),
         (
             'half',
             {'shard': True, 'compile': True, 'mixed_precision': 'bf16', 'checkpointing': True},
         ),
     ):
         train(folder, name, **settings)
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == '__main__':

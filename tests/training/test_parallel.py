@@ -47,18 +47,21 @@ def test_pieces_are_compiled(tmp_path):
     out = launch(tmp_path, 'train')
     found = re.findall(r'(\w+): (\d) processes, step 2, (\d+) graphs', out)
     assert sorted({(name, world) for name, world, _ in found}) == [
-        (name, '2') for name in ('compiled', 'half', 'pieces')
+        (name, '2') for name in ('compiled', 'ddp', 'half', 'pieces')
     ]
     graphs = {name: int(count) for name, _, count in found}
     # A graph ends where pieces are put together: at each block that is cut by itself.
     assert graphs['pieces'] == 0 and graphs['compiled'] > 1 and graphs['half'] > 1
+    assert graphs['ddp'] >= 1
     assert 'torch.compile failed' not in out
+    ddp = load_checkpoint(tmp_path / 'ddp' / 'ddp_00000002.pth')['model']
     pieces, compiled, half = (
         read_training_checkpoint(tmp_path / name / f'{name}_00000002.shards')['model']
         for name in ('pieces', 'compiled', 'half')
     )
     for key, value in pieces.items():
         torch.testing.assert_close(compiled[key], value, atol=1e-5, rtol=0)
+        torch.testing.assert_close(ddp[key], value, atol=1e-5, rtol=0)
         torch.testing.assert_close(half[key], value, atol=4e-3, rtol=0)  # two steps of 1e-3 at most
 
 
