@@ -151,11 +151,13 @@ def distill(settings: DistillSettings) -> Run:
     if config['model'].get('flow_map'):
         raise ValueError(f'checkpoint must be of a denoiser; {path} is a flow map already')
     arguments = {name: getattr(settings, name) for name in _FIELDS if hasattr(settings, name)}
+    held_out = config['training'].get('held_out')
     arguments.update(
         config=distilled_config(config, path, settings),
         end_step=settings.steps,
         lr=None,
-        held_out=0,  # (the loss of a denoiser, which says little of a flow map)
+        # Items stay held out. Their loss, that of a denoiser, is not measured.
+        held_out=held_out if isinstance(held_out, int) else 0,
     )
     return train(TrainSettings(**arguments))
 

@@ -1,5 +1,6 @@
 """Distillation as a run: it goes on exactly, and its checkpoints say what they are."""
 
+import importlib
 import json
 
 import pytest
@@ -225,3 +226,19 @@ def test_guidance_needs_a_condition(trained, tmp_path, scale):
     settings = K.tasks.distill.DistillSettings(checkpoint=trained, **scale)
     with pytest.raises(ValueError, match=f'{next(iter(scale))} must be left out'):
         K.tasks.distill.distilled_config(config, tmp_path / 'm.pth', settings)
+
+
+@pytest.mark.parametrize(('given', 'expected'), [(7, 7), (None, 0), ('folder', 0)])
+def test_items_held_out_by_number_stay_held_out(trained, monkeypatch, given, expected):
+    """A number keeps items out of the training; another data set would only be measured on."""
+    module = importlib.import_module('k_diffusion.tasks.distill')
+    read, seen = module.read_weights, []
+
+    def with_held_out(path, **options):
+        weights, config = read(path, **options)
+        return weights, {**config, 'training': {**config['training'], 'held_out': given}}
+
+    monkeypatch.setattr(module, 'read_weights', with_held_out)
+    monkeypatch.setattr(module, 'train', seen.append)
+    module.distill(trained, show=False)
+    assert [settings.held_out for settings in seen] == [expected]

@@ -19,6 +19,7 @@ from k_diffusion.cli.train import main
 from k_diffusion.core.weights import load_checkpoint
 from k_diffusion.data import Loader, as_dataset
 from k_diffusion.tasks.run.held_out import split_items
+from k_diffusion.tasks.run.settings import TrainSettings
 
 ROOT = Path(__file__).parents[2]
 QUIET = {'device': 'cpu', 'demo_every': 0, 'evaluate_n': 0, 'show': False}
@@ -240,3 +241,15 @@ def test_few_items_are_each_measured_once(tmp_path, n):
     assert set(measured) == set(range(1, n + 1))
     assert lines[-1]['held_out_loss'] == pytest.approx((n + 1) / 2)
     assert sum(value is not None for value in lines[-1]['held_out_loss_by_noise']) == min(n, 8)
+
+
+@pytest.mark.parametrize('value', [-1, 9999.5, -0.5])
+def test_a_number_of_items_that_cannot_be(value):
+    with pytest.raises(ValueError, match=rf'^held_out must be a data set, .* >= 0; got {value}$'):
+        TrainSettings('config.json', held_out=value)
+
+
+@pytest.mark.parametrize('text', ['-1', '9999.5'])
+def test_numbers_on_the_command_line_are_no_data_sets(text):
+    read = TrainSettings.__dataclass_fields__['held_out'].metadata['parse']
+    assert isinstance(read(text), (int, float)) and read('folder') == 'folder'

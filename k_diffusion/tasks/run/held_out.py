@@ -284,6 +284,8 @@ def make_held_out_loss(
 ) -> HeldOutLoss | None:
     """Return the hook of the held-out loss of a run; None if nothing is held out.
 
+    A distillation has none: the loss of a denoiser says little of a flow map.
+
     Args:
         settings: The settings of the run.
         experiment: Its experiment.
@@ -293,6 +295,8 @@ def make_held_out_loss(
         memory_format: The memory format of pictures.
         say: Report a line of text.
     """
+    if experiment.sections.distillation.method is not None:
+        return None
     items = _open_chosen(settings, experiment, accelerator, cache_dir, say)
     if items is None:
         return None

@@ -20,8 +20,13 @@ from ..reference import DATASET_WORDS
 from .events import find_target_problem
 
 
-def _number_or_text(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
+def _number_or_text(text: str) -> float | str:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,10 +318,9 @@ class TrainSettings:
             or self.minutes > 0,
             'size, classes and minutes must be left out without data': self.data is not None
             or (self.size is None and self.minutes is None and self.classes == 'auto'),
-            f'held_out must be at least 0; got {self.held_out!r:.60}': not isinstance(
-                self.held_out, int
-            )
-            or self.held_out >= 0,
+            'held_out must be a data set, or a number of items that is an integer >= 0; got '
+            f'{self.held_out!r:.60}': not isinstance(self.held_out, (int, float))
+            or (isinstance(self.held_out, int) and self.held_out >= 0),
             f'peak_flops must be above 0; got {self.peak_flops}': self.peak_flops is None
             or self.peak_flops > 0,
             f'lr must be above 0; got {self.lr}': self.lr is None or self.lr > 0,
