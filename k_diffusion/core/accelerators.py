@@ -30,13 +30,17 @@ class GPU:
     link: float
 
 
-#: By the words of their names; of several that fit, the one of the most words counts.
+#: By the words of their names; of several that fit, the one of the most words counts. From the
+#: data sheets of NVIDIA, dense figures and the SXM form where nothing else is named; B200 as in HGX
+#: (Blackwell architecture technical brief), GeForce from the Ada and Ampere GA102 whitepapers with
+#: sums in float32.
 GPUS = {
-    'b200': GPU(2250e12, 1125e12, 180e9, 8.0e12, 900e9),
+    'b200': GPU(2250e12, 1100e12, 180e9, 8.0e12, 900e9),
     'h200': GPU(989e12, 494e12, 141e9, 4.8e12, 450e9),
     'h100': GPU(989e12, 494e12, 80e9, 3.35e12, 450e9),
     'h100 pcie': GPU(756e12, 378e12, 80e9, 2.0e12, 64e9),
     'a100': GPU(312e12, 156e12, 80e9, 2.0e12, 300e9),
+    'a100 40gb': GPU(312e12, 156e12, 40e9, 1.555e12, 300e9),
     'l40s': GPU(362e12, 183e12, 48e9, 0.864e12, 32e9),
     'l4': GPU(121e12, 60e12, 24e9, 0.3e12, 32e9),
     'a10': GPU(125e12, 62.5e12, 24e9, 0.6e12, 32e9),

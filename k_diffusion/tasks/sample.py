@@ -88,6 +88,10 @@ class SampleSettings(ModelSettings):
         metavar='TYPE=VALUE',
         many='append',
     )
+    counter_noise: bool = setting(
+        False,
+        'draw the noise of a batch at once, by a counter-based generator; gives other images',
+    )
     overwrite: bool = setting(False, 'replace samples that are already in the folder')
 
     def __post_init__(self) -> None:
@@ -170,6 +174,7 @@ def sample(settings: SampleSettings) -> Samples:
             device=device,
             options=options,
             decode=experiment.decoder(device),
+            counter_noise=settings.counter_noise,
         )
     labels = cond['class_cond'].tolist() if 'class_cond' in cond else None
     return target.write(images, labels, settings.seed, experiment.gives_pictures)

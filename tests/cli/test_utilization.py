@@ -91,6 +91,8 @@ def test_gpus_are_known_by_the_names_that_drivers_give():
         'h100': 989e12,
     }
     assert {name: find_gpu(name).bf16 for name in known} == known
+    assert find_gpu('NVIDIA A100-SXM4-40GB').memory == 40e9
+    assert find_gpu('NVIDIA A100-SXM4-80GB').memory == 80e9
     for name in ('NVIDIA GeForce RTX 4090 Laptop GPU', 'NVIDIA H100 80GB HBM3 MIG 1g.10gb', 'x'):
         assert find_gpu(name) is None
     assert peak_flops(torch.device('cpu')) is None
