@@ -213,7 +213,7 @@ def test_another_data_set_and_a_config_key_choose_the_items(tmp_path, tiny):
         train(tmp_path / 'b', tiny(), held_out=other)
     with pytest.raises(ValueError, match='held_out must hold items of the shape'):
         train(tmp_path / 'c', dataset=normal(20, 1, 4, 4), held_out=normal(20, 1, 8, 8))
-    with pytest.raises(ValueError, match='held_out must be at least 0'):
+    with pytest.raises(ValueError, match='held_out must be a data set, or a number .*; got -1'):
         train(tmp_path / 'd', tiny(), held_out=-1)
     with pytest.raises(ValueError, match='held_out must be >= 0, .*; got -1'):
         train(tmp_path / 'e', tiny(('training', 'held_out', -1)))
