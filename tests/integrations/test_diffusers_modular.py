@@ -12,14 +12,28 @@ import torch
 import k_diffusion as K
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is in the extra "diffusers"')
-from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance, SkipLayerGuidance  # noqa: E402
+from diffusers.guiders import (  # noqa: E402
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    SkipLayerGuidance,
+)
 from diffusers.modular_pipelines.flux import before_denoise as flux_before  # noqa: E402
 from diffusers.modular_pipelines.flux import denoise as flux_denoise  # noqa: E402
 from diffusers.modular_pipelines.flux import inputs as flux_inputs  # noqa: E402
 from diffusers.modular_pipelines.modular_pipeline import SequentialPipelineBlocks  # noqa: E402
 from diffusers.modular_pipelines.stable_diffusion_xl import before_denoise as before  # noqa: E402
 from diffusers.modular_pipelines.stable_diffusion_xl import decoders, denoise  # noqa: E402
-from tiny_pipelines import BETAS, CROSS, TINY, differ, flux_pipe, latents, ours, randomised, words  # noqa: E402
+from tiny_pipelines import (  # noqa: E402
+    BETAS,
+    CROSS,
+    TINY,
+    differ,
+    flux_pipe,
+    latents,
+    ours,
+    randomised,
+    words,
+)
 
 KDiffusionLoop = K.integrations.diffusers_modular.KDiffusionLoop
 use_samplers = K.integrations.diffusers_modular.use_samplers

@@ -16,7 +16,17 @@ import k_diffusion as K
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is in the extra "diffusers"')
 from sampler_cases import COMFYUI  # noqa: E402
-from tiny_pipelines import BETAS, CROSS, TINY, differ, flux_pipe, latents, ours, randomised, words  # noqa: E402
+from tiny_pipelines import (  # noqa: E402
+    BETAS,
+    CROSS,
+    TINY,
+    differ,
+    flux_pipe,
+    latents,
+    ours,
+    randomised,
+    words,
+)
 
 KDiffusionScheduler = K.integrations.diffusers.KDiffusionScheduler
 
