@@ -30,10 +30,9 @@ class GPU:
     link: float
 
 
-#: By the words of their names; of several that fit, the one of the most words counts. From the
-#: data sheets of NVIDIA, dense figures and the SXM form where nothing else is named; B200 as in HGX
-#: (Blackwell architecture technical brief), GeForce from the Ada and Ampere GA102 whitepapers with
-#: sums in float32.
+#: By the words of their names; of several that fit, the one of the most words counts. Published
+#: dense figures of the SXM form where nothing else is named, of GeForce with sums in float32. Those
+#: of H100 PCIe, A10, L4, V100 and the RTX cards were not compared with a data sheet.
 GPUS = {
     'b200': GPU(2250e12, 1100e12, 180e9, 8.0e12, 900e9),
     'h200': GPU(989e12, 494e12, 141e9, 4.8e12, 450e9),
