@@ -156,7 +156,7 @@ def test_wrong_usage(trained, capsys):
     [
         (['--bases', 'rab,foo'], "unknown base 'foo'"),
         (['--bases', ''], "unknown base ''"),
-        (['--out', 'nowhere/x.json'], '--out must be in a folder that can be written to'),
+        (['--out', 'nowhere/x.json'], '--out must be in a writable folder; got nowhere/x.json'),
     ],
 )
 def test_mistakes_are_found_before_the_work(calibrated, monkeypatch, capsys, arguments, words):
@@ -170,7 +170,7 @@ def test_a_damaged_file_is_named_with_the_way_out(calibrated, tmp_path, capsys):
     shutil.copytree(calibrated, folder)
     calibrations.file_of(folder).write_text('{"calibrations": [{}]}')
     assert calibrate.main(['--checkpoint', str(folder), '--steps', '2', *FAST]) != 0
-    assert 'remove ' in capsys.readouterr().err
+    assert f'delete {calibrations.file_of(folder)}' in capsys.readouterr().err
     calibrations.file_of(folder).unlink()
     assert calibrate.main(['--checkpoint', str(folder), '--steps', '2,2', *FAST]) == 0
     assert [c.steps for c in calibrations.read(calibrations.file_of(folder))] == [2]
@@ -365,7 +365,7 @@ def test_the_best_guidance_is_found(wanted, metric):
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [
-        (['--guidance', 'much'], 'a scale or auto'),
+        (['--guidance', 'much'], 'a number or auto'),
         (['--guidance', 'auto', '--guidance-interval', '1,2'], 'must be left out'),
         (['--metric', 'psnr'], 'psnr'),
         (['--samples', '1'], '--samples must be at least 2'),

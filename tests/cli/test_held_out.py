@@ -134,6 +134,7 @@ def test_the_choice_of_held_out_items_depends_on_their_number_alone():
     assert [loader.epoch(p) for p in (0, 79, 80, 160)] == [0, 0, 1, 2]
 
 
+@pytest.mark.slow
 def test_two_processes_report_what_one_reports(tmp_path, tiny):
     arguments = [
         *('--config', tiny(), '--name', 'm', '--end-step', '1', '--lr', str(STILL)),

@@ -21,7 +21,10 @@ from k_diffusion.tasks.sample import sample
 STEPS, BATCH = {'config_waves': 150, 'config_blobs': 200}, {'config_waves': 32, 'config_blobs': 16}
 
 
-@pytest.fixture(scope='module', params=list(STEPS))
+@pytest.fixture(
+    scope='module',
+    params=['config_waves', pytest.param('config_blobs', marks=pytest.mark.slow)],
+)
 def trained(request, tmp_path_factory):
     """A shipped config, the run of it, and its losses."""
     folder = tmp_path_factory.mktemp(request.param) / 'run'

@@ -131,7 +131,7 @@ def test_weights_held_to_a_constraint_stay_there(tiny, tmp_path):
 def test_the_end_is_reached_once(trained, capsys):
     before = (trained / 'tiny_00000003.pth').stat().st_mtime_ns
     assert run(str(trained.parent / 'tiny.json'), trained, '--end-step', '3') == 0
-    assert 'tiny is done' in capsys.readouterr().err
+    assert 'tiny has reached end_step at step 3' in capsys.readouterr().err
     assert (trained / 'tiny_00000003.pth').stat().st_mtime_ns == before
 
 
@@ -419,4 +419,4 @@ def test_the_noise_scale_in_one_process(tiny, tmp_path, capsys):
     for key, value in plain['model'].items():
         torch.testing.assert_close(followed['model'][key], value, atol=1e-3, rtol=1e-2)
     assert run(config, tmp_path / 'odd', '--end-step', '1', '--gns', '--batch-size', '7') == 1
-    assert 'batch_size must be even with gns=True' in capsys.readouterr().err
+    assert '--batch-size must be even with --gns in one process' in capsys.readouterr().err

@@ -11,6 +11,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,7 +193,7 @@ def test_broken_pictures_make_room_for_the_next(streamed):
 
 def test_only_broken_pictures(streamed):
     for path in streamed.files:
-        path.write_bytes(b'broken')
+        Path(path).write_bytes(b'broken')
     with pytest.raises(ValueError, match='many images in a row'):
         take(Loader(streamed, 2), 1)
 

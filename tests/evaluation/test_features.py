@@ -124,6 +124,7 @@ def test_transformers_from_a_folder(tmp_path):
     assert E.CLIPFeatureExtractor(str(tmp_path / 'clip')).fingerprint != a.fingerprint
 
 
+@pytest.mark.slow
 def test_a_classifier_trained_in_seconds_knows_digits(digits, tmp_path):
     before = torch.get_rng_state()
     network = E.cached_classifier(tmp_path, digits.images[:4000], digits.labels[:4000], 10)

@@ -203,7 +203,7 @@ def test_a_run_whose_launcher_is_gone_is_saved_and_stops(train, tmp_path, monkey
     parent = os.getppid()
     at_step(monkeypatch, 2, lambda: monkeypatch.setattr(launchers.os, 'getppid', lambda: 1))
     train('--end-step', '9')
-    assert f'the launcher (process {parent}) has exited' in capsys.readouterr().err
+    assert f'the launcher (process {parent}) is gone' in capsys.readouterr().err
     assert RunFolder(tmp_path / 'run', 'tiny').newest()[1]['step'] == 2
 
 
@@ -248,7 +248,7 @@ def test_processes_whose_launcher_is_killed_save_and_stop(program):
     os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: not any(Path(f'/proc/{rank}').exists() for rank in ranks), 20)
     _, err = process.communicate(timeout=10)
-    assert f'the launcher (process {process.pid}) has exited' in err and 'Traceback' not in err
+    assert f'the launcher (process {process.pid}) is gone' in err and 'Traceback' not in err
     assert RunFolder(program.run_dir, 'tiny').newest()[1]['step'] > 0
 
 

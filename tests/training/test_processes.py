@@ -159,6 +159,7 @@ def test_losses_by_noise_of_two_processes_are_taken_over_by_one(paused, toy):
         assert one.loss_by_noise.values(one.accelerator) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_processes_go_back_from_a_spike_together(tmp_path):
     """Paused within the spike or not, both end at the same weights bit for bit."""
     ranks = launch(tmp_path / 'two', 2, 2, 40, 'spike')[1]
