@@ -198,7 +198,10 @@ def test_only_broken_pictures(streamed):
         take(Loader(streamed, 2), 1)
 
 
-@pytest.mark.parametrize(('num_workers', 'start_method'), [(1, 'fork'), (2, 'fork'), (2, 'spawn')])
+@pytest.mark.parametrize(
+    ('num_workers', 'start_method'),
+    [(1, 'fork'), (2, 'fork'), pytest.param(2, 'spawn', marks=pytest.mark.slow)],
+)
 @pytest.mark.filterwarnings('ignore:.*fork')
 def test_workers_change_nothing(streamed, num_workers, start_method):
     def loader(**keys):

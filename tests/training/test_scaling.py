@@ -35,6 +35,7 @@ def measured(tmp_path_factory):
     return [json.loads((folder / f'rank{rank}.json').read_text()) for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_ddp_sends_and_holds_what_the_formulas_say(measured):
     for rank in measured:
         found, parameters = rank['ddp'], sum(rank['ddp']['groups'])
@@ -45,6 +46,7 @@ def test_ddp_sends_and_holds_what_the_formulas_say(measured):
         assert scaling.ddp_state_bytes(parameters) == found['held']
 
 
+@pytest.mark.slow
 def test_fsdp2_sends_and_holds_what_the_formulas_say(measured):
     groups = measured[0]['fsdp2']['groups']
     *blocks, root = groups
