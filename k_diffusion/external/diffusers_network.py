@@ -214,7 +214,7 @@ class DiffusersNetwork(nn.Module):
         labels, classes = given.get('class_labels'), self.config.get('num_class_embeds')
         classes = None if self.config.get('class_embed_type') is not None else classes
         # a look at the classes would wait for a GPU
-        if classes is not None and isinstance(labels, Tensor) and labels.is_cpu:
+        if isinstance(labels, Tensor) and labels.is_cpu and labels.numel() and classes is not None:
             low, high = (int(value) for value in labels.aminmax())
             if low < 0 or high >= classes:
                 raise ValueError(
