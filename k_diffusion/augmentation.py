@@ -377,23 +377,32 @@ class KarrasAugmentWrapper(nn.Module):
         mapping_cond: Tensor | None = None,
         **cond: Any,
     ) -> Any:
+        """Call the inner network with the augmentation parameters in its mapping condition.
+
+        Args:
+            input: Noised images [B, C, H, W].
+            sigma: Noise levels [B].
+            aug_cond: Augmentation parameters [B, 9]; zeros, for none, by default.
+            mapping_cond: Further mapping conditions [B, n].
+            cond: Further conditions of the network.
+        """
         if aug_cond is None:
             aug_cond = input.new_zeros([input.shape[0], 9])
         mapping_cond = aug_cond if mapping_cond is None else torch.cat([aug_cond, mapping_cond], 1)
         return self.inner_model(input, sigma, mapping_cond=mapping_cond, **cond)
 
     def param_groups(self, *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        """The inner network's."""
+        """Return the parameter groups of the inner network."""
         return self.inner_model.param_groups(*args, **kwargs)
 
     def hidden_parameters(self) -> list[nn.Parameter]:
-        """The inner network's."""
+        """Return the hidden parameters of the inner network."""
         return self.inner_model.hidden_parameters()
 
     def set_skip_stages(self, skip_stages: int) -> Any:
-        """The inner network's."""
+        """Set the skip_stages of the inner network."""
         return self.inner_model.set_skip_stages(skip_stages)
 
     def set_patch_size(self, patch_size: int) -> Any:
-        """The inner network's."""
+        """Set the patch_size of the inner network."""
         return self.inner_model.set_patch_size(patch_size)

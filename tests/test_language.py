@@ -65,6 +65,28 @@ def is_sampler(function):
     return any('sampler' in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
+def is_autograd_function(node):
+    """True of a class whose forward and backward have the arguments that torch prescribes."""
+    return isinstance(node, ast.ClassDef) and any(
+        ast.unparse(base) == 'torch.autograd.Function' for base in node.bases
+    )
+
+
+def find_undocumented_arguments(tree):
+    """Yields the public functions with an argument that their docstring does not name."""
+    skipped = {
+        id(method)
+        for node in ast.walk(tree)
+        if is_autograd_function(node)
+        for method in node.body
+        if getattr(method, 'name', None) in ('forward', 'backward')
+    }
+    for name, node, public in definitions(tree):
+        is_checked = public and not isinstance(node, ast.ClassDef) and id(node) not in skipped
+        if is_checked and not documents_arguments(node):
+            yield f'{name}: describe its arguments under Args'
+
+
 def documents_arguments(function):
     docstring = ast.get_docstring(function) or ''
     names = argument_names(function)
@@ -96,9 +118,10 @@ def figures(files):
                 continue
             count['public'] += 1
             count['documented'] += ast.get_docstring(node) is not None
-            if not isinstance(node, ast.ClassDef) and argument_names(node):
-                count['with arguments'] += 1
-                count['arguments named'] += documents_arguments(node)
+            count['with arguments'] += not isinstance(node, ast.ClassDef) and bool(
+                argument_names(node)
+            )
+        count['arguments unnamed'] += len(list(find_undocumented_arguments(tree)))
         for _, docstring in docstrings(tree):
             lines = docstring.split('\n')
             count['long summaries'] += len(lines) > 1 and bool(lines[1].strip())
@@ -150,7 +173,8 @@ def test_text_keeps_to_the_rules(file):
         lines = docstring.split('\n')
         if len(lines) > 1 and lines[1].strip():
             wrong.append(f'{name}: the summary must be one line, then a blank line')
-    assert not [*wrong, *find_first_words(tree), *find_dialect(source)]
+    wrong += [*find_undocumented_arguments(tree), *find_first_words(tree), *find_dialect(source)]
+    assert not wrong
 
 
 @pytest.mark.parametrize('file', OTHERS, ids=lambda file: file.relative_to(ROOT).as_posix())
@@ -161,10 +185,6 @@ def test_text_beside_the_package(file):
 
 def test_public_definitions_have_docstrings(counted):
     assert counted['documented'] >= 0.9 * counted['public'], counted
-
-
-def test_public_functions_document_their_arguments(counted):
-    assert counted['arguments named'] >= 0.9 * counted['with arguments'], counted
 
 
 def main():

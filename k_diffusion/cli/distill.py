@@ -17,7 +17,12 @@ Run the same command again to resume. Everything is written to runs/NAME."""
 
 
 def main(argv: Sequence[str] | None = None, prog: str = 'k-diffusion distill') -> int:
-    """Run the command."""
+    """Run the command.
+
+    Args:
+        argv: The arguments; sys.argv by default.
+        prog: The name of the program in messages.
+    """
     return run_command(
         prog,
         distill,

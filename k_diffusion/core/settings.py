@@ -53,7 +53,12 @@ def setting(
 
 
 def same_setting(kind: type, name: str) -> Any:
-    """Declare a field as another settings dataclass declares the one of this name."""
+    """Declare a field as another settings dataclass declares it.
+
+    Args:
+        kind: The other dataclass.
+        name: Name of the field.
+    """
     known = {field.name: field for field in dataclasses.fields(kind)}
     return dataclasses.field(default=known[name].default, metadata=known[name].metadata)
 

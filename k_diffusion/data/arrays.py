@@ -74,6 +74,7 @@ class NumpyFile(ArrayFile):
         super().__init__(path, array.shape, dtype)
 
     def read(self, row: int | None) -> Tensor:
+        """Return a row, or the whole array if row is None."""
         numpy = require('numpy', 'train', 'reading .npy')
         array = _map_array(self.path, self.stamp)
         part = array if row is None else array[row]
@@ -96,6 +97,7 @@ class SafetensorsFile(ArrayFile):
             super().__init__(path, part.get_shape(), _SAFETENSORS[kind])
 
     def read(self, row: int | None) -> Tensor:
+        """Return a row, or the whole array if row is None."""
         file = _map_tensors(self.path, self.stamp)
         tensor: Tensor = (
             file.get_tensor(self.key) if row is None else file.get_slice(self.key)[row : row + 1][0]
@@ -122,6 +124,7 @@ class TorchFile(ArrayFile):
         super().__init__(path, content.shape, content.dtype)
 
     def read(self, row: int | None) -> Tensor:
+        """Return a row, or the whole array if row is None."""
         return (self.tensor if row is None else self.tensor[row]).contiguous()
 
 

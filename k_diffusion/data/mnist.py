@@ -41,6 +41,7 @@ class MNISTConfig(LocatedConfig):
     split: Literal['train', 'test'] = 'train'
 
     def open(self, request: Request) -> Dataset:
+        """Read the images at the size and with the channels of request."""
         published = FASHION_MNIST if self.type == 'fashion-mnist' else MNIST
         if self.split == 'test':
             published = published._replace(files=published.test_files)

@@ -23,9 +23,13 @@ class Encoder(Protocol):
     input_channels: int
     latent_channels: int
 
-    def encode(self, x: Tensor) -> Tensor: ...
+    def encode(self, x: Tensor) -> Tensor:
+        """Return the latents of images x [B, C, H, W] in [-1, 1]."""
+        ...
 
-    def decode(self, z: Tensor) -> Tensor: ...
+    def decode(self, z: Tensor) -> Tensor:
+        """Return the images [B, C, H, W] of latents z."""
+        ...
 
 
 class LatentEncoder(nn.Module):

@@ -102,7 +102,13 @@ class ScaledRMSNorm(torch.autograd.Function):
 
 
 def scaled_rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """x [B, ..., D] over its root mean square along the last axis, times scale [B, D] or [1, D]."""
+    """Divide by the root mean square along the last axis, and multiply by a scale.
+
+    Args:
+        x: [B, ..., D].
+        scale: [B, D] or [1, D].
+        eps: Added to the mean square.
+    """
     if not fusible():
         return plain_rms_norm(x, scale.view(len(scale), *[1] * (x.ndim - 2), -1), eps)
     y: Tensor = ScaledRMSNorm.apply(x.flatten(1, -2), scale, eps)

@@ -88,6 +88,7 @@ class MPFourier(nn.Module):
         self.register_buffer('phases', torch.rand(features))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features [B, features] of numbers x [B]."""
         angle = x[:, None] * self.freqs.to(x.dtype) + self.phases.to(x.dtype)
         return ((2 * math.pi * angle).cos() * math.sqrt(2)).to(self.freqs.dtype)
 

@@ -94,6 +94,7 @@ class Downsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x [B, C, ...] with half the sides."""
         return apply_separable(x, matrices(self, x))
 
 
@@ -134,6 +135,7 @@ class Upsample(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x [B, C, ...] with twice the sides."""
         return apply_separable(x, matrices(self, x))
 
 
