@@ -48,7 +48,7 @@ def make_function(name: str, value: Any, member: griffe.Object) -> griffe.Functi
     )
     text = inspect.cleandoc(value.__doc__ or '')
     function.docstring = griffe.Docstring(
-        f'{text}\n\n{reference_line(value.entry)}',
+        f'{text}\n\n{closing_line(value.entry, sourced="References:" in text)}',
         lineno=member.lineno,
         parent=function,
         parser='google',
@@ -64,7 +64,11 @@ def annotation_of(annotation: Any) -> str | None:
     return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
-def reference_line(entry: Any) -> str:
-    """Return the order, the calls of a step and the source of a sampler."""
+def closing_line(entry: Any, sourced: bool) -> str:
+    """Return the order and the calls of a step, and the source unless the docstring has it."""
+    calls = 'call' if entry.nfe == 1 else 'calls'
+    line = f'Order {entry.order or "-"}, {entry.nfe} model {calls} a step.'
+    if sourced:
+        return line
     source = entry.reference or "k-diffusion's own"
-    return f'Order {entry.order or "-"}, {entry.nfe} model calls a step. Source: {source}.'
+    return f'{line} Source: {source}.'
