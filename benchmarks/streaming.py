@@ -5,7 +5,8 @@ its processes is watched.
     python benchmarks/streaming.py --files 100000
 
 The first writes arrays in shards and removes them at the end; the second makes a folder of that
-many small pictures and prints the seconds to the first step.
+many small pictures and times the first batch, and the first training step of `K.train`. Each
+figure is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -82,30 +83,29 @@ def write_arrays(folder: Path, gib: float) -> int:
     return count
 
 
-def stream(folder: Path, workers: int, batch_size: int) -> None:
+def stream(folder: str, workers: int, batch_size: int, start_method: str | None) -> None:
     """Read an epoch of shards and say what it took."""
-    dataset = open_dataset(ShardsConfig(location=str(folder)), (SIDE, SIDE), 1)
+    dataset = open_dataset(ShardsConfig(location=folder), (SIDE, SIDE), 1)
     torch.set_num_threads(1)
     with Watch() as watch:
         start, steps = time.perf_counter(), len(dataset) // batch_size
-        batches = Loader(dataset, batch_size, num_workers=workers).iterate()
+        loader = Loader(dataset, batch_size, num_workers=workers, start_method=start_method)
+        batches = loader.iterate()
         next(batches)
         first = resident(os.getpid())
         for _ in range(steps - 1):
             next(batches)
         seconds = time.perf_counter() - start
+    before, first, most = (round(x / 2**20) for x in (watch.before, first, watch.most))
     print(
         f'{workers} workers: {steps * batch_size:,} samples, '
-        f'{steps * batch_size * SIDE**2 / 2**30:.2f} GiB in {seconds:.1f} s; memory '
-        f'{watch.before / 2**20:.0f} MiB before, {first / 2**20:.0f} with the first batch, at '
-        f'most {watch.most / 2**20:.0f}'
+        f'{steps * batch_size * SIDE**2 / 2**30:.2f} GiB in {seconds:.1f} s; memory {before} MiB '
+        f'before, {first} with the first batch, at most {most}: growth {most - before}'
     )
 
 
 def small_files(folder: Path, count: int) -> None:
-    """Write small pictures, open the folder and take the first batch; say how long each takes
-    and the memory.
-    """
+    """Write small pictures."""
     images = icons(1000, SMALL)
     for i in range(count):
         place = folder / f'{i // 1000:04}'
@@ -113,10 +113,6 @@ def small_files(folder: Path, count: int) -> None:
         buffer = io.BytesIO()
         to_pil_image(from_bytes(images[i % 1000])).save(buffer, 'png')
         (place / f'{i:07}.png').write_bytes(buffer.getvalue())
-    code = (
-        f'import sys; sys.argv = ["", "--opened", {str(folder)!r}]; exec(open({__file__!r}).read())'
-    )
-    subprocess.run([sys.executable, '-c', code], check=True)
 
 
 def first_batch(folder: str) -> None:
@@ -136,6 +132,46 @@ def first_batch(folder: str) -> None:
     )
 
 
+def first_step(folder: str) -> None:
+    """Train one step of a small network on a folder of pictures, as `k-diffusion train` would."""
+    import k_diffusion as K
+
+    def note(_: object) -> None:
+        took.append((time.perf_counter() - start, time.process_time() - cpu))
+
+    took: list[tuple[float, float]] = []
+    config = {
+        'model': {
+            'type': 'image_v1',
+            'input_channels': 3,
+            'input_size': [SMALL, SMALL],
+            'depths': [1, 1],
+            'channels': [32, 64],
+            'mapping_out': 64,
+            'self_attn_depths': [False, False],
+            'sigma_min': 0.01,
+            'sigma_max': 80,
+            'sigma_sample_density': {'type': 'lognormal', 'mean': -1.2, 'std': 1.2},
+        },
+        'dataset': {'type': 'imagefolder', 'location': folder},
+    }
+    with Watch() as watch, tempfile.TemporaryDirectory() as place:
+        start, cpu = time.perf_counter(), time.process_time()
+        K.train(
+            config,
+            run_dir=place,
+            end_step=1,
+            demo_every=0,
+            evaluate_n=0,
+            hooks=[note],
+            device='cpu',
+        )
+    print(
+        f'first step of K.train after {took[0][0]:.1f} s ({took[0][1]:.1f} s of processor time); '
+        f'memory at most {(watch.most - watch.before) / 2**20:.0f} MiB more'
+    )
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -146,11 +182,21 @@ def main() -> None:
     parser.add_argument(
         '--folder', default=None, help="where files are written (default: the system's)"
     )
-    parser.add_argument('--opened', default=None, help=argparse.SUPPRESS)
+    parser.add_argument('--start-method', default=None, help='of the workers')
+    parser.add_argument('--part', nargs=2, help=argparse.SUPPRESS)  # a figure, and its folder
     args = parser.parse_args()
-    if args.opened:
-        first_batch(args.opened)
+    if args.part:
+        kind, place = args.part
+        if kind == 'stream':
+            stream(place, args.workers[0], args.batch_size, args.start_method)
+        else:
+            {'batch': first_batch, 'step': first_step}[kind](place)
         return
+
+    def measure(kind: str, place: Path, *more: str) -> None:
+        command = [sys.executable, __file__, '--part', kind, str(place), *more]
+        subprocess.run(command, check=True)
+
     folder = Path(tempfile.mkdtemp(dir=args.folder))
     try:
         if args.gib:
@@ -162,11 +208,18 @@ def main() -> None:
                 f'{time.perf_counter() - start:.1f} s'
             )
             shutil.rmtree(folder / 'arrays')
+            more = ['--start-method', args.start_method] if args.start_method else []
             for workers in args.workers:
-                stream(folder / 'shards', workers, args.batch_size)
+                sizes = '--workers', str(workers), '--batch-size', str(args.batch_size)
+                measure('stream', folder / 'shards', *sizes, *more)
         if args.files:
             (folder / 'files').mkdir()
             small_files(folder / 'files', args.files)
+            start = time.perf_counter()
+            subprocess.run([sys.executable, '-c', 'import torch'], check=True)
+            print(f'import of torch, not in what follows: {time.perf_counter() - start:.1f} s')
+            measure('batch', folder / 'files')
+            measure('step', folder / 'files')
     finally:
         shutil.rmtree(folder)
 

@@ -47,7 +47,8 @@ class Loader:
         grad_accum_steps: Micro-steps per optimizer step.
         augmentation: The augmentation.
         num_workers: Processes that decode items; 0 decodes in this process.
-        start_method: How they start: spawn, fork or forkserver.
+        start_method: How they start: spawn, fork or forkserver; None takes forkserver on Linux,
+            where workers share the memory of torch, else spawn.
         device: The device of the batches.
         worker_timeout: Seconds without an answer after which a worker counts as hanging.
         item_indices: The indices of the items that are used; None uses all.
@@ -67,7 +68,7 @@ class Loader:
         grad_accum_steps: int = 1,
         augmentation: BatchedAugmentation | None = None,
         num_workers: int = 0,
-        start_method: str = 'spawn',
+        start_method: str | None = None,
         device: Any = 'cpu',
         worker_timeout: float | None = None,
         item_indices: Tensor | None = None,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -50,7 +52,7 @@ def read(
     dataset: Dataset,
     indices: Iterator[Tensor],
     workers: int,
-    start_method: str,
+    start_method: str | None,
     timeout: float | None = None,
 ) -> Generator[Batch, None, None]:
     """Yield the batches of a stream of indices [B], in order.
@@ -61,7 +63,7 @@ def read(
         dataset: The data set.
         indices: The indices of each batch.
         workers: Number of processes; 0 for this process.
-        start_method: Their start method.
+        start_method: Their start method; None for the default.
         timeout: Seconds without a batch after which they count as hanging; None for no limit.
 
     Raises:
@@ -146,12 +148,10 @@ def _by_workers(
     dataset: Dataset,
     indices: Iterator[Tensor],
     workers: int,
-    start_method: str,
+    start_method: str | None,
     timeout: float | None,
 ) -> Generator[Batch, None, None]:
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context(start_method), _start_worker, (dataset,)
-    )
+    pool = ProcessPoolExecutor(workers, _context(start_method), _start_worker, (dataset,))
     waiting: deque[tuple[list[int], Future[Any]]] = deque()
     # kept, since a broken pool forgets them
     processes = pool._processes  # type: ignore[attr-defined, unused-ignore]
@@ -179,6 +179,15 @@ def _by_workers(
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _context(start_method: str | None) -> Any:
+    """Return the way processes start; those of a fork server share the memory of torch."""
+    method = start_method or ('forkserver' if sys.platform == 'linux' else 'spawn')
+    context = multiprocessing.get_context(method)
+    if method == 'forkserver':
+        context.set_forkserver_preload([__name__])
+    return context
 
 
 def _is_done_within(future: Future[Any], timeout: float | None) -> bool:
@@ -224,6 +233,7 @@ def _start_worker(dataset: Dataset) -> None:
     """Set up a worker: one thread, interrupts left to the parent, and an end with the parent."""
     global _dataset
     _dataset = dataset
+    gc.freeze()  # a collection would write to the memory that workers share
     dataset.reopen()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -200,7 +201,12 @@ def test_only_broken_pictures(streamed):
 
 @pytest.mark.parametrize(
     ('num_workers', 'start_method'),
-    [(1, 'fork'), (2, 'fork'), pytest.param(2, 'spawn', marks=pytest.mark.slow)],
+    [
+        (1, 'fork'),
+        (2, 'fork'),
+        pytest.param(2, 'spawn', marks=pytest.mark.slow),
+        pytest.param(2, None, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.filterwarnings('ignore:.*fork')
 def test_workers_change_nothing(streamed, num_workers, start_method):
@@ -216,6 +222,17 @@ def test_workers_change_nothing(streamed, num_workers, start_method):
     while multiprocessing.active_children() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is read from /proc')
+def test_workers_share_the_memory_of_torch(streamed):
+    """A process that imports torch writes to over 100 MiB; one of the fork server to little."""
+    with closing(Loader(streamed, 4, num_workers=2).iterate()) as batches:
+        next(batches)
+        for worker in multiprocessing.active_children():
+            facts = Path(f'/proc/{worker.pid}/smaps_rollup').read_text().split()
+            assert int(facts[facts.index('Private_Dirty:') + 1]) < 64 * 2**10
 
 
 @pytest.mark.filterwarnings('ignore:.*fork')

@@ -69,8 +69,10 @@ class TrainSettings:
     seed: int | None = setting(None, "the seed (default: the run's own, else 0)")
     device: str | None = setting(None, 'cpu, cuda, mps (default: the fastest available)')
     num_workers: int = setting(8, 'number of processes that decode pictures, at most one per core')
-    start_method: str = setting(
-        'spawn', 'how worker processes start', choices=('fork', 'forkserver', 'spawn')
+    start_method: str | None = setting(
+        None,
+        'how worker processes start (default: forkserver on Linux, else spawn)',
+        choices=('fork', 'forkserver', 'spawn'),
     )
     worker_timeout: float = setting(
         600.0,
