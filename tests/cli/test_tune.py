@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import k_diffusion as K
 from k_diffusion.cli.tune import main
 from k_diffusion.core.weights import load_checkpoint
+from k_diffusion.tasks import train, tune
 from k_diffusion.tasks.rewards import ClassReward, check_rewards
 from k_diffusion.tasks.run.rollouts import Rollouts, Round
 
@@ -99,6 +102,36 @@ def test_the_reward_rises(method, trained, tmp_path):
     K.tune(**arguments(trained, tmp_path, method, **{**more, 'end_step': 40, 'evaluate_every': 40}))
     first, last = (float(row['reward']) for row in rows_of(tmp_path))
     assert last > first + 1
+
+
+def gradients(settings):
+    """The gradients of the steps of a training run, one tensor for each step."""
+    found = []
+
+    def note(optimizer, *_):
+        grads = [p.grad.flatten() for group in optimizer.param_groups for p in group['params']]
+        found.append(torch.cat(grads).clone())
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        train.train(settings)
+    finally:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_micro_batches_do_not_change_the_gradient(method, trained, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(tune, 'train', made.append)
+    K.tune(**arguments(trained, tmp_path, method, trained_steps=1, evaluate_every=0, lr=1e-6))
+    made[0].config['model']['dropout_rate'] = 0.0  # whose masks are drawn for each micro-batch
+    whole, parts = (
+        gradients(dataclasses.replace(made[0], run_dir=tmp_path / str(n), end_step=3, **how))
+        for n, how in ((1, {}), (2, {'batch_size': 2, 'grad_accum_steps': 2}))
+    )
+    for one, other in zip(whole, parts, strict=True):
+        assert (one - other).norm() < 1e-3 * one.norm()
 
 
 class Small(torch.nn.Module):

@@ -175,8 +175,9 @@ class Tuner:
             )
 
         def loss(batch: dict[str, Any]) -> Tensor:
+            # Not of its items: every micro-batch and process takes the same steps.
             order = torch.randperm(
-                len(noisy), generator=generator(draws.seed, 'steps', int(batch['item'][0]))
+                len(noisy), generator=generator(draws.seed, 'steps', batch['step'])
             )
             indices = [noisy[k] for k in order[: self.trained_steps].tolist()]
             each = [self._loss_of_step(denoiser, steps, batch, i) for i in indices]
