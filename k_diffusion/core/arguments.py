@@ -21,13 +21,13 @@ def show_value(value: Any) -> str:
 
 
 def is_whole(value: Any, least: float = 1) -> bool:
-    """Return True for an integer (numpy's too) >= least.
+    """Return True for an integer (numpy's too, but no bool) >= least.
 
     Args:
         value: The value.
         least: The lower bound.
     """
-    return hasattr(value, '__index__') and value >= least
+    return hasattr(value, '__index__') and not isinstance(value, bool) and value >= least
 
 
 def check_whole(name: str, value: Any, least: int = 1, hint: str = '') -> None:
@@ -59,7 +59,7 @@ def check_number(
         ValueError: If it is not a number, NaN, too low or infinite.
     """
     try:
-        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         number = math.nan
     if number >= least and (infinite or math.isfinite(number)):

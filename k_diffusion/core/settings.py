@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -126,6 +127,22 @@ def at_least(settings: Any, least: float, *names: str) -> str | None:
     return '. '.join(odd) or None
 
 
+def find_truths(settings: Any) -> str | None:
+    """Return the message for fields that take a number and hold True or False, or None.
+
+    Args:
+        settings: The settings.
+    """
+    odd = [
+        f'{field.name} must be a number; got {value}: give {int(value)}'
+        for field in dataclasses.fields(settings)
+        if isinstance(value := getattr(settings, field.name), bool)
+        and {'int', 'float'} & set(words := re.findall(r'\w+', str(field.type)))
+        and 'bool' not in words
+    ]
+    return '. '.join(odd) or None
+
+
 def are_lists(settings: Any, *names: str) -> str | None:
     """Return the message for fields that are not lists, or None; None values are allowed.
 
@@ -185,6 +202,7 @@ def takes_settings(kind: type) -> Callable[[Callable[[Any], R]], Callable[..., R
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> R:
             if len(args) == 1 and not kwargs and isinstance(args[0], kind):
+                check_settings(find_truths(args[0]))
                 return function(args[0])
             odd = [name for name in kwargs if name not in names]
             if odd:
@@ -197,7 +215,9 @@ def takes_settings(kind: type) -> Callable[[Callable[[Any], R]], Callable[..., R
                         else f'; its arguments are {", ".join(names)}'
                     )
                 )
-            return function(kind(*args, **kwargs))
+            settings = kind(*args, **kwargs)
+            check_settings(find_truths(settings))
+            return function(settings)
 
         vars(call).update(settings=kind, __signature__=inspect.signature(kind))
         return call

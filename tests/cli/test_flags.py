@@ -128,6 +128,15 @@ def test_all_that_is_wrong_is_told_at_once_by_the_name_of_the_argument():
         "batch_size must be at least 1; got 0. kind must be one of a, b; got 'c'. rate must be "
         'above 0; got -1'
     )
+    for call in (
+        lambda **keys: task('here', **keys),
+        lambda **keys: task(Settings('here', **keys)),
+    ):
+        with pytest.raises(
+            ValueError,
+            match='^batch_size must be a number; got True: give 1. rate must .*: give 1$',
+        ):
+            call(batch_size=True, rate=True)
     with pytest.raises(
         TypeError, match="task has no argument 'batchsize', did you mean 'batch_size'"
     ):

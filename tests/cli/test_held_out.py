@@ -244,7 +244,7 @@ def test_few_items_are_each_measured_once(tmp_path, n):
     assert sum(value is not None for value in lines[-1]['held_out_loss_by_noise']) == min(n, 8)
 
 
-@pytest.mark.parametrize('value', [-1, 9999.5, -0.5])
+@pytest.mark.parametrize('value', [-1, 9999.5, -0.5, True, False])
 def test_a_number_of_items_that_cannot_be(value):
     with pytest.raises(ValueError, match=rf'^held_out must be a data set, .* >= 0; got {value}$'):
         TrainSettings('config.json', held_out=value)

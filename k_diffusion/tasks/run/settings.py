@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...config import load_model
+from ...core.arguments import is_whole
 from ...core.remote import is_url
 from ...core.settings import at_least, check_settings, one_of, setting
 from ..reference import DATASET_WORDS
@@ -322,7 +323,7 @@ class TrainSettings:
             or (self.size is None and self.minutes is None and self.classes == 'auto'),
             'held_out must be a data set, or a number of items that is an integer >= 0; got '
             f'{self.held_out!r:.60}': not isinstance(self.held_out, (int, float))
-            or (isinstance(self.held_out, int) and self.held_out >= 0),
+            or is_whole(self.held_out, 0),
             f'peak_flops must be above 0; got {self.peak_flops}': self.peak_flops is None
             or self.peak_flops > 0,
             f'lr must be above 0; got {self.lr}': self.lr is None or self.lr > 0,
