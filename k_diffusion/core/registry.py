@@ -104,10 +104,10 @@ class Registry(Mapping[str, T], Generic[T]):
         if not isinstance(name, str):
             return None
         plain = name if self._plain is None else self._plain(name)
-        return next(
-            (known for known in (name, plain, self.aliases.get(plain)) if known in self._entries),
-            None,
-        )
+        for candidate in (name, plain, self.aliases.get(plain)):
+            if candidate in self._entries:
+                return candidate
+        return None
 
     def __getitem__(self, name: str) -> T:
         known = self.find_name(name)
