@@ -330,7 +330,7 @@ def flows(parts: Sequence[str] = ('',), cache: Path = CACHE) -> list[Flow]:
     def network(name: str, size: int) -> Callable[[], Flow]:
         def make() -> Flow:
             model, cond = trained(cache, size)
-            return Flow(name, model, (1, size, size), 24, cond)
+            return Flow(name, model, (1, size, size), 96, cond)
 
         return make
 

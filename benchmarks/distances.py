@@ -44,6 +44,7 @@ MULTISTEP = [
     ('ipndm', {'order': 2}),
     ('ipndm', {'order': 3}),
     ('ipndm', {'order': 4}),
+    ('zeab', {'order': 2}),
     ('zeab', {'order': 3}),
     ('zeab', {'order': 4}),
     ('deis', {'order': 2}),

@@ -191,6 +191,7 @@ CANDIDATES: list[Recipe] = [
     Recipe('ipndm', {'order': 2, 'afs': True}, spacing=RHO_7),
     Recipe('ipndm', {'order': 3, 'afs': True}, spacing=RHO_7),
     Recipe('ipndm', {'order': 4, 'afs': True}, spacing=RHO_7),
+    Recipe('zeab', {'order': 2, 'afs': True}, spacing=RHO_7),
     Recipe('zeab', {'order': 3, 'afs': True}, spacing=RHO_7),
     Recipe('zeab', {'order': 4, 'afs': True}, spacing=RHO_7),
     Recipe('ipndm', {'order': 2}, spacing=RHO_7),
@@ -213,9 +214,10 @@ FEW = 12
 #: Above this log(sigma_max / sigma_min), and from this number of model calls, low levels are rare,
 #: and rho is larger.
 WIDE, WIDE_FROM, WIDE_RHO = 12.0, 8, 9.0
-#: Below this log(sigma_max / sigma_min), at most SHORT model calls are better with order 2, and at
-#: least LONG with UniPC.
-NARROW, SHORT, LONG = 8.0, 6, 15
+#: At most this number of model calls makes steps too long for order 3.
+SHORT = 6
+#: Below this log(sigma_max / sigma_min), at least LONG model calls are better with UniPC.
+NARROW, LONG = 8.0, 15
 #: Up to this number of model calls guidance bends the flow too much for order 3: at all levels, and
 #: in an interval.
 STIFF, STIFF_IN_INTERVAL = 12, 9
@@ -235,31 +237,16 @@ def recommend(steps: int, traits: Traits) -> Recipe:
     """
     wrong = not 0 < traits.sigma_min <= traits.sigma_max < math.inf  # the schedule raises then
     extent = 0.0 if wrong else math.log(traits.sigma_max / traits.sigma_min)
-    short = not traits.guided and extent < NARROW and steps <= SHORT
     if extent < NARROW and steps >= LONG and traits.interval is None:
         why = (
             f'{steps} calls make short steps from {traits.sigma_max:g} to '
             f'{traits.sigma_min:g}, where a corrector is most effective'
         )
         return Recipe('uni_pc', {}, 'exponential', why=why)
-    stiff = traits.guided and steps <= (STIFF if traits.interval is None else STIFF_IN_INTERVAL)
-    order = 2 if short or stiff else 3
-    equal = stiff or traits.interval is not None
     fewest = 1 if traits.interval is None else FEWEST_IN_INTERVAL
     afs = steps >= fewest and traits.sigma_max >= (FAR if steps <= FEW else FARTHEST) * traits.std
-    reasons = [f'levels go down to {traits.sigma_min:g}, the lowest of the model']
-    if short:
-        reasons.append(
-            f'{steps} calls over a narrow range of levels have the least error with the weights '
-            'of equal steps, of order 2'
-        )
-    elif equal:
-        reasons.append(
-            f'guidance bends the flow, so the weights are those of equal steps, of order {order} '
-            f'for {steps} calls'
-        )
-    else:
-        reasons.append('the noise estimate is extrapolated in log sigma')
+    sampler, order, reason = _choose_method(steps, traits, afs, extent < NARROW)
+    reasons = [f'levels go down to {traits.sigma_min:g}, the lowest of the model', reason]
     if traits.interval is not None:
         low, high = traits.interval
         reasons.append(
@@ -273,9 +260,28 @@ def recommend(steps: int, traits: Traits) -> Recipe:
         )
     options = {'order': order, **({'afs': True} if afs else {})}
     rho = WIDE_RHO if extent > WIDE and steps >= WIDE_FROM else 7.0
-    return Recipe(
-        'ipndm' if short or equal else 'zeab', options, spacing={'rho': rho}, why='; '.join(reasons)
-    )
+    return Recipe(sampler, options, spacing={'rho': rho}, why='; '.join(reasons))
+
+
+def _choose_method(steps: int, traits: Traits, afs: bool, narrow: bool) -> tuple[str, int, str]:
+    """Return the sampler, its order and the reason, for a number of model calls.
+
+    `zeab` has the weights of the steps' lengths in log sigma, `ipndm` those of equal steps.
+    """
+    in_interval = traits.interval is not None
+    short = steps <= SHORT and not in_interval
+    if short and (afs or traits.guided):
+        reason = f'{steps} calls make steps too long for more than order 2'
+        return 'zeab', 2, f'{reason} of the noise estimate in log sigma'
+    if short and narrow:
+        reason = f'{steps} calls over a narrow range of levels have the least error with the'
+        return 'ipndm', 2, f'{reason} weights of equal steps, of order 2'
+    stiff = traits.guided and steps <= (STIFF_IN_INTERVAL if in_interval else STIFF)
+    if stiff or in_interval:
+        order = 2 if stiff else 3
+        reason = 'guidance bends the flow, so the weights are those of equal steps, of order'
+        return 'ipndm', order, f'{reason} {order} for {steps} calls'
+    return 'zeab', 3, 'the noise estimate is extrapolated in log sigma'
 
 
 @dataclass(frozen=True)

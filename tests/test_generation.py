@@ -401,7 +401,7 @@ def test_sample_with_guidance_takes_what_suits_it():
         Conditional(),
         [2, 1, 4, 4],
         5,
-        'ipndm',
+        'zeab',
         'karras',
         guidance=2.0,
         options={'order': 2},
