@@ -109,8 +109,8 @@ class BatchedAugmentation:
                 'per image'
             )
         source = torch.Generator()
-        drawn = [self.draw(source.manual_seed(seed)) for seed in seeds]
-        return self.apply(images, torch.tensor(drawn, dtype=torch.float64))
+        parameters = [self.draw(source.manual_seed(seed)) for seed in seeds]
+        return self.apply(images, torch.tensor(parameters, dtype=torch.float64))
 
     def numbers(self, uniform: Tensor) -> Tensor:
         """Return what happens to each picture, as `draw` does for one: float64 [B, 8].
@@ -173,27 +173,27 @@ class BatchedAugmentation:
             shifted * normal(),
         ]
 
-    def apply(self, images: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """Augment uint8 images as drawn, and resample only where necessary.
+    def apply(self, images: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Augment uint8 images by their parameters, and resample only where necessary.
 
         Args:
             images: uint8 [B, C, H, W].
-            drawn: float64 [B, 8] on the host.
+            parameters: float64 [B, 8] on the host.
 
         Returns:
             Images and conditions.
         """
-        numbers = drawn.T.contiguous()
+        numbers = parameters.T.contiguous()
         warped = numbers[2:].ne(0).any(0)
         out = from_bytes(images)
         for flip, axis in ((numbers[0], 3), (numbers[1], 2)):
-            chosen = send((flip.ne(0) & ~warped).nonzero()[:, 0], images.device)
-            out[chosen] = out[chosen].flip(axis)
-        chosen = warped.nonzero()[:, 0]
-        if len(chosen):
-            maps = torch.linalg.inv(self._matrices(numbers[:, chosen], *images.shape[2:]))
-            chosen = send(chosen, images.device)
-            out[chosen] = warp(out[chosen], maps)
+            indices = send((flip.ne(0) & ~warped).nonzero()[:, 0], images.device)
+            out[indices] = out[indices].flip(axis)
+        indices = warped.nonzero()[:, 0]
+        if len(indices):
+            maps = torch.linalg.inv(self._matrices(numbers[:, indices], *images.shape[2:]))
+            indices = send(indices, images.device)
+            out[indices] = warp(out[indices], maps)
         return out, send(_condition(numbers), images.device)
 
     def _matrices(self, numbers: Tensor, h: int, w: int) -> Tensor:
@@ -262,11 +262,11 @@ class KarrasAugmentationPipeline:
 
     def __call__(self, image: Image) -> tuple[Tensor, Tensor, Tensor]:
         image = image if image.mode in ('L', 'LA', 'RGB', 'RGBA') else image.convert('RGB')
-        drawn = self.augmentation.draw()
+        parameters = self.augmentation.draw()
         original = pil_bytes(image)
         augmented, condition = self.augmentation.apply(
             original[None],
-            torch.tensor([[0.0] * 8 if self.disable_all else drawn], dtype=torch.float64),
+            torch.tensor([[0.0] * 8 if self.disable_all else parameters], dtype=torch.float64),
         )
         return augmented[0], from_bytes(original), condition[0]
 

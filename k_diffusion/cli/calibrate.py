@@ -26,21 +26,19 @@ def _show(result: CalibrationResult) -> str:
 def _line(calibration: Calibration) -> str:
     """Return the result for a number of steps."""
     score = calibration.scores
-    kept, recipe = (
-        calibration.recipe,
-        f'{score["published_median"]:.4f} ({score["published_rms"]:.4f})',
-    )
-    if kept is not None:
+    published = f'{score["published_median"]:.4f} ({score["published_rms"]:.4f})'
+    if calibration.recipe is not None:
         text = (
-            f'no fit was nearer to converged samples than {kept}, median {recipe}, by both median '
-            'and rms, so it is kept '
+            f'no fit was nearer to converged samples than {calibration.recipe}, '
+            f'median {published}, by both median and rms, so it is kept '
             f'(the best fit: {score.get("fitted_median", math.inf):.4f} '
             f'({score.get("fitted_rms", math.inf):.4f}))'
         )
     else:
         text = (
             f'median distance to converged samples {score["median"]:.4f} (rms '
-            f'{score["rms"]:.4f}), of the best published recipe {recipe}; base {calibration.base}'
+            f'{score["rms"]:.4f}), of the best published recipe {published}; '
+            f'base {calibration.base}'
         )
     astray = (
         f'{score["astray"]:.0f} and {score["published_astray"]:.0f} of {score["items"]:.0f} '
@@ -52,10 +50,10 @@ def _line(calibration: Calibration) -> str:
         if calibration.guidance_interval is None
         else ' from {:g} to {:g}'.format(*calibration.guidance_interval)
     )
-    chosen = (
+    choice = (
         f'; guidance {calibration.guidance:g}{interval} was chosen: {quality}' if quality else ''
     )
-    return f'{calibration.steps} steps: {text}; {astray}{chosen}'
+    return f'{calibration.steps} steps: {text}; {astray}{choice}'
 
 
 def _as_json(result: CalibrationResult) -> dict[str, Any]:

@@ -35,18 +35,18 @@ def add_flags(
 def _add_flag(
     parser: argparse.ArgumentParser, field: Any, hint: Any, defaults: Mapping[str, Any]
 ) -> None:
-    given, names = dict(field.metadata), flags_of(field)
+    metadata, names = dict(field.metadata), flags_of(field)
     default = (
         field.default_factory()
         if field.default_factory is not dataclasses.MISSING
         else field.default
     )
     if field.name in defaults:
-        default, given['help'] = (
+        default, metadata['help'] = (
             defaults[field.name],
-            re.sub(r' \(default: [^)]*\)', '', given['help']),
+            re.sub(r' \(default: [^)]*\)', '', metadata['help']),
         )
-    options: dict[str, Any] = {'help': _help_of(given['help'], default)}
+    options: dict[str, Any] = {'help': _help_of(metadata['help'], default)}
     if default is not dataclasses.MISSING:
         options['default'] = default
     if names[0].startswith('-'):
@@ -54,16 +54,18 @@ def _add_flag(
     if isinstance(default, bool):
         parser.add_argument(*names, action='store_false' if default else 'store_true', **options)
         return
-    if given['choices'] is not None:
-        options['choices'] = tuple(given['choices'])
-    if given['metavar'] is not None:
-        options['metavar'] = given['metavar']
-    if given['many'] == 'append':
+    if metadata['choices'] is not None:
+        options['choices'] = tuple(metadata['choices'])
+    if metadata['metavar'] is not None:
+        options['metavar'] = metadata['metavar']
+    if metadata['many'] == 'append':
         options |= {'action': 'append', 'default': list(default)}
-    elif given['many']:
-        options['nargs'] = given['many']
+    elif metadata['many']:
+        options['nargs'] = metadata['many']
     parser.add_argument(
-        *names, type=_read_with(given['parse']) if given['parse'] else _type_of(hint), **options
+        *names,
+        type=_read_with(metadata['parse']) if metadata['parse'] else _type_of(hint),
+        **options,
     )
 
 
@@ -151,7 +153,7 @@ def run_command(
             '--json', action='store_true', help='print one machine-readable line on stdout'
         )
     values = vars(parser.parse_args(argv))
-    wanted = values.pop('json', False)
+    use_json = values.pop('json', False)
 
     def work() -> int:
         try:
@@ -161,7 +163,7 @@ def run_command(
                 raise
             raise ValueError(str(error)) from error
         if int(os.environ.get('RANK', 0)) == 0:
-            text = json.dumps(as_json(result)) if wanted and as_json is not None else show(result)
+            text = json.dumps(as_json(result)) if use_json and as_json is not None else show(result)
             if text:
                 print(escape_name(text, keep='\n'))
         return int(getattr(result, 'exit_status', 0))

@@ -44,32 +44,34 @@ def conditions_of(
                 f'conditions: {config.type} needs images, a model of dims 2; got '
                 f'{len(sections.model.input_size)}'
             )
-    made = [
+    conditions = [
         (config, config.make(sections.model.input_channels, dataset, device))
         for config in sections.conditions
     ]
     for key in _KEYS:
-        given = [
-            (config.type, condition.width) for config, condition in made if condition.key == key
+        users = [
+            (config.type, condition.width)
+            for config, condition in conditions
+            if condition.key == key
         ]
-        if len(given) > 1:
+        if len(users) > 1:
             raise ValueError(
-                f'conditions: only one may use {key}; got {given[0][0]} and {given[1][0]}'
+                f'conditions: only one may use {key}; got {users[0][0]} and {users[1][0]}'
             )
-        wanted, width = getattr(sections.model, f'{key}_dim', 0), given[0][1] if given else 0
-        if wanted != width:
+        model_width, width = getattr(sections.model, f'{key}_dim', 0), users[0][1] if users else 0
+        if model_width != width:
             given_width = (
-                f'the condition {given[0][0]!r} is {width} wide'
-                if given
+                f'the condition {users[0][0]!r} is {width} wide'
+                if users
                 else 'no condition uses it'
             )
             fix = (
                 f'set it to {width}'
-                if not given or hasattr(sections.model, f'{key}_dim')
+                if not users or hasattr(sections.model, f'{key}_dim')
                 else 'use a model that has it, image_v1'
             )
-            raise ValueError(f'model.{key}_dim is {wanted}, and {given_width}; {fix}')
-    return made
+            raise ValueError(f'model.{key}_dim is {model_width}, and {given_width}; {fix}')
+    return conditions
 
 
 def null_conditions(num_classes: int, conditions: Conditions) -> dict[str, float | int]:

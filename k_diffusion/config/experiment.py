@@ -17,7 +17,7 @@ from .. import schedules
 from ..core.arguments import show_value
 from ..core.protocols import Density
 from ..core.python_files import load_reference
-from ..data import Dataset, Decoded, TensorFiles, open_dataset
+from ..data import Dataset, DecodedPictures, TensorFiles, open_dataset
 from ..encoders import LatentEncoder
 from ..models.python import PythonNetworkConfig
 from .build import build_network, build_wrapper, make_sample_density
@@ -45,8 +45,8 @@ def make_network(network: nn.Module | str, allow_code: bool) -> nn.Module:
     """
     if not isinstance(network, str):
         return network
-    made: nn.Module = load_reference(network, 'network', allow_code)()
-    return made
+    module: nn.Module = load_reference(network, 'network', allow_code)()
+    return module
 
 
 class Experiment:
@@ -61,7 +61,7 @@ class Experiment:
         sections: The sections of the config, each an instance of a dataclass.
         base: The folder of the config, to which files in it are relative.
         notes: Messages for the user.
-        decoded: Decoded images, which `dataset` uses in place of decoding the same files again.
+        decoded: Decoded images; `dataset` uses them instead of decoding the same files again.
         network: The network. Assign to it to use another one.
     """
 
@@ -71,7 +71,7 @@ class Experiment:
         self._weighting: Callable[[Tensor], Tensor] | None = None
         self._dataset: Dataset | None = None
         self.notes: list[str] = []
-        self.decoded: Decoded | None = None
+        self.decoded: DecodedPictures | None = None
         self._encoders: dict[str, LatentEncoder | None] = {}
         self._conditions: dict[str, Conditions] = {}
 
@@ -99,8 +99,8 @@ class Experiment:
         return self  # copies of a denoiser share the experiment
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ('_raw', 'sections', 'base')
-        return {key: vars(self)[key] for key in kept} | {
+        names = ('_raw', 'sections', 'base')
+        return {key: vars(self)[key] for key in names} | {
             '_weighting': None,
             '_dataset': None,
             'notes': [],

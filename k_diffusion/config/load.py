@@ -100,10 +100,10 @@ def read_sections(config: Mapping[str, Any]) -> tuple[Sections | None, Findings]
         config: The config.
     """
     findings = Findings()
-    known = [field.name for field in dataclasses.fields(Sections) if field.name != 'density']
+    sections = [field.name for field in dataclasses.fields(Sections) if field.name != 'density']
     for key in config:
-        if key not in known:
-            near = near_miss(key, known)
+        if key not in sections:
+            near = near_miss(key, sections)
             if near:
                 findings.errors.append(f'{key} is not a section; did you mean {near}?')
             else:
@@ -386,7 +386,7 @@ def shipped_config(name: str) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
-    known = shipped_configs()
-    if name not in known:
-        raise FileNotFoundError(unknown('shipped config', name, known))
-    return known[name]
+    paths = shipped_configs()
+    if name not in paths:
+        raise FileNotFoundError(unknown('shipped config', name, paths))
+    return paths[name]

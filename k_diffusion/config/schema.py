@@ -28,16 +28,16 @@ class Mismatch(ValueError):
     """A value has another type than its key."""
 
 
-def near_miss(key: str, known: Iterable[str]) -> str | None:
+def near_miss(key: str, names: Iterable[str]) -> str | None:
     """Return the known key that a key misspells, or None.
 
     The two differ by one letter added, lost, changed or swapped, or are nearly equal.
 
     Args:
         key: The key.
-        known: The known keys.
+        names: The known keys.
     """
-    for other in known:
+    for other in names:
         matcher = difflib.SequenceMatcher(None, key, other)
         same = sum(block.size for block in matcher.get_matching_blocks())
         one_edit = (
@@ -103,11 +103,11 @@ def _fields(cls: type) -> list[str]:
 
 
 def _sort_unknown(
-    value: Mapping[str, Any], known: list[str], path: str, findings: Findings
+    value: Mapping[str, Any], names: list[str], path: str, findings: Findings
 ) -> None:
     for key in value:
-        if key not in known:
-            near = near_miss(str(key), known)
+        if key not in names:
+            near = near_miss(str(key), names)
             if near:
                 findings.errors.append(f'{path}.{key} is not a key; did you mean {path}.{near}?')
             else:

@@ -115,14 +115,14 @@ def find_checkpoint(path: str | os.PathLike[str], verify: bool = True) -> Path:
     path = Path(path)
     if not path.is_dir() or path.suffix == '.shards':
         return path
-    known = find_runs(path)
-    runs = [run for run in known if run.pointer_path.exists()] or [
-        run for run in known if run.checkpoints()
+    folders = find_runs(path)
+    runs = [run for run in folders if run.pointer_path.exists()] or [
+        run for run in folders if run.checkpoints()
     ]
     if len(runs) != 1:
-        found = ', '.join(run.name for run in runs) or 'none'
+        names = ', '.join(run.name for run in runs) or 'none'
         raise ValueError(
-            f'{path} must hold one run; got {len(runs)} ({found}). '
+            f'{path} must hold one run; got {len(runs)} ({names}). '
             'Pass the path of a .pth or .safetensors file'
         )
     found_there = runs[0].latest()

@@ -55,8 +55,8 @@ def find_gpu(name: str) -> GPU | None:
     words = set(re.findall('[a-z0-9]+', name.lower()))
     if words & _OTHER:
         return None
-    known = [key for key in GPUS if set(key.split()) <= words]
-    return GPUS[max(known, key=lambda key: len(key.split()))] if known else None
+    keys = [key for key in GPUS if set(key.split()) <= words]
+    return GPUS[max(keys, key=lambda key: len(key.split()))] if keys else None
 
 
 def peak_flops(device: torch.device, mixed_precision: str | None = None) -> float | None:

@@ -17,26 +17,26 @@ def has_float64(device: torch.device) -> bool:
     return device.type in ('cpu', 'cuda')
 
 
-def choose_device(asked: str | None = None) -> torch.device:
+def choose_device(name: str | None = None) -> torch.device:
     """Return a device by its name, or the fastest available device.
 
     Args:
-        asked: The name, such as 'cuda:1' or 'cpu'; None for the fastest device.
+        name: The name, such as 'cuda:1' or 'cpu'; None for the fastest device.
 
     Raises:
         ValueError: If this machine or this build of torch does not have the device.
     """
-    if asked is None:
+    if name is None:
         fastest = (
             torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         )
         return torch.device('cpu') if fastest is None else fastest
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise ValueError(
-            f'device must be one that this machine and this build of torch have; got {asked!r}: '
+            f'device must be one that this machine and this build of torch have; got {name!r}: '
             'leave it out for the fastest device, or pass cpu'
         ) from None
     return device

@@ -10,7 +10,7 @@ class Unsaved(OSError):
         return str(self.args[-1])
 
 
-class Gone(Unsaved):
+class FolderMissing(Unsaved):
     """The folder of a run has disappeared."""
 
 

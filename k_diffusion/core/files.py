@@ -140,7 +140,7 @@ def _host() -> str:
     return 'host-' + hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()
 
 
-class Written(NamedTuple):
+class FileDigest(NamedTuple):
     """Size and SHA-256 of a file's contents."""
 
     bytes: int
@@ -174,9 +174,9 @@ class HashingFile:
         """Flush the underlying file."""
         self.file.flush()
 
-    def written(self) -> Written:
+    def digest(self) -> FileDigest:
         """Return size and SHA-256 of everything written so far."""
-        return Written(self._bytes, self._state.hexdigest())
+        return FileDigest(self._bytes, self._state.hexdigest())
 
 
 def sync_folder(folder: Path) -> None:
@@ -362,9 +362,9 @@ def _copy(
 def _check(path: Path, digest: str | None, algorithm: str, source: str) -> None:
     if digest is None:
         return
-    found = digest_of(path, algorithm)
-    if found != digest.lower():
+    actual = digest_of(path, algorithm)
+    if actual != digest.lower():
         raise WrongContent(
-            f'{source} must have the {algorithm.upper()} {digest}, as published; got {found}. '
+            f'{source} must have the {algorithm.upper()} {digest}, as published; got {actual}. '
             'It is damaged or another file: delete it and fetch it again'
         )

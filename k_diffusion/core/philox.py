@@ -85,10 +85,10 @@ def draw_normals(
     )
     numbers, count = send(numbers, drawn_on), math.prod(shape)
     make = _fill_compiled if drawn_on.type == 'cuda' else fill_in_place
-    drawn = make(numbers, stream, -(-count // 4))
+    normals = make(numbers, stream, -(-count // 4))
     if count % 4:
-        drawn = drawn[:, :count].contiguous()
-    return send(drawn.view(len(numbers), *shape).to(dtype), device)
+        normals = normals[:, :count].contiguous()
+    return send(normals.view(len(numbers), *shape).to(dtype), device)
 
 
 def fill_in_place(items: Tensor, stream: int, blocks: int) -> Tensor:
@@ -169,8 +169,8 @@ def _fill_compiled(items: Tensor, stream: int, blocks: int) -> Tensor:
     global _can_compile
     if _can_compile:
         try:
-            drawn: Tensor = compile_fill()(items, _name(stream, items.device), blocks)
-            return drawn
+            normals: Tensor = compile_fill()(items, _name(stream, items.device), blocks)
+            return normals
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # compilers raise any kind of error

@@ -139,7 +139,7 @@ class PickleState:
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.known: dict[tuple[str, str], Name] = {}
+        self.name_cache: dict[tuple[str, str], Name] = {}
 
     def take(self, count: int) -> bytes:
         """Read the next bytes.
@@ -191,7 +191,7 @@ class PickleState:
             or len(module) + len(name) > TEXT_LENGTH
         ):
             raise Unreadable('a name in it is damaged')
-        key = self.known.setdefault((module, name), Name(module, name))
+        key = self.name_cache.setdefault((module, name), Name(module, name))
         if key in self.constants:
             return self.constants[key]
         if (

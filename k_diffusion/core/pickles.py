@@ -57,13 +57,13 @@ def tensors_of(record: Any, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
     Raises:
         ValueError: If the network has too many parts, or holds itself.
     """
-    waiting, seen, characters = [(record, prefix, 0)], 0, 0
+    waiting, parts, characters = [(record, prefix, 0)], 0, 0
 
     def count(name: str, level: int) -> str:
-        nonlocal seen, characters
-        seen, characters = seen + 1, characters + len(name)
+        nonlocal parts, characters
+        parts, characters = parts + 1, characters + len(name)
         if (
-            seen > _PARTS
+            parts > _PARTS
             or level > _LEVELS
             or len(name) > 2 * TEXT_LENGTH
             or characters > _CHARACTERS

@@ -26,8 +26,8 @@ def plot_curves(
         panels: The points (x, y) of each curve by name, for each panel by title.
         x_label: The label of the x axis.
     """
-    drawn = [_curves(title, curves, x_label) for title, curves in panels.items()]
-    _write(path, drawn)
+    pictures = [_curves(title, curves, x_label) for title, curves in panels.items()]
+    _write(path, pictures)
 
 
 def plot_histogram(
@@ -67,15 +67,15 @@ def plot_histogram(
 
 
 def _curves(title: str, curves: Mapping[str, Points], x_label: str) -> str:
-    kept = {
+    lines = {
         name: [point for point in points if all(map(math.isfinite, point))]
         for name, points in curves.items()
     }
-    every = [point for points in kept.values() for point in points] or [(0.0, 0.0), (1.0, 1.0)]
+    every = [point for points in lines.values() for point in points] or [(0.0, 0.0), (1.0, 1.0)]
     ranges = [_widened(min(values), max(values)) for values in zip(*every)]
     frame = _Frame(*ranges[0], *ranges[1])
     parts = list(frame.axes(title, x_label))
-    for i, (name, points) in enumerate(kept.items()):
+    for i, (name, points) in enumerate(lines.items()):
         colour = _COLOURS[i % len(_COLOURS)]
         places = [(frame.x(x), frame.y(y)) for x, y in points]
         line = ' '.join(f'{x:.1f},{y:.1f}' for x, y in places)

@@ -9,40 +9,40 @@ from typing import Generic, TypeVar
 T = TypeVar('T')
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the known name most similar to a name; None if none is similar.
 
     Args:
         name: The name.
-        known: The known names.
+        names: The known names.
         cutoff: Least similarity, in [0, 1].
     """
-    found = difflib.get_close_matches(name, list(known), 1, cutoff)
-    return found[0] if found else None
+    matches = difflib.get_close_matches(name, list(names), 1, cutoff)
+    return matches[0] if matches else None
 
 
 #: Largest number of names in a message; of more names it lists a few that are similar.
 MOST_NAMES, FEW_NAMES = 40, 12
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+def unknown(kind: str, name: object, names: Iterable[str]) -> str:
     """Return the message for an unknown name, with the known names and a suggestion.
 
     Args:
         kind: The kind of thing.
         name: The unknown name.
-        known: The known names.
+        names: The known names.
     """
-    known = sorted(known)
-    near = nearest(str(name), known)
-    listed, more = known, ''
-    if len(known) > MOST_NAMES:
-        listed = sorted(difflib.get_close_matches(str(name), known, FEW_NAMES, cutoff=0.0))
-        more = f' and {len(known) - len(listed)} more'
+    names = sorted(names)
+    near = nearest(str(name), names)
+    shortlist, more = names, ''
+    if len(names) > MOST_NAMES:
+        shortlist = sorted(difflib.get_close_matches(str(name), names, FEW_NAMES, cutoff=0.0))
+        more = f' and {len(names) - len(shortlist)} more'
     return (
         f'unknown {kind} {name!r}'
         + (f', did you mean {near!r}?' if near else ';')
-        + f' known: {", ".join(listed)}{more}'
+        + f' known: {", ".join(shortlist)}{more}'
     )
 
 
@@ -110,10 +110,10 @@ class Registry(Mapping[str, T], Generic[T]):
         return None
 
     def __getitem__(self, name: str) -> T:
-        known = self.find_name(name)
-        if known is None:
+        key = self.find_name(name)
+        if key is None:
             raise ValueError(unknown(self.kind, name, self._entries))
-        return self._entries[known]
+        return self._entries[key]
 
     def __contains__(self, name: object) -> bool:
         return self.find_name(name) is not None

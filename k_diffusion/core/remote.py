@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .extras import require
-from .files import Written
+from .files import FileDigest
 from .names import escape_name
 
 T = TypeVar('T')
@@ -129,7 +129,7 @@ def say_reason(error: BaseException) -> str:
     return escape_name(f'{type(error).__name__}: {error}')
 
 
-def digest_remote(system: Any, path: str) -> Written:
+def digest_remote(system: Any, path: str) -> FileDigest:
     """Read a remote file completely, and return its size and SHA-256.
 
     Args:
@@ -141,7 +141,7 @@ def digest_remote(system: Any, path: str) -> Written:
         while chunk := file.read(_CHUNK):
             state.update(chunk)
             count += len(chunk)
-    return Written(count, state.hexdigest())
+    return FileDigest(count, state.hexdigest())
 
 
 def download(system: Any, remote: str, path: Path) -> int:

@@ -60,8 +60,8 @@ def same_setting(kind: type, name: str) -> Any:
         kind: The other dataclass.
         name: Name of the field.
     """
-    known = {field.name: field for field in dataclasses.fields(kind)}
-    return dataclasses.field(default=known[name].default, metadata=known[name].metadata)
+    settings = {field.name: field for field in dataclasses.fields(kind)}
+    return dataclasses.field(default=settings[name].default, metadata=settings[name].metadata)
 
 
 def comma_list(
@@ -105,9 +105,9 @@ def check_settings(*problems: str | None) -> None:
     Args:
         *problems: Messages or None.
     """
-    found = [problem for problem in problems if problem is not None]
-    if found:
-        raise SettingsError(found)
+    messages = [problem for problem in problems if problem is not None]
+    if messages:
+        raise SettingsError(messages)
 
 
 def at_least(settings: Any, least: float, *names: str) -> str | None:
@@ -159,19 +159,19 @@ def are_lists(settings: Any, *names: str) -> str | None:
     return '. '.join(odd) or None
 
 
-def one_of(settings: Any, known: Iterable[str], name: str) -> str | None:
+def one_of(settings: Any, choices: Iterable[str], name: str) -> str | None:
     """Return the message for a field that is not one of some names, or None; None is allowed.
 
     Args:
         settings: The settings.
-        known: The names.
+        choices: The names.
         name: The field.
     """
-    value, known = getattr(settings, name), list(known)
-    if value is None or value in known:
+    value, choices = getattr(settings, name), list(choices)
+    if value is None or value in choices:
         return None
-    near = nearest(str(value), known)
-    return f'{name} must be one of {", ".join(known)}; got {value!r}' + (
+    near = nearest(str(value), choices)
+    return f'{name} must be one of {", ".join(choices)}; got {value!r}' + (
         f', did you mean {near!r}?' if near else ''
     )
 

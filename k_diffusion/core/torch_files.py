@@ -244,15 +244,15 @@ def _read_nested(data: Any, budget: Budget, records: Any) -> Any:
 
 def _read_old(file: BinaryIO, size: int, budget: Budget, records: Any, nested: bool = True) -> Any:
     """Read the rest of a file of torch before 1.6, after its first number."""
-    wanted: dict[Any, tuple[torch.UntypedStorage, torch.dtype, int]] = {}
+    storages: dict[Any, tuple[torch.UntypedStorage, torch.dtype, int]] = {}
 
     def storage(key: Any, dtype: torch.dtype, count: int) -> torch.UntypedStorage:
-        if key not in wanted:
+        if key not in storages:
             if count * dtype.itemsize > size:
                 raise Unreadable('it is cut short')
             budget.allocate(count * dtype.itemsize)
-            wanted[key] = torch.UntypedStorage(count * dtype.itemsize), dtype, count
-        return wanted[key][0]
+            storages[key] = torch.UntypedStorage(count * dtype.itemsize), dtype, count
+        return storages[key][0]
 
     machine = _machine(file, size, budget, records, nested=nested)
     if machine.load() != _PROTOCOL:
@@ -264,12 +264,12 @@ def _read_old(file: BinaryIO, size: int, budget: Budget, records: Any, nested: b
     keys = machine.load()
     if (
         type(keys) is not list
-        or len(keys) != len(wanted)
-        or {checked_key(key, budget) for key in keys} != wanted.keys()
+        or len(keys) != len(storages)
+        or {checked_key(key, budget) for key in keys} != storages.keys()
     ):
         raise Unreadable('its list of tensors is damaged')
     swap = isinstance(head, Mapping) and head.get('little_endian') is False
-    for data, dtype, count in (wanted[key] for key in keys):
+    for data, dtype, count in (storages[key] for key in keys):
         _fill_old(file, data, dtype, count)
         if swap != (sys.byteorder == 'big'):
             data.byteswap(dtype)

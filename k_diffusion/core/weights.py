@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .extras import require
-from .files import HashingFile, Written, read_json, whole_file
+from .files import FileDigest, HashingFile, read_json, whole_file
 from .images import raw_bytes
 from .pickle_state import Foreign, Unreadable
 from .torch_files import read_torch_file
@@ -51,7 +51,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Any:
         ) from None
 
 
-def save_checkpoint(path: str | os.PathLike[str], value: Any) -> Written:
+def save_checkpoint(path: str | os.PathLike[str], value: Any) -> FileDigest:
     """Write a .pth file, completely or not at all.
 
     Args:
@@ -65,7 +65,7 @@ def save_checkpoint(path: str | os.PathLike[str], value: Any) -> Written:
         file = HashingFile(plain)
         torch.save(value, cast(IO[bytes], file))  # torch calls only write and flush
         plain.flush()
-        return file.written()
+        return file.digest()
 
 
 def get_safetensors_metadata(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -87,7 +87,7 @@ def read_chunks(file: BinaryIO, size: int, member: Member, budget: Budget) -> It
     if start + member.packed > size:
         raise Unreadable('it is cut short')
     file.seek(start)
-    chunks = _packed(file, member.packed)
+    chunks = _read_packed(file, member.packed)
     if member.method == 8:
         chunks = _inflated(chunks)
     elif member.method or member.packed != member.size:
@@ -102,12 +102,12 @@ def read_chunks(file: BinaryIO, size: int, member: Member, budget: Budget) -> It
         raise Unreadable('a member of it has another size than its directory states')
 
 
-def _packed(file: BinaryIO, left: int) -> Iterator[bytes]:
-    while left:
-        chunk = file.read(min(left, _CHUNK))
+def _read_packed(file: BinaryIO, remaining: int) -> Iterator[bytes]:
+    while remaining:
+        chunk = file.read(min(remaining, _CHUNK))
         if not chunk:
             raise Unreadable('it is cut short')
-        left -= len(chunk)
+        remaining -= len(chunk)
         yield chunk
 
 
@@ -157,8 +157,8 @@ def _wide(extra: bytes, values: list[int]) -> list[int]:
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from('<HH', extra, at)
         if kind == 1:
-            given = min(length, len(extra) - at - 4) // 8
-            numbers = iter(struct.unpack_from(f'<{given}Q', extra, at + 4))
+            count = min(length, len(extra) - at - 4) // 8
+            numbers = iter(struct.unpack_from(f'<{count}Q', extra, at + 4))
             return [next(numbers, value) if value == _WIDE else value for value in values]
         at += 4 + length
     return values

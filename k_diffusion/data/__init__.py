@@ -1,7 +1,7 @@
 """Data sets by name, decoded once where they fit, and the stream of training batches."""
 
 from .archives import PictureArchive
-from .caching import MEMORY_LIMIT, Decoded, decode_once
+from .caching import MEMORY_LIMIT, DecodedPictures, decode_once
 from .cifar import CIFAR10Config
 from .custom import CustomConfig
 from .datasets import Dataset, Images, permutation
@@ -30,7 +30,7 @@ __all__ = [
     'CustomConfig',
     'Dataset',
     'DatasetConfig',
-    'Decoded',
+    'DecodedPictures',
     'DemoConfig',
     'FolderOfImages',
     'HuggingFaceConfig',

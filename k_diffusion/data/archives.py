@@ -73,12 +73,12 @@ class PictureArchive(PictureSet[Member]):
     ) -> None:
         self._handle: Any = None
         self._lock, self._large = threading.Lock(), threading.Lock()
-        found = _listed(path)
-        pictures = drop_wrapper(found.in_order())
+        members = _list_members(path)
+        pictures = drop_wrapper(members.in_order())
         super().__init__(
             path,
             f'the archive {escape_name(path)}',
-            found,
+            members,
             pictures,
             size,
             channels,
@@ -198,9 +198,9 @@ def read_exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
     return data
 
 
-def _listed(path: Path) -> Selection[Member]:
+def _list_members(path: Path) -> Selection[Member]:
     """Return the files of an archive."""
-    found: Selection[Member] = Selection()
+    members: Selection[Member] = Selection()
     try:
         for member, odd in _zip(path) if zipfile.is_zipfile(path) else _tar(path):
             parts = [part for part in member.name.split('/') if part not in ('', '.')]
@@ -210,7 +210,7 @@ def _listed(path: Path) -> Selection[Member]:
                 or not parts
             ):
                 odd = 'its name leads out of the archive'
-            found.add(parts, member, f'{path}: {member.name}', odd)
+            members.add(parts, member, f'{path}: {member.name}', odd)
     except (
         tarfile.TarError,
         zipfile.BadZipFile,
@@ -224,7 +224,7 @@ def _listed(path: Path) -> Selection[Member]:
             f'{path} cannot be read as an archive ({error}); path must be a folder, a .zip or an '
             'uncompressed .tar. Unpack it or fetch it again'
         ) from None
-    return found
+    return members
 
 
 def _zip(path: Path) -> Iterator[tuple[Member, str | None]]:

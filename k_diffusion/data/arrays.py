@@ -158,16 +158,16 @@ def _choose(path: Path, names: list[str], key: str | None) -> str:
     usual = next(
         (name for name in USUAL_KEYS if name in names), names[0] if len(names) == 1 else None
     )
-    chosen = usual if key is None else key
-    if chosen is None or chosen not in names:
-        listed = ', '.join(escape_name(name) for name in sorted(names)[:8]) or 'none'
+    choice = usual if key is None else key
+    if choice is None or choice not in names:
+        shortlist = ', '.join(escape_name(name) for name in sorted(names)[:8]) or 'none'
         what = (
             'dataset.key must name one of its tensors'
             if key is None
             else f'it has no tensor {key!r}'
         )
-        raise ValueError(f'{escape_name(path)} holds the tensors {listed}; {what}')
-    return chosen
+        raise ValueError(f'{escape_name(path)} holds the tensors {shortlist}; {what}')
+    return choice
 
 
 def _stamp(path: Path) -> tuple[int, int]:

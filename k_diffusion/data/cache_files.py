@@ -126,8 +126,10 @@ class CacheFiles:
                 with data[number * size : (number + 1) * size] as block:
                     return zlib.crc32(block)
 
-            found = list(map_in_threads(checksum, len(facts.checksums), 8))
-        return [number for number, value in enumerate(found) if value != facts.checksums[number]]
+            checksums = list(map_in_threads(checksum, len(facts.checksums), 8))
+        return [
+            number for number, value in enumerate(checksums) if value != facts.checksums[number]
+        ]
 
     def replace_block(self, number: int, data: bytes | bytearray) -> None:
         """Rewrite a block.

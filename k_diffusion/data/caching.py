@@ -31,19 +31,19 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedPictures:
     """The images of a folder or archive that were decoded before.
 
     Attributes:
         files: The folder or archive.
         images: Its readable images, uint8 [N, C, H, W].
-        kept: Their indices.
+        indices: Their indices in the folder or archive.
         unreadable: The reasons for the others by index.
     """
 
     files: PictureSet[Any]
     images: Tensor
-    kept: list[int]
+    indices: list[int]
     unreadable: dict[int, str]
 
     def fits(self, dataset: Dataset) -> bool:
@@ -64,8 +64,8 @@ class Decoded:
             dataset: The data set.
         """
         dataset.skipped += [(dataset.name(i), why) for i, why in self.unreadable.items()]
-        labels = [dataset.labels[i] for i in self.kept] if dataset.labels else []
-        return _decoded(dataset, self.images, labels, self.kept)
+        labels = [dataset.labels[i] for i in self.indices] if dataset.labels else []
+        return _make_images(dataset, self.images, labels, self.indices)
 
 
 def decode_once(
@@ -73,7 +73,7 @@ def decode_once(
     memory_limit: int = MEMORY_LIMIT,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
-    decoded: Decoded | None = None,
+    decoded: DecodedPictures | None = None,
 ) -> Dataset:
     """Return the data set with decoded images, or unchanged where that is impossible.
 
@@ -120,13 +120,13 @@ def _bytes_each(dataset: Dataset) -> int:
 
 def _in_memory(dataset: Dataset, progress: Progress | None) -> Images:
     images = torch.empty(len(dataset), *dataset.image_shape, dtype=torch.uint8)
-    kept: list[int] = []
+    indices: list[int] = []
     labels: list[int] = []
     for index, item in _readable(dataset, progress):
-        images[len(kept)] = item['image']
-        kept.append(index)
+        images[len(indices)] = item['image']
+        indices.append(index)
         labels.append(item.get('class_cond', 0))
-    return _decoded(dataset, images[: len(kept)], labels, kept)
+    return _make_images(dataset, images[: len(indices)], labels, indices)
 
 
 def _on_disk(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> Images:
@@ -158,24 +158,24 @@ def _on_disk(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> 
     images = torch.from_file(
         str(cache.pictures), size=count * cache.picture_bytes, dtype=torch.uint8
     )
-    return _decoded(dataset, images.view(count, *dataset.image_shape), facts.labels, facts.kept)
+    return _make_images(dataset, images.view(count, *dataset.image_shape), facts.labels, facts.kept)
 
 
 def _write(dataset: Dataset, cache: CacheFiles, progress: Progress | None) -> Facts:
     before = list(dataset.skipped)
-    kept: list[int] = []
+    indices: list[int] = []
     labels: list[int] = []
     checksums: list[int] = []
     with cache.new_pictures() as file:
         for index, item in _readable(dataset, progress):
             data = raw_bytes(item['image'])
             file.write(data)
-            if len(kept) % cache.block == 0:
+            if len(indices) % cache.block == 0:
                 checksums.append(0)
             checksums[-1] = zlib.crc32(data, checksums[-1])
-            kept.append(index)
+            indices.append(index)
             labels.append(item.get('class_cond', 0))
-    facts = Facts(cache.owner, labels, kept, dataset.skipped, before, cache.block, checksums)
+    facts = Facts(cache.owner, labels, indices, dataset.skipped, before, cache.block, checksums)
     cache.write_facts(facts)
     return facts
 
@@ -195,7 +195,7 @@ def _mend(dataset: Dataset, cache: CacheFiles, facts: Facts, damaged: list[int])
     return True
 
 
-def _decoded(dataset: Dataset, images: Tensor, labels: list[int], kept: list[int]) -> Images:
+def _make_images(dataset: Dataset, images: Tensor, labels: list[int], indices: list[int]) -> Images:
     result = Images(
         images,
         torch.tensor(labels) if dataset.num_classes else None,
@@ -204,23 +204,23 @@ def _decoded(dataset: Dataset, images: Tensor, labels: list[int], kept: list[int
     )
     result.skipped, result.notes = dataset.skipped, dataset.notes
     names = dataset.item_names()
-    result.names = None if names is None else [names[index] for index in kept]
+    result.names = None if names is None else [names[index] for index in indices]
     return result
 
 
 def _readable(dataset: Dataset, progress: Progress | None) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the readable items in order with their indices; list the others in the data set."""
-    found = 0
+    count = 0
     items = map_ranges_in_threads(dataset.read_several, len(dataset), _bytes_each(dataset))
     for index, item in enumerate(items):
         if isinstance(item, str):
             dataset.skipped.append((dataset.name(index), item))
         else:
-            found += 1
+            count += 1
             yield index, item
         if progress is not None:
             progress(index + 1, len(dataset))
-    if not found:
+    if not count:
         name, reason = dataset.skipped[-1]
         raise ValueError(
             f'none of the {len(dataset)} images of {dataset.source} can be read (the last, '

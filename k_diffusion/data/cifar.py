@@ -81,7 +81,7 @@ def _find(place: Path) -> list[tuple[str, bytes]] | None:
             return [(str(folder / name), _contents(folder / name)) for name in names]
     for archive in (place, place / 'cifar-10-python.tar.gz', place / 'cifar-10-binary.tar.gz'):
         if archive.is_file():
-            return _unpacked(archive)
+            return _unpack(archive)
     return None
 
 
@@ -92,9 +92,9 @@ def _contents(path: Path) -> bytes:
         return _limited(file.read(BATCH_LIMIT + 1), str(path))
 
 
-def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
+def _unpack(archive: Path) -> list[tuple[str, bytes]]:
     """Return the batches in an archive, read in one pass; other members are ignored."""
-    found: dict[str, bytes] = {}
+    contents: dict[str, bytes] = {}
     try:
         with (
             open(archive, 'rb') as packed,
@@ -107,7 +107,7 @@ def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
                 if member.isreg() and name in (*_PYTHON, *_BINARY):
                     file.seek(member.offset_data)
                     data = file.read(min(member.size, BATCH_LIMIT + 1))
-                    found[name] = _limited(data, f'{archive}: {name}')
+                    contents[name] = _limited(data, f'{archive}: {name}')
                     if len(data) < member.size:
                         raise EOFError(f'{name} is cut short')
     except (tarfile.TarError, EOFError, zlib.error, OSError, RecursionError) as error:
@@ -115,8 +115,8 @@ def _unpacked(archive: Path) -> list[tuple[str, bytes]]:
             f'{archive} is cut short, damaged or not a .tar.gz archive ({error}); fetch it again'
         ) from None
     for names in (_PYTHON, _BINARY):
-        if all(name in found for name in names):
-            return [(f'{archive}: {name}', found[name]) for name in names]
+        if all(name in contents for name in names):
+            return [(f'{archive}: {name}', contents[name]) for name in names]
     raise ValueError(
         f'{archive} must hold the five files {_PYTHON[0]} ... {_PYTHON[-1]}, with or without '
         '.bin; fetch it again'

@@ -82,7 +82,7 @@ class CustomItems(Dataset):
             get_dataset = _function(path, section.get_dataset)
             self.items = get_dataset(section.config, transform=self.transform)
             self.length = len(self.items)
-        except Refused:
+        except InvalidCustomData:
             raise
         except (Exception, SystemExit) as error:  # custom code may raise anything
             raise ValueError(
@@ -103,7 +103,7 @@ class CustomItems(Dataset):
             label = self._part(item, 'class_key', index) if self.num_classes else None
             if isinstance(image, pillow.Image):
                 image = self.transform(image)
-        except (Refused, UnreadablePicture):
+        except (InvalidCustomData, UnreadablePicture):
             raise
         except OSError as error:  # what Pillow raises at a damaged file
             reason = str(error)
@@ -117,7 +117,7 @@ class CustomItems(Dataset):
             or image.dtype != torch.uint8
             or tuple(image.shape) != self.image_shape
         ):
-            found = (
+            problem = (
                 f'{image.dtype} {list(image.shape)}'
                 if isinstance(image, Tensor)
                 else type(image).__name__
@@ -125,7 +125,7 @@ class CustomItems(Dataset):
             raise ValueError(
                 f'the image of item {index} of {self.source} must be a uint8 tensor '
                 f'{list(self.image_shape)}, as the transform returns, or a Pillow image; got '
-                f'{found}'
+                f'{problem}'
             )
         return {'image': image} | (
             {'class_cond': self.checked_class(label, index)} if self.num_classes else {}
@@ -136,14 +136,14 @@ class CustomItems(Dataset):
         try:
             return item[key]
         except (KeyError, IndexError, TypeError):
-            raise Refused(
+            raise InvalidCustomData(
                 f'dataset.{name} must name an entry of the items; got {key!r}, which item {index} '
                 'of '
                 f'{self.source} lacks'
             ) from None
 
 
-class Refused(ValueError):
+class InvalidCustomData(ValueError):
     """The data set does not fit the config; the text is a whole sentence."""
 
 
@@ -164,8 +164,10 @@ def _describe_error(error: BaseException, path: Path) -> str:
 
 def _function(path: Path, name: str) -> Any:
     if path.suffix != '.py':
-        raise Refused(f'dataset.location must be a .py file; got {path}')
+        raise InvalidCustomData(f'dataset.location must be a .py file; got {path}')
     try:
         return load_name(path, name, allow_code=True)  # (CustomConfig.open has asked)
     except LookupError:
-        raise Refused(f'dataset.get_dataset must name a function of {path}; got {name!r}') from None
+        raise InvalidCustomData(
+            f'dataset.get_dataset must name a function of {path}; got {name!r}'
+        ) from None

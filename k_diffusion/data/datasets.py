@@ -110,15 +110,15 @@ class Dataset(ABC):
             index: The index of the item.
         """
         try:
-            found = int(label)
+            number = int(label)
         except (TypeError, ValueError):
-            found = -1
-        if not 0 <= found < self.num_classes:
+            number = -1
+        if not 0 <= number < self.num_classes:
             raise ValueError(
                 f'the class of {self.name(index)} of {self.source} must be an integer from 0 to '
                 f'{self.num_classes - 1} (dataset.num_classes is {self.num_classes}); got {label!r}'
             )
-        return found
+        return number
 
     def name(self, index: int) -> str:
         """Return the name of an item in messages.

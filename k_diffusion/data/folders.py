@@ -83,12 +83,12 @@ class PictureFiles(PictureSet[str]):
         by_folder: bool = False,
         grey_range: tuple[float, float] | None = None,
     ) -> None:
-        found = select_files(root)
+        selection = select_files(root)
         super().__init__(
             root,
             f'the folder {escape_name(root)}',
-            found,
-            found.in_order(),
+            selection,
+            selection.in_order(),
             size,
             channels,
             by_folder,
@@ -150,7 +150,7 @@ def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -
         raise FileNotFoundError(
             f'dataset.location must be a folder of images; there is no folder {root}'
         )
-    found: Selection[str] = Selection(endings=endings)
+    selection: Selection[str] = Selection(endings=endings)
     waiting: list[tuple[tuple[str, ...], frozenset[tuple[int, int]]]] = [((), frozenset())]
     while waiting:
         parts, above = waiting.pop()
@@ -159,28 +159,32 @@ def select_files(root: str | os.PathLike[str], endings: Set[str] = EXTENSIONS) -
             facts = os.stat(folder)
             here = (facts.st_dev, facts.st_ino)
             if here in above:
-                found.add(parts, str(folder), str(folder), 'it is a link to a folder that holds it')
+                selection.add(
+                    parts, str(folder), str(folder), 'it is a link to a folder that holds it'
+                )
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if _select_entry(found, (*parts, entry.name), entry):
+                    if _select_entry(selection, (*parts, entry.name), entry):
                         waiting.append(((*parts, entry.name), above | {here}))
         except OSError as error:
-            found.add(parts, str(folder), str(folder), error.strerror or str(error))
-    return found
+            selection.add(parts, str(folder), str(folder), error.strerror or str(error))
+    return selection
 
 
-def _select_entry(found: Selection[str], parts: tuple[str, ...], entry: os.DirEntry[str]) -> bool:
+def _select_entry(
+    selection: Selection[str], parts: tuple[str, ...], entry: os.DirEntry[str]
+) -> bool:
     """Sort in an entry of a folder; return True for a folder to be searched."""
     path, odd = entry.path, None
     try:
         if entry.is_dir():
-            return not found.pass_hidden(parts)
-        if not entry.is_file() and ending_of(entry.name) in found.endings:
+            return not selection.pass_hidden(parts)
+        if not entry.is_file() and ending_of(entry.name) in selection.endings:
             odd = 'it is not a regular file' if os.path.exists(path) else 'it is a broken link'
     except OSError as error:  # such as a link to itself
         odd = error.strerror or str(error)
-    found.add(parts, path, path, odd)
+    selection.add(parts, path, path, odd)
     return False
 
 

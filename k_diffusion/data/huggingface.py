@@ -84,13 +84,13 @@ class HuggingFaceConfig(PictureConfig):
                 'dataset.location, dataset.split and the network, or set the folder of a copy'
             ) from None
 
-    def _load_saved(self, found: Any) -> Any:
+    def _load_saved(self, dataset: Any) -> Any:
         """Return the split of a saved data set or dict of data sets."""
-        if isinstance(found, Mapping):
-            if self.split not in found:
-                raise ValueError(f'it has no split {self.split!r}, only {", ".join(found)}')
-            found = found[self.split]
-        return found.to_iterable_dataset() if self.streaming else found
+        if isinstance(dataset, Mapping):
+            if self.split not in dataset:
+                raise ValueError(f'it has no split {self.split!r}, only {", ".join(dataset)}')
+            dataset = dataset[self.split]
+        return dataset.to_iterable_dataset() if self.streaming else dataset
 
 
 class Columns(NamedTuple):

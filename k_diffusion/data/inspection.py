@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.names import escape_name
 from .archives import PictureArchive
-from .caching import MEMORY_LIMIT, Decoded
+from .caching import MEMORY_LIMIT, DecodedPictures
 from .folders import PictureFiles
 from .pictures import PIXEL_LIMIT, UnreadablePicture, convert_picture, is_turned, read_picture
 from .ranges import Ranges, ranges_of
@@ -41,7 +41,7 @@ class Inspection:
         modes: Counts by mode of PIL.
         sizes: Counts by (width, height).
         classes: Counts by first-level folder.
-        turned: Number of images that an EXIF tag rotates.
+        turns: Number of images that an EXIF tag rotates.
         broken: (name, reason) of unreadable images.
         passed: Counts of ignored files by kind.
         duplicates: Groups of names of equal images.
@@ -61,7 +61,7 @@ class Inspection:
     modes: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
-    turned: int = 0
+    turns: int = 0
     broken: list[tuple[str, str]] = field(default_factory=list)
     passed: Counter[str] = field(default_factory=Counter)
     duplicates: list[list[str]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Inspection:
     mean: float = 0.0
     sigma_data: float = 0.0
     sample: Tensor | None = None
-    decoded: Decoded | None = None
+    decoded: DecodedPictures | None = None
 
     @property
     def range(self) -> tuple[int, int]:
@@ -106,44 +106,44 @@ def inspect_pictures(
         ValueError: If no image can be read.
     """
     files = open_pictures(Path(place), size, grey_range)
-    found = Inspection(
+    result = Inspection(
         files.source,
         len(files) + len(files.skipped),
         size=size,
         broken=list(files.skipped),
         passed=files.passed,
     )
-    kept = _inspect_all(found, files, sheet, progress, keep)
-    if not found.readable:
+    pictures = _inspect_all(result, files, sheet, progress, keep)
+    if not result.readable:
         raise ValueError(
-            f'none of the {found.files} images of {found.source} can be read (the last, '
-            f'{found.broken[-1][0]}: '
-            f'{found.broken[-1][1]}); check that they are images'
+            f'none of the {result.files} images of {result.source} can be read (the last, '
+            f'{result.broken[-1][0]}: '
+            f'{result.broken[-1][1]}); check that they are images'
         )
-    found.channels = channels or (1 if all(mode in GREY for mode in found.modes) else 3)
-    found.decoded = kept
-    return found
+    result.channels = channels or (1 if all(mode in GREY for mode in result.modes) else 3)
+    result.decoded = pictures
+    return result
 
 
 def _inspect_all(
-    found: Inspection,
+    result: Inspection,
     files: PictureFiles | PictureArchive,
     sheet: int,
     progress: Callable[[int, int], None] | None,
     keep: bool,
-) -> Decoded | None:
+) -> DecodedPictures | None:
     """Decode all images, count their properties, and return them if they are to be kept."""
     each = math.prod(files.image_shape)
     keep = keep and len(files) * each <= MEMORY_LIMIT
     images = torch.empty(len(files) if keep else 0, *files.image_shape, dtype=torch.uint8)
     decoded, unreadable, same = list[int](), dict[int, str](), dict[bytes, list[int]]()
-    chosen = {round(i * (len(files) - 1) / max(1, sheet - 1)) for i in range(sheet)}
+    shown_indices = {round(i * (len(files) - 1) / max(1, sheet - 1)) for i in range(sheet)}
     sample, moments = list[Tensor](), torch.zeros(3, dtype=torch.float64)
     for start, looked, pixels in map_ranges_in_threads(
         lambda numbers: [_look_at_several(files, numbers)], len(files), each
     ):
         moments += _moments(pixels)
-        found.ranges.update(ranges_of(pixels))
+        result.ranges.update(ranges_of(pixels))
         if keep:
             images[len(decoded) : len(decoded) + len(pixels)] = pixels
         rows = iter(pixels)
@@ -151,23 +151,23 @@ def _inspect_all(
             if isinstance(facts, str):
                 unreadable[index] = facts
             else:
-                _count(found, facts, files, index)
+                _count(result, facts, files, index)
                 same.setdefault(facts['digest'], []).append(index)
                 decoded.append(index)
                 image = next(rows)
-                sample += [image] if index in chosen else []
+                sample += [image] if index in shown_indices else []
             if progress is not None:
                 progress(index + 1, len(files))
-    found.broken += [(files.name(index), why) for index, why in unreadable.items()]
+    result.broken += [(files.name(index), why) for index, why in unreadable.items()]
     total, squares, count = moments.tolist()
     if count:
-        found.mean = total / count
-        found.sigma_data = max(0.0, squares / count - found.mean**2) ** 0.5
-    found.sample = torch.stack(sample) if sample else None
-    found.duplicates = [
+        result.mean = total / count
+        result.sigma_data = max(0.0, squares / count - result.mean**2) ** 0.5
+    result.sample = torch.stack(sample) if sample else None
+    result.duplicates = [
         [files.name(index) for index in group] for group in same.values() if len(group) > 1
     ]
-    return Decoded(files, images[: len(decoded)], decoded, unreadable) if keep else None
+    return DecodedPictures(files, images[: len(decoded)], decoded, unreadable) if keep else None
 
 
 def _moments(images: Tensor) -> Tensor:
@@ -194,16 +194,16 @@ def open_pictures(
 
 
 def _count(
-    found: Inspection, facts: dict[str, Any], files: PictureFiles | PictureArchive, index: int
+    result: Inspection, facts: dict[str, Any], files: PictureFiles | PictureArchive, index: int
 ) -> None:
-    found.readable += 1
-    found.formats[facts['format']] += 1
-    found.modes[facts['mode']] += 1
-    found.sizes[facts['size']] += 1
-    found.turned += facts['turned']
+    result.readable += 1
+    result.formats[facts['format']] += 1
+    result.modes[facts['mode']] += 1
+    result.sizes[facts['size']] += 1
+    result.turns += facts['turns']
     folder, slash, _ = files.names[index].partition('/')
     if slash:
-        found.classes[escape_name(folder)] += 1
+        result.classes[escape_name(folder)] += 1
 
 
 def _look_at_several(
@@ -230,9 +230,9 @@ def _look_at_several(
 def _look_at(picture: Any, files: PictureFiles | PictureArchive) -> tuple[dict[str, Any], bytes]:
     facts = {'format': picture.format or '?', 'mode': picture.mode, 'size': picture.size}
     # Pillow rotates a TIFF while decoding, and the tag of a PNG may follow its pixels.
-    turned = is_turned(picture)
+    has_turn = is_turned(picture)
     _, height, width = files.image_shape
     data: bytes = convert_picture(
         picture, lambda x: x.tobytes(), (height, width), 3, PIXEL_LIMIT, files.grey_range
     )
-    return {**facts, 'turned': turned or is_turned(picture)}, data
+    return {**facts, 'turns': has_turn or is_turned(picture)}, data

@@ -88,7 +88,7 @@ class Loader:
             draws or Draws(seed),
         )
         self.n_items = len(dataset) if item_indices is None else len(item_indices)
-        self._noted = set(dataset.skipped)
+        self._reported_skips = set(dataset.skipped)
         self.items_per_step = batch_size * world_size * grad_accum_steps
         self._check()
 
@@ -193,8 +193,8 @@ class Loader:
 
     def _note(self, skipped: list[tuple[str, str]]) -> None:
         """Record unreadable items of the data set."""
-        new = [entry for entry in dict.fromkeys(skipped) if entry not in self._noted]
-        self._noted.update(new)
+        new = [entry for entry in dict.fromkeys(skipped) if entry not in self._reported_skips]
+        self._reported_skips.update(new)
         self.dataset.skipped += new
 
     def _prepare(self, position: int, batch: Batch) -> dict[str, Any]:

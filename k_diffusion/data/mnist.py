@@ -77,7 +77,9 @@ class MNISTConfig(LocatedConfig):
 
 def _present(path: Path) -> Path | None:
     """Return the path of a file with or without .gz, or None if neither exists."""
-    return next((found for found in (path.with_suffix(''), path) if found.is_file()), None)
+    return next(
+        (candidate for candidate in (path.with_suffix(''), path) if candidate.is_file()), None
+    )
 
 
 def _check_content(path: Path, file: PublishedFile) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..core.registry import Registry
-from .caching import MEMORY_LIMIT, Decoded, decode_once
+from .caching import MEMORY_LIMIT, DecodedPictures, decode_once
 from .datasets import Dataset
 from .pictures import check_frame
 from .ranges import range_notes
@@ -170,7 +170,7 @@ def open_dataset(
     memory_limit: int = MEMORY_LIMIT,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    decoded: Decoded | None = None,
+    decoded: DecodedPictures | None = None,
 ) -> Dataset:
     """Return the data set of a config section, with its items at a given size.
 
@@ -211,16 +211,16 @@ def open_dataset(
     return dataset
 
 
-def _check_classes(wanted: int, dataset: Dataset) -> None:
-    if wanted and not dataset.num_classes:
+def _check_classes(num_classes: int, dataset: Dataset) -> None:
+    if num_classes and not dataset.num_classes:
         raise ValueError(
-            f'dataset.num_classes is {wanted}, but {dataset.source} has no classes; set it to 0, '
-            'or, for a folder '
-            'whose subfolders are the classes, set dataset.labels to "folders"'
+            f'dataset.num_classes is {num_classes}, but {dataset.source} has no classes; '
+            'set it to 0, or, for a folder whose subfolders are the classes, set '
+            'dataset.labels to "folders"'
         )
-    if wanted and dataset.num_classes > wanted:
+    if num_classes and dataset.num_classes > num_classes:
         raise ValueError(
-            f'dataset.num_classes is {wanted}, but {dataset.source} has {dataset.num_classes} '
+            f'dataset.num_classes is {num_classes}, but {dataset.source} has {dataset.num_classes} '
             'classes; '
             f'set it to {dataset.num_classes}'
         )

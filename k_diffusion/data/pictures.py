@@ -351,19 +351,19 @@ class _Allowance:
     """Bytes shared by threads: a request for more than is left waits, unless none are held."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.held, self.changed = total, 0, threading.Condition()
+        self.total, self.in_use, self.condition = total, 0, threading.Condition()
 
     @contextmanager
     def hold(self, n: int) -> Iterator[None]:
-        with self.changed:
-            self.changed.wait_for(lambda: not self.held or self.held + n <= self.total)
-            self.held += n
+        with self.condition:
+            self.condition.wait_for(lambda: not self.in_use or self.in_use + n <= self.total)
+            self.in_use += n
         try:
             yield
         finally:
-            with self.changed:
-                self.held -= n
-                self.changed.notify_all()
+            with self.condition:
+                self.in_use -= n
+                self.condition.notify_all()
 
 
 _DECODING = _Allowance(DECODING_BYTES)

@@ -78,9 +78,9 @@ def range_notes(dataset: Dataset) -> list[str]:
     if not isinstance(dataset, (Images, PictureSet)):
         return []
     n = min(len(dataset), _LOOKED_AT)
-    chosen = _images(dataset, [i * (len(dataset) - 1) // max(1, n - 1) for i in range(n)])
+    images = _images(dataset, [i * (len(dataset) - 1) // max(1, n - 1) for i in range(n)])
     note = range_note(
-        dataset.source, Counter(pair for image in chosen for pair in ranges_of(image[None]))
+        dataset.source, Counter(pair for image in images for pair in ranges_of(image[None]))
     )
     return [note] if note else []
 

@@ -117,11 +117,11 @@ class SyntheticConfig(DatasetConfig):
             raise ValueError(
                 f'dataset.kind must be blobs for a model of dims {len(request.sides)}; got waves'
             )
-        made = (
+        points = (
             waves(self.n, request.sides[0], request.channels, self.seed)
             if self.kind == 'waves'
             else blobs(self.n, request.sides, request.channels, self.seed)
         )
-        data = TensorData(made, {}, 0)
+        data = TensorData(points, {}, 0)
         data.source = f'the synthetic {self.kind}'
         return data

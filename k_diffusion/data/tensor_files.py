@@ -181,14 +181,14 @@ class TensorFiles(PythonData):
         draws = torch.rand(2, len(size), generator=generator).tolist()
         if self.crop is not None:
             shares = draws[0] if self.crop == 'random' else [0.5] * len(size)
-            for axis, (wanted, share) in enumerate(zip(size, shares), 1):
+            for axis, (length, share) in enumerate(zip(size, shares), 1):
                 x = x.narrow(
                     axis,
-                    min(int((x.shape[axis] - wanted + 1) * share), x.shape[axis] - wanted),
-                    wanted,
+                    min(int((x.shape[axis] - length + 1) * share), x.shape[axis] - length),
+                    length,
                 )
-        turned = [axis + 1 for axis in self.flip if draws[1][axis] < 0.5]
-        x = x.flip(turned) if turned else x
+        axes = [axis + 1 for axis in self.flip if draws[1][axis] < 0.5]
+        x = x.flip(axes) if axes else x
         if self.mean is None or self.std is None:
             return x.float()
         return scale(x, self.mean, self.std)
@@ -275,10 +275,10 @@ class TensorFiles(PythonData):
                     'folders of their classes'
                 )
             names = [file.path.relative_to(place).parts[0] for file in self.files]
-            known = sorted(set(names))
-            self.class_names = [escape_name(name) for name in known]
+            class_names = sorted(set(names))
+            self.class_names = [escape_name(name) for name in class_names]
             return torch.tensor(
-                [known.index(name) for name, n in zip(names, counts) for _ in range(n)]
+                [class_names.index(name) for name, n in zip(names, counts) for _ in range(n)]
             )
         sources = (
             [open_array(beside)]
@@ -367,10 +367,10 @@ def _find_files(place: Path, labels: str | None) -> list[Path]:
             f'no data at {place}; dataset.location must be a file or folder of {", ".join(ENDINGS)}'
         )
     left_out = _beside(place, labels) if labels else None
-    found = [path for path in _walk(place) if path != left_out]
-    if not found:
+    paths = [path for path in _walk(place) if path != left_out]
+    if not paths:
         raise ValueError(f'{place} must hold files of tensors ({", ".join(ENDINGS)}); got none')
-    return found
+    return paths
 
 
 def _walk(folder: Path) -> Iterable[Path]:

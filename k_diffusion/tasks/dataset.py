@@ -95,8 +95,8 @@ def describe_inspection(result: Inspection) -> str:
     ]
     if result.classes:
         lines.append(f'folders    {len(result.classes)}: {_counts(result.classes)}')
-    if result.turned:
-        lines.append(f'turned     {result.turned:,} by their EXIF tag, as training does')
+    if result.turns:
+        lines.append(f'turned     {result.turns:,} by their EXIF tag, as training does')
     small = sum(n for (w, h), n in sizes.items() if w < width or h < height)
     if small:
         lines.append(f'small      {small:,} are smaller than {width}x{height} and are enlarged')

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..core.names import escape_name
 from ..core.settings import at_least, check_settings, one_of, setting, takes_settings
-from ..data.shards import Packed, pack_shards
+from ..data.shards import PackResult, pack_shards
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PackSettings:
 
 
 @takes_settings(PackSettings)
-def pack_dataset(settings: PackSettings) -> Packed:
+def pack_dataset(settings: PackSettings) -> PackResult:
     """Write a folder as tar shards in the WebDataset layout, with an index of their counts.
 
     Files are stored unchanged; a .txt, .json or .cls file with the name of a picture is stored with
@@ -70,7 +70,7 @@ def pack_dataset(settings: PackSettings) -> Packed:
     )
 
 
-def describe_packing(result: Packed) -> str:
+def describe_packing(result: PackResult) -> str:
     """Return the `result` of packing as text."""
     lines = [
         f'{escape_name(result.folder)}: {result.samples:,} samples in {result.shards:,} shards, '

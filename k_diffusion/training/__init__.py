@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.errors import Stop, StopAsked
 from .checkpoints.folder import RunFolder, find_runs
-from .checkpoints.lock import Taken, run_lock
+from .checkpoints.lock import RunLocked, run_lock
 from .checkpoints.manifest import Manifest, Record
 from .checkpoints.reading import load_weights, read_training_checkpoint, unwrap
 from .checkpoints.retention import Retention
@@ -71,12 +71,12 @@ __all__ = [
     'Record',
     'Retention',
     'RunFolder',
+    'RunLocked',
     'SGDConfig',
     'Snapshot',
     'SnapshotHook',
     'Stop',
     'StopAsked',
-    'Taken',
     'Trainer',
     'TrainingConfig',
     'WarmupDecayLR',

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core.files import MALFORMED, Written, digest_of, note_once, read_json, say_malformed
+from ..core.files import MALFORMED, FileDigest, digest_of, note_once, read_json, say_malformed
 from ..core.weights import (
     get_safetensors_metadata,
     load_safetensors,
@@ -121,7 +121,7 @@ class SnapshotHook:
             manifest = Manifest(self.folder / f'{self.name}_manifest.json')
             manifest.drop(path.name)
             save_safetensors(path, tensors, self.config)
-            written = Written(path.stat().st_size, digest_of(path))
+            written = FileDigest(path.stat().st_size, digest_of(path))
             manifest.put(path.name, Record(step, {path.name: written}))
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.devices import send_together
-from ..core.errors import Gone, Stop, StopAsked
+from ..core.errors import FolderMissing, Stop, StopAsked
 from ..core.random import derive_seed
 from .batches import Batch, check_parts
 from .checkpoints.reading import unwrap
@@ -245,7 +245,7 @@ class Trainer(RunState):
             if getattr(hook, 'rescue', False):
                 try:
                     hook(self)
-                except Gone:  # its message reports the loss itself
+                except FolderMissing:  # its message reports the loss itself
                     return
                 except Exception as another:
                     warnings.warn(

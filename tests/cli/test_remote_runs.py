@@ -338,7 +338,7 @@ def test_images_are_drawn_from_a_url(trained, memory, tmp_path, monkeypatch, cap
 
 def test_a_folder_of_pieces_travels_whole(memory, tmp_path):
     """A checkpoint in pieces is several files of one record."""
-    from k_diffusion.core.files import Written
+    from k_diffusion.core.files import FileDigest
     from k_diffusion.training import Record, RunFolder
     from k_diffusion.training.checkpoints.uploads import RunUploads
 
@@ -349,7 +349,7 @@ def test_a_folder_of_pieces_travels_whole(memory, tmp_path):
     for rank in range(2):
         content = bytes([rank]) * 100
         (path / f'rank_{rank:05}.pth').write_bytes(content)
-        written = Written(100, hashlib.sha256(content).hexdigest())
+        written = FileDigest(100, hashlib.sha256(content).hexdigest())
         files[f'{path.name}/rank_{rank:05}.pth'] = written
     folder.record(path, 4, files, {})
     RunUploads('memory://bucket/own', folder).upload()

@@ -14,7 +14,7 @@ import torch
 import k_diffusion as K
 from k_diffusion.cli import main as kd
 from k_diffusion.cli.train import main
-from k_diffusion.training import Retention, RunFolder, Taken, run_lock
+from k_diffusion.training import Retention, RunFolder, RunLocked, run_lock
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_the_lock_is_the_kernels_and_ends_with_its_holder(tmp_path):
             signal.pause()
     os.read(ready, 1)
     with (
-        pytest.raises(Taken, match=f"run 'x' in .* is locked by process {child} on host "),
+        pytest.raises(RunLocked, match=f"run 'x' in .* is locked by process {child} on host "),
         run_lock(folder, 'x'),
     ):
         pass
@@ -149,7 +149,7 @@ def test_the_lock_is_the_kernels_and_ends_with_its_holder(tmp_path):
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert (folder / 'x.lock').exists()
-    with run_lock(folder, 'x'), pytest.raises(Taken), run_lock(folder, 'x'):
+    with run_lock(folder, 'x'), pytest.raises(RunLocked), run_lock(folder, 'x'):
         pass
     assert list(folder.iterdir()) == []
 

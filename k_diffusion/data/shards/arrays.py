@@ -30,20 +30,20 @@ def read_array(data: bytes | bytearray, shape: tuple[int, ...]) -> Tensor:
     try:
         version = form.read_magic(file)
         read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-        found, by_columns, dtype = read(file)
+        stored_shape, by_columns, dtype = read(file)
     except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        found, by_columns, dtype, reason = (), False, None, str(error)
+        stored_shape, by_columns, dtype, reason = (), False, None, str(error)
     if dtype is None:
         raise UnreadablePicture(f'it must be a .npy array ({reason})')
-    if dtype.name not in _TYPES or tuple(found) != tuple(shape):
+    if dtype.name not in _TYPES or tuple(stored_shape) != tuple(shape):
         raise UnreadablePicture(
-            f'it is an array {list(found)} of {dtype}; it must be {list(shape)} of uint8 or '
+            f'it is an array {list(stored_shape)} of {dtype}; it must be {list(shape)} of uint8 or '
             'floating-point numbers'
         )
     if len(data) - file.tell() != dtype.itemsize * torch.Size(shape).numel():
         raise UnreadablePicture('it is an array that is cut, or has more bytes than its shape says')
     values = numpy.frombuffer(data, dtype, offset=file.tell()).reshape(
-        found, order='F' if by_columns else 'C'
+        stored_shape, order='F' if by_columns else 'C'
     )
     kind = numpy.uint8 if dtype.name == 'uint8' else numpy.float32
     result = torch.from_numpy(numpy.array(values, dtype=kind, order='C'))

@@ -15,7 +15,7 @@ from .store import ShardStore
 
 #: The cached facts of a shard: its size and modification time, the number of samples, and the fault
 #: that ended reading it.
-Known = tuple[str, int, str | None]
+ShardFacts = tuple[str, int, str | None]
 
 
 def count_samples(
@@ -41,7 +41,7 @@ def count_samples(
     path = None if folder is None else folder / f'counts-{digest}.json'
     before = {} if path is None else _read(path)
 
-    def count(number: int) -> Known:
+    def count(number: int) -> ShardFacts:
         url = missing[number]
         state = _state(url)
         if url in before and before[url][0] == state:
@@ -50,20 +50,20 @@ def count_samples(
             table = read_table(file, parts)
         return state, len(table.samples), table.fault
 
-    known = dict(zip(missing, map_in_threads(count, len(missing), 1)))
-    if path is not None and known != before:
+    counts = dict(zip(missing, map_in_threads(count, len(missing), 1)))
+    if path is not None and counts != before:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {url: list(values) for url, values in known.items()})
+        write_json(path, {url: list(values) for url, values in counts.items()})
     shards = [
-        shard if shard.samples is not None else Shard(shard.url, known[shard.url][1])
+        shard if shard.samples is not None else Shard(shard.url, counts[shard.url][1])
         for shard in listing.shards
     ]
     return listing._replace(shards=shards), [
-        (url, fault) for url, (_, _, fault) in known.items() if fault is not None
+        (url, fault) for url, (_, _, fault) in counts.items() if fault is not None
     ]
 
 
-def _read(path: Path) -> dict[str, Known]:
+def _read(path: Path) -> dict[str, ShardFacts]:
     with contextlib.suppress(*MALFORMED):
         return {
             url: (str(state), int(n), None if fault is None else str(fault))

@@ -49,12 +49,14 @@ def list_shards(location: str | list[str]) -> Listing:
         FileNotFoundError: If there are none.
         ValueError: If an index cannot be read, or there are too many.
     """
-    given = [location] if isinstance(location, str) else location
+    locations = [location] if isinstance(location, str) else location
     shards: list[Shard] = []
     names: list[str] = []
-    for place in itertools.chain.from_iterable(map(expand_braces, given)):
-        found, found_names = _listed(place if is_url(place) else str(Path(place).expanduser()))
-        shards += found
+    for place in itertools.chain.from_iterable(map(expand_braces, locations)):
+        place_shards, found_names = _list_place(
+            place if is_url(place) else str(Path(place).expanduser())
+        )
+        shards += place_shards
         names = names or found_names
         if len(shards) > SHARD_LIMIT:
             raise ValueError(f'dataset.location must name at most {SHARD_LIMIT:,} shards; got more')
@@ -79,15 +81,15 @@ def expand_braces(pattern: str) -> list[str]:
     match = re.search(r'\{([^{}]*)\}', pattern)
     if match is None:
         return [pattern]
-    middle, found = match[1], _RANGE.fullmatch(match[1])
-    if found:
-        low, high = int(found[1]), int(found[2])
+    middle, numbers = match[1], _RANGE.fullmatch(match[1])
+    if numbers:
+        low, high = int(numbers[1]), int(numbers[2])
         if not 0 <= high - low < SHARD_LIMIT:
             raise ValueError(
                 f'dataset.location must have ranges {{low..high}} of at most {SHARD_LIMIT:,}; got '
                 f'{{{middle}}}'
             )
-        width = len(found[1]) if found[1].startswith('0') else 0
+        width = len(numbers[1]) if numbers[1].startswith('0') else 0
         options: Iterable[str] = [f'{number:0{width}}' for number in range(low, high + 1)]
     elif ',' in middle:
         options = middle.split(',')
@@ -101,7 +103,7 @@ def expand_braces(pattern: str) -> list[str]:
     return [text for head in heads for tail in tails for text in expand_braces(head + tail)]
 
 
-def _listed(place: str) -> tuple[list[Shard], list[str]]:
+def _list_place(place: str) -> tuple[list[Shard], list[str]]:
     """Return the shards and the class names of one path or URL."""
     if place.endswith('.json'):
         return _read_index(place)
@@ -115,7 +117,7 @@ def _listed(place: str) -> tuple[list[Shard], list[str]]:
     if not is_url(place):
         return [Shard(path) for path in sorted(glob.glob(place))], []
     system, path = file_system(place, 'dataset.location')
-    return [Shard(system.unstrip_protocol(found)) for found in sorted(system.glob(path))], []
+    return [Shard(system.unstrip_protocol(name)) for name in sorted(system.glob(path))], []
 
 
 def _counted(shards: list[Shard]) -> list[Shard]:

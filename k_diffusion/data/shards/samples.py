@@ -91,17 +91,17 @@ def read_table(file: IO[bytes], parts: Parts) -> Table:
     """
     samples: list[Sample] = []
     key: str | None = None
-    found: dict[str, Member] = {}
+    members: dict[str, Member] = {}
     try:
         for member, odd in list_tar(file):
             stem, ending = split_name(member.name)
             if odd is not None or not ending or stem.rpartition('/')[2] == '':
                 continue
             if stem != key:
-                key, found = stem, {}
-                samples.append(Sample(stem, found))
+                key, members = stem, {}
+                samples.append(Sample(stem, members))
             for kind in parts.kinds(ending):
-                found.setdefault(kind, Member('', member.size, member.offset))
+                members.setdefault(kind, Member('', member.size, member.offset))
     except (tarfile.TarError, OSError, EOFError, ValueError, RecursionError) as error:
         return Table(samples[:-1], str(error))  # (of the last one parts may be missing)
     return Table(samples, None)

@@ -116,18 +116,18 @@ class ShardStore:
 
     def _make_room(self, folder: Path, size: int) -> None:
         """Remove the least recently used copies until `size` bytes fit under the limit."""
-        found = []
+        files = []
         for path in folder.glob('*.tar'):
             with contextlib.suppress(OSError):
                 facts = path.stat()
-                found.append((facts.st_mtime, facts.st_size, path))
-        held = sum(bytes_ for _, bytes_, _ in found)
-        for _, bytes_, path in sorted(found):
-            if held + size <= self.limit:
+                files.append((facts.st_mtime, facts.st_size, path))
+        total = sum(bytes_ for _, bytes_, _ in files)
+        for _, bytes_, path in sorted(files):
+            if total + size <= self.limit:
                 break
             with contextlib.suppress(OSError):
                 path.unlink()
-                held -= bytes_
+                total -= bytes_
 
 
 @contextmanager

@@ -25,7 +25,7 @@ BESIDE = ('.cls', '.txt', '.json')
 
 
 @dataclass
-class Packed:
+class PackResult:
     """The result of packing.
 
     Attributes:
@@ -55,7 +55,7 @@ def pack_shards(
     samples: int = 10_000,
     size: int = 2**28,
     progress: Callable[[int, int], None] | None = None,
-) -> Packed:
+) -> PackResult:
     """Write the images and arrays of a folder as shards.
 
     The same files and settings give the same bytes. Files are packed unchanged. Files beside an
@@ -83,15 +83,15 @@ def pack_shards(
             f'out must be a folder without shards; got {out}, which has an {INDEX}. '
             'Choose another one, or delete it'
         )
-    found = select_files(place, EXTENSIONS | ARRAYS)
-    files = {name: Path(path) for name, path in found.in_order().items()}
+    selection = select_files(place, EXTENSIONS | ARRAYS)
+    files = {name: Path(path) for name, path in selection.in_order().items()}
     names = [name for name in files if not by_folder or '/' in name]
     if not names:
         raise ValueError(
             f'place must be a folder with images or arrays{" in folders" if by_folder else ""}; '
             f'got {place}'
         )
-    result = Packed(out, skipped=list(found.skipped))
+    result = PackResult(out, skipped=list(selection.skipped))
     result.skipped += [
         (escape_name(place / name), 'it lies in no class folder')
         for name in files
@@ -122,7 +122,7 @@ def _read_samples(
     files: dict[str, Path],
     names: Iterable[str],
     classes: dict[str, int],
-    result: Packed,
+    result: PackResult,
     progress: Callable[[int, int], None] | None,
     total: int,
 ) -> Iterator[list[tuple[str, bytes]]]:
@@ -168,7 +168,7 @@ def _contents(path: Path, limit: int) -> bytes:
 
 
 def _write_shards(
-    samples: Iterator[list[tuple[str, bytes]]], result: Packed, most: int, size: int
+    samples: Iterator[list[tuple[str, bytes]]], result: PackResult, most: int, size: int
 ) -> list[dict[str, Any]]:
     """Write shards until there are no more samples; return their entries of the index."""
     entries: list[dict[str, Any]] = []

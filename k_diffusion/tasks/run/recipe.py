@@ -18,7 +18,7 @@ from ...core.devices import choose_device
 from ...core.files import write_json
 from ...core.machine import multiply_rate
 from ...core.names import escape_name
-from ...data import Decoded, Inspection, inspect_pictures
+from ...data import DecodedPictures, Inspection, inspect_pictures
 from ...models.sizing import sizes
 from ...training import RunFolder
 from ..info import SHARE
@@ -38,7 +38,9 @@ CLASSES, LEAST = range(2, 1001), 5
 STEPS = (200, 200_000)
 
 
-def pick_config(settings: TrainSettings) -> tuple[dict[str, Any], list[str], Decoded | None]:
+def pick_config(
+    settings: TrainSettings,
+) -> tuple[dict[str, Any], list[str], DecodedPictures | None]:
     """Return a config for the pictures in settings.data, sentences, and the decoded pictures.
 
     The sentences are about the choices. The pictures are those that were looked at, if they fit

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import Gone, Unsaved
+from ...core.errors import FolderMissing, Unsaved
 from ...core.files import (
     MALFORMED,
-    Written,
+    FileDigest,
     note_once,
     read_json_file,
     remove_stale,
@@ -60,8 +60,8 @@ class RunFolder:
         Nothing is saved into another folder that has taken its name.
 
         Raises:
-            Gone: If it was moved or deleted when a checkpoint was to be saved or another file
-                failed.
+            FolderMissing: If the folder was moved or deleted before a checkpoint or another file
+                was written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(OSError):  # Windows cannot open folders
@@ -77,7 +77,7 @@ class RunFolder:
             self._handle = None
 
     def check_place(self) -> None:
-        """Raise `Gone` if the folder that is held open is no longer at its path."""
+        """Raise `FolderMissing` if the folder that is held open is no longer at its path."""
         if self._handle is None:
             return
         try:
@@ -85,7 +85,7 @@ class RunFolder:
         except FileNotFoundError:
             same = False
         if not same:
-            raise Gone(
+            raise FolderMissing(
                 errno.ENOENT,
                 f'the folder {self.path} was moved or deleted while its run '
                 'trained; the run stops, and the steps since its last checkpoint are lost: '
@@ -151,7 +151,7 @@ class RunFolder:
         return path
 
     def record(
-        self, path: Path, step: int, files: dict[str, Written], metrics: Mapping[str, float]
+        self, path: Path, step: int, files: dict[str, FileDigest], metrics: Mapping[str, float]
     ) -> None:
         """Make a whole checkpoint in the folder the latest one, and delete superfluous ones.
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class Taken(ValueError):
+class RunLocked(ValueError):
     """Another process trains this run."""
 
 
@@ -26,7 +26,7 @@ def run_lock(folder: Path, name: str) -> Iterator[None]:
         name: The run.
 
     Raises:
-        Taken: If a living process holds it.
+        RunLocked: If a living process holds it.
         OSError: If the folder cannot be written to.
     """
     path = folder / f'{name}.lock'
@@ -72,7 +72,7 @@ def _acquire(path: Path, name: str) -> int:
         except OSError:
             holder = _holder(descriptor)
             os.close(descriptor)
-            raise Taken(
+            raise RunLocked(
                 f'run {name!r} in {path.parent} is locked by {holder}; wait for it to finish, '
                 'stop it, or pass another name'
             ) from None

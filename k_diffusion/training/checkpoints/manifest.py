@@ -11,7 +11,7 @@ from typing import Any
 
 from ...core.files import (
     MALFORMED,
-    Written,
+    FileDigest,
     digest_of,
     note_once,
     read_json_file,
@@ -32,7 +32,7 @@ class Record:
     """
 
     step: int
-    files: dict[str, Written]
+    files: dict[str, FileDigest]
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     saved: str = ''
 
@@ -165,7 +165,7 @@ def check_recorded(path: Path) -> None:
 def _record(checkpoint: str, entry: Any) -> Record:
     """Return the record in an entry of a manifest."""
     files = {
-        name: Written(_count(file['bytes']), _text(file['sha256']))
+        name: FileDigest(_count(file['bytes']), _text(file['sha256']))
         for name, file in entry['files'].items()
     }
     odd = [name for name in files if name.split('/')[0] != checkpoint or '..' in name.split('/')]

@@ -18,7 +18,7 @@ from typing import Any
 
 from ...core.files import (
     MALFORMED,
-    Written,
+    FileDigest,
     cache_folder,
     digest_of,
     note_once,
@@ -193,7 +193,7 @@ class RemoteFolder:
         ):  # object stores have no folders, or refuse to create them
             self.system.makedirs(self.path, exist_ok=True)
 
-    def upload(self, path: Path, name: str, written: Written) -> None:
+    def upload(self, path: Path, name: str, written: FileDigest) -> None:
         """Upload a file and read it back.
 
         Args:
@@ -254,7 +254,7 @@ class RemoteFolder:
             shutil.rmtree(whole, ignore_errors=True)
         return path
 
-    def _copy(self, name: str, written: Written, path: Path, verify: bool) -> None:
+    def _copy(self, name: str, written: FileDigest, path: Path, verify: bool) -> None:
         """Download a file and compare it with its record."""
         try_again(lambda: download(self.system, self.at(name), path))
         if verify and (path.stat().st_size != written.bytes or digest_of(path) != written.sha256):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import Unsaved
-from ...core.files import Written, sync_folder, temporary_path
+from ...core.files import FileDigest, sync_folder, temporary_path
 from ...core.weights import save_checkpoint
 from ..sharding import is_sharded, local
 from .disk import is_full, size_of
@@ -89,7 +89,7 @@ def save_shards(
 
 def _write_by_all(
     folder: RunFolder, path: Path, content: Any, step: int, rank: int, world: int
-) -> tuple[Path, dict[str, Written], OSError | None]:
+) -> tuple[Path, dict[str, FileDigest], OSError | None]:
     """Have each process write its shard into a temporary folder, which the first creates.
 
     Returns:
@@ -99,7 +99,7 @@ def _write_by_all(
     temporary = [temporary_path(path)]
     torch.distributed.broadcast_object_list(temporary)
     error: OSError | None = None
-    mine: tuple[str, Written] | None = None
+    mine: tuple[str, FileDigest] | None = None
     name = f'rank_{rank:05}.pth'
     try:
         with folder.failures(step, size_of(content)):
@@ -121,7 +121,7 @@ def _write_by_all(
         shutil.rmtree(temporary[0], ignore_errors=True)
     return (
         temporary[0],
-        {entry[0]: Written(*entry[1]) for entry, _ in everyone if entry is not None},
+        {entry[0]: FileDigest(*entry[1]) for entry, _ in everyone if entry is not None},
         error,
     )
 
