@@ -97,25 +97,25 @@ def probe(
             options=recipe.options,
         )
 
-    ends, recipes, seen = run(FINE, fine), {}, {}
+    ends, recipes, distances = run(FINE, fine), {}, {}
     for n in steps:
-        found = [_distances(run, recipe, n, ends) for recipe in CANDIDATES]
-        least = [min(pair[i] for pair in found) for i in (0, 1)]
+        pairs = [_distances(run, recipe, n, ends) for recipe in CANDIDATES]
+        least = [min(pair[i] for pair in pairs) for i in (0, 1)]
         worst = [
             max((value + FLOOR) / (best + FLOOR) for value, best in zip(pair, least))
-            for pair in found
+            for pair in pairs
         ]
-        chosen = worst.index(min(worst))
-        rms, median = found[chosen]
+        index = worst.index(min(worst))
+        rms, median = pairs[index]
         recipes[n] = replace(
-            CANDIDATES[chosen],
+            CANDIDATES[index],
             why=(
                 f'of {len(CANDIDATES)} recipes it ended nearest to {fine} steps on {shape[0]} '
                 f'noises of this model with {n} calls (rms {rms:.2g}, median {median:.2g})'
             ),
         )
-        seen[n] = {str(recipe): pair for recipe, pair in zip(CANDIDATES, found)}
-    return Probe(traits, recipes, seen)
+        distances[n] = {str(recipe): pair for recipe, pair in zip(CANDIDATES, pairs)}
+    return Probe(traits, recipes, distances)
 
 
 def _numbers_of_calls(steps: Sequence[int]) -> list[int]:

@@ -329,14 +329,14 @@ class Probe:
         Raises:
             ValueError: If it is not such a file.
         """
-        found = read_json_file(Path(path))
+        values = read_json_file(Path(path))
         try:
-            recipes = {int(n): Recipe(**recipe) for n, recipe in found['recipes'].items()}
+            recipes = {int(n): Recipe(**recipe) for n, recipe in values['recipes'].items()}
             distances = {
                 int(n): {words: (pair[0], pair[1]) for words, pair in row.items()}
-                for n, row in found['distances'].items()
+                for n, row in values['distances'].items()
             }
-            return cls(Traits.from_json(found['traits']), recipes, distances)
+            return cls(Traits.from_json(values['traits']), recipes, distances)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             raise ValueError(
                 f'path must be a file that Probe.save wrote; got {os.fspath(path)!r}'

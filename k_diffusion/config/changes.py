@@ -114,7 +114,7 @@ def changes_of(
 
 
 #: Keys that training itself writes into a config.
-_WRITTEN = ('dataset.class_names', 'distillation.teacher_digest')
+_DERIVED_KEYS = ('dataset.class_names', 'distillation.teacher_digest')
 
 
 def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
@@ -130,7 +130,7 @@ def compare_configs(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Chan
     before = _flat(old)
     for key, value in _flat(new).items():
         was = before.get(key, _ABSENT)
-        if key not in _WRITTEN and was is not _ABSENT and _plain(was) != _plain(value):
+        if key not in _DERIVED_KEYS and was is not _ABSENT and _plain(was) != _plain(value):
             changes.append(Change(key, was, value))
     retyped = tuple(
         change.key.removesuffix('.type') for change in changes if change.key.endswith('.type')

@@ -55,6 +55,6 @@ def guide_data(
         for key, value in cond.items()
     }
     both = join_trees([dict(cond), without], len(x))
-    given, free = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), **both).chunk(2)
+    conditional, free = denoise(torch.cat([x, x]), torch.cat([sigma, sigma]), **both).chunk(2)
     strength = torch.where(acts, scale - 1, torch.zeros_like(scale)).to(data)
-    return data + append_dims(strength, x.ndim) * (given - free)
+    return data + append_dims(strength, x.ndim) * (conditional - free)

@@ -369,8 +369,8 @@ class _Inpainting(Condition):
         row = torch.arange(x.shape[2], device=x.device)[:, None]
         column = torch.arange(x.shape[3], device=x.device)
         inside = (row >= top) & (row < bottom) & (column >= left) & (column < right)
-        known = (~inside[:, None]).to(x)
-        return {self.key: torch.cat([known, x * known], 1)}
+        mask = (~inside[:, None]).to(x)
+        return {self.key: torch.cat([mask, x * mask], 1)}
 
     def from_text(self, value: str, load: Load) -> Tensors:
         """Return the tensors for a value IMAGE or IMAGE,TOP,BOTTOM,LEFT,RIGHT.
@@ -389,9 +389,9 @@ class _Inpainting(Condition):
                 f'to 1; got {value!r}'
             ) from None
         h, w = x.shape[2:]
-        known = torch.ones(1, 1, h, w)
-        known[:, :, round(top * h) : round(bottom * h), round(left * w) : round(right * w)] = 0
-        return {self.key: torch.cat([known, x * known], 1)}
+        mask = torch.ones(1, 1, h, w)
+        mask[:, :, round(top * h) : round(bottom * h), round(left * w) : round(right * w)] = 0
+        return {self.key: torch.cat([mask, x * mask], 1)}
 
     def _draw_sides(self, size: Sequence[int], items: Tensor, draws: Draws) -> Tensor:
         """Draw a box of random sides in a random place for each item, int64 [B, 4] on the host.

@@ -120,8 +120,8 @@ class DiffusersAutoencoder(nn.Module):
         Args:
             x: Images [B, C, H, W] in [-1, 1].
         """
-        found = self.model.encode(x.to(self.model.dtype)).latent_dist
-        return found.mean.to(x.dtype), found.logvar.to(x.dtype)
+        distribution = self.model.encode(x.to(self.model.dtype)).latent_dist
+        return distribution.mean.to(x.dtype), distribution.logvar.to(x.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """Return images of unscaled latents.
@@ -143,13 +143,13 @@ def own_autoencoder(location: str) -> nn.Module:
     """
     path = Path(location).expanduser()
     if path.is_dir():
-        found = sorted(path.glob('*.safetensors'))
-        if len(found) != 1:
+        files = sorted(path.glob('*.safetensors'))
+        if len(files) != 1:
             raise ValueError(
-                f'{path} must hold one .safetensors file; got {len(found)}. Name the file of the '
+                f'{path} must hold one .safetensors file; got {len(files)}. Name the file of the '
                 'autoencoder'
             )
-        path = found[0]
+        path = files[0]
     config = load_safetensors_config(path)
     if config.get('model', {}).get('type') != 'autoencoder':
         raise ValueError(

@@ -121,12 +121,12 @@ def image_bits(
             )
     results = []
     for start in range(0, len(images), batch_size):
-        chosen = slice(start, start + batch_size)
-        batch = images[chosen].to(device)
-        here = {key: value[chosen].to(device) for key, value in cond.items()}
-        found = []
+        part = slice(start, start + batch_size)
+        batch = images[part].to(device)
+        here = {key: value[part].to(device) for key, value in cond.items()}
+        log_probs = []
         for k in range(points):
-            own = [derive_seed(seed, 'point', k) for seed in seeds[chosen]]
+            own = [derive_seed(seed, 'point', k) for seed in seeds[part]]
             log_prob, _ = log_likelihood(
                 denoise,
                 dequantised(batch, own),
@@ -140,8 +140,8 @@ def image_bits(
                 data_mean=data_mean,
                 data_std=data_std,
             )
-            found.append(log_prob)
-        results.append(bits_per_dim(torch.stack(found, 1), batch[0].numel()).cpu())
+            log_probs.append(log_prob)
+        results.append(bits_per_dim(torch.stack(log_probs, 1), batch[0].numel()).cpu())
         if report is not None:
             report(min(start + batch_size, len(images)))
     return torch.cat(results)
@@ -149,7 +149,7 @@ def image_bits(
 
 def _check_seeds(seeds: Sequence[int], images: Tensor) -> None:
     if not hasattr(seeds, '__len__') or len(seeds) != len(images):
-        given = len(seeds) if hasattr(seeds, '__len__') else repr(seeds)
+        count = len(seeds) if hasattr(seeds, '__len__') else repr(seeds)
         raise ValueError(
-            f'seeds must hold a number for each of the {len(images)} images; got {given}'
+            f'seeds must hold a number for each of the {len(images)} images; got {count}'
         )

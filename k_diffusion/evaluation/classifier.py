@@ -121,14 +121,14 @@ def train_classifier(
         torch.manual_seed(derive_seed(seed, 'classifier'))
         network = Classifier(images.shape[1], (images.shape[2], images.shape[3]), classes)
     order = torch.randperm(len(images), generator=generator(seed, 'classifier split'))
-    held, train = order[: len(order) // 10], order[len(order) // 10 :]
+    held_out, train = order[: len(order) // 10], order[len(order) // 10 :]
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     draws = generator(seed, 'classifier batches')
     with torch.enable_grad():
         for step in range(steps):
             optimizer.param_groups[0]['lr'] = 2e-3 * math.cos(0.5 * math.pi * step / steps)
-            chosen = train[torch.randint(len(train), [batch_size], generator=draws)]
-            loss = F.cross_entropy(network.logits(from_bytes(images[chosen])), labels[chosen])
+            indices = train[torch.randint(len(train), [batch_size], generator=draws)]
+            loss = F.cross_entropy(network.logits(from_bytes(images[indices])), labels[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -138,7 +138,7 @@ def train_classifier(
     _scale(network, images[train[:5000]])
     right = [
         network.logits(from_bytes(images[part])).argmax(1) == labels[part]
-        for part in held.split(1000)
+        for part in held_out.split(1000)
     ]
     network.accuracy = torch.cat(right).double().mean().item()
     network.fingerprint = (

@@ -102,8 +102,8 @@ def kid_subsets(
     size = min(whole_number(size, 'size', 2), len(x), len(y))
     source = generator(seed, 'kid subsets')
     values = [squared_mmd(_some(x, size, source), _some(y, size, source)) for _ in range(subsets)]
-    found = torch.stack(values)
-    return found.mean().item(), found.std().item()
+    estimates = torch.stack(values)
+    return estimates.mean().item(), estimates.std().item()
 
 
 def kid_with_error(x: Any, y: Any, blocks: int = 20) -> tuple[float, float]:

@@ -66,13 +66,13 @@ def kth_distance(x: Tensor, k: int, chunk: int = 1024) -> Tensor:
         k: The neighbour.
         chunk: Number of rows computed at once.
     """
-    found = []
+    radii = []
     for start in range(0, len(x), chunk):
         distances = torch.cdist(x[start : start + chunk], x)
         own = torch.arange(len(distances), device=x.device)
         distances[own, start + own] = torch.inf
-        found.append(distances.kthvalue(k, dim=1).values)
-    return torch.cat(found)
+        radii.append(distances.kthvalue(k, dim=1).values)
+    return torch.cat(radii)
 
 
 def _checked(x: Any, y: Any, k: int, chunk: int) -> tuple[Tensor, Tensor]:

@@ -59,14 +59,14 @@ def nearest_neighbours(x: Any, y: Any, chunk: int = 1024) -> Neighbours:
         raise ValueError(
             f'y must hold at least 2 training images, the nearest and the next; got {len(y)}'
         )
-    found = [torch.cdist(part, y).topk(2, largest=False) for part in x.split(chunk)]
-    distances = torch.cat([part.values for part in found])
+    pairs = [torch.cdist(part, y).topk(2, largest=False) for part in x.split(chunk)]
+    distances = torch.cat([part.values for part in pairs])
     ratio = distances[:, 0] / distances[:, 1].clamp_min(1e-12)
-    return Neighbours(torch.cat([part.indices[:, 0] for part in found]), distances[:, 0], ratio)
+    return Neighbours(torch.cat([part.indices[:, 0] for part in pairs]), distances[:, 0], ratio)
 
 
 def neighbour_picture(
-    x: Any, y: Any, found: Neighbours, pairs: int = 24, columns: int = 6
+    x: Any, y: Any, neighbours: Neighbours, pairs: int = 24, columns: int = 6
 ) -> Tensor:
     """Draw the samples most like copies, each beside its nearest training image, as [C, H, W].
 
@@ -75,25 +75,31 @@ def neighbour_picture(
     Args:
         x: Samples [N, C, H, W].
         y: Training images [M, C, H, W].
-        found: The result of nearest_neighbours.
+        neighbours: The result of nearest_neighbours.
         pairs: Largest number of pairs.
         columns: Number of columns.
 
     Raises:
-        TypeError: If found is not such a result.
+        TypeError: If neighbours is not such a result.
         ValueError: If the shapes do not fit it.
     """
     whole_number(columns, 'columns')
     x, y = as_pictures(x, 'x'), as_pictures(y, 'y')
-    if not isinstance(found, Neighbours):
-        raise TypeError(f'found must be a result of nearest_neighbours; got {type(found).__name__}')
-    if x.shape[1:] != y.shape[1:] or len(x) != len(found.ratio) or len(y) <= int(found.index.max()):
-        raise ValueError(
-            'x and y must be the images that found was made of, of one shape; got shapes '
-            f'{list(x.shape)} and {list(y.shape)} with {len(found.ratio)} neighbours'
+    if not isinstance(neighbours, Neighbours):
+        raise TypeError(
+            f'neighbours must be a result of nearest_neighbours; got {type(neighbours).__name__}'
         )
-    most = found.ratio.argsort()[: whole_number(pairs, 'pairs')]
-    sides = [torch.cat([x[i], y[found.index[i]]], 2) for i in most.tolist()]
+    if (
+        x.shape[1:] != y.shape[1:]
+        or len(x) != len(neighbours.ratio)
+        or len(y) <= int(neighbours.index.max())
+    ):
+        raise ValueError(
+            'x and y must be the images that neighbours was computed from, of one shape; got shapes '
+            f'{list(x.shape)} and {list(y.shape)} with {len(neighbours.ratio)} neighbours'
+        )
+    most = neighbours.ratio.argsort()[: whole_number(pairs, 'pairs')]
+    sides = [torch.cat([x[i], y[neighbours.index[i]]], 2) for i in most.tolist()]
     return make_grid(torch.stack(sides), min(columns, len(sides)), padding=4, fill=1.0)
 
 

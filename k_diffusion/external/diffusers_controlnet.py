@@ -76,17 +76,20 @@ class ControlNet(nn.Module):
         if several and not isinstance(scale, (list, tuple)):
             scale = [scale] * len(pictures)
         shared = {name: value for name, value in call.items() if name in self.takes}
-        asked = {
+        arguments = {
             **shared,
             **own,
             'controlnet_cond': pictures if several else pictures[0],
             'conditioning_scale': scale,
         }
-        if self.config.get('force_zeros_for_pooled_projection') and 'pooled_projections' in asked:
-            asked['pooled_projections'] = torch.zeros_like(asked['pooled_projections'])
+        if (
+            self.config.get('force_zeros_for_pooled_projection')
+            and 'pooled_projections' in arguments
+        ):
+            arguments['pooled_projections'] = torch.zeros_like(arguments['pooled_projections'])
         if 'joint_attention_dim' in self.config and self.config['joint_attention_dim'] is None:
-            asked.pop('encoder_hidden_states', None)
-        return {**call, **dict(zip(self.residuals, self.model(**asked, return_dict=False)))}
+            arguments.pop('encoder_hidden_states', None)
+        return {**call, **dict(zip(self.residuals, self.model(**arguments, return_dict=False)))}
 
     def _lay_out(self, picture: Tensor, call: Mapping[str, Any]) -> Tensor:
         """Return an image with an entry for each item, as tokens for networks that take tokens."""

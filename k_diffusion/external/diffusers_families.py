@@ -116,15 +116,15 @@ _REFUSED_SETTINGS = (
 )
 
 
-def find_family(network: Any, held: Any = None) -> tuple[str, Family]:
+def find_family(network: Any, inner: Any = None) -> tuple[str, Family]:
     """Return the known class of a network, or of its base classes, and its family.
 
     A network outside diffusers with the same calling convention has the family of the one network
-    that it holds, `held`, or that of the rule.
+    that it holds, `inner`, or that of the rule.
 
     Args:
         network: The network.
-        held: The network inside it, if there is one.
+        inner: The network inside it, if there is one.
 
     Raises:
         ValueError: If it is an unknown diffusers network, has another calling convention, or its
@@ -132,7 +132,7 @@ def find_family(network: Any, held: Any = None) -> tuple[str, Family]:
     """
     name = find_class(network, FAMILIES)
     if name is None:
-        unknown, name, network = _refuse_unknown(network), find_class(held, FAMILIES), held
+        unknown, name, network = _refuse_unknown(network), find_class(inner, FAMILIES), inner
         if name is None:
             return unknown, Family()
     config = getattr(network, 'config', None) or {}

@@ -88,7 +88,7 @@ def choose_variant(folder: Path, variant: str | None) -> str | None:
         FileNotFoundError: If the folder has no weights, or none of that variant.
         ValueError: If none was requested and several fit.
     """
-    found = (
+    variants = (
         {
             match['variant'] or ''
             for file in sorted(folder.iterdir())
@@ -97,23 +97,23 @@ def choose_variant(folder: Path, variant: str | None) -> str | None:
         if folder.is_dir()
         else set()
     )
-    names = ', '.join(repr(name) for name in sorted(found - {''})) or 'none'
-    if not found:
+    names = ', '.join(repr(name) for name in sorted(variants - {''})) or 'none'
+    if not variants:
         raise FileNotFoundError(f'{folder} holds no weights (diffusion_pytorch_model*.safetensors)')
     if variant is not None:
-        if variant not in found:
+        if variant not in variants:
             raise FileNotFoundError(
                 f'variant must be one of those in {folder}: {names}; got {variant!r}'
-                + ('; omit it for the weights without a variant' if '' in found else '')
+                + ('; omit it for the weights without a variant' if '' in variants else '')
             )
         return variant
-    if '' in found:
+    if '' in variants:
         return None
-    if len(found) > 1:
+    if len(variants) > 1:
         raise ValueError(
             f'variant must be given for {folder}, which has several and none without: {names}'
         )
-    return found.pop()
+    return variants.pop()
 
 
 def _weight_options(

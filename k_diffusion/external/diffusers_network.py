@@ -57,9 +57,9 @@ class DiffusersNetwork(nn.Module):
         super().__init__()
         self.model = model
         network = unwrap_network(model)
-        held = unwrap_network(inner_module(network))  # inside a custom wrapper
-        self.kind, self.family = find_family(network, held)
-        configs = (getattr(part, 'config', None) for part in (network, held))
+        inner = unwrap_network(inner_module(network))  # inside a custom wrapper
+        self.kind, self.family = find_family(network, inner)
+        configs = (getattr(part, 'config', None) for part in (network, inner))
         self.config: Mapping[str, Any] = next(
             (config for config in configs if isinstance(config, Mapping)), {}
         )
@@ -67,16 +67,17 @@ class DiffusersNetwork(nn.Module):
         #: True for a network of its own class, whose settings describe its arguments.
         self.exact = type(network).__name__ == self.kind
         #: The conditions it takes; None for any.
-        self.known: set[str] | None = None
+        self.condition_names: set[str] | None = None
         #: Factor of a flow time in [0, 1].
         self.flow_time_scale = self.family.time_scale * self.config.get('timestep_scale', 1.0)
         parameters = parameters_of(network)
-        self._read_signature(parameters, {*parameters, *parameters_of(held)})
+        self._read_signature(parameters, {*parameters, *parameters_of(inner)})
         self.controlnet: ControlNet | None = None
         if controlnet is not None:
             shared = {*self.conditions, self.input, self.time}
             self.controlnet = ControlNet(controlnet, self.kind, self.family, shared)
-            self.known = None if self.known is None else {*self.known, *self.controlnet.own}
+            if self.condition_names is not None:
+                self.condition_names = {*self.condition_names, *self.controlnet.own}
 
     def _read_signature(
         self, parameters: Mapping[str, inspect.Parameter], names: Collection[str]
@@ -94,7 +95,7 @@ class DiffusersNetwork(nn.Module):
         }
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         any_name = any(p.kind is p.VAR_KEYWORD for p in self.conditions.values())
-        self.known = None if any_name else {*self.conditions, *self.family.own}
+        self.condition_names = None if any_name else {*self.conditions, *self.family.own}
         required = [
             name for name, p in self.conditions.items() if p.kind in named and p.default is p.empty
         ]
@@ -166,10 +167,12 @@ class DiffusersNetwork(nn.Module):
         }
 
     def _check_channels(self, x: Tensor) -> None:
-        wanted = None if self.family.pack else self.config.get('in_channels')
-        if isinstance(wanted, int) and x.ndim > self.channels and x.shape[self.channels] != wanted:
+        in_channels = None if self.family.pack else self.config.get('in_channels')
+        if not isinstance(in_channels, int) or x.ndim <= self.channels:
+            return
+        if x.shape[self.channels] != in_channels:
             raise ValueError(
-                f'x must have {wanted} channels for this {self.kind}, including those of '
+                f'x must have {in_channels} channels for this {self.kind}, including those of '
                 f'unet_cond; got {x.shape[self.channels]}'
             )
 
@@ -180,38 +183,38 @@ class DiffusersNetwork(nn.Module):
             for name in names
             if self.takes_added and self.config.get(setting) == value
         ]
-        given = {**cond, **(cond.get('added_cond_kwargs') or {})}
-        missing = [name for name in (*self.needed, *added) if name not in given]
+        conditions = {**cond, **(cond.get('added_cond_kwargs') or {})}
+        missing = [name for name in (*self.needed, *added) if name not in conditions]
         if missing:
             raise TypeError(
                 f'{self.kind} must be given the condition {missing[0]!r}; got '
                 f'{", ".join(map(repr, cond)) or "none"}'
             )
-        for name in (name for name in _TENSORS if given.get(name) is not None):
-            if not isinstance(given[name], Tensor):
+        for name in (name for name in _TENSORS if conditions.get(name) is not None):
+            if not isinstance(conditions[name], Tensor):
                 raise TypeError(
                     f'{name} must be a tensor with an entry for each item; '
-                    f'got {describe(given[name])}'
+                    f'got {describe(conditions[name])}'
                 )
-            if given[name].ndim < 1 or len(given[name]) not in (1, n):
+            if conditions[name].ndim < 1 or len(conditions[name]) not in (1, n):
                 raise ValueError(
                     f'{name} must have 1 entry or one for each of the {n} items; '
-                    f'got the shape {list(given[name].shape)}'
+                    f'got the shape {list(conditions[name].shape)}'
                 )
         if self.exact and self.kind.startswith('UNet'):
-            self._check_ranges(given)
+            self._check_ranges(conditions)
         own = _ADDED if self.takes_added else ()
-        known = cond if self.known is None else (*self.known, *own)
-        unknown = [name for name in cond if name not in known]
+        names = cond if self.condition_names is None else (*self.condition_names, *own)
+        unknown = [name for name in cond if name not in names]
         if unknown:
             raise TypeError(
                 f'{self.kind} takes no condition {unknown[0]!r}; it takes '
-                f'{", ".join(sorted(self.known or ()))}'
+                f'{", ".join(sorted(self.condition_names or ()))}'
             )
 
-    def _check_ranges(self, given: Mapping[str, Any]) -> None:
+    def _check_ranges(self, conditions: Mapping[str, Any]) -> None:
         """Check the classes and the width of the text of a U-Net against its settings."""
-        labels, classes = given.get('class_labels'), self.config.get('num_class_embeds')
+        labels, classes = conditions.get('class_labels'), self.config.get('num_class_embeds')
         classes = None if self.config.get('class_embed_type') is not None else classes
         # a look at the classes would wait for a GPU
         if isinstance(labels, Tensor) and labels.is_cpu and labels.numel() and classes is not None:
@@ -221,7 +224,10 @@ class DiffusersNetwork(nn.Module):
                     f'class_cond must be between 0 and {classes - 1}, the classes of this '
                     f'{self.kind}; got {low if low < 0 else high}'
                 )
-        text, width = given.get('encoder_hidden_states'), self.config.get('cross_attention_dim')
+        text, width = (
+            conditions.get('encoder_hidden_states'),
+            self.config.get('cross_attention_dim'),
+        )
         if not isinstance(text, Tensor) or not isinstance(width, int):
             return
         if self.config.get('encoder_hid_dim_type') is None and text.shape[-1] != width:

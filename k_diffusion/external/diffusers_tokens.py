@@ -169,7 +169,7 @@ def pack_list(x: Tensor, cond: dict[str, Any], config: Mapping[str, Any]) -> tup
     texts, mask = cond['cap_feats'], cond.pop('cap_mask', None)
     texts = list(texts)
     if mask is not None:
-        texts = [text[kept.bool()] for text, kept in zip(texts, mask)]
+        texts = [text[row.bool()] for text, row in zip(texts, mask)]
     cond['cap_feats'] = texts
     return list(x[:, :, None]), lambda answer: torch.stack(list(answer))[:, :, 0]
 

@@ -42,10 +42,10 @@ class EDMDenoiser(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             own = vars(self)
-            held = own.get('_modules', {}).get('inner_model', own.get('inner_model'))
-            if name.startswith('_') or held is None:
+            inner = own.get('_modules', {}).get('inner_model', own.get('inner_model'))
+            if name.startswith('_') or inner is None:
                 raise
-        return getattr(unwrap_network(held), name)
+        return getattr(unwrap_network(inner), name)
 
     def _own(self, name: str, default: Any) -> Any:
         """Return an attribute of the network inside its wrappers."""

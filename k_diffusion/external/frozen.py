@@ -28,14 +28,14 @@ def differentiable(network: Any, x: Tensor) -> Iterator[None]:
         network: The network.
         x: Its input.
     """
-    found = _checkpointing(network) if torch.is_grad_enabled() and x.requires_grad else []
-    before = [module.checkpoint for module in found]
+    modules = _checkpointing(network) if torch.is_grad_enabled() and x.requires_grad else []
+    before = [module.checkpoint for module in modules]
     try:
-        for module in found:
+        for module in modules:
             module.checkpoint = _plain  # type: ignore[attr-defined]
         yield
     finally:
-        for module, function in zip(found, before):
+        for module, function in zip(modules, before):
             module.checkpoint = function  # type: ignore[attr-defined]
 
 

@@ -110,8 +110,10 @@ class ModelTimes:
     """
 
     def __init__(self, diffusion: Any) -> None:
-        known = getattr(diffusion, 'timestep_map', None)
-        self.map = None if known is None else torch.as_tensor(list(known), dtype=torch.float32)
+        timestep_map = getattr(diffusion, 'timestep_map', None)
+        self.map = None
+        if timestep_map is not None:
+            self.map = torch.as_tensor(list(timestep_map), dtype=torch.float32)
         if self.map is not None and torch.equal(self.map, torch.arange(len(self.map))):
             self.map = None
         steps = getattr(diffusion, 'original_num_steps', None) or len(diffusion.alphas_cumprod)

@@ -22,7 +22,7 @@ from .v_diffusion import VDenoiser
 
 logger = logging.getLogger(__name__)
 
-_KNOWN = (
+_MODEL_KINDS = (
     'a pipeline of diffusers, its folder, or a model with its scheduler; a network of '
     'guided-diffusion with its diffusion; an object with apply_model and alphas_cumprod (CompVis); '
     'a network of EDM (with round_sigma) or EDM2 (with sigma_data and class_labels); a network of '
@@ -60,15 +60,15 @@ def wrap(model: Any, partner: Any = None, quantize: bool = False) -> nn.Module:
 def _inner_network(model: Any) -> Any:
     """Return the network in the contents of an EDM pickle, or the argument; refuse classes."""
     if isinstance(model, Mapping):
-        held = next(
+        inner = next(
             (model[key] for key in ('ema', 'net') if isinstance(model.get(key), nn.Module)), None
         )
-        if held is None:
+        if inner is None:
             raise TypeError(
                 f'model must be a network; got {type(model).__name__} without one. Weights alone '
                 'do not tell how they are called; load them into their network first'
             )
-        return held
+        return inner
     if isinstance(model, Published):
         raise TypeError(
             f'model must be a network; got published weights. Make a {model.network} with their '
@@ -120,7 +120,7 @@ def _recognise(model: Any, network: Any, partner: Any, quantize: bool) -> tuple[
             f'{"x".join(map(str, network.shape))}',
         )
     raise ValueError(
-        f'model must be one of these: {_KNOWN}; got {describe(network)}'
+        f'model must be one of these: {_MODEL_KINDS}; got {describe(network)}'
         f'{" with " + type(partner).__name__ if partner is not None else ""}. For another, '
         'derive a class from K.external.DiscreteEpsDDPMDenoiser or VDenoiser'
     )

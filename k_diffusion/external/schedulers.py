@@ -158,9 +158,9 @@ def make_denoiser(network: Any, scheduler: Any, quantize: bool = False) -> Preco
     prediction = str(config.get('prediction_type', 'epsilon'))
     table = getattr(scheduler, 'alphas_cumprod', None)
     if is_flow(scheduler, config):
-        made: PreconditionedDenoiser = _make_flow(network, scheduler, config, prediction)
+        denoiser: PreconditionedDenoiser = _make_flow(network, scheduler, config, prediction)
     elif find_class(scheduler, ('EDMEulerScheduler', 'EDMDPMSolverMultistepScheduler')):
-        made = KarrasTimeDenoiser(
+        denoiser = KarrasTimeDenoiser(
             network, config['sigma_data'], prediction, config['sigma_min'], config['sigma_max']
         )
     elif table is None or prediction not in _DISCRETE or find_class(scheduler, _OTHER_MEANING):
@@ -176,7 +176,7 @@ def make_denoiser(network: Any, scheduler: Any, quantize: bool = False) -> Preco
             config.get(key) or float(levels[place])
             for key, place in (('sigma_min', 0), ('sigma_max', -1))
         )
-        made = KarrasTimeDenoiser(network, 1.0, prediction, low, high)
+        denoiser = KarrasTimeDenoiser(network, 1.0, prediction, low, high)
     else:
         return _DISCRETE[prediction](network, table, quantize)
     if quantize:
@@ -184,7 +184,7 @@ def make_denoiser(network: Any, scheduler: Any, quantize: bool = False) -> Preco
             f'quantize must be False with {type(scheduler).__name__} and these settings, '
             'because its network has no table of levels'
         )
-    return made
+    return denoiser
 
 
 def read_config(scheduler: Any) -> Mapping[str, Any]:
@@ -251,8 +251,8 @@ def make_scheduler(config: Mapping[str, Any]) -> Any:
         'EulerDiscrete': True,
     }
     kind = getattr(diffusers, f'{next(name for name, fits in kinds.items() if fits)}Scheduler')
-    known = inspect.signature(kind.__init__).parameters
-    return kind(**{key: value for key, value in config.items() if key in known})
+    parameters = inspect.signature(kind.__init__).parameters
+    return kind(**{key: value for key, value in config.items() if key in parameters})
 
 
 def is_flow(scheduler: Any, config: Mapping[str, Any]) -> bool:

@@ -34,8 +34,8 @@ def unwrap_network(network: Any) -> Any:
     """
     while True:
         names = class_names(network)
-        held = next((_HELD_IN[name] for name in names if name in _HELD_IN), None)
-        inner = None if held is None else getattr(network, held, None)
+        attribute = next((_HELD_IN[name] for name in names if name in _HELD_IN), None)
+        inner = None if attribute is None else getattr(network, attribute, None)
         if inner is None and any(
             p.kind is p.VAR_POSITIONAL for p in parameters_of(network).values()
         ):
@@ -51,8 +51,8 @@ def inner_module(network: Any) -> Any:
     Args:
         network: The module.
     """
-    held = list(network.children()) if isinstance(network, nn.Module) else []
-    return held[0] if len(held) == 1 else None
+    children = list(network.children()) if isinstance(network, nn.Module) else []
+    return children[0] if len(children) == 1 else None
 
 
 def parameters_of(network: Any) -> dict[str, inspect.Parameter]:
@@ -70,15 +70,15 @@ def parameters_of(network: Any) -> dict[str, inspect.Parameter]:
 
 @lru_cache(maxsize=64)
 def _parameters_of_class(kind: type) -> dict[str, inspect.Parameter]:
-    found: dict[str, inspect.Parameter] = {}
+    result: dict[str, inspect.Parameter] = {}
     for base in kind.__mro__:
         forward = None if base is nn.Module else vars(base).get('forward')
         if callable(forward):
-            taken = list(inspect.signature(forward).parameters.values())[1:]
-            found = found or {p.name: p for p in taken}
-            if not any(p.kind is p.VAR_POSITIONAL for p in taken):
-                return {p.name: p for p in taken}
-    return found
+            parameters = list(inspect.signature(forward).parameters.values())[1:]
+            result = result or {p.name: p for p in parameters}
+            if not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+                return {p.name: p for p in parameters}
+    return result
 
 
 def class_names(thing: Any) -> list[str]:
@@ -90,15 +90,15 @@ def class_names(thing: Any) -> list[str]:
     return [base.__name__ for base in type(thing).__mro__]
 
 
-def find_class(thing: Any, known: Iterable[str]) -> str | None:
+def find_class(thing: Any, names: Iterable[str]) -> str | None:
     """Return the first class in the hierarchy of an object that is among the known names.
 
     Args:
         thing: The object.
-        known: The names.
+        names: The names.
     """
-    known = set(known)
-    return next((name for name in class_names(thing) if name in known), None)
+    names = set(names)
+    return next((name for name in class_names(thing) if name in names), None)
 
 
 def describe(thing: Any) -> str:

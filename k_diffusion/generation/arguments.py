@@ -81,10 +81,10 @@ def _network_inside(model: Any) -> Any:
     """Return the network inside torch.compile and torch's parallel wrappers."""
     while isinstance(model, nn.Module) and type(model).__module__.startswith('torch.'):
         parts = dict(model.named_children())
-        held = parts.get('_orig_mod', parts.get('module'))
-        if held is None:
+        inner = parts.get('_orig_mod', parts.get('module'))
+        if inner is None:
             break
-        model = held
+        model = inner
     return model
 
 

@@ -235,8 +235,8 @@ def generate(
         )
         model = select_items(denoise, items, [len(seeds), *shape])
         report = None if callback is None else lambda info, start=start: callback(start, info)
-        given = None if x is None else x[part].to(device)
-        drawn = sample_batch(
+        part_start = None if x is None else x[part].to(device)
+        samples = sample_batch(
             model,
             shape,
             sigmas,
@@ -246,10 +246,10 @@ def generate(
             report,
             device,
             options,
-            given,
+            part_start,
             counter_noise,
         )
-        batches.append((decode(drawn) if decode else drawn).float().cpu())
+        batches.append((decode(samples) if decode else samples).float().cpu())
     return torch.cat(batches) if batches else torch.empty(0, *shape)
 
 
@@ -307,12 +307,12 @@ def sample_batch(
     arguments = {key: value for key, value in arguments.items() if key in takes}
     if 'sigmas' in takes:
         # A sampler of this package reads the levels: on a GPU that would be a wait.
-        given = sigmas if entry.body is not None else sigmas.to(device)
-        return entry.function(denoise, x, given, **arguments)
+        levels = sigmas if entry.body is not None else sigmas.to(device)
+        return entry.function(denoise, x, levels, **arguments)
     arguments = {**_ends_of(entry, sigmas), **arguments}
-    found = entry.function(denoise, x, **arguments)
+    result = entry.function(denoise, x, **arguments)
     # with return_info dpm_adaptive returns a pair
-    x = found[0] if isinstance(found, tuple) else found
+    x = result[0] if isinstance(result, tuple) else result
     return denoise(x, x.new_full([len(x)], arguments['sigma_min']), **cond)
 
 
@@ -401,31 +401,31 @@ def resume_calls(
     Raises:
         ValueError: If the sampler has no run with the remaining number of calls.
     """
-    start, left = calls[begin], len(calls) - begin
+    start, remaining = calls[begin], len(calls) - begin
     lower = levels[levels < start * (1 - 1e-9)]
     if 'n' in entry.takes:  # its number of calls follows from n
-        lower = levels[len(levels) - max(1, left - (len(calls) - len(levels) + 1)) :]
+        lower = levels[len(levels) - max(1, remaining - (len(calls) - len(levels) + 1)) :]
     levels = torch.cat([levels.new_tensor([start]), lower])
     if 'sigma_min' in entry.takes and 'n' not in entry.takes:  # its calls follow from the answers
         return levels, list(calls[begin:]), 0
     own, at_start = list_calls(entry, levels, options, shape)
-    unused = max(left - len(own), int(not at_start))
+    unused = max(remaining - len(own), int(not at_start))
     planned = [start] * unused + own
     if (
         unused <= 1
-        and len(planned) == left
+        and len(planned) == remaining
         and all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(planned, calls[begin:]))
     ):
         return levels, list(calls[begin:]), unused
     planned = [start] * (not at_start) + own
     inside = start > min(calls[: begin + 1]) * (1 + 1e-9)
-    if inside or entry.levels is not None or len(planned) > left:
+    if inside or entry.levels is not None or len(planned) > remaining:
         raise ValueError(
             f'strength must let {entry.name} start with a whole step; got time {begin} of '
             f'{len(calls)}, inside one. Use another strength, or a sampler with one model call in '
             'each step'
         )
-    return levels, planned + planned[-1:] * (left - len(planned)), int(not at_start)
+    return levels, planned + planned[-1:] * (remaining - len(planned)), int(not at_start)
 
 
 def _ends_of(entry: Sampler, sigmas: Tensor) -> dict[str, Any]:

@@ -94,11 +94,11 @@ def plan(
         if steps < 1:
             raise ValueError(f'steps must be >= 1; got {steps}')
         if schedule is None and getattr(denoiser, 'flow_map', False):
-            made = _of_flow_map(denoiser, steps, sampler, traits, options)
+            result = _of_flow_map(denoiser, steps, sampler, traits, options)
         elif sampler is None and schedule is None:
-            made = _recommended(denoiser, steps, options, traits)
+            result = _recommended(denoiser, steps, options, traits)
         else:
-            made = _named(
+            result = _named(
                 denoiser,
                 steps,
                 sampler,
@@ -107,7 +107,7 @@ def plan(
                 (sigma_min, sigma_max) == (None, None),
                 options,
             )
-        return made._replace(sigmas=round_levels(denoiser, made.sigmas))
+        return result._replace(sigmas=round_levels(denoiser, result.sigmas))
     walked: Any = own if schedule is None else schedule
     sigmas = torch.tensor(levels(walked), dtype=torch.float64)
     calls = len(sigmas) - 1 - (0 if entry is None else entry.unasked)
@@ -135,9 +135,9 @@ def explain_plan(sigmas: Tensor, sampler: Any, options: Mapping[str, Any], why: 
         why: The reason.
     """
     name = find_sampler(sampler).name
-    given = ', '.join(f'{key}={value}' for key, value in options.items())
+    arguments = ', '.join(f'{key}={value}' for key, value in options.items())
     shown = ' '.join(f'{level:.4g}' for level in sigmas.tolist())
-    return f'sampler: {name}{f" ({given})" if given else ""}\nlevels: {shown}\nwhy: {why}'
+    return f'sampler: {name}{f" ({arguments})" if arguments else ""}\nlevels: {shown}\nwhy: {why}'
 
 
 def _recommended(
@@ -216,15 +216,15 @@ def _named(
             {**stops_at(sampler, low), **options},
             why,
         )
-    made = SCHEDULES[name]
+    make = SCHEDULES[name]
     if name in BETWEEN:
-        return Plan(made(steps, low, high), sampler, {**stops_at(sampler, low), **options}, why)
+        return Plan(make(steps, low, high), sampler, {**stops_at(sampler, low), **options}, why)
     if not whole_range:
         raise ValueError(
             f'sigma_min and sigma_max must be left out with the schedule {name}, which has its own '
             f'noise levels; got {low} and {high}. Other schedules are {", ".join(BETWEEN)}'
         )
-    return Plan(made(steps), sampler, options, why)
+    return Plan(make(steps), sampler, options, why)
 
 
 def round_levels(denoiser: DenoiseFn, sigmas: Tensor) -> Tensor:

@@ -36,9 +36,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f'steps must be >= 1; got {self.steps}')
-        for key, known in (('sampler', SAMPLERS), ('schedule', BETWEEN)):
-            if getattr(self, key) not in (None, *known):
-                raise ValueError(f'{key}: {unknown(key, getattr(self, key), known)}')
+        for key, choices in (('sampler', SAMPLERS), ('schedule', BETWEEN)):
+            if getattr(self, key) not in (None, *choices):
+                raise ValueError(f'{key}: {unknown(key, getattr(self, key), choices)}')
         if self.sampler is not None and SAMPLERS[self.sampler].needs_pair and self.guidance > 1:
             raise ValueError(
                 f'guidance must be from 0 to 1 with {self.sampler}, whose scale differs from the '
@@ -69,8 +69,8 @@ def choose_sampling(section: Mapping[str, Any], **requested: Any) -> SamplingCon
         sampler = sampler.removeprefix('sample_')
     schedule = named if requested.get('schedule') is None else requested['schedule']
     requested = {**requested, 'sampler': sampler, 'schedule': schedule}
-    known = {field.name for field in fields(SamplingConfig)}
-    own = {key: value for key, value in section.items() if key in known}
+    names = {field.name for field in fields(SamplingConfig)}
+    own = {key: value for key, value in section.items() if key in names}
     if sampler in SAMPLERS and SAMPLERS[sampler].needs_pair:
         own = {key: value for key, value in own.items() if not key.startswith('guidance')}
     return SamplingConfig(

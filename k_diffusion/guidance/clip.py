@@ -105,15 +105,17 @@ class ClipDistance:
         self, denoised: Tensor, sigma: Tensor, clip_targets: Tensor | None = None
     ) -> Tensor:
         images = denoised if self.decode is None else self.decode(denoised)
-        found = self.encode(views(images, self.size, sigma, self.n_views, self.power, self.seed))
-        found = found.unflatten(0, (self.n_views, len(images)))[:, :, None]  # [views, B, 1, E]
-        targets = (self.targets if clip_targets is None else clip_targets).to(found)
+        crops = views(images, self.size, sigma, self.n_views, self.power, self.seed)
+        embeddings = self.encode(crops).unflatten(0, (self.n_views, len(images)))
+        embeddings = embeddings[:, :, None]  # [views, B, 1, E]
+        targets = (self.targets if clip_targets is None else clip_targets).to(embeddings)
         if targets.shape[-2] != len(self.weights):
             raise ValueError(
                 f'clip_targets must hold {len(self.weights)} targets for each item, one for each '
                 f'weight; got {targets.shape[-2]}'
             )
-        return (spherical_distance(found, targets) * self.weights.to(found)).sum(-1).mean(0)
+        distances = spherical_distance(embeddings, targets)
+        return (distances * self.weights.to(embeddings)).sum(-1).mean(0)
 
 
 def spherical_distance(a: Tensor, b: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class _Composed(DenoiserWrapper):
             self.denoise,
             x,
             sigma,
-            [without(cond, given, len(x)) for given in (self.null, *self.prompts)],
+            [without(cond, prompt, len(x)) for prompt in (self.null, *self.prompts)],
             self.joined,
         )
         guided = uncond

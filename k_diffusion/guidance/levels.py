@@ -93,26 +93,26 @@ class _EpsilonScaling(BothEstimates):
     def estimates(
         self, ask: Callable[..., tuple[Tensor, ...]], x: Tensor, sigma: Tensor, **cond: Any
     ) -> tuple[Tensor, ...]:
-        found = ask(x, sigma, **cond)
+        estimates = ask(x, sigma, **cond)
         if self.factor == 1:
-            return found
+            return estimates
         factor = _at('factor', self.factor, level_per_item(sigma, x))
         factor = append_dims(factor.to(x), x.ndim) if isinstance(factor, Tensor) else factor
-        return tuple(x - (x - each) / factor for each in found)
+        return tuple(x - (x - each) / factor for each in estimates)
 
 
 def _at(name: str, value: PerLevel, sigma: Tensor) -> float | Tensor:
     if not callable(value):
         return value
-    found = value(sigma)
-    if isinstance(found, Tensor) and found.shape in ((), sigma.shape):
-        return found
-    if isinstance(found, Tensor):
+    result = value(sigma)
+    if isinstance(result, Tensor) and result.shape in ((), sigma.shape):
+        return result
+    if isinstance(result, Tensor):
         raise ValueError(
             f'{name} must be a function that returns a number for each of the {len(sigma)} '
-            f'levels; got shape {list(found.shape)}'
+            f'levels; got shape {list(result.shape)}'
         )
-    return check_number(f'{name}(sigma)', found)
+    return check_number(f'{name}(sigma)', result)
 
 
 def interval_of_first_steps(sigmas: Tensor | Sequence[float], share: float) -> tuple[float, float]:

@@ -134,8 +134,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             own = ('sampler_options', 'calibration', *['schedule'] * titled)
             values = {key: value for key, value in values.items() if key not in own}
         values = {key: value for key, value in {**values, **kwargs}.items() if key[0] != '_'}
-        made = cls(**complete_config(values))
-        return (made, {}) if return_unused_kwargs else made
+        scheduler = cls(**complete_config(values))
+        return (scheduler, {}) if return_unused_kwargs else scheduler
 
     @functools.cached_property
     def entry(self) -> Sampler:
@@ -167,8 +167,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             timesteps: Replace the schedule, in the form of the pipeline's own scheduler.
             mu: The shift of a flow, by the number of tokens.
         """
-        given = {'sigmas': sigmas, 'timesteps': timesteps, 'mu': mu}
-        own = {key: value for key, value in given.items() if value is not None}
+        arguments = {'sigmas': sigmas, 'timesteps': timesteps, 'mu': mu}
+        own = {key: value for key, value in arguments.items() if value is not None}
         n = len(own.get('sigmas', own.get('timesteps', ()))) or num_inference_steps
         schedule = self.config.schedule
         explicit = 'timesteps' in own or ('sigmas' in own and not self.is_flow)
@@ -198,8 +198,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
 
     @property
     def _item(self) -> Sequence[int]:
-        held = self.calibration.spectrum if self.calibration else self._options.get('spectrum')
-        return (1,) if held is None else held.variance.shape
+        spectrum = self.calibration.spectrum if self.calibration else self._options.get('spectrum')
+        return (1,) if spectrum is None else spectrum.variance.shape
 
     def _times(self, levels: Sequence[float]) -> Tensor:
         sigma = torch.tensor(levels)  # in float32, as a denoiser works the times out
@@ -398,7 +398,7 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             network: The network.
         """
 
-        def keep(module: nn.Module, given: Any, output: Any) -> None:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             self.unconditional = output[0][: len(output[0]) // 2]
 
         return network.register_forward_hook(keep)

@@ -101,6 +101,6 @@ def use_samplers(blocks: Any) -> Any:
     if not isinstance(blocks, LoopSequentialPipelineBlocks) or isinstance(blocks, KDiffusionLoop):
         return blocks
     kind = type(blocks)
-    made = type(f'KDiffusion{kind.__name__}', (KDiffusionLoop, kind), {})()
-    made.sub_blocks = parts
-    return made
+    loop_class = type(f'KDiffusion{kind.__name__}', (KDiffusionLoop, kind), {})()
+    loop_class.sub_blocks = parts
+    return loop_class

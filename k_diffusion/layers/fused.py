@@ -49,11 +49,15 @@ def derive_again(
         grads: The gradients of its outputs.
     """
     with torch.enable_grad():
-        wanted = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
-        found = iter(
-            torch.autograd.grad(plain(*inputs), wanted, grads, create_graph=True, allow_unused=True)
+        variables = [x for x in inputs if isinstance(x, Tensor) and x.requires_grad]
+        gradients = iter(
+            torch.autograd.grad(
+                plain(*inputs), variables, grads, create_graph=True, allow_unused=True
+            )
         )
-    return tuple(next(found) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs)
+    return tuple(
+        next(gradients) if isinstance(x, Tensor) and x.requires_grad else None for x in inputs
+    )
 
 
 def plain_rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -194,7 +198,7 @@ def plain_rotated_cosines(
     n = theta.shape[-1]
     cos, sin, root = theta.cos(), theta.sin(), scale.to(dtype).sqrt()[:, None]
 
-    def turned(x: Tensor) -> Tensor:
+    def rotate(x: Tensor) -> Tensor:
         y = x.to(dtype).unflatten(0, (-1, len(theta)))
         y = y * (torch.rsqrt(y.square().sum(dim=-1, keepdim=True) + eps) * root)
         a, b = y[..., :n], y[..., n : 2 * n]
@@ -204,7 +208,7 @@ def plain_rotated_cosines(
             .to(x.dtype)
         )
 
-    return turned(q).transpose(1, 2), turned(k).transpose(1, 2), v.transpose(1, 2)
+    return rotate(q).transpose(1, 2), rotate(k).transpose(1, 2), v.transpose(1, 2)
 
 
 class RotatedCosines(torch.autograd.Function):

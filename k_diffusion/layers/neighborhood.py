@@ -35,12 +35,12 @@ class Tiles(NamedTuple):
     Attributes:
         queries: Positions [n, T].
         keys: Positions [n, S].
-        seen: True where a query sees a key, [n, T, S].
+        visible: True where a query sees a key, [n, T, S].
     """
 
     queries: Tensor
     keys: Tensor
-    seen: Tensor
+    visible: Tensor
 
 
 def neighborhood_attention(
@@ -58,13 +58,13 @@ def neighborhood_attention(
     sides = q.shape[1:-2]
     check_kernel_size(kernel_size, *sides)
     axes = [tiles(side, kernel_size, q.device, len(sides)) for side in sides]
-    if math.prod([axis.seen.numel() for axis in axes]) > WORTHWHILE * math.prod(sides) ** 2:
+    if math.prod([axis.visible.numel() for axis in axes]) > WORTHWHILE * math.prod(sides) ** 2:
         return _dense(q, k, v, kernel_size, scale)
     queries, keys = (
         _places([axis.queries for axis in axes], sides),
         _places([axis.keys for axis in axes], sides),
     )
-    mask = pair_axes([axis.seen for axis in axes]).repeat(q.shape[-2], 1, 1)[None]
+    mask = pair_axes([axis.visible for axis in axes]).repeat(q.shape[-2], 1, 1)[None]
     y = attend(_take(q, queries), _take(k, keys), _take(v, keys), mask, scale=scale)
     return _untile(y, [axis.queries.shape for axis in axes], q.shape)
 
@@ -172,8 +172,8 @@ def _places(axes: Sequence[Tensor], sides: Sequence[int]) -> Tensor:
 
 def _take(x: Tensor, places: Tensor) -> Tensor:
     """Return x [B, ..., heads, D] at positions [n, T], as [B, heads n, T, D]."""
-    taken = x.flatten(1, -3).transpose(1, 2).index_select(2, places.flatten())
-    return taken.unflatten(2, places.shape).flatten(1, 2)
+    rows = x.flatten(1, -3).transpose(1, 2).index_select(2, places.flatten())
+    return rows.unflatten(2, places.shape).flatten(1, 2)
 
 
 def _untile(y: Tensor, axes: Sequence[torch.Size], shape: torch.Size) -> Tensor:

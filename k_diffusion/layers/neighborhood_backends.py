@@ -97,39 +97,39 @@ def attend_nearby(
     return BACKENDS[backend if foreign else 'tiles'](q, k, v, kernel_size, scale)
 
 
-def choose_backend(wanted: str, kernel_size: int, d_head: int, dims: int = 2) -> str:
+def choose_backend(backend: str, kernel_size: int, d_head: int, dims: int = 2) -> str:
     """Return the backend to build with: the requested one after a check, or for 'auto' the fastest.
 
     Without CUDA, and for grids of one axis or three, 'auto' is 'tiles'. With CUDA the available
     backends are run once, forward and backward.
 
     Args:
-        wanted: A name in BACKENDS, or 'auto'.
+        backend: A name in BACKENDS, or 'auto'.
         kernel_size: Side of the neighbourhood.
         d_head: Width of a head.
         dims: Number of axes of the grid.
     """
-    check_backend(wanted, dims)
+    check_backend(backend, dims)
     measurable = (
         dims == 2 and torch.cuda.is_available() and torch.get_default_device().type != 'meta'
     )
-    return wanted if wanted != 'auto' else fastest(kernel_size, d_head) if measurable else 'tiles'
+    return backend if backend != 'auto' else fastest(kernel_size, d_head) if measurable else 'tiles'
 
 
-def check_backend(wanted: str, dims: int = 2) -> None:
+def check_backend(backend: str, dims: int = 2) -> None:
     """Raise a ValueError for a backend that is unknown or cannot work here.
 
     Args:
-        wanted: A name in BACKENDS, or 'auto'.
+        backend: A name in BACKENDS, or 'auto'.
         dims: Number of axes of the grid.
     """
-    if wanted not in ('auto', *BACKENDS):
-        raise ValueError(f'backend: {unknown("backend", wanted, ("auto", *BACKENDS))}')
-    if dims != 2 and wanted not in ('auto', 'tiles'):
+    if backend not in ('auto', *BACKENDS):
+        raise ValueError(f'backend: {unknown("backend", backend, ("auto", *BACKENDS))}')
+    if dims != 2 and backend not in ('auto', 'tiles'):
         raise ValueError(
-            f"backend must be 'auto' or 'tiles' for grids of {dims} axes; got {wanted!r}"
+            f"backend must be 'auto' or 'tiles' for grids of {dims} axes; got {backend!r}"
         )
-    if wanted == 'natten':
+    if backend == 'natten':
         missing = why_not_natten()
         if missing:
             raise ValueError(

@@ -153,12 +153,12 @@ def matrices(module: Downsample | Upsample, x: Tensor) -> list[Tensor]:
         module: The resampling.
         x: [B, C, ...].
     """
-    made: dict[int, Tensor] = {}
+    by_length: dict[int, Tensor] = {}
     for n in x.shape[2:]:
-        if n not in made:
+        if n not in by_length:
             units = torch.eye(n, dtype=module.kernel.dtype, device=module.kernel.device)
-            made[n] = module.along(units[:, None])[:, 0].mT.to(x.dtype)
-    return [made[n] for n in x.shape[2:]]
+            by_length[n] = module.along(units[:, None])[:, 0].mT.to(x.dtype)
+    return [by_length[n] for n in x.shape[2:]]
 
 
 def apply_separable(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:

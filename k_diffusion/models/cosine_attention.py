@@ -54,7 +54,7 @@ def scale_for_cosine_sim_qkv(qkv: Tensor, scale: Tensor, eps: float) -> Tensor:
     return torch.stack([*scale_for_cosine_sim(q, k, scale[:, None], eps), v], dim=-3)
 
 
-def _turned(x: Tensor, theta: Tensor, conj: bool) -> tuple[Tensor, Tensor]:
+def _rotate(x: Tensor, theta: Tensor, conj: bool) -> tuple[Tensor, Tensor]:
     """Rotate the first n and the next n features of x by the angles theta [..., n].
 
     The result is in float32 at least.
@@ -74,7 +74,7 @@ def apply_rotary_emb(x: Tensor, theta: Tensor, conj: bool = False) -> Tensor:
         theta: Angles, [..., n].
         conj: Rotate backwards.
     """
-    a, b = _turned(x, theta, conj)
+    a, b = _rotate(x, theta, conj)
     return torch.cat([a.to(x.dtype), b.to(x.dtype), x[..., 2 * theta.shape[-1] :]], dim=-1)
 
 
@@ -90,7 +90,7 @@ class ApplyRotaryEmbeddingInplace(torch.autograd.Function):
         ctx.save_for_backward(theta)
         ctx.conj = conj
         n = theta.shape[-1]
-        x[..., :n], x[..., n : 2 * n] = _turned(x, theta, conj)
+        x[..., :n], x[..., n : 2 * n] = _rotate(x, theta, conj)
         return x
 
     @staticmethod

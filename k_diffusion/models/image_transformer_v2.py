@@ -343,10 +343,10 @@ class ImageTransformerV2Config(TransformerSection):
         # it.
         self.self_attns = [
             {
-                'type': given['type'],
+                'type': attention['type'],
                 **{key: value for key, value in asdict(level.self_attn).items() if value != 'auto'},
             }
-            for given, level in zip(self_attns, self.levels)
+            for attention, level in zip(self_attns, self.levels)
         ]
 
     def _attentions(self, sections: list[dict[str, Any]]) -> list[AttentionSpec]:

@@ -306,15 +306,15 @@ class ImageDenoiserModelV1(nn.Module):
         check_sides(
             input.shape[2:], self.patch_size, len(self.channels) - 1 - self.u_net.skip_stages
         )
-        for name, given, needed in (
+        for name, is_given, needed in (
             ('unet_cond', unet_cond is not None, self.unet_cond_dim > 0),
             ('cross_cond', cross_cond is not None, self.cross_cond_dim > 0),
         ):
-            if given != needed:
+            if is_given != needed:
                 raise ValueError(
                     f'{name} must be left out for a model without {name}_dim; got one: build the '
                     f'model with {name}_dim'
-                    if given
+                    if is_given
                     else f'{name} must be given to a model with {name}_dim; got None'
                 )
         if return_variance and not self.has_variance:

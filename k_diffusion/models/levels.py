@@ -68,14 +68,14 @@ def check_levels(
         skip_stages: The number of skipped levels.
     """
     levels = len(channels)
-    for name, given in (
+    for name, values in (
         ('depths', depths),
         ('self_attn_depths', self_attn_depths),
         ('cross_attn_depths', cross_attn_depths),
     ):
-        if given is not None and len(given) != levels:
+        if values is not None and len(values) != levels:
             raise ValueError(
-                f'{name} must have as many entries as channels, {levels}; got {len(given)}'
+                f'{name} must have as many entries as channels, {levels}; got {len(values)}'
             )
     if levels == 0 or min(depths) < 1 or min(channels) < 1:
         raise ValueError(

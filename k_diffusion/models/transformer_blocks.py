@@ -272,18 +272,18 @@ class ConditionedTransformer(nn.Module, ABC):
         x = self.time_in_proj(self.time_emb(c_noise[..., None])) + self.aug_in_proj(
             self.aug_emb(aug_cond)
         )
-        for name, module, given in (
+        for name, module, value in (
             ('class_cond', self.class_emb, class_cond),
             ('mapping_cond', self.mapping_cond_in_proj, mapping_cond),
         ):
-            if (module is None) != (given is None):
+            if (module is None) != (value is None):
                 raise ValueError(
                     f'{name} must be left out for a model that was built without it; got one'
                     if module is None
                     else f'{name} must be given to a model that was built with it; got None'
                 )
             if module is not None:
-                x = x + module(given)
+                x = x + module(value)
         more = map_features(self.map_inputs, sigma, sigma_next, guidance_scale)
         return self.mapping(x if more is None else x + more)
 

@@ -161,13 +161,13 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     module, attribute = _LAZY[name]
     try:
-        found = importlib.import_module(module)
+        target = importlib.import_module(module)
     except ImportError as error:
         raise AttributeError(
             f'{__name__}.{name} needs the package {module.split(".")[0]!r}, which cannot be '
             f'imported: {error}'
         ) from None
-    return getattr(found, attribute) if attribute else found
+    return getattr(target, attribute) if attribute else target
 
 
 class _Face(ModuleType):

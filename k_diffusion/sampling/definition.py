@@ -24,7 +24,7 @@ _NOISE = Parameter(
 )
 
 
-class Known(TypedDict, total=False):
+class SamplerFacts(TypedDict, total=False):
     """The attributes of `Sampler` that a definition may set."""
 
     nfe: int
@@ -39,7 +39,9 @@ class Known(TypedDict, total=False):
     unasked: int
 
 
-def sampler(order: int, **known: Unpack[Known]) -> Callable[[Callable[..., Run[Any]]], SampleFn]:
+def sampler(
+    order: int, **facts: Unpack[SamplerFacts]
+) -> Callable[[Callable[..., Run[Any]]], SampleFn]:
     """Make sample_<name> from a generator of states and register it in SAMPLERS.
 
     The generator is written as sample_<name>(steps, x, *, options), with `steps` the `Steps` of the
@@ -51,7 +53,7 @@ def sampler(order: int, **known: Unpack[Known]) -> Callable[[Callable[..., Run[A
 
     Args:
         order: Order of the error in the step size.
-        **known: Attributes of `Sampler`.
+        **facts: Attributes of `Sampler`.
 
     Returns:
         A decorator.
@@ -59,7 +61,7 @@ def sampler(order: int, **known: Unpack[Known]) -> Callable[[Callable[..., Run[A
 
     def make(body: Callable[..., Run[Any]]) -> SampleFn:
         name = body.__name__.removeprefix('sample_')
-        function = make_sampler(body, name, order, **known)
+        function = make_sampler(body, name, order, **facts)
         SAMPLERS.register(name)(function.entry)
         return function
 
@@ -72,7 +74,7 @@ def make_sampler(
     order: int,
     of: str = '',
     fixed: Mapping[str, Any] | None = None,
-    **known: Unpack[Known],
+    **facts: Unpack[SamplerFacts],
 ) -> SampleFn:
     """Make the function that runs a generator of states to its end, without registering it.
 
@@ -82,7 +84,7 @@ def make_sampler(
         order: Order of the error in the step size.
         of: The sampler of which it is a preset.
         fixed: The fixed options of the preset.
-        **known: Attributes of `Sampler`.
+        **facts: Attributes of `Sampler`.
 
     Returns:
         The function, with its entry as the attribute `entry`.
@@ -96,7 +98,7 @@ def make_sampler(
         return cast_result(result, watch.dtype)
 
     functools.update_wrapper(sample, body)
-    entry = Sampler(name, sample, body, order, of=of, fixed=dict(fixed or {}), **known)
+    entry = Sampler(name, sample, body, order, of=of, fixed=dict(fixed or {}), **facts)
     signature = inspect.Signature(_public_parameters(body, entry), return_annotation='Tensor')
     vars(sample).update(__signature__=signature, entry=entry)
     return cast(SampleFn, sample)
@@ -108,7 +110,7 @@ def preset(
     summary: str,
     fixed: Mapping[str, Any],
     order: int | None = None,
-    **known: Unpack[Known],
+    **facts: Unpack[SamplerFacts],
 ) -> SampleFn:
     """Make sample_<name> from another sampler with some options fixed, and register it.
 
@@ -118,7 +120,7 @@ def preset(
         summary: The docstring.
         fixed: The options and their values. The new sampler does not take them.
         order: Its order; by default that of the other.
-        **known: Attributes of `Sampler` that differ from the other's.
+        **facts: Attributes of `Sampler` that differ from the other's.
 
     Returns:
         The function.
@@ -141,14 +143,14 @@ def preset(
     own = [p for p in signature.parameters.values() if p.name not in fixed]
     vars(body).update(__signature__=signature.replace(parameters=own))
     body.__name__, body.__qualname__, body.__doc__ = f'sample_{name}', f'sample_{name}', summary
-    attributes = {key: getattr(entry, key) for key in Known.__annotations__} | known
+    attributes = {key: getattr(entry, key) for key in SamplerFacts.__annotations__} | facts
     function = make_sampler(
         body,
         name,
         entry.order if order is None else order,
         of=entry.name,
         fixed=fixed,
-        **cast(Known, attributes),
+        **cast(SamplerFacts, attributes),
     )
     SAMPLERS.register(name)(function.entry)
     return function

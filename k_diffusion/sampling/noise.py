@@ -261,9 +261,9 @@ def item_seeds(x: Tensor, seed: Any) -> list[int]:
         seed = torch.randint(0, 2**63 - 1, [])
     if not isinstance(x, Tensor) or not x.ndim:
         raise TypeError(f'x must be a batch, a tensor [B, ...]; got {show_value(x)}')
-    given: Any = seed.tolist() if hasattr(seed, 'tolist') else seed
-    one = not isinstance(given, Iterable)
-    items: list[Any] = [given] if one else list(given)
+    value: Any = seed.tolist() if hasattr(seed, 'tolist') else seed
+    one = not isinstance(value, Iterable)
+    items: list[Any] = [value] if one else list(value)
     if isinstance(seed, str) or not all(is_whole(item, -math.inf) for item in items):
         raise ValueError(f'seed must be an integer, or one for each item; got {show_value(seed)}')
     seeds = [int(item) for item in items]

@@ -29,27 +29,27 @@ RULES: Mapping[str, tuple[float, bool, str]] = {
 }
 
 
-def check_options(parameters: Mapping[str, Parameter], given: MutableMapping[str, Any]) -> None:
+def check_options(parameters: Mapping[str, Parameter], arguments: MutableMapping[str, Any]) -> None:
     """Check the options of a sampler, and convert the numbers among them to floats.
 
     An option is a number if its default is a float; tau may also be a function.
 
     Args:
         parameters: The parameters of the sampler.
-        given: The arguments by name; changed in place.
+        arguments: The arguments by name; changed in place.
 
     Raises:
         TypeError: If an option has the wrong type.
         ValueError: If a number is outside its range.
     """
-    for name, value in given.items():
+    for name, value in arguments.items():
         if isinstance(parameters[name].default, float) and not (name == 'tau' and callable(value)):
             least, infinite, hint = RULES.get(name, (-math.inf, True, ''))
-            given[name] = check_number(name, value, least, infinite, hint)
+            arguments[name] = check_number(name, value, least, infinite, hint)
     for name in ('callback', 'noise_sampler', 'noise_scaler'):
-        if given.get(name) is not None and not callable(given[name]):
-            raise TypeError(f'{name} must be a function or None; got {show_value(given[name])}')
-    extra_args = given.get('extra_args')
+        if arguments.get(name) is not None and not callable(arguments[name]):
+            raise TypeError(f'{name} must be a function or None; got {show_value(arguments[name])}')
+    extra_args = arguments.get('extra_args')
     if extra_args is not None and not isinstance(extra_args, Mapping):
         raise TypeError(
             'extra_args must be a dict of keyword arguments for the model; got '

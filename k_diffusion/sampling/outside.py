@@ -74,20 +74,20 @@ def _ask_outside(
     run: Run[Any], watch: Watch, record: Record | None
 ) -> Generator[Request, Any, Any]:
     """Yield the requests of a run and return its result in the dtype of the x it was given."""
-    sent: Any = None
+    answer: Any = None
     while True:
         try:
             with torch.no_grad():
-                item = run.send(sent)
+                item = run.send(answer)
         except StopIteration as end:
             watch.check()
             return cast_result(end.value, watch.dtype)
         if not isinstance(item, Request):
-            sent = item
+            answer = item
         elif record is None:
-            sent = yield item
-        elif (sent := record.recall(item.x.device)) is None:
-            sent = record.keep((yield item))
+            answer = yield item
+        elif (answer := record.recall(item.x.device)) is None:
+            answer = record.keep((yield item))
 
 
 class OutsideModel:

@@ -43,13 +43,13 @@ class Record:
                 f'state must be a result of Record.state_dict; got {type(state).__name__}'
                 + (f' without {odd[0]!r}' if odd else '')
             )
-        held = state or {}
-        self.start: Tensor | None = held.get('start')
-        self.answers: list[Any] = list(held.get('answers', ()))
-        self.noises: list[Tensor] = list(held.get('noises', ()))
-        self.edits: dict[int, Tensor] = dict(held.get('edits', {}))
-        self.steps: int = held.get('steps', 0)
-        self._answered = self._drawn = 0
+        values = state or {}
+        self.start: Tensor | None = values.get('start')
+        self.answers: list[Any] = list(values.get('answers', ()))
+        self.noises: list[Tensor] = list(values.get('noises', ()))
+        self.edits: dict[int, Tensor] = dict(values.get('edits', {}))
+        self.steps: int = values.get('steps', 0)
+        self._answer_count = self._noise_count = 0
         self._last: tuple[int, Tensor, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -93,12 +93,12 @@ class Record:
         """
 
         def noise(sigma: Any, sigma_next: Any) -> Tensor:
-            drawn = noise_sampler(sigma, sigma_next)
-            self._drawn += 1
-            if self._drawn <= len(self.noises):
-                return self.noises[self._drawn - 1].to(drawn)
-            self.noises.append(drawn.detach().clone())
-            return drawn
+            value = noise_sampler(sigma, sigma_next)
+            self._noise_count += 1
+            if self._noise_count <= len(self.noises):
+                return self.noises[self._noise_count - 1].to(value)
+            self.noises.append(value.detach().clone())
+            return value
 
         return noise
 
@@ -111,8 +111,8 @@ class Record:
             *args: Further positional arguments of the model.
             **cond: Its conditions.
         """
-        known = self.recall(x.device)
-        return self.keep(ask(x, *args, **cond)) if known is None else known
+        recorded_answer = self.recall(x.device)
+        return self.keep(ask(x, *args, **cond)) if recorded_answer is None else recorded_answer
 
     def recall(self, device: torch.device) -> Any:
         """Return the next answer of the record; None after the last one.
@@ -120,10 +120,10 @@ class Record:
         Args:
             device: The device to move it to.
         """
-        if self._answered == len(self.answers):
+        if self._answer_count == len(self.answers):
             return None
-        self._answered += 1
-        return _map(self.answers[self._answered - 1], lambda value: value.to(device))
+        self._answer_count += 1
+        return _map(self.answers[self._answer_count - 1], lambda value: value.to(device))
 
     def keep(self, answer: Any) -> Any:
         """Add an answer to the record, and return it.
@@ -132,7 +132,7 @@ class Record:
             answer: A tensor, or a tuple of tensors.
         """
         self.answers.append(_map(answer, lambda value: value.detach().clone()))
-        self._answered += 1
+        self._answer_count += 1
         return answer
 
     def end_step(self, step: int, x: Tensor, state: Any) -> None:

@@ -104,11 +104,11 @@ def iterate(
     """
     run, watch = start_run(find_sampler(sampler), model, x, *args, record=record, **kwargs)
     watch.retain = True  # a state's denoised is looked at after later calls
-    sent: Tensor | None = None
+    edited: Tensor | None = None
     for step in itertools.count():
         try:
             with torch.no_grad():
-                x = _advance(run, sent, watch)
+                x = _advance(run, edited, watch)
         except StopIteration:
             return watch.check()
         state = State(x, watch.i, watch.n, watch.sigma, watch.denoised, watch.nfe)
@@ -116,7 +116,7 @@ def iterate(
             if record is not None:
                 record.end_step(step, x, state)
             yield state
-        sent = state.x if record is None else record.edit_state(step, state.x)
+        edited = state.x if record is None else record.edit_state(step, state.x)
 
 
 def start_run(
@@ -150,44 +150,44 @@ def start_run(
             f'sample_{entry.name} must be called with (model, x, {", ".join(entry.takes)}, ...): '
             f'{error}'
         ) from None
-    given = bound.arguments
-    model, x = list(given)[:2]
-    start = _check_start(given[x])
+    arguments = bound.arguments
+    model, x = list(arguments)[:2]
+    start = _check_start(arguments[x])
     if entry.body is not None:  # a function from elsewhere defines its own arguments
-        check_denoiser(model, given[model])
-        check_options(bound.signature.parameters, given)
+        check_denoiser(model, arguments[model])
+        check_options(bound.signature.parameters, arguments)
     if record is not None:
         record.begin(start)
-        given[model] = record.wrap_model(given[model])
+        arguments[model] = record.wrap_model(arguments[model])
     watch = Watch(
-        given[model], start.dtype, getattr(entry.function, '__name__', entry.name), afs, start
+        arguments[model], start.dtype, getattr(entry.function, '__name__', entry.name), afs, start
     )
     draws = 'noise_sampler' in entry.parameters
     x_0 = start.to(torch.promote_types(start.dtype, torch.float32))
     noise = _given_noise(
-        entry, watch.name, x_0, given.pop('noise_sampler', None), seed, generator, draws
+        entry, watch.name, x_0, arguments.pop('noise_sampler', None), seed, generator, draws
     )
     if entry.body is None:
-        given.update(
+        arguments.update(
             {model: watch, x: x_0},
             **({'noise_sampler': noise} if draws and noise is not None else {}),
         )
         return _one_step(entry.function, *bound.args, **bound.kwargs), watch
-    extra_args, callback, disable = (given.pop(p.name, None) for p in _CALLED)
-    sigmas = _choose_levels(entry, given.pop('sigmas', None))
+    extra_args, callback, disable = (arguments.pop(p.name, None) for p in _CALLED)
+    sigmas = _choose_levels(entry, arguments.pop('sigmas', None))
     if noise is None:
-        noise = _default_noise(entry, x_0, sigmas, given)
+        noise = _default_noise(entry, x_0, sigmas, arguments)
     if record is not None:
         noise = record.wrap_noise(noise)
     first = (
         sigmas[0]
         if sigmas
-        else check_number('sigma_max', given.get('sigma_max', 0.0), infinite=True)
+        else check_number('sigma_max', arguments.get('sigma_max', 0.0), infinite=True)
     )
     if first > WIDE and x_0.dtype == torch.float32 and has_float64(x_0.device):
         x_0, noise, callback = x_0.double(), _in_float64(noise), _in_float32(callback)
     steps = Steps(watch, sigmas, extra_args, callback, disable, noise)
-    options = {name: value for name, value in given.items() if name not in (model, x)}
+    options = {name: value for name, value in arguments.items() if name not in (model, x)}
     return entry.body(steps, x_0, **options), watch
 
 
@@ -235,13 +235,13 @@ def _choose_levels(entry: Sampler, sigmas: Any) -> Sequence[float]:
         return ()
     if entry.levels is None:
         return levels(sigmas)
-    given = entry.levels if sigmas is None else levels(sigmas)
-    if len(given) != len(entry.levels) or not all(
-        math.isclose(a, b, rel_tol=1e-2) for a, b in zip(given, entry.levels)
+    sequence = entry.levels if sigmas is None else levels(sigmas)
+    if len(sequence) != len(entry.levels) or not all(
+        math.isclose(a, b, rel_tol=1e-2) for a, b in zip(sequence, entry.levels)
     ):
         raise ValueError(
             f'sigmas must be None or the levels of the sampler {entry.name}, entry.levels; got '
-            f'{[float(f"{sigma:.3g}") for sigma in given]}'
+            f'{[float(f"{sigma:.3g}") for sigma in sequence]}'
         )
     return entry.levels
 
@@ -284,17 +284,17 @@ def _adapt_noise_sampler(noise_sampler: NoiseSampler, x: Tensor) -> NoiseSampler
 
     def noise(sigma: Any, sigma_next: Any) -> Tensor:
         pair = torch.tensor([float(sigma), float(sigma_next)], dtype=torch.float64)
-        drawn = noise_sampler(pair[0], pair[1])
-        if not isinstance(drawn, Tensor) or not expands(drawn.shape, shape):
+        value = noise_sampler(pair[0], pair[1])
+        if not isinstance(value, Tensor) or not expands(value.shape, shape):
             got = (
-                f'shape {tuple(drawn.shape)}'
-                if isinstance(drawn, Tensor)
-                else f'a {type(drawn).__name__}'
+                f'shape {tuple(value.shape)}'
+                if isinstance(value, Tensor)
+                else f'a {type(value).__name__}'
             )
             raise ValueError(
                 f'noise_sampler must return a tensor of the shape of x, {tuple(shape)}; got {got}'
             )
-        return drawn.to(dtype)
+        return value.to(dtype)
 
     return noise
 

@@ -232,8 +232,8 @@ class Transitions:
                     states[0].dtype
                 )  # the first x of the run; its states may have a wider dtype
                 sigma = x.new_full((len(x),), call.request.sigma[0].item())
-                asked = call.request._replace(x=x, sigma=sigma, cond=cond)
-                answers[number // 2] = asked.answer(model)
+                request = call.request._replace(x=x, sigma=sigma, cond=cond)
+                answers[number // 2] = request.answer(model)
             answer = answers[number // 2]
             yield weight, (answer[part] if call.request.pair else answer)
 
@@ -349,14 +349,14 @@ class _Trace:
         entry: Sampler,
         sigmas: Sigmas | None,
         options: Mapping[str, Any],
-        known: Sequence[Key] = (),
+        keys: Sequence[Key] = (),
     ) -> None:
-        self.entry, self.known = entry, {key: i for i, key in enumerate(known)}
+        self.entry, self.columns = entry, {key: i for i, key in enumerate(keys)}
         self.keys: list[Key] = []
         self.calls: list[_Call] = []
         self.steps: list[_Traced] = []
         self.results: list[Any] = []
-        self.asked = self.drawn = 0
+        self.call_count = self.noise_count = 0
         levels: dict[str, Any] = {} if sigmas is None else {'sigmas': sigmas}
         noise: dict[str, Any] = {'noise_sampler': self._draw} if entry.noise else {}
         self.body, self.watch = start_run(
@@ -371,18 +371,18 @@ class _Trace:
 
     def run(self) -> None:
         """Run the sampler to its end."""
-        sent: Any = None
+        value: Any = None
         while True:
             try:
                 with torch.no_grad():
-                    item = self.body.send(sent)
+                    item = self.body.send(value)
             except StopIteration:
                 return
             if isinstance(item, Request):
-                sent = self._answer(item)
+                value = self._answer(item)
             else:
                 self._end_step(item)
-                sent = self._introduce(('state', len(self.steps)))
+                value = self._introduce(('state', len(self.steps)))
 
     def number_of(self, key: Key) -> float:
         """Return the number that represents a key: between 1 and 2, different for each key.
@@ -394,15 +394,15 @@ class _Trace:
 
     def _introduce(self, key: Key) -> Tensor:
         self.keys.append(key)
-        if not self.known:
+        if not self.columns:
             return torch.full([1, 1], self.number_of(key), dtype=torch.float64)
-        unit = torch.zeros(1, len(self.known), dtype=torch.float64)
-        unit[0, self.known[key]] = 1
+        unit = torch.zeros(1, len(self.columns), dtype=torch.float64)
+        unit[0, self.columns[key]] = 1
         return unit
 
     def _draw(self, *_: Any) -> Tensor:
-        self.drawn += 1
-        return self._introduce(('noise', self.drawn - 1))
+        self.noise_count += 1
+        return self._introduce(('noise', self.noise_count - 1))
 
     def _answer(self, request: Request) -> Any:
         mix = self._note(request.x)
@@ -414,9 +414,10 @@ class _Trace:
             )
         self.calls.append(_Call(mix, request))
         answers = [
-            self._introduce(('answer', 2 * self.asked + part)) for part in range(1 + request.pair)
+            self._introduce(('answer', 2 * self.call_count + part))
+            for part in range(1 + request.pair)
         ]
-        self.asked += 1
+        self.call_count += 1
         return tuple(answers) if request.pair else answers[0]
 
     def _end_step(self, x: Tensor) -> None:
@@ -432,10 +433,10 @@ class _Trace:
 
     def _note(self, x: Tensor) -> Mix:
         """Record a result and return it as a combination (empty in a run on numbers)."""
-        if not self.known:
+        if not self.columns:
             self.results.append(x)
             return {}
-        weights = dict(zip(self.known, x[0].tolist()))
+        weights = dict(zip(self.columns, x[0].tolist()))
         mix = {key: weight for key, weight in weights.items() if abs(weight) > ROUNDING}
         self.results.append(mix)
         return mix

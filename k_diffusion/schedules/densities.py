@@ -138,7 +138,7 @@ class LogLogistic(Density):
 
     @property
     def parameters(self) -> tuple[float, ...]:
-        return _given(self, 'loc'), self.scale, self.min_value, self.max_value
+        return _required_value(self, 'loc'), self.scale, self.min_value, self.max_value
 
     def defaults(self) -> dict[str, Callable[[Any], float]]:
         return {'loc': lambda model: math.log(model.sigma_data)}
@@ -162,7 +162,7 @@ class LogUniform(Density):
 
     @property
     def parameters(self) -> tuple[float, ...]:
-        return _given(self, 'min_value'), _given(self, 'max_value')
+        return _required_value(self, 'min_value'), _required_value(self, 'max_value')
 
     def defaults(self) -> dict[str, Callable[[Any], float]]:
         return {
@@ -190,7 +190,7 @@ class VDiffusion(Density):
 
     @property
     def parameters(self) -> tuple[float, ...]:
-        return _given(self, 'sigma_data'), self.min_value, self.max_value
+        return _required_value(self, 'sigma_data'), self.min_value, self.max_value
 
     def defaults(self) -> dict[str, Callable[[Any], float]]:
         return {'sigma_data': lambda model: model.sigma_data}
@@ -220,7 +220,7 @@ class CosineInterpolated(Density):
     @property
     def parameters(self) -> tuple[float, ...]:
         keys = ('image_d', 'noise_d_low', 'noise_d_high', 'sigma_data', 'min_value', 'max_value')
-        return tuple(_given(self, key) for key in keys)
+        return tuple(_required_value(self, key) for key in keys)
 
     def defaults(self) -> dict[str, Callable[[Any], float]]:
         return {
@@ -232,7 +232,7 @@ class CosineInterpolated(Density):
         }
 
 
-def _given(density: Density, key: str) -> float:
+def _required_value(density: Density, key: str) -> float:
     """Return a parameter; raise a ValueError if it is None."""
     value: float | None = getattr(density, key)
     if value is None:
@@ -245,13 +245,13 @@ def _given(density: Density, key: str) -> float:
 
 def _one_of(density: Density, *keys: str) -> float:
     """Return the parameter given under exactly one of its names."""
-    given = [value for key in keys if (value := getattr(density, key)) is not None]
-    if len(given) != 1:
+    values = [value for key in keys if (value := getattr(density, key)) is not None]
+    if len(values) != 1:
         raise ValueError(
-            f'{keys[0]} must be given exactly once, as {" or as ".join(keys)}; got {len(given)} '
+            f'{keys[0]} must be given exactly once, as {" or as ".join(keys)}; got {len(values)} '
             'values'
         )
-    return float(given[0])
+    return float(values[0])
 
 
 def _check_above_0(**values: float | None) -> None:

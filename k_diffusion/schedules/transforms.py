@@ -81,16 +81,16 @@ def discard_penultimate_sigma(sigmas: Tensor | Sequence[float]) -> Tensor:
     return torch.cat([levels[:-2], levels[-1:]])
 
 
-def final_denoise(sigmas: Tensor | Sequence[float], wanted: bool = True) -> Tensor:
+def final_denoise(sigmas: Tensor | Sequence[float], append: bool = True) -> Tensor:
     """Append a 0, so that the last step removes all noise; or remove it.
 
     Args:
         sigmas: Descending levels.
-        wanted: True to end at 0, False to end at the lowest level above it.
+        append: True to end at 0, False to end at the lowest level above it.
     """
     levels = _levels(sigmas, empty=True)
     positive = levels[levels > 0]
-    return append_zero(positive) if wanted else positive
+    return append_zero(positive) if append else positive
 
 
 def sigmas_for_strength(sigmas: Tensor | Sequence[float], strength: float) -> Tensor:

@@ -127,7 +127,7 @@ def class_labels(classes: Sequence[int | str] | None, dataset: Any, n: int) -> l
 
 def _class_number(name: int | str, num_classes: int, names: Sequence[str]) -> int:
     normalized_names = [
-        unicodedata.normalize('NFC', known) for known in names
+        unicodedata.normalize('NFC', choices) for choices in names
     ]  # (names of files on a Mac are decomposed)
     if (
         isinstance(name, str)
@@ -141,10 +141,10 @@ def _class_number(name: int | str, num_classes: int, names: Sequence[str]) -> in
     if 0 <= number < num_classes:
         return number
     near = nearest(str(name), names)
-    known = f'0 to {num_classes - 1}' + (
+    choices = f'0 to {num_classes - 1}' + (
         f', called {", ".join(names[:10])}{", ..." if len(names) > 10 else ""}' if names else ''
     )
     raise ValueError(
-        f'classes must name classes of the model, which are {known}; got {name}'
+        f'classes must name classes of the model, which are {choices}; got {name}'
         + (f': did you mean {near!r}?' if near else '')
     )

@@ -144,8 +144,8 @@ def set_ema_position(sched: EMASched, state: Mapping[str, Any]) -> None:
 
 def _update(sched: EMASched, state_dict: Mapping[str, Any]) -> None:
     """Load the keys that both kinds have, so that a run may change from one kind to the other."""
-    known = sched.state_dict()
-    sched.__dict__.update({key: value for key, value in state_dict.items() if key in known})
+    own_state = sched.state_dict()
+    sched.__dict__.update({key: value for key, value in state_dict.items() if key in own_state})
 
 
 def power_ema_exponent(width: float) -> float:

@@ -65,18 +65,18 @@ def _watch(
     store: Any, rank: int, other: int, every: float, limit: float, ended: threading.Event
 ) -> None:
     """Send heartbeats, and end the process if those of another one stop."""
-    seen, heard_at, count, launcher = b'', time.monotonic(), 0, launcher_pid()
+    last_sign, heard_at, count, launcher = b'', time.monotonic(), 0, launcher_pid()
     while not ended.wait(every):
         count += 1
         try:
             store.set(str(rank), str(count))
             sign = store.get(str(other)) if store.check([str(other)]) else b''
         except (RuntimeError, ValueError):  # the store has ended, or the run is over
-            sign = seen
+            sign = last_sign
             if launcher_pid() != launcher:  # the trainer notices, saves and stops
                 heard_at = time.monotonic()
-        if sign != seen or sign == b'done':
-            seen, heard_at = sign, time.monotonic()
+        if sign != last_sign or sign == b'done':
+            last_sign, heard_at = sign, time.monotonic()
         if time.monotonic() - heard_at > limit and not ended.is_set():
             print(
                 f'process {other} has not been heard of for {limit:.0f} s: it hangs, or its '

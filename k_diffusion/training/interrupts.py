@@ -77,22 +77,22 @@ class StopVote:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._sent: tuple[Tensor, Any] | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
-    def send(self, asked: bool) -> None:
+    def send(self, vote: bool) -> None:
         """Send the vote of this process without waiting.
 
         Args:
-            asked: Its vote.
+            vote: Its vote.
         """
-        flag = torch.full((1,), float(asked), device=self.device)
-        self._sent = flag, distributed.all_reduce(flag, distributed.ReduceOp.MAX, async_op=True)
+        flag = torch.full((1,), float(vote), device=self.device)
+        self._pending = flag, distributed.all_reduce(flag, distributed.ReduceOp.MAX, async_op=True)
 
     def result(self) -> bool:
         """Return whether any process voted yes; False if none was sent."""
-        if self._sent is None:
+        if self._pending is None:
             return False
-        (flag, work), self._sent = self._sent, None
+        (flag, work), self._pending = self._pending, None
         work.wait()
         return bool(flag.item())
 

@@ -52,7 +52,7 @@ class LogHook:
         self.display = display
         self.item_flops, self.peak_flops = item_flops, peak_flops
         self._last: tuple[int, float, float] | None = None
-        self._written = False
+        self._has_written = False
         self._table: Table
 
     def __call__(self, trainer: Trainer) -> None:
@@ -61,7 +61,7 @@ class LogHook:
         if not trainer.accelerator.is_main_process:
             return
         if self._last is not None and trainer.step < self._last[0]:  # the run was rewound
-            self._last, self._written = None, False
+            self._last, self._has_written = None, False
         values = self._values(trainer) | {'loss_by_noise': by_noise}
         if self.path is not None and (trainer.done or trainer.step % max(1, self.every) == 0):
             # An interruption writes no line, so that the log is that of an uninterrupted run.
@@ -77,7 +77,7 @@ class LogHook:
         self._last = trainer.step, now, trainer.data_seconds
         rate = steps / seconds if steps and seconds else None
         items = None if rate is None else rate * trainer.loader.items_per_step
-        left = (
+        remaining = (
             None
             if trainer.end_step is None or rate is None
             else (trainer.end_step - trainer.step) / rate
@@ -89,7 +89,7 @@ class LogHook:
             'loss': _finite(trainer.last_loss),
             'smoothed_loss': _finite(trainer.ema_stats.get('loss', math.nan)),
             'images_per_second': items,
-            'seconds_left': left,
+            'seconds_left': remaining,
             'data_wait': None if rate is None else waited / seconds,
             'mfu': self._mfu(items, trainer.accelerator.num_processes),
             'memory_bytes': memory_bytes(trainer.accelerator.device),
@@ -107,13 +107,13 @@ class LogHook:
 
     def _write(self, path: Path, values: dict[str, Any]) -> None:
         """Append a line to both files; the first line replaces those of later steps."""
-        if not self._written:
+        if not self._has_written:
             path.parent.mkdir(parents=True, exist_ok=True)
             keep = [line for line in read_log(path) if line.get('step', 0) < values['step']]
             with whole_file(path) as temporary:
                 temporary.write_text(''.join(json.dumps(line) + '\n' for line in keep))
             self._table = Table(path.with_suffix('.csv'), keep)
-            self._written = True
+            self._has_written = True
         with open(path, 'a') as file:
             file.write(json.dumps(values) + '\n')
         if not self._table.add(values):  # the line has a new column

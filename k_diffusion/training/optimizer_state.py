@@ -111,16 +111,16 @@ def matched_state(
             f'names {[len(group) for group in saved_names]}'
         )
     source = dict(zip(_flat(saved_names), _flat(sources)))
-    wanted = _flat(names)
-    if source.keys() != set(wanted) or len(source) != len(wanted):
-        odd = next(iter(source.keys() ^ set(wanted)), 'a parameter twice')
+    own_names = _flat(names)
+    if source.keys() != set(own_names) or len(source) != len(own_names):
+        odd = next(iter(source.keys() ^ set(own_names)), 'a parameter twice')
         raise ValueError(
-            f'it is of {len(source)} parameters, and there are {len(wanted)}; {odd} is in one of '
-            'them only'
+            f'it is of {len(source)} parameters, and there are {len(own_names)}; {odd} is in one '
+            'of them only'
         )
     parameters = [p for group in groups for p in group['params']]
     state = {}
-    for i, (name, p) in enumerate(zip(wanted, parameters)):
+    for i, (name, p) in enumerate(zip(own_names, parameters)):
         if source[name] in saved['state']:
             state[i] = saved['state'][source[name]]
             _check_shapes(name, p, state[i])
@@ -189,8 +189,8 @@ def _options(
     """Return the options of `groups`, with state restored from matching saved groups."""
     options, first = [], 0
     for i, group in enumerate(groups):
-        held = saved[i] if len(saved) == len(groups) else {}
-        kept = {key: value for key, value in held.items() if key not in _OWN}
+        group_state = saved[i] if len(saved) == len(groups) else {}
+        own_options = {key: value for key, value in group_state.items() if key not in _OWN}
         ids = list(range(first, first := first + len(group['params'])))
-        options.append({**group, **kept, 'params': ids})
+        options.append({**group, **own_options, 'params': ids})
     return options

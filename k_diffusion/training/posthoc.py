@@ -121,8 +121,8 @@ class SnapshotHook:
             manifest = Manifest(self.folder / f'{self.name}_manifest.json')
             manifest.drop(path.name)
             save_safetensors(path, tensors, self.config)
-            written = FileDigest(path.stat().st_size, digest_of(path))
-            manifest.put(path.name, Record(step, {path.name: written}))
+            digest = FileDigest(path.stat().st_size, digest_of(path))
+            manifest.put(path.name, Record(step, {path.name: digest}))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the averages and their schedules, by width."""
@@ -141,14 +141,14 @@ class SnapshotHook:
             ValueError: If it lacks one of the widths.
         """
         for sched, average in zip(self.scheds, self.averages):
-            held = state.get(f'{sched.width:g}')
-            if held is None:
+            average_state = state.get(f'{sched.width:g}')
+            if average_state is None:
                 raise ValueError(
                     f'ema_widths must be those of the checkpoint to resume it, {", ".join(state)}; '
                     f'got {sched.width:g}'
                 )
-            sched.load_state_dict(held['sched'])
-            average.load_state_dict(cut_state(held['model'], average.state_dict()))
+            sched.load_state_dict(average_state['sched'])
+            average.load_state_dict(cut_state(average_state['model'], average.state_dict()))
 
 
 def snapshot_path(folder: Path, name: str, step: int) -> Path:
@@ -244,7 +244,7 @@ def combination(snapshots: Sequence[tuple[float, float]], step: float, width: fl
         width: Its width.
     """
     n = len(snapshots)
-    system, wanted = (
+    system, targets = (
         torch.ones(n + 1, n + 1, dtype=torch.float64),
         torch.ones(n + 1, 1, dtype=torch.float64),
     )
@@ -253,8 +253,8 @@ def combination(snapshots: Sequence[tuple[float, float]], step: float, width: fl
         system[i, :n] = torch.tensor(
             [remainder_product(*one, *other) / step for other in snapshots]
         )
-        wanted[i] = remainder_product(*one, step, width) / step
-    solution = torch.linalg.lstsq(system, wanted, driver='gelsd').solution[:n, 0]
+        targets[i] = remainder_product(*one, step, width) / step
+    solution = torch.linalg.lstsq(system, targets, driver='gelsd').solution[:n, 0]
     return solution / solution.sum()
 
 
@@ -271,11 +271,11 @@ def reconstruct(
     Raises:
         ValueError: If there is no snapshot at the step.
     """
-    known = sorted(snapshots)
-    step = known[-1].step if step is None and known else step
-    used = [snapshot for snapshot in known if step is not None and snapshot.step <= step]
+    ordered = sorted(snapshots)
+    step = ordered[-1].step if step is None and ordered else step
+    used = [snapshot for snapshot in ordered if step is not None and snapshot.step <= step]
     if not used or step is None or used[-1].step < step:
-        steps = sorted({snapshot.step for snapshot in known})
+        steps = sorted({snapshot.step for snapshot in ordered})
         raise ValueError(
             f'step must be one of the steps of the snapshots, {steps}; got no snapshot at step '
             f'{step}'

@@ -263,9 +263,9 @@ class Trainer(RunState):
         quantiles = self.quantiles(self.items)
         losses = []
         for micro in range(self.grad_accum_steps):
-            asked = time.perf_counter()
+            start = time.perf_counter()
             batch = next(batches)
-            self.data_seconds += time.perf_counter() - asked
+            self.data_seconds += time.perf_counter() - start
             batch['u'], batch['step'] = quantiles[batch['item'] - self.items], self.step
             batch['sent'] = self._send_inputs(batch)
             self._seed_dropout(micro)
@@ -329,7 +329,7 @@ class Trainer(RunState):
         paused, last = self.stopping and not self.done, self.done or self.stopping
         if paused:
             self.owed = [_task(hook) for hook in self.hooks if self._is_due(hook) and _task(hook)]
-        before, left, step = len(self.owed), [], self.step
+        before, undone, step = len(self.owed), [], self.step
         for hook in self.hooks:
             if paused and _task(hook):
                 continue
@@ -338,13 +338,13 @@ class Trainer(RunState):
             if self._is_due(hook) or (last and getattr(hook, 'at_end', False)):
                 self._call(hook)
             else:
-                left.append(hook)
+                undone.append(hook)
         alone = self.accelerator.num_processes == 1
         if len(self.owed) > before or (self.stopped and alone and not last):
             # A hook was interrupted by a stop request, or made one: this is the last step.
-            self.owed += [_task(hook) for hook in left if self._is_due(hook) and _task(hook)]
+            self.owed += [_task(hook) for hook in undone if self._is_due(hook) and _task(hook)]
             self.stopping = True
-            self._end_with(left)
+            self._end_with(undone)
 
     def _is_due(self, hook: Hook) -> bool:
         """Return True if a hook is called after this step."""
@@ -353,8 +353,8 @@ class Trainer(RunState):
     def _end_with(self, hooks: Sequence[Hook]) -> None:
         """Call the hooks with `rescue`, which save the run, and those of `hooks` with `at_end`."""
         for hook in self.hooks:
-            left = getattr(hook, 'at_end', False) and any(hook is other for other in hooks)
-            if getattr(hook, 'rescue', False) or (left and not _task(hook)):
+            is_undone = getattr(hook, 'at_end', False) and any(hook is other for other in hooks)
+            if getattr(hook, 'rescue', False) or (is_undone and not _task(hook)):
                 self._call(hook)
 
     def _call_owed_hooks(self) -> None:

@@ -337,7 +337,7 @@ def test_inspection_counts(tmp_path):
     Image.new('RGB', (8, 8), 'white').save(tmp_path / 'x.png')
     (tmp_path / 'x.png').rename(odd)
     found = inspect_pictures(tmp_path, (8, 8))
-    assert (found.files, found.readable, found.turned, found.channels) == (6, 5, 1, 3)
+    assert (found.files, found.readable, found.turns, found.channels) == (6, 5, 1, 3)
     assert found.modes == {'RGB': 4, 'L': 1} and found.formats == {'PNG': 4, 'JPEG': 1}
     assert found.sizes[(20, 10)] == 2 and [len(names) for names in found.duplicates] == [2]
     assert [name.endswith('e.png') for name, _ in found.broken] == [True]

@@ -214,7 +214,7 @@ def test_turned_pictures_are_counted_whatever_their_format(tmp_path, kind):
         Image.new('RGB', (8, 4), (orientation, 0, 0)).save(
             tmp_path / f'{orientation}.{kind.lower()}', kind, exif=exif
         )
-    assert inspect_pictures(tmp_path, (8, 8)).turned == 1
+    assert inspect_pictures(tmp_path, (8, 8)).turns == 1
 
 
 def write_set(folder, twelve, eight=0):

@@ -76,13 +76,13 @@ class HostModel(HostLevels):
         """
         from comfy.model_patcher import set_model_options_post_cfg_function
 
-        seen: list[Tensor] = []
+        estimates: list[Tensor] = []
 
         def keep(info: Mapping[str, Any]) -> Tensor:
-            seen.append(info['uncond_denoised'])
+            estimates.append(info['uncond_denoised'])
             return info['denoised']
 
         options = dict(self.extra_args.get('model_options', {}))
         options = set_model_options_post_cfg_function(options, keep, disable_cfg1_optimization=True)
         guided = self(x, sigma, model_options=options)
-        return guided, seen[-1] if seen else guided
+        return guided, estimates[-1] if estimates else guided

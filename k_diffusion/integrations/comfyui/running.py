@@ -44,19 +44,19 @@ def sampler_of(entry: Sampler, options: Mapping[str, Any], noise: str = 'per ite
         levels = [frame.to_sigma(level) for level in sigmas.double().tolist()]
         low = levels[-1] or levels[-2]
         ends = {'sigmas': levels, 'sigma_max': levels[0], 'sigma_min': low, 'n': len(levels) - 1}
-        given: dict[str, Any] = {name: ends[name] for name in entry.takes}
+        arguments: dict[str, Any] = {name: ends[name] for name in entry.takes}
         if 'noise_sampler' in entry.parameters and extra_args.get('seed') is not None:
-            given |= _noise_argument(entry, noise, x, sigmas, denoiser)
+            arguments |= _noise_argument(entry, noise, x, sigmas, denoiser)
         if entry.couples_batch:  # the steps of an image must not depend on others
-            given['per_item'] = not options.get('eta')
+            arguments['per_item'] = not options.get('eta')
         if frame.flow and 'down' in entry.options:
-            given['down'] = 'flow'
+            arguments['down'] = 'flow'
 
         def show(info: dict[str, Any]) -> None:
             callback({**info, 'x': frame.from_x(info['x'], info['sigma'])})
 
-        given |= {'disable': disable, 'callback': show if callback else None, **options}
-        x = entry.function(denoiser, frame.to_x(x, levels[0]), **given)
+        arguments |= {'disable': disable, 'callback': show if callback else None, **options}
+        x = entry.function(denoiser, frame.to_x(x, levels[0]), **arguments)
         return frame.from_x(x, levels[-1] if 'sigmas' in entry.takes else low)
 
     return KSAMPLER(sample)

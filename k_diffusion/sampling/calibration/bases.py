@@ -64,13 +64,13 @@ def base_rows(
         a, weights = _exact(base, variances, past, sigmas[i + 1])
         whole = sigmas[i + 1] - sigmas[i] if base == 'rab' else 1 - a
         change, *added = _by_variance(base, variances, sigmas[i], corrections[i - 1])
-        given = [*weights, *[0.0] * (HISTORY - len(weights))]
+        padded_weights = [*weights, *[0.0] * (HISTORY - len(weights))]
         rows.append(
             Row(
                 sigmas[i],
                 sigmas[i + 1],
                 a * (1 + change),
-                [w + c * whole for w, c in zip(given, added)][: i + 1],
+                [w + c * whole for w, c in zip(padded_weights, added)][: i + 1],
             )
         )
     return rows

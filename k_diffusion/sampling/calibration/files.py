@@ -160,17 +160,17 @@ def spectrum_from_dict(value: Any) -> Spectrum:
         raise ValueError(f'its spectrum has items of shape {shape}')
     mean, variance = _tensor(value['mean']), _tensor(value['variance'])
     if value['basis'] != 'cosines':
-        found = Spectrum(
+        spectrum = Spectrum(
             mean, variance, None if value['basis'] is None else _tensor(value['basis'])
         )
         if list(variance.shape) != shape or (
-            isinstance(found.basis, Tensor) and list(found.basis.shape) != shape * 2
+            isinstance(spectrum.basis, Tensor) and list(spectrum.basis.shape) != shape * 2
         ):
             raise ValueError(
                 f'its spectrum has items of shape {shape} and variances of shape '
                 f'{list(variance.shape)}'
             )
-        return found
+        return spectrum
     low = [shape[0], *(min(n, BANDS) for n in shape[1:])]
     if list(mean.shape) != low or list(variance.shape) != [
         shape[0],

@@ -100,11 +100,11 @@ def calibrate(
         raise ValueError(
             f'recipes must be of {steps} model calls; got {odd}, which makes {odd.calls}'
         )
-    held = len(x) // 2 if held_out is None else held_out
-    if not 1 <= held <= len(x) - 2:
+    other_count = len(x) // 2 if held_out is None else held_out
+    if not 1 <= other_count <= len(x) - 2:
         raise ValueError(
             f'x must hold at least 16 items, of which at most half are held out; got {len(x)} '
-            f'with held_out={held}'
+            f'with held_out={other_count}'
         )
     say = callback or (lambda share, words: None)
     if teacher is None:
@@ -113,7 +113,8 @@ def calibrate(
     spectrum = spectrum_from_dict(
         spectrum_to_dict(Spectrum.of(teacher.ends) if spectrum is None else spectrum)
     )
-    learned, other = teacher.part(slice(0, len(x) - held)), teacher.part(slice(len(x) - held, None))
+    border = len(x) - other_count
+    learned, other = teacher.part(slice(0, border)), teacher.part(slice(border, None))
     attempts = [
         attempt
         for base in bases
@@ -156,15 +157,15 @@ class Attempt:
     iterates: list[Tensor]
 
     def blocks(
-        self, thetas: Sequence[Tensor], first: Sequence[int] | None = None
+        self, candidates: Sequence[Tensor], first: Sequence[int] | None = None
     ) -> Iterator[Tensor]:
         """Yield the residuals in the loss.
 
         Args:
-            thetas: The parameters of P solvers.
+            candidates: The parameters of P solvers.
             first: The step from which each solver differs from solver 0.
         """
-        return _blocks(self.students, thetas, first, self.only_end)
+        return _blocks(self.students, candidates, first, self.only_end)
 
     def improve(self, free: Sequence[int], rounds: int) -> None:
         """Fit some of the parameters.
@@ -229,12 +230,12 @@ def _fit_all(attempts: Sequence[Attempt], say: Callable[[float, str], None]) -> 
 
 def _blocks(
     students: Students,
-    thetas: Sequence[Tensor],
+    candidates: Sequence[Tensor],
     first: Sequence[int] | None = None,
     only_end: bool = False,
 ) -> Iterator[Tensor]:
     """Yield the errors [P, B, D] of D at each model call, and last those of the ends."""
-    for sigma, values in students.run(thetas, first):
+    for sigma, values in students.run(candidates, first):
         if bool((sigma == 0).all()):
             yield (values - students.teacher.ends).flatten(2)
         elif not only_end:
@@ -259,7 +260,7 @@ def _choose(
     )
     published, recipe = judge_recipes(recipes, denoise, other, batch_size)
     bar = published.scores(recipe)
-    verdicts, made = [], []
+    verdicts, candidates = [], []
     for attempt in attempts:
         judges = Students(
             denoise, other, spectrum, attempt.students.base, attempt.students.n, batch_size
@@ -267,7 +268,7 @@ def _choose(
         for k in range(0, len(attempt.iterates), 8):
             some = attempt.iterates[k : k + 8]
             verdicts.append(Verdict.of(judges.ends(some), other))
-            made += [(judges, theta) for theta in some]
+            candidates += [(judges, theta) for theta in some]
     fits = Verdict(*(torch.cat(values) for values in zip(*verdicts)))
     best, nearer = choose_fit(fits, bar, other.std)
     scores = {
@@ -278,17 +279,17 @@ def _choose(
     }
     scores = {name: value for name, value in scores.items() if math.isfinite(value)}
     if not nearer:
-        kept = recipes[recipe]
+        best_recipe = recipes[recipe]
         return Calibration(
             PUBLISHED,
-            kept.sigmas,
+            best_recipe.sigmas,
             (),
             spectrum,
             {**scores, **bar},
-            published=kept.sampler,
-            options=kept.options,
+            published=best_recipe.sampler,
+            options=best_recipe.options,
         )
-    judges, theta = made[best]
+    judges, theta = candidates[best]
     return Calibration(
         judges.base,
         tuple(judges.levels(theta)),

@@ -60,7 +60,7 @@ def fit(
     first: Sequence[int],
     rounds: int,
     difference: float,
-    seen: Callable[[Tensor], None] | None = None,
+    callback: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, float]:
     """Fit the `free` entries of theta.
 
@@ -75,7 +75,7 @@ def fit(
         first: The step from which each entry matters.
         rounds: Largest number of rounds.
         difference: The step of the finite differences.
-        seen: Called with each iterate.
+        callback: Called with each iterate.
 
     Returns:
         theta, and its loss.
@@ -102,8 +102,8 @@ def fit(
             values[best].item(),
             min(max(dampings[best], 1e-6), 1e3),
         )
-        if seen is not None:
-            seen(theta)
+        if callback is not None:
+            callback(theta)
         if gain < GIVE_UP:
             break
     return theta, value

@@ -135,13 +135,13 @@ def run_recipes(
         extra_args: Conditions, with an entry for each item.
         batch_size: Number of items in one model call.
     """
-    found = torch.full([len(recipes), *x.shape], float('nan'), dtype=x.dtype, device=x.device)
+    ends = torch.full([len(recipes), *x.shape], float('nan'), dtype=x.dtype, device=x.device)
     for k, recipe in enumerate(recipes):
         for part in (slice(start, start + batch_size) for start in range(0, len(x), batch_size)):
             try:
-                found[k, part] = recipe.run(
+                ends[k, part] = recipe.run(
                     denoise, x[part], {key: value[part] for key, value in extra_args.items()}
                 )
             except ValueError:  # not finite
                 break
-    return found
+    return ends

@@ -120,7 +120,7 @@ class Teacher:
 
         `finer` is the number of steps between two knots.
         """
-        seen: list[Tensor] = []
+        estimates: list[Tensor] = []
         lambdas = torch.cat(
             [
                 torch.linspace(0, 1, finer + 1, dtype=torch.float64)[:-1] * (b - a) + a
@@ -131,11 +131,11 @@ class Teacher:
 
         def keep(info: dict[str, Any]) -> None:
             if info['i'] % finer == 0:
-                seen.append(info['denoised'].clone())
+                estimates.append(info['denoised'].clone())
 
         here = {key: value[part] for key, value in self.extra_args.items()}
         end = sample_zeab(denoise, self.x[part], sigmas, here, keep, disable=True)
-        return end, torch.stack(seen)
+        return end, torch.stack(estimates)
 
     def estimates(self, sigmas: Tensor) -> Tensor:
         """Return D [P, B, ...] on the paths at P levels, by cubic interpolation.
@@ -148,17 +148,17 @@ class Teacher:
             0, len(self.log_snr) - 4
         )
         nodes = self.log_snr[first[:, None] + torch.arange(4)]
-        found = torch.zeros_like(self.denoised[:1])
+        estimates = torch.zeros_like(self.denoised[:1])
         for j in range(4):  # cubic interpolation
             weight = torch.stack(
                 [(where - nodes[:, k]) / (nodes[:, j] - nodes[:, k]) for k in range(4) if k != j]
             ).prod(0)
-            found = (
-                found
+            estimates = (
+                estimates
                 + append_dims(weight.to(self.ends), self.denoised.ndim)
                 * self.denoised[(first + j).to(self.ends.device)]
             )
-        return found
+        return estimates
 
     def part(self, items: slice) -> Teacher:
         """Return the runs of some of the items.

@@ -21,12 +21,12 @@ def schedules(students: Students) -> list[list[float]]:
     """
     high, std, n = students.teacher.sigma_max, students.teacher.std, students.n
     ramp = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-    made = []
+    lists = []
     for low in (min(share * std, high / 4) for share in (0.04, 0.1)):
         for rho in (5.0, 7.0, 10.0, 50.0):
-            made.append((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho)
-    made.append(_where_it_bends(students, ramp))
-    return [levels.tolist() for levels in made]
+            lists.append((high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho)
+    lists.append(_where_it_bends(students, ramp))
+    return [levels.tolist() for levels in lists]
 
 
 def _where_it_bends(students: Students, ramp: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Probes:
         self.length = 0  # turns that share their signs, known from the first call on
         self._seeds: list[int] = []
         self._places: Tensor | None = None
-        self._drawn: tuple[int, Tensor] | None = None
+        self._block_signs: tuple[int, Tensor] | None = None
 
     def __call__(self, y: Tensor, x: Tensor, turn: int = 0) -> Tensor:
         if self._places is None:
@@ -64,11 +64,11 @@ class Probes:
             places, bits = _interleaved_places(x.shape[1:])
             self._places, self.length = places.to(x.device), min(1 << bits, LONGEST)
         block, row = divmod(turn, self.length)
-        if self._drawn is None or self._drawn[0] != block:
-            self._drawn = block, self._signs(x, block)
+        if self._block_signs is None or self._block_signs[0] != block:
+            self._block_signs = block, self._signs(x, block)
         walsh = (1 - 2 * _parity(self._places & row)).to(x.dtype)
         estimates = []
-        for i, signs in enumerate(self._drawn[1]):
+        for i, signs in enumerate(self._block_signs[1]):
             probe = signs * walsh
             (gradient,) = torch.autograd.grad(y, x, probe, retain_graph=i < self.count - 1)
             estimates.append(sum_per_item(probe * gradient))

@@ -171,11 +171,11 @@ def _integrate(
 ) -> Parts:
     """Integrate the flow by the adaptive solver, or on a grid of `steps`."""
     if steps is None:
-        found = flow.adaptive(start, end, atol, rtol, most, disable)
+        result = flow.adaptive(start, end, atol, rtol, most, disable)
     else:
-        found = flow.fixed(start, end, steps, disable)
+        result = flow.fixed(start, end, steps, disable)
     flow.watch.check()
-    return found
+    return result
 
 
 def _levels(

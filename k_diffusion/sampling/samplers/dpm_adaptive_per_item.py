@@ -137,9 +137,9 @@ def adaptive_per_item(
             t_end - time > 1e-5 and pid.propose_step(_finite(error, solver, time))
             for error, pid, time in zip(errors, pids, t)
         ]
-        taken = append_dims(torch.tensor(accept, device=x.device), x.ndim)
+        is_accepted = append_dims(torch.tensor(accept, device=x.device), x.ndim)
         start, edit = x, Edit(denoised)
-        x, x_prev = torch.where(taken, high, x), torch.where(taken, low, x_prev)
+        x, x_prev = torch.where(is_accepted, high, x), torch.where(is_accepted, low, x_prev)
         accepts = [n + yes for n, yes in zip(accepts, accept)]
         rejects = [
             n + (not yes and t_end - time > 1e-5) for n, yes, time in zip(rejects, accept, t)
@@ -165,9 +165,9 @@ def adaptive_per_item(
                     **info,
                 }
             )
-        if edit.made():
+        if edit.is_made():
             again = yield from Items(solver, start, before, t_next, order).pair(denoised)
-            x = torch.where(taken, again[1], x)
+            x = torch.where(is_accepted, again[1], x)
         x = yield x
     return x, {'steps': steps, 'nfe': order * steps, 'n_accept': accepts, 'n_reject': rejects}
 

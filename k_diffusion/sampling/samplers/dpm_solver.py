@@ -335,7 +335,7 @@ class DPMSolver(nn.Module):
                         **info,
                     }
                 )
-            if accept and edit.made():
+            if accept and edit.is_made():
                 x = (yield from again(denoised))[1] + noise
             x = yield x
         return x, info
@@ -359,12 +359,12 @@ class DPMSolver(nn.Module):
 
         D is the estimate at the start, requested from the model unless it is given.
         """
-        known = {} if denoised is None else {'eps': (x - denoised) / self.sigma(t)}
+        cache_entry = {} if denoised is None else {'eps': (x - denoised) / self.sigma(t)}
         if order == 2:
-            low, cache = yield from self.step_1(x, t, t_next, eps_cache=known)
+            low, cache = yield from self.step_1(x, t, t_next, eps_cache=cache_entry)
             high, cache = yield from self.step_2(x, t, t_next, eps_cache=cache)
         else:
-            low, cache = yield from self.step_2(x, t, t_next, r1=1 / 3, eps_cache=known)
+            low, cache = yield from self.step_2(x, t, t_next, r1=1 / 3, eps_cache=cache_entry)
             high, cache = yield from self.step_3(x, t, t_next, eps_cache=cache)
         return low, high, torch.add(x, cache['eps'], alpha=-self.sigma(t))
 
@@ -392,7 +392,7 @@ class Edit:
     def __init__(self, x: Tensor) -> None:
         self.x, self.before = x, x.clone()
 
-    def made(self) -> bool:
+    def is_made(self) -> bool:
         """Return True if the tensor differs from its first value."""
         return not torch.equal(self.x, self.before)
 

@@ -90,8 +90,8 @@ def limit_order(pasts: list[Past], sigmas: Sequence[float]) -> list[Past]:
     """
     if not ends_in_leap(sigmas):
         return pasts
-    left = [len(set(sigmas[i + 1 :])) for i in range(len(pasts))]
-    return [past[: max(n, 1)] for past, n in zip(pasts, left)]
+    counts = [len(set(sigmas[i + 1 :])) for i in range(len(pasts))]
+    return [past[: max(n, 1)] for past, n in zip(pasts, counts)]
 
 
 def ends_in_leap(sigmas: Sequence[float]) -> bool:

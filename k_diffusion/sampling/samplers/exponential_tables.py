@@ -236,9 +236,9 @@ def luan(phi: Phi, shares: Sequence[float], groups: Sequence[Sequence[int]]) -> 
         groups: The stages of each group, numbered from 0.
     """
     rows: list[Sequence[float]] = [()]
-    for group, wanted in zip(groups, [*groups[1:], (len(shares),)]):
+    for group, next_group in zip(groups, [*groups[1:], (len(shares),)]):
         nodes = group if group[0] == 0 else (0, *group)
-        for i in wanted:
+        for i in next_group:
             share = shares[i] if i < len(shares) else 1.0
             polynomials = lagrange([shares[node] / share for node in nodes])
             row = [0.0] * (nodes[-1] + 1)

@@ -87,11 +87,11 @@ def sa_table(
             else 0.0
         )
         eta = strength**2
-        left = len({*sigmas[i + 1 :]} - {0.0}) if lower_order_final and sigmas[-1] == 0 else n
-        past = past[: max(left, 1)]
+        remaining = len({*sigmas[i + 1 :]} - {0.0}) if lower_order_final and sigmas[-1] == 0 else n
+        past = past[: max(remaining, 1)]
         row = exponential_row(past, sigma_next, eta)
         table.append(row._replace(correct=correct) if pece else fold_correction(row, correct))
-        behind = past[: min(corrector_order, left) - 1]
+        behind = past[: min(corrector_order, remaining) - 1]
         correct = (
             _match_correction(row, past[0], behind, sigma_next, eta)
             if corrector_order and sigma_next > 0

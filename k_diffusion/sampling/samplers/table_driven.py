@@ -137,6 +137,6 @@ def _slope(step: Step, x: Tensor, slopes: Sequence[Tensor], row: Sequence[float]
     return to_d(x, sigma, (yield from step.ask(x, sigma, borrow=True)))
 
 
-def _check_table(name: str, known: Iterable[str]) -> None:
-    if name not in tuple(known):
-        raise ValueError(unknown('table', name, known))
+def _check_table(name: str, names: Iterable[str]) -> None:
+    if name not in tuple(names):
+        raise ValueError(unknown('table', name, names))

@@ -144,13 +144,13 @@ class SkippedNotice:
     skipped: list[tuple[str, str]]
     path: Path
     say: Callable[[str], None]
-    noted: int = 0
+    reported_count: int = 0
     at_end = optional = True
 
     def __call__(self, trainer: Trainer) -> None:
-        if len(self.skipped) == self.noted or not trainer.accelerator.is_main_process:
+        if len(self.skipped) == self.reported_count or not trainer.accelerator.is_main_process:
             return
-        for path, reason in self.skipped[self.noted : 10]:
+        for path, reason in self.skipped[self.reported_count : 10]:
             self.say(f'skipped {path}: {reason}')
         if len(self.skipped) > 10:
             self.say(f'skipped {len(self.skipped):,} pictures in all, listed in {self.path}')
@@ -161,4 +161,4 @@ class SkippedNotice:
                 ),
                 'utf-8',
             )
-        self.noted = len(self.skipped)
+        self.reported_count = len(self.skipped)

@@ -94,9 +94,9 @@ def _describe_classes(names: list[str], num_classes: int) -> str:
     """Return the classes of a data set in words, with a note where the model uses others."""
     if not names:
         return ''
-    listed = ', '.join(f'{i} {name}' for i, name in enumerate(names[:10]))
+    text = ', '.join(f'{i} {name}' for i, name in enumerate(names[:10]))
     numbers = names == [str(i) for i in range(len(names))]
-    shown = '' if numbers else f': {listed}' + (', ...' if len(names) > 10 else '')
+    shown = '' if numbers else f': {text}' + (', ...' if len(names) > 10 else '')
     unused = ' (unused: dataset.num_classes is 0)' if not num_classes else ''
     never = ''
     if num_classes > len(names):

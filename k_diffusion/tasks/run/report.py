@@ -117,16 +117,16 @@ def curves(lines: Sequence[Mapping[str, Any]], noise_edges: Sequence[float] = ()
     """
 
     def points(value: Any, at: str = 'step') -> list[tuple[float, float]]:
-        found = [(line.get(at), value(line)) for line in lines]
+        pairs = [(line.get(at), value(line)) for line in lines]
         return [
             (float(step), float(y))
-            for step, y in found
+            for step, y in pairs
             if isinstance(y, (int, float)) and math.isfinite(y) and step is not None
         ]
 
     def by_noise(key: str, at: str = 'step') -> dict[str, list[tuple[float, float]]]:
-        kept = [line[key] for line in lines if isinstance(line.get(key), list)]
-        bins = max(map(len, kept), default=0)
+        rows = [line[key] for line in lines if isinstance(line.get(key), list)]
+        bins = max(map(len, rows), default=0)
         return {
             f'sigma {noise_edges[i]:.3g} to {noise_edges[i + 1]:.3g}'
             if len(noise_edges) > bins
@@ -153,8 +153,8 @@ def curves(lines: Sequence[Mapping[str, Any]], noise_edges: Sequence[float] = ()
     panels.update({key: {key: points(lambda line, key=key: line.get(key))} for key in sorted(odd)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'curves.svg')
-        filled = {title: {k: v for k, v in kept.items() if v} for title, kept in panels.items()}
-        plot_curves(path, {title: kept for title, kept in filled.items() if kept})
+        filled = {title: {k: v for k, v in panel.items() if v} for title, panel in panels.items()}
+        plot_curves(path, {title: panel for title, panel in filled.items() if panel})
         return path.read_text()
 
 

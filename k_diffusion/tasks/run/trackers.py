@@ -60,7 +60,7 @@ class WandbHook:
         offline: bool = False,
     ) -> None:
         self.every, self.save_model = every, save_model
-        self.sent: Path | None = None
+        self.last_upload: Path | None = None
         self.wandb = require('wandb', 'wandb', 'wandb_project')
         self.wandb.init(
             project=project,
@@ -80,9 +80,9 @@ class WandbHook:
             **values_of_parts(trainer),
         }
         self.wandb.log(flat(values), step=trainer.step)
-        if self.save_model and trainer.last_checkpoint not in (None, self.sent):
-            self.sent = trainer.last_checkpoint
-            self.wandb.save(str(self.sent), base_path=str(self.sent.parent))
+        if self.save_model and trainer.last_checkpoint not in (None, self.last_upload):
+            self.last_upload = trainer.last_checkpoint
+            self.wandb.save(str(self.last_upload), base_path=str(self.last_upload.parent))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Send the `values` of an evaluation at a `step`, under the original's names."""

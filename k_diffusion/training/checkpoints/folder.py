@@ -146,8 +146,8 @@ class RunFolder:
         if self._handle is None:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.manifest.drop(path.name)
-        written = save_checkpoint(path, {**(self.extra or {}), **state})
-        self.record(path, state['step'], {path.name: written}, metrics)
+        digest = save_checkpoint(path, {**(self.extra or {}), **state})
+        self.record(path, state['step'], {path.name: digest}, metrics)
         return path
 
     def record(
@@ -199,10 +199,10 @@ class RunFolder:
         if not self.pins_path.exists():
             return set()
         try:
-            held = read_json_file(self.pins_path, 'it')
-            if not isinstance(held, list) or not all(type(step) is int for step in held):
-                raise ValueError(f'it holds {held!r:.80}')
-            return set(held)
+            steps = read_json_file(self.pins_path, 'it')
+            if not isinstance(steps, list) or not all(type(step) is int for step in steps):
+                raise ValueError(f'it holds {steps!r:.80}')
+            return set(steps)
         except MALFORMED as error:
             raise ValueError(
                 f'{self.pins_path} is not a list of steps ({say_malformed(error)}); correct or '
@@ -237,12 +237,12 @@ class RunFolder:
         Returns:
             True if anything was deleted.
         """
-        gone = self._superfluous(step, metrics)
-        if not any(self.is_whole(path) for path in self.checkpoints() if path not in gone):
-            whole = next(filter(self.is_whole, gone), None)
-            gone = [path for path in gone if path != whole] if whole else []
-        self._delete(gone)
-        return bool(gone)
+        paths = self._superfluous(step, metrics)
+        if not any(self.is_whole(path) for path in self.checkpoints() if path not in paths):
+            whole = next(filter(self.is_whole, paths), None)
+            paths = [path for path in paths if path != whole] if whole else []
+        self._delete(paths)
+        return bool(paths)
 
     def is_whole(self, path: Path) -> bool:
         """Return True if a checkpoint equals its record.
@@ -272,13 +272,13 @@ class RunFolder:
         reasons = self.keep.reasons(steps, measured, pinned)
         return [path for path in older if not reasons[step_of(path)]]
 
-    def _delete(self, gone: list[Path]) -> None:
+    def _delete(self, paths: list[Path]) -> None:
         """Delete checkpoints, their records first, so that the manifest names no missing one."""
-        if not gone:
+        if not paths:
             return
         with contextlib.suppress(OSError):  # a full disk may refuse the manifest
-            self.manifest.drop(*(path.name for path in gone))
-        for path in gone:
+            self.manifest.drop(*(path.name for path in paths))
+        for path in paths:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(
                 missing_ok=True
             )

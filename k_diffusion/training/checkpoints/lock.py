@@ -97,7 +97,7 @@ def _lock(descriptor: int) -> None:
 def _holder(descriptor: int) -> str:
     """Return the process that holds the lock, in words."""
     try:
-        held = json.loads(os.pread(descriptor, 4096, 0))
-        return f'process {held["pid"]} on host {held["host"]}'
+        holder = json.loads(os.pread(descriptor, 4096, 0))
+        return f'process {holder["pid"]} on host {holder["host"]}'
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 'another process'

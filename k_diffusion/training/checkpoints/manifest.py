@@ -43,7 +43,7 @@ class Record:
 
     def plain(self) -> dict[str, Any]:
         """Return the record as JSON values."""
-        files = {name: written._asdict() for name, written in self.files.items()}
+        files = {name: digest._asdict() for name, digest in self.files.items()}
         return {'step': self.step, 'saved': self.saved, 'metrics': self.metrics, 'files': files}
 
     def fault(self, folder: Path) -> str | None:
@@ -52,17 +52,17 @@ class Record:
         Args:
             folder: The folder of the run.
         """
-        for name, written in self.files.items():
+        for name, digest in self.files.items():
             path = folder / name
             if not path.is_file():
                 return f'{name} is not there'
             size = path.stat().st_size
-            if size != written.bytes:
+            if size != digest.bytes:
                 return (
-                    f'{name} has {size:,} bytes and was written with {written.bytes:,}: it is '
+                    f'{name} has {size:,} bytes and was written with {digest.bytes:,}: it is '
                     'cut short or was changed'
                 )
-            if digest_of(path) != written.sha256:
+            if digest_of(path) != digest.sha256:
                 return f'{name} is damaged: its SHA-256 is not that of what was written'
         return None
 

@@ -147,9 +147,9 @@ class RemoteFolder:
         Args:
             record: The record.
         """
-        for name, written in record.files.items():
+        for name, digest in record.files.items():
             try:
-                if digest_remote(self.system, self.at(name)) != written:
+                if digest_remote(self.system, self.at(name)) != digest:
                     return f'{name} is damaged: its SHA-256 is not that of what was written'
             except OSError as error:
                 return f'{name} cannot be read ({say_reason(error)})'
@@ -193,13 +193,13 @@ class RemoteFolder:
         ):  # object stores have no folders, or refuse to create them
             self.system.makedirs(self.path, exist_ok=True)
 
-    def upload(self, path: Path, name: str, written: FileDigest) -> None:
+    def upload(self, path: Path, name: str, digest: FileDigest) -> None:
         """Upload a file and read it back.
 
         Args:
             path: The local file.
             name: Its name at the URL.
-            written: Its size and digest.
+            digest: Its size and digest.
 
         Raises:
             OSError: If it cannot be uploaded, or differs when it is read back.
@@ -210,7 +210,7 @@ class RemoteFolder:
                 with contextlib.suppress(Exception):  # see make
                     self.system.makedirs(self.at(name).rpartition('/')[0], exist_ok=True)
             self.system.put_file(str(path), self.at(name))
-            if digest_remote(self.system, self.at(name)) != written:
+            if digest_remote(self.system, self.at(name)) != digest:
                 raise OSError(f'{name} differs from what was written when it is read back')
 
         try_again(send)
@@ -246,18 +246,18 @@ class RemoteFolder:
         whole = temporary_path(path)
         whole.mkdir()
         try:
-            for file, written in record.files.items():
-                self._copy(file, written, whole / file.rpartition('/')[2], verify)
+            for file, digest in record.files.items():
+                self._copy(file, digest, whole / file.rpartition('/')[2], verify)
             shutil.rmtree(path, ignore_errors=True)
             whole.replace(path)
         finally:
             shutil.rmtree(whole, ignore_errors=True)
         return path
 
-    def _copy(self, name: str, written: FileDigest, path: Path, verify: bool) -> None:
+    def _copy(self, name: str, digest: FileDigest, path: Path, verify: bool) -> None:
         """Download a file and compare it with its record."""
         try_again(lambda: download(self.system, self.at(name), path))
-        if verify and (path.stat().st_size != written.bytes or digest_of(path) != written.sha256):
+        if verify and (path.stat().st_size != digest.bytes or digest_of(path) != digest.sha256):
             raise ValueError(
                 f'{self.url}/{name} is damaged: its SHA-256 is not that of what was written; use '
                 'an older one from the same folder (verify=False takes it as it is)'

@@ -65,9 +65,9 @@ def save_shards(
         'pieces': dict(enumerate(pieces)),
         **({'tree': tree} if rank == 0 else {}),
     }
-    temporary, written, error = _write_by_all(folder, path, content, step, rank, world)
+    temporary, digests, error = _write_by_all(folder, path, content, step, rank, world)
     if error is not None and _make_room(folder, step, metrics, error, rank):
-        temporary, written, error = _write_by_all(folder, path, content, step, rank, world)
+        temporary, digests, error = _write_by_all(folder, path, content, step, rank, world)
     if error is not None:
         raise error
     if rank == 0:
@@ -80,7 +80,7 @@ def save_shards(
             folder.record(
                 path,
                 step,
-                {f'{path.name}/{name}': facts for name, facts in written.items()},
+                {f'{path.name}/{name}': facts for name, facts in digests.items()},
                 metrics,
             )
     torch.distributed.barrier()

@@ -39,9 +39,9 @@ class RunUploads:
 
     def __init__(self, url: str, folder: RunFolder, name: str = 'run_dir') -> None:
         self.remote, self.folder = RemoteFolder(url, name), folder
-        self._sent: dict[str, tuple[int, int]] = {}  # the state of uploaded small files
+        self._file_states: dict[str, tuple[int, int]] = {}  # the state of uploaded small files
         self._pointer: str | None = None
-        self._wanted, self._ended = threading.Event(), False
+        self._request, self._is_closed = threading.Event(), False
         self._thread: threading.Thread | None = None
 
     def restore(self) -> Path | None:
@@ -58,18 +58,20 @@ class RunUploads:
             OSError: If the URL cannot be reached.
         """
         run, records = self.folder.name, self.remote.records(self.folder.name)
-        known = {name: r for name, r in records.items() if self.folder.is_name(name)}
+        entries = {name: r for name, r in records.items() if self.folder.is_name(name)}
         pointed = self.remote.read_pointer(run)
-        if not known or not self._is_behind(known.get(pointed or '')):
+        if not entries or not self._is_behind(entries.get(pointed or '')):
             return None
-        order = sorted(known, key=lambda name: (name == pointed, known[name].step), reverse=True)
+        order = sorted(
+            entries, key=lambda name: (name == pointed, entries[name].step), reverse=True
+        )
         for name in order:
             try:
-                path = self.remote.fetch(name, known[name], self.folder.path)
+                path = self.remote.fetch(name, entries[name], self.folder.path)
             except (ValueError, OSError) as error:
                 warnings.warn(f'{name} is skipped: {error}', stacklevel=2)
                 continue
-            self.folder.manifest.put(name, known[name])
+            self.folder.manifest.put(name, entries[name])
             self.folder.point_to(path)
             self._restore_others()
             return path
@@ -107,47 +109,56 @@ class RunUploads:
         """
         run, records = self.folder.name, self.folder.manifest.read()
         self.remote.make()
-        held = self.remote.records(run)
+        remote_records = self.remote.records(run)
         for name, record in sorted(records.items(), key=lambda item: item[1].step):
-            if name not in held or held[name].files != record.files:
-                if held.pop(name, None) is not None:
-                    self.remote.write_records(run, held)
+            if name not in remote_records or remote_records[name].files != record.files:
+                if remote_records.pop(name, None) is not None:
+                    self.remote.write_records(run, remote_records)
                 if not self._upload_files(record):
                     continue
-                held[name] = record
-                self.remote.write_records(run, held)
+                remote_records[name] = record
+                self.remote.write_records(run, remote_records)
         pointed = self.folder.read_pointer()
-        if pointed is not None and pointed.name in held and pointed.name != self._pointer:
+        if pointed is not None and pointed.name in remote_records and pointed.name != self._pointer:
             self.remote.write(f'{run}_state.json', to_json({'latest_checkpoint': pointed.name}))
             self._pointer = pointed.name
         if pointed is not None:
-            self._rotate(held, step_of(pointed))
+            self._rotate(remote_records, step_of(pointed))
         self._upload_others()
 
     def _upload_files(self, record: Record) -> bool:
         """Upload the files of a checkpoint; return False if it was deleted meanwhile."""
-        for name, written in record.files.items():
+        for name, digest in record.files.items():
             try:
-                self.remote.upload(self.folder.path / name, name, written)
+                self.remote.upload(self.folder.path / name, name, digest)
             except OSError:
                 if not (self.folder.path / name).exists():
                     return False
                 raise
         return True
 
-    def _rotate(self, held: dict[str, Record], latest: int) -> None:
+    def _rotate(self, records: dict[str, Record], latest: int) -> None:
         """Delete the superfluous checkpoints at the URL, as on this machine."""
         pinned = self.folder.read_pins_or_none()
         if not self.folder.keep.last or pinned is None:
             return
-        names = {name for name in held if self.folder.is_name(name) and held[name].step <= latest}
-        metrics = {held[name].step: held[name].metrics for name in names if held[name].metrics}
-        reasons = self.folder.keep.reasons([held[name].step for name in names], metrics, pinned)
-        gone = {name: held[name] for name in names if not reasons[held[name].step]}
-        if gone:
-            remaining = {name: record for name, record in held.items() if name not in gone}
+        candidates = {
+            name: record
+            for name, record in records.items()
+            if self.folder.is_name(name) and record.step <= latest
+        }
+        metrics = {record.step: record.metrics for record in candidates.values() if record.metrics}
+        steps = [record.step for record in candidates.values()]
+        reasons = self.folder.keep.reasons(steps, metrics, pinned)
+        superfluous = {
+            name: record for name, record in candidates.items() if not reasons[record.step]
+        }
+        if superfluous:
+            remaining = {
+                name: record for name, record in records.items() if name not in superfluous
+            }
             self.remote.write_records(self.folder.name, remaining)
-        for record in gone.values():
+        for record in superfluous.values():
             for name in record.files:
                 self.remote.delete(name)
 
@@ -159,9 +170,13 @@ class RunUploads:
             facts = path.stat()
             state = (facts.st_size, facts.st_mtime_ns)
             recorded = re.search(r'_ema_[0-9]{8,18}\.safetensors$', path.name)
-            if not recorded and facts.st_size <= SMALL_LIMIT and self._sent.get(path.name) != state:
+            if (
+                not recorded
+                and facts.st_size <= SMALL_LIMIT
+                and self._file_states.get(path.name) != state
+            ):
                 self.remote.write(path.name, path.read_bytes())
-                self._sent[path.name] = state
+                self._file_states[path.name] = state
 
     def begin(self) -> None:
         """Start the thread that uploads."""
@@ -171,13 +186,13 @@ class RunUploads:
 
     def request(self) -> None:
         """Request an upload in the background."""
-        self._wanted.set()
+        self._request.set()
 
     def close(self) -> None:
         """Upload the remaining files, and wait for them."""
         if self._thread is not None:
-            self._ended = True
-            self._wanted.set()
+            self._is_closed = True
+            self._request.set()
             self._thread.join()
             self._thread = None
 
@@ -185,9 +200,9 @@ class RunUploads:
         """Upload on request, until the run ends."""
         last = False
         while not last:
-            self._wanted.wait()
-            self._wanted.clear()
-            last = self._ended
+            self._request.wait()
+            self._request.clear()
+            last = self._is_closed
             try:
                 self.upload()
             except Exception as error:  # each file system of fsspec has its own errors
