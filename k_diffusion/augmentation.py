@@ -300,8 +300,8 @@ def _warp(images: Tensor, maps: Tensor) -> Tensor:
 
     bordered = (
         images.permute(0, 2, 3, 1)
-        .index_select(1, _mirrored(h, images))
-        .index_select(2, _mirrored(w, images))
+        .index_select(1, _mirror(h, images))
+        .index_select(2, _mirror(w, images))
     )
     width, pixels = w + 3, (h + 3) * (w + 3)
     # Row n of the table is pixel n and the three to its right, so that one look-up serves four
@@ -351,7 +351,7 @@ def _cubic(f: Tensor) -> Tensor:
     )
 
 
-def _mirrored(length: int, like: Tensor) -> Tensor:
+def _mirror(length: int, like: Tensor) -> Tensor:
     """Return the indices -1 ... length + 1, with those outside mirrored into 0 ... length - 1."""
     index = torch.arange(-1, length + 2, device=like.device)
     period = max(2 * length - 2, 1)

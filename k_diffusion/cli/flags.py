@@ -95,7 +95,7 @@ def flags_of(field: Any) -> tuple[str, ...]:
 
 def _help_of(text: str, default: Any) -> str:
     text = text.replace('%', '%%')
-    shown = (
+    suffix = (
         default is not dataclasses.MISSING
         and not isinstance(default, bool)
         and default not in (None, [], ())
@@ -104,7 +104,7 @@ def _help_of(text: str, default: Any) -> str:
     return (
         f'{text} (default: '
         f'{", ".join(map(str, default)) if isinstance(default, (list, tuple)) else default})'
-        if shown
+        if suffix
         else text
     )
 

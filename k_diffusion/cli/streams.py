@@ -59,10 +59,10 @@ def safe_streams() -> Iterator[None]:
     """Suppress faults of standard output and error in this context; closed ones are discarded."""
     before = sys.stdout, sys.stderr
     _fill_closed()
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as stack:
         for name, stream in zip(('stdout', 'stderr'), before):
             if stream is None:  # it was closed when Python started
-                stream = opened.enter_context(open(os.devnull, 'w', encoding='utf-8'))
+                stream = stack.enter_context(open(os.devnull, 'w', encoding='utf-8'))
             if not isinstance(stream, SafeStream):
                 stream = cast(TextIO, SafeStream(stream))
             setattr(sys, name, stream)

@@ -61,9 +61,9 @@ def build_wrapper(
 
     def wrap(inner: nn.Module) -> nn.Module:
         denoiser = make(inner)
-        for bound in ('sigma_min', 'sigma_max'):  # read by K.sample
-            if hasattr(model, bound):
-                setattr(denoiser, bound, getattr(model, bound))
+        for name in ('sigma_min', 'sigma_max'):  # read by K.sample
+            if hasattr(model, name):
+                setattr(denoiser, name, getattr(model, name))
         return denoiser
 
     return wrap
@@ -146,8 +146,8 @@ def make_sample_density(config: Mapping[str, Any]) -> Density:
         schedules.DENSITIES[section.get('type', '')], section, 'model.sigma_sample_density'
     )
     try:
-        filled: Density = density.fill_from(model)
-        return filled
+        complete: Density = density.fill_from(model)
+        return complete
     except AttributeError as error:
         raise ValueError(
             f'model.{error.name} must be given, because model.sigma_sample_density leaves it to '
@@ -164,7 +164,7 @@ def _read(
     kind: type, section: Mapping[str, Any], path: str, defaults: Mapping[str, Any] | None = None
 ) -> Any:
     findings = Findings()
-    read = read_section(kind, section, path, findings, defaults)
-    if read is None:
+    section_object = read_section(kind, section, path, findings, defaults)
+    if section_object is None:
         raise ValueError('the model section cannot be used: ' + '; '.join(findings.errors))
-    return read
+    return section_object

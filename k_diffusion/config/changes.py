@@ -150,15 +150,15 @@ def check_changes(changes: list[Change], source: object, reset_optimizer: bool =
         source: The checkpoint, for the message.
         reset_optimizer: The state of the optimizer is reset, so that another type is allowed.
     """
-    refused = [
+    conflicts = [
         change
         for change in changes
         if change.way_out and not (reset_optimizer and change.way_out == _RESET)
     ]
-    if refused:
-        ways = ', '.join(dict.fromkeys(change.way_out for change in refused if change.way_out))
+    if conflicts:
+        ways = ', '.join(dict.fromkeys(change.way_out for change in conflicts if change.way_out))
         raise ValueError(
-            f'{source} does not fit this config: {", ".join(map(str, refused))}; {ways}'
+            f'{source} does not fit this config: {", ".join(map(str, conflicts))}; {ways}'
         )
 
 

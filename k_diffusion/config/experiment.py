@@ -151,12 +151,12 @@ class Experiment:
                 f'net(x, sigma, **cond); got {show_value(network)}'
             )
         old, new = self.sections.model, PythonNetworkConfig
-        shared = {
+        entries = {
             field.name: getattr(old, field.name)
             for field in dataclasses.fields(new)
             if field.name not in ('type', 'network')
         }
-        model = new(network=name or type(network).__name__, **shared)
+        model = new(network=name or type(network).__name__, **entries)
         self.sections = dataclasses.replace(self.sections, model=model)
         self._raw['model'] = {}
         self.network = network

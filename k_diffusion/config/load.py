@@ -204,10 +204,10 @@ def read_dataset_section(section: Mapping[str, Any]) -> Any:
         ValueError: If it is invalid; the message names all errors.
     """
     findings = Findings()
-    read = choose(data.DATASETS, section, 'dataset', findings, 'imagefolder')
+    result = choose(data.DATASETS, section, 'dataset', findings, 'imagefolder')
     if findings.errors:
         raise ValueError('the config cannot be used: ' + '; '.join(findings.errors))
-    return read
+    return result
 
 
 def read_source(
@@ -327,15 +327,18 @@ def fill_defaults(raw: Mapping[str, Any], sections: Sections) -> dict[str, Any]:
         raw: The config.
         sections: Its sections.
     """
-    filled = dict(raw)
+    complete = dict(raw)
     for field in dataclasses.fields(Sections):
         if field.name != 'density':
             instance = getattr(sections, field.name)
             if isinstance(instance, list):
-                filled[field.name] = [plain(dataclasses.asdict(entry)) for entry in instance]
+                complete[field.name] = [plain(dataclasses.asdict(entry)) for entry in instance]
                 continue
-            filled[field.name] = {**raw.get(field.name, {}), **plain(dataclasses.asdict(instance))}
-    return filled
+            complete[field.name] = {
+                **raw.get(field.name, {}),
+                **plain(dataclasses.asdict(instance)),
+            }
+    return complete
 
 
 def plain(value: Any) -> Any:

@@ -40,7 +40,7 @@ def check_whole(name: str, value: Any, least: int = 1, hint: str = '') -> None:
         hint: A usual value, for the message.
     """
     if not is_whole(value, least):
-        raise ValueError(f'{name} must be an integer >= {least}{_bracketed(hint)}; got {value!r}')
+        raise ValueError(f'{name} must be an integer >= {least}{_bracket(hint)}; got {value!r}')
 
 
 def check_number(
@@ -66,7 +66,7 @@ def check_number(
         return number
     rule = 'a number' if infinite else 'a finite number'
     bound = '' if least == -math.inf else f' >= {least:g}'
-    raise ValueError(f'{name} must be {rule}{bound}{_bracketed(hint)}; got {show_value(value)}')
+    raise ValueError(f'{name} must be {rule}{bound}{_bracket(hint)}; got {show_value(value)}')
 
 
 def check_interval(name: str, interval: Any) -> tuple[float, float]:
@@ -90,7 +90,7 @@ def check_interval(name: str, interval: Any) -> tuple[float, float]:
     return low, high
 
 
-def _bracketed(hint: str) -> str:
+def _bracket(hint: str) -> str:
     return f' ({hint})' if hint else ''
 
 

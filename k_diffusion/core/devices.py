@@ -71,11 +71,11 @@ def send_together(tensors: Mapping[str, Tensor], device: torch.device) -> dict[s
     starts = [0]
     for count in counts:
         starts.append(starts[-1] + -(-count // 8) * 8)
-    packed = torch.zeros(starts[-1], dtype=torch.uint8)
+    buffer = torch.zeros(starts[-1], dtype=torch.uint8)
     for x, start, count in zip(tensors.values(), starts, counts):
-        packed[start : start + count] = x.contiguous().view(-1).view(torch.uint8)
-    packed = send(packed, device)
+        buffer[start : start + count] = x.contiguous().view(-1).view(torch.uint8)
+    buffer = send(buffer, device)
     return {
-        name: packed[start : start + count].view(x.dtype).view(x.shape)
+        name: buffer[start : start + count].view(x.dtype).view(x.shape)
         for (name, x), start, count in zip(tensors.items(), starts, counts)
     }

@@ -352,11 +352,11 @@ def _copy(
         shutil.copyfileobj(response, file)
         return
     total = int(response.headers.get('Content-Length') or 0) or None
-    done = 0
+    count = 0
     while chunk := response.read(1 << 18):
         file.write(chunk)
-        done += len(chunk)
-        progress(done, total)
+        count += len(chunk)
+        progress(count, total)
 
 
 def _check(path: Path, digest: str | None, algorithm: str, source: str) -> None:

@@ -35,7 +35,7 @@ def _int_of_text(line: bytes) -> Any:
     return int(line.rstrip(b'L\r'))
 
 
-def _quoted(line: bytes) -> bytes:
+def _read_quoted(line: bytes) -> bytes:
     line = line.rstrip(b'\r')
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b'"\'':
         raise Unreadable('a string in it has no quotes')
@@ -117,7 +117,7 @@ def _pop(machine: PickleState) -> None:
         machine.pop_mark()
 
 
-def _put(index: Callable[[PickleState], int]) -> Callable[[PickleState], None]:
+def _make_put(index: Callable[[PickleState], int]) -> Callable[[PickleState], None]:
     def operation(machine: PickleState) -> None:
         machine.memo[index(machine)] = machine.stack[-1]
 
@@ -198,7 +198,7 @@ OPCODES: dict[bytes, Callable[[PickleState], object]] = {
     b'\x96': _push(lambda m: bytearray(m.take(m.unsigned(8)))),
     b'T': _push(lambda m: m.decode(m.take(_signed_length(m)))),
     b'U': _push(lambda m: m.decode(m.take(m.unsigned(1)))),
-    b'S': _push(lambda m: m.decode(_quoted(m.line()))),
+    b'S': _push(lambda m: m.decode(_read_quoted(m.line()))),
     b'V': _push(lambda m: m.line().decode('raw-unicode-escape')),
     # containers
     b'(': _mark,
@@ -233,10 +233,10 @@ OPCODES: dict[bytes, Callable[[PickleState], object]] = {
     b'P': _push(lambda m: m.refer(m.line().decode())),
     b'Q': _push(lambda m: m.refer(m.stack.pop())),
     # memo and framing
-    b'p': _put(lambda m: int(m.line()[:20])),
-    b'q': _put(lambda m: m.unsigned(1)),
-    b'r': _put(lambda m: m.unsigned(4)),
-    b'\x94': _put(lambda m: len(m.memo)),
+    b'p': _make_put(lambda m: int(m.line()[:20])),
+    b'q': _make_put(lambda m: m.unsigned(1)),
+    b'r': _make_put(lambda m: m.unsigned(4)),
+    b'\x94': _make_put(lambda m: len(m.memo)),
     b'g': _push(lambda m: m.memo[int(m.line()[:20])]),
     b'h': _push(lambda m: m.memo[m.unsigned(1)]),
     b'j': _push(lambda m: m.memo[m.unsigned(4)]),

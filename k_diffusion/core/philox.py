@@ -156,7 +156,7 @@ def fill(items: Tensor, name: Tensor, blocks: int) -> Tensor:
     numbers = []
     for even, odd in (words[:2], words[2:]):
         radius = (-2 * (even.to(torch.float32) * 2.0**-32 + 2.0**-33).log()).sqrt()
-        angle = _signed(odd).to(torch.float32) * (2 * math.pi / 2**32)
+        angle = _to_signed(odd).to(torch.float32) * (2 * math.pi / 2**32)
         numbers += [radius * angle.cos(), radius * angle.sin()]
     return torch.stack(numbers, -1).flatten(1)
 
@@ -189,7 +189,7 @@ def compile_fill() -> Callable[..., Tensor]:
     return torch.compile(fill, dynamic=True)
 
 
-def _signed(words: Tensor) -> Tensor:
+def _to_signed(words: Tensor) -> Tensor:
     return words - (words >> 31 << 32)
 
 
@@ -206,7 +206,7 @@ def _counters(stream: int, blocks: int, device: torch.device) -> tuple[Tensor, T
     """
     low, high = torch.tensor([stream & _WORD, stream >> 32 & _WORD]).unbind()
     even = torch.stack([torch.arange(blocks), low.expand(blocks)])
-    odd = _signed(torch.stack([torch.zeros_like(high), high])).to(torch.int32)
+    odd = _to_signed(torch.stack([torch.zeros_like(high), high])).to(torch.int32)
     return send(even[:, None], device), send(odd[:, None, None], device)
 
 
@@ -214,7 +214,7 @@ def _counters(stream: int, blocks: int, device: torch.device) -> tuple[Tensor, T
 def _key_steps(device: torch.device) -> Tensor:
     """Return the increments of the key in each round: the bits as int32 [rounds, 2, 1, 1]."""
     steps = torch.tensor([[i * step & _WORD for step in KEY_STEPS] for i in range(ROUNDS)])
-    return send(_signed(steps).to(torch.int32)[..., None, None], device)
+    return send(_to_signed(steps).to(torch.int32)[..., None, None], device)
 
 
 @functools.cache

@@ -276,7 +276,7 @@ def _builtin_calls(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
         budget.spend(len(value))
         return (checked_key(item, budget) for item in value)
 
-    def ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
+    def make_ordered(pairs: Any = ()) -> OrderedDict[Any, Any]:
         budget.spend(2 + len(pairs))
         return OrderedDict((checked_key(key, budget), value) for key, value in pairs)
 
@@ -323,7 +323,7 @@ def _builtin_calls(budget: Budget) -> dict[tuple[str, str], Callable[..., Any]]:
             for name, function in calls.items()
             for module in ('builtins', '__builtin__')
         },
-        ('collections', 'OrderedDict'): ordered,
+        ('collections', 'OrderedDict'): make_ordered,
         ('collections', 'Counter'): counter,
         ('_codecs', 'encode'): encode,
     }

@@ -48,7 +48,7 @@ def plot_histogram(
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         raise ValueError('values must hold at least one finite value; got none')
-    low, high = _widened(min(finite), max(finite))
+    low, high = _widen(min(finite), max(finite))
     counts = [0] * bins
     for value in finite:
         counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
@@ -72,7 +72,7 @@ def _curves(title: str, curves: Mapping[str, Points], x_label: str) -> str:
         for name, points in curves.items()
     }
     every = [point for points in lines.values() for point in points] or [(0.0, 0.0), (1.0, 1.0)]
-    ranges = [_widened(min(values), max(values)) for values in zip(*every)]
+    ranges = [_widen(min(values), max(values)) for values in zip(*every)]
     frame = _Frame(*ranges[0], *ranges[1])
     parts = list(frame.axes(title, x_label))
     for i, (name, points) in enumerate(lines.items()):
@@ -131,7 +131,7 @@ def _ticks(low: float, high: float, most: int) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _widened(low: float, high: float) -> tuple[float, float]:
+def _widen(low: float, high: float) -> tuple[float, float]:
     """Return a range that is not empty."""
     margin = 0.5 * max(abs(low), 1e-3) if low == high else 0.04 * (high - low)
     return low - margin, high + margin

@@ -160,10 +160,10 @@ def download(system: Any, remote: str, path: Path) -> int:
     """
     size = system.info(remote).get('size')
     system.get_file(remote, str(path))
-    copied = path.stat().st_size
-    if size is not None and copied != size:
-        raise OSError(f'{copied:,} of {size:,} bytes arrived')
-    return copied
+    count = path.stat().st_size
+    if size is not None and count != size:
+        raise OSError(f'{count:,} of {size:,} bytes arrived')
+    return count
 
 
 def state_of(system: Any, path: str) -> str:

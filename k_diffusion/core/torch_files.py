@@ -193,18 +193,20 @@ def _read_zip(file: BinaryIO, size: int, budget: Budget, records: Any) -> Any:
             member = members.get(f'{root}data/{key}')
             if member is None:
                 raise Unreadable('a tensor of it has no data')
-            storages[key] = _filled(read_chunks(file, size, member, budget), member, dtype, count)
+            storages[key] = _fill_storage(
+                read_chunks(file, size, member, budget), member, dtype, count
+            )
             if order.decode() != sys.byteorder:
                 storages[key].byteswap(dtype)
         return storages[key]
 
     pickle = b''.join(read_chunks(file, size, members[f'{root}data.pkl'], budget))
     return _machine(
-        io.BytesIO(pickle), len(pickle), budget, records, lambda key: _referred(key, storage)
+        io.BytesIO(pickle), len(pickle), budget, records, lambda key: _resolve(key, storage)
     ).load()
 
 
-def _filled(
+def _fill_storage(
     chunks: Iterable[bytes], member: Member, dtype: torch.dtype, count: int
 ) -> torch.UntypedStorage:
     if member.size != count * dtype.itemsize:
@@ -258,7 +260,7 @@ def _read_old(file: BinaryIO, size: int, budget: Budget, records: Any, nested: b
     if machine.load() != _PROTOCOL:
         raise Unreadable('its version is not known')
     head = machine.load()
-    machine.persistent = lambda key: _referred(key, storage)
+    machine.persistent = lambda key: _resolve(key, storage)
     content = machine.load()
     machine.persistent = None
     keys = machine.load()
@@ -289,7 +291,7 @@ def _fill_old(file: BinaryIO, data: torch.UntypedStorage, dtype: torch.dtype, co
         at += len(chunk)
 
 
-def _referred(key: Any, storage: Callable[[Any, torch.dtype, int], torch.UntypedStorage]) -> Any:
+def _resolve(key: Any, storage: Callable[[Any, torch.dtype, int], torch.UntypedStorage]) -> Any:
     """Return the storage of a persistent id ('storage', type, key, location, count[, view])."""
     if type(key) is tuple and key and key[0] in ('module', b'module'):
         return key[1]

@@ -44,11 +44,11 @@ class DenoiserWrapper:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if field.name in self.per_item:
-                selected = self.select_field(field.name, value, items, shape)
+                part = self.select_field(field.name, value, items, shape)
             else:
-                selected = select_items(value, items, shape)
-            if selected is not value:
-                changes[field.name] = selected
+                part = select_items(value, items, shape)
+            if part is not value:
+                changes[field.name] = part
         return dataclasses.replace(self, **changes) if changes else self  # type: ignore[type-var]
 
     def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:

@@ -49,7 +49,7 @@ def read_members(file: BinaryIO, size: int) -> dict[str, Member]:
         )
         extra_at = at + 46 + name_length
         name = data[at + 46 : extra_at].decode('utf-8', 'surrogateescape')
-        unpacked, packed, header = _wide(
+        unpacked, packed, header = _read_wide(
             data[extra_at : extra_at + extra_length], [unpacked, packed, header]
         )
         if flags & 1 or name in members or len(members) >= MEMBERS:
@@ -89,16 +89,16 @@ def read_chunks(file: BinaryIO, size: int, member: Member, budget: Budget) -> It
     file.seek(start)
     chunks = _read_packed(file, member.packed)
     if member.method == 8:
-        chunks = _inflated(chunks)
+        chunks = _inflate(chunks)
     elif member.method or member.packed != member.size:
         raise Unreadable('a member of it has an unknown packing method')
-    done = 0
+    count = 0
     for chunk in chunks:
-        done += len(chunk)
-        if done > member.size:
+        count += len(chunk)
+        if count > member.size:
             break
         yield chunk
-    if done != member.size:
+    if count != member.size:
         raise Unreadable('a member of it has another size than its directory states')
 
 
@@ -111,7 +111,7 @@ def _read_packed(file: BinaryIO, remaining: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _inflated(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _inflate(chunks: Iterator[bytes]) -> Iterator[bytes]:
     inflater = zlib.decompressobj(-15)
     try:
         for chunk in chunks:
@@ -151,7 +151,7 @@ def find_directory(file: BinaryIO, size: int) -> tuple[int, int, int]:
     return start, length, count
 
 
-def _wide(extra: bytes, values: list[int]) -> list[int]:
+def _read_wide(extra: bytes, values: list[int]) -> list[int]:
     """Return sizes and offset of an entry, with 64-bit values from its extra field."""
     at = 0
     while at + 4 <= len(extra):

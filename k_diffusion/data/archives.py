@@ -186,13 +186,13 @@ def read_exactly(file: IO[bytes], size: int, more: bool = False) -> bytearray:
         more: Further bytes are expected.
     """
     data = bytearray(size)
-    done = 0
-    while done < size:
-        chunk = file.read(min(_CHUNK, size - done))
+    count = 0
+    while count < size:
+        chunk = file.read(min(_CHUNK, size - count))
         if not chunk:
-            raise ValueError(f'it has {done:,} bytes where the archive tells of {size:,}')
-        data[done : done + len(chunk)] = chunk
-        done += len(chunk)
+            raise ValueError(f'it has {count:,} bytes where the archive tells of {size:,}')
+        data[count : count + len(chunk)] = chunk
+        count += len(chunk)
     if not more and file.read(1):
         raise ValueError(f'it has more than the {size:,} bytes that the archive tells of')
     return data

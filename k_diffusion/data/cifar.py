@@ -89,7 +89,7 @@ def _contents(path: Path) -> bytes:
     if not path.is_file():
         raise FileNotFoundError(f'{path} is missing; all five batches must lie in one folder')
     with open(path, 'rb') as file:
-        return _limited(file.read(BATCH_LIMIT + 1), str(path))
+        return _check_limit(file.read(BATCH_LIMIT + 1), str(path))
 
 
 def _unpack(archive: Path) -> list[tuple[str, bytes]]:
@@ -97,8 +97,10 @@ def _unpack(archive: Path) -> list[tuple[str, bytes]]:
     contents: dict[str, bytes] = {}
     try:
         with (
-            open(archive, 'rb') as packed,
-            gzip.open(packed) if packed.peek(2)[:2] == b'\x1f\x8b' else packed as file,
+            open(archive, 'rb') as archive_file,
+            gzip.open(archive_file)
+            if archive_file.peek(2)[:2] == b'\x1f\x8b'
+            else archive_file as file,
         ):
             for member, end in read_heads(file):
                 if end > ARCHIVE_LIMIT:
@@ -107,7 +109,7 @@ def _unpack(archive: Path) -> list[tuple[str, bytes]]:
                 if member.isreg() and name in (*_PYTHON, *_BINARY):
                     file.seek(member.offset_data)
                     data = file.read(min(member.size, BATCH_LIMIT + 1))
-                    contents[name] = _limited(data, f'{archive}: {name}')
+                    contents[name] = _check_limit(data, f'{archive}: {name}')
                     if len(data) < member.size:
                         raise EOFError(f'{name} is cut short')
     except (tarfile.TarError, EOFError, zlib.error, OSError, RecursionError) as error:
@@ -123,7 +125,7 @@ def _unpack(archive: Path) -> list[tuple[str, bytes]]:
     )
 
 
-def _limited(data: bytes, name: str) -> bytes:
+def _check_limit(data: bytes, name: str) -> bytes:
     if len(data) > BATCH_LIMIT:
         raise ValueError(
             f'{name} must have at most {BATCH_LIMIT} bytes, more than a batch of CIFAR-10; fetch '

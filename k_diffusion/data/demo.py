@@ -30,8 +30,8 @@ class DemoConfig(DatasetConfig):
         Args:
             request: The size and channels of the items.
         """
-        packed = files(__package__).joinpath('mnist16.safetensors.gz').read_bytes()
-        tensors = safetensors.torch.load(gzip.decompress(packed))
+        content = files(__package__).joinpath('mnist16.safetensors.gz').read_bytes()
+        tensors = safetensors.torch.load(gzip.decompress(content))
         images = Images(
             tensors['images'], tensors['labels'].long(), MNIST.class_names, 'the shipped digits'
         )

@@ -218,7 +218,7 @@ def _item(
     channels, *size = dataset.image_shape
     columns = dataset.columns
     item: dict[str, Any] = {
-        'image': _decoded(row[columns.image], (size[0], size[1]), channels, dataset.grey_range)
+        'image': _decode_rows(row[columns.image], (size[0], size[1]), channels, dataset.grey_range)
     }
     if columns.label is not None:
         item['class_cond'] = dataset.checked_class(row[columns.label], index)
@@ -227,7 +227,7 @@ def _item(
     return item
 
 
-def _decoded(
+def _decode_rows(
     value: Any, size: tuple[int, int], channels: int, grey_range: tuple[float, float] | None
 ) -> Any:
     """Return the image in a column: the bytes or path of a file, or a Pillow image."""

@@ -63,7 +63,7 @@ class MNISTConfig(LocatedConfig):
     def _files(self, published: Published) -> list[Path]:
         below = self.place() / ('FashionMNIST' if self.type == 'fashion-mnist' else 'MNIST') / 'raw'
         for folder in (self.place(), below):
-            paths = [_present(folder / file.name) for file in published.files]
+            paths = [_find_present(folder / file.name) for file in published.files]
             if all(paths):
                 return [path for path in paths if path]
         searched = f'{self.place()} or {below}'
@@ -75,7 +75,7 @@ class MNISTConfig(LocatedConfig):
         return [below / file.name for file in published.files]
 
 
-def _present(path: Path) -> Path | None:
+def _find_present(path: Path) -> Path | None:
     """Return the path of a file with or without .gz, or None if neither exists."""
     return next(
         (candidate for candidate in (path.with_suffix(''), path) if candidate.is_file()), None

@@ -168,7 +168,7 @@ def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Imag
     """
     pil = require('PIL.Image', 'train', 'reading pictures')
     try:
-        with _opened(source) as file:
+        with _open_source(source) as file:
             check_icon(file)
             with pil.open(file, formats=readable_formats()) as picture:
                 return use(picture)
@@ -183,7 +183,7 @@ def read_picture(source: str | os.PathLike[str] | IO[bytes], use: Callable[[Imag
     raise UnreadablePicture(reason)
 
 
-def _opened(source: str | os.PathLike[str] | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
+def _open_source(source: str | os.PathLike[str] | IO[bytes]) -> AbstractContextManager[IO[bytes]]:
     if not isinstance(source, (str, os.PathLike)):
         return nullcontext(source)
     with open(source, 'rb', buffering=0) as file:
@@ -231,8 +231,8 @@ def convert_picture(
     width, height = picture.size
     _check_pixels(width, height, pixel_limit)
     _check_covering(width, height, size, pixel_limit)
-    needed = _bytes_each_pixel(picture) * width * height
-    if needed > PICTURE_BYTES:
+    size_in_bytes = _bytes_each_pixel(picture) * width * height
+    if size_in_bytes > PICTURE_BYTES:
         raise UnreadablePicture(
             f'{width} x {height} as {picture.format} takes more than '
             f'{PICTURE_BYTES:,} bytes to decode'
@@ -241,9 +241,9 @@ def convert_picture(
         raise UnreadablePicture(
             f'it has more than {SCANS} scans, each of which would be decoded over the whole picture'
         )
-    with _DECODING.hold(needed) if needed > _SMALL else nullcontext():
+    with _DECODING.hold(size_in_bytes) if size_in_bytes > _SMALL else nullcontext():
         tags = tags_of(picture)  # a rotated image loses them
-        grey = _as_8_bits(_upright(picture), *tags, grey_range)
+        grey = _as_8_bits(_turn_upright(picture), *tags, grey_range)
         return convert(_reframe(_in_mode(grey, _MODES[channels]), size, pixel_limit))
 
 
@@ -330,7 +330,7 @@ def _check_covering(width: int, height: int, size: tuple[int, int], limit: int) 
         )
 
 
-def _upright(picture: Image) -> Image:
+def _turn_upright(picture: Image) -> Image:
     """Return the decoded image, rotated by its EXIF tag; Pillow would copy others."""
     picture.load()
     if is_turned(picture):

@@ -402,5 +402,5 @@ def _stack(items: Sequence[Item]) -> Item:
             'dataset must hold items of one shape; '
             f'got {" and ".join(str(list(shape)) for shape in sorted(shapes)[:2])}'
         )
-    stacked: Item = default_collate(list(items))
-    return stacked
+    batch: Item = default_collate(list(items))
+    return batch

@@ -90,8 +90,8 @@ def read_items(dataset: Dataset, indices: Sequence[int]) -> Batch:
         indices: The indices of the items.
     """
     skipped: list[tuple[str, str]] = []
-    read, items = zip(*(_first_readable(dataset, index, skipped) for index in indices))
-    return stack_items(items, read, skipped)
+    read_indices, items = zip(*(_first_readable(dataset, index, skipped) for index in indices))
+    return stack_items(items, read_indices, skipped)
 
 
 def stack_items(
@@ -163,12 +163,12 @@ def _by_workers(
                 if not _is_done_within(future, timeout):
                     _kill(processes)
                     raise ChildProcessError(_hang_message(dataset, first, timeout))
-                pictures, dtype, labels, read, skipped, texts = future.result()
+                pictures, dtype, labels, read_indices, skipped, texts = future.result()
                 images = torch.frombuffer(pictures, dtype=dtype).view(-1, *dataset.image_shape)
                 yield Batch(
                     images,
                     None if labels is None else torch.tensor(labels),
-                    torch.tensor(read),
+                    torch.tensor(read_indices),
                     skipped,
                     texts,
                 )
@@ -254,13 +254,13 @@ def _work(indices: list[int]) -> tuple[Any, ...]:
     """
     if _dataset is None:
         raise RuntimeError('a worker was not started; this is a bug')
-    images, labels, read, skipped, texts = read_items(_dataset, indices)
+    images, labels, read_indices, skipped, texts = read_items(_dataset, indices)
     data = raw_bytes(images.contiguous().view(torch.uint8))
     return (
         data,
         images.dtype,
         None if labels is None else labels.tolist(),
-        read.tolist(),
+        read_indices.tolist(),
         skipped,
         texts,
     )

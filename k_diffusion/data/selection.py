@@ -76,17 +76,17 @@ class Selection(Generic[F]):
     endings: Set[str] = EXTENSIONS
     _hidden: set[tuple[str, ...]] = field(default_factory=set)
 
-    def add(self, parts: Sequence[str], file: F, shown: str, odd: str | None = None) -> None:
+    def add(self, parts: Sequence[str], file: F, path_name: str, odd: str | None = None) -> None:
         """Sort in a file.
 
         Args:
             parts: The folders below the place, and its name.
             file: The value to keep for an image.
-            shown: Its name in messages.
+            path_name: Its name in messages.
             odd: The reason why it cannot be used, if there is one.
         """
         if odd is not None:
-            self.skipped.append((escape_name(shown), odd))
+            self.skipped.append((escape_name(path_name), odd))
         elif not self.pass_hidden(parts):
             ending = ending_of(parts[-1])
             if ending not in self.endings:
@@ -94,7 +94,7 @@ class Selection(Generic[F]):
                 return
             name = '/'.join(parts)
             if name in self.pictures:
-                self.skipped.append((escape_name(shown), 'a later file has the same name'))
+                self.skipped.append((escape_name(path_name), 'a later file has the same name'))
             self.pictures[name] = file
 
     def pass_hidden(self, parts: Sequence[str]) -> bool:
@@ -291,11 +291,11 @@ def stack_pixels(pixels: Sequence[bytes], shape: Sequence[int]) -> Tensor:
     return images.view(-1, height, width, channels).permute(0, 3, 1, 2).contiguous()
 
 
-def count_kinds(passed: Counter[str]) -> str:
+def count_kinds(counts: Counter[str]) -> str:
     """Return a text with the kinds of ignored files and their counts.
 
     Args:
-        passed: The counts.
+        counts: The counts.
     """
-    more = f' and {len(passed) - _NAMED} more kinds' if len(passed) > _NAMED else ''
-    return ', '.join(f'{kind} {n:,}' for kind, n in passed.most_common(_NAMED)) + more
+    more = f' and {len(counts) - _NAMED} more kinds' if len(counts) > _NAMED else ''
+    return ', '.join(f'{kind} {n:,}' for kind, n in counts.most_common(_NAMED)) + more

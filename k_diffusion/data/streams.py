@@ -133,12 +133,12 @@ class RowStream(Dataset):
         epoch, offset = 0, first
         for _ in range(2):
             rows, begin = self.rows(seed, epoch), offset // self.window * self.window
-            passed = sum(1 for _ in itertools.islice(rows, begin))
-            if passed == begin:
+            count = sum(1 for _ in itertools.islice(rows, begin))
+            if count == begin:
                 break
-            if not passed:
+            if not count:
                 raise ValueError(f'{self.source} holds no rows')
-            epoch, offset = divmod(first, passed)
+            epoch, offset = divmod(first, count)
         return epoch, first - offset, begin, rows
 
     def _readable(

@@ -116,7 +116,7 @@ class TensorFiles(PythonData):
         self.files = [open_array(path, section.key) for path in _find_files(place, section.labels)]
         self.stacked = [self._is_stack(file) for file in self.files]
         counts = [
-            file.shape[0] if stacked else 1 for file, stacked in zip(self.files, self.stacked)
+            file.shape[0] if is_stack else 1 for file, is_stack in zip(self.files, self.stacked)
         ]
         self.ends = list(accumulate(counts))
         if len({file.dtype for file in self.files}) > 1:

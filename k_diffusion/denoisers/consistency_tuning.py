@@ -67,7 +67,7 @@ def consistency_loss(
     sigma: Tensor,
     middle: Tensor,
     sigma_next: Tensor,
-    moved: Tensor | None = None,
+    guided_data: Tensor | None = None,
     **cond: Tensor,
 ) -> Tensor:
     """Return the loss [B] of (1) and (3).
@@ -79,12 +79,12 @@ def consistency_loss(
         sigma: t, [B].
         middle: r in [sigma_next, t), [B]. At r = sigma_next the loss is that of a denoiser.
         sigma_next: u, [B].
-        moved: The data moved by guidance, [B, ...]: x_r = (r / t) x_t + (1 - r / t) moved. By
-            default the data.
+        guided_data: The data moved by guidance, [B, ...]: x_r is then
+            (r / t) x_t + (1 - r / t) guided_data. By default the data.
         **cond: The conditions.
     """
     x = data + append_dims(sigma, data.ndim) * noise
-    end = data if moved is None else moved
+    end = data if guided_data is None else guided_data
     with torch.random.fork_rng(_devices(data)), torch.no_grad():
         near = torch.lerp(end, x, append_dims(middle / sigma, x.ndim))
         level = torch.where(middle > 0, middle, sigma)  # (at 0 the result is not used)

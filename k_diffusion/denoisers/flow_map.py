@@ -72,8 +72,8 @@ class FlowMap(Denoiser):
         x, sigma = at_least_float32(input, sigma)
         _, second = at_least_float32(x, sigma_next)
         c_skip, c_out, c_in = (append_dims(c, x.ndim) for c in self.scalings(sigma))
-        predicted = self.predict(x * c_in, sigma, sigma_next=second, **cond)
-        return (predicted * c_out + x * c_skip).to(input.dtype)
+        output = self.predict(x * c_in, sigma, sigma_next=second, **cond)
+        return (output * c_out + x * c_skip).to(input.dtype)
 
     def denoiser(self, input: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         """Return D(x, sigma) = G(x, sigma, sigma), the estimate of an ordinary denoiser.

@@ -53,7 +53,7 @@ def mean_flow_loss(
     noise: Tensor,
     sigma: Tensor,
     sigma_next: Tensor,
-    moved: Tensor | None = None,
+    guided_data: Tensor | None = None,
     **cond: Tensor,
 ) -> Tensor:
     """Return the loss [B] of (3), weighted by (2).
@@ -66,8 +66,8 @@ def mean_flow_loss(
         noise: [B, ...].
         sigma: The level of t, [B].
         sigma_next: The level of r, [B].
-        moved: The data moved by guidance, [B, ...], for the velocity that is learned; by default
-            the data.
+        guided_data: The data moved by guidance, [B, ...], for the velocity that is learned; by
+            default the data.
         **cond: The conditions.
     """
     scale = flow_map.sigma_data
@@ -84,8 +84,8 @@ def mean_flow_loss(
         slope: Tensor = jvp(along, (z, t), (ahead, torch.ones_like(t)))[1]
     whole = velocity(flow_map, z, t, sigma_next, **cond) + append_dims(t - r, z.ndim) * slope
     target = noise - data / scale
-    if moved is not None:  # the velocity at z to the moved data: n changes with x_0
+    if guided_data is not None:  # the velocity at z to the guided data: n changes with x_0
         wide = append_dims(s, z.ndim)
-        target = target - (1 + 1 / wide) * (moved - data) / scale
+        target = target - (1 + 1 / wide) * (guided_data - data) / scale
     error = mean_per_item((whole - target) ** 2)
     return error / (error.detach() + FLOOR) ** POWER

@@ -43,10 +43,10 @@ def choose_points(
     """
     n = len(levels) - 1
     angle = torch.atan(levels.double() / sigma_data)
-    passed = angle[0] - angle
-    i = torch.searchsorted(passed, first.double() * angle[0], right=True) - 1
+    distance = angle[0] - angle
+    i = torch.searchsorted(distance, first.double() * angle[0], right=True) - 1
     i = torch.where(at_start, 0, i.clamp(0, n - 1))
-    j = torch.searchsorted(passed, passed[i] + second.double() * angle[i], right=True)
+    j = torch.searchsorted(distance, distance[i] + second.double() * angle[i], right=True)
     j = torch.where(at_end, n, torch.maximum(j.clamp(max=n), i + 1))
     return i, j
 

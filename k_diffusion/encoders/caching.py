@@ -54,9 +54,9 @@ def cached_latents(
         progress: Called with the number of encoded images and the total.
     """
     path = Path(folder) / f'latents-{_key(encoder, fingerprint)}.safetensors'
-    cached = load_cache(path)
-    if cached is not None:
-        raw = cached[0]['latents']
+    entry = load_cache(path)
+    if entry is not None:
+        raw = entry[0]['latents']
     else:
         raw = _encode_all(encoder, pictures, batch_size, device, progress)
         source = getattr(pictures, 'source', None)

@@ -467,10 +467,10 @@ def check_count(n: int, dataset: Any, has: str, what: str) -> None:
         )
     names = getattr(dataset, 'names', None) or []
     if names != sorted(names, key=_numbers_as_numbers):
-        shown = ', '.join(escape_name(name) for name in names[:3])
+        examples = ', '.join(escape_name(name) for name in names[:3])
         warnings.warn(
-            f'{has} {what} for images in the textual order of their names ({shown}, ...), which is '
-            'not the order of their numbers; check that the file has this order, or add leading '
+            f'{has} {what} for images in the textual order of their names ({examples}, ...), which '
+            'is not the order of their numbers; check that the file has this order, or add leading '
             'zeros to the numbers',
             stacklevel=3,
         )

@@ -32,7 +32,7 @@ class TextFeatures:
     def __init__(self, name: str = BUILT_IN, length: int = 16, device: Any = 'cpu') -> None:
         self.name, self.length, self.device = name, length, device
         self._model: Any = (
-            _built_in(length).to(device) if name == BUILT_IN else _pretrained(name, device)
+            _built_in(length).to(device) if name == BUILT_IN else _load_pretrained(name, device)
         )
         self._tokenizer: Any = (
             None if name == BUILT_IN else load_tokenizer(name, 'the words of a text encoder')
@@ -79,7 +79,7 @@ def _built_in(length: int) -> TextEncoder:
         return TextEncoder(64, 1, 4, length).eval().requires_grad_(False)
 
 
-def _pretrained(name: str, device: Any) -> Any:
+def _load_pretrained(name: str, device: Any) -> Any:
     """Load the text part of a model: the text tower of CLIP, the encoder of T5, or all of it."""
     model = load_pretrained(name, 'AutoModel', 'a text encoder', device)
     if hasattr(model, 'text_model'):

@@ -114,7 +114,7 @@ def train_classifier(
         batch_size: Number of images in a step.
         report: Called with the step and the number of steps.
     """
-    images, labels = _labelled(images, labels, classes)
+    images, labels = _check_labels(images, labels, classes)
     whole_number(steps, 'steps')
     whole_number(batch_size, 'batch_size')
     with torch.random.fork_rng(devices=[]):
@@ -147,7 +147,7 @@ def train_classifier(
     return network
 
 
-def _labelled(images: Any, labels: Any, classes: int) -> tuple[Tensor, Tensor]:
+def _check_labels(images: Any, labels: Any, classes: int) -> tuple[Tensor, Tensor]:
     """Return images uint8 [N, C, H, W] and classes int64 [N]; raise a ValueError for others."""
     images, labels = as_bytes(images, 'images'), as_tensor(labels, 'labels', torch.int64)
     if whole_number(classes, 'classes', 0) < 2 or len(images) < 20:
@@ -202,7 +202,7 @@ def cached_classifier(
         seed: The seed.
         report: Called with the step and the number of steps.
     """
-    images, labels = _labelled(images, labels, classes)
+    images, labels = _check_labels(images, labels, classes)
     path = Path(folder) / f'classifier-{RECIPE}-{content_digest(images, labels)}-{seed}.safetensors'
     if load_cache(path) is None:
         trained = train_classifier(images, labels, classes, seed, report=report)

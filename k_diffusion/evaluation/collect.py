@@ -164,8 +164,8 @@ def reference_features(
             state.update(f'{tuple(picture.shape)}'.encode())
             state.update(raw_bytes(picture.contiguous().view(torch.uint8)))
     path = Path(folder) / f'features-{state.hexdigest()}.safetensors'
-    if (cached := load_cache(path)) is not None:
-        return cached[0]['features']
+    if (entry := load_cache(path)) is not None:
+        return entry[0]['features']
     features = extract(
         extractor, picture_batches(dataset, indices, batch_size), device, round_pictures
     )

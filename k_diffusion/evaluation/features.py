@@ -76,7 +76,7 @@ class InceptionV3FeatureExtractor:
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         x = as_pictures(x, 'x')
-        levels = _resized(_three_channels(x.float()), 299).mul(127.5).add(127.5).clamp(0, 255)
+        levels = _resize(_three_channels(x.float()), 299).mul(127.5).add(127.5).clamp(0, 255)
         return self.model.layers((levels - 128) / 128).flatten(1)
 
 
@@ -110,7 +110,7 @@ class CLIPFeatureExtractor:
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         x = as_pictures(x, 'x')
-        pixels = _normalised(x, self.size, *CLIP_NORMALISATION)
+        pixels = _normalise(x, self.size, *CLIP_NORMALISATION)
         return _of_length_sqrt_d(self.model(pixel_values=pixels).image_embeds)
 
 
@@ -143,7 +143,7 @@ class DINOv2FeatureExtractor:
     @torch.no_grad()
     def __call__(self, x: Any) -> Tensor:
         x = as_pictures(x, 'x')
-        pixels = _normalised(x, self.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        pixels = _normalise(x, self.size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         return _of_length_sqrt_d(self.model(pixel_values=pixels).pooler_output)
 
 
@@ -212,12 +212,12 @@ def _digest(model: Any) -> str:
     )
 
 
-def _normalised(x: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    x = _resized(_three_channels(x.float()) / 2 + 0.5, size)
+def _normalise(x: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    x = _resize(_three_channels(x.float()) / 2 + 0.5, size)
     return (x - x.new_tensor(mean)[:, None, None]) / x.new_tensor(std)[:, None, None]
 
 
-def _resized(x: Tensor, size: int) -> Tensor:
+def _resize(x: Tensor, size: int) -> Tensor:
     return F.interpolate(x, (size, size), mode='bicubic', align_corners=False, antialias=True)
 
 

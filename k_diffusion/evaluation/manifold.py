@@ -25,7 +25,7 @@ def precision_recall(x: Any, y: Any, k: int = 3, chunk: int = 1024) -> tuple[flo
     References:
         Kynkäänniemi et al. (2019), arXiv:1904.06991.
     """
-    x, y = _checked(x, y, k, chunk)
+    x, y = _check_inputs(x, y, k, chunk)
     radii_x, radii_y = kth_distance(x, k, chunk), kth_distance(y, k, chunk)
     precision = [(torch.cdist(part, y) <= radii_y).any(1) for part in x.split(chunk)]
     recall = [(torch.cdist(part, x) <= radii_x).any(1) for part in y.split(chunk)]
@@ -48,7 +48,7 @@ def density_coverage(x: Any, y: Any, k: int = 5, chunk: int = 1024) -> tuple[flo
     References:
         Naeem et al. (2020), arXiv:2002.09797.
     """
-    x, y = _checked(x, y, k, chunk)
+    x, y = _check_inputs(x, y, k, chunk)
     radii = kth_distance(y, k, chunk)
     inside, covered = x.new_zeros(()), torch.zeros(len(y), dtype=torch.bool, device=y.device)
     for part in x.split(chunk):
@@ -75,7 +75,7 @@ def kth_distance(x: Tensor, k: int, chunk: int = 1024) -> Tensor:
     return torch.cat(radii)
 
 
-def _checked(x: Any, y: Any, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+def _check_inputs(x: Any, y: Any, k: int, chunk: int) -> tuple[Tensor, Tensor]:
     whole_number(k, 'k')
     whole_number(chunk, 'chunk')
     return as_pair(x, y, least=k + 1)

@@ -95,7 +95,7 @@ def neighbour_picture(
         or len(y) <= int(neighbours.index.max())
     ):
         raise ValueError(
-            'x and y must be the images that neighbours was computed from, of one shape; got shapes '
+            'x and y must be the images that neighbours was computed from; got shapes '
             f'{list(x.shape)} and {list(y.shape)} with {len(neighbours.ratio)} neighbours'
         )
     most = neighbours.ratio.argsort()[: whole_number(pairs, 'pairs')]

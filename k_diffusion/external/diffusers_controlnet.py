@@ -33,13 +33,13 @@ class ControlNet(nn.Module):
         model: A ControlNet of diffusers, or several as one of its Multi classes.
         kind: The class of its network, as its family has it.
         family: The family of the network.
-        shared: The names that the call of the network may hold.
+        main_arguments: The names that the call of the network may hold.
 
     Raises:
         ValueError: If networks of this class have no ControlNet, or model is not one.
     """
 
-    def __init__(self, model: Any, kind: str, family: Family, shared: set[str]) -> None:
+    def __init__(self, model: Any, kind: str, family: Family, main_arguments: set[str]) -> None:
         super().__init__()
         inner, residuals = unwrap_network(model), _RESIDUALS.get(kind)
         takes = inspect.signature(inner.forward).parameters if isinstance(inner, nn.Module) else {}
@@ -50,7 +50,7 @@ class ControlNet(nn.Module):
             )
         self.model, self.residuals, self.pack = model, residuals, family.pack
         self.takes = set(takes) - {'return_dict'}
-        self.own = self.takes - shared
+        self.own = self.takes - main_arguments
         first = inner.nets[0] if hasattr(inner, 'nets') else inner
         self.config: Mapping[str, Any] = getattr(first, 'config', None) or {}
 
@@ -75,9 +75,9 @@ class ControlNet(nn.Module):
         scale = own.get('conditioning_scale', 1.0)
         if several and not isinstance(scale, (list, tuple)):
             scale = [scale] * len(pictures)
-        shared = {name: value for name, value in call.items() if name in self.takes}
+        conditions = {name: value for name, value in call.items() if name in self.takes}
         arguments = {
-            **shared,
+            **conditions,
             **own,
             'controlnet_cond': pictures if several else pictures[0],
             'conditioning_scale': scale,

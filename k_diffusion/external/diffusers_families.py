@@ -161,10 +161,10 @@ def _refuse_unknown(network: Any) -> str:
             '(x, t, **cond) to K.external.FlowDenoiser or DiscreteEpsDDPMDenoiser'
         )
     takes = any(p.name == 'return_dict' or p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = [
+    kinds = [
         p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
-    if not takes or len(named) < 2:
+    if not takes or len(kinds) < 2:
         raise ValueError(
             f'{name} must be called as forward(sample, timestep, ..., return_dict), like '
             'diffusers networks; the known ones are listed in docs/other_models.md'

@@ -56,12 +56,14 @@ def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> t
                 f'source must use classes of diffusers only, because others are code that comes '
                 f'with the weights; {source} has {name} of {library} as its {key}'
             )
-    loaded: dict[str, Any] = {}
+    components: dict[str, Any] = {}
     for key, (_, name) in parts.items():
         options = {} if key == 'scheduler' else _weight_options(source, key, dtype, variant)
         options['local_files_only'] = hub_fault(source) is not None
         try:
-            loaded[key] = getattr(diffusers, name).from_pretrained(source, subfolder=key, **options)
+            components[key] = getattr(diffusers, name).from_pretrained(
+                source, subfolder=key, **options
+            )
         except Exception as error:  # damaged and missing files raise many kinds
             lines = str(error).strip().splitlines() or ['']
             kind = FileNotFoundError if isinstance(error, OSError) else ValueError
@@ -71,9 +73,9 @@ def load_parts(source: str, dtype: torch.dtype | None, variant: str | None) -> t
                 'variant='
             ) from error
     return (
-        loaded.get('unet', loaded.get('transformer')),
-        loaded.get('scheduler'),
-        loaded.get('controlnet'),
+        components.get('unet', components.get('transformer')),
+        components.get('scheduler'),
+        components.get('controlnet'),
     )
 
 

@@ -74,8 +74,8 @@ class DiffusersNetwork(nn.Module):
         self._read_signature(parameters, {*parameters, *parameters_of(inner)})
         self.controlnet: ControlNet | None = None
         if controlnet is not None:
-            shared = {*self.conditions, self.input, self.time}
-            self.controlnet = ControlNet(controlnet, self.kind, self.family, shared)
+            main_arguments = {*self.conditions, self.input, self.time}
+            self.controlnet = ControlNet(controlnet, self.kind, self.family, main_arguments)
             if self.condition_names is not None:
                 self.condition_names = {*self.condition_names, *self.controlnet.own}
 
@@ -93,11 +93,13 @@ class DiffusersNetwork(nn.Module):
         self.conditions = {
             name: p for name, p in parameters.items() if name not in (*_OWN, self.input, self.time)
         }
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         any_name = any(p.kind is p.VAR_KEYWORD for p in self.conditions.values())
         self.condition_names = None if any_name else {*self.conditions, *self.family.own}
         required = [
-            name for name, p in self.conditions.items() if p.kind in named and p.default is p.empty
+            name
+            for name, p in self.conditions.items()
+            if p.kind in by_name and p.default is p.empty
         ]
         self.needed = [*required, *self.family.needs]
         self.takes_added = 'added_cond_kwargs' in names
@@ -151,9 +153,9 @@ class DiffusersNetwork(nn.Module):
     def _arrange_conditions(self, cond: dict[str, Any], x: Tensor) -> dict[str, Any]:
         """Return the conditions in the form of the network's forward, one entry for each item."""
         self._check_conditions(cond, len(x))
-        added = {key: cond.pop(key) for key in _ADDED if self.takes_added and key in cond}
-        if added:
-            cond['added_cond_kwargs'] = {**(cond.get('added_cond_kwargs') or {}), **added}
+        extra = {key: cond.pop(key) for key in _ADDED if self.takes_added and key in cond}
+        if extra:
+            cond['added_cond_kwargs'] = {**(cond.get('added_cond_kwargs') or {}), **extra}
         guidance: Any = self.family.guidance
         if 'guidance_embeds' in self.config:
             guidance = cond.pop('guidance', guidance)
@@ -177,14 +179,14 @@ class DiffusersNetwork(nn.Module):
             )
 
     def _check_conditions(self, cond: Mapping[str, Any], n: int) -> None:
-        added = [
+        extra_names = [
             name
             for (setting, value), names in _ADDED_BY_SETTING.items()
             for name in names
             if self.takes_added and self.config.get(setting) == value
         ]
         conditions = {**cond, **(cond.get('added_cond_kwargs') or {})}
-        missing = [name for name in (*self.needed, *added) if name not in conditions]
+        missing = [name for name in (*self.needed, *extra_names) if name not in conditions]
         if missing:
             raise TypeError(
                 f'{self.kind} must be given the condition {missing[0]!r}; got '

@@ -102,7 +102,7 @@ class Published:
                 f'{type(network).__name__}'
             )
         try:
-            built: nn.Module = (
+            module: nn.Module = (
                 network if isinstance(network, nn.Module) else network(**self.arguments)
             )
         except TypeError as error:
@@ -110,22 +110,22 @@ class Published:
                 f'network must be {self.network}; {getattr(network, "__name__", network)} cannot '
                 f'be called with the arguments {", ".join(self.arguments) or "none"}: {error}'
             ) from error
-        if not isinstance(built, nn.Module):
+        if not isinstance(module, nn.Module):
             raise TypeError(
                 'network must be a network or its class; got a function that returns '
-                f'{type(built).__name__}. Call it, and pass the network'
+                f'{type(module).__name__}. Call it, and pass the network'
             )
-        self._check_shapes(built)
-        missing, unexpected = built.load_state_dict(self.weights, strict=False)
-        persistent = [name for name in missing if name in dict(built.named_parameters())]
+        self._check_shapes(module)
+        missing, unexpected = module.load_state_dict(self.weights, strict=False)
+        persistent = [name for name in missing if name in dict(module.named_parameters())]
         if persistent or unexpected:
             odd = (persistent or unexpected)[0]
             raise ValueError(
                 f'network must fit these weights of {self.family}, which need {self.network}; got '
-                f'{type(built).__name__} ({odd} is only in '
+                f'{type(module).__name__} ({odd} is only in '
                 f'{"the network" if persistent else "the file"}). {self.advice}'
             )
-        return built.eval().requires_grad_(False)
+        return module.eval().requires_grad_(False)
 
     def _check_shapes(self, network: nn.Module) -> None:
         shapes = {name: value.shape for name, value in network.state_dict().items()}

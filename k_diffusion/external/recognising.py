@@ -93,13 +93,15 @@ def _recognise(model: Any, network: Any, partner: Any, quantize: bool) -> tuple[
             f'{kind} of diffusers, whose scheduler makes it a {type(denoiser).__name__}',
         )
     if hasattr(partner, 'alphas_cumprod'):
-        learned = 'LEARNED' in str(getattr(getattr(partner, 'model_var_type', None), 'name', ''))
-        wrapped = OpenAIDenoiser(model, partner, quantize, learned)
-        answer = 'the clean data' if wrapped.gives_x0 else 'the noise'
+        has_variance = 'LEARNED' in str(
+            getattr(getattr(partner, 'model_var_type', None), 'name', '')
+        )
+        result = OpenAIDenoiser(model, partner, quantize, has_variance)
+        answer = 'the clean data' if result.gives_x0 else 'the noise'
         return (
-            wrapped,
-            f'a network of guided-diffusion that gives {answer}{" and a variance" * learned}, '
-            f'{len(wrapped.sigmas)} levels',
+            result,
+            f'a network of guided-diffusion that gives {answer}{" and a variance" * has_variance}, '
+            f'{len(result.sigmas)} levels',
         )
     if hasattr(network, 'apply_model') and hasattr(network, 'alphas_cumprod'):
         kind = getattr(network, 'parameterization', 'eps')

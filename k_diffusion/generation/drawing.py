@@ -127,8 +127,8 @@ def sample(
             "cond must be a dict of conditions by name, such as {'class_cond': labels}; got "
             f'{show_value(cond)}'
         )
-    sampler, named = split_title(sampler)
-    schedule = named if schedule is None else schedule
+    sampler, title_schedule = split_title(sampler)
+    schedule = title_schedule if schedule is None else schedule
     traits = Traits.of(denoiser, sigma_min, sigma_max, guidance, guidance_interval)
     sigmas, sampler, options, why = plan(
         denoiser, steps, sampler, schedule, sigma_min, sigma_max, options or {}, traits

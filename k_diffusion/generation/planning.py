@@ -96,9 +96,9 @@ def plan(
         if schedule is None and getattr(denoiser, 'flow_map', False):
             result = _of_flow_map(denoiser, steps, sampler, traits, options)
         elif sampler is None and schedule is None:
-            result = _recommended(denoiser, steps, options, traits)
+            result = _plan_recommended(denoiser, steps, options, traits)
         else:
-            result = _named(
+            result = _plan_by_name(
                 denoiser,
                 steps,
                 sampler,
@@ -136,11 +136,13 @@ def explain_plan(sigmas: Tensor, sampler: Any, options: Mapping[str, Any], why: 
     """
     name = find_sampler(sampler).name
     arguments = ', '.join(f'{key}={value}' for key, value in options.items())
-    shown = ' '.join(f'{level:.4g}' for level in sigmas.tolist())
-    return f'sampler: {name}{f" ({arguments})" if arguments else ""}\nlevels: {shown}\nwhy: {why}'
+    level_text = ' '.join(f'{level:.4g}' for level in sigmas.tolist())
+    return (
+        f'sampler: {name}{f" ({arguments})" if arguments else ""}\nlevels: {level_text}\nwhy: {why}'
+    )
 
 
-def _recommended(
+def _plan_recommended(
     denoiser: DenoiseFn, steps: int, options: Mapping[str, Any], traits: Traits
 ) -> Plan:
     """Return the plan of a probed model by its probe, else the recommended recipe."""
@@ -179,7 +181,7 @@ def _of_flow_map(
     return Plan(map_levels(steps, traits), sampler or _usual(denoiser), options, why)
 
 
-def _named(
+def _plan_by_name(
     denoiser: DenoiseFn,
     steps: int,
     sampler: Any,

@@ -64,10 +64,10 @@ def choose_sampling(section: Mapping[str, Any], **requested: Any) -> SamplingCon
         **requested: Fields of SamplingConfig. A sampler may be a title, 'DPM++ 2M Karras', or the
             name of a function, 'sample_heun'.
     """
-    sampler, named = split_title(requested.get('sampler'))
+    sampler, title_schedule = split_title(requested.get('sampler'))
     if isinstance(sampler, str):
         sampler = sampler.removeprefix('sample_')
-    schedule = named if requested.get('schedule') is None else requested['schedule']
+    schedule = title_schedule if requested.get('schedule') is None else requested['schedule']
     requested = {**requested, 'sampler': sampler, 'schedule': schedule}
     names = {field.name for field in fields(SamplingConfig)}
     own = {key: value for key, value in section.items() if key in names}

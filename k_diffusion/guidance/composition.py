@@ -80,17 +80,19 @@ class _Composed(DenoiserWrapper):
             return NullRows(value, items, shape[0])
         if name == 'prompts':
             return [NullRows(prompt, items, shape[0]) for prompt in value]
-        selected = [select_like_x(weight, items, shape) for weight in value]
-        return value if all(a is b for a, b in zip(selected, value)) else selected
+        weights = [select_like_x(weight, items, shape) for weight in value]
+        return value if all(a is b for a, b in zip(weights, value)) else weights
 
     def __call__(self, x: Tensor, sigma: Tensor, **cond: Any) -> Tensor:
         weight = self.weights[0]
         if len(self.prompts) == 1 and not isinstance(weight, Tensor) and weight == 1:
-            return self.denoise(x, sigma, **without(self._named(x, cond), self.prompts[0], len(x)))
+            return self.denoise(
+                x, sigma, **without(self._name_conditions(x, cond), self.prompts[0], len(x))
+            )
         return self.pair(x, sigma, **cond)[0]
 
     def pair(self, x: Tensor, sigma: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-        cond = self._named(x, cond)
+        cond = self._name_conditions(x, cond)
         uncond, *each = ask_all(
             self.denoise,
             x,
@@ -105,7 +107,7 @@ class _Composed(DenoiserWrapper):
             )
         return guided, uncond
 
-    def _named(self, x: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
+    def _name_conditions(self, x: Tensor, cond: dict[str, Any]) -> dict[str, Any]:
         """Return the conditions, adding those that the caller left to the prompts."""
         missing = {key: value for key, value in self.null.items() if key not in cond}
         return {**map_leaves(lambda value: _one_each(value, len(x), x.device), missing), **cond}

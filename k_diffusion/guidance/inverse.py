@@ -150,17 +150,17 @@ class _Measured(DenoiserWrapper):
     y: Tensor
     per_item = ('y',)
 
-    def residual(self, measured: Tensor) -> Tensor:
+    def residual(self, output: Tensor) -> Tensor:
         """Return y minus the measurement of an estimate."""
-        check_broadcast('y', self.y, measured.shape, 'what the operator gives')
-        return self.y.to(measured) - measured
+        check_broadcast('y', self.y, output.shape, 'what the operator gives')
+        return self.y.to(output) - output
 
     def select_field(self, name: str, value: Any, items: Tensor, shape: Sequence[int]) -> Any:
         if value.ndim == 0 or len(value) != shape[0] or shape[0] == 1:
             return value
         with torch.no_grad():
-            measured = self.operator(value.new_zeros(tuple(shape)))
-        return value[items.to(value.device)] if value.ndim == measured.ndim else value
+            output = self.operator(value.new_zeros(tuple(shape)))
+        return value[items.to(value.device)] if value.ndim == output.ndim else value
 
 
 def pseudo_inverse(

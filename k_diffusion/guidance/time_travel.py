@@ -63,9 +63,11 @@ def time_travel(
         own = noise or kwargs.get('noise_sampler') or (lambda *_: torch.randn_like(x))
         for i, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
             repeats = times if low < sigma <= high else 1
-            shown = None if callback is None else lambda info, i=i: callback({**info, 'i': i})
+            step_callback = (
+                None if callback is None else lambda info, i=i: callback({**info, 'i': i})
+            )
             for repeat in range(repeats):
-                x = sample(model, x, sigmas[i : i + 2], *args, callback=shown, **kwargs)
+                x = sample(model, x, sigmas[i : i + 2], *args, callback=step_callback, **kwargs)
                 if repeat < repeats - 1:
                     x = torch.add(
                         x, own(sigma_next, sigma), alpha=math.sqrt(sigma**2 - sigma_next**2)

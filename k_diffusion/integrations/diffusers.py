@@ -374,8 +374,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         """Apply edits of the latents since they were returned."""
         if self._returned is None or sample is request.live:
             return
-        returned, version = self._returned  # a tensor of inference mode has no version
-        if sample is not returned or version is None or sample._version != version:
+        state, version = self._returned  # a tensor of inference mode has no version
+        if sample is not state or version is None or sample._version != version:
             before = self._as_latents(request, sample.dtype)
             change = sample.to(request.live.dtype) - before.to(request.live.dtype)
             request.live.add_(self._packing.unpack(change) / self.frame.factor(request.level))

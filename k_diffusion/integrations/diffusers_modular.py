@@ -54,12 +54,12 @@ class KDiffusionLoop(LoopSequentialPipelineBlocks):
             unused: Any = None
             state.latents = scheduler.step(unused, kwargs['t'], state.latents, return_dict=False)[0]
             return components, state
-        with _followed(getattr(components, 'guider', None), scheduler, request):
+        with _follow(getattr(components, 'guider', None), scheduler, request):
             return super().loop_step(components, state, **kwargs)
 
 
 @contextlib.contextmanager
-def _followed(guider: Any, scheduler: KDiffusionScheduler, request: Request) -> Iterator[None]:
+def _follow(guider: Any, scheduler: KDiffusionScheduler, request: Request) -> Iterator[None]:
     """Pass the steps of the sampler to a guider, and the guider's outputs to the scheduler."""
     if guider is None:
         yield

@@ -142,17 +142,17 @@ class LinearGEGLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
         w_value, w_gate = weight.chunk(2)
         value, gate = x @ w_value.mT, x @ w_gate.mT
-        opened = F.gelu(gate)
-        ctx.save_for_backward(x, weight, value, gate, opened)
-        return value * opened
+        activation = F.gelu(gate)
+        ctx.save_for_backward(x, weight, value, gate, activation)
+        return value * activation
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, value, gate, opened = ctx.saved_tensors
+        x, weight, value, gate, activation = ctx.saved_tensors
         if torch.is_grad_enabled():
             return derive_again(plain_linear_geglu, (x, weight), (grad,))
         w_value, w_gate = weight.chunk(2)
-        d_value, d_gate = grad * opened, grad * value
+        d_value, d_gate = grad * activation, grad * value
         torch.ops.aten.gelu_backward(d_gate, gate, grad_input=d_gate)
         d_x = (d_value @ w_value).addmm_(d_gate, w_gate) if ctx.needs_input_grad[0] else None
         d_weight = torch.empty_like(weight)

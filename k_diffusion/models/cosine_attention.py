@@ -303,9 +303,9 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
         tokens = self.window_size**dims
         order, back = window_order(sides, self.window_size, self.window_shift, x.device)
         # Cut before the projection: it copies x once, instead of q, k and v.
-        cut = rearrange(x.flatten(1, -2), order, back)
+        windows = rearrange(x.flatten(1, -2), order, back)
         q, k, v = self.project(
-            cut.view(-1, tokens, x.shape[-1]), pos.flatten(0, -2)[order].view(-1, tokens, dims)
+            windows.view(-1, tokens, x.shape[-1]), pos.flatten(0, -2)[order].view(-1, tokens, dims)
         )
         mask = shifted_mask(
             [side // self.window_size for side in sides],
@@ -314,7 +314,7 @@ class ShiftedWindowSelfAttentionBlock(CosineAttentionBlock):
             q.device,
         )
         y = attend(q, k, v, mask, scale=1.0)
-        return rearrange(y.transpose(1, 2).reshape(cut.shape), back, order).view(x.shape)
+        return rearrange(y.transpose(1, 2).reshape(windows.shape), back, order).view(x.shape)
 
 
 def check_heads(width: int, d_head: int, dims: int = 2) -> None:

@@ -51,7 +51,7 @@ def inherit(network: nn.Module, old: nn.Module) -> list[str]:
     Raises:
         ValueError: If the networks differ in more than growing can change.
     """
-    inner, old_inner = _unwrapped(network), _unwrapped(old)
+    inner, old_inner = _unwrap(network), _unwrap(old)
     if type(inner) is not type(old_inner) or (inner is network) != (old_inner is old):
         raise ValueError(
             f'the old network must be of the kind of the new one, {_kind(network)}; '
@@ -111,13 +111,13 @@ def _unet(network: ImageDenoiserModelV1, old: Any) -> Growth:
         cast('list[nn.Module]', [*network.u_net.d_blocks]),
         cast('list[nn.Module]', [*network.u_net.u_blocks]),
     )
-    added = [*downs[now:before], *ups[len(ups) - before : len(ups) - now]]
+    new_levels = [*downs[now:before], *ups[len(ups) - before : len(ups) - now]]
 
     def new_name(name: str) -> str | None:
         # The kernels of resampling are constants, and their places depend on the levels in use.
         return None if name.endswith('.kernel') or (pixels and name.startswith('proj_')) else name
 
-    return Growth(new_name, [*ends, *added])
+    return Growth(new_name, [*ends, *new_levels])
 
 
 @plan.register
@@ -151,35 +151,37 @@ def _plain_transformer(network: ImageTransformerDenoiserModelV1, old: Any) -> Gr
 
 @plan.register
 def _hourglass(network: ImageTransformerDenoiserModelV2, old: Any) -> Growth:
-    added = len(network.merges) - len(old.merges)
-    if added < 0:
+    new_levels = len(network.merges) - len(old.merges)
+    if new_levels < 0:
         raise ValueError(
             'the new network must have at least as many levels as the old one; '
-            f'got {-added} fewer: growing can only add outer levels'
+            f'got {-new_levels} fewer: growing can only add outer levels'
         )
-    same = added == 0 and network.patch_in.patch_size == old.patch_in.patch_size
+    same = new_levels == 0 and network.patch_in.patch_size == old.patch_in.patch_size
     ends: list[nn.Module] = [] if same else [network.patch_in, network.patch_out]
     outer: list[nn.Module] = [
         level
         for levels in (network.down_levels, network.up_levels, network.merges, network.splits)
-        for level in levels[:added]
+        for level in levels[:new_levels]
     ]
 
     def new_name(name: str) -> str | None:
         part, _, rest = name.partition('.')
         if part in ('down_levels', 'up_levels', 'merges', 'splits'):
             number, _, rest = rest.partition('.')
-            return f'{part}.{int(number) + added}.{rest}'
-        dropped = (not same and part in ('patch_in', 'patch_out')) or (added and part == 'out_norm')
+            return f'{part}.{int(number) + new_levels}.{rest}'
+        dropped = (not same and part in ('patch_in', 'patch_out')) or (
+            new_levels and part == 'out_norm'
+        )
         return None if dropped else name
 
-    return Growth(new_name, [*ends, *outer, *([network.out_norm] if added else [])])
+    return Growth(new_name, [*ends, *outer, *([network.out_norm] if new_levels else [])])
 
 
-def _unwrapped(network: nn.Module) -> nn.Module:
+def _unwrap(network: nn.Module) -> nn.Module:
     return getattr(network, 'inner_model', network)
 
 
 def _kind(network: nn.Module) -> str:
-    inner = _unwrapped(network)
+    inner = _unwrap(network)
     return type(inner).__name__ + ('' if inner is network else ' with augmentation as an input')

@@ -261,16 +261,16 @@ class ImageDenoiserModelV1(nn.Module):
         Args:
             base_lr: The learning rate.
         """
-        named = list(self.named_parameters())
+        parameters = list(self.named_parameters())
         decayed = {
             name
-            for name, _ in named
+            for name, _ in parameters
             if name.startswith(('mapping', 'u_net')) and name.endswith('.weight')
         }
         return [
-            {'params': [p for name, p in named if name in decayed], 'lr': base_lr},
+            {'params': [p for name, p in parameters if name in decayed], 'lr': base_lr},
             {
-                'params': [p for name, p in named if name not in decayed],
+                'params': [p for name, p in parameters if name not in decayed],
                 'lr': base_lr,
                 'weight_decay': 0.0,
             },
@@ -306,11 +306,11 @@ class ImageDenoiserModelV1(nn.Module):
         check_sides(
             input.shape[2:], self.patch_size, len(self.channels) - 1 - self.u_net.skip_stages
         )
-        for name, is_given, needed in (
+        for name, is_given, is_needed in (
             ('unet_cond', unet_cond is not None, self.unet_cond_dim > 0),
             ('cross_cond', cross_cond is not None, self.cross_cond_dim > 0),
         ):
-            if is_given != needed:
+            if is_given != is_needed:
                 raise ValueError(
                     f'{name} must be left out for a model without {name}_dim; got one: build the '
                     f'model with {name}_dim'

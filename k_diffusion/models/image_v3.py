@@ -338,11 +338,11 @@ class ImageDenoiserModelV3(nn.Module):
         decayed = {
             name for name, p in self.named_parameters() if name.startswith(inner) and p.ndim > 1
         }
-        named = list(self.named_parameters())
+        parameters = list(self.named_parameters())
         return [
-            {'params': [p for name, p in named if name in decayed], 'lr': base_lr},
+            {'params': [p for name, p in parameters if name in decayed], 'lr': base_lr},
             {
-                'params': [p for name, p in named if name not in decayed],
+                'params': [p for name, p in parameters if name not in decayed],
                 'lr': base_lr,
                 'weight_decay': 0.0,
             },

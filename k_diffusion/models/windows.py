@@ -202,8 +202,8 @@ def make_shifted_window_masks(
 def _together(n: int, w: int, shift: int, device: torch.device | str | None) -> Tensor:
     """Return which tokens of n shifted windows share a side of the axis, bool [n, w, w]."""
     # As integers, because torch's compiler fails at comparing booleans with each other.
-    wrapped = (torch.arange(n * w, device=device) < shift).long().view(n, w)
-    return wrapped[:, :, None] == wrapped[:, None, :]
+    is_wrapped = (torch.arange(n * w, device=device) < shift).long().view(n, w)
+    return is_wrapped[:, :, None] == is_wrapped[:, None, :]
 
 
 def shifted_mask(

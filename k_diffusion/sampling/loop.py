@@ -134,16 +134,16 @@ class Step:
             x: The noisy batch, [B, ...].
         """
         steps, before = self._steps, x.clone()
-        denoised, added = yield from steps.watch.ask_parts(
+        denoised, guidance_part = yield from steps.watch.ask_parts(
             x, x.new_full((x.shape[0],), self.sigma), steps.extra_args, self.sigma
         )
         if steps.callback is not None:
-            guided = denoised + added
-            shown = guided.clone()
+            guided = denoised + guidance_part
+            before_edit = guided.clone()
             self.show(x, self.sigma, guided)
             # the same to the last bit where nothing was edited
-            denoised = denoised + (guided - shown)
-        return to_d(before, self.sigma, denoised), added.mul_(-1 / self.sigma)
+            denoised = denoised + (guided - before_edit)
+        return to_d(before, self.sigma, denoised), guidance_part.mul_(-1 / self.sigma)
 
     def ask_pair(self, x: Tensor, sigma: float | None = None) -> Asking[tuple[Tensor, Tensor]]:
         """Request the guided and the unconditional estimate.
@@ -174,12 +174,12 @@ class Step:
         if not getattr(steps.watch, 'flow_map', False):
             return torch.lerp((yield from self.ask(x)), x, share)
         cond = {**steps.extra_args, 'sigma_next': x.new_full((x.shape[0],), sigma_next)}
-        moved = yield from steps.watch.ask(
+        x_next = yield from steps.watch.ask(
             x, x.new_full((x.shape[0],), self.sigma), cond, self.sigma
         )
         if share == 1:
-            return moved
-        steps.watch.denoised = mean = (moved - share * x) / (1 - share)
+            return x_next
+        steps.watch.denoised = mean = (x_next - share * x) / (1 - share)
         self.show(x, self.sigma, mean)
         return torch.lerp(mean, x, share)
 

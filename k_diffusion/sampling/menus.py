@@ -71,8 +71,8 @@ def _menu_option(hint: Any, default: Any) -> MenuOption:
     if isinstance(default, (bool, int, float)):
         finite = min(default, INFINITE) if isinstance(default, float) else default
         return MenuOption(type(default), finite)
-    shown = default if isinstance(default, str) else '' if default is None else repr(default)
-    return MenuOption(str, shown)
+    text = default if isinstance(default, str) else '' if default is None else repr(default)
+    return MenuOption(str, text)
 
 
 def read_options(entry: Sampler, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def read_options(entry: Sampler, values: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If a text is not a number, a tuple or a list.
     """
     defaults = {name: parameter.default for name, parameter in entry.options.items()}
-    read = {name: _read(name, value, defaults[name]) for name, value in values.items()}
-    return {name: value for name, value in read.items() if value != defaults[name]}
+    options = {name: _read(name, value, defaults[name]) for name, value in values.items()}
+    return {name: value for name, value in options.items() if value != defaults[name]}
 
 
 def _read(name: str, value: Any, default: Any) -> Any:

@@ -206,11 +206,11 @@ def _in_float32(callback: Callback) -> Callback:
             for key, value in info.items()
             if isinstance(value, Tensor) and value.dtype == torch.float64
         }
-        shown = {key: value.float() for key, value in doubles.items()}
-        callback({**info, **shown})
+        singles = {key: value.float() for key, value in doubles.items()}
+        callback({**info, **singles})
         for key, value in doubles.items():
             # exactly 0 where nothing was edited
-            value += shown[key].double() - value.float().double()
+            value += singles[key].double() - value.float().double()
 
     return show
 
@@ -222,8 +222,8 @@ def _one_step(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Run
 def _check_start(x: Any) -> Tensor:
     """Return x; raise a ValueError unless it is a floating-point batch."""
     if not isinstance(x, Tensor) or not x.ndim:
-        got = '0-d' if isinstance(x, Tensor) else f'a {type(x).__name__}'
-        raise ValueError(f'x must be a batch of noise, a tensor [B, ...]; x is {got}')
+        description = '0-d' if isinstance(x, Tensor) else f'a {type(x).__name__}'
+        raise ValueError(f'x must be a batch of noise, a tensor [B, ...]; x is {description}')
     if not x.dtype.is_floating_point:
         raise ValueError(f'x must be noise in float32, float64, float16 or bfloat16; got {x.dtype}')
     return x
@@ -286,13 +286,14 @@ def _adapt_noise_sampler(noise_sampler: NoiseSampler, x: Tensor) -> NoiseSampler
         pair = torch.tensor([float(sigma), float(sigma_next)], dtype=torch.float64)
         value = noise_sampler(pair[0], pair[1])
         if not isinstance(value, Tensor) or not expands(value.shape, shape):
-            got = (
+            description = (
                 f'shape {tuple(value.shape)}'
                 if isinstance(value, Tensor)
                 else f'a {type(value).__name__}'
             )
             raise ValueError(
-                f'noise_sampler must return a tensor of the shape of x, {tuple(shape)}; got {got}'
+                f'noise_sampler must return a tensor of the shape of x, {tuple(shape)}; got '
+                f'{description}'
             )
         return value.to(dtype)
 

@@ -97,7 +97,7 @@ class Spectrum:
             low.narrow(axis, min(BANDS, n), max(0, n - BANDS)).zero_()
         variance = dct(data - mean).square().mean(0)
         for axis in range(1, variance.ndim):
-            variance = _banded(variance, axis)
+            variance = _band(variance, axis)
         return cls(inverse_dct(low[None])[0], variance, 'cosines')
 
     @classmethod
@@ -179,7 +179,7 @@ def bands(n: int) -> list[int]:
     return [sum(edge <= k + 1e-9 for edge in edges[1:-1]) for k in range(n)]
 
 
-def _banded(variance: Tensor, axis: int) -> Tensor:
+def _band(variance: Tensor, axis: int) -> Tensor:
     """Replace each entry along an axis by the mean of its band."""
     n = variance.shape[axis]
     member = torch.nn.functional.one_hot(torch.tensor(bands(n))).double()

@@ -210,11 +210,11 @@ class Watch:
         if self._afs is not None:
             return self._analytic(x, sigma, self._afs), torch.zeros_like(x)
         answer = yield self._request(x, sigma, cond, level, False)._replace(parts=True)
-        denoised, added = (self._check_answer(x, sigma, part, copy=True) for part in answer)
+        denoised, guidance_part = (self._check_answer(x, sigma, part, copy=True) for part in answer)
         self.nfe += 1
         if self.denoised is None:
-            self.denoised = denoised + added
-        return denoised, added
+            self.denoised = denoised + guidance_part
+        return denoised, guidance_part
 
     def _request(
         self,

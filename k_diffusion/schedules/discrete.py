@@ -42,9 +42,9 @@ def get_sigmas_simple(n: int, table: Table, device: Any = None) -> Tensor:
         table: The T ascending levels of the model, or an object that has them as sigmas.
         device: The device of the result; by default that of the table.
     """
-    levels = _opened(n, table)
+    levels = _read_levels(n, table)
     last = len(levels) - 1
-    return _picked(levels, [last - i * len(levels) // n for i in range(n)], table, device)
+    return _select_levels(levels, [last - i * len(levels) // n for i in range(n)], table, device)
 
 
 @DISCRETE_SCHEDULES.register('ddim_uniform')
@@ -62,9 +62,11 @@ def get_sigmas_ddim_uniform(n: int, table: Table, device: Any = None) -> Tensor:
     References:
         Song et al. (2021), arXiv:2010.02502.
     """
-    levels = _opened(n, table)
+    levels = _read_levels(n, table)
     last, stride = len(levels) - 1, max(len(levels) // n, 1)
-    return _picked(levels, [min(1 + i * stride, last) for i in range(n - 1, -1, -1)], table, device)
+    return _select_levels(
+        levels, [min(1 + i * stride, last) for i in range(n - 1, -1, -1)], table, device
+    )
 
 
 @DISCRETE_SCHEDULES.register('normal')
@@ -78,8 +80,8 @@ def get_sigmas_normal(n: int, table: Table, device: Any = None) -> Tensor:
         table: The T ascending levels of the model, or an object that has them as sigmas.
         device: The device of the result; by default that of the table.
     """
-    levels = _opened(n, table)
-    return _ended(between_places(levels, ramp(len(levels) - 1, 0, n)), table, device)
+    levels = _read_levels(n, table)
+    return _finish(between_places(levels, ramp(len(levels) - 1, 0, n)), table, device)
 
 
 @DISCRETE_SCHEDULES.register('sgm_uniform')
@@ -93,8 +95,8 @@ def get_sigmas_sgm_uniform(n: int, table: Table, device: Any = None) -> Tensor:
         table: The T ascending levels of the model, or an object that has them as sigmas.
         device: The device of the result; by default that of the table.
     """
-    levels = _opened(n, table)
-    return _ended(between_places(levels, ramp(len(levels) - 1, 0, n + 1)[:-1]), table, device)
+    levels = _read_levels(n, table)
+    return _finish(between_places(levels, ramp(len(levels) - 1, 0, n + 1)[:-1]), table, device)
 
 
 @DISCRETE_SCHEDULES.register('beta')
@@ -115,10 +117,10 @@ def get_sigmas_beta_table(
     References:
         Lee et al. (2024), arXiv:2407.12173.
     """
-    levels = _opened(n, table)
+    levels = _read_levels(n, table)
     check_positive('0.6 is usual', alpha=alpha, beta=beta)
     last = len(levels) - 1
-    return _picked(
+    return _select_levels(
         levels,
         [round(last * beta_quantile(1 - i / n, alpha, beta)) for i in range(n)],
         table,
@@ -167,18 +169,18 @@ def table_levels(table: Table) -> Tensor:
     return levels
 
 
-def _opened(n: int, table: Table) -> Tensor:
+def _read_levels(n: int, table: Table) -> Tensor:
     """Return the levels of a table after a check of n."""
     check_count(n)
     return table_levels(table)
 
 
-def _picked(levels: Tensor, index: list[int], table: Table, device: Any) -> Tensor:
+def _select_levels(levels: Tensor, index: list[int], table: Table, device: Any) -> Tensor:
     """Return the levels at some indices, and 0."""
-    return _ended(levels[torch.tensor(index)], table, device)
+    return _finish(levels[torch.tensor(index)], table, device)
 
 
-def _ended(sigmas: Tensor, table: Table, device: Any) -> Tensor:
+def _finish(sigmas: Tensor, table: Table, device: Any) -> Tensor:
     """Drop equal neighbours, append 0, and move the levels to a device."""
     if device is None:
         device = torch.as_tensor(getattr(table, 'sigmas', table)).device

@@ -75,8 +75,8 @@ def get_sigmas_linear_quadratic(
     _check_linear(n, linear, threshold_noise)
     slope, rest = threshold_noise / linear, n - linear
     curve = (1 - threshold_noise - slope * rest) / rest**2
-    done = slope * i + curve * (i - linear).clamp(min=0) ** 2
-    return within(flow_time_to_sigma(1 - done), low, high, device)
+    progress = slope * i + curve * (i - linear).clamp(min=0) ** 2
+    return within(flow_time_to_sigma(1 - progress), low, high, device)
 
 
 @SCHEDULES.register('bong_tangent')

@@ -134,8 +134,10 @@ def check_rewards(rewards: Any, n: int) -> Tensor:
         ValueError: They have another shape, or are not finite.
     """
     if not isinstance(rewards, Tensor) or rewards.shape != (n,):
-        got = f'shape {list(rewards.shape)}' if isinstance(rewards, Tensor) else show_value(rewards)
-        raise ValueError(f'reward must return a tensor [N], here [{n}]; got {got}')
+        description = (
+            f'shape {list(rewards.shape)}' if isinstance(rewards, Tensor) else show_value(rewards)
+        )
+        raise ValueError(f'reward must return a tensor [N], here [{n}]; got {description}')
     if not bool(rewards.isfinite().all()):
         raise ValueError('reward must return finite numbers; got NaN or infinity')
     return rewards.detach().double().cpu()

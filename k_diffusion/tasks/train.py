@@ -223,10 +223,10 @@ def _explain_lost_process(trainer: Trainer) -> Iterator[None]:
             word in str(error).lower() for word in _BROKEN
         ):
             raise
-        saved = 'nothing was saved before' if last is None else f'it resumes from {last}'
+        outcome = 'nothing was saved before' if last is None else f'it resumes from {last}'
         raise ChildProcessError(
             f'process {process} lost contact with another process of the run, which the '
-            f"launcher's summary below names; run the same command again: {saved}"
+            f"launcher's summary below names; run the same command again: {outcome}"
         ) from error
 
 

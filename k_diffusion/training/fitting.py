@@ -55,13 +55,13 @@ def _available() -> int | None:
 
 def _container() -> int | None:
     """Return the free memory of the container."""
-    for limit, used in (
+    for limit, usage_file in (
         ('memory.max', 'memory.current'),
         ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes'),
     ):
         try:
             return int(Path('/sys/fs/cgroup', limit).read_text()) - int(
-                Path('/sys/fs/cgroup', used).read_text()
+                Path('/sys/fs/cgroup', usage_file).read_text()
             )
         except (OSError, ValueError):
             continue

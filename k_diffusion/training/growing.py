@@ -76,6 +76,6 @@ class NewLayersWarmup:
         """Scale the step of the new parameters down."""
         if self.done < self.steps:
             self.done += 1
-            moved = [self._parameters[name] for name in self.names]
-            torch._foreach_lerp_(moved, self._before, 1 - self.done / self.steps)
+            parameters = [self._parameters[name] for name in self.names]
+            torch._foreach_lerp_(parameters, self._before, 1 - self.done / self.steps)
             self._before = []

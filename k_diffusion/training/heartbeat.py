@@ -42,15 +42,15 @@ def heartbeat(rank: int, world: int, every: float = EVERY, limit: float = LIMIT)
     names = torch.distributed.PrefixStore(
         f'signs of life {os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)} {_round(rank)}', store
     )
-    ended = threading.Event()
+    end = threading.Event()
     thread = threading.Thread(
-        target=_watch, args=(names, rank, (rank + 1) % world, every, limit, ended), daemon=True
+        target=_watch, args=(names, rank, (rank + 1) % world, every, limit, end), daemon=True
     )
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        end.set()
         thread.join(2 * every)
 
 
@@ -62,11 +62,11 @@ def _round(rank: int) -> str:
 
 
 def _watch(
-    store: Any, rank: int, other: int, every: float, limit: float, ended: threading.Event
+    store: Any, rank: int, other: int, every: float, limit: float, end: threading.Event
 ) -> None:
     """Send heartbeats, and end the process if those of another one stop."""
     last_sign, heard_at, count, launcher = b'', time.monotonic(), 0, launcher_pid()
-    while not ended.wait(every):
+    while not end.wait(every):
         count += 1
         try:
             store.set(str(rank), str(count))
@@ -77,7 +77,7 @@ def _watch(
                 heard_at = time.monotonic()
         if sign != last_sign or sign == b'done':
             last_sign, heard_at = sign, time.monotonic()
-        if time.monotonic() - heard_at > limit and not ended.is_set():
+        if time.monotonic() - heard_at > limit and not end.is_set():
             print(
                 f'process {other} has not been heard of for {limit:.0f} s: it hangs, or its '
                 f'machine is cut off; process {rank} ends. '

@@ -72,8 +72,9 @@ class LogHook:
     def _values(self, trainer: Trainer) -> dict[str, Any]:
         """Return the values of a line, except loss_by_noise."""
         now = time.monotonic()
-        step, since, waited = self._last or (trainer.step, now, 0.0)
-        steps, seconds, waited = trainer.step - step, now - since, trainer.data_seconds - waited
+        last_step, last_time, last_wait = self._last or (trainer.step, now, 0.0)
+        steps, seconds = trainer.step - last_step, now - last_time
+        wait_seconds = trainer.data_seconds - last_wait
         self._last = trainer.step, now, trainer.data_seconds
         rate = steps / seconds if steps and seconds else None
         items = None if rate is None else rate * trainer.loader.items_per_step
@@ -90,7 +91,7 @@ class LogHook:
             'smoothed_loss': _finite(trainer.ema_stats.get('loss', math.nan)),
             'images_per_second': items,
             'seconds_left': remaining,
-            'data_wait': None if rate is None else waited / seconds,
+            'data_wait': None if rate is None else wait_seconds / seconds,
             'mfu': self._mfu(items, trainer.accelerator.num_processes),
             'memory_bytes': memory_bytes(trainer.accelerator.device),
             'lr': trainer.lr,

@@ -164,8 +164,8 @@ class WarmupDecayLR(LRScheduler):
         """Return the rate of each group at this step."""
         warm = min(1.0, (self.last_epoch + 1) / max(1, self.warmup_steps))
         start = self.decay_start * self.num_steps
-        done = min(1.0, max(0.0, (self.last_epoch - start) / max(self.num_steps - start, 1.0)))
-        s = done if self.shape == 'linear' else (1 - math.cos(math.pi * done)) / 2
+        progress = min(1.0, max(0.0, (self.last_epoch - start) / max(self.num_steps - start, 1.0)))
+        s = progress if self.shape == 'linear' else (1 - math.cos(math.pi * progress)) / 2
         return [base_lr * warm * (1 - (1 - self.final) * s) for base_lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:

@@ -185,11 +185,11 @@ class MuonConfig:
                 f"optimizer must not be of type 'muon' for {type(model).__name__}, which has no "
                 'method hidden_parameters() to select matrices; use adamw'
             )
-        hidden = {id(p) for p in model.hidden_parameters()}
+        hidden_ids = {id(p) for p in model.hidden_parameters()}
         groups = []
         for group in parameter_groups(model, 1.0):
             for muon, base_lr in (True, self.lr), (False, self.adamw_lr):
-                params = [p for p in group['params'] if (id(p) in hidden) == muon]
+                params = [p for p in group['params'] if (id(p) in hidden_ids) == muon]
                 if params:
                     scaled = factor * base_lr * group.get('lr', 1.0)
                     groups.append({**group, 'params': params, 'lr': scaled, 'muon': muon})

@@ -80,7 +80,7 @@ def parameter_names(
 
 
 def matched_state(
-    saved: Mapping[str, Any],
+    saved_state: Mapping[str, Any],
     groups: Sequence[dict[str, Any]],
     names: list[list[str]] | None,
     saved_names: list[list[str]] | None,
@@ -91,7 +91,7 @@ def matched_state(
     Learning rate, weight decay and the other options of a config stay those of `groups`.
 
     Args:
-        saved: The result of Optimizer.state_dict.
+        saved_state: The result of Optimizer.state_dict.
         groups: The parameter groups of the current optimizer.
         names: The names of their parameters.
         saved_names: The names of the saved parameters, group by group.
@@ -100,8 +100,8 @@ def matched_state(
         ValueError: If the state is that of another type of optimizer, or of other parameters or
             shapes.
     """
-    _check_type(saved['param_groups'], groups)
-    sources = [_ids(group) for group in saved['param_groups']]
+    _check_type(saved_state['param_groups'], groups)
+    sources = [_ids(group) for group in saved_state['param_groups']]
     counts = [len(group['params']) for group in groups]
     if names is None or saved_names is None:
         names, saved_names = _positions(counts), _positions([len(ids) for ids in sources])
@@ -121,10 +121,10 @@ def matched_state(
     parameters = [p for group in groups for p in group['params']]
     state = {}
     for i, (name, p) in enumerate(zip(own_names, parameters)):
-        if source[name] in saved['state']:
-            state[i] = saved['state'][source[name]]
+        if source[name] in saved_state['state']:
+            state[i] = saved_state['state'][source[name]]
             _check_shapes(name, p, state[i])
-    return {'state': state, 'param_groups': _options(saved['param_groups'], groups)}
+    return {'state': state, 'param_groups': _options(saved_state['param_groups'], groups)}
 
 
 def original_names(
@@ -163,9 +163,11 @@ def _flat(groups: Iterable[Iterable[Any]]) -> list[Any]:
     return [item for group in groups for item in group]
 
 
-def _check_type(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> None:
+def _check_type(
+    saved_groups: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
+) -> None:
     """Raise a ValueError if the state is that of another type of optimizer."""
-    for group in saved:
+    for group in saved_groups:
         odd = [key for key in _OF_A_TYPE if (key in group) != (key in groups[0])]
         if odd:
             where = 'only there' if odd[0] in group else 'missing there'
@@ -184,12 +186,12 @@ def _check_shapes(name: str, p: Tensor, state: Mapping[str, Any]) -> None:
 
 
 def _options(
-    saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
+    saved_groups: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the options of `groups`, with state restored from matching saved groups."""
     options, first = [], 0
     for i, group in enumerate(groups):
-        group_state = saved[i] if len(saved) == len(groups) else {}
+        group_state = saved_groups[i] if len(saved_groups) == len(groups) else {}
         own_options = {key: value for key, value in group_state.items() if key not in _OWN}
         ids = list(range(first, first := first + len(group['params'])))
         options.append({**group, **own_options, 'params': ids})

@@ -273,23 +273,23 @@ def reconstruct(
     """
     ordered = sorted(snapshots)
     step = ordered[-1].step if step is None and ordered else step
-    used = [snapshot for snapshot in ordered if step is not None and snapshot.step <= step]
-    if not used or step is None or used[-1].step < step:
+    sources = [snapshot for snapshot in ordered if step is not None and snapshot.step <= step]
+    if not sources or step is None or sources[-1].step < step:
         steps = sorted({snapshot.step for snapshot in ordered})
         raise ValueError(
             f'step must be one of the steps of the snapshots, {steps}; got no snapshot at step '
             f'{step}'
         )
-    factors = combination([(snapshot.step, snapshot.width) for snapshot in used], step, width)
+    factors = combination([(snapshot.step, snapshot.width) for snapshot in sources], step, width)
     total: dict[str, Tensor] = {}
-    for factor, snapshot in zip(factors.tolist(), used):
+    for factor, snapshot in zip(factors.tolist(), sources):
         head = f'{snapshot.width:g}/'
         with open_safetensors(snapshot.path) as file:
             for key in file.keys():
                 if key.startswith(head):
                     _add(total, key.removeprefix(head), file.get_tensor(key), factor)
-    like = load_safetensors(used[-1].path)
-    head = f'{used[-1].width:g}/'
+    like = load_safetensors(sources[-1].path)
+    head = f'{sources[-1].width:g}/'
     return {
         key: value.to(like[head + key].dtype) if value.is_floating_point() else value
         for key, value in total.items()

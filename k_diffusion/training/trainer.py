@@ -359,12 +359,12 @@ class Trainer(RunState):
 
     def _call_owed_hooks(self) -> None:
         """Call the hooks that a stop prevented before the run was saved."""
-        owed, self.owed = self.owed, []
+        tasks, self.owed = self.owed, []
         for hook in self.hooks:
-            if _task(hook) in owed:
+            if _task(hook) in tasks:
                 self._call(hook)
         self.stopping = bool(self.owed)
-        if owed and self.done and not self.stopping:
+        if tasks and self.done and not self.stopping:
             self._end_with([])
 
     def _watch_launcher(self) -> None:
@@ -469,19 +469,19 @@ class Trainer(RunState):
 
     def _diverged(self, what: str) -> Diverged:
         """Return the error for a diverged run, with the last good checkpoint and a remedy."""
-        saved = self.last_checkpoint
+        path = self.last_checkpoint
         for hook in self.hooks:
             if hasattr(hook, 'go_back'):
-                saved = hook.go_back(self)
-        if saved is None and self.last_checkpoint is not None:
+                path = hook.go_back(self)
+        if path is None and self.last_checkpoint is not None:
             return Diverged(
                 f'{what}; no checkpoint was saved with a sane loss: lower the learning rate and '
                 'start again with another name'
             )
         good = (
             'no checkpoint was saved before'
-            if saved is None
-            else f'the last good checkpoint is {saved}'
+            if path is None
+            else f'the last good checkpoint is {path}'
         )
         return Diverged(
             f'{what}; {good}: lower the learning rate, or look for broken items in the data, and '

@@ -29,8 +29,10 @@ def read_array(data: bytes | bytearray, shape: tuple[int, ...]) -> Tensor:
     file, form = io.BytesIO(data), numpy.lib.format
     try:
         version = form.read_magic(file)
-        read = form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
-        stored_shape, by_columns, dtype = read(file)
+        read_header = (
+            form.read_array_header_1_0 if version == (1, 0) else form.read_array_header_2_0
+        )
+        stored_shape, by_columns, dtype = read_header(file)
     except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         stored_shape, by_columns, dtype, reason = (), False, None, str(error)
     if dtype is None:

@@ -64,7 +64,7 @@ def list_shards(location: str | list[str]) -> Listing:
         raise FileNotFoundError(
             f'dataset.location names no shards (.tar): {escape_name(str(location))}'
         )
-    return Listing(_counted(shards), names)
+    return Listing(_count_missing(shards), names)
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -120,7 +120,7 @@ def _list_place(place: str) -> tuple[list[Shard], list[str]]:
     return [Shard(system.unstrip_protocol(name)) for name in sorted(system.glob(path))], []
 
 
-def _counted(shards: list[Shard]) -> list[Shard]:
+def _count_missing(shards: list[Shard]) -> list[Shard]:
     """Return the shards with the counts of the indices in their folders, if any."""
     missing = {posixpath.dirname(shard.url) for shard in shards if shard.samples is None}
     counts: dict[str, int | None] = {}

@@ -31,7 +31,7 @@ class ShardOrder:
         self.starts = torch.tensor([0, *accumulate(counts)])
         self.total, self.window = int(self.starts[-1]), window
         self._rows = lru_cache(maxsize=2)(self._row)
-        self._windows = lru_cache(maxsize=4)(self._permuted)
+        self._windows = lru_cache(maxsize=4)(self._permute)
 
     def __reduce__(self) -> tuple[type[ShardOrder], tuple[list[int], int]]:
         return ShardOrder, (self.starts.diff().tolist(), self.window)
@@ -95,7 +95,7 @@ class ShardOrder:
         order = permutation(seed, epoch, len(self.starts) - 1)
         return order, self.starts.diff()[order].cumsum(0)
 
-    def _permuted(self, seed: int, epoch: int, number: int) -> tuple[int, Tensor]:
+    def _permute(self, seed: int, epoch: int, number: int) -> tuple[int, Tensor]:
         """Return the first position of a window, and its samples in order."""
         start, end = self._bounds(seed, epoch, number)
         order, ends = self._rows(seed, epoch)

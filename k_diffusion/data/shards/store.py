@@ -55,7 +55,7 @@ class ShardStore:
             OSError: If it cannot be read; the message names it.
         """
         try:
-            return try_again(lambda: open(self._fetched(url) if is_url(url) else url, 'rb'))
+            return try_again(lambda: open(self._fetch(url) if is_url(url) else url, 'rb'))
         except Unreachable as error:
             raise FileNotFoundError(
                 f'the shard {escape_name(url)} cannot be read ({error}); restore it, or remove it '
@@ -83,7 +83,7 @@ class ShardStore:
             url = ahead.get()
             if url in self._expected:
                 with contextlib.suppress(Exception):  # reported by `open` when the shard is needed
-                    self._fetched(url)
+                    self._fetch(url)
 
     def _place(self) -> Path:
         with self._lock:
@@ -94,7 +94,7 @@ class ShardStore:
                 self._own = tempfile.TemporaryDirectory(prefix='k-diffusion-shards-')
             return Path(self._own.name)
 
-    def _fetched(self, url: str) -> Path:
+    def _fetch(self, url: str) -> Path:
         """Return the copy of a shard, made by one process of this machine."""
         folder = self._place()
         digest = hashlib.blake2b(url.encode('utf-8', 'surrogatepass'), digest_size=12).hexdigest()

@@ -127,10 +127,10 @@ def _read_samples(
     total: int,
 ) -> Iterator[list[tuple[str, bytes]]]:
     """Yield the members of each sample, their names and contents."""
-    used: set[str] = set()
-    for done, name in enumerate(names, 1):
+    keys: set[str] = set()
+    for count, name in enumerate(names, 1):
         path = files[name]
-        key = _unused(name.removesuffix(path.suffix), used)
+        key = _unused_key(name.removesuffix(path.suffix), keys)
         try:
             members = [(key + path.suffix.lower(), _contents(path, MEMBER_LIMIT))]
             for ending in BESIDE:
@@ -145,17 +145,17 @@ def _read_samples(
                 members.append((f'{key}.cls', str(classes[name.partition('/')[0]]).encode()))
             yield members
         if progress is not None:
-            progress(done, total)
+            progress(count, total)
 
 
-def _unused(stem: str, used: set[str]) -> str:
+def _unused_key(stem: str, keys: set[str]) -> str:
     """Return an unused key for a name without its suffix, with further dots replaced."""
     folder, slash, base = stem.rpartition('/')
     key = first = folder + slash + (base.replace('.', '_') or '_')
     number = 2
-    while key in used:
+    while key in keys:
         key, number = f'{first}_{number}', number + 1
-    used.add(key)
+    keys.add(key)
     return key
 
 

@@ -99,7 +99,7 @@ def fit_sampler(
     from comfy.samplers import KSAMPLER
     from comfy.utils import ProgressBar
 
-    fitted: list[Calibration] = []
+    results: list[Calibration] = []
 
     def fit(
         model: Any, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any], **_: Any
@@ -112,7 +112,7 @@ def fit_sampler(
         def report(share: float, doing: str) -> None:
             bar.update_absolute(int(1000 * share))
 
-        fitted.append(
+        results.append(
             calibrate(denoiser, start, high, low, calls, batch_size=batch_size, callback=report)
         )
         return x
@@ -120,4 +120,4 @@ def fit_sampler(
     shape, levels = latent_image['samples'], HostLevels.of(guider.model_patcher)
     ends = levels.to_host(torch.tensor([levels.sigma_max, 0.0]))
     guider.sample(torch.zeros_like(shape), shape, KSAMPLER(fit), ends, disable_pbar=True, seed=seed)
-    return fitted[0]
+    return results[0]

@@ -63,14 +63,14 @@ def base_rows(
         past = tuple(sigmas[k] for k in range(i, max(i - ORDER, -1), -1))
         a, weights = _exact(base, variances, past, sigmas[i + 1])
         whole = sigmas[i + 1] - sigmas[i] if base == 'rab' else 1 - a
-        change, *added = _by_variance(base, variances, sigmas[i], corrections[i - 1])
+        change, *extra = _by_variance(base, variances, sigmas[i], corrections[i - 1])
         padded_weights = [*weights, *[0.0] * (HISTORY - len(weights))]
         rows.append(
             Row(
                 sigmas[i],
                 sigmas[i + 1],
                 a * (1 + change),
-                [w + c * whole for w, c in zip(padded_weights, added)][: i + 1],
+                [w + c * whole for w, c in zip(padded_weights, extra)][: i + 1],
             )
         )
     return rows

@@ -119,8 +119,8 @@ def _normal_equations(
 ) -> tuple[Tensor, Tensor, float]:
     """Return J^T W J, J^T W r and the loss at theta, with the weights W of the robust loss."""
     thetas = [theta, *(theta.clone() for _ in order)]
-    for moved, k in zip(thetas[1:], order):
-        moved[k] += difference
+    for shifted_theta, k in zip(thetas[1:], order):
+        shifted_theta[k] += difference
     hessian = torch.zeros(len(order), len(order), dtype=torch.float64)
     gradient, squares = torch.zeros(len(order), dtype=torch.float64), []
     for block, weight, scale in zip(blocks(thetas, [-1, *first]), loss.weights, loss.scales):
@@ -146,6 +146,6 @@ def _take_step(
     damped = hessian + torch.diag(damping * diagonal + 1e-9 * diagonal.max() + 1e-30)
     # The default driver, gelsy, gives different last digits depending on uninitialised memory.
     step = torch.linalg.lstsq(damped, -gradient[:, None], driver='gelsd').solution[:, 0]
-    moved = theta.clone()
-    moved[torch.tensor(order)] += step.nan_to_num(0.0).clamp(-1, 1)
-    return moved
+    next_theta = theta.clone()
+    next_theta[torch.tensor(order)] += step.nan_to_num(0.0).clamp(-1, 1)
+    return next_theta

@@ -76,12 +76,12 @@ class Teacher:
         while True:
             self.ends, self.denoised = self._run_all(denoise, first, finer, batch_size)
             self.std = self.ends.double().std().item()
-            moved = mean_per_item((self.ends - before).square()).double().sqrt().quantile(
+            distance = mean_per_item((self.ends - before).square()).double().sqrt().quantile(
                 0.9
             ).item() / max(self.std, 1e-12)
             stalled, self.change = (
-                moved > STALLED * self.change,
-                math.inf if finer == COARSEST else moved,
+                distance > STALLED * self.change,
+                math.inf if finer == COARSEST else distance,
             )
             before = self.ends
             if callback is not None:

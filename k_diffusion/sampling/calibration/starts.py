@@ -42,15 +42,15 @@ def _where_it_bends(students: Students, ramp: Tensor) -> Tensor:
     middle = t[1:-1]
     density = (size * teacher.std / (teacher.std**2 + (-2 * middle).exp()).sqrt()) ** (1 / 3) + 1e-3
     cells = (density[1:] + density[:-1]) / 2 * (middle[1:] - middle[:-1])
-    grown = torch.cat(
+    integral = torch.cat(
         [
             torch.zeros(1, dtype=torch.float64),
             (cells * ((-middle[1:]).exp() > 0.02 * teacher.std)).cumsum(0),
         ]
     )
-    grown = grown / grown[-1]
-    cell = (torch.searchsorted(grown, ramp[1:-1]) - 1).clamp(0, len(cells) - 1)
-    inside = (ramp[1:-1] - grown[cell]) / (grown[cell + 1] - grown[cell]).clamp_min(1e-12)
+    integral = integral / integral[-1]
+    cell = (torch.searchsorted(integral, ramp[1:-1]) - 1).clamp(0, len(cells) - 1)
+    inside = (ramp[1:-1] - integral[cell]) / (integral[cell + 1] - integral[cell]).clamp_min(1e-12)
     knots = middle[cell] + inside * (middle[cell + 1] - middle[cell])
     low = torch.tensor(
         [-math.log(min(0.02 * teacher.std, teacher.sigma_max / 4))], dtype=torch.float64

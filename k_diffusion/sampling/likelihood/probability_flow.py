@@ -52,14 +52,14 @@ class ProbabilityFlow:
         divergence: Divergence | None = None,
     ) -> None:
         if not isinstance(x, Tensor) or not x.ndim or not x.is_floating_point():
-            got = (
+            description = (
                 f'has dtype {x.dtype} and shape {tuple(x.shape)}'
                 if isinstance(x, Tensor)
                 else f'is a {type(x).__name__}'
             )
             raise ValueError(
                 f'{name}: x must be a batch [B, ...] in floating point, scaled as in training; x '
-                f'{got}'
+                f'{description}'
             )
         check_denoiser(f'{name}: model', model)
         self.watch, self.extra_args, self.divergence = (
@@ -169,8 +169,8 @@ class ProbabilityFlow:
         with torch.no_grad():
             for i in trange(steps, disable=disable):
                 parts = runge_kutta_step(slope, parts, math.log(start) + i * h, h)
-        grown = self._over_item((self.spread(end) / self.spread(start)).log())
-        return self.mean + self.spread(end) * parts[0], *(value + grown for value in parts[1:])
+        log_growth = self._over_item((self.spread(end) / self.spread(start)).log())
+        return self.mean + self.spread(end) * parts[0], *(value + log_growth for value in parts[1:])
 
     def _add_to_block(self, turn: int, shares: list[Tensor]) -> None:
         if isinstance(self.divergence, Probes) and self.divergence.count > 1:

@@ -111,9 +111,9 @@ def dormand_prince(
                 f'the slope is NaN or infinite near t={t[~error.isfinite()][0].item():g}; check '
                 'the model there'
             )
-        accepted = error <= 1
-        y, k = _select(accepted, y_next, y), [_select(accepted, k[-1], k[0])]
-        t = torch.where(accepted, torch.where(h == end - t, end, t + h), t)
+        is_accepted = error <= 1
+        y, k = _select(is_accepted, y_next, y), [_select(is_accepted, k[-1], k[0])]
+        t = torch.where(is_accepted, torch.where(h == end - t, end, t + h), t)
         h = h * (0.9 * error.clamp_min(1e-10) ** -0.2).clamp(0.2, 10.0)
         if report is not None:
             report(((t - start) / (end - start)).min().item())

@@ -44,9 +44,9 @@ def walk_slopes(steps: Steps, x: Tensor, weights: Sequence[Sequence[float]]) -> 
     guidance = None if steps.interval is None else GuidanceShare(*steps.interval, min(order, 2))
     for step in steps:
         if guidance is not None and guidance.covers(step):
-            slope, added = yield from step.ask_slopes(x)
+            slope, guidance_slope = yield from step.ask_slopes(x)
             history.appendleft(slope)
-            x = guidance.add(combine(x, 1.0, weights[step.i], history), step, added)
+            x = guidance.add(combine(x, 1.0, weights[step.i], history), step, guidance_slope)
         else:
             history.appendleft((yield from step.ask_slope(x)))
             x = combine(x, 1.0, weights[step.i], history)
@@ -135,12 +135,11 @@ def adams(past: Past, sigma_next: float) -> tuple[float, ...]:
 
 def _check_order(order: int, most: float = math.inf) -> None:
     if not is_whole(order) or order > most:
-        allowed = '>= 1'
+        rule = '>= 1'
         if most < math.inf:
-            allowed = f'from 1 to {most:.0f} (lms has exact weights of any order)'
+            rule = f'from 1 to {most:.0f} (lms has exact weights of any order)'
         raise ValueError(
-            f'order must be an integer {allowed}, the number of slopes used; got '
-            f'{show_value(order)}'
+            f'order must be an integer {rule}, the number of slopes used; got {show_value(order)}'
         )
 
 

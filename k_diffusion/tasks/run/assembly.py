@@ -57,7 +57,7 @@ def assemble(
         end_step: The last optimizer step, if there is one.
         seed: The seed of weights, data order and noise.
     """
-    teacher, added = _prepare_network(
+    teacher, new_parameters = _prepare_network(
         settings, experiment, accelerator, display, seed=seed, state=state
     )
     network, sections = experiment.network, experiment.sections
@@ -73,7 +73,7 @@ def assemble(
     optimizer = make_optimizer(settings, experiment, network)
     lr_sched = make_schedule(settings, experiment, optimizer, end_step)
     project_after_steps(network, optimizer)
-    parts = _warm_up_new_layers(settings, network, added, optimizer, state)
+    parts = _warm_up_new_layers(settings, network, new_parameters, optimizer, state)
     flops = _count_work(settings, experiment, accelerator.device)
     snapshots = make_snapshots(settings, experiment, folder, ema_model, end_step)
     if settings.shard:
@@ -136,26 +136,26 @@ def _prepare_network(
         accelerator.device,
         settings.allow_code,
     )
-    added = make_network(
+    new_parameters = make_network(
         settings, experiment, seed, accelerator.device, fresh=state is None, teacher=teacher
     )
     network = experiment.network
-    new = f', {count_parameters(network, added):,} of them new' if added else ''
+    new = f', {count_parameters(network, new_parameters):,} of them new' if new_parameters else ''
     display.say(f'{n_params(network):,} parameters{new}')
-    return teacher, added
+    return teacher, new_parameters
 
 
 def _warm_up_new_layers(
     settings: TrainSettings,
     network: nn.Module,
-    added: list[str],
+    new_parameters: list[str],
     optimizer: torch.optim.Optimizer,
     state: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """Attach the warm-up of the parameters that growing added; return it as part of the run."""
     if not settings.grow_warmup and not (state or {}).get('growing'):
         return {}
-    growing = NewLayersWarmup(network, added, settings.grow_warmup)
+    growing = NewLayersWarmup(network, new_parameters, settings.grow_warmup)
     growing.attach(optimizer)
     return {'growing': growing}
 

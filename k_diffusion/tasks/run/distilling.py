@@ -42,7 +42,7 @@ class Example(NamedTuple):
         sigma: Noise levels, [B].
         cond: The conditions, by name.
         items: Positions in the stream of items, B whole numbers.
-        moved: The data under the guidance that is distilled in; None without guidance.
+        guided_data: The data under the guidance that is distilled in; None without guidance.
     """
 
     data: Tensor
@@ -50,7 +50,7 @@ class Example(NamedTuple):
     sigma: Tensor
     cond: dict[str, Any]
     items: list[int]
-    moved: Tensor | None = None
+    guided_data: Tensor | None = None
 
 
 def open_teacher(
@@ -310,17 +310,19 @@ class Distiller:
 
     def _tune(self, example: Example, progress: float) -> Tensor:
         """Return the loss of consistency tuning."""
-        data, noise, sigma, cond, items, moved = example
+        data, noise, sigma, cond, items, guided_data = example
         sigma_data = self.flow_map.sigma_data
         at_end = send(self._uniform('end', items) < self.section.ends, sigma.device)
         share = send(self._uniform('second level', items), sigma.device).clamp(max=NEAREST)
         second = end_level(sigma, sigma_data, share, at_end)
         middle = middle_level(sigma, second, progress, self.section.stages, sigma_data)
-        return consistency_loss(self.flow_map, data, noise, sigma, middle, second, moved, **cond)
+        return consistency_loss(
+            self.flow_map, data, noise, sigma, middle, second, guided_data, **cond
+        )
 
     def _mean_flow(self, example: Example) -> Tensor:
         """Return the loss of mean flows."""
-        data, noise, sigma, cond, items, moved = example
+        data, noise, sigma, cond, items, guided_data = example
         at_end = send(self._uniform('end', items) < self.section.ends, sigma.device)
         second = end_level(
             sigma,
@@ -330,22 +332,24 @@ class Distiller:
         )
         equal = send(self._uniform('equal levels', items) < EQUAL, sigma.device)
         second = torch.where(equal, sigma, second)
-        return mean_flow_loss(self.flow_map, self.plain, data, noise, sigma, second, moved, **cond)
+        return mean_flow_loss(
+            self.flow_map, self.plain, data, noise, sigma, second, guided_data, **cond
+        )
 
     def _begin(self, example: Example) -> Example:
         """Return an example with starts at sigma_max and the guidance that is distilled in.
 
         A share of the items starts at sigma_max; the guidance moves the data.
         """
-        data, noise, sigma, cond, items, moved = example
+        data, noise, sigma, cond, items, guided_data = example
         starts = send(self._uniform('start', items) < self.section.starts, sigma.device)
         sigma = sigma.masked_fill(starts, self.sigma_max)
         if self.section.guided:
             scale, cond = self._scales(sigma, items, cond)
-            moved = guide_data(
+            guided_data = guide_data(
                 self._guide, data, noise, sigma, cond, self.null, scale, self._interval
             )
-        return Example(data, noise, sigma, cond, items, moved)
+        return Example(data, noise, sigma, cond, items, guided_data)
 
     def _scales(
         self, like: Tensor, items: Sequence[int], cond: dict[str, Any]

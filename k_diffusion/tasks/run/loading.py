@@ -96,12 +96,12 @@ def _describe_classes(names: list[str], num_classes: int) -> str:
         return ''
     text = ', '.join(f'{i} {name}' for i, name in enumerate(names[:10]))
     numbers = names == [str(i) for i in range(len(names))]
-    shown = '' if numbers else f': {text}' + (', ...' if len(names) > 10 else '')
+    class_text = '' if numbers else f': {text}' + (', ...' if len(names) > 10 else '')
     unused = ' (unused: dataset.num_classes is 0)' if not num_classes else ''
     never = ''
     if num_classes > len(names):
         never = f' (the model has {num_classes} classes, so some are never seen)'
-    return f' in {len(names)} classes{shown}{unused}{never}'
+    return f' in {len(names)} classes{class_text}{unused}{never}'
 
 
 def read_first_conditions(

@@ -44,7 +44,7 @@ def make_network(
     Returns:
         The names of the parameters that growing added.
     """
-    added: list[str] = []
+    new_parameters: list[str] = []
     sections = experiment.sections
     if settings.network is None:
         _check_memory(sections, device)
@@ -52,7 +52,9 @@ def make_network(
         torch.manual_seed(derive_seed(seed, 'weights'))
         network = experiment.network
         if settings.grow and fresh:
-            added = inherit_weights(network, settings.grow, settings.grow_config, settings.verify)
+            new_parameters = inherit_weights(
+                network, settings.grow, settings.grow_config, settings.verify
+            )
         elif teacher is not None and fresh:
             weights = cast(nn.Module, teacher.inner_model).state_dict()
             section = experiment.sections.distillation
@@ -61,7 +63,7 @@ def make_network(
         weights, _ = read_weights(settings.resume_inference, verify=settings.verify)
         load_weights(network, weights, settings.resume_inference)
     network.to(device, memory_format=choose_memory_format(sections))  # type: ignore[call-overload]
-    return added
+    return new_parameters
 
 
 def _check_memory(sections: Sections, device: torch.device) -> None:

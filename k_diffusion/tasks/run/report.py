@@ -153,8 +153,8 @@ def curves(lines: Sequence[Mapping[str, Any]], noise_edges: Sequence[float] = ()
     panels.update({key: {key: points(lambda line, key=key: line.get(key))} for key in sorted(odd)})
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'curves.svg')
-        filled = {title: {k: v for k, v in panel.items() if v} for title, panel in panels.items()}
-        plot_curves(path, {title: panel for title, panel in filled.items() if panel})
+        nonempty = {title: {k: v for k, v in panel.items() if v} for title, panel in panels.items()}
+        plot_curves(path, {title: panel for title, panel in nonempty.items() if panel})
         return path.read_text()
 
 

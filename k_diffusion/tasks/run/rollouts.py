@@ -199,12 +199,12 @@ class Rollouts:
         return torch.cat(parts)
 
     def _move_policy(self, share: float) -> None:
-        learnt = self.network.state_dict()
+        state = self.network.state_dict()
         for name, value in self.older.state_dict().items():
             if value.is_floating_point():
-                value.lerp_(learnt[name].to(value), 1 - share)
+                value.lerp_(state[name].to(value), 1 - share)
             else:
-                value.copy_(learnt[name])
+                value.copy_(state[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, for a checkpoint."""

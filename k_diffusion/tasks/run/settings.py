@@ -22,9 +22,9 @@ from .events import find_target_problem
 
 
 def _number_or_text(text: str) -> float | str:
-    for read in (int, float):
+    for convert in (int, float):
         try:
-            return read(text)
+            return convert(text)
         except ValueError:
             continue
     return text

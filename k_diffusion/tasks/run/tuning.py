@@ -140,12 +140,12 @@ class Tuner:
             denoiser: Any, x: Tensor, noise: Tensor, sigma: Tensor, advantage: Tensor, **cond: Any
         ) -> Tensor:
             rollouts = self.rollouts
-            noised = x + noise * sigma.view(-1, *[1] * (x.ndim - 1))
-            denoised = denoiser(noised, sigma, **cond)
+            noisy = x + noise * sigma.view(-1, *[1] * (x.ndim - 1))
+            denoised = denoiser(noisy, sigma, **cond)
             rollouts.add_calls(3 * len(x))  # forward, and twice that backward
             with torch.no_grad():
-                before = rollouts.policy(noised, sigma, **cond)
-                reference = rollouts.reference(noised, sigma, **cond) if self.pull else None
+                before = rollouts.policy(noisy, sigma, **cond)
+                reference = rollouts.reference(noisy, sigma, **cond) if self.pull else None
             return nft_loss(
                 denoised, before, x, optimality(advantage), self.strength, reference, self.pull
             )

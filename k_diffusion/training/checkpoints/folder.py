@@ -264,12 +264,12 @@ class RunFolder:
         if pinned is None:
             return []
         records = self.manifest.read().values()
-        measured = {record.step: record.metrics for record in records if record.metrics}
+        step_metrics = {record.step: record.metrics for record in records if record.metrics}
         older = [path for path in self.checkpoints() if step_of(path) < latest]
         steps = {latest, *map(step_of, older)}
         if metrics:
-            measured[latest] = dict(metrics)
-        reasons = self.keep.reasons(steps, measured, pinned)
+            step_metrics[latest] = dict(metrics)
+        reasons = self.keep.reasons(steps, step_metrics, pinned)
         return [path for path in older if not reasons[step_of(path)]]
 
     def _delete(self, paths: list[Path]) -> None:
@@ -329,15 +329,15 @@ class RunFolder:
             for path in self.checkpoints()
             if path.name in records and step_of(path) <= step
         }
-        saved = {step_of(path): loss for path, loss in losses.items() if loss is not None}
-        if not saved:
+        step_losses = {step_of(path): loss for path, loss in losses.items() if loss is not None}
+        if not step_losses:
             raise LookupError(f'no checkpoint of {self.name} has a recorded loss')
         lines = read_log(self.path / f'{self.name}_log.jsonl')
         log = [
             (line['step'], line['loss']) for line in lines if isinstance(line.get('loss'), float)
         ]
         begins = {record.metrics.get(LOSS_SINCE, 0.0) for record in records.values()}
-        sane = sane_steps(log, saved, begins)
+        sane = sane_steps(log, step_losses, begins)
         whole = (path for path in losses if step_of(path) in sane and self.is_whole(path))
         return next(whole, None)
 

@@ -66,8 +66,8 @@ class Retention:
         for step in newest_first[: self.last] if self.last else newest_first:
             reasons[step].append('last')
         metrics = comparable(metrics) if self.metric == 'loss' else metrics
-        measured = [step for step in newest_first if self.metric in metrics.get(step, {})]
-        for step in sorted(measured, key=lambda s: metrics[s][self.metric])[: self.best]:
+        steps_with_metric = [step for step in newest_first if self.metric in metrics.get(step, {})]
+        for step in sorted(steps_with_metric, key=lambda s: metrics[s][self.metric])[: self.best]:
             reasons[step].append('best')
         for step in pinned:
             if step in reasons:
@@ -89,7 +89,9 @@ def largest_sane(losses: Collection[float], factor: float = FACTOR) -> float:
 
 
 def sane_steps(
-    losses: Iterable[tuple[int, float]], saved: Mapping[int, float], begins: Iterable[float] = ()
+    losses: Iterable[tuple[int, float]],
+    saved_losses: Mapping[int, float],
+    begins: Iterable[float] = (),
 ) -> list[int]:
     """Return the steps of the checkpoints with a sane loss, in order.
 
@@ -99,7 +101,7 @@ def sane_steps(
 
     Args:
         losses: Steps and losses of the log.
-        saved: The loss of each checkpoint by its step.
+        saved_losses: The loss of each checkpoint by its step.
         begins: Steps after which losses have another meaning, and are not compared with earlier
             ones.
     """
@@ -107,7 +109,7 @@ def sane_steps(
     before: deque[float] = deque(maxlen=WINDOW)
     sane = []
     events = [(step, False, loss) for step, loss in losses] + [
-        (step, True, loss) for step, loss in saved.items()
+        (step, True, loss) for step, loss in saved_losses.items()
     ]
     for step, is_saved, loss in sorted(events):
         while ahead and step > ahead[0]:

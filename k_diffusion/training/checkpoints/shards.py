@@ -105,8 +105,8 @@ def _write_by_all(
         with folder.failures(step, size_of(content)):
             temporary[0].mkdir(exist_ok=True)
             mine = name, save_checkpoint(temporary[0] / name, content)
-    except OSError as caught:
-        error = caught
+    except OSError as os_error:
+        error = os_error
     everyone: list[Any] = [None] * world
     torch.distributed.all_gather_object(everyone, (mine, error is not None and is_full(error)))
     missing = [other for other, (entry, _) in enumerate(everyone) if entry is None]
