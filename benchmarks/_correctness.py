@@ -95,10 +95,10 @@ def sections(device: torch.device) -> dict[str, tuple[Row, Row]]:
     return pairs
 
 
-def relative_error(found: Tensor, exact: Tensor) -> float:
+def relative_error(actual: Tensor, exact: Tensor) -> float:
     """Return the root mean square of the difference over that of the exact values."""
-    found, exact = found.detach().cpu().double(), exact.detach().cpu().double()
-    return float((found - exact).norm() / exact.norm())
+    actual, exact = actual.detach().cpu().double(), exact.detach().cpu().double()
+    return float((actual - exact).norm() / exact.norm())
 
 
 def row(kind: str, name: str, dtype: str, error: float, limit: float) -> Row:
@@ -116,9 +116,9 @@ def check_networks(device: torch.device) -> Iterator[Row]:
         network = awake(reference.network).eval()
         other = {**_NOISE, 'input_size': [16, 16], **on_device}
         with torch.device(device):
-            made = Experiment.open({'model': other, 'dataset': {'type': 'demo'}}).network
-        made = copy.deepcopy(made).to(device).eval()
-        made.load_state_dict(network.state_dict())
+            copy_there = Experiment.open({'model': other, 'dataset': {'type': 'demo'}}).network
+        copy_there = copy.deepcopy(copy_there).to(device).eval()
+        copy_there.load_state_dict(network.state_dict())
         (x, sigma), cond = example(reference.sections.model, 0, 2)
         x, sigma = torch.randn_like(x), torch.tensor([0.3, 2.0])
         # (Of the mapping's conditions there are those of augmentation alone, zeros by default.)
@@ -127,8 +127,8 @@ def check_networks(device: torch.device) -> Iterator[Row]:
         there = x.to(device), sigma.to(device), {k: v.to(device) for k, v in cond.items()}
         for dtype, limit in LIMITS.items():
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == 'bf16'):
-                found = _out_and_gradient(made, *there)
-            error = max(relative_error(a, b) for a, b in zip(found, exact))
+                actual = _out_and_gradient(copy_there, *there)
+            error = max(relative_error(a, b) for a, b in zip(actual, exact))
             yield row('network', name, dtype, error, limit)
 
 
@@ -154,8 +154,8 @@ def check_attention(device: torch.device) -> Iterator[Row]:
         for dtype, limit in LIMITS.items():
             kind = torch.bfloat16 if dtype == 'bf16' else torch.float32
             there = (t.to(device, kind) for t in (q, k, v))
-            found = BACKENDS[backend](*there, kernel_size, 0.125)
-            yield row('attention', backend, dtype, relative_error(found, exact), limit)
+            actual = BACKENDS[backend](*there, kernel_size, 0.125)
+            yield row('attention', backend, dtype, relative_error(actual, exact), limit)
 
 
 class Exact:
@@ -193,17 +193,17 @@ def check_samplers(device: torch.device) -> Iterator[Row]:
         exact = _sample(entry, x, sigmas)
         for dtype, limit in SAMPLER_LIMITS.items():
             kind = torch.bfloat16 if dtype == 'bf16' else torch.float32
-            found = _sample(entry, x.to(device, kind), sigmas.to(device))
-            yield row('sampler', name, dtype, relative_error(found, exact), limit)
+            actual = _sample(entry, x.to(device, kind), sigmas.to(device))
+            yield row('sampler', name, dtype, relative_error(actual, exact), limit)
 
 
 def _sample(entry: Any, x: Tensor, sigmas: Tensor) -> Tensor:
-    given = {'sigmas': sigmas, 'sigma_min': 0.03, 'sigma_max': 15.0, 'n': 10}
-    options = {key: given[key] for key in entry.takes}
+    arguments = {'sigmas': sigmas, 'sigma_min': 0.03, 'sigma_max': 15.0, 'n': 10}
+    options = {key: arguments[key] for key in entry.takes}
     if 'noise_sampler' in inspect.signature(entry.function).parameters:
         options['noise_sampler'] = host_noise(x)
-    found: Tensor = entry.function(Exact(x.device), x, disable=True, **options)
-    return found
+    result: Tensor = entry.function(Exact(x.device), x, disable=True, **options)
+    return result
 
 
 def check_generator(device: torch.device) -> Iterator[Row]:
@@ -212,15 +212,15 @@ def check_generator(device: torch.device) -> Iterator[Row]:
         from k_diffusion.core.philox import draw_normals
     except ImportError:
         return
-    exact, found = (draw_normals(7, [0, 5, 2**40], (3, 33), where) for where in ('cpu', device))
-    yield row('generator', 'draw_normals', 'fp32', relative_error(found, exact), 1e-5)
+    exact, actual = (draw_normals(7, [0, 5, 2**40], (3, 33), where) for where in ('cpu', device))
+    yield row('generator', 'draw_normals', 'fp32', relative_error(actual, exact), 1e-5)
 
 
 def check_all(device: torch.device) -> list[Row]:
     """Return a line for each comparison, in full precision (without TF32) and in bf16."""
     with tf32_mode(cudnn=False, matmul=False):
         return [
-            found
+            line
             for check in (check_networks, check_attention, check_samplers, check_generator)
-            for found in check(device)
+            for line in check(device)
         ]

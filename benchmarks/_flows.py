@@ -52,13 +52,13 @@ def level_by_level(denoise: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     def call(self: Any, x: Tensor, sigma: Tensor, **cond: Tensor) -> Tensor:
-        found = torch.empty_like(x)
+        result = torch.empty_like(x)
         for level in sigma.unique():
             here = sigma == level
-            found[here] = denoise(
+            result[here] = denoise(
                 self, x[here], sigma[here], **{key: value[here] for key, value in cond.items()}
             )
-        return found
+        return result
 
     return call
 
@@ -265,10 +265,10 @@ class Flow:
         """
         ends = self.ends(key, cache)
         try:
-            found = self.run(self.noise(key), sampler, sigmas, options, plain)
+            samples = self.run(self.noise(key), sampler, sigmas, options, plain)
         except ValueError:  # not finite
             return torch.full([self.items], 1e3, dtype=torch.float64)
-        distances = (found - ends).double().flatten(1).square().mean(1).sqrt()
+        distances = (samples - ends).double().flatten(1).square().mean(1).sqrt()
         return distances.nan_to_num(1e3).clamp_max(1e3)
 
 
@@ -337,7 +337,7 @@ def flows(parts: Sequence[str] = ('',), cache: Path = CACHE) -> list[Flow]:
     steep = of('1/f^2 pictures', spectra('steep', pictures, 2.0), 0.002, 80.0, pictures, 96)
     natural = of('1/f pictures', spectra('natural', pictures, 1.0), 0.002, 80.0, pictures, 96)
     demo, small = network('16x16 network', 16), network('8x8 network', 8)
-    made = {
+    makers = {
         '1/f pictures': natural,
         '1/f^2 pictures': steep,
         '2,000 digits': lambda: Flow(
@@ -364,4 +364,4 @@ def flows(parts: Sequence[str] = ('',), cache: Path = CACHE) -> list[Flow]:
         '8x8 network': small,
         '8x8 network, guided 2': guided(small, '8x8 network, guided 2', 2.0),
     }
-    return [make() for name, make in made.items() if any(part in name for part in parts)]
+    return [make() for name, make in makers.items() if any(part in name for part in parts)]

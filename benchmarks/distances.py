@@ -140,12 +140,14 @@ def calibrated_distances(flow: Flow, calls: int, cache: Path) -> tuple[float, fl
     teacher = Teacher(flow.model, x, low, high, cond, tested=fitted)
     sigmas, sampler, options, _ = plan(flow.model, calls, None, None, None, None, {})
     recipe = Published(sampler, tuple(sigmas.double().tolist()), options)
-    found = K.sampling.calibrate(
+    calibration = K.sampling.calibrate(
         flow.model, x, high, low, calls, cond, held_out=48, teacher=teacher, recipes=[recipe]
     )
-    if found.recipe is not None:
-        print(f'{flow.name}, {calls} calls: no fit was nearer; kept {found.recipe}', flush=True)
-    return statistics(flow.distances('test', found.sampler(), None, {}, cache))
+    if calibration.recipe is not None:
+        print(
+            f'{flow.name}, {calls} calls: no fit was nearer; kept {calibration.recipe}', flush=True
+        )
+    return statistics(flow.distances('test', calibration.sampler(), None, {}, cache))
 
 
 def probe(flow: Flow) -> None:
@@ -167,8 +169,8 @@ def compare(
     """Print the lines of a flow; return our distances by calls, and the ratios to the best."""
     distances, ratios = {}, []
     for n in calls:
-        seen = {rival: rival_distances(flow, 'choose', rival, n, cache) for rival in rivals()}
-        by_rms, by_median = (min(seen, key=lambda rival: seen[rival][i]) for i in (0, 1))
+        by_rival = {rival: rival_distances(flow, 'choose', rival, n, cache) for rival in rivals()}
+        by_rms, by_median = (min(by_rival, key=lambda rival: by_rival[rival][i]) for i in (0, 1))
         best = (
             rival_distances(flow, 'test', by_rms, n, cache)[0],
             rival_distances(flow, 'test', by_median, n, cache)[1],
@@ -189,18 +191,18 @@ def compare_single(
     tested: list[Flow], n: int, cache: Path, ours: dict[str, dict[int, Pair]]
 ) -> None:
     """Print the ratios of all flows to the single rival whose worst ratio is the least."""
-    chosen = []
+    choices = []
     for i in (0, 1):
         worst = dict.fromkeys(rivals(), 0.0)
         for flow in tested:
             values = {r: rival_distances(flow, 'choose', r, n, cache)[i] for r in worst}
             least = min(values.values())
             worst = {r: max(w, ratio(values[r], least)) for r, w in worst.items()}
-        chosen.append(min(worst, key=lambda rival: worst[rival]))
+        choices.append(min(worst, key=lambda rival: worst[rival]))
     for flow in tested:
-        best = [rival_distances(flow, 'test', r, n, cache)[i] for i, r in enumerate(chosen)]
+        best = [rival_distances(flow, 'test', r, n, cache)[i] for i, r in enumerate(choices)]
         pair = ' / '.join(f'{ratio(o, b):.2f}' for o, b in zip(ours[flow.name][n], best))
-        print(f'| {flow.name} | {n} | {pair} | {chosen[0]}; {chosen[1]} |', flush=True)
+        print(f'| {flow.name} | {n} | {pair} | {choices[0]}; {choices[1]} |', flush=True)
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def measure_training(
     """Return what training steps of a config reach and spend their time on."""
     config = load_config(name)
     config['dataset']['num_classes'] = 0
-    found = sizes(sections_of(config).model)
+    estimate = sizes(sections_of(config).model)
     if device.type == 'cuda':
         torch.cuda.reset_peak_memory_stats()
     step, parameters = make_step(config, batch_size, device, compiled)
@@ -103,10 +103,10 @@ def measure_training(
         'mode': 'compiled' if compiled else 'eager',
         'batch_size': batch_size,
         'parameters': parameters,
-        'multiply_adds': found.multiply_adds,
+        'multiply_adds': estimate.multiply_adds,
         'first_step_seconds': seconds[0],
         'samples_per_second': rate,
-        'mfu': 6 * found.multiply_adds * rate / peak,
+        'mfu': 6 * estimate.multiply_adds * rate / peak,
         'memory_bytes': torch.cuda.max_memory_allocated() if device.type == 'cuda' else None,
         'profile': profile_entries(step, device),
     }
@@ -134,12 +134,12 @@ def profile_entries(step: Callable[[], None], device: torch.device) -> list[Row]
 
 def training(args: argparse.Namespace, device: torch.device) -> list[Row]:
     """Return what training reaches, for each config, eager and compiled."""
-    chosen = SMALL if args.small else CONFIGS
+    batch_sizes = SMALL if args.small else CONFIGS
     if args.config:
-        chosen = {args.config: args.batch_size or 32}
+        batch_sizes = {args.config: args.batch_size or 32}
     peak = args.peak or peak_flops(device, 'bf16') or measured_peak(device)
     rows = []
-    for name, batch_size in chosen.items():
+    for name, batch_size in batch_sizes.items():
         for compiled in (False, True):
             if late(args, f'training {name}, {"compiled" if compiled else "eager"}'):
                 continue
@@ -157,11 +157,11 @@ def training(args: argparse.Namespace, device: torch.device) -> list[Row]:
 def overhead(args: argparse.Namespace, device: torch.device) -> list[Row]:
     """Return the seconds of each sampler for a call of a denoiser that costs nothing."""
     shape, steps = ((1, 4, 8, 8), 4) if args.small else ((4, 4, 64, 64), 20)
-    found = samplers.measure(shape, steps, 2, device.type)
-    plain = found['minimal loop'][0]
+    times = samplers.measure(shape, steps, 2, device.type)
+    plain = times['minimal loop'][0]
     return [
         {'sampler': name, 'seconds_per_call': best, 'ratio': best / plain}
-        for name, (best, _, _) in found.items()
+        for name, (best, _, _) in times.items()
     ]
 
 
@@ -199,10 +199,10 @@ PARTS: dict[str, Callable[[argparse.Namespace, torch.device], list[Row]]] = {
 }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """Return the results as one table in Markdown."""
     lines = ['| part | what | result |', '|---|---|---|']
-    checks = found.get('correctness', [])
+    checks = results.get('correctness', [])
     for kind in dict.fromkeys(row['kind'] for row in checks):
         for dtype in ('fp32', 'bf16'):
             errors = [r['error'] for r in checks if (r['kind'], r['dtype']) == (kind, dtype)]
@@ -216,7 +216,7 @@ def table(found: dict[str, Any]) -> str:
         for r in checks
         if not r['ok']
     ]
-    for row in found.get('training', []):
+    for row in results.get('training', []):
         what = f'| training | {row["config"]}, {row["mode"]} | '
         if 'error' in row:
             lines.append(what + row['error'].splitlines()[0] + ' |')
@@ -229,9 +229,9 @@ def table(found: dict[str, Any]) -> str:
             + ('' if memory is None else f', {memory / 2**30:.1f} GiB')
             + f'; {top} |'
         )
-    for row in found.get('data', []):
+    for row in results.get('data', []):
         lines.append(f'| data | {row["path"]} | {row["images_per_second"]:,.0f} images/s |')
-    for row in found.get('overhead', []):
+    for row in results.get('overhead', []):
         lines.append(
             f'| sampler | {row["sampler"]} | {row["seconds_per_call"] * 1e6:.0f} us a call, '
             f'{row["ratio"]:.2f} times a minimal loop |'
@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, write and print."""
     args = parse(argv)
     device, on_gpu = torch.device(args.device), args.device.startswith('cuda')
-    found: dict[str, Any] = {
+    results: dict[str, Any] = {
         'device': torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
         'torch': torch.__version__,
         'small': args.small,
@@ -270,12 +270,12 @@ def main(argv: list[str] | None = None) -> int:
     for name in args.parts:
         if not late(args, name):
             start = time.perf_counter()
-            found[name] = PARTS[name](args, device)
-            found[f'{name}_seconds'] = time.perf_counter() - start
-            args.out.write_text(json.dumps(found, indent=1))
-    print(f'{found["device"]}, torch {found["torch"]}, {args.out}\n')
-    print(table(found))
-    return int(any(not row['ok'] for row in found.get('correctness', [])))
+            results[name] = PARTS[name](args, device)
+            results[f'{name}_seconds'] = time.perf_counter() - start
+            args.out.write_text(json.dumps(results, indent=1))
+    print(f'{results["device"]}, torch {results["torch"]}, {args.out}\n')
+    print(table(results))
+    return int(any(not row['ok'] for row in results.get('correctness', [])))
 
 
 if __name__ == '__main__':

@@ -220,7 +220,7 @@ def judge(
         [torch.as_tensor(dataset[i]['image']).float() for i in order[: 2 * args.samples]]
     )
     pictures = pictures / 127.5 - 1 if pictures.max() > 2 else pictures
-    held, reals = pictures[: args.samples], pictures[args.samples :]
+    held_out, reals = pictures[: args.samples], pictures[args.samples :]
     print(
         'run                 steps  CPU seconds  loss at 32x32  sliced Wasserstein distance at '
         '32, 16, 8'
@@ -237,13 +237,13 @@ def judge(
         )
         line = f'{row["run"]:16}{row["steps"]:9}{row["cpu"]:13.0f}'
         if size == 32:
-            line += f'{fixed_loss(denoiser, held, config):15.4f}  ' + ', '.join(
+            line += f'{fixed_loss(denoiser, held_out, config):15.4f}  ' + ', '.join(
                 f'{d:.1f}' for d in sliced_wasserstein(images, reals)
             )
         print(line, flush=True)
     print(
         f'{"real pictures":53}  '
-        + ', '.join(f'{d:.1f}' for d in sliced_wasserstein(held, reals[: len(held)]))
+        + ', '.join(f'{d:.1f}' for d in sliced_wasserstein(held_out, reals[: len(held_out)]))
     )
 
 

@@ -71,11 +71,11 @@ def measure(name, shape, steps, repeats):
         calls = run_requests(name, x * sigmas[0].float(), sigmas)
         end = time.process_time()
         inside = run_scheduler(scheduler, x, steps)
-        for kept, value in zip(
+        for values, value in zip(
             seconds, (middle - start, end - middle, time.process_time() - end, inside)
         ):
-            kept.append(value / calls)
-    return [statistics.median(kept) for kept in seconds]
+            values.append(value / calls)
+    return [statistics.median(values) for values in seconds]
 
 
 @torch.no_grad()
@@ -99,9 +99,9 @@ def main():
         '(us for each model call)'
     )
     for name in args.samplers:
-        plain, asked, whole, step = measure(name, args.shape, args.steps, args.repeats)
+        plain, outside, whole, step = measure(name, args.shape, args.steps, args.repeats)
         print(
-            f'{name:16} {plain * 1e6:8.0f} {asked * 1e6:6.0f} {asked / plain:.2f} '
+            f'{name:16} {plain * 1e6:8.0f} {outside * 1e6:6.0f} {outside / plain:.2f} '
             f'{whole * 1e6:7.0f} {whole / plain:.2f} '
             f'{step * 1e6:10.0f} {step / plain:.2f}'
         )

@@ -125,25 +125,25 @@ def shares(problem: Problem, draws: int, seed: int) -> dict[str, str]:
         'fid',
         *['fid_infinity'] * (problem.samples >= LEAST_EXTRAPOLATED and problem.width <= 48),
     ]
-    found = [
+    measurements = [
         evaluation.measure(pair.samples(problem.samples), reference, names, blocks=20)
         | evaluation.measure(pair.samples(problem.samples), pair.reference(problem.samples), 'kid')
         for _ in range(draws)
     ]
     true = pair.distance_to(reference)
     targets = {
-        'fid': sum(v['fid'] for v in found) / draws,
+        'fid': sum(v['fid'] for v in measurements) / draws,
         'fid_unbiased': true,
         'fid_infinity': true,
         'kid': pair.discrepancy(),
     }
     cells = {}
     for name, target in targets.items():
-        if name not in found[0]:
+        if name not in measurements[0]:
             cells[name] = '-'
             continue
-        assert all(v[f'{name}_low'] <= v[name] <= v[f'{name}_high'] for v in found)
-        covered = sum(v[f'{name}_low'] <= target <= v[f'{name}_high'] for v in found)
+        assert all(v[f'{name}_low'] <= v[name] <= v[f'{name}_high'] for v in measurements)
+        covered = sum(v[f'{name}_low'] <= target <= v[f'{name}_high'] for v in measurements)
         cells[name] = f'{covered / draws:.1%} ({target:.3g})'
     return cells
 

@@ -74,15 +74,15 @@ def problems(points: int = POINTS) -> dict[str, tuple[Any, Tensor]]:
 
 def more_problems(points: int) -> dict[str, tuple[Any, Tensor]]:
     """Others, on which nothing was chosen: mixtures of other numbers, spreads and widths."""
-    made = {}
+    problems = {}
     for count, width, low, high in (3, 16, 0.05, 0.1), (20, 8, 0.1, 0.4), (10, 40, 0.3, 0.3):
         model = Mixture(
             torch.randn(count, width, dtype=torch.float64),
             torch.linspace(low, high, count, dtype=torch.float64),
         )
         x = drawn_of(model, torch.arange(points) % count)
-        made[f'mixture of {count}, {width}-d'] = model, x + LOW * torch.randn_like(x)
-    return made
+        problems[f'mixture of {count}, {width}-d'] = model, x + LOW * torch.randn_like(x)
+    return problems
 
 
 def drawn_of(mixture: Mixture, k: Tensor) -> Tensor:
@@ -102,12 +102,12 @@ def originals_method(model: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, i
         return torch.cat([d.detach().flatten(), (probe * gradient).sum(1)]).numpy()
 
     start = np.concatenate([x.flatten().numpy(), np.zeros(len(x))])
-    found = solve_ivp(slope, (LOW, HIGH), start, method='RK45', atol=1e-4, rtol=1e-4)
+    solution = solve_ivp(slope, (LOW, HIGH), start, method='RK45', atol=1e-4, rtol=1e-4)
     latent, divergence = (
-        torch.from_numpy(found.y[: x.numel(), -1]).view_as(x),
-        torch.from_numpy(found.y[x.numel() :, -1]),
+        torch.from_numpy(solution.y[: x.numel(), -1]).view_as(x),
+        torch.from_numpy(solution.y[x.numel() :, -1]),
     )
-    return torch.distributions.Normal(0.0, HIGH).log_prob(latent).sum(1) + divergence, found.nfev
+    return torch.distributions.Normal(0.0, HIGH).log_prob(latent).sum(1) + divergence, solution.nfev
 
 
 def likelihood() -> None:
@@ -119,8 +119,8 @@ def likelihood() -> None:
 
     def ours(**options: Any) -> Callable[[Any, Tensor], tuple[Tensor, int]]:
         def run(model: Any, x: Tensor) -> tuple[Tensor, int]:
-            found, info = sampling.log_likelihood(model, x, LOW, HIGH, **options)
-            return found, info['fevals']
+            log_prob, info = sampling.log_likelihood(model, x, LOW, HIGH, **options)
+            return log_prob, info['fevals']
 
         return run
 
@@ -139,8 +139,8 @@ def likelihood() -> None:
     for name, method in methods.items():
         cells = []
         for model, x in cases.values():
-            found, calls = method(model, x)
-            error = ((found - model.log_prob(x, LOW)) / x.shape[1]).square().mean().sqrt().item()
+            log_prob, calls = method(model, x)
+            error = ((log_prob - model.log_prob(x, LOW)) / x.shape[1]).square().mean().sqrt().item()
             cells.append(f'{error:.1e} ({calls})')
         print(f'| {name} | ' + ' | '.join(cells) + ' |', flush=True)
     coverage()
@@ -162,13 +162,13 @@ def coverage(seed: int = 1) -> None:
         if name == 'diagonal Gaussian':  # its probes leave no error
             continue
         for each in options:
-            found, info = sampling.log_likelihood(model, x, LOW, HIGH, **each)
+            log_prob, info = sampling.log_likelihood(model, x, LOW, HIGH, **each)
             true, (low, high) = model.log_prob(x, LOW), info['interval']
-            near = ((found - true).abs() < 2 * info['stderr']).double().mean().item()
+            near = ((log_prob - true).abs() < 2 * info['stderr']).double().mean().item()
             inside = ((low <= true) & (true <= high)).double().mean().item()
-            kept = ' (held out)' * (name in held_out)
+            suffix = ' (held out)' * (name in held_out)
             method = ('steps=32' if 'steps' in each else 'adaptive') + f', {each["probes"]} probes'
-            print(f'| {name}{kept} | {method} | {near:.1%} | {inside:.1%} |', flush=True)
+            print(f'| {name}{suffix} | {method} | {near:.1%} | {inside:.1%} |', flush=True)
 
 
 def commuting(n: int, d: int) -> tuple[Tensor, Tensor, float]:
@@ -217,10 +217,10 @@ def frechet(n: int, d: int, device: str) -> None:
     print('| method | seconds | relative error | distance of a set to itself |\n|---|---|---|---|')
     for name, method in methods.items():
         start = time.perf_counter()
-        found = method(x, y)
+        distance = method(x, y)
         seconds = time.perf_counter() - start
         print(
-            f'| {name} | {seconds:.1f} | {abs(found / exact - 1):.1e} | {method(x, x):.1e} |',
+            f'| {name} | {seconds:.1f} | {abs(distance / exact - 1):.1e} | {method(x, x):.1e} |',
             flush=True,
         )
 

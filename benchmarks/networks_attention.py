@@ -45,15 +45,15 @@ def dense(kernel_size: int, side: int, device: str) -> Attention:
 
 
 def contenders(kernel_size: int, side: int, device: str) -> dict[str, Attention]:
-    found = {'dense mask': dense(kernel_size, side, device)}
+    attends = {'dense mask': dense(kernel_size, side, device)}
     for name in ['tiles'] + (
         ['flex'] + (['natten'] if why_not_natten() is None else []) if device == 'cuda' else []
     ):
-        found[name] = lambda q, k, v, name=name: BACKENDS[name](q, k, v, kernel_size, 1.0)
-    return found
+        attends[name] = lambda q, k, v, name=name: BACKENDS[name](q, k, v, kernel_size, 1.0)
+    return attends
 
 
-def kept(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> int:
+def saved_bytes(attend: Attention, q: Tensor, k: Tensor, v: Tensor) -> int:
     storages = {}
 
     def keep(x: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ def main() -> None:
                 raise RuntimeError(f'{name} differs from dense attention by {difference}')
         seconds = measure(attends, (q, k, v, grad), args.rounds, args.device)
         for name, value in seconds.items():
-            memory = kept(attends[name], q, k, v) / (batch * side * side)
+            memory = saved_bytes(attends[name], q, k, v) / (batch * side * side)
             print(
                 f'{side}x{side} tokens, batch {batch}  {name:12}{1000 * value:9.1f} ms  '
                 f'{seconds["dense mask"] / value:5.2f}x  '

@@ -123,9 +123,9 @@ def rotate_half(x: Tensor) -> Tensor:
 
 def rotate(x: Tensor, theta: Tensor) -> Tensor:
     angles = torch.cat([theta, theta], dim=-1)
-    turned, left = x[..., : angles.shape[-1]], x[..., angles.shape[-1] :]
+    front, rest = x[..., : angles.shape[-1]], x[..., angles.shape[-1] :]
     return torch.cat(
-        [turned * torch.cos(angles) + rotate_half(turned) * torch.sin(angles), left], dim=-1
+        [front * torch.cos(angles) + rotate_half(front) * torch.sin(angles), rest], dim=-1
     ).to(x.dtype)
 
 

@@ -101,7 +101,7 @@ def networks(size: str) -> dict[str, nn.Module]:
 
 
 def measure(size: str, args: argparse.Namespace) -> None:
-    made = networks(size)
+    by_name = networks(size)
     x, noise = torch.randn(2, args.batch_size, 1, 28, 28)
     sigma = torch.rand(args.batch_size) + 0.1
     print(
@@ -109,20 +109,21 @@ def measure(size: str, args: argparse.Namespace) -> None:
         f'{"compiled" if args.compile else "eager"}'
     )
     work = {}
-    for name, network in made.items():
+    for name, network in by_name.items():
         awake(network)
         with flop_counter() as counter, torch.no_grad():
             network(x[:1], sigma[:1])
         work[name] = counter.flops
     running: dict[str, Any] = {
-        name: torch.compile(network) if args.compile else network for name, network in made.items()
+        name: torch.compile(network) if args.compile else network
+        for name, network in by_name.items()
     }
     seconds = training_seconds(running, x, noise, sigma, args.rounds, args.device, args.bf16)
     peer = seconds['diffusers UNet2DModel']
     for name, step in seconds.items():
         rate = args.batch_size / step
         print(
-            f'  {name:24}{n_params(made[name]) / 1e6:6.2f} M{work[name] / 1e6:9,.0f} million '
+            f'  {name:24}{n_params(by_name[name]) / 1e6:6.2f} M{work[name] / 1e6:9,.0f} million '
             f'multiply-adds{rate:9.1f} samples/s'
             f'{peer / step:7.2f}x{6 * work[name] * rate / 1e9:9.0f} GFLOP/s',
             flush=True,

@@ -110,8 +110,8 @@ class Model:
     def scores(self, samples: Tensor) -> str:
         """The Frechet distance by the first judge with its standard error, and by the second."""
         pairs = [
-            fid_with_error(features(judge, samples), known)
-            for judge, known in zip(self.judges, self.reference)
+            fid_with_error(features(judge, samples), reference)
+            for judge, reference in zip(self.judges, self.reference)
         ]
         return f'{pairs[0][0]:.3f} +- {pairs[0][2]:.3f} ({pairs[1][0]:.3f})'
 

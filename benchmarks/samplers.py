@@ -55,8 +55,8 @@ def candidates(x: Tensor, sigmas: Tensor, steps: int) -> dict[str, Callable[...,
     }
     low, high = sigmas[-2].item(), sigmas[0].item()
     for name, entry in sampling.SAMPLERS.items():
-        given = {'sigmas': sigmas, 'sigma_min': low, 'sigma_max': high, 'n': steps}
-        options = {key: given[key] for key in entry.takes}
+        arguments = {'sigmas': sigmas, 'sigma_min': low, 'sigma_max': high, 'n': steps}
+        options = {key: arguments[key] for key in entry.takes}
         runs[name] = lambda model, entry=entry, options=options: entry.function(
             model, x, disable=True, **options
         )

@@ -139,10 +139,10 @@ class Skipping:
             )
         if self.rule == 'noise':
             return x - append_dims(sigma / last.sigma, x.ndim) * (last.x - last.denoised)
-        known, total = self.calls[: NEEDED[self.rule]], torch.zeros_like(x)
-        for i, call in enumerate(known):
+        recent, total = self.calls[: NEEDED[self.rule]], torch.zeros_like(x)
+        for i, call in enumerate(recent):
             weight = torch.ones_like(sigma)
-            for other in known[:i] + known[i + 1 :]:
+            for other in recent[:i] + recent[i + 1 :]:
                 weight = weight * (sigma / other.sigma).log() / (call.sigma / other.sigma).log()
             total = total + append_dims(weight, x.ndim) * call.denoised
         return total
@@ -217,7 +217,7 @@ class Trial:
                 for solver, options in SOLVERS:
                     for schedule, make in SCHEDULES.items():
                         model = Skipping(self.model, rule, tolerance)
-                        found = self.run(model, solver, options, make(steps))
+                        end = self.run(model, solver, options, make(steps))
                         calls = model.real.mean().item()
                         if FEWEST <= calls < min(MOST, steps - 0.5):
                             beside = (
@@ -226,7 +226,7 @@ class Trial:
                                 self.planned,
                             )
                             words = f'{solver}, {schedule}, {steps} steps, tolerance {tolerance}'
-                            yield calls, words, [found / between(each, calls) for each in beside]
+                            yield calls, words, [end / between(each, calls) for each in beside]
 
 
 def between(distances: Tensor, calls: float) -> Tensor:

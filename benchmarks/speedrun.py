@@ -83,13 +83,13 @@ class Task:
         path = config or K.config.shipped_config(shipped)
         changes = {} if folder is None or name == 'digits' else {'dataset.location': folder}
         self.config = change_config(json.loads(Path(path).read_text()), changes)
-        self.given = icons(4096, size=32) if name == 'icons' and folder is None else None
+        self.own_images = icons(4096, size=32) if name == 'icons' and folder is None else None
         sections = K.config.sections_of(self.config)
-        self.classes = 0 if self.given is not None else sections.dataset.num_classes
+        self.classes = 0 if self.own_images is not None else sections.dataset.num_classes
         self.shape = [sections.model.input_channels, *sections.model.input_size]
         learnt, labels = self._read(self.config)
-        held = change_config(self.config, {'dataset.split': 'test'})
-        real = self._read(held)[0] if name == 'mnist' else learnt
+        test_config = change_config(self.config, {'dataset.split': 'test'})
+        real = self._read(test_config)[0] if name == 'mnist' else learnt
         kinds = self.classes or 4
         if not self.classes:
             learnt, labels = rotate(learnt)
@@ -101,8 +101,8 @@ class Task:
 
     def _read(self, config: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return all pictures as uint8 [N, C, H, W] and their classes [N]."""
-        if self.given is not None:
-            return self.given, torch.zeros(len(self.given), dtype=torch.long)
+        if self.own_images is not None:
+            return self.own_images, torch.zeros(len(self.own_images), dtype=torch.long)
         section = K.config.sections_of(config).dataset
         data = open_dataset(section, tuple(self.shape[1:]), self.shape[0])
         items = [data[i] for i in range(len(data))]
@@ -113,12 +113,14 @@ class Task:
 
     def distances(self, images: Tensor, labels: Tensor) -> tuple[list[float], float]:
         """Return the distance by each judge, and the share of images that show their class."""
-        found = [features(judge, images) for judge in self.judges]
+        features_by_judge = [features(judge, images) for judge in self.judges]
         scores = [
             100 * float(fid(mine, real)) / float(real.double().var(0).sum())
-            for mine, real in zip(found, self.real)
+            for mine, real in zip(features_by_judge, self.real)
         ]
-        right = (self.judges[0].head(found[0]).argmax(1) == labels).double().mean().item()
+        right = (
+            (self.judges[0].head(features_by_judge[0]).argmax(1) == labels).double().mean().item()
+        )
         return scores, right if self.classes else float('nan')
 
 
@@ -140,10 +142,10 @@ def stored_judge(
 def rotate(images: Tensor) -> tuple[Tensor, Tensor]:
     """Return each picture turned by 0 to 3 quarter turns in turn, and by how many."""
     turns = torch.arange(len(images)) % 4
-    turned = torch.empty_like(images)
+    result = torch.empty_like(images)
     for k in range(4):
-        turned[turns == k] = images[turns == k].rot90(k, (2, 3))
-    return turned, turns
+        result[turns == k] = images[turns == k].rot90(k, (2, 3))
+    return result, turns
 
 
 @torch.no_grad()
@@ -170,7 +172,7 @@ class Contender:
             run = K.train(
                 config=self.config,
                 network=network,
-                dataset=self.task.given,
+                dataset=self.task.own_images,
                 name='speedrun',
                 run_dir=folder,
                 end_step=steps,
@@ -266,18 +268,18 @@ def _row_key(contender: Contender, seed: int | str, args: argparse.Namespace) ->
 
 def list_contenders(task: Task, args: argparse.Namespace) -> list[Contender]:
     """Return the contenders that the flags name, the task's config first."""
-    listed = [Contender(task, 'config', task.config)]
+    contenders = [Contender(task, 'config', task.config)]
     for name, *changes in args.tried:
-        listed.append(Contender(task, name, change_config(task.config, changes)))
+        contenders.append(Contender(task, name, change_config(task.config, changes)))
     for name in args.peers.split(',') if args.peers else []:
         if name == 'original':
             config = change_config(task.config, original_shapes(task.config))
-            listed.append(Contender(task, name, config))
+            contenders.append(Contender(task, name, config))
         elif installed(name):
-            listed.append(Contender(task, name, task.config, name))
+            contenders.append(Contender(task, name, task.config, name))
         else:
             print(f'{name} is left out: the package is not installed')
-    return listed
+    return contenders
 
 
 def parse() -> argparse.Namespace:

@@ -123,12 +123,12 @@ def first_batch(folder: str) -> None:
         dataset = open_dataset(ImageFolderConfig(location=folder), (SMALL, SMALL), 3)
         batch = next(iter(Loader(dataset, 64).iterate()))
         seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    held = len(dataset) * 3 * SMALL**2
+    decoded_bytes = len(dataset) * 3 * SMALL**2
     print(
         f'{len(dataset):,} pictures, first batch {list(batch["image"].shape)} after {seconds:.1f} '
         f's ({cpu:.1f} s of processor time); '
-        f'memory at most {(watch.most - watch.before) / 2**20:.0f} MiB more, {held / 2**20:.0f} '
-        'of them the decoded pictures'
+        f'memory at most {(watch.most - watch.before) / 2**20:.0f} MiB more, '
+        f'{decoded_bytes / 2**20:.0f} of them the decoded pictures'
     )
 
 

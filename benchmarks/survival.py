@@ -168,15 +168,15 @@ def posthoc(config: dict[str, Any], steps: int, device: str) -> None:
             Direct(),
         ]
         trainer.run()
-        found = find_snapshots(place)
+        snapshots = find_snapshots(place)
         for width, (_, average) in direct.items():
-            weights, true = reconstruct(found, width), average.state_dict()
+            weights, true = reconstruct(snapshots, width), average.state_dict()
             names = [name for name, value in true.items() if value.is_floating_point()]
             off = torch.cat([(weights[name] - true[name].cpu()).flatten() for name in names]).norm()
             size = torch.cat([true[name].flatten() for name in names]).norm()
             print(
-                f'post-hoc width {width:.2f} from {len(found) // 2} snapshots of each of 0.05 and '
-                f'0.10, {steps} steps: '
+                f'post-hoc width {width:.2f} from {len(snapshots) // 2} snapshots of each of '
+                f'0.05 and 0.10, {steps} steps: '
                 f'relative error {(off / size).item():.1e}'
             )
 

@@ -58,7 +58,7 @@ def main():
     shared = {'device': args.device, 'evaluate_n': 0}
     slow = K.train(name='denoiser', run_dir=out / 'denoiser', **first, **shared)
     fast = K.distill(slow.checkpoint, name='fast', run_dir=out / 'fast', **second, **shared)
-    found = {}
+    results = {}
     for name, run, calls in (('denoiser', slow, (20,)), ('flow map', fast, CALLS)):
         for steps in calls:
             evaluation = K.evaluate(
@@ -70,11 +70,11 @@ def main():
                 out=run.folder / f'evaluation_{steps}',
                 device=args.device,
             )
-            found[f'{name}, {steps} calls'] = evaluation.values['fid']
+            results[f'{name}, {steps} calls'] = evaluation.values['fid']
             print(f'{name}, {steps} calls: {evaluation.values["fid"]:.3f}', flush=True)
     if not small:
-        found['target at 2 calls'] = TARGET
-    write_json(out / 'few_steps.json', found)
+        results['target at 2 calls'] = TARGET
+    write_json(out / 'few_steps.json', results)
 
 
 if __name__ == '__main__':

@@ -82,9 +82,9 @@ def train_dual_encoder(images, labels, steps=250, batch=256, seed=0):
     for step in range(steps):
         for group in optimizer.param_groups:
             group['lr'] = 2e-3 * min(1, (step + 1) / 20, (steps - step) / (steps / 2))
-        chosen = torch.randint(len(images), (batch,))
+        indices = torch.randint(len(images), (batch,))
         shift = torch.randint(-1, 2, (2,)).tolist()
-        seen = images[chosen].roll(shift, (2, 3)) + torch.rand(()) * 0.3 * torch.randn(
+        pictures = images[indices].roll(shift, (2, 3)) + torch.rand(()) * 0.3 * torch.randn(
             batch, 1, 16, 16
         )
         texts = [
@@ -93,10 +93,10 @@ def train_dual_encoder(images, labels, steps=250, batch=256, seed=0):
             for i in torch.randint(len(captions[0]), (3,)).tolist()
         ]
         a, b = (
-            F.normalize(model.encode_images(seen), dim=1),
+            F.normalize(model.encode_images(pictures), dim=1),
             F.normalize(model.encode_texts(texts), dim=1),
         )
-        target = (labels[chosen][:, None] == torch.arange(30) // 3).float()
+        target = (labels[indices][:, None] == torch.arange(30) // 3).float()
         logits = a @ b.T * model.log_scale.exp()
         to_text, to_image = (
             logits.log_softmax(axis) * target / target.sum(axis, keepdim=True).clamp(min=1)
@@ -155,8 +155,8 @@ def judge(samples, images, labels, prompted):
 
 def prompts(n):
     """n prompts, each digit in turn, and the digits."""
-    wanted = torch.arange(n) % 10
-    return [f'a photo of the digit {WORDS[d]}' for d in wanted.tolist()], wanted
+    digits = torch.arange(n) % 10
+    return [f'a photo of the digit {WORDS[d]}' for d in digits.tolist()], digits
 
 
 def draw(
@@ -215,11 +215,11 @@ def main():
         f'{accuracy(encoder, images[9000:], labels[9000:]):.3f}'
     )
     denoise = K.load_model(args.checkpoint)[0] if args.checkpoint else Smoothed(images[:2000])
-    known = (images, labels) if args.checkpoint else (images[:2000], labels[:2000])
+    reference = (images, labels) if args.checkpoint else (images[:2000], labels[:2000])
     for scale in args.scales:
         for clamp in (None, (-1.0, 1.0)) if scale else (None,):
             samples = draw(denoise, encoder, args.n, scale, clamp=clamp)
-            right, off = judge(samples, *known, prompts(args.n)[1])
+            right, off = judge(samples, *reference, prompts(args.n)[1])
             print(
                 f'scale {scale:g}, clamp {clamp}: nearest picture shows the prompt {right:.2f}, '
                 f'off the data {off:.3f}'

@@ -90,20 +90,20 @@ def main():
     ]
     print(f'shows its class: without guidance {right[0]:.2f}, with it {right[1]:.2f}')
 
-    chosen = torch.arange(200) * 37
-    mask, drawn = inpainted(denoiser, config, images[chosen])
-    known = torch.where(mask > 0.5, images[chosen], torch.zeros(()))
-    rows = torch.cat([x[:16] for x in (images[chosen], known, *drawn)])
+    indices = torch.arange(200) * 37
+    mask, results = inpainted(denoiser, config, images[indices])
+    visible = torch.where(mask > 0.5, images[indices], torch.zeros(()))
+    rows = torch.cat([x[:16] for x in (images[indices], visible, *results)])
     save_image(args.out / 'inpainting.png', larger(make_grid(rows, 16, padding=1, fill=0.0)))
     others = torch.ones(len(images), dtype=torch.bool)
-    others[chosen] = False  # or each digit would be its own nearest picture
-    kept = [
-        nearest_label(x, images[others], labels[others]).eq(labels[chosen]).float().mean().item()
-        for x in (images[chosen], *drawn)
+    others[indices] = False  # or each digit would be its own nearest picture
+    shares = [
+        nearest_label(x, images[others], labels[others]).eq(labels[indices]).float().mean().item()
+        for x in (images[indices], *results)
     ]
     print(
-        f'read as what it was: the digit itself {kept[0]:.2f}, by replacement {kept[1]:.2f}, with '
-        f'the gradient {kept[2]:.2f}'
+        f'read as what it was: the digit itself {shares[0]:.2f}, by replacement {shares[1]:.2f}, '
+        f'with the gradient {shares[2]:.2f}'
     )
 
 

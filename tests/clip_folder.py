@@ -79,16 +79,17 @@ def taught_digits(captions, images, labels, steps=300, batch=128):
         for step in range(steps):
             for group in optimizer.param_groups:
                 group['lr'] = 1.5e-3 * min(1, (step + 1) / 30, (steps - step) / (steps / 2))
-            chosen = torch.randint(len(images), (batch,))
-            seen = images[chosen].roll(torch.randint(-1, 2, (2,)).tolist(), (2, 3)) + torch.rand(
-                ()
-            ) * 0.3 * torch.randn(batch, 1, 16, 16)
+            indices = torch.randint(len(images), (batch,))
+            pictures = images[indices].roll(
+                torch.randint(-1, 2, (2,)).tolist(), (2, 3)
+            ) + torch.rand(()) * 0.3 * torch.randn(batch, 1, 16, 16)
             said = torch.stack([tokens[d][torch.randint(len(tokens[d]), ())] for d in range(10)])
             a = F.normalize(
-                _tensor(model.get_image_features(pixel_values=((seen + 1) / 2 - mean) / std)), dim=1
+                _tensor(model.get_image_features(pixel_values=((pictures + 1) / 2 - mean) / std)),
+                dim=1,
             )
             b = F.normalize(_tensor(model.get_text_features(input_ids=said)), dim=1)
-            loss = F.cross_entropy(a @ b.T * 15, labels[chosen])
+            loss = F.cross_entropy(a @ b.T * 15, labels[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -107,12 +107,12 @@ class Guider:
 
     def __init__(self, model: Model, scale: float) -> None:
         self.inner_model = self.model_patcher = model
-        self.scale, self.asked = scale, 0
+        self.scale, self.call_count = scale, 0
 
     def __call__(
         self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: Any
     ) -> Tensor:
-        self.asked += 1
+        self.call_count += 1
         level = sigma.reshape(-1, *[1] * (x.ndim - 1))
         if isinstance(self.model_patcher.model_sampling, CONST):
             x, sigma = x / (1 - level), sigma / (1 - sigma)
@@ -151,13 +151,13 @@ class Guider:
 class ProgressBar:
     """The bar of a node; it notes where it stood."""
 
-    seen: ClassVar[list[int]] = []
+    reports: ClassVar[list[int]] = []
 
     def __init__(self, total: int) -> None:
         self.total = total
 
     def update_absolute(self, value: int) -> None:
-        self.seen.append(value)
+        self.reports.append(value)
 
 
 def install(monkeypatch: Any, output: Path) -> None:

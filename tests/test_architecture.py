@@ -192,7 +192,7 @@ def test_the_library_does_not_speak_of_flags(path):
     assert re.findall(r'(?<![\w-])--[a-z][\w-]*', '\n'.join(texts + comments)) == []
 
 
-def imported_modules(path, known):
+def imported_modules(path, modules):
     """The modules of the package that a file imports, wherever in it the import stands."""
     package = ['k_diffusion', *path.relative_to(PACKAGE).parent.parts]
     for node in ast.walk(ast.parse(path.read_text())):
@@ -201,9 +201,9 @@ def imported_modules(path, known):
             module = '.'.join([*base, *(node.module or '').split('.')]).rstrip('.')
             names = [f'{module}.{alias.name}' for alias in node.names]
             yield from (
-                name if name in known else module
+                name if name in modules else module
                 for name in names
-                if name in known or module in known
+                if name in modules or module in modules
             )
 
 

@@ -141,16 +141,16 @@ def test_matrices():
 @pytest.mark.parametrize('seed', range(6))
 @pytest.mark.parametrize('a_prob', [0.12, 1.0])
 def test_the_pipeline_draws_and_resamples_as_the_original(picture, seed, a_prob):
-    drawn = expected_draws(seed, a_prob)
+    numbers = expected_draws(seed, a_prob)
     torch.manual_seed(seed)
     augmented, original, condition = KarrasAugmentationPipeline(a_prob)(picture)
     after = torch.rand([])
     expected_draws(seed, a_prob)
     assert after == torch.rand([])  # just as many draws
-    torch.testing.assert_close(condition, expected_condition(*drawn), rtol=0, atol=1e-6)
+    torch.testing.assert_close(condition, expected_condition(*numbers), rtol=0, atol=1e-6)
     torch.testing.assert_close(original, from_bytes(pil_bytes(picture)), rtol=0, atol=0)
     torch.testing.assert_close(
-        augmented.double(), expected_picture(picture, *drawn), rtol=0, atol=5e-6
+        augmented.double(), expected_picture(picture, *numbers), rtol=0, atol=5e-6
     )
 
 
@@ -268,7 +268,7 @@ class Recorder(nn.Module):
         self.calls = []
 
     def forward(self, input, sigma, mapping_cond=None, **cond):
-        self.seen = mapping_cond, cond
+        self.conditions = mapping_cond, cond
         return input
 
     def param_groups(self, base_lr=1.0):
@@ -292,17 +292,17 @@ def test_wrapper_hands_the_conditions_on():
     x, sigma = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.ones(2)
     assert torch.equal(model(x, sigma), x)
     assert (
-        inner.seen[0].shape == (2, 9)
-        and inner.seen[0].eq(0).all()
-        and inner.seen[0].dtype == torch.float64
+        inner.conditions[0].shape == (2, 9)
+        and inner.conditions[0].eq(0).all()
+        and inner.conditions[0].dtype == torch.float64
     )
     aug, mapping = torch.randn(2, 9), torch.randn(2, 5)
     model(x, sigma, aug_cond=aug, mapping_cond=mapping, class_cond=torch.tensor([1, 2]))
-    assert torch.equal(inner.seen[0], torch.cat([aug, mapping], 1)) and inner.seen[1][
+    assert torch.equal(inner.conditions[0], torch.cat([aug, mapping], 1)) and inner.conditions[1][
         'class_cond'
     ].tolist() == [1, 2]
     model(x, sigma, mapping_cond=mapping)
-    assert torch.equal(inner.seen[0], torch.cat([torch.zeros(2, 9), mapping], 1))
+    assert torch.equal(inner.conditions[0], torch.cat([torch.zeros(2, 9), mapping], 1))
 
 
 def test_wrapper_hands_the_rest_on():

@@ -220,11 +220,14 @@ def test_other_models_blocks_run(tmp_path, monkeypatch):
     log_prob = names['classifier'](leaf / 2**0.5, None).log_softmax(1)[torch.arange(2), y].sum()
     torch.testing.assert_close(guided, 0.5 * x + 4.0 * torch.autograd.grad(log_prob, leaf)[0])
 
-    made = {'label_dim': 0}
-    found = SimpleNamespace(
-        family='EDM', network='EDMPrecond', arguments=made, into=lambda kind: kind(**made)
+    network_arguments = {'label_dim': 0}
+    result = SimpleNamespace(
+        family='EDM',
+        network='EDMPrecond',
+        arguments=network_arguments,
+        into=lambda kind: kind(**network_arguments),
     )
-    monkeypatch.setattr(K.external, 'load_published', lambda path: found)
+    monkeypatch.setattr(K.external, 'load_published', lambda path: result)
     names['EDMPrecond'] = EDMPrecond
     exec(published, names)
     assert isinstance(names['denoiser'], K.external.EDMDenoiser)
@@ -271,8 +274,8 @@ def test_diffusers_schedulers_are_found():
     for (scheduler, *_), ours in table_names('docs/migration/diffusers.md', 'Schedulers'):
         assert hasattr(diffusers, scheduler), scheduler
         assert all(name in K.sampling.SAMPLERS or name in ('bh1', 'bh2') for name in ours)
-        known = K.sampling.SAMPLERS.find_name(scheduler)
-        assert known is None or known in (*ours, 'dpmpp_2m'), scheduler
+        sampler = K.sampling.SAMPLERS.find_name(scheduler)
+        assert sampler is None or sampler in (*ours, 'dpmpp_2m'), scheduler
 
 
 def test_navigation_lists_every_page():

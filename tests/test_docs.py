@@ -238,17 +238,17 @@ def test_the_examples_of_the_page_on_audio_run():
         ),
         names,
     )
-    for drawn in (names['latents'], names['few']):  # 65,536 draws of deviation 1/2
-        assert abs(drawn.std().item() - 0.5) < 0.03
+    for samples in (names['latents'], names['few']):  # 65,536 draws of deviation 1/2
+        assert abs(samples.std().item() - 0.5) < 0.03
 
 
 def test_the_example_of_the_page_on_scale_runs():
     names: dict = {}
     page = (ROOT / 'docs' / 'scale.md').read_text()
     exec('\n'.join(re.findall(r'```python\n(.*?)```', page, re.S)), names)
-    assert [found.way for found in names['info'].scaling] == ['ddp', 'fsdp2']
-    for found in names['info'].scaling:  # the figures that the page shows
-        assert f'{found.traffic_bytes / 1e9:.2f} GB' in page
+    assert [result.way for result in names['info'].scaling] == ['ddp', 'fsdp2']
+    for result in names['info'].scaling:  # the figures that the page shows
+        assert f'{result.traffic_bytes / 1e9:.2f} GB' in page
     wide = names['scaling'].simulate(names['work'], names['cluster'])
     assert not wide[0].fits and wide[1].fits and f'{wide[1].efficiency:.2f}' in page
 

@@ -51,17 +51,17 @@ def test_conditions_go_with_their_items_and_decode_comes_last():
 
 
 def test_the_start_noise_is_named_by_the_seed():
-    seen = []
+    states = []
     generate(
         denoise,
         [1, 2, 2],
         SIGMAS,
         'euler',
         [11],
-        callback=lambda done, info: seen.append((done, info['x'].clone())),
+        callback=lambda done, info: states.append((done, info['x'].clone())),
     )
-    assert len(seen) == 6 and torch.equal(
-        seen[0][1], randn_items((1, 2, 2), [derive_seed(11, 'start')]) * float(SIGMAS[0])
+    assert len(states) == 6 and torch.equal(
+        states[0][1], randn_items((1, 2, 2), [derive_seed(11, 'start')]) * float(SIGMAS[0])
     )
 
 
@@ -135,8 +135,8 @@ def ramp(n, low, high, rho):
     ],
 )
 def test_a_config_that_names_no_sampler_has_the_recommended_one(section, guided, sampler, levels):
-    sigmas, chosen, _ = choose_plan(denoise, choose_sampling(section), guided)
-    assert chosen == sampler and sigmas.tolist() == pytest.approx(levels, rel=1e-6)
+    sigmas, choice, _ = choose_plan(denoise, choose_sampling(section), guided)
+    assert choice == sampler and sigmas.tolist() == pytest.approx(levels, rel=1e-6)
 
 
 def test_a_request_wins_over_the_config():
@@ -157,7 +157,7 @@ def test_a_request_wins_over_the_config():
 
 
 def test_sample_with_a_sampler_or_a_schedule_of_choice():
-    seen = []
+    levels = []
     K.sample(
         denoise,
         [2, 1, 4, 4],
@@ -167,9 +167,9 @@ def test_sample_with_a_sampler_or_a_schedule_of_choice():
         seeds=0,
         sigma_min=0.1,
         sigma_max=10.0,
-        callback=lambda done, info: seen.append(info['sigma'].item()),
+        callback=lambda done, info: levels.append(info['sigma'].item()),
     )
-    assert seen == pytest.approx(K.sampling.get_sigmas_exponential(6, 0.1, 10.0)[:-1].tolist())
+    assert levels == pytest.approx(K.sampling.get_sigmas_exponential(6, 0.1, 10.0)[:-1].tolist())
     by_function = K.sample(denoise, [2, 1, 4, 4], 6, K.sampling.sample_heun, seeds=0)
     assert torch.equal(by_function, K.sample(denoise, [2, 1, 4, 4], 6, 'heun', 'karras', seeds=0))
     assert not torch.equal(
@@ -182,12 +182,12 @@ def test_sample_takes_the_range_of_the_denoiser():
         sigma_min, sigma_max = torch.tensor(0.2), torch.tensor(5.0)
 
         def __call__(self, x, sigma):
-            seen.append(sigma[0].item())
+            levels.append(sigma[0].item())
             return denoise(x, sigma)
 
-    seen = []
+    levels = []
     K.sample(Ranged(), [1, 1, 4, 4], 5, 'euler', seeds=0)
-    assert (seen[0], seen[-1]) == (5.0, pytest.approx(0.2))
+    assert (levels[0], levels[-1]) == (5.0, pytest.approx(0.2))
 
 
 def test_noise_that_an_option_brings_in_is_the_items_own():
@@ -204,9 +204,9 @@ def test_sample_seeds():
     assert torch.equal(
         whole, K.sample(denoise, [4, 1, 4, 4], 5, 'euler_ancestral', seeds=7, batch_size=1)
     )
-    chosen = [derive_seed(7, 'sample', i) for i in (2, 0)]
+    seeds = [derive_seed(7, 'sample', i) for i in (2, 0)]
     assert torch.equal(
-        whole[[2, 0]], K.sample(denoise, [2, 1, 4, 4], 5, 'euler_ancestral', seeds=chosen)
+        whole[[2, 0]], K.sample(denoise, [2, 1, 4, 4], 5, 'euler_ancestral', seeds=seeds)
     )
     torch.manual_seed(3)
     first, second = (K.sample(denoise, [2, 1, 4, 4], 5) for _ in range(2))
@@ -334,14 +334,14 @@ def test_samplers_without_a_list_stop_where_the_range_does(name):
 
 
 def test_dpm_adaptive_with_noise():
-    given = {'eta': 1.0}
-    out = K.sample(denoise, [3, 1, 4, 4], 5, 'dpm_adaptive', seeds=0, options=given)
+    options = {'eta': 1.0}
+    out = K.sample(denoise, [3, 1, 4, 4], 5, 'dpm_adaptive', seeds=0, options=options)
     torch.testing.assert_close(
         out,
-        K.sample(denoise, [3, 1, 4, 4], 5, 'dpm_adaptive', seeds=0, options=given, batch_size=1),
+        K.sample(denoise, [3, 1, 4, 4], 5, 'dpm_adaptive', seeds=0, options=options, batch_size=1),
     )
     assert out.std().item() == pytest.approx(0.5, abs=0.2)
-    told = K.sample(
+    samples = K.sample(
         denoise,
         [3, 1, 4, 4],
         5,
@@ -350,7 +350,7 @@ def test_dpm_adaptive_with_noise():
         options={'return_info': True, 'per_item': False},
         batch_size=1,
     )
-    assert told.shape == (3, 1, 4, 4)
+    assert samples.shape == (3, 1, 4, 4)
 
 
 def test_seeds_of_any_whole_kind():
@@ -395,8 +395,8 @@ def test_sample_with_guidance_takes_what_suits_it():
         def __call__(self, x, sigma, label):
             return denoise(x, sigma, label.float())
 
-    given = {'cond': {'label': [1, 1]}, 'null': {'label': 0}, 'seeds': 0}
-    guided = K.sample(Conditional(), [2, 1, 4, 4], 5, guidance=2.0, **given)
+    arguments = {'cond': {'label': [1, 1]}, 'null': {'label': 0}, 'seeds': 0}
+    guided = K.sample(Conditional(), [2, 1, 4, 4], 5, guidance=2.0, **arguments)
     named = K.sample(
         Conditional(),
         [2, 1, 4, 4],
@@ -405,10 +405,10 @@ def test_sample_with_guidance_takes_what_suits_it():
         'karras',
         guidance=2.0,
         options={'order': 2},
-        **given,
+        **arguments,
     )
     already = K.guidance.classifier_free(Conditional(), {'label': 0}, 2.0)
-    again = K.sample(already, [2, 1, 4, 4], 5, cond=given['cond'], seeds=0, sigma_max=20.0)
+    again = K.sample(already, [2, 1, 4, 4], 5, cond=arguments['cond'], seeds=0, sigma_max=20.0)
     assert (
         torch.equal(guided, named)
         and torch.equal(guided, again)
@@ -439,7 +439,7 @@ def test_schedules_of_discrete_models_walk_the_models_table(name):
     )
     table = Table.sigmas.tolist()
     assert (
-        all(min(abs(level - known) for known in table) < 0.04 * level for level in levels)
+        all(min(abs(level - names) for names in table) < 0.04 * level for level in levels)
         and len(levels) == 4
     )
     if name != 'beta':  # which a model without a table has as well, in the clock of the levels

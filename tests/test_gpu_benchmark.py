@@ -52,10 +52,10 @@ def test_a_run_writes_its_figures_and_a_table(modules, tmp_path, monkeypatch, ca
     out = tmp_path / 'gpu.json'
     arguments = ['--device', 'cpu', '--parts', 'data', 'overhead', '--out', str(out)]
     assert gpu.main(arguments) == 0
-    found, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert found['small'] and {row['sampler'] for row in found['overhead']} >= set(few)
-    assert all(row['images_per_second'] > 0 for row in found['data'])
-    assert printed.count('| sampler |') == len(found['overhead']) and '| data | plain' in printed
+    result, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert result['small'] and {row['sampler'] for row in result['overhead']} >= set(few)
+    assert all(row['images_per_second'] > 0 for row in result['data'])
+    assert printed.count('| sampler |') == len(result['overhead']) and '| data | plain' in printed
     assert gpu.main([*arguments, '--budget', '0']) == 0
     assert 'left out after 0 s: data' in capsys.readouterr().err
 

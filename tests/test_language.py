@@ -29,6 +29,19 @@ DIALECT = {
     r', say\b|\bsay$': 'for example, e.g.',
 }
 
+#: Participles that say nothing as a name: found what, kept which? A noun says it.
+PARTICIPLES = frozenset(
+    ('told', 'chosen', 'found', 'kept', 'made', 'given', 'known', 'held', 'left', 'drawn', 'sent')
+    + ('written', 'wanted', 'seen', 'asked', 'taken', 'gone', 'listed', 'noted', 'turned', 'got')
+    + ('shown',)
+)
+
+#: Names of PARTICIPLES that stay -> the reason.
+KEPT_NAMES = {
+    'left': 'a side of a picture or of an interval',
+    'kept': 'a field of the files of decoded pictures',
+}
+
 
 def definitions(tree):
     """Yields (name, node, public) of the functions and classes of a module, methods included."""
@@ -95,6 +108,27 @@ def documents_arguments(function):
     return 'Args:' in docstring or all(re.search(rf'\b{name}\b', docstring) for name in names)
 
 
+def find_unknown_arguments(tree):
+    """Yields a complaint for each entry under Args that names no argument of its function."""
+    for name, node, _ in definitions(tree):
+        section = re.search(r'\nArgs:\n((?: {4}.*\n?|\n)+)', ast.get_docstring(node) or '')
+        signatures = [
+            method
+            for method in (node.body if isinstance(node, ast.ClassDef) else [node])
+            if not isinstance(node, ast.ClassDef) or getattr(method, 'name', '') == '__init__'
+        ]
+        if section is None or not signatures:
+            continue  # a data class names its fields, a class without __init__ those of its base
+        arguments = {argument.arg for argument in ast.walk(signatures[0].args) if is_arg(argument)}
+        for entry in re.findall(r'^ {4}\*{0,2}(\w+)(?: \(.*?\))?: ', section[1], re.M):
+            if entry not in arguments:
+                yield f'{name}: {entry} under Args is not an argument'
+
+
+def is_arg(node):
+    return isinstance(node, ast.arg)
+
+
 def comments(source):
     """Yields (line, text) of the comments and the string literals of a module."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -147,6 +181,31 @@ def find_first_words(tree):
             yield f'{name}: begin the docstring with a verb or a noun, not {docstring.split()[0]!r}'
 
 
+def assigned_names(tree):
+    """Yields (line, name) of everything that a module names: functions, classes, arguments,
+    variables and attributes.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+        elif isinstance(node, (ast.ExceptHandler, ast.MatchAs)) and node.name:
+            yield node.lineno, node.name
+
+
+def find_participles(tree):
+    """Yields a complaint for each name that is nothing but a participle."""
+    for line, name in assigned_names(tree):
+        word = name.strip('_').lower()
+        if word in PARTICIPLES - KEPT_NAMES.keys():
+            yield f'{line}: {name}; name it by a noun that says what it is, or by a verb'
+
+
 def find_dialect(source):
     """Yields a complaint for each phrase of DIALECT."""
     for number, text in comments(source):
@@ -174,13 +233,47 @@ def test_text_keeps_to_the_rules(file):
         if len(lines) > 1 and lines[1].strip():
             wrong.append(f'{name}: the summary must be one line, then a blank line')
     wrong += [*find_undocumented_arguments(tree), *find_first_words(tree), *find_dialect(source)]
+    wrong += [*find_unknown_arguments(tree), *find_participles(tree)]
     assert not wrong
 
 
 @pytest.mark.parametrize('file', OTHERS, ids=lambda file: file.relative_to(ROOT).as_posix())
 def test_text_beside_the_package(file):
     source = file.read_text()
-    assert not [*find_first_words(ast.parse(source)), *find_dialect(source)]
+    tree = ast.parse(source)
+    assert not [*find_first_words(tree), *find_dialect(source), *find_participles(tree)]
+
+
+def test_participles_are_seen_wherever_a_name_is_given():
+    source = """
+def told(kept_items, *, given): pass
+class Found: pass
+def f(x):
+    self._drawn, (asked, left) = x
+    for seen in x:
+        try: lambda known: known
+        except ValueError as wanted: pass
+    return [made for made in x if (noted := made)]
+"""
+    complaints = [line.split(';')[0] for line in find_participles(ast.parse(source))]
+    assert sorted(complaints) == [
+        '2: given', '2: told', '3: Found', '5: _drawn', '5: asked', '6: seen', '7: known',
+        '8: wanted', '9: made', '9: noted',
+    ]  # fmt: skip
+
+
+def test_an_entry_of_args_is_an_argument():
+    source = '''
+def f(x, y):
+    """Do.
+
+    Args:
+        x: Of a.
+        z: Of b.
+        **y: Of c.
+    """
+'''
+    assert list(find_unknown_arguments(ast.parse(source))) == ['f: z under Args is not an argument']
 
 
 def test_public_definitions_have_docstrings(counted):

@@ -92,23 +92,23 @@ def test_the_share_of_guidance_in_an_interval_is_integrated_to_second_order(samp
 
 
 def test_a_callback_sees_the_guided_estimate_and_its_edit_acts():
-    levels, seen = [3.0, 1.5, 1.0, 0.5], []
+    levels, infos = [3.0, 1.5, 1.0, 0.5], []
     GUIDED_at = GUIDED(start(high=3.0).float(), torch.full([64], 1.5), **TOWARDS)
     assert GUIDED_at.shape == (64, 2)
 
     def show(info):
-        seen.append((info['x'].clone(), float(info['sigma']), info['denoised'].clone()))
+        infos.append((info['x'].clone(), float(info['sigma']), info['denoised'].clone()))
         if info['i'] == 2:
             info['denoised'].zero_()
 
     x = K.sampling.sample_ipndm(
         GUIDED, start(high=3.0), levels, TOWARDS, show, disable=True, order=1
     )
-    for at, sigma, denoised in seen[1:]:
+    for at, sigma, denoised in infos[1:]:
         torch.testing.assert_close(
             denoised, GUIDED(at, torch.full([64], sigma, dtype=torch.float64), **TOWARDS)
         )
-    at, sigma, _ = seen[2]
+    at, sigma, _ = infos[2]
     torch.testing.assert_close(x, at * (0.5 / sigma))  # Euler with the estimate 0
 
 
@@ -188,20 +188,20 @@ class Probed(Conditional):
 
 def test_a_probe_is_kept_and_taken(tmp_path):
     model, cond = Probed(), {'towards': torch.zeros(6, dtype=torch.long)}
-    found = K.probe(model, [6, 2], [4, 6], cond)
-    assert found == K.probe(model, [6, 2], [4, 6], cond) and set(found.recipes) == {4, 6}
-    for n, recipe in found.recipes.items():
-        rms, median = found.distances[n][str(recipe)]
-        others = found.distances[n].values()
+    probe = K.probe(model, [6, 2], [4, 6], cond)
+    assert probe == K.probe(model, [6, 2], [4, 6], cond) and set(probe.recipes) == {4, 6}
+    for n, recipe in probe.recipes.items():
+        rms, median = probe.distances[n][str(recipe)]
+        others = probe.distances[n].values()
         assert not any(r < rms and m < median for r, m in others), (
             'another recipe was nearer by both'
         )
-    found.save(tmp_path / 'probe.json')
-    assert Probe.load(tmp_path / 'probe.json') == found
+    probe.save(tmp_path / 'probe.json')
+    assert Probe.load(tmp_path / 'probe.json') == probe
     model.probe = Probe.load(tmp_path / 'probe.json')
-    assert plan(model, 5, None, None, None, None, {}).why == found.recipe(5, Traits.of(model)).why
-    assert found.recipe(5, Traits.of(model)) in found.recipes.values()
-    assert found.recipe(5, Traits.of(model, scale=2.0)) is None  # made without guidance
+    assert plan(model, 5, None, None, None, None, {}).why == probe.recipe(5, Traits.of(model)).why
+    assert probe.recipe(5, Traits.of(model)) in probe.recipes.values()
+    assert probe.recipe(5, Traits.of(model, scale=2.0)) is None  # made without guidance
     assert plan(model, 5, 'heun', None, None, None, {}).sampler == 'heun'
 
 

@@ -31,21 +31,21 @@ def expected(room, name):
 
 @pytest.mark.parametrize('room, name', NAMES, ids=str)
 def test_the_name_is_there_and_takes_what_it_took(room, name):
-    found = getattr(importlib.import_module(f'k_diffusion.{room}'), name)
-    takes = parameters(found)
-    wanted = list(expected(room, name))
+    thing = getattr(importlib.import_module(f'k_diffusion.{room}'), name)
+    takes = parameters(thing)
+    parameters_then = list(expected(room, name))
     own = list(takes)
-    assert [parameter for parameter, _ in wanted] == [
-        parameter for parameter in own if parameter in dict(wanted)
+    assert [parameter for parameter, _ in parameters_then] == [
+        parameter for parameter in own if parameter in dict(parameters_then)
     ]
     for parameter in own:
-        if parameter not in dict(wanted):
+        if parameter not in dict(parameters_then):
             kind = takes[parameter].kind
             assert takes[parameter].default is not inspect.Parameter.empty or kind in (
                 kind.VAR_POSITIONAL,
                 kind.VAR_KEYWORD,
             )
-    for parameter, optional in wanted:
+    for parameter, optional in parameters_then:
         assert not optional or takes[parameter].default is not inspect.Parameter.empty
 
 

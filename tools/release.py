@@ -103,8 +103,8 @@ def check_sdist(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition('/')[2] for name in archive.getnames()}
     targets = re.findall(r'\]\((?!https?:|#)([^)\s#]+)', (ROOT / 'README.md').read_text())
-    wanted = {'docs/index.md', 'examples/digit_grids.py', 'benchmarks/RESULTS.md', *targets}
-    missing = sorted(wanted - names)
+    expected = {'docs/index.md', 'examples/digit_grids.py', 'benchmarks/RESULTS.md', *targets}
+    missing = sorted(expected - names)
     if missing:
         raise SystemExit(
             f'the sdist must hold {", ".join(missing)}; extend tool.hatch in pyproject'

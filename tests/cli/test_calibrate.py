@@ -40,11 +40,11 @@ def test_what_it_writes(calibrated, capsys):
         )
         == 0
     )
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     assert (
-        told['file'] == str(file)
-        and told['calibrations'][0]['steps'] == 2
-        and told['calibrations'][0]['rms'] > 0
+        report['file'] == str(file)
+        and report['calibrations'][0]['steps'] == 2
+        and report['calibrations'][0]['rms'] > 0
     )
     assert [(c.steps, c.guidance) for c in calibrations.read(file)] == [
         (2, 1.0),
@@ -315,36 +315,40 @@ def test_chosen_guidance_is_stored_and_used(copied, tmp_path, two_scales, caplog
     first = calibrate_task.calibrate(copied, out=tmp_path / 'a.json', **AUTO)
     again = calibrate_task.calibrate(copied, **{**AUTO, 'batch_size': 256})
     assert first.file.read_bytes() == again.file.read_bytes()
-    made = calibrations.read(again.file)[0]
-    assert made.quality['fid'] > 0 and made.quality['fid_error'] > 0 and made.guidance in (1.0, 3.0)
-    drawn = draw(copied, tmp_path / 'x', steps=2)
-    assert f'2 steps and guidance {made.guidance:g}, which was chosen for it' in caplog.text
+    calibration = calibrations.read(again.file)[0]
+    assert (
+        calibration.quality['fid'] > 0
+        and calibration.quality['fid_error'] > 0
+        and calibration.guidance in (1.0, 3.0)
+    )
+    samples = draw(copied, tmp_path / 'x', steps=2)
+    assert f'2 steps and guidance {calibration.guidance:g}, which was chosen for it' in caplog.text
     same = draw(
         copied,
         tmp_path / 'y',
         steps=2,
         sampler='calibrated',
-        guidance=made.guidance,
-        guidance_interval=made.guidance_interval,
+        guidance=calibration.guidance,
+        guidance_interval=calibration.guidance_interval,
     )
-    assert torch.equal(drawn, same)
-    other = replace(made, guidance=7.0, quality={'fid': 1.0, 'fid_error': 0.1})
+    assert torch.equal(samples, same)
+    other = replace(calibration, guidance=7.0, quality={'fid': 1.0, 'fid_error': 0.1})
     calibrations.add(again.file, [other])
     assert [(entry.steps, entry.guidance) for entry in calibrations.read(again.file)] == [(2, 7.0)]
 
 
 @pytest.mark.parametrize(
-    ('wanted', 'metric'), [((2.0, None), 'fid'), ((3.0, (0.25, 0.75)), 'kid'), ((1.0, None), 'fid')]
+    ('best', 'metric'), [((2.0, None), 'fid'), ((3.0, (0.25, 0.75)), 'kid'), ((1.0, None), 'fid')]
 )
-def test_the_best_guidance_is_found(wanted, metric):
+def test_the_best_guidance_is_found(best, metric):
     """By a measure that is known, with noise that the first comparison cannot see through."""
-    asked = []
+    calls = []
 
     def measure(sampling, n, key):
         here = (sampling.guidance, sampling.guidance_interval)
-        asked.append((n, key))
-        return (0.0 if here == wanted else 1.0 + sampling.guidance / 10) + 0.2 * (n < 100) * (
-            sampling.guidance == wanted[0]
+        calls.append((n, key))
+        return (0.0 if here == best else 1.0 + sampling.guidance / 10) + 0.2 * (n < 100) * (
+            sampling.guidance == best[0]
         ), 0.01
 
     judge = SimpleNamespace(
@@ -353,11 +357,11 @@ def test_the_best_guidance_is_found(wanted, metric):
     shares = []
     assert (
         guiding.choose_guidance(judge, 5, (0.25, 0.75), lambda share, words: shares.append(share))
-        == wanted
+        == best
     )
     assert (
-        asked.count((400, 'all')) == guiding.FINALISTS
-        and asked.count((100, 'few')) == len(asked) - guiding.FINALISTS
+        calls.count((400, 'all')) == guiding.FINALISTS
+        and calls.count((100, 'few')) == len(calls) - guiding.FINALISTS
     )
     assert shares == sorted(shares) and shares[-1] < 1
 

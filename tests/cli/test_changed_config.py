@@ -66,7 +66,7 @@ def test_losses_of_another_meaning_are_not_compared(tiny, stopped, capsys):
 
 
 @pytest.mark.parametrize(
-    ('change', 'told'),
+    ('change', 'message'),
     [
         (('training', 'batch_size', 4), 'training.batch_size 8 -> 4'),
         (('model', 'augment_prob', 0.0), 'model.augment_prob 0.12 -> 0'),
@@ -77,13 +77,13 @@ def test_losses_of_another_meaning_are_not_compared(tiny, stopped, capsys):
         (('ema_sched', 'power', 0.75), 'ema_sched.power'),
     ],
 )
-def test_what_may_change_is_told_with_old_and_new(tiny, stopped, capsys, change, told):
+def test_what_may_change_is_told_with_old_and_new(tiny, stopped, capsys, change, message):
     assert go_on(tiny(change), stopped) == 0
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ('change', 'told'),
+    ('change', 'message'),
     [
         (('model', 'sigma_data', 1.0), 'model.sigma_data 0.5 -> 1'),
         (('model', 'preconditioning', 'v'), 'model.preconditioning karras -> v'),
@@ -92,13 +92,13 @@ def test_what_may_change_is_told_with_old_and_new(tiny, stopped, capsys, change,
     ],
 )
 def test_what_changes_the_meaning_of_the_weights_is_refused_with_the_way_out(
-    tiny, stopped, capsys, change, told
+    tiny, stopped, capsys, change, message
 ):
     before = {path.name: path.read_bytes() for path in stopped.iterdir()}
     assert go_on(tiny(change), stopped) == 1
     err = capsys.readouterr().err
     assert (
-        told in err
+        message in err
         and ('--reset-optimizer' if change[0] == 'optimizer' else 'start a new run') in err
     )
     assert (

@@ -219,10 +219,10 @@ def test_a_dual_encoder_guides_a_model_that_knows_no_classes():
     digits = example()
     images, labels = digits.digits()
     encoder = digits.train_dual_encoder(images[2000:], labels[2000:], 150, 128)
-    known = images[:1000], labels[:1000]
-    denoise, wanted = digits.Smoothed(known[0]), digits.prompts(100)[1]
+    reference = images[:1000], labels[:1000]
+    denoise, classes = digits.Smoothed(reference[0]), digits.prompts(100)[1]
     (unguided, off), (guided, off_guided) = (
-        digits.judge(digits.draw(denoise, encoder, 100, scale), *known, wanted)
+        digits.judge(digits.draw(denoise, encoder, 100, scale), *reference, classes)
         for scale in (0.0, 50.0)
     )
     assert unguided <= 0.2 and guided >= 0.85 and off_guided <= 1.2 * off, (
@@ -248,7 +248,7 @@ def test_the_command_reaches_its_prompt(tmp_path, monkeypatch, capsys):
     assert main(['demo', '--name', 'demo', '-n', '4']) == 0
     right, off = {}, {}
     for scale in (0, 50):
-        shown, distance = 0.0, 0.0
+        probability, distance = 0.0, 0.0
         for d, word in enumerate(digits.WORDS):
             flags = [
                 '--checkpoint',
@@ -274,6 +274,6 @@ def test_the_command_reaches_its_prompt(tmp_path, monkeypatch, capsys):
             assert json.loads(capsys.readouterr().out.splitlines()[-1])['n'] == 10
             samples = digits.pictures(tmp_path / f'{scale}-{d}' / 'images')
             share, away = digits.judge(samples, images, labels, torch.full((10,), d))
-            shown, distance = shown + share / 10, distance + away / 10
-        right[scale], off[scale] = shown, distance
+            probability, distance = probability + share / 10, distance + away / 10
+        right[scale], off[scale] = probability, distance
     assert right[0] <= 0.2 and right[50] >= 0.85 and off[50] <= 1.2 * off[0], (right, off)

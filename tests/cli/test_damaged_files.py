@@ -237,11 +237,11 @@ def test_a_damaged_snapshot_is_passed_over(folder, notes, content):
         ema(folder.path, 0.07, folder.path / 'expected.safetensors', name='toy').path
     )
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 64]) if content is None else content)
-    found = load_safetensors(
+    weights = load_safetensors(
         ema(folder.path, 0.07, folder.path / 'found.safetensors', name='toy').path
     )
-    assert found.keys() == expected.keys() and all(
-        torch.equal(found[key], expected[key]) for key in found
+    assert weights.keys() == expected.keys() and all(
+        torch.equal(weights[key], expected[key]) for key in weights
     )
     assert len(notes(path)) == 1
 
@@ -311,8 +311,8 @@ def test_commands_pass_over_all_of_them_at_once(calibrated, tmp_path, capsys, mo
     warnings.simplefilter('always')
     out = ['--out', str(tmp_path / 'samples'), '-n', '2', '--steps', '2', '--device', 'cpu']
     assert sample(['--checkpoint', str(folder), *out]) == 0
-    told = capsys.readouterr().err
-    assert told.count('note:') == len([name for name in names if name in told]) == 3
+    stderr = capsys.readouterr().err
+    assert stderr.count('note:') == len([name for name in names if name in stderr]) == 3
     monkeypatch.setattr(files, '_notes', set())
     arguments = [
         '--config',
@@ -334,9 +334,9 @@ def test_commands_pass_over_all_of_them_at_once(calibrated, tmp_path, capsys, mo
     ]
     shutil.copy(calibrated / 'tiny_config.json', calibrated.parent / 'tiny.json')
     assert train(arguments) == 0
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     for name in names[:4]:
-        assert told.count(name) == 1
+        assert stderr.count(name) == 1
     assert sorted(path.name for path in folder.glob('*.pth')) == [
         'tiny_00000003.pth',
         'tiny_00000004.pth',

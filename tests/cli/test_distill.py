@@ -112,7 +112,7 @@ def test_samples_take_the_calls_that_are_asked_for(fast, tmp_path, capsys):
 
 
 def test_it_is_evaluated_with_its_own_calls(fast, tmp_path):
-    found = K.evaluate(
+    result = K.evaluate(
         fast.folder,
         n=16,
         reference_n=64,
@@ -123,8 +123,8 @@ def test_it_is_evaluated_with_its_own_calls(fast, tmp_path):
         extractor=lambda x: x.flatten(1)[:, ::16],
         metrics=['kid'],
     )
-    assert found.facts['steps'] == 4 and found.facts['sampler'] == 'flow_map'
-    assert found.facts['guidance'] == 1.0
+    assert result.facts['steps'] == 4 and result.facts['sampler'] == 'flow_map'
+    assert result.facts['guidance'] == 1.0
 
 
 def test_guidance_is_refused_where_it_is_distilled_in(fast, tmp_path, trained):
@@ -184,8 +184,8 @@ def test_the_guidance_scale_as_an_input(trained, tmp_path):
 def test_a_demo_grid_is_drawn_and_the_paths_are_kept(trained, tmp_path):
     distill(trained, tmp_path, demo_every=6, sample_n=4)
     assert (tmp_path / 'fast_demo_00000006.png').is_file()
-    kept = tmp_path / 'cache' / 'teacher_paths.safetensors'
-    tensors = K.core.weights.load_safetensors(kept)
+    file = tmp_path / 'cache' / 'teacher_paths.safetensors'
+    tensors = K.core.weights.load_safetensors(file)
     levels = tensors['levels'].tolist()
     assert tensors['x'].shape == (12, len(levels), 1, 16, 16)
     assert levels[0] == 40 and levels == sorted(levels, reverse=True) and levels[-1] == 0
@@ -228,17 +228,17 @@ def test_guidance_needs_a_condition(trained, tmp_path, scale):
         K.tasks.distill.distilled_config(config, tmp_path / 'm.pth', settings)
 
 
-@pytest.mark.parametrize(('given', 'expected'), [(7, 7), (None, 0), ('folder', 0)])
-def test_items_held_out_by_number_stay_held_out(trained, monkeypatch, given, expected):
+@pytest.mark.parametrize(('stored', 'expected'), [(7, 7), (None, 0), ('folder', 0)])
+def test_items_held_out_by_number_stay_held_out(trained, monkeypatch, stored, expected):
     """A number keeps items out of the training; another data set would only be measured on."""
     module = importlib.import_module('k_diffusion.tasks.distill')
-    read, seen = module.read_weights, []
+    read, calls = module.read_weights, []
 
     def with_held_out(path, **options):
         weights, config = read(path, **options)
-        return weights, {**config, 'training': {**config['training'], 'held_out': given}}
+        return weights, {**config, 'training': {**config['training'], 'held_out': stored}}
 
     monkeypatch.setattr(module, 'read_weights', with_held_out)
-    monkeypatch.setattr(module, 'train', seen.append)
+    monkeypatch.setattr(module, 'train', calls.append)
     module.distill(trained, show=False)
-    assert [settings.held_out for settings in seen] == [expected]
+    assert [settings.held_out for settings in calls] == [expected]

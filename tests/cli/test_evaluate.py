@@ -125,20 +125,20 @@ def test_evaluate(trained, script, tmp_path, capsys):
     ]
     rows = torch.cat([K.core.weights.load_safetensors(path)['rows'] for path in pieces])
     digits = K.data.open_dataset(K.data.DemoConfig(), (16, 16), 1)
-    chosen = torch.stack(
+    pictures = torch.stack(
         [digits[i]['image'] for i in K.data.permutation(0, 0, 10_000)[:400].tolist()]
     )
     assert values['fid'] == pytest.approx(
-        K.evaluation.fid(rows, Corners()(chosen / 127.5 - 1)).item(), rel=1e-3
+        K.evaluation.fid(rows, Corners()(pictures / 127.5 - 1)).item(), rel=1e-3
     )
 
 
 def test_evaluate_goes_on_where_it_stopped(trained, tmp_path):
-    seen = []
+    batch_sizes = []
 
     def extractor(x):
-        seen.append(len(x))
-        if stop and len(seen) > stop:
+        batch_sizes.append(len(x))
+        if stop and len(batch_sizes) > stop:
             raise KeyboardInterrupt
         return Corners()(x)
 
@@ -160,11 +160,11 @@ def test_evaluate_goes_on_where_it_stopped(trained, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         evaluate(settings)
     stop = 0
-    seen.clear()
+    batch_sizes.clear()
     values = evaluate(settings).values
-    assert seen == [256, 600 - 2 * 256]
-    seen.clear()
-    assert evaluate(settings).values == values and not seen
+    assert batch_sizes == [256, 600 - 2 * 256]
+    batch_sizes.clear()
+    assert evaluate(settings).values == values and not batch_sizes
 
 
 class Unwaiting(World):
@@ -190,15 +190,15 @@ def test_pieces_are_shared_and_kept(tmp_path):
 def test_likelihood(trained, tmp_path, capsys):
     shared = ['--checkpoint', trained, '-n', '20', '--steps', '2', '--device', 'cpu', '--json']
     assert likelihood_main([*map(str, shared), '--out', str(tmp_path / 'one')]) == 0
-    found = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     lines = (tmp_path / 'one' / 'bits.csv').read_text().splitlines()
     bits = torch.tensor([float(line.split(',')[2]) for line in lines[1:]], dtype=torch.float64)
     assert lines[0] == 'picture,class,bits_per_dim' and len(bits) == 20 and bits.std() > 0
-    assert found['bits_per_dim'] == pytest.approx(bits.mean().item(), abs=1e-5)
-    assert found['stderr'] == pytest.approx(bits.std().item() / 20**0.5, rel=1e-3)
+    assert result['bits_per_dim'] == pytest.approx(bits.mean().item(), abs=1e-5)
+    assert result['stderr'] == pytest.approx(bits.std().item() / 20**0.5, rel=1e-3)
     ElementTree.parse(tmp_path / 'one' / 'bits.svg')
     (two,) = two_processes('likelihood', *shared, '--out', tmp_path / 'two', '--batch-size', '7')
-    assert two['bits_per_dim'] == pytest.approx(found['bits_per_dim'], abs=1e-4)
+    assert two['bits_per_dim'] == pytest.approx(result['bits_per_dim'], abs=1e-4)
     exact = likelihood(
         LikelihoodSettings(
             trained, n=2, steps=2, exact=True, out=tmp_path / 'exact', device='cpu', show=False
@@ -230,8 +230,8 @@ def test_a_folder_of_pictures_is_a_reference(trained, script, tmp_path):
         device='cpu',
         show=False,
     )
-    found = evaluate(flat)
-    assert found.facts['reference_n'] == 30 and found.values['fid'] > 1
+    result = evaluate(flat)
+    assert result.facts['reference_n'] == 30 and result.values['fid'] > 1
     settings = LikelihoodSettings(
         trained,
         str(tmp_path / 'pictures'),

@@ -24,22 +24,22 @@ def flags_of(monkeypatch, call):
         raise ParserMade(parser)
 
     monkeypatch.setattr(entry.Parser, 'parse_args', stop)
-    with pytest.raises(ParserMade) as made:
+    with pytest.raises(ParserMade) as error:
         call()
-    found = {}
-    for action in made.value.args[0]._actions:
+    flags = {}
+    for action in error.value.args[0]._actions:
         default = json.loads(json.dumps(action.default, default=str))
         row = {'default': default, 'value': action.nargs != 0}
         if action.required and action.option_strings:
             row['required'] = True
-        found.update(dict.fromkeys(action.option_strings or [action.dest], row))
-    return found
+        flags.update(dict.fromkeys(action.option_strings or [action.dest], row))
+    return flags
 
 
-def differences(wanted, found, default_may_be_left_open=False):
+def differences(expected, actual, default_may_be_left_open=False):
     """Yield what differs; of a positional argument only that it is missing."""
-    for name, row in wanted.items():
-        have = found.get(name)
+    for name, row in expected.items():
+        have = actual.get(name)
         if have is None:
             yield f'{name} is missing'
         elif name.startswith('-'):
@@ -53,26 +53,26 @@ def differences(wanted, found, default_may_be_left_open=False):
 def test_commands_keep_their_flags(monkeypatch, command):
     first, *more = command.split()
     module = importlib.import_module(f'k_diffusion.cli.{entry.COMMANDS[first][0]}')
-    wanted = LIST['commands'][command]
-    found = flags_of(monkeypatch, lambda: module.main(more))
-    assert list(differences(wanted, found)) == []
-    required = {name for name, row in found.items() if row.get('required')}
+    expected = LIST['commands'][command]
+    actual = flags_of(monkeypatch, lambda: module.main(more))
+    assert list(differences(expected, actual)) == []
+    required = {name for name, row in actual.items() if row.get('required')}
     dropped = {'--config'} if command == 'train' else set()  # --data makes a config
-    assert required == {name for name, row in wanted.items() if row.get('required')} - dropped
+    assert required == {name for name, row in expected.items() if row.get('required')} - dropped
 
 
 @pytest.mark.parametrize('script', LIST['scripts'])
 def test_scripts_keep_the_flags_of_the_original(monkeypatch, script):
-    found = flags_of(monkeypatch, lambda: runpy.run_path(str(ROOT / script), run_name='__main__'))
-    assert list(differences(LIST['scripts'][script], found)) == []
-    assert list(differences(LIST['original'][script], found, default_may_be_left_open=True)) == []
+    actual = flags_of(monkeypatch, lambda: runpy.run_path(str(ROOT / script), run_name='__main__'))
+    assert list(differences(LIST['scripts'][script], actual)) == []
+    assert list(differences(LIST['original'][script], actual, default_may_be_left_open=True)) == []
 
 
 def test_a_changed_flag_is_seen():
-    wanted = {'-n': {'default': 64, 'value': True}, '--raw': {'default': False, 'value': False}}
-    assert list(differences(wanted, wanted)) == []
-    assert len(list(differences(wanted, {'-n': wanted['-n']}))) == 1
+    flags = {'-n': {'default': 64, 'value': True}, '--raw': {'default': False, 'value': False}}
+    assert list(differences(flags, flags)) == []
+    assert len(list(differences(flags, {'-n': flags['-n']}))) == 1
     for changed in ({'default': 65, 'value': True}, {'default': 64, 'value': False}):
-        assert len(list(differences(wanted, {**wanted, '-n': changed}))) == 1
-    assert len(list(differences(wanted, {**wanted, '-n': {'default': None, 'value': True}}))) == 1
-    assert not list(differences(wanted, {**wanted, '-n': {'default': None, 'value': True}}, True))
+        assert len(list(differences(flags, {**flags, '-n': changed}))) == 1
+    assert len(list(differences(flags, {**flags, '-n': {'default': None, 'value': True}}))) == 1
+    assert not list(differences(flags, {**flags, '-n': {'default': None, 'value': True}}, True))

@@ -55,23 +55,23 @@ def task(settings):
 
 
 def run(*argv, **defaults):
-    seen = []
+    results = []
     status = run_command(
         'prog',
         task,
-        lambda result: seen.append(result) or 'done',
+        lambda result: results.append(result) or 'done',
         about='A task.',
         example='example:\n  prog here',
         as_json=dataclasses.asdict,
         argv=list(argv),
         **defaults,
     )
-    return status, seen[0] if seen else None
+    return status, results[0] if results else None
 
 
 def test_flags_are_the_fields():
     assert run('here') == (0, Settings('here'))
-    given = [
+    words = [
         '--batch-size',
         '7',
         '--rate',
@@ -86,7 +86,7 @@ def test_flags_are_the_fields():
         '--cond',
         'y',
     ]
-    assert run('here', *given) == (0, Settings('here', 7, 0.5, 'b', False, True, False, ['x', 'y']))
+    assert run('here', *words) == (0, Settings('here', 7, 0.5, 'b', False, True, False, ['x', 'y']))
     assert run('here', batch_size=9)[1].batch_size == 9
 
 
@@ -178,7 +178,7 @@ def test_errors_of_the_disk_name_flags_too(capsys):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'given', 'wrong'),
+    ('kind', 'fields', 'wrong'),
     [
         (
             SampleSettings,
@@ -215,9 +215,9 @@ def test_errors_of_the_disk_name_flags_too(capsys):
         (EvaluationSettings, {'metrics': 'fid'}, ['metrics']),
     ],
 )
-def test_settings_report_each_wrong_field(kind, given, wrong):
+def test_settings_report_each_wrong_field(kind, fields, wrong):
     with pytest.raises(SettingsError) as error:
-        kind(**{'checkpoint': 'm.pth', **given})
+        kind(**{'checkpoint': 'm.pth', **fields})
     assert [
         problem.split(' must ')[0] for problem in error.value.problems
     ] == wrong and '--' not in str(error.value)

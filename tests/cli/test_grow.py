@@ -126,15 +126,15 @@ def test_a_checkpoint_without_a_config_needs_one(small, tiny, tmp_path, capsys):
     )
     network, new = grow_model(load_config(tiny()), tmp_path / 'seed.pth', config)
     own = network.state_dict()
-    kept = [
+    old_keys = [
         key
         for key in checkpoint['model_ema']
         if key.startswith('inner_model.mapping') or '.d_blocks.1.1' in key
     ]
-    assert len(kept) > 10 and all(
-        torch.equal(own[key], checkpoint['model_ema'][key]) for key in kept
+    assert len(old_keys) > 10 and all(
+        torch.equal(own[key], checkpoint['model_ema'][key]) for key in old_keys
     )
-    assert new and not set(new) & set(kept)
+    assert new and not set(new) & set(old_keys)
 
 
 @pytest.mark.parametrize(

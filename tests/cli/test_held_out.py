@@ -78,7 +78,7 @@ def test_the_loss_on_gaussian_data_is_that_of_the_closed_form(tmp_path):
 
 
 def test_it_is_the_same_number_for_any_batch_size_and_seed(tmp_path, tiny):
-    found = []
+    losses = []
     for i, more in enumerate(
         [{}, {'batch_size': 20, 'grad_accum_steps': 2}, {'seed': 7, 'num_workers': 1}]
     ):
@@ -88,8 +88,8 @@ def test_it_is_the_same_number_for_any_batch_size_and_seed(tmp_path, tiny):
         )
         if i == 0:
             K.convert(run.checkpoint, out=tmp_path / 'start.safetensors')
-        found.append([(x['held_out_loss'], x['held_out_loss_by_noise']) for x in lines])
-    assert len(found[0]) == 1 and found[0] == found[1] == found[2]
+        losses.append([(x['held_out_loss'], x['held_out_loss_by_noise']) for x in lines])
+    assert len(losses[0]) == 1 and losses[0] == losses[1] == losses[2]
 
 
 def test_measuring_changes_nothing_of_training(tmp_path, tiny):
@@ -108,29 +108,31 @@ def test_measuring_changes_nothing_of_training(tmp_path, tiny):
 
 def test_held_out_items_are_never_trained_on(tmp_path):
     images = torch.arange(40.0)[:, None, None, None].expand(40, 1, 4, 4).contiguous()
-    seen, measured = [], []
+    trained_items, measured = [], []
 
     def loss(denoiser, x, noise, sigma, **cond):
-        (seen if torch.is_grad_enabled() else measured).extend(x[:, 0, 0, 0].tolist())
+        (trained_items if torch.is_grad_enabled() else measured).extend(x[:, 0, 0, 0].tolist())
         return denoiser.loss(x, noise, sigma, **cond)
 
     train(
         tmp_path, dataset=images, held_out=10, steps=9, evaluate_every=9, loss=loss, sigma_data=1.0
     )
-    assert len(set(measured)) == 10 and set(seen) == set(range(40)) - set(measured)
-    epochs = [sorted(seen[i : i + 30]) for i in (0, 30)]
-    assert epochs[0] == epochs[1] == sorted(set(seen))
+    assert len(set(measured)) == 10 and set(trained_items) == set(range(40)) - set(measured)
+    epochs = [sorted(trained_items[i : i + 30]) for i in (0, 30)]
+    assert epochs[0] == epochs[1] == sorted(set(trained_items))
 
 
 def test_the_choice_of_held_out_items_depends_on_their_number_alone():
-    held, kept = split_items(100, 20)
-    assert sorted([*held.tolist(), *kept.tolist()]) == list(range(100)) and len(held) == 20
-    assert torch.equal(held, split_items(100, 20)[0])
+    held_out, others = split_items(100, 20)
+    assert (
+        sorted([*held_out.tolist(), *others.tolist()]) == list(range(100)) and len(held_out) == 20
+    )
+    assert torch.equal(held_out, split_items(100, 20)[0])
     with pytest.raises(ValueError, match='held_out must be below the 100 items'):
         split_items(100, 100)
-    loader = Loader(as_dataset(normal(100, 1, 4, 4)), 16, item_indices=kept)
-    taken = torch.cat([loader.indices(p) for p in range(0, 160, 16)])
-    assert sorted(taken[:80].tolist()) == sorted(taken[80:].tolist()) == kept.tolist()
+    loader = Loader(as_dataset(normal(100, 1, 4, 4)), 16, item_indices=others)
+    indices = torch.cat([loader.indices(p) for p in range(0, 160, 16)])
+    assert sorted(indices[:80].tolist()) == sorted(indices[80:].tolist()) == others.tolist()
     assert [loader.epoch(p) for p in (0, 79, 80, 160)] == [0, 0, 1, 2]
 
 
@@ -141,7 +143,7 @@ def test_two_processes_report_what_one_reports(tmp_path, tiny):
         *('--device', 'cpu', '--demo-every', '0', '--evaluate-n', '0', '--held-out', '70'),
         *('--evaluate-every', '1'),
     ]
-    found = []
+    losses = []
     assert main([*arguments, '--run-dir', str(tmp_path / '1')]) == 0
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
     command += ['--nproc-per-node', '2', str(ROOT / 'train.py'), *arguments]
@@ -156,8 +158,8 @@ def test_two_processes_report_what_one_reports(tmp_path, tiny):
     assert done.returncode == 0, done.stderr
     for processes in 1, 2:
         line = log_of(tmp_path / str(processes))[-1]
-        found.append((line['held_out_loss'], line['held_out_loss_by_noise']))
-    assert found[0] == found[1] and found[0][0] > 0
+        losses.append((line['held_out_loss'], line['held_out_loss_by_noise']))
+    assert losses[0] == losses[1] and losses[0][0] > 0
 
 
 def test_a_resumed_run_has_the_log_of_a_straight_one(tmp_path):

@@ -29,13 +29,13 @@ def test_a_config_and_its_checkpoint_cost_the_same(trained, capsys):
 
 
 def test_the_time_of_a_run(tiny):
-    found = info(
+    result = info(
         tiny(('training', 'end_step', 1000), ('sampling', 'guidance', 2.0)),
         batch_size=32,
         rate=1e12,
     )
-    assert found.training_seconds == pytest.approx(1000 * 32 / found.images_per_second)
-    assert found.sampling_multiply_adds == 2 * 20 * found.multiply_adds
+    assert result.training_seconds == pytest.approx(1000 * 32 / result.images_per_second)
+    assert result.sampling_multiply_adds == 2 * 20 * result.multiply_adds
 
 
 def test_the_words(tiny, capsys):

@@ -59,9 +59,9 @@ def test_an_autoencoder_is_trained_and_gone_on_with(autoencoder, tmp_path, capsy
         '--json',
     ]
     assert main([*flags, '--end-step', '2']) == 0 and main(flags) == 0
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert told['step'] == 4
-    for name, value in K.core.weights.load_safetensors(told['path']).items():
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report['step'] == 4
+    for name, value in K.core.weights.load_safetensors(report['path']).items():
         torch.testing.assert_close(
             value, K.core.weights.load_safetensors(autoencoder.path)[name], msg=name
         )
@@ -90,15 +90,15 @@ def test_a_run_reads_its_autoencoder_once(latent, tmp_path, monkeypatch):
 
 def test_the_held_out_loss_of_latents_is_that_of_the_same_pictures_elsewhere(latent, tmp_path):
     digits = K.data.open_dataset(K.data.DemoConfig(), (16, 16), 1)
-    held = split_items(len(digits), 60)[0]
-    same = K.data.Images(digits.images[held], digits.labels[held], digits.class_names)
-    found = []
+    indices = split_items(len(digits), 60)[0]
+    same = K.data.Images(digits.images[indices], digits.labels[indices], digits.class_names)
+    losses = []
     for name, which in ('number', 60), ('data', same):
         folder = tmp_path / name
         trained(latent, folder, held_out=which, lr=1e-30, evaluate_every=2, demo_every=0)
         line = json.loads((folder / 'm_log.jsonl').read_text().splitlines()[-1])
-        found.append([line['held_out_loss'], *line['held_out_loss_by_noise']])
-    assert found[0] == pytest.approx(found[1], rel=1e-4) and found[0][0] > 0
+        losses.append([line['held_out_loss'], *line['held_out_loss_by_noise']])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and losses[0][0] > 0
 
 
 def test_training_and_sampling_in_latents(latent, tmp_path, autoencoder):
@@ -108,13 +108,13 @@ def test_training_and_sampling_in_latents(latent, tmp_path, autoencoder):
     assert len(config['encoder']['mean']) == 2 and config['encoder']['std'][0] > 0
     caches = list((tmp_path / 'run' / 'cache').glob('latents-*.safetensors'))
     assert len(caches) == 1
-    written = caches[0].stat().st_mtime_ns
-    drawn = sample(run.checkpoint, 4, tmp_path / 'out', **SAMPLING)
-    assert drawn.images.shape == (4, 1, 16, 16) and drawn.images.std() > 0.01
+    write_time = caches[0].stat().st_mtime_ns
+    samples = sample(run.checkpoint, 4, tmp_path / 'out', **SAMPLING)
+    assert samples.images.shape == (4, 1, 16, 16) and samples.images.std() > 0.01
     in_parts = sample(run.checkpoint, 4, tmp_path / 'b', batch_size=3, **SAMPLING).images
-    torch.testing.assert_close(in_parts, drawn.images, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(in_parts, samples.images, atol=1e-5, rtol=1e-5)
     trained(latent, tmp_path / 'run', end_step=4)
-    assert caches[0].stat().st_mtime_ns == written
+    assert caches[0].stat().st_mtime_ns == write_time
     whole = trained(latent, tmp_path / 'whole', end_step=4)
     a, b = (K.load_model(path)[0].state_dict() for path in (tmp_path / 'run', whole.checkpoint))
     assert all(torch.equal(a[key], b[key]) for key in a)
@@ -193,8 +193,8 @@ def test_text_and_a_coarse_picture_from_config_to_samples(tiny, tmp_path):
     run = trained(config, tmp_path / 'run', micro_batch='auto')
     save_image(tmp_path / 'p.png', torch.rand(1, 16, 16) * 2 - 1)
     ask = [f'super-resolution={tmp_path}/p.png', 'text=the digit 3', 'text=the digit 7']
-    drawn = sample(run.checkpoint, 4, tmp_path / 'out', cond=ask, guidance=3.0, **SAMPLING)
-    assert drawn.images.shape == (4, 1, 16, 16)
+    samples = sample(run.checkpoint, 4, tmp_path / 'out', cond=ask, guidance=3.0, **SAMPLING)
+    assert samples.images.shape == (4, 1, 16, 16)
     with pytest.raises(ValueError, match='cond must hold a value .* give super-resolution=VALUE'):
         sample(run.checkpoint, 4, tmp_path / 'b', cond=['text=x'], **SAMPLING)
     with pytest.raises(ValueError, match='where the model has the types text, super-resolution'):
@@ -208,8 +208,8 @@ def test_a_latent_model_is_distilled(latent, tmp_path):
     run = trained(latent, tmp_path / 'run')
     few = {'paths': 4, 'path_steps': 2, 'path_share': 0.5, **FAST}
     fast = K.distill(run.checkpoint, name='fast', run_dir=tmp_path / 'fast', guidance=2.0, **few)
-    drawn = sample(fast.checkpoint, 3, tmp_path / 'out', steps=1, device='cpu', show=False)
-    assert drawn.images.shape == (3, 1, 16, 16) and drawn.images.std() > 0.01
+    samples = sample(fast.checkpoint, 3, tmp_path / 'out', steps=1, device='cpu', show=False)
+    assert samples.images.shape == (3, 1, 16, 16) and samples.images.std() > 0.01
 
 
 @pytest.mark.parametrize('method', ['cmt', 'ect'])

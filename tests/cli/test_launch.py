@@ -22,10 +22,10 @@ def notes(monkeypatch, *words, **environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(launch, '_command_of', lambda process: ''.join(f'{w}\0' for w in words))
-    with warnings.catch_warnings(record=True) as seen, world():
+    with warnings.catch_warnings(record=True) as warning_list, world():
         warnings.simplefilter('always')
         launch.warn_of_one_process()
-    return [str(note.message) for note in seen]
+    return [str(note.message) for note in warning_list]
 
 
 @pytest.mark.parametrize(

@@ -126,27 +126,27 @@ def command(tmp_path):
     script.write_text(
         f'import sys\nopen({str(path)!r}, "a").write(sys.stdin.read() + "\\n")\nprint("noise")\n'
     )
-    told = lambda: [json.loads(line) for line in path.read_text().splitlines()]
-    return f"{sys.executable} '{script}'", told
+    read_events = lambda: [json.loads(line) for line in path.read_text().splitlines()]
+    return f"{sys.executable} '{script}'", read_events
 
 
 def test_a_command_is_told_what_happens(tmp_path, command, capfd):
-    words, told = command
+    words, read_events = command
     done = train(tmp_path / 'run', save_every=5, on_event=words)
-    events = [(entry['event'], entry['step']) for entry in told()]
+    events = [(entry['event'], entry['step']) for entry in read_events()]
     assert events == [('start', 0), ('checkpoint', 5), ('checkpoint', 10), ('checkpoint', 12)] + [
         ('end', 12)
     ]
-    last = told()[-1]
+    last = read_events()[-1]
     assert last['run'] == 'own' and last['folder'] == str(tmp_path / 'run')
     assert last['loss'] == done.loss and last['end_step'] == 12
-    assert told()[3]['checkpoint'] == str(done.checkpoint)
+    assert read_events()[3]['checkpoint'] == str(done.checkpoint)
     assert last['text'] == 'own is done at step 12'
     assert 'noise' not in capfd.readouterr().out
 
 
 def test_stops_failures_and_bad_losses_are_told(tmp_path, command):
-    words, told = command
+    words, read_events = command
 
     def loss(denoiser, x, noise, sigma):
         each = K.Denoiser.loss(denoiser, x, noise, sigma)
@@ -160,37 +160,37 @@ def test_stops_failures_and_bad_losses_are_told(tmp_path, command):
     calls, bad = [], lambda n: n == 1
     with pytest.warns(UserWarning, match='the loss is nan at step 2'):
         train(tmp_path / 'a', loss=loss, hooks=[stop], on_event=[words])
-    assert [(e['event'], e['step']) for e in told()] == [
+    assert [(e['event'], e['step']) for e in read_events()] == [
         ('start', 0),
         ('nan', 2),
         ('checkpoint', 4),
         ('stop', 4),
     ]
-    assert told()[1]['loss'] == 'nan' and told()[-1]['signal'] is None
+    assert read_events()[1]['loss'] == 'nan' and read_events()[-1]['signal'] is None
 
     def fail(trainer):
         raise RuntimeError('of the test')
 
     with pytest.raises(RuntimeError):
         train(tmp_path / 'b', hooks=[fail], on_event=[words])
-    assert told()[-1]['event'] == 'failure' and told()[-1]['reason'] == 'of the test'
-    assert told()[-1]['error'] == 'RuntimeError'
+    assert read_events()[-1]['event'] == 'failure' and read_events()[-1]['reason'] == 'of the test'
+    assert read_events()[-1]['error'] == 'RuntimeError'
 
 
 def test_the_signal_of_a_stop_is_told(tmp_path, command):
-    words, told = command
+    words, read_events = command
 
     def ask(trainer):
         if trainer.step == 1:
             signal.raise_signal(signal.SIGTERM)
 
     run = train(tmp_path / 'a', hooks=[ask], on_event=words)
-    assert run.exit_status == 143 and told()[-1]['event'] == 'stop'
-    assert told()[-1]['signal'] == int(signal.SIGTERM)
+    assert run.exit_status == 143 and read_events()[-1]['event'] == 'stop'
+    assert read_events()[-1]['signal'] == int(signal.SIGTERM)
 
 
 def test_a_spike_is_told(tmp_path, command):
-    words, told = command
+    words, read_events = command
     calls = []
 
     def loss(denoiser, x, noise, sigma):
@@ -199,9 +199,9 @@ def test_a_spike_is_told(tmp_path, command):
 
     with pytest.warns(UserWarning, match='spikes from step 25 on'):
         train(tmp_path / 'a', 30, loss=loss, save_every=8, rewinds=1, on_event=words)
-    spikes = [entry for entry in told() if entry['event'] == 'spike']
+    spikes = [entry for entry in read_events() if entry['event'] == 'spike']
     assert (spikes[0]['spike'], spikes[0]['noticed'], spikes[0]['goes_back_to']) == (25, 30, 24)
-    checkpoints = [entry['step'] for entry in told() if entry['event'] == 'checkpoint']
+    checkpoints = [entry['step'] for entry in read_events() if entry['event'] == 'checkpoint']
     assert checkpoints == [8, 16, 24, 30]
 
 
@@ -229,21 +229,21 @@ def test_a_command_that_fails_hangs_or_is_missing_holds_nothing_up(tmp_path):
 
 
 def test_no_shell_reads_a_command(tmp_path, command):
-    words, told = command
+    words, read_events = command
     events = Events([f'{words} ; touch {tmp_path / "made"} $(touch {tmp_path / "too"})'], {})
     events.send('start', step=0)
     events.close()
-    assert [entry['event'] for entry in told()] == ['start']
+    assert [entry['event'] for entry in read_events()] == ['start']
     assert not (tmp_path / 'made').exists() and not (tmp_path / 'too').exists()
 
 
 def test_a_webhook_is_sent_json():
-    got = []
+    requests = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self):
             body = self.rfile.read(int(self.headers['Content-Length']))
-            got.append((self.path, self.headers['Content-Type'], json.loads(body)))
+            requests.append((self.path, self.headers['Content-Type'], json.loads(body)))
             self.send_response(200)
             self.end_headers()
 
@@ -257,10 +257,10 @@ def test_a_webhook_is_sent_json():
     events.close()
     server.shutdown()
     server.server_close()
-    ((path, kind, told),) = got
+    ((path, kind, event),) = requests
     assert (path, kind) == ('/hook?key=1', 'application/json')
-    assert (told['event'], told['step'], told['loss']) == ('nan', 7, 'inf')
-    assert told['text'] == 'a has a loss that is not a number at step 7'
+    assert (event['event'], event['step'], event['loss']) == ('nan', 7, 'inf')
+    assert event['text'] == 'a has a loss that is not a number at step 7'
 
 
 def test_targets_that_are_none():
@@ -277,12 +277,12 @@ def test_targets_that_are_none():
 
 def test_the_batch_of_a_bad_loss_is_kept(tmp_path):
     """The file holds the inputs of step 3 in two portions; no other file is written."""
-    seen = []
+    calls = []
 
     def loss(denoiser, x, noise, sigma, class_cond):
-        seen.append((x, noise, sigma, class_cond))
+        calls.append((x, noise, sigma, class_cond))
         each = K.Denoiser.loss(denoiser, x, noise, sigma, class_cond=class_cond)
-        return each * (math.nan if len(seen) in (5, 7, 9) else 1.0)
+        return each * (math.nan if len(calls) in (5, 7, 9) else 1.0)
 
     dataset = torch.utils.data.TensorDataset(data(), torch.arange(40) % 5)
     with pytest.warns(UserWarning, match='the loss is nan at step 3'):
@@ -298,12 +298,12 @@ def test_the_batch_of_a_bad_loss_is_kept(tmp_path):
         )
     paths = sorted(path.name for path in tmp_path.glob('own_nan_*'))
     assert paths == ['own_nan_00000003.safetensors', 'own_nan_00000004.safetensors']
-    kept = load_file(tmp_path / paths[0])
+    batch = load_file(tmp_path / paths[0])
     for key, place in (('image', 0), ('noise', 1), ('sigma', 2), ('cond.class_cond', 3)):
-        expected = torch.cat([seen[4][place], seen[5][place]])
-        assert torch.equal(kept[key], expected), key
-    assert kept['item'].tolist() == list(range(16, 24))
-    assert torch.equal(kept['image'], data()[kept['index']])
+        expected = torch.cat([calls[4][place], calls[5][place]])
+        assert torch.equal(batch[key], expected), key
+    assert batch['item'].tolist() == list(range(16, 24))
+    assert torch.equal(batch['image'], data()[batch['index']])
     with safe_open(tmp_path / paths[0], 'pt') as file:
         assert file.metadata() == {'step': '3', 'loss': 'nan', 'seed': '0', 'draws': '2'}
 
@@ -341,6 +341,6 @@ def test_of_a_stream_the_positions_are_kept(tmp_path):
 
     with pytest.warns(UserWarning, match='the loss is nan at step 2'):
         train(tmp_path, 12, dataset=Stream(), loss=loss, sigma_data=1.0)
-    kept = load_file(tmp_path / 'own_nan_00000002.safetensors')
-    assert kept.keys() == {'item', 'u'} and kept['item'].tolist() == list(range(8, 16))
+    batch = load_file(tmp_path / 'own_nan_00000002.safetensors')
+    assert batch.keys() == {'item', 'u'} and batch['item'].tolist() == list(range(8, 16))
     assert torch.equal(torch.cat(calls), data(400)[:96])

@@ -63,21 +63,21 @@ def train(tiny, tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_that_is_moved_stops_the_run_at_the_next_save(train, tmp_path):
-    status, told = train(lambda: (tmp_path / 'run').rename(tmp_path / 'moved'))
-    assert status == 1 and told.count('was moved or deleted while its run trained') == 1
-    assert 'are lost: move the folder back' in told.splitlines()[-1]
+    status, stderr = train(lambda: (tmp_path / 'run').rename(tmp_path / 'moved'))
+    assert status == 1 and stderr.count('was moved or deleted while its run trained') == 1
+    assert 'are lost: move the folder back' in stderr.splitlines()[-1]
     assert not (tmp_path / 'run').exists()
     assert [path.name for path in RunFolder(tmp_path / 'moved', 'tiny').checkpoints()] == [
         'tiny_00000002.pth'
     ]
     (tmp_path / 'moved').rename(tmp_path / 'run')
-    status, told = train(lambda: None)
-    assert status == 0 and 'tiny_00000002.pth, step 2' in told
+    status, stderr = train(lambda: None)
+    assert status == 0 and 'tiny_00000002.pth, step 2' in stderr
 
 
 def test_a_folder_that_is_deleted_is_not_made_again(train, tmp_path):
-    status, told = train(lambda: shutil.rmtree(tmp_path / 'run'), '--ema-snapshots', '6')
-    assert status == 1 and told.count('was moved or deleted while its run trained') == 1
+    status, stderr = train(lambda: shutil.rmtree(tmp_path / 'run'), '--ema-snapshots', '6')
+    assert status == 1 and stderr.count('was moved or deleted while its run trained') == 1
     assert not (tmp_path / 'run').exists()
 
 
@@ -87,8 +87,8 @@ def test_another_folder_of_the_same_name_is_left_alone(train, tmp_path):
         (tmp_path / 'run').mkdir()
         (tmp_path / 'run' / 'tiny.lock').write_text('of another process')
 
-    status, told = train(swap)
-    assert status == 1 and told.count('was moved or deleted while its run trained') == 1
+    status, stderr = train(swap)
+    assert status == 1 and stderr.count('was moved or deleted while its run trained') == 1
     assert [path.name for path in (tmp_path / 'run').iterdir()] == ['tiny.lock']
 
 
@@ -102,6 +102,6 @@ def test_nothing_is_written_before_the_next_save_either(train, tmp_path, swap):
             (tmp_path / 'run').mkdir()
             (tmp_path / 'run' / 'other').touch()
 
-    status, told = train(act, '--save-every', '100', '--end-step', '30')
-    assert status == 1 and told.count('was moved or deleted while its run trained') == 1
+    status, stderr = train(act, '--save-every', '100', '--end-step', '30')
+    assert status == 1 and stderr.count('was moved or deleted while its run trained') == 1
     assert [path.name for path in (tmp_path / 'run').rglob('*')] == ['other'] * swap

@@ -15,7 +15,7 @@ class Spy:
     """A denoiser that notes what its loss is given."""
 
     def loss(self, input, noise, sigma, **cond):
-        self.seen = {'input': input, 'noise': noise, 'sigma': sigma, **cond}
+        self.inputs = {'input': input, 'noise': noise, 'sigma': sigma, **cond}
         return sigma
 
 
@@ -38,13 +38,13 @@ def test_noise_is_named_by_the_item_and_sigma_by_the_quantile(version):
         1: randn_items((1, 2, 2), [derive_seed(5, 'noise', 8)]),
         2: draw_normals(derive_seed(5, 'noise'), [8], (1, 2, 2)),
     }
-    assert torch.equal(spy.seen['noise'][1:2], expected[version])
+    assert torch.equal(spy.inputs['noise'][1:2], expected[version])
     assert (
         sigma.dtype == torch.float32
         and torch.allclose(sigma[1], torch.tensor(1.0))
         and (sigma.diff() > 0).all()
     )
-    assert spy.seen.keys() == {'input', 'noise', 'sigma'}
+    assert spy.inputs.keys() == {'input', 'noise', 'sigma'}
 
 
 def test_classes_are_dropped_item_by_item():
@@ -53,10 +53,10 @@ def test_classes_are_dropped_item_by_item():
         spy, LogNormal(mean=0.0, std=1.0), Draws(0), num_classes=3, cond_dropout_rate=0.25
     )
     loss(batch(items, class_cond=torch.ones(2000, dtype=torch.long)))
-    dropped = spy.seen['class_cond'] == 3
-    assert 0.2 < dropped.float().mean() < 0.3 and (spy.seen['class_cond'][~dropped] == 1).all()
+    dropped = spy.inputs['class_cond'] == 3
+    assert 0.2 < dropped.float().mean() < 0.3 and (spy.inputs['class_cond'][~dropped] == 1).all()
     loss(batch(items[500:], class_cond=torch.ones(1500, dtype=torch.long)))
-    assert torch.equal(spy.seen['class_cond'] == 3, dropped[500:])
+    assert torch.equal(spy.inputs['class_cond'] == 3, dropped[500:])
 
 
 def test_labels_of_a_model_without_classes_stay_out_and_augmentation_goes_in():
@@ -64,7 +64,7 @@ def test_labels_of_a_model_without_classes_stay_out_and_augmentation_goes_in():
     Objective(spy, LogNormal(mean=0.0, std=1.0), Draws(0))(
         batch([1], class_cond=torch.tensor([1]), aug_cond=torch.ones(1, 9))
     )
-    assert 'class_cond' not in spy.seen and torch.equal(spy.seen['aug_cond'], torch.ones(1, 9))
+    assert 'class_cond' not in spy.inputs and torch.equal(spy.inputs['aug_cond'], torch.ones(1, 9))
 
 
 def test_skipped_pictures_are_told_once_counted_and_listed(tmp_path):

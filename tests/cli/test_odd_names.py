@@ -16,7 +16,7 @@ from k_diffusion.cli.entry import main
 from k_diffusion.data import ImageFolderConfig, open_dataset
 
 ODD = [b'\xff.png', b'a\x1b[31m.png', b'new\nline.png', b'\xe2\x80\xaegnp.png']
-SHOWN = [r'\xff.png', r'a\x1b[31m.png', r'new\nline.png', r'\u202egnp.png']
+ESCAPED_NAMES = [r'\xff.png', r'a\x1b[31m.png', r'new\nline.png', r'\u202egnp.png']
 
 
 @pytest.fixture
@@ -75,10 +75,12 @@ def test_training_names_broken_pictures_and_goes_on(pictures, tiny, tmp_path, ca
             )
             == 0
         )
-        shown = check_text(capsys.readouterr().err)
-        assert r'0 a\x1b]0;title\x07, 1 b\xfe\n' in shown and all(name in shown for name in SHOWN)
-    listed = check_text((tmp_path / 'run' / 'tiny_skipped.txt').read_text('utf-8'))
-    assert len(listed.splitlines()) == 8 and all(name in listed for name in SHOWN)
+        text = check_text(capsys.readouterr().err)
+        assert r'0 a\x1b]0;title\x07, 1 b\xfe\n' in text and all(
+            name in text for name in ESCAPED_NAMES
+        )
+    text = check_text((tmp_path / 'run' / 'tiny_skipped.txt').read_text('utf-8'))
+    assert len(text.splitlines()) == 8 and all(name in text for name in ESCAPED_NAMES)
 
 
 @pytest.mark.parametrize('kind', ['folder', 'tar'])
@@ -89,12 +91,12 @@ def test_the_look_at_a_data_set(pictures, kind, tmp_path, capsys):
         with tarfile.open(place, 'w') as file:
             file.add(pictures, '.')
     assert main(['dataset', str(place), '--size', '8', '--broken', str(tmp_path / 'list.txt')]) == 0
-    shown = check_text(capsys.readouterr().out)
-    assert r'a\x1b]0;title\x07 8' in shown and all(name in shown for name in SHOWN)
+    text = check_text(capsys.readouterr().out)
+    assert r'a\x1b]0;title\x07 8' in text and all(name in text for name in ESCAPED_NAMES)
     assert len(check_text((tmp_path / 'list.txt').read_text('utf-8')).splitlines()) == 8
     assert main(['dataset', str(place), '--size', '8', '--json']) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found['readable'] == 16 and len(found['broken']) == 8
+    result = json.loads(capsys.readouterr().out)
+    assert result['readable'] == 16 and len(result['broken']) == 8
     dataset = open_dataset(
         ImageFolderConfig(location=str(place), labels='folders', num_classes=2), (8, 8)
     )
@@ -134,14 +136,18 @@ def test_names_of_runs_and_checkpoints_and_wrong_options_are_shown_escaped(tiny,
         == 0
     )
     lines = check_text(capsys.readouterr().err).splitlines()
-    shown = r'a\x1b[31m\n\xff'
+    escaped_name = r'a\x1b[31m\n\xff'
     assert any(
-        line.startswith(f'{shown} done at step 1: ') and line.endswith(f'{shown}_00000001.pth')
+        line.startswith(f'{escaped_name} done at step 1: ')
+        and line.endswith(f'{escaped_name}_00000001.pth')
         for line in lines
     )
     with pytest.raises(SystemExit):
         main(['info', odd, odd])
-    assert shown in check_text(capsys.readouterr().err)
-    written = tmp_path / f'{odd}.json'
-    assert main(['config', os.path.join(folder, f'{odd}_00000001.pth'), '--out', str(written)]) == 0
-    assert written.is_file() and shown in check_text(capsys.readouterr().out)
+    assert escaped_name in check_text(capsys.readouterr().err)
+    output_file = tmp_path / f'{odd}.json'
+    assert (
+        main(['config', os.path.join(folder, f'{odd}_00000001.pth'), '--out', str(output_file)])
+        == 0
+    )
+    assert output_file.is_file() and escaped_name in check_text(capsys.readouterr().out)

@@ -73,15 +73,15 @@ def net(folder):
     return f'{folder}/net.py:MyNet'
 
 
-@pytest.mark.parametrize('given', ['instance', 'file'])
-def test_every_task_takes_the_network(own, tmp_path, given):
+@pytest.mark.parametrize('form', ['instance', 'file'])
+def test_every_task_takes_the_network(own, tmp_path, form):
     how = (
         {'network': net(own), 'allow_code': True}
-        if given == 'file'
+        if form == 'file'
         else {'network': load_reference(net(own), 'network', True)()}
     )
-    asked = {'checkpoint': own, **how, **QUIET}
-    samples = draw(n=2, steps=3, out=tmp_path / 'a', **asked)
+    arguments = {'checkpoint': own, **how, **QUIET}
+    samples = draw(n=2, steps=3, out=tmp_path / 'a', **arguments)
     denoiser, _ = K.load_model(own, **how)
     torch.testing.assert_close(samples.images, K.sample(denoiser, [2, 1, 8, 8], 3, seeds=0))
     evaluation = K.evaluate(
@@ -91,19 +91,19 @@ def test_every_task_takes_the_network(own, tmp_path, given):
         metrics=['fid'],
         out=tmp_path / 'b',
         dataset=PICTURES,
-        **asked,
+        **arguments,
     )
     assert evaluation.values['fid'] > 0 and evaluation.facts['reference_n'] == 12
-    assert K.likelihood(n=2, steps=1, out=tmp_path / 'c', dataset=PICTURES, **asked).mean != 0
+    assert K.likelihood(n=2, steps=1, out=tmp_path / 'c', dataset=PICTURES, **arguments).mean != 0
     assert (
-        K.calibrate(steps=[2], noises=2, bases=['eab'], out=tmp_path / 'd.json', **asked)
+        K.calibrate(steps=[2], noises=2, bases=['eab'], out=tmp_path / 'd.json', **arguments)
         .calibrations[0]
         .steps
         == 2
     )
     folder = make_clip(tmp_path / 'clip', WORDS, size=8, channels=1, width=16, layers=1)
     assert (
-        K.clip(['a'], n=1, steps=2, clip_model=folder, out=tmp_path / 'e', **asked)
+        K.clip(['a'], n=1, steps=2, clip_model=folder, out=tmp_path / 'e', **arguments)
         .images.isfinite()
         .all()
     )
@@ -146,20 +146,20 @@ def test_a_sampler_in_a_file_is_that_sampler(own, tmp_path, name):
     """Both are Euler's method; one is written as the original writes samplers, one for this
     package.
     """
-    asked = {'checkpoint': own, 'network': net(own), 'allow_code': True, 'steps': 4, **QUIET}
+    arguments = {'checkpoint': own, 'network': net(own), 'allow_code': True, 'steps': 4, **QUIET}
     reference = f'{own}/samplers.py:{name}'
-    euler = draw(n=2, sampler='euler', out=tmp_path / 'a', **asked).images
+    euler = draw(n=2, sampler='euler', out=tmp_path / 'a', **arguments).images
     for place in 'bc':  # the file is run twice in one process
-        drawn = draw(n=2, sampler=reference, out=tmp_path / place, **asked).images
-        torch.testing.assert_close(drawn, euler, atol=1e-4, rtol=1e-4)
+        images = draw(n=2, sampler=reference, out=tmp_path / place, **arguments).images
+        torch.testing.assert_close(images, euler, atol=1e-4, rtol=1e-4)
     function = load_reference(reference, 'sampler', True)
-    drawn = draw(n=2, sampler=function, out=tmp_path / 'd', **asked).images
-    torch.testing.assert_close(drawn, euler, atol=1e-4, rtol=1e-4)
+    images = draw(n=2, sampler=function, out=tmp_path / 'd', **arguments).images
+    torch.testing.assert_close(images, euler, atol=1e-4, rtol=1e-4)
 
 
 def test_an_evaluation_is_of_the_code_in_the_file(own, tmp_path):
     (tmp_path / 'samplers.py').write_text(SAMPLERS)
-    asked = {
+    arguments = {
         'checkpoint': own,
         'network': net(own),
         'allow_code': True,
@@ -172,12 +172,13 @@ def test_an_evaluation_is_of_the_code_in_the_file(own, tmp_path):
         'out': tmp_path / 'out',
         **QUIET,
     }
-    before = K.evaluate(**asked)
+    before = K.evaluate(**arguments)
     assert (
-        before.facts['sampler'] == 'sample_halves' and K.evaluate(**asked).values == before.values
+        before.facts['sampler'] == 'sample_halves'
+        and K.evaluate(**arguments).values == before.values
     )
     (tmp_path / 'samplers.py').write_text(SAMPLERS.replace('return x\n\n@K', 'return x / 2\n\n@K'))
-    assert K.evaluate(**asked).values != before.values
+    assert K.evaluate(**arguments).values != before.values
     assert json.loads((tmp_path / 'out' / 'metrics.json').read_text())['sampler'] == 'sample_halves'
 
 

@@ -119,8 +119,8 @@ def check_runs(system, place, path, tmp_path):
     assert steps[0] == steps[1] == [10, 12]
     manifest = json.loads(bytes_of(system, f'{path}/own_manifest.json'))['checkpoints']
     assert manifest.keys() == {'own_00000012.pth'}  # nothing keeps the others any more
-    found = [name.rpartition('/')[2] for name in system.ls(path, detail=False)]
-    assert [name for name in found if name.endswith('.pth')] == ['own_00000012.pth']
+    names = [name.rpartition('/')[2] for name in system.ls(path, detail=False)]
+    assert [name for name in names if name.endswith('.pth')] == ['own_00000012.pth']
     x, sigma = torch.randn(2, 1, 8), torch.ones(2)
     for source in (place, f'{place}/own_00000012.pth'):
         denoiser, config = K.load_model(source, network=Net())
@@ -349,15 +349,15 @@ def test_a_folder_of_pieces_travels_whole(memory, tmp_path):
     for rank in range(2):
         content = bytes([rank]) * 100
         (path / f'rank_{rank:05}.pth').write_bytes(content)
-        written = FileDigest(100, hashlib.sha256(content).hexdigest())
-        files[f'{path.name}/rank_{rank:05}.pth'] = written
+        digest = FileDigest(100, hashlib.sha256(content).hexdigest())
+        files[f'{path.name}/rank_{rank:05}.pth'] = digest
     folder.record(path, 4, files, {})
     RunUploads('memory://bucket/own', folder).upload()
     other = RunFolder(tmp_path / 'b', 'own')
-    found = RunUploads('memory://bucket/own', other).restore()
-    assert found == other.path / path.name and other.is_whole(found)
+    path_here = RunUploads('memory://bucket/own', other).restore()
+    assert path_here == other.path / path.name and other.is_whole(path_here)
     assert isinstance(other.manifest.read()[path.name], Record)
-    assert (found / 'rank_00001.pth').read_bytes() == bytes([1]) * 100
+    assert (path_here / 'rank_00001.pth').read_bytes() == bytes([1]) * 100
 
 
 def test_a_url_of_s3_names_the_extra_that_it_needs(monkeypatch):

@@ -369,9 +369,9 @@ def test_the_program(capsys):
     assert entry.main(['--help']) == 0 and 'k-diffusion COMMAND' in capsys.readouterr().out
     assert entry.main(['smaple']) == 2 and "did you mean 'sample'" in capsys.readouterr().err
     for command in entry.COMMANDS:
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_info:
             entry.main([command, '--help'])
-        assert left.value.code == 0 and 'example' in capsys.readouterr().out
+        assert exit_info.value.code == 0 and 'example' in capsys.readouterr().out
 
 
 GUIDED = {'guidance': 4.5, 'guidance_interval': [0.3, 1.2]}
@@ -386,7 +386,7 @@ def test_plain_guidance_is_none_for_cfg_pp():
 
 
 @pytest.mark.parametrize(
-    ('asked', 'numbers'),
+    ('labels', 'numbers'),
     [
         (['1'], [0]),
         (['10'], [1]),
@@ -399,10 +399,10 @@ def test_plain_guidance_is_none_for_cfg_pp():
         (['10', 1, '3'], [1, 1, 3]),
     ],
 )
-def test_a_text_that_is_a_name_is_no_number(asked, numbers):
+def test_a_text_that_is_a_name_is_no_number(labels, numbers):
     names = ['1', '10', '2', 'ten']
     assert (
-        class_labels(asked, SimpleNamespace(num_classes=4, class_names=names), len(numbers))
+        class_labels(labels, SimpleNamespace(num_classes=4, class_names=names), len(numbers))
         == numbers
     )
     assert class_labels(
@@ -410,14 +410,14 @@ def test_a_text_that_is_a_name_is_no_number(asked, numbers):
     ) == [2, 3]
 
 
-@pytest.mark.parametrize('asked', ['4', '-1', '1.5', '', 4, -1, 1.5, None, '²'])
-def test_what_is_no_class_is_refused(asked):
+@pytest.mark.parametrize('label', ['4', '-1', '1.5', '', 4, -1, 1.5, None, '²'])
+def test_what_is_no_class_is_refused(label):
     with pytest.raises(
         ValueError,
         match='classes must name classes of the model, which are 0 to 3, called 1, 10, 2, ten; got',
     ):
         class_labels(
-            [asked], SimpleNamespace(num_classes=4, class_names=['1', '10', '2', 'ten']), 1
+            [label], SimpleNamespace(num_classes=4, class_names=['1', '10', '2', 'ten']), 1
         )
 
 

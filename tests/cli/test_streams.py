@@ -150,9 +150,9 @@ def test_every_command_does_its_work(trained, tmp_path, monkeypatch, kind):
         'full': lambda: Refusing(errno.ENOSPC),
         'unread': lambda: Refusing(errno.EPIPE),
     }
-    listed = commands(trained, tmp_path)
+    cases = commands(trained, tmp_path)
     for name in QUICK:
-        arguments, file = listed[name]
+        arguments, file = cases[name]
         with monkeypatch.context() as patch:
             patch.setattr(sys, 'stderr', streams[kind]())
             patch.setattr(sys, 'stdout', streams[kind]())
@@ -207,10 +207,10 @@ def test_a_closed_descriptor_is_not_taken_by_a_file(tmp_path):
     ],
 )
 def test_every_program_does_its_work(trained, tmp_path, name, streams):
-    listed = commands(trained, tmp_path)
-    arguments, file = listed[name]
+    cases = commands(trained, tmp_path)
+    arguments, file = cases[name]
     if name == 'config':
-        assert kd(listed['convert'][0]) == 0
+        assert kd(cases['convert'][0]) == 0
     command = [sys.executable, '-m', 'k_diffusion.cli', *arguments]
     done = subprocess.run(
         ['bash', '-c', f'"$@" {streams}', 'x', *command],

@@ -61,12 +61,12 @@ def test_losses_fall_and_grids_and_metrics_are_written(trained):
 
 def test_samples_have_the_statistics_of_the_data(trained, tmp_path):
     name, run, _ = trained
-    drawn = sample(run.checkpoint, 64, tmp_path / 'out', steps=20, show=False)
+    result = sample(run.checkpoint, 64, tmp_path / 'out', steps=20, show=False)
     real = waves(512, seed=9) if name == 'config_waves' else blobs(512, (8, 8, 8), seed=9)
-    x = drawn.images
-    assert x.shape[1:] == real.shape[1:] and drawn.pictures[0].suffix == '.npy'
-    np.testing.assert_array_equal(np.load(drawn.pictures[3]), x[3].numpy())
-    assert Image.open(drawn.grid).size[0] > 0
+    x = result.images
+    assert x.shape[1:] == real.shape[1:] and result.pictures[0].suffix == '.npy'
+    np.testing.assert_array_equal(np.load(result.pictures[3]), x[3].numpy())
+    assert Image.open(result.grid).size[0] > 0
     assert (
         abs(x.mean() - real.mean()) < 0.1 * real.std() + 0.02
         and abs(x.std() / real.std() - 1) < 0.15
@@ -187,9 +187,9 @@ def test_files_of_tensors_train_resume_and_come_back_in_their_units(tmp_path):
     )
     stored = load_config(tmp_path / 'a' / 'a_config.json')['dataset']
     torch.testing.assert_close(torch.tensor(stored['mean']), x.mean((0, 2)).float())
-    drawn = sample(run.checkpoint, 32, tmp_path / 's', steps=4, show=False, classes=['1'])
+    result = sample(run.checkpoint, 32, tmp_path / 's', steps=4, show=False, classes=['1'])
     torch.testing.assert_close(
-        drawn.images.mean((0, 2)) / units, offset / units, rtol=0, atol=1.0
+        result.images.mean((0, 2)) / units, offset / units, rtol=0, atol=1.0
     )  # an untrained model's, in its units
 
     # Straight and interrupted runs are equal, also where the files change what would be measured
@@ -216,10 +216,10 @@ def test_files_of_tensors_train_resume_and_come_back_in_their_units(tmp_path):
         )
 
     # A function of one's own measures in the units of the data, of samples and of the files alike.
-    seen = []
+    means = []
 
     def levels(batch):
-        seen.append(batch.mean((0, 2)))
+        means.append(batch.mean((0, 2)))
         return batch.mean(2)
 
     values = K.evaluate(
@@ -232,7 +232,7 @@ def test_files_of_tensors_train_resume_and_come_back_in_their_units(tmp_path):
         show=False,
     ).values
     assert np.isfinite(values['fid']) and all(
-        abs(mean[0] - 100) < 10 and abs(mean[2] + 3e4) < 2000 for mean in seen
+        abs(mean[0] - 100) < 10 and abs(mean[2] + 3e4) < 2000 for mean in means
     )
     folder = K.evaluate(
         checkpoint=run.checkpoint,

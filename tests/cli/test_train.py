@@ -245,9 +245,9 @@ def test_a_picture_folder_trains_and_names_what_it_skips(tiny, tmp_path, capsys)
 
 
 def test_wrong_usage_names_the_nearest_option(capsys):
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as exit_info:
         main(['--config', 'x', '--batchsize', '3'])
-    assert left.value.code == 2 and 'did you mean --batch-size' in capsys.readouterr().err
+    assert exit_info.value.code == 2 and 'did you mean --batch-size' in capsys.readouterr().err
 
 
 def test_weights_of_an_inference_file_start_a_run(tiny, trained, tmp_path, capsys):

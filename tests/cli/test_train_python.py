@@ -22,10 +22,10 @@ class Net(nn.Module):
         super().__init__()
         self.mix = nn.Linear(channels + 1, channels)
         self.classes = nn.Embedding(classes + 1, channels) if classes else None
-        self.seen = []
+        self.calls = []
 
     def forward(self, x, sigma, class_cond=None, **cond):
-        self.seen.append((class_cond, cond))
+        self.calls.append((class_cond, cond))
         level = sigma.log().view(-1, *[1] * (x.ndim - 1)).expand(-1, 1, *x.shape[2:])
         h = self.mix(torch.cat([x, level], 1).movedim(1, -1)).movedim(-1, 1)
         if self.classes is not None:
@@ -80,15 +80,15 @@ def test_any_shape_is_trained_loaded_and_sampled(tmp_path, shape):
 
 
 def test_bytes_are_pictures_from_minus_one_to_one(tmp_path):
-    seen = []
+    batches = []
 
     def loss(denoiser, x, noise, sigma, **cond):
-        seen.append(x)
+        batches.append(x)
         return K.Denoiser.loss(denoiser, x, noise, sigma, **cond)
 
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1)
     run(tmp_path, images, 1, batch_size=3, loss=loss)
-    assert sorted(seen[0].flatten().tolist()) == pytest.approx([-1, 51 / 127.5 - 1, 1])
+    assert sorted(batches[0].flatten().tolist()) == pytest.approx([-1, 51 / 127.5 - 1, 1])
 
 
 def test_sigma_data_is_measured_or_given(tmp_path):
@@ -141,20 +141,20 @@ class Seekable(Stream):
 
 
 def test_a_stream_is_read_in_order_and_goes_on_only_where_it_can(tmp_path):
-    seen = []
+    batches = []
 
     def loss(denoiser, x, noise, sigma, **cond):
-        seen.append(x[:, 0, 0].tolist())
+        batches.append(x[:, 0, 0].tolist())
         return denoiser.loss(x, noise, sigma, **cond)
 
     run(tmp_path / 'a', Stream(), 3, batch_size=4, loss=loss)
-    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 1]]
     with pytest.raises(ValueError, match=r'dataset must be map-style .*method seek.*12 items'):
         run(tmp_path / 'a', Stream(), 5, batch_size=4)
     run(tmp_path / 'b', Seekable(), 3, batch_size=4)
-    seen.clear()
+    batches.clear()
     run(tmp_path / 'b', Seekable(), 5, batch_size=4, loss=loss)
-    assert seen == [[2, 3, 4, 5], [6, 7, 8, 9]]
+    assert batches == [[2, 3, 4, 5], [6, 7, 8, 9]]
     with pytest.raises(TypeError, match='iterated repeatedly'):
         run(tmp_path / 'c', (x for x in data(10, 1, 2)))
 
@@ -163,15 +163,15 @@ def test_labels_are_conditions_and_classes_are_left_out_for_guidance(tmp_path):
     labels = torch.arange(40) % 3
     network = fresh(1, 3)
     run(tmp_path / 'a', TensorDataset(data(40, 1, 4), labels), 20, network=network, num_classes=3)
-    seen = torch.cat([class_cond for class_cond, _ in network.seen])
-    assert set(seen.tolist()) == {0, 1, 2, 3} and (seen == 3).float().mean() < 0.3
+    classes = torch.cat([class_cond for class_cond, _ in network.calls])
+    assert set(classes.tolist()) == {0, 1, 2, 3} and (classes == 3).float().mean() < 0.3
     network = fresh(1, 3)
     run(tmp_path / 'b', list(zip(data(40, 1, 4), labels)), 20, network=network)
-    assert {int(c) for class_cond, _ in network.seen for c in class_cond} == {0, 1, 2}
+    assert {int(c) for class_cond, _ in network.calls for c in class_cond} == {0, 1, 2}
     network = fresh()
     items = [{'x': x, 'angle': float(i)} for i, x in enumerate(data(9, 1, 4))]
     run(tmp_path / 'c', items, 1, network=network)
-    assert network.seen[0][1]['angle'].shape == (8,)
+    assert network.calls[0][1]['angle'].shape == (8,)
     with pytest.raises(ValueError, match='num_classes must be above all labels'):
         run(tmp_path / 'd', TensorDataset(data(40, 1, 4), labels), num_classes=2)
 
@@ -282,8 +282,8 @@ def test_a_call_leaves_the_process_as_it_was(tmp_path, capsys):
     run(tmp_path, data(16, 1, 4), network=network)
     assert torch.equal(torch.get_rng_state(), before)
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == flags
-    shown = capsys.readouterr()
-    assert shown.out == shown.err == ''
+    output = capsys.readouterr()
+    assert output.out == output.err == ''
     assert run(tmp_path / 'b', data(16, 1, 4), 1, mixed_precision='bf16').status == 'done'
 
 

@@ -106,28 +106,32 @@ def test_the_reward_rises(method, trained, tmp_path):
 
 def gradients(settings):
     """The gradients of the steps of a training run, one tensor for each step."""
-    found = []
+    results = []
 
     def note(optimizer, *_):
         grads = [p.grad.flatten() for group in optimizer.param_groups for p in group['params']]
-        found.append(torch.cat(grads).clone())
+        results.append(torch.cat(grads).clone())
 
     handle = register_optimizer_step_pre_hook(note)
     try:
         train.train(settings)
     finally:
         handle.remove()
-    return found
+    return results
 
 
 @pytest.mark.parametrize('method', METHODS)
 def test_micro_batches_do_not_change_the_gradient(method, trained, tmp_path, monkeypatch):
-    made = []
-    monkeypatch.setattr(tune, 'train', made.append)
+    settings_list = []
+    monkeypatch.setattr(tune, 'train', settings_list.append)
     K.tune(**arguments(trained, tmp_path, method, trained_steps=1, evaluate_every=0, lr=1e-6))
-    made[0].config['model']['dropout_rate'] = 0.0  # whose masks are drawn for each micro-batch
+    settings_list[0].config['model']['dropout_rate'] = (
+        0.0  # whose masks are drawn for each micro-batch
+    )
     whole, parts = (
-        gradients(dataclasses.replace(made[0], run_dir=tmp_path / str(n), end_step=3, **how))
+        gradients(
+            dataclasses.replace(settings_list[0], run_dir=tmp_path / str(n), end_step=3, **how)
+        )
         for n, how in ((1, {}), (2, {'batch_size': 2, 'grad_accum_steps': 2}))
     )
     for one, other in zip(whole, parts, strict=True):
@@ -145,12 +149,14 @@ class Small(torch.nn.Module):
 
 def test_a_network_and_tensors_of_ones_own(tmp_path):
     data = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
-    made = K.train(
+    base_run = K.train(
         network=Small(), dataset=data, end_step=2, name='own', run_dir=tmp_path / 'own',
         device='cpu', show=False, evaluate_n=0, demo_every=0, report=False,
     )  # fmt: skip
     run = K.tune(
-        **arguments(made.checkpoint, tmp_path / 'run', network=Small(), dataset=data, end_step=3)
+        **arguments(
+            base_run.checkpoint, tmp_path / 'run', network=Small(), dataset=data, end_step=3
+        )
     )
     assert run.status == 'done'
     assert 0 < float(rows_of(tmp_path / 'run')[0]['fid']) < 1e6
@@ -277,21 +283,21 @@ def test_a_round_is_drawn_again_from_its_state():
     network = torch.nn.Linear(1, 1, bias=False)
     rollouts = make_rollouts(network)
     batches = rollouts.iterate(0)
-    seen = [next(batches) for _ in range(3)]
+    round_batches = [next(batches) for _ in range(3)]
     state, calls = rollouts.state_dict(), rollouts.calls
     torch.nn.init.constant_(network.weight, 7.0)  # it has learnt in the meantime
     expected = next(batches)
     other = make_rollouts(torch.nn.Linear(1, 1, bias=False))
     other.facts = rollouts.facts
     other.load_state_dict(state)
-    found = next(other.iterate(3 * 2))
-    assert_same(found, expected)
+    batch_again = next(other.iterate(3 * 2))
+    assert_same(batch_again, expected)
     assert other.calls == calls
-    items = torch.cat([batch['item'] for batch in seen])
+    items = torch.cat([batch['item'] for batch in round_batches])
     assert items.tolist() == [0, 1, 2, 3, 4, 5]
-    first = torch.cat([batch['image'] for batch in seen[:2]])
+    first = torch.cat([batch['image'] for batch in round_batches[:2]])
     assert len(first.unique()) == 4  # a pass takes each sample once
-    for batch in seen:
+    for batch in round_batches:
         assert torch.equal(batch['cond']['class_cond'], 5 + batch['prompt'])
 
 

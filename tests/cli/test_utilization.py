@@ -80,7 +80,7 @@ def test_operations_of_training_are_those_of_a_step(tiny):
 
 
 def test_gpus_are_known_by_the_names_that_drivers_give():
-    known = {
+    rates = {
         'NVIDIA H100 80GB HBM3': 989e12,
         'NVIDIA H100 PCIe': 756e12,
         'NVIDIA H200': 989e12,
@@ -90,7 +90,7 @@ def test_gpus_are_known_by_the_names_that_drivers_give():
         'NVIDIA GeForce RTX 4090': 165e12,
         'h100': 989e12,
     }
-    assert {name: find_gpu(name).bf16 for name in known} == known
+    assert {name: find_gpu(name).bf16 for name in rates} == rates
     assert find_gpu('NVIDIA A100-SXM4-40GB').memory == 40e9
     assert find_gpu('NVIDIA A100-SXM4-80GB').memory == 80e9
     for name in ('NVIDIA GeForce RTX 4090 Laptop GPU', 'NVIDIA H100 80GB HBM3 MIG 1g.10gb', 'x'):

@@ -126,18 +126,18 @@ def test_a_flipped_bit_is_found_by_every_command_and_can_be_overridden(
 ):
     command = commands[name](str(flipped))
     assert main(command) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
+    stderr = capsys.readouterr().err.splitlines()[-1]
     assert (
-        'tiny_00000003.pth is damaged: its SHA-256 is not that of what was written' in told
-        and '--no-verify' in told
+        'tiny_00000003.pth is damaged: its SHA-256 is not that of what was written' in stderr
+        and '--no-verify' in stderr
     )
     if name == 'clip':  # (it would go on to look for CLIP)
         return
     status = main(
         [*command, '--no-verify']
     )  # (evaluate and the two after it end at another mistake)
-    told = capsys.readouterr().err
-    assert 'SHA-256' not in told
+    stderr = capsys.readouterr().err
+    assert 'SHA-256' not in stderr
     assert status == 0 or name in ('evaluate', 'likelihood', 'calibrate')
 
 

@@ -191,15 +191,15 @@ def test_a_dry_run_tells_the_plan_and_trains_nothing(train, tmp_path, capsys):
 def test_wandb_and_tensorboard_are_fed_and_their_absence_is_told(
     train, tmp_path, monkeypatch, capsys
 ):
-    sent = []
+    records = []
     wandb = types.SimpleNamespace(
-        init=lambda **options: sent.append(options),
-        log=lambda values, step: sent.append((step, values)),
+        init=lambda **options: records.append(options),
+        log=lambda values, step: records.append((step, values)),
     )
     monkeypatch.setitem(sys.modules, 'wandb', wandb)
     board = types.ModuleType('torch.utils.tensorboard')
     board.SummaryWriter = lambda place: types.SimpleNamespace(
-        add_scalar=lambda *what: sent.append(what), flush=lambda: None
+        add_scalar=lambda *what: records.append(what), flush=lambda: None
     )
     monkeypatch.setitem(sys.modules, 'tensorboard', types.ModuleType('tensorboard'))
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', board)
@@ -220,15 +220,15 @@ def test_wandb_and_tensorboard_are_fed_and_their_absence_is_told(
         )
         == 0
     )
-    assert sent[0]['mode'] == 'offline' and sent[0]['project'] == 'p'
-    assert {what[0] for what in sent[1:] if isinstance(what[0], str)} >= {
+    assert records[0]['mode'] == 'offline' and records[0]['project'] == 'p'
+    assert {what[0] for what in records[1:] if isinstance(what[0], str)} >= {
         'loss',
         'lr',
         'loss_by_noise_0',
         'held_out_loss',
         'held_out_loss_by_noise_7',
     }
-    logged = [what for what in sent[1:] if what[0] == 10 and 'held_out_loss' in what[1]]
+    logged = [what for what in records[1:] if what[0] == 10 and 'held_out_loss' in what[1]]
     assert len(logged) == 1 and logged[0][1]['held_out_step'] == 7
     monkeypatch.setitem(sys.modules, 'tensorboard', None)
     assert train('--end-step', '10', '--tensorboard', place='other') == 1

@@ -15,9 +15,9 @@ from k_diffusion.tasks.sample import sample as draw_samples
 @pytest.fixture
 def parses(monkeypatch):
     """The configs that were parsed so far."""
-    seen, parse = [], load.read_sections
-    monkeypatch.setattr(load, 'read_sections', lambda raw: (seen.append(raw), parse(raw))[1])
-    return seen
+    configs, parse = [], load.read_sections
+    monkeypatch.setattr(load, 'read_sections', lambda raw: (configs.append(raw), parse(raw))[1])
+    return configs
 
 
 @pytest.fixture

@@ -35,13 +35,13 @@ def test_a_config_denoises_on_the_meta_device(name):
     with torch.device('meta'):
         denoiser = K.config.make_denoiser_wrapper(config)(K.config.make_model(config))
         (x, sigma), cond = example(sections.model, classes + 1 if classes else 0, batch_size=2)
-        told = {'class_cond': cond['class_cond']} if classes else {}
+        class_arguments = {'class_cond': cond['class_cond']} if classes else {}
         assert (
-            denoiser(x, sigma, **told).shape
+            denoiser(x, sigma, **class_arguments).shape
             == x.shape
             == (2, sections.model.input_channels, *sections.model.input_size)
         )
-        assert denoiser.loss(x, torch.zeros_like(x), sigma, **told).shape == (2,)
+        assert denoiser.loss(x, torch.zeros_like(x), sigma, **class_arguments).shape == (2,)
     size = next(part for part in reversed(name.split('_')) if part.isdigit())
     assert config['model']['input_size'] == [int(size)] * 2
     # The noise levels of training cover those of sampling by and large: the middle lies between
@@ -52,9 +52,9 @@ def test_a_config_denoises_on_the_meta_device(name):
 
 @pytest.mark.parametrize('kind', ['unet', 'transformer'])
 def test_larger_pictures_have_larger_networks(kind):
-    found = [sizes(sections_of(f'config_{size}_{kind}')[1].model) for size in SIZES]
+    network_sizes = [sizes(sections_of(f'config_{size}_{kind}')[1].model) for size in SIZES]
     for attribute in ('parameters', 'multiply_adds'):
-        values = [getattr(of_size, attribute) for of_size in found]
+        values = [getattr(of_size, attribute) for of_size in network_sizes]
         assert values == sorted(set(values))
 
 

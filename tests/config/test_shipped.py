@@ -69,8 +69,8 @@ def test_the_list_says_size_network_and_data_set(capsys):
     configs = {config.name: config for config in list_configs()}
     assert len(configs) > 20 and all(config.path.is_file() for config in configs.values())
     raw = json.loads(configs['config_mnist_small'].path.read_text())
-    found = configs['config_mnist_small']
-    assert (list(found.size), found.network, found.dataset) == (
+    result = configs['config_mnist_small']
+    assert (list(result.size), result.network, result.dataset) == (
         raw['model']['input_size'],
         raw['model']['type'],
         raw['dataset']['type'],

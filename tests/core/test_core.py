@@ -51,11 +51,11 @@ def test_checkpointing_is_per_thread_and_keeps_gradients():
     plain = layer.weight.grad.clone()
     layer.zero_grad()
     with modules.checkpointing():
-        seen = []
-        thread = threading.Thread(target=lambda: seen.append(modules.get_checkpointing()))
+        states = []
+        thread = threading.Thread(target=lambda: states.append(modules.get_checkpointing()))
         thread.start()
         thread.join()
-        assert modules.get_checkpointing() and seen == [False]
+        assert modules.get_checkpointing() and states == [False]
         modules.checkpoint(body, x).sum().backward()
     assert (
         len(calls) == 3
@@ -191,11 +191,11 @@ def test_bad_json_is_refused_by_name(text, complaint):
 def test_download_checks_and_leaves_nothing(tmp_path):
     source = tmp_path / 'source'
     source.write_bytes(b'digits')
-    good, seen = files.digest_of(source), []
+    good, progress = files.digest_of(source), []
     path = files.download_file(
-        tmp_path / 'new' / 'file', source.as_uri(), good, lambda *a: seen.append(a)
+        tmp_path / 'new' / 'file', source.as_uri(), good, lambda *a: progress.append(a)
     )
-    assert path.read_bytes() == b'digits' and seen[-1][0] == 6
+    assert path.read_bytes() == b'digits' and progress[-1][0] == 6
     assert files.download_file(path, 'https://nowhere.invalid/', good) == path
     with pytest.raises(OSError, match='as published; got'):
         files.download_file(tmp_path / 'other', source.as_uri(), '0' * 64)

@@ -109,11 +109,11 @@ def test_a_hub_that_is_silent_is_waited_for_briefly(endpoint, silent_port, monke
 
 
 def test_a_hub_that_answers_is_asked_once(endpoint, tmp_path):
-    asked = []
+    request_paths = []
 
     class Answer(BaseHTTPRequestHandler):
         def do_HEAD(self):
-            asked.append(self.path)
+            request_paths.append(self.path)
             self.send_error(404)
 
         def log_message(self, *_):
@@ -123,9 +123,9 @@ def test_a_hub_that_answers_is_asked_once(endpoint, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         endpoint(f'http://127.0.0.1:{server.server_port}')
-        assert hub.hub_fault(tmp_path) is None and asked == []
+        assert hub.hub_fault(tmp_path) is None and request_paths == []
         assert hub.hub_fault('some/model') is None and hub.hub_fault('other/model') is None
-        assert len(asked) == 1
+        assert len(request_paths) == 1
     finally:
         server.shutdown()
         server.server_close()

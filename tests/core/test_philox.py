@@ -15,7 +15,7 @@ from k_diffusion.core.philox import draw_normals, fill, fill_in_place, mix_in_pl
 from k_diffusion.core.random import draw_items
 
 #: The known answers of Random123 1.09 (kat_vectors, philox4x32 10): counter, key, words.
-KNOWN = [
+PUBLISHED_WORDS = [
     ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
     ([2**32 - 1] * 4, [2**32 - 1] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
     (
@@ -31,13 +31,13 @@ def as_bits(words):
     return torch.tensor(words).sub(torch.tensor(words) >> 31 << 32).to(torch.int32)
 
 
-@pytest.mark.parametrize(('counter', 'key', 'words'), KNOWN)
+@pytest.mark.parametrize(('counter', 'key', 'words'), PUBLISHED_WORDS)
 def test_words_are_those_of_the_authors(counter, key, words):
-    drawn = philox.philox([torch.tensor([c]) for c in counter], [torch.tensor(k) for k in key])
-    assert [int(word) for word in drawn] == words
+    values = philox.philox([torch.tensor([c]) for c in counter], [torch.tensor(k) for k in key])
+    assert [int(word) for word in values] == words
 
 
-@pytest.mark.parametrize(('counter', 'key', 'words'), KNOWN)
+@pytest.mark.parametrize(('counter', 'key', 'words'), PUBLISHED_WORDS)
 def test_words_mixed_in_place_are_those_of_the_authors(counter, key, words):
     even = torch.tensor(counter[::2])[:, None, None].expand(2, 3, 5).contiguous()
     odd = as_bits(counter[1::2])[:, None, None]
@@ -69,8 +69,8 @@ def test_elements_are_named_by_stream_item_and_block():
         radius = math.sqrt(-2 * math.log((first + 0.5) / 2**32))
         angle = 2 * math.pi * second / 2**32
         expected += [radius * math.cos(angle), radius * math.sin(angle)]
-    drawn = draw_normals(stream, [5, item], [16])
-    torch.testing.assert_close(drawn[1, 8:12], torch.tensor(expected), atol=2e-6, rtol=2e-6)
+    values = draw_normals(stream, [5, item], [16])
+    torch.testing.assert_close(values[1, 8:12], torch.tensor(expected), atol=2e-6, rtol=2e-6)
 
 
 @pytest.mark.parametrize('shape', [(3, 5, 7), (16,), (1,), (2, 2)])
@@ -81,9 +81,11 @@ def test_both_ways_to_fill_agree(shape):
     torch.testing.assert_close(
         fill_in_place(items, 77 + (2**31 + 5 << 32), blocks), plain, atol=2e-6, rtol=2e-6
     )
-    drawn = draw_normals(77 + (2**31 + 5 << 32), items, shape)
-    assert drawn.shape == (5, *shape) and drawn.is_contiguous()
-    torch.testing.assert_close(drawn.flatten(1), plain[:, : math.prod(shape)], atol=2e-6, rtol=2e-6)
+    values = draw_normals(77 + (2**31 + 5 << 32), items, shape)
+    assert values.shape == (5, *shape) and values.is_contiguous()
+    torch.testing.assert_close(
+        values.flatten(1), plain[:, : math.prod(shape)], atol=2e-6, rtol=2e-6
+    )
 
 
 def test_an_item_depends_on_neither_its_batch_nor_its_size(monkeypatch):
@@ -116,8 +118,8 @@ def test_draws_of_one_item_change_no_later_ones(monkeypatch, at_once):
     stream, items = 0x0123456789ABCDEF, [5, 2**40 + 3, -1, -(2**62)]
     expected = torch.tensor([normals_of_ints(stream, item, 10) for item in items])
     for batch in ([0], [0], [0, 1, 2, 3], [3], [1, 2]):
-        drawn = draw_normals(stream, [items[i] for i in batch], [2, 5]).flatten(1)
-        torch.testing.assert_close(drawn, expected[batch], atol=2e-6, rtol=2e-6)
+        values = draw_normals(stream, [items[i] for i in batch], [2, 5]).flatten(1)
+        torch.testing.assert_close(values, expected[batch], atol=2e-6, rtol=2e-6)
 
 
 def test_items_are_integers_of_any_type():
@@ -130,9 +132,9 @@ def test_items_are_integers_of_any_type():
 
 def test_seeds_beyond_64_bits_draw_apart():
     seeds = [2**63, 2**64, 2**64 + 1, -(2**63) - 1, 0, 1, -1]
-    drawn = draw_items([64], seeds, ['start'], counter=True)
-    assert len({tuple(row) for row in drawn.tolist()}) == len(seeds)
-    assert torch.equal(drawn[4:], draw_items([64], [0, 1, -1], ['start'], counter=True))
+    values = draw_items([64], seeds, ['start'], counter=True)
+    assert len({tuple(row) for row in values.tolist()}) == len(seeds)
+    assert torch.equal(values[4:], draw_items([64], [0, 1, -1], ['start'], counter=True))
 
 
 def test_other_precisions_are_the_same_noise():
@@ -222,8 +224,8 @@ def test_a_compiler_makes_one_kernel_of_it():
     metrics.reset()
     for items, blocks in ((16, 48), (7, 196)):
         numbers = torch.arange(items) + 2**40
-        drawn = philox.compile_fill()(numbers, torch.tensor([5, 6]), blocks)
+        values = philox.compile_fill()(numbers, torch.tensor([5, 6]), blocks)
         torch.testing.assert_close(
-            drawn, fill(numbers, torch.tensor([5, 6]), blocks), atol=2e-6, rtol=2e-6
+            values, fill(numbers, torch.tensor([5, 6]), blocks), atol=2e-6, rtol=2e-6
         )
     assert metrics.generated_kernel_count == 1

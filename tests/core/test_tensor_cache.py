@@ -41,14 +41,16 @@ def test_every_flipped_byte_is_noticed(tmp_path):
     start = 8 + int.from_bytes(data[:8], 'little')
     for at in range(len(data)):
         path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warning_list:
             warnings.simplefilter('always')
-            found = load_cache(path)
-        if found is None:
-            assert len(told) == 1 and 'x.safetensors is damaged' in str(told[0].message)
+            entry = load_cache(path)
+        if entry is None:
+            assert len(warning_list) == 1 and 'x.safetensors is damaged' in str(
+                warning_list[0].message
+            )
         else:  # white space of the head
-            assert at < start and found[1] == {'of': 'name', 'accuracy': 0.25}
-            assert all(torch.equal(found[0][name], value) for name, value in TENSORS.items())
+            assert at < start and entry[1] == {'of': 'name', 'accuracy': 0.25}
+            assert all(torch.equal(entry[0][name], value) for name, value in TENSORS.items())
     path.write_bytes(data[:-1])
     with pytest.warns(UserWarning, match='is damaged'):
         assert load_cache(path) is None

@@ -188,7 +188,7 @@ def test_the_loads_after_a_hostile_one_are_right(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'program, found',
+    'program, expected',
     [
         (name('os', 'system') + text('touch x') + b'\x85R', ('os', 'system')),
         (b'(ios\nsystem\n', ('os', 'system')),
@@ -199,10 +199,10 @@ def test_the_loads_after_a_hostile_one_are_right(tmp_path):
     ],
     ids=['REDUCE', 'INST', 'OBJ', 'NEWOBJ', 'STACK_GLOBAL', 'NEWOBJ_EX'],
 )
-def test_every_way_to_call_gives_a_record(path, program, found):
+def test_every_way_to_call_gives_a_record(path, program, expected):
     path.write_bytes(b'\x80\x04' + program + b'.')
     record = read_pickle(path)
-    assert type(record) is Record and (record.module, record.name) == found
+    assert type(record) is Record and (record.module, record.name) == expected
     with pytest.raises(ValueError, match=r'could run code'):
         load_checkpoint(path)
 
@@ -497,11 +497,11 @@ def test_a_network_of_shared_modules_is_bounded(path):
     """Levels of modules that each hold the next one twice, under names of 200 letters: 2^40
     parts out of 18 kB.
     """
-    made, memo = name('torch.nn.modules.module', 'Module') + b')\x81}', b'q%c0'
-    program = b'\x80\x02' + made + text('_parameters') + b'}' + text('w') + b'Nssb' + memo % 0
+    new_module, memo = name('torch.nn.modules.module', 'Module') + b')\x81}', b'q%c0'
+    program = b'\x80\x02' + new_module + text('_parameters') + b'}' + text('w') + b'Nssb' + memo % 0
     for i in range(40):
         twice = b''.join(text(letter * 200) + b'h%c' % i for letter in 'ab')
-        program += made + text('_modules') + b'}(' + twice + b'usb' + memo % (i + 1)
+        program += new_module + text('_modules') + b'}(' + twice + b'usb' + memo % (i + 1)
     path.write_bytes(program + b'}' + text('ema') + b'h%cs.' % 40)
     began = time.process_time()
     with pytest.raises(

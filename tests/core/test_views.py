@@ -42,12 +42,12 @@ def test_channels_have_colours_of_their_own():
 
 def test_a_volume_is_shown_by_its_middle_slices_in_the_range_of_the_batch():
     x = torch.randn(2, 1, 40, 36, 34)
-    shown = show_tensors(x)
+    picture = show_tensors(x)
     scaled = (x - x.min()) / (x.max() - x.min()) * 2 - 1
-    assert shown.shape == (2, 1, 40, 34 + 1 + 34 + 1 + 36)
-    torch.testing.assert_close(shown[:, :, :36, :34], scaled[:, :, 20])
-    torch.testing.assert_close(shown[:, :, :, 35:69], scaled[:, :, :, 18])
-    torch.testing.assert_close(shown[:, :, :, 70:], scaled[..., 17])
+    assert picture.shape == (2, 1, 40, 34 + 1 + 34 + 1 + 36)
+    torch.testing.assert_close(picture[:, :, :36, :34], scaled[:, :, 20])
+    torch.testing.assert_close(picture[:, :, :, 35:69], scaled[:, :, :, 18])
+    torch.testing.assert_close(picture[:, :, :, 70:], scaled[..., 17])
 
 
 def test_small_pictures_are_enlarged_and_many_channels_give_three():

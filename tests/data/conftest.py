@@ -30,11 +30,11 @@ def write_pictures():
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """Each attempt to reach the network fails at once, and is listed."""
-    asked = []
+    urls = []
 
     def fail(url, **_):
-        asked.append(url)
+        urls.append(url)
         raise urllib.error.URLError('Name or service not known')
 
     monkeypatch.setattr(urllib.request, 'urlopen', fail)
-    return asked
+    return urls

@@ -120,8 +120,8 @@ def test_a_member_that_unpacks_to_more_than_the_limit_is_not_unpacked(tmp_path, 
     archive = PictureArchive(path, (8, 8), 3)
     with pytest.raises(UnreadablePicture, match='50,000,000 bytes, more than 10,000'):
         archive[0]
-    found = inspect_pictures(path, (8, 8))
-    assert (found.files, found.readable, len(found.broken)) == (2, 1, 1)
+    result = inspect_pictures(path, (8, 8))
+    assert (result.files, result.readable, len(result.broken)) == (2, 1, 1)
 
 
 def test_damaged_archives_are_told_in_a_sentence(tmp_path):
@@ -336,15 +336,15 @@ def test_inspection_counts(tmp_path):
     odd = tmp_path.joinpath('f \udcff\n.png')
     Image.new('RGB', (8, 8), 'white').save(tmp_path / 'x.png')
     (tmp_path / 'x.png').rename(odd)
-    found = inspect_pictures(tmp_path, (8, 8))
-    assert (found.files, found.readable, found.turns, found.channels) == (6, 5, 1, 3)
-    assert found.modes == {'RGB': 4, 'L': 1} and found.formats == {'PNG': 4, 'JPEG': 1}
-    assert found.sizes[(20, 10)] == 2 and [len(names) for names in found.duplicates] == [2]
-    assert [name.endswith('e.png') for name, _ in found.broken] == [True]
+    result = inspect_pictures(tmp_path, (8, 8))
+    assert (result.files, result.readable, result.turns, result.channels) == (6, 5, 1, 3)
+    assert result.modes == {'RGB': 4, 'L': 1} and result.formats == {'PNG': 4, 'JPEG': 1}
+    assert result.sizes[(20, 10)] == 2 and [len(names) for names in result.duplicates] == [2]
+    assert [name.endswith('e.png') for name, _ in result.broken] == [True]
     red, black, blue, white = ([1.0, -1.0, -1.0], [-1.0] * 3, [-1.0, -1.0, 1.0], [1.0] * 3)
     pixels = torch.tensor([red, red, black, blue, white])
-    assert found.mean == pytest.approx(pixels.mean().item(), abs=0.02)
-    assert found.sigma_data == pytest.approx(pixels.std(correction=0).item(), abs=0.02)
+    assert result.mean == pytest.approx(pixels.mean().item(), abs=0.02)
+    assert result.sigma_data == pytest.approx(pixels.std(correction=0).item(), abs=0.02)
 
 
 def test_a_folder_of_nothing_readable_is_refused(tmp_path):

@@ -102,9 +102,9 @@ def test_damaged_facts_are_passed_over_with_one_note(folder, tmp_path, content):
 
 
 def test_progress(folder):
-    seen = []
-    opened(folder, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(i, 8) for i in range(1, 9)]
+    progress_calls = []
+    opened(folder, progress=lambda done, total: progress_calls.append((done, total)))
+    assert progress_calls == [(i, 8) for i in range(1, 9)]
 
 
 def test_nothing_that_can_be_read_leaves_no_cache(tmp_path):

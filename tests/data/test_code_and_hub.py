@@ -216,7 +216,7 @@ def broken(custom, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('index', 'told'),
+    ('index', 'message'),
     [
         (
             2,
@@ -231,10 +231,10 @@ def broken(custom, tmp_path):
         (8, r'item 8 of the data set of .*mine\.py cannot be read: IndexError: '),
     ],
 )
-def test_an_item_that_raises_is_named(broken, index, told):
+def test_an_item_that_raises_is_named(broken, index, message):
     dataset = broken(num_classes=2)
     assert dataset[3]['class_cond'] == 0
-    with pytest.raises(ValueError, match=told) as error:
+    with pytest.raises(ValueError, match=message) as error:
         dataset[index]
     assert not isinstance(error.value, UnreadablePicture)
 
@@ -250,7 +250,7 @@ def test_an_item_that_raises_is_named_by_loaders(broken, workers):
 
 
 @pytest.mark.parametrize(
-    ('change', 'told'),
+    ('change', 'message'),
     [
         (lambda code: code + 'x = 1 /', 'SyntaxError: '),
         (lambda code: 'import not_there\n' + code, "ModuleNotFoundError: .* 'not_there'"),
@@ -260,14 +260,16 @@ def test_an_item_that_raises_is_named_by_loaders(broken, workers):
         ),
     ],
 )
-def test_a_file_that_raises_is_named(broken, tmp_path, change, told):
+def test_a_file_that_raises_is_named(broken, tmp_path, change, message):
     (tmp_path / 'mine.py').write_text(change(BROKEN))
-    with pytest.raises(ValueError, match=r'the data set of .*mine\.py cannot be opened: ' + told):
+    with pytest.raises(
+        ValueError, match=r'the data set of .*mine\.py cannot be opened: ' + message
+    ):
         broken()
 
 
 @pytest.mark.parametrize(
-    ('line', 'told'),
+    ('line', 'message'),
     [
         ('raise SystemExit(3)', r'SystemExit: 3 \(line 15 of mine\.py\)'),
         (
@@ -277,12 +279,12 @@ def test_a_file_that_raises_is_named(broken, tmp_path, change, told):
         ('raise MemoryError', r'MemoryError \(line 15 of mine\.py\)'),
     ],
 )
-def test_what_is_raised_may_be_anything(broken, tmp_path, line, told):
+def test_what_is_raised_may_be_anything(broken, tmp_path, line, message):
     code = BROKEN.replace("raise Weird('of its own\\nkind', 2)", line)
     assert code != BROKEN
     (tmp_path / 'mine.py').write_text(code)
     with pytest.raises(
-        ValueError, match=r'item 5 of the data set of .*mine\.py cannot be read: ' + told
+        ValueError, match=r'item 5 of the data set of .*mine\.py cannot be read: ' + message
     ):
         broken()[5]
     (tmp_path / 'mine.py').write_text(
@@ -290,7 +292,7 @@ def test_what_is_raised_may_be_anything(broken, tmp_path, line, told):
             'return Items(', 'return Items([0])[0] if 1 else Items('
         )
     )
-    with pytest.raises(ValueError, match=r'mine\.py cannot be opened: ' + told):
+    with pytest.raises(ValueError, match=r'mine\.py cannot be opened: ' + message):
         broken()
 
 

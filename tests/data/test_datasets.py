@@ -299,8 +299,8 @@ def test_mnist_is_downloaded_and_checked(tmp_path, digits, monkeypatch):
 def test_the_test_pictures_are_other_files(tmp_path, digits):
     write_mnist(tmp_path, digits, False)
     for name in ('images-idx3', 'labels-idx1'):
-        held = idx(digits[0].flip(1) if name.startswith('images') else digits[1].flip(0))
-        (tmp_path / f't10k-{name}-ubyte').write_bytes(held)
+        content = idx(digits[0].flip(1) if name.startswith('images') else digits[1].flip(0))
+        (tmp_path / f't10k-{name}-ubyte').write_bytes(content)
     train, test = (
         open_dataset(MNISTConfig(location=str(tmp_path), split=split), (28, 28), 1)
         for split in ('train', 'test')

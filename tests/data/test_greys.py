@@ -86,13 +86,13 @@ def write_tiff(path, kind, values, zero_is_white=False, orientation=1, packed=No
 
 def row(path, channels=1, size=4, **keys):
     """The first row of a picture: a list for one channel, else a list of pixels."""
-    found = load_picture(path, (size, size), channels, **keys)[:, 0].T.tolist()
-    return [pixel[0] for pixel in found] if channels == 1 else found
+    pixels = load_picture(path, (size, size), channels, **keys)[:, 0].T.tolist()
+    return [pixel[0] for pixel in pixels] if channels == 1 else pixels
 
 
-def near(found, expected):
+def near(actual, expected):
     """Return whether levels are those expected (halves may be rounded either way)."""
-    return len(found) == len(expected) and all(abs(f - e) <= 1 for f, e in zip(found, expected))
+    return len(actual) == len(expected) and all(abs(f - e) <= 1 for f, e in zip(actual, expected))
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def near(found, expected):
 )
 @pytest.mark.parametrize('zero_is_white', [False, True])
 def test_the_kind_of_file_implies_black_and_white(tmp_path, kind, values, expected, zero_is_white):
-    found = row(write_tiff(tmp_path / 'x.tif', kind, values, zero_is_white))
+    actual = row(write_tiff(tmp_path / 'x.tif', kind, values, zero_is_white))
     inverted = [e if v != v else 255 - e for v, e in zip(values, expected)]
-    assert near(found, inverted if zero_is_white else expected)
+    assert near(actual, inverted if zero_is_white else expected)
 
 
 def test_twelve_bits_of_a_tiff_and_a_turned_one_whose_zero_is_white(tmp_path):
@@ -160,10 +160,10 @@ def test_grey_range_counts_in_the_values_of_the_file_also_where_zero_is_white(
 ):
     values = [0, white // 5, white // 2, white]
     for zero_is_white, expected in (False, [0, 51, 127, 255]), (True, [255, 204, 128, 0]):
-        found = row(
+        actual = row(
             write_tiff(tmp_path / 'x.tif', kind, values, zero_is_white), grey_range=(0, white)
         )
-        assert near(found, expected)
+        assert near(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_the_transparency_of_a_palette_lies_over_white(tmp_path):
 def test_sixteen_bits_a_channel(tmp_path):
     values = [0, 0, 0, 65535, 32768, 16384, 257, 514, 65278, 4369, 8738, 17476]
     expected = [[0, 0, 0], [255, 128, 64], [1, 2, 254], [17, 34, 68]]
-    found = row(write_png(tmp_path / 'x.png', 16, values, channels=3), 3)
-    assert all(near(a, b) for a, b in zip(found, expected))
+    actual = row(write_png(tmp_path / 'x.png', 16, values, channels=3), 3)
+    assert all(near(a, b) for a, b in zip(actual, expected))
 
 
 @pytest.mark.parametrize('kind', ['TIFF', 'PNG', 'JPEG', 'WEBP'])
@@ -229,7 +229,7 @@ def write_set(folder, twelve, eight=0):
 
 
 @pytest.mark.parametrize(
-    ('twelve', 'eight', 'told'),
+    ('twelve', 'eight', 'message'),
     [
         (8, 0, 'the pictures of .* use only the values 0 to 16 of'),
         (4, 8, '4 of the 12 pictures looked at of .* use only the values 0 to 16 of'),
@@ -238,17 +238,17 @@ def write_set(folder, twelve, eight=0):
     ],
 )
 def test_a_set_that_uses_a_sliver_of_black_to_white_is_told_of(
-    tmp_path, capsys, twelve, eight, told
+    tmp_path, capsys, twelve, eight, message
 ):
     folder = write_set(tmp_path / 'set', twelve, eight)
     assert main(['dataset', str(folder), '--size', '16']) == 0
     out = capsys.readouterr().out
     notes = open_dataset(ImageFolderConfig(location=str(folder)), (16, 16), 1).notes
-    if told is None:
+    if message is None:
         assert 'use only' not in out and not notes
     else:
         (note,) = notes
-        assert note in out and re.match(told, note) and 'set dataset.grey_range' in note
+        assert note in out and re.match(message, note) and 'set dataset.grey_range' in note
 
 
 def test_grey_range_set_on_the_command_line_counts_when_a_config_is_picked(tmp_path, capsys):

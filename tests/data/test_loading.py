@@ -89,14 +89,14 @@ def test_every_picture_once_an_epoch(dataset):
     """Whatever the batch size, batches that reach into the next epoch included."""
     dataset.images[:, 0, 0, 0] = torch.arange(22, dtype=torch.uint8)  # a picture's number
     loader = Loader(dataset, 5)
-    seen = (
+    indices = (
         torch.cat([(batch['image'][:, 0, 0, 0] + 1) * 127.5 for batch in take(loader, 13)])
         .round()
         .int()
     )
     for epoch in range(2):
-        assert sorted(seen[22 * epoch : 22 * epoch + 22].tolist()) == list(range(22))
-    assert not torch.equal(seen[:22], seen[22:44])
+        assert sorted(indices[22 * epoch : 22 * epoch + 22].tolist()) == list(range(22))
+    assert not torch.equal(indices[:22], indices[22:44])
     assert [loader.epoch(items) for items in (0, 21, 22, 44)] == [0, 0, 1, 2]
 
 
@@ -275,14 +275,14 @@ def test_a_worker_that_hangs_is_noticed_in_time(workers, tmp_path):
     dataset = Hanging((1, 4, 4), tmp_path / 'hung')
     order = permutation(0, 0, 24).tolist()
     loader = Loader(dataset, 4, num_workers=workers, start_method='fork', worker_timeout=1.5)
-    taken, begun = [], time.monotonic()
+    indices, begun = [], time.monotonic()
     with closing(loader.iterate()) as batches, pytest.raises(ChildProcessError) as fault:
         for batch in batches:
-            taken.append(batch['index'].tolist())
+            indices.append(batch['index'].tolist())
             begun = time.monotonic()
     assert 1.5 <= time.monotonic() - begun < 30
     hung = order.index(9) // 4
-    assert taken == [order[i : i + 4] for i in range(0, 4 * hung, 4)]
+    assert indices == [order[i : i + 4] for i in range(0, 4 * hung, 4)]
     assert 'the processes that read the pictures returned no batch for 1.5 s' in str(fault.value)
     assert dataset.name(order[4 * hung]) in str(fault.value)
     assert 'worker_timeout=' in str(fault.value)

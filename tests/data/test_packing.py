@@ -49,9 +49,9 @@ def test_what_is_packed_is_read(folder, tmp_path):
     ]
     dataset = open_dataset(ShardsConfig(location=str(tmp_path / 'out'), num_classes=2), (12, 12))
     assert dataset.class_names == ['a', 'b'] and len(dataset) == 12
-    found = {dataset.name(i).rpartition(': ')[2]: dataset[i] for i in range(12)}
-    assert found.keys() == images.keys()
-    for name, item in found.items():
+    items = {dataset.name(i).rpartition(': ')[2]: dataset[i] for i in range(12)}
+    assert items.keys() == images.keys()
+    for name, item in items.items():
         assert torch.equal(item['image'], images[name]) and item['class_cond'] == 'ab'.index(
             name[0]
         )

@@ -14,10 +14,10 @@ from k_diffusion.core.images import pil_bytes
 from k_diffusion.data import UnreadablePicture, load_picture, picture_bytes, pictures
 
 
-def near(found, expected, tolerance=1):
+def near(actual, expected, tolerance=1):
     expected = torch.as_tensor(expected)
-    assert found.dtype == torch.uint8 and found.shape == expected.shape
-    assert (found.int() - expected.int()).abs().max() <= tolerance
+    assert actual.dtype == torch.uint8 and actual.shape == expected.shape
+    assert (actual.int() - expected.int()).abs().max() <= tolerance
 
 
 def colours():
@@ -99,13 +99,13 @@ def test_transparency_of_palettes_and_of_one_colour(tmp_path):
 def test_hidden_colours_do_not_bleed_when_resized(channels):
     picture = Image.new('RGBA', (64, 64), (0, 0, 0, 0))  # black, but nobody sees it
     picture.paste((255, 0, 0, 255), (0, 0, 32, 64))
-    found = picture_bytes(picture, (16, 16), channels)
+    pixels = picture_bytes(picture, (16, 16), channels)
     if channels == 3:
-        assert found[0].min() >= 254  # red and white alike are full of red
-        assert found[1, 0, 0] == 0 and found[1, 0, -1] == 255
+        assert pixels[0].min() >= 254  # red and white alike are full of red
+        assert pixels[1, 0, 0] == 0 and pixels[1, 0, -1] == 255
     else:
-        seen = found[3] > 8
-        assert found[0][seen].min() >= 250 and 0 < seen.sum() < seen.numel()
+        is_opaque = pixels[3] > 8
+        assert pixels[0][is_opaque].min() >= 250 and 0 < is_opaque.sum() < is_opaque.numel()
 
 
 def test_orientation(tmp_path):

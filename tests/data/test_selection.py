@@ -113,9 +113,9 @@ def test_hidden_and_system_files_are_neither_pictures_nor_classes(tmp_path, kind
     assert dataset.item_names() == [
         f'{folder}/{i}.png' for folder in ('cat', 'dog') for i in range(3)
     ]
-    found = inspect_pictures(place, (8, 8))
+    result = inspect_pictures(place, (8, 8))
     # By hand: each hidden entry once, however much lies in it; other files by their endings.
-    assert found.passed == {
+    assert result.passed == {
         '.DS_Store': 1,
         '._*': 1,
         '.ipynb_checkpoints': 1,
@@ -138,7 +138,7 @@ def test_hidden_and_system_files_are_neither_pictures_nor_classes(tmp_path, kind
         'no ending': 1,
         '*.heic': 2,
     }
-    assert (found.files, found.readable, found.classes) == (6, 6, {'cat': 3, 'dog': 3})
+    assert (result.files, result.readable, result.classes) == (6, 6, {'cat': 3, 'dog': 3})
     assert '*.heic 2' in dataset.notes[0] and 'and 13 more kinds' in dataset.notes[0]
 
 

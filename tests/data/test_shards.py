@@ -73,7 +73,7 @@ def opened(location, **keys):
     )
 
 
-def taken(loader, batches, start=0):
+def take_batches(loader, batches, start=0):
     stream = loader.iterate(start)
     return [next(stream) for _ in range(batches)]
 
@@ -103,16 +103,16 @@ def test_shards_are_mixed_and_samples_move_within_a_window():
     """A window holds samples in a row of the shards as the epoch has them, which is read off
     window 1.
     """
-    starts, seen = [0, 5, 14, 15, 22], set()
+    starts, orders = [0, 5, 14, 15, 22], set()
     for epoch in range(8):
         rows = ShardOrder(COUNTS, 1).indices(3, epoch, 0, 22).tolist()
         shards = [next(s for s in range(4) if starts[s] <= i < starts[s + 1]) for i in rows]
-        seen.add(tuple(s for i, s in enumerate(shards) if i == 0 or shards[i - 1] != s))
+        orders.add(tuple(s for i, s in enumerate(shards) if i == 0 or shards[i - 1] != s))
         assert all(rows[i + 1] == rows[i] + 1 for i in range(21) if shards[i] == shards[i + 1])
         mixed = ShardOrder(COUNTS, 6).indices(3, epoch, 0, 22).tolist()
         moved = [abs(rows.index(sample) - position) for position, sample in enumerate(mixed)]
         assert 0 < max(moved) < 6
-    assert len(seen) > 3 and all(sorted(order) == [0, 1, 2, 3] for order in seen)
+    assert len(orders) > 3 and all(sorted(order) == [0, 1, 2, 3] for order in orders)
 
 
 def test_every_order_of_a_window_is_as_likely():
@@ -167,8 +167,8 @@ def test_listing(folder):
     (folder / 'index.json').write_text(
         json.dumps({'shardlist': [{'url': '02.tar', 'nsamples': 1}], 'class_names': ['disc']})
     )
-    found = list_shards(str(folder))
-    assert found.shards == [(names[2], 1)] and found.class_names == ['disc']
+    listing = list_shards(str(folder))
+    assert listing.shards == [(names[2], 1)] and listing.class_names == ['disc']
     assert [shard.samples for shard in list_shards(names).shards] == [None, None, 1, None]
     with pytest.raises(FileNotFoundError, match='names no shards'):
         list_shards(str(folder / '*.tgz'))
@@ -277,7 +277,7 @@ def test_arrays_json_and_chosen_endings(tmp_path):
     with pytest.raises(ValueError, match='class of .*a.tar: 1 .* must be an integer .*; got None'):
         dataset[1]
     whole = opened(tmp_path, image_key='npy', size=(4, 6), channels=5)
-    batch = taken(Loader(whole, 2), 1)[0]
+    batch = take_batches(Loader(whole, 2), 1)[0]
     assert torch.equal(batch['image'][batch['index'].argmin()], torch.from_numpy(values).float())
 
 
@@ -311,7 +311,7 @@ def test_augmentation_of_arrays_is_refused(tmp_path):
 
     write_tar(tmp_path / 'a.tar', [('0.npy', npy(numpy.zeros((3, 12, 12), numpy.float32)))])
     with pytest.raises(ValueError, match='augment_prob must be 0'):
-        taken(Loader(opened(tmp_path), 1, augmentation=BatchedAugmentation()), 1)
+        take_batches(Loader(opened(tmp_path), 1, augmentation=BatchedAugmentation()), 1)
 
 
 # The stream
@@ -319,7 +319,7 @@ def test_augmentation_of_arrays_is_refused(tmp_path):
 
 def test_the_stream_is_that_of_any_workers_processes_and_resumes(folder):
     dataset = opened(folder, num_classes=3, window=6)
-    straight = taken(Loader(dataset, 4, seed=5), 12)
+    straight = take_batches(Loader(dataset, 4, seed=5), 12)
     for batch in straight:
         for image, label, text, index in zip(
             batch['image'], batch['class_cond'], batch['text'], batch['index'].tolist()
@@ -337,9 +337,11 @@ def test_the_stream_is_that_of_any_workers_processes_and_resumes(folder):
             for a, b in zip(batches, expected)
         )
 
-    same(taken(Loader(dataset, 4, seed=5), 7, 20), straight[5:])
-    same(taken(Loader(dataset, 4, seed=5, num_workers=2, start_method='fork'), 12), straight)
-    ranks = [taken(Loader(dataset, 4, seed=5, rank=rank, world_size=2), 6) for rank in range(2)]
+    same(take_batches(Loader(dataset, 4, seed=5), 7, 20), straight[5:])
+    same(take_batches(Loader(dataset, 4, seed=5, num_workers=2, start_method='fork'), 12), straight)
+    ranks = [
+        take_batches(Loader(dataset, 4, seed=5, rank=rank, world_size=2), 6) for rank in range(2)
+    ]
     same([batch for pair in zip(*ranks) for batch in pair], straight)
 
 
@@ -352,13 +354,13 @@ def test_broken_members_are_replaced_and_listed_once(tmp_path):
         members += [(f'{i}.txt', b'\xff' if i == 9 else str(i).encode())]
     write_tar(tmp_path / 'a.tar', members)
     dataset = opened(tmp_path)
-    batches = taken(Loader(dataset, 5), 4)
+    batches = take_batches(Loader(dataset, 5), 4)
     for batch in batches:
         for text, index in zip(batch['text'], batch['index'].tolist()):
             assert int(text) == index and index not in (3, 6, 9)
     assert sorted(name.rpartition(': ')[2] for name, _ in dataset.skipped) == ['3', '6', '9']
     again = opened(tmp_path)
-    workers = taken(Loader(again, 5, num_workers=2, start_method='fork'), 4)
+    workers = take_batches(Loader(again, 5, num_workers=2, start_method='fork'), 4)
     assert all(torch.equal(a['image'], b['image']) for a, b in zip(batches, workers))
     assert sorted(again.skipped) == sorted(dataset.skipped)
 
@@ -375,7 +377,7 @@ def test_a_shard_that_is_cut(folder):
         )
     )
     dataset = opened(folder)
-    batches = taken(Loader(dataset, 11), 2)
+    batches = take_batches(Loader(dataset, 11), 2)
     there = len(dataset._table(1).samples)
     assert len(dataset) == 22 and 0 < there < 9
     read = [i for batch in batches for i in batch['index'].tolist()]
@@ -476,8 +478,8 @@ def bucket(folder):
     ],
 )
 def test_shards_of_a_url_are_those_of_the_folder(bucket, folder, location, tmp_path):
-    ours = taken(Loader(opened(folder, window=6), 4), 7)
-    theirs = taken(Loader(opened(location, window=6, cache_dir=tmp_path), 4), 7)
+    ours = take_batches(Loader(opened(folder, window=6), 4), 7)
+    theirs = take_batches(Loader(opened(location, window=6, cache_dir=tmp_path), 4), 7)
     assert all(
         torch.equal(a['image'], b['image']) and a['text'] == b['text'] for a, b in zip(ours, theirs)
     )
@@ -486,7 +488,7 @@ def test_shards_of_a_url_are_those_of_the_folder(bucket, folder, location, tmp_p
 def test_copies_are_bounded(bucket, tmp_path):
     largest = max(bucket.info(f'/bucket/{i:02}.tar')['size'] for i in range(4))
     dataset = opened('memory://bucket/', window=1, cache_dir=tmp_path, copies=1.5 * largest / 2**30)
-    taken(Loader(dataset, 2), 22)
+    take_batches(Loader(dataset, 2), 22)
     dataset.store.expect([])
     assert (
         0

@@ -129,25 +129,25 @@ def test_standardised_channels_have_mean_0_and_deviation_1_also_far_from_0(tmp_p
 def test_random_crops_and_flips_are_a_function_of_the_seed_and_reach_every_place(tmp_path, axes):
     places = torch.arange(6 * 6 * 6.0).view(1, 6, 6, 6)
     data = opened(save(tmp_path / 'x.npy', places), (4, 4, 4), 1, crop='random', flip=axes)
-    seen = [data.read([0], [seed])['image'][0] for seed in range(1200)]
-    assert torch.equal(seen[5], data.read([0, 0], [7, 5])['image'][1])
+    crops = [data.read([0], [seed])['image'][0] for seed in range(1200)]
+    assert torch.equal(crops[5], data.read([0, 0], [7, 5])['image'][1])
     windows = {
         tuple(x.flatten().tolist())
         for x in (places.unfold(1, 4, 1).unfold(2, 4, 1).unfold(3, 4, 1).reshape(-1, 4, 4, 4))
     }
-    wanted = set()
+    expected = set()
     for window in windows:
         x = torch.tensor(window).view(4, 4, 4)
         for mask in range(2 ** len(axes)):
-            wanted.add(
+            expected.add(
                 tuple(
                     x.flip([axis for i, axis in enumerate(axes) if mask >> i & 1])
                     .flatten()
                     .tolist()
                 )
             )
-    found = {tuple(x.flatten().tolist()) for x in seen}
-    assert found == wanted and len(wanted) == 27 * 2 ** len(axes)
+    actual = {tuple(x.flatten().tolist()) for x in crops}
+    assert actual == expected and len(expected) == 27 * 2 ** len(axes)
 
 
 def test_a_centre_crop(tmp_path):
@@ -272,9 +272,9 @@ def test_nothing_in_a_file_runs(tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_read_is_said(tmp_path, x, keys, words):
-    given = {'size': (8,), 'channels': 2, **keys}
+    section_keys = {'size': (8,), 'channels': 2, **keys}
     with pytest.raises(ValueError, match=words):
-        opened(save(tmp_path / 'x.npy', x), **given)
+        opened(save(tmp_path / 'x.npy', x), **section_keys)
 
 
 def test_what_cannot_be_meant_is_said(tmp_path):

@@ -120,8 +120,8 @@ def test_the_levels_of_consistency_tuning():
     high, none = torch.tensor([1e6]), torch.tensor([0.0])
     # n(t) is 1 far up, so that r / t = 1 - 1/2, then 1 - 1/4, and 1 - 1/256 in the last of 8 stages
     for progress, share in (0.0, 1 / 2), (0.125, 3 / 4), (0.999, 255 / 256):
-        found = middle_level(high, none, progress, 8, 0.5)
-        assert found.item() == pytest.approx(1e6 * share, rel=1e-6)
+        level = middle_level(high, none, progress, 8, 0.5)
+        assert level.item() == pytest.approx(1e6 * share, rel=1e-6)
     # n(0) = 1 + 8 / 2 = 5: r is 0 until 2^(stage + 1) is larger
     low = torch.tensor([1e-6])
     assert middle_level(low, none, 0.0, 8, 0.5).item() == 0
@@ -153,21 +153,21 @@ def test_guidance_moves_the_nearer_level_and_not_the_input():
     x, sigma = batch()
     noise, moved = torch.randn_like(x), torch.randn_like(x)
     state = x + sigma[:, None] * noise
-    seen = []
+    inputs = []
 
     class Answer(nn.Module):
         sigma_data, flow_map = 0.5, True
         scalings = ExactMap.scalings
 
         def forward(self, x, sigma, sigma_next):
-            seen.append(x)
+            inputs.append(x)
             share = (sigma_next / sigma)[:, None]
             return share * x + (1 - share) * moved
 
     loss = consistency_loss(Answer(), x, noise, sigma, sigma / 2, sigma / 4, moved)
     assert loss.max() < 1e-9
-    torch.testing.assert_close(seen[1], state)
-    torch.testing.assert_close(seen[0], state / 2 + moved / 2)
+    torch.testing.assert_close(inputs[1], state)
+    torch.testing.assert_close(inputs[0], state / 2 + moved / 2)
 
 
 def test_the_guided_velocity_leads_to_the_moved_data():
@@ -186,7 +186,7 @@ def test_the_guided_velocity_leads_to_the_moved_data():
 
 
 def test_consistency_draws_one_dropout_mask_and_trains_through_the_first_level_alone():
-    seen = []
+    inputs = []
 
     class Dropping(nn.Module):
         def __init__(self):
@@ -195,7 +195,7 @@ def test_consistency_draws_one_dropout_mask_and_trains_through_the_first_level_a
 
         def forward(self, x, sigma, sigma_next=None):
             mask = torch.rand(x.shape)
-            seen.append((mask, torch.is_grad_enabled()))
+            inputs.append((mask, torch.is_grad_enabled()))
             return self.gain * mask.to(x) * x
 
     x, sigma = batch()
@@ -204,7 +204,7 @@ def test_consistency_draws_one_dropout_mask_and_trains_through_the_first_level_a
         FlowMap(network, 0.5), x, torch.randn_like(x), sigma, sigma / 2, torch.zeros_like(sigma)
     )
     loss.mean().backward()
-    (first, with_grad_first), (second, with_grad_second) = seen
+    (first, with_grad_first), (second, with_grad_second) = inputs
     assert torch.equal(first, second) and (with_grad_first, with_grad_second) == (False, True)
     assert network.gain.grad is not None
 
@@ -279,13 +279,13 @@ def test_guided_data_have_the_guided_estimate_as_their_mean():
 def test_the_sampler_of_the_exact_map_is_exact_for_steps_of_any_length(levels):
     x = torch.randn(8, 3, dtype=torch.float64) * 4
     exact = ExactMap()
-    shown = []
-    found = K.sampling.sample_flow_map(
-        exact, x, levels, callback=lambda info: shown.append(info['denoised']), disable=True
+    estimates = []
+    result = K.sampling.sample_flow_map(
+        exact, x, levels, callback=lambda info: estimates.append(info['denoised']), disable=True
     )
-    torch.testing.assert_close(found, exact.data.flow(x, 4.0, 0.0))
-    assert len(shown) == len(levels) - 1
-    torch.testing.assert_close(shown[-1], found)  # a step to 0 is its own mean estimate
+    torch.testing.assert_close(result, exact.data.flow(x, 4.0, 0.0))
+    assert len(estimates) == len(levels) - 1
+    torch.testing.assert_close(estimates[-1], result)  # a step to 0 is its own mean estimate
 
 
 def test_consistency_samplers_take_a_map():

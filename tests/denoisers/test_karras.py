@@ -203,7 +203,7 @@ class Recorder(nn.Module):
         self.weight = nn.Parameter(torch.ones(4, dtype=dtype))
 
     def forward(self, x, sigma, shift, index):
-        self.seen = [x.dtype, sigma.dtype, shift.dtype, index.dtype]
+        self.dtypes = [x.dtype, sigma.dtype, shift.dtype, index.dtype]
         return torch.addcmul(shift, x, self.weight) + sigma[:, None]
 
 
@@ -216,7 +216,7 @@ def test_the_network_gets_its_own_dtype_and_the_caller_his(network_dtype, dtype)
     denoiser, cond = Denoiser(network), {'shift': torch.zeros(3, 4), 'index': torch.arange(3)}
     x = torch.randn(3, 4, dtype=dtype)
     out = denoiser(x, torch.rand(3, dtype=torch.float64) + 0.1, **cond)
-    assert out.dtype == dtype and network.seen == [network_dtype] * 3 + [torch.int64]
+    assert out.dtype == dtype and network.dtypes == [network_dtype] * 3 + [torch.int64]
     loss = denoiser.loss(x, torch.randn_like(x), torch.rand(3, dtype=torch.float64) + 0.1, **cond)
     assert loss.dtype == torch.promote_types(dtype, torch.float32)
 

@@ -31,15 +31,15 @@ def batch(indices=(0, 1, 3)):
 
 
 def test_texts_of_classes(data):
-    told = CONDITIONS['text'](template='a photo of a {}').make(1, data).prepare(batch(), 0)
-    assert told['cross_cond'].shape == (3, 16, 64) and told['cross_cond_padding'].sum(
+    conditions = CONDITIONS['text'](template='a photo of a {}').make(1, data).prepare(batch(), 0)
+    assert conditions['cross_cond'].shape == (3, 16, 64) and conditions['cross_cond_padding'].sum(
         1
     ).tolist() == [11, 11, 11]
-    assert torch.equal(told['cross_cond'][0], told['cross_cond'][2]) and not torch.allclose(
-        told['cross_cond'][0], told['cross_cond'][1]
-    )
-    asked = CONDITIONS['text']().make(1).from_text('a photo of a dog', None)
-    torch.testing.assert_close(asked['cross_cond'][0], told['cross_cond'][1])
+    assert torch.equal(
+        conditions['cross_cond'][0], conditions['cross_cond'][2]
+    ) and not torch.allclose(conditions['cross_cond'][0], conditions['cross_cond'][1])
+    from_text = CONDITIONS['text']().make(1).from_text('a photo of a dog', None)
+    torch.testing.assert_close(from_text['cross_cond'][0], conditions['cross_cond'][1])
     mapped = CONDITIONS['text'](into='mapping').make(1, data)
     assert mapped.key == 'mapping_cond' and mapped.prepare(batch(), Draws(0))[
         'mapping_cond'
@@ -51,12 +51,12 @@ def test_texts_of_classes(data):
 
 def test_texts_of_a_file(data, tmp_path):
     (tmp_path / 'captions.txt').write_text('red\ngreen\nblue sky\nred\nyellow\nblack\n')
-    told = (
+    texts = (
         CONDITIONS['text'](location=str(tmp_path / 'captions.txt'))
         .make(1, data)
         .prepare(batch((0, 3, 2)), Draws(0))['cross_cond']
     )
-    assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
+    assert torch.equal(texts[0], texts[1]) and not torch.allclose(texts[0], texts[2])
     (tmp_path / 'captions.txt').write_text('red\n')
     with pytest.raises(
         ValueError, match=r'has 1 lines for the 6 images of six; there must be one for each'
@@ -89,12 +89,12 @@ def test_captions_in_another_order_than_the_numbers_of_the_pictures_are_told(dat
             for use in uses:
                 use()
     lines.write_bytes('\ufeffa\r\nb\r\nc\r\na\r\nb\r\nc\r\n'.encode())  # as Windows writes text
-    told = (
+    texts = (
         CONDITIONS['text'](location=str(lines))
         .make(1, data)
         .prepare(batch((0, 3, 1)), Draws(0))['cross_cond']
     )
-    assert torch.equal(told[0], told[1]) and not torch.allclose(told[0], told[2])
+    assert torch.equal(texts[0], texts[1]) and not torch.allclose(texts[0], texts[2])
     lines.write_bytes(b'\xff\n' * 6)
     with pytest.raises(
         ValueError, match=r'captions\.txt must be text in UTF-8, and its byte 0 is not'
@@ -132,19 +132,23 @@ def test_embeddings(data, tmp_path):
 
 
 def test_pictures():
-    given = batch()
-    coarse = CONDITIONS['super-resolution'](factor=4).make(1).prepare(given, Draws(0))['unet_cond']
-    assert coarse.shape == given['image'].shape
-    torch.testing.assert_close(
-        coarse.mean((1, 2, 3)), given['image'].mean((1, 2, 3)), atol=1e-5, rtol=1e-5
+    pictures = batch()
+    coarse = (
+        CONDITIONS['super-resolution'](factor=4).make(1).prepare(pictures, Draws(0))['unet_cond']
     )
-    assert coarse.std() < given['image'].std() / 2
-    told = CONDITIONS['inpainting']().make(1).prepare(given, Draws(3))['unet_cond']
-    known, seen = told[:, :1], told[:, 1:]
-    assert set(known.unique().tolist()) == {0.0, 1.0} and torch.equal(seen, given['image'] * known)
-    alone = {key: value[1:2] for key, value in given.items()}
+    assert coarse.shape == pictures['image'].shape
+    torch.testing.assert_close(
+        coarse.mean((1, 2, 3)), pictures['image'].mean((1, 2, 3)), atol=1e-5, rtol=1e-5
+    )
+    assert coarse.std() < pictures['image'].std() / 2
+    channels = CONDITIONS['inpainting']().make(1).prepare(pictures, Draws(3))['unet_cond']
+    mask, visible = channels[:, :1], channels[:, 1:]
+    assert set(mask.unique().tolist()) == {0.0, 1.0} and torch.equal(
+        visible, pictures['image'] * mask
+    )
+    alone = {key: value[1:2] for key, value in pictures.items()}
     assert torch.equal(
-        CONDITIONS['inpainting']().make(1).prepare(alone, Draws(3))['unet_cond'], told[1:2]
+        CONDITIONS['inpainting']().make(1).prepare(alone, Draws(3))['unet_cond'], channels[1:2]
     )
     half = (
         CONDITIONS['inpainting']()
@@ -170,11 +174,11 @@ def test_conditions_are_left_out_as_often_as_the_config_says(data):
     conditions, draws = [(config, config.make(1, data))], Draws(5)
 
     def tell(batch):
-        kept = draw_condition_masks(conditions, batch['item'], draws)
-        return prepare_conditions(conditions, batch, draws, kept)['cross_cond']
+        masks = draw_condition_masks(conditions, batch['item'], draws)
+        return prepare_conditions(conditions, batch, draws, masks)['cross_cond']
 
-    told = tell(many)
-    empty = (told == 0).flatten(1).all(1)
+    texts = tell(many)
+    empty = (texts == 0).flatten(1).all(1)
     assert abs(empty.float().mean() - 0.25) < 0.03
     some = {key: value[100:110] for key, value in many.items()}
-    assert torch.equal(tell(some), told[100:110])
+    assert torch.equal(tell(some), texts[100:110])

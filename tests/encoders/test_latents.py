@@ -78,9 +78,9 @@ def test_latents_are_computed_once_and_normalised(pictures, tmp_path):
     ):
         cached_latents(other, pictures, name, tmp_path / 'cache')
         assert other.network.calls == 1
-    known = LatentEncoder(Halving(), [1.0, 1.0], [2.0, 2.0])
+    encoder_with_statistics = LatentEncoder(Halving(), [1.0, 1.0], [2.0, 2.0])
     torch.testing.assert_close(
-        cached_latents(known, pictures, 'twenty', tmp_path / 'cache'),
+        cached_latents(encoder_with_statistics, pictures, 'twenty', tmp_path / 'cache'),
         (encoder.network.encode(x)[0] - 1) / 2,
     )
 

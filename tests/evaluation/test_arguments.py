@@ -90,15 +90,15 @@ def test_other_functions_take_arrays():
     labels = np.arange(40) % 2
     network = E.train_classifier(PICTURES, labels.tolist(), 2, steps=1)
     assert torch.equal(network(PICTURES), network(torch.from_numpy(PICTURES) / 127.5 - 1))
-    found = E.nearest_neighbours(PICTURES[:5], PICTURES)
-    assert found.index.tolist() == [0, 1, 2, 3, 4] and found.distance.max() < 1e-6
-    assert E.neighbour_picture(PICTURES[:5], PICTURES, found, 2).shape[0] == 1
+    neighbours = E.nearest_neighbours(PICTURES[:5], PICTURES)
+    assert neighbours.index.tolist() == [0, 1, 2, 3, 4] and neighbours.distance.max() < 1e-6
+    assert E.neighbour_picture(PICTURES[:5], PICTURES, neighbours, 2).shape[0] == 1
 
 
 def test_bytes_and_floats_are_pictures_on_one_scale():
     """Pixels of bytes are not compared with pixels in [-1, 1] as they stand."""
-    found = E.nearest_neighbours(PICTURES[:5] / 127.5 - 1, PICTURES)
-    assert found.index.tolist() == [0, 1, 2, 3, 4] and found.distance.max() < 1e-6
+    neighbours = E.nearest_neighbours(PICTURES[:5] / 127.5 - 1, PICTURES)
+    assert neighbours.index.tolist() == [0, 1, 2, 3, 4] and neighbours.distance.max() < 1e-6
 
 
 def test_features_of_arrays():
@@ -106,10 +106,12 @@ def test_features_of_arrays():
     expected = floats.reshape(40, 1, 2, 4, 2, 4).mean((3, 5)).reshape(40, 4)
     for pictures in (PICTURES, floats, [PICTURES[:30], PICTURES[30:]], iter([floats])):
         np.testing.assert_allclose(E.extract(patches, pictures), expected, atol=1e-6)
-    drawn = E.compute_features(Lone(), lambda n: floats[:n], lambda x: patches(x).numpy(), 7, 7)
-    np.testing.assert_allclose(drawn, expected[:7], atol=1e-6)
-    kept = E.reference_features(Items(), np.arange(6), patches)
-    np.testing.assert_allclose(kept, expected[:6], atol=1e-6)
+    features_of_samples = E.compute_features(
+        Lone(), lambda n: floats[:n], lambda x: patches(x).numpy(), 7, 7
+    )
+    np.testing.assert_allclose(features_of_samples, expected[:7], atol=1e-6)
+    features_of_items = E.reference_features(Items(), np.arange(6), patches)
+    np.testing.assert_allclose(features_of_items, expected[:6], atol=1e-6)
 
 
 BAD = {
@@ -241,14 +243,14 @@ def test_a_list_of_pictures_is_a_batch(pictures):
     ],
 )
 @pytest.mark.parametrize(
-    'pictures, told',
+    'pictures, message',
     [
         (PICTURES.transpose(0, 2, 3, 1), r'channels last\. permute\(0, 3, 1, 2\)'),
         (PICTURES.astype(np.float32), r'in \[-1, 1\].* got values to 255\. x / 127.5 - 1'),
     ],
 )
-def test_pictures_of_another_order_or_scale_are_refused(call, pictures, told):
-    with pytest.raises(ValueError, match=told):
+def test_pictures_of_another_order_or_scale_are_refused(call, pictures, message):
+    with pytest.raises(ValueError, match=message):
         call(pictures)
 
 

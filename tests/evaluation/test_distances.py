@@ -81,9 +81,9 @@ def test_fid_has_a_gradient():
 
 def test_fid_infinity_takes_the_bias_away():
     y = features(20_000)
-    found = [E.fid_infinity(features(600, seed=seed), y, seed=seed)[0] for seed in range(1, 9)]
+    estimates = [E.fid_infinity(features(600, seed=seed), y, seed=seed)[0] for seed in range(1, 9)]
     plain = [E.fid(features(600, seed=seed), y).item() for seed in range(1, 9)]
-    assert abs(np.mean(found)) < 0.35 * np.mean(plain) and np.mean(plain) > 0.1
+    assert abs(np.mean(estimates)) < 0.35 * np.mean(plain) and np.mean(plain) > 0.1
     value, stderr = E.fid_infinity(features(600, seed=1, shift=1.0), y)
     assert value == pytest.approx(24, rel=0.1) and 0 < stderr < 1
 
@@ -239,18 +239,18 @@ def test_intervals_of_fid_belong_to_the_number_beside_them(d, n, shift, scale):
     bounds.
     """
     draw, y, true = gaussians(d, 3, shift, scale)
-    found = [E.measure(draw(n), y, 'fid', blocks=20) for _ in range(120)]
-    mean = np.mean([values['fid'] for values in found])
+    measurements = [E.measure(draw(n), y, 'fid', blocks=20) for _ in range(120)]
+    mean = np.mean([values['fid'] for values in measurements])
     assert mean > 1.05 * true
     for name, target in (('fid', mean), ('fid_unbiased', true)):
-        assert all(v[f'{name}_low'] < v[name] < v[f'{name}_high'] for v in found)
-        covered = sum(v[f'{name}_low'] <= target <= v[f'{name}_high'] for v in found)
+        assert all(v[f'{name}_low'] < v[name] < v[f'{name}_high'] for v in measurements)
+        covered = sum(v[f'{name}_low'] <= target <= v[f'{name}_high'] for v in measurements)
         assert 105 <= covered <= 120  # 95 % less four standard errors
 
 
 def test_intervals_of_the_other_numbers_cover():
     draw, y, true = gaussians(6, 5, 0.5, 1.2)
-    found = [E.measure(draw(150), y, ('fid_infinity', 'kid')) for _ in range(40)]
-    assert sum(v['fid_infinity_low'] <= true <= v['fid_infinity_high'] for v in found) >= 33
+    measurements = [E.measure(draw(150), y, ('fid_infinity', 'kid')) for _ in range(40)]
+    assert sum(v['fid_infinity_low'] <= true <= v['fid_infinity_high'] for v in measurements) >= 33
     kid = E.squared_mmd(draw(4000), y).item()
-    assert sum(v['kid_low'] <= kid <= v['kid_high'] for v in found) >= 33
+    assert sum(v['kid_low'] <= kid <= v['kid_high'] for v in measurements) >= 33

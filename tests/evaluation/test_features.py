@@ -49,9 +49,9 @@ def script(tmp_path):
 
 def test_inception_is_fed_levels_at_its_size(script):
     extractor = E.InceptionV3FeatureExtractor(path=script, allow_code=True)
-    found = extractor(torch.tensor([-1.0, 0.0, 1.0, 3.0])[:, None, None, None].expand(4, 1, 8, 8))
+    output = extractor(torch.tensor([-1.0, 0.0, 1.0, 3.0])[:, None, None, None].expand(4, 1, 8, 8))
     expected = (torch.tensor([0.0, 127.5, 255.0, 255.0]) - 128) / 128
-    torch.testing.assert_close(found, expected[:, None] * torch.tensor([3.0, 1.0, 1.0]))
+    torch.testing.assert_close(output, expected[:, None] * torch.tensor([3.0, 1.0, 1.0]))
     assert extractor.fingerprint.startswith('inception ')
 
 
@@ -101,10 +101,10 @@ def test_transformers_from_a_folder(tmp_path):
         E.DINOv2FeatureExtractor(str(tmp_path / 'dino')),
     )
     for extractor, width in ((a, 8), (b, 12)):
-        found = extractor(x)
-        assert found.shape == (3, width)
-        torch.testing.assert_close(found.norm(dim=1), torch.full([3], width**0.5))
-        assert (found[0] - found[1]).abs().max() > 1e-4
+        output = extractor(x)
+        assert output.shape == (3, width)
+        torch.testing.assert_close(output.norm(dim=1), torch.full([3], width**0.5))
+        assert (output[0] - output[1]).abs().max() > 1e-4
     resized = torch.nn.functional.interpolate(x, (32, 32), mode='bicubic', antialias=True).expand(
         -1, 3, -1, -1
     )
@@ -177,8 +177,8 @@ def test_reference_features_are_computed_once(digits, tmp_path):
         torch.equal(E.reference_features(digits, range(100), extractor, tmp_path, 50), first)
         and len(calls) == 4
     )
-    kept = next(tmp_path.iterdir())
-    kept.write_bytes(kept.read_bytes()[:-1])
+    file = next(tmp_path.iterdir())
+    file.write_bytes(file.read_bytes()[:-1])
     with pytest.warns(UserWarning, match='its contents are computed again'):
         again = E.reference_features(digits, range(100), extractor, tmp_path, 100)
     assert torch.equal(again, first) and len(calls) == 5
@@ -207,8 +207,8 @@ def test_compute_features_takes_as_many_as_asked():
         sizes.append(count)
         return torch.full([count + 2, 1], float(len(sizes)))
 
-    found = E.compute_features(Lone(), draw, lambda x: x * 2, 10, 4)
-    assert sizes == [4, 4, 2] and found.flatten().tolist() == [2.0] * 4 + [4.0] * 4 + [6.0] * 2
+    output = E.compute_features(Lone(), draw, lambda x: x * 2, 10, 4)
+    assert sizes == [4, 4, 2] and output.flatten().tolist() == [2.0] * 4 + [4.0] * 4 + [6.0] * 2
     batches = iter([torch.ones(4, 1), torch.ones(4, 1)])
     assert len(E.compute_features(Lone(), lambda count: next(batches), lambda x: x, 100, 4)) == 8
     with pytest.raises(ValueError, match='n must be >= 1; got 0'):
@@ -258,19 +258,19 @@ def test_samples_are_rounded_as_a_file_would():
     samples = (levels + noise) / 127.5 - 1
     expected = Gradients()(levels / 127.5 - 1)
     assert (Gradients()(samples) - expected).abs().mean() > 0.01
-    for found in (
+    for output in (
         E.extract(Gradients(), samples),
         E.extract(Gradients(), iter([samples])),
         E.compute_features(Lone(), lambda n: samples[:n], Gradients(), 50, 50),
     ):
-        torch.testing.assert_close(found, expected)
-    left = E.compute_features(
+        torch.testing.assert_close(output, expected)
+    unrounded = E.compute_features(
         Lone(), lambda n: samples[:n], Gradients(), 50, 50, round_pictures=False
     )
-    torch.testing.assert_close(left, Gradients()(samples))
+    torch.testing.assert_close(unrounded, Gradients()(samples))
     bounds = torch.tensor([-9.0, 9.0, 0.5 / 127.5 - 1 - 1e-4])[:, None, None, None]
-    seen = E.compute_features(Lone(), lambda n: bounds, lambda x: x.flatten(1), 3, 3)
-    assert seen.flatten().tolist() == [-1.0, 1.0, -1.0]
+    clipped = E.compute_features(Lone(), lambda n: bounds, lambda x: x.flatten(1), 3, 3)
+    assert clipped.flatten().tolist() == [-1.0, 1.0, -1.0]
 
 
 def test_a_script_needs_leave_to_run_its_code(script, tmp_path, monkeypatch):

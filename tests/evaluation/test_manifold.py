@@ -43,9 +43,9 @@ def test_the_definitions():
         torch.randn(17, 3, dtype=torch.float64) * 0.8 + 0.5,
     )
     expected = slow(x, y, 2, 3)
-    found = (*E.precision_recall(x, y, 2, chunk=5), *E.density_coverage(x, y, 3, chunk=5))
+    actual = (*E.precision_recall(x, y, 2, chunk=5), *E.density_coverage(x, y, 3, chunk=5))
     assert (
-        found == pytest.approx(expected, abs=1e-12) and 0 < expected[0] < 1 and 0 < expected[3] < 1
+        actual == pytest.approx(expected, abs=1e-12) and 0 < expected[0] < 1 and 0 < expected[3] < 1
     )
 
 
@@ -64,17 +64,17 @@ def test_lost_modes_cost_recall_and_stray_samples_precision():
 def test_copies_are_found_and_shown():
     train = torch.rand(50, 1, 6, 6) * 2 - 1
     samples = torch.cat([train[[7, 31]] + 0.001, torch.rand(20, 1, 6, 6) * 2 - 1])
-    found = E.nearest_neighbours(samples, train, chunk=9)
+    neighbours = E.nearest_neighbours(samples, train, chunk=9)
     assert (
-        found.index[:2].tolist() == [7, 31]
-        and found.ratio[:2].max() < 0.05
-        and found.copies() == pytest.approx(2 / 22)
+        neighbours.index[:2].tolist() == [7, 31]
+        and neighbours.ratio[:2].max() < 0.05
+        and neighbours.copies() == pytest.approx(2 / 22)
     )
     brute = torch.cdist(samples.double().flatten(1), train.double().flatten(1)).sort(1).values
-    torch.testing.assert_close(found.ratio, brute[:, 0] / brute[:, 1], rtol=1e-4, atol=1e-5)
-    picture = E.neighbour_picture(samples, train, found, pairs=4, columns=2)
+    torch.testing.assert_close(neighbours.ratio, brute[:, 0] / brute[:, 1], rtol=1e-4, atol=1e-5)
+    picture = E.neighbour_picture(samples, train, neighbours, pairs=4, columns=2)
     assert picture.shape == (1, 16, 28) and picture.max() == 1.0
-    assert torch.equal(picture[:, :6, 6:12], train[found.index[found.ratio.argmin()]])
+    assert torch.equal(picture[:, :6, 6:12], train[neighbours.index[neighbours.ratio.argmin()]])
 
 
 def test_bootstrap_intervals_cover():

@@ -344,10 +344,10 @@ def test_conditions_of_one_item_serve_all(family):
     denoiser = K.external.from_diffusers(model, scheduler)
     x, sigma = torch.randn(3, channels, 8, 8), torch.tensor([0.5, 1.0, 5.0])
     one = {name: value[:1] for name, value in cond.items()}
-    got = denoiser(x, sigma, **one)
+    actual = denoiser(x, sigma, **one)
     for i in range(3):
         torch.testing.assert_close(
-            got[i : i + 1], denoiser(x[i : i + 1], sigma[i : i + 1], **one), atol=1e-5, rtol=1e-5
+            actual[i : i + 1], denoiser(x[i : i + 1], sigma[i : i + 1], **one), atol=1e-5, rtol=1e-5
         )
 
 

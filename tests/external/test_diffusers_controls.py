@@ -153,20 +153,20 @@ def test_a_controlnet_of_stable_diffusion_3(zeros):
     scheduler.set_timesteps(STEPS)
     expected = NOISE.double()
     for t in scheduler.timesteps:
-        asked = {
+        arguments = {
             'hidden_states': expected.float(),
             'timestep': t.expand(2),
             'encoder_hidden_states': WORDS,
         }
         blocks = net(
-            **asked,
+            **arguments,
             controlnet_cond=latents,
             conditioning_scale=0.7,
             pooled_projections=POOLED * (not zeros),
             return_dict=False,
         )[0]
         answer = network(
-            **asked,
+            **arguments,
             pooled_projections=POOLED,
             block_controlnet_hidden_states=blocks,
             return_dict=False,
@@ -199,7 +199,7 @@ def test_a_controlnet_of_flux_is_given_its_picture_as_tokens():
     ids = diffusers.FluxPipeline._prepare_latent_image_ids(2, 4, 4, 'cpu', torch.float32)
     expected = pack(NOISE, *NOISE.shape).double()
     for t in scheduler.timesteps:
-        asked = {
+        arguments = {
             'hidden_states': expected.float(),
             'timestep': t.expand(2) / 1000,
             'encoder_hidden_states': WORDS,
@@ -209,10 +209,10 @@ def test_a_controlnet_of_flux_is_given_its_picture_as_tokens():
             'return_dict': False,
         }
         blocks, single = net(
-            **asked, controlnet_cond=pack(latents, *latents.shape), conditioning_scale=0.7
+            **arguments, controlnet_cond=pack(latents, *latents.shape), conditioning_scale=0.7
         )
         answer = network(
-            **asked, controlnet_block_samples=blocks, controlnet_single_block_samples=single
+            **arguments, controlnet_block_samples=blocks, controlnet_single_block_samples=single
         )[0]
         expected = scheduler.step(answer.double(), t, expected, return_dict=False)[0]
     expected = diffusers.FluxPipeline._unpack_latents(expected, 64, 64, 8)
@@ -315,8 +315,8 @@ def test_residuals_computed_elsewhere_pass_through():
     expected = NOISE - 2 * unet(NOISE / 5**0.5, t, return_dict=False, **cond)[0]
     torch.testing.assert_close(denoiser(NOISE, sigma, **cond), expected, rtol=1e-5, atol=1e-5)
     controlled = K.external.from_diffusers(unet, scheduler, controlnet=net)
-    asked = controlled(NOISE, sigma, encoder_hidden_states=WORDS, controlnet_cond=PICTURE)
-    torch.testing.assert_close(asked, expected, rtol=1e-5, atol=1e-5)
+    output = controlled(NOISE, sigma, encoder_hidden_states=WORDS, controlnet_cond=PICTURE)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
 
 
 def ip_adapter(unet, tokens=4, width=6):

@@ -707,18 +707,18 @@ def test_half_precision_and_conditions_of_one_item(name):
 def test_channels_beside_those_of_flux_are_packed_together():
     """As in FluxControlPipeline and FluxFillPipeline, which pack both and join the tokens."""
     pack = diffusers.FluxPipeline._pack_latents
-    case, seen = CASES['flux'], []
+    case, hidden_states = CASES['flux'], []
     network = diffusers.FluxTransformer2DModel(
         **{**case.settings, 'in_channels': 32, 'out_channels': 16}
     ).eval()
     network.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs['hidden_states']), with_kwargs=True
+        lambda module, args, kwargs: hidden_states.append(kwargs['hidden_states']), with_kwargs=True
     )
     x, beside = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     denoiser = K.external.from_diffusers(network, diffusers.FlowMatchEulerDiscreteScheduler())
     assert denoiser(x, torch.ones(2), unet_cond=beside, **case.cond).shape == x.shape
     torch.testing.assert_close(
-        seen[0], torch.cat([pack(x / 2, *x.shape), pack(beside, *x.shape)], 2)
+        hidden_states[0], torch.cat([pack(x / 2, *x.shape), pack(beside, *x.shape)], 2)
     )
 
 

@@ -104,14 +104,14 @@ def test_picture_to_video():
         sigma_min=0.002,
         sigma_max=700.0,
     )
-    seen, ids = randn(2, 1, 12, seed=3), torch.tensor([[6.0, 127.0, 0.02]] * 2)
+    picture_embedding, ids = randn(2, 1, 12, seed=3), torch.tensor([[6.0, 127.0, 0.02]] * 2)
     picture = randn(2, 3, 4, 8, 8, seed=4)
 
     def ask(x, t):
         x = torch.cat([x, picture], 2)
-        return model(x, t, seen, added_time_ids=ids, return_dict=False)[0]
+        return model(x, t, picture_embedding, added_time_ids=ids, return_dict=False)[0]
 
-    cond = {'encoder_hidden_states': seen, 'added_time_ids': ids, 'unet_cond': picture}
+    cond = {'encoder_hidden_states': picture_embedding, 'added_time_ids': ids, 'unet_cond': picture}
     denoiser = K.external.from_diffusers(model, scheduler)
     compare(denoiser, scheduler, randn(2, 3, 4, 8, 8), ask, cond)
 

@@ -22,7 +22,7 @@ def gaussian(x, sigma):
 class EDMPrecond(nn.Module):
     def __init__(self, sigma_min=0.0, sigma_max=float('inf'), label_dim=0):
         super().__init__()
-        self.sigma_min, self.sigma_max, self.label_dim, self.asked = (
+        self.sigma_min, self.sigma_max, self.label_dim, self.levels = (
             sigma_min,
             sigma_max,
             label_dim,
@@ -33,7 +33,7 @@ class EDMPrecond(nn.Module):
         return torch.as_tensor(sigma)
 
     def forward(self, x, sigma, class_labels=None, force_fp32=False, **model_kwargs):
-        self.asked.append(float(sigma[0]))
+        self.levels.append(float(sigma[0]))
         return gaussian(x, sigma)
 
 
@@ -97,8 +97,8 @@ def test_sample_asks_at_levels_that_the_network_knows():
         seeds=0,
         callback=lambda done, info: levels.append(float(info['sigma'])),
     )
-    for walked, asked in zip(levels, network.asked, strict=True):
-        assert walked == pytest.approx(asked, rel=1e-5)
+    for walked, level in zip(levels, network.levels, strict=True):
+        assert walked == pytest.approx(level, rel=1e-5)
         assert math.log(walked) == pytest.approx(round(math.log(walked)), abs=1e-5)
     assert max(levels) <= math.exp(5)  # not 20,291
 

@@ -51,10 +51,10 @@ def diffusion(every=1, rescale=False, kind=MeanType.EPSILON):
     """As SpacedDiffusion holds them: the levels that are left, and which of the base process
     they were.
     """
-    kept = list(range(0, T, every))
+    timesteps = list(range(0, T, every))
     return SimpleNamespace(
-        alphas_cumprod=ALPHAS[kept].numpy(),
-        timestep_map=kept,
+        alphas_cumprod=ALPHAS[timesteps].numpy(),
+        timestep_map=timesteps,
         original_num_steps=T,
         rescale_timesteps=rescale,
         model_mean_type=kind,
@@ -162,24 +162,26 @@ def attention(monkeypatch):
     return Block, module
 
 
-@pytest.mark.parametrize('held', [False, True])
-def test_gradients_flow_through_a_frozen_network_that_recomputes(attention, held):
+@pytest.mark.parametrize('is_wrapped', [False, True])
+def test_gradients_flow_through_a_frozen_network_that_recomputes(attention, is_wrapped):
     block, module = attention[0](), attention[1]
     holder = SimpleNamespace(
         alphas_cumprod=ALPHAS.float(), apply_model=lambda x, t, cond: block(x, t), net=block
     )
     denoiser = (
         K.external.CompVisDenoiser(holder)
-        if held
+        if is_wrapped
         else K.external.DiscreteEpsDDPMDenoiser(block, ALPHAS.float(), False)
     )
     x, sigma = torch.randn(2, 3, requires_grad=True), torch.tensor([0.5, 2.0])
     (expected,) = torch.autograd.grad(
-        denoiser(x, sigma, **({'cond': None} if held else {})).sum(), x
+        denoiser(x, sigma, **({'cond': None} if is_wrapped else {})).sum(), x
     )
     block.requires_grad_(False)
-    (got,) = torch.autograd.grad(denoiser(x, sigma, **({'cond': None} if held else {})).sum(), x)
-    torch.testing.assert_close(got, expected)
+    (actual,) = torch.autograd.grad(
+        denoiser(x, sigma, **({'cond': None} if is_wrapped else {})).sum(), x
+    )
+    torch.testing.assert_close(actual, expected)
     assert module.checkpoint is checkpoint
     with pytest.raises(RuntimeError, match='does not require grad'):  # what happens without
         torch.autograd.grad(block(x, sigma).sum(), x)
@@ -206,9 +208,9 @@ def test_flow():
     t = denoiser.sigma_to_t(denoiser.get_sigmas(4, shift=1.0))
     torch.testing.assert_close(t, torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0]), rtol=2e-4, atol=0)
     assert denoiser.t_to_sigma(torch.tensor(1.0)) == 1e4
-    seen = []
-    K.external.FlowDenoiser(lambda x, t: seen.append(t) or x, time_scale=1000.0)(x, sigma)
-    torch.testing.assert_close(seen[0], 1000 * sigma / (1 + sigma))
+    times = []
+    K.external.FlowDenoiser(lambda x, t: times.append(t) or x, time_scale=1000.0)(x, sigma)
+    torch.testing.assert_close(times[0], 1000 * sigma / (1 + sigma))
     out = K.sampling.sample_heun(
         denoiser,
         torch.randn(2000, 3, dtype=torch.float64) * 1e4,
@@ -228,7 +230,7 @@ class EDMPrecond(nn.Module):
     def __init__(self, sigma_max=math.inf, levels=None):
         super().__init__()
         self.sigma_min, self.sigma_max, self.label_dim, self.levels = 0, sigma_max, 4, levels
-        self.seen = []
+        self.calls = []
 
     def round_sigma(self, sigma):
         if self.levels is None:
@@ -239,7 +241,7 @@ class EDMPrecond(nn.Module):
 
     def forward(self, x, sigma, class_labels=None, force_fp32=False):
         assert x.dtype == sigma.dtype == torch.float32 and sigma.shape == (len(x),)
-        self.seen.append((sigma, class_labels))
+        self.calls.append((sigma, class_labels))
         shift = 0 if class_labels is None else (class_labels @ torch.arange(1.0, 5.0))[:, None]
         return x / (1 + sigma[:, None] ** 2) + shift
 
@@ -258,7 +260,7 @@ def test_edm():
         rtol=1e-5,
         atol=1e-5,
     )
-    assert out.dtype == torch.float64 and denoiser.inner_model.seen[0][1].tolist()[2] == [
+    assert out.dtype == torch.float64 and denoiser.inner_model.calls[0][1].tolist()[2] == [
         0.0,
         0.0,
         0.0,
@@ -286,7 +288,7 @@ def test_edm_with_levels_of_its_own():
         and denoiser.sigma_max == 50
     )
     denoiser(torch.randn(1, 2), torch.tensor([0.123]))
-    assert denoiser.inner_model.seen[0][0].item() in levels.tolist()
+    assert denoiser.inner_model.calls[0][0].item() in levels.tolist()
 
 
 # Recognising

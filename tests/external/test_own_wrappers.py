@@ -94,9 +94,9 @@ class Derived(diffusers.UNet2DConditionModel):
 
 
 def derived(unet):
-    made = Derived.from_config(unet.config).eval()
-    made.load_state_dict(unet.state_dict())
-    return made
+    network = Derived.from_config(unet.config).eval()
+    network.load_state_dict(unet.state_dict())
+    return network
 
 
 WRAPPERS = [
@@ -231,5 +231,5 @@ def test_a_class_is_a_tensor_a_list_or_a_number():
     ).eval()
     denoiser, x = K.external.from_diffusers(unet, diffusers.DDIMScheduler()), X
     expected = denoiser(x, SIGMA, class_cond=torch.tensor([3, 3]))
-    for given in 3, [3, 3], torch.tensor(3):
-        assert torch.equal(denoiser(x, SIGMA, class_cond=given), expected)
+    for label in 3, [3, 3], torch.tensor(3):
+        assert torch.equal(denoiser(x, SIGMA, class_cond=label), expected)

@@ -118,11 +118,11 @@ def test_guided_diffusion(tmp_path):
     torch.save(GUIDED, tmp_path / '64x64_diffusion.pt')
     published = load_published(tmp_path / '64x64_diffusion.pt')
     assert published.family == 'guided-diffusion'
-    told = {
+    facts = {
         key: published.arguments[key]
         for key in ('image_size', 'class_cond', 'learn_sigma', 'num_channels', 'noise_schedule')
     }
-    assert told == {
+    assert facts == {
         'image_size': 64,
         'class_cond': True,
         'learn_sigma': True,

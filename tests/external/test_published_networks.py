@@ -306,13 +306,13 @@ def test_a_frozen_classifier_in_its_own_dtype(dtype):
     log_prob = K.external.openai_classifier(classifier, diffusion)
     x = randn(2, 3, 8, 8).to(dtype).requires_grad_()
     sigma, labels = torch.tensor([0.3, 2.0], dtype=dtype), torch.tensor([1, 3])
-    got = log_prob(x, sigma, labels)
+    actual = log_prob(x, sigma, labels)
     place = K.external.DiscreteSchedule(
         torch.as_tensor((1 / diffusion.alphas_cumprod - 1) ** 0.5).float(), False
     ).sigma_to_t(sigma)
     logits = classifier((x / (1 + sigma**2).sqrt()[:, None, None, None]).float(), place).to(dtype)
-    torch.testing.assert_close(got, torch.log_softmax(logits, 1)[[0, 1], labels])
-    assert torch.autograd.grad(got.sum(), x)[0].abs().max() > 0
+    torch.testing.assert_close(actual, torch.log_softmax(logits, 1)[[0, 1], labels])
+    assert torch.autograd.grad(actual.sum(), x)[0].abs().max() > 0
     assert log_prob(x, sigma, labels[:1]).shape == (2,)
 
 

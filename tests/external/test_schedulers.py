@@ -27,7 +27,7 @@ SOLVERS = {
     'SASolverScheduler': {'predictor_order': 1, 'corrector_order': 1, 'tau_func': lambda t: 0},
 }
 #: Classes whose levels are read, which the levels' test covers.
-KNOWN = {
+EXPECTED_ERRORS = {
     'EulerDiscreteScheduler',
     'EulerAncestralDiscreteScheduler',
     'HeunDiscreteScheduler',
@@ -59,14 +59,14 @@ KNOWN = {
 
 def classes():
     """The scheduler classes of the installed diffusers that can be made (others lack a package)."""
-    found = (
+    members = (
         getattr(diffusers, name)
         for name in dir(diffusers)
         if name.endswith('Scheduler') and 'Flax' not in name
     )
     return {
         thing.__name__: thing
-        for thing in found
+        for thing in members
         if isinstance(thing, type)
         and '.dummy_' not in thing.__module__
         and issubclass(thing, diffusers.SchedulerMixin)
@@ -173,7 +173,7 @@ def flowing(sigma):
 
 @pytest.mark.parametrize('name', sorted(classes()))
 def test_every_scheduler_gives_its_levels_or_is_refused_by_name(name):
-    if name not in KNOWN:
+    if name not in EXPECTED_ERRORS:
         scheduler = object.__new__(classes()[name])
         scheduler._internal_dict = diffusers.configuration_utils.FrozenDict({})
         with pytest.raises(ValueError, match=f'got {name}. Known are Euler'):
@@ -417,7 +417,7 @@ def test_a_derived_class_is_known_by_its_base():
     )
 
 
-def made(name, **options):
+def scheduler_case(name, **options):
     return lambda: (make(name, **options),)
 
 
@@ -433,14 +433,18 @@ def scheduler_without_steps():
         (lambda: (Network(),), TypeError, 'got Network'),
         (lambda: ({'prediction_type': 'epsilon'},), TypeError, 'got dict'),
         (scheduler_without_steps, ValueError, 'set_timesteps'),
-        (made('FlowMatchEulerDiscreteScheduler', invert_sigmas=True), ValueError, 'invert_sigmas'),
         (
-            made('DPMSolverMultistepScheduler', use_karras_sigmas=True, **FLOW),
+            scheduler_case('FlowMatchEulerDiscreteScheduler', invert_sigmas=True),
+            ValueError,
+            'invert_sigmas',
+        ),
+        (
+            scheduler_case('DPMSolverMultistepScheduler', use_karras_sigmas=True, **FLOW),
             ValueError,
             'flow times between 0 and 1',
         ),
-        (made('PNDMScheduler', n=20, skip_prk_steps=False), ValueError, 'skip_prk_steps'),
-        (lambda: (*made('DDIMScheduler')(), -1.0), ValueError, 'sigma_max must be > 0'),
+        (scheduler_case('PNDMScheduler', n=20, skip_prk_steps=False), ValueError, 'skip_prk_steps'),
+        (lambda: (*scheduler_case('DDIMScheduler')(), -1.0), ValueError, 'sigma_max must be > 0'),
     ],
     ids=stable_id,
 )

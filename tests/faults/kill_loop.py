@@ -93,11 +93,11 @@ def wait_for_moment(pid: int, folder: Path, moments: random.Random) -> str:
         time.sleep(moments.uniform(0.0, 1.5))
         return 'random'
     mark, later = f'.{pid}.tmp', moments.randint(1, 4)
-    seen: set[str] = set()
+    names: set[str] = set()
     until = time.monotonic() + 20
     while time.monotonic() < until and is_alive(pid):
-        seen |= {path.name for path in folder.glob('.*') if mark in path.name}
-        if len(seen) >= later:
+        names |= {path.name for path in folder.glob('.*') if mark in path.name}
+        if len(names) >= later:
             time.sleep(moments.uniform(0.0, 0.004))
             return 'writing'
     return 'random'
@@ -136,7 +136,7 @@ def differences(killed: Path, straight: Path, step: int) -> list[str]:
         load_checkpoint(RunFolder(folder, 'tiny').checkpoint_path(step))
         for folder in (killed, straight)
     ]
-    found = [key for key in KEYS if not is_same(states[0][key], states[1][key])]
+    keys = [key for key in KEYS if not is_same(states[0][key], states[1][key])]
     logs = [
         [
             {key: line[key] for key in LOGGED}
@@ -147,7 +147,7 @@ def differences(killed: Path, straight: Path, step: int) -> list[str]:
     ]
     files = [sorted(path.name for path in folder.iterdir()) for folder in (killed, straight)]
     more = sorted(set(files[0]) ^ set(files[1]))
-    return found + ['log'] * (logs[0] != logs[1]) + [f'file {name}' for name in more]
+    return keys + ['log'] * (logs[0] != logs[1]) + [f'file {name}' for name in more]
 
 
 def is_same(a: object, b: object) -> bool:

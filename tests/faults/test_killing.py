@@ -35,8 +35,8 @@ KEYS = (
 def wait_for(condition, seconds=60):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        if found := condition():
-            return found
+        if value := condition():
+            return value
         time.sleep(0.02)
     raise AssertionError('it did not come to pass in time')
 
@@ -302,8 +302,8 @@ def test_pieces_are_gone_on_with_by_another_number_of_processes(program):
     for key in ('model', 'model_ema'):
         for name, value in theirs[key].items():
             torch.testing.assert_close(ours[key][name], value, atol=2e-5, rtol=1e-3)
-    listed = json.loads((program.run_dir / 'tiny_manifest.json').read_text())['checkpoints']
-    assert len(listed['tiny_00000004.shards']['files']) == 4
+    manifest = json.loads((program.run_dir / 'tiny_manifest.json').read_text())['checkpoints']
+    assert len(manifest['tiny_00000004.shards']['files']) == 4
 
 
 def test_grids_drawn_by_two_processes_are_those_of_one(program):

@@ -132,11 +132,11 @@ def test_a_read_only_disk_is_a_sentence(train, capsys, monkeypatch):
 
 def test_the_lock_is_the_kernels_and_ends_with_its_holder(tmp_path):
     folder = tmp_path / 'a' / 'b'
-    ready, told = os.pipe()
+    ready, write_end = os.pipe()
     child = os.fork()
     if child == 0:  # holds the lock until it is killed
         with run_lock(folder, 'x'):
-            os.write(told, b'!')
+            os.write(write_end, b'!')
             signal.pause()
     os.read(ready, 1)
     with (
@@ -245,8 +245,8 @@ def test_one_percent_of_broken_pictures_is_skipped_and_listed(train, tmp_path, c
     (tmp_path / 'tiny.json').write_text(json.dumps(config))
     assert train('--end-step', '3', '--num-workers', '0') == 0
     assert '198 images' in capsys.readouterr().err
-    listed = (train.folder.path / 'tiny_skipped.txt').read_text().splitlines()
-    assert [line.split(': ')[0] for line in listed] == [str(path) for path in broken]
+    lines = (train.folder.path / 'tiny_skipped.txt').read_text().splitlines()
+    assert [line.split(': ')[0] for line in lines] == [str(path) for path in broken]
 
 
 def test_code_in_a_checkpoint_is_not_run(train, tmp_path, capsys):

@@ -186,8 +186,8 @@ def test_an_evaluation_that_a_stop_prevented_is_made_at_the_resume(train, tmp_pa
     arguments = ['--end-step', '2', '--evaluate-every', '1', '--evaluate-n', '4']
 
     def rows(place):
-        found = metrics_hook.read_metrics(tmp_path / place / 'tiny_metrics.csv')
-        return [{key: value for key, value in row.items() if key != 'time'} for row in found]
+        metrics = metrics_hook.read_metrics(tmp_path / place / 'tiny_metrics.csv')
+        return [{key: value for key, value in row.items() if key != 'time'} for row in metrics]
 
     assert train(*arguments, place='straight') == 0
     with monkeypatch.context() as patch:

@@ -12,10 +12,10 @@ def denoise(x, sigma, class_cond, shift=0.0):
 
 
 def test_scale_1_is_the_denoiser_itself():
-    seen = []
+    batch_sizes = []
 
     def recorded(x, sigma, **cond):
-        seen.append(len(x))
+        batch_sizes.append(len(x))
         return denoise(x, sigma, **cond)
 
     x, sigma, label = torch.randn(4, 3), torch.rand(4) + 0.1, torch.tensor([0, 1, 2, 3])
@@ -23,7 +23,7 @@ def test_scale_1_is_the_denoiser_itself():
         classifier_free(recorded, {'class_cond': 9}, 1.0)(x, sigma, class_cond=label),
         denoise(x, sigma, label),
     )
-    assert seen == [4]
+    assert batch_sizes == [4]
 
 
 def test_the_pair_is_the_guided_and_the_unconditional_estimate():
@@ -49,16 +49,20 @@ def test_extrapolates_from_the_null_class(scale):
         denoise(x, sigma, label, shift=2.0),
         denoise(x, sigma, torch.full((4,), 9), shift=2.0),
     )
-    got = classifier_free(denoise, {'class_cond': 9}, scale)(x, sigma, class_cond=label, shift=2.0)
-    torch.testing.assert_close(got, without + scale * (with_ - without))
+    actual = classifier_free(denoise, {'class_cond': 9}, scale)(
+        x, sigma, class_cond=label, shift=2.0
+    )
+    torch.testing.assert_close(actual, without + scale * (with_ - without))
 
 
 def test_only_inside_the_interval():
     x, sigma, label = torch.randn(3, 3), torch.tensor([0.5, 1.0, 2.0]), torch.tensor([1, 1, 1])
-    got = classifier_free(denoise, {'class_cond': 0}, 3.0, (0.5, 1.0))(x, sigma, class_cond=label)
+    actual = classifier_free(denoise, {'class_cond': 0}, 3.0, (0.5, 1.0))(
+        x, sigma, class_cond=label
+    )
     plain = denoise(x, sigma, label)
-    assert torch.allclose(got[[0, 2]], plain[[0, 2]]) and torch.allclose(
-        got[1] - plain[1], torch.full((3,), 2.0)
+    assert torch.allclose(actual[[0, 2]], plain[[0, 2]]) and torch.allclose(
+        actual[1] - plain[1], torch.full((3,), 2.0)
     )
 
 

@@ -273,8 +273,8 @@ class Maker:
             mask = mask if self.yes() else (mask > 0.5)
 
             def inpainted(x, s, cond, i):
-                known, where = (value[i] if each else value for value in (image, mask.double()))
-                return (where * known).numpy() + (1 - where).numpy() * item(x, s, cond, i)
+                pixels, where = (value[i] if each else value for value in (image, mask.double()))
+                return (where * pixels).numpy() + (1 - where).numpy() * item(x, s, cond, i)
 
             return K.guidance.inpainting(model, image, mask), inpainted
         if kind == 'static':

@@ -102,23 +102,23 @@ CASES = {
 @pytest.mark.parametrize('name', CASES)
 def test_guidance_is_its_formula_item_by_item(name, joined, extra):
     cond, null, nulls = CASES[name]
-    got = classifier_free(denoise, null, SCALE, joined=joined)(X, SIGMA, **cond, **extra)
+    actual = classifier_free(denoise, null, SCALE, joined=joined)(X, SIGMA, **cond, **extra)
     for i in range(B):
         base = X[i] / (1 + SIGMA[i])
         more = item(extra, i, B)
         with_, without = (number_of({**c, **more}) for c in (item(cond, i, B), nulls[i]))
-        torch.testing.assert_close(got[i], base + without + SCALE * (with_ - without))
+        torch.testing.assert_close(actual[i], base + without + SCALE * (with_ - without))
 
 
 def test_the_model_gets_the_type_that_was_passed():
-    seen = []
+    types = []
 
     def ask(x, sigma, c, d):
-        seen.append((type(c), type(d)))
+        types.append((type(c), type(d)))
         return x * c
 
-    got = classifier_free(ask, {'c': 10}, 3.0)(torch.ones(2, 1), torch.ones(2), c=3, d=('a', 1))
-    assert seen == [(int, tuple)] * 2 and torch.equal(got, torch.full((2, 1), -11.0))
+    actual = classifier_free(ask, {'c': 10}, 3.0)(torch.ones(2, 1), torch.ones(2), c=3, d=('a', 1))
+    assert types == [(int, tuple)] * 2 and torch.equal(actual, torch.full((2, 1), -11.0))
 
 
 def test_batched_conditions_are_one_call():
@@ -160,9 +160,9 @@ def test_a_shared_tensor_stays_shared_when_guidance_takes_it_away_twice():
         return torch.zeros_like(x) + ids.sum()
 
     guided = classifier_free(classifier_free(ask, {'ids': 0.0}, 2.0), {'ids': 0.0}, 3.0)
-    got = guided(X, SIGMA, ids=K.share(torch.ones(B, 2, dtype=X.dtype)))
+    actual = guided(X, SIGMA, ids=K.share(torch.ones(B, 2, dtype=X.dtype)))
     assert set(shapes) == {(B, 2)}
-    torch.testing.assert_close(got, torch.full_like(X, 3.0 * 2.0 * 2 * B))
+    torch.testing.assert_close(actual, torch.full_like(X, 3.0 * 2.0 * 2 * B))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_sample_splits_trees_and_shares_the_rest(batch_size):
         'none': None,
     }
     start = torch.randn(n, 1, 2, 2)
-    got = K.sample(
+    actual = K.sample(
         denoise,
         start * 3,
         schedule=[3.0, 1.0, 0.0],
@@ -214,15 +214,15 @@ def test_sample_splits_trees_and_shares_the_rest(batch_size):
             with_, without = (number_of({**item(cond, i, n), 'c': c}) for c in (i, 7))
             denoised = base + without + 2 * (with_ - without)
             x = x + (x - denoised) / sigma * (sigma_next - sigma)
-        torch.testing.assert_close(got[i].double(), x, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(actual[i].double(), x, atol=1e-4, rtol=1e-5)
 
 
 def test_shared_tensors_are_not_split():
     """A tensor of 16 rows beside 16 items is shared where it is marked."""
-    seen = []
+    shapes = []
 
     def ask(x, sigma, ids, c):
-        seen.append(tuple(ids.shape))
+        shapes.append(tuple(ids.shape))
         return x
 
     marked = K.share(torch.randn(16, 3))
@@ -237,7 +237,7 @@ def test_shared_tensors_are_not_split():
         null={'c': 0},
         cond={'ids': marked, 'c': torch.ones(16)},
     )
-    assert set(seen) == {(16, 3)}
+    assert set(shapes) == {(16, 3)}
 
 
 def test_all_leaves_are_cast_to_the_networks_dtype():
@@ -300,9 +300,9 @@ def loss(denoised, sigma):
 
 @pytest.mark.parametrize('name', wrappers()[1])
 def test_a_wrapper_has_what_the_model_has_and_can_be_pickled(name):
-    base, made = wrappers()
+    base, by_name = wrappers()
     cond = {'class_cond': torch.tensor([1.0, 2.0, 3.0])} if name == 'classifier' else {}
-    wrapper = made[name]
+    wrapper = by_name[name]
     assert (wrapper.sigma_min, wrapper.sigma_max) == (0.03, 14.6) and torch.equal(
         wrapper.sigmas, base.sigmas
     )
@@ -340,7 +340,7 @@ def test_sample_walks_the_range_of_the_model_inside():
 
 
 @pytest.mark.parametrize(
-    ('name', 'made'),
+    ('name', 'make'),
     [
         ('classifier_free', lambda f, **k: K.guidance.classifier_free(f, {'c': 0.0}, 4.0, **k)),
         (
@@ -353,19 +353,19 @@ def test_sample_walks_the_range_of_the_model_inside():
         ),
     ],
 )
-def test_outside_the_interval_both_estimates_are_the_conditional_one(name, made):
+def test_outside_the_interval_both_estimates_are_the_conditional_one(name, make):
     label = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 
     def ask(x, sigma, c):
         return x * 0.5 + c.view(-1, 1, 1, 1)
 
     plain = ask(X, SIGMA, label)
-    guided, unconditional = made(ask, interval=(0.7, 1.5)).pair(X, SIGMA, c=label)
+    guided, unconditional = make(ask, interval=(0.7, 1.5)).pair(X, SIGMA, c=label)
     for estimate in (guided, unconditional):
         assert torch.equal(estimate[[0, 2]], plain[[0, 2]]) and not torch.allclose(
             estimate[1], plain[1]
         )
-    both = made(ask, interval=(5.0, 9.0)).pair(X, SIGMA, c=label)
+    both = make(ask, interval=(5.0, 9.0)).pair(X, SIGMA, c=label)
     assert torch.equal(both[0], plain) and torch.equal(both[1], plain)
 
 

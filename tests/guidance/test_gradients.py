@@ -167,14 +167,14 @@ def test_an_exact_classifier_leads_to_the_class():
         )
         return joint.log_softmax(1).gather(1, y[:, None])[:, 0]
 
-    got = classifier_guidance(mixture, log_prob)(x, sigma, class_cond=label)
+    actual = classifier_guidance(mixture, log_prob)(x, sigma, class_cond=label)
     want = torch.cat(
         [
             Gaussian(means[y], stds[y].expand(2))(x[i : i + 1], sigma[i : i + 1])
             for i, y in enumerate(label)
         ]
     )
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(actual, want)
     with pytest.raises(ValueError, match="with the condition 'class_cond'"):
         classifier_guidance(mixture, log_prob)(x, sigma)
 
@@ -184,11 +184,11 @@ def test_an_exact_classifier_leads_to_the_class():
 
 def test_views_are_a_function_of_the_level_and_the_seed():
     images, sigma = torch.rand(3, 2, 24, 20), torch.tensor([0.3, 2.0, 7.0])
-    seen = views(images, 8, sigma, 4, seed=5)
-    assert seen.shape == (12, 2, 8, 8)
-    torch.testing.assert_close(views(images[1:2], 8, sigma[1:2], 4, seed=5), seen[1::3])
-    assert not torch.allclose(views(images, 8, sigma, 4, seed=6), seen) and not torch.allclose(
-        seen[3:6], seen[6:9]
+    crops = views(images, 8, sigma, 4, seed=5)
+    assert crops.shape == (12, 2, 8, 8)
+    torch.testing.assert_close(views(images[1:2], 8, sigma[1:2], 4, seed=5), crops[1::3])
+    assert not torch.allclose(views(images, 8, sigma, 4, seed=6), crops) and not torch.allclose(
+        crops[3:6], crops[6:9]
     )
     flat = views(torch.full((3, 2, 24, 20), 0.25), 8, sigma, 4)
     torch.testing.assert_close(flat, torch.full_like(flat, 0.25))
@@ -266,7 +266,7 @@ def test_partial_noise_and_variations():
 
 def test_time_travel_takes_steps_again_and_keeps_the_law():
     data = Gaussian(torch.tensor([1.0, -1.0]), torch.tensor([0.5, 2.0]))
-    calls, shown = [], []
+    calls, numbers = [], []
 
     def counted(x, sigma):
         calls.append(float(sigma[0]))
@@ -276,10 +276,10 @@ def test_time_travel_takes_steps_again_and_keeps_the_law():
     x = torch.randn(4000, 2) * 30
     travelling = time_travel(K.sampling.sample_euler_ancestral, 3, (0.5, 5.0))
     out = travelling(
-        counted, x, sigmas, callback=lambda info: shown.append(info['i']), disable=True
+        counted, x, sigmas, callback=lambda info: numbers.append(info['i']), disable=True
     )
     within = int(((sigmas > 0.5) & (sigmas <= 5)).sum())
-    assert len(calls) == 60 + 2 * within and sorted(set(shown)) == list(range(60))
+    assert len(calls) == 60 + 2 * within and sorted(set(numbers)) == list(range(60))
     torch.testing.assert_close(out.mean(0), data.mean, atol=0.15, rtol=0)
     torch.testing.assert_close(out.std(0), data.std, atol=0.1, rtol=0.05)
     assert time_travel(K.sampling.sample_euler, 1) is K.sampling.sample_euler

@@ -53,14 +53,14 @@ def test_inpainting_of_many_images_under_guidance(batch_size, outside):
         model = inpainting(denoise, IMAGES, MASKS)
     else:
         model = inpainting(classifier_free(denoise, {'c': 0.0}, 7.0), IMAGES, MASKS)
-    got = K.sample(model, start, **how)
+    actual = K.sample(model, start, **how)
     for i in range(N):
 
         def by_hand(x, sigma, i=i):
             return torch.where(MASKS[i] > 0, IMAGES[i], guided_by_hand(x, sigma, float(LABELS[i])))
 
         expected = euler(by_hand, start[i : i + 1].double(), levels)[0]
-        torch.testing.assert_close(got[i].double(), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(actual[i].double(), expected, atol=1e-4, rtol=1e-4)
 
 
 def blurred(clean):
@@ -93,25 +93,27 @@ PER_ITEM = {
 def test_doubled_by_guidance_each_item_keeps_its_own(name):
     """Guidance round a wrapper with entries per item, against the wrapper made for each item."""
     x, sigma = torch.randn(N, 1, 4, 4, dtype=torch.float64), LABELS / 2
-    got = classifier_free(PER_ITEM[name](denoise, slice(None)), {'c': 0.0}, 3.0)(x, sigma, c=LABELS)
+    actual = classifier_free(PER_ITEM[name](denoise, slice(None)), {'c': 0.0}, 3.0)(
+        x, sigma, c=LABELS
+    )
     for i in range(N):
         part = slice(i, i + 1)
         alone = PER_ITEM[name](denoise, part)
         with_, without = (
             alone(x[part], sigma[part], c=c) for c in (LABELS[part], LABELS[part] * 0)
         )
-        torch.testing.assert_close(got[part], without + 3 * (with_ - without))
+        torch.testing.assert_close(actual[part], without + 3 * (with_ - without))
 
 
 @pytest.mark.parametrize('joined', [True, False])
 def test_the_memory_of_momentum_stays_with_its_batch(joined):
-    def made():
+    def make():
         return K.guidance.adaptive_projected(denoise, {'c': 0.0}, 3.0, momentum=-0.5, joined=joined)
 
     start = torch.randn(4, 1, 4, 4) * 4
     how = {'schedule': [4.0, 2.0, 1.0, 0.0], 'sampler': 'euler', 'cond': {'c': LABELS[:4]}}
-    parts = K.sample(made(), start, batch_size=2, **how)
-    torch.testing.assert_close(parts, K.sample(made(), start, **how), atol=1e-5, rtol=1e-5)
+    parts = K.sample(make(), start, batch_size=2, **how)
+    torch.testing.assert_close(parts, K.sample(make(), start, **how), atol=1e-5, rtol=1e-5)
 
 
 MASK = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -126,9 +128,9 @@ def test_masks_of_every_kind_mean_the_same(mask, spread):
     def gaussian(x, sigma):
         return x * (0.25 / (0.25 + sigma.view(-1, 1, 1, 1) ** 2))
 
-    got = inpainting(gaussian, image, mask, spread)(x, sigma)
+    actual = inpainting(gaussian, image, mask, spread)(x, sigma)
     # The pixels of this Gaussian are independent: the unknown ones are not moved by the known.
-    torch.testing.assert_close(got, torch.where(MASK > 0, image, gaussian(x, sigma)))
+    torch.testing.assert_close(actual, torch.where(MASK > 0, image, gaussian(x, sigma)))
 
 
 def test_a_soft_mask_blends_and_a_mask_of_0_changes_no_bit():
@@ -157,5 +159,5 @@ def test_rescaling_leaves_items_of_one_element_as_they_are():
         return x + c[:, None]
 
     x, sigma, label = torch.randn(3, 1), torch.ones(3), torch.tensor([1.0, 2.0, 3.0])
-    got = classifier_free(one, {'c': 0.0}, 2.0, rescale=0.7)(x, sigma, c=label)
-    torch.testing.assert_close(got, x + 2 * label[:, None])
+    actual = classifier_free(one, {'c': 0.0}, 2.0, rescale=0.7)(x, sigma, c=label)
+    torch.testing.assert_close(actual, x + 2 * label[:, None])

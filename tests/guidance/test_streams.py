@@ -26,7 +26,7 @@ def denoise(x, sigma, class_cond, shift=0.0):
     )
 
 
-def given(n=4):
+def make_inputs(n=4):
     return (
         torch.randn(n, 1, 3, 4),
         torch.tensor([0.1, 0.5, 1.0, 3.0])[:n],
@@ -55,7 +55,7 @@ def counted(f=denoise):
 
 @pytest.mark.parametrize('name', MAKERS)
 def test_scale_1_is_a_no_op_to_the_last_bit(name):
-    (x, sigma, cond), ask = given(), counted()
+    (x, sigma, cond), ask = make_inputs(), counted()
     guided = MAKERS[name](1.0, ask)
     assert torch.equal(guided(x, sigma, **cond), denoise(x, sigma, **cond)) and ask.calls == [4]
     assert torch.equal(guided.pair(x, sigma, **cond)[0], denoise(x, sigma, **cond))
@@ -63,12 +63,12 @@ def test_scale_1_is_a_no_op_to_the_last_bit(name):
 
 @pytest.mark.parametrize('name', MAKERS)
 def test_outside_the_interval_is_a_no_op_to_the_last_bit(name):
-    (x, sigma, cond), ask = given(), counted()
-    got, plain = (
+    (x, sigma, cond), ask = make_inputs(), counted()
+    actual, plain = (
         MAKERS[name](4.0, ask, interval=(0.3, 1.0))(x, sigma, **cond),
         denoise(x, sigma, **cond),
     )
-    assert torch.equal(got[[0, 3]], plain[[0, 3]]) and (got[1:3] != plain[1:3]).any()
+    assert torch.equal(actual[[0, 3]], plain[[0, 3]]) and (actual[1:3] != plain[1:3]).any()
     ask.calls.clear()
     assert torch.equal(
         MAKERS[name](4.0, ask, interval=(5.0, 9.0))(x, sigma, **cond), plain
@@ -77,7 +77,7 @@ def test_outside_the_interval_is_a_no_op_to_the_last_bit(name):
 
 @pytest.mark.parametrize('name', ['classifier_free', 'adaptive_projected'])
 def test_joined_and_split_agree(name):
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     joined, split = counted(), counted()
     a, b = (
         MAKERS[name](3.0, joined)(x, sigma, **cond),
@@ -88,7 +88,7 @@ def test_joined_and_split_agree(name):
 
 
 def test_rescaling_gives_the_spread_back():
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     plain, strong = denoise(x, sigma, **cond), classifier_free(denoise, NULL, 9.0)(x, sigma, **cond)
     full, half = (
         classifier_free(denoise, NULL, 9.0, rescale=r)(x, sigma, **cond) for r in (1.0, 0.5)
@@ -99,7 +99,7 @@ def test_rescaling_gives_the_spread_back():
 
 
 def test_projection_leaves_no_push_along_the_estimate():
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     cond['class_cond'] = torch.tensor([1, 2, 3, 4])
     plain = denoise(x, sigma, **cond)
     push = adaptive_projected(denoise, NULL, 3.0)(x, sigma, **cond) - plain
@@ -111,7 +111,7 @@ def test_projection_leaves_no_push_along_the_estimate():
 
 
 def test_momentum_remembers_within_a_sample_and_forgets_with_the_next():
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     guided, once = (
         adaptive_projected(denoise, NULL, 2.0, eta=1.0, momentum=m) for m in (-0.5, 0.0)
     )
@@ -129,7 +129,7 @@ def test_momentum_remembers_within_a_sample_and_forgets_with_the_next():
 
 
 def test_autoguidance_extrapolates_from_the_worse_one():
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     plain = denoise(x, sigma, **cond)
     torch.testing.assert_close(
         MAKERS['autoguidance'](3.0)(x, sigma, **cond), plain * (0.9 + 3 * 0.1)
@@ -137,41 +137,42 @@ def test_autoguidance_extrapolates_from_the_worse_one():
 
 
 def test_prompts_add_up():
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     ask = counted()
     prompts = [{'class_cond': 3}, {'class_cond': 5}]
-    got = composed(ask, NULL, prompts, [2.0, -1.0])(x, sigma, shift=0.5)
+    actual = composed(ask, NULL, prompts, [2.0, -1.0])(x, sigma, shift=0.5)
     none, three, five = (denoise(x, sigma, torch.full((4,), c), 0.5) for c in (0, 3, 5))
-    torch.testing.assert_close(got, none + 2 * (three - none) - (five - none))
+    torch.testing.assert_close(actual, none + 2 * (three - none) - (five - none))
     assert ask.calls == [12]
     torch.testing.assert_close(
-        composed(denoise, NULL, prompts, [2.0, -1.0], joined=False)(x, sigma, **cond), got
+        composed(denoise, NULL, prompts, [2.0, -1.0], joined=False)(x, sigma, **cond), actual
     )
     one = composed(ask, NULL, prompts[:1], [1.0])(x, sigma, **cond)
     assert torch.equal(one, three) and ask.calls == [12, 4]
 
 
 def test_a_prompt_has_its_place():
-    x, sigma, _ = given()
-    left = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(3, 4)
-    got = composed(denoise, NULL, [{'class_cond': 3}, {'class_cond': 5}], [left, 1 - left])(
+    x, sigma, _ = make_inputs()
+    weight = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(3, 4)
+    actual = composed(denoise, NULL, [{'class_cond': 3}, {'class_cond': 5}], [weight, 1 - weight])(
         x, sigma
     )
     three, five = (denoise(x, sigma, torch.full((4,), c)) for c in (3, 5))
-    torch.testing.assert_close(got[..., :2], three[..., :2])
-    torch.testing.assert_close(got[..., 2:], five[..., 2:])
+    torch.testing.assert_close(actual[..., :2], three[..., :2])
+    torch.testing.assert_close(actual[..., 2:], five[..., 2:])
 
 
 def test_cfg_pp_takes_every_guidance_with_two_estimates():
     x, sigmas = torch.randn(2, 1, 3, 4) * 10, K.sampling.get_sigmas_karras(8, 0.1, 10.0)
     cond = {'class_cond': torch.tensor([1, 2])}
-    made = [
+    denoisers = [
         *[MAKERS[name](0.6) for name in MAKERS],
         composed(denoise, NULL, [{'class_cond': 3}], [0.6]),
         static_thresholding(classifier_free(denoise, NULL, 0.6)),
     ]
     out = [
-        K.sampling.sample_euler_cfg_pp(f, x, sigmas, extra_args=cond, disable=True) for f in made
+        K.sampling.sample_euler_cfg_pp(f, x, sigmas, extra_args=cond, disable=True)
+        for f in denoisers
     ]
     assert all(o.isfinite().all() and o.std() > 0.01 for o in out) and not torch.allclose(
         out[0], out[2]

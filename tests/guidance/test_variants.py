@@ -32,7 +32,7 @@ def denoise(x, sigma, c):
     return x / (1 + sigma.view(-1, 1, 1, 1) ** 2) + c.view(-1, 1, 1, 1).to(x) * (pixels / 7).sin()
 
 
-def given(n=4, dtype=torch.float64):
+def make_inputs(n=4, dtype=torch.float64):
     return (
         torch.randn(n, 2, 5, 6, dtype=dtype),
         torch.tensor([0.1, 0.5, 1.0, 3.0], dtype=dtype)[:n],
@@ -51,7 +51,7 @@ def counted():
 
 @pytest.mark.parametrize('name', MAKERS)
 def test_what_every_guidance_keeps(name):
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     ask, plain = counted(), denoise(x, sigma, **cond)
     assert torch.equal(MAKERS[name](ask, 1.0)(x, sigma, **cond), plain) and ask.calls == [4]
     inner = MAKERS[name](ask, 4.0, interval=(0.3, 1.0))(x, sigma, **cond)
@@ -107,14 +107,14 @@ def test_cfg_zero_star_is_the_papers_loop_in_the_frame_of_the_flow():
 
     sigmas = levels / (1 - levels)
     guided = cfg_zero_star(denoiser, NULL, scale, zero_above=math.sqrt(sigmas[0] * sigmas[1]))
-    got = K.sampling.sample_euler(
+    actual = K.sampling.sample_euler(
         guided, start * (1 + sigmas[0]), sigmas, extra_args={'c': c}, disable=True
     )
-    torch.testing.assert_close(got, state, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(actual, state, atol=1e-9, rtol=1e-9)
 
 
 def test_nothing_moves_above_a_level_and_no_call_is_made():
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     ask = counted()
     still = cfg_zero_star(ask, NULL, 1.0, zero_above=0.05)
     torch.testing.assert_close(still(x, sigma, **cond), x / (1 + sigma.view(-1, 1, 1, 1)))
@@ -127,10 +127,10 @@ def test_nothing_moves_above_a_level_and_no_call_is_made():
 
 @pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 def test_tangential_damping_is_the_first_singular_direction(dtype, tolerance):
-    x, sigma, cond = given(dtype=dtype)
+    x, sigma, cond = make_inputs(dtype=dtype)
     for gain in 1.0, 1e-3:  # estimates that differ, and such that nearly agree
         model = lambda x, sigma, c, gain=gain: denoise(x, sigma, c * gain)
-        got = tangential_damping(model, NULL, 5.0)(x, sigma, **cond).double()
+        actual = tangential_damping(model, NULL, 5.0)(x, sigma, **cond).double()
         wide = x.double()
         d_c, d_u = (model(wide, sigma.double(), c) for c in (cond['c'], torch.zeros(4)))
         for i in range(4):
@@ -138,7 +138,7 @@ def test_tangential_damping_is_the_first_singular_direction(dtype, tolerance):
             v = torch.linalg.svd(rows, full_matrices=False).Vh[0]
             damped = wide[i].flatten() - (rows[0] @ v) * v
             torch.testing.assert_close(
-                got[i].flatten(),
+                actual[i].flatten(),
                 torch.lerp(damped, d_c[i].flatten(), 5.0),
                 atol=tolerance,
                 rtol=tolerance,
@@ -146,7 +146,7 @@ def test_tangential_damping_is_the_first_singular_direction(dtype, tolerance):
 
 
 def test_bands_of_equal_strength_are_classifier_free_guidance():
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     plain = classifier_free(denoise, NULL, 4.0)(x, sigma, **cond)
     for n in 1, 2, 5:
         torch.testing.assert_close(
@@ -159,9 +159,9 @@ def test_a_flat_push_is_in_the_coarse_band_and_a_fine_one_in_the_fine():
     board = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 2.0 - 1
     for shape, scales, size in (torch.ones(16, 16), (9.0, 2.0), 2.0), (board, (9.0, 2.0), 9.0):
         model = lambda x, sigma, c, shape=shape: x + c.view(-1, 1, 1, 1) * shape
-        got = frequency_decoupled(model, NULL, scales)(x, sigma, c=torch.ones(1))[0, 0]
+        actual = frequency_decoupled(model, NULL, scales)(x, sigma, c=torch.ones(1))[0, 0]
         torch.testing.assert_close(
-            got[4:-4, 4:-4], size * shape.double()[4:-4, 4:-4], atol=1e-3, rtol=0
+            actual[4:-4, 4:-4], size * shape.double()[4:-4, 4:-4], atol=1e-3, rtol=0
         )
     video = torch.randn(2, 3, 4, 6, 6)
     guided = frequency_decoupled(
@@ -172,17 +172,17 @@ def test_a_flat_push_is_in_the_coarse_band_and_a_fine_one_in_the_fine():
 
 
 def test_epsilon_scaling_divides_the_noise():
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     noise = (x - denoise(x, sigma, **cond)) / sigma.view(-1, 1, 1, 1)
-    got = epsilon_scaling(denoise, 1.05)(x, sigma, **cond)
-    torch.testing.assert_close((x - got) / sigma.view(-1, 1, 1, 1), noise / 1.05)
+    actual = epsilon_scaling(denoise, 1.05)(x, sigma, **cond)
+    torch.testing.assert_close((x - actual) / sigma.view(-1, 1, 1, 1), noise / 1.05)
     per_level = epsilon_scaling(denoise, lambda sigma: 1 + sigma / 10)(x, sigma, **cond)
     torch.testing.assert_close((x - per_level)[3] / 3, noise[3] / 1.3)
     assert torch.equal(epsilon_scaling(denoise, 1.0)(x, sigma, **cond), denoise(x, sigma, **cond))
 
 
 def test_detail_asks_at_another_level():
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     torch.testing.assert_close(
         detail(denoise, 0.1)(x, sigma, **cond), denoise(x, sigma * 0.9, **cond)
     )
@@ -203,7 +203,7 @@ def test_detail_asks_at_another_level():
     ids=['epsilon_scaling', 'detail'],
 )
 def test_wrappers_have_a_pair_where_the_denoiser_has_one(wrap):
-    x, sigma, cond = given()
+    x, sigma, cond = make_inputs()
     assert not hasattr(wrap(denoise), 'pair')
     guided, unconditional = wrap(classifier_free(denoise, NULL, 3.0)).pair(x, sigma, **cond)
     torch.testing.assert_close(guided, wrap(classifier_free(denoise, NULL, 3.0))(x, sigma, **cond))

@@ -26,10 +26,10 @@ def load(package: str) -> Any:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip(f'{package} is not installed')
     path = Path(spec.submodule_search_locations[0]) / 'inference' / 'sampling.py'
-    found = importlib.util.spec_from_file_location(f'{package}_sampling', path)
-    assert found is not None and found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    file_spec = importlib.util.spec_from_file_location(f'{package}_sampling', path)
+    assert file_spec is not None and file_spec.loader is not None
+    module = importlib.util.module_from_spec(file_spec)
+    file_spec.loader.exec_module(module)
     return module
 
 
@@ -63,7 +63,7 @@ def test_their_samplers_reach_the_data(package: str, name: str) -> None:
     noise = torch.randn(2, 8, 128, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(1)
     shape = {} if package == 'stable_audio_tools' else {'mask': None}
-    drawn = tools.sample_k(
+    output = tools.sample_k(
         white_noise,
         noise,
         **shape,
@@ -75,14 +75,14 @@ def test_their_samplers_reach_the_data(package: str, name: str) -> None:
         device='cpu',
     )
     if 'sde' in name or 'ancestral' in name:  # 2,048 draws: the deviation is known to 1.6 %
-        assert drawn.std().item() == pytest.approx(STD, rel=0.05)
+        assert output.std().item() == pytest.approx(STD, rel=0.05)
     # the flow of Gaussian data takes x to x STD / sqrt(STD^2 + sigma_max^2); two of them end at
     # sigma_min
     else:
         end = 0.01 if name in ('k-dpm-fast', 'k-dpm-adaptive') else 0.0
         scale = 50.0 * math.sqrt((STD**2 + end**2) / (STD**2 + 50.0**2))
         rtol = 0.03 if name == 'k-dpm-adaptive' else 0.01  # its own tolerance, each step, is 0.01
-        torch.testing.assert_close(drawn, noise * scale, rtol=rtol, atol=1e-3)
+        torch.testing.assert_close(output, noise * scale, rtol=rtol, atol=1e-3)
 
 
 @pytest.mark.parametrize('theirs, ours', [('euler', 'euler'), ('dpmpp', 'dpmpp_2m')])
@@ -104,15 +104,15 @@ def test_their_rectified_flow_is_walked_alike(theirs: str, ours: str) -> None:
     noise, first = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(0)), 0.995
     times: list[float] = []
 
-    def noted(x_t: Tensor, t: Tensor) -> Tensor:
+    def record(x_t: Tensor, t: Tensor) -> Tensor:
         times.append(float(t[0]))
         return network(x_t, t)
 
-    wanted = tools.sample_rf(
-        noted, noise, steps=12, sampler_type=theirs, sigma_max=first, device='cpu'
+    expected = tools.sample_rf(
+        record, noise, steps=12, sampler_type=theirs, sigma_max=first, device='cpu'
     )
     levels = [t / (1 - t) for t in times] + [0.0]
-    found = K.sample(
+    actual = K.sample(
         K.external.FlowDenoiser(network), noise / (1 - first), sampler=ours, schedule=levels
     )
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -138,8 +138,8 @@ def test_a_flow_that_starts_at_time_1_is_that_of_the_flow_denoiser() -> None:
         'dpmpp_2m': 1e-5,
         'dpmpp_2m_sde': 1e-3,
     }.items():
-        asked = GaussianFlow(host.Model(None, Flow()), 1.0)
-        ours = asked.sample(start(), torch.zeros(2, 1, 4, 4), give(name), levels, seed=5)
+        node_guider = GaussianFlow(host.Model(None, Flow()), 1.0)
+        ours = node_guider.sample(start(), torch.zeros(2, 1, 4, 4), give(name), levels, seed=5)
         expected = K.sample(flow, start() * 1e4, None, name, sigmas, seeds=5)
         torch.testing.assert_close(ours, expected, atol=tolerance, rtol=1e-5)
 
@@ -201,11 +201,11 @@ def test_every_sampler_of_comfyui_repaints_under_a_mask(name: str, flow: bool) -
     levels = (levels / (1 + levels) if flow else levels).float()
     ours = guider(flow).sample(start(), latent, give(name), levels, seed=2, denoise_mask=mask)
     assert ours.isfinite().all() and (ours[..., 2:] - latent[..., 2:]).abs().max() > 1e-3
-    kept = (ours - latent)[..., :2].abs().max()
+    error = (ours - latent)[..., :2].abs().max()
     ends = (
         levels[-2] if 'sigma_min' in ENTRIES[name].takes else 0.0
     )  # these two end at the least level above 0
-    assert kept < 1e-5 + 4 * float(ends)
+    assert error < 1e-5 + 4 * float(ends)
 
 
 def test_the_hosts_noise_is_taken_where_it_is_asked_for() -> None:
@@ -225,13 +225,13 @@ def noise_of_the_host(seed: int) -> Any:
 
 
 def test_previews_see_x_in_the_hosts_coordinates_and_an_interruption_passes_through() -> None:
-    seen = []
+    previews = []
 
     class Interrupted(Exception):
         pass
 
     def preview(i: int, denoised: Tensor, x: Tensor, total: int) -> None:
-        seen.append((i, x.clone(), total))
+        previews.append((i, x.clone(), total))
         if i == 1:
             raise Interrupted
 
@@ -243,8 +243,8 @@ def test_previews_see_x_in_the_hosts_coordinates_and_an_interruption_passes_thro
             torch.tensor([0.8, 0.5, 0.2, 0.0]),
             preview,
         )
-    assert [(i, total) for i, _, total in seen] == [(0, 3), (1, 3)]
-    torch.testing.assert_close(seen[0][1], 0.8 * start())
+    assert [(i, total) for i, _, total in previews] == [(0, 3), (1, 3)]
+    torch.testing.assert_close(previews[0][1], 0.8 * start())
 
 
 @pytest.mark.parametrize('name', ENTRIES)
@@ -306,23 +306,23 @@ def test_the_recommended_node_gives_what_k_sample_takes() -> None:
 
 def test_a_fitted_sampler_is_kept_and_found_again(comfyui: Path) -> None:
     latent = {'samples': torch.zeros(1, 1, 4, 4)}
-    asked = guider()
+    node_guider = guider()
     sampler, levels = CalibrateNode().give(
-        asked, latent_image=latent, calls=3, noises=8, seed=0, batch_size=16, name='two peaks'
+        node_guider, latent_image=latent, calls=3, noises=8, seed=0, batch_size=16, name='two peaks'
     )
-    assert host.ProgressBar.seen and (comfyui / 'k-diffusion' / 'two peaks.json').exists()
+    assert host.ProgressBar.reports and (comfyui / 'k-diffusion' / 'two peaks.json').exists()
     assert CalibratedNode.INPUT_TYPES()['required']['name'] == (['two peaks'], {})
-    again, same = CalibratedNode().give(asked.model_patcher, 'two peaks')
+    again, same = CalibratedNode().give(node_guider.model_patcher, 'two peaks')
     counted = guider()
     ours = counted.sample(start(), torch.zeros(2, 1, 4, 4), sampler, levels)
-    assert counted.asked == 3
+    assert counted.call_count == 3
     torch.testing.assert_close(counted.sample(start(), torch.zeros(2, 1, 4, 4), again, same), ours)
     converged = K.sample(Guided(), start() * 10.0, 200, 'heun', seeds=0)
     euler = K.sample(Guided(), start() * 10.0, 3, 'euler', seeds=0)
     assert (ours - converged).norm() < 0.5 * (euler - converged).norm()
     with pytest.raises(ValueError, match='name must be the name of a file'):
         CalibrateNode().give(
-            asked,
+            node_guider,
             latent_image=latent,
             calls=3,
             noises=8,
@@ -341,10 +341,10 @@ def test_the_package_is_imported_without_its_host() -> None:
 
 def test_the_example_of_the_page_runs(comfyui: Path) -> None:
     page = (Path(__file__).parents[2] / 'docs' / 'comfyui.md').read_text()
-    asked = guider()
+    node_guider = guider()
     names = {
-        'guider': asked,
-        'model': asked.model_patcher,
+        'guider': node_guider,
+        'model': node_guider.model_patcher,
         'noise': start(),
         'latent': torch.zeros(2, 1, 4, 4),
     }

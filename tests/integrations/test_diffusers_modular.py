@@ -102,7 +102,7 @@ def texts():
     }
 
 
-def run(unet, vae, scheduler, guider, samplers=True, blocks=TextToImage, **given):
+def run(unet, vae, scheduler, guider, samplers=True, blocks=TextToImage, **arguments):
     blocks = use_samplers(blocks()) if samplers else blocks()
     pipe = blocks.init_pipeline()
     parts = {'unet': unet, 'vae': vae, 'scheduler': scheduler, 'guider': guider}
@@ -110,15 +110,15 @@ def run(unet, vae, scheduler, guider, samplers=True, blocks=TextToImage, **given
         **{name: part for name, part in parts.items() if name in pipe.components}
     )
     pipe.set_progress_bar_config(disable=True)
-    given = {
+    arguments = {
         'num_inference_steps': 6,
         'height': 16,
         'width': 16,
         'latents': latents(),
         **texts(),
-        **given,
+        **arguments,
     }
-    return pipe(output='latents', **given)
+    return pipe(output='latents', **arguments)
 
 
 def denoisers(unet, scheduler):
@@ -127,12 +127,12 @@ def denoisers(unet, scheduler):
         K.external.from_diffusers(unet, scheduler),
         torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2),
     )
-    given = texts()
+    embeddings = texts()
 
     def of(prefix):
         cond = {
-            'encoder_hidden_states': given[f'{prefix}prompt_embeds'],
-            'text_embeds': given[f'{prefix}pooled_prompt_embeds'],
+            'encoder_hidden_states': embeddings[f'{prefix}prompt_embeds'],
+            'text_embeds': embeddings[f'{prefix}pooled_prompt_embeds'],
             'time_ids': ids,
         }
         return lambda x, sigma: whole(x, torch.as_tensor(sigma).expand(2), **cond)
@@ -170,7 +170,7 @@ def test_sdxl_is_k_sample(unet, vae, name):
     base = euler()
     adaptive = name == 'dpm_adaptive'
     steps, options = (60, {'per_item': False}) if adaptive else (6, {})
-    found = run(
+    actual = run(
         unet,
         vae,
         ours(base, sampler=name, schedule='karras', seed=[3, 4]),
@@ -179,7 +179,7 @@ def test_sdxl_is_k_sample(unet, vae, name):
     )
     cond, null = denoisers(unet, base)
     whole = K.external.from_diffusers(unet, base)
-    wanted = K.sample(
+    expected = K.sample(
         lambda x, sigma: null(x, sigma) + 1.5 * (cond(x, sigma) - null(x, sigma)),
         latents() * whole.sigma_max,
         steps,
@@ -191,7 +191,7 @@ def test_sdxl_is_k_sample(unet, vae, name):
         options=options,
     )
     # Both DPM-Solvers of k-diffusion amplify the rounding of float32 in their long first steps.
-    assert differ(found, wanted) < (1e-4 if name in ('dpm_adaptive', 'dpm_fast') else 1e-5)
+    assert differ(actual, expected) < (1e-4 if name in ('dpm_adaptive', 'dpm_fast') else 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -216,11 +216,11 @@ def test_guiders_are_those_of_their_own_loop(unet, vae, guider):
     """Euler of diffusers in diffusers' loop, and ours in ours, under the same guider."""
     base = euler()
     theirs = run(unet, vae, base, guider(), samplers=False)
-    found = run(unet, vae, ours(base, sampler='euler'), guider())
-    assert differ(found, theirs) < 2e-5
+    actual = run(unet, vae, ours(base, sampler='euler'), guider())
+    assert differ(actual, theirs) < 2e-5
     assert (
         differ(
-            found,
+            actual,
             run(unet, vae, ours(base, sampler='euler'), ClassifierFreeGuidance(guidance_scale=1.0)),
         )
         > 1e-3
@@ -231,7 +231,7 @@ def test_a_guiders_interval_is_a_share_of_the_steps(unet, vae):
     """Heun by hand: both calls of the first three steps of six are guided, and none after."""
     scheduler, counted = ours(euler(), sampler='heun', schedule='karras'), Counted(unet)
     guider = ClassifierFreeGuidance(guidance_scale=2.0, stop=0.5)
-    found = run(counted, vae, scheduler, guider)
+    actual = run(counted, vae, scheduler, guider)
     assert counted.calls == 2 * 6 + 5
     assert guider.forward.__func__ is ClassifierFreeGuidance.forward and 'set_state' not in vars(
         guider
@@ -248,19 +248,19 @@ def test_a_guiders_interval_is_a_share_of_the_steps(unet, vae):
         if sigma_next:
             d = (d + slope(x + (sigma_next - sigma) * d, sigma_next)) / 2
         x = x + (sigma_next - sigma) * d
-    assert differ(found, x) < 1e-5
+    assert differ(actual, x) < 1e-5
 
 
 def test_cfg_pp_has_the_unconditional_estimate_of_the_guider(unet, vae):
     """x' = D + sigma' (x - D_u) / sigma, without a watch of the network."""
     scheduler = ours(euler(), sampler='euler_cfg_pp', schedule='karras')
-    found = run(unet, vae, scheduler, ClassifierFreeGuidance(guidance_scale=1.3))
+    actual = run(unet, vae, scheduler, ClassifierFreeGuidance(guidance_scale=1.3))
     cond, null = denoisers(unet, euler())
     x = latents() * scheduler.levels[0].float()
     for sigma, sigma_next in itertools.pairwise(scheduler.levels.tolist()):
         d_u = null(x, sigma)
         x = d_u + 1.3 * (cond(x, sigma) - d_u) + sigma_next / sigma * (x - d_u)
-    assert differ(found, x) < 1e-5
+    assert differ(actual, x) < 1e-5
     with pytest.raises(ValueError, match='must see the unconditional estimate'):
         run(unet, vae, scheduler, ClassifierFreeGuidance(guidance_scale=1.0))
 
@@ -297,7 +297,7 @@ def test_inpainting_is_that_of_their_own_loop(unet, vae):
     mask[..., 4:] = 1
     base = euler()
     ids = torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2)
-    given = {
+    arguments = {
         'mask': mask,
         'noise': latents(seed=11),
         'image_latents': latents(seed=12),
@@ -308,7 +308,7 @@ def test_inpainting_is_that_of_their_own_loop(unet, vae):
         scheduler.set_timesteps(6)
         scheduler.set_begin_index(2)
         x = scheduler.add_noise(
-            given['image_latents'], given['noise'], scheduler.timesteps[2:3].repeat(2)
+            arguments['image_latents'], arguments['noise'], scheduler.timesteps[2:3].repeat(2)
         )
         results.append(
             run(
@@ -318,7 +318,7 @@ def test_inpainting_is_that_of_their_own_loop(unet, vae):
                 ClassifierFreeGuidance(guidance_scale=1.5),
                 samplers,
                 Inpainting,
-                **given,
+                **arguments,
                 latents=x,
                 timesteps=scheduler.timesteps[2:],
                 num_inference_steps=4,
@@ -333,7 +333,7 @@ def test_generators_become_seeds_in_every_family(flux, vae):
     """
     base = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     cond, _ = words()
-    given = {
+    arguments = {
         'prompt_embeds': cond,
         'pooled_prompt_embeds': latents([2, 10], 6),
         'num_inference_steps': 5,
@@ -347,17 +347,17 @@ def test_generators_become_seeds_in_every_family(flux, vae):
         pipe.set_progress_bar_config(disable=True)
         rows = torch.nn.functional.pixel_unshuffle(latents(), 2).flatten(2).mT
         return pipe(
-            output='latents', **{**given, 'height': 64, 'width': 64}, latents=rows, **more
+            output='latents', **{**arguments, 'height': 64, 'width': 64}, latents=rows, **more
         ), rows  # no VAE: 8 pixels each
 
     sources = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
-    found, rows = draw(ours(base, sampler='dpmpp_2m_sde'), generator=sources)
+    actual, rows = draw(ours(base, sampler='dpmpp_2m_sde'), generator=sources)
     seeds = [
         int(torch.randint(2**63 - 1, [], generator=torch.Generator().manual_seed(seed)))
         for seed in (5, 6)
     ]
     pipe = flux_pipe(flux, vae, ours(base, sampler='dpmpp_2m_sde', seed=seeds))
-    assert differ(found, pipe(**given, latents=rows, output_type='latent').images) < 1e-5
+    assert differ(actual, pipe(**arguments, latents=rows, output_type='latent').images) < 1e-5
 
 
 def test_what_is_replaced_and_refused(unet, vae):
@@ -396,8 +396,8 @@ def test_the_example_of_the_page(unet, vae, monkeypatch):
             monkeypatch.setattr(
                 type(pipe),
                 '__call__',
-                lambda self, prompt, **given: called(
-                    self, **{**texts(), 'height': 16, 'width': 16, 'latents': latents(), **given}
+                lambda self, prompt, **inputs: called(
+                    self, **{**texts(), 'height': 16, 'width': 16, 'latents': latents(), **inputs}
                 ),
             )
             pipes.append(pipe)

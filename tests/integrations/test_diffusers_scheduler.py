@@ -76,7 +76,7 @@ def test_stable_diffusion(unet, vae, name, prediction):
     pipe.scheduler = ours(base, sampler=name, schedule='karras', seed=[7, 8])
     cond, null = words()
     x = latents()
-    found = pipe(
+    actual = pipe(
         prompt_embeds=cond,
         negative_prompt_embeds=null,
         latents=x,
@@ -86,10 +86,10 @@ def test_stable_diffusion(unet, vae, name, prediction):
     ).images
     euler = diffusers.EulerDiscreteScheduler(**BETAS, prediction_type=prediction)
     denoiser, cond = guided(K.external.from_diffusers(unet, euler), cond, null)
-    wanted = K.sample(
+    expected = K.sample(
         denoiser, x * float(denoiser.sigma_max), 6, name, 'karras', seeds=[7, 8], cond=cond
     )
-    assert differ(found, wanted) < 1e-5
+    assert differ(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize('strength', [0.5, 0.8])
@@ -107,7 +107,7 @@ def test_stable_diffusion_image_to_image(unet, vae, name, strength):
     )
     cond, null = words()
     image = latents(seed=9)
-    found = pipe(
+    actual = pipe(
         image=image,
         strength=strength,
         prompt_embeds=cond,
@@ -122,10 +122,10 @@ def test_stable_diffusion_image_to_image(unet, vae, name, strength):
         10, float(denoiser.sigma_min), float(denoiser.sigma_max)
     )[-int(10 * strength) - 1 :]
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(4))
-    wanted = K.sample(
+    expected = K.sample(
         denoiser, image + noise * sigmas[0], sampler=name, schedule=sigmas, seeds=3, cond=cond
     )
-    assert differ(found, wanted) < 1e-5
+    assert differ(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize('name', ['euler', 'heun', 'dpmpp_2m'])
@@ -140,13 +140,13 @@ def test_inpainting_keeps_what_is_masked(unet, vae, name):
         torch.zeros([1, 1, 16, 16]),
     )
     mask[..., 8:] = 1
-    seen = []
+    states = []
 
-    def look(pipe, i, t, given):
-        seen.append(given['latents'])
+    def look(pipe, i, t, inputs):
+        states.append(inputs['latents'])
         return {}
 
-    found = pipe(
+    actual = pipe(
         image=image,
         mask_image=mask,
         prompt_embeds=cond,
@@ -159,16 +159,18 @@ def test_inpainting_keeps_what_is_masked(unet, vae, name):
         callback_on_step_end=look,
     ).images
     encoded = pipe._encode_vae_image(image, torch.Generator().manual_seed(0))
-    assert found.shape == encoded.shape and found.isfinite().all()
-    assert len(seen) == len(pipe.scheduler.timesteps)
-    half = found.shape[-1] // 2
+    assert actual.shape == encoded.shape and actual.isfinite().all()
+    assert len(states) == len(pipe.scheduler.timesteps)
+    half = actual.shape[-1] // 2
     # the noise that is put back at a level lies on the line from the image to the first of them
     ratio = [
-        (x - seen[-1])[..., :half].norm() / (seen[0] - seen[-1])[..., :half].norm()
-        for x in seen[:-1]
+        (x - states[-1])[..., :half].norm() / (states[0] - states[-1])[..., :half].norm()
+        for x in states[:-1]
     ]
-    wanted = [float(s / pipe.scheduler.sigmas[1]) for s in pipe.scheduler.sigmas[1:-1]]
-    torch.testing.assert_close(torch.stack(ratio), torch.tensor(wanted), rtol=1e-4, atol=1e-5)
+    expected_ratio = [float(s / pipe.scheduler.sigmas[1]) for s in pipe.scheduler.sigmas[1:-1]]
+    torch.testing.assert_close(
+        torch.stack(ratio), torch.tensor(expected_ratio), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_an_edit_between_steps_moves_the_sampler(unet, vae):
@@ -179,10 +181,10 @@ def test_an_edit_between_steps_moves_the_sampler(unet, vae):
     cond, null = words()
     x = latents()
 
-    def edit(pipe, i, t, given):
-        return {'latents': given['latents'] + 0.5} if i == 1 else {}
+    def edit(pipe, i, t, inputs):
+        return {'latents': inputs['latents'] + 0.5} if i == 1 else {}
 
-    found = pipe(
+    actual = pipe(
         prompt_embeds=cond,
         negative_prompt_embeds=null,
         latents=x,
@@ -191,16 +193,18 @@ def test_an_edit_between_steps_moves_the_sampler(unet, vae):
         output_type='latent',
         callback_on_step_end=edit,
     ).images
-    denoiser, given = guided(K.external.from_diffusers(unet, pipe.scheduler), cond, null)
+    denoiser, conditions = guided(K.external.from_diffusers(unet, pipe.scheduler), cond, null)
     sigmas = pipe.scheduler.levels.tolist()
     x = x * sigmas[0]
     for i, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         x = (
             x
-            + (sigma_next - sigma) * (x - denoiser(x, torch.tensor([sigma] * 2), **given)) / sigma
+            + (sigma_next - sigma)
+            * (x - denoiser(x, torch.tensor([sigma] * 2), **conditions))
+            / sigma
             + 0.5 * (i == 1)
         )
-    assert differ(found, x) < 1e-5
+    assert differ(actual, x) < 1e-5
 
 
 @pytest.mark.parametrize('strength', [0.3, 0.5, 0.8])
@@ -218,7 +222,7 @@ def test_image_to_image_with_samplers_that_choose_their_calls(unet, vae, name, s
     )
     cond, null = words(1)
     image = latents([1, 4, 8, 8], seed=9)
-    found = pipe(
+    actual = pipe(
         image=image,
         strength=strength,
         prompt_embeds=cond,
@@ -247,8 +251,8 @@ def test_image_to_image_with_samplers_that_choose_their_calls(unet, vae, name, s
         sigmas[0] = calls[n - round(n * strength)]
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(4))
     start = image + noise * sigmas[0]
-    wanted = K.sample(denoiser, start, None, name, sigmas, seeds=3, cond=cond, options=options)
-    assert differ(found, wanted) < (1e-4 if adaptive else 1e-5)
+    expected = K.sample(denoiser, start, None, name, sigmas, seeds=3, cond=cond, options=options)
+    assert differ(actual, expected) < (1e-4 if adaptive else 1e-5)
 
 
 # The other families
@@ -289,7 +293,7 @@ def test_sdxl(vae, name):
             if strength is None
             else {'image': x, 'strength': strength}
         )
-        found = pipe(
+        actual = pipe(
             prompt_embeds=cond,
             pooled_prompt_embeds=pooled,
             num_inference_steps=5,
@@ -311,7 +315,7 @@ def test_sdxl(vae, name):
             'text_embeds': pooled,
             'time_ids': torch.tensor([[16.0, 16, 0, 0, 16, 16]] * 2),
         }
-        wanted = K.sample(
+        expected = K.sample(
             K.external.from_diffusers(unet, base),
             begin.float(),
             sampler=name,
@@ -319,7 +323,7 @@ def test_sdxl(vae, name):
             seeds=1,
             cond=cond_of,
         )
-        assert differ(found, wanted) < 1e-5
+        assert differ(actual, expected) < 1e-5
 
 
 def pack(x):
@@ -339,7 +343,7 @@ def test_flux(flux, vae, name, height):
     pipe = flux_pipe(flux, vae, ours(base, sampler=name, seed=1, latent_shape=shape))
     x, pooled = latents((2, 4, height, 8)), latents([2, 10], 6)
     cond, _ = words()
-    given = {
+    arguments = {
         'prompt_embeds': cond,
         'pooled_prompt_embeds': pooled,
         'num_inference_steps': 5,
@@ -347,13 +351,13 @@ def test_flux(flux, vae, name, height):
         'height': 2 * height,
         'width': 16,
     }
-    found = pipe(latents=pack(x), **given).images
+    actual = pipe(latents=pack(x), **arguments).images
     sigmas = pipe.scheduler.levels
     mu = 0.5 + (1.15 - 0.5) / (4096 - 256) * (2 * height - 256)
     times = torch.linspace(1, 1 / 5, 5, dtype=torch.float64)
     shifted = torch.e**mu / (torch.e**mu + 1 / times - 1)
     torch.testing.assert_close(sigmas[1:-1], (shifted / (1 - shifted))[1:], rtol=1e-5, atol=0.0)
-    wanted = K.sample(
+    expected = K.sample(
         K.external.from_diffusers(flux, base),
         x * (1 + sigmas[0].float()),
         sampler=name,
@@ -361,11 +365,11 @@ def test_flux(flux, vae, name, height):
         seeds=1,
         cond={'encoder_hidden_states': cond, 'pooled_projections': pooled},
     )
-    assert differ(found, pack(wanted)) < 1e-5
+    assert differ(actual, pack(expected)) < 1e-5
     if name == 'euler':
         pipe.scheduler = base
         assert (
-            differ(found, pipe(latents=pack(x), **given).images) < 1e-3
+            differ(actual, pipe(latents=pack(x), **arguments).images) < 1e-3
         )  # its first time is 1, ours 1 - 1e-4
 
 
@@ -377,7 +381,7 @@ def test_flux_image_to_image(flux, vae, name):
     pipe = flux_pipe(flux, vae, ours(base, sampler=name, seed=2), 'FluxImg2ImgPipeline')
     cond, _ = words(1)
     image, pooled = latents([1, 4, 8, 8]), latents([1, 10], 6)
-    found = pipe(
+    actual = pipe(
         image=image,
         strength=0.6,
         prompt_embeds=cond,
@@ -396,7 +400,7 @@ def test_flux_image_to_image(flux, vae, name):
     if name == 'dpm_fast':  # as many calls as remain, the last one at its low end
         n = len(scheduler.timesteps) - begin - 1
         sigmas = torch.cat([sigma[None].double(), scheduler.levels[-n:]])
-    wanted = K.sample(
+    expected = K.sample(
         K.external.from_diffusers(flux, base),
         image + sigma * noise,
         sampler=name,
@@ -404,7 +408,7 @@ def test_flux_image_to_image(flux, vae, name):
         seeds=2,
         cond={'encoder_hidden_states': cond, 'pooled_projections': pooled},
     )
-    assert differ(found, pack(wanted)) < 1e-5
+    assert differ(actual, pack(expected)) < 1e-5
 
 
 # Every sampler, in a pipeline's loop
@@ -448,9 +452,9 @@ def test_every_sampler(name):
     scheduler = KDiffusionScheduler(name, 'karras', seed=[5, 6], **BETAS)
     x = latents()
     n, options = (60, {'per_item': False}) if name == 'dpm_adaptive' else (6, {})
-    found = walk(scheduler, noise_of_gaussian(), x, n)
+    actual = walk(scheduler, noise_of_gaussian(), x, n)
     sigma_max, sigma_min = scheduler.levels[0], scheduler.levels[-2]
-    wanted = K.sample(
+    expected = K.sample(
         exact,
         x * sigma_max.float(),
         n,
@@ -462,7 +466,7 @@ def test_every_sampler(name):
         options=options,
     )
     # Rounding errors change the sizes of the steps that the adaptive sampler takes.
-    assert differ(found, wanted) < (1e-4 if name == 'dpm_adaptive' else 1e-5)
+    assert differ(actual, expected) < (1e-4 if name == 'dpm_adaptive' else 1e-5)
     assert len(scheduler.timesteps) >= n and len(scheduler.sigmas) == len(scheduler.timesteps) + 1
 
 
@@ -474,9 +478,9 @@ def test_a_sampler_that_does_not_ask_at_its_first_level(name, options):
     scheduler = KDiffusionScheduler(name, 'karras', options, seed=1, **BETAS)
     x = latents()
     sigmas = [8.0, 4.0, 2.0, 1.0, 0.5, 0.1, 0.0]  # with its end, as diffusers takes it
-    found = walk(scheduler, noise_of_gaussian(), x, None, sigmas)
-    wanted = K.sample(exact, x * 8, sampler=name, schedule=sigmas, seeds=1, options=options)
-    assert differ(found, wanted) < 1e-5
+    actual = walk(scheduler, noise_of_gaussian(), x, None, sigmas)
+    expected = K.sample(exact, x * 8, sampler=name, schedule=sigmas, seeds=1, options=options)
+    assert differ(actual, expected) < 1e-5
     torch.testing.assert_close(
         scheduler.timesteps[0], scheduler.denoiser.sigma_to_t(torch.tensor(8.0))
     )
@@ -490,7 +494,7 @@ def test_cfg_pp_sees_the_unconditional_estimate(unet, vae):
         unet, vae, KDiffusionScheduler('euler_cfg_pp', 'karras', **BETAS, steps_offset=1)
     )
     cond, null = words()
-    given = {
+    arguments = {
         'prompt_embeds': cond,
         'negative_prompt_embeds': null,
         'latents': latents(),
@@ -499,9 +503,9 @@ def test_cfg_pp_sees_the_unconditional_estimate(unet, vae):
         'output_type': 'latent',
     }
     with pytest.raises(ValueError, match='scheduler.watch'):
-        pipe(**given)
+        pipe(**arguments)
     handle = pipe.scheduler.watch(unet)
-    found = pipe(**given).images
+    actual = pipe(**arguments).images
     handle.remove()
     denoiser = K.external.from_diffusers(unet, pipe.scheduler)
     sigmas = pipe.scheduler.levels.tolist()
@@ -512,7 +516,7 @@ def test_cfg_pp_sees_the_unconditional_estimate(unet, vae):
             for words in (cond, null)
         )
         x = d_u + 1.2 * (d - d_u) + sigma_next / sigma * (x - d_u)
-    assert differ(found, x) < 1e-5
+    assert differ(actual, x) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -544,11 +548,11 @@ def test_every_sampler_of_cfg_pp(name):
         def __call__(self, x, sigma):
             return self.pair(x, sigma)[0]
 
-    found = walk(scheduler, guided, x)
-    wanted = K.sample(
+    actual = walk(scheduler, guided, x)
+    expected = K.sample(
         Pair(), x * scheduler.levels[0].float(), None, name, scheduler.levels, seeds=[5, 6]
     )
-    assert differ(found, wanted) < 1e-5
+    assert differ(actual, expected) < 1e-5
 
 
 def test_every_sampler_of_comfyui_is_known_by_its_name():
@@ -577,10 +581,10 @@ def test_generators_become_a_seed_for_each_image():
     together = walk(scheduler, network, x, generator=generators(1, 2, 3))
     alone = walk(scheduler, network, x[1:2], generator=generators(2))
     torch.testing.assert_close(together[1:2], alone, rtol=0, atol=0)
-    drawn = [
+    samples = [
         int(torch.randint(2**63 - 1, [], generator=generator)) for generator in generators(1, 2, 3)
     ]
-    scheduler = KDiffusionScheduler('dpmpp_2m_sde', 'karras', seed=drawn, **BETAS)
+    scheduler = KDiffusionScheduler('dpmpp_2m_sde', 'karras', seed=samples, **BETAS)
     torch.testing.assert_close(walk(scheduler, network, x), together, rtol=0, atol=0)
     one = walk(
         KDiffusionScheduler('dpmpp_2m_sde', 'karras', **BETAS),
@@ -601,9 +605,9 @@ def test_deterministic_samplers_leave_the_global_generator_alone():
 
 def test_half_precision_keeps_the_sampler_in_float32():
     network, x = noise_of_gaussian(), latents()
-    found = walk(KDiffusionScheduler('dpmpp_2m', 'karras', **BETAS), network, x.half())
-    wanted = walk(KDiffusionScheduler('dpmpp_2m', 'karras', **BETAS), network, x.half().float())
-    assert found.dtype == torch.float16 and differ(found.float(), wanted) < 2e-3
+    actual = walk(KDiffusionScheduler('dpmpp_2m', 'karras', **BETAS), network, x.half())
+    expected = walk(KDiffusionScheduler('dpmpp_2m', 'karras', **BETAS), network, x.half().float())
+    assert actual.dtype == torch.float16 and differ(actual.float(), expected) < 2e-3
 
 
 # Files, copies, mistakes
@@ -626,9 +630,9 @@ def test_a_calibration(calibration, tmp_path):
     scheduler.save_pretrained(tmp_path)
     scheduler = KDiffusionScheduler.from_pretrained(tmp_path)
     x = latents()
-    found = walk(scheduler, noise_of_gaussian(), x, 4)
-    wanted = K.sample(exact, x * 14.6, sampler=calibration.sampler())
-    assert differ(found, wanted) < 1e-5
+    actual = walk(scheduler, noise_of_gaussian(), x, 4)
+    expected = K.sample(exact, x * 14.6, sampler=calibration.sampler())
+    assert differ(actual, expected) < 1e-5
     with pytest.raises(ValueError, match='4 steps'):
         scheduler.set_timesteps(7)
 
@@ -755,12 +759,12 @@ def test_the_examples_of_the_page(unet, vae, tmp_path, monkeypatch):
 def test_inference_mode(unet, vae, name, edits):
     """Under inference mode, whose tensors have no version, edits are seen all the same."""
 
-    def edit(pipe, i, t, given):
-        return {'latents': given['latents'] + 0.1} if edits else {}
+    def edit(pipe, i, t, inputs):
+        return {'latents': inputs['latents'] + 0.1} if edits else {}
 
     pipe = stable_diffusion(unet, vae, ours(ddim(), sampler=name, seed=1))
     cond, null = words()
-    given = {
+    arguments = {
         'prompt_embeds': cond,
         'negative_prompt_embeds': null,
         'num_inference_steps': 4,
@@ -768,10 +772,10 @@ def test_inference_mode(unet, vae, name, edits):
         'output_type': 'latent',
         'callback_on_step_end': edit,
     }
-    wanted = pipe(**given, latents=latents()).images
+    expected = pipe(**arguments, latents=latents()).images
     with torch.inference_mode():
-        found = pipe(**given, latents=latents()).images
-    torch.testing.assert_close(found.clone(), wanted, rtol=0, atol=0)
+        actual = pipe(**arguments, latents=latents()).images
+    torch.testing.assert_close(actual.clone(), expected, rtol=0, atol=0)
 
 
 def test_another_sampler_leaves_out_what_belonged_to_the_last(calibration):

@@ -128,7 +128,7 @@ def test_the_fused_one_runs_where_it_may(monkeypatch):
         'LinearGEGLUBackward'
         in type(fused.linear_geglu(x, leaf(6, 8)).grad_fn.next_functions[0][0]).__name__
     )
-    seen = []
-    torch.func.vmap(lambda x: seen.append(fused.fusible()) or x)(x)
-    torch.func.jvp(lambda x: seen.append(fused.fusible()) or x, (x.detach(),), (x.detach(),))
-    assert seen == [False, False]
+    states = []
+    torch.func.vmap(lambda x: states.append(fused.fusible()) or x)(x)
+    torch.func.jvp(lambda x: states.append(fused.fusible()) or x, (x.detach(),), (x.detach(),))
+    assert states == [False, False]

@@ -143,11 +143,14 @@ def test_a_unet_hands_the_skips_up_in_reverse():
 
     class Up(nn.Module):
         def forward(self, x, cond, skip):
-            seen.append(None if skip is None else skip.item())
+            skips.append(None if skip is None else skip.item())
             return x
 
-    seen = []
+    skips = []
     blocks = [Down(), Down(), Down()], [Up(), Up(), Up()]
-    assert layers.UNet(*blocks)(torch.zeros(1), {}).item() == 3 and seen == [None, 2, 1]
-    seen.clear()
-    assert layers.UNet(*blocks, skip_stages=1)(torch.zeros(1), {}).item() == 2 and seen == [None, 1]
+    assert layers.UNet(*blocks)(torch.zeros(1), {}).item() == 3 and skips == [None, 2, 1]
+    skips.clear()
+    assert layers.UNet(*blocks, skip_stages=1)(torch.zeros(1), {}).item() == 2 and skips == [
+        None,
+        1,
+    ]

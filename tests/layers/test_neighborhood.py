@@ -69,13 +69,13 @@ def test_scale():
 
 def test_a_token_sees_the_square_around_it_moved_inside_near_the_border():
     height, width, kernel_size = 6, 9, 5
-    seen = neighborhood_mask(height, width, kernel_size).view(height, width, height, width)
+    mask = neighborhood_mask(height, width, kernel_size).view(height, width, height, width)
     for y in range(height):
         for x in range(width):
             top, left = min(max(y - 2, 0), height - 5), min(max(x - 2, 0), width - 5)
             square = torch.zeros(height, width, dtype=torch.bool)
             square[top : top + kernel_size, left : left + kernel_size] = True
-            assert torch.equal(seen[y, x], square)
+            assert torch.equal(mask[y, x], square)
 
 
 def test_work_is_linear_in_the_tokens():

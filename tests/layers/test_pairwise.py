@@ -33,12 +33,12 @@ BIASES = {
 }
 
 
-@pytest.mark.parametrize('given', BIASES.values(), ids=BIASES)
-def test_values_and_gradients_are_the_plain_ones(given):
+@pytest.mark.parametrize('mask', BIASES.values(), ids=BIASES)
+def test_values_and_gradients_are_the_plain_ones(mask):
     q, k, v = inputs()
-    full = None if given is None else given.view(*[1] * (4 - given.ndim), *given.shape)
+    full = None if mask is None else mask.view(*[1] * (4 - mask.ndim), *mask.shape)
     ours, theirs = (
-        pairwise_attention(q, k, v, given, 0.3),
+        pairwise_attention(q, k, v, mask, 0.3),
         plain_pairwise_attention(q, k, v, full, 0.3),
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -50,10 +50,10 @@ def test_values_and_gradients_are_the_plain_ones(given):
         assert mine.abs().max() > 0
 
 
-@pytest.mark.parametrize('given', BIASES.values(), ids=BIASES)
-def test_gradients_of_gradients(given):
+@pytest.mark.parametrize('mask', BIASES.values(), ids=BIASES)
+def test_gradients_of_gradients(mask):
     def function(*qkv):
-        return pairwise_attention(*qkv, given, 0.3)
+        return pairwise_attention(*qkv, mask, 0.3)
 
     qkv = inputs()
     assert torch.autograd.gradcheck(function, qkv) and torch.autograd.gradgradcheck(function, qkv)

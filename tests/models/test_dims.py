@@ -77,12 +77,12 @@ def test_a_unet_of_one_axis_more_gives_the_same_where_nothing_changes_along_it(d
         else:
             value.copy_(old)
     x = torch.randn(2, 2, *(16,) * dims, dtype=torch.float64)
-    wanted = less(x, torch.tensor([0.5, 3.0], dtype=torch.float64))
-    got = more(
+    expected = less(x, torch.tensor([0.5, 3.0], dtype=torch.float64))
+    actual = more(
         x[:, :, None].expand(-1, -1, 8, *x.shape[2:]), torch.tensor([0.5, 3.0], dtype=torch.float64)
     )
-    assert wanted.std() > 0.01
-    torch.testing.assert_close(got, wanted[:, :, None].expand_as(got), rtol=0, atol=1e-10)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(actual, expected[:, :, None].expand_as(actual), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize('dims', [1, 2, 3])
@@ -134,7 +134,7 @@ def test_patches_are_those_of_pixel_unshuffle_and_come_back():
 def test_neighbourhoods_of_one_and_three_axes_token_by_token(sides):
     size, heads, d = 5, 2, 4
     q, k, v = torch.randn(3, 1, *sides, heads, d, dtype=torch.float64)
-    got = neighborhood_attention(q, k, v, size)
+    actual = neighborhood_attention(q, k, v, size)
     for token in itertools.islice(itertools.product(*map(range, sides)), 0, None, 37):
         box = tuple(
             slice(first, first + size)
@@ -145,7 +145,7 @@ def test_neighbourhoods_of_one_and_three_axes_token_by_token(sides):
         keys, values = (x[(0, *box)].reshape(-1, heads, d) for x in (k, v))
         for head in range(heads):
             share = (keys[:, head] @ q[(0, *token, head)] / math.sqrt(d)).softmax(0)
-            torch.testing.assert_close(got[(0, *token, head)], share @ values[:, head])
+            torch.testing.assert_close(actual[(0, *token, head)], share @ values[:, head])
 
 
 @pytest.mark.parametrize('sides', [(8,), (4, 4, 8)])

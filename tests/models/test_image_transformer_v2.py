@@ -188,10 +188,10 @@ def test_cosine_similarity_and_rotation():
     )
     torch.testing.assert_close((q * k).sum(-1), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(v, qkv[:, :, 2])
-    turned = apply_rotary_emb(q, theta)
+    rotated_q = apply_rotary_emb(q, theta)
     pairs = torch.complex(q[..., :4], q[..., 4:8]) * torch.polar(torch.ones_like(theta), theta)
-    torch.testing.assert_close(turned, torch.cat([pairs.real, pairs.imag, q[..., 8:]], dim=-1))
-    torch.testing.assert_close(apply_rotary_emb(turned, theta, conj=True), q)
+    torch.testing.assert_close(rotated_q, torch.cat([pairs.real, pairs.imag, q[..., 8:]], dim=-1))
+    torch.testing.assert_close(apply_rotary_emb(rotated_q, theta, conj=True), q)
 
 
 def test_rotation_in_place():

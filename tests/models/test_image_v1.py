@@ -53,16 +53,16 @@ def case(request, golden, golden_meta):
 
 
 def inputs(tensors):
-    given = {
+    cond = {
         key.removeprefix('input.'): value
         for key, value in tensors.items()
         if key.startswith('input.')
     }
-    given['mapping_cond'] = torch.cat(
-        [given.pop('aug_cond'), *([given['mapping_cond']] if 'mapping_cond' in given else [])],
+    cond['mapping_cond'] = torch.cat(
+        [cond.pop('aug_cond'), *([cond['mapping_cond']] if 'mapping_cond' in cond else [])],
         dim=1,
     )
-    return given
+    return cond
 
 
 def weights(tensors):
@@ -115,7 +115,7 @@ def test_every_condition_matters():
         has_variance=True,
     )
     x, sigma = x_sigma()
-    given = {
+    cond = {
         'mapping_cond': torch.randn(3, 3),
         'unet_cond': torch.randn(3, 1, 8, 8),
         'cross_cond': torch.randn(3, 6, 5),
@@ -126,13 +126,13 @@ def test_every_condition_matters():
         'class_cond': torch.tensor([1, 2, 0]),
         'cross_cond_padding': (torch.arange(6) > 2).expand(3, 6),
     }
-    base = model(x, sigma, **given)
+    base = model(x, sigma, **cond)
     assert base.shape == x.shape and base.std() > 1e-3
-    for key, value in given.items():
-        other = model(x, sigma, **{**given, key: changed.get(key, 1 - value)})
+    for key, value in cond.items():
+        other = model(x, sigma, **{**cond, key: changed.get(key, 1 - value)})
         assert (other - base).abs().amax((1, 2, 3)).min() > 1e-6, key
-    assert (model(x, sigma + 1, **given) - base).abs().max() > 1e-6
-    out, logvar = model(x, sigma, return_variance=True, **given)
+    assert (model(x, sigma + 1, **cond) - base).abs().max() > 1e-6
+    out, logvar = model(x, sigma, return_variance=True, **cond)
     assert torch.equal(out, base) and logvar.shape == (3,) and logvar.std() > 0
 
 
@@ -156,17 +156,17 @@ def test_rectangles(patch_size):
     model.double()
     out = model(x, torch.ones(2, dtype=torch.float64))
     assert out.shape == x.shape
-    turned = copy.deepcopy(model)
+    transposed = copy.deepcopy(model)
     with torch.no_grad():
-        for module in turned.modules():
+        for module in transposed.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3):
                 module.weight.copy_(module.weight.mT.clone())
         if patch_size == 2:  # the four pixels of a patch, transposed
             order = torch.tensor([0, 2, 1, 3, 4, 6, 5, 7])
-            turned.proj_in.weight.copy_(turned.proj_in.weight[:, order])
-            turned.proj_out.weight.copy_(turned.proj_out.weight[order])
-            turned.proj_out.bias.copy_(turned.proj_out.bias[order])
-    torch.testing.assert_close(turned(x.mT, torch.ones(2, dtype=torch.float64)), out.mT)
+            transposed.proj_in.weight.copy_(transposed.proj_in.weight[:, order])
+            transposed.proj_out.weight.copy_(transposed.proj_out.weight[order])
+            transposed.proj_out.bias.copy_(transposed.proj_out.bias[order])
+    torch.testing.assert_close(transposed(x.mT, torch.ones(2, dtype=torch.float64)), out.mT)
 
 
 def test_dropout_is_for_training():
@@ -246,16 +246,16 @@ def test_checkpointing_changes_no_gradient():
         )
     )
     x, sigma = x_sigma()
-    kept = []
+    sizes = []
 
     def gradients():
         torch.manual_seed(1)
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: kept.append(t.numel()) or t, lambda t: t
+            lambda t: sizes.append(t.numel()) or t, lambda t: t
         ):
             out = model(x, sigma, cross_cond=torch.ones(3, 2, 5)).square().sum()
-        saved = sum(kept)
-        kept.clear()
+        saved = sum(sizes)
+        sizes.clear()
         return torch.autograd.grad(out, list(model.parameters())), saved
 
     plain, all_saved = gradients()
@@ -281,8 +281,8 @@ def test_growing_wakes_levels_without_touching_the_others():
         k: v.shape for k, v in reference.state_dict().items()
     }
     reference.load_state_dict(grown.state_dict(), strict=True)
-    kept = [key for key in old if not key.startswith('proj')]
-    assert all(torch.equal(old[key], grown.state_dict()[key]) for key in kept)
+    same_keys = [key for key in old if not key.startswith('proj')]
+    assert all(torch.equal(old[key], grown.state_dict()[key]) for key in same_keys)
     x, sigma = x_sigma(side=16)
     assert not grown.proj_out.weight.any() and grown(x, sigma).shape == x.shape
     assert grown.set_skip_stages(2)(*x_sigma(side=4)).shape == (3, 2, 4, 4)
@@ -377,7 +377,7 @@ def test_what_cannot_be_built_is_refused(options, message):
 
 
 @pytest.mark.parametrize(
-    'shape, given, message',
+    'shape, cond, message',
     [
         ((3, 1, 8, 8), {}, r'input must be \[B, 2, H, W\]; got \[3, 1, 8, 8\]'),
         (
@@ -408,9 +408,9 @@ def test_what_cannot_be_built_is_refused(options, message):
         ),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(shape, given, message):
+def test_what_does_not_fit_the_model_is_refused(shape, cond, message):
     with pytest.raises(ValueError, match=message):
-        tiny()(torch.zeros(shape), torch.ones(3), **given)
+        tiny()(torch.zeros(shape), torch.ones(3), **cond)
 
 
 def test_a_missing_condition_is_named():

@@ -49,13 +49,13 @@ def test_activations_keep_their_size():
         }
     )
     torch.nn.init.ones_(model.out_gain)
-    seen = []
+    magnitudes = []
     for block in [*model.down, *model.up]:
         block.register_forward_hook(
-            lambda module, inputs, output: seen.append(output.square().mean().sqrt().item())
+            lambda module, inputs, output: magnitudes.append(output.square().mean().sqrt().item())
         )
     out = model(*x_sigma(8, 32))
-    assert len(seen) == 8 + 13 and min(seen) > 0.7 and max(seen) < 1.3
+    assert len(magnitudes) == 8 + 13 and min(magnitudes) > 0.7 and max(magnitudes) < 1.3
     assert 0.7 < out.square().mean().sqrt() < 1.3
 
 
@@ -81,8 +81,8 @@ def test_conditions():
     assert torch.allclose(one[1], none[1], atol=1e-5) and not torch.allclose(
         one[0], none[0], atol=1e-3
     )
-    told = model(x, sigma, mapping_cond=torch.randn(3, 9))
-    assert not torch.allclose(told, none, atol=1e-3)
+    conditioned = model(x, sigma, mapping_cond=torch.randn(3, 9))
+    assert not torch.allclose(conditioned, none, atol=1e-3)
     assert torch.allclose(model(x, sigma, mapping_cond=torch.zeros(3, 9)), none, atol=1e-6)
     assert not torch.allclose(model(x, sigma * 3), none, atol=1e-3)
     with pytest.raises(

@@ -90,19 +90,19 @@ def test_a_fresh_model_answers_zero_and_learns():
 def test_every_condition_matters():
     model = tiny(mapping_cond_dim=3, unet_cond_dim=1, num_classes=4, has_variance=True)
     x, sigma = x_sigma()
-    given = {
+    cond = {
         'mapping_cond': torch.randn(3, 3),
         'unet_cond': torch.randn(3, 1, 8, 8),
         'class_cond': torch.tensor([0, 1, 2]),
     }
-    base = model(x, sigma, **given)
+    base = model(x, sigma, **cond)
     assert base.shape == x.shape
-    for key, value in given.items():
+    for key, value in cond.items():
         other = 2 - value if key == 'class_cond' else 1 - value
-        changed = model(x, sigma, **{**given, key: other}) - base
+        changed = model(x, sigma, **{**cond, key: other}) - base
         assert changed.abs().amax((1, 2, 3))[[0, 2]].min() > 1e-6, key
-    assert (model(x, sigma + 1, **given) - base).abs().max() > 1e-6
-    out, logvar = model(x, sigma, return_variance=True, **given)
+    assert (model(x, sigma + 1, **cond) - base).abs().max() > 1e-6
+    out, logvar = model(x, sigma, return_variance=True, **cond)
     assert torch.equal(out, base) and logvar.shape == (3,) and logvar.std() > 0
 
 
@@ -192,7 +192,7 @@ def test_pickles_and_registers():
 
 
 @pytest.mark.parametrize(
-    'options, given, words',
+    'options, cond, words',
     [
         (
             {},
@@ -212,9 +212,9 @@ def test_pickles_and_registers():
         ),
     ],
 )
-def test_conditions_it_was_not_built_for(options, given, words):
+def test_conditions_it_was_not_built_for(options, cond, words):
     with pytest.raises(ValueError, match=words):
-        tiny(**options)(*x_sigma(), **given)
+        tiny(**options)(*x_sigma(), **cond)
 
 
 def test_inputs_it_cannot_take():

@@ -53,27 +53,27 @@ def test_the_inputs_start_without_effect_and_old_weights_load(kind):
     assert not keys.unexpected_keys and keys.missing_keys
     assert all('map_inputs.' in key for key in keys.missing_keys)
     x, sigma = torch.randn(4, 1, 8, 8), torch.tensor([0.1, 1.0, 5.0, 40.0])
-    given = {'class_cond': torch.tensor([0, 1, 2, 3])}
+    cond = {'class_cond': torch.tensor([0, 1, 2, 3])}
     second = {'sigma_next': sigma / 3, 'guidance_scale': torch.tensor([1.0, 2.0, 3.0, 4.0])}
-    before = old.eval()(x, sigma, **given)
-    torch.testing.assert_close(new.eval()(x, sigma, **given, **second), before)
+    before = old.eval()(x, sigma, **cond)
+    torch.testing.assert_close(new.eval()(x, sigma, **cond, **second), before)
     inner = getattr(new, 'inner_model', new)
     for part in (inner.map_inputs.level, inner.map_inputs.scale):
         with torch.no_grad():
             part[1].weight.normal_()
-        after = new(x, sigma, **given, **second)
+        after = new(x, sigma, **cond, **second)
         assert (after - before).abs().max() > 1e-4
         before = after
     with pytest.raises(ValueError, match='sigma_next and guidance_scale must be left out'):
-        old(x, sigma, **given, sigma_next=sigma)
+        old(x, sigma, **cond, sigma_next=sigma)
 
 
 @pytest.mark.parametrize('kind', NETWORKS)
 def test_every_parameter_is_given_to_the_optimizer_once(kind):
     filled = K.config.Experiment.open(config(kind, flow_map=True))
     optimizer = filled.sections.optimizer.make(filled.network, None)
-    held = [id(p) for group in optimizer.param_groups for p in group['params']]
-    assert sorted(held) == sorted(id(p) for p in filled.network.parameters())
+    ids = [id(p) for group in optimizer.param_groups for p in group['params']]
+    assert sorted(ids) == sorted(id(p) for p in filled.network.parameters())
 
 
 @pytest.mark.parametrize('kind', NETWORKS)

@@ -64,14 +64,16 @@ def section_of(name):
 @pytest.mark.parametrize('num_classes', [0, 4])
 def test_agrees_with_the_real_network(name, num_classes):
     section = section_of(name)
-    found = sizes(section, num_classes)
+    estimate = sizes(section, num_classes)
     network = section.build(num_classes=num_classes)
     inputs, cond = example(section, num_classes)
-    assert found.parameters == n_params(network)
+    assert estimate.parameters == n_params(network)
     with flop_counter() as counter:
         network(*inputs, **cond)
-    assert found.multiply_adds == counter.flops > 0
-    assert found.activation_bytes == pytest.approx(activation_bytes(network, inputs, cond), rel=0.2)
+    assert estimate.multiply_adds == counter.flops > 0
+    assert estimate.activation_bytes == pytest.approx(
+        activation_bytes(network, inputs, cond), rel=0.2
+    )
 
 
 @pytest.mark.parametrize('name', SECTIONS)
@@ -90,11 +92,11 @@ def test_activations_of_a_batch_are_those_of_its_pictures():
     network = section.build()
     one, eight = (activation_bytes(network, *example(section, batch_size=n)) for n in (1, 8))
     assert eight == pytest.approx(8 * one, rel=0.05)
-    found = sizes(section)
-    assert found.training_bytes(8) == 20 * found.parameters + 8 * found.activation_bytes
+    estimate = sizes(section)
+    assert estimate.training_bytes(8) == 20 * estimate.parameters + 8 * estimate.activation_bytes
     # Kept is at least the input of each convolution of the finest level: four of them, in 32
     # channels.
-    assert found.activation_bytes > 4 * 32 * 16 * 32 * 4
+    assert estimate.activation_bytes > 4 * 32 * 16 * 32 * 4
 
 
 @pytest.mark.parametrize(

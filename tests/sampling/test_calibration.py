@@ -67,7 +67,7 @@ def distance(out, runs):
 
 def best_start(teacher, runs):
     """The least distance of any base with any of the levels that the fits start from."""
-    found = []
+    distances = []
     spectrum = sampling.Spectrum.of(teacher.ends)
     for base in BASES:
         students = Students(MODEL, runs, spectrum, base, N, 256)
@@ -77,8 +77,8 @@ def best_start(teacher, runs):
             students.start(levels)
             for levels in schedules(Students(MODEL, teacher, spectrum, base, N, 256))
         ]
-        found += [distance(end, runs) for end in students.ends(starts)]
-    return min(found)
+        distances += [distance(end, runs) for end in students.ends(starts)]
+    return min(distances)
 
 
 def test_the_teacher_has_converged(held_out_runs):
@@ -122,19 +122,24 @@ def test_a_fit_that_loses_gives_way_to_a_published_recipe():
     another kind.
     """
     x, kind = noise(48, 11), (torch.arange(48) >= 16).long()
-    kept = sampling.calibrate(two_kinds, x, HIGH, steps=8, extra_args={'kind': kind}, held_out=32)
-    assert kept.base == 'published' and kept.steps == 8 and not kept.corrections
+    result = sampling.calibrate(two_kinds, x, HIGH, steps=8, extra_args={'kind': kind}, held_out=32)
+    assert result.base == 'published' and result.steps == 8 and not result.corrections
     lost = [
-        kept.scores[f'fitted_{name}'] >= kept.scores[f'published_{name}']
+        result.scores[f'fitted_{name}'] >= result.scores[f'published_{name}']
         for name in ('rms', 'median', 'astray')
     ]
-    assert any(lost) and kept.scores['rms'] == kept.scores['published_rms']
-    function = sampling.find_sampler(kept.published).function
+    assert any(lost) and result.scores['rms'] == result.scores['published_rms']
+    function = sampling.find_sampler(result.published).function
     straight = function(
-        two_kinds, x, list(kept.sigmas), {'kind': kind}, disable=True, **kept.options
+        two_kinds,
+        x,
+        list(result.sigmas),
+        {'kind': kind},
+        disable=True,
+        **result.options,
     )
-    assert torch.equal(kept.sampler()(two_kinds, x, None, {'kind': kind}, disable=True), straight)
-    assert dataclasses.replace(from_json(to_json(kept)), spectrum=kept.spectrum) == kept
+    assert torch.equal(result.sampler()(two_kinds, x, None, {'kind': kind}, disable=True), straight)
+    assert dataclasses.replace(from_json(to_json(result)), spectrum=result.spectrum) == result
 
 
 def verdict(*rows):
@@ -170,7 +175,7 @@ def test_a_kept_recipe_is_its_sampler(afs, levels):
     spectrum = sampling.Spectrum(
         torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     )
-    kept = sampling.Calibration(
+    result = sampling.Calibration(
         'published', levels, (), spectrum, published='ipndm', options={'order': 2, **afs}
     )
     x, calls = noise(4, 12), []
@@ -180,9 +185,9 @@ def test_a_kept_recipe_is_its_sampler(afs, levels):
         return MODEL(x, sigma)
 
     straight = sampling.sample_ipndm(MODEL, x, list(levels), disable=True, order=2, **afs)
-    assert torch.equal(from_json(to_json(kept)).sampler()(model, x, disable=True), straight)
-    assert len(calls) == kept.steps == 3
-    run = sampling.requests(kept.sampler(), x, disable=True)
+    assert torch.equal(from_json(to_json(result)).sampler()(model, x, disable=True), straight)
+    assert len(calls) == result.steps == 3
+    run = sampling.requests(result.sampler(), x, disable=True)
     request = next(run)
     for _ in range(2):
         request = run.send(MODEL(request.x, request.sigma))
@@ -191,8 +196,8 @@ def test_a_kept_recipe_is_its_sampler(afs, levels):
     assert torch.equal(end.value.value, straight)
     import k_diffusion
 
-    drawn = k_diffusion.sample(MODEL, x, steps=3, sampler=kept.sampler())
-    torch.testing.assert_close(drawn, straight.float(), rtol=1e-5, atol=1e-5)
+    samples = k_diffusion.sample(MODEL, x, steps=3, sampler=result.sampler())
+    torch.testing.assert_close(samples, straight.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +397,7 @@ def test_taken_wherever_a_sampler_is(calibration):
     assert torch.equal(states[-1].x, function(MODEL, x, disable=True)) and [
         s.nfe for s in states
     ] == [*range(N + 1)]
-    seen = []
+    infos = []
     out = generate(
         MODEL,
         [3],
@@ -400,11 +405,11 @@ def test_taken_wherever_a_sampler_is(calibration):
         function,
         seeds=[1, 2, 3],
         batch_size=2,
-        callback=lambda done, info: seen.append(info['i']),
+        callback=lambda done, info: infos.append(info['i']),
     )
     alone = generate(MODEL, [3], calibration.levels, entry, seeds=[3])
     torch.testing.assert_close(out[2:], alone, rtol=1e-4, atol=1e-5)
-    assert len(seen) == 2 * (N + 1) and out.std() > 0.1
+    assert len(infos) == 2 * (N + 1) and out.std() > 0.1
     torch.testing.assert_close(
         function(MODEL, x, disable=True)[3:4],
         function(MODEL, x[3:4], disable=True),
@@ -414,17 +419,17 @@ def test_taken_wherever_a_sampler_is(calibration):
 
 
 def test_half_precision_and_callbacks(calibration):
-    x, seen = noise(2, 7).to(torch.bfloat16), []
+    x, infos = noise(2, 7).to(torch.bfloat16), []
     function = calibration.sampler()
     out = function(
         lambda x, sigma: MODEL(x.double(), sigma.double()).to(x.dtype),
         x,
         calibration.levels,
         None,
-        seen.append,
+        infos.append,
         True,
     )
-    assert out.dtype == torch.bfloat16 and [info['i'] for info in seen] == [*range(N + 1)]
+    assert out.dtype == torch.bfloat16 and [info['i'] for info in infos] == [*range(N + 1)]
 
 
 def test_refusals(calibration, teacher):
@@ -474,9 +479,9 @@ def test_a_step_is_the_same_whatever_is_left_in_memory():
     slopes = torch.randn(12, 200, dtype=torch.float64)
     hessian, gradient = slopes @ slopes.mT, slopes @ torch.randn(200, dtype=torch.float64)
     theta, order = torch.zeros(12, dtype=torch.float64), list(range(12))
-    held, moved = [], []
+    blocks, moved = [], []
     for i in range(100):
-        held.append(torch.full((37 * i % 1001 + 1,), i, dtype=torch.float64))
+        blocks.append(torch.full((37 * i % 1001 + 1,), i, dtype=torch.float64))
         moved.append(least_squares._take_step(theta, order, hessian.clone(), gradient.clone(), 0.1))
     assert all(torch.equal(again, moved[0]) for again in moved)
     damped = hessian.numpy() + 0.1 * np.diag(np.diag(hessian.numpy()))

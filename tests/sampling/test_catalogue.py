@@ -130,7 +130,7 @@ class Watched:
 @pytest.mark.parametrize('entry', K.sampling.catalogue(), ids=lambda entry: entry.name)
 def test_what_an_entry_says_is_what_happens(entry):
     model = Watched()
-    given = {
+    arguments = {
         'sigmas': K.sampling.get_sigmas_karras(6, 0.1, 10.0),
         'sigma_min': 0.1,
         'sigma_max': 10.0,
@@ -141,7 +141,7 @@ def test_what_an_entry_says_is_what_happens(entry):
         model,
         torch.randn(2, 3, 4, 4) * 10,
         disable=True,
-        **{key: given[key] for key in entry.takes},
+        **{key: arguments[key] for key in entry.takes},
         **options,
     )
     assert (model.pairs > 0) == entry.needs_pair and (model.draws > 0) == entry.stochastic
@@ -184,8 +184,8 @@ def test_schedules_say_what_they_take():
     } <= entries.keys()
     table = torch.linspace(0.1, 10.0, 50)
     for (_, takes), entry in entries.items():
-        given = {'range': (0.1, 10.0), 'table': (table,), 'nothing': ()}[takes]
-        sigmas = entry.function(5, *given)
+        positional = {'range': (0.1, 10.0), 'table': (table,), 'nothing': ()}[takes]
+        sigmas = entry.function(5, *positional)
         assert sigmas[-1] == 0 and (sigmas.diff() < 0).all(), entry.name
         assert all(p.default is not p.empty for p in entry.options.values()), entry.name
 
@@ -225,11 +225,11 @@ def test_a_preset_is_the_other_sampler_with_its_options(monkeypatch):
         False,
     )
     x, sigmas = torch.randn(2, 3, 4, 4) * 10, K.sampling.get_sigmas_karras(5, 0.1, 10.0)
-    drawn = function(D, x, sigmas, disable=True, seed=3)
+    samples = function(D, x, sigmas, disable=True, seed=3)
     assert torch.equal(
-        drawn, other.function(D, x, sigmas, disable=True, seed=3, solver_type='heun')
+        samples, other.function(D, x, sigmas, disable=True, seed=3, solver_type='heun')
     )
-    assert not torch.equal(drawn, other.function(D, x, sigmas, disable=True, seed=3))
+    assert not torch.equal(samples, other.function(D, x, sigmas, disable=True, seed=3))
     with pytest.raises(ValueError, match='fixed must hold options of dpmpp_2m_sde, .*; got solver'):
         K.sampling.preset(
             'another', K.sampling.sample_dpmpp_2m_sde, 'A misspelt option.', {'solver': 'heun'}

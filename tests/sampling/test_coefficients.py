@@ -72,9 +72,9 @@ def test_linear_multistep_coeff():
     t = torch.tensor([10.0, 7.0, 4.0, 2.0, 1.0])
     for order in (1, 2, 3, 4):
         nodes = t[3 - order + 1 : 4].flip(0).tolist()
-        got = [sampling.linear_multistep_coeff(order, t, 3, j) for j in range(order)]
-        assert got == pytest.approx(sampling.adams_weights(nodes, 2.0, 1.0)) and sum(
-            got
+        actual = [sampling.linear_multistep_coeff(order, t, 3, j) for j in range(order)]
+        assert actual == pytest.approx(sampling.adams_weights(nodes, 2.0, 1.0)) and sum(
+            actual
         ) == pytest.approx(-1)
     with pytest.raises(
         ValueError, match='order must be at most 2 in step 1, which has 1 past levels; got 3'

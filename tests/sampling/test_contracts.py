@@ -36,9 +36,13 @@ def noise(*shape, dtype=torch.float64):
 
 def run(name, x, sigmas=SIGMAS, model=denoiser, **options):
     entry = sampling.SAMPLERS[name]
-    given = {'sigmas': sigmas, 'sigma_min': 0.05, 'sigma_max': 10.0, 'n': 7}
+    arguments = {'sigmas': sigmas, 'sigma_min': 0.05, 'sigma_max': 10.0, 'n': 7}
     return entry.function(
-        suited(name, model), x, disable=True, **{key: given[key] for key in entry.takes}, **options
+        suited(name, model),
+        x,
+        disable=True,
+        **{key: arguments[key] for key in entry.takes},
+        **options,
     )
 
 
@@ -55,9 +59,9 @@ def run(name, x, sigmas=SIGMAS, model=denoiser, **options):
     ],
 )
 def test_refused_schedules(name, sigmas, sentence):
-    for given in (sigmas, torch.tensor(sigmas)):
+    for schedule in (sigmas, torch.tensor(sigmas)):
         with pytest.raises(ValueError) as refusal:
-            run(name, noise(2, 3), given)
+            run(name, noise(2, 3), schedule)
         assert sentence in str(refusal.value) and str(refusal.value).count('\n') == 0
 
 
@@ -75,8 +79,11 @@ def test_an_order_or_a_count_is_a_whole_number(name):
         & {*sampling.SAMPLERS[name].options}
     ):
         for value in (2.5, -1, 'three'):
-            given = {'sigmas': SIGMAS, 'sigma_min': 0.05, 'sigma_max': 10.0, 'n': 7}
-            options = {**{key: given[key] for key in sampling.SAMPLERS[name].takes}, option: value}
+            arguments = {'sigmas': SIGMAS, 'sigma_min': 0.05, 'sigma_max': 10.0, 'n': 7}
+            options = {
+                **{key: arguments[key] for key in sampling.SAMPLERS[name].takes},
+                option: value,
+            }
             with pytest.raises(ValueError, match=str(value)) as refusal:
                 sampling.SAMPLERS[name].function(denoiser, noise(2, 3), disable=True, **options)
             assert str(refusal.value).count('\n') == 0 and 'math domain' not in str(refusal.value)
@@ -84,12 +91,18 @@ def test_an_order_or_a_count_is_a_whole_number(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_what_is_no_model_no_x_and_no_strength(name):
-    for answer, got in ((None, 'NoneType'), ((noise(2, 3),), 'tuple')):
+    for answer, description in ((None, 'NoneType'), ((noise(2, 3),), 'tuple')):
         model = suited(name, lambda x, sigma, answer=answer: answer)
-        with pytest.raises(ValueError, match=f'sample_{name}: the model must return .*; got {got}'):
+        with pytest.raises(
+            ValueError, match=f'sample_{name}: the model must return .*; got {description}'
+        ):
             run(name, noise(2, 3), model=model)
-    for x, got in (([1.0, 2.0], 'a list'), (None, 'a NoneType'), (torch.tensor(1.0), '0-d')):
-        with pytest.raises(ValueError, match=f'x must be a batch of noise, .*; x is {got}'):
+    for x, description in (
+        ([1.0, 2.0], 'a list'),
+        (None, 'a NoneType'),
+        (torch.tensor(1.0), '0-d'),
+    ):
+        with pytest.raises(ValueError, match=f'x must be a batch of noise, .*; x is {description}'):
             run(name, x)
     for afs in ('yes', [1.0], math.nan):
         with pytest.raises(
@@ -162,14 +175,14 @@ def test_restart_says_where_its_interval_does_not_fit():
 
 @pytest.mark.parametrize(('high', 'end'), [(1.5, 1.5), (5.0, 2.0)])
 def test_the_restart_of_a_low_schedule_begins_at_its_top(high, end):
-    seen = []
+    levels = []
     run(
         'restart',
         noise(2, 3),
         sampling.get_sigmas_karras(8, 0.01, high),
-        callback=lambda info: seen.append(info['sigma'].item()),
+        callback=lambda info: levels.append(info['sigma'].item()),
     )
-    assert [sigma for before, sigma in itertools.pairwise(seen) if sigma > before] == [
+    assert [sigma for before, sigma in itertools.pairwise(levels) if sigma > before] == [
         pytest.approx(end)
     ] * 2
 
@@ -336,15 +349,15 @@ def test_close_levels_of_float64_are_kept():
 
 @pytest.mark.parametrize('name', ['euler', 'heun', 'dpm_2'])
 def test_equal_neighbours_with_churn_are_steps(name):
-    seen = []
+    numbers = []
     out = run(
         name,
         noise(2, 3),
         [10.0, 4.0, 4.0, 1.0],
         s_churn=1.0,
-        callback=lambda info: seen.append(info['i']),
+        callback=lambda info: numbers.append(info['i']),
     )
-    assert seen == [0, 1, 2] and out.isfinite().all()
+    assert numbers == [0, 1, 2] and out.isfinite().all()
 
 
 def test_a_schedule_need_not_end_in_zero_or_be_a_tensor():
@@ -360,16 +373,16 @@ def test_half_precision(name, dtype):
     """The model is fed the given dtype and answers in it; the state is kept in float32, so the
     error is the model's rounding.
     """
-    given = set()
+    dtypes = set()
 
     def model(x, sigma):
-        given.update([x.dtype, sigma.dtype])
+        dtypes.update([x.dtype, sigma.dtype])
         return denoiser(x.float(), sigma.float()).to(dtype)
 
     x = noise(4, 8).to(dtype)
     options = without_noise(name)
     out = run(name, x, model=model, **options)
-    assert out.dtype == dtype and given == {dtype}
+    assert out.dtype == dtype and dtypes == {dtype}
     exact = run(name, x.double(), **options)
     assert (out.double() - exact).abs().max() < 40 * torch.finfo(dtype).eps
 
@@ -463,10 +476,10 @@ def test_churn_draws_only_when_it_is_on(name):
 
 
 def test_noise_samplers_from_outside_get_tensors_and_may_be_half():
-    seen = []
+    level_pairs = []
 
     def outside(sigma, sigma_next):
-        seen.append((sigma.log().item(), sigma_next.item()))
+        level_pairs.append((sigma.log().item(), sigma_next.item()))
         return torch.ones(2, 3, dtype=torch.float16)
 
     out = sampling.sample_euler_ancestral(
@@ -474,8 +487,8 @@ def test_noise_samplers_from_outside_get_tensors_and_may_be_half():
     )
     assert (
         out.dtype == torch.float64
-        and seen[0] == (pytest.approx(math.log(10)), 4.0)
-        and len(seen) == 3
+        and level_pairs[0] == (pytest.approx(math.log(10)), 4.0)
+        and len(level_pairs) == 3
     )
 
 
@@ -501,7 +514,7 @@ def test_an_edited_estimate_is_the_end(name):
     """The estimate that a callback is shown is the one that the sampler goes on with, also where
     D is asked for again.
     """
-    seen = []
+    steps = []
     options = {'tau': 1.0, 'interval': (0.0, 1.0)} if name != 'euler' else {}
     walk = sampling.iterate(
         name,
@@ -511,19 +524,23 @@ def test_an_edited_estimate_is_the_end(name):
         disable=True,
         **options,
         callback=lambda info: (
-            seen.append((info['i'], info['sigma'].item())) or info['denoised'].fill_(7.0)
+            steps.append((info['i'], info['sigma'].item())) or info['denoised'].fill_(7.0)
         ),
     )
     states = list(walk)
-    assert seen == [(i, pytest.approx(sigma)) for i, sigma in enumerate(SIGMAS[:-1].tolist())]
+    assert steps == [(i, pytest.approx(sigma)) for i, sigma in enumerate(SIGMAS[:-1].tolist())]
     assert all((state.denoised == 7).all() for state in states) and (states[-1].x == 7).all()
 
 
 @pytest.mark.parametrize('name', NAMES)
 def test_iterate_is_the_sampler_step_by_step(name):
     entry = sampling.SAMPLERS[name]
-    given = {'sigmas': SIGMAS, 'sigma_min': 0.05, 'sigma_max': 10.0, 'n': 7}
-    options = {**{key: given[key] for key in entry.takes}, **without_noise(name), 'disable': True}
+    arguments = {'sigmas': SIGMAS, 'sigma_min': 0.05, 'sigma_max': 10.0, 'n': 7}
+    options = {
+        **{key: arguments[key] for key in entry.takes},
+        **without_noise(name),
+        'disable': True,
+    }
     model = suited(name, denoiser)
     grad = torch.is_grad_enabled()
     states = []

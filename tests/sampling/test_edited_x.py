@@ -266,7 +266,7 @@ def test_an_edit_of_x_in_the_callback_is_that_of_the_original(original):
     def callback(info):
         info['x'].copy_(edited(info['x']))
 
-    got = sampling.SAMPLERS[name].function(
+    actual = sampling.SAMPLERS[name].function(
         model, x.clone(), *where, callback=callback, disable=True, **options
     )
-    torch.testing.assert_close(got, original(x), atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(actual, original(x), atol=1e-8, rtol=1e-8)

@@ -29,7 +29,7 @@ def distance(out, expected):
     return ((out - expected).abs().max() / expected.abs().max()).item()
 
 
-def listed(noise):
+def replay_noise(noise):
     draws = iter(noise)
     return lambda sigma, sigma_next: next(draws)
 
@@ -40,7 +40,7 @@ def test_sampler(golden, name, suffix):
     values, (dtype, tolerance) = golden('samplers'), DTYPES[suffix]
     options = dict(INDEX[name]['options'])
     if K.sampling.SAMPLERS[INDEX[name]['function'].removeprefix('sample_')].stochastic:
-        options['noise_sampler'] = listed(values['noise'].to(dtype))
+        options['noise_sampler'] = replay_noise(values['noise'].to(dtype))
     torch.manual_seed(77)
     out = getattr(K.sampling, INDEX[name]['function'])(
         toy,
@@ -66,7 +66,7 @@ def test_dpm_fast(golden, n, eta, suffix):
         extra_args={'gain': 0.95},
         disable=True,
         eta=eta,
-        noise_sampler=listed(values['noise'].to(dtype)),
+        noise_sampler=replay_noise(values['noise'].to(dtype)),
     )
     assert distance(out, values[f'dpm_fast_{n}{"_eta1" if eta else ""}.{suffix}']) < 5e-6
 
@@ -92,34 +92,34 @@ def test_dpm_adaptive(golden, order, suffix):
 
 @pytest.mark.parametrize('name', ['euler', 'dpmpp_2m', 'heun'])
 def test_callback(golden, name):
-    values, seen = golden('samplers'), []
+    values, infos = golden('samplers'), []
     expected = golden('callbacks')
     K.sampling.SAMPLERS[name].function(
         toy,
         12 * values['x'],
         values['sigmas.f64'],
         disable=True,
-        callback=lambda info: seen.append({**info, 'x': info['x'].clone()}),
+        callback=lambda info: infos.append({**info, 'x': info['x'].clone()}),
     )
-    assert [info['i'] for info in seen] == list(range(9))
+    assert [info['i'] for info in infos] == list(range(9))
     for key in ('x', 'sigma', 'sigma_hat', 'denoised'):
         assert (
-            distance(torch.stack([info[key] for info in seen]), expected[f'{name}.{key}']) < 1e-12
+            distance(torch.stack([info[key] for info in infos]), expected[f'{name}.{key}']) < 1e-12
         )
 
 
 def test_callback_of_dpm_fast_and_adaptive(golden):
-    x, seen = golden('samplers')['x'] * 12, []
-    K.sampling.sample_dpm_fast(toy, x, 0.02, 12.0, 7, disable=True, callback=seen.append)
-    assert [info['i'] for info in seen] == [0, 1, 2]
-    assert seen[0].keys() == {'x', 'i', 't', 't_up', 'denoised', 'sigma', 'sigma_hat'}
-    assert seen[0]['sigma'].item() == pytest.approx(12.0) and seen[1][
+    x, infos = golden('samplers')['x'] * 12, []
+    K.sampling.sample_dpm_fast(toy, x, 0.02, 12.0, 7, disable=True, callback=infos.append)
+    assert [info['i'] for info in infos] == [0, 1, 2]
+    assert infos[0].keys() == {'x', 'i', 't', 't_up', 'denoised', 'sigma', 'sigma_hat'}
+    assert infos[0]['sigma'].item() == pytest.approx(12.0) and infos[1][
         'sigma'
     ].item() == pytest.approx(12 ** (2 / 3) * 0.02 ** (1 / 3))
-    torch.testing.assert_close(seen[0]['denoised'], toy(x, torch.full([3], 12.0)))
-    seen.clear()
-    K.sampling.sample_dpm_adaptive(toy, x, 0.02, 12.0, disable=True, callback=seen.append)
-    assert seen[0].keys() == {
+    torch.testing.assert_close(infos[0]['denoised'], toy(x, torch.full([3], 12.0)))
+    infos.clear()
+    K.sampling.sample_dpm_adaptive(toy, x, 0.02, 12.0, disable=True, callback=infos.append)
+    assert infos[0].keys() == {
         'x',
         'i',
         't',
@@ -134,8 +134,8 @@ def test_callback_of_dpm_fast_and_adaptive(golden):
         'sigma',
         'sigma_hat',
     }
-    assert [info['steps'] for info in seen] == list(range(1, len(seen) + 1))
-    assert seen[-1]['sigma'].item() == pytest.approx(0.02, rel=1e-4)
+    assert [info['steps'] for info in infos] == list(range(1, len(infos) + 1))
+    assert infos[-1]['sigma'].item() == pytest.approx(0.02, rel=1e-4)
 
 
 def test_log_likelihood(golden):
@@ -153,9 +153,9 @@ def test_surface(name):
     """
     assert name in vars(K.sampling)
     parameters = list(inspect.signature(getattr(K.sampling, name)).parameters.values())
-    shown = [str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters]
+    texts = [str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters]
     expected = [p for p in SURFACE[name] if not p.startswith('transform=')]
-    assert [p for p in shown if not p.startswith('transform=')][: len(expected)] == expected
+    assert [p for p in texts if not p.startswith('transform=')][: len(expected)] == expected
     assert all(p.default is not inspect.Parameter.empty for p in parameters[len(SURFACE[name]) :])
 
 

@@ -140,13 +140,17 @@ def test_a_flow_model_is_a_denoiser(name):
 
 def test_restart_goes_back_up():
     """At the knot nearest to the interval's end, twice, by a quarter of the schedule's steps."""
-    seen = []
-    run('restart', intervals=((0.3, 2.0),), callback=lambda info: seen.append(info['sigma'].item()))
-    rises = [(a, b) for a, b in itertools.pairwise(seen) if b > a]
+    levels = []
+    run(
+        'restart',
+        intervals=((0.3, 2.0),),
+        callback=lambda info: levels.append(info['sigma'].item()),
+    )
+    rises = [(a, b) for a, b in itertools.pairwise(levels) if b > a]
     knot = min(SIGMAS[:-1].tolist(), key=lambda sigma: abs(math.log(sigma / 0.3)))
     assert (
         len(rises) == 2
         and all(b == 2.0 for _, b in rises)
-        and len(seen) == 9 + 2 * 2
-        and seen.count(knot) == 1
+        and len(levels) == 9 + 2 * 2
+        and levels.count(knot) == 1
     )

@@ -26,9 +26,9 @@ def error(name, end, **options):
     """
     sigmas = [HIGH * (LOW / HIGH) ** (i / 11) for i in range(12)] + [end]
     x = torch.linspace(-2, 2, 41, dtype=torch.float64)[:, None] * HIGH
-    found = getattr(K.sampling, f'sample_{name}')(denoise, x, sigmas, disable=True, **options)
+    end_of_run = getattr(K.sampling, f'sample_{name}')(denoise, x, sigmas, disable=True, **options)
     exact = x * math.sqrt((1 + end**2) / (1 + HIGH**2))
-    return ((found - exact).square().mean() / exact.square().mean()).sqrt().item()
+    return ((end_of_run - exact).square().mean() / exact.square().mean()).sqrt().item()
 
 
 @pytest.mark.parametrize('name', ['uni_pc', 'uni_pc_bh2', 'dpmpp_3m'])

@@ -115,8 +115,8 @@ def test_the_order_of_questions_does_not_matter():
     values = []
     for order in (times, times[::-1], sorted(times)):
         path = BrownianPath(torch.zeros(1, 10), [7])
-        asked = {time: path(time) for time in order}
-        values.append(torch.stack([asked[time] for time in times]))
+        path_values = {time: path(time) for time in order}
+        values.append(torch.stack([path_values[time] for time in times]))
     torch.testing.assert_close(values[0], values[1])
     torch.testing.assert_close(values[0], values[2])
 
@@ -126,12 +126,12 @@ def test_any_questions_within_a_few_percent():
     fresh = lambda: sampling.BrownianTreeNoiseSampler(
         torch.zeros(1, 40000, dtype=torch.float64), 0.002, 80.0, seed=0
     )
-    noise, seen = fresh(), {}
+    noise, by_pair = fresh(), {}
     for _ in range(300):
         a, b = pick.sample(times, 2)
         value = noise(a, b)
         assert value.square().mean().item() == pytest.approx(1, abs=0.05)
-        assert torch.equal(seen.setdefault((a, b), value), value)
+        assert torch.equal(by_pair.setdefault((a, b), value), value)
     for a, b in itertools.combinations(times, 2):
         torch.testing.assert_close(fresh()(a, b), -noise(b, a), rtol=0, atol=1e-9)
     whole = noise(1.02, 1.01) * 0.01**0.5
@@ -234,12 +234,12 @@ def toy(x, sigma):
 
 def run(name, x, **options):
     entry = sampling.SAMPLERS[name]
-    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 6}
+    arguments = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 6}
     return entry.function(
         suited(name, toy),
         x,
         disable=True,
-        **{key: given[key] for key in entry.takes},
+        **{key: arguments[key] for key in entry.takes},
         **with_noise(name),
         **options,
     )
@@ -281,8 +281,8 @@ NOISY = [
 def draws_of(name, x, **source):
     """Return the draws of a sampler over its run."""
     record, entry = sampling.Record(), sampling.SAMPLERS[name]
-    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 6}
-    options = {**{key: given[key] for key in entry.takes}, **with_noise(name), **source}
+    arguments = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 6}
+    options = {**{key: arguments[key] for key in entry.takes}, **with_noise(name), **source}
     for _ in sampling.iterate(name, suited(name, toy), x, record=record, disable=True, **options):
         pass
     return record.noises
@@ -295,9 +295,9 @@ def draws_of(name, x, **source):
 def test_one_seed_is_one_noise_in_float32_and_float64(name, source):
     """float64 draws are those of float32; along a path they are added up in the precision of x."""
     single = torch.randn(2, 2, 3) * 10
-    drawn = []
+    draws = []
     for x in (single, single.double()):
-        given = {
+        sources = {
             'seed': lambda: {'seed': 4},
             'seeds': lambda: {'seed': [4, 9]},
             'generator': lambda: {'generator': torch.Generator().manual_seed(4)},
@@ -311,9 +311,9 @@ def test_one_seed_is_one_noise_in_float32_and_float64(name, source):
                 'noise_sampler': sampling.make_noise_sampler(x, 'path', [4, 9])  # noqa: B023
             },
         }
-        drawn.append(draws_of(name, x, **given[source]()))
-    assert len(drawn[0]) == len(drawn[1]) > 0
-    for a, b in zip(*drawn):
+        draws.append(draws_of(name, x, **sources[source]()))
+    assert len(draws[0]) == len(draws[1]) > 0
+    for a, b in zip(*draws):
         assert (a.dtype, b.dtype) == (torch.float32, torch.float64)
         torch.testing.assert_close(a, b.float(), rtol=1e-5, atol=1e-5)
 
@@ -341,8 +341,8 @@ def test_the_noise_of_a_seed_is_kept(make, expected):
     the same.
     """
     for dtype in (torch.float32, torch.float64):
-        drawn = make(torch.zeros(1, 3, dtype=dtype))(5.0, 4.0)[0]
-        torch.testing.assert_close(drawn, torch.tensor(expected, dtype=dtype), rtol=0, atol=1e-6)
+        noise = make(torch.zeros(1, 3, dtype=dtype))(5.0, 4.0)[0]
+        torch.testing.assert_close(noise, torch.tensor(expected, dtype=dtype), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('name', ['euler', 'euler_ancestral', 'dpmpp_2m_sde', 'restart', 'er_sde'])
@@ -387,13 +387,13 @@ def test_a_sampler_that_is_not_stochastic_draws_nothing_by_default(name):
         sampling.SAMPLERS[name],
         lambda sigma, sigma_next: pytest.fail('noise was drawn'),
     )
-    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 6}
+    arguments = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 6}
     options = {'noise_sampler': refused} if 'noise_sampler' in entry.options else {}
     entry.function(
         suited(name, toy),
         torch.randn(2, 2, 3) * 10,
         disable=True,
-        **{key: given[key] for key in entry.takes},
+        **{key: arguments[key] for key in entry.takes},
         **options,
     )
 
@@ -443,8 +443,12 @@ def test_afs_saves_the_first_call(name):
         return toy(x, sigma)
 
     x, entry = torch.randn(2, 2, 3) * 10, sampling.SAMPLERS[name]
-    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 6}
-    options = {**{key: given[key] for key in entry.takes}, **without_noise(name), 'disable': True}
+    arguments = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 6}
+    options = {
+        **{key: arguments[key] for key in entry.takes},
+        **without_noise(name),
+        'disable': True,
+    }
     states = list(sampling.iterate(name, suited(name, counted), x, **options, afs=True))
     pairs = sampling.SAMPLERS[name].needs_pair  # the stand-in asks twice for a pair
     assert states[-1].nfe == len(calls) / (2 if pairs else 1) and calls[0] < 10
@@ -496,7 +500,7 @@ def test_a_noise_sampler_wins_over_the_generator_that_drew_x(name):
         sampling.SAMPLERS[name].function,
         lambda sigma, sigma_next: torch.cos(x * (1 + sigma) + sigma_next),
     )
-    got = call_as_programs_do(sample, x, SIGMAS, draw, generator)
+    actual = call_as_programs_do(sample, x, SIGMAS, draw, generator)
     alone = {'noise_sampler': draw} if 'noise_sampler' in sampling.SAMPLERS[name].options else {}
-    assert torch.equal(got, sample(suited(name, toy), x, SIGMAS, disable=True, **alone))
+    assert torch.equal(actual, sample(suited(name, toy), x, SIGMAS, disable=True, **alone))
     assert torch.equal(generator.get_state(), before)

@@ -240,14 +240,14 @@ def test_declared_cost(name):
         def pair(self, x, sigma):
             return (model(x, sigma),) * 2
 
-    given = {'sigmas': schedule(10), 'sigma_min': LOW, 'sigma_max': HIGH, 'n': 10}
+    arguments = {'sigmas': schedule(10), 'sigma_min': LOW, 'sigma_max': HIGH, 'n': 10}
     steps = list(
         sampling.iterate(
             entry,
             Pair() if sampling.SAMPLERS[name].needs_pair else model,
             start(),
             disable=True,
-            **{key: given[key] for key in entry.takes},
+            **{key: arguments[key] for key in entry.takes},
         )
     )
     assert calls == steps[-1].nfe == CALLS.get(name, entry.nfe * len(steps))

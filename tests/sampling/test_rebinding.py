@@ -62,8 +62,8 @@ def test_torch(name, options, draws):
 def test_every_sampler_runs_with_torch_replaced():
     with mock.patch.object(sampling, 'torch', TorchHijack()):
         for entry in sampling.SAMPLERS.values():
-            given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 5}
-            options = {key: given[key] for key in entry.takes}
+            arguments = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 5}
+            options = {key: arguments[key] for key in entry.takes}
             assert (
                 entry.function(suited(entry.name, denoiser), X, disable=True, **options)
                 .isfinite()
@@ -73,18 +73,18 @@ def test_every_sampler_runs_with_torch_replaced():
 
 
 def test_trange():
-    seen = []
+    numbers = []
 
     def counted(n, disable=None):
         for i in trange(n, disable=disable):
-            seen.append(i)
+            numbers.append(i)
             yield i
 
     with mock.patch.object(sampling, 'trange', counted):
         sampling.sample_dpmpp_2m(denoiser, X, SIGMAS, disable=True)
-    assert seen == [0, 1, 2, 3, 4]
+    assert numbers == [0, 1, 2, 3, 4]
     sampling.sample_dpmpp_2m(denoiser, X, SIGMAS, disable=True)
-    assert len(seen) == 5
+    assert len(numbers) == 5
 
 
 @pytest.mark.parametrize(
@@ -99,24 +99,24 @@ def test_trange():
     ],
 )
 def test_to_d(monkeypatch, name, calls):
-    seen = []
+    levels = []
 
     def to_d(x, sigma, denoised):
-        seen.append(sigma)
+        levels.append(sigma)
         return (x - denoised) / sigma * 0.5
 
     plain = sampling.SAMPLERS[name].function(denoiser, X, SIGMAS, disable=True)
     monkeypatch.setattr(sampling, 'to_d', to_d)
     patched = sampling.SAMPLERS[name].function(denoiser, X, SIGMAS, disable=True)
-    assert len(seen) == calls and (patched - plain).abs().max() > 0.1
+    assert len(levels) == calls and (patched - plain).abs().max() > 0.1
 
 
 def test_brownian_tree_noise_sampler(monkeypatch):
-    made = []
+    intervals = []
 
     class Silent:
         def __init__(self, x, sigma_min, sigma_max, seed=None, transform=lambda x: x):
-            made.append((sigma_min, sigma_max))
+            intervals.append((sigma_min, sigma_max))
             self.x = x
 
         def __call__(self, sigma, sigma_next):
@@ -128,7 +128,7 @@ def test_brownian_tree_noise_sampler(monkeypatch):
             sampling.SAMPLERS[name].function(denoiser, X, SIGMAS, disable=True) for _ in range(2)
         )
         assert torch.equal(first, second)
-    assert made == [(pytest.approx(0.1), 10.0)] * 6
+    assert intervals == [(pytest.approx(0.1), 10.0)] * 6
 
 
 def test_a_new_name_on_the_face_stays_there():

@@ -32,8 +32,8 @@ def start():
 
 
 def arguments(name):
-    given = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 12}
-    return {key: given[key] for key in sampling.SAMPLERS[name].takes} | {'disable': True}
+    inputs = {'sigmas': SIGMAS, 'sigma_min': 0.1, 'sigma_max': 10.0, 'n': 12}
+    return {key: inputs[key] for key in sampling.SAMPLERS[name].takes} | {'disable': True}
 
 
 def walk(name, model, record=None, stop=None, edit=False, **options):
@@ -66,11 +66,11 @@ def test_a_run_goes_on_in_another_process_bit_for_bit(name, edit):
     torch.manual_seed(7)
     record, first = sampling.Record(), Model()
     begun = walk(name, first, record, STOP, edit)
-    kept, second = through_a_file(record), Model()
+    loaded_record, second = through_a_file(record), Model()
     # The first part drew from the global generator, and the second draws its own part again: so the
     # seed is set once more.
     torch.manual_seed(7)
-    rest = walk(name, second, kept, None, edit)
+    rest = walk(name, second, loaded_record, None, edit)
     assert len(begun) + len(rest) == len(straight) and first.calls + second.calls == straight[-1][2]
     for (i, x, nfe), (j, y, nfe_2) in zip([*begun, *rest], straight):
         assert (i, nfe) == (j, nfe_2) and torch.equal(x, y)

@@ -31,13 +31,13 @@ def levels_of(name):
     )
 
 
-def serve(run, denoiser, seen=None):
+def serve(run, denoiser, requests=None):
     """Answer a run to its end."""
     try:
         request = next(run)
         while True:
-            if seen is not None:
-                seen.append(request)
+            if requests is not None:
+                requests.append(request)
             request = run.send(request.answer(denoiser))
     except StopIteration as end:
         return end.value
@@ -49,36 +49,36 @@ def test_every_sampler_with_callback_and_seeds(name):
     edits by the callback.
     """
     entry, denoiser = sampling.SAMPLERS[name], suited(name, model)
-    shown = [], []
+    steps = [], []
 
-    def callback(kept):
+    def callback(infos):
         def look(info):
-            kept.append((info['i'], float(info['sigma']), info['denoised'].clone()))
+            infos.append((info['i'], float(info['sigma']), info['denoised'].clone()))
             info['denoised'].mul_(0.99)
 
         return look
 
     options = {**levels_of(name), **with_noise(name)}
-    wanted = entry.function(
-        denoiser, start(), callback=callback(shown[0]), disable=True, seed=[4, 5, 6], **options
+    expected = entry.function(
+        denoiser, start(), callback=callback(steps[0]), disable=True, seed=[4, 5, 6], **options
     )
-    asked = []
-    found = serve(
-        sampling.requests(name, start(), callback=callback(shown[1]), seed=[4, 5, 6], **options),
+    requests = []
+    actual = serve(
+        sampling.requests(name, start(), callback=callback(steps[1]), seed=[4, 5, 6], **options),
         denoiser,
-        asked,
+        requests,
     )
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-    torch.testing.assert_close(shown[1], shown[0], rtol=0, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+    torch.testing.assert_close(steps[1], steps[0], rtol=0, atol=0)
     assert all(
         request.pair == entry.needs_pair and float(request.sigma[0]) == pytest.approx(request.level)
-        for request in asked
+        for request in requests
     )
     alone = serve(
         sampling.requests(name, start()[1:2], callback=callback([]), seed=[5], **options), denoiser
     )
     if not entry.couples_batch:
-        torch.testing.assert_close(alone, found[1:2])
+        torch.testing.assert_close(alone, actual[1:2])
 
 
 def test_the_calls_of_heun_by_hand():
@@ -128,25 +128,25 @@ def test_it_goes_on_from_a_record(name):
         suited(name, model),
         {**levels_of(name), **with_noise(name), 'seed': [1, 2, 3]},
     )
-    wanted = serve(sampling.requests(name, start(), **options), denoiser)
+    expected = serve(sampling.requests(name, start(), **options), denoiser)
     record = sampling.Record()
     run = sampling.requests(name, start(), record=record, **options)
     request = next(run)
     for _ in range(3):
         request = run.send(request.answer(denoiser))
     again = sampling.requests(name, start(), record=sampling.Record(record.state_dict()), **options)
-    asked = []
-    found = serve(again, denoiser, asked)
-    torch.testing.assert_close(asked[0].x, request.x, rtol=0, atol=0)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    requests = []
+    actual = serve(again, denoiser, requests)
+    torch.testing.assert_close(requests[0].x, request.x, rtol=0, atol=0)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 def test_the_analytical_first_step_is_not_asked_for():
-    asked = []
-    found = serve(sampling.requests('euler', start(), SIGMAS, afs=0.5), model, asked)
-    assert len(asked) == len(SIGMAS) - 2 and asked[0].level == 5.0
+    requests = []
+    actual = serve(sampling.requests('euler', start(), SIGMAS, afs=0.5), model, requests)
+    assert len(requests) == len(SIGMAS) - 2 and requests[0].level == 5.0
     torch.testing.assert_close(
-        found, sampling.sample_euler(model, start(), SIGMAS, afs=0.5, disable=True), rtol=0, atol=0
+        actual, sampling.sample_euler(model, start(), SIGMAS, afs=0.5, disable=True), rtol=0, atol=0
     )
 
 

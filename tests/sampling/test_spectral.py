@@ -40,15 +40,17 @@ def slope(function, **options):
     return -(n * errors).sum().item() / (n * n).sum().item()
 
 
-@pytest.mark.parametrize(('order', 'seen'), [(1, 0.98), (2, 1.95), (3, 2.94)])
-def test_order_of_sei_with_a_wrong_spectrum(order, seen):
-    assert slope(sampling.sample_sei, spectrum=WRONG, order=order) == pytest.approx(seen, abs=0.2)
+@pytest.mark.parametrize(('order', 'expected_order'), [(1, 0.98), (2, 1.95), (3, 2.94)])
+def test_order_of_sei_with_a_wrong_spectrum(order, expected_order):
+    assert slope(sampling.sample_sei, spectrum=WRONG, order=order) == pytest.approx(
+        expected_order, abs=0.2
+    )
 
 
-@pytest.mark.parametrize(('order', 'seen'), [(2, 1.96), (3, 3.05), (4, 2.2)])
-def test_order_of_rab(order, seen):
+@pytest.mark.parametrize(('order', 'expected_order'), [(2, 1.96), (3, 3.05), (4, 2.2)])
+def test_order_of_rab(order, expected_order):
     assert slope(sampling.sample_rab, order=order) == pytest.approx(
-        seen, abs=0.2 if order < 4 else 0.8
+        expected_order, abs=0.2 if order < 4 else 0.8
     )
 
 

@@ -179,17 +179,17 @@ def test_calls_and_levels_of_a_step(name):
     """As many calls as stated, at levels within the step; one for the step to 0, which answers
     D.
     """
-    seen = []
+    levels = []
 
     def model(x, sigma):
-        seen.append(sigma[0].item())
+        levels.append(sigma[0].item())
         return MODEL(x, sigma)
 
     out = SAMPLERS[name].function(model, start(), [HIGH, 4.0, 1.0, 0.0], disable=True)
     nfe = SAMPLERS[name].nfe
-    assert len(seen) == 2 * nfe + 1
+    assert len(levels) == 2 * nfe + 1
     for i, (high, low) in enumerate([(HIGH, 4.0), (4.0, 1.0)]):
-        step = seen[i * nfe : (i + 1) * nfe]
+        step = levels[i * nfe : (i + 1) * nfe]
         assert step[0] == high and all(low <= sigma <= high for sigma in step)
     last = SAMPLERS[name].function(MODEL, start(), [HIGH, 4.0, 1.0], disable=True)
     torch.testing.assert_close(out, MODEL(last, torch.ones(16, dtype=torch.float64)))

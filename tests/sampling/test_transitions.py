@@ -67,14 +67,14 @@ class Affine:
 
 def run_path(entry, model, x, noises):
     """The states of a run with these draws, the first one included."""
-    left = iter(noises)
+    remaining = iter(noises)
     states = iterate(
         entry,
         model,
         x,
         **levels_of(entry),
         **options_of(entry),
-        noise_sampler=lambda *_: next(left),
+        noise_sampler=lambda *_: next(remaining),
     )
     return [x, *(state.x.clone() for state in states)]
 
@@ -92,15 +92,15 @@ def test_the_noise_of_a_run_is_found_again(name):
     model = Curved()
     states = run_path(entry, model, 10 * x, noises)
     assert len(steps) == len(states) - 1
-    drawn = iter(noises)
+    noise_iterator = iter(noises)
     for i, std in enumerate(steps.stds):
-        found = steps.transition(model, states, i)
-        assert found.std == std
+        step = steps.transition(model, states, i)
+        assert step.std == std
         if std:
-            noise = (states[i + 1] - found.mean) / std
-            assert (noise - next(drawn)).abs().max() < 1e-12
+            noise = (states[i + 1] - step.mean) / std
+            assert (noise - next(noise_iterator)).abs().max() < 1e-12
         else:
-            assert (states[i + 1] - found.mean).abs().max() < 1e-12
+            assert (states[i + 1] - step.mean).abs().max() < 1e-12
 
 
 def ddim_step(sigma, sigma_next, eta):
@@ -159,12 +159,12 @@ def test_first_order_steps_have_their_closed_form(name, options, rule):
         weight, std = rule(sigma, sigma_next)
         share = STD**2 / (STD**2 + sigma**2)
         mean = weight * x + (1 - weight) * (MEAN + share * (x - MEAN))
-        found = steps.transition(Affine(), [x] * (i + 1), i)
-        assert (found.mean - mean).abs().max() < 1e-10
-        assert math.isclose(found.std, std, rel_tol=1e-9)
-        assert found.sigma_next == sigma_next
+        step = steps.transition(Affine(), [x] * (i + 1), i)
+        assert (step.mean - mean).abs().max() < 1e-10
+        assert math.isclose(step.std, std, rel_tol=1e-9)
+        assert step.sigma_next == sigma_next
         expected = log_normal(x_next, mean, std).sum(1)
-        assert torch.allclose(found.log_prob(x_next), expected, rtol=1e-9)
+        assert torch.allclose(step.log_prob(x_next), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize('name', ['ddpm', 'euler_ancestral'])
@@ -174,9 +174,9 @@ def test_ddpm_steps_of_one_point_are_its_posterior(name):
     prior, noise = sigma_next**2, sigma**2 - sigma_next**2
     variance = 1 / (1 / prior + 1 / noise)
     x = torch.tensor([[2.0]], dtype=torch.float64)
-    found = transition(name, lambda x, sigma: torch.full_like(x, c), [x], [sigma, sigma_next])
-    assert math.isclose(found.mean.item(), variance * (c / prior + 2.0 / noise), rel_tol=1e-9)
-    assert math.isclose(found.std, math.sqrt(variance), rel_tol=1e-9)
+    step = transition(name, lambda x, sigma: torch.full_like(x, c), [x], [sigma, sigma_next])
+    assert math.isclose(step.mean.item(), variance * (c / prior + 2.0 / noise), rel_tol=1e-9)
+    assert math.isclose(step.std, math.sqrt(variance), rel_tol=1e-9)
 
 
 @pytest.mark.parametrize('name', GAUSSIAN)
@@ -186,11 +186,14 @@ def test_a_path_has_the_density_of_all_its_states(name):
     entry = K.sampling.find_sampler(name)
     steps = Transitions(name, **levels_of(entry), **options_of(entry))
     noisy = [i for i, std in enumerate(steps.stds) if std]
-    kept = [0, *(i + 1 for i in noisy)]  # the start, and the states that are not a function of it
-    n = len(kept)
+    indices = [
+        0,
+        *(i + 1 for i in noisy),
+    ]  # the start, and the states that are not a function of it
+    n = len(indices)
     draws = torch.cat([torch.zeros(1, n), torch.eye(n)]).double()
     runs = run_path(entry, Affine(), 10 * draws[:, :1], [z[:, None] for z in draws.T[1:]])
-    runs = torch.cat([runs[i] for i in kept], 1)
+    runs = torch.cat([runs[i] for i in indices], 1)
     mean, maps = runs[0], (runs[1:] - runs[0]).T
     path = mean + maps @ torch.linspace(-1.5, 2, n).double()
     expected = multivariate_normal(mean.numpy(), (maps @ maps.T).numpy()).logpdf(path.numpy())
@@ -200,10 +203,10 @@ def test_a_path_has_the_density_of_all_its_states(name):
         path[:1, None],
         [torch.full((1, 1), z) for z in torch.linspace(-1.5, 2, n)[1:]],
     )
-    found = log_normal(states[0], 0.0, 10.0).item() + sum(
+    log_density = log_normal(states[0], 0.0, 10.0).item() + sum(
         steps.transition(Affine(), states, i).log_prob(states[i + 1]).item() for i in noisy
     )
-    assert math.isclose(found, expected, abs_tol=1e-6)
+    assert math.isclose(log_density, expected, abs_tol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -222,8 +225,8 @@ def test_gradients_reach_the_model_through_the_history(name, options):
     states = list(torch.randn(5, 2, 3, dtype=torch.float64, generator=generator))
 
     def value(weight):
-        found = transition(name, Curved(weight), states[:4], LEVELS, **options)
-        return found.log_prob(states[4]).sum()
+        step = transition(name, Curved(weight), states[:4], LEVELS, **options)
+        return step.log_prob(states[4]).sum()
 
     weight = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
     value(weight).backward()
@@ -252,18 +255,18 @@ def test_the_model_is_asked_for_what_a_step_needs():
 
 def test_conditions_reach_the_model():
     x = torch.zeros(2, 3)
-    found = transition(
+    step = transition(
         'ddpm', lambda x, sigma, shift: x + shift, [x], [2.0, 1.0], extra_args={'shift': 4.0}
     )
-    assert torch.allclose(found.mean, torch.full_like(x, 4.0 * 3 / 4))  # 1 - s'^2 / s^2
+    assert torch.allclose(step.mean, torch.full_like(x, 4.0 * 3 / 4))  # 1 - s'^2 / s^2
 
 
 def test_high_levels_keep_the_states_in_float64_and_the_model_in_float32():
     sigmas = [20000.0, 3000.0, 10.0, 1.0, 0.0]
-    asked = []
+    dtypes = []
 
     def model(x, sigma):
-        asked.append((x.dtype, sigma.dtype))
+        dtypes.append((x.dtype, sigma.dtype))
         return x / (1 + sigma[:, None] ** 2)
 
     x = 20000 * torch.randn(1, 4, generator=torch.Generator().manual_seed(3))
@@ -273,7 +276,7 @@ def test_high_levels_keep_the_states_in_float64_and_the_model_in_float32():
     steps = Transitions('ddpm', sigmas)
     values = [steps.transition(model, states, i).log_prob(states[i + 1]) for i in range(3)]
     assert all(value.isfinite() for value in values)
-    assert set(asked) == {(torch.float32, torch.float32)}
+    assert set(dtypes) == {(torch.float32, torch.float32)}
 
 
 def test_divergence_is_that_of_two_gaussians():

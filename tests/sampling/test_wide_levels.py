@@ -41,38 +41,40 @@ def start():
     ],
 )
 def test_float32_comes_to_the_end_of_float64(name):
-    asked = []
+    dtypes = []
 
     def watched(x, sigma):
-        asked.append(x.dtype)
+        dtypes.append(x.dtype)
         return denoiser(x, sigma)
 
     sample = K.sampling.SAMPLERS[name].function
-    found = sample(watched, start() * 1e4, levels, disable=True, seed=3)
-    wanted = sample(denoiser, start().double() * 1e4, levels, disable=True, seed=3)
-    assert found.dtype == torch.float32 and set(asked) == {torch.float32}
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < LARGE_WEIGHTS.get(name, 1e-5)
+    actual = sample(watched, start() * 1e4, levels, disable=True, seed=3)
+    expected = sample(denoiser, start().double() * 1e4, levels, disable=True, seed=3)
+    assert actual.dtype == torch.float32 and set(dtypes) == {torch.float32}
+    assert float((actual - expected).abs().max() / expected.abs().max()) < LARGE_WEIGHTS.get(
+        name, 1e-5
+    )
 
 
 @pytest.mark.parametrize('name', ['dpm_fast', 'dpm_adaptive'])
 def test_float32_comes_to_the_end_of_float64_between_two_levels(name):
     options = {'n': 40} if name == 'dpm_fast' else {}
     sample = K.sampling.SAMPLERS[name].function
-    found, wanted = (
+    actual, expected = (
         sample(denoiser, x * 2000, sigma_min=0.05, sigma_max=2000.0, disable=True, **options)
         for x in (start(), start().double())
     )
     # the steps of dpm_adaptive follow from differences of answers
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < (
+    assert float((actual - expected).abs().max() / expected.abs().max()) < (
         1e-5 if name == 'dpm_fast' else 1e-4
     )
 
 
 @pytest.mark.parametrize('name', ['euler', 'heun', 'dpmpp_2m_sde'])
 def test_in_one_call_and_with_the_model_outside(name):
-    found = K.sample(denoiser, start() * 1e4, sampler=name, schedule=levels, seeds=5)
-    wanted = K.sample(denoiser, start().double() * 1e4, sampler=name, schedule=levels, seeds=5)
-    assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
+    actual = K.sample(denoiser, start() * 1e4, sampler=name, schedule=levels, seeds=5)
+    expected = K.sample(denoiser, start().double() * 1e4, sampler=name, schedule=levels, seeds=5)
+    assert float((actual - expected).abs().max() / expected.abs().max()) < 1e-5
     seeds = [
         K.core.random.derive_seed(K.core.random.derive_seed(5, 'sample', i), 'steps')
         for i in range(2)
@@ -84,21 +86,21 @@ def test_in_one_call_and_with_the_model_outside(name):
             assert request.x.dtype == torch.float32 and request.live.dtype == torch.float64
             request = run.send(denoiser(request.x, request.sigma))
     except StopIteration as end:
-        assert torch.equal(end.value, found)
+        assert torch.equal(end.value, actual)
 
 
 def test_noise_without_a_seed_is_that_of_float32():
     torch.manual_seed(1)
-    found = K.sampling.sample_euler_ancestral(denoiser, start() * 1e4, levels, disable=True)
+    actual = K.sampling.sample_euler_ancestral(denoiser, start() * 1e4, levels, disable=True)
     torch.manual_seed(1)
-    wanted = K.sampling.sample_euler_ancestral(
+    expected = K.sampling.sample_euler_ancestral(
         denoiser,
         start() * 1e4,
         levels,
         disable=True,
         noise_sampler=lambda sigma, sigma_next: torch.randn(2, 3, 4, 4),
     )
-    assert torch.equal(found, wanted)
+    assert torch.equal(actual, expected)
 
 
 def test_a_callback_is_shown_float32_and_its_edits_act():
@@ -117,22 +119,22 @@ def test_a_callback_is_shown_float32_and_its_edits_act():
             info['x'] += 0.5
 
     walked = [5000.0, 3.0, 1.0, 0.0]
-    found = K.sampling.sample_euler(gaussian, start() * 5000, walked, callback=edit, disable=True)
+    actual = K.sampling.sample_euler(gaussian, start() * 5000, walked, callback=edit, disable=True)
     x = start().double() * 5000
     for i in range(3):
         slope = (x - gaussian(x, torch.full([2], walked[i], dtype=torch.float64))) / walked[i]
         x = x + 0.5 * (i == 1) + (walked[i + 1] - walked[i]) * slope
-    torch.testing.assert_close(found.double(), x, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual.double(), x, rtol=1e-5, atol=1e-6)
 
 
 def test_levels_below_keep_float32():
-    seen = []
+    dtypes = []
     K.sampling.sample_euler(
         denoiser,
         start() * 80,
         [80.0, 1.0, 0.0],
-        callback=lambda info: seen.append(info['x'].dtype),
+        callback=lambda info: dtypes.append(info['x'].dtype),
         disable=True,
     )
     run = K.sampling.requests('euler', start() * 80, [80.0, 1.0, 0.0])
-    assert next(run).live.dtype == torch.float32 and seen == [torch.float32] * 2
+    assert next(run).live.dtype == torch.float32 and dtypes == [torch.float32] * 2

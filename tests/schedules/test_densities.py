@@ -65,8 +65,8 @@ def test_quantiles_invert_the_distribution(name):
     u = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
     levels = density.quantile(u)
     assert levels.dtype == torch.float64 and levels.diff().min() > 0
-    drawn = density([50000]).double()
-    shares = (drawn[:, None] < levels).double().mean(0)
+    samples = density([50000]).double()
+    shares = (samples[:, None] < levels).double().mean(0)
     assert (shares - u).abs().max() < 0.01  # 4.5 standard deviations of a share of 50,000
     torch.testing.assert_close(density.quantile(u.float()), levels.float(), rtol=1e-4, atol=0)
     assert density.quantile(u.view(5, 5)).shape == (5, 5)

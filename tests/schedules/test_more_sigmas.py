@@ -165,7 +165,7 @@ def test_kl_optimal_is_the_best_for_euler_on_gaussian_data():
     schedule.
     """
 
-    def kept(sigmas):
+    def remaining_std(sigmas):
         x = torch.full([1], math.hypot(0.5, sigmas[0]), dtype=torch.float64)
         for sigma, sigma_next in pairwise(sigmas[:-1]):
             x = x + (sigma_next - sigma) * sigma / (0.25 + sigma**2) * x
@@ -173,12 +173,12 @@ def test_kl_optimal_is_the_best_for_euler_on_gaussian_data():
 
     best = schedules.get_sigmas_kl_optimal(8, *SD, sigma_data=0.5).double()
     angles = math.atan(SD[1] / 0.5) - math.atan(SD[0] / 0.5)
-    assert kept(best) == pytest.approx(math.cos(angles / 7) ** 7, rel=1e-6)
+    assert remaining_std(best) == pytest.approx(math.cos(angles / 7) ** 7, rel=1e-6)
     for i in range(1, 7):
         for factor in (0.97, 1.03):
             other = best.clone()
             other[i] *= factor
-            assert kept(other) < kept(best) < 1
+            assert remaining_std(other) < remaining_std(best) < 1
 
 
 def test_laplace():
@@ -278,8 +278,10 @@ def test_ays_as_published():
 @pytest.mark.parametrize('model, last', [('sd15', 0.029), ('sdxl', 0.029), ('svd', 0.002)])
 @pytest.mark.parametrize('n', [1, 2, 5, 7, 20, 33])
 def test_ays_between_the_published_levels(model, last, n):
-    known = [*schedules.get_sigmas_ays(10, model).double().tolist()[:-1], last]
-    expected = np.exp(np.interp(np.linspace(0, 10, n + 1), np.arange(11), np.log(known)))[:-1]
+    published_levels = [*schedules.get_sigmas_ays(10, model).double().tolist()[:-1], last]
+    expected = np.exp(
+        np.interp(np.linspace(0, 10, n + 1), np.arange(11), np.log(published_levels))
+    )[:-1]
     sigmas = schedules.get_sigmas_ays(n, model)
     assert sigmas.shape == (n + 1,) and sigmas[-1] == 0 and (sigmas.diff() < 0).all()
     close(sigmas[:-1], expected)

@@ -102,9 +102,11 @@ def test_align_your_steps_with_its_last_level(name, model, levels):
     assert len(full) == count + 1 and full[-1] == 0 and (full.diff() < 0).all()
     if levels is not None:
         close(full[:-1], levels)
-    known = np.log(full[:-1].double().numpy())
+    published_levels = np.log(full[:-1].double().numpy())
     for n in 2, 7, 50:
-        expected = np.exp(np.interp(np.linspace(0, count - 1, n), np.arange(count), known))
+        expected = np.exp(
+            np.interp(np.linspace(0, count - 1, n), np.arange(count), published_levels)
+        )
         close(function(n, model)[:-1], expected)
     assert function(1, model).tolist() == pytest.approx([full[0].item(), 0])
 
@@ -152,10 +154,10 @@ def test_gits():
             and (sigmas.diff() < 0).all()
             and sigmas[0].item() == pytest.approx(14.61464119)
         )
-    known = np.log([*schedules.get_sigmas_gits(20).double().tolist()[:-1], 0.02916753])
+    published_levels = np.log([*schedules.get_sigmas_gits(20).double().tolist()[:-1], 0.02916753])
     close(
         schedules.get_sigmas_gits(33)[:-1],
-        np.exp(np.interp(np.linspace(0, 20, 34), np.arange(21), known))[:-1],
+        np.exp(np.interp(np.linspace(0, 20, 34), np.arange(21), published_levels))[:-1],
     )
     grid = {
         level for levels in schedules.GITS_LEVELS for level in levels

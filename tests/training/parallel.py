@@ -80,13 +80,13 @@ def scaled_trainer(accelerator, in_pieces, end_step, batch_size=4):
     accelerator.state._mixed_precision = 'fp16'
     optimizer = AcceleratedOptimizer(optimizer, scaler=scaler)
     accelerator._optimizers.append(optimizer)
-    measure, seen = make_loss(net), []
+    measure, calls = make_loss(net), []
 
     def loss(batch):
         with torch.autocast('cpu', torch.float16):
             each = measure(batch)
-        seen.append(batch['item'])
-        broken = len(seen) == 2 and accelerator.process_index == 0
+        calls.append(batch['item'])
+        broken = len(calls) == 2 and accelerator.process_index == 0
         return each.float() * (float('inf') if broken else 1.0)
 
     loader = MemoryLoader(

@@ -105,12 +105,12 @@ def test_losses_are_compared_with_those_of_their_meaning_alone():
     assert sane_steps([], losses, [0.0, 3.0]) == [1, 2, 3, 4, 5]
     assert sane_steps([(4, 80.0), (5, 1e12)], {3: 0.8, 6: 9e9, 7: 60.0}, [3.0]) == [3, 7]
     old, new = {1: {'loss': 0.1}, 2: {'loss': 0.2}}, {3: {'loss': 9.0, 'loss_since': 2.0}}
-    kept = Retention(1, 1).reasons([1, 2, 3], {**old, **new})
-    assert kept == {3: ['last', 'best'], 2: [], 1: []}
+    reasons = Retention(1, 1).reasons([1, 2, 3], {**old, **new})
+    assert reasons == {3: ['last', 'best'], 2: [], 1: []}
 
 
-@pytest.mark.parametrize(('told', 'step'), [(True, 20), (False, 10)])
-def test_a_run_goes_back_to_a_checkpoint_of_its_new_loss(toy, tmp_path, told, step):
+@pytest.mark.parametrize(('is_new_loss', 'step'), [(True, 20), (False, 10)])
+def test_a_run_goes_back_to_a_checkpoint_of_its_new_loss(toy, tmp_path, is_new_loss, step):
     """The first ten steps take a thousandth of the loss; the weights are not finite after step
     21.
     """
@@ -122,7 +122,7 @@ def test_a_run_goes_back_to_a_checkpoint_of_its_new_loss(toy, tmp_path, told, st
     path, state = folder.newest()
     trainer = diverging(toy, folder, {21: 1e30})
     trainer.load_state_dict(state, path)
-    if told:
+    if is_new_loss:
         trainer.begin_losses()
     with pytest.raises(Diverged, match=rf'the last good checkpoint is .*toy_000000{step}\.pth'):
         trainer.run()

@@ -34,23 +34,23 @@ def test_leftovers_of_killed_writers_are_removed_and_those_of_living_ones_stay(t
     (tmp_path / 'cache').mkdir()
     places = [tmp_path / 'm_00000011.pth', tmp_path / 'cache' / 'pictures.uint8']
     writers = [start_writer(path) for path in places]
-    alive, kept = start_writer(tmp_path / 'm_00000012.pth')
-    for writer, left in writers:
-        assert left.exists()
+    alive, living = start_writer(tmp_path / 'm_00000012.pth')
+    for writer, leftover in writers:
+        assert leftover.exists()
         writer.send_signal(signal.SIGKILL)
         writer.wait()
-    gone = writers[0][0].pid
-    host = kept.name.split('.')[-4]
-    old = tmp_path / f'.m_00000011.pth.{gone}.tmp.pth'  # as written before names told the host
-    pieces = tmp_path / f'.m_00000011.shards.{host}.{gone}.tmp.shards'
-    other_host = tmp_path / f'.m_00000011.pth.host-00000000.{gone}.tmp.pth'
+    dead_pid = writers[0][0].pid
+    host = living.name.split('.')[-4]
+    old = tmp_path / f'.m_00000011.pth.{dead_pid}.tmp.pth'  # as written before names told the host
+    pieces = tmp_path / f'.m_00000011.shards.{host}.{dead_pid}.tmp.shards'
+    other_host = tmp_path / f'.m_00000011.pth.host-00000000.{dead_pid}.tmp.pth'
     foreign = [
         tmp_path / name
         for name in (
-            f'.another.{gone}.tmp.txt',
+            f'.another.{dead_pid}.tmp.txt',
             '.m_notes.tmp',
-            f'm_{gone}.tmp.pth',
-            f'.m_x.{gone}.tmp~',
+            f'm_{dead_pid}.tmp.pth',
+            f'.m_x.{dead_pid}.tmp~',
         )
     ]
     pieces.mkdir()
@@ -60,19 +60,19 @@ def test_leftovers_of_killed_writers_are_removed_and_those_of_living_ones_stay(t
     RunFolder(tmp_path, 'm').sweep()
     alive.kill()
     alive.wait()
-    assert not any(left.exists() for _, left in writers) and not old.exists()
+    assert not any(leftover.exists() for _, leftover in writers) and not old.exists()
     assert not pieces.exists()
-    assert all(path.exists() for path in (kept, other_host, *foreign))
-    assert remove_stale(tmp_path, 'm') == [kept]
+    assert all(path.exists() for path in (living, other_host, *foreign))
+    assert remove_stale(tmp_path, 'm') == [living]
 
 
 def test_leftovers_of_an_earlier_process_of_the_same_number_are_removed(tmp_path):
     """In a container each start is process 1."""
     with whole_file(tmp_path / 'm_x.json') as temporary:
         temporary.write_text('{}')
-        left = temporary.with_name(temporary.name.replace('m_x', 'm_y'))
-    left.write_text('half')
-    os.utime(left, (0, 0))
+        leftover = temporary.with_name(temporary.name.replace('m_x', 'm_y'))
+    leftover.write_text('half')
+    os.utime(leftover, (0, 0))
     with whole_file(tmp_path / 'm_z.json') as being_written:
         being_written.write_text('{}')
         RunFolder(tmp_path, 'm').sweep()

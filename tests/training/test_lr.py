@@ -73,8 +73,8 @@ def test_closed_form(name):
     make, factor, min_lr = CASES[name]
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        found, _ = rates(make, 25)
-    torch.testing.assert_close(found, expected(factor, 25, min_lr), rtol=1e-12, atol=0)
+        result, _ = rates(make, 25)
+    torch.testing.assert_close(result, expected(factor, 25, min_lr), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -93,8 +93,8 @@ def test_the_old_arguments_are_taken():
         lambda o: ExponentialLR(o, 5, verbose=True),
         lambda o: ConstantLRWithWarmup(o, 0.0, -1, False),
     ):
-        found, _ = rates(make, 1)
-        assert found.tolist() == [[0.1, 0.04]]
+        result, _ = rates(make, 1)
+        assert result.tolist() == [[0.1, 0.04]]
 
 
 def test_another_length_changes_the_rest_of_the_run():
@@ -128,14 +128,14 @@ def test_decay_is_checked(options, what):
 
 
 def test_configs_make_their_schedule():
-    made = {
+    result = {
         'constant': LR_SCHEDS['constant'](warmup=0.5),
         'inverse': LR_SCHEDS['inverse'](inv_gamma=7.0),
         'exponential': LR_SCHEDS['exponential'](num_steps=9.0),
         'warmup-decay': LR_SCHEDS['warmup-decay'](num_steps=50),
     }
-    assert set(made) == set(LR_SCHEDS)
-    scheds = {name: config.make(optimizer(), 30) for name, config in made.items()}
+    assert set(result) == set(LR_SCHEDS)
+    scheds = {name: config.make(optimizer(), 30) for name, config in result.items()}
     assert scheds['constant'].warmup == 0.5
     assert scheds['inverse'].inv_gamma == 7.0
     assert scheds['exponential'].num_steps == 9.0

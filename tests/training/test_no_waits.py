@@ -30,7 +30,7 @@ SMALL = {
 @pytest.fixture
 def steps(monkeypatch):
     """The number of steps that were taken, none of which may wait."""
-    taken, plain, marks = [], Trainer.train_step, Marks()
+    positions, plain, marks = [], Trainer.train_step, Marks()
 
     def train_step(trainer, batches):
         weights = [*trainer.model.parameters(), *trainer.model.buffers()]
@@ -39,10 +39,10 @@ def steps(monkeypatch):
         with no_waits(marks):
             plain(trainer, batches)
         assert marks.is_marked(trainer._unread[-1][0])
-        taken.append(trainer.step)
+        positions.append(trainer.step)
 
     monkeypatch.setattr(Trainer, 'train_step', train_step)
-    return taken
+    return positions
 
 
 def config_of(kind, **model):

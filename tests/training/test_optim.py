@@ -26,8 +26,8 @@ def test_newton_schulz_makes_orthogonal():
         singular = torch.linalg.svdvals(u)
         assert singular.min() > 0.6 and singular.max() < 1.25
     g = torch.randn(1, 12, 20)
-    left, _, right = torch.linalg.svd(g, full_matrices=False)
-    assert (newton_schulz(g) * (left @ right)).sum() / 12 > 0.8
+    remaining, _, right = torch.linalg.svd(g, full_matrices=False)
+    assert (newton_schulz(g) * (remaining @ right)).sum() / 12 > 0.8
 
 
 def test_newton_schulz_of_a_stack_is_that_of_its_items():
@@ -138,10 +138,10 @@ def test_match_strides_follows_the_parameter(toy):
 def test_groups_keep_their_factors_and_their_decay(toy):
     net = toy.TinyNet()
     optimizer = make_optimizer(net, OPTIMIZERS['muon'](lr=4e-3, adamw_lr=2e-3, weight_decay=0.1))
-    found = [
+    result = [
         (g['muon'], g['lr'], g['weight_decay'], len(g['params'])) for g in optimizer.param_groups
     ]
-    assert found == [(True, 4e-3, 0.1, 2), (False, 1e-3, 0.0, 7)]
+    assert result == [(True, 4e-3, 0.1, 2), (False, 1e-3, 0.0, 7)]
     halved = make_optimizer(net, OPTIMIZERS['muon'](lr=4e-3, adamw_lr=2e-3), lr=2e-3)
     assert [g['lr'] for g in halved.param_groups] == [2e-3, 5e-4]
     adamw = make_optimizer(

@@ -493,8 +493,8 @@ def test_the_order_of_the_shipped_configs_is_the_original_one(name):
         )
     ]
     ours = parameter_names(network, network.param_groups(1.0))
-    found = original_names([name for name, _ in order], ours, [len(group) for group in groups])
-    assert found == groups
+    result = original_names([name for name, _ in order], ours, [len(group) for group in groups])
+    assert result == groups
 
 
 def test_a_state_of_other_parameters_is_refused(toy):

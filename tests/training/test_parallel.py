@@ -45,11 +45,11 @@ def launch(folder, kind):
 @pytest.mark.slow
 def test_pieces_are_compiled(tmp_path):
     out = launch(tmp_path, 'train')
-    found = re.findall(r'(\w+): (\d) processes, step 2, (\d+) graphs', out)
-    assert sorted({(name, world) for name, world, _ in found}) == [
+    result = re.findall(r'(\w+): (\d) processes, step 2, (\d+) graphs', out)
+    assert sorted({(name, world) for name, world, _ in result}) == [
         (name, '2') for name in ('compiled', 'ddp', 'half', 'pieces')
     ]
-    graphs = {name: int(count) for name, _, count in found}
+    graphs = {name: int(count) for name, _, count in result}
     # A graph ends where pieces are put together: at each block that is cut by itself.
     assert graphs['pieces'] == 0 and graphs['compiled'] > 1 and graphs['half'] > 1
     assert graphs['ddp'] >= 1

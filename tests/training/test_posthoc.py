@@ -32,9 +32,9 @@ def test_remainder_product_is_the_integral():
 
 
 def test_a_tracked_width_is_itself():
-    known = [(step, width) for step in (250, 500, 750, 1000) for width in (0.05, 0.1)]
-    factors = combination(known, 1000, 0.1)
-    assert factors[known.index((1000, 0.1))].item() == pytest.approx(1, abs=1e-4)
+    snapshots = [(step, width) for step in (250, 500, 750, 1000) for width in (0.05, 0.1)]
+    factors = combination(snapshots, 1000, 0.1)
+    assert factors[snapshots.index((1000, 0.1))].item() == pytest.approx(1, abs=1e-4)
     assert factors.abs().sum().item() == pytest.approx(1, abs=1e-3)
 
 
@@ -89,9 +89,9 @@ def test_a_run_writes_snapshots_from_which_weights_are_rebuilt(toy, tmp_path):
 
     straight.hooks = [*straight.hooks, Direct()]
     straight.run()
-    found = find_snapshots(tmp_path / 'a')
-    assert len(found) == 16 and {s.width for s in found} == {0.05, 0.1} and found[-1].step == 80
-    weights = reconstruct(found, 0.07)
+    result = find_snapshots(tmp_path / 'a')
+    assert len(result) == 16 and {s.width for s in result} == {0.05, 0.1} and result[-1].step == 80
+    weights = reconstruct(result, 0.07)
     for name, value in direct.state_dict().items():
         if value.is_floating_point():
             assert (weights[name] - value).norm() / value.norm() < 1e-2, name

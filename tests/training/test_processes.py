@@ -45,12 +45,12 @@ def launch(folder, processes, batch_size, steps, *words):
     return done.stdout, [load_checkpoint(folder / f'rank{rank}.pth') for rank in range(processes)]
 
 
-def drawn(runs):
+def collect_draws(runs):
     """{item: (u, noise)} over all processes."""
     return {
         int(i): (u_i, n_i)
         for run in runs
-        for item, u, noise in run['seen']
+        for item, u, noise in run['calls']
         for i, u_i, n_i in zip(item, u, noise)
     }
 
@@ -59,10 +59,10 @@ def drawn(runs):
 def runs(tmp_path_factory, toy):
     folder = tmp_path_factory.mktemp('processes')
     out, two = launch(folder / 'two', 2, 4, 5)
-    seen = []
-    one = toy.make_trainer(batch_size=8, grad_accum_steps=2, seen=seen, end_step=5, read_every=2)
+    calls = []
+    one = toy.make_trainer(batch_size=8, grad_accum_steps=2, calls=calls, end_step=5, read_every=2)
     one.run()
-    return out, two, one, seen
+    return out, two, one, calls
 
 
 def test_the_world_is_of_size_two(runs):
@@ -80,10 +80,10 @@ def test_a_stop_asked_of_one_stops_both_at_one_step(runs):
 
 
 def test_what_is_drawn_is_the_same(runs):
-    _, two, _, seen = runs
-    ours, theirs = drawn([{'seen': seen}]), drawn(two)
+    _, two, _, calls = runs
+    ours, theirs = collect_draws([{'calls': calls}]), collect_draws(two)
     assert sorted(ours) == sorted(theirs) == list(range(80))
-    assert sum(len(item) for run in two for item, _, _ in run['seen']) == 80
+    assert sum(len(item) for run in two for item, _, _ in run['calls']) == 80
     for item, (u, noise) in ours.items():
         assert torch.equal(u, theirs[item][0]) and torch.equal(noise, theirs[item][1])
 
@@ -109,7 +109,7 @@ def test_gradient_noise_is_that_of_the_shares(runs, toy):
     loss, at = toy.make_loss(net), toy.MemoryLoader(toy.images(), 1)._at
     gradients = []
     for run in two:
-        item, u = (torch.cat([seen[i] for seen in run['seen'][:2]]) for i in (0, 1))
+        item, u = (torch.cat([call[i] for call in run['calls'][:2]]) for i in (0, 1))
         share = loss(
             {'image': torch.stack([at(int(i)) for i in item]), 'item': item, 'u': u}
         ).mean()
@@ -153,9 +153,9 @@ def test_losses_by_noise_of_two_processes_are_taken_over_by_one(paused, toy):
     sums = state['loss_by_noise']['sums']
     assert sums.shape == (2, 2, 8)
     expected = [float(s / n) for s, n in zip(*sums.double().sum(0))]
-    for held in sums, sums.mean(0):
+    for stored_sums in sums, sums.mean(0):
         one = toy.make_trainer(batch_size=8)
-        one.load_state_dict({**state, 'loss_by_noise': {'sums': held}})
+        one.load_state_dict({**state, 'loss_by_noise': {'sums': stored_sums}})
         assert one.loss_by_noise.values(one.accelerator) == pytest.approx(expected, rel=1e-6)
 
 

@@ -22,24 +22,24 @@ def test_rewards_are_compared_within_their_group():
 
 def test_equal_rewards_are_not_blown_up():
     rewards = torch.tensor([0.990, 0.992], dtype=torch.float64)
-    found = normalize_rewards(rewards, torch.zeros(2).long(), floor=0.05)
-    assert found.tolist() == pytest.approx([-0.02, 0.02], abs=1e-12)
+    result = normalize_rewards(rewards, torch.zeros(2).long(), floor=0.05)
+    assert result.tolist() == pytest.approx([-0.02, 0.02], abs=1e-12)
 
 
 def test_optimality_is_half_at_the_mean_and_clipped_at_five():
-    found = optimality(torch.tensor([-9.0, -5.0, -2.5, 0.0, 2.5, 9.0]))
-    assert found.tolist() == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1])
+    result = optimality(torch.tensor([-9.0, -5.0, -2.5, 0.0, 2.5, 9.0]))
+    assert result.tolist() == pytest.approx([0, 0, 0.25, 0.5, 0.75, 1])
 
 
 def test_the_loss_of_one_item_by_hand():
     # D_old = 1, D = 2, x = 4, b = 1/2: D+ = 3/2 and D- = 1/2 are 5/2 and 7/2 away, and a square
     # over its absolute value is that value. r = 3/4: (3/4 5/2 + 1/4 7/2) / (1/2) = 11/2.
     full = torch.full((1, 2, 3), 1.0)
-    found = nft_loss(2 * full, full, 4 * full, torch.tensor([0.75]), 0.5)
-    assert found.tolist() == pytest.approx([5.5])
+    result = nft_loss(2 * full, full, 4 * full, torch.tensor([0.75]), 0.5)
+    assert result.tolist() == pytest.approx([5.5])
     # The pull adds 0.1 |2 - 0|^2 / (5/2).
-    found = nft_loss(2 * full, full, 4 * full, torch.tensor([0.75]), 0.5, 0 * full, 0.1)
-    assert found.tolist() == pytest.approx([5.66])
+    result = nft_loss(2 * full, full, 4 * full, torch.tensor([0.75]), 0.5, 0 * full, 0.1)
+    assert result.tolist() == pytest.approx([5.66])
 
 
 @pytest.mark.parametrize('strength', [0.25, 1.0, 2.0])

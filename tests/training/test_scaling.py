@@ -38,12 +38,12 @@ def measured(tmp_path_factory):
 @pytest.mark.slow
 def test_ddp_sends_and_holds_what_the_formulas_say(measured):
     for rank in measured:
-        found, parameters = rank['ddp'], sum(rank['ddp']['groups'])
+        result, parameters = rank['ddp'], sum(rank['ddp']['groups'])
         # Over a ring of two a process sends half of the buffer to reduce it, and half to share it.
-        assert scaling.ddp_traffic(parameters, 2) == found['reduced_by_ddp'] == 4 * parameters
+        assert scaling.ddp_traffic(parameters, 2) == result['reduced_by_ddp'] == 4 * parameters
         buckets = 4 * parameters
-        assert scaling.ddp_state_bytes(parameters, 2) == found['held'] + buckets
-        assert scaling.ddp_state_bytes(parameters) == found['held']
+        assert scaling.ddp_state_bytes(parameters, 2) == result['held'] + buckets
+        assert scaling.ddp_state_bytes(parameters) == result['held']
 
 
 @pytest.mark.slow
@@ -52,25 +52,25 @@ def test_fsdp2_sends_and_holds_what_the_formulas_say(measured):
     *blocks, root = groups
     assert sorted(blocks) == [64 * 65, 65 * 128] and root == 9 * 64 + 129 * 8
     for rank in measured:
-        found = rank['fsdp2']
-        assert found['gathered'] == 4 * (2 * sum(groups) - root)
-        assert found['reduced'] == 4 * sum(groups)
+        result = rank['fsdp2']
+        assert result['gathered'] == 4 * (2 * sum(groups) - root)
+        assert result['reduced'] == 4 * sum(groups)
         # A process of two sends half of each whole tensor.
-        assert scaling.fsdp_traffic(groups, 2) == (found['gathered'] + found['reduced']) / 2
+        assert scaling.fsdp_traffic(groups, 2) == (result['gathered'] + result['reduced']) / 2
         whole = 4 * (root + 3 * max(blocks))
-        assert scaling.fsdp_state_bytes(groups, 2) - whole == found['held']
+        assert scaling.fsdp_state_bytes(groups, 2) - whole == result['held']
 
 
 def test_one_gpu_needs_what_info_says(tiny_config):
-    found = K.info(tiny_config, gpus=1, rate=1e12, batch_size=4)
-    ddp, fsdp = found.scaling
-    assert ddp.state_bytes == fsdp.state_bytes == 20 * found.parameters
-    assert ddp.memory_bytes == pytest.approx(found.training_bytes - 2 * found.activation_bytes)
+    result = K.info(tiny_config, gpus=1, rate=1e12, batch_size=4)
+    ddp, fsdp = result.scaling
+    assert ddp.state_bytes == fsdp.state_bytes == 20 * result.parameters
+    assert ddp.memory_bytes == pytest.approx(result.training_bytes - 2 * result.activation_bytes)
     assert ddp.traffic_bytes == fsdp.traffic_bytes == 0 and ddp.efficiency == 1
     one = K.info(tiny_config, rate=GPUS['h100'].bf16, batch_size=4).images_per_second
     assert ddp.items_per_second == pytest.approx(one)
     network = make_model(load_config(tiny_config))
-    assert sum(group_sizes(network, 1000)) == n_params(network) == found.parameters
+    assert sum(group_sizes(network, 1000)) == n_params(network) == result.parameters
 
 
 def test_a_billion_parameters_on_64_gpus():

@@ -18,14 +18,14 @@ BAD = range(44 * 4, 48 * 4)
 
 def spoil(trainer, bad, factor):
     """Multiply the loss of the steps that take certain items of the stream."""
-    plain, seen = trainer.loss, []
+    plain, calls = trainer.loss, []
 
     def loss(batch):
-        seen.append(int(batch['item'][0]))
-        return plain(batch) * (factor if seen[-1] in bad else 1.0)
+        calls.append(int(batch['item'][0]))
+        return plain(batch) * (factor if calls[-1] in bad else 1.0)
 
     trainer.loss = loss
-    return seen
+    return calls
 
 
 def make(toy, folder, end_step, most=2, bad=BAD, factor=1e3, save_every=8, **options):
@@ -41,10 +41,10 @@ def make(toy, folder, end_step, most=2, bad=BAD, factor=1e3, save_every=8, **opt
 
 
 def resumed(toy, folder, *args, **options):
-    trainer, guard, seen = make(toy, folder, *args, **options)
+    trainer, guard, calls = make(toy, folder, *args, **options)
     path, state = folder.newest()
     trainer.load_state_dict(state, path)
-    return trainer, guard, seen
+    return trainer, guard, calls
 
 
 def state_of(trainer):
@@ -67,12 +67,12 @@ def same(a, b):
 def test_the_run_goes_back_and_passes_the_bad_items_over(toy, tmp_path):
     """The spike of steps 45 to 48 is noticed at 50; the last checkpoint before it is of step 40."""
     folder = RunFolder(tmp_path, 'toy')
-    trainer, guard, seen = make(toy, folder, 70)
+    trainer, guard, calls = make(toy, folder, 70)
     with pytest.warns(UserWarning, match=r'spikes from step 45 on; the run goes back to step 40 '):
         assert trainer.run() == 'done'
     assert guard.rewinds == 1 and trainer.step == 70
     # 50 steps were taken before, 30 after it: each of other items.
-    assert seen == [4 * step for step in range(80)] and trainer.items == 320
+    assert calls == [4 * step for step in range(80)] and trainer.items == 320
     weights = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     # By hand: the weights of step 40, trained on for 30 steps from item 200 on.
     clean = toy.make_trainer(end_step=40)
@@ -106,7 +106,7 @@ def test_a_kill_changes_no_bit(toy, tmp_path, killed):
     """Killed after some steps in all, without a save, the run goes on from its last checkpoint."""
     straight, _, _ = make(toy, RunFolder(tmp_path / 'a', 'toy'), 70)
     folder = RunFolder(tmp_path / 'b', 'toy')
-    first, _, seen = make(toy, folder, 70)
+    first, _, calls = make(toy, folder, 70)
 
     class Killed(BaseException):
         pass
@@ -114,7 +114,7 @@ def test_a_kill_changes_no_bit(toy, tmp_path, killed):
     plain = first.loss
 
     def loss(batch):
-        if len(seen) == killed:
+        if len(calls) == killed:
             raise Killed
         return plain(batch)
 
@@ -168,7 +168,7 @@ def test_a_loss_of_another_meaning_is_no_spike(toy, tmp_path, bad, rewinds):
 
 def test_the_run_goes_back_so_many_times_at_most(toy, tmp_path):
     """Every item from the 176th on is bad: after two ways back the spike is only reported."""
-    trainer, guard, seen = make(toy, RunFolder(tmp_path, 'toy'), 70, bad=range(176, 10**9))
+    trainer, guard, calls = make(toy, RunFolder(tmp_path, 'toy'), 70, bad=range(176, 10**9))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         assert trainer.run() == 'done'
@@ -178,7 +178,7 @@ def test_the_run_goes_back_so_many_times_at_most(toy, tmp_path):
         (True, False),
         (False, True),
     ]
-    assert guard.rewinds == 2 and len(seen) == 70 + 10 + 10
+    assert guard.rewinds == 2 and len(calls) == 70 + 10 + 10
 
 
 def test_a_run_that_diverges_is_taken_back_too(toy, tmp_path):
@@ -203,13 +203,13 @@ def test_without_a_checkpoint_from_before_it_the_spike_is_reported(toy, tmp_path
 
 def test_a_learning_rate_that_is_too_large_is_a_spike_again_and_again(toy, tmp_path):
     """The rate is 3,000 times as large from step 45 on; other data does not help."""
-    trainer, guard, seen = make(toy, RunFolder(tmp_path, 'toy'), 60, most=1, bad=())
+    trainer, guard, calls = make(toy, RunFolder(tmp_path, 'toy'), 60, most=1, bad=())
     trainer.lr_sched = torch.optim.lr_scheduler.LambdaLR(
         trainer.optimizer.optimizer, lambda step: 3000.0 if step >= 45 else 1.0
     )
     with pytest.warns(UserWarning, match='the run goes back to step 40 .*1 of 1') as caught:
         assert trainer.run() == 'done'
-    assert guard.rewinds == 1 and len(seen) == 60 + 10
+    assert guard.rewinds == 1 and len(calls) == 60 + 10
     assert any('has gone back 1 times already' in str(one.message) for one in caught)
 
 

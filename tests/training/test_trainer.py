@@ -95,34 +95,34 @@ def test_training_lowers_the_loss(toy):
 
 
 def test_noise_quantiles_are_stratified_and_named_by_position(toy):
-    seen = []
-    trainer = toy.make_trainer(batch_size=4, grad_accum_steps=2, seen=seen, end_step=3)
+    calls = []
+    trainer = toy.make_trainer(batch_size=4, grad_accum_steps=2, calls=calls, end_step=3)
     trainer.run()
-    us = torch.cat([u for _, u, _ in seen]).view(3, 8)
+    us = torch.cat([u for _, u, _ in calls]).view(3, 8)
     assert us.dtype == torch.float64
     for u in us:
         assert (u * 8).floor().sort().values.tolist() == list(range(8))
     assert len({tuple(u.tolist()) for u in us}) == 3
-    assert torch.cat([item for item, _, _ in seen]).tolist() == list(range(24))
+    assert torch.cat([item for item, _, _ in calls]).tolist() == list(range(24))
 
 
 @pytest.mark.parametrize('config', [ADAMW, MUON], ids=['adamw', 'muon'])
 @pytest.mark.parametrize('grad_accum_steps', [1, 2])
 def test_a_resumed_run_equals_an_uninterrupted_one(toy, tmp_path, config, grad_accum_steps):
-    def make(end_step, seen=None, folder=None):
+    def make(end_step, records=None, folder=None):
         hooks = [] if folder is None else [CheckpointHook(folder, every=0)]
         return toy.make_trainer(
             config,
             dropout=0.2,
             grad_accum_steps=grad_accum_steps,
-            seen=seen,
+            calls=records,
             end_step=end_step,
             hooks=hooks,
             ema_sched=PowerEMA(0.2),
         )
 
-    seen, seen_first, seen_rest = [], [], []
-    straight = make(8, seen)
+    calls, seen_first, seen_rest = [], [], []
+    straight = make(8, calls)
     straight.run()
     folder = RunFolder(tmp_path, 'toy', {'config': {'model': {}}})
     make(4, seen_first, folder).run()
@@ -133,7 +133,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(toy, tmp_path, config, grad_a
     resumed.load_state_dict(state, path)
     assert resumed.step == 4 and resumed.items == 16 * grad_accum_steps
     resumed.run()
-    assert equal(seen_first + seen_rest, seen)
+    assert equal(seen_first + seen_rest, calls)
     assert equal(state_of(resumed), state_of(straight))
     first = toy.make_trainer(config, dropout=0.2).model.state_dict()
     assert not equal(
@@ -325,17 +325,17 @@ def test_weights_that_are_no_numbers_are_not_saved(toy, tmp_path):
 
 
 def test_the_log_holds_the_losses(toy, tmp_path):
-    shown = []
+    values = []
 
     def make(end_step, **options):
         return toy.make_trainer(
             end_step=end_step, hooks=[LogHook(tmp_path / 'log.jsonl', 2, **options)]
         )
 
-    trainer = make(6, display=shown.append)
+    trainer = make(6, display=values.append)
     trainer.run()
     lines = read_log(tmp_path / 'log.jsonl')
-    assert lines == shown
+    assert lines == values
     assert [line['step'] for line in lines] == [2, 4, 6]
     last = lines[-1]
     assert (

@@ -90,8 +90,8 @@ def images(n=40):
     return torch.rand(n, 1, 8, 8, generator=generator(1, 'images')) * 2 - 1
 
 
-def make_loss(model, seed=0, seen=None):
-    """The mean squared error of a denoised image; `seen` collects (item, u, noise)."""
+def make_loss(model, seed=0, calls=None):
+    """The mean squared error of a denoised image; `calls` collects (item, u, noise)."""
 
     def loss(batch):
         x, u = batch['image'], batch['u']
@@ -99,8 +99,8 @@ def make_loss(model, seed=0, seen=None):
         noise = randn_items(
             x.shape[1:], [derive_seed(seed, 'noise', int(i)) for i in batch['item']]
         )
-        if seen is not None:
-            seen.append((batch['item'], u, noise))
+        if calls is not None:
+            calls.append((batch['item'], u, noise))
         return (
             (model(x + noise * sigma[:, None, None, None], sigma) - x).square().flatten(1).mean(1)
         )
@@ -113,7 +113,7 @@ def make_trainer(
     batch_size=4,
     grad_accum_steps=1,
     dropout=0.0,
-    seen=None,
+    calls=None,
     accelerator=None,
     ema_sched=None,
     wrap=lambda model: model,
@@ -138,7 +138,7 @@ def make_trainer(
     return Trainer(
         accelerator,
         model,
-        make_loss(model, 0, seen),
+        make_loss(model, 0, calls),
         optimizer,
         lr_sched,
         ema_sched or EMAWarmup(power=0.75),
@@ -161,9 +161,9 @@ class Record:
 
 def main(out, batch_size, steps):
     """Trains a few steps on this process's share and saves what was drawn and what came of it."""
-    seen, noise = [], []
+    calls, noise = [], []
     trainer = make_trainer(
-        batch_size=batch_size, grad_accum_steps=2, seen=seen, end_step=steps, read_every=2
+        batch_size=batch_size, grad_accum_steps=2, calls=calls, end_step=steps, read_every=2
     )
     gradients = GradientNoiseHook(trainer.model)
     trainer.hooks = [gradients, Record(lambda: noise.append(gradients.noise_scale.get_stats()))]
@@ -172,7 +172,7 @@ def main(out, batch_size, steps):
     print(f'rank {rank} of world size {world_size}: {status}')
     torch.save(
         {
-            'seen': seen,
+            'calls': calls,
             'model': unwrap(trainer.model).state_dict(),
             'ema': trainer.ema_model.state_dict(),
             'loss': trainer.last_loss,
@@ -203,22 +203,22 @@ def pause(out, batch_size, steps):
     resumed = make_trainer(end_step=2 * steps, **same)
     resumed.load_state_dict(folder.newest()[1])
     resumed.run()
-    found = {'world': accelerator.num_processes}
+    result = {'world': accelerator.num_processes}
     for name, trainer in ('straight', straight), ('resumed', resumed):
         losses = trainer.loss_by_noise
-        found[name] = {
+        result[name] = {
             'sums': losses.sums,
             'values': losses.values(accelerator),
             'model': unwrap(trainer.model).state_dict(),
         }
-    torch.save(found, Path(out, f'rank{accelerator.process_index}.pth'))
+    torch.save(result, Path(out, f'rank{accelerator.process_index}.pth'))
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 def spike(out, batch_size, steps):
     """Trains on items whose loss spikes from step 25 on, without a pause and with one within."""
-    accelerator, found = Accelerator(cpu=True), {}
+    accelerator, result = Accelerator(cpu=True), {}
     per_step = batch_size * accelerator.num_processes
 
     def make(folder):
@@ -245,8 +245,8 @@ def spike(out, batch_size, steps):
             trainer.load_state_dict(folder.newest()[1])
         trainer.run()
         state = trainer.state_dict()
-        found[name] = {key: state[key] for key in ('model', 'model_ema', 'items', 'spikes')}
-    torch.save(found, Path(out, f'rank{accelerator.process_index}.pth'))
+        result[name] = {key: state[key] for key in ('model', 'model_ema', 'items', 'spikes')}
+    torch.save(result, Path(out, f'rank{accelerator.process_index}.pth'))
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

@@ -54,30 +54,30 @@ def count(way):
     net = Net()
     groups, average = group_sizes(net, BLOCK), copy.deepcopy(net)
     optimizer = torch.optim.AdamW(net.parameters())
-    model, sent, counts = net, [], Collectives()
+    model, bucket_bytes, counts = net, [], Collectives()
     if way == 'fsdp2':
         shard([net, average], optimizer, torch.device('cpu'), BLOCK)
     else:
         model = DistributedDataParallel(net)
 
         def hook(state, bucket):
-            sent.append(bucket.buffer().numel() * bucket.buffer().element_size())
+            bucket_bytes.append(bucket.buffer().numel() * bucket.buffer().element_size())
             return allreduce_hook(state, bucket)
 
         model.register_comm_hook(dist.group.WORLD, hook)
     for _ in range(2):
-        sent.clear()
+        bucket_bytes.clear()
         optimizer.zero_grad()
         counts = Collectives()
         with counts:
             model(torch.randn(4, 8)).sum().backward()
         optimizer.step()
-    held = [x for p in net.parameters() for x in (p, p.grad, *optimizer.state[p].values())]
-    held += list(average.parameters())
-    pieces = [local(x) for x in held if x.ndim]
+    tensors = [x for p in net.parameters() for x in (p, p.grad, *optimizer.state[p].values())]
+    tensors += list(average.parameters())
+    pieces = [local(x) for x in tensors if x.ndim]
     return {
         'groups': groups,
-        'reduced_by_ddp': sum(sent),
+        'reduced_by_ddp': sum(bucket_bytes),
         'gathered': counts.gathered,
         'reduced': counts.reduced,
         'held': sum(x.numel() * x.element_size() for x in pieces),
@@ -87,7 +87,7 @@ def count(way):
 if __name__ == '__main__':
     torch.set_num_threads(1)
     dist.init_process_group('gloo')
-    found = {way: count(way) for way in ('ddp', 'fsdp2')}
-    Path(sys.argv[1], f'rank{dist.get_rank()}.json').write_text(json.dumps(found))
+    result = {way: count(way) for way in ('ddp', 'fsdp2')}
+    Path(sys.argv[1], f'rank{dist.get_rank()}.json').write_text(json.dumps(result))
     dist.barrier()
     dist.destroy_process_group()

@@ -18,13 +18,13 @@ MUCH_WAIT = 0.05
 class Display:
     """Show the reports of a trainer: steps, smoothed loss, images per second, time left, memory."""
 
-    def __init__(self, name: str, shown: bool = True, every: float = 10.0) -> None:
+    def __init__(self, name: str, visible: bool = True, every: float = 10.0) -> None:
         self.name = name = escape_name(name)
-        self.shown = shown
+        self.visible = visible
         self.every = every
         self.live: Any = None
         self.shown_at = -float('inf')
-        if shown and sys.stderr.isatty():
+        if visible and sys.stderr.isatty():
             rich = require('rich.progress', 'train', 'the progress display')
             columns = (
                 rich.TextColumn('[bold]{task.description}'),
@@ -56,7 +56,7 @@ class Display:
             self.live.update(
                 self.task, completed=values['step'], total=values.get('end_step'), text=text
             )
-        elif self.shown and (last or time.monotonic() - self.shown_at >= self.every):
+        elif self.visible and (last or time.monotonic() - self.shown_at >= self.every):
             self.shown_at = time.monotonic()
             print(f'{self.name}: {text}', file=sys.stderr, flush=True)
 
@@ -69,7 +69,7 @@ class Display:
                 total=total,
                 text=f'decoding pictures, {done:,} of {total:,}',
             )
-        elif self.shown and time.monotonic() - self.shown_at >= self.every:
+        elif self.visible and time.monotonic() - self.shown_at >= self.every:
             self.shown_at = time.monotonic()
             print(
                 f'{self.name}: decoding pictures, {done:,} of {total:,}',
@@ -82,7 +82,7 @@ class Display:
         text = escape_name(text, keep='\n')
         if self.live:
             self.live.console.print(text, markup=False, highlight=False)
-        elif self.shown:
+        elif self.visible:
             print(text, file=sys.stderr, flush=True)
 
 
