@@ -43,7 +43,7 @@ def mp_silu(x: Tensor) -> Tensor:
 
 # Equation 88
 def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """Mix a and b with the shares 1 - t and t.
+    """Mix a and b with the shares 1 - t and t, and keep the magnitude of uncorrelated inputs.
 
     Args:
         a: A tensor.

@@ -182,6 +182,7 @@ def fastest(kernel_size: int, d_head: int) -> str:
 
 
 def _milliseconds(name: str, side: int, kernel_size: int, d_head: int, rounds: int = 10) -> float:
+    """Time forward and backward passes of a backend, after three to warm up."""
     q, k, v = torch.randn(
         3, 4, side, side, 4, d_head, device='cuda', dtype=torch.bfloat16, requires_grad=True
     ).unbind()

@@ -133,6 +133,7 @@ def _magnitude_preserving(network: ImageDenoiserModelV2, old: Any) -> Growth:
 
 @plan.register
 def _gated(network: ImageDenoiserModelV3, old: Any) -> Growth:
+    """Grow image_v3: another patch size replaces the first and the last convolution."""
     same = network.patch_size == old.patch_size
     return Growth(
         lambda name: name if same or not name.startswith(('conv_in.', 'conv_out.')) else None,

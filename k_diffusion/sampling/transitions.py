@@ -387,6 +387,8 @@ class _Trace:
     def number_of(self, key: Key) -> float:
         """Return the number that represents a key: between 1 and 2, different for each key.
 
+        Multiples of the golden ratio modulo 1 never coincide and spread evenly.
+
         Args:
             key: One of `keys`.
         """

@@ -47,6 +47,7 @@ def on_interrupt(
     asked_at: list[float] = []
 
     def request(number: int, frame: FrameType | None) -> None:
+        """Ask for a stop at the first signal; after `grace`, act as without this handler."""
         if not asked_at:
             asked_at.append(time.monotonic())
             ask(number)
@@ -55,6 +56,7 @@ def on_interrupt(
             signal.raise_signal(number)
 
     def note(number: int, frame: FrameType | None) -> None:
+        """Ask for a stop, unless one was asked for."""
         if not asked_at:
             ask(number)
 

@@ -102,7 +102,7 @@ def _exact(
 
 
 def enter(base: str, spectrum: Spectrum, x: Tensor) -> Tensor:
-    """Return y of x [B, ...].
+    """Convert x [B, ...] to y, the variable in which a base integrates.
 
     Args:
         base: A name of BASES.
@@ -113,7 +113,7 @@ def enter(base: str, spectrum: Spectrum, x: Tensor) -> Tensor:
 
 
 def leave(base: str, spectrum: Spectrum, y: Tensor) -> Tensor:
-    """Return x of y [B, ...].
+    """Convert y [B, ...], the variable of a base, back to x.
 
     Args:
         base: A name of BASES.

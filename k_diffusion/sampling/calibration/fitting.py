@@ -262,13 +262,13 @@ def _choose(
     bar = published.scores(recipe)
     verdicts, candidates = [], []
     for attempt in attempts:
-        judges = Students(
+        students = Students(
             denoise, other, spectrum, attempt.students.base, attempt.students.n, batch_size
         )
         for k in range(0, len(attempt.iterates), 8):
-            some = attempt.iterates[k : k + 8]
-            verdicts.append(Verdict.of(judges.ends(some), other))
-            candidates += [(judges, theta) for theta in some]
+            thetas = attempt.iterates[k : k + 8]
+            verdicts.append(Verdict.of(students.ends(thetas), other))
+            candidates += [(students, theta) for theta in thetas]
     fits = Verdict(*(torch.cat(values) for values in zip(*verdicts)))
     best, nearer = choose_fit(fits, bar, other.std)
     scores = {
@@ -289,11 +289,11 @@ def _choose(
             published=best_recipe.sampler,
             options=best_recipe.options,
         )
-    judges, theta = candidates[best]
+    students, theta = candidates[best]
     return Calibration(
-        judges.base,
-        tuple(judges.levels(theta)),
-        tuple(map(tuple, judges.corrections(theta))),
+        students.base,
+        tuple(students.levels(theta)),
+        tuple(map(tuple, students.corrections(theta))),
         spectrum,
         scores,
     )

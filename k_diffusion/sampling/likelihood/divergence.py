@@ -53,7 +53,7 @@ class Probes:
     def __init__(self, count: int, seed: int | Sequence[int] | None = None) -> None:
         check_whole('probes', count)
         self.count, self.seed = count, seed
-        self.length = 0  # turns that share their signs, known from the first call on
+        self.length = 0  # number of turns that share their signs; set at the first call
         self._seeds: list[int] = []
         self._places: Tensor | None = None
         self._block_signs: tuple[int, Tensor] | None = None

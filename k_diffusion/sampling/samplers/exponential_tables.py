@@ -118,7 +118,7 @@ def cox_matthews_stages(phi: Phi) -> Rows:
 
 
 def etdrk3(phi: Phi) -> Rows:
-    """Return ETD3RK (phi: the phi functions)."""
+    """Return the table of ETD3RK, three stages of order 3 (phi: the phi functions)."""
     return (
         (),
         (phi(1, 1 / 2) / 2,),

@@ -158,7 +158,8 @@ class _Command:
         self._process: subprocess.Popen[bytes] | None = None
 
     def tell(self, content: bytes, timeout: float) -> None:
-        # (In a session of its own: Ctrl-C is for the run, and all that it starts can be ended.)
+        """Start the command with `content` on its standard input, and wait for it to end."""
+        # (A session of its own keeps Ctrl-C from it, and lets `end` reach all that it starts.)
         self._process = process = subprocess.Popen(
             self.words,
             stdin=subprocess.PIPE,
