@@ -176,7 +176,7 @@ def test_a_dry_run_tells_the_plan_and_trains_nothing(train, tmp_path, capsys):
     assert train('--end-step', '500', '--dry-run') == 0
     err = capsys.readouterr().err
     for words in (
-        'begins        anew',
+        'begins        at step 0',
         '8 images',
         '500 (4,000 images)',
         'GFLOP',

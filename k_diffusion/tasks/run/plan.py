@@ -50,7 +50,7 @@ def plan(
     saves = None if steps is None else -(-steps // settings.save_every)
     return {
         'run': f'{folder.name} in {folder.path}',
-        'begins': f'from {path}' if path else 'anew',
+        'begins': f'from {path}' if path else 'at step 0',
         'processes': f'{trainer.accelerator.num_processes} on {trainer.accelerator.device.type}',
         'a step': f'{trainer.loader.items_per_step} images (micro-batches: '
         f'{trainer.grad_accum_steps})',

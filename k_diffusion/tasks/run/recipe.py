@@ -96,8 +96,8 @@ def pick_config(
         f'{model["type"]} with channels {model["channels"]}, {classes_in_words}, '
         f'sigma_data {model["sigma_data"]:g}',
         f'picked: {steps:,} steps of {config["training"]["batch_size"]}, about {minutes:g} minutes '
-        f'at {speed:,.0f} images/s on {device.type} (an estimate; size=..., classes=..., '
-        f'minutes=... pick otherwise); the config is {path}',
+        f'at {speed:,.0f} images/s on {device.type} (an estimate; set '
+        f'size, classes or minutes to change it); the config is {path}',
     ]
     return config, sentences, inspection.decoded
 
