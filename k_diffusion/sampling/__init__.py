@@ -134,7 +134,7 @@ from .samplers.multistep import (
 )
 from .samplers.restart import sample_restart
 from .samplers.runge_kutta_tables import TABLES as RUNGE_KUTTA_TABLES
-from .samplers.sa_solver import sample_sa_solver, sample_sa_solver_pece
+from .samplers.sa_solver import sample_sa_solver, sample_sa_solver_pece, tau_between
 from .samplers.spectral import sample_sei
 from .samplers.table_driven import sample_exp_rk, sample_rk
 from .samplers.unipc import sample_uni_pc, sample_uni_pc_bh2

@@ -28,7 +28,39 @@ AS_COMFYUI: Mapping[str, Mapping[str, Any]] = {
     'sa_solver': {'lower_order_final': True},
     'sa_solver_pece': {'lower_order_final': True},
     'seeds_2': {'solver_type': 'phi_1'},
+    'uni_pc': {'end': 0.001},
+    'uni_pc_bh2': {'end': 0.001},
 }
+#: Samplers that ComfyUI runs on the time t of a flow model as if it were sigma ('sigma': by default
+#: the node does not), and those whose options are shares of a model's time ('model').
+COMFYUI_TIME: Mapping[str, str] = {
+    'ddpm': 'sigma',
+    'deis': 'sigma',
+    'dpm_2': 'sigma',
+    'dpm_adaptive': 'sigma',
+    'dpm_fast': 'sigma',
+    'dpmpp_2m': 'sigma',
+    'dpmpp_2m_cfg_pp': 'sigma',
+    'dpmpp_2s_ancestral_cfg_pp': 'sigma',
+    'gradient_estimation': 'sigma',
+    'gradient_estimation_cfg_pp': 'sigma',
+    'heun': 'sigma',
+    'heunpp2': 'sigma',
+    'ipndm': 'sigma',
+    'ipndm_v': 'sigma',
+    'lms': 'sigma',
+    'res_multistep': 'sigma',
+    'res_multistep_ancestral': 'sigma',
+    'res_multistep_ancestral_cfg_pp': 'sigma',
+    'res_multistep_cfg_pp': 'sigma',
+    'uni_pc': 'sigma',
+    'uni_pc_bh2': 'sigma',
+    'sa_solver': 'model',
+    'sa_solver_pece': 'model',
+}
+
+#: Samplers for which ComfyUI draws noise twice in a step and gives the second draw no weight.
+COMFYUI_DRAWS_TWICE = ('exp_heun_2_x0_sde',)
 
 
 @dataclass(frozen=True)

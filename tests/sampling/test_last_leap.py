@@ -57,3 +57,24 @@ def test_keep_the_order_where_the_last_step_is_like_the_others(name):
 )
 def test_what_a_leap_is(sigmas, leap):
     assert ends_in_leap(sigmas) is leap
+
+
+@pytest.mark.parametrize('name', ['uni_pc', 'uni_pc_bh2'])
+def test_unipc_can_stop_at_a_level_in_place_of_0(name):
+    """As with a schedule that ends there; but the order falls as for a step to 0."""
+    sigmas, x = [1.0, 0.4, 0.2, 0.1, 0.0], torch.ones(1, 1, dtype=torch.float64)
+    run = getattr(K.sampling, f'sample_{name}')
+    alike = {'order': 1, 'corrector': False, 'disable': True}  # exponential Euler steps
+    at_end = run(denoise, x, [*sigmas[:-1], 0.05], **alike)
+    assert run(denoise, x, sigmas, end=0.05, **alike).equal(at_end)
+    assert run(denoise, x, [*sigmas[:-1], 0.05], end=0.01, **alike).equal(at_end)
+    falls = run(denoise, x, sigmas, end=0.05, disable=True)
+    assert not falls.equal(run(denoise, x, [*sigmas[:-1], 0.05], disable=True))
+    for end in (0.1, -1.0, 'low'):
+        with pytest.raises(ValueError, match='end must be'):
+            run(denoise, x, sigmas, end=end, disable=True)
+
+
+def test_the_noise_of_sa_solver_between_two_levels():
+    tau = K.sampling.tau_between([8.0, 4.0, 2.0, 1.0, 0.0], 4.0, 2.0, 0.5)
+    assert [tau(sigma) for sigma in (8.0, 4.0, 2.0, 1.0)] == [0.5, 0.5, 0.0, 0.0]

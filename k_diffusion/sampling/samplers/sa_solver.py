@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -114,6 +115,24 @@ def _match_correction(
         *correction_weights(padded, behind, sigma_next, eta),
         *(-b for b in row.b[len(behind) :]),
     )
+
+
+def tau_between(
+    sigmas: Sequence[float] | Tensor, high: float, low: float, tau: float = 1.0
+) -> Callable[[float], float]:
+    """Return the tau of SA-Solver that acts in the steps that end between two levels.
+
+    ComfyUI has this rule, with the levels of shares 0.2 and 0.8 of the model's time.
+
+    Args:
+        sigmas: The noise levels of the run, descending.
+        high: The upper level.
+        low: The lower level.
+        tau: The value in these steps; it is 0 in the others.
+    """
+    levels = [float(sigma) for sigma in sigmas]
+    ends = {sigma: tau if low <= end <= high else 0.0 for sigma, end in pairwise(levels)}
+    return ends.__getitem__
 
 
 @sampler(

@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from ...core.arguments import check_number, show_value
 from ...core.registry import unknown
 from ..definition import sampler
 from ..loop import Steps
@@ -39,6 +40,7 @@ def unipc_table(
     variant: str = 'bh1',
     corrector: bool = True,
     lower_order_final: bool = True,
+    end: float = 0.0,
 ) -> Table:
     """Return the rows of UniP-p with UniC-p.
 
@@ -52,11 +54,21 @@ def unipc_table(
         variant: 'bh1' or 'bh2'.
         corrector: Use UniC.
         lower_order_final: Limit the order at the end of the schedule (`limit_order`).
+        end: Level at which a last step to 0 stops.
+
+    Raises:
+        ValueError: If variant is unknown, or end is not below the last level above 0.
     """
     if variant not in ('bh1', 'bh2'):
         raise ValueError(unknown('variant', variant, ('bh1', 'bh2')))
     pasts = past_levels(sigmas, order)
     pasts = limit_order(pasts, sigmas) if lower_order_final else pasts
+    last = min((sigma for sigma in sigmas if sigma > 0), default=math.inf)
+    if check_number('end', end, 0.0) >= last:
+        raise ValueError(
+            f'end must be below {last:g}, the last level above 0; got {show_value(end)}'
+        )
+    sigmas = (*sigmas[:-1], sigmas[-1] or end)
     table: list[Row] = []
     correct: tuple[float, ...] | None = None
     for past, sigma_next in zip(pasts, sigmas[1:]):
@@ -104,6 +116,7 @@ def sample_uni_pc(
     variant: Literal['bh1', 'bh2'] = 'bh1',
     corrector: bool = True,
     lower_order_final: bool = True,
+    end: float = 0.0,
 ) -> Run[Tensor]:
     """Take UniP steps of the given order with the UniC corrector.
 
@@ -115,11 +128,15 @@ def sample_uni_pc(
         corrector: Use UniC.
         lower_order_final: Use at most as many values as there are steps left, in a schedule whose
             last step goes to 0 or is more than twice as long in log sigma as the one before.
+        end: Level at which a last step to 0 stops; 0.001 in ComfyUI.
+
+    Raises:
+        ValueError: If variant is unknown, or end is not below the last level above 0.
 
     References:
         Zhao et al. (2023), arXiv:2302.04867.
     """
-    table = unipc_table(tuple(steps.sigmas), order, variant, corrector, lower_order_final)
+    table = unipc_table(tuple(steps.sigmas), order, variant, corrector, lower_order_final, end)
     return walk_table(steps, x, table)
 
 
@@ -131,6 +148,7 @@ def sample_uni_pc_bh2(
     order: int = 3,
     corrector: bool = True,
     lower_order_final: bool = True,
+    end: float = 0.0,
 ) -> Run[Tensor]:
     """Take UniPC steps of the variant bh2.
 
@@ -141,9 +159,13 @@ def sample_uni_pc_bh2(
         corrector: Use UniC.
         lower_order_final: Use at most as many values as there are steps left at the end of the
             schedule.
+        end: Level at which a last step to 0 stops; 0.001 in ComfyUI.
+
+    Raises:
+        ValueError: If end is not below the last level above 0.
 
     References:
         Zhao et al. (2023), arXiv:2302.04867.
     """
-    table = unipc_table(tuple(steps.sigmas), order, 'bh2', corrector, lower_order_final)
+    table = unipc_table(tuple(steps.sigmas), order, 'bh2', corrector, lower_order_final, end)
     return walk_table(steps, x, table)
