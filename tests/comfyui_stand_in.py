@@ -1,9 +1,11 @@
-"""The interfaces of ComfyUI that the nodes meet, as its documentation describes them, under
-their names in `sys.modules`.
+"""The interfaces of ComfyUI that the nodes meet, under their names in `sys.modules`.
+
+`integrations/test_comfyui_itself.py` checks that the classes of ComfyUI behave like these.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import types
 from pathlib import Path
@@ -16,7 +18,9 @@ from torch import Tensor
 class CONST:
     """Marks the model_sampling of flow models: x_t = (1 - t) clean + t noise."""
 
-    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
+    def noise_scaling(
+        self, sigma: Tensor, noise: Tensor, latent: Tensor, max_denoise: bool = False
+    ) -> Tensor:
         return sigma * noise + (1 - sigma) * latent
 
     def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
@@ -26,8 +30,10 @@ class CONST:
 class EPS:
     """Marks the model_sampling of models whose input is clean + sigma noise, scaled."""
 
-    def noise_scaling(self, sigma: Tensor, noise: Tensor, latent: Tensor) -> Tensor:
-        return noise * sigma + latent
+    def noise_scaling(
+        self, sigma: Tensor, noise: Tensor, latent: Tensor, max_denoise: bool = False
+    ) -> Tensor:
+        return noise * ((1 + sigma**2).sqrt() if max_denoise else sigma) + latent
 
     def inverse_noise_scaling(self, sigma: Tensor, latent: Tensor) -> Tensor:
         return latent
@@ -66,7 +72,9 @@ class KSAMPLER:
             )
 
         model.inner_model = model_wrap  # type: ignore[attr-defined]
-        x = scaling.noise_scaling(sigmas[0], noise, latent_image)
+        highest, first = float(scaling.sigma_max), float(sigmas[0])
+        from_noise = math.isclose(highest, first, rel_tol=1e-5) or first > highest
+        x = scaling.noise_scaling(sigmas[0], noise, latent_image, from_noise)
         show = (
             None
             if callback is None
@@ -103,11 +111,15 @@ class Model:
 
 
 class Guider:
-    """Classifier-free guidance between the positive and the negative condition of a model."""
+    """Classifier-free guidance between the positive and the negative condition of a model.
 
-    def __init__(self, model: Model, scale: float) -> None:
+    Without a negative condition its estimate is 0, and the scale is 1.
+    """
+
+    def __init__(self, model: Model, scale: float, negative: bool = True) -> None:
         self.inner_model = self.model_patcher = model
-        self.scale, self.call_count = scale, 0
+        self.scale, self.call_count = scale if negative else 1.0, 0
+        self.negative = negative
 
     def __call__(
         self, x: Tensor, sigma: Tensor, model_options: dict[str, Any], seed: Any
@@ -119,10 +131,12 @@ class Guider:
         guided = self.model_patcher.denoise(x, sigma, True)
         if self.scale == 1 and not model_options.get('disable_cfg1_optimization'):
             return guided
-        unconditional = self.model_patcher.denoise(x, sigma, False)
+        unconditional = self.model_patcher.denoise(x, sigma, False) * self.negative
         guided = unconditional + self.scale * (guided - unconditional)
+        condition = [{}] if self.negative else None
         for function in model_options.get('sampler_post_cfg_function', []):
-            guided = function({'denoised': guided, 'uncond_denoised': unconditional})
+            info = {'denoised': guided, 'uncond_denoised': unconditional, 'uncond': condition}
+            guided = function(info)
         return guided
 
     def sample(

@@ -18,8 +18,10 @@ from sampler_cases import COMFYUI
 from torch import Tensor
 
 import k_diffusion as K
+from k_diffusion.core.random import derive_seed
+from k_diffusion.generation import make_seeds
 from k_diffusion.integrations.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-from k_diffusion.sampling.menus import AS_COMFYUI, read_options
+from k_diffusion.sampling.menus import AS_COMFYUI, COMFYUI_TIME, read_options
 
 CENTRE = torch.linspace(-1.0, 1.0, 16).reshape(1, 1, 4, 4)
 SCALE = 2.5
@@ -59,10 +61,21 @@ class Discrete(host.EPS):
     sigma_min, sigma_max = torch.tensor(0.05), torch.tensor(10.0)
     sigmas = torch.linspace(math.log(0.05), math.log(10.0), 100).exp()
 
+    def percent_to_sigma(self, share: float) -> float:
+        return 10.0 * 0.005**share
+
 
 class Flow(host.CONST):
     sigma_min, sigma_max = torch.tensor(0.01), torch.tensor(1.0)
     sigmas = torch.linspace(0.01, 1.0, 100)
+
+    def percent_to_sigma(self, share: float) -> float:
+        return 1.0 - share
+
+
+#: The factor of the noise where the whole range is sampled: ComfyUI starts with the variance of the
+#: noise plus 1.
+WHOLE = math.sqrt(1 + 10.0**2)
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +109,11 @@ def test_a_node_gives_the_pictures_of_k_sample(name: str, flow: bool) -> None:
         **AS_COMFYUI.get(name, {}),
         **({'down': 'flow'} if flow and 'down' in ENTRIES[name].options else {}),
     }
-    expected = K.sample(Guided(), noise * sigmas[0], None, name, sigmas, seeds=7, options=options)
+    if 'interval' in ENTRIES[name].options:  # shares 0.2 and 0.8 of the time of Flow and Discrete
+        ends = (4.0, 0.25) if flow else (10.0 * 0.005**0.2, 10.0 * 0.005**0.8)
+        options['tau'] = K.sampling.tau_between(sigmas, *ends)
+    x = noise * (sigmas[0] if flow else WHOLE)
+    expected = K.sample(Guided(), x, None, name, sigmas, seeds=7, options=options)
     torch.testing.assert_close(
         ours, expected, atol=1e-4 if flow else 1e-5, rtol=1e-4 if flow else 1e-5
     )
@@ -112,6 +129,27 @@ def test_samplers_between_two_levels_end_at_the_lower_one(name: str) -> None:
         Guided(), 9.0 * start(), sigma_min=1.0, sigma_max=9.0, **options
     )
     torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize('name', [name for name, time in COMFYUI_TIME.items() if time == 'sigma'])
+def test_in_the_time_of_the_model_a_flow_is_sampled_on_its_own_levels(name: str) -> None:
+    """As ComfyUI runs it: x_t and t in place of x and sigma."""
+    times = torch.tensor([0.9, 0.6, 0.3, 0.1, 0.0])
+
+    class OnTimes(Guided):
+        def pair(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            t = sigma.reshape(-1, 1, 1, 1)
+            return super().pair(x / (1 - t), sigma / (1 - sigma))
+
+    node = give(name, time='model')
+    ours = guider(True).sample(start(), CENTRE.expand(2, 1, 4, 4), node, times, seed=2)
+    entry, x = ENTRIES[name], 0.9 * start() + 0.1 * CENTRE
+    ends = {'sigmas': times, 'sigma_max': 0.9, 'sigma_min': 0.1, 'n': 4}
+    options = {**AS_COMFYUI.get(name, {}), **({'per_item': True} if entry.couples_batch else {})}
+    seeds = [derive_seed(seed, 'steps') for seed in make_seeds(2, 2)]
+    arguments = {key: ends[key] for key in entry.takes} | options
+    expected = entry.function(OnTimes(), x, **arguments, **({'seed': seeds} if entry.noise else {}))
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
 def gaussian(x_t: Tensor, t: Tensor) -> Tensor:
@@ -202,9 +240,10 @@ def test_every_sampler_of_comfyui_repaints_under_a_mask(name: str, flow: bool) -
     ours = guider(flow).sample(start(), latent, give(name), levels, seed=2, denoise_mask=mask)
     assert ours.isfinite().all() and (ours[..., 2:] - latent[..., 2:]).abs().max() > 1e-3
     error = (ours - latent)[..., :2].abs().max()
+    # two samplers end at the least level above 0, UniPC at a small one, as in ComfyUI
     ends = (
-        levels[-2] if 'sigma_min' in ENTRIES[name].takes else 0.0
-    )  # these two end at the least level above 0
+        levels[-2] if 'sigma_min' in ENTRIES[name].takes else AS_COMFYUI.get(name, {}).get('end', 0)
+    )
     assert error < 1e-5 + 4 * float(ends)
 
 
@@ -217,6 +256,40 @@ def test_the_hosts_noise_is_taken_where_it_is_asked_for() -> None:
         Guided(), 4.0 * start(), sigmas, noise_sampler=noise_of_the_host(11)
     )
     torch.testing.assert_close(ours, expected)
+
+
+def test_half_of_the_draws_of_comfyui_have_no_weight_in_exponential_heun() -> None:
+    sigmas = torch.tensor([4.0, 1.0, 0.3, 0.0])
+    node = give('exp_heun_2_x0_sde', noise='ComfyUI')
+    ours = guider().sample(start(), torch.zeros(2, 1, 4, 4), node, sigmas, seed=11)
+    draw = noise_of_the_host(11)
+    draws = [draw(None, None) for _ in range(4)][::2]
+    expected = K.sampling.sample_exp_heun_2_x0_sde(
+        Guided(), 4.0 * start(), sigmas, noise_sampler=lambda *ends: draws.pop(0)
+    )
+    torch.testing.assert_close(ours, expected)
+    assert not draws
+
+
+def test_the_noise_of_a_model_may_have_another_scale() -> None:
+    node_guider = guider()
+    node_guider.model_patcher.model_sampling.noise_scale = 3.0
+    sigmas = torch.tensor([4.0, 1.0, 0.3, 0.0])
+    node = give('euler_ancestral', s_noise=0.5)
+    ours = node_guider.sample(start(), torch.zeros(2, 1, 4, 4), node, sigmas, seed=5)
+    x, options = 4.0 * start(), {'s_noise': 1.5}
+    expected = K.sample(Guided(), x, None, 'euler_ancestral', sigmas, seeds=5, options=options)
+    torch.testing.assert_close(ours, expected)
+
+
+def test_cfg_pp_without_a_negative_condition_is_the_sampler_without_guidance() -> None:
+    sigmas = torch.tensor([4.0, 1.0, 0.3, 0.0])
+    alone = host.Guider(host.Model(denoise, Discrete()), SCALE, negative=False)
+    pictures = [
+        alone.sample(start(), torch.zeros(2, 1, 4, 4), give(name), sigmas)
+        for name in ('euler_cfg_pp', 'euler')
+    ]
+    torch.testing.assert_close(*pictures)
 
 
 def noise_of_the_host(seed: int) -> Any:
@@ -251,7 +324,11 @@ def test_previews_see_x_in_the_hosts_coordinates_and_an_interruption_passes_thro
 def test_the_widgets_begin_with_the_defaults_of_the_sampler_or_of_comfyui(name: str) -> None:
     node = NODE_CLASS_MAPPINGS[f'KDiffusion_{name}']
     widgets = node.INPUT_TYPES()['required']
-    values = {key: settings['default'] for key, (_, settings) in widgets.items() if key != 'noise'}
+    values = {
+        key: settings['default']
+        for key, (_, settings) in widgets.items()
+        if key not in ('noise', 'time')
+    }
     assert read_options(ENTRIES[name], values) == AS_COMFYUI.get(name, {})
     assert NODE_DISPLAY_NAME_MAPPINGS[f'KDiffusion_{name}'] == f'k-diffusion {name}'
     assert node.CATEGORY.startswith('k-diffusion/') and node.RETURN_TYPES == ('SAMPLER',)
@@ -300,7 +377,7 @@ def test_the_recommended_node_gives_what_k_sample_takes() -> None:
     sampler, levels = RecommendedNode().give(guider().model_patcher, 8, True)
     ours = guider().sample(start(), torch.zeros(2, 1, 4, 4), sampler, levels)
     torch.testing.assert_close(
-        ours, K.sample(Guided(), start() * 10.0, 8, seeds=0), atol=1e-5, rtol=1e-5
+        ours, K.sample(Guided(), start() * WHOLE, 8, seeds=0), atol=1e-5, rtol=1e-5
     )
 
 
@@ -317,8 +394,8 @@ def test_a_fitted_sampler_is_kept_and_found_again(comfyui: Path) -> None:
     ours = counted.sample(start(), torch.zeros(2, 1, 4, 4), sampler, levels)
     assert counted.call_count == 3
     torch.testing.assert_close(counted.sample(start(), torch.zeros(2, 1, 4, 4), again, same), ours)
-    converged = K.sample(Guided(), start() * 10.0, 200, 'heun', seeds=0)
-    euler = K.sample(Guided(), start() * 10.0, 3, 'euler', seeds=0)
+    converged = K.sample(Guided(), start() * WHOLE, 200, 'heun', seeds=0)
+    euler = K.sample(Guided(), start() * WHOLE, 3, 'euler', seeds=0)
     assert (ours - converged).norm() < 0.5 * (euler - converged).norm()
     with pytest.raises(ValueError, match='name must be the name of a file'):
         CalibrateNode().give(
@@ -350,7 +427,7 @@ def test_the_example_of_the_page_runs(comfyui: Path) -> None:
     }
     exec('\n'.join(re.findall(r'```python\n(.*?)```', page, re.S)), names)
     expected = K.sample(
-        Guided(), start() * 10.0, 20, 'dpmpp_2m_sde', 'karras', seeds=7, options={'eta': 0.5}
+        Guided(), start() * WHOLE, 20, 'dpmpp_2m_sde', 'karras', seeds=7, options={'eta': 0.5}
     )
     torch.testing.assert_close(names['latents'], expected, atol=1e-4, rtol=1e-4)
     assert names['quick'].isfinite().all()

@@ -23,6 +23,7 @@ class HostLevels:
 
         self.model_sampling = model_sampling
         self.frame = Frame(isinstance(model_sampling, CONST))
+        self.noise_scale = float(getattr(model_sampling, 'noise_scale', 1.0))
         self.sigma_min = self.frame.to_sigma(float(model_sampling.sigma_min))
         self.sigma_max = self.frame.to_sigma(float(model_sampling.sigma_max))
 
@@ -79,7 +80,8 @@ class HostModel(HostLevels):
         estimates: list[Tensor] = []
 
         def keep(info: Mapping[str, Any]) -> Tensor:
-            estimates.append(info['uncond_denoised'])
+            # without a negative condition, its estimate is 0
+            estimates.append(info['denoised' if info['uncond'] is None else 'uncond_denoised'])
             return info['denoised']
 
         options = dict(self.extra_args.get('model_options', {}))

@@ -14,9 +14,8 @@ from torch import Tensor
 from k_diffusion import sampling, schedules
 from k_diffusion.core.files import whole_file
 from k_diffusion.generation import SamplingConfig, choose_plan, plan
-from k_diffusion.sampling import Calibration, Sampler
+from k_diffusion.sampling import Calibration, Sampler, menus
 from k_diffusion.sampling.calibration.files import from_json, to_json
-from k_diffusion.sampling.menus import AS_COMFYUI, INFINITE, MenuOption, list_options, read_options
 
 from .model import HostLevels
 from .running import NOISES, fit_sampler, sampler_of
@@ -74,7 +73,7 @@ def number(default: float, least: float = 1, most: float = 10_000, **settings: A
     return kind, {'default': default, 'min': least, 'max': most, **settings}
 
 
-def make_widget(option: MenuOption) -> Widget:
+def make_widget(option: menus.MenuOption) -> Widget:
     """Return the widget of an option of a sampler.
 
     Args:
@@ -87,32 +86,37 @@ def make_widget(option: MenuOption) -> Widget:
     if option.kind is int:
         return number(option.default, 0, 100_000)
     if option.kind is float:
-        return number(option.default, -INFINITE, INFINITE, step=0.01, round=False)
+        return number(option.default, -menus.INFINITE, menus.INFINITE, step=0.01, round=False)
     return 'STRING', {'default': option.default, 'tooltip': 'in Python syntax; empty: the default'}
 
 
 def sampler_inputs(entry: Sampler) -> dict[str, Widget]:
-    """Return the widgets of a sampler: its options at ComfyUI's values, and the noise.
+    """Return the widgets of a sampler: its options at ComfyUI's values, the noise and the time.
 
     Args:
         entry: The sampler.
     """
-    options = list_options(entry, AS_COMFYUI.get(entry.name))
+    options = menus.list_options(entry, menus.AS_COMFYUI.get(entry.name))
     options.pop('down', None)  # the model decides it
     widgets = {name: make_widget(option) for name, option in options.items()}
-    return widgets | ({'noise': ([*NOISES], {'default': NOISES[0]})} if entry.noise else {})
+    if entry.noise:
+        widgets['noise'] = [*NOISES], {'default': NOISES[0]}
+    if time := menus.COMFYUI_TIME.get(entry.name):
+        widgets['time'] = ['sigma', 'model'], {'default': time}
+    return widgets
 
 
-def give_sampler(entry: Sampler, noise: str = NOISES[0], **values: Any) -> tuple[Any]:
+def give_sampler(entry: Sampler, noise: str = NOISES[0], time: str = '', **values: Any) -> Any:
     """Return the sampler with the options of the widgets.
 
     Args:
         entry: The sampler.
         noise: A name of NOISES.
+        time: 'sigma' or 'model'; by default that of the widget.
         **values: The values of the widgets.
     """
-    options = read_options(entry, {**AS_COMFYUI.get(entry.name, {}), **values})
-    return (sampler_of(entry, options, noise),)
+    options = menus.read_options(entry, {**menus.AS_COMFYUI.get(entry.name, {}), **values})
+    return (sampler_of(entry, options, noise, time or menus.COMFYUI_TIME.get(entry.name, 'sigma')),)
 
 
 def give_schedule(model: Any, schedule: str, steps: int, denoise: float) -> tuple[Tensor]:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from k_diffusion.core.random import derive_seed, randn_items
+from k_diffusion.external.frames import Frame
 from k_diffusion.generation import make_seeds
-from k_diffusion.sampling import Calibration, Sampler, calibrate
+from k_diffusion.sampling import Calibration, Sampler, calibrate, tau_between
+from k_diffusion.sampling.menus import COMFYUI_DRAWS_TWICE
 
 from .model import HostLevels, HostModel
 
@@ -19,27 +21,28 @@ from .model import HostLevels, HostModel
 NOISES = ('per item', 'ComfyUI')
 
 
-def sampler_of(entry: Sampler, options: Mapping[str, Any], noise: str = 'per item') -> Any:
+def sampler_of(
+    entry: Sampler, options: Mapping[str, Any], noise: str = NOISES[0], time: str = 'sigma'
+) -> Any:
     """Return a sampler with its options as a SAMPLER of ComfyUI.
 
     Args:
         entry: The sampler.
         options: Its options.
         noise: A name of NOISES.
+        time: 'sigma', or 'model', as ComfyUI runs the samplers of COMFYUI_TIME: they take the time
+            t of a flow model for sigma; the interval of SA-Solver is a share of the model's time.
     """
     from comfy.samplers import KSAMPLER
 
     def sample(
-        model: Any,
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: Mapping[str, Any],
-        callback: Any = None,
-        disable: bool | None = None,
+        model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, callback: Any = None, **bar: Any
     ) -> Tensor:
         if len(sigmas) < 2:
             return x
         denoiser = HostModel(model, extra_args)
+        if time == 'model' and 'interval' not in entry.options:
+            denoiser.frame = Frame(flow=False)
         frame = denoiser.frame
         levels = [frame.to_sigma(level) for level in sigmas.double().tolist()]
         low = levels[-1] or levels[-2]
@@ -55,7 +58,14 @@ def sampler_of(entry: Sampler, options: Mapping[str, Any], noise: str = 'per ite
         def show(info: dict[str, Any]) -> None:
             callback({**info, 'x': frame.from_x(info['x'], info['sigma'])})
 
-        arguments |= {'disable': disable, 'callback': show if callback else None, **options}
+        arguments |= {**bar, 'callback': show if callback else None, **options}
+        if 's_noise' in entry.options:
+            arguments['s_noise'] = denoiser.noise_scale * arguments.get('s_noise', 1.0)
+        if time == 'model' and 'interval' in entry.options:
+            level_at = denoiser.model_sampling.percent_to_sigma
+            shares = arguments.pop('interval', entry.options['interval'].default)
+            first, last = (frame.to_sigma(float(level_at(share))) for share in shares)
+            arguments['tau'] = tau_between(levels, first, last, arguments.get('tau', 1.0))
         x = entry.function(denoiser, frame.to_x(x, levels[0]), **arguments)
         return frame.from_x(x, levels[-1] if 'sigmas' in entry.takes else low)
 
@@ -72,19 +82,16 @@ def _noise_argument(
     from comfy.k_diffusion import sampling as host
 
     if not entry.path_by_default:
-        return {'noise_sampler': host.default_noise_sampler(x, seed=seed)}
+        draw = host.default_noise_sampler(x, seed=seed)
+        twice = entry.name in COMFYUI_DRAWS_TWICE
+        return {'noise_sampler': lambda *ends: (draw(*ends), twice and draw(*ends))[0]}
     positive = sigmas[sigmas > 0]
     path = host.BrownianTreeNoiseSampler(x, positive.min(), positive.max(), seed=seed, cpu=True)
     return {'noise_sampler': lambda *ends: path(*model.to_host(torch.stack(ends)))}
 
 
 def fit_sampler(
-    guider: Any,
-    latent_image: Mapping[str, Any],
-    calls: int,
-    noises: int,
-    seed: int,
-    batch_size: int,
+    guider: Any, latent_image: Any, calls: int, noises: int, seed: int, batch_size: int
 ) -> Calibration:
     """Fit a sampler of so many model calls to a guided model of ComfyUI.
 
@@ -107,14 +114,13 @@ def fit_sampler(
         denoiser = HostModel(model, extra_args)
         low, high, bar = denoiser.sigma_min, denoiser.sigma_max, ProgressBar(1000)
         seeds = [derive_seed(seed, 'calibrate', i) for i in range(2 * noises)]
-        start = randn_items(x.shape[1:], seeds, x.device) * high
+        start = randn_items(x.shape[1:], seeds, x.device) * high * denoiser.noise_scale
 
         def report(share: float, doing: str) -> None:
             bar.update_absolute(int(1000 * share))
 
-        results.append(
-            calibrate(denoiser, start, high, low, calls, batch_size=batch_size, callback=report)
-        )
+        sizes: dict[str, Any] = {'steps': calls, 'batch_size': batch_size}
+        results.append(calibrate(denoiser, start, high, low, **sizes, callback=report))
         return x
 
     shape, levels = latent_image['samples'], HostLevels.of(guider.model_patcher)
