@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.arguments import is_whole, show_value
+
 Unpack = Callable[[Any], Tensor]
 
 
@@ -37,12 +39,13 @@ class Packing:
         self.side = 0
         if self.item == tuple(shape[1:]):
             return
-        n = math.prod(self.item)
-        self.side = math.isqrt(shape[-1] // self.item[0])
-        if len(shape) != 3 or n != math.prod(shape[1:]) or shape[-1] != self.item[0] * self.side**2:
+        whole = all(is_whole(n) for n in self.item)
+        self.side = math.isqrt(shape[-1] // self.item[0]) if whole and self.item else 0
+        fits = self.side > 0 and shape[-1] == self.item[0] * self.side**2
+        if len(shape) != 3 or not fits or math.prod(self.item) != math.prod(shape[1:]):
             raise ValueError(
                 f'latent_shape must be the shape of an item of the latents {list(shape)}; got '
-                f'{list(self.item)}'
+                f'{show_value(item)}'
             )
 
     def pack(self, x: Tensor) -> Tensor:

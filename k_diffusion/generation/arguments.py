@@ -125,9 +125,11 @@ def check_integer(name: str, value: Any) -> int:
         ValueError: If it is not an integer.
     """
     try:
-        return operator.index(value)
+        if not isinstance(value, bool):
+            return operator.index(value)
     except TypeError:
-        raise ValueError(f'{name} must be an integer; got {value!r}') from None
+        pass
+    raise ValueError(f'{name} must be an integer; got {value!r}')
 
 
 def batch_shape(shape_or_x: Any) -> list[int]:

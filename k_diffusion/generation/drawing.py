@@ -423,7 +423,7 @@ def resume_calls(
         raise ValueError(
             f'strength must let {entry.name} start with a whole step; got time {begin} of '
             f'{len(calls)}, inside one. Use another strength, or a sampler with one model call in '
-            'each step'
+            'each step and without churn'
         )
     return levels, planned + planned[-1:] * (remaining - len(planned)), int(not at_start)
 

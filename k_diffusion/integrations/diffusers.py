@@ -20,6 +20,7 @@ from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteSchedule
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from torch import Tensor, nn
 
+from ..core.arguments import check_whole, show_value
 from ..core.devices import has_float64
 from ..core.files import read_json
 from ..core.tensors import append_dims
@@ -66,6 +67,9 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             of stochastic samplers.
         **kwargs: The settings of the pipeline's own scheduler: prediction_type, beta_schedule, ...
 
+    Raises:
+        ValueError: If the sampler is unknown, or the settings do not fit each other.
+
     Example:
         pipe.scheduler = KDiffusionScheduler.from_config(pipe.scheduler.config,
             sampler='dpmpp_2m_sde')
@@ -87,6 +91,8 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
         **kwargs: Any,
     ) -> None:
         name, schedule_of_title = split_title(sampler)
+        if not isinstance(sampler_options or {}, Mapping):
+            raise ValueError(f'sampler_options must be a dict; got {show_value(sampler_options)}')
         if isinstance(calibration, str):
             with open(calibration, encoding='utf-8') as file:
                 calibration = read_json(file.read(), calibration)
@@ -166,10 +172,16 @@ class KDiffusionScheduler(SchedulerMixin, ConfigMixin):
             sigmas: Replace the schedule, in the form of the pipeline's own scheduler.
             timesteps: Replace the schedule, in the form of the pipeline's own scheduler.
             mu: The shift of a flow, by the number of tokens.
+
+        Raises:
+            ValueError: If num_inference_steps is not a number of steps, or an option of the sampler
+                is out of its range.
         """
         arguments = {'sigmas': sigmas, 'timesteps': timesteps, 'mu': mu}
         own = {key: value for key, value in arguments.items() if value is not None}
         n = len(own.get('sigmas', own.get('timesteps', ()))) or num_inference_steps
+        if n is not None or self.calibration is None:
+            check_whole('num_inference_steps', n)
         schedule = self.config.schedule
         explicit = 'timesteps' in own or ('sigmas' in own and not self.is_flow)
         if self.calibration is None and (schedule is None or explicit):

@@ -710,6 +710,17 @@ def test_a_copy_in_the_middle_begins_anew():
         (lambda: KDiffusionScheduler(prediction_type='w'), 'prediction_type'),
         (lambda: KDiffusionScheduler('euler').step(latents(), 0, latents()), 'set_timesteps'),
         (lambda: begin_inside('dpm_2', 3), 'inside one'),
+        (lambda: begin_inside('euler', 3, {'s_churn': 3.0}), 'without churn'),
+        (lambda: KDiffusionScheduler(sampler_options=[1]), r'a dict; got \[1\]'),
+        (lambda: step_of_tokens([3, 'a']), r"latents \[2, 4, 4\]; got \[3, 'a'\]"),
+        (lambda: begin_inside('ddim', 0, {'eta': -1.0}), 'eta must be'),
+        *[
+            (
+                lambda n=n: KDiffusionScheduler('euler', **BETAS).set_timesteps(n),
+                'num_inference_steps',
+            )
+            for n in (0, -3, 2.5, None, True)
+        ],
     ],
 )
 def test_mistakes(make, message):
@@ -717,8 +728,16 @@ def test_mistakes(make, message):
         make()
 
 
-def begin_inside(name, index):
-    scheduler = KDiffusionScheduler(name, 'karras', **BETAS)
+def step_of_tokens(latent_shape):
+    scheduler = KDiffusionScheduler(
+        'euler', latent_shape=latent_shape, prediction_type='flow_prediction'
+    )
+    scheduler.set_timesteps(3)
+    return scheduler.step(torch.zeros(2, 4, 4), scheduler.timesteps[0], torch.zeros(2, 4, 4))
+
+
+def begin_inside(name, index, options=None):
+    scheduler = KDiffusionScheduler(name, 'karras', options, **BETAS)
     scheduler.set_timesteps(5)
     scheduler.set_begin_index(index)
     return scheduler.step(latents(), scheduler.timesteps[index], latents())
