@@ -66,8 +66,9 @@ def test_a_folder_is_enough(pictures, tmp_path, capsys):
         - 1
     )
     assert config['model']['sigma_data'] == pytest.approx(values.std(correction=0).item(), abs=0.03)
-    assert run(pictures, tmp_path / 'run', '--end-step', '3') == 0
-    assert 'resuming from' in capsys.readouterr().err
+    assert run(pictures, tmp_path / 'run', '--end-step', '3', '--minutes', '9') == 0
+    err = capsys.readouterr().err
+    assert 'resuming from' in err and 'have an effect at the start of a run only' in err
     denoiser, _ = K.load_model(tmp_path / 'run')
     assert K.sample(
         denoiser, [2, 1, 16, 16], steps=2, seeds=0, cond={'class_cond': torch.tensor([0, 1])}

@@ -59,7 +59,10 @@ def pick_config(
     path = folder / f'{settings.name}_config.json'
     several = int(os.environ.get('WORLD_SIZE', 1)) > 1
     if path.is_file() and (several or RunFolder(folder, settings.name).latest()):
-        return load_config(path), [f'the config is that of {path}'], None
+        sentence = f'the config is that of {path}'
+        if settings.size is not None or settings.minutes is not None or settings.classes != 'auto':
+            sentence += '; size, classes and minutes have an effect at the start of a run only'
+        return load_config(path), [sentence], None
     if several:
         raise ValueError(
             'config must be written by one process before several train from data; '
@@ -96,8 +99,8 @@ def pick_config(
         f'{model["type"]} with channels {model["channels"]}, {classes_in_words}, '
         f'sigma_data {model["sigma_data"]:g}',
         f'picked: {steps:,} steps of {config["training"]["batch_size"]}, about {minutes:g} minutes '
-        f'at {speed:,.0f} images/s on {device.type} (an estimate; set '
-        f'size, classes or minutes to change it); the config is {path}',
+        f'at {speed:,.0f} images/s on {device.type} (an estimate; set size, classes or minutes to '
+        f'change it); the config is {path}',
     ]
     return config, sentences, inspection.decoded
 
