@@ -2,8 +2,10 @@
 
 There are two versions. A resumed run keeps the version of its first checkpoint.
 
-1. Noise from one torch generator per item, of the device on which it is drawn.
+1. Noise from one torch generator per item, of the device on which it is drawn. Dropout in the
+   network differs between a process with several micro-batches and several processes.
 2. Noise from a counter (`draw_normals`), for all items at once, and the same on every device.
+   Dropout depends on the place of the micro-batch in the step.
 """
 
 from __future__ import annotations

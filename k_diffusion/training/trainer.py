@@ -294,8 +294,13 @@ class Trainer(RunState):
         return send_together(inputs, self.accelerator.device)
 
     def _seed_dropout(self, micro: int) -> None:
-        """Seed the generators of the used devices, at a tenth of the cost of torch.manual_seed."""
-        seed = derive_seed(self.seed, 'dropout', self.step, self.accelerator.process_index, micro)
+        """Seed the generators of the used devices, at a tenth of the cost of torch.manual_seed.
+
+        The seed depends on the place of the micro-batch in the step, not on the process.
+        """
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        place = (rank, micro) if self.draws.version == 1 else (0, micro * processes + rank)
+        seed = derive_seed(self.seed, 'dropout', self.step, *place)
         torch.default_generator.manual_seed(seed)
         if self.accelerator.device.type != 'cpu':
             torch.get_device_module(self.accelerator.device).manual_seed(seed)

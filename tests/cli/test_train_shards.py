@@ -29,6 +29,7 @@ MODEL = {
     'self_attn_depths': [False, False],
     'cross_attn_depths': [False, True],
     'cross_cond_dim': 64,
+    'dropout_rate': 0.1,
     'augment_prob': 0.12,
     'sigma_data': 0.5,
     'sigma_min': 0.02,
