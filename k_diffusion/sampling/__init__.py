@@ -106,6 +106,7 @@ from .samplers.dpmpp import (
 )
 from .samplers.er_sde import sample_er_sde
 from .samplers.euler import sample_euler, sample_euler_ancestral
+from .samplers.exponential_general_linear import sample_exp_lawson, sample_exp_pec
 from .samplers.exponential_multistep import (
     sample_dpmpp_3m,
     sample_exp_ab,

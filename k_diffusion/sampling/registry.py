@@ -195,6 +195,11 @@ ALIASES = {
     'res_2m': 'res_multistep',
     'abnorsett_2m': 'res_multistep',
     'abnorsett_3m': 'res_3m',
+    # The same with a second stage of weight 0.
+    'abnorsett2_1h2s': 'res_multistep',
+    'abnorsett3_2h2s': 'res_3m',
+    'abnorsett4_3h2s': 'abnorsett_4m',
+    'dpmpp_sde_2s': 'dpmpp_sde',
     'etdrk2_2s': 'exp_heun_2_x0',
     'res_3s_cox_matthews': 'etdrk3_3s',
     'etdrk4': 'etdrk4_4s',

@@ -18,7 +18,7 @@ MODEL = Mixture(
     torch.tensor([0.3, 0.4, 0.5], dtype=torch.float64),
 )
 #: What is seen where it is not the declared order: the first step of a ramp hides an order above 3
-#: (lms, UniPC and SA-Solver).
+#: (lms, UniPC, SA-Solver and the exponential predictor-corrector).
 OBSERVED = {
     'lms': 3.37,
     'uni_pc': 3.84,
@@ -29,6 +29,9 @@ OBSERVED = {
     'dpmpp_3m': 2.77,
     'res_3m': 2.77,
     'abnorsett_4m': 2.52,
+    'exp_pec': 3.68,
+    'pec423_2h2s': 3.68,
+    'pec433_2h3s': 3.67,
     'deis_4m': 3.4,
 }
 COUNTS = [32, 64, 128, 256]

@@ -9,9 +9,12 @@ import math
 
 import pytest
 import torch
+from scipy.integrate import quad
 
 from k_diffusion import sampling
 from k_diffusion.sampling import EXPONENTIAL_TABLES, RUNGE_KUTTA_TABLES, SAMPLERS
+from k_diffusion.sampling.coefficients import phi
+from k_diffusion.sampling.samplers.exponential_general_linear import lawson_rows
 from k_diffusion.sampling.samplers.table_driven import exponential_rows
 from tests.sampling.test_orders import HIGH, LOW, MODEL, converged, irregular, schedule, start
 
@@ -272,9 +275,28 @@ FAMILIES = {
         'etdrk4',
         'etdrk4_4s',
         'dpmpp_2s',
+        'dpmpp_sde_2s',
         'dpmpp_3s',
+        'ddim',
     ],
-    'Lawson': ['lawson2a_2s', 'lawson2b_2s', 'lawson4_4s', 'lawson41-gen_4s'],
+    'Lawson': [
+        'lawson2a_2s',
+        'lawson2b_2s',
+        'lawson4_4s',
+        'lawson41-gen_4s',
+        'lawson41-gen-mod_4s',
+    ],
+    'hybrid': [
+        'pec423_2h2s',
+        'pec433_2h3s',
+        'abnorsett2_1h2s',
+        'abnorsett3_2h2s',
+        'abnorsett4_3h2s',
+        'lawson42-gen-mod_1h4s',
+        'lawson43-gen-mod_2h4s',
+        'lawson44-gen-mod_3h4s',
+        'lawson45-gen-mod_4h4s',
+    ],
     'linear': [
         'ralston_2s',
         'ralston_3s',
@@ -299,6 +321,24 @@ FAMILIES = {
     ],
     'implicit': ['gauss-legendre_2s', 'gauss-legendre_3s'],
 }
+#: Names in the explicit families that no publication defines.
+UNPUBLISHED = [
+    'res_2s_stable',
+    'res_3s_non-monotonic',
+    'res_3s_alt',
+    'res_3s_lie',
+    'res_3s_sunstar',
+    'res_3s_strehmel_weiner',
+    'res_4s_krogstad_alt',
+    'res_4s_strehmel_weiner_alt',
+    'res_8s_alt',
+    'res_15s',
+    'res_16s',
+    'etdrk3_a_3s',
+    'etdrk3_b_3s',
+    'etdrk4_4s_alt',
+    'rk5_7s',
+]
 
 
 @pytest.mark.parametrize('name', [*itertools.chain(*FAMILIES.values())])
@@ -312,6 +352,93 @@ def test_names_of_other_programs(name):
         and name not in ('bogacki-shampine_4s', 'tsi_7s')
     ):  # whose last is the next first
         assert entry.nfe == int(stated[:-1]) or 'gauss' in name
+
+
+@pytest.mark.parametrize('name', UNPUBLISHED)
+def test_names_without_a_publication_are_not_claimed(name):
+    with pytest.raises(ValueError, match='unknown sampler'):
+        sampling.find_sampler(name)
+
+
+@pytest.mark.parametrize('modified', [False, True])
+def test_generalised_lawson_with_three_values_has_the_weights_of_the_paper(modified):
+    """Ostermann, Thalhammer & Wright, section 5, for steps of one length."""
+    h = 0.7
+    p1, p2, p3, p4 = (phi(k, -h) for k in (1, 2, 3, 4))
+    half = math.exp(-h / 2)
+    if modified:
+        paper = [
+            p1 + p2 / 2 - 2 * p3 - 3 * p4 - 5 / 8 * half,
+            -p2 + p3 + 3 * p4 + 5 / 24 * half,
+            p2 / 6 - p4 - half / 24,
+            half / 3,
+            half / 3,
+            p2 / 3 + p3 + p4 - 5 / 24 * half,
+        ]
+    else:
+        paper = [
+            p1 + 3 / 2 * p2 + p3 - 5 / 4 * half - 1 / 2,
+            -2 * p2 - 2 * p3 + 5 / 6 * half + 1 / 2,
+            p2 / 2 + p3 - half / 4 - 1 / 6,
+            half / 3,
+            half / 3,
+            1 / 6,
+        ]
+    *_, end = lawson_rows(tuple(math.exp(j * h) for j in range(3)), math.exp(-h), modified)
+    assert end == pytest.approx([h * b for b in paper], abs=1e-14)
+
+
+def test_generalised_lawson_with_one_value_is_the_table():
+    general = sampling.sample_exp_lawson(
+        MODEL, start(), schedule(8), disable=True, values=1, modified=False
+    )
+    torch.testing.assert_close(
+        general, sampling.sample_lawson41_4s(MODEL, start(), schedule(8), disable=True)
+    )
+
+
+def test_predict_evaluate_correct_by_hand():
+    """Two steps, so that the second one has a value of the past: the corrector is exact for D
+    quadratic in log sigma.
+    """
+    levels = [8.0, 4.0, 1.0]
+    x, before = start(), None
+    for sigma, sigma_next in itertools.pairwise(levels):
+        h = math.log(sigma / sigma_next)
+        d = MODEL(x, torch.full([len(x)], sigma, dtype=x.dtype))
+        nodes = [0.0] if before is None else [0.0, -math.log(2.0) / h]
+        values = [d] if before is None else [d, before]
+        ahead = integrate_exactly(x, h, nodes, values)
+        end = MODEL(ahead, torch.full([len(x)], sigma_next, dtype=x.dtype))
+        x, before = integrate_exactly(x, h, [*nodes, 1.0], [*values, end]), d
+    result = sampling.sample_exp_pec(MODEL, start(), levels, disable=True)
+    torch.testing.assert_close(result, x, rtol=1e-9, atol=1e-9)
+
+
+def integrate_exactly(x, h, nodes, values):
+    """e^-h x + h times the integral of e^{-h (1 - s)} P(s), by quadrature."""
+    x = x * math.exp(-h)
+    for j, value in enumerate(values):
+
+        def weighted(s, j=j):
+            others = [node for i, node in enumerate(nodes) if i != j]
+            basis = math.prod((s - node) / (nodes[j] - node) for node in others)
+            return h * math.exp(-h * (1 - s)) * basis
+
+        x = x + quad(weighted, 0.0, 1.0)[0] * value
+    return x
+
+
+@pytest.mark.parametrize(
+    ('name', 'options'), [('exp_lawson', {'values': 3}), ('exp_pec', {'corrections': 2})]
+)
+def test_hybrids_skip_a_repeated_level(name, options):
+    run = SAMPLERS[name].function
+    plain = run(MODEL, start(), [8.0, 4.0, 2.0, 1.0, 0.5, 0.0], disable=True, **options)
+    again = run(MODEL, start(), [8.0, 4.0, 2.0, 2.0, 1.0, 0.5, 0.0], disable=True, **options)
+    torch.testing.assert_close(again, plain)
+    with pytest.raises(ValueError, match='values must be an integer >= 1; got 0'):
+        run(MODEL, start(), [1.0, 0.5], disable=True, values=0)
 
 
 @pytest.mark.parametrize(
