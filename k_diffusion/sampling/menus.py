@@ -59,6 +59,11 @@ COMFYUI_TIME: Mapping[str, str] = {
     'sa_solver_pece': 'model',
 }
 
+#: Schedules that ComfyUI spreads over the time t of a flow model.
+COMFYUI_SCHEDULES = frozenset(
+    ['beta', 'ddim_uniform', 'exponential', 'karras', 'kl_optimal', 'normal', 'sgm_uniform']
+    + ['simple']
+)
 #: Samplers for which ComfyUI draws noise twice in a step and gives the second draw no weight.
 COMFYUI_DRAWS_TWICE = ('exp_heun_2_x0_sde',)
 

@@ -364,12 +364,16 @@ def test_schedules_have_the_models_own_ends() -> None:
     (last,) = ScheduleNode().give(model, 'simple', 2, 0.5)
     torch.testing.assert_close(last, levels[2:])
     assert len(ScheduleNode().give(model, 'karras', 5, 0.0)[0]) == 0
+    (times,) = ScheduleNode().give(guider(flow=True).model_patcher, 'karras', 5, 1.0)
+    torch.testing.assert_close(times, K.schedules.get_sigmas_karras(5, 0.01, 1.0))
     names, _ = ScheduleNode.INPUT_TYPES()['required']['schedule']
     for name in names:
         for flow in (False, True):
             (levels,) = ScheduleNode().give(guider(flow).model_patcher, name, 8, 1.0)
             assert (
-                levels[-1] == 0 and (levels[:-1] > levels[1:]).all() and (not flow or levels[0] < 1)
+                levels[-1] == 0
+                and (levels[:-1] > levels[1:]).all()
+                and (not flow or levels[0] <= 1)
             )
 
 

@@ -128,6 +128,24 @@ def test_a_name_that_both_have_gives_comfyuis_numbers(comfy: Any, name: str, kin
     assert (ours - theirs).norm() / theirs.norm() < differs
 
 
+@pytest.mark.parametrize('kind', ['EPS', 'FLOW'])
+def test_schedules_that_both_have(comfy: Any, kind: str) -> None:
+    """10 steps, which divide the 1,000 levels of the table, as ddim_uniform of ComfyUI needs."""
+    model = patcher(comfy, kind)
+    scaling = model.get_model_object('model_sampling')
+    give = pack.NODE_CLASS_MAPPINGS['KDiffusionSchedule']().give
+    errors = {}
+    for name in comfy.samplers.SCHEDULER_NAMES:
+        theirs = comfy.samplers.calculate_sigmas(scaling, name, 10)
+        (ours,) = give(model, name, 10, 1.0)
+        errors[name] = (ours - theirs).abs().max() / theirs.max() if len(ours) == 11 else 1.0
+    # that of flows, which falls outside the range of another model; ComfyUI shifts the last level
+    # of a flow twice
+    expected = {'linear_quadratic'} if kind == 'EPS' else {'normal', 'sgm_uniform'}
+    assert {name for name, error in errors.items() if error > 2e-4} == expected
+    assert kind == 'EPS' or max(errors.values()) < 0.01
+
+
 @pytest.mark.parametrize('kind', KINDS)
 @pytest.mark.parametrize('name', ENTRIES)
 def test_every_sampler_repaints_under_a_mask(comfy: Any, name: str, kind: str) -> None:

@@ -16,25 +16,27 @@ class HostLevels:
 
     Args:
         model_sampling: The `model_sampling` of the model.
+        convert: Take sigma for the time t of a flow model; otherwise its t.
     """
 
-    def __init__(self, model_sampling: Any) -> None:
+    def __init__(self, model_sampling: Any, convert: bool = True) -> None:
         from comfy.model_sampling import CONST
 
         self.model_sampling = model_sampling
-        self.frame = Frame(isinstance(model_sampling, CONST))
+        self.frame = Frame(convert and isinstance(model_sampling, CONST))
         self.noise_scale = float(getattr(model_sampling, 'noise_scale', 1.0))
         self.sigma_min = self.frame.to_sigma(float(model_sampling.sigma_min))
         self.sigma_max = self.frame.to_sigma(float(model_sampling.sigma_max))
 
     @classmethod
-    def of(cls, patcher: Any) -> HostLevels:
+    def of(cls, patcher: Any, convert: bool = True) -> HostLevels:
         """Return the levels of a MODEL.
 
         Args:
             patcher: The MODEL.
+            convert: Take sigma for the time t of a flow model; otherwise its t.
         """
-        return cls(patcher.get_model_object('model_sampling'))
+        return cls(patcher.get_model_object('model_sampling'), convert)
 
     @property
     def sigmas(self) -> Tensor:

@@ -120,9 +120,10 @@ def give_sampler(entry: Sampler, noise: str = NOISES[0], time: str = '', **value
 
 
 def give_schedule(model: Any, schedule: str, steps: int, denoise: float) -> tuple[Tensor]:
-    """Return noise levels in the range of a model.
+    """Return noise levels in the range of a model, for a flow model its times t.
 
-    A denoise below 1 keeps the last steps of a longer schedule, for image to image.
+    Schedules that ComfyUI has too are laid over t, as it does, others over sigma = t / (1 - t). A
+    denoise below 1 keeps the last steps of a longer schedule, for image to image.
 
     Args:
         model: The model.
@@ -132,7 +133,7 @@ def give_schedule(model: Any, schedule: str, steps: int, denoise: float) -> tupl
     """
     if not denoise > 0:
         return (torch.empty(0),)
-    host: Any = HostLevels.of(model)
+    host: Any = HostLevels.of(model, schedule not in menus.COMFYUI_SCHEDULES)
     sigmas = plan(host, int(steps / denoise), None, schedule, None, None, {}).sigmas
     return (host.to_host(sigmas)[-(steps + 1) :],)
 
