@@ -216,7 +216,8 @@ FEW = 12
 WIDE, WIDE_FROM, WIDE_RHO = 12.0, 8, 9.0
 #: At most this number of model calls makes steps too long for order 3.
 SHORT = 6
-#: Below this log(sigma_max / sigma_min), at least LONG model calls are better with UniPC.
+#: Below this log(sigma_max / sigma_min), at most SHORT model calls are better with the weights of
+#: equal steps, and at least LONG with UniPC.
 NARROW, LONG = 8.0, 15
 #: Up to this number of model calls guidance bends the flow too much for order 3: at all levels, and
 #: in an interval.
@@ -245,7 +246,7 @@ def recommend(steps: int, traits: Traits) -> Recipe:
         return Recipe('uni_pc', {}, 'exponential', why=why)
     fewest = 1 if traits.interval is None else FEWEST_IN_INTERVAL
     afs = steps >= fewest and traits.sigma_max >= (FAR if steps <= FEW else FARTHEST) * traits.std
-    sampler, order, reason = _choose_method(steps, traits, afs, extent < NARROW)
+    sampler, order, reason = _choose_method(steps, traits, extent < NARROW)
     reasons = [f'levels go down to {traits.sigma_min:g}, the lowest of the model', reason]
     if traits.interval is not None:
         low, high = traits.interval
@@ -263,19 +264,19 @@ def recommend(steps: int, traits: Traits) -> Recipe:
     return Recipe(sampler, options, spacing={'rho': rho}, why='; '.join(reasons))
 
 
-def _choose_method(steps: int, traits: Traits, afs: bool, narrow: bool) -> tuple[str, int, str]:
+def _choose_method(steps: int, traits: Traits, narrow: bool) -> tuple[str, int, str]:
     """Return the sampler, its order and the reason, for a number of model calls.
 
     `zeab` has the weights of the steps' lengths in log sigma, `ipndm` those of equal steps.
     """
     in_interval = traits.interval is not None
     short = steps <= SHORT and not in_interval
-    if short and (afs or traits.guided):
-        reason = f'{steps} calls make steps too long for more than order 2'
-        return 'zeab', 2, f'{reason} of the noise estimate in log sigma'
-    if short and narrow:
+    if short and narrow and not traits.guided:
         reason = f'{steps} calls over a narrow range of levels have the least error with the'
         return 'ipndm', 2, f'{reason} weights of equal steps, of order 2'
+    if short:
+        reason = f'{steps} calls make steps too long for more than order 2'
+        return 'zeab', 2, f'{reason} of the noise estimate in log sigma'
     stiff = traits.guided and steps <= (STIFF_IN_INTERVAL if in_interval else STIFF)
     if stiff or in_interval:
         order = 2 if stiff else 3
