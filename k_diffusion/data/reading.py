@@ -6,6 +6,7 @@ import gc
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -153,11 +155,13 @@ def _by_workers(
 ) -> Generator[Batch, None, None]:
     pool = ProcessPoolExecutor(workers, _context(start_method), _start_worker, (dataset,))
     waiting: deque[tuple[list[int], Future[Any]]] = deque()
+    needs_script = _is_of_script(dataset)
     # kept, since a broken pool forgets them
     processes = pool._processes  # type: ignore[attr-defined, unused-ignore]
     try:
         for index in indices:
-            waiting.append((index.tolist(), pool.submit(_work, index.tolist())))
+            with _hidden_script(not needs_script):
+                waiting.append((index.tolist(), pool.submit(_work, index.tolist())))
             if len(waiting) > _AHEAD * workers:
                 first, future = waiting.popleft()
                 if not _is_done_within(future, timeout):
@@ -188,6 +192,53 @@ def _context(start_method: str | None) -> Any:
     if method == 'forkserver':
         context.set_forkserver_preload([__name__])
     return context
+
+
+@contextmanager
+def _hidden_script(hide: bool) -> Iterator[None]:
+    """Keep processes that start meanwhile from running the script of the program again.
+
+    Python lets them, so that they know what it defines; a script that calls `train` without the
+    guard `if __name__ == '__main__':` would train once more in each of them.
+    """
+    script, none = sys.modules['__main__'], object()
+    names = ('__spec__', '__file__') if hide else ()
+    kept = {name: getattr(script, name, none) for name in names}
+    for name in names:
+        setattr(script, name, None)
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            delattr(script, name) if value is none else setattr(script, name, value)
+
+
+class _Search(pickle.Pickler):
+    """Finds whether an object refers to classes or functions of the program's script."""
+
+    of_script = False
+
+    def persistent_id(self, value: Any) -> str | None:
+        """Note a class or function; tensors are not looked into."""
+        if isinstance(value, Tensor):
+            return 'tensor'
+        if isinstance(value, type) or callable(value):
+            self.of_script |= getattr(value, '__module__', None) == '__main__'
+        return None
+
+
+class _Nowhere:
+    def write(self, data: bytes) -> None:
+        """Drop what is written."""
+
+
+def _is_of_script(dataset: Dataset) -> bool:
+    search = _Search(_Nowhere())
+    try:
+        search.dump(dataset)
+    except Exception:  # reported when the data set is sent to a worker
+        return True
+    return search.of_script
 
 
 def _is_done_within(future: Future[Any], timeout: float | None) -> bool:

@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ from k_diffusion.data import (
     permutation,
     reading,
 )
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -233,6 +236,62 @@ def test_workers_share_the_memory_of_torch(streamed):
         for worker in multiprocessing.active_children():
             facts = Path(f'/proc/{worker.pid}/smaps_rollup').read_text().split()
             assert int(facts[facts.index('Private_Dirty:') + 1]) < 64 * 2**10
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from k_diffusion.data import Dataset, Loader, open_dataset
+from k_diffusion.data import ImageFolderClassConfig as Folder
+
+with open('ran', 'a') as file:
+    file.write('once;')
+
+
+class Numbers(Dataset):
+    source = 'numbers'
+
+    def __len__(self):
+        return 22
+
+    def __getitem__(self, index):
+        return {'image': torch.full((1, 8, 8), index, dtype=torch.uint8)}
+
+
+def read(dataset):
+    batches = Loader(dataset, 4, num_workers=2).iterate()
+    print('read', len(next(batches)['image']))
+    batches.close()
+
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('call', 'ran'),
+    [
+        (
+            'read(open_dataset(Folder(location=sys.argv[1]), (8, 8), memory_limit=0))',
+            1,
+        ),
+        ("if __name__ == '__main__':\n    read(Numbers((1, 8, 8)))", 3),
+    ],
+)
+def test_workers_run_the_script_only_for_what_it_defines(streamed, tmp_path, call, ran):
+    """Without the guard of a main module, a script would read in each of its workers."""
+    (tmp_path / 'script.py').write_text(SCRIPT + call)
+    done = subprocess.run(
+        [sys.executable, 'script.py', str(streamed.place)],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path[1:]])},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, 'read 4\n'), done.stderr
+    assert len((tmp_path / 'ran').read_text().split(';')) - 1 == ran
 
 
 @pytest.mark.filterwarnings('ignore:.*fork')
