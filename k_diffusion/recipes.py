@@ -168,17 +168,24 @@ class Recipe:
         )
 
 
-def map_levels(steps: int, traits: Traits) -> Tensor:
-    """Return the levels of a flow map: even in arctan(sigma / std), from sigma_max to 0.
+#: The level of the middle of `map_levels`, nearly, in units of the standard deviation of the data.
+MAP_MIDDLE = 2.0
 
-    Doubling the number of calls keeps the levels and adds one between each two.
+
+def map_levels(steps: int, traits: Traits) -> Tensor:
+    """Return the levels of a flow map: even in arctan(sigma / (2 std)), from sigma_max to 0.
+
+    Doubling the number of calls keeps the levels and adds one between each two. The 2 is
+    k-diffusion's own choice: with 1, fewer samples of two calls show their class, and the distance
+    of eight calls is above that of four (benchmarks/RESULTS.md, "Few calls").
 
     Args:
         steps: The number of model calls.
         traits: Those of the model.
     """
-    angle = math.atan(traits.sigma_max / traits.std)
-    inner = [traits.std * math.tan(angle * (1 - i / steps)) for i in range(1, steps)]
+    middle = MAP_MIDDLE * traits.std
+    angle = math.atan(traits.sigma_max / middle)
+    inner = [middle * math.tan(angle * (1 - i / steps)) for i in range(1, steps)]
     return torch.tensor([traits.sigma_max, *inner, 0.0], dtype=torch.float64)
 
 

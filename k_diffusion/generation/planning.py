@@ -176,7 +176,7 @@ def _of_flow_map(
     """Return the plan of a flow map: its own steps, or those of a given sampler, on its levels."""
     why = (
         'the model is a flow map, trained for steps between any two levels; the levels are even '
-        'in arctan(sigma / sigma_data)'
+        'in arctan(sigma / (2 sigma_data))'
     )
     return Plan(map_levels(steps, traits), sampler or _usual(denoiser), options, why)
 

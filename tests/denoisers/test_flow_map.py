@@ -307,4 +307,5 @@ def test_levels_of_a_map_are_nested():
     one, two, four = (plan.sigmas.tolist() for plan in plans)
     assert one == [40.0, 0.0] and two == four[::2] and len(four) == 5
     assert [plan.sampler for plan in plans] == ['flow_map'] * 3
-    assert two[1] == pytest.approx(0.5 * math.tan(math.atan(80) / 2))
+    # the tangent of half an angle of tangent 40, times twice the standard deviation 0.5
+    assert two[1] == pytest.approx((math.sqrt(1 + 40**2) - 1) / 40)
