@@ -332,6 +332,7 @@ def _accelerator(settings: TrainSettings, find_unused: bool) -> Any:
         ],
     )
     warn_of_one_process()
+    _warn_of_emulated_bf16(accelerator)
     launched = int(os.environ.get('WORLD_SIZE', 1))
     if accelerator.num_processes != launched:
         raise ValueError(
@@ -339,6 +340,18 @@ def _accelerator(settings: TrainSettings, find_unused: bool) -> Any:
             'run; launch them with torchrun'
         )
     return accelerator
+
+
+def _warn_of_emulated_bf16(accelerator: Any) -> None:
+    """Warn if a CPU without bf16 instructions is to compute in bf16."""
+    if accelerator.device.type != 'cpu' or accelerator.mixed_precision != 'bf16':
+        return
+    if torch.backends.mkldnn.is_available() and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        warnings.warn(
+            "mixed_precision='bf16' is slower than float32 on this CPU, which has no bf16 "
+            'instructions; leave it out',
+            stacklevel=2,
+        )
 
 
 def _evaluate(trainer: Trainer) -> str:

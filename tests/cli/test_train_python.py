@@ -2,6 +2,7 @@
 
 import random
 import threading
+import warnings
 
 import pytest
 import torch
@@ -294,3 +295,14 @@ def test_an_accelerator_of_ones_own_stays_what_it_was(tmp_path):
     assert run(tmp_path, data(16, 1, 4), 1, mixed_precision='bf16').status == 'done'
     assert own.mixed_precision == 'no' and own.gradient_accumulation_steps == 3
     assert Accelerator(cpu=True).mixed_precision == 'no'
+
+
+@pytest.mark.parametrize(('native', 'notes'), [(False, 1), (True, 0)])
+def test_bf16_without_instructions_for_it_warns(tmp_path, monkeypatch, native, notes):
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: native)
+    with warnings.catch_warnings(record=True) as messages:
+        warnings.simplefilter('always')
+        run(tmp_path / 'half', data(16, 1, 4), 1, mixed_precision='bf16')
+        run(tmp_path / 'full', data(16, 1, 4), 1)
+    assert sum('no bf16 instructions' in str(note.message) for note in messages) == notes
