@@ -10,7 +10,7 @@ from .flags import run_command
 
 _EXAMPLE = """examples:
   k-diffusion checkpoints runs/demo
-  k-diffusion checkpoints runs/demo --pin 2400
+  k-diffusion checkpoints runs/demo --pin 2100
 
 Each file is read whole and compared with the SHA-256 recorded when it was written.
 The exit status is 1 if one is damaged."""

@@ -9,7 +9,7 @@ from ..tasks.convert import convert
 from .flags import run_command
 
 _EXAMPLE = (
-    'example:\n  k-diffusion convert runs/demo/demo_00002400.pth -o demo.safetensors --dtype fp16'
+    'example:\n  k-diffusion convert runs/demo/demo_00002100.pth -o demo.safetensors --dtype fp16'
 )
 
 
