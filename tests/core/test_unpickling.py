@@ -313,6 +313,9 @@ from k_diffusion.core.weights import load_checkpoint
 small = sys.argv[1] + '/small'
 open(small, 'wb').write(b'\\x80\\x02N.')
 read_pickle(small)
+began = time.process_time()
+sum(range(10**7))
+unit = time.process_time() - began  # 0.1 to 0.2 s: the bound follows the processor's speed
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[2:]:
     for reader in (read_pickle, load_checkpoint):
@@ -323,7 +326,7 @@ for path in sys.argv[2:]:
         except ValueError:
             outcome = 'refused'
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-        took = round(time.process_time() - began, 2)
+        took = round((time.process_time() - began) / unit, 2)
         print(path.rpartition('/')[2], reader.__name__, outcome, took, grown, sep='|', flush=True)
 """
 
@@ -348,8 +351,8 @@ def test_bombs_cost_little(tmp_path, few):
         (tmp_path / key).write_bytes(data)
     rows = measure(tmp_path, [tmp_path / key for key in files])
     assert len(rows) == 2 * len(files)
-    for key, reader, outcome, seconds, grown in rows:
-        assert float(seconds) < 2 and int(grown) < 200, (key, reader, seconds, grown)
+    for key, reader, outcome, units, grown in rows:
+        assert float(units) < 25 and int(grown) < 200, (key, reader, units, grown)
         assert outcome == 'refused' or key in HARMLESS, (key, reader, outcome)
 
 
@@ -379,7 +382,7 @@ def test_packed_zeros_cost_little(tmp_path):
     overlapping.write_bytes(make_overlapping(b''.join(parts) + b'.', keys, bytes(1 << 20)))
     rows = measure(tmp_path, [deflated, pickled, overlapping])
     assert [outcome for _, _, outcome, _, _ in rows] == ['refused'] * 6
-    assert all(float(seconds) < 2 and int(grown) < 200 for *_, seconds, grown in rows), rows
+    assert all(float(units) < 25 and int(grown) < 200 for *_, units, grown in rows), rows
 
 
 def make_overlapping(pickled, keys, data):
