@@ -201,16 +201,14 @@ def _hidden_script(hide: bool) -> Iterator[None]:
     Python lets them, so that they know what it defines; a script that calls `train` without the
     guard `if __name__ == '__main__':` would train once more in each of them.
     """
-    script, none = sys.modules['__main__'], object()
-    names = ('__spec__', '__file__') if hide else ()
-    kept = {name: getattr(script, name, none) for name in names}
-    for name in names:
-        setattr(script, name, None)
+    attributes = vars(sys.modules['__main__'])
+    hidden = ('__spec__', '__file__') if hide else ()
+    saved: dict[str, Any] = {name: attributes[name] for name in hidden if name in attributes}
+    attributes.update(dict.fromkeys(saved))
     try:
         yield
     finally:
-        for name, value in kept.items():
-            delattr(script, name) if value is none else setattr(script, name, value)
+        attributes.update(saved)
 
 
 class _Search(pickle.Pickler):

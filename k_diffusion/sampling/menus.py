@@ -61,8 +61,16 @@ COMFYUI_TIME: Mapping[str, str] = {
 
 #: Schedules that ComfyUI spreads over the time t of a flow model.
 COMFYUI_SCHEDULES = frozenset(
-    ['beta', 'ddim_uniform', 'exponential', 'karras', 'kl_optimal', 'normal', 'sgm_uniform']
-    + ['simple']
+    {
+        'beta',
+        'ddim_uniform',
+        'exponential',
+        'karras',
+        'kl_optimal',
+        'normal',
+        'sgm_uniform',
+        'simple',
+    }
 )
 #: Samplers for which ComfyUI draws noise twice in a step and gives the second draw no weight.
 COMFYUI_DRAWS_TWICE = ('exp_heun_2_x0_sde',)

@@ -194,7 +194,7 @@ def test_comfyui_can_interrupt_a_run(comfy: Any) -> None:
 def test_the_stand_in_behaves_as_comfyui(
     comfy: Any, kind: str, scale: float | None, whole: bool, monkeypatch: Any, tmp_path: Path
 ) -> None:
-    """Starts, masks, previews and guidance; without a scale there is no negative condition."""
+    """Starts, masks, previews and guidance; no scale means no negative condition."""
     node_guider = guider(comfy, kind, scale or 1.0)
     if scale is None:
         del node_guider.original_conds['negative']

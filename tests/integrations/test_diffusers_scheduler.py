@@ -33,12 +33,6 @@ KDiffusionScheduler = K.integrations.diffusers.KDiffusionScheduler
 SAMPLERS = ['euler', 'heun', 'dpmpp_2m', 'uni_pc', 'dpmpp_2m_sde', 'euler_ancestral']
 
 
-@pytest.fixture(scope='module')
-def unet():
-    torch.manual_seed(0)
-    return randomised(diffusers.UNet2DConditionModel(**TINY, **CROSS))
-
-
 def stable_diffusion(unet, vae, scheduler, kind='StableDiffusionPipeline'):
     pipe = getattr(diffusers, kind)(
         vae=vae,

@@ -13,13 +13,10 @@ from k_diffusion.sampling.menus import list_options
 diffusers = pytest.importorskip('diffusers', reason='diffusers is in the extra "diffusers"')
 from tiny_pipelines import (  # noqa: E402
     BETAS,
-    CROSS,
-    TINY,
     differ,
     flux_pipe,
     latents,
     ours,
-    randomised,
     words,
 )
 
@@ -31,12 +28,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(autouse=True)
 def comfyui(monkeypatch, tmp_path):
     host.install(monkeypatch, tmp_path)
-
-
-@pytest.fixture(scope='module')
-def unet():
-    torch.manual_seed(0)
-    return randomised(diffusers.UNet2DConditionModel(**TINY, **CROSS))
 
 
 def node(name):

@@ -41,7 +41,7 @@ def test_leftovers_of_killed_writers_are_removed_and_those_of_living_ones_stay(t
         writer.wait()
     dead_pid = writers[0][0].pid
     host = living.name.split('.')[-4]
-    old = tmp_path / f'.m_00000011.pth.{dead_pid}.tmp.pth'  # as written before names told the host
+    old = tmp_path / f'.m_00000011.pth.{dead_pid}.tmp.pth'  # an earlier form, without the host
     pieces = tmp_path / f'.m_00000011.shards.{host}.{dead_pid}.tmp.shards'
     other_host = tmp_path / f'.m_00000011.pth.host-00000000.{dead_pid}.tmp.pth'
     foreign = [

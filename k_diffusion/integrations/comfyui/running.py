@@ -83,8 +83,8 @@ def _noise_argument(
 
     if not entry.path_by_default:
         draw = host.default_noise_sampler(x, seed=seed)
-        twice = entry.name in COMFYUI_DRAWS_TWICE
-        return {'noise_sampler': lambda *ends: (draw(*ends), twice and draw(*ends))[0]}
+        draws = range(2 if entry.name in COMFYUI_DRAWS_TWICE else 1)  # all but the first unused
+        return {'noise_sampler': lambda *ends: [draw(*ends) for _ in draws][0]}  # noqa: RUF015
     positive = sigmas[sigmas > 0]
     path = host.BrownianTreeNoiseSampler(x, positive.min(), positive.max(), seed=seed, cpu=True)
     return {'noise_sampler': lambda *ends: path(*model.to_host(torch.stack(ends)))}

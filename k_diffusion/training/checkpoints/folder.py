@@ -77,7 +77,7 @@ class RunFolder:
             self._handle = None
 
     def check_place(self) -> None:
-        """Raise `FolderMissing` if the folder that is held open is no longer at its path."""
+        """Raise `FolderMissing` if the open folder is no longer at its path."""
         if self._handle is None:
             return
         try:
