@@ -10,7 +10,12 @@ import k_diffusion as K
 CENTRE = torch.sin(torch.arange(48.0, dtype=torch.float64)).reshape(1, 3, 4, 4)
 #: Tables of such weights that the float32 answers of the model themselves move the end by this
 #: much.
-LARGE_WEIGHTS = {'dormand_prince_13s': 2e-4, 'dormand_prince_6s': 1e-4, 'tsitouras_6s': 1e-4}
+LARGE_WEIGHTS = {
+    'dormand_prince_13s': 2e-4,
+    'dormand_prince_6s': 1e-4,
+    'dormand_prince_7s': 1e-4,
+    'tsitouras_6s': 1e-4,
+}
 
 
 def velocity(x_t, t):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..likelihood.runge_kutta import RUNGE_KUTTA, STAGES
+from ..likelihood.runge_kutta import ERROR, RUNGE_KUTTA, STAGES
 
 R5, R15 = math.sqrt(5), math.sqrt(15)
 
@@ -153,6 +153,13 @@ TABLES: dict[str, Table] = {
         ((), *STAGES[:5]),
         STAGES[5],
         "Dormand and Prince's 5(4) without its error estimate",
+        'Dormand & Prince 1980, doi:10.1016/0771-050X(80)90013-3',
+    ),
+    'dormand_prince_7s': Table(
+        4,
+        ((), *STAGES),
+        [b - error for b, error in zip((*STAGES[5], 0.0), ERROR)],
+        "Dormand and Prince's 5(4) with the weights of order 4",
         'Dormand & Prince 1980, doi:10.1016/0771-050X(80)90013-3',
     ),
     'tsitouras_6s': Table(

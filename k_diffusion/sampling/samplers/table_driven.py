@@ -20,7 +20,7 @@ from ..loop import Step, Steps
 from ..registry import Run
 from ..watch import Asking
 from . import exponential_tables, runge_kutta_tables
-from .exponential_tables import Rows
+from .exponential_formulas import Rows
 from .runge_kutta_tables import Table
 
 
