@@ -401,6 +401,11 @@ def test_a_fitted_sampler_is_kept_and_found_again(comfyui: Path) -> None:
     converged = K.sample(Guided(), start() * WHOLE, 200, 'heun', seeds=0)
     euler = K.sample(Guided(), start() * WHOLE, 3, 'euler', seeds=0)
     assert (ours - converged).norm() < 0.5 * (euler - converged).norm()
+    # ComfyUI runs the node again only where this differs; links are None
+    fitted = CalibratedNode.IS_CHANGED(model=None, name='two peaks')
+    assert fitted == CalibratedNode.IS_CHANGED(model=None, name='two peaks')
+    (comfyui / 'k-diffusion' / 'two peaks.json').write_text(fitted.replace('1', '2'))
+    assert fitted != CalibratedNode.IS_CHANGED(model=None, name='two peaks')
     with pytest.raises(ValueError, match='name must be the name of a file'):
         CalibrateNode().give(
             node_guider,

@@ -20,7 +20,7 @@ from k_diffusion.sampling.calibration.files import from_json, to_json
 from .model import HostLevels
 from .running import NOISES, fit_sampler, sampler_of
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
+NODE_CLASS_MAPPINGS: dict[str, Any] = {}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 
 Widget = tuple[Any, dict[str, Any]]
@@ -97,8 +97,8 @@ def sampler_inputs(entry: Sampler) -> dict[str, Widget]:
         entry: The sampler.
     """
     options = menus.list_options(entry, menus.AS_COMFYUI.get(entry.name))
-    options.pop('down', None)  # the model decides it
-    widgets = {name: make_widget(option) for name, option in options.items()}
+    # the model decides `down`
+    widgets = {name: make_widget(option) for name, option in options.items() if name != 'down'}
     if entry.noise:
         widgets['noise'] = [*NOISES], {'default': NOISES[0]}
     if time := menus.COMFYUI_TIME.get(entry.name):
@@ -158,8 +158,17 @@ def give_calibrated(model: Any, name: str) -> tuple[Any, Tensor]:
         model: The model.
         name: The name of the file.
     """
-    path = _folder() / Path(f'{name}.json').name
-    return _as_outputs(from_json(path.read_text(), str(path)), model)
+    return _as_outputs(from_json(read_stored(model, name), f'{name}.json'), model)
+
+
+def read_stored(model: Any, name: str) -> str:
+    """Return the text of a stored sampler; ComfyUI runs the node again once it differs.
+
+    Args:
+        model: The model; not used.
+        name: The name of the file.
+    """
+    return (_folder() / Path(f'{name}.json').name).read_text()
 
 
 def give_fitted(guider: Any, name: str, **settings: Any) -> tuple[Any, Tensor]:
@@ -209,8 +218,7 @@ def _schedule_inputs() -> dict[str, Widget]:
 
 
 def _recommended_inputs() -> dict[str, Widget]:
-    guided = 'BOOLEAN', {'default': True}
-    return {'model': ('MODEL', {}), 'calls': number(20), 'guided': guided}
+    return {'model': ('MODEL', {}), 'calls': number(20), 'guided': ('BOOLEAN', {'default': True})}
 
 
 def _fitted_inputs() -> dict[str, Widget]:
@@ -234,6 +242,7 @@ add_node('Schedule', 'schedule', give_schedule, _schedule_inputs, ('SIGMAS',))
 add_node('Recommended', 'recommended sampler', give_recommended, _recommended_inputs)
 add_node('Calibrate', 'calibrate', give_fitted, _fitted_inputs)
 add_node('Calibrated', 'calibrated sampler', give_calibrated, _calibrated_inputs)
+NODE_CLASS_MAPPINGS['KDiffusionCalibrated'].IS_CHANGED = read_stored
 for entry in sampling.catalogue():
     give = functools.partial(give_sampler, entry)
     inputs = functools.partial(sampler_inputs, entry)
