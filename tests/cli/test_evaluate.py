@@ -61,6 +61,7 @@ def two_processes(command, *arguments):
     ]
     env = {
         **os.environ,
+        'OMP_NUM_THREADS': '1',
         'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]),
     }
     done = subprocess.run(
