@@ -23,7 +23,7 @@ from .generation import (
     round_levels,
 )
 from .guidance import classifier_free
-from .recipes import CANDIDATES, FINE, FLOOR, Probe, Recipe, Traits
+from .recipes import FINE, FLOOR, Probe, Recipe, Traits, list_candidates
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ def probe(
 
     The ends of each recipe from a few noises are compared with those of a run of `fine` steps, by
     the rms and the median distance. The best recipe is the one whose larger ratio to the least of
-    either is smallest. The model is called on fine + len(CANDIDATES) * sum(steps) batches. The same
+    either is smallest. The model is called on at most fine + 16 sum(steps) batches. The same
     arguments give the same recipes. k-diffusion's own.
 
     Args:
@@ -99,7 +99,8 @@ def probe(
 
     ends, recipes, distances = run(FINE, fine), {}, {}
     for n in steps:
-        pairs = [_distances(run, recipe, n, ends) for recipe in CANDIDATES]
+        candidates = list_candidates(n, traits)
+        pairs = [_distances(run, recipe, n, ends) for recipe in candidates]
         least = [min(pair[i] for pair in pairs) for i in (0, 1)]
         worst = [
             max((value + FLOOR) / (best + FLOOR) for value, best in zip(pair, least))
@@ -108,13 +109,13 @@ def probe(
         index = worst.index(min(worst))
         rms, median = pairs[index]
         recipes[n] = replace(
-            CANDIDATES[index],
+            candidates[index],
             why=(
-                f'of {len(CANDIDATES)} recipes it ended nearest to {fine} steps on {shape[0]} '
+                f'of {len(candidates)} recipes it ended nearest to {fine} steps on {shape[0]} '
                 f'noises of this model with {n} calls (rms {rms:.2g}, median {median:.2g})'
             ),
         )
-        distances[n] = {str(recipe): pair for recipe, pair in zip(CANDIDATES, pairs)}
+        distances[n] = {str(recipe): pair for recipe, pair in zip(candidates, pairs)}
     return Probe(traits, recipes, distances)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .core.arguments import check_interval, check_number
+from .core.arguments import check_interval, check_number, saved_calls
 from .core.files import read_json_file, write_json
 from .core.protocols import DenoiseFn
 from .schedules import SCHEDULES, get_sigmas_interval
@@ -137,14 +137,15 @@ class Recipe:
         Args:
             steps: Number of model calls.
             traits: The traits of the model.
-            options: The options of the sampler in use; an analytical first step (afs) adds a level.
+            options: The options of the sampler in use; a first step without a model call adds a
+                level.
         """
         low = (
             traits.sigma_min
             if self.raised == 1
             else min(self.raised * traits.sigma_min, traits.sigma_max)
         )
-        n = steps + bool(options.get('afs'))
+        n = steps + saved_calls(options)
         if traits.interval is not None and self.schedule == 'karras':
             return get_sigmas_interval(n, low, traits.sigma_max, traits.interval, **self.spacing)
         return SCHEDULES[self.schedule](n, low, traits.sigma_max, **self.spacing)
@@ -193,51 +194,33 @@ def map_levels(steps: int, traits: Traits) -> Tensor:
 FINE = Recipe('ipndm', {'order': 2}, spacing=RHO_7)
 #: Added to both distances in a comparison: an eighth of a grey level of 255.
 FLOOR = 5e-4
-#: The recipes that `K.probe` compares.
-CANDIDATES: list[Recipe] = [
-    Recipe('ipndm', {'order': 2, 'afs': True}, spacing=RHO_7),
-    Recipe('ipndm', {'order': 3, 'afs': True}, spacing=RHO_7),
-    Recipe('ipndm', {'order': 4, 'afs': True}, spacing=RHO_7),
-    Recipe('zeab', {'order': 2, 'afs': True}, spacing=RHO_7),
-    Recipe('zeab', {'order': 3, 'afs': True}, spacing=RHO_7),
-    Recipe('zeab', {'order': 4, 'afs': True}, spacing=RHO_7),
-    Recipe('ipndm', {'order': 2}, spacing=RHO_7),
-    Recipe('ipndm', {'order': 3}, spacing=RHO_7),
-    Recipe('zeab', {'order': 3}, spacing=RHO_7),
-    Recipe('zeab', {'order': 4}, spacing=RHO_7),
-    Recipe('uni_pc_bh2', {'order': 3}, spacing=RHO_7),
-    Recipe('dpmpp_2m', {}, 'exponential'),
-    Recipe('uni_pc', {}, 'exponential'),
-    Recipe('ipndm_v', {'afs': True}, 'exponential', raised=30.0),
-    Recipe('ipndm_v', {'afs': True}, 'exponential', raised=10.0),
-]
 
 
-#: A start this many standard deviations of the data away is so noisy that a formula replaces the
-#: first call: FAR for at most FEW model calls, whose errors hide that of the formula, and FARTHEST
-#: for any number of them.
-FAR, FARTHEST = 40.0, 500.0
-FEW = 12
+#: A start this many standard deviations of the data away is so noisy that the first step needs no
+#: model call of its own.
+FAR = 40.0
+#: This few model calls leave no level near the start for the first step to end at.
+FEWEST, FEWEST_IN_INTERVAL = 2, 6
 #: Above this log(sigma_max / sigma_min), and from this number of model calls, low levels are rare,
 #: and rho is larger.
 WIDE, WIDE_FROM, WIDE_RHO = 12.0, 8, 9.0
 #: At most this number of model calls makes steps too long for order 3.
 SHORT = 6
-#: Below this log(sigma_max / sigma_min), at most SHORT model calls are better with the weights of
-#: equal steps, and at least LONG with UniPC.
-NARROW, LONG = 8.0, 15
+#: Below this log(sigma_max / sigma_min) steps are shorter, and at least LONG model calls are better
+#: with UniPC.
+NARROW, LONG = 8.0, 18
 #: Up to this number of model calls guidance bends the flow too much for order 3: at all levels, and
 #: in an interval.
-STIFF, STIFF_IN_INTERVAL = 12, 9
-#: From this number of model calls there is a level above an interval for a formula to start from.
-FEWEST_IN_INTERVAL = 6
+STIFF, STIFF_IN_INTERVAL = 10, 9
+#: The lowest level above 0 for n model calls is LEAST / n^4 standard deviations of the data, at
+#: most HIGHEST of them, and at least the model's lowest: finer detail is lost in their error.
+LEAST, HIGHEST = 50.0, 0.08
 
 
 def recommend(steps: int, traits: Traits) -> Recipe:
     """Return the recipe for a number of model calls and a model's traits (docs/samplers.md).
 
-    All of them use Karras levels down to the lowest level of the model and then denoise. A higher
-    last level would lose finer detail, and the traits do not say how fine the data is.
+    All of them use Karras levels, or exponential ones, and then denoise.
 
     Args:
         steps: Number of model calls.
@@ -251,24 +234,37 @@ def recommend(steps: int, traits: Traits) -> Recipe:
             f'{traits.sigma_min:g}, where a corrector is most effective'
         )
         return Recipe('uni_pc', {}, 'exponential', why=why)
-    fewest = 1 if traits.interval is None else FEWEST_IN_INTERVAL
-    afs = steps >= fewest and traits.sigma_max >= (FAR if steps <= FEW else FARTHEST) * traits.std
     sampler, order, reason = _choose_method(steps, traits, extent < NARROW)
-    reasons = [f'levels go down to {traits.sigma_min:g}, the lowest of the model', reason]
+    raised = 1.0 if wrong else _raise_lowest(steps, traits)
+    reasons = [
+        f'levels go down to {raised * traits.sigma_min:.4g}, '
+        + ('the lowest of the model' if raised == 1 else 'detail below it is lost in the error'),
+        reason,
+    ]
     if traits.interval is not None:
         low, high = traits.interval
         reasons.append(
             f'levels are on the edges of the guidance interval, {low:g} and {high:g}, and the '
             'share of a step inside it is integrated'
         )
-    if afs:
+    options: dict[str, Any] = {'order': order}
+    fewest = FEWEST if traits.interval is None else FEWEST_IN_INTERVAL
+    if steps >= fewest and traits.sigma_max >= FAR * traits.std:
+        options['backward_start'] = True
         reasons.append(
             f'it starts {traits.sigma_max / traits.std:.0f} standard deviations of the data away, '
-            'so a formula replaces the first call'
+            'so the first step needs no call of its own'
         )
-    options = {'order': order, **({'afs': True} if afs else {})}
     rho = WIDE_RHO if extent > WIDE and steps >= WIDE_FROM else 7.0
-    return Recipe(sampler, options, spacing={'rho': rho}, why='; '.join(reasons))
+    return Recipe(sampler, options, spacing={'rho': rho}, raised=raised, why='; '.join(reasons))
+
+
+def _raise_lowest(steps: int, traits: Traits) -> float:
+    """Return the lowest level above 0 for a number of calls, as a multiple of the model's."""
+    level = min(LEAST / steps**4, HIGHEST) * traits.std
+    if traits.interval is not None and traits.interval[0] > 0:
+        level = min(level, traits.interval[0])  # guidance may not end above its lower edge
+    return max(1.0, min(level, traits.sigma_max) / traits.sigma_min)
 
 
 def _choose_method(steps: int, traits: Traits, narrow: bool) -> tuple[str, int, str]:
@@ -276,12 +272,12 @@ def _choose_method(steps: int, traits: Traits, narrow: bool) -> tuple[str, int, 
 
     `zeab` has the weights of the steps' lengths in log sigma, `ipndm` those of equal steps.
     """
-    in_interval = traits.interval is not None
+    in_interval, far = traits.interval is not None, traits.sigma_max >= FAR * traits.std
     short = steps <= SHORT and not in_interval
-    if short and narrow and not traits.guided:
+    if short and narrow and not traits.guided and not far:
         reason = f'{steps} calls over a narrow range of levels have the least error with the'
         return 'ipndm', 2, f'{reason} weights of equal steps, of order 2'
-    if short:
+    if short and (traits.guided or not narrow):
         reason = f'{steps} calls make steps too long for more than order 2'
         return 'zeab', 2, f'{reason} of the noise estimate in log sigma'
     stiff = traits.guided and steps <= (STIFF_IN_INTERVAL if in_interval else STIFF)
@@ -290,6 +286,46 @@ def _choose_method(steps: int, traits: Traits, narrow: bool) -> tuple[str, int, 
         reason = 'guidance bends the flow, so the weights are those of equal steps, of order'
         return 'ipndm', order, f'{reason} {order} for {steps} calls'
     return 'zeab', 3, 'the noise estimate is extrapolated in log sigma'
+
+
+#: The recipes that `list_candidates` adds to the recommended one.
+CANDIDATES: list[Recipe] = [
+    Recipe('ipndm', {'order': 2, 'backward_start': True}, spacing=RHO_7),
+    Recipe('ipndm', {'order': 3, 'backward_start': True}, spacing=RHO_7),
+    Recipe('ipndm', {'order': 4, 'backward_start': True}, spacing=RHO_7),
+    Recipe('zeab', {'order': 2, 'backward_start': True}, spacing=RHO_7),
+    Recipe('zeab', {'order': 3, 'backward_start': True}, spacing=RHO_7),
+    Recipe('zeab', {'order': 4, 'backward_start': True}, spacing=RHO_7),
+    Recipe('ipndm', {'order': 2}, spacing=RHO_7),
+    Recipe('ipndm', {'order': 3}, spacing=RHO_7),
+    Recipe('zeab', {'order': 3}, spacing=RHO_7),
+    Recipe('zeab', {'order': 4}, spacing=RHO_7),
+    Recipe('uni_pc_bh2', {'order': 3}, spacing=RHO_7),
+    Recipe('dpmpp_2m', {}, 'exponential'),
+    Recipe('uni_pc', {}, 'exponential'),
+    Recipe('ipndm_v', {'afs': True}, 'exponential', raised=30.0),
+    Recipe('ipndm_v', {'afs': True}, 'exponential', raised=10.0),
+]
+
+
+def list_candidates(steps: int, traits: Traits) -> list[Recipe]:
+    """Return the recipes that `K.probe` compares, the recommended one first.
+
+    Those with a backward start end at the recommended lowest level, others at the model's or at a
+    multiple of it.
+
+    Args:
+        steps: Number of model calls.
+        traits: The traits of the model.
+    """
+    recommended = recommend(steps, traits)
+    others = [
+        replace(recipe, raised=recommended.raised)
+        if recipe.options.get('backward_start')
+        else recipe
+        for recipe in CANDIDATES
+    ]
+    return [recommended, *(recipe for recipe in others if str(recipe) != str(recommended))]
 
 
 @dataclass(frozen=True)

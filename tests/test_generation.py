@@ -110,14 +110,14 @@ def ramp(n, low, high, rho):
 @pytest.mark.parametrize(
     ('section', 'guided', 'sampler', 'levels'),
     [
-        ({'steps': 8}, False, 'zeab', ramp(9, 0.002, 80.0, 7.0)),  # (its first step calls no model)
-        ({'steps': 8, 'guidance': 2.0}, True, 'ipndm', ramp(9, 0.002, 80.0, 7.0)),
-        ({}, False, 'zeab', ramp(20, 0.002, 80.0, 7.0)),
+        ({'steps': 8}, False, 'zeab', ramp(9, 50 / 8**4, 80.0, 7.0)),  # the first step is free
+        ({'steps': 8, 'guidance': 2.0}, True, 'ipndm', ramp(9, 50 / 8**4, 80.0, 7.0)),
+        ({}, False, 'zeab', ramp(21, 0.002, 80.0, 7.0)),
         (
             {'guidance': 2.0},
             False,
             'zeab',
-            ramp(20, 0.002, 80.0, 7.0),
+            ramp(21, 0.002, 80.0, 7.0),
         ),  # the model has no classes to guide by
         ({'sampler': 'heun'}, False, 'heun', ramp(20, 0.002, 80.0, 7.0)),
         (
@@ -404,6 +404,7 @@ def test_sample_with_guidance_takes_what_suits_it():
         'zeab',
         'karras',
         guidance=2.0,
+        sigma_min=0.08,
         options={'order': 2},
         **arguments,
     )

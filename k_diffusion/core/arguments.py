@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -152,3 +152,12 @@ def check_broadcast(name: str, value: Any, like: Sequence[int], of: str) -> None
         raise ValueError(
             f'{name} must broadcast to {of}, {list(like)}; got shape {list(value.shape)}'
         )
+
+
+def saved_calls(options: Mapping[str, Any]) -> int:
+    """Return the number of steps that ask the model nothing: 1 for a start without a call, else 0.
+
+    Args:
+        options: The options of the sampler.
+    """
+    return int(bool(options.get('afs') or options.get('backward_start')))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.arguments import saved_calls
 from ...core.protocols import DenoiseFn
 from ...core.registry import unknown
 from ..registry import SAMPLERS
@@ -22,7 +23,8 @@ class Published:
     Attributes:
         sampler: Its name.
         sigmas: The noise levels, 0 last.
-        options: Its options, and `afs`, with which the first step needs no model call.
+        options: Its options, and `afs`. With `afs` or `backward_start` the first step needs no
+            model call of its own.
 
     Raises:
         ValueError: If the sampler or an option is unknown, or it draws noise.
@@ -47,7 +49,7 @@ class Published:
     @property
     def calls(self) -> int:
         """Return the number of model calls."""
-        return len(self.sigmas) - 1 - bool(self.options.get('afs'))
+        return len(self.sigmas) - 1 - saved_calls(self.options)
 
     def run(self, denoise: DenoiseFn, x: Tensor, extra_args: Mapping[str, Any]) -> Tensor:
         """Return the ends [B, ...] of x [B, ...] at the first level.

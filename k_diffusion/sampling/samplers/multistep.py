@@ -8,17 +8,18 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from ...core.arguments import check_number, is_whole, show_value
-from ..coefficients import adams_weights, exponential_weights, gauss_legendre, integral, lagrange
+from ..coefficients import adams_weights, exponential_weights, integral, lagrange
 from ..definition import sampler
-from ..loop import Step, Steps
+from ..loop import Steps
 from ..registry import Run
-from .exponential_multistep import Past, combine, past_levels, relative_nodes
+from .exponential_multistep import Past, combine, relative_nodes
+from .slopes import power_weights, walk_slopes, weight_table
 
 #: Adams-Bashforth weights for equal steps, by order.
 EQUAL_STEPS = {
@@ -27,99 +28,6 @@ EQUAL_STEPS = {
     3: (23 / 12, -16 / 12, 5 / 12),
     4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
 }
-
-
-def walk_slopes(steps: Steps, x: Tensor, weights: Sequence[Sequence[float]]) -> Run[Tensor]:
-    """Run the steps of a table of weights.
-
-    Guidance with an interval is integrated over the part of each step inside it (`GuidanceShare`).
-
-    Args:
-        steps: The run.
-        x: Noise at the first level, [B, ...].
-        weights: The weights of each step, that of the newest slope first.
-    """
-    order = max(map(len, weights), default=1)
-    history: deque[Tensor] = deque(maxlen=order)
-    guidance = None if steps.interval is None else GuidanceShare(*steps.interval, min(order, 2))
-    for step in steps:
-        if guidance is not None and guidance.covers(step):
-            slope, guidance_slope = yield from step.ask_slopes(x)
-            history.appendleft(slope)
-            x = guidance.add(combine(x, 1.0, weights[step.i], history), step, guidance_slope)
-        else:
-            history.appendleft((yield from step.ask_slope(x)))
-            x = combine(x, 1.0, weights[step.i], history)
-        x = yield x
-    return x
-
-
-class GuidanceShare:
-    """The contribution of guidance in an interval of noise levels to linear multistep steps.
-
-    The output of the model jumps at the edges of the interval, so its slope is split into two
-    streams: eps without guidance, which is smooth at all levels, and the slope eps_g = -(D_guided -
-    D) / sigma that guidance adds. The second stream has its own history of `order` values,
-    interpolated in sigma^(1/7). It is integrated over the part of a step inside the interval,
-    wherever the levels of the schedule lie.
-
-    k-diffusion's own.
-
-    Args:
-        low: The interval is (low, high].
-        high: Its upper end.
-        order: Number of values.
-    """
-
-    def __init__(self, low: float, high: float, order: int) -> None:
-        self.low, self.high = low, high
-        self.levels: deque[float] = deque(maxlen=order)
-        self.slopes: deque[Tensor] = deque(maxlen=order)
-
-    def covers(self, step: Step) -> bool:
-        """Return True if a part of the step is inside the interval."""
-        return step.sigma > self.low and step.sigma_next < self.high
-
-    def add(self, x: Tensor, step: Step, slope: Tensor) -> Tensor:
-        """Return x plus the integral of eps_g over the part of the step inside the interval.
-
-        Args:
-            x: The end of the step without guidance, [B, ...].
-            step: The step.
-            slope: eps_g at the level of the step.
-        """
-        self.levels.appendleft(step.sigma)
-        self.slopes.appendleft(slope)
-        past = tuple(self.levels)
-        weights = power_weights(past, max(step.sigma_next, self.low), 7.0)
-        if step.sigma > self.high:
-            weights = [w - above for w, above in zip(weights, power_weights(past, self.high, 7.0))]
-        return combine(x, 1.0, weights, self.slopes)
-
-
-def weight_table(
-    rule: Callable[[Past, float], Sequence[float]],
-    sigmas: Sequence[float],
-    order: int,
-    euler_to_zero: bool = False,
-) -> list[Sequence[float]]:
-    """Return the weights of every step by a rule; empty weights between equal levels.
-
-    Args:
-        rule: (past levels, sigma_next) -> weights.
-        sigmas: The noise levels, descending.
-        order: Number of past levels.
-        euler_to_zero: Make the step to 0 an Euler step, whose end is D.
-    """
-    table: list[Sequence[float]] = []
-    for past, sigma_next in zip(past_levels(sigmas, order), sigmas[1:]):
-        if past[0] == sigma_next:
-            table.append(())
-        elif euler_to_zero and sigma_next == 0:
-            table.append((-past[0],))
-        else:
-            table.append(rule(past, sigma_next))
-    return table
 
 
 @functools.lru_cache(4096)
@@ -170,7 +78,12 @@ def sample_lms(
     order=2, family='linear multistep', reference='Zhang & Chen 2022, arXiv:2204.13902, appendix H'
 )
 def sample_ipndm(
-    steps: Steps, x: Tensor, *, order: int = 4, euler_to_zero: bool = False
+    steps: Steps,
+    x: Tensor,
+    *,
+    order: int = 4,
+    euler_to_zero: bool = False,
+    backward_start: bool = False,
 ) -> Run[Tensor]:
     """Take iPNDM steps: Adams-Bashforth weights of equal steps for any steps.
 
@@ -180,6 +93,8 @@ def sample_ipndm(
     Args:
         order: Number of slopes, 1 to 4.
         euler_to_zero: Make the step to 0 an Euler step, whose end is D.
+        backward_start: Make the first step a backward Euler step, which saves a call: see
+            `sample_zeab`.
 
     References:
         Liu et al. (2022), arXiv:2202.09778.
@@ -187,7 +102,7 @@ def sample_ipndm(
     """
     _check_order(order, 4)
     weights = weight_table(_equal_steps, steps.sigmas, order, euler_to_zero)
-    return walk_slopes(steps, x, weights)
+    return walk_slopes(steps, x, weights, backward_start)
 
 
 @sampler(
@@ -360,30 +275,6 @@ def sample_gradient_estimation(
     return walk_slopes(steps, x, weights)
 
 
-def power_weights(past: Sequence[float], sigma_next: float, rho: float) -> list[float]:
-    """Return the weights w_j of x' = x + sum w_j eps_j for slopes interpolated in sigma^(1/rho).
-
-    w_j is the integral of l_j(u) rho u^(rho - 1) from past[0]^(1/rho) to sigma_next^(1/rho), with
-    l_j the Lagrange polynomials of the past levels in u = sigma^(1/rho). For an integer rho the
-    integrand is a polynomial of degree len(past) + rho - 2, and the quadrature is exact.
-
-    Args:
-        past: The levels of the slopes, newest first.
-        sigma_next: The level at the end of the step; 0 is allowed.
-        rho: The root.
-    """
-    start, end = past[0] ** (1 / rho), sigma_next ** (1 / rho)
-    h = end - start
-    rows = lagrange([(sigma ** (1 / rho) - start) / h for sigma in past])
-    weights = [0.0] * len(past)
-    for node, weight in gauss_legendre(12):
-        s = (1 + node) / 2
-        density = weight / 2 * h * rho * (start + s * h) ** (rho - 1)
-        for j, row in enumerate(rows):
-            weights[j] += density * math.fsum(c * s**k for k, c in enumerate(row))
-    return weights
-
-
 def check_power(order: int, rho: float) -> None:
     """Raise a ValueError unless order is a positive integer and rho positive and finite.
 
@@ -431,7 +322,9 @@ def _in_log_sigma(past: Past, sigma_next: float) -> tuple[float, ...]:
     family='linear multistep',
     reference='Lu et al. 2022, arXiv:2206.00927, proposition 3.1',
 )
-def sample_zeab(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
+def sample_zeab(
+    steps: Steps, x: Tensor, *, order: int = 3, backward_start: bool = False
+) -> Run[Tensor]:
     """Take exponential Adams-Bashforth steps on the noise estimate, interpolated in log sigma.
 
     The multistep form of DPM-Solver on the last `order` slopes. `exp_ab` is the same on the data
@@ -440,13 +333,17 @@ def sample_zeab(steps: Steps, x: Tensor, *, order: int = 3) -> Run[Tensor]:
 
     Args:
         order: Number of slopes.
+        backward_start: Make the first step a backward Euler step, which saves its model call:
+            x' = x + (sigma' - sigma) (x' - D) / sigma', with D the answer at sigma' to x sigma' /
+            sigma. Far from the data D hardly depends on x. Unlike the formula of `afs` it does not
+            assume data of mean 0. k-diffusion's own.
 
     References:
         Lu et al. (2022), arXiv:2206.00927, proposition 3.1.
     """
     _check_order(order)
     weights = weight_table(_in_log_sigma, steps.sigmas, order, euler_to_zero=True)
-    return walk_slopes(steps, x, weights)
+    return walk_slopes(steps, x, weights, backward_start)
 
 
 @functools.lru_cache(4096)
