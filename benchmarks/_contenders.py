@@ -16,7 +16,7 @@ from k_diffusion.models.windows import fold_patches, unfold_patches
 #: By task: patch size, channels and blocks of each level, features of the condition.
 SHAPES: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int]] = {
     'digits': (2, (32, 64), (1, 1), 64),
-    'mnist': (2, (32, 96), (1, 2), 128),
+    'mnist': (2, (32, 64), (1, 1), 128),
     'icons': (2, (32, 64, 128), (1, 2, 2), 128),
 }
 

@@ -2,7 +2,7 @@
 
 Training steps against dense and depthwise resampling that is written out here.
 
-    python benchmarks/networks.py [--config configs/config_mnist_small.json] [--batch-size 64]
+    python benchmarks/networks.py [--config configs/config_28_unet.json] [--batch-size 64]
         [--rounds 20] [--bf16] [--device cuda]
 
 A step is the loss, forward and backward. All variants hold the same weights and run in turn within
@@ -102,7 +102,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--config', default='configs/config_mnist_small.json', help='a config of type image_v1'
+        '--config', default='configs/config_28_unet.json', help='a config of type image_v1'
     )
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--rounds', type=int, default=20)

@@ -82,7 +82,7 @@ def test_the_list_says_size_network_and_data_set(capsys):
         for line in capsys.readouterr().out.splitlines()
         if line.startswith('config_mnist_small ')
     )
-    assert row.split()[1:4] == ['28x28x1', 'image_v1', 'mnist']
+    assert row.split()[1:4] == ['28x28x1', 'image_v3', 'mnist']
     assert configs['config_waves'].size == (64,) and configs['config_blobs'].size == (8, 8, 8)
 
 

@@ -169,14 +169,19 @@ def test_what_is_below_the_floor_counts_as_nearer():
 
 
 @pytest.mark.parametrize(
-    ('afs', 'levels'), [({}, (HIGH, 3.0, 0.4, 0.0)), ({'afs': True}, (HIGH, 9.0, 2.0, 0.3, 0.0))]
+    ('first', 'levels'),
+    [
+        ({}, (HIGH, 3.0, 0.4, 0.0)),
+        ({'afs': True}, (HIGH, 9.0, 2.0, 0.3, 0.0)),
+        ({'backward_start': True}, (HIGH, 9.0, 2.0, 0.3, 0.0)),
+    ],
 )
-def test_a_kept_recipe_is_its_sampler(afs, levels):
+def test_a_kept_recipe_is_its_sampler(first, levels):
     spectrum = sampling.Spectrum(
         torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
     )
     result = sampling.Calibration(
-        'published', levels, (), spectrum, published='ipndm', options={'order': 2, **afs}
+        'published', levels, (), spectrum, published='ipndm', options={'order': 2, **first}
     )
     x, calls = noise(4, 12), []
 
@@ -184,7 +189,7 @@ def test_a_kept_recipe_is_its_sampler(afs, levels):
         calls.append(sigma[0].item())
         return MODEL(x, sigma)
 
-    straight = sampling.sample_ipndm(MODEL, x, list(levels), disable=True, order=2, **afs)
+    straight = sampling.sample_ipndm(MODEL, x, list(levels), disable=True, order=2, **first)
     assert torch.equal(from_json(to_json(result)).sampler()(model, x, disable=True), straight)
     assert len(calls) == result.steps == 3
     run = sampling.requests(result.sampler(), x, disable=True)
